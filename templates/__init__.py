@@ -1,0 +1,1 @@
+"""Templates that are shipped with vmcloner: TOML files, read as package data."""

@@ -1,0 +1,1 @@
+"""vmcloner: mass clones of virtual machines, from templates, for automated testing."""

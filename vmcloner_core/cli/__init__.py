@@ -1,0 +1,1 @@
+"""The command shell: a thin client of the engine, in cliff."""

@@ -1,0 +1,344 @@
+"""The contracts that backends implement: storage, hypervisor, boot provider, image builder.
+
+All of them are **batch-first**: a method takes many and yields one :class:`Outcome` for each, in
+any order, as soon as it is known; a member's failure is an outcome, never an exception, and never
+keeps another member from being done. An exception out of a batch method means that the whole call
+could not be made (no connection, pool gone).
+
+All of them are **idempotent**: asked for what is already so, they yield a success with
+``changed=False``. What lacks our labels is never touched: a name taken by it is a
+:class:`~vmcloner_core.errors.Conflict`.
+
+All of them are **thread-safe**: the executor calls a method from up to ``Lane.concurrency``
+threads at once, with at most ``Lane.batch`` members a call.
+
+Foreign exceptions (libvirt's, the operating system's, a command's) are translated into
+:mod:`vmcloner_core.errors` at this boundary. ``vmcloner_core.testing`` has the conformance
+suites that prove a backend right; docs/plugins.md walks through writing one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import attrs
+
+from vmcloner_core.errors import VmclonerError
+from vmcloner_core.model import (
+    BootConfig,
+    Capacity,
+    Check,
+    CloneMode,
+    CloneRequest,
+    Domain,
+    DomainInventory,
+    DomainSpec,
+    Host,
+    HostResources,
+    Labels,
+    Nic,
+    Origin,
+    Outcome,
+    Progress,
+    State,
+    Template,
+    Volume,
+)
+from vmcloner_core.process import CommandRunner
+
+
+@attrs.frozen(kw_only=True)
+class Lane:
+    """How the executor may call one method: members a call, and calls at once."""
+
+    batch: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    concurrency: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+
+
+@attrs.frozen(kw_only=True)
+class DriverContext:
+    """What every driver is made with.
+
+    :param name: the backend's name in the settings (a pool's: ``fast``), which labels carry.
+    :param runner: runs commands on that host.
+    """
+
+    host: Host
+    name: str
+    runner: CommandRunner
+
+
+@attrs.frozen(kw_only=True)
+class ImageFile:
+    """A disk image that was checked: it is of its format, whole, and names no other file.
+
+    :param size: virtual bytes. :param digest: ``sha256:…`` of the source, or of what it was
+        built from: equal digests mean that a pool need not import it again.
+    """
+
+    path: Path
+    format: Literal["raw", "qcow2"]
+    size: int
+    digest: str
+
+
+class StorageDriver(ABC):
+    """Keeps templates' images (origins) and clones' disks (volumes) in one pool of one host.
+
+    Labels are stored with a volume in the same step that makes it: there is no moment at which a
+    crash leaves a volume without labels under its final name.
+
+    Example::
+
+        class DirectoryDriver(SimpleStorageDriver):
+            def clone_one(self, request):
+                path = self.folder / request.volume_name
+                ...
+                return Outcome(key=request.labels.clone, value=volume)
+    """
+
+    clone_lane = Lane()
+    delete_lane = Lane()
+    modes: frozenset[CloneMode] = frozenset(CloneMode)
+    """The clone modes that the pool can do."""
+
+    def __init__(self, context: DriverContext) -> None:
+        self.context = context
+        self.name = context.name
+
+    @abstractmethod
+    def probe(self) -> Iterator[Check]:
+        """Yield what this backend needs of its host and whether it is there. Changes nothing.
+
+        Never raises: what is missing is a FAILED check with its fix.
+        """
+
+    @abstractmethod
+    def import_image(self, template: str, image: ImageFile, progress: Progress) -> Outcome[Origin]:
+        """Bring an image into the pool as the template's origin, read-only.
+
+        Idempotent by ``image.digest``. An origin with another digest is replaced, and only while
+        no volume is linked to it. An interrupted import leaves nothing under the origin's name.
+
+        :raises WrongState: clones are linked to the origin that would be replaced.
+        :raises NotEnoughResources: no room in the pool; the message says how much is needed.
+        """
+
+    @abstractmethod
+    def origins(self) -> tuple[Origin, ...]:
+        """Return the pool's origins, by template name."""
+
+    @abstractmethod
+    def delete_origin(self, template: str) -> Outcome[None]:
+        """Remove a template's origin; success with ``changed=False`` where there is none.
+
+        :raises WrongState: clones are linked to it.
+        """
+
+    @abstractmethod
+    def clone(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
+        """Make volumes; keys are the clones' names (``request.labels.clone``).
+
+        A volume of that name with labels of the same clone is that volume (``changed=False``, its
+        labels as they are). One of another clone, template or without labels is a Conflict.
+        A ``size`` above the origin's gives a larger disk; below it is InvalidRequest.
+        """
+
+    @abstractmethod
+    def delete(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
+        """Remove volumes; keys are the clones' names. What is gone is a success.
+
+        A volume whose labels on the host are not ``volume.labels``' clone is a Conflict; one
+        that is in use is WrongState and names its user where the host can tell.
+        """
+
+    @abstractmethod
+    def volumes(self) -> tuple[Volume, ...]:
+        """Return all volumes of the pool that carry our labels."""
+
+    @abstractmethod
+    def capacity(self) -> Capacity:
+        """Return what the pool holds."""
+
+    @abstractmethod
+    def need(self, origin: Origin, count: int, mode: CloneMode) -> int:
+        """Return the bytes that ``count`` clones take at the moment they are made."""
+
+    def activate(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
+        """Make volumes usable before their domains start; keys are the clones' names."""
+        for volume in volumes:
+            yield Outcome(key=volume.labels.clone, changed=False)
+
+    def deactivate(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
+        """Undo :meth:`activate` once their domains have stopped; keys are the clones' names."""
+        for volume in volumes:
+            yield Outcome(key=volume.labels.clone, changed=False)
+
+    def close(self) -> None:
+        """Release what the driver holds. It isn't used afterwards."""
+
+
+class SimpleStorageDriver(StorageDriver):
+    """Base for a backend that works one volume at a time: turns that into batches."""
+
+    @abstractmethod
+    def clone_one(self, request: CloneRequest) -> Outcome[Volume]:
+        """Make one volume, as :meth:`StorageDriver.clone`; may raise VmclonerError."""
+
+    @abstractmethod
+    def delete_one(self, volume: Volume) -> Outcome[None]:
+        """Remove one volume, as :meth:`StorageDriver.delete`; may raise VmclonerError."""
+
+    def clone(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
+        """Make volumes one after the other."""
+        for request in requests:
+            try:
+                yield self.clone_one(request)
+            except VmclonerError as error:
+                yield Outcome(key=request.labels.clone, error=error)
+
+    def delete(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
+        """Remove volumes one after the other."""
+        for volume in volumes:
+            try:
+                yield self.delete_one(volume)
+            except VmclonerError as error:
+                yield Outcome(key=volume.labels.clone, error=error)
+
+
+class HypervisorDriver(ABC):
+    """Defines and runs domains on one host. Keys of outcomes are the domains' names.
+
+    The methods that take names resolve them among *our* domains: a foreign domain of that name
+    is a Conflict.
+    """
+
+    kind = ""
+    """What templates and boot providers call it: ``kvm``, ``xen``."""
+    mac_prefix = "52:54:00"
+    define_lane = Lane()
+    start_lane = Lane()
+    stop_lane = Lane()
+    undefine_lane = Lane()
+
+    def __init__(self, context: DriverContext) -> None:
+        self.context = context
+        self.name = context.name
+
+    @abstractmethod
+    def probe(self) -> Iterator[Check]:
+        """Yield what this backend needs of its host; see :meth:`StorageDriver.probe`."""
+
+    @abstractmethod
+    def inspect(self) -> DomainInventory:
+        """Return our domains, and the names and MAC addresses of all others."""
+
+    @abstractmethod
+    def states(self) -> Mapping[str, State]:
+        """Return the state of every domain of ours by name: the cheap way to poll."""
+
+    @abstractmethod
+    def resources(self) -> HostResources:
+        """Return the host's memory and processors."""
+
+    @abstractmethod
+    def render(self, spec: DomainSpec) -> str:
+        """Return the domain XML (or the backend's like) that ``define`` would use.
+
+        :raises InvalidRequest: the template's own XML can't be rendered.
+        """
+
+    @abstractmethod
+    def define(self, specs: Sequence[DomainSpec]) -> Iterator[Outcome[Domain]]:
+        """Make domains known to the host, validated, with their labels, not started.
+
+        A domain of that name with labels of the same clone is left as it is
+        (``changed=False``); any other is a Conflict.
+        """
+
+    @abstractmethod
+    def start(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """Start domains; a running one is a success, one that isn't defined NotFound.
+
+        A paused domain is resumed.
+        """
+
+    @abstractmethod
+    def shutdown(self, names: Sequence[str], timeout: float) -> Iterator[Outcome[None]]:
+        """Ask the guests to shut down; destroy those that still run after ``timeout`` seconds.
+
+        A domain that isn't running, or is gone, is a success.
+        """
+
+    @abstractmethod
+    def destroy(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """Stop domains at once; one that isn't running, or is gone, is a success."""
+
+    @abstractmethod
+    def undefine(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """Forget stopped domains, with their NVRAM and console logs; one that is gone is a success.
+
+        A running one is WrongState.
+        """
+
+    @abstractmethod
+    def read_console(self, name: str, offset: int, limit: int) -> bytes:
+        """Return up to ``limit`` bytes of what the guest wrote to its serial console.
+
+        The log starts afresh at each start of the domain: a caller whose offset is beyond its end
+        starts again at 0. Empty at the log's end, or while there is none.
+        """
+
+    @abstractmethod
+    def attach_console(self, name: str, stdin: int, stdout: int) -> None:
+        """Connect two file descriptors with the console until the guest or ``^]`` ends it.
+
+        :raises NotFound: no such domain of ours. :raises WrongState: it isn't running.
+        """
+
+    def close(self) -> None:
+        """Release what the driver holds. It isn't used afterwards."""
+
+
+@attrs.frozen(kw_only=True)
+class BootRequest:
+    """One clone that a boot provider is asked about."""
+
+    labels: Labels
+    template: Template
+    volumes: tuple[Volume, ...]
+    nics: tuple[Nic, ...]
+
+
+class BootProvider(ABC):
+    """Says what a clone boots."""
+
+    @abstractmethod
+    def check(self, template: Template) -> None:
+        """Check what the template says for this provider, before anything is made.
+
+        :raises InvalidRequest: a key is missing, or a file that it names.
+        """
+
+    @abstractmethod
+    def resolve(self, requests: Sequence[BootRequest]) -> Iterator[Outcome[BootConfig]]:
+        """Yield what each clone boots; keys are the clones' names. Called before define."""
+
+
+class ImageBuilder(ABC):
+    """Makes a template's image, and what boots it, on the spot."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a short text that changes whenever :meth:`build` would make something else."""
+
+    @abstractmethod
+    def build(self, folder: Path, progress: Progress) -> Path:
+        """Fill an empty folder (the disk image; kernel and initrd as the template names them).
+
+        :returns: the disk image in that folder, raw (``*.raw``) or qcow2 (``*.qcow2``).
+        :raises BackendError: a tool or a package is missing.
+        """

@@ -1,0 +1,150 @@
+"""Hook specifications (pluggy): how plugins register backends, watch runs and veto plans.
+
+A plugin is what an entry point names: a module or an object with functions marked
+:data:`hookimpl`. Registration hooks return a frozen descriptor; the plugin host picks by name
+and imports only the plugin that is named. Backends are then called as objects, never by hooks.
+
+A storage plugin, complete::
+
+    # setup.cfg:  vmcloner.storage =  zfs = vmcloner_zfs
+    from vmcloner_core.hooks import StorageBackend, hookimpl
+
+    @hookimpl
+    def vmcloner_storage_backend():
+        return StorageBackend(
+            name="zfs", description="ZFS clones", factory=ZfsDriver, settings=ZfsSettings
+        )
+
+An observer, loaded with every run::
+
+    # setup.cfg:  vmcloner.observer =  slack = vmcloner_slack
+    @hookimpl
+    def vmcloner_run_finished(result):
+        post(f"{result.plan.run}: {len(result.failures)} failed")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pluggy
+
+from vmcloner_core.drivers import (
+    BootProvider,
+    DriverContext,
+    HypervisorDriver,
+    ImageBuilder,
+    StorageDriver,
+)
+from vmcloner_core.model import Labels
+from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent
+
+PROJECT = "vmcloner"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@attrs.frozen(kw_only=True)
+class NoSettings:
+    """Settings of a backend that has none."""
+
+
+@attrs.frozen(kw_only=True)
+class StorageBackend:
+    """Describes a storage backend.
+
+    :param name: the entry point's name. :param settings: an attrs class; the table
+        ``[hosts.HOST.storage.NAME]`` of the settings file is read into it, strictly.
+    :param factory: called once per pool with (:class:`DriverContext`, settings). It opens nothing:
+        the driver does at its first call.
+    """
+
+    name: str
+    description: str
+    factory: Callable[[DriverContext, Any], StorageDriver]
+    settings: type = NoSettings
+
+
+@attrs.frozen(kw_only=True)
+class HypervisorBackend:
+    """Describes a hypervisor backend; fields as in :class:`StorageBackend`."""
+
+    name: str
+    description: str
+    factory: Callable[[DriverContext, Any], HypervisorDriver]
+    settings: type = NoSettings
+
+
+@attrs.frozen(kw_only=True)
+class BootBackend:
+    """Describes a boot provider. ``hypervisors``: the kinds that it can boot clones on."""
+
+    name: str
+    description: str
+    factory: Callable[[DriverContext], BootProvider]
+    hypervisors: frozenset[str] = frozenset({"kvm", "xen"})
+
+
+@attrs.frozen(kw_only=True)
+class ImageBackend:
+    """Describes an image builder."""
+
+    name: str
+    description: str
+    factory: Callable[[DriverContext], ImageBuilder]
+
+
+Backend = StorageBackend | HypervisorBackend | BootBackend | ImageBackend
+
+
+class Hooks:
+    """All hooks. Those that return a descriptor are called once per plugin, when it is loaded."""
+
+    @hookspec(historic=True)
+    def vmcloner_storage_backend(self) -> StorageBackend:  # type: ignore[empty-body]
+        """Return the description of a storage backend."""
+
+    @hookspec(historic=True)
+    def vmcloner_hypervisor_backend(self) -> HypervisorBackend:  # type: ignore[empty-body]
+        """Return the description of a hypervisor backend."""
+
+    @hookspec(historic=True)
+    def vmcloner_boot_provider(self) -> BootBackend:  # type: ignore[empty-body]
+        """Return the description of a boot provider."""
+
+    @hookspec(historic=True)
+    def vmcloner_image_builder(self) -> ImageBackend:  # type: ignore[empty-body]
+        """Return the description of an image builder."""
+
+    @hookspec
+    def vmcloner_preflight(self, plan: Plan) -> None:
+        """Look at a complete plan before anything is changed; veto it by raising VmclonerError."""
+
+    @hookspec(firstresult=True)
+    def vmcloner_clone_mac(self, labels: Labels, nic: int, attempt: int) -> str | None:
+        """Return the MAC address for a clone's card, or None to leave it to the next policy.
+
+        Called with the next ``attempt`` while the address returned is already in use.
+        """
+
+    @hookspec
+    def vmcloner_plan_ready(self, plan: Plan) -> None:
+        """Observe a plan that is about to be carried out."""
+
+    @hookspec
+    def vmcloner_step_changed(self, event: StepEvent) -> None:
+        """Observe a clone's step; one call at a time, from any thread. Must not block."""
+
+    @hookspec
+    def vmcloner_progress(self, event: ProgressEvent) -> None:
+        """Observe the bytes of a long step; one call at a time, from any thread. Must not block."""
+
+    @hookspec
+    def vmcloner_clone_ready(self, run: str, clone: str) -> None:
+        """Observe that a clone has gone through all of its steps."""
+
+    @hookspec
+    def vmcloner_run_finished(self, result: RunResult) -> None:
+        """Observe the end of a run."""

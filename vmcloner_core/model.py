@@ -1,0 +1,477 @@
+"""The words of vmcloner as values: frozen, typed, in integer bytes and seconds.
+
+Nothing here does I/O. What a driver needs to know is handed to it in these.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+import attrs
+
+from vmcloner_core.errors import InvalidRequest, VmclonerError
+from vmcloner_core.names import check_fleet, check_template, clone_name
+
+T = TypeVar("T")
+
+
+class CloneMode(enum.Enum):
+    """How a clone's volume comes from its template: sharing its blocks, or a copy of its own."""
+
+    LINKED = "linked"
+    FULL = "full"
+
+
+class State(enum.Enum):
+    """State of a clone, as ``list`` shows it."""
+
+    ALLOCATED = "allocated"
+    """Its volume exists, its domain doesn't (yet)."""
+    STOPPED = "stopped"
+    RUNNING = "running"
+    PAUSED = "paused"
+    CRASHED = "crashed"
+    ORPHAN = "orphan"
+    """Its domain exists, its volume is gone."""
+
+
+_MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
+
+
+def check_mac(value: str) -> str:
+    """Return a unicast MAC address in lower case with colons.
+
+    :raises InvalidRequest: it isn't one.
+    """
+    mac = str(value).lower().replace("-", ":")
+    if not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1:
+        raise InvalidRequest(f"not a unicast MAC address: {value!r}", hint="like 52:54:00:12:34:56")
+    return mac
+
+
+# --- labels -------------------------------------------------------------------------------------
+
+LABEL_VERSION = "1"
+
+
+@attrs.frozen(kw_only=True)
+class Labels:
+    """Whose a resource is: carried by every volume, domain and seed from the moment it exists.
+
+    ``created`` and ``expires`` are UTC in ISO 8601, seconds precision. ``storage`` and
+    ``hypervisor`` name the backends (as settings name them) that hold the clone's parts.
+    """
+
+    fleet: str = attrs.field(validator=lambda _i, _a, v: check_fleet(v) and None)
+    index: int
+    template: str = attrs.field(validator=lambda _i, _a, v: check_template(v) and None)
+    run: str
+    owner: str
+    created: str
+    storage: str
+    hypervisor: str
+    expires: str | None = None
+
+    @property
+    def clone(self) -> str:
+        """Name of the clone that these labels belong to."""
+        return clone_name(self.fleet, self.index)
+
+    def same_clone(self, other: Labels) -> bool:
+        """Tell whether both label parts of one clone: same fleet, index and template.
+
+        Run, owner and times may differ: the same command run again makes the same clone.
+        """
+        return (self.fleet, self.index, self.template) == (other.fleet, other.index, other.template)
+
+    def to_mapping(self) -> dict[str, str]:
+        """Return the labels as short strings, for tags, attributes or metadata."""
+        values = {
+            field.name: str(value)
+            for field in attrs.fields(Labels)
+            if (value := getattr(self, field.name)) is not None
+        }
+        return {"version": LABEL_VERSION, **values}
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, str]) -> Labels | None:
+        """Return the labels that ``values`` spell, or None where they aren't vmcloner's.
+
+        What a newer version may have added is ignored; what is malformed is not ours.
+        """
+        known = {field.name for field in attrs.fields(cls)}
+        wanted: dict[str, object] = {k: v for k, v in values.items() if k in known}
+        try:
+            if values.get("version") != LABEL_VERSION:
+                return None
+            wanted["index"] = int(values["index"])
+            labels = cls(**wanted)  # type: ignore[arg-type]
+            labels.clone  # noqa: B018 - raises where fleet and index make no name
+        except (KeyError, TypeError, ValueError, InvalidRequest):
+            return None
+        return labels
+
+
+# --- templates ----------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class ImageSource:
+    """Where a template's disk image comes from: exactly one of builder, path and url.
+
+    ``builder`` names an image builder plugin. ``format`` is ``raw``, ``qcow2`` or None for "by
+    its suffix". ``sha256`` is required with a url, hexadecimal; ``upstream`` is for people.
+    """
+
+    builder: str | None = None
+    path: Path | None = None
+    url: str | None = None
+    sha256: str | None = None
+    format: Literal["raw", "qcow2"] | None = None
+
+    def __attrs_post_init__(self) -> None:
+        given = [n for n in ("builder", "path", "url") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise InvalidRequest(
+                "image needs exactly one of builder, path and url, not "
+                + (" and ".join(given) or "none")
+            )
+        if self.url is not None and not re.match(r"https?://", self.url):
+            raise InvalidRequest(f"image url: not http or https: {self.url!r}")
+        if self.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
+            raise InvalidRequest("image sha256: not 64 hexadecimal digits")
+
+
+@attrs.frozen(kw_only=True)
+class KernelSpec:
+    """Direct kernel boot: files of the host, and a command line that may hold ``{{ name }}``.
+
+    Relative paths are relative to the template's folder (see :attr:`Template.folder`).
+    """
+
+    path: Path
+    initrd: Path | None = None
+    cmdline: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class NicSpec:
+    """A network card: of user mode, on a bridge, or in a libvirt network.
+
+    ``source`` is the bridge's or network's name; user mode has none.
+    """
+
+    kind: Literal["user", "bridge", "network"] = "user"
+    source: str | None = None
+    model: str = "virtio"
+
+    def __attrs_post_init__(self) -> None:
+        if (self.kind == "user") != (self.source is None):
+            need = "takes no source" if self.kind == "user" else "needs a source"
+            raise InvalidRequest(f"nic of kind {self.kind!r} {need}")
+
+
+@attrs.frozen(kw_only=True)
+class DomainOptions:
+    """What a template may say about the virtual machine beyond memory and processors.
+
+    ``xml`` is a file with a jinja2 template that replaces the shipped domain XML; ``machine``,
+    ``cpu`` and ``firmware`` are libvirt's machine type, CPU model (or ``host-passthrough``,
+    ``host-model``) and ``efi`` or ``bios``. ``disk_bus`` is libvirt's, for all disks.
+    """
+
+    machine: str | None = None
+    cpu: str | None = None
+    firmware: Literal["bios", "efi"] = "bios"
+    disk_bus: str = "virtio"
+    xml: Path | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Template:
+    """What is cloned.
+
+    :param memory: bytes.
+    :param disk_size: bytes, at least the image's; None for the image's own.
+    :param boot: name of a boot provider.
+    :param ready: what ``--wait`` waits for: ``running`` or ``console:REGEX``, where
+        ``{{ name }}`` stands for the clone's name.
+    :param folder: where the template's relative paths start: the folder of its file, or, where
+        an image builder makes them, the folder that the builder filled.
+    :param origin_file: the TOML file that the template was read from.
+    """
+
+    name: str = attrs.field(validator=lambda _i, _a, v: check_template(v) and None)
+    description: str = ""
+    hypervisors: tuple[str, ...] = ("kvm", "xen")
+    boot: str = "disk"
+    memory: int = 512 * 1024**2
+    vcpus: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    image: ImageSource
+    disk_size: int | None = None
+    kernel: KernelSpec | None = None
+    nics: tuple[NicSpec, ...] = (NicSpec(),)
+    domain: DomainOptions = DomainOptions()
+    ready: str = "running"
+    folder: Path = Path()
+    origin_file: Path | None = None
+
+
+# --- volumes ------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Origin:
+    """A template's image in a pool: what clones are made of. Read-only.
+
+    :param size: virtual bytes. :param allocated: bytes that hold data.
+    :param extents: number of extents on disk, None where the pool has no such thing.
+    :param digest: ``sha256:…`` of the source that was imported, to tell whether to import again.
+    """
+
+    template: str
+    pool: str
+    size: int
+    allocated: int
+    digest: str
+    extents: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Volume:
+    """A clone's disk, where the hypervisor finds it.
+
+    :param name: the volume's name in its pool, ``CLONE-disk0``.
+    :param path: absolute path on the host. :param format: the bytes' format, as libvirt names it.
+    :param kind: ``file`` or ``block``, libvirt's disk type. :param size: virtual bytes.
+    """
+
+    name: str
+    pool: str
+    labels: Labels
+    path: Path
+    size: int
+    format: Literal["raw", "qcow2"] = "raw"
+    kind: Literal["file", "block"] = "file"
+
+
+@attrs.frozen(kw_only=True)
+class CloneRequest:
+    """One volume to be made from an origin. ``size`` in bytes, None for the origin's."""
+
+    labels: Labels
+    origin: Origin
+    mode: CloneMode = CloneMode.LINKED
+    size: int | None = None
+
+    @property
+    def volume_name(self) -> str:
+        """Name of the volume in its pool."""
+        return f"{self.labels.clone}-disk0"
+
+
+@attrs.frozen(kw_only=True)
+class Capacity:
+    """What a pool holds, in bytes."""
+
+    total: int
+    free: int
+
+
+# --- domains ------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class BootConfig:
+    """What a domain boots: a kernel of the host, or its devices in order.
+
+    With ``kernel`` set, the guest's own boot loader is not run. ``devices`` are libvirt's boot
+    devices (``hd``, ``network``).
+    """
+
+    kernel: Path | None = None
+    initrd: Path | None = None
+    cmdline: str | None = None
+    devices: tuple[str, ...] = ("hd",)
+
+
+@attrs.frozen(kw_only=True)
+class Nic:
+    """A network card of one clone: its specification and its address."""
+
+    spec: NicSpec
+    mac: str = attrs.field(converter=check_mac)
+
+
+@attrs.frozen(kw_only=True)
+class DomainSpec:
+    """All that a hypervisor needs to define one clone's domain. ``memory`` in bytes."""
+
+    labels: Labels
+    uuid: uuid.UUID
+    memory: int
+    vcpus: int
+    boot: BootConfig
+    volumes: tuple[Volume, ...]
+    nics: tuple[Nic, ...]
+    options: DomainOptions = DomainOptions()
+
+    @property
+    def name(self) -> str:
+        """The domain's name, which is the clone's."""
+        return self.labels.clone
+
+
+@attrs.frozen(kw_only=True)
+class Domain:
+    """A labelled domain as found on the host. ``state`` is never ALLOCATED or ORPHAN."""
+
+    name: str
+    uuid: uuid.UUID
+    labels: Labels
+    state: State
+    macs: tuple[str, ...] = ()
+    disks: tuple[Path, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class DomainInventory:
+    """What a hypervisor holds: our domains, and what of the others must be kept clear of."""
+
+    domains: tuple[Domain, ...]
+    foreign_names: frozenset[str] = frozenset()
+    foreign_macs: frozenset[str] = frozenset()
+
+
+@attrs.frozen(kw_only=True)
+class HostResources:
+    """What the host has for guests. Bytes; ``memory_free`` counts what the kernel could reclaim."""
+
+    memory_total: int
+    memory_free: int
+    cpus: int
+
+
+@attrs.frozen(kw_only=True)
+class Clone:
+    """A clone as people see it: the row of ``list``."""
+
+    name: str
+    fleet: str
+    index: int
+    state: State
+    template: str
+    hypervisor: str
+    storage: str
+    host: str
+    mac: str | None
+    ip: str | None
+    created: str
+    owner: str
+    run: str
+    expires: str | None = None
+    uuid: uuid.UUID | None = None
+    volumes: tuple[Volume, ...] = ()
+    domain: Domain | None = None
+
+
+# --- results ------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Outcome(Generic[T]):
+    """What became of one member of a batch: a value, or an error.
+
+    :param key: the name of the clone, domain or volume that the member was about.
+    :param changed: False where the host already was as asked: nothing was done, so a roll-back
+        has nothing to undo.
+    """
+
+    key: str
+    value: T | None = None
+    error: VmclonerError | None = None
+    changed: bool = True
+
+    @property
+    def ok(self) -> bool:
+        """Whether the member is now as asked."""
+        return self.error is None
+
+    def unwrap(self) -> T:
+        """Return the value, or raise the error."""
+        if self.error is not None:
+            raise self.error
+        assert self.value is not None  # noqa: S101 - a success without value is a driver's bug
+        return self.value
+
+
+class Status(enum.Enum):
+    """Result of one check of the doctor."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@attrs.frozen(kw_only=True)
+class Check:
+    """One line of ``host check``: what was looked at, what was found, what mends it."""
+
+    backend: str
+    name: str
+    status: Status
+    detail: str = ""
+    fix: str = ""
+
+
+# --- hosts --------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Host:
+    """A machine that runs clones. There may be several; each driver is made for one.
+
+    :param state: folder of vmcloner's own files on that host (console logs, built templates).
+    """
+
+    name: str
+    state: Path
+
+    @property
+    def consoles(self) -> Path:
+        """Folder of the console logs, ``CLONE.log``."""
+        return self.state / "console"
+
+    @property
+    def templates(self) -> Path:
+        """Folder of what image builders made, one folder per template."""
+        return self.state / "templates"
+
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) in bytes; total is 0 where it isn't known. From any thread."""
+
+_UUID_SPACE = uuid.UUID("5c7c0f3e-6f0a-5a52-9d7e-0d6a1b8a7f11")
+
+
+def clone_uuid(host: str, fleet: str, index: int, template: str) -> uuid.UUID:
+    """Return the UUID of a clone's domain: the same for the same clone, whoever asks."""
+    return uuid.uuid5(_UUID_SPACE, f"{host}/{fleet}/{index}/{template}")
+
+
+def clone_mac(prefix: str, host: str, fleet: str, index: int, nic: int, attempt: int = 0) -> str:
+    """Return a stable MAC address for a clone's card.
+
+    24 bits collide at a few thousand clones, so a caller that knows the addresses in use calls
+    again with the next ``attempt`` until it finds a free one.
+
+    :param prefix: the first three octets, ``52:54:00`` (QEMU) or ``00:16:3e`` (Xen).
+    """
+    digest = hashlib.sha256(f"{host}/{fleet}/{index}/{nic}/{attempt}".encode()).digest()
+    return check_mac(f"{prefix}:{digest[0]:02x}:{digest[1]:02x}:{digest[2]:02x}")

@@ -1,0 +1,158 @@
+"""Names of fleets, clones and templates: the one place that says what a name may be.
+
+A fleet's name is a DNS label (RFC 1123, lower case). Its clones are ``FLEET-1`` … ``FLEET-N``
+and are DNS labels too, since each is a host name. A fleet's name may therefore not itself end
+in ``-NUMBER``: ``web-1`` is always a clone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import attrs
+
+from vmcloner_core.errors import InvalidRequest
+
+MAX_LABEL = 63
+"""Characters of a DNS label, RFC 1035 section 2.3.4."""
+MAX_INDEX = 999_999
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
+_TEMPLATE = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
+_CLONE = re.compile(r"(?P<fleet>.+)-(?P<index>[1-9][0-9]{0,5})")
+
+
+def _printable(text: object) -> str:
+    """Return ``text`` quoted, short and without control characters, for a message."""
+    shown = repr(text)
+    return shown if len(shown) <= 80 else f"{shown[:76]}…'"
+
+
+def check_fleet(name: str) -> str:
+    """Return ``name`` if it can name a fleet.
+
+    :raises InvalidRequest: it isn't a DNS label, or ends in ``-NUMBER``.
+    """
+    if not isinstance(name, str) or not _LABEL.fullmatch(name) or len(name) > MAX_LABEL - 2:
+        raise InvalidRequest(
+            f"not a fleet name: {_printable(name)}",
+            hint=f"lower-case letters, digits, inner hyphens; at most {MAX_LABEL - 2} characters",
+        )
+    if _CLONE.fullmatch(name):
+        raise InvalidRequest(
+            f"not a fleet name: {_printable(name)} looks like a clone",
+            hint="a fleet's name may not end in -NUMBER",
+        )
+    return name
+
+
+def check_template(name: str) -> str:
+    """Return ``name`` if it can name a template (as a fleet, with inner ``.`` and ``_`` too).
+
+    :raises InvalidRequest: it can't.
+    """
+    ok = isinstance(name, str) and _TEMPLATE.fullmatch(name) and len(name) <= MAX_LABEL
+    if not ok or ".." in name:
+        raise InvalidRequest(
+            f"not a template name: {_printable(name)}",
+            hint="lower-case letters, digits and inner . _ -, at most 63 characters",
+        )
+    return name
+
+
+def clone_name(fleet: str, index: int) -> str:
+    """Return the name of a fleet's clone, ``FLEET-INDEX``.
+
+    :raises InvalidRequest: the index is out of range, or the name too long for a DNS label.
+    """
+    check_fleet(fleet)
+    if not 1 <= index <= MAX_INDEX:
+        raise InvalidRequest(f"clone index out of range: {index}", hint=f"1 to {MAX_INDEX}")
+    name = f"{fleet}-{index}"
+    if len(name) > MAX_LABEL:
+        raise InvalidRequest(
+            f"name too long with its index: {name!r} has {len(name)} characters",
+            hint=f"a host name has at most {MAX_LABEL}: shorten the fleet's name",
+        )
+    return name
+
+
+def split_clone(name: str) -> tuple[str, int] | None:
+    """Return (fleet, index) of a clone's name, or None if it isn't one."""
+    match = _CLONE.fullmatch(name)
+    if match is None or not _LABEL.fullmatch(match["fleet"]) or len(name) > MAX_LABEL:
+        return None
+    return match["fleet"], int(match["index"])
+
+
+@attrs.frozen(kw_only=True)
+class Target:
+    """What a command is aimed at: a whole fleet, or some of its clones.
+
+    ``indices`` is None for the whole fleet, else ascending and without repetition.
+    """
+
+    fleet: str
+    indices: tuple[int, ...] | None = None
+
+    def matches(self, fleet: str, index: int) -> bool:
+        """Tell whether a clone belongs to this target."""
+        return fleet == self.fleet and (self.indices is None or index in self.indices)
+
+
+def parse_targets(words: Sequence[str]) -> tuple[Target, ...]:
+    """Parse targets: ``web``, ``web-3``, ``web-[1-10,15]``, ``web-[1-3],db-2``.
+
+    The notation is ClusterShell's NodeSet. Groups (``@``), operators (``!``, ``^``, ``&``) and
+    wildcards are refused. Targets come back in the order given, one per fleet where clones are
+    named, duplicates folded.
+
+    :raises InvalidRequest: a word can't be parsed, or names more than :data:`MAX_INDEX` clones.
+    """
+    fleets: dict[str, set[int] | None] = {}
+    for word in words:
+        for name in _expand(word):
+            parts = split_clone(name)
+            if parts is None:
+                fleets[check_fleet(name)] = None
+                continue
+            fleet, index = parts
+            known = fleets.setdefault(check_fleet(fleet), set())
+            if known is not None:
+                known.add(index)
+    return tuple(
+        Target(fleet=fleet, indices=None if found is None else tuple(sorted(found)))
+        for fleet, found in fleets.items()
+    )
+
+
+def _expand(word: str) -> list[str]:
+    if re.fullmatch(r"[a-z0-9-]+", word):
+        return [word]
+    hint = "write a fleet (web), a clone (web-3) or a node set (web-[1-10,15])"
+    if not word or not re.fullmatch(r"[a-z0-9,\[\]/-]+", word) or len(word) > 4096:
+        raise InvalidRequest(f"not a target: {_printable(word)}", hint=hint)
+    # A range is written out in memory: bound it by what is written, before it is expanded.
+    for low, high in re.findall(r"([0-9]+)-([0-9]+)", word):
+        if int(high) - int(low) > MAX_INDEX or int(high) > MAX_INDEX:
+            raise InvalidRequest(
+                f"not a target: {_printable(word)}: the range is too large", hint=hint
+            )
+    from ClusterShell.NodeSet import NodeSet, NodeSetException
+
+    try:
+        # No resolver: the groups of the host's ClusterShell configuration are not ours.
+        nodes = NodeSet(word, resolver=False)
+        if len(nodes) > MAX_INDEX:
+            raise InvalidRequest(f"not a target: {_printable(word)}: too many clones", hint=hint)
+        names = [str(node) for node in nodes]
+    except (NodeSetException, ValueError) as error:
+        raise InvalidRequest(f"not a target: {_printable(word)}: {error}", hint=hint) from error
+    return names
+
+
+def fold(names: Sequence[str]) -> str:
+    """Return clone names as one folded node set, ``web-[1-10,15]``, for a message."""
+    from ClusterShell.NodeSet import NodeSet
+
+    return str(NodeSet.fromlist(list(names), resolver=False)) if names else ""

@@ -1,0 +1,65 @@
+"""``{{ name }}`` in a template's texts: a clone's own values, in a sandbox."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from vmcloner_core.errors import InvalidRequest
+from vmcloner_core.model import Labels, Nic
+
+MAX_TEXT = 65536
+"""Characters of a text before and after its placeholders are filled in."""
+
+
+@functools.cache
+def _environment() -> ImmutableSandboxedEnvironment:
+    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+
+
+def clone_values(labels: Labels, nics: tuple[Nic, ...] = ()) -> dict[str, object]:
+    """Return what a text may name: ``name, fleet, index, template, owner, run, mac, macs``."""
+    macs = [nic.mac for nic in nics]
+    return {
+        "name": labels.clone,
+        "fleet": labels.fleet,
+        "index": labels.index,
+        "template": labels.template,
+        "owner": labels.owner,
+        "run": labels.run,
+        "mac": macs[0] if macs else "",
+        "macs": macs,
+    }
+
+
+def fill(
+    text: str,
+    values: Mapping[str, object],
+    *,
+    what: str,
+    escape: Callable[[str], str] | None = None,
+) -> str:
+    """Return ``text`` with its placeholders filled in.
+
+    :param what: what the text is, for the message (``"kernel.cmdline"``).
+    :param escape: applied to each string value, where the text has a grammar of its own.
+    :raises InvalidRequest: a placeholder isn't known or can't be evaluated, or it is too long.
+    """
+    if "{" not in text:
+        return text
+    if escape is not None:
+        values = {k: escape(v) if isinstance(v, str) else v for k, v in values.items()}
+    try:
+        filled = _environment().from_string(text[: MAX_TEXT + 1]).render(values)
+    except TemplateError as error:
+        raise InvalidRequest(
+            f"{what}: {error.message}", hint=f"known placeholders: {', '.join(values)}"
+        ) from error
+    except (ArithmeticError, LookupError, TypeError, ValueError, MemoryError) as error:
+        raise InvalidRequest(f"{what}: {error}") from error
+    if len(filled) > MAX_TEXT:
+        raise InvalidRequest(f"{what}: longer than {MAX_TEXT} characters")
+    return filled

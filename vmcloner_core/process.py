@@ -1,0 +1,142 @@
+"""Run host commands: argv lists with a deadline, never a shell, the C locale, bounded output."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import IO, Protocol
+
+import attrs
+
+from vmcloner_core.errors import BackendError, DeadlineExceeded, HostCommandError
+
+MAX_OUTPUT = 64 * 1024**2
+"""Bytes of standard output that are read back; more is an error, not a memory leak."""
+
+
+@attrs.frozen(kw_only=True)
+class CommandResult:
+    """What a command that exited with 0 printed."""
+
+    stdout: bytes
+    stderr: bytes
+
+
+class CommandRunner(Protocol):
+    """Runs commands on one host. Thread-safe."""
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = 60.0,
+        input: bytes = b"",  # noqa: A002 - subprocess's own word
+        env: Mapping[str, str] | None = None,
+    ) -> CommandResult:
+        """Run ``argv`` and return what it printed.
+
+        :param timeout: seconds, after which the command and its children are killed.
+        :param env: variables added to a minimal environment.
+        :raises BackendError: the program isn't installed.
+        :raises DeadlineExceeded: it didn't end in time.
+        :raises HostCommandError: it exited with another status than 0; the message has the
+            last line that it wrote to standard error.
+        """
+        ...
+
+    def which(self, program: str) -> str | None:
+        """Return the absolute path of a program, or None if it isn't installed."""
+        ...
+
+
+_KEPT = (
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "TMPDIR",
+    "SSH_AUTH_SOCK",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+)
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class LocalRunner:
+    """Runs commands on this machine."""
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = 60.0,
+        input: bytes = b"",  # noqa: A002
+        env: Mapping[str, str] | None = None,
+    ) -> CommandResult:
+        """See :meth:`CommandRunner.run`."""
+        environment = {k: v for k in _KEPT if (v := os.environ.get(k))}
+        environment |= {"PATH": _PATH, "LC_ALL": "C.UTF-8", **(env or {})}
+        # Files, not pipes: a grandchild that keeps a pipe open can't hang us.
+        with (
+            tempfile.TemporaryFile() as stdin,
+            tempfile.TemporaryFile() as stdout,
+            tempfile.TemporaryFile() as stderr,
+        ):
+            stdin.write(input)
+            stdin.seek(0)
+            try:
+                process = subprocess.Popen(
+                    list(argv),
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=stderr,
+                    env=environment,
+                    cwd="/",
+                    start_new_session=True,
+                )
+            except FileNotFoundError as error:
+                raise BackendError(
+                    f"{argv[0]}: not installed", hint="vmcloner host check"
+                ) from error
+            except OSError as error:
+                raise HostCommandError(f"{argv[0]}: {error.strerror}") from error
+            _wait(process, argv[0], timeout)
+            errors = _read(stderr, argv[0])
+            if process.returncode != 0:
+                lines = errors.decode(errors="replace").strip().splitlines() or ["no message"]
+                raise HostCommandError(
+                    f"{argv[0]} failed with {process.returncode}: {lines[-1][:500]}"
+                )
+            return CommandResult(stdout=_read(stdout, argv[0]), stderr=errors)
+
+    def which(self, program: str) -> str | None:
+        """See :meth:`CommandRunner.which`."""
+        return shutil.which(program, path=_PATH)
+
+
+def _wait(process: subprocess.Popen[bytes], program: str, timeout: float) -> None:
+    try:
+        process.wait(timeout)
+    except subprocess.TimeoutExpired as error:
+        _kill(process)
+        raise DeadlineExceeded(f"{program}: no answer within {timeout:g} s") from error
+    except BaseException:
+        _kill(process)
+        raise
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, 9)
+    process.wait()
+
+
+def _read(stream: IO[bytes], program: str) -> bytes:
+    if stream.seek(0, os.SEEK_END) > MAX_OUTPUT:
+        raise HostCommandError(f"{program}: printed more than {MAX_OUTPUT} bytes")
+    stream.seek(0)
+    return stream.read()

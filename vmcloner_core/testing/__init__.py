@@ -1,0 +1,1 @@
+"""Conformance suites and reference drivers for the authors of backends."""

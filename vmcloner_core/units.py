@@ -1,0 +1,64 @@
+"""Sizes and times as people write them, and as the model keeps them (integer bytes, seconds)."""
+
+from __future__ import annotations
+
+import re
+
+from vmcloner_core.errors import InvalidRequest
+
+_FACTORS = {
+    "": 1,
+    "B": 1,
+    "K": 1024,
+    "M": 1024**2,
+    "G": 1024**3,
+    "T": 1024**4,
+    "KIB": 1024,
+    "MIB": 1024**2,
+    "GIB": 1024**3,
+    "TIB": 1024**4,
+    "KB": 1000,
+    "MB": 1000**2,
+    "GB": 1000**3,
+    "TB": 1000**4,
+}
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([A-Za-z]{0,3})")
+MAX_SIZE = 2**60
+"""Bytes; what is larger is a mistake, not a disk."""
+
+
+def parse_size(value: str | int) -> int:
+    """Return the bytes of ``128MiB``, ``4G`` (as in LVM: binary), ``10GB`` (decimal) or a number.
+
+    :raises InvalidRequest: not a size, not positive, or larger than :data:`MAX_SIZE`.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InvalidRequest(f"not a size: {value!r}", hint="write it like 512MiB or 10GiB")
+    match = _SIZE.fullmatch(str(value).strip())
+    factor = _FACTORS.get(match[2].upper()) if match else None
+    if match is None or factor is None:
+        raise InvalidRequest(f"not a size: {value!r}", hint="write it like 512MiB or 10GiB")
+    size = int(float(match[1]) * factor) if "." in match[1] else int(match[1]) * factor
+    if not 0 < size <= MAX_SIZE:
+        raise InvalidRequest(f"size out of range: {value!r}", hint="1 byte to 1 EiB")
+    return size
+
+
+def format_size(size: int) -> str:
+    """Return ``size`` (bytes) for people: at most one decimal, a binary unit."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration for people: ``740 ms``, ``3.2 s``, ``2 min 5 s``."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
