@@ -1,1 +1,51 @@
-"""vmcloner: mass clones of virtual machines, from templates, for automated testing."""
+"""vmcloner: mass clones of virtual machines, from templates, for automated testing.
+
+What an embedder needs is here; see :class:`Engine`. Names are imported when they are first used,
+so that a plugin which needs the model alone, or a shell that prints its help, doesn't pay for all.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vmcloner_core.engine import Engine, check_result
+    from vmcloner_core.errors import VmclonerError
+    from vmcloner_core.model import Clone, CloneMode, State
+    from vmcloner_core.plan import OnFailure, Plan, Readiness, RunResult
+    from vmcloner_core.request import CreateRequest, TargetRequest
+
+_HOMES = {
+    "Clone": "model",
+    "CloneMode": "model",
+    "CreateRequest": "request",
+    "Engine": "engine",
+    "OnFailure": "plan",
+    "Plan": "plan",
+    "Readiness": "plan",
+    "RunResult": "plan",
+    "State": "model",
+    "TargetRequest": "request",
+    "VmclonerError": "errors",
+    "check_result": "engine",
+}
+
+__all__ = [
+    "Clone",
+    "CloneMode",
+    "CreateRequest",
+    "Engine",
+    "OnFailure",
+    "Plan",
+    "Readiness",
+    "RunResult",
+    "State",
+    "TargetRequest",
+    "VmclonerError",
+    "check_result",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"vmcloner_core.{_HOMES[name]}"), name)

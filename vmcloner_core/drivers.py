@@ -285,11 +285,12 @@ class HypervisorDriver(ABC):
         """
 
     @abstractmethod
-    def read_console(self, name: str, offset: int, limit: int) -> bytes:
-        """Return up to ``limit`` bytes of what the guest wrote to its serial console.
+    def read_console(self, name: str, offset: int, limit: int) -> tuple[bytes, int]:
+        """Return what the guest wrote to its serial console, and the offset to go on from.
 
-        The log starts afresh at each start of the domain: a caller whose offset is beyond its end
-        starts again at 0. Empty at the log's end, or while there is none.
+        At most ``limit`` bytes from ``offset``. Logs start afresh at each start of the domain and
+        when they are rotated: an offset beyond the log's end starts again at 0. Empty at the log's
+        end, and where there is no log (yet).
         """
 
     @abstractmethod

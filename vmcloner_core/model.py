@@ -17,8 +17,9 @@ import attrs
 
 from vmcloner_core.errors import InvalidRequest, VmclonerError
 from vmcloner_core.names import check_fleet, check_template, clone_name
+from vmcloner_core.units import Size
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class CloneMode(enum.Enum):
@@ -211,10 +212,10 @@ class Template:
     description: str = ""
     hypervisors: tuple[str, ...] = ("kvm", "xen")
     boot: str = "disk"
-    memory: int = 512 * 1024**2
+    memory: Size = 512 * 1024**2
     vcpus: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     image: ImageSource
-    disk_size: int | None = None
+    disk_size: Size | None = None
     kernel: KernelSpec | None = None
     nics: tuple[NicSpec, ...] = (NicSpec(),)
     domain: DomainOptions = DomainOptions()
@@ -360,32 +361,49 @@ class HostResources:
 
 @attrs.frozen(kw_only=True)
 class Clone:
-    """A clone as people see it: the row of ``list``."""
+    """A clone as people see it: the row of ``list``, and the parts that it was put together from.
 
-    name: str
-    fleet: str
-    index: int
+    ``labels`` are the domain's, or its volume's while there is no domain.
+    """
+
+    labels: Labels
     state: State
-    template: str
-    hypervisor: str
-    storage: str
     host: str
-    mac: str | None
-    ip: str | None
-    created: str
-    owner: str
-    run: str
-    expires: str | None = None
-    uuid: uuid.UUID | None = None
     volumes: tuple[Volume, ...] = ()
     domain: Domain | None = None
+    ip: str | None = None
+
+    @property
+    def name(self) -> str:
+        """``FLEET-INDEX``."""
+        return self.labels.clone
+
+    @property
+    def fleet(self) -> str:
+        """Name of its fleet."""
+        return self.labels.fleet
+
+    @property
+    def index(self) -> int:
+        """Its number in the fleet."""
+        return self.labels.index
+
+    @property
+    def template(self) -> str:
+        """Name of the template it was made from."""
+        return self.labels.template
+
+    @property
+    def mac(self) -> str | None:
+        """Address of its first network card."""
+        return self.domain.macs[0] if self.domain is not None and self.domain.macs else None
 
 
 # --- results ------------------------------------------------------------------------------------
 
 
 @attrs.frozen(kw_only=True)
-class Outcome(Generic[T]):
+class Outcome(Generic[T_co]):
     """What became of one member of a batch: a value, or an error.
 
     :param key: the name of the clone, domain or volume that the member was about.
@@ -394,7 +412,7 @@ class Outcome(Generic[T]):
     """
 
     key: str
-    value: T | None = None
+    value: T_co | None = None
     error: VmclonerError | None = None
     changed: bool = True
 
@@ -403,7 +421,7 @@ class Outcome(Generic[T]):
         """Whether the member is now as asked."""
         return self.error is None
 
-    def unwrap(self) -> T:
+    def unwrap(self) -> T_co:
         """Return the value, or raise the error."""
         if self.error is not None:
             raise self.error

@@ -41,6 +41,17 @@ class Step(enum.Enum):
     REMOVE = "remove"
 
 
+PIPELINE: dict[Action, tuple[Step, ...]] = {
+    Action.CREATE: (Step.CLONE, Step.DEFINE, Step.START, Step.WAIT),
+    Action.START: (Step.START, Step.WAIT),
+    Action.STOP: (Step.SHUTDOWN, Step.DESTROY),
+    Action.RESTART: (Step.SHUTDOWN, Step.DESTROY, Step.START, Step.WAIT),
+    Action.DELETE: (Step.DESTROY, Step.UNDEFINE, Step.REMOVE),
+    Action.WAIT: (Step.WAIT,),
+}
+"""The order of each action's steps; a clone goes through those that it needs."""
+
+
 class OnFailure(enum.Enum):
     """What becomes of the clones that a run made when some of its clones fail."""
 
@@ -136,7 +147,7 @@ class Plan:
     def steps(self) -> tuple[Step, ...]:
         """The steps that any of the clones needs, in the pipeline's order."""
         used = {step for clone in self.clones for step in clone.steps}
-        return tuple(step for step in Step if step in used)
+        return tuple(step for step in PIPELINE[self.action] if step in used)
 
 
 class StepStatus(enum.Enum):

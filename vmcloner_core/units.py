@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
 from vmcloner_core.errors import InvalidRequest
+
+Size = Annotated[int, "bytes"]
+"""Type of a field that TOML files spell as :func:`parse_size` reads it."""
 
 _FACTORS = {
     "": 1,

@@ -1,0 +1,105 @@
+"""The drivers of one host, made from settings when they are first asked for."""
+
+from __future__ import annotations
+
+import threading
+from typing import TypeVar
+
+from vmcloner_core.drivers import (
+    BootProvider,
+    DriverContext,
+    HypervisorDriver,
+    ImageBuilder,
+    StorageDriver,
+)
+from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, did_you_mean
+from vmcloner_core.hooks import BootBackend, HypervisorBackend, StorageBackend
+from vmcloner_core.model import Host
+from vmcloner_core.plugins import PluginHost
+from vmcloner_core.process import CommandRunner
+from vmcloner_core.settings import Settings
+from vmcloner_core.tomlfile import structure
+
+D = TypeVar("D")
+
+
+class Backends:
+    """Makes and keeps the drivers of a host: one for each name. Thread-safe."""
+
+    def __init__(
+        self, settings: Settings, plugins: PluginHost, host: Host, runner: CommandRunner
+    ) -> None:
+        self._settings = settings
+        self._plugins = plugins
+        self.host = host
+        self._runner = runner
+        self._lock = threading.RLock()
+        self._drivers: dict[tuple[str, str], StorageDriver | HypervisorDriver] = {}
+
+    def storage(self, name: str) -> StorageDriver:
+        """Return the driver of a pool; for the errors see :meth:`_made`."""
+        return self._made("storage", name, StorageDriver)  # type: ignore[type-abstract]
+
+    def hypervisor(self, name: str) -> HypervisorDriver:
+        """Return the driver of a hypervisor."""
+        return self._made("hypervisor", name, HypervisorDriver)  # type: ignore[type-abstract]
+
+    def boot(self, name: str) -> tuple[BootBackend, BootProvider]:
+        """Return a boot provider, with its description."""
+        backend = self._plugins.boot(name)
+        return backend, backend.factory(self._context(name))
+
+    def builder(self, name: str) -> ImageBuilder:
+        """Return an image builder."""
+        return self._plugins.image(name).factory(self._context(name))
+
+    def names(self, kind: str) -> tuple[str, ...]:
+        """Return the names of the host's backends of a kind: the default, and those set up."""
+        return self._settings.names(self.host.name, kind)
+
+    def close(self) -> None:
+        """Close all drivers."""
+        with self._lock:
+            for driver in self._drivers.values():
+                driver.close()
+            self._drivers.clear()
+
+    def _made(self, kind: str, name: str, contract: type[D]) -> D:
+        with self._lock:
+            if (kind, name) not in self._drivers:
+                self._drivers[kind, name] = self._new(kind, name)
+            driver = self._drivers[kind, name]
+        if not isinstance(driver, contract):
+            raise BackendError(f"{kind} plugin of {name!r} makes no {contract.__name__}")
+        return driver
+
+    def _new(self, kind: str, name: str) -> StorageDriver | HypervisorDriver:
+        """Make a driver from the host's settings.
+
+        :raises NotFound: no such backend. :raises BackendError: its plugin is broken.
+        :raises InvalidRequest: it isn't set up on this host, or its settings are wrong.
+        """
+        self._check_known(kind, name)
+        table = getattr(self._settings, kind)(self.host.name, name)
+        backend: StorageBackend | HypervisorBackend = getattr(self._plugins, kind)(table.driver)
+        values: object = structure(table.values, backend.settings, where=table.where)
+        try:
+            return backend.factory(self._context(name), values)
+        except TypeError as error:  # an abstract method that the plugin lacks
+            raise BackendError(f"{kind} plugin {table.driver!r} is broken: {error}") from error
+
+    def _check_known(self, kind: str, name: str) -> None:
+        known = self.names(kind)
+        if name in known:
+            return
+        plugins = self._plugins.names(kind)
+        word = "storage pool" if kind == "storage" else "engine"
+        if name in plugins:
+            raise InvalidRequest(
+                f"{word} {name!r} isn't set up on host {self.host.name}",
+                hint=f"add a table [hosts.{self.host.name}.{kind}.{name}] to the settings",
+            )
+        raise NotFound(f"unknown {word} {name!r}", hint=did_you_mean(name, (*known, *plugins)))
+
+    def _context(self, name: str) -> DriverContext:
+        return DriverContext(host=self.host, name=name, runner=self._runner)

@@ -1,0 +1,143 @@
+"""The templates that there are: TOML files in a list of folders, the first of a name wins.
+
+Searched in this order: ``./templates``, the user's (``~/.config/vmcloner/templates``),
+``/etc/vmcloner/templates``, then the ones shipped with vmcloner. The file's stem is the
+template's name. ``extends = "NAME"`` takes everything of another template and lays this file's
+keys over it, table by table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import attrs
+from platformdirs import user_config_path
+
+from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, did_you_mean
+from vmcloner_core.model import Template
+from vmcloner_core.names import check_template
+from vmcloner_core.plan import Readiness
+from vmcloner_core.settings import SYSTEM
+from vmcloner_core.tomlfile import read_toml, structure
+
+MAX_DEPTH = 8
+"""Levels of ``extends``."""
+
+
+@attrs.frozen(kw_only=True)
+class TemplateInfo:
+    """A template that was found: itself, or why it can't be used."""
+
+    name: str
+    file: Path
+    template: Template | None = None
+    error: VmclonerError | None = None
+
+
+def search_path() -> tuple[Path, ...]:
+    """Return the folders that are searched, in order, whether they exist or not."""
+    shipped = Path(str(resources.files("vmcloner_core.templates")))
+    return (
+        Path("templates").absolute(),
+        user_config_path("vmcloner") / "templates",
+        SYSTEM / "templates",
+        shipped,
+    )
+
+
+class Catalog:
+    """Reads templates.
+
+    :param built: the folder in which image builders' templates have their files, one folder each.
+    :param folders: where templates are searched, in order.
+    """
+
+    def __init__(self, built: Path, folders: Sequence[Path] | None = None) -> None:
+        self._built = built
+        self._folders = tuple(search_path() if folders is None else folders)
+
+    def files(self) -> dict[str, Path]:
+        """Return the file of each template, by name."""
+        found: dict[str, Path] = {}
+        for folder in self._folders:
+            if folder.is_dir():
+                for file in sorted(folder.glob("*.toml")):
+                    found.setdefault(file.stem, file)
+        return dict(sorted(found.items()))
+
+    def infos(self) -> tuple[TemplateInfo, ...]:
+        """Read every template; one that is broken carries its error."""
+        return tuple(self._info(name, file) for name, file in self.files().items())
+
+    def _info(self, name: str, file: Path) -> TemplateInfo:
+        try:
+            return TemplateInfo(name=name, file=file, template=self.template(name))
+        except VmclonerError as error:
+            return TemplateInfo(name=name, file=file, error=error)
+
+    def template(self, name: str) -> Template:
+        """Read one template.
+
+        :raises NotFound: there is none of that name; says which there are.
+        :raises InvalidRequest: names the file, the line or key, and the reason.
+        """
+        check_template(name)
+        files = self.files()
+        data, kernel_folder = self._merged(name, files, ())
+        file = files[name]
+        for reserved in ("name", "folder", "origin_file"):
+            if reserved in data:
+                raise InvalidRequest(f"{file}: unknown key {reserved!r}")
+        # Paths are the reader's to resolve; what a builder makes lies in a folder of its own.
+        template = structure({**data, "name": name}, Template, where=str(file))
+        folder = self._built / name if template.image.builder else kernel_folder
+        try:
+            Readiness.parse(template.ready)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"{file}: ready: {error.message}", hint=error.hint) from error
+        return attrs.evolve(template, folder=folder, origin_file=file)
+
+    def _merged(
+        self, name: str, files: Mapping[str, Path], seen: tuple[str, ...]
+    ) -> tuple[dict[str, Any], Path]:
+        """Return a template's keys with those it extends, and the folder of its kernel's files."""
+        if name not in files:
+            said_by = f"{files[seen[-1]]}: extends: " if seen else ""
+            raise NotFound(
+                f"{said_by}unknown template {name!r}", hint=did_you_mean(name, list(files))
+            )
+        file = files[name]
+        if name in seen or len(seen) >= MAX_DEPTH:
+            raise InvalidRequest(f"{files[seen[0]]}: extends: {' > '.join((*seen, name))}: a loop")
+        own = _absolute(read_toml(file), file.parent)
+        parent = own.pop("extends", None)
+        if parent is None:
+            return own, file.parent
+        if not isinstance(parent, str):
+            raise InvalidRequest(f"{file}: extends: must be a string, not {parent!r}")
+        inherited, folder = self._merged(parent, files, (*seen, name))
+        return _laid_over(inherited, own), file.parent if "kernel" in own else folder
+
+
+def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return ``data`` with the paths that always belong to their own file made absolute."""
+    for table, key in (("image", "path"), ("domain", "xml")):
+        values = data.get(table)
+        if isinstance(values, dict) and isinstance(values.get(key), str) and values[key]:
+            values[key] = str(folder / Path(values[key]).expanduser())
+    return data
+
+
+def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        if key == "image":
+            merged[key] = value  # a source is given whole: a path doesn't mix with a builder
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _laid_over(merged[key], value)
+        else:
+            merged[key] = value
+    return merged

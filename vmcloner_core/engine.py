@@ -1,0 +1,667 @@
+"""The engine: what the shell, a test suite and a service all call. It prints nothing.
+
+Example::
+
+    from vmcloner_core import Engine
+
+    with Engine.open() as engine:
+        engine.create("ci", "tiny", count=3, ready=True)
+        for clone in engine.list("ci"):
+            print(clone.name, clone.state.value, clone.mac)
+        engine.delete("ci")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import attrs
+
+from vmcloner_core import images
+from vmcloner_core.backends import Backends
+from vmcloner_core.catalog import Catalog, TemplateInfo
+from vmcloner_core.drivers import BootRequest, HypervisorDriver, StorageDriver
+from vmcloner_core.errors import (
+    Conflict,
+    Interrupted,
+    InvalidRequest,
+    NotFound,
+    PartialFailure,
+    RollbackIncomplete,
+    VmclonerError,
+    WrongState,
+    did_you_mean,
+)
+from vmcloner_core.executor import Pipeline, Work
+from vmcloner_core.inventory import merge, select
+from vmcloner_core.locks import hold
+from vmcloner_core.model import (
+    Check,
+    Clone,
+    Labels,
+    Nic,
+    Origin,
+    Outcome,
+    Status,
+    Template,
+    Volume,
+    clone_mac,
+    clone_uuid,
+)
+from vmcloner_core.names import check_template, parse_targets
+from vmcloner_core.plan import (
+    Action,
+    ClonePlan,
+    OnFailure,
+    Plan,
+    ProgressEvent,
+    RunResult,
+    Step,
+    StepEvent,
+    StepStatus,
+)
+from vmcloner_core.planner import Birth, Facts, check_space, plan_create, plan_targets
+from vmcloner_core.plugins import PluginHost
+from vmcloner_core.process import LocalRunner
+from vmcloner_core.request import CreateRequest, Request, TargetRequest
+from vmcloner_core.runlog import RunLog
+from vmcloner_core.settings import Settings
+from vmcloner_core.stages import Stages, domain_spec
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Makes, runs and removes clones on one host.
+
+    Reads may be called from any thread; one run at a time per engine (a second one waits).
+    Errors are :class:`~vmcloner_core.errors.VmclonerError`.
+    """
+
+    def __init__(self, settings: Settings, plugins: PluginHost, backends: Backends) -> None:
+        self.settings = settings
+        self.plugins = plugins
+        self.host = backends.host
+        self._backends = backends
+        self._catalog = Catalog(self.host.templates)
+        self._run_lock = threading.Lock()
+        self._cancel = threading.Event()
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        config: Path | None = None,
+        host: str | None = None,
+        observers: Sequence[object] = (),
+    ) -> Self:
+        """Return an engine for a host.
+
+        :param config: the settings file; None for the first that exists.
+        :param host: its name in the settings; None for their default.
+        :param observers: objects with hook implementations (:mod:`vmcloner_core.hooks`).
+        :raises NotFound: no such file or host. :raises InvalidRequest: the settings are wrong.
+        """
+        settings = Settings.load(config)
+        plugins = PluginHost(observers)
+        backends = Backends(settings, plugins, settings.host(host), LocalRunner())
+        return cls(settings, plugins, backends)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close connections. The engine can be used again: they are opened when needed."""
+        self._backends.close()
+
+    # --- runs -----------------------------------------------------------------------------------
+
+    def create(self, fleet: str, template: str, **options: Any) -> RunResult:
+        """Make a fleet; ``options`` are the fields of :class:`CreateRequest`.
+
+        :raises PartialFailure: some clones failed; it carries which, and why.
+        """
+        return check_result(self.run(CreateRequest(fleet=fleet, template=template, **options)))
+
+    def start(self, *targets: str, **options: Any) -> RunResult:
+        """Start clones; ``options`` are the fields of :class:`TargetRequest`, as below."""
+        return self._target(Action.START, targets, options)
+
+    def stop(self, *targets: str, **options: Any) -> RunResult:
+        """Shut clones down, or with ``kill=True`` stop them at once."""
+        return self._target(Action.STOP, targets, options)
+
+    def restart(self, *targets: str, **options: Any) -> RunResult:
+        """Stop clones and start them again."""
+        return self._target(Action.RESTART, targets, options)
+
+    def delete(self, *targets: str, **options: Any) -> RunResult:
+        """Stop and remove clones with all that belongs to them; what is gone is as asked."""
+        return self._target(Action.DELETE, targets, options)
+
+    def wait(self, *targets: str, **options: Any) -> RunResult:
+        """Wait until clones are ready: ``wait=Readiness.parse("console:login:")``."""
+        return self._target(Action.WAIT, targets, options)
+
+    def _target(self, action: Action, targets: Sequence[str], options: dict[str, Any]) -> RunResult:
+        return check_result(
+            self.run(TargetRequest(action=action, targets=tuple(targets), **options))
+        )
+
+    def plan(self, request: Request) -> Plan:
+        """Return what a request would do, checked against the host. Changes nothing."""
+        run = datetime.now(UTC).strftime("%Y%m%dT%H%M%S-") + secrets.token_hex(3)
+        if isinstance(request, CreateRequest):
+            plan = self._plan_create(request, run)
+        else:
+            clones = self._clones()
+            plan = plan_targets(request, clones, run=run, host=self.host.name)
+        self.plugins.load_observers()
+        self.plugins.preflight(plan)
+        return plan
+
+    def run(
+        self, request: Request, *, on_plan: Callable[[Plan], None] = lambda _plan: None
+    ) -> RunResult:
+        """Plan a request and carry the plan out, alone on the fleets that it is about.
+
+        A clone's failure is in the result (see :func:`check_result`), not raised.
+
+        :param on_plan: called with the plan before anything is changed; may raise to stop.
+        :raises VmclonerError: the request can't be carried out at all; nothing was changed.
+        """
+        with self._run_lock, self._fleets_held(request):
+            plan = self.plan(request)
+            on_plan(plan)
+            return self._apply(plan)
+
+    def apply(self, plan: Plan) -> RunResult:
+        """Carry a plan out that was made before; what has since been done by others is left."""
+        fleets = {clone.labels.fleet for clone in plan.clones}
+        with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
+            return self._apply(plan)
+
+    def cancel(self) -> None:
+        """Stop the current run cleanly: calls under way end, nothing new begins.
+
+        Safe to call from a signal handler and from any thread.
+        """
+        self._cancel.set()
+
+    def _fleets_held(self, request: Request) -> contextlib.AbstractContextManager[None]:
+        if isinstance(request, CreateRequest):
+            fleets = {request.fleet}
+        elif request.everything:
+            fleets = set(self.fleets())
+        else:
+            fleets = {target.fleet for target in parse_targets(request.targets)}
+        return self._held([f"fleet/{fleet}" for fleet in fleets])
+
+    @contextlib.contextmanager
+    def _held(self, names: Sequence[str]) -> Iterator[None]:
+        self._cancel.clear()
+        with hold(
+            self.host.state,
+            names,
+            cancelled=self._cancel.is_set,
+            waiting=lambda name: log.warning("waiting for another run on %s", name),
+        ):
+            yield
+
+    # --- planning -------------------------------------------------------------------------------
+
+    def _plan_create(self, request: CreateRequest, run: str) -> Plan:
+        template = self._catalog.template(request.template)
+        storage_name = request.storage or self.settings.defaults.storage
+        hypervisor_name = request.hypervisor or self.settings.defaults.hypervisor
+        storage = self._backends.storage(storage_name)
+        hypervisor = self._backends.hypervisor(hypervisor_name)
+        self._check_pairing(template, hypervisor)
+        if request.mode not in storage.modes:
+            raise InvalidRequest(f"pool {storage_name!r} can't make {request.mode.value} clones")
+        origin = _origin(storage, template.name)
+        inventory = hypervisor.inspect()
+        facts = Facts(
+            host=self.host.name,
+            hypervisor=hypervisor_name,
+            storage=storage_name,
+            clones=self._clones(),
+            foreign_names=inventory.foreign_names,
+            foreign_macs=inventory.foreign_macs,
+            origin=origin,
+            capacity=storage.capacity(),
+            resources=hypervisor.resources(),
+            memory_overcommit=self.settings.limits.memory_overcommit,
+            space=lambda count: storage.need(origin, count, request.mode) if origin else 0,
+            mac=self.plugins.clone_mac,
+            mac_prefix=hypervisor.mac_prefix,
+        )
+        return plan_create(request, template, facts, Birth(run=run, owner=_owner(), created=_now()))
+
+    def _check_pairing(self, template: Template, hypervisor: HypervisorDriver) -> None:
+        """Check that template, boot provider and hypervisor go together."""
+        where = f"template {template.name!r}"
+        if hypervisor.kind not in template.hypervisors:
+            raise InvalidRequest(
+                f"{where} doesn't run on {hypervisor.kind}",
+                hint=f"it runs on {', '.join(template.hypervisors)}",
+            )
+        backend, provider = self._backends.boot(template.boot)
+        if hypervisor.kind not in backend.hypervisors:
+            raise InvalidRequest(
+                f"{where}: boot provider {template.boot!r} doesn't boot on {hypervisor.kind}",
+                hint=f"it boots on {', '.join(sorted(backend.hypervisors))}",
+            )
+        provider.check(template)
+
+    # --- carrying out ---------------------------------------------------------------------------
+
+    def _apply(self, plan: Plan) -> RunResult:
+        started = time.monotonic()
+        stop_log = self.plugins.watch(RunLog(self.host.state / "runs"))
+        try:
+            self.plugins.plan_ready(plan)
+            stages = self._stages(plan, started)
+            works = [Work(plan=clone, volumes=clone.volumes) for clone in plan.clones]
+            self._pipe(plan.run, stages, plan.steps, works, started)
+            left, undone = self._rolled_back(plan, stages, works, started)
+            result = RunResult(
+                plan=plan,
+                results=tuple(work.result() for work in works),
+                seconds=time.monotonic() - started,
+                rolled_back=undone,
+                left=left,
+                interrupted=any(isinstance(work.error, Interrupted) for work in works),
+            )
+            self.plugins.run_finished(result)
+            return result
+        finally:
+            stop_log()
+
+    def _stages(self, plan: Plan, started: float) -> Stages:
+        origin: Origin | None = None
+        boot = None
+        if plan.template is not None and plan.storage is not None:
+            storage = self._backends.storage(plan.storage)
+            if plan.import_image:
+                made = self._import(plan.template, storage, plan.run, started).unwrap()
+                new = sum(Step.CLONE in clone.steps for clone in plan.clones)
+                check_space(
+                    storage.name,
+                    new,
+                    lambda count: storage.need(made, count, plan.mode),
+                    storage.capacity(),
+                )
+                origin = made
+            else:
+                origin = _origin(storage, plan.template.name)
+            boot = self._backends.boot(plan.template.boot)[1]
+        return Stages(
+            plan=plan,
+            storages=self._backends.storage,
+            hypervisors=self._backends.hypervisor,
+            origin=origin,
+            boot=boot,
+            cancelled=self._cancel.is_set,
+        )
+
+    def _pipe(
+        self, run: str, stages: Stages, steps: Sequence[Step], works: Sequence[Work], started: float
+    ) -> None:
+        Pipeline(
+            run,
+            stages.stages(steps, works),
+            self.plugins.step_changed,
+            self._cancel,
+            started,
+            ready=lambda name: self.plugins.clone_ready(run, name),
+        )(works)
+
+    def _rolled_back(
+        self, plan: Plan, stages: Stages, works: Sequence[Work], started: float
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Undo what a failed create made, if it was asked to; returns (left, undone) names."""
+        failed = any(work.error is not None for work in works)
+        if plan.action is not Action.CREATE or plan.on_failure is OnFailure.KEEP or not failed:
+            return (), ()
+        undo = [_undo(work) for work in works]
+        routes = [work for work in undo if work.plan.steps]
+        steps = (Step.DESTROY, Step.UNDEFINE, Step.REMOVE)
+        self._cancel.clear()
+        self._pipe(plan.run, stages, steps, routes, started)
+        left = tuple(work.name for work in routes if work.error is not None)
+        return left, tuple(work.name for work in routes if work.error is None)
+
+    # --- reads ----------------------------------------------------------------------------------
+
+    def list(self, *targets: str) -> tuple[Clone, ...]:
+        """Return clones, sorted by fleet and index; all of them where no target is named.
+
+        :raises NotFound: a target names no clone.
+        """
+        return select(self._clones(), parse_targets(targets))
+
+    def show(self, name: str) -> Clone:
+        """Return one clone.
+
+        :raises NotFound: there is none of that name.
+        """
+        clones = {clone.name: clone for clone in self._clones()}
+        if name not in clones:
+            raise NotFound(f"no clone {name!r}", hint=did_you_mean(name, list(clones)))
+        return clones[name]
+
+    def fleets(self) -> tuple[str, ...]:
+        """Return the names of the fleets that have clones."""
+        return tuple(sorted({clone.fleet for clone in self._clones()}))
+
+    def _clones(self) -> tuple[Clone, ...]:
+        volumes = [v for n in self._backends.names("storage") for v in self._storage_volumes(n)]
+        domains = [
+            domain
+            for name in self._backends.names("hypervisor")
+            for domain in self._backends.hypervisor(name).inspect().domains
+        ]
+        return merge(self.host.name, volumes, domains)
+
+    def _storage_volumes(self, name: str) -> tuple[Volume, ...]:
+        return self._backends.storage(name).volumes()
+
+    # --- templates ------------------------------------------------------------------------------
+
+    def templates(self) -> tuple[TemplateInfo, ...]:
+        """Return all templates that are found, the broken ones with their errors."""
+        return self._catalog.infos()
+
+    def template(self, name: str) -> Template:
+        """Return a template.
+
+        :raises NotFound: there is none. :raises InvalidRequest: names its file, key and reason.
+        """
+        return self._catalog.template(name)
+
+    def origins(self, template: str | None = None) -> tuple[Origin, ...]:
+        """Return the images that the host's pools hold, of all templates or of one."""
+        return tuple(
+            origin
+            for name in self._backends.names("storage")
+            for origin in self._backends.storage(name).origins()
+            if template in (None, origin.template)
+        )
+
+    def import_template(
+        self,
+        name: str,
+        *,
+        storage: str | None = None,
+        image: str | None = None,
+        sha256: str | None = None,
+    ) -> Outcome[Origin]:
+        """Bring a template's image into a pool; unchanged where it is there already.
+
+        :param image: a path or an http(s) URL, in the place of the template's own source.
+        :param sha256: of that image; required with a URL.
+        :raises WrongState: clones are linked to the image that would be replaced.
+        """
+        template = self._catalog.template(name)
+        if image is not None:
+            source = images.source_of(image, sha256)
+            template = attrs.evolve(template, image=source)
+        driver = self._backends.storage(storage or self.settings.defaults.storage)
+        with self._run_lock, self._held([f"template/{name}"]):
+            return self._import(template, driver, "", time.monotonic())
+
+    def delete_template(self, name: str, *, storage: str | None = None) -> Outcome[None]:
+        """Remove a template's image from a pool. Its TOML file stays.
+
+        :raises WrongState: clones are linked to it.
+        """
+        driver = self._backends.storage(storage or self.settings.defaults.storage)
+        with self._run_lock, self._held([f"template/{check_template(name)}"]):
+            return driver.delete_origin(name)
+
+    def check_template(self, name: str) -> tuple[Check, ...]:
+        """Check a template as far as that goes without making a clone of it."""
+        checks: list[Check] = []
+
+        def check(what: str, look: Callable[[], str]) -> None:
+            try:
+                checks.append(Check(backend=name, name=what, status=Status.OK, detail=look()))
+            except VmclonerError as error:
+                checks.append(
+                    Check(
+                        backend=name,
+                        name=what,
+                        status=Status.FAILED,
+                        detail=error.message,
+                        fix=error.hint or "",
+                    )
+                )
+
+        template = self._catalog.template(name)
+        hypervisor_name = self.settings.defaults.hypervisor
+        check("file", lambda: str(template.origin_file))
+        check("image", lambda: self._image_state(template))
+        check("boot", lambda: self._boot_state(template, hypervisor_name))
+        check("domain", lambda: self._domain_state(template, hypervisor_name))
+        return tuple(checks)
+
+    def _image_state(self, template: Template) -> str:
+        pools = [origin.pool for origin in self.origins(template.name)]
+        if pools:
+            return f"in pool {', '.join(pools)}"
+        if template.image.builder is not None:
+            self._backends.builder(template.image.builder)
+            return f"will be made by the builder {template.image.builder!r}"
+        if template.image.path is not None and not template.image.path.exists():
+            raise NotFound(
+                f"image {template.image.path} doesn't exist",
+                hint=f"vmcloner template import {template.name} --image FILE_OR_URL",
+            )
+        return f"will be imported from {template.image.path or template.image.url}"
+
+    def _boot_state(self, template: Template, hypervisor: str) -> str:
+        self._check_pairing(template, self._backends.hypervisor(hypervisor))
+        return f"{template.boot} on {hypervisor}"
+
+    def _domain_state(self, template: Template, hypervisor: str) -> str:
+        labels = Labels(
+            fleet="check",
+            index=1,
+            template=template.name,
+            run="check",
+            owner=_owner(),
+            created=_now(),
+            storage=self.settings.defaults.storage,
+            hypervisor=hypervisor,
+        )
+        driver = self._backends.hypervisor(hypervisor)
+        xml = driver.render(self._spec(labels, template, (), driver))
+        return f"{len(xml.splitlines())} lines of domain XML"
+
+    def _spec(
+        self,
+        labels: Labels,
+        template: Template,
+        volumes: tuple[Volume, ...],
+        driver: HypervisorDriver,
+        macs: Sequence[str] = (),
+    ) -> Any:
+        """Return what a clone's domain would be defined by."""
+        addresses = macs or [
+            clone_mac(driver.mac_prefix, self.host.name, labels.fleet, labels.index, number)
+            for number in range(len(template.nics))
+        ]
+        nics = tuple(Nic(spec=s, mac=m) for s, m in zip(template.nics, addresses, strict=False))
+        plan = ClonePlan(
+            labels=labels,
+            steps=(),
+            uuid=clone_uuid(self.host.name, labels.fleet, labels.index, labels.template),
+            nics=nics,
+        )
+        request = BootRequest(labels=labels, template=template, volumes=volumes, nics=nics)
+        _, provider = self._backends.boot(template.boot)
+        boot = next(provider.resolve([request])).unwrap()
+        return domain_spec(plan, template, boot, volumes)
+
+    def _import(
+        self, template: Template, storage: StorageDriver, run: str, started: float
+    ) -> Outcome[Origin]:
+        begun = time.monotonic()
+
+        def event(status: StepStatus, error: VmclonerError | None = None) -> None:
+            now = time.monotonic()
+            self.plugins.step_changed(
+                StepEvent(
+                    run=run,
+                    clone=template.name,
+                    step=Step.IMPORT,
+                    status=status,
+                    at=now - started,
+                    seconds=now - begun,
+                    error=error,
+                )
+            )
+
+        def progress(done: int, total: int) -> None:
+            self.plugins.progress(
+                ProgressEvent(run=run, what=f"import {template.name}", done=done, total=total)
+            )
+
+        event(StepStatus.STARTED)
+        try:
+            with images.obtained(template, self._builder(template), self.host, progress) as image:
+                outcome = storage.import_image(template.name, image, progress)
+        except VmclonerError as error:
+            event(StepStatus.FAILED, error)
+            raise
+        event(StepStatus.DONE if outcome.changed else StepStatus.UNCHANGED)
+        return outcome
+
+    def _builder(self, template: Template) -> Any:
+        return self._backends.builder(template.image.builder) if template.image.builder else None
+
+    # --- domains and consoles -------------------------------------------------------------------
+
+    def domain_xml(self, name: str) -> str:
+        """Return the domain XML of a clone, as it would be defined now."""
+        clone = self.show(name)
+        driver = self._backends.hypervisor(clone.labels.hypervisor)
+        macs = clone.domain.macs if clone.domain is not None else ()
+        template = self._catalog.template(clone.template)
+        return driver.render(self._spec(clone.labels, template, clone.volumes, driver, macs))
+
+    def read_console(self, name: str, offset: int = 0, limit: int = 65536) -> tuple[bytes, int]:
+        """Return what a clone's console said from ``offset`` on, and the offset to go on from."""
+        return self._console(name).read_console(name, offset, limit)
+
+    def attach_console(self, name: str, stdin: int, stdout: int) -> None:
+        """Connect two file descriptors with a clone's console until ``^]``."""
+        self._console(name).attach_console(name, stdin, stdout)
+
+    def _console(self, name: str) -> HypervisorDriver:
+        for backend in self._backends.names("hypervisor"):
+            driver = self._backends.hypervisor(backend)
+            if name in driver.states():
+                return driver
+        self.show(name)
+        raise WrongState(f"{name} has no domain", hint="run its create again")
+
+    # --- host -----------------------------------------------------------------------------------
+
+    def check_host(self, *backends: str) -> Iterator[Check]:
+        """Yield what each backend needs of the host; all that are set up where none is named.
+
+        :raises NotFound: a backend isn't known.
+        """
+        known = {kind: self._backends.names(kind) for kind in ("storage", "hypervisor")}
+        for name in backends:
+            if not any(name in names for names in known.values()):
+                every = [n for names in known.values() for n in names]
+                raise NotFound(f"no backend {name!r} is set up", hint=did_you_mean(name, every))
+        for kind, names in known.items():
+            for name in names:
+                if not backends or name in backends:
+                    yield from self._probe(kind, name)
+
+    def _probe(self, kind: str, name: str) -> Iterator[Check]:
+        try:
+            yield from getattr(self._backends, kind)(name).probe()
+        except VmclonerError as error:
+            yield Check(
+                backend=name,
+                name="plugin",
+                status=Status.FAILED,
+                detail=error.message,
+                fix=error.hint or "",
+            )
+
+
+def check_result(result: RunResult) -> RunResult:
+    """Return the result of a run that did all it was asked.
+
+    :raises Interrupted: it was stopped. :raises RollbackIncomplete: something was left.
+    :raises PartialFailure: some of it failed; carries each clone's error.
+    """
+    action = result.plan.action.value
+    failures = [(r.name, r.error) for r in result.failures if r.error is not None]
+    total = len(result.results)
+    if result.left:
+        raise RollbackIncomplete(
+            f"{action}: rolled back, but {len(result.left)} clones could not be removed",
+            failures=failures,
+            hint="vmcloner delete " + " ".join(result.left[:3]),
+        )
+    if result.interrupted:
+        done = total - len(failures)
+        raise Interrupted(
+            f"{action}: stopped with {done} of {total} clones done",
+            hint="the same command again goes on",
+        )
+    if failures:
+        raise PartialFailure(
+            f"{action}: {len(failures)} of {total} clones failed", failures=failures
+        )
+    return result
+
+
+def _undo(work: Work) -> Work:
+    """Return the work that undoes what a run made of a clone."""
+    touched = set(work.made)
+    if work.failed_step is not None and not isinstance(work.error, Conflict | Interrupted):
+        touched.add(work.failed_step)
+    steps = (
+        *((Step.DESTROY,) if {Step.DEFINE, Step.START} & touched else ()),
+        *((Step.UNDEFINE,) if Step.DEFINE in touched else ()),
+        *((Step.REMOVE,) if Step.CLONE in work.made else ()),
+    )
+    return Work(plan=attrs.evolve(work.plan, steps=steps), volumes=work.volumes)
+
+
+def _origin(storage: StorageDriver, template: str) -> Origin | None:
+    return next((o for o in storage.origins() if o.template == template), None)
+
+
+def _owner() -> str:
+    """Return who is asking: the user behind sudo where there is one."""
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):  # a user id without an entry in passwd(5)
+        return str(os.getuid())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

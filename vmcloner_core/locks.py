@@ -1,0 +1,72 @@
+"""Locks between runs on one host: one file, one byte of it per name.
+
+Open file description locks (fcntl(2), ``F_OFD_SETLK``): they hold between threads as well as
+between processes, the kernel drops them with their holder however it dies, and no lock file is
+left behind for each fleet that ever was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import struct
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from vmcloner_core.errors import BackendError, Interrupted
+
+_POLL = 0.1
+
+
+@contextlib.contextmanager
+def hold(
+    folder: Path,
+    names: Sequence[str],
+    *,
+    cancelled: Callable[[], bool] = lambda: False,
+    waiting: Callable[[str], None] = lambda _name: None,
+) -> Iterator[None]:
+    """Hold the locks of ``names``; waits for other holders, without limit.
+
+    Locks are taken in one order everywhere, so that two holders can't wait for one another.
+
+    :param folder: holds the lock file; made if it isn't there.
+    :param waiting: called once for each name that somebody else holds.
+    :raises Interrupted: ``cancelled`` said so while waiting.
+    :raises BackendError: the folder can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise BackendError(
+            f"can't write {folder}: {error.strerror}", hint="run as root, or set hosts.local.state"
+        ) from error
+    try:
+        for name in sorted(set(names)):
+            _take(descriptor, name, cancelled, waiting)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take(
+    descriptor: int, name: str, cancelled: Callable[[], bool], waiting: Callable[[str], None]
+) -> None:
+    start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+    wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
+    announced = False
+    while True:
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
+            return
+        except (BlockingIOError, PermissionError):
+            if not announced:
+                waiting(name)
+                announced = True
+            if cancelled():
+                raise Interrupted(f"stopped while waiting for another run on {name}") from None
+            time.sleep(_POLL)

@@ -1,0 +1,327 @@
+"""Make plans: pure functions of a request and of what the host was found to hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import attrs
+
+from vmcloner_core.errors import Conflict, InvalidRequest, NotEnoughResources
+from vmcloner_core.inventory import select
+from vmcloner_core.model import (
+    Capacity,
+    Clone,
+    HostResources,
+    Labels,
+    Nic,
+    Origin,
+    State,
+    Template,
+    clone_mac,
+    clone_uuid,
+)
+from vmcloner_core.names import MAX_INDEX, Target, clone_name, fold, parse_targets
+from vmcloner_core.plan import Action, ClonePlan, Plan, Readiness, Step
+from vmcloner_core.request import CreateRequest, TargetRequest
+from vmcloner_core.units import format_size
+
+MAX_MAC_ATTEMPTS = 1000
+
+
+@attrs.frozen(kw_only=True)
+class Birth:
+    """What all clones of one run have in common: who makes them, when, in which run."""
+
+    run: str
+    owner: str
+    created: str
+    expires: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Facts:
+    """What a create needs to know of the host.
+
+    :param clones: every clone of the host.
+    :param foreign_names, foreign_macs: of domains that aren't ours.
+    :param origin: the template's image in the pool, None while it isn't imported.
+    :param space: bytes that so many clones of that origin need.
+    :param mac: a policy's address for (labels, card, attempt), or None for the default.
+    :param mac_prefix: the hypervisor's, for the default.
+    """
+
+    host: str
+    hypervisor: str
+    storage: str
+    clones: tuple[Clone, ...]
+    foreign_names: frozenset[str] = frozenset()
+    foreign_macs: frozenset[str] = frozenset()
+    origin: Origin | None = None
+    capacity: Capacity
+    resources: HostResources
+    memory_overcommit: float = 1.0
+    space: Callable[[int], int]
+    mac: Callable[[Labels, int, int], str | None] = lambda _labels, _nic, _attempt: None
+    mac_prefix: str = "52:54:00"
+
+
+def plan_create(request: CreateRequest, template: Template, facts: Facts, birth: Birth) -> Plan:
+    """Return the plan that brings a fleet to its size.
+
+    :raises Conflict: a name is taken by a domain that isn't ours, or by another template's clone.
+    :raises NotEnoughResources: space or memory; says how many would fit.
+    :raises InvalidRequest: a name would be too long, or the disk smaller than its image.
+    """
+    wait = request.wait
+    if wait is None and request.ready:
+        wait = Readiness.parse(template.ready, timeout=request.timeout)
+    start = request.start or wait is not None
+    fleet = {c.index: c for c in facts.clones if c.fleet == request.fleet}
+    _check_fleet(fleet.values(), template.name)
+    indices = sorted([*fleet, *_new_indices(request, fleet)])
+    clones, existing, macs = [], [], _used_macs(facts)
+    for index in indices:
+        found = fleet.get(index)
+        steps = _create_steps(found, start=start, wait=wait is not None)
+        if not steps:
+            existing.append(clone_name(request.fleet, index))
+            continue
+        labels = _labels(request.fleet, index, template.name, facts, birth)
+        clones.append(_clone_plan(labels, found, steps, template, facts, macs))
+    _check_foreign([clone.name for clone in clones if Step.DEFINE in clone.steps], facts)
+    plan = Plan(
+        action=Action.CREATE,
+        run=birth.run,
+        host=facts.host,
+        clones=tuple(clones),
+        existing=tuple(existing),
+        template=template,
+        hypervisor=facts.hypervisor,
+        storage=facts.storage,
+        mode=request.mode,
+        wait=wait,
+        import_image=facts.origin is None and any(Step.CLONE in c.steps for c in clones),
+        on_failure=request.on_failure,
+        jobs=request.jobs,
+    )
+    return _with_needs(plan, facts)
+
+
+def _check_fleet(clones: Iterable[Clone], template: str) -> None:
+    for clone in clones:
+        if clone.template != template:
+            raise Conflict(
+                f"fleet {clone.fleet!r} is made of template {clone.template!r}, not {template!r}",
+                hint="choose another fleet name, or delete this one first",
+            )
+
+
+def _new_indices(request: CreateRequest, fleet: Mapping[int, Clone]) -> list[int]:
+    """Return the indices to make: the lowest that are free, or those after the highest."""
+    if request.add is not None:
+        top = max(fleet, default=0)
+        if top + request.add > MAX_INDEX:
+            raise InvalidRequest(f"clone index out of range: {top + request.add}")
+        return list(range(top + 1, top + request.add + 1))
+    wanted = max(0, (request.count or 1) - len(fleet))
+    new: list[int] = []
+    index = 1
+    while len(new) < wanted:
+        if index not in fleet:
+            new.append(index)
+        index += 1
+    return new
+
+
+def _create_steps(found: Clone | None, *, start: bool, wait: bool) -> tuple[Step, ...]:
+    """Return what a clone still needs; nothing where it is as asked."""
+    steps: list[Step] = []
+    if found is None or found.state is State.ORPHAN:
+        steps.append(Step.CLONE)
+    if found is None or found.state is State.ALLOCATED:
+        steps.append(Step.DEFINE)
+    if start and (found is None or found.state is not State.RUNNING):
+        steps.append(Step.START)
+    if wait:
+        steps.append(Step.WAIT)
+    return tuple(steps)
+
+
+def _labels(fleet: str, index: int, template: str, facts: Facts, birth: Birth) -> Labels:
+    return Labels(
+        fleet=fleet,
+        index=index,
+        template=template,
+        run=birth.run,
+        owner=birth.owner,
+        created=birth.created,
+        expires=birth.expires,
+        storage=facts.storage,
+        hypervisor=facts.hypervisor,
+    )
+
+
+def _clone_plan(
+    labels: Labels,
+    found: Clone | None,
+    steps: tuple[Step, ...],
+    template: Template,
+    facts: Facts,
+    macs: set[str],
+) -> ClonePlan:
+    nics: tuple[Nic, ...] = ()
+    if Step.DEFINE in steps:
+        nics = tuple(
+            Nic(spec=spec, mac=_free_mac(labels, number, facts, macs))
+            for number, spec in enumerate(template.nics)
+        )
+    if found is not None:
+        # What is there keeps its birth: the rest of the clone is made with the same labels.
+        labels = found.labels
+    return ClonePlan(
+        labels=labels,
+        steps=steps,
+        uuid=clone_uuid(facts.host, labels.fleet, labels.index, labels.template),
+        nics=nics,
+        volumes=found.volumes if found is not None else (),
+    )
+
+
+def _used_macs(facts: Facts) -> set[str]:
+    ours = {mac for c in facts.clones if c.domain is not None for mac in c.domain.macs}
+    return ours | facts.foreign_macs
+
+
+def _free_mac(labels: Labels, nic: int, facts: Facts, used: set[str]) -> str:
+    for attempt in range(MAX_MAC_ATTEMPTS):
+        mac = facts.mac(labels, nic, attempt) or clone_mac(
+            facts.mac_prefix, facts.host, labels.fleet, labels.index, nic, attempt
+        )
+        if mac not in used:
+            used.add(mac)
+            return mac
+    raise NotEnoughResources(
+        f"no free MAC address for {labels.clone} after {MAX_MAC_ATTEMPTS} tries"
+    )
+
+
+def _check_foreign(names: Sequence[str], facts: Facts) -> None:
+    taken = [name for name in names if name in facts.foreign_names]
+    if taken:
+        raise Conflict(
+            f"domain {fold(taken)} exists and isn't vmcloner's",
+            hint="choose another fleet name; it is left as it is",
+        )
+
+
+def _with_needs(plan: Plan, facts: Facts) -> Plan:
+    """Return the plan with the space and memory that it takes, checked against what is there."""
+    template = plan.template
+    assert template is not None  # noqa: S101 - a create's plan has one
+    new = sum(Step.CLONE in clone.steps for clone in plan.clones)
+    space = facts.space(new) if facts.origin is not None else 0
+    check_space(plan.storage or "", new, facts.space if facts.origin else None, facts.capacity)
+    starts = sum(Step.START in clone.steps for clone in plan.clones)
+    _check_memory("start", [template.memory] * starts, facts)
+    return attrs.evolve(plan, space=space, memory=starts * template.memory)
+
+
+def check_space(
+    storage: str, count: int, space: Callable[[int], int] | None, capacity: Capacity
+) -> None:
+    """Check that ``count`` clones fit in a pool.
+
+    :raises NotEnoughResources: they don't; says what they need, what is free, how many fit.
+    """
+    if space is None or not count or space(count) <= capacity.free:
+        return
+    fit = next((n for n in range(count, 0, -1) if space(n) <= capacity.free), 0)
+    raise NotEnoughResources(
+        f"{count} clones need {format_size(space(count))} in pool {storage!r}, "
+        f"{format_size(capacity.free)} are free",
+        hint=f"{fit} would fit" if fit else "none would fit",
+    )
+
+
+def _check_memory(verb: str, sizes: Sequence[int], facts: Facts) -> None:
+    usable = int(facts.resources.memory_free * facts.memory_overcommit)
+    needed = sum(sizes)
+    if needed <= usable:
+        return
+    fit = used = 0
+    for size in sizes:
+        used += size
+        fit += used <= usable
+    raise NotEnoughResources(
+        f"to {verb} {len(sizes)} clones takes {format_size(needed)} of memory, "
+        f"{format_size(usable)} are available",
+        hint=f"{fit} would fit; limits.memory_overcommit allows more",
+    )
+
+
+# --- existing clones ----------------------------------------------------------------------------
+
+
+def plan_targets(request: TargetRequest, clones: Sequence[Clone], *, run: str, host: str) -> Plan:
+    """Return the plan of a start, stop, restart, delete or wait.
+
+    :raises NotFound: a target names nothing, but for DELETE, where what is gone is as asked.
+    """
+    targets = parse_targets(request.targets)
+    if request.action is Action.DELETE:
+        chosen = tuple(c for c in clones if not targets or _named(c, targets))
+    else:
+        chosen = select(clones, targets)
+    routes = [(clone, _target_steps(request, clone)) for clone in chosen]
+    work = [(clone, steps) for clone, steps in routes if steps]
+    existing = tuple(clone.name for clone, steps in routes if not steps)
+    if request.count is not None:
+        # "up to N": starts fill a fleet from below, stops and deletes empty it from above
+        work = work[: request.count] if _fills(request.action) else work[-request.count :]
+    return Plan(
+        action=request.action,
+        run=run,
+        host=host,
+        clones=tuple(_target_plan(clone, steps) for clone, steps in work),
+        existing=existing,
+        wait=request.wait,
+        shutdown_timeout=request.shutdown_timeout,
+        jobs=request.jobs,
+    )
+
+
+def _fills(action: Action) -> bool:
+    return action in (Action.START, Action.RESTART, Action.WAIT)
+
+
+def _named(clone: Clone, targets: Sequence[Target]) -> bool:
+    return any(target.matches(clone.fleet, clone.index) for target in targets)
+
+
+def _target_plan(clone: Clone, steps: tuple[Step, ...]) -> ClonePlan:
+    return ClonePlan(labels=clone.labels, steps=steps, volumes=clone.volumes)
+
+
+_ACTIVE = (State.RUNNING, State.PAUSED, State.CRASHED)
+
+
+def _target_steps(request: TargetRequest, clone: Clone) -> tuple[Step, ...]:
+    """Return what the action has to do with a clone; nothing where it is as asked."""
+    active = clone.domain is not None and clone.domain.state in _ACTIVE
+    stop = Step.DESTROY if request.kill else Step.SHUTDOWN
+    wait = (Step.WAIT,) if request.wait is not None else ()
+    match request.action:
+        case Action.START:
+            return (Step.START, *wait) if clone.state is not State.RUNNING else wait
+        case Action.STOP:
+            return (stop,) if active else ()
+        case Action.RESTART:
+            return (*((stop,) if active else ()), Step.START, *wait)
+        case Action.DELETE:
+            return (
+                *((Step.DESTROY,) if active else ()),
+                *((Step.UNDEFINE,) if clone.domain is not None else ()),
+                *((Step.REMOVE,) if clone.volumes else ()),
+            )
+        case _:
+            return wait

@@ -1,0 +1,300 @@
+"""The plugin host: the one place that finds, loads and registers plugins, and calls hooks.
+
+Each plugin is an entry point. stevedore imports the one that is named; pluggy registers it, which
+replays the registration hooks, and the descriptor that comes back is checked here. A plugin that
+fails is reported by :meth:`PluginHost.infos` and harms no other.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any, TypeVar
+
+import attrs
+import pluggy
+from stevedore import NamedExtensionManager
+
+from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, VmclonerError, did_you_mean
+from vmcloner_core.hooks import (
+    PROJECT,
+    Backend,
+    BootBackend,
+    Hooks,
+    HypervisorBackend,
+    ImageBackend,
+    StorageBackend,
+)
+from vmcloner_core.model import Labels, check_mac
+from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent
+
+log = logging.getLogger(__name__)
+B = TypeVar("B", StorageBackend, HypervisorBackend, BootBackend, ImageBackend)
+KINDS: dict[str, type[Any] | None] = {
+    "storage": StorageBackend,
+    "hypervisor": HypervisorBackend,
+    "boot": BootBackend,
+    "image": ImageBackend,
+    "observer": None,
+}
+"""Kinds of plugin, by the last part of their entry point group, and what each registers."""
+
+
+@attrs.frozen(kw_only=True)
+class PluginInfo:
+    """One plugin as found on this machine. ``state``: ``ok``, ``broken`` or ``duplicate``."""
+
+    name: str
+    kind: str
+    distribution: str
+    version: str
+    state: str = "ok"
+    description: str = ""
+    error: str = ""
+
+
+class PluginHost:
+    """Loads plugins by kind and name, each once. Thread-safe.
+
+    :param observers: objects with hook implementations, registered besides the entry points.
+    """
+
+    def __init__(self, observers: Sequence[object] = ()) -> None:
+        self._lock = threading.RLock()
+        self._loaded: dict[tuple[str, str], Backend] = {}
+        self._received: list[object] = []
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(Hooks)
+        for hook in (
+            self._manager.hook.vmcloner_storage_backend,
+            self._manager.hook.vmcloner_hypervisor_backend,
+            self._manager.hook.vmcloner_boot_provider,
+            self._manager.hook.vmcloner_image_builder,
+        ):
+            hook.call_historic(result_callback=self._received.append, kwargs={})
+        for observer in observers:
+            self._manager.register(observer)
+        self._observers_loaded = False
+
+    # --- backends ---
+
+    def storage(self, name: str) -> StorageBackend:
+        """Return a storage backend's descriptor; see :meth:`_backend` for the errors."""
+        return self._backend("storage", name, StorageBackend)
+
+    def hypervisor(self, name: str) -> HypervisorBackend:
+        """Return a hypervisor backend's descriptor."""
+        return self._backend("hypervisor", name, HypervisorBackend)
+
+    def boot(self, name: str) -> BootBackend:
+        """Return a boot provider's descriptor."""
+        return self._backend("boot", name, BootBackend)
+
+    def image(self, name: str) -> ImageBackend:
+        """Return an image builder's descriptor."""
+        return self._backend("image", name, ImageBackend)
+
+    def names(self, kind: str) -> tuple[str, ...]:
+        """Return the names of a kind's plugins, without importing any."""
+        return tuple(sorted({entry.name for entry in _entries(kind)}))
+
+    def _backend(self, kind: str, name: str, expected: type[B]) -> B:
+        """Return the descriptor of the plugin of that kind and name.
+
+        :raises NotFound: there is none. :raises BackendError: it is broken, or there are two.
+        """
+        with self._lock:
+            if (kind, name) not in self._loaded:
+                self._loaded[kind, name] = self._load(kind, name)
+            backend = self._loaded[kind, name]
+        assert isinstance(backend, expected)  # noqa: S101 - _check saw to it
+        return backend
+
+    def _load(self, kind: str, name: str) -> Backend:
+        entries = [entry for entry in _entries(kind) if entry.name == name]
+        if not entries:
+            known = self.names(kind)
+            raise NotFound(f"unknown {_KIND_WORDS[kind]} {name!r}", hint=did_you_mean(name, known))
+        if len(entries) > 1:
+            owners = " and ".join(sorted(_provenance(entry)[0] for entry in entries))
+            raise BackendError(
+                f"{kind} plugin {name!r} comes from {owners}", hint="uninstall one of them"
+            )
+        owner = _provenance(entries[0])[0]
+        try:
+            return self._check(kind, name, self._register(kind, name, _import(kind, name)))
+        except VmclonerError:
+            raise
+        except Exception as error:  # a plugin's import may raise anything
+            log.debug("plugin %s %s", kind, name, exc_info=True)
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise BackendError(
+                f"{kind} plugin {name!r} of {owner} is broken: {reason}",
+                hint="vmcloner plugin list",
+            ) from error
+
+    def _register(self, kind: str, name: str, plugin: object) -> object:
+        self._received.clear()
+        self._manager.register(plugin, name=f"{kind}:{name}")
+        try:
+            self._manager.check_pending()
+            if len(self._received) != 1:
+                raise TypeError(f"it registers {len(self._received)} backends, not one")
+        except Exception:
+            self._manager.unregister(plugin)
+            raise
+        return self._received.pop()
+
+    @staticmethod
+    def _check(kind: str, name: str, found: object) -> Backend:
+        expected = KINDS[kind]
+        if expected is None or not isinstance(found, expected):
+            raise TypeError(f"it registers a {type(found).__name__}")
+        if found.name != name:
+            raise ValueError(f"it registers the name {found.name!r}")
+        missing = sorted(getattr(found.factory, "__abstractmethods__", ()))
+        if missing:
+            raise TypeError(f"{found.factory.__name__} lacks {', '.join(missing)}")
+        backend: Backend = found
+        return backend
+
+    def infos(self) -> tuple[PluginInfo, ...]:
+        """Load every plugin and tell what became of it, by kind and name."""
+        found = []
+        for kind in KINDS:
+            for entry in sorted(_entries(kind), key=lambda e: e.name):
+                found.append(self._info(kind, entry))
+        return tuple(found)
+
+    def _info(self, kind: str, entry: metadata.EntryPoint) -> PluginInfo:
+        distribution, version = _provenance(entry)
+        info = PluginInfo(name=entry.name, kind=kind, distribution=distribution, version=version)
+        try:
+            if kind == "observer":
+                _import(kind, entry.name)
+                return info
+            with self._lock:
+                backend = self._loaded.get((kind, entry.name)) or self._load(kind, entry.name)
+                self._loaded[kind, entry.name] = backend
+            return attrs.evolve(info, description=backend.description)
+        except VmclonerError as error:
+            twins = [other for other in _entries(kind) if other.name == entry.name]
+            state = "duplicate" if len(twins) > 1 else "broken"
+            return attrs.evolve(info, state=state, error=error.message)
+        except Exception as error:  # an observer's import may raise anything
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            return attrs.evolve(info, state="broken", error=reason)
+
+    # --- hooks ---
+
+    def load_observers(self) -> None:
+        """Load the plugins of the group ``vmcloner.observer``; one that fails is only reported."""
+        with self._lock:
+            if self._observers_loaded:
+                return
+            self._observers_loaded = True
+            for name in self.names("observer"):
+                try:
+                    self._manager.register(_import("observer", name), name=f"observer:{name}")
+                    self._manager.check_pending()
+                except Exception as error:  # a plugin's import may raise anything
+                    self._manager.unregister(name=f"observer:{name}")
+                    log.warning("observer plugin %r is left out: %s", name, error)
+
+    def preflight(self, plan: Plan) -> None:
+        """Let plugins veto a plan.
+
+        :raises VmclonerError: a plugin's veto. :raises BackendError: a plugin's failure.
+        """
+        try:
+            self._manager.hook.vmcloner_preflight(plan=plan)
+        except VmclonerError:
+            raise
+        except Exception as error:  # a veto must not be lost because it was badly written
+            raise BackendError(f"a plugin's preflight failed: {error}") from error
+
+    def clone_mac(self, labels: Labels, nic: int, attempt: int) -> str | None:
+        """Return the address that a MAC policy gives, or None where there is no policy.
+
+        :raises InvalidRequest: the policy gave no unicast MAC address.
+        """
+        found = self._manager.hook.vmcloner_clone_mac(labels=labels, nic=nic, attempt=attempt)
+        try:
+            return None if found is None else check_mac(found)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"the MAC policy gave {error.message}") from error
+
+    def plan_ready(self, plan: Plan) -> None:
+        """Tell observers of a plan that is about to be carried out."""
+        self._observe(self._manager.hook.vmcloner_plan_ready, plan=plan)
+
+    def step_changed(self, event: StepEvent) -> None:
+        """Tell observers of a step."""
+        self._observe(self._manager.hook.vmcloner_step_changed, event=event)
+
+    def progress(self, event: ProgressEvent) -> None:
+        """Tell observers of a long step's bytes."""
+        self._observe(self._manager.hook.vmcloner_progress, event=event)
+
+    def clone_ready(self, run: str, clone: str) -> None:
+        """Tell observers of a clone that is complete."""
+        self._observe(self._manager.hook.vmcloner_clone_ready, run=run, clone=clone)
+
+    def run_finished(self, result: RunResult) -> None:
+        """Tell observers of a run's end."""
+        self._observe(self._manager.hook.vmcloner_run_finished, result=result)
+
+    def _observe(self, hook: pluggy.HookCaller, **values: object) -> None:
+        # One by one: pluggy's own broadcast stops at the first exception.
+        with self._lock:
+            for implementation in hook.get_hookimpls():
+                wanted = {name: values[name] for name in implementation.argnames}
+                try:
+                    implementation.function(**wanted)
+                except Exception:  # an observer can't break a run
+                    log.warning("observer %s failed", implementation.plugin_name, exc_info=True)
+
+    def watch(self, observer: object) -> Callable[[], None]:
+        """Register an observer; returns the function that takes it away again."""
+        self._manager.register(observer)
+
+        def stop() -> None:
+            self._manager.unregister(observer)
+
+        return stop
+
+
+_KIND_WORDS = {
+    "storage": "storage backend",
+    "hypervisor": "engine",
+    "boot": "boot provider",
+    "image": "image builder",
+}
+
+
+def _entries(kind: str) -> tuple[metadata.EntryPoint, ...]:
+    return tuple(metadata.entry_points(group=f"vmcloner.{kind}"))
+
+
+def _provenance(entry: metadata.EntryPoint) -> tuple[str, str]:
+    """Return (distribution, version); stevedore's extensions don't know theirs."""
+    return (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "")
+
+
+def _import(kind: str, name: str) -> object:
+    """Import one plugin.
+
+    :raises Exception: whatever its import raised.
+    """
+    errors: list[BaseException] = []
+    manager: NamedExtensionManager[object] = NamedExtensionManager(
+        f"vmcloner.{kind}",
+        names=[name],
+        on_load_failure_callback=lambda _manager, _entry, error: errors.append(error),
+        warn_on_missing_entrypoint=False,
+    )
+    if errors:
+        raise errors[0]
+    return manager[name].plugin

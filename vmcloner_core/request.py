@@ -1,0 +1,105 @@
+"""What a user asks of the engine, as checked values: the inputs of a plan."""
+
+from __future__ import annotations
+
+import attrs
+
+from vmcloner_core.errors import InvalidRequest
+from vmcloner_core.model import CloneMode
+from vmcloner_core.names import MAX_INDEX, check_fleet, check_template, clone_name
+from vmcloner_core.plan import Action, OnFailure, Readiness
+
+MAX_CLONES = 10_000
+"""Clones in one request; more is taken for a slip of the finger."""
+
+
+def _positive(_instance: object, attribute: attrs.Attribute[int | None], value: int | None) -> None:
+    if value is not None and not 1 <= value <= MAX_CLONES:
+        raise InvalidRequest(
+            f"{attribute.name} must be 1 to {MAX_CLONES}, not {value}",
+            hint="split a larger fleet into several",
+        )
+
+
+def _jobs(_instance: object, _attribute: object, value: int | None) -> None:
+    if value is not None and not 1 <= value <= 256:
+        raise InvalidRequest(f"jobs must be 1 to 256, not {value}")
+
+
+@attrs.frozen(kw_only=True)
+class CreateRequest:
+    """Ask for a fleet of ``count`` clones in all, or for ``add`` more than there are.
+
+    :param count: the fleet's size in all; what is missing is made. 1 where neither is given.
+    :param add: clones to make with indices after the highest there is.
+    :param hypervisor: name of a hypervisor backend, None for the settings' default.
+    :param storage: name of a storage pool, None for the settings' default.
+    :param start: start them. :param wait: wait for this after starting (implies ``start``).
+    :param ready: wait for what the template calls ready (implies ``start``).
+    :param timeout: seconds to wait for each clone.
+    :param jobs: upper bound for calls at once of each driver.
+    """
+
+    fleet: str
+    template: str
+    count: int | None = attrs.field(default=None, validator=_positive)
+    add: int | None = attrs.field(default=None, validator=_positive)
+    hypervisor: str | None = None
+    storage: str | None = None
+    mode: CloneMode = CloneMode.LINKED
+    start: bool = False
+    ready: bool = False
+    wait: Readiness | None = None
+    timeout: float = 300.0
+    on_failure: OnFailure = OnFailure.KEEP
+    jobs: int | None = attrs.field(default=None, validator=_jobs)
+
+    def __attrs_post_init__(self) -> None:
+        check_fleet(self.fleet)
+        check_template(self.template)
+        if self.count is not None and self.add is not None:
+            raise InvalidRequest("count and add exclude one another")
+        clone_name(self.fleet, min(self.count or self.add or 1, MAX_INDEX))
+
+    @property
+    def action(self) -> Action:
+        """What the request is about."""
+        return Action.CREATE
+
+
+@attrs.frozen(kw_only=True)
+class TargetRequest:
+    """Ask for something to be done to clones that exist.
+
+    :param targets: fleets, clones and node sets, as :func:`vmcloner_core.names.parse_targets`
+        reads them; empty only with ``everything``.
+    :param everything: all clones of the host.
+    :param count: up to so many of the clones that the action would change: the lowest indices
+        of each are started first, the highest are stopped and deleted first.
+    :param kill: stop at once instead of asking the guests to shut down.
+    :param shutdown_timeout: seconds that guests get for a shutdown.
+    :param wait: what to wait for (START, RESTART, WAIT).
+    """
+
+    action: Action
+    targets: tuple[str, ...] = ()
+    everything: bool = False
+    count: int | None = attrs.field(default=None, validator=_positive)
+    kill: bool = False
+    shutdown_timeout: float = attrs.field(default=60.0)
+    wait: Readiness | None = None
+    jobs: int | None = attrs.field(default=None, validator=_jobs)
+
+    def __attrs_post_init__(self) -> None:
+        if self.action is Action.CREATE:
+            raise InvalidRequest("create takes a CreateRequest")
+        if bool(self.targets) == self.everything:
+            raise InvalidRequest(
+                f"{self.action.value} needs targets, or all, not both",
+                hint="name a fleet, a clone or a node set, or say --all",
+            )
+        if not 0 <= self.shutdown_timeout <= 86_400:
+            raise InvalidRequest(f"shutdown timeout out of range: {self.shutdown_timeout:g} s")
+
+
+Request = CreateRequest | TargetRequest

@@ -1,0 +1,234 @@
+"""Steps as calls of drivers: what each stage of the pipeline does with the works it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import attrs
+
+from vmcloner_core.drivers import BootProvider, BootRequest, HypervisorDriver, Lane, StorageDriver
+from vmcloner_core.errors import VmclonerError
+from vmcloner_core.executor import Call, More, Stage, Work
+from vmcloner_core.model import (
+    BootConfig,
+    CloneRequest,
+    DomainSpec,
+    Origin,
+    Outcome,
+    Template,
+    Volume,
+)
+from vmcloner_core.placeholders import clone_values, fill
+from vmcloner_core.plan import ClonePlan, Plan, Step
+from vmcloner_core.readiness import Awaited, watch
+
+D = TypeVar("D", StorageDriver, HypervisorDriver)
+
+
+def domain_spec(
+    plan: ClonePlan, template: Template, boot: BootConfig, volumes: tuple[Volume, ...]
+) -> DomainSpec:
+    """Return what defines a clone's domain."""
+    assert plan.uuid is not None  # noqa: S101 - a plan that defines gives it
+    return DomainSpec(
+        labels=plan.labels,
+        uuid=plan.uuid,
+        memory=template.memory,
+        vcpus=template.vcpus,
+        boot=boot,
+        volumes=volumes,
+        nics=plan.nics,
+        options=template.domain,
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Stages:
+    """Makes a plan's stages. A plan's clones may lie in several pools and hypervisors.
+
+    :param storages, hypervisors: return the driver that labels name.
+    :param origin: the template's image, of a plan that clones.
+    :param boot: the template's boot provider, of a plan that defines.
+    """
+
+    plan: Plan
+    storages: Callable[[str], StorageDriver]
+    hypervisors: Callable[[str], HypervisorDriver]
+    origin: Origin | None = None
+    boot: BootProvider | None = None
+    cancelled: Callable[[], bool] = lambda: False
+
+    def stages(self, steps: Iterable[Step], works: Sequence[Work]) -> tuple[Stage, ...]:
+        """Return one stage for each of ``steps``."""
+        return tuple(self._stage(step, works) for step in steps)
+
+    def _stage(self, step: Step, works: Sequence[Work]) -> Stage:
+        calls: Mapping[Step, Call] = {
+            Step.CLONE: self._clone,
+            Step.DEFINE: self._define,
+            Step.START: self._start,
+            Step.WAIT: self._wait,
+            Step.SHUTDOWN: self._shutdown,
+            Step.DESTROY: self._destroy,
+            Step.UNDEFINE: self._undefine,
+            Step.REMOVE: self._remove,
+        }
+        lane = self._lane(step, works)
+        if self.plan.jobs is not None:
+            lane = attrs.evolve(lane, concurrency=min(lane.concurrency, self.plan.jobs))
+        return Stage(step=step, call=calls[step], lane=lane)
+
+    def _lane(self, step: Step, works: Sequence[Work]) -> Lane:
+        if step is Step.WAIT:
+            return Lane(batch=max(1, len(works)))  # one watcher for all
+        attribute = {
+            Step.CLONE: "clone_lane",
+            Step.REMOVE: "delete_lane",
+            Step.DEFINE: "define_lane",
+            Step.START: "start_lane",
+            Step.UNDEFINE: "undefine_lane",
+        }.get(step, "stop_lane")
+        drivers: list[StorageDriver | HypervisorDriver]
+        if step in (Step.CLONE, Step.REMOVE):
+            drivers = [self.storages(n) for n in {w.plan.labels.storage for w in works}]
+        else:
+            drivers = [self.hypervisors(n) for n in {w.plan.labels.hypervisor for w in works}]
+        lanes: list[Lane] = [getattr(driver, attribute) for driver in drivers]
+        return Lane(
+            batch=max((lane.batch for lane in lanes), default=1),
+            concurrency=max((lane.concurrency for lane in lanes), default=1),
+        )
+
+    # --- calls ---
+
+    def _clone(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
+        assert self.origin is not None and self.plan.template is not None  # noqa: S101, PT018
+        requests = [
+            CloneRequest(
+                labels=work.plan.labels,
+                origin=self.origin,
+                mode=self.plan.mode,
+                size=self.plan.template.disk_size,
+            )
+            for work in works
+        ]
+        yield from self.storages(self.origin.pool).clone(requests)
+
+    def _define(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
+        template = self.plan.template
+        assert self.boot is not None and template is not None  # noqa: S101, PT018
+        by_name = {work.name: work for work in works}
+        requests = [
+            BootRequest(
+                labels=work.plan.labels,
+                template=template,
+                volumes=work.volumes,
+                nics=work.plan.nics,
+            )
+            for work in works
+        ]
+        specs: dict[str, list[DomainSpec]] = {}
+        for outcome in self.boot.resolve(requests):
+            if outcome.error is not None:
+                yield Outcome(key=outcome.key, error=outcome.error)
+                continue
+            work = by_name[outcome.key]
+            spec = domain_spec(work.plan, template, outcome.unwrap(), work.volumes)
+            specs.setdefault(spec.labels.hypervisor, []).append(spec)
+        for name, group in specs.items():
+            yield from self.hypervisors(name).define(group)
+
+    def _start(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
+        ready = []
+        for work, error in self._volumes(works, "activate"):
+            if error is None:
+                ready.append(work)
+            else:
+                yield Outcome(key=work.name, error=error)
+        for driver, group in self._by_hypervisor(ready):
+            yield from driver.start([work.name for work in group])
+
+    def _wait(self, works: Sequence[Work], more: More) -> Iterator[Outcome[object]]:
+        assert self.plan.wait is not None  # noqa: S101 - a plan that waits says for what
+        yield from watch(
+            self._awaited(works),
+            self.plan.wait,
+            more=lambda: self._awaited(more()),
+            cancelled=self.cancelled,
+        )
+
+    def _awaited(self, works: Sequence[Work]) -> list[Awaited]:
+        pattern = self.plan.wait.pattern if self.plan.wait is not None else None
+        return [
+            Awaited(
+                name=work.name,
+                driver=self.hypervisors(work.plan.labels.hypervisor),
+                pattern=None
+                if pattern is None
+                else fill(pattern, clone_values(work.plan.labels, work.plan.nics), what="ready"),
+            )
+            for work in works
+        ]
+
+    def _shutdown(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
+        timeout = self.plan.shutdown_timeout
+        yield from self._stopped(works, lambda driver, names: driver.shutdown(names, timeout))
+
+    def _destroy(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
+        yield from self._stopped(works, lambda driver, names: driver.destroy(names))
+
+    def _stopped(
+        self,
+        works: Sequence[Work],
+        stop: Callable[[HypervisorDriver, Sequence[str]], Iterator[Outcome[None]]],
+    ) -> Iterator[Outcome[object]]:
+        for driver, group in self._by_hypervisor(works):
+            by_name = {work.name: work for work in group}
+            stopped: dict[str, Outcome[None]] = {}
+            for outcome in stop(driver, list(by_name)):
+                if outcome.error is not None:
+                    yield Outcome(key=outcome.key, error=outcome.error)
+                else:
+                    stopped[outcome.key] = outcome
+            for work, error in self._volumes([by_name[name] for name in stopped], "deactivate"):
+                yield attrs.evolve(stopped[work.name], error=error)
+
+    def _undefine(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
+        for driver, group in self._by_hypervisor(works):
+            yield from driver.undefine([work.name for work in group])
+
+    def _remove(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
+        for name, volumes in self._by_pool(works).items():
+            yield from self.storages(name).delete(volumes)
+
+    # --- grouping ---
+
+    def _by_hypervisor(
+        self, works: Sequence[Work]
+    ) -> Iterator[tuple[HypervisorDriver, Sequence[Work]]]:
+        groups: dict[str, list[Work]] = {}
+        for work in works:
+            groups.setdefault(work.plan.labels.hypervisor, []).append(work)
+        for name, group in groups.items():
+            yield self.hypervisors(name), group
+
+    @staticmethod
+    def _by_pool(works: Sequence[Work]) -> Mapping[str, list[Volume]]:
+        groups: dict[str, list[Volume]] = {}
+        for work in works:
+            for volume in work.volumes:
+                groups.setdefault(volume.pool, []).append(volume)
+        return groups
+
+    def _volumes(
+        self, works: Sequence[Work], operation: str
+    ) -> Iterator[tuple[Work, VmclonerError | None]]:
+        """Activate or deactivate works' volumes; yields each work with its error, if any."""
+        errors: dict[str, VmclonerError] = {}
+        for name, volumes in self._by_pool(works).items():
+            for outcome in getattr(self.storages(name), operation)(volumes):
+                if outcome.error is not None:
+                    errors[outcome.key] = outcome.error
+        for work in works:
+            yield work, errors.get(work.name)

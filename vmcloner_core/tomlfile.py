@@ -1,0 +1,114 @@
+"""Read TOML into attrs classes, strictly: an unknown key or a wrong type names file and key."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+import cattrs
+from cattrs import Converter, transform_error
+from cattrs.errors import ForbiddenExtraKeysError
+
+from vmcloner_core.errors import InvalidRequest, VmclonerError, did_you_mean
+from vmcloner_core.units import Size, parse_size
+
+T = TypeVar("T")
+MAX_FILE = 1024**2
+"""Bytes of a settings or template file."""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return what a TOML file says.
+
+    :raises InvalidRequest: it can't be read, is too large or isn't TOML; names file and line.
+    """
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAX_FILE + 1)
+        if len(content) > MAX_FILE:
+            raise InvalidRequest(f"{path}: larger than {MAX_FILE} bytes")
+        return tomllib.loads(content.decode())
+    except OSError as error:
+        raise InvalidRequest(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{path}: not TOML: {error}") from error
+
+
+def structure(data: Mapping[str, Any], into: type[T], *, where: str) -> T:
+    """Return ``data`` as an instance of the attrs class ``into``.
+
+    :param where: the file (and table) that the data is from, for the message.
+    :raises InvalidRequest: names the key, what is wrong with it, and for an unknown key the one
+        that was probably meant.
+    """
+    try:
+        return _CONVERTER.structure(data, into)
+    except VmclonerError as error:
+        raise InvalidRequest(f"{where}: {error.message}", hint=error.hint) from error
+    except (cattrs.BaseValidationError, ForbiddenExtraKeysError, TypeError, ValueError) as error:
+        problems = transform_error(error, format_exception=_explain, path="")
+        raise InvalidRequest(f"{where}: {_first(problems)}") from error
+
+
+def _first(problems: list[str]) -> str:
+    """Return the first problem as ``key: reason``; cattrs says ``reason @ .key``."""
+    reason, _, key = problems[0].rpartition(" @ ")
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return (f"{key.lstrip('.')}: {reason}" if key.lstrip(".") else reason or problems[0]) + more
+
+
+def _explain(error: BaseException, _type: type | None) -> str:
+    if isinstance(error, ForbiddenExtraKeysError):
+        known = [field.name for field in attrs.fields(error.cl)]
+        key = sorted(error.extra_fields)[0]
+        return f"unknown key {key!r} ({did_you_mean(key, known)})"
+    if isinstance(error, KeyError):
+        return f"key {error.args[0]!r} is missing"
+    return str(error)
+
+
+def _strict(kind: type, name: str) -> Any:
+    def hook(value: object, _: object) -> object:
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"must be {name}, not {value!r}")
+        return value
+
+    return hook
+
+
+def _number(value: object, _: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"must be a number, not {value!r}")
+    return float(value)
+
+
+def _tuple_of_strings(value: object, _: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"must be a list of strings, not {value!r}")
+    return tuple(value)
+
+
+def _converter() -> Converter:
+    converter = Converter(forbid_extra_keys=True)
+    converter.register_structure_hook(str, _strict(str, "a string"))
+    converter.register_structure_hook(int, _strict(int, "a whole number"))
+    converter.register_structure_hook(bool, _strict(bool, "true or false"))
+    converter.register_structure_hook(float, _number)
+    converter.register_structure_hook(Path, lambda value, _: _path(value))
+    converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], _tuple_of_strings)
+    converter.register_structure_hook_func(
+        lambda kind: kind == Size, lambda value, _: parse_size(value)
+    )
+    return converter
+
+
+def _path(value: object) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"must be a path, not {value!r}")
+    return Path(value).expanduser()
+
+
+_CONVERTER = _converter()
