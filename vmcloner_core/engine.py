@@ -70,7 +70,7 @@ from vmcloner_core.plan import (
     StepEvent,
     StepStatus,
 )
-from vmcloner_core.planner import Birth, Facts, check_space, plan_create, plan_targets
+from vmcloner_core.planner import Birth, Facts, check_memory, check_space, plan_create, plan_targets
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.process import LocalRunner
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
@@ -103,19 +103,20 @@ class Engine:
         *,
         config: Path | None = None,
         host: str | None = None,
-        observers: Sequence[object] = (),
+        plugins: Sequence[object] = (),
     ) -> Self:
         """Return an engine for a host.
 
         :param config: the settings file; None for the first that exists.
         :param host: its name in the settings; None for their default.
-        :param observers: objects with hook implementations (:mod:`vmcloner_core.hooks`).
+        :param plugins: objects with hook implementations (:mod:`vmcloner_core.hooks`): observers,
+            policies, and backends that needn't be installed as entry points.
         :raises NotFound: no such file or host. :raises InvalidRequest: the settings are wrong.
         """
         settings = Settings.load(config)
-        plugins = PluginHost(observers)
-        backends = Backends(settings, plugins, settings.host(host), LocalRunner())
-        return cls(settings, plugins, backends)
+        loaded = PluginHost(plugins)
+        backends = Backends(settings, loaded, settings.host(host), LocalRunner())
+        return cls(settings, loaded, backends)
 
     def __enter__(self) -> Self:
         return self
@@ -169,6 +170,7 @@ class Engine:
         else:
             clones = self._clones()
             plan = plan_targets(request, clones, run=run, host=self.host.name)
+            self._check_memory(plan, clones)
         self.plugins.load_observers()
         self.plugins.preflight(plan)
         return plan
@@ -250,6 +252,17 @@ class Engine:
             mac_prefix=hypervisor.mac_prefix,
         )
         return plan_create(request, template, facts, Birth(run=run, owner=_owner(), created=_now()))
+
+    def _check_memory(self, plan: Plan, clones: Sequence[Clone]) -> None:
+        """Check that the clones that a plan starts fit beside those that run."""
+        starting = {c.name for c in plan.clones if c.steps and c.steps[0] is Step.START}
+        sizes: dict[str, Any] = {}
+        for clone in clones:
+            if clone.name in starting and clone.domain is not None:
+                sizes.setdefault(clone.labels.hypervisor, []).append(clone.domain.memory)
+        for name, group in sizes.items():
+            free = self._backends.hypervisor(name).resources().memory_free
+            check_memory(group, int(free * self.settings.limits.memory_overcommit))
 
     def _check_pairing(self, template: Template, hypervisor: HypervisorDriver) -> None:
         """Check that template, boot provider and hypervisor go together."""

@@ -331,12 +331,16 @@ class DomainSpec:
 
 @attrs.frozen(kw_only=True)
 class Domain:
-    """A labelled domain as found on the host. ``state`` is never ALLOCATED or ORPHAN."""
+    """A labelled domain as found on the host. ``state`` is never ALLOCATED or ORPHAN.
+
+    ``memory`` in bytes: what it takes once it is started.
+    """
 
     name: str
     uuid: uuid.UUID
     labels: Labels
     state: State
+    memory: int
     macs: tuple[str, ...] = ()
     disks: tuple[Path, ...] = ()
 

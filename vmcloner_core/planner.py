@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 
 import attrs
 
@@ -222,7 +223,8 @@ def _with_needs(plan: Plan, facts: Facts) -> Plan:
     space = facts.space(new) if facts.origin is not None else 0
     check_space(plan.storage or "", new, facts.space if facts.origin else None, facts.capacity)
     starts = sum(Step.START in clone.steps for clone in plan.clones)
-    _check_memory("start", [template.memory] * starts, facts)
+    usable = int(facts.resources.memory_free * facts.memory_overcommit)
+    check_memory([template.memory] * starts, usable)
     return attrs.evolve(plan, space=space, memory=starts * template.memory)
 
 
@@ -243,19 +245,18 @@ def check_space(
     )
 
 
-def _check_memory(verb: str, sizes: Sequence[int], facts: Facts) -> None:
-    usable = int(facts.resources.memory_free * facts.memory_overcommit)
-    needed = sum(sizes)
-    if needed <= usable:
+def check_memory(sizes: Sequence[int], usable: int) -> None:
+    """Check that guests of these sizes can be started in ``usable`` bytes.
+
+    :raises NotEnoughResources: they can't; says what they need, what there is, how many fit.
+    """
+    if sum(sizes) <= usable:
         return
-    fit = used = 0
-    for size in sizes:
-        used += size
-        fit += used <= usable
+    fit = sum(total <= usable for total in accumulate(sizes))
     raise NotEnoughResources(
-        f"to {verb} {len(sizes)} clones takes {format_size(needed)} of memory, "
+        f"to start {len(sizes)} clones takes {format_size(sum(sizes))} of memory, "
         f"{format_size(usable)} are available",
-        hint=f"{fit} would fit; limits.memory_overcommit allows more",
+        hint=f"{fit} would fit; limits.memory_overcommit in the settings allows more",
     )
 
 

@@ -58,10 +58,11 @@ class PluginInfo:
 class PluginHost:
     """Loads plugins by kind and name, each once. Thread-safe.
 
-    :param observers: objects with hook implementations, registered besides the entry points.
+    :param plugins: objects with hook implementations (backends too), beside the entry points.
+    :raises BackendError: one of them registers what is no backend.
     """
 
-    def __init__(self, observers: Sequence[object] = ()) -> None:
+    def __init__(self, plugins: Sequence[object] = ()) -> None:
         self._lock = threading.RLock()
         self._loaded: dict[tuple[str, str], Backend] = {}
         self._received: list[object] = []
@@ -74,9 +75,12 @@ class PluginHost:
             self._manager.hook.vmcloner_image_builder,
         ):
             hook.call_historic(result_callback=self._received.append, kwargs={})
-        for observer in observers:
-            self._manager.register(observer)
         self._observers_loaded = False
+        for plugin in plugins:
+            self._manager.register(plugin)
+        for found in self._received:
+            kind = _kind_of(found)
+            self._loaded[kind, getattr(found, "name", "")] = self._check(kind, None, found)
 
     # --- backends ---
 
@@ -98,7 +102,8 @@ class PluginHost:
 
     def names(self, kind: str) -> tuple[str, ...]:
         """Return the names of a kind's plugins, without importing any."""
-        return tuple(sorted({entry.name for entry in _entries(kind)}))
+        loaded = {name for of, name in self._loaded if of == kind}
+        return tuple(sorted(loaded | {entry.name for entry in _entries(kind)}))
 
     def _backend(self, kind: str, name: str, expected: type[B]) -> B:
         """Return the descriptor of the plugin of that kind and name.
@@ -148,11 +153,11 @@ class PluginHost:
         return self._received.pop()
 
     @staticmethod
-    def _check(kind: str, name: str, found: object) -> Backend:
+    def _check(kind: str, name: str | None, found: object) -> Backend:
         expected = KINDS[kind]
         if expected is None or not isinstance(found, expected):
             raise TypeError(f"it registers a {type(found).__name__}")
-        if found.name != name:
+        if name is not None and found.name != name:
             raise ValueError(f"it registers the name {found.name!r}")
         missing = sorted(getattr(found.factory, "__abstractmethods__", ()))
         if missing:
@@ -195,7 +200,7 @@ class PluginHost:
             if self._observers_loaded:
                 return
             self._observers_loaded = True
-            for name in self.names("observer"):
+            for name in sorted({entry.name for entry in _entries("observer")}):
                 try:
                     self._manager.register(_import("observer", name), name=f"observer:{name}")
                     self._manager.check_pending()
@@ -272,6 +277,13 @@ _KIND_WORDS = {
     "boot": "boot provider",
     "image": "image builder",
 }
+
+
+def _kind_of(found: object) -> str:
+    for kind, expected in KINDS.items():
+        if expected is not None and isinstance(found, expected):
+            return kind
+    raise BackendError(f"a plugin registers a {type(found).__name__}, which is no backend")
 
 
 def _entries(kind: str) -> tuple[metadata.EntryPoint, ...]:

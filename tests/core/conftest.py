@@ -1,0 +1,70 @@
+"""An engine on the reference drivers, in a folder of its own."""
+
+from pathlib import Path
+
+import attrs
+import pytest
+
+from vmcloner_core import Engine
+from vmcloner_core.testing.reference import (
+    BootPlugin,
+    HypervisorPlugin,
+    ReferenceHypervisor,
+    ReferenceStorage,
+    StoragePlugin,
+)
+
+TEMPLATE = """
+hypervisors = ["reference"]
+boot = "reference"
+memory = "256MiB"
+ready = 'console:ready name={{ name }} '
+[image]
+path = "image.raw"
+"""
+
+
+@attrs.frozen
+class Lab:
+    """The engine, and the two drivers behind it."""
+
+    engine: Engine
+    folder: Path
+    storage_plugin: StoragePlugin
+    hypervisor_plugin: HypervisorPlugin
+
+    @property
+    def pool(self) -> ReferenceStorage:
+        return self.storage_plugin.driver
+
+    @property
+    def machines(self) -> ReferenceHypervisor:
+        return self.hypervisor_plugin.driver
+
+    def template(self, name: str, text: str = TEMPLATE) -> None:
+        (self.folder / "templates").mkdir(exist_ok=True)
+        (self.folder / "templates" / f"{name}.toml").write_text(text)
+        (self.folder / "templates" / "image.raw").write_bytes(bytes(1024**2))
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VMCLONER_CONFIG", raising=False)
+    config = tmp_path / "vmcloner.toml"
+    config.write_text(
+        f"""
+        [defaults]
+        hypervisor = "reference"
+        storage = "reference"
+        [hosts.local]
+        state = "{tmp_path}/state"
+        """
+    )
+    storage, hypervisor = StoragePlugin(), HypervisorPlugin()
+    with Engine.open(plugins=[storage, hypervisor, BootPlugin()]) as engine:
+        lab = Lab(engine, tmp_path, storage, hypervisor)
+        lab.template("t1")
+        lab.template("t2")
+        engine.list()  # makes the drivers
+        yield lab

@@ -1,0 +1,348 @@
+"""Reference drivers: the contracts kept in memory, for tests of what is built on them.
+
+They hold nothing beyond the process and boot nothing. Pass them to an engine of your own tests::
+
+    pool, machines = StoragePlugin(), HypervisorPlugin()
+    engine = Engine.open(config=settings, plugins=[pool, machines, BootPlugin()])
+
+with settings whose defaults are ``storage = "reference"`` and ``hypervisor = "reference"``, and a
+template with ``hypervisors = ["reference"]`` and ``boot = "reference"``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+from vmcloner_core.drivers import (
+    BootProvider,
+    BootRequest,
+    DriverContext,
+    HypervisorDriver,
+    ImageFile,
+    Lane,
+    SimpleStorageDriver,
+)
+from vmcloner_core.errors import Conflict, InvalidRequest, NotFound, VmclonerError, WrongState
+from vmcloner_core.hooks import BootBackend, HypervisorBackend, NoSettings, StorageBackend, hookimpl
+from vmcloner_core.model import (
+    BootConfig,
+    Capacity,
+    Check,
+    CloneMode,
+    CloneRequest,
+    Domain,
+    DomainInventory,
+    DomainSpec,
+    HostResources,
+    Origin,
+    Outcome,
+    Progress,
+    State,
+    Status,
+    Template,
+    Volume,
+)
+
+GIB = 1024**3
+
+
+class ReferenceStorage(SimpleStorageDriver):
+    """Keeps origins and volumes in dictionaries.
+
+    ``fail`` maps a clone's name to the error that its next ``clone`` gets.
+    """
+
+    clone_lane = Lane(batch=4)
+
+    def __init__(self, context: DriverContext, _settings: NoSettings) -> None:
+        super().__init__(context)
+        self.lock = threading.Lock()
+        self.images: dict[str, Origin] = {}
+        self.disks: dict[str, Volume] = {}
+        self.fail: dict[str, VmclonerError] = {}
+        self.free = 1024 * GIB
+
+    def probe(self) -> Iterator[Check]:
+        """See :meth:`StorageDriver.probe`."""
+        yield Check(backend=self.name, name="memory", status=Status.OK)
+
+    def import_image(self, template: str, image: ImageFile, progress: Progress) -> Outcome[Origin]:
+        """See :meth:`StorageDriver.import_image`."""
+        with self.lock:
+            held = self.images.get(template)
+            if held is not None and held.digest == image.digest:
+                return Outcome(key=template, value=held, changed=False)
+            self._check_unused(template)
+            progress(image.size, image.size)
+            origin = Origin(
+                template=template,
+                pool=self.name,
+                size=image.size,
+                allocated=image.size,
+                digest=image.digest,
+            )
+            self.images[template] = origin
+            return Outcome(key=template, value=origin)
+
+    def origins(self) -> tuple[Origin, ...]:
+        """See :meth:`StorageDriver.origins`."""
+        return tuple(self.images.values())
+
+    def delete_origin(self, template: str) -> Outcome[None]:
+        """See :meth:`StorageDriver.delete_origin`."""
+        with self.lock:
+            self._check_unused(template)
+            return Outcome(key=template, changed=self.images.pop(template, None) is not None)
+
+    def _check_unused(self, template: str) -> None:
+        users = [v.labels.clone for v in self.disks.values() if v.labels.template == template]
+        if users:
+            raise WrongState(f"clones are linked to {template}: {users[0]}")
+
+    def clone_one(self, request: CloneRequest) -> Outcome[Volume]:
+        """See :meth:`StorageDriver.clone`."""
+        name = request.labels.clone
+        with self.lock:
+            if name in self.fail:
+                raise self.fail.pop(name)
+            held = self.disks.get(name)
+            if held is not None:
+                if not held.labels.same_clone(request.labels):
+                    raise Conflict(f"volume {name} belongs to another clone")
+                return Outcome(key=name, value=held, changed=False)
+            size = request.size or request.origin.size
+            if size < request.origin.size:
+                raise InvalidRequest(f"{name}: a disk can't be smaller than its image")
+            volume = Volume(
+                name=request.volume_name,
+                pool=self.name,
+                labels=request.labels,
+                path=Path("/reference") / request.volume_name,
+                size=size,
+            )
+            self.disks[name] = volume
+            return Outcome(key=name, value=volume)
+
+    def delete_one(self, volume: Volume) -> Outcome[None]:
+        """See :meth:`StorageDriver.delete`."""
+        name = volume.labels.clone
+        with self.lock:
+            held = self.disks.get(name)
+            if held is not None and not held.labels.same_clone(volume.labels):
+                raise Conflict(f"volume {name} belongs to another clone")
+            return Outcome(key=name, changed=self.disks.pop(name, None) is not None)
+
+    def volumes(self) -> tuple[Volume, ...]:
+        """See :meth:`StorageDriver.volumes`."""
+        return tuple(self.disks.values())
+
+    def capacity(self) -> Capacity:
+        """See :meth:`StorageDriver.capacity`."""
+        return Capacity(total=1024 * GIB, free=self.free)
+
+    def need(self, origin: Origin, count: int, mode: CloneMode) -> int:
+        """See :meth:`StorageDriver.need`."""
+        return count * origin.allocated if mode is CloneMode.FULL else 0
+
+
+class ReferenceHypervisor(HypervisorDriver):
+    """Keeps domains in a dictionary; a domain that is started says its name on its console.
+
+    ``fail`` maps (operation, name) to the error that its next call gets.
+    """
+
+    kind = "reference"
+    define_lane = Lane(batch=8, concurrency=2)
+    start_lane = Lane(concurrency=4)
+    stop_lane = Lane(batch=8)
+
+    def __init__(self, context: DriverContext, _settings: NoSettings) -> None:
+        super().__init__(context)
+        self.lock = threading.Lock()
+        self.machines: dict[str, Domain] = {}
+        self.consoles: dict[str, bytes] = {}
+        self.foreign: set[str] = set()
+        self.foreign_macs: set[str] = set()
+        self.fail: dict[tuple[str, str], VmclonerError] = {}
+        self.memory_free = 64 * GIB
+
+    def probe(self) -> Iterator[Check]:
+        """See :meth:`HypervisorDriver.probe`."""
+        yield Check(backend=self.name, name="memory", status=Status.OK)
+
+    def inspect(self) -> DomainInventory:
+        """See :meth:`HypervisorDriver.inspect`."""
+        return DomainInventory(
+            domains=tuple(self.machines.values()),
+            foreign_names=frozenset(self.foreign),
+            foreign_macs=frozenset(self.foreign_macs),
+        )
+
+    def states(self) -> Mapping[str, State]:
+        """See :meth:`HypervisorDriver.states`."""
+        return {name: domain.state for name, domain in list(self.machines.items())}
+
+    def resources(self) -> HostResources:
+        """See :meth:`HypervisorDriver.resources`."""
+        return HostResources(memory_total=64 * GIB, memory_free=self.memory_free, cpus=8)
+
+    def render(self, spec: DomainSpec) -> str:
+        """See :meth:`HypervisorDriver.render`."""
+        return f"<domain><name>{spec.name}</name></domain>"
+
+    def define(self, specs: Sequence[DomainSpec]) -> Iterator[Outcome[Domain]]:
+        """See :meth:`HypervisorDriver.define`."""
+        for spec in specs:
+            with self.lock:
+                yield self._defined(spec)
+
+    def _defined(self, spec: DomainSpec) -> Outcome[Domain]:
+        if error := self._error("define", spec.name):
+            return Outcome(key=spec.name, error=error)
+        held = self.machines.get(spec.name)
+        if held is not None and held.labels.same_clone(spec.labels):
+            return Outcome(key=spec.name, value=held, changed=False)
+        domain = Domain(
+            name=spec.name,
+            uuid=spec.uuid,
+            labels=spec.labels,
+            state=State.STOPPED,
+            memory=spec.memory,
+            macs=tuple(nic.mac for nic in spec.nics),
+            disks=tuple(volume.path for volume in spec.volumes),
+        )
+        self.machines[spec.name] = domain
+        return Outcome(key=spec.name, value=domain)
+
+    def _error(self, operation: str, name: str) -> VmclonerError | None:
+        if name in self.foreign:
+            return Conflict(f"domain {name} isn't vmcloner's")
+        return self.fail.pop((operation, name), None)
+
+    def start(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """See :meth:`HypervisorDriver.start`."""
+        for name in names:
+            if name not in self.machines and name not in self.foreign:
+                yield Outcome(key=name, error=NotFound(f"no domain {name}"))
+                continue
+            self.consoles[name] = f"ready name={name} \n".encode()
+            yield self._set("start", name, State.RUNNING)
+
+    def _set(self, operation: str, name: str, state: State) -> Outcome[None]:
+        with self.lock:
+            if error := self._error(operation, name):
+                return Outcome(key=name, error=error)
+            held = self.machines.get(name)
+            if held is None or held.state is state:
+                return Outcome(key=name, changed=False)
+            self.machines[name] = attrs.evolve(held, state=state)
+            return Outcome(key=name)
+
+    def shutdown(self, names: Sequence[str], _timeout: float) -> Iterator[Outcome[None]]:
+        """See :meth:`HypervisorDriver.shutdown`."""
+        for name in names:
+            yield self._set("shutdown", name, State.STOPPED)
+
+    def destroy(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """See :meth:`HypervisorDriver.destroy`."""
+        for name in names:
+            yield self._set("destroy", name, State.STOPPED)
+
+    def undefine(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """See :meth:`HypervisorDriver.undefine`."""
+        for name in names:
+            with self.lock:
+                held = self.machines.get(name)
+                if error := self._error("undefine", name):
+                    yield Outcome(key=name, error=error)
+                elif held is not None and held.state is not State.STOPPED:
+                    yield Outcome(key=name, error=WrongState(f"{name} is {held.state.value}"))
+                else:
+                    self.consoles.pop(name, None)
+                    yield Outcome(key=name, changed=self.machines.pop(name, None) is not None)
+
+    def read_console(self, name: str, offset: int, limit: int) -> tuple[bytes, int]:
+        """See :meth:`HypervisorDriver.read_console`."""
+        said = self.consoles.get(name, b"")
+        if offset > len(said):
+            offset = 0
+        data = said[offset : offset + limit]
+        return data, offset + len(data)
+
+    def attach_console(self, name: str, stdin: int, stdout: int) -> None:  # noqa: ARG002
+        """See :meth:`HypervisorDriver.attach_console`."""
+        raise WrongState(f"{name} has a console that can be read only")
+
+
+class StoragePlugin:
+    """Registers the storage ``reference``; ``driver`` is the one instance, for tests to look at."""
+
+    def __init__(self) -> None:
+        self.made: list[ReferenceStorage] = []
+
+    @property
+    def driver(self) -> ReferenceStorage:
+        """The driver that the engine uses."""
+        return self.made[0]
+
+    def _make(self, context: DriverContext, settings: NoSettings) -> ReferenceStorage:
+        if not self.made:
+            self.made.append(ReferenceStorage(context, settings))
+        return self.made[0]
+
+    @hookimpl
+    def vmcloner_storage_backend(self) -> StorageBackend:
+        """Register the backend."""
+        return StorageBackend(name="reference", description="in memory", factory=self._make)
+
+
+class HypervisorPlugin:
+    """Registers the hypervisor ``reference``; ``driver`` as in :class:`StoragePlugin`."""
+
+    def __init__(self) -> None:
+        self.made: list[ReferenceHypervisor] = []
+
+    @property
+    def driver(self) -> ReferenceHypervisor:
+        """The driver that the engine uses."""
+        return self.made[0]
+
+    def _make(self, context: DriverContext, settings: NoSettings) -> ReferenceHypervisor:
+        if not self.made:
+            self.made.append(ReferenceHypervisor(context, settings))
+        return self.made[0]
+
+    @hookimpl
+    def vmcloner_hypervisor_backend(self) -> HypervisorBackend:
+        """Register the backend."""
+        return HypervisorBackend(name="reference", description="in memory", factory=self._make)
+
+
+class BootPlugin:
+    """Registers the boot provider ``reference``, which boots every clone from its disk."""
+
+    @hookimpl
+    def vmcloner_boot_provider(self) -> BootBackend:
+        """Register the provider."""
+        return BootBackend(
+            name="reference",
+            description="from the disk",
+            factory=lambda _context: ReferenceBoot(),
+            hypervisors=frozenset({"reference"}),
+        )
+
+
+class ReferenceBoot(BootProvider):
+    """Boots from the disk."""
+
+    def check(self, template: Template) -> None:
+        """Accept every template."""
+
+    def resolve(self, requests: Sequence[BootRequest]) -> Iterator[Outcome[BootConfig]]:
+        """Say ``hd`` for every clone."""
+        for request in requests:
+            yield Outcome(key=request.labels.clone, value=BootConfig())
