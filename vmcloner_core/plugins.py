@@ -129,7 +129,7 @@ class PluginHost:
             )
         owner = _provenance(entries[0])[0]
         try:
-            return self._check(kind, name, self._register(kind, name, _import(kind, name)))
+            return self._registered(kind, name, _import(kind, name))
         except VmclonerError:
             raise
         except Exception as error:  # a plugin's import may raise anything
@@ -140,17 +140,17 @@ class PluginHost:
                 hint="vmcloner plugin list",
             ) from error
 
-    def _register(self, kind: str, name: str, plugin: object) -> object:
+    def _registered(self, kind: str, name: str, plugin: object) -> Backend:
         self._received.clear()
         self._manager.register(plugin, name=f"{kind}:{name}")
         try:
             self._manager.check_pending()
             if len(self._received) != 1:
                 raise TypeError(f"it registers {len(self._received)} backends, not one")
+            return self._check(kind, name, self._received[0])
         except Exception:
             self._manager.unregister(plugin)
             raise
-        return self._received.pop()
 
     @staticmethod
     def _check(kind: str, name: str | None, found: object) -> Backend:
@@ -305,8 +305,10 @@ def _import(kind: str, name: str) -> object:
         f"vmcloner.{kind}",
         names=[name],
         on_load_failure_callback=lambda _manager, _entry, error: errors.append(error),
-        warn_on_missing_entrypoint=False,
+        on_missing_entrypoints_callback=None,
     )
     if errors:
         raise errors[0]
+    if name not in manager:
+        raise LookupError("it was installed while this process ran; start it again")
     return manager[name].plugin

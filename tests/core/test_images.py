@@ -1,0 +1,221 @@
+"""Images are hostile input: what they claim is checked before anything reads them."""
+
+import hashlib
+import http.server
+import shutil
+import struct
+import subprocess
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vmcloner_core import images
+from vmcloner_core.drivers import ImageBuilder
+from vmcloner_core.errors import HostCommandError, InvalidRequest, NotFound
+from vmcloner_core.model import ImageSource
+
+
+def quiet(_done, _total):
+    pass
+
+
+def look(path, **source):
+    return images.from_file(ImageSource(path=path, **source), quiet)
+
+
+def qemu_img(*argv):
+    subprocess.run(["qemu-img", *map(str, argv)], check=True, timeout=60, capture_output=True)
+
+
+@pytest.fixture
+def raw(tmp_path):
+    path = tmp_path / "disk.raw"
+    path.write_bytes(b"data" * 256 * 1024)
+    return path
+
+
+@pytest.fixture
+def qcow2(raw):
+    path = raw.with_suffix(".qcow2")
+    qemu_img("convert", "-O", "qcow2", raw, path)
+    return path
+
+
+def test_raw(raw):
+    image = look(raw)
+    assert (image.format, image.size) == ("raw", 1024**2)
+    assert image.digest == "sha256:" + hashlib.sha256(raw.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("options", [[], ["-c"], ["-o", "cluster_size=512"], ["-o", "compat=0.10"]])
+def test_qcow2(raw, tmp_path, options):
+    path = tmp_path / "x.qcow2"
+    qemu_img("convert", *options, "-O", "qcow2", raw, path)
+    image = look(path)
+    assert (image.format, image.size) == ("qcow2", 1024**2)
+
+
+def test_extended_l2(raw, tmp_path):
+    path = tmp_path / "x.qcow2"
+    qemu_img("convert", "-o", "extended_l2=on,cluster_size=128k", "-O", "qcow2", raw, path)
+    assert look(path).size == 1024**2
+
+
+def test_wrong_suffix(raw, qcow2):
+    shutil.copy(qcow2, raw)
+    with pytest.raises(InvalidRequest, match="is qcow2, though its name says raw"):
+        look(raw)
+
+
+def test_wrong_format(raw):
+    with pytest.raises(InvalidRequest, match="is raw, though its format says qcow2"):
+        look(raw, format="qcow2")
+
+
+@pytest.mark.parametrize("kind", ["vmdk", "vhdx", "vdi"])
+def test_other_formats(raw, kind):
+    path = raw.parent / "other.img"
+    qemu_img("convert", "-O", kind, raw, path)
+    with pytest.raises(InvalidRequest, match=f"is {kind.upper()}"):
+        look(path)
+
+
+def test_truncated(raw, qcow2):
+    for path, size in ((raw, 1000), (qcow2, 300_000), (qcow2, 50), (qcow2, 70_000)):
+        with path.open("r+b") as stream:
+            stream.truncate(size)
+        with pytest.raises(InvalidRequest, match="truncated"):
+            look(path)
+
+
+def test_backing_file(raw, tmp_path):
+    path = tmp_path / "overlay.qcow2"
+    qemu_img("create", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw", path)
+    with pytest.raises(InvalidRequest, match="backing file"):
+        look(path)
+
+
+def test_data_file(tmp_path):
+    path = tmp_path / "x.qcow2"
+    qemu_img("create", "-f", "qcow2", "-o", f"data_file={tmp_path}/d,data_file_raw=on", path, "1M")
+    with pytest.raises(InvalidRequest, match="in another file"):
+        look(path)
+
+
+def test_what_is_no_file(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "fifo.raw")
+    with pytest.raises(InvalidRequest, match="not a regular file"):
+        look(tmp_path / "fifo.raw")
+    with pytest.raises(InvalidRequest, match=r"not a regular file|Is a directory"):
+        look(tmp_path)
+    with pytest.raises(NotFound, match="doesn't exist"):
+        look(tmp_path / "gone.raw")
+
+
+def test_wrong_checksum(raw):
+    with pytest.raises(InvalidRequest, match="sha256 is"):
+        look(raw, sha256="0" * 64)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=600))
+def test_any_header_is_read_or_refused(tmp_path_factory, tail):
+    path = tmp_path_factory.mktemp("fuzz") / "x.qcow2"
+    path.write_bytes(b"QFI\xfb" + tail)
+    try:
+        look(path)
+    except InvalidRequest as error:
+        assert str(path) in str(error)
+
+
+def test_a_huge_table_is_refused_at_once(qcow2):
+    with qcow2.open("r+b") as stream:
+        stream.seek(36)
+        stream.write(struct.pack(">I", 2**31))
+    with pytest.raises(InvalidRequest, match="out of range"):
+        look(qcow2)
+
+
+@pytest.fixture
+def server(tmp_path):
+    folder = tmp_path / "www"
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def do_GET(self):
+            if self.path.startswith("/short"):
+                self.send_response(200)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                self.wfile.write(b"x" * 10)
+                return
+            super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+def fetch(url, sha256, folder):
+    return images.download(ImageSource(url=url, sha256=sha256), folder, quiet)
+
+
+def test_download(server, raw, tmp_path):
+    folder, url = server
+    shutil.copy(raw, folder / "disk.raw")
+    digest = hashlib.sha256(raw.read_bytes()).hexdigest()
+    source = fetch(f"{url}/disk.raw?x=1", digest, tmp_path)
+    assert source.path.name == "disk.raw"
+    assert images.from_file(source, quiet).digest == f"sha256:{digest}"
+    with pytest.raises(InvalidRequest, match="sha256 is"):
+        images.from_file(fetch(f"{url}/disk.raw", "0" * 64, tmp_path), quiet)
+
+
+def test_download_that_fails(server, tmp_path):
+    _, url = server
+    with pytest.raises(HostCommandError, match="answered 404"):
+        fetch(f"{url}/gone.raw", "0" * 64, tmp_path)
+    with pytest.raises(HostCommandError, match="short"):
+        fetch(f"{url}/short", "0" * 64, tmp_path)
+    with pytest.raises(InvalidRequest, match="needs a sha256"):
+        fetch(f"{url}/disk.raw", None, tmp_path)
+
+
+class Builder(ImageBuilder):
+    def __init__(self, fingerprint="1", fail=False):
+        self.print, self.fail, self.built = fingerprint, fail, 0
+
+    def fingerprint(self):
+        return self.print
+
+    def build(self, folder, progress):
+        self.built += 1
+        (folder / "disk.raw").write_bytes(bytes(1024))
+        if self.fail:
+            raise HostCommandError("no")
+        return folder / "disk.raw"
+
+
+def test_a_build_is_made_once_and_whole(tmp_path):
+    folder = tmp_path / "t" / "tiny"
+    with pytest.raises(HostCommandError):
+        images.build(Builder(fail=True), folder, quiet)
+    assert list(folder.parent.iterdir()) == []
+    builder = Builder()
+    first = images.build(builder, folder, quiet)
+    again = images.build(builder, folder, quiet)
+    assert builder.built == 1
+    assert first == again
+    assert images.build(Builder("2"), folder, quiet).digest != first.digest
+    assert [path.name for path in folder.parent.iterdir()] == ["tiny"]

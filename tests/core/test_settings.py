@@ -1,0 +1,203 @@
+"""Settings and templates: what is wrong is named by file and key."""
+
+import contextlib
+import textwrap
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmcloner_core.catalog import Catalog
+from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError
+from vmcloner_core.settings import Settings
+from vmcloner_core.units import format_size, parse_size
+
+IMAGE = '[image]\npath = "x.raw"\n'
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    def make(**files):
+        for name, text in files.items():
+            (tmp_path / f"{name}.toml").write_text(textwrap.dedent(text))
+        return Catalog(tmp_path / "built", [tmp_path])
+
+    return make
+
+
+def test_defaults_need_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("VMCLONER_CONFIG", raising=False)
+    settings = Settings.load()
+    assert settings.file is None
+    assert settings.host().name == "local"
+    assert settings.names("local", "storage") == ("files",)
+
+
+def test_the_variable_wins_over_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vmcloner.toml").write_text('[defaults]\nstorage = "here"')
+    (tmp_path / "other.toml").write_text('[defaults]\nstorage = "there"')
+    assert Settings.load().defaults.storage == "here"
+    monkeypatch.setenv("VMCLONER_CONFIG", str(tmp_path / "other.toml"))
+    assert Settings.load().defaults.storage == "there"
+    monkeypatch.setenv("VMCLONER_CONFIG", str(tmp_path / "gone.toml"))
+    with pytest.raises(NotFound, match="gone"):
+        Settings.load()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[defaults]\nstorag = 'x'", "defaults: unknown key 'storag' (did you mean 'storage'?)"),
+        ("[defaults]\nstorage = 3", "defaults.storage: must be a string, not 3"),
+        ("[limits]\nmemory_overcommit = true", "memory_overcommit: must be a number"),
+        ("[limits]\nmemory_overcommit = -1", "memory_overcommit"),
+        ("[hosts.local]\nstat = '/x'", "stat"),
+        ("x = = 1\n", "line 1"),
+        ("file = 'x'", "file"),
+    ],
+)
+def test_bad_settings_name_file_and_key(tmp_path, text, message):
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(InvalidRequest) as caught:
+        Settings.load(file)
+    assert str(file) in str(caught.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_pools_and_their_drivers(tmp_path):
+    file = tmp_path / "s.toml"
+    file.write_text('[hosts.local.storage.fast]\ndriver = "files"\npath = "/srv"')
+    settings = Settings.load(file)
+    fast = settings.storage("local", "fast")
+    assert (fast.driver, fast.values) == ("files", {"path": "/srv"})
+    assert settings.storage("local", "files").driver == "files"
+    assert settings.names("local", "storage") == ("files", "fast")
+    with pytest.raises(NotFound, match="did you mean 'local'"):
+        settings.host("locl")
+
+
+def test_template_with_defaults(catalog, tmp_path):
+    template = catalog(a=IMAGE).template("a")
+    assert template.memory == 512 * 1024**2
+    assert template.image.path == tmp_path / "x.raw"
+    assert template.folder == tmp_path
+    assert template.origin_file == tmp_path / "a.toml"
+
+
+def test_extends_lays_tables_over(catalog):
+    both = catalog(
+        a=IMAGE + '[kernel]\npath = "k"\ncmdline = "quiet"\n[domain]\nmachine = "pc"',
+        b='extends = "a"\nmemory = "1GiB"\n[kernel]\ncmdline = "loud"',
+    )
+    template = both.template("b")
+    assert template.name == "b"
+    assert template.memory == 1024**3
+    assert template.kernel.cmdline == "loud"
+    assert str(template.kernel.path) == "k"
+    assert template.domain.machine == "pc"
+
+
+def test_a_builders_files_lie_in_a_folder_of_their_own(catalog, tmp_path):
+    template = catalog(a='[image]\nbuilder = "tiny"').template("a")
+    assert template.folder == tmp_path / "built" / "a"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "'image' is missing"),
+        (IMAGE + "memry = 1", "a.toml"),
+        ("memory = '12 parsecs'\n" + IMAGE, "memory: not a size: '12 parsecs'"),
+        ("memory = -1\n" + IMAGE, "memory"),
+        ("vcpus = '2'\n" + IMAGE, "vcpus: must be a whole number, not '2'"),
+        ("vcpus = 0\n" + IMAGE, "vcpus"),
+        ("hypervisors = 'kvm'\n" + IMAGE, "hypervisors: must be a list of strings"),
+        ("ready = 'console:['\n" + IMAGE, "ready"),
+        ("ready = 'yesterday'\n" + IMAGE, "use running or console:REGEX"),
+        ("[image]\npath = 'x'\nurl = 'http://x'", "exactly one of"),
+        ("[image]\nurl = 'ftp://x'", "not http"),
+        ("[image]\npath = 'x'\nformat = 'vmdk'", "format"),
+        (IMAGE + "[[nics]]\nkind = 'bridge'", "needs a source"),
+        (IMAGE + "[[nics]]\nkind = 'carrier-pigeon'", "kind"),
+        ("extends = 'z'", "unknown template 'z'"),
+        ("extends = 'a'", "a loop"),
+        ("name = 'b'\n" + IMAGE, "unknown key 'name'"),
+        ("[image\n", "line 1"),
+    ],
+)
+def test_bad_templates_name_file_and_key(catalog, text, message):
+    with pytest.raises(VmclonerError) as caught:
+        catalog(a=text).template("a")
+    assert "a.toml" in str(caught.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code in (3, 4)
+
+
+@given(
+    st.recursive(
+        st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    ["image", "path", "kernel", "nics", "kind", "memory", "domain", "x"]
+                ),
+                inner,
+                max_size=4,
+            )
+        ),
+        max_leaves=8,
+    )
+)
+def test_any_toml_is_a_template_or_refused(tmp_path_factory, data):
+    import json
+
+    if not isinstance(data, dict):
+        data = {"image": data}
+    folder = tmp_path_factory.mktemp("t")
+
+    def toml(value):
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{k} = {toml(v)}" for k, v in value.items()) + "}"
+        if isinstance(value, list):
+            return "[" + ", ".join(toml(item) for item in value) + "]"
+        return json.dumps(value).replace("\x7f", "\\u007f")
+
+    text = "\n".join(f"{key} = {toml(value)}" for key, value in data.items())
+    (folder / "a.toml").write_text(text)
+    try:
+        template = Catalog(folder / "built", [folder]).template("a")
+    except VmclonerError as error:
+        assert "\n" not in str(error)
+        return
+    assert template.name == "a"
+
+
+def test_a_broken_template_does_not_hide_the_others(catalog):
+    infos = catalog(a="[image", b=IMAGE).infos()
+    assert [(info.name, info.error is None) for info in infos] == [("a", False), ("b", True)]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("128MiB", 128 * 1024**2), ("4G", 4 * 1024**3), ("10GB", 10**10), ("1.5K", 1536), (512, 512)],
+)
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_a_size_or_refused(text):
+    with contextlib.suppress(InvalidRequest):
+        assert parse_size(text) > 0
+
+
+@given(st.integers(0, 2**60))
+def test_any_size_is_shown(size):
+    assert format_size(size).split()[1] in ("B", "KiB", "MiB", "GiB", "TiB")
