@@ -14,9 +14,7 @@ Example::
 from __future__ import annotations
 
 import contextlib
-import getpass
 import logging
-import os
 import secrets
 import threading
 import time
@@ -29,10 +27,9 @@ import attrs
 
 from vmcloner_core import images
 from vmcloner_core.backends import Backends
-from vmcloner_core.catalog import Catalog, TemplateInfo
-from vmcloner_core.drivers import BootRequest, HypervisorDriver, StorageDriver
+from vmcloner_core.catalog import TemplateInfo
+from vmcloner_core.drivers import HypervisorDriver
 from vmcloner_core.errors import (
-    Conflict,
     Interrupted,
     InvalidRequest,
     NotFound,
@@ -42,33 +39,26 @@ from vmcloner_core.errors import (
     WrongState,
     did_you_mean,
 )
-from vmcloner_core.executor import Pipeline, Work
+from vmcloner_core.executor import Pipeline, Work, undo
 from vmcloner_core.inventory import merge, select
+from vmcloner_core.library import Library, now, origin_of, owner
 from vmcloner_core.locks import hold
 from vmcloner_core.model import (
     Check,
     Clone,
-    Labels,
-    Nic,
     Origin,
     Outcome,
     Status,
     Template,
     Volume,
-    clone_mac,
-    clone_uuid,
 )
 from vmcloner_core.names import check_template, parse_targets
 from vmcloner_core.plan import (
     Action,
-    ClonePlan,
     OnFailure,
     Plan,
-    ProgressEvent,
     RunResult,
     Step,
-    StepEvent,
-    StepStatus,
 )
 from vmcloner_core.planner import Birth, Facts, check_memory, check_space, plan_create, plan_targets
 from vmcloner_core.plugins import PluginHost
@@ -76,7 +66,7 @@ from vmcloner_core.process import LocalRunner
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.runlog import RunLog
 from vmcloner_core.settings import Settings
-from vmcloner_core.stages import Stages, domain_spec
+from vmcloner_core.stages import Stages
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +83,7 @@ class Engine:
         self.plugins = plugins
         self.host = backends.host
         self._backends = backends
-        self._catalog = Catalog(self.host.templates)
+        self._library = Library(settings, plugins, backends)
         self._run_lock = threading.Lock()
         self._cancel = threading.Event()
 
@@ -226,15 +216,15 @@ class Engine:
     # --- planning -------------------------------------------------------------------------------
 
     def _plan_create(self, request: CreateRequest, run: str) -> Plan:
-        template = self._catalog.template(request.template)
+        template = self._library.catalog.template(request.template)
         storage_name = request.storage or self.settings.defaults.storage
         hypervisor_name = request.hypervisor or self.settings.defaults.hypervisor
         storage = self._backends.storage(storage_name)
         hypervisor = self._backends.hypervisor(hypervisor_name)
-        self._check_pairing(template, hypervisor)
+        self._library.check_pairing(template, hypervisor)
         if request.mode not in storage.modes:
             raise InvalidRequest(f"pool {storage_name!r} can't make {request.mode.value} clones")
-        origin = _origin(storage, template.name)
+        origin = origin_of(storage, template.name)
         inventory = hypervisor.inspect()
         facts = Facts(
             host=self.host.name,
@@ -251,7 +241,7 @@ class Engine:
             mac=self.plugins.clone_mac,
             mac_prefix=hypervisor.mac_prefix,
         )
-        return plan_create(request, template, facts, Birth(run=run, owner=_owner(), created=_now()))
+        return plan_create(request, template, facts, Birth(run=run, owner=owner(), created=now()))
 
     def _check_memory(self, plan: Plan, clones: Sequence[Clone]) -> None:
         """Check that the clones that a plan starts fit beside those that run."""
@@ -263,22 +253,6 @@ class Engine:
         for name, group in sizes.items():
             free = self._backends.hypervisor(name).resources().memory_free
             check_memory(group, int(free * self.settings.limits.memory_overcommit))
-
-    def _check_pairing(self, template: Template, hypervisor: HypervisorDriver) -> None:
-        """Check that template, boot provider and hypervisor go together."""
-        where = f"template {template.name!r}"
-        if hypervisor.kind not in template.hypervisors:
-            raise InvalidRequest(
-                f"{where} doesn't run on {hypervisor.kind}",
-                hint=f"it runs on {', '.join(template.hypervisors)}",
-            )
-        backend, provider = self._backends.boot(template.boot)
-        if hypervisor.kind not in backend.hypervisors:
-            raise InvalidRequest(
-                f"{where}: boot provider {template.boot!r} doesn't boot on {hypervisor.kind}",
-                hint=f"it boots on {', '.join(sorted(backend.hypervisors))}",
-            )
-        provider.check(template)
 
     # --- carrying out ---------------------------------------------------------------------------
 
@@ -310,7 +284,9 @@ class Engine:
         if plan.template is not None and plan.storage is not None:
             storage = self._backends.storage(plan.storage)
             if plan.import_image:
-                made = self._import(plan.template, storage, plan.run, started).unwrap()
+                made = self._library.import_image(
+                    plan.template, storage, plan.run, started
+                ).unwrap()
                 new = sum(Step.CLONE in clone.steps for clone in plan.clones)
                 check_space(
                     storage.name,
@@ -320,7 +296,7 @@ class Engine:
                 )
                 origin = made
             else:
-                origin = _origin(storage, plan.template.name)
+                origin = origin_of(storage, plan.template.name)
             boot = self._backends.boot(plan.template.boot)[1]
         return Stages(
             plan=plan,
@@ -350,13 +326,12 @@ class Engine:
         failed = any(work.error is not None for work in works)
         if plan.action is not Action.CREATE or plan.on_failure is OnFailure.KEEP or not failed:
             return (), ()
-        undo = [_undo(work) for work in works]
-        routes = [work for work in undo if work.plan.steps]
+        routes = [way for way in map(undo, works) if way.plan.steps]
         steps = (Step.DESTROY, Step.UNDEFINE, Step.REMOVE)
         self._cancel.clear()
         self._pipe(plan.run, stages, steps, routes, started)
-        left = tuple(work.name for work in routes if work.error is not None)
-        return left, tuple(work.name for work in routes if work.error is None)
+        left = tuple(way.name for way in routes if way.error is not None)
+        return left, tuple(way.name for way in routes if way.error is None)
 
     # --- reads ----------------------------------------------------------------------------------
 
@@ -397,23 +372,18 @@ class Engine:
 
     def templates(self) -> tuple[TemplateInfo, ...]:
         """Return all templates that are found, the broken ones with their errors."""
-        return self._catalog.infos()
+        return self._library.catalog.infos()
 
     def template(self, name: str) -> Template:
         """Return a template.
 
         :raises NotFound: there is none. :raises InvalidRequest: names its file, key and reason.
         """
-        return self._catalog.template(name)
+        return self._library.catalog.template(name)
 
     def origins(self, template: str | None = None) -> tuple[Origin, ...]:
         """Return the images that the host's pools hold, of all templates or of one."""
-        return tuple(
-            origin
-            for name in self._backends.names("storage")
-            for origin in self._backends.storage(name).origins()
-            if template in (None, origin.template)
-        )
+        return self._library.origins(template)
 
     def import_template(
         self,
@@ -429,13 +399,13 @@ class Engine:
         :param sha256: of that image; required with a URL.
         :raises WrongState: clones are linked to the image that would be replaced.
         """
-        template = self._catalog.template(name)
+        template = self._library.catalog.template(name)
         if image is not None:
             source = images.source_of(image, sha256)
             template = attrs.evolve(template, image=source)
         driver = self._backends.storage(storage or self.settings.defaults.storage)
         with self._run_lock, self._held([f"template/{name}"]):
-            return self._import(template, driver, "", time.monotonic())
+            return self._library.import_image(template, driver, "", time.monotonic())
 
     def delete_template(self, name: str, *, storage: str | None = None) -> Outcome[None]:
         """Remove a template's image from a pool. Its TOML file stays.
@@ -447,125 +417,11 @@ class Engine:
             return driver.delete_origin(name)
 
     def check_template(self, name: str) -> tuple[Check, ...]:
-        """Check a template as far as that goes without making a clone of it."""
-        checks: list[Check] = []
+        """Check a template as far as that goes without making a clone of it.
 
-        def check(what: str, look: Callable[[], str]) -> None:
-            try:
-                checks.append(Check(backend=name, name=what, status=Status.OK, detail=look()))
-            except VmclonerError as error:
-                checks.append(
-                    Check(
-                        backend=name,
-                        name=what,
-                        status=Status.FAILED,
-                        detail=error.message,
-                        fix=error.hint or "",
-                    )
-                )
-
-        template = self._catalog.template(name)
-        hypervisor_name = self.settings.defaults.hypervisor
-        check("file", lambda: str(template.origin_file))
-        check("image", lambda: self._image_state(template))
-        check("boot", lambda: self._boot_state(template, hypervisor_name))
-        check("domain", lambda: self._domain_state(template, hypervisor_name))
-        return tuple(checks)
-
-    def _image_state(self, template: Template) -> str:
-        pools = [origin.pool for origin in self.origins(template.name)]
-        if pools:
-            return f"in pool {', '.join(pools)}"
-        if template.image.builder is not None:
-            self._backends.builder(template.image.builder)
-            return f"will be made by the builder {template.image.builder!r}"
-        if template.image.path is not None and not template.image.path.exists():
-            raise NotFound(
-                f"image {template.image.path} doesn't exist",
-                hint=f"vmcloner template import {template.name} --image FILE_OR_URL",
-            )
-        return f"will be imported from {template.image.path or template.image.url}"
-
-    def _boot_state(self, template: Template, hypervisor: str) -> str:
-        self._check_pairing(template, self._backends.hypervisor(hypervisor))
-        return f"{template.boot} on {hypervisor}"
-
-    def _domain_state(self, template: Template, hypervisor: str) -> str:
-        labels = Labels(
-            fleet="check",
-            index=1,
-            template=template.name,
-            run="check",
-            owner=_owner(),
-            created=_now(),
-            storage=self.settings.defaults.storage,
-            hypervisor=hypervisor,
-        )
-        driver = self._backends.hypervisor(hypervisor)
-        xml = driver.render(self._spec(labels, template, (), driver))
-        return f"{len(xml.splitlines())} lines of domain XML"
-
-    def _spec(
-        self,
-        labels: Labels,
-        template: Template,
-        volumes: tuple[Volume, ...],
-        driver: HypervisorDriver,
-        macs: Sequence[str] = (),
-    ) -> Any:
-        """Return what a clone's domain would be defined by."""
-        addresses = macs or [
-            clone_mac(driver.mac_prefix, self.host.name, labels.fleet, labels.index, number)
-            for number in range(len(template.nics))
-        ]
-        nics = tuple(Nic(spec=s, mac=m) for s, m in zip(template.nics, addresses, strict=False))
-        plan = ClonePlan(
-            labels=labels,
-            steps=(),
-            uuid=clone_uuid(self.host.name, labels.fleet, labels.index, labels.template),
-            nics=nics,
-        )
-        request = BootRequest(labels=labels, template=template, volumes=volumes, nics=nics)
-        _, provider = self._backends.boot(template.boot)
-        boot = next(provider.resolve([request])).unwrap()
-        return domain_spec(plan, template, boot, volumes)
-
-    def _import(
-        self, template: Template, storage: StorageDriver, run: str, started: float
-    ) -> Outcome[Origin]:
-        begun = time.monotonic()
-
-        def event(status: StepStatus, error: VmclonerError | None = None) -> None:
-            now = time.monotonic()
-            self.plugins.step_changed(
-                StepEvent(
-                    run=run,
-                    clone=template.name,
-                    step=Step.IMPORT,
-                    status=status,
-                    at=now - started,
-                    seconds=now - begun,
-                    error=error,
-                )
-            )
-
-        def progress(done: int, total: int) -> None:
-            self.plugins.progress(
-                ProgressEvent(run=run, what=f"import {template.name}", done=done, total=total)
-            )
-
-        event(StepStatus.STARTED)
-        try:
-            with images.obtained(template, self._builder(template), self.host, progress) as image:
-                outcome = storage.import_image(template.name, image, progress)
-        except VmclonerError as error:
-            event(StepStatus.FAILED, error)
-            raise
-        event(StepStatus.DONE if outcome.changed else StepStatus.UNCHANGED)
-        return outcome
-
-    def _builder(self, template: Template) -> Any:
-        return self._backends.builder(template.image.builder) if template.image.builder else None
+        :raises NotFound: there is none. :raises InvalidRequest: its file is wrong.
+        """
+        return self._library.check(name)
 
     # --- domains and consoles -------------------------------------------------------------------
 
@@ -574,8 +430,10 @@ class Engine:
         clone = self.show(name)
         driver = self._backends.hypervisor(clone.labels.hypervisor)
         macs = clone.domain.macs if clone.domain is not None else ()
-        template = self._catalog.template(clone.template)
-        return driver.render(self._spec(clone.labels, template, clone.volumes, driver, macs))
+        template = self._library.catalog.template(clone.template)
+        return driver.render(
+            self._library.spec(clone.labels, template, clone.volumes, driver, macs)
+        )
 
     def read_console(self, name: str, offset: int = 0, limit: int = 65536) -> tuple[bytes, int]:
         """Return what a clone's console said from ``offset`` on, and the offset to go on from."""
@@ -649,32 +507,3 @@ def check_result(result: RunResult) -> RunResult:
             f"{action}: {len(failures)} of {total} clones failed", failures=failures
         )
     return result
-
-
-def _undo(work: Work) -> Work:
-    """Return the work that undoes what a run made of a clone."""
-    touched = set(work.made)
-    if work.failed_step is not None and not isinstance(work.error, Conflict | Interrupted):
-        touched.add(work.failed_step)
-    steps = (
-        *((Step.DESTROY,) if {Step.DEFINE, Step.START} & touched else ()),
-        *((Step.UNDEFINE,) if Step.DEFINE in touched else ()),
-        *((Step.REMOVE,) if Step.CLONE in work.made else ()),
-    )
-    return Work(plan=attrs.evolve(work.plan, steps=steps), volumes=work.volumes)
-
-
-def _origin(storage: StorageDriver, template: str) -> Origin | None:
-    return next((o for o in storage.origins() if o.template == template), None)
-
-
-def _owner() -> str:
-    """Return who is asking: the user behind sudo where there is one."""
-    try:
-        return os.environ.get("SUDO_USER") or getpass.getuser()
-    except (KeyError, OSError):  # a user id without an entry in passwd(5)
-        return str(os.getuid())
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

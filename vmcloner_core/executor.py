@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import attrs
 
 from vmcloner_core.drivers import Lane
-from vmcloner_core.errors import Interrupted, VmclonerError
+from vmcloner_core.errors import Conflict, Interrupted, VmclonerError
 from vmcloner_core.model import Outcome, Volume
 from vmcloner_core.plan import ClonePlan, CloneResult, Step, StepEvent, StepStatus
 
@@ -46,6 +46,19 @@ class Work:
             seconds=dict(self.seconds),
             created=bool({Step.CLONE, Step.DEFINE} & set(self.made)),
         )
+
+
+def undo(work: Work) -> Work:
+    """Return the work that undoes what a run made of a clone."""
+    touched = set(work.made)
+    if work.failed_step is not None and not isinstance(work.error, Conflict | Interrupted):
+        touched.add(work.failed_step)
+    steps = (
+        *((Step.DESTROY,) if {Step.DEFINE, Step.START} & touched else ()),
+        *((Step.UNDEFINE,) if Step.DEFINE in touched else ()),
+        *((Step.REMOVE,) if Step.CLONE in work.made else ()),
+    )
+    return Work(plan=attrs.evolve(work.plan, steps=steps), volumes=work.volumes)
 
 
 More = Callable[[], Sequence[Work]]

@@ -1,0 +1,212 @@
+"""Templates with what belongs to them on a host: images in pools, boot providers, checks."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from vmcloner_core import images
+from vmcloner_core.backends import Backends
+from vmcloner_core.catalog import Catalog
+from vmcloner_core.drivers import BootRequest, HypervisorDriver, ImageBuilder, StorageDriver
+from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError
+from vmcloner_core.model import (
+    Check,
+    DomainSpec,
+    Labels,
+    Nic,
+    Origin,
+    Outcome,
+    Status,
+    Template,
+    Volume,
+    clone_mac,
+    clone_uuid,
+)
+from vmcloner_core.plan import ClonePlan, ProgressEvent, Step, StepEvent, StepStatus
+from vmcloner_core.plugins import PluginHost
+from vmcloner_core.settings import Settings
+from vmcloner_core.stages import domain_spec
+
+
+class Library:
+    """The templates of one host. Thread-safe; callers see to it that one import runs at a time."""
+
+    def __init__(self, settings: Settings, plugins: PluginHost, backends: Backends) -> None:
+        self._settings = settings
+        self._plugins = plugins
+        self._backends = backends
+        self._host = backends.host
+        self.catalog = Catalog(self._host.templates)
+
+    def origins(self, template: str | None = None) -> tuple[Origin, ...]:
+        """Return the images that the host's pools hold, of all templates or of one."""
+        return tuple(
+            origin
+            for name in self._backends.names("storage")
+            for origin in self._backends.storage(name).origins()
+            if template in (None, origin.template)
+        )
+
+    def check_pairing(self, template: Template, hypervisor: HypervisorDriver) -> None:
+        """Check that template, boot provider and hypervisor go together."""
+        where = f"template {template.name!r}"
+        if hypervisor.kind not in template.hypervisors:
+            raise InvalidRequest(
+                f"{where} doesn't run on {hypervisor.kind}",
+                hint=f"it runs on {', '.join(template.hypervisors)}",
+            )
+        backend, provider = self._backends.boot(template.boot)
+        if hypervisor.kind not in backend.hypervisors:
+            raise InvalidRequest(
+                f"{where}: boot provider {template.boot!r} doesn't boot on {hypervisor.kind}",
+                hint=f"it boots on {', '.join(sorted(backend.hypervisors))}",
+            )
+        provider.check(template)
+
+    def check(self, name: str) -> tuple[Check, ...]:
+        """Check a template as far as that goes without making a clone of it."""
+        checks: list[Check] = []
+
+        def look_at(what: str, look: Callable[[], str]) -> None:
+            try:
+                checks.append(Check(backend=name, name=what, status=Status.OK, detail=look()))
+            except VmclonerError as error:
+                checks.append(
+                    Check(
+                        backend=name,
+                        name=what,
+                        status=Status.FAILED,
+                        detail=error.message,
+                        fix=error.hint or "",
+                    )
+                )
+
+        template = self.catalog.template(name)
+        hypervisor_name = self._settings.defaults.hypervisor
+        look_at("file", lambda: str(template.origin_file))
+        look_at("image", lambda: self._image_state(template))
+        look_at("boot", lambda: self._boot_state(template, hypervisor_name))
+        look_at("domain", lambda: self._domain_state(template, hypervisor_name))
+        return tuple(checks)
+
+    def _image_state(self, template: Template) -> str:
+        pools = [origin.pool for origin in self.origins(template.name)]
+        if pools:
+            return f"in pool {', '.join(pools)}"
+        if template.image.builder is not None:
+            self._backends.builder(template.image.builder)
+            return f"will be made by the builder {template.image.builder!r}"
+        if template.image.path is not None and not template.image.path.exists():
+            raise NotFound(
+                f"image {template.image.path} doesn't exist",
+                hint=f"vmcloner template import {template.name} --image FILE_OR_URL",
+            )
+        return f"will be imported from {template.image.path or template.image.url}"
+
+    def _boot_state(self, template: Template, hypervisor: str) -> str:
+        self.check_pairing(template, self._backends.hypervisor(hypervisor))
+        return f"{template.boot} on {hypervisor}"
+
+    def _domain_state(self, template: Template, hypervisor: str) -> str:
+        labels = Labels(
+            fleet="check",
+            index=1,
+            template=template.name,
+            run="check",
+            owner=owner(),
+            created=now(),
+            storage=self._settings.defaults.storage,
+            hypervisor=hypervisor,
+        )
+        driver = self._backends.hypervisor(hypervisor)
+        xml = driver.render(self.spec(labels, template, (), driver))
+        return f"{len(xml.splitlines())} lines of domain XML"
+
+    def spec(
+        self,
+        labels: Labels,
+        template: Template,
+        volumes: tuple[Volume, ...],
+        driver: HypervisorDriver,
+        macs: Sequence[str] = (),
+    ) -> DomainSpec:
+        """Return what a clone's domain would be defined by."""
+        addresses = macs or [
+            clone_mac(driver.mac_prefix, self._host.name, labels.fleet, labels.index, number)
+            for number in range(len(template.nics))
+        ]
+        nics = tuple(Nic(spec=s, mac=m) for s, m in zip(template.nics, addresses, strict=False))
+        plan = ClonePlan(
+            labels=labels,
+            steps=(),
+            uuid=clone_uuid(self._host.name, labels.fleet, labels.index, labels.template),
+            nics=nics,
+        )
+        request = BootRequest(labels=labels, template=template, volumes=volumes, nics=nics)
+        _, provider = self._backends.boot(template.boot)
+        boot = next(provider.resolve([request])).unwrap()
+        return domain_spec(plan, template, boot, volumes)
+
+    def import_image(
+        self, template: Template, storage: StorageDriver, run: str, started: float
+    ) -> Outcome[Origin]:
+        """Bring a template's image into a pool, telling observers; unchanged where it is there.
+
+        :param run: the run that it is part of, empty for an import alone.
+        :param started: :func:`time.monotonic` at the run's start, from which events count.
+        """
+        begun = time.monotonic()
+
+        def event(status: StepStatus, error: VmclonerError | None = None) -> None:
+            now = time.monotonic()
+            self._plugins.step_changed(
+                StepEvent(
+                    run=run,
+                    clone=template.name,
+                    step=Step.IMPORT,
+                    status=status,
+                    at=now - started,
+                    seconds=now - begun,
+                    error=error,
+                )
+            )
+
+        def progress(done: int, total: int) -> None:
+            self._plugins.progress(
+                ProgressEvent(run=run, what=f"import {template.name}", done=done, total=total)
+            )
+
+        event(StepStatus.STARTED)
+        try:
+            with images.obtained(template, self._builder(template), self._host, progress) as image:
+                outcome = storage.import_image(template.name, image, progress)
+        except VmclonerError as error:
+            event(StepStatus.FAILED, error)
+            raise
+        event(StepStatus.DONE if outcome.changed else StepStatus.UNCHANGED)
+        return outcome
+
+    def _builder(self, template: Template) -> ImageBuilder | None:
+        return self._backends.builder(template.image.builder) if template.image.builder else None
+
+
+def origin_of(storage: StorageDriver, template: str) -> Origin | None:
+    """Return a template's image in a pool, None where it isn't there."""
+    return next((o for o in storage.origins() if o.template == template), None)
+
+
+def owner() -> str:
+    """Return who is asking: the user behind sudo where there is one."""
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):  # a user id without an entry in passwd(5)
+        return str(os.getuid())
+
+
+def now() -> str:
+    """Return the time as labels have it: UTC, ISO 8601, in seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
