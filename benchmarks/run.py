@@ -1,0 +1,429 @@
+"""Measure vmcloner against what a user would do otherwise; see README.md beside this file."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import attrs
+from rich.console import Console
+from rich.table import Table
+
+from vmcloner_core import CloneMode, Engine
+from vmcloner_core.drivers import DriverContext, ImageFile, StorageDriver
+from vmcloner_core.model import CloneRequest, Host, Labels
+from vmcloner_core.plugins import PluginHost
+from vmcloner_core.process import LocalRunner
+
+VMCLONER = Path(sys.executable).with_name("vmcloner")
+URI = "qemu:///system"
+MIB = 1024**2
+
+
+@attrs.frozen(kw_only=True)
+class Row:
+    """One way of doing a section's work. ``seconds`` for all of it, sampled or not."""
+
+    section: str
+    work: str
+    way: str
+    seconds: float
+    note: str = ""
+
+
+@attrs.frozen
+class Site:
+    """A scratch folder that QEMU's user can read, with settings and a template ``bench``."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "vmcloner.toml"
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "templates" / "bench.qcow2"
+
+    def vmcloner(self, *words: str) -> None:
+        run([str(VMCLONER), "--config", str(self.config), "-q", *words], cwd=self.folder)
+
+
+def run(argv: list[str], cwd: Path | None = None, timeout: float = 900) -> None:
+    subprocess.run(
+        argv, check=True, cwd=cwd, timeout=timeout, stdin=subprocess.DEVNULL, capture_output=True
+    )
+
+
+def quietly(argv: list[str]) -> None:
+    """Clean up: what isn't there needn't be removed."""
+    subprocess.run(argv, check=False, capture_output=True, timeout=300)
+
+
+def timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def site() -> Iterator[Site]:
+    """Make a site, and take away whatever was made in it."""
+    folder = Path(tempfile.mkdtemp(prefix="vmcloner-bench-", dir="/var/tmp"))
+    made = Site(folder)
+    try:
+        folder.chmod(0o755)
+        (folder / "templates").mkdir()
+        made.config.write_text(f'[hosts.local]\nstate = "{folder}/state"\n')
+        (folder / "templates" / "bench.toml").write_text(
+            'hypervisors = ["kvm"]\nmemory = "64MiB"\n[image]\npath = "bench.qcow2"\n'
+        )
+        raw = folder / "data.raw"
+        with raw.open("wb") as stream:
+            for _ in range(256):
+                stream.write(os.urandom(MIB))
+            stream.truncate(1024 * MIB)
+        run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(made.image)])
+        raw.unlink()
+        yield made
+    finally:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            made.vmcloner("delete", "--all", "--yes")
+        shutil.rmtree(folder)
+
+
+# --- create -------------------------------------------------------------------------------------
+
+
+def create(count: int) -> Iterator[Row]:
+    """N clones, created and defined, not started."""
+    work = f"{count} clones created and defined"
+    with site() as here:
+        here.vmcloner("template", "import", "bench")
+
+        def by_command() -> None:
+            here.vmcloner("create", "bench", "-t", "bench", "-c", str(count))
+
+        yield Row(section="create", work=work, way="vmcloner create", seconds=timed(by_command))
+        with contextlib.chdir(here.folder), Engine.open(config=here.config) as engine:
+            engine.list()  # connected, as a service is
+            seconds = timed(lambda: engine.create("embedded", "bench", count=count))
+            yield Row(section="create", work=work, way="Engine.create in process", seconds=seconds)
+            xml = engine.domain_xml("bench-1")
+            macs = [clone.mac or "" for clone in engine.list("bench")]
+            volume = engine.show("bench-1").volumes[0].path
+        here.vmcloner("delete", "--all", "--yes")
+        yield from _bare_libvirt(here, count, work, xml, macs, volume)
+        yield from _virt_clone(here, count, work)
+        yield from _kcli(here, count, work)
+
+
+def _bare_libvirt(
+    here: Site, count: int, work: str, xml: str, macs: list[str], volume: Path
+) -> Iterator[Row]:
+    """A storage volume with a backing file and a domain for each, one connection, one thread."""
+    import libvirt
+
+    connection = libvirt.open(URI)
+    folder = here.folder / "bare"
+    folder.mkdir()
+    pool = connection.storagePoolCreateXML(
+        f"<pool type='dir'><name>{here.folder.name}</name>"
+        f"<target><path>{folder}</path></target></pool>"
+    )
+    name = "bench-1"
+    volume_xml = (
+        "<volume><name>{}</name><capacity>1073741824</capacity>"
+        "<target><format type='qcow2'/></target>"
+        f"<backingStore><path>{here.image}</path><format type='qcow2'/></backingStore></volume>"
+    )
+
+    def make() -> None:
+        for number in range(1, count + 1):
+            clone = f"bare-{number}"
+            pool.createXML(volume_xml.format(clone))
+            text = xml.replace(str(volume), str(folder / clone)).replace(name, clone)
+            text = text.replace(macs[0], macs[number - 1])
+            start, end = text.index("<uuid>"), text.index("</uuid>") + len("</uuid>")
+            text = text[:start] + text[end:]
+            connection.defineXMLFlags(text, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+
+    try:
+        yield Row(section="create", work=work, way="bare libvirt calls", seconds=timed(make))
+    finally:
+        for domain in connection.listAllDomains():
+            if domain.name().startswith("bare-"):
+                domain.undefine()
+        pool.destroy()
+        connection.close()
+        shutil.rmtree(folder)
+
+
+def _virt_clone(here: Site, count: int, work: str) -> Iterator[Row]:
+    if shutil.which("virt-clone") is None:
+        return
+    original = here.folder / "original.qcow2"
+    shutil.copy(here.image, original)
+    argv = ["virt-install", "--connect", URI, "--name", "vcoriginal", "--memory", "64", "--import",
+            "--disk", f"path={original}", "--osinfo", "linux2022", "--noautoconsole", "--noreboot",
+            "--print-xml", "1"]  # fmt: skip
+    xml = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=120).stdout
+    file = here.folder / "vcoriginal.xml"
+    file.write_text(xml)
+    virsh = ["virsh", "-q", "-c", URI]
+    run([*virsh, "define", str(file)])
+    names = [f"vc-{number}" for number in range(1, count + 1)]
+
+    def make() -> None:
+        for name in names:
+            run(["virt-clone", "-q", "--connect", URI, "--original", "vcoriginal", "--name", name,
+                 "--file", str(here.folder / f"{name}.qcow2")])  # fmt: skip
+
+    try:
+        yield Row(section="create", work=work, way="loop of virt-clone", seconds=timed(make))
+    finally:
+        for name in ("vcoriginal", *names):
+            quietly([*virsh, "undefine", name])
+
+
+def _kcli(here: Site, count: int, work: str) -> Iterator[Row]:
+    if shutil.which("kcli") is None:
+        return
+    folder = here.folder / "kcli"
+    folder.mkdir(mode=0o755)
+    shutil.copy(here.image, folder / "bench.qcow2")
+    run(["kcli", "create", "pool", "-p", str(folder), "vmclonerbench"])
+    names = [f"kc-{number}" for number in range(count)]
+
+    def make() -> None:
+        run(["kcli", "create", "vm", "-i", "bench.qcow2", "-c", str(count), "kc",
+             "-P", "pool=vmclonerbench", "-P", "start=false", "-P", "memory=64", "-P", "nets=[]",
+             "-P", "cloudinit=false"])  # fmt: skip
+
+    try:
+        yield Row(section="create", work=work, way="kcli create vm -c N", seconds=timed(make))
+    finally:
+        quietly(["kcli", "delete", "vm", "-y", *names])
+        quietly(["kcli", "delete", "pool", "-y", "vmclonerbench"])
+
+
+# --- clone --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def filesystem(kind: str) -> Iterator[Path]:
+    """Give a folder on the scratch folder's own file system, or on a fresh one in a loop device."""
+    folder = Path(tempfile.mkdtemp(prefix="vmcloner-bench-", dir="/var/tmp"))
+    try:
+        if kind == "native":
+            yield folder
+            return
+        image = folder / "fs.img"
+        with image.open("wb") as stream:
+            stream.truncate(4096 * MIB)
+        mount = folder / "mnt"
+        mount.mkdir()
+        run([f"mkfs.{kind}", "-q", str(image)])
+        run(["mount", "-o", "loop", str(image), str(mount)])
+        try:
+            yield mount
+        finally:
+            run(["umount", str(mount)])
+    finally:
+        shutil.rmtree(folder)
+
+
+def clone(count: int) -> Iterator[Row]:
+    """The cost of one clone, as their number grows."""
+    for kind, method in (("native", "overlay"), ("xfs", "reflink"), ("btrfs", "reflink")):
+        if kind != "native" and shutil.which(f"mkfs.{kind}") is None:
+            continue
+        with filesystem(kind) as folder:
+            yield from _clone_on(folder, kind, method)
+            yield from _clone_by_hand(folder, kind, method, count)
+
+
+def _clone_on(folder: Path, kind: str, method: str) -> Iterator[Row]:
+    backend = PluginHost().storage("files")
+    context = DriverContext(
+        host=Host(name="local", state=folder), name="files", runner=LocalRunner()
+    )
+    driver = backend.factory(context, backend.settings(path=folder / "pool", clone=method))
+    source = folder / "source.raw"
+    with source.open("wb") as stream:
+        stream.write(os.urandom(64 * MIB))
+        stream.truncate(1024 * MIB)
+    image = ImageFile(path=source, format="raw", size=1024 * MIB, digest="sha256:bench")
+    origin = driver.import_image("bench", image, lambda _done, _total: None).unwrap()
+    for number in (10, 100, 1000):
+        requests = [
+            CloneRequest(
+                labels=Labels(
+                    fleet=f"bench{number}x", index=index, template="bench", run="r", owner="o",
+                    created="2026-01-01T00:00:00Z", storage="files", hypervisor="kvm",
+                ),
+                origin=origin,
+                mode=CloneMode.LINKED,
+            )
+            for index in range(1, number + 1)
+        ]  # fmt: skip
+        seconds = timed(lambda requests=requests: _all(driver, requests))
+        yield Row(
+            section="clone", work=f"one {method} on {kind}", way=f"vmcloner, {number:,} in a batch",
+            seconds=seconds / number, note=f"{origin.extents} extent(s)",
+        )  # fmt: skip
+        for outcome in driver.delete(driver.volumes()):
+            outcome.unwrap()
+
+
+def _all(driver: StorageDriver, requests: list[CloneRequest]) -> None:
+    step = driver.clone_lane.batch
+    for first in range(0, len(requests), step):
+        for outcome in driver.clone(requests[first : first + step]):
+            outcome.unwrap()
+
+
+def _clone_by_hand(folder: Path, kind: str, method: str, count: int) -> Iterator[Row]:
+    source = folder / "source.raw"
+    if method == "reflink":
+        way, argv = "cp --reflink", ["cp", "--reflink=always", str(source)]
+    else:
+        way = "qemu-img create -b"
+        argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(source)]
+
+    def make() -> None:
+        for number in range(count):
+            run([*argv, str(folder / f"hand-{number}")])
+
+    yield Row(
+        section="clone", work=f"one {method} on {kind}", way=way, seconds=timed(make) / count,
+        note=f"{count} sampled",
+    )  # fmt: skip
+
+
+# --- start --------------------------------------------------------------------------------------
+
+
+def start(count: int) -> Iterator[Row]:
+    """Machines started, not booted to anything: the cost of the management alone."""
+    work = f"{count} machines of 64 MiB started"
+    with site() as here, contextlib.chdir(here.folder):
+        here.vmcloner("create", "bench", "-t", "bench", "-c", str(count))
+        with Engine.open(config=here.config) as engine:
+            engine.list()
+            seconds = timed(lambda: engine.start("bench"))
+            yield Row(section="start", work=work, way="Engine.start", seconds=seconds)
+            disks = [clone.volumes[0].path for clone in engine.list("bench")]
+            engine.stop("bench", kill=True)
+        yield Row(section="start", work=work, way="loop of qemu", seconds=_raw_qemu(disks))
+
+
+def _raw_qemu(disks: list[Path]) -> float:
+    """Start QEMU by hand, one after the other, until its monitor greets."""
+    processes = []
+    started = time.perf_counter()
+    try:
+        for disk in disks:
+            process = subprocess.Popen(
+                ["qemu-system-x86_64", "-machine", "q35", "-accel", "tcg", "-m", "64", "-nodefaults",
+                 "-display", "none", "-qmp", "stdio", "-S",
+                 "-drive", f"file={disk},if=virtio,format=qcow2"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            )  # fmt: skip
+            processes.append(process)
+            assert process.stdout is not None
+            assert b"QMP" in process.stdout.readline()
+        return time.perf_counter() - started
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+# --- list ---------------------------------------------------------------------------------------
+
+
+def listing(count: int) -> Iterator[Row]:
+    """What ``list`` costs once there is much to list."""
+    work = "a list of 1,000 clones"
+    with site() as here:
+        here.vmcloner("create", "bench", "-t", "bench", "-c", "1000")
+        way = "vmcloner list -f json"
+        seconds = timed(lambda: here.vmcloner("list", "-f", "json"))
+        yield Row(section="list", work=work, way=way, seconds=seconds)
+        with contextlib.chdir(here.folder), Engine.open(config=here.config) as engine:
+            engine.list()
+            way = "Engine.list in process"
+            yield Row(section="list", work=work, way=way, seconds=timed(engine.list))
+
+        def by_hand() -> None:
+            for number in range(1, count + 1):
+                run(["virsh", "-q", "-c", URI, "dumpxml", f"bench-{number}"])
+
+        seconds = timed(by_hand) * 1000 / count
+        yield Row(
+            section="list", work=work, way="virsh dumpxml for each", seconds=seconds,
+            note=f"{count} sampled",
+        )  # fmt: skip
+
+
+# --- report -------------------------------------------------------------------------------------
+
+SECTIONS = {"create": create, "clone": clone, "start": start, "list": listing}
+
+
+def table(rows: list[Row]) -> Table:
+    """Return the rows with each one's ratio to the first of the same work."""
+    shown = Table(title="vmcloner's time is 1; higher is slower")
+    for column, justify in (("work", "left"), ("way", "left"), ("time", "right"),
+                            ("ratio", "right"), ("note", "left")):  # fmt: skip
+        shown.add_column(column, justify=justify)
+    first: dict[str, float] = {}
+    for row in rows:
+        base = first.setdefault(row.work, row.seconds)
+        time_shown = f"{row.seconds * 1000:.2f} ms" if row.seconds < 1 else f"{row.seconds:.2f} s"
+        shown.add_row(row.work, row.way, time_shown, f"{row.seconds / base:.2f}", row.note)
+    return shown
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; default all")
+    parser.add_argument("-n", type=int, default=20, help="clones; loops by hand are as long")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/latest.json"))
+    options = parser.parse_args()
+    if unknown := set(options.sections) - set(SECTIONS):
+        parser.error(f"unknown section {', '.join(sorted(unknown))}")
+    if os.geteuid() != 0:
+        parser.error("needs root: it mounts file systems and defines machines")
+    rows: list[Row] = []
+    console = Console()
+    for name in options.sections or SECTIONS:
+        with console.status(f"measuring {name}"):
+            rows += SECTIONS[name](options.n)
+    console.print(table(rows))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    host = {
+        "cpus": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
+    options.json.write_text(
+        json.dumps({"host": host, "rows": [attrs.asdict(row) for row in rows]}, indent=2)
+    )
+    console.print(f"written to {options.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
