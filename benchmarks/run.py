@@ -335,8 +335,8 @@ def _raw_qemu(disks: list[Path]) -> float:
     try:
         for disk in disks:
             process = subprocess.Popen(
-                ["qemu-system-x86_64", "-machine", "q35", "-accel", "tcg", "-m", "64", "-nodefaults",
-                 "-display", "none", "-qmp", "stdio", "-S",
+                ["qemu-system-x86_64", "-machine", "q35", "-accel", "tcg", "-m", "64", "-S",
+                 "-nodefaults", "-display", "none", "-qmp", "stdio",
                  "-drive", f"file={disk},if=virtio,format=qcow2"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             )  # fmt: skip

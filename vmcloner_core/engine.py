@@ -50,7 +50,6 @@ from vmcloner_core.model import (
     Outcome,
     Status,
     Template,
-    Volume,
 )
 from vmcloner_core.names import check_template, parse_targets
 from vmcloner_core.plan import (
@@ -225,14 +224,14 @@ class Engine:
         if request.mode not in storage.modes:
             raise InvalidRequest(f"pool {storage_name!r} can't make {request.mode.value} clones")
         origin = origin_of(storage, template.name)
-        inventory = hypervisor.inspect()
+        clones, foreign_names, foreign_macs = self._survey()
         facts = Facts(
             host=self.host.name,
             hypervisor=hypervisor_name,
             storage=storage_name,
-            clones=self._clones(),
-            foreign_names=inventory.foreign_names,
-            foreign_macs=inventory.foreign_macs,
+            clones=clones,
+            foreign_names=foreign_names,
+            foreign_macs=foreign_macs,
             origin=origin,
             capacity=storage.capacity(),
             resources=hypervisor.resources(),
@@ -357,16 +356,24 @@ class Engine:
         return tuple(sorted({clone.fleet for clone in self._clones()}))
 
     def _clones(self) -> tuple[Clone, ...]:
-        volumes = [v for n in self._backends.names("storage") for v in self._storage_volumes(n)]
-        domains = [
-            domain
-            for name in self._backends.names("hypervisor")
-            for domain in self._backends.hypervisor(name).inspect().domains
-        ]
-        return merge(self.host.name, volumes, domains)
+        return self._survey()[0]
 
-    def _storage_volumes(self, name: str) -> tuple[Volume, ...]:
-        return self._backends.storage(name).volumes()
+    def _survey(self) -> tuple[tuple[Clone, ...], frozenset[str], frozenset[str]]:
+        """Return all clones, and the names and MAC addresses of all domains that aren't ours."""
+        inventories = [
+            self._backends.hypervisor(name).inspect() for name in self._backends.names("hypervisor")
+        ]
+        volumes = [
+            volume
+            for name in self._backends.names("storage")
+            for volume in self._backends.storage(name).volumes()
+        ]
+        domains = [domain for inventory in inventories for domain in inventory.domains]
+        return (
+            merge(self.host.name, volumes, domains),
+            frozenset().union(*(inventory.foreign_names for inventory in inventories)),
+            frozenset().union(*(inventory.foreign_macs for inventory in inventories)),
+        )
 
     # --- templates ------------------------------------------------------------------------------
 
