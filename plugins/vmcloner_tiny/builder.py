@@ -1,0 +1,92 @@
+"""Fill a folder with ``vmlinuz``, ``initrd.img`` and ``disk.raw``."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import tempfile
+from contextlib import ExitStack
+from importlib import resources
+from pathlib import Path
+
+from vmcloner_core.drivers import DriverContext, ImageBuilder
+from vmcloner_core.model import Progress
+from vmcloner_tiny import initramfs
+from vmcloner_tiny.deb import Deb
+from vmcloner_tiny.modules import ModuleTree
+from vmcloner_tiny.packages import Apt
+
+MODULES = ("virtio_pci", "virtio_net", "virtio_blk", "button", "evdev")
+"""What the guest loads, with what these need; evdev brings the power button to acpid."""
+DISK_SIZE = 64 * 1024**2
+"""Bytes of the disk, of which only the first sector holds anything."""
+DISK_MARK = b"vmcloner-tiny 0 -\n"
+"""The disk's first line, which ``init`` rewrites at each boot: mark, boots so far, name."""
+MAX_KERNEL = 64 * 1024**2
+MAX_BUSYBOX = 16 * 1024**2
+_FOLDERS = ("bin", "dev", "etc", "etc/acpi", "etc/acpi/PWRF", "modules", "proc", "root", "sys")
+_POWER_BUTTON = "etc/acpi/PWRF/00000080"
+"""What busybox's acpid runs when the power button is pressed (busybox, util-linux/acpid.c)."""
+
+
+class TinyBuilder(ImageBuilder):
+    """Builds the tiny image. Thread-safe: it keeps nothing between two calls."""
+
+    def __init__(self, context: DriverContext) -> None:
+        self._runner = context.runner
+
+    def fingerprint(self) -> str:
+        """Return the versions of the packages and a hash of this builder's own files."""
+        with tempfile.TemporaryDirectory() as work:
+            selection = Apt(self._runner, Path(work)).select()
+        packages = " ".join(f"{package.name}={package.version}" for package in selection.packages)
+        return f"{packages} builder={_own_hash()}"
+
+    def build(self, folder: Path, progress: Progress) -> Path:
+        """See :meth:`ImageBuilder.build`; ``progress`` counts the bytes of the packages."""
+        with ExitStack() as stack:
+            # Inside the folder, so that whoever clears away a killed build clears this too.
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
+            apt = Apt(self._runner, work)
+            paths = apt.fetch(apt.select(), progress).values()
+            *kernel, busybox = (stack.enter_context(Deb(path, work)) for path in paths)
+            vmlinuz = kernel[0].read(kernel[0].find(r"boot/vmlinuz-[^/]+"), MAX_KERNEL)
+            root = _root(
+                busybox=busybox.read(busybox.find("bin/busybox"), MAX_BUSYBOX),
+                modules=ModuleTree(kernel).load(MODULES),
+            )
+        (folder / "vmlinuz").write_bytes(vmlinuz)
+        (folder / "initrd.img").write_bytes(gzip.compress(root, mtime=0))
+        disk = folder / "disk.raw"
+        with disk.open("wb") as stream:
+            stream.write(DISK_MARK)
+            stream.truncate(DISK_SIZE)
+        return disk
+
+
+def _root(busybox: bytes, modules: dict[str, bytes]) -> bytes:
+    """Return the guest's root file system, a cpio archive."""
+    order = "".join(f"{name}.ko\n" for name in modules)
+    return initramfs.pack(
+        [
+            *(initramfs.folder(path) for path in _FOLDERS),
+            initramfs.executable("init", _own_files()["init"]),
+            initramfs.executable("bin/busybox", busybox),
+            initramfs.executable(_POWER_BUTTON, b"#!/bin/sh\nexec poweroff -f\n"),
+            initramfs.file("modules/order", order.encode()),
+            *(initramfs.file(f"modules/{name}.ko", content) for name, content in modules.items()),
+        ]
+    )
+
+
+def _own_files() -> dict[str, bytes]:
+    """Return what decides how the image is made: the sources of this package, by name."""
+    files = (path for path in resources.files(__package__).iterdir() if path.is_file())
+    return {path.name: path.read_bytes() for path in files}
+
+
+def _own_hash() -> str:
+    digest = hashlib.sha256()
+    for name, content in sorted(_own_files().items()):
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:16]

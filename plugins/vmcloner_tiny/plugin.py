@@ -1,0 +1,16 @@
+"""What the entry point ``vmcloner.image: tiny`` names."""
+
+from __future__ import annotations
+
+from vmcloner_core.hooks import ImageBackend, hookimpl
+from vmcloner_tiny.builder import TinyBuilder
+
+
+@hookimpl
+def vmcloner_image_builder() -> ImageBackend:
+    """Register the builder."""
+    return ImageBackend(
+        name="tiny",
+        description="Cloud kernel and busybox, from the machine's own package sources",
+        factory=TinyBuilder,
+    )
