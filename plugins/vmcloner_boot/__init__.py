@@ -1,1 +1,1 @@
-"""..."""
+"""The boot providers that ask nobody else: the clone's own disk, or a kernel of the host."""

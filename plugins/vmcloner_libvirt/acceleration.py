@@ -1,0 +1,150 @@
+"""Does KVM work here? Asked by running a guest on it, since ``/dev/kvm`` says too little.
+
+A nested or partly virtualized host may have the device, open it, and yet run guests a thousand
+times slower than emulation does, or stop them dead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import attrs
+
+from vmcloner_core.errors import DeadlineExceeded, VmclonerError
+from vmcloner_core.model import Host
+from vmcloner_core.process import CommandRunner
+
+DEVICE = Path("/dev/kvm")
+DEADLINE = 4.0
+"""Seconds for the guest; on working KVM it takes a tenth of one."""
+EMULATORS = ("qemu-system-x86_64", "/usr/libexec/qemu-kvm")
+_WORD = b"vmcloner-kvm-ok"
+_LOOPS = 100_000_000
+"""A loop of processor work: tells KVM that runs guests from KVM that single-steps them."""
+
+
+def boot_sector(loops: int, text: bytes) -> bytes:
+    """Return a 512-byte boot sector for a PC: counts down ``loops``, writes ``text`` to the first
+    serial port (I/O port 0x3f8) and resets the machine by the keyboard controller.
+
+    16-bit code, loaded by the firmware at 0x7c00.
+    """
+    code = bytearray(
+        b"\xfa"  # cli
+        b"\x31\xc0"  # xor ax, ax
+        b"\x8e\xd8"  # mov ds, ax
+        b"\xfc"  # cld
+        b"\x66\xb9"
+        + loops.to_bytes(4, "little")  # mov ecx, loops
+        + b"\x66\x49"  # again: dec ecx
+        b"\x75\xfc"  # jnz again
+        b"\xbe\x00\x00"  # mov si, text
+        b"\xba\xf8\x03"  # mov dx, 0x3f8
+        b"\xac"  # next: lodsb
+        b"\x84\xc0"  # test al, al
+        b"\x74\x03"  # jz done
+        b"\xee"  # out dx, al
+        b"\xeb\xf8"  # jmp next
+        b"\xb0\xfe"  # done: mov al, 0xfe
+        b"\xe6\x64"  # out 0x64, al
+        b"\xf4"  # halt: hlt
+        b"\xeb\xfd"  # jmp halt
+    )
+    pointer = code.index(b"\xbe\x00\x00") + 1
+    code[pointer : pointer + 2] = (0x7C00 + len(code)).to_bytes(2, "little")
+    return (bytes(code) + text + b"\0").ljust(510, b"\0") + b"\x55\xaa"
+
+
+@attrs.frozen(kw_only=True)
+class Acceleration:
+    """Whether guests run on KVM, and if not, why, and what to do about it."""
+
+    works: bool
+    reason: str = ""
+    fix: str = ""
+
+
+def emulator(runner: CommandRunner) -> str | None:
+    """Return the path of QEMU's system emulator, or None if it isn't installed."""
+    return next((path for name in EMULATORS if (path := runner.which(name))), None)
+
+
+def measure(runner: CommandRunner) -> Acceleration:
+    """Run a small guest on KVM; takes a tenth of a second where it works, else up to seconds."""
+    qemu = emulator(runner)
+    if qemu is None:
+        return Acceleration(
+            works=False, reason="QEMU is not installed", fix="apt-get install qemu-system-x86"
+        )
+    if not DEVICE.exists():
+        return Acceleration(
+            works=False,
+            reason=f"{DEVICE} is missing",
+            fix="enable virtualization in the firmware and load kvm_intel or kvm_amd",
+        )
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        return Acceleration(
+            works=False, reason=f"no permission for {DEVICE}", fix="usermod -aG kvm USER"
+        )
+    return _run_guest(runner, qemu)
+
+
+def cached(runner: CommandRunner, host: Host, *, fresh: bool = False) -> Acceleration:
+    """Return :func:`measure`, remembered on disk until the host is booted or QEMU is changed.
+
+    :param fresh: measure now, and remember that.
+    """
+    qemu = emulator(runner)
+    if qemu is None or not os.access(DEVICE, os.R_OK | os.W_OK):
+        return measure(runner)  # quick, and may change at any time
+    file = host.state / "kvm.json"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    key = f"{boot} {qemu} {Path(qemu).stat().st_mtime_ns}"
+    found = None if fresh else _recall(file, key)
+    if found is None:
+        found = measure(runner)
+        _remember(file, key, found)
+    return found
+
+
+def _recall(file: Path, key: str) -> Acceleration | None:
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        if known["key"] == key:
+            return Acceleration(works=known["works"] is True, reason=str(known["reason"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # not there, or not as we wrote it: it is only a cache
+    return None
+
+
+def _remember(file: Path, key: str, found: Acceleration) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=".kvm-")
+    except OSError:
+        return  # a folder that isn't ours: it is measured again next time
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        json.dump({"key": key, "works": found.works, "reason": found.reason}, stream)
+    Path(name).replace(file)
+
+
+def _run_guest(runner: CommandRunner, qemu: str) -> Acceleration:
+    argv = [
+        *(qemu, "-accel", "kvm", "-machine", "pc", "-m", "16", "-no-user-config", "-nodefaults"),
+        *("-display", "none", "-no-reboot", "-serial", "file:/dev/stdout"),
+        *("-drive", "if=floppy,format=raw,readonly=on,file=/dev/stdin"),
+    ]
+    try:
+        result = runner.run(argv, timeout=DEADLINE, input=boot_sector(_LOOPS, _WORD))
+    except DeadlineExceeded:
+        return Acceleration(
+            works=False, reason=f"{DEVICE} opens, but a guest gets nowhere on it in {DEADLINE:g} s"
+        )
+    except VmclonerError as error:
+        return Acceleration(works=False, reason=error.message)
+    if _WORD not in result.stdout:
+        return Acceleration(works=False, reason="a guest on KVM ended without having run")
+    return Acceleration(works=True)

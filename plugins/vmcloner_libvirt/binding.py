@@ -1,0 +1,50 @@
+"""libvirt-python, loaded on first use: an optional dependency that is compiled at installation."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import threading
+from typing import Any
+
+from vmcloner_core.errors import BackendError
+
+_loading = threading.Lock()
+
+
+def libvirt() -> Any:
+    """Return the module ``libvirt``, made silent and with its event loop running.
+
+    :raises BackendError: it isn't installed, or its library can't be loaded.
+    """
+    with _loading:
+        return _load()
+
+
+@functools.cache
+def _load() -> Any:
+    try:
+        module = importlib.import_module("libvirt")
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError)
+        raise BackendError(
+            "libvirt-python is not installed"
+            if missing
+            else f"libvirt-python can't be loaded: {error}",
+            hint="pip install 'vmcloner[libvirt]' (needs libvirt-dev, pkg-config and gcc)",
+        ) from error
+    # By default libvirt prints every error to stderr, those that we handle too.
+    module.registerErrorHandler(lambda _context, _error: None, None)
+    # Keepalive, by which a hung daemon is noticed, needs an event loop, registered before the
+    # first connection. An embedder's own, if it registered one, stays: ours then isn't used.
+    module.virEventRegisterDefaultImpl()
+    threading.Thread(target=_run_events, args=(module,), name="libvirt-events", daemon=True).start()
+    return module
+
+
+def _run_events(module: Any) -> None:
+    try:
+        while True:
+            module.virEventRunDefaultImpl()
+    except module.libvirtError:  # another event loop is registered, and serves the connections
+        return

@@ -1,0 +1,175 @@
+"""A bounded pool of connections to one libvirt daemon, which outlives the daemon's restarts.
+
+The daemon serves a few calls of each connection at once and queues the rest (libvirtd.conf:
+``max_client_requests``, 5), and admits a limited number of connections. A call runs in its
+caller's thread on the connection that has the fewest; where all are full it waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tenacity
+
+from vmcloner_core.errors import BackendError, VmclonerError
+from vmcloner_core.process import CommandRunner
+from vmcloner_libvirt.binding import libvirt
+from vmcloner_libvirt.errors import is_disconnect, translate
+
+T = TypeVar("T")
+REQUESTS = 5
+"""Calls at once on one connection: libvirtd's default limit."""
+KEEPALIVE = (10, 5)
+"""Seconds between probes of a silent daemon, and probes unanswered until it counts as gone."""
+RECONNECT = 30.0
+"""Seconds to wait for a daemon that went away in the middle of the work."""
+
+
+class Unreachable(BackendError):
+    """The daemon can't be reached, now or any more: no other call will do better."""
+
+
+class _Lost(Exception):
+    """The connection broke under a call, or can't be made again yet."""
+
+    def __init__(self, cause: VmclonerError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class _Slot:
+    """One connection of the pool, opened when it is first needed."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.connection: Any = None
+        self.opening = threading.Lock()
+
+
+class Connections:
+    """Connections to ``uri``. Thread-safe; opens nothing before the first call.
+
+    Connections stay open until :meth:`close`; libvirt's ``test:///default`` keeps its domains
+    for as long as one is.
+    """
+
+    def __init__(self, uri: str, size: int, runner: CommandRunner) -> None:
+        self.uri = uri
+        self._runner = runner
+        self._slots = [_Slot() for _ in range(size)]
+        self._changed = threading.Condition()
+        self._was_connected = False
+
+    def call(self, operation: Callable[[Any], T], *, about: str) -> T:
+        """Return ``operation(connection)``, an idempotent piece of work.
+
+        Where the connection breaks, the operation is run again on a new one, for up to
+        :data:`RECONNECT` seconds.
+
+        :param about: the domain that it is about, or the host, for messages.
+        :raises Unreachable: no daemon answers. :raises VmclonerError: libvirt's error, translated.
+        """
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_Lost),
+            stop=tenacity.stop_after_delay(RECONNECT),
+            wait=tenacity.wait_exponential_jitter(initial=0.1, max=2.0),
+            reraise=True,
+        )
+        try:
+            result: T = retrying(self._attempt, operation, about)
+        except _Lost as lost:
+            raise Unreachable(
+                f"lost the connection to {self.uri}: {lost.cause.message}", hint=lost.cause.hint
+            ) from lost
+        return result
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        with self._changed:
+            for slot in self._slots:
+                slot.connection = None  # libvirt counts references: the last one closes it
+
+    def _attempt(self, operation: Callable[[Any], T], about: str) -> T:
+        module = libvirt()
+        with self._borrow() as slot:
+            connection = self._connect(slot)
+            try:
+                return operation(connection)
+            except module.libvirtError as error:
+                if is_disconnect(error) or not _alive(connection):
+                    with slot.opening:
+                        if slot.connection is connection:
+                            slot.connection = None
+                    raise _Lost(translate(error, about)) from error
+                raise translate(error, about) from error
+
+    @contextlib.contextmanager
+    def _borrow(self) -> Iterator[_Slot]:
+        with self._changed:
+            while (slot := self._freest()).users >= REQUESTS:
+                self._changed.wait()
+            slot.users += 1
+        try:
+            yield slot
+        finally:
+            with self._changed:
+                slot.users -= 1
+                self._changed.notify()
+
+    def _freest(self) -> _Slot:
+        # Among equals an open one: work that comes one call at a time needs one connection.
+        return min(self._slots, key=lambda slot: (slot.users, slot.connection is None))
+
+    def _connect(self, slot: _Slot) -> Any:
+        module = libvirt()
+        with slot.opening:
+            if slot.connection is None:
+                try:
+                    connection = module.open(self.uri)
+                except module.libvirtError as error:
+                    failure = self._explain(error)
+                    if self._was_connected and is_disconnect(error):
+                        raise _Lost(failure) from error
+                    raise failure from error
+                # Local drivers, which live in this process, have no keepalive.
+                with contextlib.suppress(module.libvirtError):
+                    connection.setKeepAlive(*KEEPALIVE)
+                slot.connection = connection
+                self._was_connected = True
+            return slot.connection
+
+    def _explain(self, error: Any) -> Unreachable:
+        """Return why the daemon can't be reached, and what to do about it."""
+        failure = translate(error, self.uri)
+        number = error.get_int1()
+        if not is_disconnect(error):
+            return Unreachable(failure.message, hint=failure.hint)
+        if number in (errno.EACCES, errno.EPERM):
+            return Unreachable(
+                f"no permission to use libvirt at {self.uri}",
+                hint="run it as root (sudo), or as a member of the group libvirt",
+            )
+        if number not in (errno.ENOENT, errno.ECONNREFUSED):
+            return Unreachable(failure.message, hint="vmcloner host check")
+        if not any(self._runner.which(daemon) for daemon in ("libvirtd", "virtqemud", "virtxend")):
+            return Unreachable(
+                f"libvirt's daemon is not installed ({self.uri})",
+                hint="apt-get install libvirt-daemon-system",
+            )
+        booted = Path("/run/systemd/system").is_dir()  # sd_booted(3)
+        return Unreachable(
+            f"libvirt's daemon is not running ({self.uri})",
+            hint="systemctl start libvirtd" if booted else "virtlogd -d; libvirtd -d",
+        )
+
+
+def _alive(connection: Any) -> bool:
+    try:
+        return bool(connection.isAlive())
+    except libvirt().libvirtError:
+        return False

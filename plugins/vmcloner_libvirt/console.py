@@ -1,0 +1,161 @@
+"""Serial consoles: the log that the hypervisor's daemon writes, and the live terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import termios
+import threading
+import tty
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vmcloner_core.errors import BackendError, InvalidRequest, WrongState
+from vmcloner_core.names import split_clone
+from vmcloner_libvirt.binding import libvirt
+from vmcloner_libvirt.errors import is_code
+
+ESCAPE = b"\x1d"
+"""``^]``, which ends a console (as in telnet and virsh)."""
+_CHUNK = 4096
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder that the hypervisor's daemon, which runs as root, writes the logs to.
+
+    :raises BackendError: it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BackendError(
+            f"can't make the folder for console logs, {folder}: {error.strerror}",
+            hint="set hosts.HOST.state to a folder that you may write to, or run it as root (sudo)",
+        ) from error
+
+
+def log_file(folder: Path, name: str) -> Path:
+    """Return where a clone's console is logged.
+
+    :raises InvalidRequest: not a clone's name, and so not to be made part of a path.
+    """
+    if split_clone(name) is None:
+        raise InvalidRequest(f"not a clone's name: {name!r}")
+    return folder / f"{name}.log"
+
+
+def read(folder: Path, name: str, offset: int, limit: int) -> tuple[bytes, int]:
+    """Return up to ``limit`` bytes of a console's log, and the offset behind them.
+
+    :raises BackendError: the log may not be read.
+    """
+    path = log_file(folder, name)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b"", 0
+    except OSError as error:
+        raise BackendError(
+            f"{name}: can't read {path}: {error.strerror}",
+            hint="console logs are root's: run it as root (sudo)",
+        ) from error
+    try:
+        start = offset if offset <= os.fstat(descriptor).st_size else 0
+        data = os.pread(descriptor, limit, start)
+    finally:
+        os.close(descriptor)
+    return data, start + len(data)
+
+
+def remove(folder: Path, name: str) -> None:
+    """Remove a console's log, and the older parts that virtlogd(8) keeps as ``.0``, ``.1`` …"""
+    path = log_file(folder, name)
+    path.unlink(missing_ok=True)
+    number = 0
+    while (old := path.with_name(f"{path.name}.{number}")).exists():
+        old.unlink(missing_ok=True)
+        number += 1
+
+
+def attach(connection: Any, domain: Any, stdin: int, stdout: int) -> None:
+    """Connect two descriptors with a running domain's console until either end hangs up.
+
+    Where ``stdin`` is a terminal it is in raw mode meanwhile. At its end the guest's output goes
+    on until the guest ends it.
+
+    :raises WrongState: someone else is attached.
+    """
+    module = libvirt()
+    stream = connection.newStream()
+    try:
+        domain.openConsole(None, stream, module.VIR_DOMAIN_CONSOLE_SAFE)
+    except module.libvirtError as error:
+        if is_code(error, "VIR_ERR_OPERATION_FAILED"):
+            raise WrongState(
+                f"{domain.name()}: its console is in use", hint="end the other session with ^]"
+            ) from error
+        raise
+    ended, signal_end = os.pipe()
+    reader = threading.Thread(
+        target=_copy_out, args=(module, stream, stdout, signal_end), name="console", daemon=True
+    )
+    try:
+        with _raw(stdin):
+            reader.start()
+            _copy_in(stream, stdin, ended)
+    finally:
+        # Wakes the reader, which then closes its end of the pipe.
+        with contextlib.suppress(module.libvirtError):
+            stream.abort()
+        if reader.ident is None:
+            os.close(signal_end)
+        else:
+            reader.join(timeout=5)
+        os.close(ended)
+
+
+@contextlib.contextmanager
+def _raw(descriptor: int) -> Iterator[None]:
+    if not os.isatty(descriptor):
+        yield
+        return
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setraw(descriptor)
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
+
+
+def _copy_out(module: Any, stream: Any, stdout: int, signal_end: int) -> None:
+    try:
+        while data := stream.recv(_CHUNK):
+            _write(stdout, data)
+    except (module.libvirtError, OSError):
+        return  # the guest went away, the stream was aborted, or nobody reads us
+    finally:
+        os.close(signal_end)
+
+
+def _copy_in(stream: Any, stdin: int, ended: int) -> None:
+    sources = [stdin, ended]
+    while True:
+        ready, _, _ = select.select(sources, [], [])
+        if ended in ready:
+            return
+        data = os.read(stdin, _CHUNK)
+        if not data:
+            sources.remove(stdin)
+        before, escape, _ = data.partition(ESCAPE)
+        while before:
+            sent = stream.send(before)
+            before = before[sent:]
+        if escape:
+            return
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]

@@ -1,0 +1,226 @@
+"""What every hypervisor behind libvirt does alike: the batches over labelled domains."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+from vmcloner_core.drivers import DriverContext, HypervisorDriver, Lane
+from vmcloner_core.errors import NotFound, VmclonerError, WrongState
+from vmcloner_core.model import Domain, DomainInventory, DomainSpec, HostResources, Outcome, State
+from vmcloner_libvirt import console, operations
+from vmcloner_libvirt.binding import libvirt
+from vmcloner_libvirt.connection import Connections, Unreachable
+from vmcloner_libvirt.metadata import labels_of
+from vmcloner_libvirt.operations import tolerate
+from vmcloner_libvirt.rendering import Rendered
+
+T = TypeVar("T")
+POLL = 0.5
+"""Seconds between looks at guests that were asked to shut down."""
+ASK_AGAIN = 5.0
+"""Seconds after which they are asked again: a guest that is still booting ignores the first."""
+STOPPERS = 8
+"""Domains that one call stops at once: libvirt looks for a process's end only every 200 ms."""
+
+
+class LibvirtDriver(HypervisorDriver):
+    """Base of the hypervisors behind libvirt. Thread-safe."""
+
+    define_lane = Lane(batch=20, concurrency=2)
+    # Most of a start is the host's work: a few more than processors keep them busy.
+    start_lane = Lane(batch=1, concurrency=min(8, 2 * (os.cpu_count() or 1)))
+    # One call asks all guests, then waits for them together; it stops several at once by itself.
+    stop_lane = Lane(batch=1000, concurrency=1)
+    undefine_lane = Lane(batch=20, concurrency=2)
+
+    def __init__(self, context: DriverContext, uri: str, connections: int) -> None:
+        super().__init__(context)
+        self.uri = uri
+        self.connections = Connections(uri, connections, context.runner)
+        self._validated: set[str] = set()
+        self._owned: dict[tuple[str, str], bool] = {}
+
+    # --- what each hypervisor has of its own --------------------------------------------------
+
+    @abstractmethod
+    def prepare(self, spec: DomainSpec) -> Rendered:
+        """Return the domain XML that ``define`` uses."""
+
+    @abstractmethod
+    def undefine_flags(self, connection: Any) -> int:
+        """Return libvirt's flags for what is to go together with a domain."""
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def render(self, spec: DomainSpec) -> str:
+        """See :meth:`HypervisorDriver.render`."""
+        return self.prepare(spec).xml
+
+    def inspect(self) -> DomainInventory:
+        """See :meth:`HypervisorDriver.inspect`."""
+        return self._ask_host(lambda connection: operations.inventory(self.records(connection)))
+
+    def states(self) -> Mapping[str, State]:
+        """See :meth:`HypervisorDriver.states`."""
+        return self._ask_host(self._states)
+
+    def resources(self) -> HostResources:
+        """See :meth:`HypervisorDriver.resources`."""
+        return self._ask_host(operations.resources)
+
+    def records(self, connection: Any) -> operations.Records:
+        """Yield all domains with their states, by one call.
+
+        Only the state group of libvirt's statistics: the others ask every guest's monitor.
+        """
+        module = libvirt()
+        for domain, stats in connection.getAllDomainStats(module.VIR_DOMAIN_STATS_STATE):
+            yield domain, stats["state.state"], stats["state.reason"]
+
+    # --- batches ------------------------------------------------------------------------------
+
+    def define(self, specs: Sequence[DomainSpec]) -> Iterator[Outcome[Domain]]:
+        """See :meth:`HypervisorDriver.define`."""
+        console.make_folder(self.context.host.consoles)
+        for spec in specs:
+            yield self._define(spec)
+
+    def start(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """See :meth:`HypervisorDriver.start`."""
+        for name in names:
+            yield self._change(name, operations.start)
+
+    def shutdown(self, names: Sequence[str], timeout: float) -> Iterator[Outcome[None]]:
+        """See :meth:`HypervisorDriver.shutdown`."""
+        deadline = time.monotonic() + timeout
+        asked: dict[str, float] = {}
+        for name in names:
+            outcome = self._change(name, operations.ask)
+            if outcome.ok and outcome.changed:
+                asked[name] = time.monotonic()
+            else:
+                yield outcome
+        while asked and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(POLL, left))
+            yield from self._gone(asked)
+        yield from self.destroy(tuple(asked))
+
+    def destroy(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """See :meth:`HypervisorDriver.destroy`."""
+        with ThreadPoolExecutor(STOPPERS, thread_name_prefix="destroy") as pool:
+            futures = [pool.submit(self._change, name, operations.destroy) for name in names]
+            try:
+                yield from (future.result() for future in as_completed(futures))
+            finally:
+                for future in futures:
+                    future.cancel()
+
+    def undefine(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """See :meth:`HypervisorDriver.undefine`."""
+        for name in names:
+            yield self._change(name, self._undefine)
+
+    # --- consoles -----------------------------------------------------------------------------
+
+    def read_console(self, name: str, offset: int, limit: int) -> tuple[bytes, int]:
+        """See :meth:`HypervisorDriver.read_console`."""
+        return console.read(self.context.host.consoles, name, offset, limit)
+
+    def attach_console(self, name: str, stdin: int, stdout: int) -> None:
+        """See :meth:`HypervisorDriver.attach_console`."""
+
+        def attach(connection: Any) -> None:
+            domain = operations.active(connection, name)
+            if domain is None:
+                raise WrongState(f"{name}: isn't running", hint=f"vmcloner start {name}")
+            console.attach(connection, domain, stdin, stdout)
+
+        if name not in self.states():
+            raise NotFound(f"{name}: no such domain", hint="vmcloner list")
+        self.connections.call(attach, about=name)
+
+    def close(self) -> None:
+        """See :meth:`HypervisorDriver.close`."""
+        self.connections.close()
+
+    # --- how ----------------------------------------------------------------------------------
+
+    def _ask_host(self, operation: Callable[[Any], T]) -> T:
+        return self.connections.call(operation, about=self.uri)
+
+    def _member(self, name: str, operation: Callable[[Any], Outcome[T]]) -> Outcome[T]:
+        try:
+            return self.connections.call(operation, about=name)
+        except Unreachable:
+            raise  # the whole call's failure: no other member would fare better
+        except VmclonerError as error:
+            return Outcome(key=name, error=error)
+
+    def _change(self, name: str, operation: Callable[[Any, str], bool]) -> Outcome[None]:
+        return self._member(
+            name, lambda connection: Outcome(key=name, changed=operation(connection, name))
+        )
+
+    def _define(self, spec: DomainSpec) -> Outcome[Domain]:
+        attempts = itertools.count()
+
+        def define(connection: Any) -> Outcome[Domain]:
+            again = next(attempts) > 0
+            found = operations.existing(connection, spec)
+            if found is not None:
+                # The connection may have broken after libvirt had done it: then it is our doing.
+                return Outcome(
+                    key=spec.name, value=found, changed=again and found.labels == spec.labels
+                )
+            rendered = self.prepare(spec)
+            # libvirt compiles its whole schema anew for each domain that it validates, which
+            # takes several times as long as all the rest. Clones of one shape differ in values
+            # only, and those were checked before.
+            new = rendered.shape not in self._validated
+            domain = operations.make(connection, spec, rendered.xml, validate=new)
+            self._validated.add(rendered.shape)
+            return Outcome(key=spec.name, value=domain)
+
+        return self._member(spec.name, define)
+
+    def _undefine(self, connection: Any, name: str) -> bool:
+        was_there = operations.undefine(connection, name, self.undefine_flags(connection))
+        console.remove(self.context.host.consoles, name)
+        return was_there
+
+    def _gone(self, asked: dict[str, float]) -> Iterator[Outcome[None]]:
+        """Yield the guests that have ended, take them out of ``asked``, ask the others again."""
+        states = self.states()
+        for name, when in list(asked.items()):
+            state = states.get(name, State.STOPPED)
+            if state in (State.RUNNING, State.PAUSED):
+                if time.monotonic() - when > ASK_AGAIN:
+                    self._change(name, operations.ask)
+                    asked[name] = time.monotonic()
+                continue
+            del asked[name]
+            if state is State.CRASHED:  # it may be kept, to be looked at
+                yield from self.destroy([name])
+            else:
+                yield Outcome(key=name)
+
+    def _states(self, connection: Any) -> dict[str, State]:
+        # Whose a domain is doesn't change while it exists: it is asked once, not at each poll.
+        owned: dict[tuple[str, str], bool] = {}
+        states: dict[str, State] = {}
+        for domain, state, reason in self.records(connection):
+            name = domain.name()
+            key = (domain.UUIDString(), name)
+            with tolerate("VIR_ERR_NO_DOMAIN"):
+                known = self._owned.get(key)
+                owned[key] = labels_of(domain) is not None if known is None else known
+                if owned[key]:
+                    states[name] = operations.state_of(state, reason)
+        self._owned = owned
+        return states

@@ -1,0 +1,112 @@
+"""libvirt's errors as ours: by code, with the code's name and the object that it was about.
+
+Codes and domains: https://libvirt.org/html/libvirt-virterror.html
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from vmcloner_core.errors import (
+    BackendError,
+    Conflict,
+    DeadlineExceeded,
+    HostCommandError,
+    InvalidRequest,
+    NotEnoughResources,
+    NotFound,
+    VmclonerError,
+    WrongState,
+)
+from vmcloner_libvirt.binding import libvirt
+
+_CLASSES: dict[str, type[VmclonerError]] = {
+    "VIR_ERR_NO_DOMAIN": NotFound,
+    "VIR_ERR_NO_NETWORK": NotFound,
+    "VIR_ERR_NO_NWFILTER": NotFound,
+    "VIR_ERR_DOM_EXIST": Conflict,
+    "VIR_ERR_OPERATION_INVALID": WrongState,
+    "VIR_ERR_RESOURCE_BUSY": WrongState,
+    "VIR_ERR_XML_ERROR": InvalidRequest,
+    "VIR_ERR_XML_DETAIL": InvalidRequest,
+    "VIR_ERR_XML_INVALID_SCHEMA": InvalidRequest,
+    "VIR_ERR_CONFIG_UNSUPPORTED": InvalidRequest,
+    "VIR_ERR_NO_MEMORY": NotEnoughResources,
+    "VIR_ERR_OPERATION_TIMEOUT": DeadlineExceeded,
+    "VIR_ERR_NO_SUPPORT": BackendError,
+    "VIR_ERR_AUTH_FAILED": BackendError,
+    "VIR_ERR_AUTH_CANCELLED": BackendError,
+    "VIR_ERR_AUTH_UNAVAILABLE": BackendError,
+    "VIR_ERR_ACCESS_DENIED": BackendError,
+    "VIR_ERR_OPERATION_DENIED": BackendError,
+}
+_ACCESS = "run it as root (sudo), or as a member of the group libvirt"
+_HINTS = {
+    "VIR_ERR_NO_NETWORK": "virsh net-list --all",
+    "VIR_ERR_AUTH_FAILED": _ACCESS,
+    "VIR_ERR_AUTH_CANCELLED": _ACCESS,
+    "VIR_ERR_AUTH_UNAVAILABLE": _ACCESS,
+    "VIR_ERR_ACCESS_DENIED": _ACCESS,
+    "VIR_ERR_OPERATION_DENIED": _ACCESS,
+}
+# A guest that can't start is VIR_ERR_INTERNAL_ERROR with what QEMU wrote.
+_WORDS: tuple[tuple[str, type[VmclonerError], str | None], ...] = (
+    ("Cannot allocate memory", NotEnoughResources, "stop some clones, or give them less memory"),
+    (
+        "Permission denied",
+        HostCommandError,
+        "the user that runs QEMU must be able to reach that file: vmcloner host check",
+    ),
+)
+# Numbers of virErrorLevel, which share their prefix with virErrorNumber.
+_LEVELS = {"VIR_ERR_NONE", "VIR_ERR_WARNING", "VIR_ERR_ERROR"}
+
+
+def code_name(error: Any) -> str:
+    """Return the name of a libvirt error's code, ``VIR_ERR_NO_DOMAIN``."""
+    return _names().get(error.get_error_code(), f"VIR_ERR_{error.get_error_code()}")
+
+
+@functools.cache
+def _names() -> dict[int, str]:
+    return {
+        value: name
+        for name, value in vars(libvirt()).items()
+        if name.startswith("VIR_ERR_") and name not in _LEVELS
+    }
+
+
+def is_code(error: Any, *names: str) -> bool:
+    """Tell whether a libvirt error has one of these codes."""
+    return code_name(error) in names
+
+
+def is_disconnect(error: Any) -> bool:
+    """Tell whether a call failed because its connection broke, not because it was refused."""
+    module = libvirt()
+    return error.get_error_domain() in (
+        module.VIR_FROM_RPC,
+        module.VIR_FROM_REMOTE,
+    ) and is_code(
+        error,
+        "VIR_ERR_SYSTEM_ERROR",
+        "VIR_ERR_INTERNAL_ERROR",
+        "VIR_ERR_RPC",
+        "VIR_ERR_NO_CONNECT",
+        "VIR_ERR_INVALID_CONN",
+    )
+
+
+def translate(error: Any, about: str) -> VmclonerError:
+    """Return our error for a libvirt error about a domain, a host or a connection."""
+    code = code_name(error)
+    message = str(error.get_error_message() or error).strip()
+    first = next(iter(message.splitlines()), "no message")[:500]
+    kind, hint = _CLASSES.get(code, HostCommandError), _HINTS.get(code)
+    if kind is HostCommandError:
+        for words, other, way_out in _WORDS:
+            if words in message:
+                kind, hint = other, way_out
+                break
+    return kind(f"{about}: {first} [{code}]", hint=hint)

@@ -1,0 +1,82 @@
+"""The hypervisor ``kvm``: QEMU through libvirt, on KVM where it works, else by emulation."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from vmcloner_core.drivers import DriverContext
+from vmcloner_core.model import Check, DomainSpec
+from vmcloner_libvirt import acceleration, doctor
+from vmcloner_libvirt.binding import libvirt
+from vmcloner_libvirt.driver import LibvirtDriver
+from vmcloner_libvirt.metadata import parse
+from vmcloner_libvirt.rendering import Rendered, Renderer
+from vmcloner_libvirt.settings import KvmSettings
+
+MACHINE = "q35"
+# What stands for the host's processor where the guest's is emulated.
+_HOST_CPUS = {"host-passthrough", "host-model"}
+
+
+class KvmDriver(LibvirtDriver):
+    """Runs clones on QEMU. Thread-safe."""
+
+    kind = "kvm"
+    mac_prefix = "52:54:00"
+
+    def __init__(self, context: DriverContext, settings: KvmSettings) -> None:
+        super().__init__(context, settings.uri, settings.connections)
+        self._accel = settings.accel
+        self._deciding = threading.Lock()
+
+    @functools.cached_property
+    def _renderer(self) -> Renderer:
+        return Renderer("domain.xml.j2")
+
+    @functools.cached_property
+    def _domain_type(self) -> str:
+        """libvirt's domain type: ``kvm``, ``qemu``, or ``test`` for its test driver."""
+        capabilities = parse(self._ask_host(lambda connection: connection.getCapabilities()))
+        types = {e.get("type") for e in capabilities.iterfind("guest/arch/domain")}
+        if "test" in types:
+            return "test"
+        if self._accel != "auto":
+            return "kvm" if self._accel == "kvm" else "qemu"
+        works = "kvm" in types and acceleration.cached(self.context.runner, self.context.host).works
+        return "kvm" if works else "qemu"
+
+    def prepare(self, spec: DomainSpec) -> Rendered:
+        """See :meth:`LibvirtDriver.prepare`."""
+        with self._deciding:  # once, not once for each thread of the first batch
+            domain_type, renderer = self._domain_type, self._renderer
+        cpu = spec.options.cpu or ("host-passthrough" if domain_type == "kvm" else None)
+        if domain_type == "qemu" and cpu in _HOST_CPUS:
+            cpu = "maximum"
+        log = self.context.host.consoles / f"{spec.name}.log"
+        return renderer.render(
+            spec,
+            {
+                "domain_type": domain_type,
+                "machine": spec.options.machine or MACHINE,
+                "cpu": cpu,
+                "console_log": str(log),
+            },
+        )
+
+    def undefine_flags(self, connection: Any) -> int:
+        """See :meth:`LibvirtDriver.undefine_flags`."""
+        module = libvirt()
+        flags = (
+            module.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | module.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+        )
+        if connection.getType() == "QEMU":  # the test driver refuses what it doesn't have
+            flags |= module.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+            flags |= module.VIR_DOMAIN_UNDEFINE_NVRAM
+        return int(flags)
+
+    def probe(self) -> Iterator[Check]:
+        """See :meth:`HypervisorDriver.probe`."""
+        return doctor.examine(self.name, self.connections, self.context, self._accel)

@@ -1,0 +1,104 @@
+"""Our labels in a domain's ``<metadata>``, and what else we read out of domain XML.
+
+libvirt keeps one element per namespace there and doesn't look into it:
+https://libvirt.org/formatdomain.html#general-metadata
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from lxml import etree
+
+from vmcloner_core.errors import InvalidRequest
+from vmcloner_core.model import Labels
+from vmcloner_libvirt.binding import libvirt
+from vmcloner_libvirt.errors import is_code
+
+NAMESPACE = "https://vmcloner.github.io/ns/labels/1"
+_TAG = f"{{{NAMESPACE}}}clone"
+_UNSAFE = re.compile(r"[^\x20-\x24\x26-\x7e]")
+
+
+def parse(text: str) -> Any:
+    """Return the root element of XML that others wrote: no entities, no network, bounded.
+
+    :raises InvalidRequest: it isn't well-formed; names the line.
+    """
+    parser = etree.XMLParser(
+        resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False
+    )
+    try:
+        return etree.fromstring(text.encode(), parser)
+    except (etree.XMLSyntaxError, UnicodeEncodeError) as error:
+        raise InvalidRequest(f"not well-formed XML: {error}") from error
+
+
+def add_labels(root: Any, labels: Labels) -> None:
+    """Put a clone's labels into its domain's XML, in place of any that are there."""
+    metadata = root.find("metadata")
+    if metadata is None:
+        metadata = etree.SubElement(root, "metadata")
+    for element in metadata.findall(_TAG):
+        metadata.remove(element)
+    values = {key: _quote(value) for key, value in labels.to_mapping().items()}
+    etree.SubElement(metadata, _TAG, values, nsmap={"vmcloner": NAMESPACE})
+
+
+def labels_in(root: Any) -> Labels | None:
+    """Return the labels in a domain's XML, or None where the domain isn't one of ours.
+
+    One whose name isn't its labels' clone is a copy, or was renamed: not ours any more.
+    """
+    element = root.find(f"metadata/{_TAG}")
+    return None if element is None else _ours(element, root.findtext("name"))
+
+
+def labels_of(domain: Any) -> Labels | None:
+    """Return a domain's labels as :func:`labels_in`, by one call that fetches nothing else.
+
+    :raises libvirt.libvirtError: the domain is gone, or the connection.
+    """
+    module = libvirt()
+    try:
+        text = domain.metadata(module.VIR_DOMAIN_METADATA_ELEMENT, NAMESPACE)
+    except module.libvirtError as error:
+        if is_code(error, "VIR_ERR_NO_DOMAIN_METADATA"):
+            return None
+        raise
+    return _ours(parse(text), domain.name())
+
+
+def _ours(element: Any, name: str | None) -> Labels | None:
+    labels = Labels.from_mapping({key: _unquote(value) for key, value in element.attrib.items()})
+    return labels if labels is not None and labels.clone == name else None
+
+
+def _quote(value: str) -> str:
+    """Return ``value`` so that XML, which has no control characters, can carry any text."""
+    return _UNSAFE.sub(
+        lambda match: "".join(f"%{b:02X}" for b in match[0].encode("utf-8", "surrogatepass")), value
+    )
+
+
+def _unquote(value: str) -> str:
+    return unquote_to_bytes(value).decode("utf-8", "surrogatepass")
+
+
+def macs(root: Any) -> tuple[str, ...]:
+    """Return the MAC addresses in a domain's XML, in lower case."""
+    return tuple(e.get("address", "").lower() for e in root.iterfind("devices/interface/mac"))
+
+
+def disks(root: Any) -> tuple[Path, ...]:
+    """Return the files and devices that a domain's disks are on."""
+    sources = root.iterfind("devices/disk/source")
+    return tuple(Path(path) for e in sources if (path := e.get("file") or e.get("dev")))
+
+
+def memory(root: Any) -> int:
+    """Return the bytes of memory that a domain has once it runs; libvirt prints kibibytes."""
+    return int(root.findtext("memory") or 0) * 1024

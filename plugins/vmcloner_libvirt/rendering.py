@@ -1,0 +1,189 @@
+"""Domain XML from a jinja2 template: the shipped one, or a template's own in its place."""
+
+from __future__ import annotations
+
+import importlib.resources
+import traceback
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from jinja2 import FunctionLoader, StrictUndefined, TemplateError, TemplateSyntaxError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from lxml import etree
+from markupsafe import escape
+
+from vmcloner_core.errors import InvalidRequest
+from vmcloner_core.model import DomainSpec
+from vmcloner_core.placeholders import clone_values
+from vmcloner_libvirt.metadata import add_labels, parse
+
+MAX_XML = 1024**2
+"""Characters of a template, and of what it renders to."""
+_HINT = "the shipped template is documented in docs/templates.md"
+# libvirt derives a disk's place from its name, and the name's prefix from the bus.
+_DISK_PREFIX = {"virtio": "vd", "ide": "hd", "xen": "xvd"}
+
+
+@attrs.frozen(kw_only=True)
+class Rendered:
+    """A clone's domain XML, and the same without what differs from clone to clone."""
+
+    xml: str
+    shape: str
+
+
+class Renderer:
+    """Renders domain XML. Thread-safe; reads each template file once.
+
+    :param shipped: file name of the backend's template in this package.
+    """
+
+    def __init__(self, shipped: str) -> None:
+        self._shipped = shipped
+        self._readable = {shipped}
+        self._environment = ImmutableSandboxedEnvironment(
+            autoescape=True,
+            undefined=StrictUndefined,
+            loader=FunctionLoader(self._load),
+            auto_reload=False,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+
+    def render(self, spec: DomainSpec, values: Mapping[str, object]) -> Rendered:
+        """Return a clone's domain XML, with its labels.
+
+        :param values: the backend's own values, beside those of :func:`domain_values`.
+        :raises InvalidRequest: names the template's file and line, and the reason.
+        """
+        source = self._shipped
+        if spec.options.xml is not None:
+            source = str(spec.options.xml)
+            self._readable.add(source)
+        text = self._text(source, domain_values(spec) | dict(values))
+        return Rendered(xml=_labelled(source, text, spec), shape=_shape(text, spec))
+
+    def _load(self, name: str) -> tuple[str, str, None] | None:
+        # A template may extend the shipped one; it may not include the host's files.
+        if name not in self._readable:
+            return None
+        if name == self._shipped:
+            file = importlib.resources.files(__package__) / name
+            return file.read_text(encoding="utf-8"), name, None
+        try:
+            with Path(name).open(encoding="utf-8") as stream:
+                text = stream.read(MAX_XML + 1)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "not a text file"
+            raise InvalidRequest(f"domain.xml: can't read {name}: {reason}") from error
+        if len(text) > MAX_XML:
+            raise InvalidRequest(f"domain.xml: {name} is larger than {MAX_XML} characters")
+        return text, name, None
+
+    def _text(self, source: str, values: dict[str, object]) -> str:
+        parts: list[str] = []
+        size = 0
+        try:
+            for part in self._environment.get_template(source).generate(values):
+                parts.append(part)
+                size += len(part)
+                if size > MAX_XML:
+                    raise InvalidRequest(f"{source}: renders to more than {MAX_XML} characters")
+        except TemplateError as error:
+            raise InvalidRequest(f"{_place(error, source)}: {error.message}", hint=_HINT) from error
+        except (ArithmeticError, LookupError, TypeError, ValueError, MemoryError) as error:
+            raise InvalidRequest(f"{_place(error, source)}: {error}", hint=_HINT) from error
+        return "".join(parts).strip()
+
+
+def domain_values(spec: DomainSpec) -> dict[str, Any]:
+    """Return what every domain template may name.
+
+    Texts and numbers only: a template is not trusted with objects that have methods.
+    """
+    boot = spec.boot
+    prefix = _DISK_PREFIX.get(spec.options.disk_bus, "sd")
+    return {
+        **clone_values(spec.labels, spec.nics),
+        "uuid": str(spec.uuid),
+        "genid": _generation(spec),
+        "memory": spec.memory,
+        "vcpus": spec.vcpus,
+        "firmware": spec.options.firmware,
+        "disk_bus": spec.options.disk_bus,
+        "boot": {
+            "kernel": None if boot.kernel is None else str(boot.kernel),
+            "initrd": None if boot.initrd is None else str(boot.initrd),
+            "cmdline": boot.cmdline,
+            "devices": list(boot.devices),
+        },
+        "disks": [
+            {
+                "kind": volume.kind,
+                "path": str(volume.path),
+                "format": volume.format,
+                "target": f"{prefix}{chr(ord('a') + number)}",
+            }
+            for number, volume in enumerate(spec.volumes)
+        ],
+        "nics": [
+            {
+                "kind": nic.spec.kind,
+                "source": nic.spec.source,
+                "mac": nic.mac,
+                "model": nic.spec.model,
+            }
+            for nic in spec.nics
+        ],
+    }
+
+
+def _place(error: BaseException, source: str) -> str:
+    """Return ``FILE:LINE`` of the template where an error arose."""
+    if isinstance(error, TemplateSyntaxError):
+        return f"{error.filename or source}:{error.lineno}"
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source
+    ]
+    return f"{source}:{frames[-1].lineno}" if frames else source
+
+
+def _labelled(source: str, text: str, spec: DomainSpec) -> str:
+    try:
+        root = parse(text)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{source}: {error.message}", hint=_HINT) from error
+    if (root.tag, root.findtext("name"), root.findtext("uuid")) != (
+        "domain",
+        spec.name,
+        str(spec.uuid),
+    ):
+        raise InvalidRequest(
+            f"{source}: <domain> must have the clone's own name and uuid",
+            hint="write <name>{{ name }}</name> and <uuid>{{ uuid }}</uuid>",
+        )
+    add_labels(root, spec.labels)
+    etree.indent(root)
+    return str(etree.tostring(root, encoding="unicode")) + "\n"
+
+
+def _shape(text: str, spec: DomainSpec) -> str:
+    own = [
+        *(str(volume.path) for volume in spec.volumes),
+        *(nic.mac for nic in spec.nics),
+        spec.boot.cmdline or "",
+        _generation(spec),
+        str(spec.uuid),
+        spec.name,  # the last: the others may contain it
+    ]
+    for value in filter(None, own):
+        text = text.replace(str(escape(value)), "*")
+    return text
+
+
+def _generation(spec: DomainSpec) -> str:
+    """Return the VM generation id: another run makes another machine of the same name."""
+    return str(uuid.uuid5(spec.uuid, spec.labels.run))
