@@ -158,7 +158,13 @@ class Engine:
             plan = self._plan_create(request, run)
         else:
             clones = self._clones()
-            plan = plan_targets(request, clones, run=run, host=self.host.name)
+            plan = plan_targets(
+                request,
+                clones,
+                run=run,
+                host=self.host.name,
+                ready=lambda name: self._library.catalog.template(name).ready,
+            )
             self._check_memory(plan, clones)
         self.plugins.load_observers()
         self.plugins.preflight(plan)

@@ -98,7 +98,8 @@ class Readiness:
 class ClonePlan:
     """One clone's way through the pipeline: the steps it still needs, in order.
 
-    :param volume: the volume that is there already, None where it is still to be made.
+    :param volumes: those that are there already.
+    :param wait: what WAIT waits for.
     """
 
     labels: Labels
@@ -106,6 +107,7 @@ class ClonePlan:
     uuid: uuid.UUID | None = None
     nics: tuple[Nic, ...] = ()
     volumes: tuple[Volume, ...] = ()
+    wait: Readiness | None = None
 
     @property
     def name(self) -> str:
@@ -135,7 +137,6 @@ class Plan:
     storage: str | None = None
     mode: CloneMode = CloneMode.LINKED
     import_image: bool = False
-    wait: Readiness | None = None
     on_failure: OnFailure = OnFailure.KEEP
     shutdown_timeout: float = 60.0
     jobs: int | None = None

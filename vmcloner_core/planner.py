@@ -88,7 +88,7 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
             existing.append(clone_name(request.fleet, index))
             continue
         labels = _labels(request.fleet, index, template.name, facts, birth)
-        clones.append(_clone_plan(labels, found, steps, template, facts, macs))
+        clones.append(_clone_plan(labels, found, steps, template, facts, macs, wait))
     _check_foreign([clone.name for clone in clones if Step.DEFINE in clone.steps], facts)
     plan = Plan(
         action=Action.CREATE,
@@ -100,7 +100,6 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
         hypervisor=facts.hypervisor,
         storage=facts.storage,
         mode=request.mode,
-        wait=wait,
         import_image=facts.origin is None and any(Step.CLONE in c.steps for c in clones),
         on_failure=request.on_failure,
         jobs=request.jobs,
@@ -169,6 +168,7 @@ def _clone_plan(
     template: Template,
     facts: Facts,
     macs: set[str],
+    wait: Readiness | None,
 ) -> ClonePlan:
     nics: tuple[Nic, ...] = ()
     if Step.DEFINE in steps:
@@ -185,6 +185,7 @@ def _clone_plan(
         uuid=clone_uuid(facts.host, labels.fleet, labels.index, labels.template),
         nics=nics,
         volumes=found.volumes if found is not None else (),
+        wait=wait,
     )
 
 
@@ -263,9 +264,17 @@ def check_memory(sizes: Sequence[int], usable: int) -> None:
 # --- existing clones ----------------------------------------------------------------------------
 
 
-def plan_targets(request: TargetRequest, clones: Sequence[Clone], *, run: str, host: str) -> Plan:
+def plan_targets(
+    request: TargetRequest,
+    clones: Sequence[Clone],
+    *,
+    run: str,
+    host: str,
+    ready: Callable[[str], str] = lambda _template: "running",
+) -> Plan:
     """Return the plan of a start, stop, restart, delete or wait.
 
+    :param ready: returns what the template of that name calls ready.
     :raises NotFound: a target names nothing, but for DELETE, where what is gone is as asked.
     """
     targets = parse_targets(request.targets)
@@ -283,9 +292,16 @@ def plan_targets(request: TargetRequest, clones: Sequence[Clone], *, run: str, h
         action=request.action,
         run=run,
         host=host,
-        clones=tuple(_target_plan(clone, steps) for clone, steps in work),
+        clones=tuple(
+            ClonePlan(
+                labels=clone.labels,
+                steps=steps,
+                volumes=clone.volumes,
+                wait=_wait(request, clone, ready),
+            )
+            for clone, steps in work
+        ),
         existing=existing,
-        wait=request.wait,
         shutdown_timeout=request.shutdown_timeout,
         jobs=request.jobs,
     )
@@ -299,8 +315,10 @@ def _named(clone: Clone, targets: Sequence[Target]) -> bool:
     return any(target.matches(clone.fleet, clone.index) for target in targets)
 
 
-def _target_plan(clone: Clone, steps: tuple[Step, ...]) -> ClonePlan:
-    return ClonePlan(labels=clone.labels, steps=steps, volumes=clone.volumes)
+def _wait(request: TargetRequest, clone: Clone, ready: Callable[[str], str]) -> Readiness | None:
+    if request.wait is not None or not request.ready:
+        return request.wait
+    return Readiness.parse(ready(clone.template), timeout=request.timeout)
 
 
 _ACTIVE = (State.RUNNING, State.PAUSED, State.CRASHED)
@@ -310,7 +328,7 @@ def _target_steps(request: TargetRequest, clone: Clone) -> tuple[Step, ...]:
     """Return what the action has to do with a clone; nothing where it is as asked."""
     active = clone.domain is not None and clone.domain.state in _ACTIVE
     stop = Step.DESTROY if request.kill else Step.SHUTDOWN
-    wait = (Step.WAIT,) if request.wait is not None else ()
+    wait = (Step.WAIT,) if request.wait is not None or request.ready else ()
     match request.action:
         case Action.START:
             return (Step.START, *wait) if clone.state is not State.RUNNING else wait

@@ -27,11 +27,11 @@ _DEAD = (State.STOPPED, State.CRASHED)
 
 @attrs.frozen(kw_only=True)
 class Awaited:
-    """A clone to be watched. ``pattern``: None to wait until it runs, else a regular expression."""
+    """A clone to be watched, and what it is waited for."""
 
     name: str
     driver: HypervisorDriver
-    pattern: str | None = None
+    readiness: Readiness
 
 
 @attrs.define
@@ -40,6 +40,7 @@ class _Watched:
 
     name: str
     driver: HypervisorDriver
+    readiness: Readiness
     pattern: re.Pattern[str] | None
     deadline: float
     offset: int = 0
@@ -65,7 +66,6 @@ class _Watched:
 
 def watch(
     clones: Sequence[Awaited],
-    readiness: Readiness,
     *,
     more: Callable[[], Sequence[Awaited]] = tuple,
     cancelled: Callable[[], bool] = lambda: False,
@@ -79,18 +79,21 @@ def watch(
     while True:
         now = time.monotonic()
         for clone in arrived:
+            pattern = clone.readiness.pattern
             waiting[clone.name] = _Watched(
                 name=clone.name,
                 driver=clone.driver,
-                pattern=None if clone.pattern is None else re.compile(clone.pattern),
-                deadline=now + readiness.timeout,
+                readiness=clone.readiness,
+                pattern=None if pattern is None else re.compile(pattern),
+                deadline=now + clone.readiness.timeout,
             )
         states = None
         if now >= next_states:
             states = _states(waiting.values())
-            next_states = now + (STATE_POLL if readiness.pattern else POLL)
+            consoles_only = all(watched.pattern for watched in waiting.values())
+            next_states = now + (STATE_POLL if consoles_only else POLL)
         for watched in list(waiting.values()):
-            outcome = _look(watched, readiness, states, now)
+            outcome = _look(watched, states, now)
             if outcome is None and cancelled():
                 outcome = Outcome(key=watched.name, error=Interrupted("stopped by the user"))
             if outcome is not None:
@@ -111,10 +114,10 @@ def _states(waiting: Iterable[_Watched]) -> Mapping[str, State]:
 
 
 def _look(
-    watched: _Watched, readiness: Readiness, states: Mapping[str, State] | None, now: float
+    watched: _Watched, states: Mapping[str, State] | None, now: float
 ) -> Outcome[None] | None:
     """Return the clone's outcome, None while there is none yet."""
-    name = watched.name
+    name, readiness = watched.name, watched.readiness
     state = None if states is None else states.get(name)
     try:
         ready = state is State.RUNNING if watched.pattern is None else watched.matches()

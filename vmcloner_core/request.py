@@ -79,6 +79,7 @@ class TargetRequest:
     :param kill: stop at once instead of asking the guests to shut down.
     :param shutdown_timeout: seconds that guests get for a shutdown.
     :param wait: what to wait for (START, RESTART, WAIT).
+    :param ready: wait for what each clone's template calls ready; ``timeout`` in seconds.
     """
 
     action: Action
@@ -86,8 +87,10 @@ class TargetRequest:
     everything: bool = False
     count: int | None = attrs.field(default=None, validator=_positive)
     kill: bool = False
-    shutdown_timeout: float = attrs.field(default=60.0)
+    shutdown_timeout: float = 60.0
     wait: Readiness | None = None
+    ready: bool = False
+    timeout: float = 300.0
     jobs: int | None = attrs.field(default=None, validator=_jobs)
 
     def __attrs_post_init__(self) -> None:

@@ -20,7 +20,7 @@ from vmcloner_core.model import (
     Volume,
 )
 from vmcloner_core.placeholders import clone_values, fill
-from vmcloner_core.plan import ClonePlan, Plan, Step
+from vmcloner_core.plan import ClonePlan, Plan, Readiness, Step
 from vmcloner_core.readiness import Awaited, watch
 
 D = TypeVar("D", StorageDriver, HypervisorDriver)
@@ -150,23 +150,16 @@ class Stages:
             yield from driver.start([work.name for work in group])
 
     def _wait(self, works: Sequence[Work], more: More) -> Iterator[Outcome[object]]:
-        assert self.plan.wait is not None  # noqa: S101 - a plan that waits says for what
         yield from watch(
-            self._awaited(works),
-            self.plan.wait,
-            more=lambda: self._awaited(more()),
-            cancelled=self.cancelled,
+            self._awaited(works), more=lambda: self._awaited(more()), cancelled=self.cancelled
         )
 
     def _awaited(self, works: Sequence[Work]) -> list[Awaited]:
-        pattern = self.plan.wait.pattern if self.plan.wait is not None else None
         return [
             Awaited(
                 name=work.name,
                 driver=self.hypervisors(work.plan.labels.hypervisor),
-                pattern=None
-                if pattern is None
-                else fill(pattern, clone_values(work.plan.labels, work.plan.nics), what="ready"),
+                readiness=_readiness(work),
             )
             for work in works
         ]
@@ -232,3 +225,13 @@ class Stages:
                     errors[outcome.key] = outcome.error
         for work in works:
             yield work, errors.get(work.name)
+
+
+def _readiness(work: Work) -> Readiness:
+    """Return what a clone is waited for, with its own values filled in."""
+    wait = work.plan.wait
+    assert wait is not None  # noqa: S101 - a plan that waits says for what
+    if wait.pattern is None:
+        return wait
+    values = clone_values(work.plan.labels, work.plan.nics)
+    return attrs.evolve(wait, pattern=fill(wait.pattern, values, what="ready"))

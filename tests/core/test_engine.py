@@ -204,6 +204,14 @@ def test_wait_fails_early_for_the_dead_and_late_for_the_silent(lab):
     assert "web-2 is stopped" in str(dead.error)
 
 
+def test_start_waits_for_what_each_template_calls_ready(lab):
+    lab.engine.create("web", "t1", count=2)
+    plan = lab.engine.plan(TargetRequest(action=Action.START, targets=("web",), ready=True))
+    assert str(plan.clones[0].wait) == "console:ready name={{ name }} "
+    assert lab.engine.start("web", ready=True).ok
+    assert [r.seconds.keys() for r in lab.engine.wait("web", ready=True).results]
+
+
 def test_two_creates_at_once_make_n_in_all(lab):
     errors = []
 

@@ -148,8 +148,8 @@ class Guest:
 
 
 def ready(guest, pattern, timeout=1.0):
-    awaited = [Awaited(name="web-1", driver=guest, pattern=pattern)]
-    (outcome,) = watch(awaited, Readiness(pattern=pattern, timeout=timeout))
+    readiness = Readiness(pattern=pattern, timeout=timeout)
+    (outcome,) = watch([Awaited(name="web-1", driver=guest, readiness=readiness)])
     return outcome
 
 

@@ -1,0 +1,313 @@
+"""Conformance suite for hypervisor backends: the contract of ``HypervisorDriver`` as tests.
+
+Subclass it in a test module of yours, with two fixtures::
+
+    from vmcloner_core.testing.hypervisor import HypervisorConformance
+
+    class TestMine(HypervisorConformance):
+        @pytest.fixture
+        def driver(self, tmp_path):
+            driver = MyDriver(DriverContext(...), MySettings())
+            yield driver
+            driver.close()
+
+        @pytest.fixture
+        def make_spec(self, tmp_path):
+            def make(labels):      # a DomainSpec that the driver can start, with one NIC
+                return DomainSpec(labels=labels, ...)
+            return make
+
+Every test works on a fleet of its own, which is removed afterwards, so a real host will do.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import pytest
+
+from vmcloner_core.drivers import HypervisorDriver
+from vmcloner_core.errors import Conflict, NotFound, WrongState
+from vmcloner_core.model import (
+    Domain,
+    DomainInventory,
+    DomainSpec,
+    Labels,
+    Outcome,
+    State,
+    Status,
+)
+
+T = TypeVar("T")
+MakeSpec = Callable[[Labels], DomainSpec]
+
+
+class HypervisorConformance:
+    """What every hypervisor driver must do. Needs the fixtures ``driver`` and ``make_spec``."""
+
+    @pytest.fixture
+    def fleet(self, driver: HypervisorDriver) -> Iterator[str]:
+        """Name a fleet that is removed after the test."""
+        name = f"conformance{secrets.token_hex(4)}"
+        yield name
+        left = [d.name for d in driver.inspect().domains if d.labels.fleet.startswith(name)]
+        _all_ok(driver.destroy(left))
+        _all_ok(driver.undefine(left))
+
+    @pytest.fixture
+    def specs(self, fleet: str, make_spec: MakeSpec) -> tuple[DomainSpec, ...]:
+        """Return the specifications of three clones."""
+        return tuple(make_spec(_labels(fleet, index)) for index in (1, 2, 3))
+
+    # --- define -------------------------------------------------------------------------------
+
+    def test_defined_domains_are_found_with_all_they_have(
+        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """What ``define`` returns is what ``inspect`` finds: labels, UUID, addresses, memory."""
+        made = {o.key: o for o in driver.define(specs)}
+        assert set(made) == {spec.name for spec in specs}
+        assert all(outcome.ok and outcome.changed for outcome in made.values())
+        found = {domain.name: domain for domain in driver.inspect().domains}
+        for spec in specs:
+            domain = found[spec.name]
+            assert domain == made[spec.name].unwrap()
+            assert domain.labels == spec.labels
+            assert domain.uuid == spec.uuid
+            assert domain.state is State.STOPPED
+            assert domain.memory == spec.memory
+            assert domain.macs == tuple(nic.mac for nic in spec.nics)
+            assert driver.states()[spec.name] is State.STOPPED
+
+    def test_our_domains_are_not_foreign(
+        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """Names and addresses of our own are no reason to keep clear of them."""
+        _all_ok(driver.define(specs))
+        inventory = driver.inspect()
+        assert not inventory.foreign_names & {spec.name for spec in specs}
+        assert not inventory.foreign_macs & {nic.mac for spec in specs for nic in spec.nics}
+
+    def test_define_twice_changes_nothing(
+        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...], make_spec: MakeSpec
+    ) -> None:
+        """The same clone, of a later run too, is left as it is."""
+        _all_ok(driver.define(specs))
+        before = driver.inspect()
+        later = [
+            make_spec(_labels(spec.labels.fleet, spec.labels.index, run="r2")) for spec in specs
+        ]
+        for outcome in driver.define(later):
+            assert outcome.ok
+            assert not outcome.changed
+            assert outcome.unwrap().labels.run == "r1"
+        assert _ours(before, specs) == _ours(driver.inspect(), specs)
+
+    def test_another_templates_clone_is_a_conflict(
+        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...], make_spec: MakeSpec
+    ) -> None:
+        """A name that another clone has is refused, the rest of the batch is done."""
+        _all_ok(driver.define(specs[:1]))
+        other = make_spec(_labels(specs[0].labels.fleet, 1, template="other"))
+        outcomes = {o.key: o for o in driver.define([other, specs[1]])}
+        assert isinstance(outcomes[other.name].error, Conflict)
+        assert outcomes[specs[1].name].ok
+        kept = next(d for d in driver.inspect().domains if d.name == other.name)
+        assert kept.labels == specs[0].labels
+
+    def test_longest_name(self, driver: HypervisorDriver, fleet: str, make_spec: MakeSpec) -> None:
+        """A name of 63 characters, a DNS label's most, is no shorter afterwards."""
+        spec = make_spec(_labels(fleet.ljust(56, "x"), 999_999))
+        assert len(spec.name) == 63
+        _all_ok(driver.define([spec]))
+        assert spec.name in driver.states()
+
+    def test_hostile_labels_survive(
+        self, driver: HypervisorDriver, fleet: str, make_spec: MakeSpec
+    ) -> None:
+        """Labels come back to the letter, whatever they hold."""
+        text = "<a href='x'>&amp;\"]]>%41\n\t\r\x01 ü\U0001f40d {{ 7*7 }}"
+        labels = _labels(fleet, 1, owner=text, run=text)
+        _all_ok(driver.define([make_spec(labels)]))
+        assert _labels_found(driver, labels.clone) == labels
+
+    def test_batches_at_once(
+        self, driver: HypervisorDriver, fleet: str, make_spec: MakeSpec
+    ) -> None:
+        """As many calls at once as the lane says lose and double nothing."""
+        specs = [make_spec(_labels(fleet, index)) for index in range(1, 17)]
+        with ThreadPoolExecutor(max(2, driver.define_lane.concurrency)) as pool:
+            batches = [specs[i : i + 4] for i in range(0, 16, 4)]
+            outcomes = [o for batch in pool.map(_run(driver.define), batches) for o in batch]
+        assert sorted(o.key for o in outcomes) == sorted(spec.name for spec in specs)
+        assert all(o.ok for o in outcomes)
+        assert {spec.name for spec in specs} <= set(driver.states())
+
+    def test_render_is_what_define_uses(
+        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """It names the clone, is the same when asked again, and defines nothing."""
+        text = driver.render(specs[0])
+        assert specs[0].name in text
+        assert text == driver.render(specs[0])
+        assert specs[0].name not in driver.states()
+
+    # --- start and stop -----------------------------------------------------------------------
+
+    def test_start_and_destroy(
+        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """Both do it once, and the second time change nothing."""
+        _all_ok(driver.define(specs))
+        name = specs[0].name
+        assert [o.changed for o in _all_ok(driver.start([name]))] == [True]
+        assert driver.states()[name] is State.RUNNING
+        assert [o.changed for o in _all_ok(driver.start([name]))] == [False]
+        assert driver.states()[specs[1].name] is State.STOPPED
+        assert [o.changed for o in _all_ok(driver.destroy([name]))] == [True]
+        assert driver.states()[name] is State.STOPPED
+        assert [o.changed for o in _all_ok(driver.destroy([name]))] == [False]
+
+    def test_start_of_what_is_not_defined(
+        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """NotFound, and the others are started."""
+        _all_ok(driver.define(specs[:1]))
+        outcomes = {o.key: o for o in driver.start([specs[1].name, specs[0].name])}
+        assert isinstance(outcomes[specs[1].name].error, NotFound)
+        assert outcomes[specs[0].name].ok
+        assert driver.states()[specs[0].name] is State.RUNNING
+
+    def test_shutdown_ends_what_runs(
+        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """After the deadline at the latest; what is stopped or gone is a success."""
+        _all_ok(driver.define(specs[:2]))
+        _all_ok(driver.start([specs[0].name]))
+        names = [spec.name for spec in specs]
+        outcomes = {o.key: o for o in _all_ok(driver.shutdown(names, timeout=2))}
+        assert {key: o.changed for key, o in outcomes.items()} == {
+            names[0]: True,
+            names[1]: False,
+            names[2]: False,
+        }
+        assert driver.states()[names[0]] is State.STOPPED
+
+    def test_start_after_stop(
+        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """A domain is used more than once."""
+        name = specs[0].name
+        _all_ok(driver.define(specs[:1]))
+        for _ in range(2):
+            _all_ok(driver.start([name]))
+            assert driver.states()[name] is State.RUNNING
+            _all_ok(driver.destroy([name]))
+
+    # --- undefine -----------------------------------------------------------------------------
+
+    def test_undefine(self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]) -> None:
+        """It is gone then; what is gone already is a success."""
+        _all_ok(driver.define(specs))
+        names = [spec.name for spec in specs]
+        assert all(o.changed for o in _all_ok(driver.undefine(names)))
+        assert not set(names) & set(driver.states())
+        assert not any(o.changed for o in _all_ok(driver.undefine(names)))
+
+    def test_undefine_of_a_running_domain(
+        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """Refused, and it goes on running; the others are undefined."""
+        _all_ok(driver.define(specs))
+        name = specs[0].name
+        _all_ok(driver.start([name]))
+        outcomes = {o.key: o for o in driver.undefine([name, specs[1].name])}
+        assert isinstance(outcomes[name].error, WrongState)
+        assert outcomes[specs[1].name].ok
+        states = driver.states()
+        assert states[name] is State.RUNNING
+        assert specs[1].name not in states
+
+    # --- the rest -----------------------------------------------------------------------------
+
+    def test_empty_batches(self, driver: HypervisorDriver) -> None:
+        """Nothing to do is nothing done."""
+        assert not list(driver.define([]))
+        assert not list(driver.start([]))
+        assert not list(driver.shutdown([], timeout=1))
+        assert not list(driver.destroy([]))
+        assert not list(driver.undefine([]))
+
+    def test_console_of_a_domain_that_never_ran(
+        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """There is no log: nothing is read, from any offset."""
+        _all_ok(driver.define(specs[:1]))
+        assert driver.read_console(specs[0].name, 0, 100) == (b"", 0)
+        assert driver.read_console(specs[0].name, 50, 100) == (b"", 0)
+
+    def test_attach_needs_a_running_domain(
+        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """What isn't there is NotFound, what isn't running WrongState."""
+        with pytest.raises(NotFound):
+            driver.attach_console(specs[0].name, 0, 1)
+        _all_ok(driver.define(specs[:1]))
+        with pytest.raises(WrongState):
+            driver.attach_console(specs[0].name, 0, 1)
+
+    def test_resources(self, driver: HypervisorDriver) -> None:
+        """Bytes, not kibibytes or megabytes."""
+        found = driver.resources()
+        assert found.memory_total > 64 * 1024**2
+        assert 0 <= found.memory_free <= found.memory_total
+        assert found.cpus >= 1
+
+    def test_probe(self, driver: HypervisorDriver) -> None:
+        """Checks bear the backend's name, what isn't well has a reason; here nothing fails."""
+        checks = list(driver.probe())
+        assert checks
+        for check in checks:
+            assert check.backend == driver.name
+            assert check.status is not Status.FAILED, f"{check.name}: {check.detail}"
+            assert check.status is Status.OK or check.detail
+
+
+def _labels(
+    fleet: str, index: int, *, template: str = "t", run: str = "r1", owner: str = "tester"
+) -> Labels:
+    return Labels(
+        fleet=fleet,
+        index=index,
+        template=template,
+        run=run,
+        owner=owner,
+        created="2026-01-02T03:04:05Z",
+        storage="files",
+        hypervisor="kvm",
+    )
+
+
+def _labels_found(driver: HypervisorDriver, name: str) -> Labels:
+    return next(d.labels for d in driver.inspect().domains if d.name == name)
+
+
+def _ours(inventory: DomainInventory, specs: tuple[DomainSpec, ...]) -> set[Domain]:
+    names = {spec.name for spec in specs}
+    return {domain for domain in inventory.domains if domain.name in names}
+
+
+def _all_ok(outcomes: Iterator[Outcome[T]]) -> list[Outcome[T]]:
+    found = list(outcomes)
+    for outcome in found:
+        assert outcome.ok, f"{outcome.key}: {outcome.error}"
+    return found
+
+
+def _run(
+    method: Callable[[Sequence[DomainSpec]], Iterator[Outcome[Domain]]],
+) -> Callable[[Sequence[DomainSpec]], list[Outcome[Domain]]]:
+    return lambda batch: list(method(batch))
