@@ -1,0 +1,163 @@
+"""The program ``vmcloner``: global options, exit codes, one engine for all commands."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cliff.app import App
+from cliff.commandmanager import CommandManager
+
+from vmcloner_core.errors import BackendError, VmclonerError, did_you_mean
+
+if TYPE_CHECKING:
+    from vmcloner_core.engine import Engine
+
+NAME = "vmcloner"
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+DESCRIPTION = """Mass clones of virtual machines from templates.
+
+  vmcloner create web -t tiny -c 20 --start --wait     twenty machines, each up
+  vmcloner list web                                    what there is
+  vmcloner delete web --yes                            and gone again"""
+
+
+class Commands(CommandManager):
+    """Finds commands by entry points; one that can't be imported fails by itself, by name."""
+
+    def find_command(self, argv: list[str]) -> Any:
+        """Return what runs a command line.
+
+        :raises BackendError: the command's plugin can't be imported.
+        """
+        try:
+            return super().find_command(argv)
+        except ValueError:
+            raise
+        except Exception as error:  # a plugin's import may raise anything
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise BackendError(
+                f"command {argv[0]!r} is broken: {reason}", hint="vmcloner plugin list"
+            ) from error
+
+    def load_commands(self, namespace: str) -> None:
+        """Collect commands without importing any: help needs their names, not their modules."""
+        self.group_list.append(namespace)
+        for entry in sorted(metadata.entry_points(group=namespace), key=lambda e: e.name):
+            self.commands.setdefault(entry.name.replace("_", " "), entry)
+
+
+class Shell(App):
+    """vmcloner's shell. Also cliff's interactive one, where the engine lives on."""
+
+    CONSOLE_MESSAGE_FORMAT = f"{NAME}: %(message)s"
+
+    def __init__(self) -> None:
+        super().__init__(
+            description=DESCRIPTION,
+            version=metadata.version(NAME),
+            command_manager=Commands("vmcloner.cli"),
+            deferred_help=True,
+        )
+        self._engine: Engine | None = None
+
+    def build_option_parser(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the parser of the global options."""
+        import argparse
+
+        kwargs.setdefault("argparse_kwargs", {})
+        kwargs["argparse_kwargs"]["formatter_class"] = argparse.RawDescriptionHelpFormatter
+        parser = super().build_option_parser(*args, **kwargs)
+        parser.add_argument("--config", metavar="FILE", type=Path, help="Settings file.")
+        parser.add_argument("--host", metavar="NAME", help="Host of the settings to work on.")
+        parser.add_argument("--no-color", action="store_true", help="As the variable NO_COLOR.")
+        return parser
+
+    def initialize_app(self, _argv: list[str]) -> None:
+        """Prepare what all commands share."""
+        if self.options.no_color:
+            os.environ["NO_COLOR"] = "1"
+        for noisy in ("stevedore", "urllib3"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, opened when a command first needs it."""
+        if self._engine is None:
+            from vmcloner_core.cli.progress import Progress
+            from vmcloner_core.engine import Engine
+
+            plugins = [Progress()] if sys.stderr.isatty() and self.options.verbose_level else []
+            self._engine = Engine.open(
+                config=self.options.config, host=self.options.host, plugins=plugins
+            )
+        return self._engine
+
+    def run_subcommand(self, argv: list[str]) -> int:
+        """Run one command; a mistake gets one line and the exit code of its kind."""
+        try:
+            return self._run_found(argv)
+        except VmclonerError as error:
+            return self.failed(error)
+
+    def _run_found(self, argv: list[str]) -> int:
+        try:
+            self.command_manager.find_command(argv)
+        except ValueError:
+            words = " ".join(word for word in argv if not word.startswith("-"))
+            known = [name for name, _ in self.command_manager]
+            print(f"{NAME}: no command {words!r} ({did_you_mean(words, known)})", file=sys.stderr)
+            return EXIT_USAGE
+        return super().run_subcommand(argv)
+
+    def failed(self, error: VmclonerError) -> int:
+        """Print an error as one line; returns its exit code."""
+        if self.options.debug:
+            logging.getLogger(NAME).error("", exc_info=error)
+        print(f"{NAME}: {error}", file=sys.stderr)
+        return error.exit_code
+
+    def interrupt(self) -> None:
+        """Stop the current run cleanly."""
+        if self._engine is not None:
+            self._engine.cancel()
+
+    def close(self) -> None:
+        """Close the engine."""
+        if self._engine is not None:
+            self._engine.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the shell; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words and not sys.stdin.isatty():
+        words = ["--help"]
+    shell = Shell()
+    # A terminated run ends as an interrupted one: cleanly, to be gone on with.
+    signal.signal(signal.SIGTERM, lambda *_: _terminate(shell))
+    try:
+        return shell.run(words)
+    except KeyboardInterrupt:
+        print(f"{NAME}: stopped (the same command again goes on)", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else EXIT_USAGE
+    finally:
+        shell.close()
+
+
+def _terminate(shell: Shell) -> None:
+    shell.interrupt()
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""What commands share: errors as exit codes, options of runs, how a run's end is told."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cliff.command import Command
+from cliff.lister import Lister
+from cliff.show import ShowOne
+
+from vmcloner_core.errors import VmclonerError
+from vmcloner_core.plan import Action, CloneResult, Plan, Readiness, RunResult
+from vmcloner_core.request import Request
+from vmcloner_core.units import format_seconds, format_size
+
+if TYPE_CHECKING:
+    from vmcloner_core.cli.app import Shell
+    from vmcloner_core.engine import Engine
+
+DEFAULT_TIMEOUT = 300.0
+
+
+class Base(Command):
+    """A command with the engine; its errors become one line and an exit code."""
+
+    example = ""
+    app: Shell
+
+    @property
+    def engine(self) -> Engine:
+        """The shell's engine."""
+        return self.app.engine
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser, with the command's example below its options."""
+        parser = super().get_parser(prog_name)
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        parser.epilog = f"example:\n  {self.example}"
+        return parser
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        """Run the command; returns its exit code."""
+        return self.guarded(lambda: super(Base, self).run(parsed_args) or 0)
+
+    def guarded(self, work: Callable[[], int]) -> int:
+        """Do some work; an error becomes one line and its exit code."""
+        try:
+            return work()
+        except VmclonerError as error:
+            return self.app.failed(error)
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            if self.app.options.debug:
+                raise
+            kind = type(error).__name__
+            print(f"vmcloner: unexpected {kind}: {error} (try --debug)", file=sys.stderr)
+            return 1
+
+
+class _Display(Base):
+    """What tables and records share."""
+
+    # Our -c is --count, as ever: cliff's --column keeps its long form where both meet.
+    conflict_handler = "resolve"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser; tables fold to the terminal unless the user says otherwise."""
+        parser = super().get_parser(prog_name)
+        parser.set_defaults(fit_width=sys.stdout.isatty())
+        return parser
+
+    @staticmethod
+    def shown(parsed_args: argparse.Namespace, values: Iterable[Any]) -> tuple[Any, ...]:
+        """Return values for the output format: JSON and YAML have a word for nothing."""
+        if parsed_args.formatter in ("json", "yaml"):
+            return tuple(values)
+        return tuple("" if value is None else value for value in values)
+
+
+class Table(_Display, Lister):
+    """A command that prints rows."""
+
+    def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
+        """Print the rows."""
+        rows = [self.shown(parsed_args, row) for row in data]
+        return super().produce_output(parsed_args, column_names, rows) or 0
+
+
+class Record(_Display, ShowOne):
+    """A command that prints one object."""
+
+    def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
+        """Print the object."""
+        shown = self.shown(parsed_args, data)
+        return super().produce_output(parsed_args, column_names, shown) or 0
+
+
+class RunCommand(Table):
+    """A command that carries out a run.
+
+    Prints the plan with ``--dry-run``; else a table of what failed, or in the other formats of
+    every clone, and one line that sums the run up.
+    """
+
+    waits = False
+    _result: RunResult | None = None
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser with the options that all runs have."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            "--dry-run", action="store_true", help="Print what would be done; change nothing."
+        )
+        parser.add_argument(
+            "-j", "--jobs", type=int, metavar="N", help="At most N calls of a backend at once."
+        )
+        if self.waits:
+            parser.add_argument(
+                "--wait",
+                action="store_true",
+                help="Wait until each is ready: for what the template says, or --for.",
+            )
+            parser.add_argument(
+                "--for",
+                dest="readiness",
+                metavar="WHAT",
+                help="running, or console:REGEX where {{ name }} is the clone's; implies --wait.",
+            )
+            add_timeout(parser)
+        return parser
+
+    def request(self, parsed_args: argparse.Namespace) -> Request:
+        """Return what the command line asks for."""
+        raise AssertionError(parsed_args)
+
+    def confirm(self, plan: Plan, parsed_args: argparse.Namespace) -> None:
+        """Ask before the plan is carried out, where that is the command's way."""
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
+        """Plan or run; returns columns and rows."""
+        request = self.request(parsed_args)
+        if parsed_args.dry_run:
+            plan = self.engine.plan(request)
+            tell_needs(plan)
+            return PLAN_COLUMNS, plan_rows(plan)
+        result = self.engine.run(request, on_plan=lambda plan: self.confirm(plan, parsed_args))
+        self._result = result
+        shown = result.failures if parsed_args.formatter == "table" else result.results
+        return RESULT_COLUMNS, [result_row(clone) for clone in shown]
+
+    def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
+        """Print the rows, then what became of the run.
+
+        :raises VmclonerError: it did not do all it was asked.
+        """
+        rows = list(data)
+        if rows or self._result is None or parsed_args.formatter != "table":
+            super().produce_output(parsed_args, column_names, rows)
+        if self._result is not None:
+            from vmcloner_core.engine import check_result
+
+            if self._result.failures:
+                runs = self.engine.host.state / "runs"
+                note(self.app, f"log of this run: {runs}/{self._result.plan.run}.jsonl")
+            check_result(self._result)
+            note(self.app, summary(self._result))
+        return 0
+
+
+PLAN_COLUMNS = ("name", "steps", "template", "hypervisor", "storage", "mac")
+RESULT_COLUMNS = ("name", "status", "step", "seconds", "error")
+_PAST = {
+    Action.CREATE: "created",
+    Action.START: "started",
+    Action.STOP: "stopped",
+    Action.RESTART: "restarted",
+    Action.DELETE: "deleted",
+    Action.WAIT: "ready",
+}
+
+
+def plan_rows(plan: Plan) -> list[tuple[object, ...]]:
+    """Return a plan's clones as rows of :data:`PLAN_COLUMNS`."""
+    return [
+        (
+            clone.name,
+            ",".join(step.value for step in clone.steps),
+            clone.labels.template,
+            clone.labels.hypervisor,
+            clone.labels.storage,
+            clone.nics[0].mac if clone.nics else None,
+        )
+        for clone in plan.clones
+    ]
+
+
+def tell_needs(plan: Plan) -> None:
+    """Say what a plan takes, beside its rows."""
+    parts = [f"{len(plan.clones)} clones to {plan.action.value}"]
+    if plan.existing:
+        parts.append(f"{len(plan.existing)} already as asked")
+    if plan.import_image and plan.template is not None:
+        parts.append(f"imports the image of {plan.template.name}")
+    if plan.space:
+        parts.append(f"{format_size(plan.space)} of space")
+    if plan.memory:
+        parts.append(f"{format_size(plan.memory)} of memory")
+    for line in ("; ".join(parts), *plan.warnings):
+        print(f"vmcloner: {line}", file=sys.stderr)
+
+
+def result_row(clone: CloneResult) -> tuple[object, ...]:
+    """Return what became of a clone as a row of :data:`RESULT_COLUMNS`."""
+    return (
+        clone.name,
+        "ok" if clone.error is None else "failed",
+        clone.failed_step.value if clone.failed_step is not None else None,
+        round(sum(clone.seconds.values()), 3),
+        str(clone.error) if clone.error is not None else None,
+    )
+
+
+def summary(result: RunResult) -> str:
+    """Return one line on a run that did all it was asked."""
+    plan, done = result.plan, len(result.results)
+    parts = [f"{done} {'clone' if done == 1 else 'clones'} {_PAST[plan.action]}"]
+    if plan.existing:
+        parts.append(f"{len(plan.existing)} already as asked")
+    return f"{', '.join(parts)} in {format_seconds(result.seconds)}"
+
+
+def note(app: Shell, text: str) -> None:
+    """Print a remark to standard error, unless the user wants quiet."""
+    if app.options.verbose_level:
+        print(f"vmcloner: {text}", file=sys.stderr)
+
+
+def waiting(parsed_args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of a request that ``--wait``, ``--for`` and ``--timeout`` give."""
+    wait = None
+    if parsed_args.readiness is not None:
+        wait = Readiness.parse(parsed_args.readiness, timeout=parsed_args.timeout)
+    return {"ready": parsed_args.wait, "wait": wait, "timeout": parsed_args.timeout}
+
+
+def add_timeout(parser: argparse.ArgumentParser) -> None:
+    """Add ``--timeout``, which is for waiting."""
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=DEFAULT_TIMEOUT,
+        metavar="S",
+        help=f"Seconds to wait for each (default {DEFAULT_TIMEOUT:.0f}).",
+    )
+
+
+def add_targets(parser: argparse.ArgumentParser, *, everything: bool) -> None:
+    """Add the targets of a command, with ``--all`` where it may be aimed at all there is."""
+    parser.add_argument(
+        "targets",
+        nargs="*",
+        metavar="TARGET",
+        help="A fleet (web), a clone (web-3) or a node set (web-[1-10,15]).",
+    )
+    if everything:
+        parser.add_argument("--all", action="store_true", help="All clones of the host.")
+
+
+def add_count(parser: argparse.ArgumentParser) -> None:
+    """Add ``--count`` in its sense of "up to N"."""
+    parser.add_argument("-c", "--count", type=int, metavar="N", help="Up to N of them.")

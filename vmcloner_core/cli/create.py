@@ -1,0 +1,67 @@
+"""``vmcloner create``."""
+
+from __future__ import annotations
+
+import argparse
+
+from vmcloner_core.cli.base import RunCommand, waiting
+from vmcloner_core.model import CloneMode
+from vmcloner_core.plan import OnFailure
+from vmcloner_core.request import CreateRequest
+
+
+class Create(RunCommand):
+    """Create a fleet of clones, or what is missing of it.
+
+    The clones are FLEET-1 to FLEET-N. On a fleet that exists, --count N means N in all: run it
+    again after a failure, and it finishes the work.
+    """
+
+    example = "vmcloner create web -t tiny -c 20 --start --wait"
+    waits = True
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument("fleet", metavar="FLEET", help="Name of the fleet, a DNS label.")
+        parser.add_argument(
+            "-t", "--template", required=True, metavar="NAME", help="What to clone."
+        )
+        number = parser.add_mutually_exclusive_group()
+        number.add_argument(
+            "-c", "--count", type=int, metavar="N", help="Clones in all (default 1)."
+        )
+        number.add_argument(
+            "--add", type=int, metavar="N", help="Clones to add after the highest there is."
+        )
+        parser.add_argument(
+            "-e", "--engine", metavar="NAME", help="Hypervisor: kvm, or as the settings name it."
+        )
+        parser.add_argument("--storage", metavar="NAME", help="Storage pool of the settings.")
+        parser.add_argument(
+            "--full", action="store_true", help="Copies of their own, not linked to the template."
+        )
+        parser.add_argument("--start", action="store_true", help="Start them.")
+        parser.add_argument(
+            "--on-failure",
+            choices=[policy.value for policy in OnFailure],
+            default=OnFailure.KEEP.value,
+            help="When some fail: keep the others (default), or remove all that this run made.",
+        )
+        return parser
+
+    def request(self, parsed_args: argparse.Namespace) -> CreateRequest:
+        """Return the request."""
+        return CreateRequest(
+            fleet=parsed_args.fleet,
+            template=parsed_args.template,
+            count=parsed_args.count,
+            add=parsed_args.add,
+            hypervisor=parsed_args.engine,
+            storage=parsed_args.storage,
+            mode=CloneMode.FULL if parsed_args.full else CloneMode.LINKED,
+            start=parsed_args.start,
+            on_failure=OnFailure(parsed_args.on_failure),
+            jobs=parsed_args.jobs,
+            **waiting(parsed_args),
+        )

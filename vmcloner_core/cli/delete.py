@@ -1,0 +1,56 @@
+"""``vmcloner delete``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from vmcloner_core.cli.base import RunCommand, add_count, add_targets
+from vmcloner_core.errors import Interrupted, UsageError
+from vmcloner_core.names import fold
+from vmcloner_core.plan import Action, Plan
+from vmcloner_core.request import TargetRequest
+
+
+class Delete(RunCommand):
+    """Stop clones and remove them, with their disks, domains and logs.
+
+    What is gone already is as asked. What isn't vmcloner's is never touched.
+    """
+
+    example = "vmcloner delete web db-[1-3] --yes"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        add_targets(parser, everything=True)
+        add_count(parser)
+        parser.add_argument("-y", "--yes", action="store_true", help="Don't ask.")
+        return parser
+
+    def request(self, parsed_args: argparse.Namespace) -> TargetRequest:
+        """Return the request.
+
+        :raises UsageError: nobody is there to be asked, and ``--yes`` isn't given.
+        """
+        if not (parsed_args.yes or parsed_args.dry_run or sys.stdin.isatty()):
+            raise UsageError("delete asks before it deletes", hint="say --yes to do it unasked")
+        return TargetRequest(
+            action=Action.DELETE,
+            targets=tuple(parsed_args.targets),
+            everything=parsed_args.all,
+            count=parsed_args.count,
+            jobs=parsed_args.jobs,
+        )
+
+    def confirm(self, plan: Plan, parsed_args: argparse.Namespace) -> None:
+        """Ask before anything is deleted.
+
+        :raises Interrupted: the user said no.
+        """
+        if parsed_args.yes or not plan.clones:
+            return
+        names = fold([clone.name for clone in plan.clones])
+        answer = input(f"Delete {len(plan.clones)} clones, {names}? [y/N] ")
+        if answer.strip().lower() not in ("y", "yes"):
+            raise Interrupted("nothing was deleted")

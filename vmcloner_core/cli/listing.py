@@ -1,0 +1,88 @@
+"""``vmcloner list`` and ``vmcloner show``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from vmcloner_core.cli.base import Record, Table, add_targets
+from vmcloner_core.model import Clone
+
+COLUMNS = (
+    "name", "fleet", "index", "state", "template", "hypervisor",
+    "storage", "host", "mac", "ip", "created",
+)  # fmt: skip
+
+
+def _row(clone: Clone) -> tuple[Any, ...]:
+    labels = clone.labels
+    return (
+        clone.name,
+        clone.fleet,
+        clone.index,
+        clone.state.value,
+        clone.template,
+        labels.hypervisor,
+        labels.storage,
+        clone.host,
+        clone.mac,
+        clone.ip,
+        labels.created,
+    )
+
+
+class List(Table):
+    """List clones."""
+
+    example = "vmcloner list web-[1-10] -f json"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        add_targets(parser, everything=False)
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
+        """Return columns and rows."""
+        return COLUMNS, [_row(clone) for clone in self.engine.list(*parsed_args.targets)]
+
+
+class Show(Record):
+    """Show one clone with all that belongs to it."""
+
+    example = "vmcloner show web-3"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument("clone", metavar="CLONE", help="Name of a clone.")
+        parser.add_argument(
+            "--xml", action="store_true", help="Print its domain XML, as it would be defined now."
+        )
+        return parser
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        """Show the clone, or its XML alone."""
+        if not parsed_args.xml:
+            return super().run(parsed_args)
+        return self.guarded(lambda: self._xml(parsed_args.clone))
+
+    def _xml(self, name: str) -> int:
+        self.app.stdout.write(self.engine.domain_xml(name).rstrip() + "\n")
+        return 0
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
+        """Return keys and values."""
+        clone = self.engine.show(parsed_args.clone)
+        more = {
+            "uuid": str(clone.domain.uuid) if clone.domain is not None else None,
+            "memory": clone.domain.memory if clone.domain is not None else None,
+            "owner": clone.labels.owner,
+            "run": clone.labels.run,
+            "expires": clone.labels.expires,
+            "volumes": [str(volume.path) for volume in clone.volumes],
+            "macs": list(clone.domain.macs) if clone.domain is not None else [],
+            "console_log": str(self.engine.host.consoles / f"{clone.name}.log"),
+        }
+        return (*COLUMNS, *more), (*_row(clone), *more.values())

@@ -1,0 +1,87 @@
+"""``vmcloner start``, ``stop`` and ``restart``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from vmcloner_core.cli.base import RunCommand, add_count, add_targets, waiting
+from vmcloner_core.plan import Action
+from vmcloner_core.request import TargetRequest
+
+DEFAULT_SHUTDOWN = 60.0
+
+
+class _Power(RunCommand):
+    """What the three have in common."""
+
+    action: Action
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        add_targets(parser, everything=True)
+        add_count(parser)
+        if self.action is not Action.START:
+            parser.add_argument(
+                "-k", "--kill", action="store_true", help="Stop at once, without a shutdown."
+            )
+        return parser
+
+    def request(self, parsed_args: argparse.Namespace) -> TargetRequest:
+        """Return the request."""
+        return TargetRequest(
+            action=self.action,
+            targets=tuple(parsed_args.targets),
+            everything=parsed_args.all,
+            count=parsed_args.count,
+            jobs=parsed_args.jobs,
+            **self.more(parsed_args),
+        )
+
+    def more(self, parsed_args: argparse.Namespace) -> dict[str, Any]:
+        """Return the request's fields that are this command's own."""
+        return waiting(parsed_args)
+
+
+class Start(_Power):
+    """Start clones that don't run."""
+
+    action = Action.START
+    waits = True
+    example = "vmcloner start web -c 5 --wait"
+
+
+class Stop(_Power):
+    """Shut clones down; what still runs after --timeout is stopped at once."""
+
+    action = Action.STOP
+    example = "vmcloner stop web-[6-10] --timeout 30"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            "--timeout",
+            type=float,
+            default=DEFAULT_SHUTDOWN,
+            metavar="S",
+            help=f"Seconds that guests get to shut down (default {DEFAULT_SHUTDOWN:.0f}).",
+        )
+        return parser
+
+    def more(self, parsed_args: argparse.Namespace) -> dict[str, Any]:
+        """Return the fields that are this command's own."""
+        return {"kill": parsed_args.kill, "shutdown_timeout": parsed_args.timeout}
+
+
+class Restart(_Power):
+    """Stop clones and start them again."""
+
+    action = Action.RESTART
+    waits = True
+    example = "vmcloner restart web-3 --kill --wait"
+
+    def more(self, parsed_args: argparse.Namespace) -> dict[str, Any]:
+        """Return the fields that are this command's own."""
+        return {"kill": parsed_args.kill, **waiting(parsed_args)}

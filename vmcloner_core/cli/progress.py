@@ -1,0 +1,103 @@
+"""Progress on a terminal: one bar for each step of a run, and bytes of long ones."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.progress import Progress as Bars
+
+from vmcloner_core.hooks import hookimpl
+from vmcloner_core.plan import Plan, ProgressEvent, RunResult, Step, StepEvent, StepStatus
+
+
+class Progress:
+    """An observer that draws to standard error. Shows nothing of what is over within a blink."""
+
+    def __init__(self) -> None:
+        self._bars: Bars | None = None
+        self._bytes: Bars | None = None
+        self._tasks: dict[Step, TaskID] = {}
+        self._failed: dict[Step, int] = {}
+        self._import: TaskID | None = None
+        self._console = Console(stderr=True)
+
+    @hookimpl
+    def vmcloner_plan_ready(self, plan: Plan) -> None:
+        """Draw a bar for each step."""
+        self._stop()
+        bars = Bars(
+            TextColumn("{task.description:10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("[red]{task.fields[failed]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+        )
+        for step in plan.steps:
+            total = sum(step in clone.steps for clone in plan.clones)
+            self._tasks[step] = bars.add_task(step.value, total=total, failed="")
+        self._bars = bars
+        if not plan.import_image:
+            bars.start()
+
+    @hookimpl
+    def vmcloner_step_changed(self, event: StepEvent) -> None:
+        """Move a step's bar."""
+        if event.step is Step.IMPORT:
+            self._imported(event)
+            return
+        if event.status is StepStatus.STARTED or self._bars is None:
+            return
+        if event.step not in self._tasks:  # a roll-back's
+            self._tasks[event.step] = self._bars.add_task(event.step.value, total=None, failed="")
+        task = self._tasks[event.step]
+        if event.status is StepStatus.FAILED:
+            self._failed[event.step] = self._failed.get(event.step, 0) + 1
+            self._bars.update(task, failed=f"{self._failed[event.step]} failed")
+        self._bars.advance(task)
+
+    def _imported(self, event: StepEvent) -> None:
+        if event.status is StepStatus.STARTED:
+            self._bytes = Bars(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(binary_units=True),
+                TimeElapsedColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._import = self._bytes.add_task(f"import {event.clone}", total=None)
+            self._bytes.start()
+            return
+        if self._bytes is not None:
+            self._bytes.stop()
+            self._bytes = None
+        if self._bars is not None and event.status is not StepStatus.FAILED:
+            self._bars.start()
+
+    @hookimpl
+    def vmcloner_progress(self, event: ProgressEvent) -> None:
+        """Move the bar of an import."""
+        if self._bytes is not None and self._import is not None:
+            self._bytes.update(self._import, completed=event.done, total=event.total or None)
+
+    @hookimpl
+    def vmcloner_run_finished(self, result: RunResult) -> None:  # noqa: ARG002 - the hook's name
+        """Take the bars away: the summary follows."""
+        self._stop()
+
+    def _stop(self) -> None:
+        for bars in (self._bars, self._bytes):
+            if bars is not None:
+                bars.stop()
+        self._bars = self._bytes = None
+        self._tasks.clear()
+        self._failed.clear()

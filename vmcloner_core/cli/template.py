@@ -1,0 +1,152 @@
+"""``vmcloner template``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from vmcloner_core.cli.base import Base, Record, Table, note
+from vmcloner_core.cli.host import CHECK_COLUMNS, check_row, judged
+from vmcloner_core.model import Template
+from vmcloner_core.units import format_size
+
+
+class TemplateList(Table):
+    """List the templates that are found, and the pools that hold their images."""
+
+    example = "vmcloner template list"
+
+    def take_action(self, _parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
+        """Return columns and rows."""
+        pools: dict[str, list[str]] = {}
+        for origin in self.engine.origins():
+            pools.setdefault(origin.template, []).append(origin.pool)
+        rows = [
+            (
+                info.name,
+                info.template.description if info.template is not None else None,
+                ",".join(pools.get(info.name, [])) or None,
+                str(info.file),
+                str(info.error) if info.error is not None else None,
+            )
+            for info in self.engine.templates()
+        ]
+        return ("name", "description", "imported", "file", "error"), rows
+
+
+class _Named(Base):
+    """A command about one template."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument("template", metavar="NAME", help="Name of a template.")
+        return parser
+
+
+class TemplateShow(_Named, Record):
+    """Show one template, with all that it extends."""
+
+    example = "vmcloner template show tiny"
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
+        """Return keys and values."""
+        template = self.engine.template(parsed_args.template)
+        origins = self.engine.origins(template.name)
+        values: dict[str, Any] = {
+            "name": template.name,
+            "description": template.description,
+            "file": str(template.origin_file),
+            "hypervisors": list(template.hypervisors),
+            "boot": template.boot,
+            "memory": template.memory,
+            "vcpus": template.vcpus,
+            "image": _source(template),
+            "disk_size": template.disk_size,
+            "nics": [f"{nic.kind}:{nic.source or ''}".rstrip(":") for nic in template.nics],
+            "kernel": str(template.kernel.path) if template.kernel is not None else None,
+            "cmdline": template.kernel.cmdline if template.kernel is not None else None,
+            "ready": template.ready,
+            "imported": [origin.pool for origin in origins],
+        }
+        return tuple(values), tuple(values.values())
+
+
+def _source(template: Template) -> str:
+    image = template.image
+    return f"builder {image.builder}" if image.builder else str(image.path or image.url)
+
+
+class TemplateImport(_Named, Record):
+    """Bring a template's image into a pool; unchanged where it is there already.
+
+    create does this itself the first time. Import again when the image has changed.
+    """
+
+    example = "vmcloner template import debian-12 --image ./debian-12.qcow2"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument("--storage", metavar="NAME", help="Storage pool of the settings.")
+        parser.add_argument(
+            "--image", metavar="FILE_OR_URL", help="In the place of the template's own source."
+        )
+        parser.add_argument("--sha256", metavar="HEX", help="Of that image; needed with a URL.")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
+        """Import; returns keys and values of the image in the pool."""
+        outcome = self.engine.import_template(
+            parsed_args.template,
+            storage=parsed_args.storage,
+            image=parsed_args.image,
+            sha256=parsed_args.sha256,
+        )
+        origin = outcome.unwrap()
+        what = "imported" if outcome.changed else "was there already"
+        note(self.app, f"{origin.template}: {format_size(origin.size)}, {what}")
+        keys = ("template", "storage", "size", "allocated", "extents", "digest", "changed")
+        return keys, (
+            origin.template,
+            origin.pool,
+            origin.size,
+            origin.allocated,
+            origin.extents,
+            origin.digest,
+            outcome.changed,
+        )
+
+
+class TemplateDelete(_Named):
+    """Remove a template's image from a pool. Its TOML file stays."""
+
+    example = "vmcloner template delete tiny"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument("--storage", metavar="NAME", help="Storage pool of the settings.")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Remove it."""
+        name = parsed_args.template
+        outcome = self.engine.delete_template(name, storage=parsed_args.storage)
+        note(self.app, f"{name}: image {'removed' if outcome.changed else 'was not there'}")
+
+
+class TemplateCheck(_Named, Table):
+    """Check a template as far as that goes without making a clone."""
+
+    example = "vmcloner template check tiny"
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
+        """Return columns and rows."""
+        self.checks = self.engine.check_template(parsed_args.template)
+        return CHECK_COLUMNS, [check_row(check) for check in self.checks]
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        """Check; fails where a check does."""
+        return super().run(parsed_args) or judged(self.checks)

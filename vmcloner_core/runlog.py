@@ -1,0 +1,100 @@
+"""The log of a run: JSON lines, one file per run. History, never truth."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from vmcloner_core.hooks import hookimpl
+from vmcloner_core.plan import Plan, RunResult, StepEvent
+
+log = logging.getLogger(__name__)
+KEPT = 200
+"""Logs in the folder, beyond which the oldest are removed."""
+
+
+class RunLog:
+    """An observer that writes ``<folder>/<run>.jsonl``, readable by its owner alone.
+
+    The first line is the plan, the last the result, between them each step of each clone:
+    ``{"event": "step", "clone": …, "step": …, "status": …, "at": s, "seconds": s, "error": …}``.
+    A log that can't be written is reported once and breaks nothing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: IO[str] | None = None
+
+    @hookimpl
+    def vmcloner_plan_ready(self, plan: Plan) -> None:
+        """Begin the log."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._prune()
+            path = self._folder / f"{plan.run}.jsonl"
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self._file = os.fdopen(descriptor, "a", encoding="utf-8")
+        except OSError as error:
+            log.warning("no run log in %s: %s", self._folder, error.strerror)
+            return
+        self._write(
+            "plan",
+            run=plan.run,
+            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            action=plan.action.value,
+            host=plan.host,
+            template=plan.template.name if plan.template is not None else None,
+            hypervisor=plan.hypervisor,
+            storage=plan.storage,
+            mode=plan.mode.value,
+            clones=[clone.name for clone in plan.clones],
+            existing=list(plan.existing),
+        )
+
+    @hookimpl
+    def vmcloner_step_changed(self, event: StepEvent) -> None:
+        """Add a step."""
+        self._write(
+            "step",
+            clone=event.clone,
+            step=event.step.value,
+            status=event.status.value,
+            at=round(event.at, 4),
+            seconds=round(event.seconds, 4),
+            error=str(event.error) if event.error is not None else None,
+        )
+
+    @hookimpl
+    def vmcloner_run_finished(self, result: RunResult) -> None:
+        """End the log."""
+        self._write(
+            "result",
+            seconds=round(result.seconds, 4),
+            clones=len(result.results),
+            failed=[clone.name for clone in result.failures],
+            rolled_back=list(result.rolled_back),
+            left=list(result.left),
+            interrupted=result.interrupted,
+        )
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; a run that was killed has a log without an end."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, event: str, **values: object) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps({"event": event, **values}) + "\n")
+            self._file.flush()
+
+    def _prune(self) -> None:
+        # Names begin with the time: their order is the runs'.
+        logs = sorted(self._folder.glob("*.jsonl"))
+        for old in logs[: max(0, len(logs) - KEPT + 1)]:
+            old.unlink(missing_ok=True)
