@@ -1,0 +1,49 @@
+# Everything here runs on a bare Debian or Ubuntu machine, as root or by sudo.
+
+SHELL := /bin/bash
+BIN := .venv/bin
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+WITH_LIBVIRTD := $(ROOT) $(BIN)/python contrib/setup/libvirtd.py run --
+SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/setup contrib/setup/venv
+SLOW := libvirt or filesystems or lvm or xen or pxe
+
+.DEFAULT_GOAL := help
+.PHONY: help setup stop demo test test-fast lint bench clean tools
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing, so that .venv/bin/vmcloner runs (leaves a libvirtd running)
+	@contrib/setup/setup
+
+stop: ## Stop the libvirtd that setup left running
+	@$(ROOT) python3 contrib/setup/libvirtd.py stop
+
+demo: ## Set up, then clone, boot, list and delete five virtual machines
+	@contrib/demo/demo
+
+test: tools lint ## Set up, then run every test, on real machines too
+	@$(WITH_LIBVIRTD) $(BIN)/pytest $(ARGS)
+
+test-fast: tools ## Run the tests that need no daemon and no root
+	@$(BIN)/pytest -m "not ($(SLOW))" --ignore tests/packaging $(ARGS)
+
+lint: tools ## Check style, types, layers and scripts
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@shellcheck -x $(SCRIPTS) plugins/vmcloner_tiny/init
+
+bench: tools ## Measure vmcloner against what it replaces (ARGS="create -n 20")
+	@contrib/setup/packages virtinst
+	@$(WITH_LIBVIRTD) $(BIN)/python benchmarks/run.py $(ARGS)
+
+clean: ## Remove what was made here: .venv, caches, build results
+	rm -rf .venv build dist benchmarks/results .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .import_linter_cache *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+tools:
+	@contrib/setup/packages
+	@contrib/setup/venv

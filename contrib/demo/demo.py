@@ -1,0 +1,117 @@
+"""Show a fleet's life, every command as it is typed, and what each phase took.
+
+Called by the script ``demo`` beside it, with the times (seconds since the epoch) at which the
+set-up began, had its packages, and had its Python environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+FLEET = "demo"
+COUNT = 5
+console = Console(highlight=False)
+phases: list[tuple[str, float]] = []
+
+
+class Failed(Exception):
+    """A command of the demo failed."""
+
+
+def show(phase: str, command: str) -> str:
+    """Print a command as it is typed, run it, and return what it printed, printed too."""
+    console.print(f"\n[bold green]$[/] [bold]{command}[/]")
+    begun = time.monotonic()
+    # Progress is drawn on standard error, which stays the terminal's.
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], check=False, stdout=subprocess.PIPE, text=True
+    )
+    sys.stdout.write(done.stdout)
+    sys.stdout.flush()
+    phases.append((phase, time.monotonic() - begun))
+    if done.returncode != 0:
+        raise Failed(f"{command}: exit status {done.returncode}")
+    return done.stdout
+
+
+def remains() -> list[dict[str, str]]:
+    """Return the clones of the demo's fleet, as a demo that was killed leaves them."""
+    done = subprocess.run(
+        ["vmcloner", "list", "-f", "json"], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return [clone for clone in json.loads(done.stdout) if clone["fleet"] == FLEET]
+
+
+def tour() -> None:
+    """Create, look at and delete the fleet."""
+    if found := remains():
+        if len(found) > COUNT or {clone["template"] for clone in found} != {"tiny"}:
+            raise Failed(f"there is a fleet {FLEET!r} already, and it isn't this demo's: see list")
+        console.print("\nAn earlier demo didn't get to its end. What is left of it goes first.")
+        show("remove what an earlier demo left", f"vmcloner delete {FLEET} --yes")
+    show("build the template", "vmcloner template import tiny")
+    try:
+        show(
+            f"create {COUNT}, start them, wait for each",
+            f"vmcloner create {FLEET} -t tiny -c {COUNT} --start --wait",
+        )
+        show("list", f"vmcloner list {FLEET}")
+        numbers = " ".join(str(number + 1) for number in range(COUNT))
+        said = show(
+            "read their consoles",
+            f"for n in {numbers}; do vmcloner console {FLEET}-$n --log; done | grep vmcloner-ready",
+        )
+    finally:
+        show("delete", f"vmcloner delete {FLEET} --yes")
+    for number in range(1, COUNT + 1):
+        if said.count(f"name={FLEET}-{number} ") != 1:
+            raise Failed(f"{FLEET}-{number} didn't say its name")
+    if show("list again", f"vmcloner list {FLEET} -f value 2>&1 || true").startswith(f"{FLEET}-"):
+        raise Failed("something is left of the fleet")
+
+
+def report() -> None:
+    """Print what each phase took."""
+    table = Table(title="\nWhat each phase took", title_justify="left")
+    table.add_column("phase")
+    table.add_column("seconds", justify="right")
+    for name, seconds in phases:
+        table.add_row(name, f"{seconds:.1f}")
+    table.add_section()
+    table.add_row("in all", f"{sum(seconds for _, seconds in phases):.1f}")
+    console.print(table)
+
+
+def main(times: list[str]) -> int:
+    """Show it all; 1 if something failed."""
+    begun, packages, venv = map(float, times)
+    phases.extend(
+        [
+            ("set-up: packages", packages - begun),
+            ("set-up: Python", venv - packages),
+            ("set-up: libvirtd", time.time() - venv),
+        ]
+    )
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    try:
+        tour()
+    except Failed as error:
+        console.print(f"demo: {error}", style="bold red")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        report()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
