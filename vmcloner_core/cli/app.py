@@ -57,6 +57,7 @@ class Commands(CommandManager):
 class Shell(App):
     """vmcloner's shell. Also cliff's interactive one, where the engine lives on."""
 
+    NAME = NAME
     CONSOLE_MESSAGE_FORMAT = f"{NAME}: %(message)s"
 
     def __init__(self) -> None:
@@ -73,6 +74,9 @@ class Shell(App):
         import argparse
 
         kwargs.setdefault("argparse_kwargs", {})
+        kwargs["argparse_kwargs"]["prog"] = NAME
+        # Global options are looked for in the whole line: --log isn't short for --log-file.
+        kwargs["argparse_kwargs"]["allow_abbrev"] = False
         kwargs["argparse_kwargs"]["formatter_class"] = argparse.RawDescriptionHelpFormatter
         parser = super().build_option_parser(*args, **kwargs)
         parser.add_argument("--config", metavar="FILE", type=Path, help="Settings file.")
@@ -149,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{NAME}: stopped (the same command again goes on)", file=sys.stderr)
         return EXIT_INTERRUPTED
     except SystemExit as leave:
-        return leave.code if isinstance(leave.code, int) else EXIT_USAGE
+        return leave.code if isinstance(leave.code, int) else EXIT_USAGE * bool(leave.code)
     finally:
         shell.close()
 

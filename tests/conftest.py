@@ -5,8 +5,10 @@ from pathlib import Path
 import attrs
 import pytest
 
-from vmcloner_core import Engine
-from vmcloner_core.testing.reference import (
+pytest.register_assert_rewrite("vmcloner_core.testing")
+
+from vmcloner_core import Engine  # noqa: E402
+from vmcloner_core.testing.reference import (  # noqa: E402
     BootPlugin,
     HypervisorPlugin,
     ReferenceHypervisor,

@@ -1,0 +1,242 @@
+"""The command shell on the reference drivers: words in, exit codes and formats out."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from vmcloner_core import Engine
+from vmcloner_core.cli.app import main
+from vmcloner_core.errors import HostCommandError
+
+LIST_KEYS = [
+    "name", "fleet", "index", "state", "template", "hypervisor",
+    "storage", "host", "mac", "ip", "created",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(lab, monkeypatch, capsys):
+    """Return a function that runs a command line: (exit code, output, errors)."""
+    monkeypatch.setattr(Engine, "open", classmethod(lambda _cls, **_: lab.engine))
+
+    def run(*words, stdin=None):
+        monkeypatch.setattr(sys, "stdin", stdin or io.StringIO())
+        code = main(words)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_a_fleets_life(run, lab):
+    code, out, err = run("create", "web", "-t", "t1", "-c", "3", "--wait")
+    assert (code, out) == (0, "")
+    assert "3 clones created in" in err
+    rows = json.loads(run("list", "web", "-f", "json")[1])
+    assert [list(row) for row in rows] == [LIST_KEYS] * 3
+    assert [row["name"] for row in rows] == ["web-1", "web-2", "web-3"]
+    assert {row["state"] for row in rows} == {"running"}
+    assert rows[0]["ip"] is None
+    assert run("stop", "web-[1-2]")[0] == 0
+    assert run("restart", "web-1", "--kill", "--wait")[0] == 0
+    assert run("start", "--all")[0] == 0
+    assert run("wait", "web", "--for", "running")[0] == 0
+    assert run("delete", "web", "--yes")[0] == 0
+    assert lab.engine.list() == ()
+
+
+def test_every_format_has_the_same_keys(run):
+    run("create", "web", "-t", "t1", "-c", "2")
+    from_csv = list(csv.DictReader(io.StringIO(run("list", "-f", "csv")[1])))
+    from_yaml = yaml.safe_load(run("list", "-f", "yaml")[1])
+    assert list(from_csv[0]) == LIST_KEYS
+    assert sorted(from_yaml[0]) == sorted(LIST_KEYS)
+    assert from_yaml[0]["ip"] is None
+    assert from_csv[0]["ip"] == ""
+    assert run("list", "-f", "value", "-c", "name", "-c", "state")[1] == (
+        "web-1 stopped\nweb-2 stopped\n"
+    )
+    assert "None" not in run("list")[1]
+
+
+def test_show(run, lab):
+    run("create", "web", "-t", "t1")
+    shown = json.loads(run("show", "web-1", "-f", "json")[1])
+    assert shown["uuid"] == str(lab.engine.show("web-1").domain.uuid)
+    assert shown["volumes"] == ["/reference/web-1-disk0"]
+    assert run("show", "web-1", "--xml")[1] == "<domain><name>web-1</name></domain>\n"
+
+
+def test_console_log(run):
+    run("create", "web", "-t", "t1", "--start")
+    assert run("console", "web-1", "--log")[1] == "ready name=web-1 \n"
+    code, _, err = run("console", "web-1")
+    assert (code, "--log" in err) == (2, True)
+
+
+def test_dry_run_prints_the_plan_and_changes_nothing(run, lab):
+    code, out, err = run(
+        "create", "web", "-t", "t1", "-c", "2", "--start", "--dry-run", "-f", "json"
+    )
+    rows = json.loads(out)
+    assert code == 0
+    assert [row["steps"] for row in rows] == ["clone,define,start"] * 2
+    assert "512 MiB of memory" in err
+    assert lab.engine.list() == ()
+    run("create", "web", "-t", "t1")
+    assert json.loads(run("delete", "web", "--dry-run", "-f", "json")[1])[0]["name"] == "web-1"
+    assert len(lab.engine.list()) == 1
+
+
+def test_partial_failure_is_a_table_and_10(run, lab):
+    lab.pool.fail["web-2"] = HostCommandError("disk on fire")
+    code, out, err = run("create", "web", "-t", "t1", "-c", "3")
+    assert code == 10
+    assert "web-2" in out
+    assert "disk on fire" in out
+    assert "web-1" not in out
+    assert "1 of 3 clones failed" in err
+    (log,) = (lab.folder / "state" / "runs").iterdir()
+    assert str(log) in err
+    lab.pool.fail["web-4"] = HostCommandError("again")
+    rows = json.loads(run("create", "web", "-t", "t1", "-c", "4", "-f", "json")[1])
+    assert {row["name"]: row["status"] for row in rows} == {"web-2": "ok", "web-4": "failed"}
+
+
+def test_rollback(run, lab):
+    lab.machines.fail["define", "web-2"] = HostCommandError("no")
+    assert run("create", "web", "-t", "t1", "-c", "2", "--on-failure", "rollback")[0] == 10
+    assert lab.engine.list() == ()
+    lab.machines.fail["define", "web-2"] = HostCommandError("no")
+    lab.machines.fail["undefine", "web-1"] = HostCommandError("no")
+    assert run("create", "web", "-t", "t1", "-c", "2", "--on-failure", "rollback")[0] == 11
+
+
+def test_delete_asks_where_somebody_can_answer(run, lab, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    run("create", "web", "-t", "t1", "-c", "2")
+    assert run("delete", "web")[0] == 2
+    questions = []
+    monkeypatch.setattr("builtins.input", lambda text: questions.append(text) or "n")
+    assert run("delete", "web", stdin=Terminal())[0] == 130
+    assert "web-[1-2]" in questions[0]
+    assert len(lab.engine.list()) == 2
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    assert run("delete", "web", stdin=Terminal())[0] == 0
+    assert lab.engine.list() == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["create", "web", "-t", "tt1"], 4, "did you mean 't1'"),
+        (["create", "web-1", "-t", "t1"], 3, "looks like a clone"),
+        (["create", "web", "-t", "t1", "-c", "0"], 3, "count must be 1 to"),
+        (["create", "web", "-t", "t1", "-c", "1", "--add", "1"], 2, "not allowed with"),
+        (["create", "web"], 2, "-t"),
+        (["create", "web", "-t", "t1", "--wait", "--for", "console:["], 3, "console:["),
+        (["start"], 3, "--all"),
+        (["start", "web", "--all"], 3, "not both"),
+        (["list", "[["], 3, "not a target"),
+        (["--config", "/nonexistent", "frobnicate"], 2, "no command 'frobnicate'"),
+        (["lst"], 2, "did you mean 'list'"),
+        (["host", "check", "nope"], 4, "nope"),
+    ],
+)
+def test_mistakes(run, words, code, message):
+    got, _, err = run(*words)
+    assert message in err
+    assert got == code
+    if code != 2:
+        assert err.startswith("vmcloner: ")
+        assert len(err.splitlines()) == 1
+
+
+def test_debug_shows_the_traceback(lab, monkeypatch, capsys):
+    monkeypatch.setattr(Engine, "open", classmethod(lambda _cls, **_: lab.engine))
+    assert main(["--debug", "show", "gone-1"]) == 4
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_templates(run, lab):
+    rows = json.loads(run("template", "list", "-f", "json")[1])
+    assert {"t1", "t2", "tiny", "debian-12"} <= {row["name"] for row in rows}
+    assert json.loads(run("template", "import", "t1", "-f", "json")[1])["changed"] is True
+    assert json.loads(run("template", "import", "t1", "-f", "json")[1])["changed"] is False
+    assert json.loads(run("template", "show", "t1", "-f", "json")[1])["imported"] == ["reference"]
+    assert run("template", "check", "t1")[0] == 0
+    assert run("template", "delete", "t1")[0] == 0
+    lab.template("bad", "[image]\npath = 'gone.raw'\nboot = 1")
+    assert run("template", "check", "bad")[0] == 3
+    lab.template("gone", "hypervisors = ['kvm']\n[image]\npath = 'gone.raw'")
+    code, out, _ = run("template", "check", "gone", "-f", "json")
+    assert code == 8
+    assert {row["check"] for row in json.loads(out) if row["status"] == "failed"} == {
+        "image", "boot",
+    }  # fmt: skip
+
+
+def test_host_check_and_plugin_list(run):
+    rows = json.loads(run("host", "check", "-f", "json")[1])
+    assert {row["status"] for row in rows} == {"ok"}
+    rows = json.loads(run("plugin", "list", "-f", "json")[1])
+    found = {(row["name"], row["kind"]): row for row in rows}
+    assert found["kvm", "hypervisor"]["distribution"] == "vmcloner"
+    assert found["create", "cli"]["state"] == "ok"
+
+
+def test_the_run_log_has_every_step(run, lab):
+    run("create", "web", "-t", "t1", "-c", "2", "--start")
+    (file,) = (lab.folder / "state" / "runs").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert lines[0]["event"] == "plan"
+    assert lines[-1]["event"] == "result"
+    done = {(line["clone"], line["step"]) for line in lines if line.get("status") == "done"}
+    assert {("web-2", "clone"), ("web-2", "define"), ("web-2", "start"), ("t1", "import")} <= done
+    assert all(line["seconds"] >= 0 for line in lines if line["event"] == "step")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["create", "--help"], ["template", "--help"]])
+def test_help_imports_nothing_heavy(words):
+    """What help costs is what it imports."""
+    program = (
+        "import sys; from vmcloner_core.cli.app import main\n"
+        f"code = main({words!r})\n"
+        "heavy = {'libvirt', 'lxml', 'rich', 'jinja2', 'urllib3', 'cattrs'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert words[0].lstrip("-")[:4] in done.stdout.lower() or "usage: vmcloner" in done.stdout
+
+
+def test_every_command_has_an_example(run):
+    from importlib import metadata
+
+    for entry in metadata.entry_points(group="vmcloner.cli"):
+        name = entry.name.replace("_", " ")
+        code, out, _ = run(*name.split(), "--help")
+        assert code == 0
+        assert f"example:\n  vmcloner {name}" in out
+        assert len(out.split("\n\n")[1]) > 10, name
+
+
+def test_completion(run):
+    code, out, _ = run("complete")
+    assert code == 0
+    assert "vmcloner" in out
+    done = subprocess.run(["bash", "-n"], input=out, text=True, timeout=30, check=False)
+    assert done.returncode == 0
