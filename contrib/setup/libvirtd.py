@@ -116,7 +116,7 @@ class Supervisor:
         while True:
             wanted = KEEP.exists() or is_locked(USERS)
             if wanted and "libvirtd" not in self._pids:
-                if time.monotonic() - self._started < 10:
+                if time.monotonic() - self._started < 2:
                     say("it ended as soon as it had begun")
                     break
                 self._start()
@@ -195,7 +195,11 @@ def start() -> int:
     STATE.mkdir(mode=0o755, exist_ok=True)
     if is_locked(SUPERVISOR) or not answers():
         KEEP.touch()
-        ensure()
+        try:
+            ensure()
+        except SystemExit:
+            KEEP.unlink()
+            raise
     return status()
 
 
@@ -234,7 +238,10 @@ def run(argv: list[str]) -> int:
         if not got:
             raise SystemExit(f"libvirtd: can't lock {USERS}")
         ensure()
-        process = subprocess.Popen(argv)
+        try:
+            process = subprocess.Popen(argv)
+        except OSError as error:
+            raise SystemExit(f"libvirtd: {argv[0]}: {error.strerror}") from error
         # Ctrl-C reaches the command too, and is its to deal with: we wait for it.
         signal.signal(signal.SIGINT, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
