@@ -1,0 +1,171 @@
+"""Make clones' disks: linked to their template's image, or copies of it."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Literal
+
+import attrs
+
+from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, WrongState
+from vmcloner_core.model import CloneRequest, Origin, Outcome, Volume
+from vmcloner_core.units import format_size
+from vmcloner_files import qcow2
+from vmcloner_files.copying import copy_runs
+from vmcloner_files.errors import translated
+from vmcloner_files.extents import data_runs
+from vmcloner_files.pool import Pool
+from vmcloner_files.records import DiskRecord, ImageRecord
+from vmcloner_files.reflink import reflink
+
+
+class Method(enum.Enum):
+    """How a clone's disk is made."""
+
+    REFLINK = "reflink"
+    OVERLAY = "overlay"
+    COPY = "copy"
+
+
+@attrs.frozen(kw_only=True)
+class _Source:
+    """A template's image, open."""
+
+    fd: int
+    path: Path
+    record: ImageRecord
+
+
+class Cloner:
+    """Makes the disks of one batch by one method. A context manager, for one thread."""
+
+    def __init__(self, pool: Pool, pool_name: str, method: Method) -> None:
+        self._pool = pool
+        self._pool_name = pool_name
+        self._fill = {
+            Method.REFLINK: _reflink,
+            Method.OVERLAY: _overlay,
+            Method.COPY: _copy,
+        }[method]
+        self._format: Literal["raw", "qcow2"] = "qcow2" if method is Method.OVERLAY else "raw"
+        self._open = contextlib.ExitStack()
+        self._sources: dict[str, _Source] = {}
+
+    def __enter__(self) -> Cloner:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._open.close()
+
+    def link(self, requests: Sequence[CloneRequest]) -> list[Outcome[Volume]]:
+        """Make disks that take no time to speak of, all under one lock."""
+        with self._pool.lock():
+            return [self._outcome(request, contextlib.nullcontext) for request in requests]
+
+    def copy(self, request: CloneRequest) -> Outcome[Volume]:
+        """Make one disk that takes its time, without keeping others from the pool meanwhile."""
+        return self._outcome(request, self._pool.lock)
+
+    def _outcome(
+        self, request: CloneRequest, lock: Callable[[], AbstractContextManager[None]]
+    ) -> Outcome[Volume]:
+        key = request.labels.clone
+        path = self._pool.disk_path(request.labels)
+        try:
+            with translated(path):
+                found = self._pool.disk(request.labels)
+                made = self._make(request, path, lock) if found is None else None
+                record = made or found or self._pool.disk(request.labels)
+        except VmclonerError as error:
+            return Outcome(key=key, error=error)
+        if record is None:
+            return Outcome(key=key, error=WrongState(f"{path} vanished while it was made"))
+        return Outcome(
+            key=key, value=volume(path, record, self._pool_name), changed=made is not None
+        )
+
+    def _make(
+        self, request: CloneRequest, path: Path, lock: Callable[[], AbstractContextManager[None]]
+    ) -> DiskRecord | None:
+        """Make a disk; returns None where its name was taken meanwhile."""
+        with lock():
+            source = self._source(request.origin)
+        record = DiskRecord(
+            labels=request.labels, format=self._format, size=_size(request, source.record)
+        )
+        with self._pool.draft(self._pool.volumes) as draft:
+            self._fill(source, draft.fd, record.size)
+            with lock():
+                if self._pool.disk(request.labels) is not None:
+                    return None
+                self._pool.labels.write(draft.fd, path, record.to_mapping())
+                try:
+                    draft.publish(path)
+                except FileExistsError:
+                    return None
+        return record
+
+    def _source(self, origin: Origin) -> _Source:
+        if origin.template in self._sources:
+            return self._sources[origin.template]
+        path = self._pool.image_path(origin.template)
+        record = self._pool.image(origin.template)
+        if record is None:
+            raise NotFound(
+                f"template {origin.template} has no image in pool {self._pool_name}",
+                hint=f"vmcloner template import {origin.template}",
+            )
+        if record.digest != origin.digest:
+            raise WrongState(
+                f"template {origin.template} got another image in pool {self._pool_name}",
+                hint="run the same command again",
+            )
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self._open.callback(os.close, fd)
+        source = _Source(fd=fd, path=path, record=record)
+        self._sources[origin.template] = source
+        return source
+
+
+def volume(path: Path, record: DiskRecord, pool: str) -> Volume:
+    """Return a disk as the core knows it."""
+    return Volume(
+        name=path.name,
+        pool=pool,
+        labels=record.labels,
+        path=path,
+        size=record.size,
+        format=record.format,
+    )
+
+
+def _size(request: CloneRequest, image: ImageRecord) -> int:
+    """Return the bytes of the disk that is asked for: whole sectors, no fewer than the image's."""
+    size = request.size or image.size
+    if size < image.size:
+        raise InvalidRequest(
+            f"{request.labels.clone}: a disk of {format_size(size)} is smaller than its "
+            f"template's image, {format_size(image.size)}",
+            hint="give disk_size at least that",
+        )
+    return size + -size % qcow2.SECTOR
+
+
+def _reflink(source: _Source, target: int, size: int) -> None:
+    reflink(source.fd, target)
+    if size != source.record.size:
+        os.ftruncate(target, size)
+
+
+def _overlay(source: _Source, target: int, size: int) -> None:
+    qcow2.overlay(str(source.path), size).write(target)
+
+
+def _copy(source: _Source, target: int, size: int) -> None:
+    os.ftruncate(target, size)
+    copy_runs(source.fd, target, data_runs(source.fd))

@@ -1,0 +1,78 @@
+"""Files that appear under their names whole, labelled, and only once; or never.
+
+A draft has no name (``O_TMPFILE``, open(2)): if its maker dies, the kernel forgets it. On file
+systems without that it is a file of the pool's ``.tmp`` folder, locked while its maker lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+MODE = 0o600
+
+
+@attrs.frozen
+class Draft:
+    """An open file (``fd``, for reading and writing) that is still to get its name."""
+
+    fd: int
+    name: Path | None
+
+    @property
+    def path(self) -> Path:
+        """A path by which another process of this user can open it, while it is open here."""
+        return self.name or Path(f"/proc/{os.getpid()}/fd/{self.fd}")
+
+    def publish(self, path: Path) -> None:
+        """Give it its name.
+
+        :raises FileExistsError: the name is taken.
+        """
+        if self.name is not None:
+            os.link(self.name, path)
+            return
+        # A directory descriptor, unused for an absolute path, makes os.link() call linkat(2)
+        # with AT_SYMLINK_FOLLOW, without which the link in /proc itself would be linked.
+        os.link(f"/proc/self/fd/{self.fd}", path, dst_dir_fd=self.fd, follow_symlinks=True)
+
+
+@contextlib.contextmanager
+def unnamed(folder: Path) -> Iterator[Draft]:
+    """Yield a draft without a name, in the file system of ``folder``; closes it."""
+    fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, MODE)
+    try:
+        yield Draft(fd, None)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def named(folder: Path) -> Iterator[Draft]:
+    """Yield a draft that has a name in ``folder``; closes it and removes that name."""
+    path = folder / f"{uuid.uuid4().hex}.tmp"
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, MODE)
+    try:
+        # sweep() may have come between open and lock: then publish() fails, and says so.
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield Draft(fd, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        os.close(fd)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the named drafts whose makers are dead."""
+    with os.scandir(folder) as entries:
+        paths = [Path(entry.path) for entry in entries if entry.name.endswith(".tmp")]
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()

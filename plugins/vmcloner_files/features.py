@@ -1,0 +1,101 @@
+"""What the file system of a folder can do, found out by doing it on files without a name."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import attrs
+
+from vmcloner_core.model import Capacity
+from vmcloner_core.units import MAX_SIZE
+from vmcloner_files import drafts
+from vmcloner_files.labelling import ATTRIBUTE
+from vmcloner_files.reflink import cannot_reflink, reflink
+
+_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT}  # open(2), under O_TMPFILE
+
+
+@attrs.frozen(kw_only=True)
+class Features:
+    """What was found: files without a name, and sharing of blocks."""
+
+    unnamed: bool
+    reflink: bool
+
+
+def examine(folder: Path) -> Features:
+    """Return what the file system of an existing folder can do. Leaves nothing there.
+
+    :raises OSError: the folder can't be written to.
+    """
+    unnamed = _can_unnamed(folder)
+    draft = drafts.unnamed if unnamed else drafts.named
+    return Features(unnamed=unnamed, reflink=_can_reflink(folder, draft))
+
+
+def has_attributes(folder: Path) -> bool:
+    """Tell whether files of an existing folder can have extended attributes of users."""
+    try:
+        os.getxattr(folder, ATTRIBUTE)
+    except OSError as error:
+        return error.errno != errno.EOPNOTSUPP
+    return True
+
+
+def file_system(path: Path) -> str:
+    """Return the type of the file system that holds ``path``, as proc(5)'s mountinfo names it."""
+    best, kind = -1, "unknown"
+    # Not by device number: btrfs gives each subvolume one of its own, mountinfo another.
+    with contextlib.suppress(OSError), Path("/proc/self/mountinfo").open() as lines:
+        for line in lines:
+            mount, _, source = line.partition(" - ")
+            point = mount.split()[4].encode().decode("unicode_escape")  # blanks are \040
+            if path.is_relative_to(point) and len(point) >= best:
+                best, kind = len(point), source.split()[0]
+    return kind
+
+
+def space(path: Path) -> Capacity:
+    """Return what the file system that holds ``path``, or is to hold it, has for users.
+
+    One that tells nothing (FUSE's default, ramfs) counts as endless: it is tried, not refused.
+    """
+    status = os.statvfs(next(existing(path)))
+    if status.f_blocks == 0:
+        return Capacity(total=MAX_SIZE, free=MAX_SIZE)
+    return Capacity(total=status.f_blocks * status.f_frsize, free=status.f_bavail * status.f_frsize)
+
+
+def _can_unnamed(folder: Path) -> bool:
+    try:
+        with drafts.unnamed(folder):
+            return True
+    except OSError as error:
+        if error.errno in _NO_TMPFILE and folder.is_dir():
+            return False
+        raise
+
+
+def _can_reflink(
+    folder: Path, draft: Callable[[Path], AbstractContextManager[drafts.Draft]]
+) -> bool:
+    with draft(folder) as source, draft(folder) as target:
+        os.pwrite(source.fd, bytes(range(256)) * 256, 0)
+        try:
+            reflink(source.fd, target.fd)
+        except OSError as error:
+            if cannot_reflink(error):
+                return False
+            raise
+        return True
+
+
+def existing(path: Path) -> Iterator[Path]:
+    """Yield ``path`` and its parents, nearest first, so far as they exist."""
+    # Not Path.exists(), which raises where a parent may not be entered.
+    return (place for place in (path, *path.parents) if os.path.exists(place))  # noqa: PTH110

@@ -1,0 +1,182 @@
+"""Bring an image into a pool: raw, sparse, in as few pieces as can be, read-only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+
+import attrs
+
+from vmcloner_core.drivers import ImageFile
+from vmcloner_core.errors import (
+    Conflict,
+    HostCommandError,
+    InvalidRequest,
+    NotEnoughResources,
+    WrongState,
+)
+from vmcloner_core.model import Progress
+from vmcloner_core.names import fold
+from vmcloner_core.process import CommandRunner
+from vmcloner_core.units import format_size
+from vmcloner_files.copying import copy_runs
+from vmcloner_files.drafts import Draft
+from vmcloner_files.errors import translated
+from vmcloner_files.extents import MAX_RUNS, coalesce, count_extents, data_runs, nonzero_runs
+from vmcloner_files.features import space
+from vmcloner_files.pool import Pool
+from vmcloner_files.records import ImageRecord
+
+MODE = 0o444
+SLOWEST = 8 * 1024**2
+"""Bytes per second; a conversion that is slower hangs."""
+
+
+@attrs.frozen
+class Importer:
+    """Imports images into one pool."""
+
+    pool: Pool
+    runner: CommandRunner
+
+    def run(self, template: str, image: ImageFile, progress: Progress) -> tuple[ImageRecord, bool]:
+        """Make ``image`` the template's; returns its record and whether anything was done.
+
+        :raises WrongState: clones are linked to the image that would be replaced.
+        :raises NotEnoughResources: no room.
+        """
+        found = self.pool.image(template)
+        if found is not None and found.digest == image.digest:
+            return found, False
+        self._check_unlinked(template)
+        self.pool.prepare()
+        with translated(image.path):
+            source = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with contextlib.closing(os.fdopen(source, "rb")), translated(self.pool):
+            self._check_room(template, self._need(image, source))
+            with self._filled(image, source, progress) as draft:
+                return self._publish(template, image, draft)
+
+    @contextlib.contextmanager
+    def _filled(self, image: ImageFile, source: int, progress: Progress) -> Iterator[Draft]:
+        """Yield a draft with the image's bytes, written out."""
+        with self.pool.draft(self.pool.templates) as draft:
+            if image.format == "raw":
+                _fill(source, draft.fd, image.size, progress)
+                yield draft
+                return
+            self._convert(image, source, draft)
+            extents = count_extents(draft.fd)
+            if extents is None or extents <= MAX_RUNS or self._allocated(draft) > self._free():
+                progress(image.size, image.size)
+                yield draft
+                return
+            with self.pool.draft(self.pool.templates) as better:
+                _fill(draft.fd, better.fd, image.size, progress)
+                yield better
+
+    def _convert(self, image: ImageFile, source: int, draft: Draft) -> None:
+        os.ftruncate(draft.fd, image.size)
+        allocated = os.fstat(source).st_blocks * 512
+        argv = ["qemu-img", "convert", "-n", "--target-is-zero", "-f", "qcow2", "-O", "raw"]
+        self.runner.run(
+            [*argv, str(image.path.absolute()), str(draft.path)],
+            timeout=300 + max(allocated, image.size) / SLOWEST,
+        )
+
+    def _publish(self, template: str, image: ImageFile, draft: Draft) -> tuple[ImageRecord, bool]:
+        os.fsync(draft.fd)  # the origin of all clones is worth a write barrier
+        record = ImageRecord(
+            template=template,
+            digest=image.digest,
+            size=image.size,
+            extents=count_extents(draft.fd),
+        )
+        path = self.pool.image_path(template)
+        with self.pool.lock(alone=True):
+            found = self.pool.image(template)
+            if found is not None:
+                if found.digest == image.digest:  # somebody else was faster
+                    return found, False
+                self._check_unlinked(template)
+                self.pool.remove(path)
+            self.pool.labels.write(draft.fd, path, record.to_mapping())
+            os.fchmod(draft.fd, MODE)
+            try:
+                draft.publish(path)
+            except FileExistsError as error:
+                raise Conflict(f"{path} exists and isn't vmcloner's") from error
+        return record, True
+
+    def _check_unlinked(self, template: str) -> None:
+        check_unlinked(self.pool, template)
+
+    # --- space ----------------------------------------------------------------------------------
+
+    def _need(self, image: ImageFile, source: int) -> int:
+        """Return at most how many bytes the image takes as a sparse raw file."""
+        if image.format == "raw":
+            return sum(end - start for start, end in data_runs(source))
+        argv = ["qemu-img", "measure", "--output", "json", "-f", "qcow2", "-O", "raw"]
+        answer = self.runner.run([*argv, str(image.path.absolute())], timeout=300)
+        try:
+            return int(json.loads(answer.stdout)["required"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise HostCommandError(
+                f"qemu-img measure: no size in its answer about {image.path}"
+            ) from error
+
+    def _check_room(self, template: str, need: int) -> None:
+        free = self._free()
+        if need > free:
+            raise NotEnoughResources(
+                f"template {template} needs {format_size(need)} in {self.pool}, "
+                f"{format_size(free)} are free",
+                hint="make room, or import it into another pool",
+            )
+
+    def _free(self) -> int:
+        return space(self.pool.folder).free
+
+    @staticmethod
+    def _allocated(draft: Draft) -> int:
+        return os.fstat(draft.fd).st_blocks * 512
+
+
+def check_unlinked(pool: Pool, template: str) -> None:
+    """Check that no clone reads from a template's image.
+
+    :raises WrongState: names those that do.
+    """
+    linked = pool.linked(template)
+    if linked:
+        raise WrongState(
+            f"{len(linked)} clones are linked to the image of template {template}: "
+            f"{_few(fold(linked))}",
+            hint="delete them first",
+        )
+
+
+def _few(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:199]}…"
+
+
+def _fill(source: int, target: int, size: int, progress: Progress) -> None:
+    """Copy what isn't zero, to room that was reserved in one piece per run."""
+    if os.fstat(source).st_size != size:
+        raise InvalidRequest("the image changed its size while it was imported")
+    runs = coalesce(nonzero_runs(source))
+    total = sum(end - start for start, end in runs)
+    copied = 0
+
+    def done(count: int) -> None:
+        nonlocal copied
+        copied += count
+        progress(copied, total)
+
+    os.ftruncate(target, size)
+    for start, end in runs:
+        os.posix_fallocate(target, start, end - start)
+    copy_runs(source, target, runs, done)

@@ -1,0 +1,115 @@
+"""Labels on files: one extended attribute, or a sidecar file where the file system has none.
+
+The attribute ``user.vmcloner`` (xattr(7)) and the sidecar ``.NAME.labels`` hold the same JSON
+object of strings. A sidecar also names the inode that it belongs to: if somebody puts another
+file in the place of ours, it isn't ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+ATTRIBUTE = "user.vmcloner"
+MAX_SIDECAR = 64 * 1024
+"""Bytes, as many as an extended attribute can have on Linux."""
+_UNLABELLED = {errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM}  # EPERM: links and devices have none
+
+
+class LabelStore(Protocol):
+    """Keeps the labels of files. Thread-safe, but for two writers of one file."""
+
+    def write(self, fd: int, path: Path, labels: Mapping[str, str]) -> None:
+        """Label the open file ``fd``, which is about to appear as ``path``."""
+        ...
+
+    def read(self, path: str | Path) -> dict[str, str] | None:
+        """Return a file's labels, None where it has none.
+
+        :raises FileNotFoundError: there is no such file, whether or not labels are left of one.
+        """
+        ...
+
+    def forget(self, path: Path) -> None:
+        """Remove what is left of a file's labels once the file is gone."""
+        ...
+
+
+def encode(labels: Mapping[str, str]) -> bytes:
+    """Return labels as they are stored."""
+    return json.dumps(dict(labels), separators=(",", ":")).encode()
+
+
+def decode(content: bytes) -> dict[str, str] | None:
+    """Return stored labels, or None where ``content`` isn't a JSON object of strings."""
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or not all(isinstance(v, str) for v in values.values()):
+        return None
+    return values
+
+
+class XattrLabels:
+    """Labels in an extended attribute: they live and die with the file."""
+
+    def write(self, fd: int, path: Path, labels: Mapping[str, str]) -> None:  # noqa: ARG002
+        """See :meth:`LabelStore.write`."""
+        os.setxattr(fd, ATTRIBUTE, encode(labels))
+
+    def read(self, path: str | Path) -> dict[str, str] | None:
+        """See :meth:`LabelStore.read`."""
+        try:
+            return decode(os.getxattr(path, ATTRIBUTE, follow_symlinks=False))
+        except OSError as error:
+            if error.errno in _UNLABELLED:
+                return None
+            raise
+
+    def forget(self, path: Path) -> None:
+        """See :meth:`LabelStore.forget`."""
+
+
+class SidecarLabels:
+    """Labels in a file beside the labelled one, in place before it is."""
+
+    def write(self, fd: int, path: Path, labels: Mapping[str, str]) -> None:
+        """See :meth:`LabelStore.write`."""
+        sidecar = _sidecar(path)
+        # Half a sidecar does no harm: it names no file that exists.
+        sidecar.write_bytes(encode({**labels, "inode": str(os.fstat(fd).st_ino)}))
+
+    def read(self, path: str | Path) -> dict[str, str] | None:
+        """See :meth:`LabelStore.read`."""
+        path = Path(path)
+        inode = str(path.lstat().st_ino)
+        try:
+            with _sidecar(path).open("rb") as stream:
+                labels = decode(stream.read(MAX_SIDECAR))
+        except FileNotFoundError:
+            return None
+        return labels if labels is not None and labels.pop("inode", "") == inode else None
+
+    def forget(self, path: Path) -> None:
+        """See :meth:`LabelStore.forget`."""
+        with contextlib.suppress(FileNotFoundError):
+            _sidecar(path).unlink()
+
+    def sweep(self, folder: Path) -> None:
+        """Remove sidecars whose files don't exist; nobody may be writing labels meanwhile."""
+        with os.scandir(folder) as entries:
+            sidecars = [e.name for e in entries if e.name[0] == "." and e.name.endswith(".labels")]
+        for name in sidecars:
+            path = folder / name[1 : -len(".labels")]
+            if not os.path.lexists(path):
+                self.forget(path)
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f".{path.name}.labels")

@@ -1,0 +1,233 @@
+"""The folder that is a pool: where its files are, who may change them now, what they are.
+
+``templates/NAME.raw`` are the templates' images, ``volumes/CLONE-disk0`` the clones' disks (raw
+or qcow2: their labels say it, never their content, which is the guest's). ``.lock`` orders
+processes: who adds files holds it shared, who removes or replaces some holds it alone. ``.tmp``
+is for file systems without unnamed files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TypeVar
+
+from vmcloner_core.errors import Conflict, DeadlineExceeded
+from vmcloner_core.model import Labels
+from vmcloner_core.names import check_template
+from vmcloner_files import drafts
+from vmcloner_files.errors import translated
+from vmcloner_files.features import Features, examine, existing, has_attributes
+from vmcloner_files.labelling import LabelStore, SidecarLabels, XattrLabels
+from vmcloner_files.records import DiskRecord, ImageRecord
+
+FOLDER_MODE = 0o711
+"""QEMU runs as another user: it must get through, and need not look around."""
+LOCK_TIMEOUT = 120.0
+_LOCK_POLL = 0.002
+
+T = TypeVar("T")
+
+
+class Pool:
+    """A pool's folder. Makes and opens nothing until asked to. Thread-safe."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.templates = folder / "templates"
+        self.volumes = folder / "volumes"
+        self._temporary = folder / ".tmp"
+        self._lock_file = folder / ".lock"
+        self._mutex = threading.Lock()
+        self._features: Features | None = None
+        self._labels: LabelStore | None = None
+
+    def __str__(self) -> str:
+        return f"pool {self.folder}"
+
+    # --- the folder -----------------------------------------------------------------------------
+
+    def prepare(self) -> Features:
+        """Make the folders that are missing and clear away what the dead left; once per pool.
+
+        :returns: what its file system can do.
+        """
+        with self._mutex:
+            if self._features is None:
+                with translated(self):
+                    for folder in (self.templates, self.volumes, self._temporary):
+                        _make(folder)
+                    self._labels = None  # what was asked before may have been another's
+                    features = examine(self._temporary)
+                    self._sweep()
+                self._features = features
+            return self._features
+
+    def features(self) -> Features:
+        """Return what its file system can do, without making the folder.
+
+        :raises VmclonerError: it can't be written to.
+        """
+        if self._features is not None:
+            return self._features
+        with translated(self):
+            return examine(next(existing(self.folder)))
+
+    def _sweep(self) -> None:
+        drafts.sweep(self._temporary)
+        if isinstance(self.labels, SidecarLabels):
+            with self.lock(alone=True):
+                for folder in (self.templates, self.volumes):
+                    self.labels.sweep(folder)
+
+    @property
+    def labels(self) -> LabelStore:
+        """Where labels are kept here: by what the folder's file system can do."""
+        if self._labels is None:
+            place = next(existing(self.volumes))
+            self._labels = XattrLabels() if has_attributes(place) else SidecarLabels()
+        return self._labels
+
+    @contextlib.contextmanager
+    def lock(self, *, alone: bool = False) -> Iterator[None]:
+        """Hold the pool's lock: with others that add, or alone.
+
+        :raises DeadlineExceeded: somebody else holds it, and goes on holding it.
+        """
+        # A sidecar and its file are two steps: nobody may be between them at once.
+        alone = alone or isinstance(self.labels, SidecarLabels)
+        how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+        deadline = time.monotonic() + LOCK_TIMEOUT
+        with translated(self._lock_file):
+            fd = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while True:
+                try:
+                    fcntl.flock(fd, how | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise DeadlineExceeded(
+                            f"{self} is locked by another process",
+                            hint=f"see who holds it: fuser {self._lock_file}",
+                        ) from None
+                    time.sleep(_LOCK_POLL)
+            yield
+        finally:
+            os.close(fd)
+
+    def draft(self, folder: Path) -> AbstractContextManager[drafts.Draft]:
+        """Yield a file that can get a name in one of the pool's folders."""
+        unnamed = self.prepare().unnamed
+        return drafts.unnamed(folder) if unnamed else drafts.named(self._temporary)
+
+    # --- its files ------------------------------------------------------------------------------
+
+    def image_path(self, template: str) -> Path:
+        """Return where a template's image is or would be."""
+        return self.templates / f"{check_template(template)}.raw"
+
+    def disk_path(self, labels: Labels) -> Path:
+        """Return where a clone's disk is or would be."""
+        return self.volumes / f"{labels.clone}-disk0"
+
+    def image(self, template: str) -> ImageRecord | None:
+        """Return what the image of a template is, None where there is none.
+
+        :raises Conflict: a file that isn't ours has its name.
+        """
+        path = self.image_path(template)
+        return self._read(path, lambda values: _image_named(values, path.name))
+
+    def disk(self, labels: Labels) -> DiskRecord | None:
+        """Return what a clone's disk is, None where there is none.
+
+        :raises Conflict: its name is taken by a file that isn't ours, or by another clone's disk.
+        """
+        path = self.disk_path(labels)
+        record = self._read(path, DiskRecord.from_mapping)
+        if record is not None and not record.labels.same_clone(labels):
+            raise Conflict(
+                f"volume {path} belongs to clone {record.labels.clone} of template "
+                f"{record.labels.template}, not {labels.template}",
+                hint="delete that clone first, or choose another name",
+            )
+        return record
+
+    def _read(self, path: Path, parse: Callable[[dict[str, str]], T | None]) -> T | None:
+        with translated(path):
+            try:
+                values = self.labels.read(path)
+            except FileNotFoundError:
+                return None
+        record = parse(values) if values is not None else None
+        if record is None:
+            raise Conflict(
+                f"{path} exists and isn't vmcloner's",
+                hint="it is left alone: move it away, or choose another name",
+            )
+        return record
+
+    def images(self) -> dict[Path, ImageRecord]:
+        """Return the templates' images."""
+        found = {}
+        for path, values in self._labelled(self.templates):
+            if record := _image_named(values, os.path.basename(path)):  # noqa: PTH119
+                found[Path(path)] = record
+        return found
+
+    def disks(self) -> dict[Path, DiskRecord]:
+        """Return the clones' disks."""
+        found = {}
+        for path, values in self._labelled(self.volumes):
+            record = DiskRecord.from_mapping(values)
+            # A copy under another name, made with its attributes, is not that clone's disk.
+            if record is not None and path.endswith(f"/{record.labels.clone}-disk0"):
+                found[Path(path)] = record
+        return found
+
+    def linked(self, template: str) -> list[str]:
+        """Return the names of the clones whose disks read from a template's image."""
+        return [
+            record.labels.clone
+            for record in self.disks().values()
+            if record.format == "qcow2" and record.labels.template == template
+        ]
+
+    def remove(self, path: Path) -> None:
+        """Remove a file and its labels; the caller holds the lock alone."""
+        path.unlink()
+        self.labels.forget(path)
+
+    def _labelled(self, folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield (path, labels) of a folder's labelled files; nothing where there is no folder."""
+        with translated(folder):
+            try:
+                names = os.listdir(folder)  # noqa: PTH208 - strings, not ten thousand Paths
+            except FileNotFoundError:
+                return
+            for name in names:
+                path = f"{folder}/{name}"
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                    values = None if name[0] == "." else self.labels.read(path)
+                    if values is not None:
+                        yield path, values
+
+
+def _make(folder: Path) -> None:
+    if not folder.is_dir():
+        _make(folder.parent)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            folder.chmod(FOLDER_MODE)  # whatever the umask says
+
+
+def _image_named(values: dict[str, str], name: str) -> ImageRecord | None:
+    record = ImageRecord.from_mapping(values)
+    return record if record is not None and f"{record.template}.raw" == name else None

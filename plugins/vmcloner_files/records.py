@@ -1,0 +1,67 @@
+"""What the labels of a pool's files say: a clone's disk, a template's image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, cast
+
+import attrs
+
+from vmcloner_core.model import Labels
+
+VERSION = "1"
+
+
+@attrs.frozen(kw_only=True)
+class DiskRecord:
+    """A clone's disk: the clone's labels, its bytes' format and its virtual size in bytes.
+
+    A qcow2 disk is an overlay over its template's image; a raw one needs no other file.
+    """
+
+    labels: Labels
+    format: Literal["raw", "qcow2"]
+    size: int
+
+    def to_mapping(self) -> dict[str, str]:
+        """Return it as strings."""
+        return {**self.labels.to_mapping(), "format": self.format, "size": str(self.size)}
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, str]) -> DiskRecord | None:
+        """Return what ``values`` spell, or None where that is no record of a disk."""
+        labels = Labels.from_mapping(values)
+        kind, size = values.get("format"), _number(values.get("size"))
+        if labels is None or kind not in ("raw", "qcow2") or size is None:
+            return None
+        return cls(labels=labels, format=cast(Literal["raw", "qcow2"], kind), size=size)
+
+
+@attrs.frozen(kw_only=True)
+class ImageRecord:
+    """A template's image: of which source, its virtual size in bytes, its extents when imported."""
+
+    template: str
+    digest: str
+    size: int
+    extents: int | None = None
+
+    def to_mapping(self) -> dict[str, str]:
+        """Return it as strings."""
+        values = attrs.asdict(self, filter=lambda _attribute, value: value is not None)
+        return {"version": VERSION, **{key: str(value) for key, value in values.items()}}
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, str]) -> ImageRecord | None:
+        """Return what ``values`` spell, or None where that is no record of an image."""
+        template, digest = values.get("template"), values.get("digest")
+        size = _number(values.get("size"))
+        if values.get("version") != VERSION or not template or not digest or size is None:
+            return None
+        extents = _number(values.get("extents"))
+        return cls(template=template, digest=digest, size=size, extents=extents)
+
+
+def _number(text: str | None) -> int | None:
+    """Return a number of bytes or things; None where ``text`` isn't one."""
+    return int(text) if text and len(text) < 20 and text.isascii() and text.isdecimal() else None

@@ -1,0 +1,30 @@
+"""Settings of a pool of files: the table ``[hosts.HOST.storage.POOL]``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+
+from vmcloner_core.errors import InvalidRequest
+
+
+def _check_absolute(
+    _instance: object, _attribute: attrs.Attribute[Any], value: Path | None
+) -> None:
+    if value is not None and not value.is_absolute():
+        raise InvalidRequest(f"path of a pool must be absolute, not {str(value)!r}")
+
+
+@attrs.frozen(kw_only=True)
+class FilesSettings:
+    """Where a pool of files is, and how LINKED clones are made in it.
+
+    :param path: the pool's folder; None for ``pool`` in the host's state folder.
+    :param clone: ``reflink`` or ``overlay`` forces the method; ``auto`` is reflink where the
+        file system can share blocks, else overlay.
+    """
+
+    path: Path | None = attrs.field(default=None, validator=_check_absolute)
+    clone: Literal["auto", "reflink", "overlay"] = "auto"

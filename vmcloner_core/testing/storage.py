@@ -1,0 +1,523 @@
+"""Conformance suite for storage backends: what every one of them must do, as tests.
+
+Subclass it, and say by a fixture how to open a driver on a pool that is empty at first::
+
+    from vmcloner_core.testing.storage import StorageConformance
+
+    class TestZfs(StorageConformance):
+        @pytest.fixture
+        def open_driver(self, tmp_path):
+            return lambda: ZfsDriver(context(tmp_path), ZfsSettings(dataset="tank/test"))
+
+In conftest.py, ``pytest.register_assert_rewrite("vmcloner_core.testing")`` makes its failures
+tell what they compared. A pool whose volumes are neither files nor block devices, or whose names
+can't be taken by making a file, overrides the methods under "how to get at volumes".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import attrs
+import pytest
+
+from vmcloner_core.drivers import ImageFile, StorageDriver
+from vmcloner_core.errors import Conflict, InvalidRequest, VmclonerError, WrongState
+from vmcloner_core.model import (
+    CloneMode,
+    CloneRequest,
+    Labels,
+    Origin,
+    Outcome,
+    Status,
+    Volume,
+)
+from vmcloner_core.names import MAX_LABEL
+
+MIB = 1024**2
+TIMEOUT = 60.0
+OpenDriver = Callable[[], StorageDriver]
+
+_HOLD = "import sys; f = open(sys.argv[1], 'r+b'); print('open', flush=True); sys.stdin.read()"
+
+
+def make_image(path: Path, seed: int, size: int = 8 * MIB) -> ImageFile:
+    """Write a raw image: data at its start, in its middle and at its end, holes between."""
+    marks = {0: 256 * 1024, size // 2: 64 * 1024, size - 4096: 4096}
+    with path.open("wb") as stream:
+        stream.truncate(size)
+        for offset, length in marks.items():
+            stream.seek(offset)
+            stream.write(hashlib.shake_128(f"{seed}/{offset}".encode()).digest(length))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return ImageFile(path=path, format="raw", size=size, digest=f"sha256:{digest}")
+
+
+def make_labels(fleet: str = "web", index: int = 1, template: str = "tiny") -> Labels:
+    """Return labels of a clone."""
+    return Labels(
+        fleet=fleet,
+        index=index,
+        template=template,
+        run="20260101-000000-abcd",
+        owner="tester",
+        created="2026-01-01T00:00:00Z",
+        storage="pool",
+        hypervisor="kvm",
+    )
+
+
+def no_progress(done: int, total: int) -> None:
+    """Take the progress of an import, and check it."""
+    assert done >= 0
+    assert total == 0 or done <= total
+
+
+def by_key(outcomes: Iterator[Outcome[Volume]]) -> dict[str, Outcome[Volume]]:
+    """Return outcomes by their keys, each of which comes once."""
+    found: dict[str, Outcome[Volume]] = {}
+    for outcome in outcomes:
+        assert outcome.key not in found, f"two outcomes for {outcome.key}"
+        found[outcome.key] = outcome
+    return found
+
+
+class StorageConformance:
+    """What every storage backend must do. See the module's docstring."""
+
+    # --- fixtures -------------------------------------------------------------------------------
+
+    @pytest.fixture
+    def open_driver(self) -> OpenDriver:
+        """Return a function that opens a driver of the test's pool, a new one at each call."""
+        raise NotImplementedError("give a fixture open_driver")
+
+    @pytest.fixture
+    def driver(self, open_driver: OpenDriver) -> Iterator[StorageDriver]:
+        """Open a driver for the time of the test."""
+        driver = open_driver()
+        yield driver
+        driver.close()
+
+    @pytest.fixture
+    def image(self, tmp_path: Path) -> ImageFile:
+        """Return the image that clones are made of."""
+        return make_image(tmp_path / "image.raw", seed=1)
+
+    @pytest.fixture
+    def other_image(self, tmp_path: Path) -> ImageFile:
+        """Return an image of the same size with other content."""
+        return make_image(tmp_path / "other.raw", seed=2)
+
+    @pytest.fixture
+    def origin(self, driver: StorageDriver, image: ImageFile) -> Origin:
+        """Import the image as template ``tiny``."""
+        return driver.import_image("tiny", image, no_progress).unwrap()
+
+    @pytest.fixture(params=list(CloneMode), ids=lambda mode: mode.value)
+    def mode(self, request: pytest.FixtureRequest, driver: StorageDriver) -> CloneMode:
+        """Run the test in each clone mode that the backend has."""
+        mode: CloneMode = request.param
+        if mode not in driver.modes:
+            pytest.skip(f"the backend says that it has no {mode.value} clones")
+        return mode
+
+    # --- how to get at volumes ------------------------------------------------------------------
+
+    def read(self, volume: Volume) -> bytes:
+        """Return all bytes of an active volume, as a guest would see them."""
+        if volume.format == "raw":
+            with volume.path.open("rb") as stream:
+                return stream.read()
+        with tempfile.TemporaryDirectory() as folder:
+            raw = Path(folder) / "raw"
+            _run("qemu-img", "convert", "-f", volume.format, "-O", "raw", volume.path, raw)
+            return raw.read_bytes()
+
+    def write(self, volume: Volume, offset: int, data: bytes) -> None:
+        """Write to an active volume, as a guest would."""
+        if volume.format == "raw":
+            with volume.path.open("r+b") as stream:
+                stream.seek(offset)
+                stream.write(data)
+            return
+        with tempfile.NamedTemporaryFile() as source:
+            source.write(data)
+            source.flush()
+            command = f"write -s {source.name} {offset} {len(data)}"
+            _run("qemu-io", "-f", volume.format, "-c", command, volume.path)
+
+    def put_foreign(self, volume: Volume) -> None:
+        """Make something that isn't vmcloner's under the name of a volume that was deleted."""
+        assert volume.kind == "file", "override put_foreign for a pool of block devices"
+        volume.path.write_bytes(b"somebody's")
+
+    def check_foreign(self, volume: Volume) -> None:
+        """Check that what :meth:`put_foreign` made is there, untouched."""
+        assert volume.path.read_bytes() == b"somebody's"
+
+    @contextlib.contextmanager
+    def busy(self, volume: Volume) -> Iterator[int]:
+        """Keep an active volume in use by another process; yields its process id."""
+        process = subprocess.Popen(
+            [sys.executable, "-c", _HOLD, str(volume.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        with process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                assert process.stdout.readline() == b"open\n"
+                yield process.pid
+            finally:
+                process.stdin.close()
+                process.wait(TIMEOUT)
+
+    # --- in the words of the tests --------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def active(self, driver: StorageDriver, volume: Volume) -> Iterator[None]:
+        """Activate a volume for a while."""
+        for outcome in driver.activate([volume]):
+            assert outcome.ok, outcome.error
+        try:
+            yield
+        finally:
+            for outcome in driver.deactivate([volume]):
+                assert outcome.ok, outcome.error
+
+    def content(self, driver: StorageDriver, volume: Volume) -> bytes:
+        """Return the bytes of a volume."""
+        with self.active(driver, volume):
+            return self.read(volume)
+
+    def requests(
+        self, origin: Origin, count: int, mode: CloneMode, *, fleet: str = "web", first: int = 1
+    ) -> list[CloneRequest]:
+        """Return requests for clones FLEET-first … of an origin."""
+        return [
+            CloneRequest(
+                labels=make_labels(fleet, index, origin.template), origin=origin, mode=mode
+            )
+            for index in range(first, first + count)
+        ]
+
+    def make(self, driver: StorageDriver, requests: Sequence[CloneRequest]) -> list[Volume]:
+        """Clone, and return the volumes in the order of the requests."""
+        outcomes = by_key(driver.clone(requests))
+        return [outcomes[request.labels.clone].unwrap() for request in requests]
+
+    def names(self, driver: StorageDriver) -> list[str]:
+        """Return the names of the clones whose volumes the pool has, sorted."""
+        return sorted(volume.labels.clone for volume in driver.volumes())
+
+    # --- host -----------------------------------------------------------------------------------
+
+    def test_probe_is_content_and_changes_nothing(self, driver: StorageDriver) -> None:
+        """A host on which the tests run has what the backend needs."""
+        failed = [check for check in driver.probe() if check.status is Status.FAILED]
+        assert failed == []
+        assert driver.origins() == ()
+        assert driver.volumes() == ()
+
+    def test_capacity_is_of_the_pool(self, driver: StorageDriver) -> None:
+        """Capacity is known before the pool holds anything."""
+        capacity = driver.capacity()
+        assert 0 < capacity.free <= capacity.total
+
+    def test_need_grows_with_the_count(
+        self, driver: StorageDriver, origin: Origin, mode: CloneMode
+    ) -> None:
+        """No clones need nothing; twice as many need twice as much; a copy needs its data."""
+        assert driver.need(origin, 0, mode) == 0
+        assert driver.need(origin, 20, mode) == 2 * driver.need(origin, 10, mode)
+        if mode is CloneMode.FULL:
+            assert driver.need(origin, 1, mode) >= origin.allocated
+
+    # --- origins --------------------------------------------------------------------------------
+
+    def test_import_is_found_again(
+        self, driver: StorageDriver, open_driver: OpenDriver, image: ImageFile, origin: Origin
+    ) -> None:
+        """An origin says what it is of, to any driver of the pool."""
+        assert (origin.template, origin.digest, origin.size) == ("tiny", image.digest, image.size)
+        again = open_driver()
+        assert driver.origins() == again.origins() == (origin,)
+        again.close()
+
+    def test_import_twice_changes_nothing(
+        self, driver: StorageDriver, image: ImageFile, origin: Origin
+    ) -> None:
+        """The same image again is no work."""
+        outcome = driver.import_image("tiny", image, no_progress)
+        assert not outcome.changed
+        assert outcome.unwrap() == origin
+
+    def test_import_of_a_changed_image_replaces(
+        self, driver: StorageDriver, origin: Origin, other_image: ImageFile
+    ) -> None:
+        """An image with another digest takes the place of one that nobody needs."""
+        outcome = driver.import_image("tiny", other_image, no_progress)
+        assert outcome.changed
+        replaced = outcome.unwrap()
+        assert driver.origins() == (replaced,)
+        assert replaced.digest == other_image.digest != origin.digest
+        [volume] = self.make(driver, self.requests(replaced, 1, self.any_mode(driver)))
+        assert self.content(driver, volume) == other_image.path.read_bytes()
+
+    def test_clones_outlive_a_changed_image(
+        self,
+        driver: StorageDriver,
+        origin: Origin,
+        image: ImageFile,
+        other_image: ImageFile,
+        mode: CloneMode,
+    ) -> None:
+        """An origin that clones are linked to isn't replaced, or they don't mind."""
+        [volume] = self.make(driver, self.requests(origin, 1, mode))
+        with contextlib.suppress(WrongState):
+            driver.import_image("tiny", other_image, no_progress).unwrap()
+        assert self.content(driver, volume) == image.path.read_bytes()
+
+    def test_clones_outlive_their_origin(
+        self, driver: StorageDriver, origin: Origin, image: ImageFile, mode: CloneMode
+    ) -> None:
+        """An origin that clones are linked to isn't deleted, or they don't mind."""
+        [volume] = self.make(driver, self.requests(origin, 1, mode))
+        with contextlib.suppress(WrongState):
+            _check(driver.delete_origin("tiny"))
+        assert self.content(driver, volume) == image.path.read_bytes()
+
+    def test_delete_origin(self, driver: StorageDriver, origin: Origin) -> None:
+        """An origin goes once; going again is a success."""
+        self.make(driver, self.requests(origin, 2, self.any_mode(driver)))
+        for outcome in driver.delete(driver.volumes()):
+            assert outcome.ok, outcome.error
+        first = driver.delete_origin("tiny")
+        assert first.ok, first.error
+        assert first.changed
+        assert driver.origins() == ()
+        assert not driver.delete_origin("tiny").changed
+
+    def test_clone_of_a_missing_origin(
+        self, driver: StorageDriver, origin: Origin, mode: CloneMode
+    ) -> None:
+        """A clone of an origin that went meanwhile fails, and leaves nothing."""
+        _check(driver.delete_origin("tiny"))
+        [outcome] = driver.clone(self.requests(origin, 1, mode))
+        assert isinstance(outcome.error, VmclonerError)
+        assert self.names(driver) == []
+
+    # --- clones ---------------------------------------------------------------------------------
+
+    def test_clones_hold_the_origins_bytes(
+        self, driver: StorageDriver, origin: Origin, image: ImageFile, mode: CloneMode
+    ) -> None:
+        """A new clone is its template, byte for byte, and says what it is."""
+        requests = self.requests(origin, 3, mode)
+        outcomes = by_key(driver.clone(requests))
+        assert sorted(outcomes) == ["web-1", "web-2", "web-3"]
+        for request in requests:
+            outcome = outcomes[request.labels.clone]
+            volume = outcome.unwrap()
+            assert outcome.changed
+            assert volume.labels == request.labels
+            assert volume.name == request.volume_name
+            assert volume.path.is_absolute()
+            assert volume.size == image.size
+            assert self.content(driver, volume) == image.path.read_bytes()
+
+    def test_clones_are_isolated(
+        self, driver: StorageDriver, origin: Origin, image: ImageFile, mode: CloneMode
+    ) -> None:
+        """What is written to a clone is seen in no other, nor in later ones."""
+        first, second = self.make(driver, self.requests(origin, 2, mode))
+        marks = {first.name: b"\xa1" * 4096, second.name: b"\xb2" * 4096}
+        for volume in (first, second):
+            with self.active(driver, volume):
+                self.write(volume, 0, marks[volume.name])
+                self.write(volume, image.size // 4, marks[volume.name])  # where the image is empty
+        [third] = self.make(driver, self.requests(origin, 1, mode, first=3))
+        pristine = image.path.read_bytes()
+        assert self.content(driver, third) == pristine
+        for volume in (first, second):
+            mark, at = marks[volume.name], image.size // 4
+            expected = mark + pristine[4096:at] + mark + pristine[at + 4096 :]
+            assert self.content(driver, volume) == expected
+
+    def test_same_clone_twice(self, driver: StorageDriver, origin: Origin, mode: CloneMode) -> None:
+        """The same clone again is the one that is there, with its labels and its bytes."""
+        [request] = self.requests(origin, 1, mode)
+        [volume] = self.make(driver, [request])
+        with self.active(driver, volume):
+            self.write(volume, 0, b"\xc3" * 4096)
+        later = attrs.evolve(request.labels, run="20260202-000000-ffff", owner="another")
+        [outcome] = driver.clone([attrs.evolve(request, labels=later)])
+        assert outcome.unwrap() == volume
+        assert not outcome.changed
+        assert self.content(driver, volume)[:4096] == b"\xc3" * 4096
+
+    def test_same_name_from_another_template(
+        self,
+        driver: StorageDriver,
+        origin: Origin,
+        image: ImageFile,
+        other_image: ImageFile,
+        mode: CloneMode,
+    ) -> None:
+        """A clone's name belongs to its template."""
+        [volume] = self.make(driver, self.requests(origin, 1, mode))
+        other = driver.import_image("other", other_image, no_progress).unwrap()
+        [outcome] = driver.clone(self.requests(other, 1, mode))
+        assert isinstance(outcome.error, Conflict)
+        assert driver.volumes() == (volume,)
+        assert self.content(driver, volume) == image.path.read_bytes()
+
+    def test_foreign_volume_is_never_touched(
+        self, driver: StorageDriver, origin: Origin, mode: CloneMode
+    ) -> None:
+        """What lacks our labels isn't listed, isn't a clone, and isn't deleted."""
+        requests = self.requests(origin, 1, mode)
+        [volume] = self.make(driver, requests)
+        for outcome in driver.delete([volume]):
+            assert outcome.ok, outcome.error
+        self.put_foreign(volume)
+        assert driver.volumes() == ()
+        [made] = driver.clone(requests)
+        assert isinstance(made.error, Conflict)
+        [deleted] = driver.delete([volume])
+        assert isinstance(deleted.error, Conflict)
+        self.check_foreign(volume)
+
+    def test_longest_name(self, driver: StorageDriver, origin: Origin, mode: CloneMode) -> None:
+        """A clone's name may have as many characters as a DNS label."""
+        requests = self.requests(origin, 1, mode, fleet="x" * (MAX_LABEL - 2))
+        [volume] = self.make(driver, requests)
+        assert len(volume.labels.clone) == MAX_LABEL
+        assert driver.volumes() == (volume,)
+        [outcome] = driver.delete([volume])
+        assert outcome.ok, outcome.error
+        assert driver.volumes() == ()
+
+    def test_larger_disk(
+        self, driver: StorageDriver, origin: Origin, image: ImageFile, mode: CloneMode
+    ) -> None:
+        """A disk may be larger than its image: zeros follow."""
+        [request] = self.requests(origin, 1, mode)
+        [volume] = self.make(driver, [attrs.evolve(request, size=image.size + 4 * MIB)])
+        assert volume.size >= image.size + 4 * MIB
+        content = self.content(driver, volume)
+        assert len(content) == volume.size
+        assert content == image.path.read_bytes() + bytes(volume.size - image.size)
+        assert driver.volumes() == (volume,)
+
+    def test_failure_in_mid_batch(
+        self, driver: StorageDriver, origin: Origin, image: ImageFile, mode: CloneMode
+    ) -> None:
+        """A disk can't be smaller than its image; the others of its batch are made all the same."""
+        requests = self.requests(origin, 5, mode)
+        requests[2] = attrs.evolve(requests[2], size=image.size - 4096)
+        outcomes = by_key(driver.clone(requests))
+        assert len(outcomes) == 5
+        assert isinstance(outcomes["web-3"].error, InvalidRequest)
+        assert self.names(driver) == ["web-1", "web-2", "web-4", "web-5"]
+        [again] = driver.clone(self.requests(origin, 1, mode, first=3))
+        assert again.changed
+        assert self.content(driver, again.unwrap()) == image.path.read_bytes()
+
+    def test_labels_survive(
+        self, driver: StorageDriver, open_driver: OpenDriver, origin: Origin, mode: CloneMode
+    ) -> None:
+        """Another driver of the pool finds the same volumes, with all that their labels said."""
+        requests = self.requests(origin, 3, mode)
+        expiring = attrs.evolve(requests[0].labels, expires="2027-01-01T00:00:00Z", owner="Zoë Ω")
+        requests[0] = attrs.evolve(requests[0], labels=expiring)
+        made = self.make(driver, requests)
+        again = open_driver()
+        assert sorted(again.volumes(), key=lambda v: v.name) == made
+        assert [v.labels for v in made] == [request.labels for request in requests]
+        again.close()
+
+    def test_concurrent_batches(
+        self, driver: StorageDriver, open_driver: OpenDriver, origin: Origin, mode: CloneMode
+    ) -> None:
+        """Batches that overlap, by two drivers at once: each clone is made once, by one of them."""
+        drivers = [driver, open_driver()]
+        results: list[dict[str, Outcome[Volume]]] = [{}, {}]
+        barrier = threading.Barrier(len(drivers))
+
+        def clone(number: int) -> None:
+            barrier.wait(TIMEOUT)
+            results[number] = by_key(drivers[number].clone(self.requests(origin, 10, mode)))
+
+        threads = [threading.Thread(target=clone, args=(n,)) for n in range(len(drivers))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(TIMEOUT)
+        drivers[1].close()
+        names = sorted(f"web-{index}" for index in range(1, 11))
+        for result in results:
+            assert sorted(result) == names
+            assert [o.error for o in result.values()] == [None] * 10
+        assert self.names(driver) == names
+        for name in names:
+            assert [result[name].changed for result in results].count(True) == 1
+
+    # --- deletion -------------------------------------------------------------------------------
+
+    def test_delete_twice(self, driver: StorageDriver, origin: Origin, mode: CloneMode) -> None:
+        """What is gone is a success, whenever it went."""
+        volumes = self.make(driver, self.requests(origin, 3, mode))
+        first = list(driver.delete(volumes[:2]))
+        assert [(o.ok, o.changed) for o in first] == [(True, True)] * 2
+        assert self.names(driver) == ["web-3"]
+        again = {o.key: o for o in driver.delete(volumes)}
+        assert all(o.ok for o in again.values())
+        assert [again[f"web-{n}"].changed for n in (1, 2, 3)] == [False, False, True]
+        assert driver.volumes() == ()
+
+    def test_delete_of_another_clone(
+        self, driver: StorageDriver, origin: Origin, mode: CloneMode
+    ) -> None:
+        """A volume is deleted only as the clone that its labels on the host say."""
+        [volume] = self.make(driver, self.requests(origin, 1, mode))
+        wrong = attrs.evolve(volume, labels=attrs.evolve(volume.labels, template="other"))
+        [outcome] = driver.delete([wrong])
+        assert isinstance(outcome.error, Conflict)
+        assert driver.volumes() == (volume,)
+
+    def test_delete_busy(self, driver: StorageDriver, origin: Origin, mode: CloneMode) -> None:
+        """What somebody has open stays; the others of its batch go."""
+        volumes = self.make(driver, self.requests(origin, 3, mode))
+        with self.active(driver, volumes[1]):
+            with self.busy(volumes[1]):
+                outcomes = {o.key: o for o in driver.delete(volumes)}
+            assert isinstance(outcomes["web-2"].error, WrongState)
+            assert outcomes["web-1"].ok
+            assert outcomes["web-3"].ok
+            assert driver.volumes() == (volumes[1],)
+        [outcome] = driver.delete([volumes[1]])
+        assert outcome.ok, outcome.error
+        assert driver.volumes() == ()
+
+    def any_mode(self, driver: StorageDriver) -> CloneMode:
+        """Return a clone mode that the backend has."""
+        return CloneMode.LINKED if CloneMode.LINKED in driver.modes else CloneMode.FULL
+
+
+def _check(outcome: Outcome[None]) -> None:
+    if outcome.error is not None:
+        raise outcome.error
+
+
+def _run(*argv: str | Path) -> None:
+    subprocess.run([str(word) for word in argv], check=True, timeout=TIMEOUT, capture_output=True)
