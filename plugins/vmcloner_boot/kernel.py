@@ -10,7 +10,6 @@ from vmcloner_core.drivers import BootProvider, BootRequest, DriverContext
 from vmcloner_core.errors import InvalidRequest, VmclonerError
 from vmcloner_core.hooks import BootBackend, hookimpl
 from vmcloner_core.model import BootConfig, KernelSpec, Labels, Nic, Outcome, Template
-from vmcloner_core.placeholders import clone_values, fill
 
 MAX_CMDLINE = 2047
 """Bytes: Linux's COMMAND_LINE_SIZE on x86 (arch/x86/include/asm/setup.h) less the final NUL."""
@@ -111,6 +110,8 @@ def _check_magic(template: Template, path: Path, head: bytes) -> None:
 
 def _cmdline(kernel: KernelSpec, labels: Labels, nics: tuple[Nic, ...]) -> str:
     """Return a clone's kernel command line."""
+    from vmcloner_core.placeholders import clone_values, fill  # brings jinja2 with it
+
     what = f"template {labels.template}: kernel.cmdline"
     text = fill(kernel.cmdline, clone_values(labels, nics), what=what)
     if _CONTROL.search(text):

@@ -77,7 +77,7 @@ class Connections:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_Lost),
             stop=tenacity.stop_after_delay(RECONNECT),
-            wait=tenacity.wait_exponential_jitter(initial=0.1, max=2.0),
+            wait=tenacity.wait_exponential(multiplier=0.1, max=2.0),
             reraise=True,
         )
         try:

@@ -22,6 +22,7 @@ from vmcloner_libvirt.connection import Connections
 from vmcloner_libvirt.metadata import parse
 
 VIRTLOGD = Path("/run/libvirt/virtlogd-sock")
+TERMINALS = Path("/dev/ptmx")
 
 
 @attrs.frozen(kw_only=True)
@@ -151,17 +152,23 @@ def _qemu_user(capabilities: str) -> _User:
 
 
 def _device(check: partial[Check], user: _User) -> Check:
-    device = acceleration.DEVICE
-    if not device.exists() or user.may(device, 6):
-        return check(name="qemu user", status=Status.OK, detail=user.name)
+    check = partial(check, name="qemu user")
+    device, terminal = acceleration.DEVICE, TERMINALS
     # The daemon asks QEMU for its capabilities as root, finds KVM, sees that this user can't
     # use it, takes its cache for outdated, and asks again: for seconds, several times a domain.
-    return check(
-        name="qemu user",
-        status=Status.FAILED,
-        detail=f"{user.name} may not use {device}: libvirt then takes half a minute per domain",
-        fix=f"chgrp kvm {device} && chmod 0660 {device}",
-    )
+    if device.exists() and not user.may(device, 6):
+        return check(
+            status=Status.FAILED,
+            detail=f"{user.name} may not use {device}: libvirt then takes half a minute per domain",
+            fix=f"chgrp kvm {device} && chmod 0660 {device}",
+        )
+    if not user.may(terminal, 6):
+        return check(
+            status=Status.FAILED,
+            detail=f"{user.name} may not use {terminal}: no guest gets a console, or starts",
+            fix=f"chmod 0666 {terminal.resolve()}",
+        )
+    return check(status=Status.OK, detail=user.name)
 
 
 def _state(check: partial[Check], folder: Path, user: _User) -> Check:

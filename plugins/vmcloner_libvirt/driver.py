@@ -32,12 +32,13 @@ STOPPERS = 8
 class LibvirtDriver(HypervisorDriver):
     """Base of the hypervisors behind libvirt. Thread-safe."""
 
-    define_lane = Lane(batch=20, concurrency=2)
-    # Most of a start is the host's work: a few more than processors keep them busy.
+    # Measured on two processors: 1.8 ms a domain one by one, 1.3 ms so, and no better with more.
+    define_lane = Lane(batch=20, concurrency=4)
+    # Likewise: 220 ms one by one, 120 ms with two calls a processor, and no better with more.
     start_lane = Lane(batch=1, concurrency=min(8, 2 * (os.cpu_count() or 1)))
     # One call asks all guests, then waits for them together; it stops several at once by itself.
     stop_lane = Lane(batch=1000, concurrency=1)
-    undefine_lane = Lane(batch=20, concurrency=2)
+    undefine_lane = Lane(batch=20, concurrency=4)
 
     def __init__(self, context: DriverContext, uri: str, connections: int) -> None:
         super().__init__(context)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from vmcloner_core.drivers import DriverContext
-from vmcloner_core.model import Check, DomainSpec
-from vmcloner_libvirt import acceleration, doctor
+from vmcloner_core.model import Check, DomainSpec, Host
+from vmcloner_libvirt import acceleration, console, doctor
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.driver import LibvirtDriver
 from vmcloner_libvirt.metadata import parse
@@ -52,19 +52,7 @@ class KvmDriver(LibvirtDriver):
         """See :meth:`LibvirtDriver.prepare`."""
         with self._deciding:  # once, not once for each thread of the first batch
             domain_type, renderer = self._domain_type, self._renderer
-        cpu = spec.options.cpu or ("host-passthrough" if domain_type == "kvm" else None)
-        if domain_type == "qemu" and cpu in _HOST_CPUS:
-            cpu = "maximum"
-        log = self.context.host.consoles / f"{spec.name}.log"
-        return renderer.render(
-            spec,
-            {
-                "domain_type": domain_type,
-                "machine": spec.options.machine or MACHINE,
-                "cpu": cpu,
-                "console_log": str(log),
-            },
-        )
+        return renderer.render(spec, template_values(spec, domain_type, self.context.host))
 
     def undefine_flags(self, connection: Any) -> int:
         """See :meth:`LibvirtDriver.undefine_flags`."""
@@ -80,3 +68,16 @@ class KvmDriver(LibvirtDriver):
     def probe(self) -> Iterator[Check]:
         """See :meth:`HypervisorDriver.probe`."""
         return doctor.examine(self.name, self.connections, self.context, self._accel)
+
+
+def template_values(spec: DomainSpec, domain_type: str, host: Host) -> dict[str, object]:
+    """Return what the template ``domain.xml.j2`` may name beside the common values."""
+    cpu = spec.options.cpu or ("host-passthrough" if domain_type == "kvm" else None)
+    if domain_type != "kvm" and cpu in _HOST_CPUS:
+        cpu = "maximum"
+    return {
+        "domain_type": domain_type,
+        "machine": spec.options.machine or MACHINE,
+        "cpu": cpu,
+        "console_log": str(console.log_file(host.consoles, spec.name)),
+    }

@@ -1,0 +1,151 @@
+"""Drivers on libvirt's test driver and on the real daemon, and guests for them."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+
+from vmcloner_core.drivers import DriverContext
+from vmcloner_core.model import (
+    BootConfig,
+    DomainSpec,
+    Host,
+    Labels,
+    Nic,
+    NicSpec,
+    Volume,
+    clone_mac,
+    clone_uuid,
+)
+from vmcloner_core.process import LocalRunner
+from vmcloner_libvirt.kvm import KvmDriver
+from vmcloner_libvirt.settings import KvmSettings
+
+pytest.register_assert_rewrite("vmcloner_core.testing.hypervisor")
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder that QEMU's user can reach, which pytest's own aren't."""
+    folder = Path(tempfile.mkdtemp(prefix="vmcloner-test-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def make_driver(place: Path) -> Iterator[Callable[..., KvmDriver]]:
+    drivers = []
+
+    def make(uri: str, **settings: object) -> KvmDriver:
+        context = DriverContext(
+            host=Host(name="local", state=place / "state"), name="kvm", runner=LocalRunner()
+        )
+        drivers.append(KvmDriver(context, KvmSettings(uri=uri, **settings)))
+        return drivers[-1]
+
+    yield make
+    for driver in drivers:
+        driver.close()
+
+
+@pytest.fixture
+def paper(make_driver: Callable[..., KvmDriver]) -> KvmDriver:
+    """A driver on libvirt's test driver: real calls, no guests."""
+    return make_driver("test:///default")
+
+
+@pytest.fixture
+def new_labels() -> Callable[..., Labels]:
+    def make(index: int = 1, fleet: str = "web", **changes: str) -> Labels:
+        values = {
+            "template": "t",
+            "run": "r1",
+            "owner": "tester",
+            "created": "2026-01-02T03:04:05Z",
+            "storage": "files",
+            "hypervisor": "kvm",
+        }
+        return Labels(fleet=fleet, index=index, **(values | changes))
+
+    return make
+
+
+@pytest.fixture
+def new_spec(place: Path) -> Callable[..., DomainSpec]:
+    """Specify a clone; its disk isn't made."""
+
+    def make(labels: Labels, **changes: object) -> DomainSpec:
+        name = f"{labels.clone}-disk0"
+        volume = Volume(name=name, pool="files", labels=labels, path=place / name, size=1024**2)
+        mac = clone_mac("52:54:00", "local", labels.fleet, labels.index, 0)
+        spec = DomainSpec(
+            labels=labels,
+            uuid=clone_uuid("local", labels.fleet, labels.index, labels.template),
+            memory=32 * 1024**2,
+            vcpus=1,
+            boot=BootConfig(),
+            volumes=(volume,),
+            nics=(Nic(spec=NicSpec(), mac=mac),),
+        )
+        return attrs.evolve(spec, **changes)
+
+    return make
+
+
+@pytest.fixture
+def new_guest(new_spec: Callable[..., DomainSpec]) -> Callable[..., DomainSpec]:
+    """Specify a clone with a disk that boots at once, says its name on the console, and runs on."""
+
+    def make(labels: Labels, *, ending: bytes = HALT) -> DomainSpec:
+        spec = new_spec(labels)
+        sector = boot_sector(f"here is {labels.clone}\n".encode(), ending)
+        spec.volumes[0].path.write_bytes(sector.ljust(1024**2, b"\0"))
+        return spec
+
+    return make
+
+
+# 16-bit code. ECHO reads the serial port and writes back what comes; POWER_OFF writes the sleep
+# command to the ACPI registers where the firmware of a q35 machine puts them.
+HALT = b"\xfb\xf4\xeb\xfd"  # sti; again: hlt; jmp again
+ECHO = (
+    b"\xba\xfd\x03\xec\xa8\x01\x74\xf8"  # again: mov dx, 0x3fd; in al, dx; test al, 1; jz again
+    b"\xba\xf8\x03\xec\xee\xeb\xf1"  # mov dx, 0x3f8; in al, dx; out dx, al; jmp again
+)
+POWER_OFF = b"\xba\x04\x06\xb8\x00\x20\xef\xf4\xeb\xfd"  # mov dx, 0x604; mov ax, 0x2000; out; hlt
+
+
+BUTTON = (
+    b"\xba\x02\x06\xb8\x00\x01\xef"  # mov dx, 0x602; mov ax, 0x100; out: enable the power button
+    b"\xba\x00\x06\xed\xf6\xc4\x01\x74\xfa"  # mov dx, 0x600; again: in; test ah, 1; jz again
+    + POWER_OFF
+)
+PANIC = b"\xba\x05\x05\xb0\x01\xee" + HALT  # mov dx, 0x505; mov al, 1; out: as Linux's pvpanic
+
+
+@pytest.fixture
+def endings() -> dict[str, bytes]:
+    """What a guest does once it has said its name."""
+    return {
+        "halt": HALT,
+        "echo": ECHO,
+        "power off": POWER_OFF,
+        "wait for the button": BUTTON,
+        "panic": PANIC,
+    }
+
+
+def boot_sector(text: bytes, ending: bytes) -> bytes:
+    """Return a PC's boot sector that writes ``text`` to COM1 and goes on with ``ending``."""
+    start = b"\x31\xc0\x8e\xd8\xfc"  # xor ax, ax; mov ds, ax; cld
+    write = (
+        b"\xba\xf8\x03"  # mov dx, 0x3f8
+        b"\xac\x84\xc0\x74\x03\xee\xeb\xf8"  # next: lodsb; test al, al; jz done; out; jmp next
+    )
+    pointer = 0x7C00 + len(start) + 3 + len(write) + len(ending)
+    code = start + b"\xbe" + pointer.to_bytes(2, "little") + write + ending  # mov si, pointer
+    return (code + text + b"\0").ljust(510, b"\0") + b"\x55\xaa"

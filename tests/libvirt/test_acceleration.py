@@ -1,0 +1,155 @@
+"""Whether KVM works is found out by running a guest, and remembered until the next boot."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from vmcloner_core.errors import DeadlineExceeded, HostCommandError
+from vmcloner_core.model import Host
+from vmcloner_core.process import CommandResult, LocalRunner
+from vmcloner_libvirt import acceleration
+from vmcloner_libvirt.acceleration import cached, measure
+
+OK = CommandResult(stdout=b"vmcloner-kvm-ok", stderr=b"")
+
+
+class Runner:
+    """Answers for QEMU, and counts how often it was run."""
+
+    def __init__(self, answer: CommandResult | Exception, qemu: str | None) -> None:
+        self.answer = answer
+        self.qemu = qemu
+        self.runs = 0
+
+    def which(self, program: str) -> str | None:
+        return self.qemu
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = 60.0,
+        input: bytes = b"",  # noqa: A002 - as in the protocol
+        env: Mapping[str, str] | None = None,
+    ) -> CommandResult:
+        self.runs += 1
+        assert argv[0] == self.qemu
+        assert "kvm" in argv
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(name="local", state=tmp_path)
+
+
+@pytest.fixture
+def qemu(tmp_path: Path) -> str:
+    file = tmp_path / "qemu"
+    file.touch()
+    return str(file)
+
+
+@pytest.fixture(autouse=True)
+def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    file = tmp_path / "kvm-device"
+    file.touch()
+    monkeypatch.setattr(acceleration, "DEVICE", file)
+    return file
+
+
+@pytest.mark.libvirt
+def test_the_guest_runs_and_says_its_word() -> None:
+    """By emulation, which every machine has: what is run on KVM is a program that works."""
+
+    class Emulating(LocalRunner):
+        def run(self, argv: Sequence[str], **options: object) -> CommandResult:
+            return super().run(["tcg" if word == "kvm" else word for word in argv], **options)
+
+    assert measure(Emulating()).works
+
+
+@pytest.mark.libvirt
+def test_this_machine_is_decided_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    found = measure(LocalRunner())
+    assert found.works or found.reason
+
+
+def test_a_guest_that_hangs_is_no_kvm(qemu: str) -> None:
+    found = measure(Runner(DeadlineExceeded("qemu: no answer"), qemu))
+    assert not found.works
+    assert "gets nowhere" in found.reason
+
+
+def test_a_qemu_that_fails_says_why(qemu: str) -> None:
+    found = measure(Runner(HostCommandError("qemu failed with 1: no KVM"), qemu))
+    assert not found.works
+    assert found.reason == "qemu failed with 1: no KVM"
+
+
+def test_a_guest_that_says_nothing_is_no_kvm(qemu: str) -> None:
+    assert not measure(Runner(CommandResult(stdout=b"", stderr=b""), qemu)).works
+
+
+def test_no_device(qemu: str, device: Path) -> None:
+    device.unlink()
+    runner = Runner(OK, qemu)
+    found = measure(runner)
+    assert not found.works
+    assert "is missing" in found.reason
+    assert not runner.runs
+
+
+def test_no_qemu(host: Host) -> None:
+    found = cached(Runner(OK, None), host)
+    assert not found.works
+    assert found.fix == "apt-get install qemu-system-x86"
+
+
+def test_it_is_measured_once(host: Host, qemu: str) -> None:
+    runner = Runner(OK, qemu)
+    assert cached(runner, host).works
+    assert cached(runner, host).works
+    assert runner.runs == 1
+    assert cached(runner, host, fresh=True).works
+    assert runner.runs == 2
+
+
+def test_it_is_measured_again_after_a_boot_or_an_upgrade(host: Host, qemu: str) -> None:
+    runner = Runner(HostCommandError("broken"), qemu)
+    assert cached(runner, host).reason == "broken"
+    Path(qemu).touch()
+    runner.answer = OK
+    assert cached(runner, host).works
+    file = host.state / "kvm.json"
+    known = json.loads(file.read_text())
+    file.write_text(json.dumps(known | {"key": f"x{known['key']}", "works": False}))
+    assert cached(runner, host).works
+    assert runner.runs == 3
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"key": 1}', "\x00", '"key"'])
+def test_a_broken_memory_is_measured_over(host: Host, qemu: str, text: str) -> None:
+    (host.state / "kvm.json").write_text(text)
+    assert cached(Runner(OK, qemu), host).works
+
+
+def test_no_memory_is_no_error(qemu: str) -> None:
+    runner = Runner(OK, qemu)
+    host = Host(name="local", state=Path("/proc/none"))
+    assert cached(runner, host).works
+    assert cached(runner, host).works
+    assert runner.runs == 2
+
+
+def test_the_boot_sector_is_what_it_says() -> None:
+    sector = acceleration.boot_sector(7, b"word")
+    assert len(sector) == 512
+    assert sector.endswith(b"\x55\xaa")
+    pointer = int.from_bytes(sector[sector.index(b"\xbe") + 1 :][:2], "little") - 0x7C00
+    assert sector[pointer : pointer + 5] == b"word\0"

@@ -1,0 +1,110 @@
+"""What `host check` says of the kvm backend: found missing, one by one, each with its fix."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vmcloner_core.model import Check, Status
+from vmcloner_core.process import LocalRunner
+from vmcloner_libvirt import acceleration, doctor
+from vmcloner_libvirt.acceleration import Acceleration
+from vmcloner_libvirt.kvm import KvmDriver
+
+pytestmark = pytest.mark.libvirt
+
+
+@pytest.fixture
+def probe(
+    make_driver: Callable[..., KvmDriver], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, Check]]:
+    def run(uri: str = "qemu:///system", **settings: object) -> dict[str, Check]:
+        return {check.name: check for check in make_driver(uri, **settings).probe()}
+
+    monkeypatch.setattr(acceleration, "measure", lambda runner: Acceleration(works=True))
+    return run
+
+
+def failed(check: Check) -> str:
+    assert check.status is Status.FAILED
+    assert check.detail
+    return check.fix
+
+
+def test_here_all_is_well(probe: Callable[..., dict[str, Check]]) -> None:
+    checks = probe()
+    assert [check.name for check in checks.values() if check.status is Status.FAILED] == []
+    assert list(checks) == [
+        *("libvirt-python", "daemon", "qemu", "kvm", "virtlogd", "qemu user", "state folder")
+    ]
+
+
+def test_no_daemon(probe: Callable[..., dict[str, Check]]) -> None:
+    checks = probe("qemu+unix:///system?socket=/nonexistent/sock")
+    assert "libvirtd" in failed(checks["daemon"])
+    assert {"qemu", "kvm", "virtlogd"} <= set(checks), "the rest is looked at all the same"
+
+
+def test_no_qemu(probe: Callable[..., dict[str, Check]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalRunner, "which", lambda self, program: None)
+    assert failed(probe()["qemu"]) == "apt-get install qemu-system-x86"
+
+
+def test_kvm_that_does_not_work(
+    probe: Callable[..., dict[str, Check]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Acceleration(works=False, reason="gets nowhere")
+    monkeypatch.setattr(acceleration, "measure", lambda runner: found)
+    assert probe()["kvm"].status is Status.WARNING
+    assert "gets nowhere: guests are emulated" in probe()["kvm"].detail
+    assert probe(accel="kvm")["kvm"].status is Status.FAILED
+    assert probe(accel="tcg")["kvm"].status is Status.OK
+
+
+def test_no_virtlogd(
+    probe: Callable[..., dict[str, Check]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "VIRTLOGD", tmp_path / "none")
+    assert "virtlogd -d" in failed(probe()["virtlogd"])
+    dead = tmp_path / "dead"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(dead))
+    monkeypatch.setattr(doctor, "VIRTLOGD", dead)
+    assert "virtlogd -d" in failed(probe()["virtlogd"])
+
+
+def test_kvm_that_qemus_user_may_not_use(
+    probe: Callable[..., dict[str, Check]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    device = tmp_path / "kvm"
+    device.touch(mode=0o600)
+    monkeypatch.setattr(acceleration, "DEVICE", device)
+    assert failed(probe()["qemu user"]) == f"chgrp kvm {device} && chmod 0660 {device}"
+    device.chmod(0o666)
+    assert probe()["qemu user"].status is Status.OK
+
+
+def test_terminals_that_qemus_user_may_not_use(
+    probe: Callable[..., dict[str, Check]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "pts").touch(mode=0o000)
+    (tmp_path / "ptmx").symlink_to("pts")
+    monkeypatch.setattr(doctor, "TERMINALS", tmp_path / "ptmx")
+    assert failed(probe()["qemu user"]) == f"chmod 0666 {tmp_path}/pts"
+
+
+def test_a_state_folder_that_is_closed(probe: Callable[..., dict[str, Check]], place: Path) -> None:
+    assert probe()["state folder"].status is Status.OK
+    place.chmod(0o700)
+    assert failed(probe()["state folder"]) == f"chmod o+x {place}"
+    place.chmod(0o711)
+    assert probe()["state folder"].status is Status.OK
+
+
+def test_it_changes_nothing(
+    make_driver: Callable[..., KvmDriver], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceleration, "DEVICE", place / "no-kvm")
+    list(make_driver("qemu:///system").probe())
+    assert list(place.iterdir()) == []

@@ -1,0 +1,317 @@
+"""What the driver does beyond the contract's suite, on libvirt's test driver."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import libvirt
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vmcloner_core.errors import (
+    BackendError,
+    Conflict,
+    DeadlineExceeded,
+    HostCommandError,
+    InvalidRequest,
+    NotEnoughResources,
+    NotFound,
+    VmclonerError,
+    WrongState,
+)
+from vmcloner_core.model import DomainOptions, DomainSpec, Labels, State
+from vmcloner_libvirt import errors, metadata, operations
+from vmcloner_libvirt.kvm import KvmDriver
+
+NewLabels = Callable[..., Labels]
+NewSpec = Callable[..., DomainSpec]
+FOREIGN = """<domain type="test"><name>{name}</name><memory>8192</memory>{metadata}
+<os><type>hvm</type></os><devices><interface type="user"><mac address="52:54:00:AA:BB:CC"/>
+</interface></devices></domain>"""
+
+
+@pytest.fixture
+def raw(paper: KvmDriver) -> Iterator[Any]:
+    """A connection of the test's own, to the same domains as the driver's."""
+    paper.states()
+    connection = libvirt.open(paper.uri)
+    yield connection
+    connection.close()
+
+
+# --- what isn't ours --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        "",
+        "<metadata><x:app xmlns:x='https://example.org/x'/></metadata>",
+        f"<metadata><v:clone xmlns:v='{metadata.NAMESPACE}' version='1'/></metadata>",
+        # The labels of another clone: a copy of one of ours, made by hand.
+        f"<metadata><v:clone xmlns:v='{metadata.NAMESPACE}' version='1' fleet='web' index='9' "
+        "template='t' run='r' owner='o' created='c' storage='s' hypervisor='kvm'/></metadata>",
+    ],
+    ids=["no metadata", "other metadata", "broken labels", "another clone's labels"],
+)
+def test_a_foreign_domain_is_never_touched(
+    paper: KvmDriver, raw: Any, new_labels: NewLabels, new_spec: NewSpec, labels: str
+) -> None:
+    foreign = raw.defineXML(FOREIGN.format(name="web-1", metadata=labels))
+    foreign.create()
+    before = foreign.XMLDesc(0)
+    outcomes = [
+        *paper.define([new_spec(new_labels())]),
+        *paper.start(["web-1"]),
+        *paper.shutdown(["web-1"], timeout=1),
+        *paper.destroy(["web-1"]),
+        *paper.undefine(["web-1"]),
+    ]
+    assert len(outcomes) == 5
+    for outcome in outcomes:
+        assert isinstance(outcome.error, Conflict), outcome
+    assert foreign.isActive()
+    assert foreign.XMLDesc(0) == before
+    inventory = paper.inspect()
+    assert "web-1" in inventory.foreign_names
+    assert "52:54:00:aa:bb:cc" in inventory.foreign_macs
+    assert "web-1" not in paper.states()
+    foreign.destroy()
+    foreign.undefine()
+
+
+def test_a_uuid_that_is_taken_is_a_conflict(
+    paper: KvmDriver, raw: Any, new_labels: NewLabels, new_spec: NewSpec
+) -> None:
+    spec = new_spec(new_labels())
+    xml = FOREIGN.format(name="copy", metadata=f"<uuid>{spec.uuid}</uuid>")
+    foreign = raw.defineXML(xml)
+    (outcome,) = paper.define([spec])
+    assert isinstance(outcome.error, Conflict)
+    assert "'copy'" in outcome.error.message
+    foreign.undefine()
+
+
+# --- states -----------------------------------------------------------------------------------
+
+
+def test_paused_and_resumed(
+    paper: KvmDriver, raw: Any, new_labels: NewLabels, new_spec: NewSpec
+) -> None:
+    list(paper.define([new_spec(new_labels())]))
+    list(paper.start(["web-1"]))
+    raw.lookupByName("web-1").suspend()
+    assert paper.states()["web-1"] is State.PAUSED
+    (outcome,) = paper.start(["web-1"])
+    assert outcome.changed
+    assert paper.states()["web-1"] is State.RUNNING
+    raw.lookupByName("web-1").suspend()
+    (outcome,) = paper.shutdown(["web-1"], timeout=5)
+    assert outcome.ok
+    assert paper.states()["web-1"] is State.STOPPED
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "ours"),
+    [
+        ("NOSTATE", 0, State.RUNNING),
+        ("RUNNING", 1, State.RUNNING),
+        ("BLOCKED", 0, State.RUNNING),
+        ("PAUSED", 1, State.PAUSED),
+        ("SHUTDOWN", 1, State.RUNNING),
+        ("SHUTOFF", libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED, State.STOPPED),
+        ("SHUTOFF", libvirt.VIR_DOMAIN_SHUTOFF_CRASHED, State.CRASHED),
+        ("CRASHED", 1, State.CRASHED),
+        ("PMSUSPENDED", 0, State.PAUSED),
+    ],
+)
+def test_states_of_libvirt(state: str, reason: int, ours: State) -> None:
+    assert operations.state_of(getattr(libvirt, f"VIR_DOMAIN_{state}"), reason) is ours
+
+
+def test_a_domain_defined_behind_our_back_is_noticed(
+    paper: KvmDriver, raw: Any, new_labels: NewLabels, new_spec: NewSpec
+) -> None:
+    list(paper.define([new_spec(new_labels())]))
+    assert "web-1" in paper.states()
+    raw.lookupByName("web-1").undefine()
+    assert "web-1" not in paper.states()
+    foreign = raw.defineXML(FOREIGN.format(name="web-1", metadata=""))
+    assert "web-1" not in paper.states()
+    foreign.undefine()
+
+
+# --- what is asked for is checked -------------------------------------------------------------
+
+
+def test_libvirt_validates_what_is_defined(
+    paper: KvmDriver, new_labels: NewLabels, new_spec: NewSpec
+) -> None:
+    good, bad = (
+        new_spec(new_labels(1)),
+        new_spec(new_labels(2), options=DomainOptions(disk_bus="x")),
+    )
+    outcomes = {o.key: o for o in paper.define([bad, good])}
+    assert isinstance(outcomes["web-2"].error, InvalidRequest)
+    assert "web-2" in outcomes["web-2"].error.message
+    assert outcomes["web-1"].ok
+    assert set(paper.states()) == {"web-1"}
+
+
+def test_names_that_are_no_clones_reach_no_file(paper: KvmDriver) -> None:
+    outside = paper.context.host.state / "x.log"
+    outside.parent.mkdir(parents=True)
+    outside.write_bytes(b"kept")
+    (outcome,) = paper.undefine(["../x"])
+    assert isinstance(outcome.error, InvalidRequest)
+    assert outside.read_bytes() == b"kept"
+    with pytest.raises(InvalidRequest):
+        paper.read_console("../x", 0, 10)
+
+
+@given(owner=st.text(st.characters(codec="utf-8"), max_size=40))
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_libvirt_keeps_labels_to_the_letter(
+    paper: KvmDriver, new_labels: NewLabels, new_spec: NewSpec, owner: str
+) -> None:
+    labels = new_labels(owner=owner)
+    (outcome,) = paper.define([new_spec(labels)])
+    assert outcome.ok
+    assert [domain.labels for domain in paper.inspect().domains] == [labels]
+    (outcome,) = paper.undefine(["web-1"])
+    assert outcome.changed
+
+
+# --- console logs -----------------------------------------------------------------------------
+
+
+def test_console_log_is_read_from_where_one_was(paper: KvmDriver) -> None:
+    folder = paper.context.host.consoles
+    folder.mkdir(parents=True)
+    log = folder / "web-1.log"
+    log.write_bytes(b"0123456789")
+    assert paper.read_console("web-1", 0, 4) == (b"0123", 4)
+    assert paper.read_console("web-1", 4, 100) == (b"456789", 10)
+    assert paper.read_console("web-1", 10, 100) == (b"", 10)
+    log.write_bytes(b"again")
+    assert paper.read_console("web-1", 10, 100) == (b"again", 5)
+
+
+def test_a_link_in_place_of_a_log_is_not_followed(paper: KvmDriver) -> None:
+    folder = paper.context.host.consoles
+    folder.mkdir(parents=True)
+    (folder / "web-1.log").symlink_to("/etc/passwd")
+    with pytest.raises(BackendError):
+        paper.read_console("web-1", 0, 100)
+
+
+def test_undefine_removes_its_logs_and_no_others(
+    paper: KvmDriver, new_labels: NewLabels, new_spec: NewSpec
+) -> None:
+    list(paper.define([new_spec(new_labels(1)), new_spec(new_labels(11))]))
+    folder = paper.context.host.consoles
+    for name in ("web-1.log", "web-1.log.0", "web-1.log.1", "web-11.log", "web-11.log.0"):
+        (folder / name).touch()
+    list(paper.undefine(["web-1"]))
+    assert {file.name for file in folder.iterdir()} == {"web-11.log", "web-11.log.0"}
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+
+def libvirt_error(
+    code: str, message: str, *, domain: str = "VIR_FROM_QEMU"
+) -> libvirt.libvirtError:
+    error = libvirt.libvirtError(message)
+    error.err = (
+        getattr(libvirt, code),
+        getattr(libvirt, domain),
+        message,
+        libvirt.VIR_ERR_ERROR,
+        *("", "", "", -1, -1),
+    )
+    return error
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "kind"),
+    [
+        ("VIR_ERR_NO_DOMAIN", "Domain not found", NotFound),
+        ("VIR_ERR_NO_NETWORK", "Network not found", NotFound),
+        ("VIR_ERR_OPERATION_INVALID", "domain is already running", WrongState),
+        ("VIR_ERR_XML_ERROR", "XML error", InvalidRequest),
+        ("VIR_ERR_XML_INVALID_SCHEMA", "XML document failed to validate", InvalidRequest),
+        ("VIR_ERR_CONFIG_UNSUPPORTED", "unsupported configuration", InvalidRequest),
+        ("VIR_ERR_NO_MEMORY", "out of memory", NotEnoughResources),
+        ("VIR_ERR_INTERNAL_ERROR", "qemu: pc.ram: Cannot allocate memory", NotEnoughResources),
+        (
+            "VIR_ERR_INTERNAL_ERROR",
+            "qemu: Could not open '/x': Permission denied",
+            HostCommandError,
+        ),
+        ("VIR_ERR_INTERNAL_ERROR", "process exited\nsecond line", HostCommandError),
+        ("VIR_ERR_OPERATION_TIMEOUT", "cannot acquire state change lock", DeadlineExceeded),
+        ("VIR_ERR_AUTH_FAILED", "authentication failed", BackendError),
+        ("VIR_ERR_AUTH_UNAVAILABLE", "no polkit agent", BackendError),
+        ("VIR_ERR_ACCESS_DENIED", "access denied", BackendError),
+        ("VIR_ERR_OPERATION_DENIED", "read only access", BackendError),
+        ("VIR_ERR_NO_SUPPORT", "not supported by the connection driver", BackendError),
+        ("VIR_ERR_RESOURCE_BUSY", "busy", WrongState),
+    ],
+)
+def test_errors_are_translated(code: str, message: str, kind: type[VmclonerError]) -> None:
+    found = errors.translate(libvirt_error(code, message), "web-3")
+    assert type(found) is kind
+    assert found.message == f"web-3: {message.splitlines()[0]} [{code}]"
+    if kind is BackendError and code != "VIR_ERR_NO_SUPPORT":
+        assert "libvirt" in (found.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("code", "domain", "broken"),
+    [
+        ("VIR_ERR_SYSTEM_ERROR", "VIR_FROM_RPC", True),
+        ("VIR_ERR_INTERNAL_ERROR", "VIR_FROM_RPC", True),
+        ("VIR_ERR_RPC", "VIR_FROM_RPC", True),
+        ("VIR_ERR_INTERNAL_ERROR", "VIR_FROM_QEMU", False),
+        ("VIR_ERR_SYSTEM_ERROR", "VIR_FROM_QEMU", False),
+        ("VIR_ERR_NO_DOMAIN", "VIR_FROM_QEMU", False),
+        ("VIR_ERR_AUTH_FAILED", "VIR_FROM_RPC", False),
+    ],
+)
+def test_a_broken_connection_is_told_from_a_refusal(code: str, domain: str, broken: bool) -> None:
+    assert errors.is_disconnect(libvirt_error(code, "message", domain=domain)) is broken
+
+
+def test_libvirt_prints_nothing(paper: KvmDriver, capfd: pytest.CaptureFixture[str]) -> None:
+    (outcome,) = paper.start(["web-1"])
+    assert isinstance(outcome.error, NotFound)
+    assert capfd.readouterr() == ("", "")
+
+
+# --- many -------------------------------------------------------------------------------------
+
+
+def test_a_thousand(paper: KvmDriver, new_labels: NewLabels, new_spec: NewSpec) -> None:
+    specs = [new_spec(new_labels(index)) for index in range(1, 1001)]
+    names = [spec.name for spec in specs]
+    assert sum(o.changed for o in paper.define(specs) if o.ok) == 1000
+    assert sum(not o.changed for o in paper.define(specs) if o.ok) == 1000
+    start = time.monotonic()
+    inventory = paper.inspect()
+    inspected = time.monotonic() - start
+    assert {domain.name for domain in inventory.domains} == set(names)
+    paper.states()
+    start = time.monotonic()
+    assert set(paper.states()) == set(names)
+    polled = time.monotonic() - start
+    # Generous: 0.08 s and 0.006 s on an idle machine.
+    assert inspected < 2
+    assert polled < 0.3
+    assert sum(o.changed for o in paper.start(names) if o.ok) == 1000
+    assert sum(o.changed for o in paper.shutdown(names, timeout=30) if o.ok) == 1000
+    assert sum(o.changed for o in paper.undefine(names) if o.ok) == 1000
+    assert not paper.states()
