@@ -28,7 +28,7 @@ class Failed(Exception):
 
 def show(phase: str, command: str) -> str:
     """Print a command as it is typed, run it, and return what it printed, printed too."""
-    console.print(f"\n[bold green]$[/] [bold]{command}[/]")
+    console.print(f"\n[bold green]$[/] [bold]{command}[/]", soft_wrap=True)
     begun = time.monotonic()
     # Progress is drawn on standard error, which stays the terminal's.
     done = subprocess.run(
@@ -66,17 +66,15 @@ def tour() -> None:
             f"vmcloner create {FLEET} -t tiny -c {COUNT} --start --wait",
         )
         show("list", f"vmcloner list {FLEET}")
-        numbers = " ".join(str(number + 1) for number in range(COUNT))
-        said = show(
-            "read their consoles",
-            f"for n in {numbers}; do vmcloner console {FLEET}-$n --log; done | grep vmcloner-ready",
-        )
+        logs = f"for n in {{1..{COUNT}}}; do vmcloner console {FLEET}-$n --log; done"
+        said = show("read their consoles", f"{logs} | grep -o 'vmcloner-ready.*'")
     finally:
         show("delete", f"vmcloner delete {FLEET} --yes")
     for number in range(1, COUNT + 1):
         if said.count(f"name={FLEET}-{number} ") != 1:
             raise Failed(f"{FLEET}-{number} didn't say its name")
-    if show("list again", f"vmcloner list {FLEET} -f value 2>&1 || true").startswith(f"{FLEET}-"):
+    show("list again", "vmcloner list")
+    if remains():
         raise Failed("something is left of the fleet")
 
 

@@ -26,6 +26,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,9 +55,9 @@ def say(text: str) -> None:
     print(f"libvirtd: {text}", file=sys.stderr, flush=True)
 
 
-def answers() -> bool:
-    """Tell whether a libvirt daemon for QEMU answers."""
-    argv = ["virsh", "-q", "-c", URI, "uri"]
+def virsh(command: str) -> bool:
+    """Run one of virsh's commands; tell whether it succeeded in time."""
+    argv = ["virsh", "-q", "-c", URI, command]
     try:
         done = subprocess.run(argv, check=False, capture_output=True, timeout=FIRST_ANSWER)
     except FileNotFoundError:
@@ -64,6 +65,11 @@ def answers() -> bool:
     except subprocess.TimeoutExpired:
         return False
     return done.returncode == 0
+
+
+def answers() -> bool:
+    """Tell whether a libvirt daemon for QEMU answers."""
+    return virsh("uri")
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
@@ -159,10 +165,31 @@ def supervise() -> int:
 # --- the commands -------------------------------------------------------------------------------
 
 
-def ensure() -> None:
-    """Return when a libvirtd answers; start one if none does."""
-    if answers():
+def open_kvm() -> None:
+    """Give ``/dev/kvm`` to its group, as udev does where it runs (50-udev-default.rules).
+
+    While root can open it and libvirt's user for QEMU can't, libvirt finds what it knows of QEMU
+    out of date at every turn, and asks it again: ten seconds for every domain that is defined.
+    """
+    kvm = Path("/dev/kvm")
+    if not kvm.exists() or Path("/run/udev/control").exists() or kvm.stat().st_gid != 0:
         return
+    with contextlib.suppress(LookupError):  # there is no such group
+        shutil.chown(kvm, group="kvm")
+        kvm.chmod(0o660)
+        say("gave /dev/kvm to the group kvm, as udev would")
+
+
+def ensure() -> None:
+    """Return when a libvirtd answers, and knows what QEMU can do; start one if none does."""
+    open_kvm()
+    if not answers():
+        begin()
+    virsh("domcapabilities")
+
+
+def begin() -> None:
+    """Start a libvirtd and return when it answers."""
     if Path("/run/systemd/system").is_dir():
         say("starting the system's service; stop it by: systemctl stop libvirtd")
         subprocess.run(["systemctl", "start", "libvirtd"], check=True)
@@ -195,11 +222,11 @@ def start() -> int:
     STATE.mkdir(mode=0o755, exist_ok=True)
     if is_locked(SUPERVISOR) or not answers():
         KEEP.touch()
-        try:
-            ensure()
-        except SystemExit:
-            KEEP.unlink()
-            raise
+    try:
+        ensure()
+    except SystemExit:
+        KEEP.unlink(missing_ok=True)
+        raise
     return status()
 
 
