@@ -133,6 +133,8 @@ def _remember(file: Path, key: str, found: Acceleration) -> None:
 
 def _run_guest(runner: CommandRunner, qemu: str) -> Acceleration:
     argv = [
+        # If we are killed meanwhile, a guest that gets nowhere must not stay for days.
+        *("timeout", "--signal=KILL", f"{DEADLINE + 1:g}"),
         *(qemu, "-accel", "kvm", "-machine", "pc", "-m", "16", "-no-user-config", "-nodefaults"),
         *("-display", "none", "-no-reboot", "-serial", "file:/dev/stdout"),
         *("-drive", "if=floppy,format=raw,readonly=on,file=/dev/stdin"),

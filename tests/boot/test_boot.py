@@ -161,7 +161,7 @@ def test_files_are_checked_before_anything_is_made(
     provider: BootProvider, template: Template, damage: Callable[[Path], None], reason: str
 ) -> None:
     damage(template.folder)
-    with pytest.raises(InvalidRequest, match=f"^template t: kernel.*{reason}"):
+    with pytest.raises(InvalidRequest, match=f"^template t: .*{reason}"):
         provider.check(template)
     (outcome,) = provider.resolve([request(template)])
     assert isinstance(outcome.error, InvalidRequest)

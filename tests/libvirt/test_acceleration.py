@@ -1,6 +1,9 @@
 """Whether KVM works is found out by running a guest, and remembered until the next boot."""
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -35,7 +38,7 @@ class Runner:
         env: Mapping[str, str] | None = None,
     ) -> CommandResult:
         self.runs += 1
-        assert argv[0] == self.qemu
+        assert self.qemu in argv
         assert "kvm" in argv
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -71,6 +74,50 @@ def test_the_guest_runs_and_says_its_word() -> None:
             return super().run(["tcg" if word == "kvm" else word for word in argv], **options)
 
     assert measure(Emulating()).works
+
+
+@pytest.mark.libvirt
+def test_no_guest_stays_when_we_are_killed() -> None:
+    code = """
+from pathlib import Path
+from vmcloner_core.process import LocalRunner
+from vmcloner_libvirt import acceleration
+
+class Emulating(LocalRunner):
+    def run(self, argv, **options):
+        return super().run(["tcg" if word == "kvm" else word for word in argv], **options)
+
+acceleration.DEVICE, acceleration.DEADLINE, acceleration._LOOPS = Path("/dev/null"), 2.0, 2**32 - 1
+acceleration.measure(Emulating())
+"""
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        guest = None
+        while guest is None:
+            assert process.poll() is None
+            guest = next(iter(grandchildren(process.pid)), None)
+        process.kill()
+    deadline = time.monotonic() + 10
+    while running(guest):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def grandchildren(pid: int) -> list[int]:
+    return [grandchild for child in children(pid) for grandchild in children(child)]
+
+
+def running(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 @pytest.mark.libvirt
