@@ -98,7 +98,7 @@ def site() -> Iterator[Site]:
         yield made
     finally:
         with contextlib.suppress(subprocess.CalledProcessError):
-            made.vmcloner("delete", "--all", "--yes")
+            made.vmcloner("delete", "bench", "embedded", "--yes")
         shutil.rmtree(folder)
 
 
@@ -122,7 +122,7 @@ def create(count: int) -> Iterator[Row]:
             xml = engine.domain_xml("bench-1")
             macs = [clone.mac or "" for clone in engine.list("bench")]
             volume = engine.show("bench-1").volumes[0].path
-        here.vmcloner("delete", "--all", "--yes")
+        here.vmcloner("delete", "bench", "embedded", "--yes")
         yield from _bare_libvirt(here, count, work, xml, macs, volume)
         yield from _virt_clone(here, count, work)
         yield from _kcli(here, count, work)

@@ -55,7 +55,9 @@ class Site:
         return stderr if code else stdout
 
     def rows(self, *words: str) -> list[dict[str, object]]:
-        return json.loads(self.run("list", *words, "-f", "json"))
+        """Return this site's clones: others on the same libvirtd are none of its business."""
+        rows = json.loads(self.run("list", *words, "-f", "json"))
+        return [row for row in rows if row["name"].startswith(self.prefix)]
 
     def fleet(self, name: str) -> str:
         return f"{self.prefix}{name}"
@@ -107,15 +109,22 @@ def make_site(uri: str, **limits: float) -> Site:
     return Site(folder, f"t{secrets.token_hex(3)}x")
 
 
-@pytest.fixture
-def site():
-    """A site on the real libvirtd; whatever is left of its clones at the end is an error."""
+@pytest.fixture(scope="session")
+def real_site():
+    """A site on the real libvirtd, for the session: what is probed and imported once stays so."""
     site = make_site("qemu:///system")
     yield site
-    site.run("delete", "--all", "--yes", timeout=300)
-    left = site.remains()
     shutil.rmtree(site.folder)
-    assert left == []
+
+
+@pytest.fixture
+def site(real_site):
+    """The real site with fleets of the test's own; what is left of them at its end is an error."""
+    site = attrs.evolve(real_site, prefix=f"t{secrets.token_hex(3)}x")
+    yield site
+    fleets = {str(row["fleet"]) for row in site.rows()}
+    site.run("delete", "--yes", *(fleets or {site.fleet("none")}), timeout=300)
+    assert site.remains() == []
 
 
 @pytest.fixture
