@@ -198,16 +198,17 @@ def begin() -> None:
         return
     say("starting one (the first time, it asks each QEMU what it can do: about 12 s)")
     deadline = time.monotonic() + FIRST_ANSWER
-    for _ in range(2):  # one that was just about to end may be in the way of the first
-        with LOG.open("w") as log:
-            subprocess.Popen(
-                [sys.executable, __file__, "supervise"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                start_new_session=True,
-            )
+    for _ in range(2):  # the supervisor that there is may be just about to end
+        if not is_locked(SUPERVISOR):
+            with LOG.open("w") as log:
+                subprocess.Popen(
+                    [sys.executable, __file__, "supervise"],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd="/",
+                    start_new_session=True,
+                )
         time.sleep(POLL)
         while is_locked(SUPERVISOR) and time.monotonic() < deadline:
             if answers():
@@ -238,8 +239,8 @@ def stop() -> int:
         return 0
     if not is_locked(SUPERVISOR):
         return status()
-    wait_until(lambda: not is_locked(SUPERVISOR), STOPS_WITHIN)
-    if is_locked(SUPERVISOR):
+    wait_until(lambda: not answers(), STOPS_WITHIN)
+    if not wait_until(lambda: not is_locked(SUPERVISOR), 4 * POLL):
         say("stopped; guests still run, and their supervisor stays until they end")
     else:
         say("stopped")
