@@ -66,14 +66,14 @@ def _is_zero(chunk: bytes) -> bool:
 def coalesce(runs: Iterable[Run], limit: int = MAX_RUNS) -> list[Run]:
     """Return ``runs`` with their smallest gaps filled until at most ``limit`` remain.
 
-    Gaps are filled only while they add up to no more than an eighth of the data: a template is
-    stored once, its extents are paid for with each clone.
+    Gaps are filled only while they add up to no more than half of the data: a template is stored
+    once, its extents are paid for with each clone.
     """
     joined = list(runs)
     excess = len(joined) - limit
     if excess <= 0:
         return joined
-    budget = sum(end - start for start, end in joined) // 8
+    budget = sum(end - start for start, end in joined) // 2
     gaps = sorted((joined[i + 1][0] - joined[i][1], i) for i in range(len(joined) - 1))
     filled = set()
     for gap, index in gaps[:excess]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import attrs
 
@@ -24,7 +24,14 @@ from vmcloner_core.units import format_size
 from vmcloner_files.copying import copy_runs
 from vmcloner_files.drafts import Draft
 from vmcloner_files.errors import translated
-from vmcloner_files.extents import MAX_RUNS, coalesce, count_extents, data_runs, nonzero_runs
+from vmcloner_files.extents import (
+    MAX_RUNS,
+    Run,
+    coalesce,
+    count_extents,
+    data_runs,
+    nonzero_runs,
+)
 from vmcloner_files.features import space
 from vmcloner_files.pool import Pool
 from vmcloner_files.records import ImageRecord
@@ -61,21 +68,29 @@ class Importer:
 
     @contextlib.contextmanager
     def _filled(self, image: ImageFile, source: int, progress: Progress) -> Iterator[Draft]:
-        """Yield a draft with the image's bytes, written out."""
+        """Yield a draft with the image's bytes."""
         with self.pool.draft(self.pool.templates) as draft:
             if image.format == "raw":
-                _fill(source, draft.fd, image.size, progress)
+                if os.fstat(source).st_size != image.size:
+                    raise InvalidRequest(f"{image.path} changed while it was imported")
+                _fill(source, draft.fd, self._runs(source), image.size, progress)
                 yield draft
                 return
             self._convert(image, source, draft)
-            extents = count_extents(draft.fd)
-            if extents is None or extents <= MAX_RUNS or self._allocated(draft) > self._free():
+            runs = self._runs(draft.fd)
+            extents = count_extents(draft.fd) or 0
+            if extents <= max(MAX_RUNS, len(runs)) or _length(runs) > self._free():
                 progress(image.size, image.size)
                 yield draft
                 return
             with self.pool.draft(self.pool.templates) as better:
-                _fill(draft.fd, better.fd, image.size, progress)
+                _fill(draft.fd, better.fd, runs, image.size, progress)
                 yield better
+
+    def _runs(self, source: int) -> list[Run]:
+        """Return the runs of an image to be stored: few, where each costs with every reflink."""
+        runs = nonzero_runs(source)
+        return coalesce(runs) if self.pool.prepare().reflink else list(runs)
 
     def _convert(self, image: ImageFile, source: int, draft: Draft) -> None:
         os.ftruncate(draft.fd, image.size)
@@ -118,7 +133,7 @@ class Importer:
     def _need(self, image: ImageFile, source: int) -> int:
         """Return at most how many bytes the image takes as a sparse raw file."""
         if image.format == "raw":
-            return sum(end - start for start, end in data_runs(source))
+            return _length(data_runs(source))
         argv = ["qemu-img", "measure", "--output", "json", "-f", "qcow2", "-O", "raw"]
         answer = self.runner.run([*argv, str(image.path.absolute())], timeout=300)
         try:
@@ -140,10 +155,6 @@ class Importer:
     def _free(self) -> int:
         return space(self.pool.folder).free
 
-    @staticmethod
-    def _allocated(draft: Draft) -> int:
-        return os.fstat(draft.fd).st_blocks * 512
-
 
 def check_unlinked(pool: Pool, template: str) -> None:
     """Check that no clone reads from a template's image.
@@ -153,8 +164,7 @@ def check_unlinked(pool: Pool, template: str) -> None:
     linked = pool.linked(template)
     if linked:
         raise WrongState(
-            f"{len(linked)} clones are linked to the image of template {template}: "
-            f"{_few(fold(linked))}",
+            f"template {template}: clones are linked to its image: {_few(fold(linked))}",
             hint="delete them first",
         )
 
@@ -163,13 +173,13 @@ def _few(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:199]}…"
 
 
-def _fill(source: int, target: int, size: int, progress: Progress) -> None:
-    """Copy what isn't zero, to room that was reserved in one piece per run."""
-    if os.fstat(source).st_size != size:
-        raise InvalidRequest("the image changed its size while it was imported")
-    runs = coalesce(nonzero_runs(source))
-    total = sum(end - start for start, end in runs)
-    copied = 0
+def _length(runs: Iterable[Run]) -> int:
+    return sum(end - start for start, end in runs)
+
+
+def _fill(source: int, target: int, runs: list[Run], size: int, progress: Progress) -> None:
+    """Copy runs of an image to room that is reserved first, in one piece each where there is."""
+    total, copied = _length(runs), 0
 
     def done(count: int) -> None:
         nonlocal copied

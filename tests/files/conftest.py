@@ -1,5 +1,6 @@
 """Pools of files on this machine's file system, and on real XFS and btrfs."""
 
+import contextlib
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +35,10 @@ MKFS = {
     "btrfs": ["mkfs.btrfs", "-q"],
     "ext4": ["mkfs.ext4", "-q"],
 }
+IN_MEMORY = {
+    "ramfs": [],  # the one without extended attributes that every kernel has
+    "tmpfs": ["-o", "size=16m"],
+}
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +54,8 @@ def mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
             folder = tmp_path_factory.mktemp(f"mount-{kind}")
             point = folder / "mnt"
             point.mkdir()
-            if kind == "ramfs":  # the one without extended attributes that every kernel has
-                run("mount", "-t", "ramfs", "ramfs", point)
+            if kind in IN_MEMORY:
+                run("mount", "-t", kind, *IN_MEMORY[kind], kind, point)
             else:
                 device = folder / "device"
                 with device.open("wb") as stream:
@@ -60,9 +65,10 @@ def mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
             mounted[kind] = point
         return mounted[kind]
 
-    yield mount
-    for point in mounted.values():
-        run("umount", point)
+    with contextlib.ExitStack() as unmount:
+        yield mount
+        for point in mounted.values():
+            unmount.callback(run, "umount", point)
 
 
 @pytest.fixture

@@ -1,0 +1,47 @@
+"""Import, clone and delete until killed: python endless_work.py FOLDER IMAGES HOW COUNT."""
+
+import itertools
+import sys
+from pathlib import Path
+
+from vmcloner_core.drivers import DriverContext, ImageFile
+from vmcloner_core.model import CloneMode, CloneRequest, Host
+from vmcloner_core.process import LocalRunner
+from vmcloner_core.testing.storage import make_labels, no_progress
+from vmcloner_files import drafts
+from vmcloner_files.driver import FilesDriver
+from vmcloner_files.settings import FilesSettings
+
+
+def refuse(folder: Path) -> None:
+    raise OSError(95, "Operation not supported")
+
+
+def main(folder: Path, images: Path, how: str, count: int) -> None:
+    if how == "named":
+        drafts.unnamed = refuse
+    host = Host(name="local", state=folder)
+    context = DriverContext(host=host, name="pool", runner=LocalRunner())
+    driver = FilesDriver(context, FilesSettings(path=folder / "pool"))
+    print("go", flush=True)
+    for name in itertools.cycle("ab"):
+        path = images / f"{name}.raw"
+        size = path.stat().st_size
+        image = ImageFile(path=path, format="raw", size=size, digest=f"sha256:{name}")
+        origin = driver.import_image("tiny", image, no_progress).unwrap()
+        requests = [
+            CloneRequest(
+                labels=make_labels(index=index),
+                origin=origin,
+                mode=CloneMode.FULL if index % 4 == 0 else CloneMode.LINKED,
+            )
+            for index in range(1, count + 1)
+        ]
+        for outcome in driver.clone(requests):
+            outcome.unwrap()
+        for deleted in driver.delete(driver.volumes()):
+            if deleted.error is not None:
+                raise deleted.error
+
+
+main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))

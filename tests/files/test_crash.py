@@ -1,0 +1,104 @@
+"""kill -9 at any moment: nothing unlabelled, nothing left over, the same calls complete."""
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import attrs
+import pytest
+
+from vmcloner_core.model import CloneMode, CloneRequest
+from vmcloner_core.testing.storage import make_image, make_labels, no_progress
+from vmcloner_files import drafts
+
+COUNT = 20
+ROUNDS = 12
+
+WORKER = Path(__file__).with_name("endless_work.py")
+
+
+def kill_at_random(folder: Path, images: Path, how: str) -> None:
+    argv = [sys.executable, WORKER, folder, images, how, str(COUNT)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == b"go\n"
+        time.sleep(random.uniform(0, 0.15))
+        assert worker.poll() is None, "the worker failed"
+        worker.kill()
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name[0] != ".")
+
+
+def left_over(pool: Path) -> list[str]:
+    """Return drafts, and labels of files that don't exist."""
+    drafts = [path.name for path in (pool / ".tmp").iterdir()]
+    sidecars = pool.glob("*/.*.labels")
+    return drafts + [p.name for p in sidecars if not p.with_name(p.name[1:-7]).exists()]
+
+
+@pytest.mark.parametrize(
+    ("place", "how"),
+    [
+        ("here", "unnamed"),
+        ("here", "named"),
+        pytest.param("xfs", "unnamed", marks=pytest.mark.filesystems),
+        pytest.param("ramfs", "named", marks=pytest.mark.filesystems),
+        pytest.param("ramfs", "unnamed", marks=pytest.mark.filesystems),
+    ],
+)
+def test_kill_9(tmp_path, mounts, new_folder, make_driver, monkeypatch, place, how):
+    folder = tmp_path if place == "here" else new_folder(mounts(place))
+    if how == "named":
+
+        def refuse(folder: Path):
+            raise OSError(95, "Operation not supported")
+
+        monkeypatch.setattr(drafts, "unnamed", refuse)
+    images = {}
+    for seed, name in enumerate("ab"):
+        image = make_image(tmp_path / f"{name}.raw", seed=seed)
+        images[name] = attrs.evolve(image, digest=f"sha256:{name}")
+    pool = folder / "pool"
+    interrupted = 0
+    for _ in range(ROUNDS):
+        kill_at_random(folder, tmp_path, how)
+        driver = make_driver(folder)
+        if not pool.exists():
+            continue  # killed before its first step
+        found = driver.volumes()
+        assert sorted(volume.path.name for volume in found) == visible(pool / "volumes")
+        interrupted += 0 < len(found) < COUNT
+        assert [f"{o.template}.raw" for o in driver.origins()] == visible(pool / "templates")
+        for origin in driver.origins():
+            expected = images[origin.digest[-1]].path.read_bytes()
+            assert (pool / "templates" / "tiny.raw").read_bytes() == expected
+
+        wanted = [o.digest[-1] for o in driver.origins()] or ["a"]
+        image = images[wanted[0]]
+        origin = driver.import_image("tiny", image, no_progress).unwrap()
+        requests = [
+            CloneRequest(labels=make_labels(index=i), origin=origin, mode=CloneMode.LINKED)
+            for i in range(1, COUNT + 1)
+        ]
+        outcomes = list(driver.clone(requests))
+        assert all(outcome.ok for outcome in outcomes)
+        assert sum(not outcome.changed for outcome in outcomes) == len(found)
+        assert len(driver.volumes()) == COUNT
+        assert left_over(pool) == []
+        for volume in driver.volumes():
+            check_content(volume, image)
+        assert all(outcome.changed for outcome in driver.delete(driver.volumes()))
+        assert visible(pool / "volumes") == []
+    assert interrupted, "no kill came in the middle of a batch"
+
+
+def check_content(volume, image) -> None:
+    if volume.format == "raw":
+        assert volume.path.read_bytes() == image.path.read_bytes()
+        return
+    argv = ["qemu-img", "compare", "-f", "qcow2", "-F", "raw", volume.path, image.path]
+    subprocess.run(argv, check=True, capture_output=True, timeout=60)

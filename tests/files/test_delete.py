@@ -1,0 +1,112 @@
+"""What is in use is not deleted, and its user is named."""
+
+import errno
+import fcntl
+import os
+import subprocess
+import time
+
+import pytest
+
+from vmcloner_core.errors import Conflict, WrongState
+from vmcloner_core.model import CloneMode, CloneRequest
+from vmcloner_core.testing.storage import make_image, make_labels, no_progress
+from vmcloner_files.holders import Holders
+
+QEMU = ["qemu-system-x86_64", "-machine", "q35,accel=tcg", "-S", "-nodefaults", "-display", "none"]
+
+
+@pytest.fixture(params=[CloneMode.LINKED, CloneMode.FULL], ids=["overlay", "raw"])
+def volumes(request, tmp_path, make_driver):
+    """Return a driver and three volumes of its pool."""
+    driver = make_driver(tmp_path, clone="overlay")
+    image = make_image(tmp_path / "image.raw", seed=1)
+    origin = driver.import_image("tiny", image, no_progress).unwrap()
+    requests = [
+        CloneRequest(labels=make_labels(index=index), origin=origin, mode=request.param)
+        for index in (1, 2, 3)
+    ]
+    return driver, [outcome.unwrap() for outcome in driver.clone(requests)]
+
+
+@pytest.mark.parametrize("locking", ["on", "off"])
+def test_disk_of_a_paused_machine(volumes, locking):
+    driver, [_, busy, _] = volumes
+    drive = f"file={busy.path},format={busy.format},if=virtio,file.locking={locking}"
+    qemu = subprocess.Popen(
+        [*QEMU, "-drive", drive, "-qmp", "stdio"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with qemu:
+        try:
+            assert b"QMP" in qemu.stdout.readline()  # its disks are open by now
+            outcomes = {outcome.key: outcome for outcome in driver.delete(driver.volumes())}
+        finally:
+            qemu.kill()
+    assert isinstance(outcomes["web-2"].error, WrongState)
+    assert f"in use by process {qemu.pid} (qemu-system-x86" in str(outcomes["web-2"].error)
+    assert outcomes["web-1"].changed
+    assert outcomes["web-3"].changed
+    assert driver.volumes() == (busy,)
+
+
+def test_without_leases_open_files_are_looked_for(volumes, monkeypatch):
+    driver, [_, busy, _] = volumes
+    real = fcntl.fcntl
+
+    def no_leases(fd, command, argument=0):
+        if command == fcntl.F_SETLEASE:
+            raise OSError(errno.EACCES, "Permission denied")
+        return real(fd, command, argument)
+
+    monkeypatch.setattr(fcntl, "fcntl", no_leases)
+    with subprocess.Popen(["sleep", "60"], stdin=busy.path.open("rb")) as sleeper:
+        try:
+            outcomes = {outcome.key: outcome for outcome in driver.delete(driver.volumes())}
+        finally:
+            sleeper.kill()
+    assert f"process {sleeper.pid} (sleep)" in str(outcomes["web-2"].error)
+    assert outcomes["web-1"].changed
+    assert outcomes["web-3"].changed
+
+
+def test_an_open_during_the_lease_ends_nobody(tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    with path.open("rb") as stream:
+        assert not Holders().in_use(stream.fileno())
+        opener = subprocess.Popen(["cat", path])
+        time.sleep(0.3)  # the signal that the lease is wanted back comes to this process
+        assert opener.poll() is None
+    assert opener.wait(30) == 0
+
+
+def test_this_process_counts_too(volumes):
+    driver, [_, busy, _] = volumes
+    with busy.path.open("rb"):
+        [outcome] = driver.delete([busy])
+    assert isinstance(outcome.error, WrongState)
+    assert driver.delete([busy]).__next__().changed
+
+
+def test_a_disk_that_libvirt_gave_to_qemus_user(volumes):
+    driver, [first, _, _] = volumes
+    os.chown(first.path, 65534, 65534)
+    [outcome] = driver.delete([first])
+    assert outcome.changed
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "fifo"])
+def test_what_is_no_regular_file_is_foreign(volumes, kind):
+    driver, [first, second, _] = volumes
+    [outcome] = driver.delete([first])
+    assert outcome.changed
+    if kind == "link":
+        first.path.symlink_to(second.path)
+    elif kind == "folder":
+        first.path.mkdir()
+    else:
+        os.mkfifo(first.path)
+    [outcome] = driver.delete([first])
+    assert isinstance(outcome.error, Conflict)
+    assert os.path.lexists(first.path)
+    assert len(driver.volumes()) == 2
