@@ -57,15 +57,22 @@ def unnamed(folder: Path) -> Iterator[Draft]:
 def named(folder: Path) -> Iterator[Draft]:
     """Yield a draft that has a name in ``folder``; closes it and removes that name."""
     path = folder / f"{uuid.uuid4().hex}.tmp"
-    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, MODE)
+    fd = _open_locked(path)
     try:
-        # sweep() may have come between open and lock: then publish() fails, and says so.
-        fcntl.flock(fd, fcntl.LOCK_EX)
         yield Draft(fd, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
         os.close(fd)
+
+
+def _open_locked(path: Path) -> int:
+    while True:
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, MODE)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return fd
+        os.close(fd)  # sweep() came between open and lock
 
 
 def sweep(folder: Path) -> None:

@@ -187,6 +187,19 @@ def test_what_the_dead_left_goes_and_what_the_living_hold_stays(tmp_path):
     assert list(folder.iterdir()) == [other]
 
 
+@pytest.mark.filesystems
+def test_labels_that_the_dead_left_go(tmp_path, mounts, new_folder, make_driver):
+    folder = new_folder(mounts("ramfs"))
+    volume = linked(make_driver(folder), tmp_path)
+    left = volume.path.with_name(".web-2-disk0.labels")
+    left.write_text("{}")
+    again = make_driver(folder)
+    assert again.volumes() == (volume,)
+    linked(again, tmp_path)
+    assert not left.exists()
+    assert again.volumes() == (volume,)
+
+
 @pytest.mark.parametrize("mode", CloneMode)
 def test_need_covers_what_clones_take(tmp_path, make_driver, mode):
     driver = make_driver(tmp_path, clone="overlay")

@@ -23,7 +23,9 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import attrs
 import pytest
@@ -43,6 +45,7 @@ from vmcloner_core.names import MAX_LABEL
 
 MIB = 1024**2
 TIMEOUT = 60.0
+T = TypeVar("T")
 OpenDriver = Callable[[], StorageDriver]
 
 _HOLD = "import sys; f = open(sys.argv[1], 'r+b'); print('open', flush=True); sys.stdin.read()"
@@ -450,20 +453,10 @@ class StorageConformance:
         self, driver: StorageDriver, open_driver: OpenDriver, origin: Origin, mode: CloneMode
     ) -> None:
         """Batches that overlap, by two drivers at once: each clone is made once, by one of them."""
-        drivers = [driver, open_driver()]
-        results: list[dict[str, Outcome[Volume]]] = [{}, {}]
-        barrier = threading.Barrier(len(drivers))
-
-        def clone(number: int) -> None:
-            barrier.wait(TIMEOUT)
-            results[number] = by_key(drivers[number].clone(self.requests(origin, 10, mode)))
-
-        threads = [threading.Thread(target=clone, args=(n,)) for n in range(len(drivers))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(TIMEOUT)
-        drivers[1].close()
+        results = _at_once(
+            [driver, open_driver()],
+            lambda each: by_key(each.clone(self.requests(origin, 10, mode))),
+        )
         names = sorted(f"web-{index}" for index in range(1, 11))
         for result in results:
             assert sorted(result) == names
@@ -484,6 +477,15 @@ class StorageConformance:
         assert all(o.ok for o in again.values())
         assert [again[f"web-{n}"].changed for n in (1, 2, 3)] == [False, False, True]
         assert driver.volumes() == ()
+
+    def test_concurrent_deletes(
+        self, driver: StorageDriver, open_driver: OpenDriver, origin: Origin, mode: CloneMode
+    ) -> None:
+        """Two drivers that delete the same volumes at once don't take each other for users."""
+        volumes = self.make(driver, self.requests(origin, 30, mode))
+        outcomes = _at_once([driver, open_driver()], lambda each: list(each.delete(volumes)))
+        assert driver.volumes() == ()
+        assert [o.error for result in outcomes for o in result] == [None] * 60
 
     def test_delete_of_another_clone(
         self, driver: StorageDriver, origin: Origin, mode: CloneMode
@@ -512,6 +514,21 @@ class StorageConformance:
     def any_mode(self, driver: StorageDriver) -> CloneMode:
         """Return a clone mode that the backend has."""
         return CloneMode.LINKED if CloneMode.LINKED in driver.modes else CloneMode.FULL
+
+
+def _at_once(drivers: Sequence[StorageDriver], work: Callable[[StorageDriver], T]) -> list[T]:
+    """Return what ``work`` returns for each driver, all doing it at once; closes but the first."""
+    barrier = threading.Barrier(len(drivers))
+
+    def run(driver: StorageDriver) -> T:
+        barrier.wait(TIMEOUT)
+        return work(driver)
+
+    with ThreadPoolExecutor(len(drivers)) as pool:
+        results = [future.result(TIMEOUT) for future in [pool.submit(run, d) for d in drivers]]
+    for driver in drivers[1:]:
+        driver.close()
+    return results
 
 
 def _check(outcome: Outcome[None]) -> None:
