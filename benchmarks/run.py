@@ -95,6 +95,8 @@ def site() -> Iterator[Site]:
             stream.truncate(1024 * MIB)
         run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(made.image)])
         raw.unlink()
+        # Whether KVM works is found out once after each boot, not once for each fleet.
+        made.vmcloner("template", "check", "bench")
         yield made
     finally:
         with contextlib.suppress(subprocess.CalledProcessError):

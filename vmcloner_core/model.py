@@ -11,7 +11,7 @@ import re
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar, cast
 
 import attrs
 
@@ -429,8 +429,7 @@ class Outcome(Generic[T_co]):
         """Return the value, or raise the error."""
         if self.error is not None:
             raise self.error
-        assert self.value is not None  # noqa: S101 - a success without value is a driver's bug
-        return self.value
+        return cast(T_co, self.value)
 
 
 class Status(enum.Enum):
