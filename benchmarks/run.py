@@ -196,6 +196,9 @@ def _virt_clone(here: Site, count: int, work: str) -> Iterator[Row]:
     finally:
         for name in ("vcoriginal", *names):
             quietly([*virsh, "undefine", name])
+        # virt-install and virt-clone make a pool of each folder that a disk lies in.
+        quietly([*virsh, "pool-destroy", here.folder.name])
+        quietly([*virsh, "pool-undefine", here.folder.name])
 
 
 def _kcli(here: Site, count: int, work: str) -> Iterator[Row]:

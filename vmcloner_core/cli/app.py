@@ -95,14 +95,20 @@ class Shell(App):
     def engine(self) -> Engine:
         """The engine, opened when a command first needs it."""
         if self._engine is None:
-            from vmcloner_core.cli.progress import Progress
             from vmcloner_core.engine import Engine
 
-            plugins = [Progress()] if sys.stderr.isatty() and self.options.verbose_level else []
             self._engine = Engine.open(
-                config=self.options.config, host=self.options.host, plugins=plugins
+                config=self.options.config, host=self.options.host, plugins=self._observers()
             )
         return self._engine
+
+    def _observers(self) -> list[object]:
+        """Return what draws progress, where somebody sees it."""
+        if not sys.stderr.isatty() or not self.options.verbose_level:
+            return []
+        from vmcloner_core.cli.progress import Progress
+
+        return [Progress()]
 
     def run_subcommand(self, argv: list[str]) -> int:
         """Run one command; a mistake gets one line and the exit code of its kind."""

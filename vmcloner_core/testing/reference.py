@@ -204,7 +204,9 @@ class ReferenceHypervisor(HypervisorDriver):
         if error := self._error("define", spec.name):
             return Outcome(key=spec.name, error=error)
         held = self.machines.get(spec.name)
-        if held is not None and held.labels.same_clone(spec.labels):
+        if held is not None:
+            if not held.labels.same_clone(spec.labels):
+                return Outcome(key=spec.name, error=Conflict(f"{spec.name} is another clone"))
             return Outcome(key=spec.name, value=held, changed=False)
         domain = Domain(
             name=spec.name,
@@ -242,8 +244,12 @@ class ReferenceHypervisor(HypervisorDriver):
             self.machines[name] = attrs.evolve(held, state=state)
             return Outcome(key=name)
 
-    def shutdown(self, names: Sequence[str], _timeout: float) -> Iterator[Outcome[None]]:
-        """See :meth:`HypervisorDriver.shutdown`."""
+    def shutdown(
+        self,
+        names: Sequence[str],
+        timeout: float,  # noqa: ARG002
+    ) -> Iterator[Outcome[None]]:
+        """See :meth:`HypervisorDriver.shutdown`; guests that obey need no ``timeout``."""
         for name in names:
             yield self._set("shutdown", name, State.STOPPED)
 
@@ -275,6 +281,8 @@ class ReferenceHypervisor(HypervisorDriver):
 
     def attach_console(self, name: str, stdin: int, stdout: int) -> None:  # noqa: ARG002
         """See :meth:`HypervisorDriver.attach_console`."""
+        if name not in self.machines:
+            raise NotFound(f"no domain {name}")
         raise WrongState(f"{name} has a console that can be read only")
 
 
