@@ -114,7 +114,7 @@ class Interrupted(VmclonerError):
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """Return a hint for a name that isn't known: its closest relative, or all there are."""
-    close = get_close_matches(name, known, n=1, cutoff=0.6)
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(sorted(known))}" if known else "there are none"
