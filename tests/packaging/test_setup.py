@@ -88,8 +88,9 @@ def test_run_leaves_nothing(sandbox):
 
 def test_a_killed_run_leaves_nothing(sandbox):
     out = sandbox("""
-        { $L run -- bash -c 'kill -9 $PPID'; } 2>/dev/null
-        daemons; without supervisor; daemons; echo end
+        export -f daemons
+        { $L run -- bash -c 'daemons; kill -9 $PPID'; } 2>/dev/null
+        without supervisor; daemons; echo end
     """)
     assert out == [ALL, "", "end"]
 
