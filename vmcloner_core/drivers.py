@@ -26,7 +26,7 @@ from typing import Literal
 
 import attrs
 
-from vmcloner_core.errors import VmclonerError
+from vmcloner_core.errors import InvalidRequest, VmclonerError
 from vmcloner_core.model import (
     BootConfig,
     Capacity,
@@ -232,6 +232,12 @@ class HypervisorDriver(ABC):
     def probe(self) -> Iterator[Check]:
         """Yield what this backend needs of its host; see :meth:`StorageDriver.probe`."""
 
+    def check(self, template: Template) -> None:
+        """Check what the template says for this hypervisor, before anything is made.
+
+        :raises InvalidRequest: names the key, and what the hypervisor takes there.
+        """
+
     @abstractmethod
     def inspect(self) -> DomainInventory:
         """Return our domains, and the names and MAC addresses of all others."""
@@ -250,6 +256,16 @@ class HypervisorDriver(ABC):
 
         :raises InvalidRequest: the template's own XML can't be rendered.
         """
+
+    def native(self, spec: DomainSpec) -> str:
+        """Return the domain in the format of the hypervisor's own toolstack (Xen's: ``xl.cfg``).
+
+        :raises InvalidRequest: it has none.
+        """
+        raise InvalidRequest(
+            f"{spec.name}: hypervisor {self.name!r} has no such format",
+            hint=f"vmcloner show {spec.name} --xml",
+        )
 
     @abstractmethod
     def define(self, specs: Sequence[DomainSpec]) -> Iterator[Outcome[Domain]]:
@@ -283,6 +299,10 @@ class HypervisorDriver(ABC):
 
         A running one is WrongState.
         """
+
+    def console_log(self, name: str) -> Path:
+        """Return where the host keeps what a domain of ours writes to its console."""
+        return self.context.host.consoles / f"{name}.log"
 
     @abstractmethod
     def read_console(self, name: str, offset: int, limit: int) -> tuple[bytes, int]:

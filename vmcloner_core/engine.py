@@ -46,6 +46,7 @@ from vmcloner_core.locks import hold
 from vmcloner_core.model import (
     Check,
     Clone,
+    DomainSpec,
     Origin,
     Outcome,
     Status,
@@ -256,8 +257,8 @@ class Engine:
             if clone.name in starting and clone.domain is not None:
                 sizes.setdefault(clone.labels.hypervisor, []).append(clone.domain.memory)
         for name, group in sizes.items():
-            free = self._backends.hypervisor(name).resources().memory_free
-            check_memory(group, int(free * self.settings.limits.memory_overcommit))
+            resources = self._backends.hypervisor(name).resources()
+            check_memory(group, resources, self.settings.limits.memory_overcommit)
 
     # --- carrying out ---------------------------------------------------------------------------
 
@@ -440,13 +441,27 @@ class Engine:
 
     def domain_xml(self, name: str) -> str:
         """Return the domain XML of a clone, as it would be defined now."""
+        driver, spec = self._spec(name)
+        return driver.render(spec)
+
+    def domain_native(self, name: str) -> str:
+        """Return a clone's domain as its hypervisor's own toolstack writes it (``xl.cfg``).
+
+        :raises InvalidRequest: that hypervisor has no such format.
+        """
+        driver, spec = self._spec(name)
+        return driver.native(spec)
+
+    def _spec(self, name: str) -> tuple[HypervisorDriver, DomainSpec]:
         clone = self.show(name)
         driver = self._backends.hypervisor(clone.labels.hypervisor)
         macs = clone.domain.macs if clone.domain is not None else ()
         template = self._library.catalog.template(clone.template)
-        return driver.render(
-            self._library.spec(clone.labels, template, clone.volumes, driver, macs)
-        )
+        return driver, self._library.spec(clone.labels, template, clone.volumes, driver, macs)
+
+    def console_log(self, clone: Clone) -> Path:
+        """Return where the host keeps what a clone writes to its console."""
+        return self._backends.hypervisor(clone.labels.hypervisor).console_log(clone.name)
 
     def read_console(self, name: str, offset: int = 0, limit: int = 65536) -> tuple[bytes, int]:
         """Return what a clone's console said from ``offset`` on, and the offset to go on from."""

@@ -66,6 +66,7 @@ class Library:
                 hint=f"it boots on {', '.join(sorted(backend.hypervisors))}",
             )
         provider.check(template)
+        hypervisor.check(template)
 
     def check(self, name: str) -> tuple[Check, ...]:
         """Check a template as far as that goes without making a clone of it."""

@@ -184,13 +184,16 @@ class DomainOptions:
 
     ``xml`` is a file with a jinja2 template that replaces the shipped domain XML; ``machine``,
     ``cpu`` and ``firmware`` are libvirt's machine type, CPU model (or ``host-passthrough``,
-    ``host-model``) and ``efi`` or ``bios``. ``disk_bus`` is libvirt's, for all disks.
+    ``host-model``) and ``efi`` or ``bios``. ``disk_bus`` is libvirt's, for all disks. ``type`` is
+    Xen's kind of guest, None for the hypervisor's own choice; ``on_crash`` is libvirt's action.
     """
 
+    type: Literal["pv", "pvh", "hvm"] | None = None
     machine: str | None = None
     cpu: str | None = None
     firmware: Literal["bios", "efi"] = "bios"
     disk_bus: str = "virtio"
+    on_crash: Literal["destroy", "restart", "preserve"] = "destroy"
     xml: Path | None = None
 
 
@@ -356,11 +359,18 @@ class DomainInventory:
 
 @attrs.frozen(kw_only=True)
 class HostResources:
-    """What the host has for guests. Bytes; ``memory_free`` counts what the kernel could reclaim."""
+    """What the host has for guests, in bytes.
+
+    :param memory_free: what guests can get, with what a kernel could reclaim.
+    :param memory_overhead: what a guest takes beside its own memory.
+    :param memory_hint: where memory can't be overcommitted: what would give guests more of it.
+    """
 
     memory_total: int
     memory_free: int
     cpus: int
+    memory_overhead: int = 0
+    memory_hint: str = ""
 
 
 @attrs.frozen(kw_only=True)

@@ -17,6 +17,8 @@ from vmcloner_core.errors import InvalidRequest
 MAX_LABEL = 63
 """Characters of a DNS label, RFC 1035 section 2.3.4."""
 MAX_INDEX = 999_999
+XEN_HOST = frozenset({"domain-0", "0", "00000000-0000-0000-0000-000000000000"})
+"""How Xen's tools spell the domain that is the host itself: name, id, UUID."""
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 _TEMPLATE = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
 _CLONE = re.compile(r"(?P<fleet>.+)-(?P<index>[1-9][0-9]{0,5})")
@@ -38,6 +40,8 @@ def check_fleet(name: str) -> str:
             f"not a fleet name: {_printable(name)}",
             hint=f"lower-case letters, digits, inner hyphens; at most {MAX_LABEL - 2} characters",
         )
+    if name in XEN_HOST:
+        raise InvalidRequest(f"not a fleet name: {_printable(name)} is the host itself, under Xen")
     if _CLONE.fullmatch(name):
         raise InvalidRequest(
             f"not a fleet name: {_printable(name)} looks like a clone",

@@ -224,8 +224,7 @@ def _with_needs(plan: Plan, facts: Facts) -> Plan:
     space = facts.space(new) if facts.origin is not None else 0
     check_space(plan.storage or "", new, facts.space if facts.origin else None, facts.capacity)
     starts = sum(Step.START in clone.steps for clone in plan.clones)
-    usable = int(facts.resources.memory_free * facts.memory_overcommit)
-    check_memory([template.memory] * starts, usable)
+    check_memory([template.memory] * starts, facts.resources, facts.memory_overcommit)
     return attrs.evolve(plan, space=space, memory=starts * template.memory)
 
 
@@ -246,18 +245,24 @@ def check_space(
     )
 
 
-def check_memory(sizes: Sequence[int], usable: int) -> None:
-    """Check that guests of these sizes can be started in ``usable`` bytes.
+def check_memory(sizes: Sequence[int], resources: HostResources, overcommit: float) -> None:
+    """Check that guests of these sizes can be started beside those that run.
 
+    :param overcommit: what guests may have, over what is free, where the host can do so.
     :raises NotEnoughResources: they can't; says what they need, what there is, how many fit.
     """
-    if sum(sizes) <= usable:
+    usable = resources.memory_free
+    if not resources.memory_hint:
+        usable = int(usable * overcommit)
+    needs = list(accumulate(size + resources.memory_overhead for size in sizes))
+    if not needs or needs[-1] <= usable:
         return
-    fit = sum(total <= usable for total in accumulate(sizes))
+    fit = sum(total <= usable for total in needs)
+    more = resources.memory_hint or "limits.memory_overcommit in the settings allows more"
     raise NotEnoughResources(
-        f"to start {len(sizes)} clones takes {format_size(sum(sizes))} of memory, "
+        f"to start {len(sizes)} clones takes {format_size(needs[-1])} of memory, "
         f"{format_size(usable)} are available",
-        hint=f"{fit} would fit; limits.memory_overcommit in the settings allows more",
+        hint=f"{fit} would fit; {more}",
     )
 
 

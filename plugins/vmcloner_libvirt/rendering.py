@@ -114,6 +114,7 @@ def domain_values(spec: DomainSpec) -> dict[str, Any]:
         "vcpus": spec.vcpus,
         "firmware": spec.options.firmware,
         "disk_bus": spec.options.disk_bus,
+        "on_crash": spec.options.on_crash,
         "boot": {
             "kernel": None if boot.kernel is None else str(boot.kernel),
             "initrd": None if boot.initrd is None else str(boot.initrd),

@@ -71,6 +71,9 @@ def test_show(run, lab):
     assert shown["uuid"] == str(lab.engine.show("web-1").domain.uuid)
     assert shown["volumes"] == ["/reference/web-1-disk0"]
     assert run("show", "web-1", "--xml")[1] == "<domain><name>web-1</name></domain>\n"
+    code, _, said = run("show", "web-1", "--show-xl")
+    assert code == 3
+    assert "has no such format (vmcloner show web-1 --xml)" in said
 
 
 def test_console_log(run):

@@ -19,7 +19,9 @@ from vmcloner_core.errors import (
     VmclonerError,
 )
 from vmcloner_core.hooks import hookimpl
+from vmcloner_core.model import HostResources
 from vmcloner_core.plan import Action, Step, StepStatus
+from vmcloner_core.planner import check_memory
 
 
 def names(clones):
@@ -175,6 +177,19 @@ def test_memory_is_checked_before(lab):
     with pytest.raises(NotEnoughResources, match="4 would fit"):
         lab.engine.start("web")
     assert lab.engine.start("web", count=4).ok
+
+
+def test_memory_that_cannot_be_overcommitted():
+    host = HostResources(
+        memory_total=64, memory_free=35, cpus=1, memory_overhead=2, memory_hint="the host keeps 29"
+    )
+    check_memory([10, 10], host, overcommit=1.0)
+    with pytest.raises(NotEnoughResources) as caught:
+        check_memory([10, 10, 10], host, overcommit=9.0)
+    assert str(caught.value) == (
+        "to start 3 clones takes 36 B of memory, 35 B are available "
+        "(2 would fit; the host keeps 29)"
+    )
 
 
 def test_names_must_exist(lab):

@@ -1,6 +1,7 @@
 """Names, node sets, labels: for any input, a value or one clear error."""
 
 import string
+import uuid
 
 import pytest
 from hypothesis import given
@@ -46,6 +47,12 @@ def test_hostile_fleet_names(name):
         check_fleet(name)
     assert "\n" not in str(caught.value)
     assert "\0" not in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["domain-0", "domain-[0-2]", "0", str(uuid.UUID(int=0))])
+def test_xens_own_domain_is_no_target(word):
+    with pytest.raises(InvalidRequest, match="the host itself"):
+        parse_targets([word])
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".a", "a..b", "a b", "A", "a" * 64])

@@ -57,19 +57,25 @@ class Show(Record):
         """Return the parser."""
         parser = super().get_parser(prog_name)
         parser.add_argument("clone", metavar="CLONE", help="Name of a clone.")
-        parser.add_argument(
+        form = parser.add_mutually_exclusive_group()
+        form.add_argument(
             "--xml", action="store_true", help="Print its domain XML, as it would be defined now."
+        )
+        form.add_argument(
+            "--show-xl", action="store_true", help="Print it as Xen's xl.cfg(5) has it."
         )
         return parser
 
     def run(self, parsed_args: argparse.Namespace) -> int:
-        """Show the clone, or its XML alone."""
-        if not parsed_args.xml:
-            return super().run(parsed_args)
-        return self.guarded(lambda: self._xml(parsed_args.clone))
+        """Show the clone, or its domain alone."""
+        if parsed_args.show_xl:
+            return self.guarded(lambda: self._print(self.engine.domain_native(parsed_args.clone)))
+        if parsed_args.xml:
+            return self.guarded(lambda: self._print(self.engine.domain_xml(parsed_args.clone)))
+        return super().run(parsed_args)
 
-    def _xml(self, name: str) -> int:
-        self.app.stdout.write(self.engine.domain_xml(name).rstrip() + "\n")
+    def _print(self, text: str) -> int:
+        self.app.stdout.write(text.rstrip() + "\n")
         return 0
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
@@ -83,6 +89,6 @@ class Show(Record):
             "expires": clone.labels.expires,
             "volumes": [str(volume.path) for volume in clone.volumes],
             "macs": list(clone.domain.macs) if clone.domain is not None else [],
-            "console_log": str(self.engine.host.consoles / f"{clone.name}.log"),
+            "console_log": str(self.engine.console_log(clone)),
         }
         return (*COLUMNS, *more), (*_row(clone), *more.values())
