@@ -26,7 +26,7 @@ from typing import Literal
 
 import attrs
 
-from vmcloner_core.errors import InvalidRequest, VmclonerError
+from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError
 from vmcloner_core.model import (
     BootConfig,
     Capacity,
@@ -245,6 +245,25 @@ class HypervisorDriver(ABC):
     @abstractmethod
     def states(self) -> Mapping[str, State]:
         """Return the state of every domain of ours by name: the cheap way to poll."""
+
+    def addresses(self) -> Mapping[str, tuple[str, ...]]:
+        """Return the addresses of our domains that are known by now, the one to be used first.
+
+        Cheap enough to be polled. A domain without a known address may be left out.
+        """
+        return {}
+
+    def agents(self, names: Sequence[str]) -> frozenset[str]:
+        """Return those of our domains whose guest agent has reported to the host.
+
+        Cheap enough to be polled.
+
+        :raises BackendError: this backend knows no guest agents.
+        """
+        raise BackendError(
+            f"{self.name} knows nothing of guest agents",
+            hint=f"wait for something else of {names[0]}",
+        )
 
     @abstractmethod
     def resources(self) -> HostResources:

@@ -270,15 +270,16 @@ class Engine:
             stages = self._stages(plan, started)
             works = [Work(plan=clone, volumes=clone.volumes) for clone in plan.clones]
             self._pipe(plan.run, stages, plan.steps, works, started)
-            left, undone = self._rolled_back(plan, stages, works, started)
             result = RunResult(
                 plan=plan,
                 results=tuple(work.result() for work in works),
                 seconds=time.monotonic() - started,
-                rolled_back=undone,
-                left=left,
                 interrupted=any(isinstance(work.error, Interrupted) for work in works),
             )
+            if plan.on_failure is OnFailure.ROLLBACK and not result.enough:
+                left, undone = self._rolled_back(plan, stages, works, started)
+                seconds = time.monotonic() - started
+                result = attrs.evolve(result, left=left, rolled_back=undone, seconds=seconds)
             self.plugins.run_finished(result)
             return result
         finally:
@@ -310,6 +311,7 @@ class Engine:
             hypervisors=self._backends.hypervisor,
             origin=origin,
             boot=boot,
+            access=self._library.access,
             cancelled=self._cancel.is_set,
         )
 
@@ -328,10 +330,7 @@ class Engine:
     def _rolled_back(
         self, plan: Plan, stages: Stages, works: Sequence[Work], started: float
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Undo what a failed create made, if it was asked to; returns (left, undone) names."""
-        failed = any(work.error is not None for work in works)
-        if plan.action is not Action.CREATE or plan.on_failure is OnFailure.KEEP or not failed:
-            return (), ()
+        """Undo what a failed create made; returns (left, undone) names."""
         routes = [way for way in map(undo, works) if way.plan.steps]
         steps = (Step.DESTROY, Step.UNDEFINE, Step.REMOVE)
         self._cancel.clear()
@@ -530,7 +529,7 @@ def check_result(result: RunResult) -> RunResult:
             f"{action}: stopped with {done} of {total} clones done",
             hint="the same command again goes on",
         )
-    if failures:
+    if not result.enough:
         raise PartialFailure(
             f"{action}: {len(failures)} of {total} clones failed", failures=failures
         )

@@ -12,8 +12,9 @@ from vmcloner_core import images
 from vmcloner_core.backends import Backends
 from vmcloner_core.catalog import Catalog
 from vmcloner_core.drivers import BootRequest, HypervisorDriver, ImageBuilder, StorageDriver
-from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError
+from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, WrongState
 from vmcloner_core.model import (
+    Access,
     Check,
     DomainSpec,
     Labels,
@@ -67,6 +68,28 @@ class Library:
             )
         provider.check(template)
         hypervisor.check(template)
+
+    def access(self, labels: Labels, address: str) -> Access:
+        """Return how a clone is reached at an address.
+
+        :raises WrongState: no host keys are kept for it, so nothing would prove that it is it.
+        """
+        template = self.catalog.template(labels.template)
+        known_hosts = self._host.identities / labels.clone / "known_hosts"
+        if not known_hosts.exists():
+            raise WrongState(
+                f"{labels.clone} has no host keys of its own here",
+                hint=f"give template {labels.template} an identity, and make the clone anew",
+            )
+        key = template.ssh.key
+        return Access(
+            name=labels.clone,
+            address=address,
+            user=template.ssh.user,
+            port=template.ssh.port,
+            known_hosts=known_hosts,
+            key=template.folder / key if key is not None else None,
+        )
 
     def check(self, name: str) -> tuple[Check, ...]:
         """Check a template as far as that goes without making a clone of it."""

@@ -197,6 +197,26 @@ class DomainOptions:
     xml: Path | None = None
 
 
+def _login_name(_instance: object, _attribute: object, value: str) -> None:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", value):
+        raise InvalidRequest(f"ssh user: not a user's name: {value!r}")
+
+
+@attrs.frozen(kw_only=True)
+class SshSpec:
+    """How a template's clones let people in.
+
+    ``key`` is a private key file of this machine, relative to the template's folder; None for the
+    caller's own keys and agent.
+    """
+
+    user: str = attrs.field(default="root", validator=_login_name)
+    port: int = attrs.field(
+        default=22, validator=[attrs.validators.ge(1), attrs.validators.lt(65536)]
+    )
+    key: Path | None = None
+
+
 @attrs.frozen(kw_only=True)
 class Template:
     """What is cloned.
@@ -204,8 +224,8 @@ class Template:
     :param memory: bytes.
     :param disk_size: bytes, at least the image's; None for the image's own.
     :param boot: name of a boot provider.
-    :param ready: what ``--wait`` waits for: ``running`` or ``console:REGEX``, where
-        ``{{ name }}`` stands for the clone's name.
+    :param ready: what ``--wait`` waits for: ``running``, ``ip``, ``port:N``, ``ssh``, ``agent`` or
+        ``console:REGEX``, where ``{{ name }}`` stands for the clone's name.
     :param folder: where the template's relative paths start: the folder of its file, or, where
         an image builder makes them, the folder that the builder filled.
     :param origin_file: the TOML file that the template was read from.
@@ -222,6 +242,7 @@ class Template:
     kernel: KernelSpec | None = None
     nics: tuple[NicSpec, ...] = (NicSpec(),)
     domain: DomainOptions = DomainOptions()
+    ssh: SshSpec = SshSpec()
     ready: str = "running"
     folder: Path = Path()
     origin_file: Path | None = None
@@ -413,6 +434,22 @@ class Clone:
         return self.domain.macs[0] if self.domain is not None and self.domain.macs else None
 
 
+@attrs.frozen(kw_only=True)
+class Access:
+    """How a clone is reached by ssh, and how it proves who it is.
+
+    :param address: IPv4 or IPv6. :param key: a private key file, None for the caller's own.
+    :param known_hosts: a file of sshd(8)'s format with the clone's host keys under its name.
+    """
+
+    name: str
+    address: str
+    user: str
+    port: int
+    known_hosts: Path
+    key: Path | None = None
+
+
 # --- results ------------------------------------------------------------------------------------
 
 
@@ -478,6 +515,11 @@ class Host:
     def consoles(self) -> Path:
         """Folder of the console logs, ``CLONE.log``."""
         return self.state / "console"
+
+    @property
+    def identities(self) -> Path:
+        """Folder of what makes clones somebody: one folder per clone, host keys among it."""
+        return self.state / "identity"
 
     @property
     def templates(self) -> Path:

@@ -7,6 +7,7 @@ A plan is made by :mod:`vmcloner_core.planner`, printed by ``--dry-run`` and car
 from __future__ import annotations
 
 import enum
+import math
 import re
 import uuid
 
@@ -61,37 +62,91 @@ class OnFailure(enum.Enum):
 
 @attrs.frozen(kw_only=True)
 class Readiness:
-    """What to wait for: ``running``, or a line of the console that matches ``pattern``.
+    """What to wait for.
 
-    ``{{ name }}`` and its kin in ``pattern`` stand for the clone's own values.
+    :param kind: one of :data:`READINESS`. :param argument: a port, or a console's REGEX, in which
+        ``{{ name }}`` and its kin stand for the clone's own values.
+    :param timeout: seconds, for each clone from the moment it is waited for.
     """
 
-    pattern: str | None = None
+    kind: str = "running"
+    argument: str = ""
     timeout: float = 300.0
 
     @classmethod
     def parse(cls, text: str, *, timeout: float = 300.0) -> Readiness:
-        """Parse ``running`` or ``console:REGEX``.
+        """Parse ``running``, ``ip``, ``port:N``, ``ssh``, ``agent`` or ``console:REGEX``.
 
-        :raises InvalidRequest: it is neither, or REGEX is no regular expression.
+        :raises InvalidRequest: it is none of them, N no port or REGEX no regular expression.
         """
         if timeout <= 0:
             raise InvalidRequest(f"timeout must be positive, not {timeout:g}")
-        if text == "running":
-            return cls(timeout=timeout)
-        kind, _, pattern = text.partition(":")
-        if kind != "console" or not pattern:
-            raise InvalidRequest(f"can't wait for {text!r}", hint="use running or console:REGEX")
-        try:
-            re.compile(re.sub(r"\{\{.*?\}\}", "x", pattern))
-        except re.error as error:
+        kind, colon, argument = text.partition(":")
+        if kind not in READINESS or bool(argument) != READINESS[kind] or (colon and not argument):
             raise InvalidRequest(
-                f"can't wait for {text!r}: {error}", hint="check the regular expression"
-            ) from error
-        return cls(pattern=pattern, timeout=timeout)
+                f"can't wait for {text!r}",
+                hint="use running, ip, port:N, ssh, agent or console:REGEX",
+            )
+        if kind == "port" and not (
+            re.fullmatch("[0-9]{1,5}", argument) and 0 < int(argument) < 2**16
+        ):
+            raise InvalidRequest(f"can't wait for {text!r}", hint="a port is 1 to 65535")
+        if kind == "console":
+            _check_pattern(text, argument)
+        return cls(kind=kind, argument=argument, timeout=timeout)
 
     def __str__(self) -> str:
-        return "running" if self.pattern is None else f"console:{self.pattern}"
+        return f"{self.kind}:{self.argument}" if self.argument else self.kind
+
+
+READINESS = {
+    "running": False,
+    "ip": False,
+    "port": True,
+    "ssh": False,
+    "agent": False,
+    "console": True,
+}
+"""The kinds of readiness, and whether each takes an argument."""
+
+
+def _check_pattern(text: str, pattern: str) -> None:
+    try:
+        re.compile(re.sub(r"\{\{.*?\}\}", "x", pattern))
+    except re.error as error:
+        raise InvalidRequest(
+            f"can't wait for {text!r}: {error}", hint="check the regular expression"
+        ) from error
+
+
+@attrs.frozen(kw_only=True)
+class Quota:
+    """How many of a run's clones must become ready for the run to count as done."""
+
+    share: float = 1.0
+    count: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Quota:
+        """Parse a share, ``95%``, or a number of clones, ``19``.
+
+        :raises InvalidRequest: it is neither, or beyond all there can be.
+        """
+        match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)%|([0-9]{1,6})", text.strip())
+        if match is None or (match[1] and float(match[1]) > 100):
+            raise InvalidRequest(f"not a share of clones: {text!r}", hint="like 95%, or a number")
+        if match[2]:
+            return cls(count=int(match[2]))
+        return cls(share=float(match[1]) / 100)
+
+    def of(self, total: int) -> int:
+        """Return how many of ``total`` clones that is: never fewer than the share."""
+        if self.count is not None:
+            return min(self.count, total)
+        return math.ceil(round(self.share * total, 6))
+
+
+ALL = Quota()
 
 
 @attrs.frozen(kw_only=True)
@@ -123,6 +178,7 @@ class Plan:
     :param import_image: whether the template's image has first to be brought into the pool.
     :param existing: names of clones that are already as asked.
     :param space: bytes that the volumes need at once. :param memory: bytes for guests to start.
+    :param min_ready: how many of the clones must get ready, of a plan that waits.
     :param shutdown_timeout: seconds for a graceful shutdown, 0 to destroy at once.
     :param jobs: upper bound for calls at once, None for what each driver says it can.
     """
@@ -138,6 +194,7 @@ class Plan:
     mode: CloneMode = CloneMode.LINKED
     import_image: bool = False
     on_failure: OnFailure = OnFailure.KEEP
+    min_ready: Quota = ALL
     shutdown_timeout: float = 60.0
     jobs: int | None = None
     space: int = 0
@@ -227,6 +284,13 @@ class RunResult:
         return tuple(result for result in self.results if result.error is not None)
 
     @property
+    def enough(self) -> bool:
+        """Whether enough clones are as asked: all, or the quota of a plan that waits."""
+        total = len(self.results)
+        quota = self.plan.min_ready if Step.WAIT in self.plan.steps else ALL
+        return total - len(self.failures) >= quota.of(total)
+
+    @property
     def ok(self) -> bool:
-        """Whether all of the plan was carried out."""
-        return not self.failures and not self.left and not self.interrupted
+        """Whether the run did what it was asked."""
+        return self.enough and not self.left and not self.interrupted

@@ -102,6 +102,7 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
         mode=request.mode,
         import_image=facts.origin is None and any(Step.CLONE in c.steps for c in clones),
         on_failure=request.on_failure,
+        min_ready=request.min_ready,
         jobs=request.jobs,
     )
     return _with_needs(plan, facts)
@@ -308,6 +309,7 @@ def plan_targets(
         ),
         existing=existing,
         shutdown_timeout=request.shutdown_timeout,
+        min_ready=request.min_ready,
         jobs=request.jobs,
     )
 

@@ -1,67 +1,379 @@
-"""Wait until clones are ready: all of them watched at once, by one cheap poll."""
+"""Wait until clones are ready: all of them watched at once, in one thread, by cheap looks.
+
+Each kind of readiness is a :class:`Condition`, which is asked time and again and never waits. What
+many of them need (states, addresses, agents) a :class:`Sight` asks the drivers for all of them at
+once, no more often than it changes.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import re
+import select
+import socket
+import subprocess
+import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import IO, Any, TypeVar
 
 import attrs
 
+from vmcloner_core import ssh
 from vmcloner_core.drivers import HypervisorDriver
-from vmcloner_core.errors import DeadlineExceeded, Interrupted, VmclonerError, WrongState
-from vmcloner_core.model import Outcome, State
+from vmcloner_core.errors import (
+    BackendError,
+    DeadlineExceeded,
+    Interrupted,
+    VmclonerError,
+    WrongState,
+)
+from vmcloner_core.model import Access, Outcome, State
 from vmcloner_core.plan import Readiness
 from vmcloner_core.units import format_seconds
 
 POLL = 0.2
 """Seconds between two looks."""
-STATE_POLL = 1.0
-"""Seconds between two looks at the states of clones whose consoles are watched."""
+SLOW_POLL = 1.0
+"""Seconds between two looks at what changes seldom, or costs the host more than a file's length."""
 CHUNK = 65536
 MAX_LINE = 4096
 """Bytes of a console line that a pattern is tried on: what a guest prints is hostile input."""
+MAX_LOG = 4 * 1024**2
+"""Bytes of a console that are read for its last line."""
+KNOCK_TIMEOUT = 5.0
+"""Seconds that a guest gets to answer a connection before it is tried anew."""
+LOGIN_TIMEOUT = 30.0
+"""Seconds that a login may take: a guest under emulation needs several."""
+LOGINS = max(4, 2 * (os.cpu_count() or 1))
+"""Logins tried at once."""
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\))")
 _DEAD = (State.STOPPED, State.CRASHED)
+
+T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True)
 class Awaited:
-    """A clone to be watched, and what it is waited for."""
+    """A clone to be watched, and what it is waited for.
+
+    :param access: returns how to reach it, once its address is known.
+    """
 
     name: str
     driver: HypervisorDriver
     readiness: Readiness
+    access: Callable[[str], Access] | None = None
 
 
-@attrs.define
-class _Watched:
-    """A clone that is being watched: what its console said so far."""
+class Sight:
+    """What is seen of the host's clones; asked of each driver for all clones at once."""
 
-    name: str
-    driver: HypervisorDriver
-    readiness: Readiness
-    pattern: re.Pattern[str] | None
-    deadline: float
-    offset: int = 0
-    tail: str = ""
-    last_line: str = ""
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+        self.logins = 0
+        self._names: dict[int, list[str]] = {}
+        self._seen: dict[tuple[str, int], tuple[float, Any]] = {}
 
-    def matches(self) -> bool:
+    def look(self, clones: Iterable[Awaited], *, afresh: bool) -> None:
+        """Begin a look at these clones; ``afresh`` forgets what was seen of others before."""
+        self.now = time.monotonic()
+        self._names = {}
+        for clone in clones:
+            self._names.setdefault(id(clone.driver), []).append(clone.name)
+        if afresh:
+            self._seen.clear()
+
+    def states(self, driver: HypervisorDriver, every: float = SLOW_POLL) -> Mapping[str, State]:
+        """Return the states of a driver's clones, at most ``every`` seconds old."""
+        return self._asked("states", driver, every, lambda _names: driver.states())
+
+    def address(self, clone: Awaited) -> str | None:
+        """Return a clone's address, None while it isn't known."""
+        driver = clone.driver
+        seen = self._asked("addresses", driver, SLOW_POLL, lambda _names: driver.addresses())
+        return next(iter(seen.get(clone.name, ())), None)
+
+    def agent(self, clone: Awaited) -> bool:
+        """Tell whether a clone's guest agent has reported."""
+        driver = clone.driver
+        return clone.name in self._asked("agents", driver, SLOW_POLL, driver.agents)
+
+    def _asked(
+        self, what: str, driver: HypervisorDriver, every: float, ask: Callable[[Sequence[str]], T]
+    ) -> T:
+        when, seen = self._seen.get((what, id(driver)), (-every, None))
+        if seen is None or self.now - when >= every:
+            seen = ask(self._names.get(id(driver), []))
+            self._seen[what, id(driver)] = (self.now, seen)
+        return seen  # type: ignore[no-any-return]
+
+
+# --- conditions ---------------------------------------------------------------------------------
+
+
+class Condition(ABC):
+    """One kind of readiness, of one clone.
+
+    ``lacks`` says in a few words what it still wants of the clone.
+    """
+
+    def __init__(self, clone: Awaited) -> None:
+        self.clone = clone
+        self.lacks = ""
+
+    @abstractmethod
+    def met(self, sight: Sight) -> bool:
+        """Tell whether the clone is ready now, without waiting for anything.
+
+        :raises VmclonerError: it will never be.
+        """
+
+    def close(self) -> None:
+        """Let go of what was opened."""
+
+    def last_line(self) -> str:
+        """Return the last line of the clone's console that isn't blank."""
+        return _last_line(self.clone.driver, self.clone.name)
+
+
+class Running(Condition):
+    """Its domain runs."""
+
+    def met(self, sight: Sight) -> bool:
+        """See :meth:`Condition.met`."""
+        return sight.states(self.clone.driver, POLL).get(self.clone.name) is State.RUNNING
+
+
+class Agent(Condition):
+    """Its guest agent has reported to the host."""
+
+    def met(self, sight: Sight) -> bool:
+        """See :meth:`Condition.met`."""
+        return sight.agent(self.clone)
+
+
+class Addressed(Condition):
+    """Its address is known."""
+
+    def met(self, sight: Sight) -> bool:
+        """See :meth:`Condition.met`."""
+        return self.address(sight) is not None
+
+    def address(self, sight: Sight) -> str | None:
+        """Return its address, None while it isn't known."""
+        address = sight.address(self.clone)
+        if address is None:
+            self.lacks = "no address is known"
+        return address
+
+
+class Port(Addressed):
+    """A TCP port of it accepts connections."""
+
+    def __init__(self, clone: Awaited) -> None:
+        super().__init__(clone)
+        self.port = int(clone.readiness.argument or 0)
+        self._knock: _Knock | None = None
+        self._next = 0.0
+
+    def met(self, sight: Sight) -> bool:
+        """See :meth:`Condition.met`."""
+        address = self.address(sight)
+        return address is not None and self.open(address, self.port, sight)
+
+    def open(self, address: str, port: int, sight: Sight) -> bool:
+        """Tell whether the port has answered; knocks, and knocks again."""
+        if self._knock is None:
+            if sight.now < self._next:
+                return False
+            self._knock = _Knock(address, port, sight.now)
+            if not self._next:
+                self.lacks = f"port {port} of {address} doesn't answer"
+        answer = self._knock.answer(sight.now)
+        if answer is None:
+            return False
+        self.close()
+        self._next = sight.now + SLOW_POLL
+        self.lacks = f"port {port} of {address}: {os.strerror(answer)}" if answer else ""
+        return answer == 0
+
+    def close(self) -> None:
+        """See :meth:`Condition.close`."""
+        if self._knock is not None:
+            self._knock.close()
+            self._knock = None
+
+
+class Ssh(Port):
+    """It lets its user in by ssh, and proves itself by its own host keys."""
+
+    def __init__(self, clone: Awaited) -> None:
+        super().__init__(clone)
+        self._login: _Login | None = None
+        self._sight: Sight | None = None
+
+    def met(self, sight: Sight) -> bool:
+        """See :meth:`Condition.met`."""
+        if self._login is not None:
+            return self._let_in(self._login, sight)
+        address = self.address(sight)
+        if address is None:
+            return False
+        assert self.clone.access is not None  # noqa: S101 - who waits for ssh gives it
+        access = self.clone.access(address)
+        if sight.logins < LOGINS and self.open(address, access.port, sight):
+            self._login, self._sight = _Login(access, sight.now), sight
+            sight.logins += 1
+        return False
+
+    def _let_in(self, login: _Login, sight: Sight) -> bool:
+        answer = login.answer(sight.now)
+        if answer is None:
+            return False
+        self.lacks = answer
+        self.close()
+        return not answer
+
+    def close(self) -> None:
+        """See :meth:`Condition.close`."""
+        super().close()
+        if self._login is not None and self._sight is not None:
+            self._login.close()
+            self._sight.logins -= 1
+            self._login = self._sight = None
+
+
+class Console(Condition):
+    """A line of its console matches."""
+
+    def __init__(self, clone: Awaited) -> None:
+        super().__init__(clone)
+        self._pattern = re.compile(clone.readiness.argument)
+        self._offset = 0
+        self._tail = ""
+        self._last = ""
+
+    def met(self, sight: Sight) -> bool:  # noqa: ARG002 - a console is each clone's own
         """Take in what the console said since; tell whether a line of it matches."""
-        assert self.pattern is not None  # noqa: S101 - asked for consoles only
-        data, self.offset = self.driver.read_console(self.name, self.offset, CHUNK)
+        driver, name = self.clone.driver, self.clone.name
+        data, self._offset = driver.read_console(name, self._offset, CHUNK)
         if not data:
             return False
-        text = self.tail + _ESCAPES.sub("", data.decode(errors="replace").replace("\r", "\n"))
-        *lines, rest = text.split("\n")
-        self.tail = rest[-MAX_LINE:]
-        for line in (*lines, self.tail):  # a prompt has no end of line
+        *lines, rest = (self._tail + _text(data)).split("\n")
+        self._tail = rest[-MAX_LINE:]
+        for line in (*lines, self._tail):  # a prompt has no end of line
             if line.strip():
-                self.last_line = line.strip()[:MAX_LINE]
-            if self.pattern.search(line[:MAX_LINE]):
+                self._last = line.strip()[:MAX_LINE]
+            if self._pattern.search(line[:MAX_LINE]):
                 return True
         return False
+
+    def last_line(self) -> str:
+        """See :meth:`Condition.last_line`."""
+        return self._last
+
+
+CONDITIONS: Mapping[str, type[Condition]] = {
+    "running": Running,
+    "ip": Addressed,
+    "port": Port,
+    "ssh": Ssh,
+    "agent": Agent,
+    "console": Console,
+}
+
+
+class _Knock:
+    """A TCP connection that is being made."""
+
+    def __init__(self, address: str, port: int, now: float) -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        self._socket.setblocking(False)
+        self._deadline = now + KNOCK_TIMEOUT
+        self._error = self._socket.connect_ex((address, port))
+
+    def answer(self, now: float) -> int | None:
+        """Return 0 once it is made, an errno once it can't be, None while that is open."""
+        if self._error not in (0, errno.EINPROGRESS):
+            return self._error
+        poll = select.poll()
+        poll.register(self._socket, select.POLLOUT)
+        if not poll.poll(0):
+            return errno.ETIMEDOUT if now > self._deadline else None
+        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()
+
+
+class _Login:
+    """A login by ssh that is under way: it asks nobody anything, and runs ``true``."""
+
+    def __init__(self, access: Access, now: float) -> None:
+        argv = ssh.command(access, "true", BatchMode="yes", ConnectTimeout="10", LogLevel="ERROR")
+        self._deadline = now + LOGIN_TIMEOUT
+        self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the login
+        try:
+            self._process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._said
+            )
+        except OSError as error:
+            self._said.close()
+            raise BackendError(f"ssh: {error.strerror}", hint="install openssh-client") from error
+
+    def answer(self, now: float) -> str | None:
+        """Return "" once it was let in, why it wasn't, or None while it is under way."""
+        code = self._process.poll()
+        if code is None:
+            return "the login by ssh takes too long" if now > self._deadline else None
+        if code == 0:
+            return ""
+        self._said.seek(0)
+        lines = _text(self._said.read(CHUNK)).strip().splitlines() or [f"ssh ended with {code}"]
+        return lines[-1].strip()[:MAX_LINE]
+
+    def close(self) -> None:
+        """End it."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            self._process.wait()
+        self._said.close()
+
+
+def _text(data: bytes) -> str:
+    """Return what a guest printed as lines of text, without escape sequences."""
+    return _ESCAPES.sub("", data.decode(errors="replace").replace("\r", "\n"))
+
+
+def _last_line(driver: HypervisorDriver, name: str) -> str:
+    last, offset = "", 0
+    with contextlib.suppress(VmclonerError):  # what is asked for is a help, not the matter
+        while offset < MAX_LOG:
+            data, offset = driver.read_console(name, offset, CHUNK)
+            lines = [line.strip() for line in _text(data).split("\n") if line.strip()]
+            last = lines[-1] if lines else last
+            if len(data) < CHUNK:
+                break
+    return last[:MAX_LINE]
+
+
+# --- the watcher --------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Watched:
+    """A clone that is being watched."""
+
+    clone: Awaited
+    condition: Condition
+    deadline: float
 
 
 def watch(
@@ -75,67 +387,59 @@ def watch(
     :param more: asked at each look for clones to watch besides, from then on.
     """
     waiting: dict[str, _Watched] = {}
-    arrived, next_states = clones, 0.0
-    while True:
-        now = time.monotonic()
-        for clone in arrived:
-            pattern = clone.readiness.pattern
-            waiting[clone.name] = _Watched(
-                name=clone.name,
-                driver=clone.driver,
-                readiness=clone.readiness,
-                pattern=None if pattern is None else re.compile(pattern),
-                deadline=now + clone.readiness.timeout,
-            )
-        states = None
-        if now >= next_states:
-            states = _states(waiting.values())
-            consoles_only = all(watched.pattern for watched in waiting.values())
-            next_states = now + (STATE_POLL if consoles_only else POLL)
-        for watched in list(waiting.values()):
-            outcome = _look(watched, states, now)
-            if outcome is None and cancelled():
-                outcome = Outcome(key=watched.name, error=Interrupted("stopped by the user"))
-            if outcome is not None:
-                del waiting[watched.name]
-                yield outcome
-        arrived = more()
-        if not waiting and not arrived:
-            return
-        if not arrived:
-            time.sleep(POLL)
-
-
-def _states(waiting: Iterable[_Watched]) -> Mapping[str, State]:
-    states: dict[str, State] = {}
-    for driver in {id(watched.driver): watched.driver for watched in waiting}.values():
-        states.update(driver.states())
-    return states
-
-
-def _look(
-    watched: _Watched, states: Mapping[str, State] | None, now: float
-) -> Outcome[None] | None:
-    """Return the clone's outcome, None while there is none yet."""
-    name, readiness = watched.name, watched.readiness
-    state = None if states is None else states.get(name)
+    arrived, sight = clones, Sight()
     try:
-        ready = state is State.RUNNING if watched.pattern is None else watched.matches()
+        while True:
+            now = time.monotonic()
+            for clone in arrived:
+                condition = CONDITIONS[clone.readiness.kind](clone)
+                waiting[clone.name] = _Watched(clone, condition, now + clone.readiness.timeout)
+            sight.look((watched.clone for watched in waiting.values()), afresh=bool(arrived))
+            for watched in list(waiting.values()):
+                outcome = _look(watched, sight)
+                if outcome is None and cancelled():
+                    error = Interrupted("stopped by the user")
+                    outcome = Outcome(key=watched.clone.name, error=error)
+                if outcome is not None:
+                    waiting.pop(watched.clone.name).condition.close()
+                    yield outcome
+            arrived = more()
+            if not waiting and not arrived:
+                return
+            if not arrived:
+                time.sleep(POLL)
+    finally:
+        for watched in waiting.values():
+            watched.condition.close()
+
+
+def _look(watched: _Watched, sight: Sight) -> Outcome[None] | None:
+    """Return the clone's outcome, None while there is none yet."""
+    clone, condition = watched.clone, watched.condition
+    try:
+        if condition.met(sight):
+            return Outcome(key=clone.name, changed=False)
+        state = sight.states(clone.driver).get(clone.name)
     except VmclonerError as error:
-        return Outcome(key=name, error=error)
-    if ready:
-        return Outcome(key=name, changed=False)
-    said = f"; its console's last line: {watched.last_line!r}" if watched.last_line else ""
-    if states is not None and (state is None or state in _DEAD):
+        return Outcome(key=clone.name, error=error)
+    if state is None or state in _DEAD:
         what = state.value if state is not None else "gone"
-        return Outcome(key=name, error=WrongState(f"{name} is {what}, not {readiness}{said}"))
-    if now <= watched.deadline:
+        message = f"{clone.name} is {what}, not {clone.readiness}{_said(condition)}"
+        return Outcome(key=clone.name, error=WrongState(message))
+    if sight.now <= watched.deadline:
         return None
-    limit = format_seconds(readiness.timeout)
+    lacks = f": {condition.lacks}" if condition.lacks else ""
+    limit = format_seconds(clone.readiness.timeout)
     return Outcome(
-        key=name,
+        key=clone.name,
         error=DeadlineExceeded(
-            f"{name} wasn't ready ({readiness}) within {limit}{said}",
-            hint=f"vmcloner console --log {name}",
+            f"{clone.name} wasn't ready ({clone.readiness}) within {limit}{lacks}"
+            f"{_said(condition)}",
+            hint=f"vmcloner console --log {clone.name}",
         ),
     )
+
+
+def _said(condition: Condition) -> str:
+    line = condition.last_line()
+    return f"; its console's last line: {line!r}" if line else ""

@@ -7,7 +7,7 @@ import attrs
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import CloneMode
 from vmcloner_core.names import MAX_INDEX, check_fleet, check_template, clone_name
-from vmcloner_core.plan import Action, OnFailure, Readiness
+from vmcloner_core.plan import ALL, Action, OnFailure, Quota, Readiness
 
 MAX_CLONES = 10_000
 """Clones in one request; more is taken for a slip of the finger."""
@@ -37,6 +37,7 @@ class CreateRequest:
     :param start: start them. :param wait: wait for this after starting (implies ``start``).
     :param ready: wait for what the template calls ready (implies ``start``).
     :param timeout: seconds to wait for each clone.
+    :param min_ready: how many of them must get ready for the run to count as done.
     :param jobs: upper bound for calls at once of each driver.
     """
 
@@ -51,6 +52,7 @@ class CreateRequest:
     ready: bool = False
     wait: Readiness | None = None
     timeout: float = 300.0
+    min_ready: Quota = ALL
     on_failure: OnFailure = OnFailure.KEEP
     jobs: int | None = attrs.field(default=None, validator=_jobs)
 
@@ -80,6 +82,7 @@ class TargetRequest:
     :param shutdown_timeout: seconds that guests get for a shutdown.
     :param wait: what to wait for (START, RESTART, WAIT).
     :param ready: wait for what each clone's template calls ready; ``timeout`` in seconds.
+    :param min_ready: how many of them must get ready for the run to count as done.
     """
 
     action: Action
@@ -91,6 +94,7 @@ class TargetRequest:
     wait: Readiness | None = None
     ready: bool = False
     timeout: float = 300.0
+    min_ready: Quota = ALL
     jobs: int | None = attrs.field(default=None, validator=_jobs)
 
     def __attrs_post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -11,9 +12,11 @@ from vmcloner_core.drivers import BootProvider, BootRequest, HypervisorDriver, L
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.executor import Call, More, Stage, Work
 from vmcloner_core.model import (
+    Access,
     BootConfig,
     CloneRequest,
     DomainSpec,
+    Labels,
     Origin,
     Outcome,
     Template,
@@ -50,6 +53,7 @@ class Stages:
     :param storages, hypervisors: return the driver that labels name.
     :param origin: the template's image, of a plan that clones.
     :param boot: the template's boot provider, of a plan that defines.
+    :param access: returns how a clone with these labels and that address is reached.
     """
 
     plan: Plan
@@ -57,6 +61,7 @@ class Stages:
     hypervisors: Callable[[str], HypervisorDriver]
     origin: Origin | None = None
     boot: BootProvider | None = None
+    access: Callable[[Labels, str], Access]
     cancelled: Callable[[], bool] = lambda: False
 
     def stages(self, steps: Iterable[Step], works: Sequence[Work]) -> tuple[Stage, ...]:
@@ -160,6 +165,7 @@ class Stages:
                 name=work.name,
                 driver=self.hypervisors(work.plan.labels.hypervisor),
                 readiness=_readiness(work),
+                access=functools.partial(self.access, work.plan.labels),
             )
             for work in works
         ]
@@ -231,7 +237,5 @@ def _readiness(work: Work) -> Readiness:
     """Return what a clone is waited for, with its own values filled in."""
     wait = work.plan.wait
     assert wait is not None  # noqa: S101 - a plan that waits says for what
-    if wait.pattern is None:
-        return wait
     values = clone_values(work.plan.labels, work.plan.nics)
-    return attrs.evolve(wait, pattern=fill(wait.pattern, values, what="ready"))
+    return attrs.evolve(wait, argument=fill(wait.argument, values, what="ready"))

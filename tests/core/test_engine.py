@@ -210,7 +210,9 @@ def test_wait_fails_early_for_the_dead_and_late_for_the_silent(lab):
     lab.engine.start("web-1")
     result = lab.engine.run(
         TargetRequest(
-            action=Action.WAIT, targets=("web",), wait=Readiness(pattern="never", timeout=1.5)
+            action=Action.WAIT,
+            targets=("web",),
+            wait=Readiness(kind="console", argument="never", timeout=1.5),
         )
     )
     late, dead = result.failures

@@ -148,7 +148,7 @@ class Guest:
 
 
 def ready(guest, pattern, timeout=1.0):
-    readiness = Readiness(pattern=pattern, timeout=timeout)
+    readiness = Readiness(kind="console", argument=pattern, timeout=timeout)
     (outcome,) = watch([Awaited(name="web-1", driver=guest, readiness=readiness)])
     return outcome
 

@@ -118,7 +118,7 @@ def test_a_builders_files_lie_in_a_folder_of_their_own(catalog, tmp_path):
         ("vcpus = 0\n" + IMAGE, "vcpus"),
         ("hypervisors = 'kvm'\n" + IMAGE, "hypervisors: must be a list of strings"),
         ("ready = 'console:['\n" + IMAGE, "ready"),
-        ("ready = 'yesterday'\n" + IMAGE, "use running or console:REGEX"),
+        ("ready = 'yesterday'\n" + IMAGE, "use running, ip, port:N"),
         ("[image]\npath = 'x'\nurl = 'http://x'", "exactly one of"),
         ("[image]\nurl = 'ftp://x'", "not http"),
         ("[image]\npath = 'x'\nformat = 'vmdk'", "format"),

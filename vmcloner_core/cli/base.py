@@ -11,8 +11,8 @@ from cliff.command import Command
 from cliff.lister import Lister
 from cliff.show import ShowOne
 
-from vmcloner_core.errors import VmclonerError
-from vmcloner_core.plan import Action, CloneResult, Plan, Readiness, RunResult
+from vmcloner_core.errors import UsageError, VmclonerError
+from vmcloner_core.plan import Action, CloneResult, Plan, Quota, Readiness, RunResult
 from vmcloner_core.request import Request
 from vmcloner_core.units import format_seconds, format_size
 
@@ -124,13 +124,7 @@ class RunCommand(Table):
                 action="store_true",
                 help="Wait until each is ready: for what the template says, or --for.",
             )
-            parser.add_argument(
-                "--for",
-                dest="readiness",
-                metavar="WHAT",
-                help="running, or console:REGEX where {{ name }} is the clone's; implies --wait.",
-            )
-            add_timeout(parser)
+            add_readiness(parser, more="; implies --wait")
         return parser
 
     def request(self, parsed_args: argparse.Namespace) -> Request:
@@ -226,8 +220,11 @@ def result_row(clone: CloneResult) -> tuple[object, ...]:
 
 def summary(result: RunResult) -> str:
     """Return one line on a run that did all it was asked."""
-    plan, done = result.plan, len(result.results)
+    plan, total = result.plan, len(result.results)
+    done = total - len(result.failures)
     parts = [f"{done} {'clone' if done == 1 else 'clones'} {_PAST[plan.action]}"]
+    if result.failures:
+        parts.append(f"{len(result.failures)} not")
     if plan.existing:
         parts.append(f"{len(plan.existing)} already as asked")
     return f"{', '.join(parts)} in {format_seconds(result.seconds)}"
@@ -240,15 +237,32 @@ def note(app: Shell, text: str) -> None:
 
 
 def waiting(parsed_args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of a request that ``--wait``, ``--for`` and ``--timeout`` give."""
+    """Return the fields of a request that ``--wait`` and :func:`add_readiness` give."""
     wait = None
     if parsed_args.readiness is not None:
         wait = Readiness.parse(parsed_args.readiness, timeout=parsed_args.timeout)
-    return {"ready": parsed_args.wait, "wait": wait, "timeout": parsed_args.timeout}
+    fields = {"ready": parsed_args.wait, "wait": wait, "timeout": parsed_args.timeout}
+    if parsed_args.min_ready is not None:
+        if not (parsed_args.wait or wait):
+            raise UsageError("--min-ready is about waiting", hint="say --wait too")
+        fields["min_ready"] = Quota.parse(parsed_args.min_ready)
+    return fields
 
 
-def add_timeout(parser: argparse.ArgumentParser) -> None:
-    """Add ``--timeout``, which is for waiting."""
+def add_readiness(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """Add the options that say what is waited for, how long, and how many must get there."""
+    parser.add_argument(
+        "--for",
+        dest="readiness",
+        metavar="WHAT",
+        help="running, ip, port:N, ssh (its user is let in), agent (the guest agent reports), or "
+        f"console:REGEX where {{{{ name }}}} is the clone's{more}.",
+    )
+    parser.add_argument(
+        "--min-ready",
+        metavar="SHARE",
+        help="Success if so many of them get ready: 95%%, or a number (default all).",
+    )
     parser.add_argument(
         "--timeout",
         type=float,

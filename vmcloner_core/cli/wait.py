@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from vmcloner_core.cli.base import RunCommand, add_targets, add_timeout
-from vmcloner_core.plan import Action, Readiness
+from vmcloner_core.cli.base import RunCommand, add_readiness, add_targets, waiting
+from vmcloner_core.plan import Action
 from vmcloner_core.request import TargetRequest
 
 
@@ -18,25 +18,16 @@ class Wait(RunCommand):
         """Return the parser."""
         parser = super().get_parser(prog_name)
         add_targets(parser, everything=True)
-        parser.add_argument(
-            "--for",
-            dest="readiness",
-            metavar="WHAT",
-            help="running, or console:REGEX where {{ name }} is the clone's.",
-        )
-        add_timeout(parser)
+        add_readiness(parser)
+        parser.set_defaults(wait=True)
         return parser
 
     def request(self, parsed_args: argparse.Namespace) -> TargetRequest:
         """Return the request."""
-        wait = None
-        if parsed_args.readiness is not None:
-            wait = Readiness.parse(parsed_args.readiness, timeout=parsed_args.timeout)
         return TargetRequest(
             action=Action.WAIT,
             targets=tuple(parsed_args.targets),
             everything=parsed_args.all,
-            wait=wait,
-            ready=wait is None,
-            timeout=parsed_args.timeout,
+            jobs=parsed_args.jobs,
+            **waiting(parsed_args),
         )

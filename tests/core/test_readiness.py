@@ -1,0 +1,167 @@
+"""The kinds of readiness, and how many clones must reach it."""
+
+import socket
+import time
+
+import pytest
+
+from vmcloner_core.errors import BackendError, DeadlineExceeded, InvalidRequest, PartialFailure
+from vmcloner_core.model import State
+from vmcloner_core.plan import Quota, Readiness
+from vmcloner_core.readiness import Awaited, watch
+
+
+class Machines:
+    """As much of a hypervisor as the watcher asks for; counts what it is asked."""
+
+    def __init__(self, **addresses):
+        self.known, self.asked, self.said = addresses, [], b""
+        self.running = {f"web-{n}": State.RUNNING for n in range(1, 21)}
+
+    def states(self):
+        self.asked.append("states")
+        return self.running
+
+    def addresses(self):
+        self.asked.append("addresses")
+        return self.known
+
+    def agents(self, names):
+        self.asked.append("agents")
+        return frozenset(names[:1])
+
+    def read_console(self, _name, offset, limit):
+        data = self.said[offset : offset + limit]
+        return data, offset + len(data)
+
+
+def awaited(driver, text, *names, timeout=1.0):
+    readiness = Readiness.parse(text, timeout=timeout)
+    return [Awaited(name=name, driver=driver, readiness=readiness) for name in names]
+
+
+def outcomes(driver, text, *names, timeout=1.0):
+    return {o.key: o for o in watch(awaited(driver, text, *names, timeout=timeout))}
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_an_address_that_comes_later():
+    driver = Machines()
+
+    def asked(fetch=driver.addresses):
+        if driver.asked.count("addresses"):
+            driver.known["web-1"] = ("192.0.2.7",)
+        return fetch()
+
+    driver.addresses = asked
+    assert outcomes(driver, "ip", "web-1", timeout=5)["web-1"].ok
+
+
+def test_who_has_no_address_is_told_apart_with_its_last_words():
+    driver = Machines(**{"web-1": ("192.0.2.7",)})
+    driver.said = b"booting\r\n\x1b[31mno DHCP\x1b[0m\r\n\r\n"
+    found = outcomes(driver, "ip", "web-1", "web-2", timeout=0.5)
+    assert found["web-1"].ok
+    assert isinstance(found["web-2"].error, DeadlineExceeded)
+    assert "no address is known" in str(found["web-2"].error)
+    assert "'no DHCP'" in str(found["web-2"].error)
+
+
+def test_ports(listener):
+    driver = Machines(**{"web-1": ("127.0.0.1",), "web-2": ("127.0.0.2",)})
+    found = outcomes(driver, f"port:{listener}", "web-1", "web-2", timeout=1.5)
+    assert found["web-1"].ok
+    assert "Connection refused" in str(found["web-2"].error)
+
+
+def test_a_port_that_opens_later(monkeypatch):
+    monkeypatch.setattr("vmcloner_core.readiness.SLOW_POLL", 0.1)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        driver = Machines(**{"web-1": ("127.0.0.1",)})
+        clones = awaited(driver, f"port:{server.getsockname()[1]}", "web-1", timeout=10)
+        looks = []
+
+        def more():
+            looks.append(1)
+            if len(looks) == 3:
+                server.listen()
+            return ()
+
+        (outcome,) = watch(clones, more=more)
+        assert outcome.ok
+        assert len(looks) >= 3
+
+
+def test_agents():
+    found = outcomes(Machines(), "agent", "web-1", "web-2", timeout=0.5)
+    assert found["web-1"].ok
+    assert isinstance(found["web-2"].error, DeadlineExceeded)
+
+
+def test_all_clones_are_asked_about_at_once():
+    driver = Machines()
+    names = list(driver.running)
+    started = time.monotonic()
+    assert len(outcomes(driver, "ip", *names, timeout=1.5)) == 20
+    # Not once for each clone, nor at every look.
+    assert len(driver.asked) <= 2 * (2 + (time.monotonic() - started))
+
+
+def test_a_backend_without_agents_says_so_at_once(lab):
+    lab.engine.create("web", "t1", count=2, start=True)
+    with pytest.raises(PartialFailure) as caught:
+        lab.engine.wait("web", wait=Readiness.parse("agent"))
+    assert all(isinstance(error, BackendError) for _, error in caught.value.failures)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "sleeping", "port", "port:", "port:0", "port:65536", "port:ssh", "port:-1", "ip:4",
+     "ssh:22", "running:", "console", "console:", "console:("],
+)  # fmt: skip
+def test_what_cannot_be_waited_for(text):
+    with pytest.raises(InvalidRequest, match="can't wait for"):
+        Readiness.parse(text)
+
+
+@pytest.mark.parametrize("text", ["running", "ip", "port:22", "ssh", "agent", "console:a:b"])
+def test_readiness_reads_back(text):
+    assert str(Readiness.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "total", "needed"),
+    [("95%", 20, 19), ("95%", 21, 20), ("100%", 7, 7), ("0%", 7, 0), ("33.3%", 3, 1),
+     ("5", 20, 5), ("30", 20, 20), ("70%", 10, 7)],
+)  # fmt: skip
+def test_quota(text, total, needed):
+    assert Quota.parse(text).of(total) == needed
+
+
+@pytest.mark.parametrize("text", ["", "%", "101%", "-5%", "half", "1e3%", "5.5"])
+def test_what_is_no_quota(text):
+    with pytest.raises(InvalidRequest, match="not a share"):
+        Quota.parse(text)
+
+
+@pytest.fixture
+def silent(lab):
+    """Four clones of which one says nothing."""
+    lab.engine.create("web", "t1", count=4, start=True)
+    lab.machines.consoles["web-3"] = b"Kernel panic\n"
+    return lab
+
+
+def test_enough_clones_are_enough(silent):
+    readiness = Readiness.parse("console:ready", timeout=0.5)
+    result = silent.engine.wait("web", wait=readiness, min_ready=Quota.parse("75%"))
+    assert [failure.name for failure in result.failures] == ["web-3"]
+    with pytest.raises(PartialFailure, match="1 of 4") as caught:
+        silent.engine.wait("web", wait=readiness, min_ready=Quota.parse("76%"))
+    assert "Kernel panic" in str(caught.value.failures[0][1])
