@@ -97,7 +97,7 @@ class StorageDriver(ABC):
             def clone_one(self, request):
                 path = self.folder / request.volume_name
                 ...
-                return Outcome(key=request.labels.clone, value=volume)
+                return Outcome(key=request.volume_name, value=volume)
     """
 
     clone_lane = Lane()
@@ -140,16 +140,18 @@ class StorageDriver(ABC):
 
     @abstractmethod
     def clone(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
-        """Make volumes; keys are the clones' names (``request.labels.clone``).
+        """Make volumes; keys are the volumes' names (``request.volume_name``).
 
         A volume of that name with labels of the same clone is that volume (``changed=False``, its
         labels as they are). One of another clone, template or without labels is a Conflict.
-        A ``size`` above the origin's gives a larger disk; below it is InvalidRequest.
+        A ``size`` above the origin's gives a larger disk; below it is InvalidRequest. A request
+        without an origin gives ``size`` bytes of zeros with ``head`` at their start, raw.
+        A pool may round sizes up.
         """
 
     @abstractmethod
     def delete(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
-        """Remove volumes; keys are the clones' names. What is gone is a success.
+        """Remove volumes; keys are the volumes' names. What is gone is a success.
 
         A volume whose labels on the host are not ``volume.labels``' clone is a Conflict; one
         that is in use is WrongState and names its user where the host can tell.
@@ -157,25 +159,29 @@ class StorageDriver(ABC):
 
     @abstractmethod
     def volumes(self) -> tuple[Volume, ...]:
-        """Return all volumes of the pool that carry our labels."""
+        """Return all volumes of the pool that carry our labels.
+
+        One whose name isn't that of a disk of its labels' clone
+        (:func:`~vmcloner_core.names.split_volume`) is somebody's copy, not ours.
+        """
 
     @abstractmethod
     def capacity(self) -> Capacity:
-        """Return what the pool holds."""
+        """Return what the pool holds, and what limits it beside bytes."""
 
     @abstractmethod
-    def need(self, origin: Origin, count: int, mode: CloneMode) -> int:
-        """Return the bytes that ``count`` clones take at the moment they are made."""
+    def need(self, request: CloneRequest, count: int) -> int:
+        """Return the bytes that ``count`` volumes like this take at the moment they are made."""
 
     def activate(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
-        """Make volumes usable before their domains start; keys are the clones' names."""
+        """Make volumes usable before their domains start; keys are the volumes' names."""
         for volume in volumes:
-            yield Outcome(key=volume.labels.clone, changed=False)
+            yield Outcome(key=volume.name, changed=False)
 
     def deactivate(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
-        """Undo :meth:`activate` once their domains have stopped; keys are the clones' names."""
+        """Undo :meth:`activate` once their domains have stopped; keys are the volumes' names."""
         for volume in volumes:
-            yield Outcome(key=volume.labels.clone, changed=False)
+            yield Outcome(key=volume.name, changed=False)
 
     def close(self) -> None:
         """Release what the driver holds. It isn't used afterwards."""
@@ -198,7 +204,7 @@ class SimpleStorageDriver(StorageDriver):
             try:
                 yield self.clone_one(request)
             except VmclonerError as error:
-                yield Outcome(key=request.labels.clone, error=error)
+                yield Outcome(key=request.volume_name, error=error)
 
     def delete(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
         """Remove volumes one after the other."""
@@ -206,7 +212,7 @@ class SimpleStorageDriver(StorageDriver):
             try:
                 yield self.delete_one(volume)
             except VmclonerError as error:
-                yield Outcome(key=volume.labels.clone, error=error)
+                yield Outcome(key=volume.name, error=error)
 
 
 class HypervisorDriver(ABC):

@@ -44,6 +44,7 @@ from vmcloner_core.inventory import merge, select
 from vmcloner_core.library import Library, now, origin_of, owner
 from vmcloner_core.locks import hold
 from vmcloner_core.model import (
+    Capacity,
     Check,
     Clone,
     DomainSpec,
@@ -67,6 +68,7 @@ from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.runlog import RunLog
 from vmcloner_core.settings import Settings
 from vmcloner_core.stages import Stages
+from vmcloner_core.units import format_size
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +245,7 @@ class Engine:
             capacity=storage.capacity(),
             resources=hypervisor.resources(),
             memory_overcommit=self.settings.limits.memory_overcommit,
-            space=lambda count: storage.need(origin, count, request.mode) if origin else 0,
+            need=storage.need,
             mac=self.plugins.clone_mac,
             mac_prefix=hypervisor.mac_prefix,
         )
@@ -294,13 +296,7 @@ class Engine:
                 made = self._library.import_image(
                     plan.template, storage, plan.run, started
                 ).unwrap()
-                new = sum(Step.CLONE in clone.steps for clone in plan.clones)
-                check_space(
-                    storage.name,
-                    new,
-                    lambda count: storage.need(made, count, plan.mode),
-                    storage.capacity(),
-                )
+                check_space(plan, made, storage.need, storage.capacity())
                 origin = made
             else:
                 origin = origin_of(storage, plan.template.name)
@@ -497,7 +493,11 @@ class Engine:
 
     def _probe(self, kind: str, name: str) -> Iterator[Check]:
         try:
-            yield from getattr(self._backends, kind)(name).probe()
+            driver = getattr(self._backends, kind)(name)
+            checks = tuple(driver.probe())
+            yield from checks
+            if kind == "storage" and not any(c.status is Status.FAILED for c in checks):
+                yield from capacity_checks(name, driver.capacity())
         except VmclonerError as error:
             yield Check(
                 backend=name,
@@ -506,6 +506,16 @@ class Engine:
                 detail=error.message,
                 fix=error.hint or "",
             )
+
+
+def capacity_checks(pool: str, capacity: Capacity) -> Iterator[Check]:
+    """Yield what a pool has room for, and what it warns of."""
+    room = f"{format_size(capacity.free)} of {format_size(capacity.total)} free"
+    if capacity.volumes_free is not None:
+        room += f", for {capacity.volumes_free} more volumes at most"
+    yield Check(backend=pool, name="space", status=Status.OK, detail=room)
+    for warning in capacity.warnings:
+        yield Check(backend=pool, name="space", status=Status.WARNING, detail=warning)
 
 
 def check_result(result: RunResult) -> RunResult:

@@ -26,6 +26,9 @@ class Work:
 
     plan: ClonePlan
     volumes: tuple[Volume, ...] = ()
+    """Those that are there by now, in the disks' order."""
+    own: tuple[Volume, ...] = ()
+    """Those of them that this run made."""
     made: list[Step] = attrs.field(factory=list)
     """Steps that changed the host: what a roll-back undoes."""
     error: VmclonerError | None = None
@@ -37,6 +40,13 @@ class Work:
         """The clone's name, the key of all outcomes."""
         return self.plan.name
 
+    def add(self, volume: Volume, *, made: bool) -> None:
+        """Note a volume that is there now, and whether this run made it."""
+        others = (known for known in self.volumes if known.name != volume.name)
+        self.volumes = tuple(sorted((*others, volume), key=lambda each: each.disk))
+        if made:
+            self.own = (*self.own, volume)
+
     def result(self) -> CloneResult:
         """Return what became of it."""
         return CloneResult(
@@ -44,7 +54,7 @@ class Work:
             error=self.error,
             failed_step=self.failed_step,
             seconds=dict(self.seconds),
-            created=bool({Step.CLONE, Step.DEFINE} & set(self.made)),
+            created=bool(self.own) or Step.DEFINE in self.made,
         )
 
 
@@ -56,9 +66,9 @@ def undo(work: Work) -> Work:
     steps = (
         *((Step.DESTROY,) if {Step.DEFINE, Step.START} & touched else ()),
         *((Step.UNDEFINE,) if Step.DEFINE in touched else ()),
-        *((Step.REMOVE,) if Step.CLONE in work.made else ()),
+        *((Step.REMOVE,) if work.own else ()),
     )
-    return Work(plan=attrs.evolve(work.plan, steps=steps), volumes=work.volumes)
+    return Work(plan=attrs.evolve(work.plan, steps=steps), volumes=work.own)
 
 
 More = Callable[[], Sequence[Work]]
@@ -210,8 +220,6 @@ class Pipeline:
         work.seconds[step.value] = seconds
         if outcome.changed:
             work.made.append(step)
-        if isinstance(outcome.value, Volume):
-            work.volumes = (outcome.value,)
         status = StepStatus.DONE if outcome.changed else StepStatus.UNCHANGED
         self._event(step, work.name, status, seconds)
         self._forward(work, work.plan.steps[work.plan.steps.index(step) + 1 :])

@@ -16,7 +16,11 @@ def merge(host: str, volumes: Iterable[Volume], domains: Iterable[Domain]) -> tu
         disks.setdefault((volume.labels.fleet, volume.labels.index), []).append(volume)
     machines = {(d.labels.fleet, d.labels.index): d for d in domains}
     return tuple(
-        _clone(host, tuple(disks.get(key, ())), machines.get(key))
+        _clone(
+            host,
+            tuple(sorted(disks.get(key, ()), key=lambda volume: volume.disk)),
+            machines.get(key),
+        )
         for key in sorted(disks.keys() | machines.keys())
     )
 

@@ -16,7 +16,13 @@ from typing import Generic, Literal, TypeVar, cast
 import attrs
 
 from vmcloner_core.errors import InvalidRequest, VmclonerError
-from vmcloner_core.names import check_fleet, check_template, clone_name
+from vmcloner_core.names import (
+    check_fleet,
+    check_template,
+    clone_name,
+    split_volume,
+    volume_name,
+)
 from vmcloner_core.units import Size
 
 T_co = TypeVar("T_co", covariant=True)
@@ -178,6 +184,18 @@ class NicSpec:
             raise InvalidRequest(f"nic of kind {self.kind!r} {need}")
 
 
+MAX_DISKS = 26
+"""Disks of a clone, the first and swap among them: ``vda`` to ``vdz``."""
+
+
+@attrs.frozen(kw_only=True)
+class DiskSpec:
+    """A further disk of each clone, of ``size`` bytes: zeros, or a swap area."""
+
+    size: Size
+    content: Literal["empty", "swap"] = "empty"
+
+
 @attrs.frozen(kw_only=True)
 class DomainOptions:
     """What a template may say about the virtual machine beyond memory and processors.
@@ -222,7 +240,9 @@ class Template:
     """What is cloned.
 
     :param memory: bytes.
-    :param disk_size: bytes, at least the image's; None for the image's own.
+    :param disk_size: bytes of the first disk, at least the image's; None for the image's own.
+    :param swap: bytes of a second disk that is a swap area; None for none.
+    :param disks: further disks, which follow.
     :param boot: name of a boot provider.
     :param ready: what ``--wait`` waits for: ``running``, ``ip``, ``port:N``, ``ssh``, ``agent`` or
         ``console:REGEX``, where ``{{ name }}`` stands for the clone's name.
@@ -239,6 +259,8 @@ class Template:
     vcpus: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     image: ImageSource
     disk_size: Size | None = None
+    swap: Size | None = None
+    disks: tuple[DiskSpec, ...] = ()
     kernel: KernelSpec | None = None
     nics: tuple[NicSpec, ...] = (NicSpec(),)
     domain: DomainOptions = DomainOptions()
@@ -246,6 +268,16 @@ class Template:
     ready: str = "running"
     folder: Path = Path()
     origin_file: Path | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if len(self.blanks) >= MAX_DISKS:
+            raise InvalidRequest(f"disks: a clone has {MAX_DISKS} disks at most")
+
+    @property
+    def blanks(self) -> tuple[DiskSpec, ...]:
+        """The disks beside the image's, in order: number 1, 2, …"""
+        swap = () if self.swap is None else (DiskSpec(size=self.swap, content="swap"),)
+        return (*swap, *self.disks)
 
 
 # --- volumes ------------------------------------------------------------------------------------
@@ -272,7 +304,7 @@ class Origin:
 class Volume:
     """A clone's disk, where the hypervisor finds it.
 
-    :param name: the volume's name in its pool, ``CLONE-disk0``.
+    :param name: the volume's name in its pool, ``CLONE-diskN``.
     :param path: absolute path on the host. :param format: the bytes' format, as libvirt names it.
     :param kind: ``file`` or ``block``, libvirt's disk type. :param size: virtual bytes.
     """
@@ -285,28 +317,52 @@ class Volume:
     format: Literal["raw", "qcow2"] = "raw"
     kind: Literal["file", "block"] = "file"
 
+    @property
+    def disk(self) -> int:
+        """Its number among the clone's disks, from 0."""
+        return (split_volume(self.name) or ("", 0))[1]
+
 
 @attrs.frozen(kw_only=True)
 class CloneRequest:
-    """One volume to be made from an origin. ``size`` in bytes, None for the origin's."""
+    """One volume to be made: a clone of an origin, or a blank one.
+
+    :param disk: its number among the clone's disks, from 0.
+    :param origin: what it is a clone of, in the way of ``mode``. None for a blank volume, which
+        is zeros but for ``head`` at its start, and doesn't share anything in either mode.
+    :param size: bytes, at least the origin's; None for the origin's own. A blank one needs it.
+    """
 
     labels: Labels
-    origin: Origin
+    disk: int = 0
+    origin: Origin | None = None
     mode: CloneMode = CloneMode.LINKED
     size: int | None = None
+    head: bytes = attrs.field(default=b"", repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.origin is None and (self.size or 0) < max(1, len(self.head)):
+            raise InvalidRequest(f"{self.volume_name}: a blank disk needs a size")
 
     @property
     def volume_name(self) -> str:
-        """Name of the volume in its pool."""
-        return f"{self.labels.clone}-disk0"
+        """Name of the volume in its pool, and the key of its outcomes."""
+        return volume_name(self.labels.clone, self.disk)
 
 
 @attrs.frozen(kw_only=True)
 class Capacity:
-    """What a pool holds, in bytes."""
+    """What a pool holds, in bytes.
+
+    :param volumes_free: how many more volumes fit, whatever their size; None where bytes are all
+        that limits them.
+    :param warnings: what people should know before it is too late (``metadata 83 % full``).
+    """
 
     total: int
     free: int
+    volumes_free: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 # --- domains ------------------------------------------------------------------------------------

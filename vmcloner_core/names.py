@@ -22,6 +22,7 @@ XEN_HOST = frozenset({"domain-0", "0", "00000000-0000-0000-0000-000000000000"})
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 _TEMPLATE = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
 _CLONE = re.compile(r"(?P<fleet>.+)-(?P<index>[1-9][0-9]{0,5})")
+_VOLUME = re.compile(r"(?P<clone>.+)-disk(?P<disk>0|[1-9][0-9]?)")
 
 
 def _printable(text: object) -> str:
@@ -87,6 +88,19 @@ def split_clone(name: str) -> tuple[str, int] | None:
     if match is None or not _LABEL.fullmatch(match["fleet"]) or len(name) > MAX_LABEL:
         return None
     return match["fleet"], int(match["index"])
+
+
+def volume_name(clone: str, disk: int) -> str:
+    """Return the name of a clone's volume, ``CLONE-diskN``; 0 is of its template's image."""
+    return f"{clone}-disk{disk}"
+
+
+def split_volume(name: str) -> tuple[str, int] | None:
+    """Return (clone's name, disk's number) of a volume's name, or None if it isn't one."""
+    match = _VOLUME.fullmatch(name)
+    if match is None or split_clone(match["clone"]) is None:
+        return None
+    return match["clone"], int(match["disk"])
 
 
 @attrs.frozen(kw_only=True)

@@ -153,12 +153,14 @@ ALL = Quota()
 class ClonePlan:
     """One clone's way through the pipeline: the steps it still needs, in order.
 
+    :param disks: numbers of the disks that CLONE makes.
     :param volumes: those that are there already.
     :param wait: what WAIT waits for.
     """
 
     labels: Labels
     steps: tuple[Step, ...]
+    disks: tuple[int, ...] = ()
     uuid: uuid.UUID | None = None
     nics: tuple[Nic, ...] = ()
     volumes: tuple[Volume, ...] = ()

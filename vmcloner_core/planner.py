@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import bisect
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 
 import attrs
 
+from vmcloner_core.disks import disk_numbers, disk_requests
 from vmcloner_core.errors import Conflict, InvalidRequest, NotEnoughResources
 from vmcloner_core.inventory import select
 from vmcloner_core.model import (
     Capacity,
     Clone,
+    CloneRequest,
     HostResources,
     Labels,
     Nic,
@@ -46,7 +50,7 @@ class Facts:
     :param clones: every clone of the host.
     :param foreign_names, foreign_macs: of domains that aren't ours.
     :param origin: the template's image in the pool, None while it isn't imported.
-    :param space: bytes that so many clones of that origin need.
+    :param need: bytes that so many volumes like the one requested take.
     :param mac: a policy's address for (labels, card, attempt), or None for the default.
     :param mac_prefix: the hypervisor's, for the default.
     """
@@ -61,7 +65,7 @@ class Facts:
     capacity: Capacity
     resources: HostResources
     memory_overcommit: float = 1.0
-    space: Callable[[int], int]
+    need: Callable[[CloneRequest, int], int]
     mac: Callable[[Labels, int, int], str | None] = lambda _labels, _nic, _attempt: None
     mac_prefix: str = "52:54:00"
 
@@ -83,12 +87,15 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
     clones, existing, macs = [], [], _used_macs(facts)
     for index in indices:
         found = fleet.get(index)
-        steps = _create_steps(found, start=start, wait=wait is not None)
+        disks = _missing_disks(found, template)
+        steps = _create_steps(found, disks, start=start, wait=wait is not None)
         if not steps:
             existing.append(clone_name(request.fleet, index))
             continue
         labels = _labels(request.fleet, index, template.name, facts, birth)
-        clones.append(_clone_plan(labels, found, steps, template, facts, macs, wait))
+        if disks and found is not None:
+            _check_pool(found, facts.storage)
+        clones.append(_clone_plan(labels, found, steps, disks, template, facts, macs, wait))
     _check_foreign([clone.name for clone in clones if Step.DEFINE in clone.steps], facts)
     plan = Plan(
         action=Action.CREATE,
@@ -100,7 +107,7 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
         hypervisor=facts.hypervisor,
         storage=facts.storage,
         mode=request.mode,
-        import_image=facts.origin is None and any(Step.CLONE in c.steps for c in clones),
+        import_image=facts.origin is None and any(0 in c.disks for c in clones),
         on_failure=request.on_failure,
         min_ready=request.min_ready,
         jobs=request.jobs,
@@ -134,10 +141,34 @@ def _new_indices(request: CreateRequest, fleet: Mapping[int, Clone]) -> list[int
     return new
 
 
-def _create_steps(found: Clone | None, *, start: bool, wait: bool) -> tuple[Step, ...]:
+def _missing_disks(found: Clone | None, template: Template) -> tuple[int, ...]:
+    """Return the numbers of the disks that a clone doesn't have yet."""
+    wanted = disk_numbers(template)
+    if found is None:
+        return tuple(wanted)
+    if found.domain is not None:
+        # It was defined with so many: what the template has got since is for other clones.
+        wanted = wanted[: max(1, len(found.domain.disks))]
+    there = {volume.disk for volume in found.volumes}
+    return tuple(number for number in wanted if number not in there)
+
+
+def _check_pool(found: Clone, pool: str) -> None:
+    """Check that what a clone lacks would be made in the pool that it lies in."""
+    if found.volumes and found.labels.storage != pool:
+        raise Conflict(
+            f"clone {found.name} lacks a disk, and lies in pool {found.labels.storage!r}, "
+            f"not {pool!r}",
+            hint=f"--storage {found.labels.storage}",
+        )
+
+
+def _create_steps(
+    found: Clone | None, disks: Sequence[int], *, start: bool, wait: bool
+) -> tuple[Step, ...]:
     """Return what a clone still needs; nothing where it is as asked."""
     steps: list[Step] = []
-    if found is None or found.state is State.ORPHAN:
+    if disks:
         steps.append(Step.CLONE)
     if found is None or found.state is State.ALLOCATED:
         steps.append(Step.DEFINE)
@@ -166,6 +197,7 @@ def _clone_plan(
     labels: Labels,
     found: Clone | None,
     steps: tuple[Step, ...],
+    disks: tuple[int, ...],
     template: Template,
     facts: Facts,
     macs: set[str],
@@ -183,6 +215,7 @@ def _clone_plan(
     return ClonePlan(
         labels=labels,
         steps=steps,
+        disks=disks,
         uuid=clone_uuid(facts.host, labels.fleet, labels.index, labels.template),
         nics=nics,
         volumes=found.volumes if found is not None else (),
@@ -221,28 +254,59 @@ def _with_needs(plan: Plan, facts: Facts) -> Plan:
     """Return the plan with the space and memory that it takes, checked against what is there."""
     template = plan.template
     assert template is not None  # noqa: S101 - a create's plan has one
-    new = sum(Step.CLONE in clone.steps for clone in plan.clones)
-    space = facts.space(new) if facts.origin is not None else 0
-    check_space(plan.storage or "", new, facts.space if facts.origin else None, facts.capacity)
+    space = check_space(plan, facts.origin, facts.need, facts.capacity)
     starts = sum(Step.START in clone.steps for clone in plan.clones)
     check_memory([template.memory] * starts, facts.resources, facts.memory_overcommit)
-    return attrs.evolve(plan, space=space, memory=starts * template.memory)
+    making = any(clone.disks for clone in plan.clones)
+    return attrs.evolve(
+        plan,
+        space=space,
+        memory=starts * template.memory,
+        warnings=tuple(f"pool {plan.storage}: {w}" for w in facts.capacity.warnings if making),
+    )
 
 
 def check_space(
-    storage: str, count: int, space: Callable[[int], int] | None, capacity: Capacity
-) -> None:
-    """Check that ``count`` clones fit in a pool.
+    plan: Plan,
+    origin: Origin | None,
+    need: Callable[[CloneRequest, int], int],
+    capacity: Capacity,
+) -> int:
+    """Check that what a create makes fits in its pool; returns the bytes that it takes.
 
-    :raises NotEnoughResources: they don't; says what they need, what is free, how many fit.
+    :param origin: the template's image; while there is none, first disks aren't counted.
+    :param need: the pool's :meth:`~vmcloner_core.drivers.StorageDriver.need`.
+    :raises NotEnoughResources: it doesn't; says what it needs, what is free, how many fit.
     """
-    if space is None or not count or space(count) <= capacity.free:
-        return
-    fit = next((n for n in range(count, 0, -1) if space(n) <= capacity.free), 0)
+    making = [clone for clone in plan.clones if clone.disks]
+    if not making or plan.template is None:
+        return 0
+    samples = disk_requests(plan.template, making[0].labels, origin, plan.mode)
+
+    def volumes(clones: int) -> Counter[int]:
+        return Counter(disk for clone in making[:clones] for disk in clone.disks)
+
+    def space(clones: int) -> int:
+        numbers = volumes(clones)
+        return sum(need(r, numbers[r.disk]) for r in samples if numbers[r.disk])
+
+    def full(clones: int) -> bool:
+        limit = capacity.volumes_free
+        over = limit is not None and volumes(clones).total() > limit
+        return over or space(clones) > capacity.free
+
+    count = len(making)
+    if not full(count):
+        return space(count)
+    if space(count) > capacity.free:
+        lack = f"need {format_size(space(count))} in pool {plan.storage!r}, "
+        lack += f"{format_size(capacity.free)} are free"
+    else:
+        lack = f"have {volumes(count).total()} volumes, pool {plan.storage!r} has room "
+        lack += f"for {capacity.volumes_free} more"
+    fit = bisect.bisect_left(range(1, count + 1), True, key=full)
     raise NotEnoughResources(
-        f"{count} clones need {format_size(space(count))} in pool {storage!r}, "
-        f"{format_size(capacity.free)} are free",
-        hint=f"{fit} would fit" if fit else "none would fit",
+        f"{count} clones {lack}", hint=f"{fit} would fit" if fit else "none would fit"
     )
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TypeVar
 
 import attrs
 
+from vmcloner_core.disks import disk_requests
 from vmcloner_core.drivers import BootProvider, BootRequest, HypervisorDriver, Lane, StorageDriver
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.executor import Call, More, Stage, Work
@@ -26,7 +29,7 @@ from vmcloner_core.placeholders import clone_values, fill
 from vmcloner_core.plan import ClonePlan, Plan, Readiness, Step
 from vmcloner_core.readiness import Awaited, watch
 
-D = TypeVar("D", StorageDriver, HypervisorDriver)
+T = TypeVar("T")
 
 
 def domain_spec(
@@ -100,25 +103,28 @@ class Stages:
         else:
             drivers = [self.hypervisors(n) for n in {w.plan.labels.hypervisor for w in works}]
         lanes: list[Lane] = [getattr(driver, attribute) for driver in drivers]
+        # Storage counts volumes, the pipeline clones.
+        each = max((_members(step, work) for work in works), default=1)
         return Lane(
-            batch=max((lane.batch for lane in lanes), default=1),
+            batch=max(1, max((lane.batch for lane in lanes), default=1) // each),
             concurrency=max((lane.concurrency for lane in lanes), default=1),
         )
 
     # --- calls ---
 
     def _clone(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
-        assert self.origin is not None and self.plan.template is not None  # noqa: S101, PT018
-        requests = [
-            CloneRequest(
-                labels=work.plan.labels,
-                origin=self.origin,
-                mode=self.plan.mode,
-                size=self.plan.template.disk_size,
-            )
-            for work in works
-        ]
-        yield from self.storages(self.origin.pool).clone(requests)
+        template, pool = self.plan.template, self.plan.storage
+        assert template is not None and pool is not None  # noqa: S101, PT018
+        requests: list[CloneRequest] = []
+        owners: dict[str, Work] = {}
+        for work in works:
+            plan = work.plan
+            own = disk_requests(template, plan.labels, self.origin, self.plan.mode, plan.disks)
+            requests.extend(own)
+            owners.update((request.volume_name, work) for request in own)
+        driver = self.storages(pool)
+        batches = _cut(requests, driver.clone_lane.batch)
+        yield from _together(owners, chain.from_iterable(map(driver.clone, batches)))
 
     def _define(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
         template = self.plan.template
@@ -146,7 +152,7 @@ class Stages:
 
     def _start(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
         ready = []
-        for work, error in self._volumes(works, "activate"):
+        for work, error in self._switched(works, lambda pool, volumes: pool.activate(volumes)):
             if error is None:
                 ready.append(work)
             else:
@@ -190,7 +196,10 @@ class Stages:
                     yield Outcome(key=outcome.key, error=outcome.error)
                 else:
                     stopped[outcome.key] = outcome
-            for work, error in self._volumes([by_name[name] for name in stopped], "deactivate"):
+            for work, error in self._switched(
+                [by_name[name] for name in stopped],
+                lambda pool, volumes: pool.deactivate(volumes),
+            ):
                 yield attrs.evolve(stopped[work.name], error=error)
 
     def _undefine(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
@@ -198,8 +207,13 @@ class Stages:
             yield from driver.undefine([work.name for work in group])
 
     def _remove(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
-        for name, volumes in self._by_pool(works).items():
-            yield from self.storages(name).delete(volumes)
+        outcomes = (
+            outcome
+            for name, volumes in self._by_pool(works).items()
+            for batch in _cut(volumes, self.storages(name).delete_lane.batch)
+            for outcome in self.storages(name).delete(batch)
+        )
+        yield from _together(_owners(works), outcomes)
 
     # --- grouping ---
 
@@ -220,17 +234,61 @@ class Stages:
                 groups.setdefault(volume.pool, []).append(volume)
         return groups
 
-    def _volumes(
-        self, works: Sequence[Work], operation: str
+    def _switched(
+        self,
+        works: Sequence[Work],
+        switch: Callable[[StorageDriver, Sequence[Volume]], Iterator[Outcome[None]]],
     ) -> Iterator[tuple[Work, VmclonerError | None]]:
         """Activate or deactivate works' volumes; yields each work with its error, if any."""
-        errors: dict[str, VmclonerError] = {}
-        for name, volumes in self._by_pool(works).items():
-            for outcome in getattr(self.storages(name), operation)(volumes):
-                if outcome.error is not None:
-                    errors[outcome.key] = outcome.error
+        outcomes = (
+            outcome
+            for name, volumes in self._by_pool(works).items()
+            for outcome in switch(self.storages(name), volumes)
+        )
+        errors = {o.key: o.error for o in _together(_owners(works), outcomes)}
         for work in works:
             yield work, errors.get(work.name)
+
+
+def _members(step: Step, work: Work) -> int:
+    """Return how many members of a driver's call a clone is."""
+    if step is Step.CLONE:
+        return max(1, len(work.plan.disks))
+    return max(1, len(work.volumes)) if step is Step.REMOVE else 1
+
+
+def _owners(works: Sequence[Work]) -> dict[str, Work]:
+    return {volume.name: work for work in works for volume in work.volumes}
+
+
+def _cut(members: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (members[start : start + size] for start in range(0, len(members), size))
+
+
+def _together(
+    owners: Mapping[str, Work], outcomes: Iterable[Outcome[Volume]] | Iterable[Outcome[None]]
+) -> Iterator[Outcome[object]]:
+    """Yield each clone's outcome once those of all its volumes are known; one's failure is its own.
+
+    :param owners: the works by the names of their volumes, which are the keys of ``outcomes``.
+    """
+    waiting = dict(owners)
+    left = Counter(work.name for work in owners.values())
+    errors: dict[str, VmclonerError] = {}
+    changed: set[str] = set()
+    for outcome in outcomes:
+        work = waiting.pop(outcome.key, None)
+        if work is None:
+            continue
+        if outcome.value is not None:
+            work.add(outcome.value, made=outcome.changed)
+        if outcome.error is not None:
+            errors.setdefault(work.name, outcome.error)
+        if outcome.changed:
+            changed.add(work.name)
+        left[work.name] -= 1
+        if not left[work.name]:
+            yield Outcome(key=work.name, error=errors.get(work.name), changed=work.name in changed)
 
 
 def _readiness(work: Work) -> Readiness:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -74,13 +75,13 @@ class Cloner:
     def _outcome(
         self, request: CloneRequest, lock: Callable[[], AbstractContextManager[None]]
     ) -> Outcome[Volume]:
-        key = request.labels.clone
-        path = self._pool.disk_path(request.labels)
+        key = request.volume_name
+        path = self._pool.disk_path(request.labels, request.disk)
         try:
             with translated(path):
-                found = self._pool.disk(request.labels)
+                found = self._pool.disk(request.labels, request.disk)
                 made = self._make(request, path, lock) if found is None else None
-                record = made or found or self._pool.disk(request.labels)
+                record = made or found or self._pool.disk(request.labels, request.disk)
         except VmclonerError as error:
             return Outcome(key=key, error=error)
         if record is None:
@@ -93,15 +94,11 @@ class Cloner:
         self, request: CloneRequest, path: Path, lock: Callable[[], AbstractContextManager[None]]
     ) -> DiskRecord | None:
         """Make a disk; returns None where its name was taken meanwhile."""
-        with lock():
-            source = self._source(request.origin)
-        record = DiskRecord(
-            labels=request.labels, format=self._format, size=_size(request, source.record)
-        )
+        record, fill = self._content(request, lock)
         with self._pool.draft(self._pool.volumes) as draft:
-            self._fill(source, draft.fd, record.size)
+            fill(draft.fd, record.size)
             with lock():
-                if self._pool.disk(request.labels) is not None:
+                if self._pool.disk(request.labels, request.disk) is not None:
                     return None
                 self._pool.labels.write(draft.fd, path, record.to_mapping())
                 try:
@@ -109,6 +106,20 @@ class Cloner:
                 except FileExistsError:
                     return None
         return record
+
+    def _content(
+        self, request: CloneRequest, lock: Callable[[], AbstractContextManager[None]]
+    ) -> tuple[DiskRecord, Callable[[int, int], None]]:
+        """Return what a disk is to be, and what fills an empty file with its bytes."""
+        if request.origin is None:
+            size = _sectors(request.size or 0)
+            record = DiskRecord(labels=request.labels, format="raw", size=size)
+            return record, functools.partial(_blank, request.head)
+        with lock():
+            source = self._source(request.origin)
+        size = _size(request, source.record)
+        record = DiskRecord(labels=request.labels, format=self._format, size=size)
+        return record, functools.partial(self._fill, source)
 
     def _source(self, origin: Origin) -> _Source:
         if origin.template in self._sources:
@@ -149,11 +160,20 @@ def _size(request: CloneRequest, image: ImageRecord) -> int:
     size = request.size or image.size
     if size < image.size:
         raise InvalidRequest(
-            f"{request.labels.clone}: a disk of {format_size(size)} is smaller than its "
+            f"{request.volume_name}: a disk of {format_size(size)} is smaller than its "
             f"template's image, {format_size(image.size)}",
             hint="give disk_size at least that",
         )
+    return _sectors(size)
+
+
+def _sectors(size: int) -> int:
     return size + -size % qcow2.SECTOR
+
+
+def _blank(head: bytes, target: int, size: int) -> None:
+    os.ftruncate(target, size)
+    os.pwrite(target, head, 0)
 
 
 def _reflink(source: _Source, target: int, size: int) -> None:

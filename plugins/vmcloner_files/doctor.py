@@ -9,9 +9,8 @@ from pathlib import Path
 
 from vmcloner_core.model import Check, Status
 from vmcloner_core.process import CommandRunner
-from vmcloner_core.units import format_size
 from vmcloner_files.errors import translate
-from vmcloner_files.features import Features, examine, existing, file_system, has_attributes, space
+from vmcloner_files.features import Features, examine, existing, file_system, has_attributes
 
 QEMU_IMG_FIX = "apt-get install qemu-utils"
 
@@ -37,7 +36,6 @@ def examine_pool(backend: str, folder: Path, wanted: str, runner: CommandRunner)
         yield check("cloning", *_cloning(features, wanted, file_system(place)))
         kept = "in extended attributes" if has_attributes(place) else "in sidecar files"
         yield check("labels", Status.OK, kept)
-        yield check("space", Status.OK, _space(place))
     yield check("access", *_access(place))
     if runner.which("qemu-img"):
         yield check("qemu-img", Status.OK)
@@ -56,11 +54,6 @@ def _cloning(features: Features, wanted: str, kind: str) -> tuple[Status, str, s
         )
     why = "as set" if wanted == "overlay" else f"{kind} can't share blocks"
     return Status.OK, f"qcow2 overlays on {kind} ({why})", ""
-
-
-def _space(place: Path) -> str:
-    found = space(place)
-    return f"{format_size(found.free)} of {format_size(found.total)} free"
 
 
 def _access(place: Path) -> tuple[Status, str, str]:

@@ -92,21 +92,21 @@ class FilesDriver(StorageDriver):
 
     def clone(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
         """See :meth:`StorageDriver.clone`."""
-        linked = [request for request in requests if request.mode is CloneMode.LINKED]
+        copies = [request for request in requests if _takes_time(request)]
+        linked = [request for request in requests if not _takes_time(request)]
         if linked:
             self._pool.prepare()
             with Cloner(self._pool, self.name, self._method()) as cloner:
                 outcomes = cloner.link(linked)
             yield from outcomes
         with Cloner(self._pool, self.name, Method.COPY) as cloner:
-            for request in requests:
-                if request.mode is CloneMode.FULL:
-                    yield cloner.copy(request)
+            for request in copies:
+                yield cloner.copy(request)
 
     def delete(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
         """See :meth:`StorageDriver.delete`."""
         if not self._pool.volumes.exists():
-            yield from (Outcome(key=v.labels.clone, changed=False) for v in volumes)
+            yield from (Outcome(key=volume.name, changed=False) for volume in volumes)
             return
         holders = Holders()
         with self._pool.lock(alone=True):
@@ -114,10 +114,10 @@ class FilesDriver(StorageDriver):
         yield from outcomes
 
     def _delete(self, volume: Volume, holders: Holders) -> Outcome[None]:
-        key = volume.labels.clone
-        path = self._pool.disk_path(volume.labels)
+        key = volume.name
+        path = self._pool.disk_path(volume.labels, volume.disk)
         try:
-            if self._pool.disk(volume.labels) is None:
+            if self._pool.disk(volume.labels, volume.disk) is None:
                 return Outcome(key=key, changed=False)
             with translated(path):
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -147,12 +147,15 @@ class FilesDriver(StorageDriver):
         with translated(self._pool):
             return space(self._pool.folder)
 
-    def need(self, origin: Origin, count: int, mode: CloneMode) -> int:
+    def need(self, request: CloneRequest, count: int) -> int:
         """See :meth:`StorageDriver.need`."""
+        origin = request.origin
         with translated(self._pool):
             block = os.statvfs(next(existing(self._pool.folder))).f_frsize
         labels = block  # what a file system takes for them that can't keep them in the inode
-        method = Method.COPY if mode is CloneMode.FULL else self._method()
+        if origin is None:
+            return count * (-(-len(request.head) // block) * block + labels)
+        method = Method.COPY if request.mode is CloneMode.FULL else self._method()
         if method is Method.COPY:
             return count * (origin.allocated + labels)
         if method is Method.OVERLAY:
@@ -173,3 +176,7 @@ class FilesDriver(StorageDriver):
                 f"{self._pool}: its file system can't share blocks", hint="set clone = 'auto'"
             )
         return Method(self._settings.clone)
+
+
+def _takes_time(request: CloneRequest) -> bool:
+    return request.origin is not None and request.mode is CloneMode.FULL

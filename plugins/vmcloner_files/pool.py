@@ -1,6 +1,6 @@
 """The folder that is a pool: where its files are, who may change them now, what they are.
 
-``templates/NAME.raw`` are the templates' images, ``volumes/CLONE-disk0`` the clones' disks (raw
+``templates/NAME.raw`` are the templates' images, ``volumes/CLONE-diskN`` the clones' disks (raw
 or qcow2: their labels say it, never their content, which is the guest's). ``.lock`` orders
 processes: who adds files holds it shared, who removes or replaces some holds it alone. ``.tmp``
 is for file systems without unnamed files.
@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from vmcloner_core.errors import Conflict, DeadlineExceeded
 from vmcloner_core.model import Labels
-from vmcloner_core.names import check_template
+from vmcloner_core.names import check_template, split_volume, volume_name
 from vmcloner_files import drafts
 from vmcloner_files.errors import translated
 from vmcloner_files.features import Features, examine, existing, has_attributes
@@ -133,9 +133,9 @@ class Pool:
         """Return where a template's image is or would be."""
         return self.templates / f"{check_template(template)}.raw"
 
-    def disk_path(self, labels: Labels) -> Path:
-        """Return where a clone's disk is or would be."""
-        return self.volumes / f"{labels.clone}-disk0"
+    def disk_path(self, labels: Labels, disk: int) -> Path:
+        """Return where a clone's disk of that number is or would be."""
+        return self.volumes / volume_name(labels.clone, disk)
 
     def image(self, template: str) -> ImageRecord | None:
         """Return what the image of a template is, None where there is none.
@@ -145,12 +145,12 @@ class Pool:
         path = self.image_path(template)
         return self._read(path, lambda values: _image_named(values, path.name))
 
-    def disk(self, labels: Labels) -> DiskRecord | None:
-        """Return what a clone's disk is, None where there is none.
+    def disk(self, labels: Labels, disk: int) -> DiskRecord | None:
+        """Return what a clone's disk of that number is, None where there is none.
 
         :raises Conflict: its name is taken by a file that isn't ours, or by another clone's disk.
         """
-        path = self.disk_path(labels)
+        path = self.disk_path(labels, disk)
         record = self._read(path, DiskRecord.from_mapping)
         if record is not None and not record.labels.same_clone(labels):
             raise Conflict(
@@ -188,7 +188,8 @@ class Pool:
         for path, values in self._labelled(self.volumes):
             record = DiskRecord.from_mapping(values)
             # A copy under another name, made with its attributes, is not that clone's disk.
-            if record is not None and path.endswith(f"/{record.labels.clone}-disk0"):
+            name = split_volume(os.path.basename(path))  # noqa: PTH119
+            if record is not None and name is not None and name[0] == record.labels.clone:
                 found[Path(path)] = record
         return found
 

@@ -94,9 +94,15 @@ def macs(root: Any) -> tuple[str, ...]:
 
 
 def disks(root: Any) -> tuple[Path, ...]:
-    """Return the files and devices that a domain's disks are on."""
-    sources = root.iterfind("devices/disk/source")
-    return tuple(Path(path) for e in sources if (path := e.get("file") or e.get("dev")))
+    """Return the files and devices that a domain's disks are on, leaving CDs and floppies out."""
+    sources = (
+        disk.find("source")
+        for disk in root.iterfind("devices/disk")
+        if disk.get("device", "disk") == "disk"
+    )
+    return tuple(
+        Path(path) for e in sources if e is not None and (path := e.get("file") or e.get("dev"))
+    )
 
 
 def memory(root: Any) -> int:

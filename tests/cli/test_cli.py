@@ -15,7 +15,7 @@ from vmcloner_core.errors import HostCommandError
 
 LIST_KEYS = [
     "name", "fleet", "index", "state", "template", "hypervisor",
-    "storage", "host", "mac", "ip", "created",
+    "storage", "host", "mac", "ip", "created", "volumes",
 ]  # fmt: skip
 
 
@@ -69,7 +69,11 @@ def test_show(run, lab):
     run("create", "web", "-t", "t1")
     shown = json.loads(run("show", "web-1", "-f", "json")[1])
     assert shown["uuid"] == str(lab.engine.show("web-1").domain.uuid)
-    assert shown["volumes"] == ["/reference/web-1-disk0"]
+    assert shown["volumes"] == ["web-1-disk0"]
+    assert shown["disks"] == [
+        {"path": "/reference/web-1-disk0", "size": 1024**2, "format": "raw", "pool": "reference"}
+    ]
+    assert "path=/reference/web-1-disk0 size=1048576" in run("show", "web-1", "-f", "value")[1]
     assert run("show", "web-1", "--xml")[1] == "<domain><name>web-1</name></domain>\n"
     code, _, said = run("show", "web-1", "--show-xl")
     assert code == 3

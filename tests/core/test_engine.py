@@ -63,7 +63,7 @@ def test_a_crashed_run_is_completed(lab):
     """Whatever parts a killed run left, the same request again completes them."""
     lab.engine.create("web", "t1", count=6)
     del lab.machines.machines["web-2"]  # volume only
-    del lab.pool.disks["web-3"]  # domain only
+    del lab.pool.disks["web-3-disk0"]  # domain only
     assert lab.engine.show("web-2").state is State.ALLOCATED
     assert lab.engine.show("web-3").state is State.ORPHAN
     mac = lab.engine.show("web-3").mac

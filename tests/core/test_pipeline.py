@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from vmcloner_core.drivers import Lane
 from vmcloner_core.errors import Conflict, HostCommandError, Interrupted, WrongState
 from vmcloner_core.executor import Pipeline, Stage, Work, undo
 from vmcloner_core.locks import hold
-from vmcloner_core.model import Labels, Outcome, State
+from vmcloner_core.model import Labels, Outcome, State, Volume
 from vmcloner_core.plan import ClonePlan, Readiness, Step
 from vmcloner_core.readiness import Awaited, watch
 
@@ -121,13 +122,19 @@ def test_cancelled_before_it_begins_does_nothing():
 
 def test_undo_leaves_what_the_run_did_not_make():
     (work,) = works(1, Step.CLONE, Step.DEFINE, Step.START)
+    for disk in (1, 0):
+        name = f"web-1-disk{disk}"
+        volume = Volume(name=name, pool="p", labels=work.plan.labels, path=Path(name), size=1)
+        work.add(volume, made=disk == 1)
+    assert [volume.disk for volume in work.volumes] == [0, 1]
     work.made = [Step.CLONE, Step.DEFINE]
     assert undo(work).plan.steps == (Step.DESTROY, Step.UNDEFINE, Step.REMOVE)
     work.made, work.failed_step, work.error = [Step.CLONE], Step.DEFINE, HostCommandError("x")
     assert undo(work).plan.steps == (Step.DESTROY, Step.UNDEFINE, Step.REMOVE)
     work.error = Conflict("foreign")
     assert undo(work).plan.steps == (Step.REMOVE,)
-    work.made, work.error = [], Interrupted("x")
+    assert [volume.name for volume in undo(work).volumes] == ["web-1-disk1"]
+    work.made, work.own, work.error = [], (), Interrupted("x")
     assert undo(work).plan.steps == ()
 
 

@@ -1,4 +1,6 @@
-"""The reference hypervisor keeps the contract that others are proven by."""
+"""The reference drivers keep the contracts that others are proven by."""
+
+import contextlib
 
 import pytest
 
@@ -7,7 +9,8 @@ from vmcloner_core.hooks import NoSettings
 from vmcloner_core.model import BootConfig, DomainSpec, Host, Nic, NicSpec, clone_mac, clone_uuid
 from vmcloner_core.process import LocalRunner
 from vmcloner_core.testing.hypervisor import HypervisorConformance
-from vmcloner_core.testing.reference import ReferenceHypervisor
+from vmcloner_core.testing.reference import ReferenceHypervisor, ReferenceStorage
+from vmcloner_core.testing.storage import StorageConformance
 
 
 class TestReference(HypervisorConformance):
@@ -32,3 +35,37 @@ class TestReference(HypervisorConformance):
             )
 
         return make
+
+
+class TestReferenceStorage(StorageConformance):
+    """Its volumes are bytes of its own, not files."""
+
+    @pytest.fixture(autouse=True)
+    def pool(self, tmp_path):
+        host = Host(name="local", state=tmp_path)
+        context = DriverContext(host=host, name="pool", runner=LocalRunner())
+        self.storage = ReferenceStorage(context, NoSettings())
+
+    @pytest.fixture
+    def open_driver(self):
+        return lambda: self.storage
+
+    def read(self, volume):
+        return self.storage.contents[volume.name].ljust(volume.size, b"\0")
+
+    def write(self, volume, offset, data):
+        content = self.read(volume)
+        self.storage.contents[volume.name] = content[:offset] + data + content[offset + len(data) :]
+
+    def put_foreign(self, volume):
+        self.storage.foreign.add(volume.name)
+
+    def check_foreign(self, volume):
+        assert volume.name in self.storage.foreign
+        assert volume.name not in self.storage.disks
+
+    @contextlib.contextmanager
+    def busy(self, volume):
+        self.storage.busy.add(volume.name)
+        yield 1
+        self.storage.busy.clear()

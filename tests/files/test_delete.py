@@ -42,10 +42,10 @@ def test_disk_of_a_paused_machine(volumes, locking):
             outcomes = {outcome.key: outcome for outcome in driver.delete(driver.volumes())}
         finally:
             qemu.kill()
-    assert isinstance(outcomes["web-2"].error, WrongState)
-    assert f"in use by process {qemu.pid} (qemu-system-x86" in str(outcomes["web-2"].error)
-    assert outcomes["web-1"].changed
-    assert outcomes["web-3"].changed
+    assert isinstance(outcomes["web-2-disk0"].error, WrongState)
+    assert f"in use by process {qemu.pid} (qemu-system-x86" in str(outcomes["web-2-disk0"].error)
+    assert outcomes["web-1-disk0"].changed
+    assert outcomes["web-3-disk0"].changed
     assert driver.volumes() == (busy,)
 
 
@@ -64,9 +64,9 @@ def test_without_leases_open_files_are_looked_for(volumes, monkeypatch):
             outcomes = {outcome.key: outcome for outcome in driver.delete(driver.volumes())}
         finally:
             sleeper.kill()
-    assert f"process {sleeper.pid} (sleep)" in str(outcomes["web-2"].error)
-    assert outcomes["web-1"].changed
-    assert outcomes["web-3"].changed
+    assert f"process {sleeper.pid} (sleep)" in str(outcomes["web-2-disk0"].error)
+    assert outcomes["web-1-disk0"].changed
+    assert outcomes["web-3-disk0"].changed
 
 
 def test_an_open_during_the_lease_ends_nobody(tmp_path):

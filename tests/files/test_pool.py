@@ -35,7 +35,7 @@ def test_reading_makes_nothing(tmp_path, make_driver):
     assert not driver.delete_origin("tiny").changed
     assert driver.capacity().free > 0
     for mode in CloneMode:
-        assert driver.need(ORIGIN, 10, mode) > 0
+        assert driver.need(CloneRequest(labels=make_labels(), origin=ORIGIN, mode=mode), 10) > 0
     assert checks(driver)["pool"].status is Status.OK
     assert list(tmp_path.iterdir()) == []
 
@@ -212,4 +212,4 @@ def test_need_covers_what_clones_take(tmp_path, make_driver, mode):
     volumes = [outcome.unwrap() for outcome in driver.clone(requests)]
     os.sync()
     taken = sum(volume.path.stat().st_blocks * 512 for volume in volumes)
-    assert taken <= driver.need(origin, 20, mode) <= taken * 1.5
+    assert taken <= driver.need(requests[0], 20) <= taken * 1.5

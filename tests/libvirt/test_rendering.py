@@ -79,7 +79,8 @@ def kernel(spec: DomainSpec) -> tuple[DomainSpec, str]:
 def server(spec: DomainSpec) -> tuple[DomainSpec, str]:
     volumes = (
         volume(spec.labels, "/dev/vg/web-1-disk0", kind="block"),
-        volume(spec.labels, "/srv/pool/web-1-swap"),
+        volume(spec.labels, "/srv/pool/web-1-disk1"),
+        volume(spec.labels, "/srv/pool/web-1-disk2", format="qcow2"),
     )
     nics = (
         Nic(spec=NicSpec(kind="bridge", source="br0", model="e1000e"), mac="52:54:00:00:00:01"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cliff.command import Command
@@ -78,7 +78,16 @@ class _Display(Base):
         """Return values for the output format: JSON and YAML have a word for nothing."""
         if parsed_args.formatter in ("json", "yaml"):
             return tuple(values)
-        return tuple("" if value is None else value for value in values)
+        return tuple(_text(value) for value in values)
+
+
+def _text(value: object) -> object:
+    """Return a value as a cell: lists as words, mappings as ``key=value``."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={word}" for key, word in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(str(_text(each)) for each in value)
+    return "" if value is None else value
 
 
 class Table(_Display, Lister):
@@ -141,7 +150,13 @@ class RunCommand(Table):
             plan = self.engine.plan(request)
             tell_needs(plan)
             return PLAN_COLUMNS, plan_rows(plan)
-        result = self.engine.run(request, on_plan=lambda plan: self.confirm(plan, parsed_args))
+
+        def begin(plan: Plan) -> None:
+            for warning in plan.warnings:
+                note(self.app, warning)
+            self.confirm(plan, parsed_args)
+
+        result = self.engine.run(request, on_plan=begin)
         self._result = result
         shown = result.failures if parsed_args.formatter == "table" else result.results
         return RESULT_COLUMNS, [result_row(clone) for clone in shown]

@@ -11,7 +11,7 @@ from vmcloner_core.model import Clone
 
 COLUMNS = (
     "name", "fleet", "index", "state", "template", "hypervisor",
-    "storage", "host", "mac", "ip", "created",
+    "storage", "host", "mac", "ip", "created", "volumes",
 )  # fmt: skip
 
 
@@ -29,6 +29,7 @@ def _row(clone: Clone) -> tuple[Any, ...]:
         clone.mac,
         clone.ip,
         labels.created,
+        [volume.name for volume in clone.volumes],
     )
 
 
@@ -87,7 +88,15 @@ class Show(Record):
             "owner": clone.labels.owner,
             "run": clone.labels.run,
             "expires": clone.labels.expires,
-            "volumes": [str(volume.path) for volume in clone.volumes],
+            "disks": [
+                {
+                    "path": str(volume.path),
+                    "size": volume.size,
+                    "format": volume.format,
+                    "pool": volume.pool,
+                }
+                for volume in clone.volumes
+            ],
             "macs": list(clone.domain.macs) if clone.domain is not None else [],
             "console_log": str(self.engine.console_log(clone)),
         }

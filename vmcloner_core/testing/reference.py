@@ -38,6 +38,7 @@ from vmcloner_core.model import (
     DomainInventory,
     DomainSpec,
     HostResources,
+    Labels,
     Origin,
     Outcome,
     Progress,
@@ -51,9 +52,12 @@ GIB = 1024**3
 
 
 class ReferenceStorage(SimpleStorageDriver):
-    """Keeps origins and volumes in dictionaries.
+    """Keeps origins, volumes and their bytes in dictionaries.
 
-    ``fail`` maps a clone's name to the error that its next ``clone`` gets.
+    ``contents`` has a volume's bytes, zeros at its end left out. ``foreign`` are names that are
+    taken by what isn't ours, ``busy`` those of volumes that are in use.
+    ``fail`` maps the name of a volume, or of a clone for its first, to the error that its next
+    ``clone`` gets.
     """
 
     clone_lane = Lane(batch=4)
@@ -63,8 +67,13 @@ class ReferenceStorage(SimpleStorageDriver):
         self.lock = threading.Lock()
         self.images: dict[str, Origin] = {}
         self.disks: dict[str, Volume] = {}
+        self.contents: dict[str, bytes] = {}
+        self.foreign: set[str] = set()
+        self.busy: set[str] = set()
         self.fail: dict[str, VmclonerError] = {}
         self.free = 1024 * GIB
+        self.volumes_free: int | None = None
+        self.warnings: tuple[str, ...] = ()
 
     def probe(self) -> Iterator[Check]:
         """See :meth:`StorageDriver.probe`."""
@@ -86,6 +95,7 @@ class ReferenceStorage(SimpleStorageDriver):
                 digest=image.digest,
             )
             self.images[template] = origin
+            self.contents[f"image {template}"] = image.path.read_bytes()
             return Outcome(key=template, value=origin)
 
     def origins(self) -> tuple[Origin, ...]:
@@ -99,41 +109,63 @@ class ReferenceStorage(SimpleStorageDriver):
             return Outcome(key=template, changed=self.images.pop(template, None) is not None)
 
     def _check_unused(self, template: str) -> None:
-        users = [v.labels.clone for v in self.disks.values() if v.labels.template == template]
+        users = [
+            volume.labels.clone
+            for volume in self.disks.values()
+            if volume.labels.template == template and volume.disk == 0
+        ]
         if users:
             raise WrongState(f"clones are linked to {template}: {users[0]}")
 
     def clone_one(self, request: CloneRequest) -> Outcome[Volume]:
         """See :meth:`StorageDriver.clone`."""
-        name = request.labels.clone
+        name = request.volume_name
         with self.lock:
-            if name in self.fail:
-                raise self.fail.pop(name)
-            held = self.disks.get(name)
+            for failing in (name, *([request.labels.clone] if request.disk == 0 else [])):
+                if failing in self.fail:
+                    raise self.fail.pop(failing)
+            held = self._held(name, request.labels)
             if held is not None:
-                if not held.labels.same_clone(request.labels):
-                    raise Conflict(f"volume {name} belongs to another clone")
                 return Outcome(key=name, value=held, changed=False)
-            size = request.size or request.origin.size
-            if size < request.origin.size:
-                raise InvalidRequest(f"{name}: a disk can't be smaller than its image")
+            size, content = self._content(request)
             volume = Volume(
-                name=request.volume_name,
+                name=name,
                 pool=self.name,
                 labels=request.labels,
-                path=Path("/reference") / request.volume_name,
+                path=Path("/reference") / name,
                 size=size,
             )
             self.disks[name] = volume
+            self.contents[name] = content
             return Outcome(key=name, value=volume)
+
+    def _held(self, name: str, labels: Labels) -> Volume | None:
+        held = self.disks.get(name)
+        if name in self.foreign:
+            raise Conflict(f"volume {name} isn't vmcloner's")
+        if held is not None and not held.labels.same_clone(labels):
+            raise Conflict(f"volume {name} belongs to another clone")
+        return held
+
+    def _content(self, request: CloneRequest) -> tuple[int, bytes]:
+        """Return a new volume's size and what it begins with."""
+        origin = request.origin
+        if origin is None:
+            return request.size or 0, request.head
+        if self.images.get(origin.template) != origin:
+            raise NotFound(f"template {origin.template} has no such image")
+        size = request.size or origin.size
+        if size < origin.size:
+            raise InvalidRequest(f"{request.volume_name}: a disk can't be smaller than its image")
+        return size, self.contents[f"image {origin.template}"]
 
     def delete_one(self, volume: Volume) -> Outcome[None]:
         """See :meth:`StorageDriver.delete`."""
-        name = volume.labels.clone
+        name = volume.name
         with self.lock:
-            held = self.disks.get(name)
-            if held is not None and not held.labels.same_clone(volume.labels):
-                raise Conflict(f"volume {name} belongs to another clone")
+            if self._held(name, volume.labels) is not None and name in self.busy:
+                raise WrongState(f"volume {name} is in use")
+            self.contents.pop(name, None)
             return Outcome(key=name, changed=self.disks.pop(name, None) is not None)
 
     def volumes(self) -> tuple[Volume, ...]:
@@ -142,11 +174,18 @@ class ReferenceStorage(SimpleStorageDriver):
 
     def capacity(self) -> Capacity:
         """See :meth:`StorageDriver.capacity`."""
-        return Capacity(total=1024 * GIB, free=self.free)
+        return Capacity(
+            total=1024 * GIB,
+            free=self.free,
+            volumes_free=self.volumes_free,
+            warnings=self.warnings,
+        )
 
-    def need(self, origin: Origin, count: int, mode: CloneMode) -> int:
+    def need(self, request: CloneRequest, count: int) -> int:
         """See :meth:`StorageDriver.need`."""
-        return count * origin.allocated if mode is CloneMode.FULL else 0
+        if request.origin is None:
+            return count * (request.size or 0)
+        return count * request.origin.allocated if request.mode is CloneMode.FULL else 0
 
 
 class ReferenceHypervisor(HypervisorDriver):

@@ -216,11 +216,15 @@ class StorageConformance:
     def make(self, driver: StorageDriver, requests: Sequence[CloneRequest]) -> list[Volume]:
         """Clone, and return the volumes in the order of the requests."""
         outcomes = by_key(driver.clone(requests))
-        return [outcomes[request.labels.clone].unwrap() for request in requests]
+        return [outcomes[request.volume_name].unwrap() for request in requests]
+
+    def blank(self, size: int, *, disk: int = 1, index: int = 1, head: bytes = b"") -> CloneRequest:
+        """Return a request for a blank disk of a clone."""
+        return CloneRequest(labels=make_labels(index=index), disk=disk, size=size, head=head)
 
     def names(self, driver: StorageDriver) -> list[str]:
-        """Return the names of the clones whose volumes the pool has, sorted."""
-        return sorted(volume.labels.clone for volume in driver.volumes())
+        """Return the names of the pool's volumes, sorted."""
+        return sorted(volume.name for volume in driver.volumes())
 
     # --- host -----------------------------------------------------------------------------------
 
@@ -240,10 +244,12 @@ class StorageConformance:
         self, driver: StorageDriver, origin: Origin, mode: CloneMode
     ) -> None:
         """No clones need nothing; twice as many need twice as much; a copy needs its data."""
-        assert driver.need(origin, 0, mode) == 0
-        assert driver.need(origin, 20, mode) == 2 * driver.need(origin, 10, mode)
+        [request] = self.requests(origin, 1, mode)
+        for each in (request, self.blank(4 * MIB)):
+            assert driver.need(each, 0) == 0
+            assert driver.need(each, 20) == 2 * driver.need(each, 10)
         if mode is CloneMode.FULL:
-            assert driver.need(origin, 1, mode) >= origin.allocated
+            assert driver.need(request, 1) >= origin.allocated
 
     # --- origins --------------------------------------------------------------------------------
 
@@ -327,9 +333,9 @@ class StorageConformance:
         """A new clone is its template, byte for byte, and says what it is."""
         requests = self.requests(origin, 3, mode)
         outcomes = by_key(driver.clone(requests))
-        assert sorted(outcomes) == ["web-1", "web-2", "web-3"]
+        assert sorted(outcomes) == ["web-1-disk0", "web-2-disk0", "web-3-disk0"]
         for request in requests:
-            outcome = outcomes[request.labels.clone]
+            outcome = outcomes[request.volume_name]
             volume = outcome.unwrap()
             assert outcome.changed
             assert volume.labels == request.labels
@@ -430,8 +436,8 @@ class StorageConformance:
         requests[2] = attrs.evolve(requests[2], size=image.size - 4096)
         outcomes = by_key(driver.clone(requests))
         assert len(outcomes) == 5
-        assert isinstance(outcomes["web-3"].error, InvalidRequest)
-        assert self.names(driver) == ["web-1", "web-2", "web-4", "web-5"]
+        assert isinstance(outcomes["web-3-disk0"].error, InvalidRequest)
+        assert self.names(driver) == [f"web-{index}-disk0" for index in (1, 2, 4, 5)]
         [again] = driver.clone(self.requests(origin, 1, mode, first=3))
         assert again.changed
         assert self.content(driver, again.unwrap()) == image.path.read_bytes()
@@ -457,13 +463,92 @@ class StorageConformance:
             [driver, open_driver()],
             lambda each: by_key(each.clone(self.requests(origin, 10, mode))),
         )
-        names = sorted(f"web-{index}" for index in range(1, 11))
+        names = sorted(f"web-{index}-disk0" for index in range(1, 11))
         for result in results:
             assert sorted(result) == names
             assert [o.error for o in result.values()] == [None] * 10
         assert self.names(driver) == names
         for name in names:
             assert [result[name].changed for result in results].count(True) == 1
+
+    # --- clones with several disks --------------------------------------------------------------
+
+    def test_blank_disks(self, driver: StorageDriver) -> None:
+        """A blank disk is zeros but for what it is to begin with; the pool needs no template."""
+        head = b"SWAP" * 1024
+        requests = [self.blank(4 * MIB), self.blank(8 * MIB, disk=2, head=head)]
+        empty, headed = self.make(driver, requests)
+        assert (empty.name, headed.name) == ("web-1-disk1", "web-1-disk2")
+        assert (empty.disk, headed.disk) == (1, 2)
+        assert (empty.format, headed.format) == ("raw", "raw")
+        assert empty.size >= 4 * MIB
+        assert headed.size >= 8 * MIB
+        assert self.content(driver, empty) == bytes(empty.size)
+        assert self.content(driver, headed) == head + bytes(headed.size - len(head))
+        assert sorted(driver.volumes(), key=lambda v: v.name) == [empty, headed]
+
+    def test_blank_disks_hold_nothing_of_the_deleted(self, driver: StorageDriver) -> None:
+        """What a deleted disk held isn't seen in the next one."""
+        [request] = [self.blank(4 * MIB)]
+        for _ in range(2):
+            [volume] = self.make(driver, [request])
+            assert self.content(driver, volume) == bytes(volume.size)
+            with self.active(driver, volume):
+                self.write(volume, 0, b"\xd4" * volume.size)
+            for outcome in driver.delete([volume]):
+                assert outcome.ok, outcome.error
+
+    def test_disks_of_one_clone(
+        self, driver: StorageDriver, origin: Origin, image: ImageFile, mode: CloneMode
+    ) -> None:
+        """A clone's disks are made in one call, and each is deleted alone."""
+        requests = [
+            *self.requests(origin, 2, mode),
+            *(self.blank(4 * MIB, disk=disk, index=i) for i in (1, 2) for disk in (1, 2)),
+        ]
+        first, _other, second, third, *_rest = volumes = self.make(driver, requests)
+        assert [volume.disk for volume in (first, second, third)] == [0, 1, 2]
+        assert sorted(driver.volumes(), key=lambda v: v.name) == sorted(
+            volumes, key=lambda v: v.name
+        )
+        with self.active(driver, second):
+            self.write(second, 0, b"\xe5" * 4096)
+        assert self.content(driver, first) == image.path.read_bytes()
+        assert self.content(driver, third) == bytes(third.size)
+        [outcome] = driver.delete([second])
+        assert outcome.key == second.name
+        assert outcome.changed
+        assert second.name not in self.names(driver)
+        assert len(self.names(driver)) == 5
+
+    def test_a_clone_that_lacks_a_disk(
+        self, driver: StorageDriver, origin: Origin, mode: CloneMode
+    ) -> None:
+        """The same request makes what is missing, and leaves what is there."""
+        requests = [*self.requests(origin, 1, mode), self.blank(4 * MIB)]
+        [first] = self.make(driver, requests[:1])
+        outcomes = by_key(driver.clone(requests))
+        assert outcomes[first.name].unwrap() == first
+        assert [outcomes[r.volume_name].changed for r in requests] == [False, True]
+
+    def test_a_disk_of_another_clone(self, driver: StorageDriver) -> None:
+        """A blank disk, too, belongs to its clone's template."""
+        [volume] = self.make(driver, [self.blank(4 * MIB)])
+        other = attrs.evolve(
+            self.blank(4 * MIB), labels=attrs.evolve(volume.labels, template="other")
+        )
+        [outcome] = driver.clone([other])
+        assert isinstance(outcome.error, Conflict)
+        assert driver.volumes() == (volume,)
+
+    def test_activation_is_by_volume(self, driver: StorageDriver, origin: Origin) -> None:
+        """Activating twice is activating once, and so is deactivating."""
+        requests = [*self.requests(origin, 1, self.any_mode(driver)), self.blank(4 * MIB)]
+        volumes = self.make(driver, requests)
+        for switch in (driver.activate, driver.activate, driver.deactivate, driver.deactivate):
+            outcomes = list(switch(volumes))
+            assert sorted(o.key for o in outcomes) == sorted(v.name for v in volumes)
+            assert [o.error for o in outcomes] == [None, None]
 
     # --- deletion -------------------------------------------------------------------------------
 
@@ -472,10 +557,10 @@ class StorageConformance:
         volumes = self.make(driver, self.requests(origin, 3, mode))
         first = list(driver.delete(volumes[:2]))
         assert [(o.ok, o.changed) for o in first] == [(True, True)] * 2
-        assert self.names(driver) == ["web-3"]
+        assert self.names(driver) == ["web-3-disk0"]
         again = {o.key: o for o in driver.delete(volumes)}
         assert all(o.ok for o in again.values())
-        assert [again[f"web-{n}"].changed for n in (1, 2, 3)] == [False, False, True]
+        assert [again[f"web-{n}-disk0"].changed for n in (1, 2, 3)] == [False, False, True]
         assert driver.volumes() == ()
 
     def test_concurrent_deletes(
@@ -503,9 +588,9 @@ class StorageConformance:
         with self.active(driver, volumes[1]):
             with self.busy(volumes[1]):
                 outcomes = {o.key: o for o in driver.delete(volumes)}
-            assert isinstance(outcomes["web-2"].error, WrongState)
-            assert outcomes["web-1"].ok
-            assert outcomes["web-3"].ok
+            assert isinstance(outcomes["web-2-disk0"].error, WrongState)
+            assert outcomes["web-1-disk0"].ok
+            assert outcomes["web-3-disk0"].ok
             assert driver.volumes() == (volumes[1],)
         [outcome] = driver.delete([volumes[1]])
         assert outcome.ok, outcome.error
