@@ -35,6 +35,7 @@ class Backends:
         self._runner = runner
         self._lock = threading.RLock()
         self._drivers: dict[tuple[str, str], StorageDriver | HypervisorDriver] = {}
+        self._boots: dict[str, tuple[BootBackend, BootProvider]] = {}
 
     def storage(self, name: str) -> StorageDriver:
         """Return the driver of a pool; for the errors see :meth:`_made`."""
@@ -46,8 +47,11 @@ class Backends:
 
     def boot(self, name: str) -> tuple[BootBackend, BootProvider]:
         """Return a boot provider, with its description."""
-        backend = self._plugins.boot(name)
-        return backend, backend.factory(self._context(name))
+        with self._lock:
+            if name not in self._boots:
+                backend = self._plugins.boot(name)
+                self._boots[name] = (backend, backend.factory(self._context(name)))
+            return self._boots[name]
 
     def builder(self, name: str) -> ImageBuilder:
         """Return an image builder."""

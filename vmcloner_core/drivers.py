@@ -19,9 +19,11 @@ suites that prove a backend right; docs/plugins.md walks through writing one.
 
 from __future__ import annotations
 
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import attrs
@@ -215,6 +217,9 @@ class SimpleStorageDriver(StorageDriver):
                 yield Outcome(key=volume.name, error=error)
 
 
+NO_BOOTS: Mapping[str, BootConfig] = MappingProxyType({})
+
+
 class HypervisorDriver(ABC):
     """Defines and runs domains on one host. Keys of outcomes are the domains' names.
 
@@ -225,6 +230,8 @@ class HypervisorDriver(ABC):
     kind = ""
     """What templates and boot providers call it: ``kvm``, ``xen``."""
     mac_prefix = "52:54:00"
+    one_shot = False
+    """Whether :meth:`start` can boot a domain once from something else than its definition says."""
     define_lane = Lane()
     start_lane = Lane()
     stop_lane = Lane()
@@ -301,10 +308,15 @@ class HypervisorDriver(ABC):
         """
 
     @abstractmethod
-    def start(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+    def start(
+        self, names: Sequence[str], boots: Mapping[str, BootConfig] = NO_BOOTS
+    ) -> Iterator[Outcome[None]]:
         """Start domains; a running one is a success, one that isn't defined NotFound.
 
         A paused domain is resumed.
+
+        :param boots: by name, what a domain boots at this one start. Its definition stays as it
+            is. Given only to drivers that are :attr:`one_shot`.
         """
 
     @abstractmethod
@@ -351,16 +363,34 @@ class HypervisorDriver(ABC):
 
 @attrs.frozen(kw_only=True)
 class BootRequest:
-    """One clone that a boot provider is asked about."""
+    """One clone that a boot provider is asked about.
+
+    :param hypervisor: the kind that it is to boot on, ``kvm``, ``xen``.
+    :param volumes: its disks; at a start they are active and not in use.
+    :param folder: the clone's own folder for files that it is started from, at a start. Empty;
+        files in it are kept until the clone is stopped, deleted or started again, and only then
+        does somebody else remove them. None where nothing is started.
+    :param dry_run: somebody wants to know, nothing is started: leave nothing behind (a lease).
+    """
 
     labels: Labels
     template: Template
+    hypervisor: str
+    uuid: uuid.UUID
     volumes: tuple[Volume, ...]
     nics: tuple[Nic, ...]
+    folder: Path | None = None
+    dry_run: bool = False
 
 
 class BootProvider(ABC):
-    """Says what a clone boots."""
+    """Says what a clone boots: once, when its domain is defined, or at each start.
+
+    A provider that reads what changes between starts (the guest's own disk, the network) names
+    the kinds of hypervisor on which it is asked at each start in
+    :attr:`~vmcloner_core.hooks.BootBackend.at_start`. There the definition stays a plain one, and
+    what :meth:`resolve_start` says is booted once.
+    """
 
     @abstractmethod
     def check(self, template: Template) -> None:
@@ -371,7 +401,23 @@ class BootProvider(ABC):
 
     @abstractmethod
     def resolve(self, requests: Sequence[BootRequest]) -> Iterator[Outcome[BootConfig]]:
-        """Yield what each clone boots; keys are the clones' names. Called before define."""
+        """Yield what each clone's definition says that it boots; keys are the clones' names.
+
+        Called before define. It reads neither the clones' disks nor the network: at that time a
+        disk may not be active, and what was found would be stale at the next start.
+        """
+
+    def resolve_start(self, requests: Sequence[BootRequest]) -> Iterator[Outcome[BootConfig]]:
+        """Yield what each clone boots at the start that is about to be made; keys as above.
+
+        Only on the kinds of hypervisor in ``BootBackend.at_start``. Files go into the request's
+        ``folder``, and are made readable there by the user that runs guests: by mode 0644, or
+        left to the hypervisor (libvirt hands files of mode 0600 over). What disks and servers say
+        is hostile input: bound its size and the time it takes.
+        """
+        for request in requests:
+            error = BackendError(f"{request.labels.boot}: can't be asked at a start")
+            yield Outcome(key=request.labels.clone, error=error)
 
 
 class ImageBuilder(ABC):

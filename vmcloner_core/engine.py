@@ -166,7 +166,7 @@ class Engine:
                 clones,
                 run=run,
                 host=self.host.name,
-                ready=lambda name: self._library.catalog.template(name).ready,
+                template=self._library.catalog.template,
             )
             self._check_memory(plan, clones)
         self.plugins.load_observers()
@@ -248,6 +248,7 @@ class Engine:
             need=storage.need,
             mac=self.plugins.clone_mac,
             mac_prefix=hypervisor.mac_prefix,
+            boot=self._library.boot_at_start(template, hypervisor),
         )
         return plan_create(request, template, facts, Birth(run=run, owner=owner(), created=now()))
 
@@ -289,7 +290,6 @@ class Engine:
 
     def _stages(self, plan: Plan, started: float) -> Stages:
         origin: Origin | None = None
-        boot = None
         if plan.template is not None and plan.storage is not None:
             storage = self._backends.storage(plan.storage)
             if plan.import_image:
@@ -300,13 +300,13 @@ class Engine:
                 origin = made
             else:
                 origin = origin_of(storage, plan.template.name)
-            boot = self._backends.boot(plan.template.boot)[1]
         return Stages(
             plan=plan,
             storages=self._backends.storage,
             hypervisors=self._backends.hypervisor,
+            boots=lambda name: self._backends.boot(name)[1],
+            boot_files=self.host.boots,
             origin=origin,
-            boot=boot,
             access=self._library.access,
             cancelled=self._cancel.is_set,
         )

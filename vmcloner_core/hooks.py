@@ -79,12 +79,19 @@ class HypervisorBackend:
 
 @attrs.frozen(kw_only=True)
 class BootBackend:
-    """Describes a boot provider. ``hypervisors``: the kinds that it can boot clones on."""
+    """Describes a boot provider.
+
+    :param hypervisors: the kinds that it can boot clones on.
+    :param at_start: those of them on which it is asked at each start
+        (:meth:`BootProvider.resolve_start`) and not only when a clone is defined. Such a
+        hypervisor must be able to start domains :attr:`one_shot <HypervisorDriver.one_shot>`.
+    """
 
     name: str
     description: str
     factory: Callable[[DriverContext], BootProvider]
     hypervisors: frozenset[str] = frozenset({"kvm", "xen"})
+    at_start: frozenset[str] = frozenset()
 
 
 @attrs.frozen(kw_only=True)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from vmcloner_core import images
 from vmcloner_core.backends import Backends
 from vmcloner_core.catalog import Catalog
-from vmcloner_core.drivers import BootRequest, HypervisorDriver, ImageBuilder, StorageDriver
+from vmcloner_core.drivers import HypervisorDriver, ImageBuilder, StorageDriver
 from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, WrongState
 from vmcloner_core.model import (
     Access,
@@ -30,7 +30,7 @@ from vmcloner_core.model import (
 from vmcloner_core.plan import ClonePlan, ProgressEvent, Step, StepEvent, StepStatus
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.settings import Settings
-from vmcloner_core.stages import domain_spec
+from vmcloner_core.stages import boot_request, domain_spec
 
 
 class Library:
@@ -66,8 +66,18 @@ class Library:
                 f"{where}: boot provider {template.boot!r} doesn't boot on {hypervisor.kind}",
                 hint=f"it boots on {', '.join(sorted(backend.hypervisors))}",
             )
+        if hypervisor.kind in backend.at_start and not hypervisor.one_shot:
+            raise InvalidRequest(
+                f"{where}: boot provider {template.boot!r} is asked at each start, and "
+                f"{hypervisor.name} boots only what a definition says"
+            )
         provider.check(template)
         hypervisor.check(template)
+
+    def boot_at_start(self, template: Template, hypervisor: HypervisorDriver) -> str | None:
+        """Return the template's boot provider where it is asked at each start, else None."""
+        backend, _ = self._backends.boot(template.boot)
+        return template.boot if hypervisor.kind in backend.at_start else None
 
     def access(self, labels: Labels, address: str) -> Access:
         """Return how a clone is reached at an address.
@@ -170,7 +180,7 @@ class Library:
             uuid=clone_uuid(self._host.name, labels.fleet, labels.index, labels.template),
             nics=nics,
         )
-        request = BootRequest(labels=labels, template=template, volumes=volumes, nics=nics)
+        request = boot_request(plan, template, driver.kind, volumes)
         _, provider = self._backends.boot(template.boot)
         boot = next(provider.resolve([request])).unwrap()
         return domain_spec(plan, template, boot, volumes)

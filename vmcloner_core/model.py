@@ -72,7 +72,8 @@ class Labels:
     """Whose a resource is: carried by every volume, domain and seed from the moment it exists.
 
     ``created`` and ``expires`` are UTC in ISO 8601, seconds precision. ``storage`` and
-    ``hypervisor`` name the backends (as settings name them) that hold the clone's parts.
+    ``hypervisor`` name the backends (as settings name them) that hold the clone's parts. ``boot``
+    names the boot provider that is asked at each start, None where the definition says it all.
     """
 
     fleet: str = attrs.field(validator=lambda _i, _a, v: check_fleet(v) and None)
@@ -84,6 +85,7 @@ class Labels:
     storage: str
     hypervisor: str
     expires: str | None = None
+    boot: str | None = None
 
     @property
     def clone(self) -> str:
@@ -370,16 +372,26 @@ class Capacity:
 
 @attrs.frozen(kw_only=True)
 class BootConfig:
-    """What a domain boots: a kernel of the host, or its devices in order.
+    """What a domain boots: a kernel, what a boot loader on the host says, or its devices in order.
 
-    With ``kernel`` set, the guest's own boot loader is not run. ``devices`` are libvirt's boot
-    devices (``hd``, ``network``).
+    :param kernel: a file of the host; the guest's own boot loader is not run. With ``initrd`` and
+        ``cmdline``, absolute paths and text.
+    :param devices: libvirt's boot devices, ``hd`` and ``network``, where there is no ``kernel``.
+    :param bootloader: an executable of the host that the hypervisor runs at each start and each
+        reboot to get kernel and initrd (Xen's way), absolute; with ``bootloader_args``.
+    :param on_reboot: what a reboot by the guest does: ``restart`` boots it again from what it has
+        been given, ``destroy`` ends the domain, so that the next start asks the provider again.
+    :param source: where it was found, for people: "entry 'Debian' of /boot/grub/grub.cfg".
     """
 
     kernel: Path | None = None
     initrd: Path | None = None
     cmdline: str | None = None
     devices: tuple[str, ...] = ("hd",)
+    bootloader: Path | None = None
+    bootloader_args: tuple[str, ...] = ()
+    on_reboot: Literal["restart", "destroy"] = "restart"
+    source: str = attrs.field(default="", eq=False)
 
 
 @attrs.frozen(kw_only=True)
@@ -561,7 +573,8 @@ class Check:
 class Host:
     """A machine that runs clones. There may be several; each driver is made for one.
 
-    :param state: folder of vmcloner's own files on that host (console logs, built templates).
+    :param state: folder of vmcloner's own files on that host (console logs, built templates,
+        what clones were started from).
     """
 
     name: str
@@ -581,6 +594,11 @@ class Host:
     def templates(self) -> Path:
         """Folder of what image builders made, one folder per template."""
         return self.state / "templates"
+
+    @property
+    def boots(self) -> Path:
+        """Folder of what boot providers fetched for clones, one folder per clone."""
+        return self.state / "boot"
 
 
 Progress = Callable[[int, int], None]

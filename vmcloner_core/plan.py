@@ -154,8 +154,10 @@ class ClonePlan:
     """One clone's way through the pipeline: the steps it still needs, in order.
 
     :param disks: numbers of the disks that CLONE makes.
+    :param nics: its network cards, where it is defined or its boot provider is asked.
     :param volumes: those that are there already.
     :param wait: what WAIT waits for.
+    :param template: what it is made of, where it is made, or its boot provider is asked.
     """
 
     labels: Labels
@@ -165,6 +167,7 @@ class ClonePlan:
     nics: tuple[Nic, ...] = ()
     volumes: tuple[Volume, ...] = ()
     wait: Readiness | None = None
+    template: Template | None = None
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from itertools import accumulate
 import attrs
 
 from vmcloner_core.disks import disk_numbers, disk_requests
-from vmcloner_core.errors import Conflict, InvalidRequest, NotEnoughResources
+from vmcloner_core.errors import Conflict, InvalidRequest, NotEnoughResources, NotFound
 from vmcloner_core.inventory import select
 from vmcloner_core.model import (
     Capacity,
@@ -53,6 +53,7 @@ class Facts:
     :param need: bytes that so many volumes like the one requested take.
     :param mac: a policy's address for (labels, card, attempt), or None for the default.
     :param mac_prefix: the hypervisor's, for the default.
+    :param boot: the template's boot provider where it is asked at each start, else None.
     """
 
     host: str
@@ -68,6 +69,7 @@ class Facts:
     need: Callable[[CloneRequest, int], int]
     mac: Callable[[Labels, int, int], str | None] = lambda _labels, _nic, _attempt: None
     mac_prefix: str = "52:54:00"
+    boot: str | None = None
 
 
 def plan_create(request: CreateRequest, template: Template, facts: Facts, birth: Birth) -> Plan:
@@ -190,6 +192,7 @@ def _labels(fleet: str, index: int, template: str, facts: Facts, birth: Birth) -
         expires=birth.expires,
         storage=facts.storage,
         hypervisor=facts.hypervisor,
+        boot=facts.boot,
     )
 
 
@@ -212,6 +215,7 @@ def _clone_plan(
     if found is not None:
         # What is there keeps its birth: the rest of the clone is made with the same labels.
         labels = found.labels
+        nics = nics or _nics(found, template)
     return ClonePlan(
         labels=labels,
         steps=steps,
@@ -220,7 +224,14 @@ def _clone_plan(
         nics=nics,
         volumes=found.volumes if found is not None else (),
         wait=wait,
+        template=template,
     )
+
+
+def _nics(clone: Clone, template: Template) -> tuple[Nic, ...]:
+    """Return the network cards of a clone that is there."""
+    macs = clone.domain.macs if clone.domain is not None else ()
+    return tuple(Nic(spec=s, mac=m) for s, m in zip(template.nics, macs, strict=False))
 
 
 def _used_macs(facts: Facts) -> set[str]:
@@ -340,12 +351,13 @@ def plan_targets(
     *,
     run: str,
     host: str,
-    ready: Callable[[str], str] = lambda _template: "running",
+    template: Callable[[str], Template],
 ) -> Plan:
     """Return the plan of a start, stop, restart, delete or wait.
 
-    :param ready: returns what the template of that name calls ready.
-    :raises NotFound: a target names nothing, but for DELETE, where what is gone is as asked.
+    :param template: returns the template of that name; asked only where it is needed.
+    :raises NotFound: a target names nothing, but for DELETE, where what is gone is as asked; or a
+        template is gone that says what a clone boots, or what it is waited for.
     """
     targets = parse_targets(request.targets)
     if request.action is Action.DELETE:
@@ -362,15 +374,7 @@ def plan_targets(
         action=request.action,
         run=run,
         host=host,
-        clones=tuple(
-            ClonePlan(
-                labels=clone.labels,
-                steps=steps,
-                volumes=clone.volumes,
-                wait=_wait(request, clone, ready),
-            )
-            for clone, steps in work
-        ),
+        clones=tuple(_target_plan(request, clone, steps, template) for clone, steps in work),
         existing=existing,
         shutdown_timeout=request.shutdown_timeout,
         min_ready=request.min_ready,
@@ -386,10 +390,37 @@ def _named(clone: Clone, targets: Sequence[Target]) -> bool:
     return any(target.matches(clone.fleet, clone.index) for target in targets)
 
 
-def _wait(request: TargetRequest, clone: Clone, ready: Callable[[str], str]) -> Readiness | None:
+def _target_plan(
+    request: TargetRequest,
+    clone: Clone,
+    steps: tuple[Step, ...],
+    template: Callable[[str], Template],
+) -> ClonePlan:
+    plan = ClonePlan(
+        labels=clone.labels,
+        steps=steps,
+        volumes=clone.volumes,
+        wait=_wait(request, clone, template),
+    )
+    if clone.labels.boot is None or Step.START not in steps:
+        return plan
+    try:
+        made_of = template(clone.template)
+    except NotFound as error:
+        raise NotFound(
+            f"{clone.name}: what it boots is up to template {clone.template!r}, which is gone",
+            hint=f"put its file back, or vmcloner delete {clone.name}",
+        ) from error
+    uuid = clone.domain.uuid if clone.domain is not None else None
+    return attrs.evolve(plan, template=made_of, nics=_nics(clone, made_of), uuid=uuid)
+
+
+def _wait(
+    request: TargetRequest, clone: Clone, template: Callable[[str], Template]
+) -> Readiness | None:
     if request.wait is not None or not request.ready:
         return request.wait
-    return Readiness.parse(ready(clone.template), timeout=request.timeout)
+    return Readiness.parse(template(clone.template).ready, timeout=request.timeout)
 
 
 _ACTIVE = (State.RUNNING, State.PAUSED, State.CRASHED)

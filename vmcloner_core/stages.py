@@ -6,10 +6,12 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import TypeVar
 
 import attrs
 
+from vmcloner_core import bootfiles
 from vmcloner_core.disks import disk_requests
 from vmcloner_core.drivers import BootProvider, BootRequest, HypervisorDriver, Lane, StorageDriver
 from vmcloner_core.errors import VmclonerError
@@ -22,6 +24,7 @@ from vmcloner_core.model import (
     Labels,
     Origin,
     Outcome,
+    State,
     Template,
     Volume,
 )
@@ -49,21 +52,38 @@ def domain_spec(
     )
 
 
+def boot_request(
+    plan: ClonePlan, template: Template, hypervisor: str, volumes: tuple[Volume, ...]
+) -> BootRequest:
+    """Return what a boot provider is asked about a clone."""
+    assert plan.uuid is not None  # noqa: S101 - a plan that asks gives it
+    return BootRequest(
+        labels=plan.labels,
+        template=template,
+        hypervisor=hypervisor,
+        uuid=plan.uuid,
+        volumes=volumes,
+        nics=plan.nics,
+    )
+
+
 @attrs.frozen(kw_only=True)
 class Stages:
     """Makes a plan's stages. A plan's clones may lie in several pools and hypervisors.
 
     :param storages, hypervisors: return the driver that labels name.
+    :param boots: return the boot provider of that name.
+    :param boot_files: folder of what clones are started from.
     :param origin: the template's image, of a plan that clones.
-    :param boot: the template's boot provider, of a plan that defines.
     :param access: returns how a clone with these labels and that address is reached.
     """
 
     plan: Plan
     storages: Callable[[str], StorageDriver]
     hypervisors: Callable[[str], HypervisorDriver]
+    boots: Callable[[str], BootProvider]
+    boot_files: Path
     origin: Origin | None = None
-    boot: BootProvider | None = None
     access: Callable[[Labels, str], Access]
     cancelled: Callable[[], bool] = lambda: False
 
@@ -128,19 +148,19 @@ class Stages:
 
     def _define(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
         template = self.plan.template
-        assert self.boot is not None and template is not None  # noqa: S101, PT018
+        assert template is not None  # noqa: S101 - a plan that defines has one
         by_name = {work.name: work for work in works}
         requests = [
-            BootRequest(
-                labels=work.plan.labels,
-                template=template,
-                volumes=work.volumes,
-                nics=work.plan.nics,
+            boot_request(
+                work.plan,
+                template,
+                self.hypervisors(work.plan.labels.hypervisor).kind,
+                work.volumes,
             )
             for work in works
         ]
         specs: dict[str, list[DomainSpec]] = {}
-        for outcome in self.boot.resolve(requests):
+        for outcome in self.boots(template.boot).resolve(requests):
             if outcome.error is not None:
                 yield Outcome(key=outcome.key, error=outcome.error)
                 continue
@@ -158,7 +178,52 @@ class Stages:
             else:
                 yield Outcome(key=work.name, error=error)
         for driver, group in self._by_hypervisor(ready):
-            yield from driver.start([work.name for work in group])
+            yield from self._started(driver, group)
+
+    def _started(
+        self, driver: HypervisorDriver, works: Sequence[Work]
+    ) -> Iterator[Outcome[object]]:
+        names = [work.name for work in works]
+        boots: dict[str, BootConfig] = {}
+        for outcome in self._asked(driver, works):
+            if outcome.error is not None:
+                names.remove(outcome.key)
+                yield self._cleared(Outcome(key=outcome.key, error=outcome.error))
+            else:
+                boots[outcome.key] = outcome.unwrap()
+        for started in driver.start(names, boots) if boots else driver.start(names):
+            failed = started.error is not None and started.key in boots
+            yield self._cleared(started) if failed else started
+
+    def _asked(
+        self, driver: HypervisorDriver, works: Sequence[Work]
+    ) -> Iterator[Outcome[BootConfig]]:
+        """Yield what those clones boot whose providers are asked at each start."""
+        requests: dict[str, list[BootRequest]] = {}
+        asked = [work for work in works if work.plan.labels.boot is not None]
+        states = driver.states() if asked else {}
+        for work in asked:
+            if states.get(work.name) not in (State.STOPPED, State.CRASHED):
+                continue  # it runs, or will be resumed: it has booted, and its disks are in use
+            template, provider = work.plan.template, work.plan.labels.boot
+            assert template is not None and provider is not None  # noqa: S101, PT018
+            try:
+                folder = bootfiles.fresh(self.boot_files, work.name)
+            except VmclonerError as error:
+                yield Outcome(key=work.name, error=error)
+                continue
+            request = boot_request(work.plan, template, driver.kind, work.volumes)
+            requests.setdefault(provider, []).append(attrs.evolve(request, folder=folder))
+        for provider, group in requests.items():
+            yield from self.boots(provider).resolve_start(group)
+
+    def _cleared(self, outcome: Outcome[object]) -> Outcome[object]:
+        """Remove what a clone was started from; an outcome that was a success may fail by it."""
+        try:
+            bootfiles.clear(self.boot_files, outcome.key)
+        except VmclonerError as error:
+            return attrs.evolve(outcome, error=outcome.error or error)
+        return outcome
 
     def _wait(self, works: Sequence[Work], more: More) -> Iterator[Outcome[object]]:
         yield from watch(
@@ -200,11 +265,12 @@ class Stages:
                 [by_name[name] for name in stopped],
                 lambda pool, volumes: pool.deactivate(volumes),
             ):
-                yield attrs.evolve(stopped[work.name], error=error)
+                yield self._cleared(attrs.evolve(stopped[work.name], error=error))
 
     def _undefine(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
         for driver, group in self._by_hypervisor(works):
-            yield from driver.undefine([work.name for work in group])
+            for outcome in driver.undefine([work.name for work in group]):
+                yield outcome if outcome.error is not None else self._cleared(outcome)
 
     def _remove(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
         outcomes = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import time
@@ -10,9 +11,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, TypeVar
 
-from vmcloner_core.drivers import DriverContext, HypervisorDriver, Lane
+from vmcloner_core.drivers import NO_BOOTS, DriverContext, HypervisorDriver, Lane
 from vmcloner_core.errors import NotFound, VmclonerError, WrongState
-from vmcloner_core.model import Domain, DomainInventory, DomainSpec, HostResources, Outcome, State
+from vmcloner_core.model import (
+    BootConfig,
+    Domain,
+    DomainInventory,
+    DomainSpec,
+    HostResources,
+    Outcome,
+    State,
+)
 from vmcloner_libvirt import console, operations
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections, Unreachable
@@ -92,10 +101,12 @@ class LibvirtDriver(HypervisorDriver):
         for spec in specs:
             yield self._define(spec)
 
-    def start(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+    def start(
+        self, names: Sequence[str], boots: Mapping[str, BootConfig] = NO_BOOTS
+    ) -> Iterator[Outcome[None]]:
         """See :meth:`HypervisorDriver.start`."""
         for name in names:
-            yield self._change(name, operations.start)
+            yield self._change(name, functools.partial(operations.start, boot=boots.get(name)))
 
     def shutdown(self, names: Sequence[str], timeout: float) -> Iterator[Outcome[None]]:
         """See :meth:`HypervisorDriver.shutdown`."""

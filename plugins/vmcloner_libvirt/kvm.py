@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vmcloner_core.drivers import DriverContext
+from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import Check, DomainSpec, Host
 from vmcloner_libvirt import acceleration, console, doctor
 from vmcloner_libvirt.binding import libvirt
@@ -26,6 +27,7 @@ class KvmDriver(LibvirtDriver):
 
     kind = "kvm"
     mac_prefix = "52:54:00"
+    one_shot = True
 
     def __init__(self, context: DriverContext, settings: KvmSettings) -> None:
         super().__init__(context, settings.uri, settings.connections)
@@ -50,6 +52,10 @@ class KvmDriver(LibvirtDriver):
 
     def prepare(self, spec: DomainSpec) -> Rendered:
         """See :meth:`LibvirtDriver.prepare`."""
+        if spec.boot.bootloader is not None:
+            raise InvalidRequest(
+                f"{spec.name}: QEMU runs no boot loader on the host ({spec.boot.bootloader})"
+            )
         with self._deciding:  # once, not once for each thread of the first batch
             domain_type, renderer = self._domain_type, self._renderer
         return renderer.render(spec, template_values(spec, domain_type, self.context.host))

@@ -12,7 +12,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from vmcloner_core.errors import Conflict, NotFound, WrongState
-from vmcloner_core.model import Domain, DomainInventory, DomainSpec, HostResources, State
+from vmcloner_core.model import (
+    BootConfig,
+    Domain,
+    DomainInventory,
+    DomainSpec,
+    HostResources,
+    State,
+)
+from vmcloner_libvirt import booting
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.errors import is_code, is_disconnect
 from vmcloner_libvirt.metadata import disks, labels_in, labels_of, macs, memory, parse
@@ -148,8 +156,11 @@ def undefine(connection: Any, name: str, flags: int) -> bool:
 # --- running ----------------------------------------------------------------------------------
 
 
-def start(connection: Any, name: str) -> bool:
-    """Start or resume a domain; tell whether that was needed."""
+def start(connection: Any, name: str, boot: BootConfig | None = None) -> bool:
+    """Start or resume a domain; tell whether that was needed.
+
+    :param boot: what it boots this once; its definition stays as it is.
+    """
     module = libvirt()
     domain = _find(connection, name)
     if domain is None:
@@ -162,8 +173,13 @@ def start(connection: Any, name: str) -> bool:
             domain.resume()
         elif state == module.VIR_DOMAIN_PMSUSPENDED:
             domain.pMWakeup()
-        else:
+        elif boot is None:
             domain.create()
+        else:
+            # Given the name and UUID of a domain that is defined, libvirt starts it from this
+            # and goes back to the definition when it stops.
+            flags = module.VIR_DOMAIN_XML_INACTIVE | module.VIR_DOMAIN_XML_SECURE
+            connection.createXML(booting.once(domain.XMLDesc(flags), boot))
     except module.libvirtError as error:
         refused = is_code(error, "VIR_ERR_OPERATION_INVALID")
         if refused and state_of(*domain.state()) is State.RUNNING:

@@ -120,6 +120,9 @@ def domain_values(spec: DomainSpec) -> dict[str, Any]:
             "initrd": None if boot.initrd is None else str(boot.initrd),
             "cmdline": boot.cmdline,
             "devices": list(boot.devices),
+            "bootloader": None if boot.bootloader is None else str(boot.bootloader),
+            "bootloader_args": list(boot.bootloader_args),
+            "on_reboot": boot.on_reboot,
         },
         "disks": [
             {

@@ -20,6 +20,7 @@ from vmcloner_core.model import (
     Nic,
     NicSpec,
     Template,
+    clone_uuid,
 )
 from vmcloner_core.process import LocalRunner
 
@@ -67,7 +68,14 @@ def request(template: Template, index: int = 1) -> BootRequest:
         hypervisor="kvm",
     )
     nic = Nic(spec=NicSpec(), mac=f"52:54:00:00:00:{index:02x}")
-    return BootRequest(labels=labels, template=template, volumes=(), nics=(nic,))
+    return BootRequest(
+        labels=labels,
+        template=template,
+        hypervisor="kvm",
+        uuid=clone_uuid("local", "web", index, template.name),
+        volumes=(),
+        nics=(nic,),
+    )
 
 
 def with_kernel(template: Template, **changes: object) -> Template:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import libvirt
@@ -20,7 +21,7 @@ from vmcloner_core.errors import (
     VmclonerError,
     WrongState,
 )
-from vmcloner_core.model import DomainOptions, DomainSpec, Labels, State
+from vmcloner_core.model import BootConfig, DomainOptions, DomainSpec, Labels, State
 from vmcloner_libvirt import errors, metadata, operations
 from vmcloner_libvirt.kvm import KvmDriver
 
@@ -315,3 +316,12 @@ def test_a_thousand(paper: KvmDriver, new_labels: NewLabels, new_spec: NewSpec) 
     assert sum(o.changed for o in paper.shutdown(names, timeout=30) if o.ok) == 1000
     assert sum(o.changed for o in paper.undefine(names) if o.ok) == 1000
     assert not paper.states()
+
+
+def test_qemu_runs_no_boot_loader_of_the_host(
+    paper: KvmDriver, new_spec: Callable[..., DomainSpec], new_labels: Callable[..., Labels]
+) -> None:
+    spec = new_spec(new_labels(), boot=BootConfig(bootloader=Path("/usr/bin/pygrub")))
+    (outcome,) = paper.define([spec])
+    assert isinstance(outcome.error, InvalidRequest)
+    assert paper.inspect().domains == ()

@@ -22,6 +22,7 @@ from vmcloner_core.model import (
     Volume,
 )
 from vmcloner_libvirt import kvm, metadata
+from vmcloner_libvirt.booting import once
 from vmcloner_libvirt.rendering import Rendered, Renderer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -278,3 +279,45 @@ def test_control_characters_are_refused(plain: DomainSpec) -> None:
     boot = BootConfig(kernel=Path("/k"), cmdline="a\x01b")
     with pytest.raises(InvalidRequest, match="not well-formed"):
         render(attrs.evolve(plain, boot=boot))
+
+
+def test_a_reboot_may_end_the_domain(plain: DomainSpec) -> None:
+    xml = render(attrs.evolve(plain, boot=BootConfig(on_reboot="destroy"))).xml
+    assert etree.fromstring(xml).findtext("on_reboot") == "destroy"
+
+
+def test_once_boots_a_kernel_in_place_of_what_the_definition_says(
+    plain: DomainSpec, schema: etree.RelaxNG
+) -> None:
+    definition = render(plain).xml
+    boot = BootConfig(
+        kernel=Path("/k & <k>"), cmdline="a=\"1\" b='&'", devices=(), on_reboot="destroy"
+    )
+    root = etree.fromstring(once(definition, boot))
+    assert [(e.tag, e.text) for e in root.find("os")] == [
+        ("type", "hvm"),
+        ("kernel", "/k & <k>"),
+        ("cmdline", "a=\"1\" b='&'"),
+    ]
+    assert root.findtext("on_reboot") == "destroy"
+    assert metadata.labels_in(root) == plain.labels
+    schema.assertValid(root)
+
+
+def test_once_boots_devices_in_place_of_a_kernel(plain: DomainSpec, schema: etree.RelaxNG) -> None:
+    kernel = BootConfig(kernel=Path("/k"), initrd=Path("/i"), cmdline="c", devices=())
+    definition = render(attrs.evolve(plain, boot=kernel)).xml
+    ordered = definition.replace("<target dev=", '<boot order="1"/><target dev=')
+    root = etree.fromstring(once(ordered, BootConfig(devices=("network", "hd"))))
+    assert [(e.tag, e.get("dev")) for e in root.find("os")][1:] == [
+        ("boot", "network"),
+        ("boot", "hd"),
+    ]
+    assert root.find("devices/disk/boot") is None
+    schema.assertValid(root)
+
+
+def test_a_boot_loader_of_the_host(plain: DomainSpec) -> None:
+    loader = BootConfig(bootloader=Path("/usr/lib/xen-4.17/bin/pygrub"))
+    with pytest.raises(InvalidRequest, match="run once"):
+        once(render(plain).xml, loader)

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import attrs
 import pytest
 
 from vmcloner_core.drivers import HypervisorDriver
@@ -206,6 +207,24 @@ class HypervisorConformance:
             _all_ok(driver.start([name]))
             assert driver.states()[name] is State.RUNNING
             _all_ok(driver.destroy([name]))
+
+    def test_a_boot_for_one_start(
+        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """It is for that start: the definition, labels and all, is afterwards as it was."""
+        if not driver.one_shot:
+            pytest.skip("the driver declares that it boots only what a definition says")
+        _all_ok(driver.define(specs[:2]))
+        before = _ours(driver.inspect(), specs)
+        name, other = specs[0].name, specs[1].name
+        boots = {name: attrs.evolve(specs[0].boot, on_reboot="destroy")}
+        assert [o.changed for o in _all_ok(driver.start([name, other], boots))] == [True, True]
+        assert driver.states()[name] is State.RUNNING
+        assert [o.changed for o in _all_ok(driver.start([name], boots))] == [False]
+        _all_ok(driver.destroy([name, other]))
+        assert _ours(driver.inspect(), specs) == before
+        _all_ok(driver.start([name]))
+        assert driver.states()[name] is State.RUNNING
 
     # --- undefine -----------------------------------------------------------------------------
 

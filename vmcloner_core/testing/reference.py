@@ -18,6 +18,7 @@ from pathlib import Path
 import attrs
 
 from vmcloner_core.drivers import (
+    NO_BOOTS,
     BootProvider,
     BootRequest,
     DriverContext,
@@ -198,12 +199,15 @@ class ReferenceHypervisor(HypervisorDriver):
     define_lane = Lane(batch=8, concurrency=2)
     start_lane = Lane(concurrency=4)
     stop_lane = Lane(batch=8)
+    one_shot = True
 
     def __init__(self, context: DriverContext, _settings: NoSettings) -> None:
         super().__init__(context)
         self.lock = threading.Lock()
         self.machines: dict[str, Domain] = {}
         self.consoles: dict[str, bytes] = {}
+        self.boots: dict[str, BootConfig | None] = {}
+        """What each domain booted at its last start, None for what its definition says."""
         self.foreign: set[str] = set()
         self.foreign_macs: set[str] = set()
         self.fail: dict[tuple[str, str], VmclonerError] = {}
@@ -264,14 +268,19 @@ class ReferenceHypervisor(HypervisorDriver):
             return Conflict(f"domain {name} isn't vmcloner's")
         return self.fail.pop((operation, name), None)
 
-    def start(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+    def start(
+        self, names: Sequence[str], boots: Mapping[str, BootConfig] = NO_BOOTS
+    ) -> Iterator[Outcome[None]]:
         """See :meth:`HypervisorDriver.start`."""
         for name in names:
             if name not in self.machines and name not in self.foreign:
                 yield Outcome(key=name, error=NotFound(f"no domain {name}"))
                 continue
-            self.consoles[name] = f"ready name={name} \n".encode()
-            yield self._set("start", name, State.RUNNING)
+            outcome = self._set("start", name, State.RUNNING)
+            if outcome.ok and outcome.changed:
+                self.consoles[name] = f"ready name={name} \n".encode()
+                self.boots[name] = boots.get(name)
+            yield outcome
 
     def _set(self, operation: str, name: str, state: State) -> Outcome[None]:
         with self.lock:
@@ -370,21 +379,39 @@ class HypervisorPlugin:
 
 
 class BootPlugin:
-    """Registers the boot provider ``reference``, which boots every clone from its disk."""
+    """Registers the boot provider ``reference``, which boots every clone from its disk.
+
+    With ``at_start`` it is asked at each start, and hands a kernel over. ``driver`` is the one
+    instance, for tests to look at.
+    """
+
+    def __init__(self, *, at_start: bool = False) -> None:
+        self.driver = ReferenceBoot()
+        self._at_start = at_start
 
     @hookimpl
     def vmcloner_boot_provider(self) -> BootBackend:
         """Register the provider."""
+        kinds = frozenset({"reference"})
         return BootBackend(
             name="reference",
             description="from the disk",
-            factory=lambda _context: ReferenceBoot(),
-            hypervisors=frozenset({"reference"}),
+            factory=lambda _context: self.driver,
+            hypervisors=kinds,
+            at_start=kinds if self._at_start else frozenset(),
         )
 
 
 class ReferenceBoot(BootProvider):
-    """Boots from the disk."""
+    """Boots from the disk; asked at a start, from a kernel that says which start it is of.
+
+    ``fail`` maps a clone's name to the error that its next start gets.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.asked: list[BootRequest] = []
+        self.fail: dict[str, VmclonerError] = {}
 
     def check(self, template: Template) -> None:
         """Accept every template."""
@@ -393,3 +420,18 @@ class ReferenceBoot(BootProvider):
         """Say ``hd`` for every clone."""
         for request in requests:
             yield Outcome(key=request.labels.clone, value=BootConfig())
+
+    def resolve_start(self, requests: Sequence[BootRequest]) -> Iterator[Outcome[BootConfig]]:
+        """Hand each clone a kernel of its own."""
+        for request in requests:
+            name = request.labels.clone
+            with self.lock:
+                error = self.fail.pop(name, None)
+                self.asked.append(request)
+                times = sum(asked.labels.clone == name for asked in self.asked)
+            if error is not None or request.folder is None:
+                yield Outcome(key=name, error=error or InvalidRequest(f"{name}: no folder"))
+                continue
+            kernel = request.folder / "kernel"
+            kernel.write_text(f"start {times}")
+            yield Outcome(key=name, value=BootConfig(kernel=kernel, devices=()))
