@@ -4,7 +4,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 WITH_LIBVIRTD := $(ROOT) $(BIN)/python contrib/setup/libvirtd.py run --
-SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/setup contrib/setup/venv
+SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/setup contrib/setup/venv \
+	contrib/lab/lab contrib/lab/customize contrib/lab/provision contrib/lab/files/usr/local/sbin/lab-net
 SLOW := libvirt or filesystems or lvm or xen or pxe
 
 .DEFAULT_GOAL := help

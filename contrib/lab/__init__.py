@@ -1,0 +1,1 @@
+"""The lab: a KVM host with device-mapper and a Xen host, as virtual machines on this machine."""

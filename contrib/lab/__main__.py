@@ -1,0 +1,137 @@
+"""The command line of the lab: see README.md beside this file."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from contrib.lab import labs, tree
+from contrib.lab.errors import LabError, TimeUp
+from contrib.lab.image import image
+from contrib.lab.machine import MODES
+from contrib.lab.proc import say
+from contrib.lab.states import state
+from contrib.lab.supplies import TOP, supplies
+
+FAILED = 125
+"""Exit code for a lab that fails, as docker and timeout have it; else it is the command's own."""
+TIME_UP = 124
+INTERRUPTED = 130
+PYTEST = ("python3", "-m", "pytest", "-p", "no:cacheprovider", "--junitxml=junit.xml")
+RUN_SECONDS = 1800.0
+UP_SECONDS = 4 * 3600.0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of ``lab``'s arguments."""
+    top = argparse.ArgumentParser(
+        prog="lab",
+        description="A KVM host with device-mapper, or a Xen host, as a virtual machine.",
+        epilog="example: lab kvm run -- lvs",
+    )
+    modes = top.add_subparsers(dest="mode", required=True, metavar="kvm|xen|build|status")
+    modes.add_parser("build", help="build all that is missing in the cache")
+    modes.add_parser("status", help="tell which labs run")
+    for name in MODES:
+        mode = modes.add_parser(name, help=f"a {name} host")
+        verbs = mode.add_subparsers(dest="verb", required=True)
+        _add_verbs(verbs)
+    return top
+
+
+def _add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    limit = argparse.ArgumentParser(add_help=False)
+    limit.add_argument(
+        "--seconds", type=float, help="how long it may take (%(default)s)", default=RUN_SECONDS
+    )
+    run = verbs.add_parser("run", parents=[limit], help="run a command inside, as root")
+    run.add_argument("command", nargs=argparse.REMAINDER)
+    test = verbs.add_parser("test", parents=[limit], help="run this checkout's tests inside")
+    test.add_argument("--junit", type=Path, help="the report (build/lab-MODE.xml)")
+    test.add_argument("arguments", nargs=argparse.REMAINDER, help="for pytest")
+    verbs.add_parser("shell", help="give a shell inside")
+    up = verbs.add_parser("up", help="start a lab that lasts, for run, test and shell to use")
+    up.add_argument("--seconds", type=float, default=UP_SECONDS, help="at most (%(default)s)")
+    verbs.add_parser("down", help="end it")
+    verbs.add_parser("status", help="tell which labs run")
+    verbs.add_parser("build", help="build all that is missing in the cache")
+
+
+def build(names: list[str]) -> int:
+    """Build what is missing in the cache."""
+    for name in names:
+        say(f"{name}: {state(MODES[name], image()).folder}")
+    supplies()
+    tree.vmcloner()
+    return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run a command inside."""
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        raise LabError("run what? For example: lab kvm run -- lvs")
+    with labs.lab(MODES[options.mode], options.seconds + 120) as lab:
+        return lab.run(command, options.seconds)
+
+
+def test(options: argparse.Namespace) -> int:
+    """Run tests inside and bring their report back."""
+    arguments = options.arguments[1:] if options.arguments[:1] == ["--"] else options.arguments
+    report = options.junit or TOP / "build" / f"lab-{options.mode}.xml"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.unlink(missing_ok=True)
+    with labs.lab(MODES[options.mode], options.seconds + 120) as lab:
+        folder = lab.channel.call("mktemp -d /root/tests-XXXXXX").decode().strip()
+        lab.channel.call(f"tar -x -C {folder} -f -", tree.tests())
+        code = lab.run(
+            [*PYTEST, *arguments],
+            options.seconds,
+            folder,
+        )
+        report.write_bytes(lab.channel.call(f"cat {folder}/junit.xml; rm -rf {folder}"))
+    say(f"report: {report}")
+    return code
+
+
+def shell(options: argparse.Namespace) -> int:
+    """Give a shell inside."""
+    with labs.lab(MODES[options.mode], UP_SECONDS) as lab:
+        return lab.channel.shell()
+
+
+def dispatch(options: argparse.Namespace) -> int:
+    """Do what the arguments say; return the exit code."""
+    verb = getattr(options, "verb", options.mode)
+    if verb == "build":
+        return build(list(MODES) if options.mode == "build" else [options.mode])
+    if verb == "up":
+        labs.up(MODES[options.mode], options.seconds)
+    elif verb == "down":
+        labs.down(MODES[options.mode])
+    if verb in {"up", "down", "status"}:
+        labs.status()
+        return 0
+    return {"run": run, "test": test, "shell": shell}[verb](options)
+
+
+def main() -> int:
+    """Be ``lab``."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        return dispatch(parser().parse_args())
+    except TimeUp as error:
+        say(str(error))
+        return TIME_UP
+    except LabError as error:
+        say(str(error))
+        return FAILED
+    except KeyboardInterrupt:
+        say("interrupted")
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Folders that are built once, each named by a hash of all that it is made of."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import platformdirs
+
+VARIABLE = "VMCLONER_LAB_CACHE"
+
+
+def folder() -> Path:
+    """Return the cache's folder; made if it isn't there."""
+    named = os.environ.get(VARIABLE)
+    path = Path(named).absolute() if named else platformdirs.user_cache_path("vmcloner") / "lab"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def digest(*parts: bytes | str) -> str:
+    """Return a short hash of the parts, in their order."""
+    sha = hashlib.sha256()
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else part
+        sha.update(f"{len(content)}\n".encode() + content)
+    return sha.hexdigest()[:16]
+
+
+def digest_files(paths: Iterable[Path], base: Path) -> str:
+    """Return a hash of files: their names below ``base``, whether they are executable, contents."""
+    parts: list[bytes | str] = []
+    for path in sorted(paths):
+        executable = bool(path.stat().st_mode & 0o100)
+        parts += [f"{path.relative_to(base)} {executable}", path.read_bytes()]
+    return digest(*parts)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[int | None]:
+    """Hold an exclusive lock (flock(2)) on a file and yield its descriptor.
+
+    :param wait: whether to wait for another holder; otherwise None is yielded if there is one.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield None
+        else:
+            yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
+    """Return the folder ``KIND-KEY`` of the cache; built if it isn't there.
+
+    Two processes that want the same one don't both build it. A build that is killed leaves a
+    folder that the next build of that kind clears away. Older entries of a kind are dropped when
+    they were not used for the last two builds: what the sources have moved on from is of no use.
+
+    :param build: fills an empty folder.
+    """
+    top = folder()
+    path = top / f"{kind}-{key}"
+    if not path.exists():
+        with locked(top / f"{kind}.lock"):
+            if not path.exists():
+                for left in top.glob(f"{kind}.building-*"):
+                    shutil.rmtree(left)
+                work = Path(tempfile.mkdtemp(prefix=f"{kind}.building-", dir=top))
+                try:
+                    build(work)
+                    work.rename(path)
+                finally:
+                    shutil.rmtree(work, ignore_errors=True)
+    os.utime(path)
+    return path

@@ -1,0 +1,109 @@
+"""Run commands inside a lab, by ssh."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shlex
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from contrib.lab.errors import LabError, TimeUp
+from contrib.lab.image import Image
+from contrib.lab.proc import DIES_WITH_US
+
+CONNECTION_LOST = 255
+"""What ssh exits with when it has no exit status of the command."""
+_GRACE = 15.0
+"""Seconds that a command inside has for ending when its time is up."""
+
+
+class Channel:
+    """The way into a lab.
+
+    :param folder: the lab's; holds the socket of the connection that the commands share.
+    """
+
+    def __init__(self, image: Image, folder: Path, port: int) -> None:
+        self._folder = folder
+        self._ssh = [
+            *("ssh", "-q", "-F", "none", "-i", str(image.key), "-p", str(port), "-l", "root"),
+            *("-o", f"UserKnownHostsFile={image.known_hosts}", "-o", "HostKeyAlias=lab"),
+            *("-o", "StrictHostKeyChecking=yes", "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes"),
+            *("-o", "ConnectTimeout=60", "-o", "ServerAliveInterval=30"),
+            *("-o", "ServerAliveCountMax=10", "-o", "Compression=no"),
+            # Relative to the folder: the path of a socket can't be long.
+            *("-o", "ControlMaster=auto", "-o", "ControlPath=./ssh", "-o", "ControlPersist=60"),
+        ]
+
+    def call(self, script: str, content: bytes = b"", timeout: float = 120.0) -> bytes:
+        """Run a line of shell inside and return what it printed.
+
+        :raises LabError: it failed; with its last lines.
+        """
+        argv = [*DIES_WITH_US, *self._ssh, "127.0.0.1", f"set -e; {script}"]
+        with subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=self._folder,
+        ) as process:
+            try:
+                stdout, stderr = process.communicate(content, timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise TimeUp(f"inside the lab: no end after {timeout:.0f} s: {script}") from None
+        if process.returncode != 0:
+            words = (stderr or stdout).decode(errors="replace").strip().splitlines()[-10:]
+            raise LabError("\n".join([f"inside the lab: failed: {script}", *words]))
+        return stdout
+
+    def run(self, argv: Sequence[str], seconds: float, folder: str = "/root") -> int:
+        """Run a command inside on our standard input, output and error; return its exit code.
+
+        It ends when we do, and when its time is up.
+
+        :raises TimeUp: it took longer than ``seconds``.
+        """
+        mark = f"/run/lab-{secrets.token_hex(6)}"
+        # sshd makes the shell the leader of a session; its number finds all that belongs to it.
+        script = f"echo $$ >{mark}; cd {folder}; exec {shlex.join(argv)}"
+        with self._ended(mark):
+            process = subprocess.Popen(
+                [*DIES_WITH_US, *self._ssh, "127.0.0.1", script], cwd=self._folder
+            )
+            try:
+                return process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                raise TimeUp(f"{argv[0]}: no end after {seconds:.0f} s") from None
+            finally:
+                process.kill()
+
+    @contextlib.contextmanager
+    def _ended(self, mark: str) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(LabError):
+                self.call(
+                    f"sid=$(cat {mark}); pkill -TERM -s $sid; sleep 1; pkill -KILL -s $sid || :",
+                    timeout=_GRACE,
+                )
+            raise
+
+    def shell(self) -> int:
+        """Give the user a shell inside; return its exit code."""
+        return subprocess.call([*self._ssh, "-t", "127.0.0.1"], cwd=self._folder)
+
+    def close(self) -> None:
+        """Hang up."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                [*self._ssh, "-O", "exit", "127.0.0.1"],
+                cwd=self._folder,
+                check=False,
+                capture_output=True,
+                timeout=10,
+            )

@@ -1,0 +1,1 @@
+PATH=/opt/vmcloner/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin

@@ -1,0 +1,238 @@
+"""Labs that run: one for a single use, or one that lasts until it is taken down."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import attrs
+
+from contrib.lab import cache, machine, tree
+from contrib.lab.channel import CONNECTION_LOST, Channel
+from contrib.lab.errors import LabError
+from contrib.lab.image import Image, image
+from contrib.lab.machine import MODES, Machine, Mode, Start
+from contrib.lab.proc import say
+from contrib.lab.states import state
+from contrib.lab.supplies import TOP, supplies
+
+RECORD = "lab.json"
+_KEY = "/opt/vmcloner/tree"
+"""Inside: which tree's vmcloner is installed."""
+
+
+@attrs.frozen(kw_only=True)
+class Record:
+    """What is known of a lab from outside. Times are seconds since the epoch."""
+
+    mode: str
+    checkout: str
+    lasting: bool
+    pid: int
+    port: int
+    memory: int
+    image: str
+    begun: float
+    until: float
+
+
+@attrs.frozen
+class Lab:
+    """A lab that runs."""
+
+    record: Record
+    channel: Channel
+
+    def prepare(self) -> None:
+        """Set the clock, and install this checkout's vmcloner unless it is there already."""
+        key, archive = tree.vmcloner()
+        site = f"/{tree.SITE}"
+        there = self.channel.call(
+            f"date -s @{time.time():.0f} >/dev/null;"
+            " mountpoint -q /opt/lab || mount -r /dev/vdd /opt/lab;"
+            f" cat {_KEY} 2>/dev/null || :"
+        )
+        if there.decode() != key:
+            self.channel.call(
+                f"rm -rf {site}/vmcloner*; tar -x -C / -f -; printf %s {key} >{_KEY}",
+                archive.read_bytes(),
+            )
+
+    def run(self, argv: list[str], seconds: float, folder: str = "/root") -> int:
+        """Run a command inside; see :meth:`Channel.run`.
+
+        :raises LabError: the lab itself is gone.
+        """
+        code = self.channel.run(argv, seconds, folder)
+        if code == CONNECTION_LOST:
+            self.channel.call(":", timeout=30)  # tells a lost lab from a command's own 255
+        return code
+
+
+def _top() -> Path:
+    path = cache.folder() / "run"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def _lasting_name(mode: Mode) -> str:
+    return f"{mode.name}-up-{cache.digest(str(TOP))}"
+
+
+@contextlib.contextmanager
+def _folder(name: str) -> Iterator[tuple[Path, int]]:
+    """Make a lab's folder and yield it with the descriptor of its lock, which is held."""
+    top = _top()
+    with contextlib.ExitStack() as stack:
+        with cache.locked(top / "lock"):
+            sweep()
+            path = top / name
+            if path.exists():
+                raise LabError(f"{name} is running already; see: contrib/lab/lab status")
+            path.mkdir(mode=0o700)
+            descriptor = stack.enter_context(cache.locked(path / "lock"))
+            assert descriptor is not None
+        yield path, descriptor
+
+
+def sweep() -> None:
+    """Clear away what dead labs left: nobody holds their locks."""
+    for path in _top().iterdir():
+        if path.is_dir():
+            with cache.locked(path / "lock", wait=False) as descriptor:
+                if descriptor is not None:
+                    shutil.rmtree(path)
+
+
+def running() -> list[tuple[Path, Record]]:
+    """Return the labs that run, all checkouts' and modes', with their folders."""
+    labs = []
+    for path in sorted(_top().iterdir()):
+        if not path.is_dir():
+            continue
+        with cache.locked(path / "lock", wait=False) as descriptor:
+            if descriptor is not None:
+                continue
+        with contextlib.suppress(OSError):  # it is just starting, or ending
+            labs.append((path, Record(**json.loads((path / RECORD).read_text()))))
+    return labs
+
+
+def _start(
+    mode: Mode, folder: Path, lock: int, seconds: float, *, lasting: bool
+) -> tuple[Machine, Lab]:
+    built = image()
+    saved = state(mode, built)
+    disk = supplies()
+    tree.vmcloner()
+    machine.make_overlays(folder, saved.disks())
+    begun = time.time()
+    host = Machine(
+        Start(
+            mode=mode,
+            image=built,
+            folder=folder,
+            supplies=disk,
+            seconds=seconds,
+            state=saved.memory,
+            lasting=lasting,
+            lock=lock,
+        )
+    )
+    record = Record(
+        mode=mode.name,
+        checkout=str(TOP),
+        lasting=lasting,
+        pid=host.pid,
+        port=host.port,
+        memory=mode.memory,
+        image=str(built.folder),
+        begun=begun,
+        until=begun + seconds,
+    )
+    lab = Lab(record, Channel(built, folder, host.port))
+    try:
+        (folder / RECORD).write_text(json.dumps(attrs.asdict(record)))
+        lab.prepare()
+    except BaseException:
+        host.kill()
+        raise
+    return host, lab
+
+
+@contextlib.contextmanager
+def lab(mode: Mode, seconds: float) -> Iterator[Lab]:
+    """Yield this checkout's lasting lab if it is up; otherwise one that ends with the block.
+
+    :param seconds: how long one that ends with the block may run.
+    """
+    attached = attach(mode)
+    if attached is not None:
+        attached.prepare()
+        yield attached
+        return
+    name = f"{mode.name}-{secrets.token_hex(4)}"
+    try:
+        with _folder(name) as (folder, lock):
+            host, fresh = _start(mode, folder, lock, seconds, lasting=False)
+            with host:
+                yield fresh
+    finally:
+        with cache.locked(_top() / "lock"):
+            sweep()
+
+
+def attach(mode: Mode) -> Lab | None:
+    """Return this checkout's lasting lab of a mode, None if it isn't up."""
+    for path, record in running():
+        if path.name == _lasting_name(mode):
+            return Lab(record, Channel(Image(Path(record.image)), path, record.port))
+    return None
+
+
+def up(mode: Mode, seconds: float) -> None:
+    """Have a lasting lab; unchanged if it is up."""
+    if attach(mode) is not None:
+        return
+    with _folder(_lasting_name(mode)) as (folder, lock):
+        host, _ = _start(mode, folder, lock, seconds, lasting=True)
+        host.release()
+
+
+def down(mode: Mode) -> None:
+    """Take the lasting lab down; unchanged if it isn't up."""
+    attached = attach(mode)
+    if attached is None:
+        return
+    attached.channel.close()
+    machine.kill(attached.record.pid)
+    path = _top() / _lasting_name(mode)
+    with cache.locked(path / "lock"):  # the machine is gone
+        pass
+    with cache.locked(_top() / "lock"):
+        sweep()
+
+
+def status() -> None:
+    """Print which labs run."""
+    found = running()
+    if not found:
+        say("none runs")
+    for path, record in found:
+        until = datetime.fromtimestamp(record.until).strftime("%H:%M:%S")
+        kind = "up" if record.lasting else "one use"
+        print(
+            f"{path.name}  {record.mode}  {kind}  pid {record.pid}  memory {record.memory} MiB"
+            f"  until {until}  {record.checkout}"
+        )
+
+
+def mode_named(name: str) -> Mode:
+    """Return a mode by its name."""
+    return MODES[name]

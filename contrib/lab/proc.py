@@ -1,0 +1,59 @@
+"""Run the host's programs: argv lists, with limits of time, their output kept for errors."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from contrib.lab.errors import LabError, TimeUp
+
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
+"""Before an argv: the kernel ends it when this process ends, however that happens."""
+
+
+def say(text: str) -> None:
+    """Tell the user, at once, on standard error: standard output belongs to what runs inside."""
+    print(f"lab: {text}", file=sys.stderr, flush=True)
+
+
+def need(*programs: str) -> None:
+    """Check that the host has these programs."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        raise LabError(f"{', '.join(missing)}: not installed; run: contrib/setup/packages")
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    timeout: float = 60.0,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    content: bytes | None = None,
+) -> bytes:
+    """Run a command and return what it printed.
+
+    :param content: what it reads from its standard input.
+    :raises LabError: it failed; with its last lines.
+    :raises TimeUp: it was killed since it took longer than ``timeout`` seconds.
+    """
+    words = [str(word) for word in argv]
+    try:
+        done = subprocess.run(
+            [*DIES_WITH_US, *words],
+            input=b"" if content is None else content,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+            cwd=cwd,
+            env=env,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TimeUp(f"{words[0]}: no end after {timeout:.0f} s") from error
+    if done.returncode != 0:
+        lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
+        raise LabError("\n".join([f"{words[0]} failed with {done.returncode}:", *lines[-15:]]))
+    return done.stdout

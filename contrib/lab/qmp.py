@@ -1,0 +1,80 @@
+"""Speak to a QEMU that we started (QEMU, docs/interop/qmp-spec.rst).
+
+Over a pair of connected sockets, one of which QEMU inherits: no file, no port, no race.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from contrib.lab.errors import LabError, TimeUp
+
+
+class Qmp:
+    """One end of the conversation. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._ours, self._theirs = socket.socketpair()
+        self._stream = self._ours.makefile("rb")
+
+    @property
+    def descriptor(self) -> int:
+        """What QEMU has to inherit."""
+        return self._theirs.fileno()
+
+    def begin(self, timeout: float = 60.0) -> None:
+        """Begin, once QEMU was started."""
+        self._theirs.close()
+        self._receive(timeout)  # the greeting
+        self.command("qmp_capabilities")
+
+    def command(
+        self, name: str, arguments: Mapping[str, Any] | None = None, timeout: float = 60.0
+    ) -> Any:
+        """Run a command and return what it returns.
+
+        :raises LabError: it failed, or QEMU ended.
+        :raises TimeUp: no answer within ``timeout`` seconds.
+        """
+        message = {"execute": name, "arguments": dict(arguments or {})}
+        try:
+            self._ours.sendall(json.dumps(message).encode() + b"\n")
+        except OSError as error:
+            raise LabError(f"QEMU ended: {error.strerror}") from error
+        while True:
+            answer = self._receive(timeout)
+            if "error" in answer:
+                raise LabError(f"QEMU: {name}: {answer['error']['desc']}")
+            if "return" in answer:
+                return answer["return"]
+
+    def pass_descriptor(self, name: str, descriptor: int) -> None:
+        """Give QEMU an open file, under a name that later commands use."""
+        message = {"execute": "getfd", "arguments": {"fdname": name}}
+        socket.send_fds(self._ours, [json.dumps(message).encode() + b"\n"], [descriptor])
+        self._receive(60.0)
+
+    def human(self, line: str) -> str:
+        """Run a command of the human monitor, for what has no other."""
+        return str(self.command("human-monitor-command", {"command-line": line}))
+
+    def close(self) -> None:
+        """Hang up. QEMU goes on running."""
+        self._stream.close()
+        self._ours.close()
+
+    def _receive(self, timeout: float) -> dict[str, Any]:
+        self._ours.settimeout(timeout)
+        try:
+            line = self._stream.readline()
+        except TimeoutError:
+            raise TimeUp(f"QEMU: no answer within {timeout:.0f} s") from None
+        except OSError as error:
+            raise LabError(f"QEMU ended: {error.strerror}") from error
+        if not line:
+            raise LabError("QEMU ended")
+        message: dict[str, Any] = json.loads(line)
+        return message
