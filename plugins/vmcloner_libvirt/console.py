@@ -46,19 +46,18 @@ def log_file(folder: Path, name: str) -> Path:
     return folder / f"{name}.log"
 
 
-def read(folder: Path, name: str, offset: int, limit: int) -> tuple[bytes, int]:
+def read(path: Path, offset: int, limit: int) -> tuple[bytes, int]:
     """Return up to ``limit`` bytes of a console's log, and the offset behind them.
 
     :raises BackendError: the log may not be read.
     """
-    path = log_file(folder, name)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return b"", 0
     except OSError as error:
         raise BackendError(
-            f"{name}: can't read {path}: {error.strerror}",
+            f"can't read the console's log, {path}: {error.strerror}",
             hint="console logs are root's: run it as root (sudo)",
         ) from error
     try:
@@ -69,9 +68,8 @@ def read(folder: Path, name: str, offset: int, limit: int) -> tuple[bytes, int]:
     return data, start + len(data)
 
 
-def remove(folder: Path, name: str) -> None:
+def remove(path: Path) -> None:
     """Remove a console's log, and the older parts that virtlogd(8) keeps as ``.0``, ``.1`` …"""
-    path = log_file(folder, name)
     path.unlink(missing_ok=True)
     number = 0
     while (old := path.with_name(f"{path.name}.{number}")).exists():

@@ -51,6 +51,50 @@ def examine(
 ) -> Iterator[Check]:
     """Yield the checks, in the order in which what fails is best mended."""
     check = partial(Check, backend=backend)
+    daemon = Daemon()
+    yield from reach(check, connections, daemon)
+    if not daemon.binding or daemon.kind not in ("", "QEMU"):
+        return
+    yield _emulator(check, context)
+    yield _acceleration(check, context, accel)
+    yield _virtlogd(check)
+    if daemon.capabilities is not None:
+        user = _qemu_user(daemon.capabilities)
+        yield _device(check, user)
+        yield _state(check, context.host.state, user)
+
+
+@attrs.define
+class Daemon:
+    """What :func:`reach` found out about libvirt.
+
+    :param binding: whether libvirt-python can be loaded.
+    :param kind: what answered, ``QEMU``, ``Xen`` or ``TEST``; empty where nothing did.
+    :param version: the hypervisor's, as libvirt has it: 4017000 is 4.17.
+    :param capabilities: the hypervisor's, as XML.
+    """
+
+    binding: bool = False
+    kind: str = ""
+    version: int = 0
+    capabilities: str | None = None
+
+    @property
+    def short_version(self) -> str:
+        """``4.17``."""
+        return _version(self.version).rpartition(".")[0]
+
+
+def reach(check: partial[Check], connections: Connections, daemon: Daemon) -> Iterator[Check]:
+    """Yield whether libvirt-python and libvirt's daemon are there; fills ``daemon`` in."""
+
+    def ask(connection: Any) -> str:
+        daemon.kind = connection.getType()
+        daemon.version = connection.getVersion()
+        daemon.capabilities = connection.getCapabilities()
+        library = _version(connection.getLibVersion())
+        return f"libvirt {library}, {daemon.kind} {_version(daemon.version)}"
+
     try:
         version = _version(libvirt().getVersion())
     except VmclonerError as error:
@@ -61,30 +105,14 @@ def examine(
             fix=error.hint or "",
         )
         return
+    daemon.binding = True
     yield check(name="libvirt-python", status=Status.OK, detail=f"libvirt {version}")
-    capabilities = None
     try:
-        kind, detail, capabilities = connections.call(_ask_daemon, about=connections.uri)
+        detail = connections.call(ask, about=connections.uri)
     except VmclonerError as error:
         yield check(name="daemon", status=Status.FAILED, detail=error.message, fix=error.hint or "")
     else:
         yield check(name="daemon", status=Status.OK, detail=f"{connections.uri}: {detail}")
-        if kind != "QEMU":
-            return
-    yield _emulator(check, context)
-    yield _acceleration(check, context, accel)
-    yield _virtlogd(check)
-    if capabilities is not None:
-        user = _qemu_user(capabilities)
-        yield _device(check, user)
-        yield _state(check, context.host.state, user)
-
-
-def _ask_daemon(connection: Any) -> tuple[str, str, str]:
-    kind = connection.getType()
-    daemon, hypervisor = connection.getLibVersion(), connection.getVersion()
-    detail = f"libvirt {_version(daemon)}, {kind} {_version(hypervisor)}"
-    return kind, detail, connection.getCapabilities()
 
 
 def _version(number: int) -> str:

@@ -9,6 +9,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any, TypeVar
 
 from vmcloner_core.drivers import NO_BOOTS, DriverContext, HypervisorDriver, Lane
@@ -66,6 +67,18 @@ class LibvirtDriver(HypervisorDriver):
     def undefine_flags(self, connection: Any) -> int:
         """Return libvirt's flags for what is to go together with a domain."""
 
+    def begin(self, connection: Any, name: str, boot: BootConfig | None = None) -> bool:
+        """Start a domain; tell whether that was needed. See :func:`operations.start`."""
+        return operations.start(connection, name, boot)
+
+    def end(self, connection: Any, name: str) -> bool:
+        """Stop a domain at once; tell whether it ran."""
+        return operations.destroy(connection, name)
+
+    def clean(self, name: str) -> None:
+        """Remove the files that were kept for a domain which is gone."""
+        console.remove(self.console_log(name))
+
     # --- reading ------------------------------------------------------------------------------
 
     def render(self, spec: DomainSpec) -> str:
@@ -106,7 +119,7 @@ class LibvirtDriver(HypervisorDriver):
     ) -> Iterator[Outcome[None]]:
         """See :meth:`HypervisorDriver.start`."""
         for name in names:
-            yield self._change(name, functools.partial(operations.start, boot=boots.get(name)))
+            yield self._change(name, functools.partial(self.begin, boot=boots.get(name)))
 
     def shutdown(self, names: Sequence[str], timeout: float) -> Iterator[Outcome[None]]:
         """See :meth:`HypervisorDriver.shutdown`."""
@@ -126,7 +139,7 @@ class LibvirtDriver(HypervisorDriver):
     def destroy(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
         """See :meth:`HypervisorDriver.destroy`."""
         with ThreadPoolExecutor(STOPPERS, thread_name_prefix="destroy") as pool:
-            futures = [pool.submit(self._change, name, operations.destroy) for name in names]
+            futures = [pool.submit(self._change, name, self.end) for name in names]
             try:
                 yield from (future.result() for future in as_completed(futures))
             finally:
@@ -140,9 +153,13 @@ class LibvirtDriver(HypervisorDriver):
 
     # --- consoles -----------------------------------------------------------------------------
 
+    def console_log(self, name: str) -> Path:
+        """See :meth:`HypervisorDriver.console_log`."""
+        return console.log_file(self.context.host.consoles, name)
+
     def read_console(self, name: str, offset: int, limit: int) -> tuple[bytes, int]:
         """See :meth:`HypervisorDriver.read_console`."""
-        return console.read(self.context.host.consoles, name, offset, limit)
+        return console.read(self.console_log(name), offset, limit)
 
     def attach_console(self, name: str, stdin: int, stdout: int) -> None:
         """See :meth:`HypervisorDriver.attach_console`."""
@@ -203,7 +220,7 @@ class LibvirtDriver(HypervisorDriver):
 
     def _undefine(self, connection: Any, name: str) -> bool:
         was_there = operations.undefine(connection, name, self.undefine_flags(connection))
-        console.remove(self.context.host.consoles, name)
+        self.clean(name)
         return was_there
 
     def _gone(self, asked: dict[str, float]) -> Iterator[Outcome[None]]:

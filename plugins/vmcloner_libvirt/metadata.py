@@ -7,6 +7,7 @@ https://libvirt.org/formatdomain.html#general-metadata
 from __future__ import annotations
 
 import re
+import uuid
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -20,6 +21,7 @@ from vmcloner_libvirt.errors import is_code
 
 NAMESPACE = "https://vmcloner.github.io/ns/labels/1"
 _TAG = f"{{{NAMESPACE}}}clone"
+_XEN_HOST = str(uuid.UUID(int=0))
 _UNSAFE = re.compile(r"[^\x20-\x24\x26-\x7e]")
 
 
@@ -51,10 +53,13 @@ def add_labels(root: Any, labels: Labels) -> None:
 def labels_in(root: Any) -> Labels | None:
     """Return the labels in a domain's XML, or None where the domain isn't one of ours.
 
-    One whose name isn't its labels' clone is a copy, or was renamed: not ours any more.
+    One whose name isn't its labels' clone is a copy, or was renamed: not ours any more. Xen's
+    own domain is never ours, whatever it is made to carry.
     """
     element = root.find(f"metadata/{_TAG}")
-    return None if element is None else _ours(element, root.findtext("name"))
+    if element is None or root.get("id") == "0" or root.findtext("uuid") == _XEN_HOST:
+        return None
+    return _ours(element, root.findtext("name"))
 
 
 def labels_of(domain: Any) -> Labels | None:
@@ -63,6 +68,8 @@ def labels_of(domain: Any) -> Labels | None:
     :raises libvirt.libvirtError: the domain is gone, or the connection.
     """
     module = libvirt()
+    if domain.ID() == 0 or domain.UUIDString() == _XEN_HOST:  # QEMU's ids begin at 1
+        return None
     try:
         text = domain.metadata(module.VIR_DOMAIN_METADATA_ELEMENT, NAMESPACE)
     except module.libvirtError as error:

@@ -142,7 +142,7 @@ def undefine(connection: Any, name: str, flags: int) -> bool:
 
     :raises WrongState: it runs.
     """
-    domain = _find(connection, name)
+    domain = find(connection, name)
     if domain is None:
         return False
     with tolerate("VIR_ERR_NO_DOMAIN"):
@@ -162,7 +162,7 @@ def start(connection: Any, name: str, boot: BootConfig | None = None) -> bool:
     :param boot: what it boots this once; its definition stays as it is.
     """
     module = libvirt()
-    domain = _find(connection, name)
+    domain = find(connection, name)
     if domain is None:
         raise NotFound(f"{name}: no such domain", hint="vmcloner list")
     state, reason = domain.state()
@@ -218,7 +218,7 @@ def destroy(connection: Any, name: str) -> bool:
 
 def active(connection: Any, name: str) -> Any:
     """Return our domain of that name if it runs, else None."""
-    domain = _find(connection, name)
+    domain = find(connection, name)
     with tolerate("VIR_ERR_NO_DOMAIN"):
         if domain is not None and domain.isActive():
             return domain
@@ -234,7 +234,7 @@ def _lookup(connection: Any, name: str) -> Any:
     return None
 
 
-def _find(connection: Any, name: str) -> Any:
+def find(connection: Any, name: str) -> Any:
     """Return our domain of that name, or None; a foreign one is a Conflict."""
     domain = _lookup(connection, name)
     with tolerate("VIR_ERR_NO_DOMAIN"):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import attrs
+
+from vmcloner_core.units import Size
 
 
 @attrs.frozen(kw_only=True)
@@ -22,3 +25,25 @@ class KvmSettings:
     connections: int = attrs.field(
         default=4, validator=[attrs.validators.ge(1), attrs.validators.le(16)]
     )
+
+
+@attrs.frozen(kw_only=True)
+class XenSettings:
+    """Settings of the backend ``xen``.
+
+    :param uri, connections: as for ``kvm``.
+    :param starts: guests that are started at once. Each start runs its scripts for disks and
+        network cards in Domain-0, one after the other: more than a few gain nothing.
+    :param console_logs: folder of xenconsoled's logs (its option ``--log-dir``).
+    :param dom0_memory: bytes that Domain-0 keeps where it gives memory up to guests (ballooning).
+    """
+
+    uri: str = "xen:///system"
+    connections: int = attrs.field(
+        default=4, validator=[attrs.validators.ge(1), attrs.validators.le(16)]
+    )
+    starts: int = attrs.field(
+        default=2, validator=[attrs.validators.ge(1), attrs.validators.le(16)]
+    )
+    console_logs: Path = Path("/var/log/xen/console")
+    dom0_memory: Size = 1024**3

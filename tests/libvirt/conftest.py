@@ -23,7 +23,10 @@ from vmcloner_core.model import (
 )
 from vmcloner_core.process import LocalRunner
 from vmcloner_libvirt.kvm import KvmDriver
-from vmcloner_libvirt.settings import KvmSettings
+from vmcloner_libvirt.libxl import Logs
+from vmcloner_libvirt.settings import KvmSettings, XenSettings
+from vmcloner_libvirt.xen import XenDriver
+from vmcloner_libvirt.xenhost import XenHost
 
 pytest.register_assert_rewrite("vmcloner_core.testing.hypervisor")
 
@@ -48,6 +51,46 @@ def make_driver(place: Path) -> Iterator[Callable[..., KvmDriver]]:
         drivers.append(KvmDriver(context, KvmSettings(uri=uri, **settings)))
         return drivers[-1]
 
+    yield make
+    for driver in drivers:
+        driver.close()
+
+
+@pytest.fixture
+def xen_root(tmp_path: Path) -> Path:
+    """The files of a host of Xen 4.17."""
+    root = tmp_path / "xen-host"
+    programs = ("lib/xen-4.17/bin/pygrub", "bin/pygrub", "libexec/xen-qemu-system-i386")
+    for place in (f"usr/{program}" for program in programs):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).touch(mode=0o755)
+    (root / "log/xen/console").mkdir(parents=True)
+    (root / "log/libxl").mkdir()
+    return root
+
+
+@pytest.fixture
+def make_xen(place: Path, xen_root: Path) -> Iterator[Callable[..., XenDriver]]:
+    """Make Xen's driver on libvirt's test driver, with the files of :func:`xen_root`."""
+    drivers = []
+
+    def make(**settings: object) -> XenDriver:
+        context = DriverContext(
+            host=Host(name="local", state=place / "state"), name="xen", runner=LocalRunner()
+        )
+        given = {"uri": "test:///default", "console_logs": xen_root / "log/xen/console"}
+        logs = Logs(xen=xen_root / "log/xen", libxl=xen_root / "log/libxl")
+        drivers.append(
+            XenDriver(
+                context,
+                XenSettings(**(given | settings)),
+                host=XenHost(root=xen_root),
+                logs=logs,
+            )
+        )
+        return drivers[-1]
+
+    gc.collect()  # a traceback that lives on holds its connection, and so that test's domains
     yield make
     for driver in drivers:
         driver.close()

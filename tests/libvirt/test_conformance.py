@@ -1,12 +1,14 @@
 """The contract of hypervisor drivers, on libvirt's test driver and on the real daemon."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from vmcloner_core.model import DomainSpec, Labels
+from vmcloner_core.model import BootConfig, DomainSpec, Labels, Nic, NicSpec, clone_mac
 from vmcloner_core.testing.hypervisor import HypervisorConformance
 from vmcloner_libvirt.kvm import KvmDriver
+from vmcloner_libvirt.xen import XenDriver
 
 
 class TestPaper(HypervisorConformance):
@@ -17,6 +19,27 @@ class TestPaper(HypervisorConformance):
     @pytest.fixture
     def make_spec(self, new_spec: Callable[[Labels], DomainSpec]) -> Callable[..., DomainSpec]:
         return new_spec
+
+
+class TestPaperXen(HypervisorConformance):
+    """Xen's driver on libvirt's test driver, which has PV guests too."""
+
+    @pytest.fixture
+    def driver(self, make_xen: Callable[..., XenDriver]) -> XenDriver:
+        return make_xen()
+
+    @pytest.fixture
+    def make_spec(self, new_spec: Callable[..., DomainSpec]) -> Callable[..., DomainSpec]:
+        boot = BootConfig(bootloader=Path("pygrub"), devices=())
+        return lambda labels: new_spec(labels, boot=boot, nics=(nic(labels),))
+
+    @pytest.mark.skip(reason="the test driver is no Xen: its host is checked in test_xen_doctor")
+    def test_probe(self) -> None: ...
+
+
+def nic(labels: Labels) -> Nic:
+    mac = clone_mac("00:16:3e", "local", labels.fleet, labels.index, 0)
+    return Nic(spec=NicSpec(kind="bridge", source="xenbr0"), mac=mac)
 
 
 @pytest.mark.libvirt

@@ -1,0 +1,283 @@
+"""The hypervisor ``xen``: PV, PVH and HVM guests by libxl, through libvirt."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from vmcloner_core.drivers import DriverContext, Lane
+from vmcloner_core.errors import BackendError, HostCommandError, InvalidRequest
+from vmcloner_core.model import BootConfig, Check, DomainSpec, HostResources, Template
+from vmcloner_core.units import format_size
+from vmcloner_libvirt import console, operations, xen_doctor
+from vmcloner_libvirt.binding import libvirt
+from vmcloner_libvirt.driver import LibvirtDriver
+from vmcloner_libvirt.errors import is_disconnect
+from vmcloner_libvirt.libxl import Logs, remove_rotated
+from vmcloner_libvirt.metadata import disks, parse
+from vmcloner_libvirt.operations import tolerate
+from vmcloner_libvirt.rendering import Rendered, Renderer
+from vmcloner_libvirt.settings import XenSettings
+from vmcloner_libvirt.xenhost import XenHost
+
+OVERHEAD = 4 * 1024**2
+"""Bytes that Xen takes for a guest beside its memory (page tables, grants, its own structures)."""
+_BACKENDS = {"raw": "file", "qcow2": "qemu"}
+
+
+class XenDriver(LibvirtDriver):
+    """Runs clones under Xen. Thread-safe. Domain-0 is none of them, by any name."""
+
+    kind = "xen"
+    mac_prefix = "00:16:3e"
+
+    def __init__(
+        self,
+        context: DriverContext,
+        settings: XenSettings,
+        *,
+        host: XenHost | None = None,
+        logs: Logs | None = None,
+    ) -> None:
+        super().__init__(context, settings.uri, settings.connections)
+        self._settings = settings
+        self._host = host or XenHost()
+        self._logs = logs or Logs()
+        self._deciding = threading.Lock()
+        self.start_lane = Lane(concurrency=settings.starts)
+
+    # --- the host -----------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _renderer(self) -> Renderer:
+        return Renderer("xen.xml.j2")
+
+    @functools.cached_property
+    def _kind_and_version(self) -> tuple[str, str]:
+        """What answers at the URI, and its version: ``Xen``, ``4.17``."""
+
+        def ask(connection: Any) -> tuple[str, str]:
+            number = connection.getVersion()
+            return connection.getType(), f"{number // 1_000_000}.{number // 1000 % 1000}"
+
+        return self._ask_host(ask)
+
+    @functools.cached_property
+    def _balloons(self) -> bool:
+        return self._host.balloons(xen_doctor.commandline(self.context.runner))
+
+    def resources(self) -> HostResources:
+        """See :meth:`HypervisorDriver.resources`: the hypervisor's memory, not Domain-0's."""
+        total, free, cpus, dom0 = self._ask_host(_memory)
+        kept = f"Domain-0 has {format_size(dom0)}"
+        if self._balloons:
+            spare = max(0, dom0 - self._settings.dom0_memory)
+            free += spare
+            kept += f", and gives up {format_size(spare)} of it"
+        else:
+            kept += " and keeps it"
+        return HostResources(
+            memory_total=total,
+            memory_free=min(free, total),
+            cpus=cpus,
+            memory_overhead=OVERHEAD,
+            memory_hint=f"{kept}; Xen has no more to give",
+        )
+
+    def probe(self) -> Iterator[Check]:
+        """See :meth:`HypervisorDriver.probe`."""
+        return xen_doctor.examine(
+            self.name, self.connections, self.context, self._host, self._settings.dom0_memory
+        )
+
+    def records(self, connection: Any) -> operations.Records:
+        """See :meth:`LibvirtDriver.records`; libxl's driver has no statistics of all domains.
+
+        libvirt calls a domain off while libxl is still taking it down, and its disks are in use.
+        """
+        module = libvirt()
+        for domain in connection.listAllDomains():
+            with tolerate("VIR_ERR_NO_DOMAIN"):
+                state, reason = domain.state()
+                ending = domain.ID() != -1 and state == module.VIR_DOMAIN_SHUTOFF
+                if ending and reason != module.VIR_DOMAIN_SHUTOFF_CRASHED:
+                    state, reason = module.VIR_DOMAIN_SHUTDOWN, 0
+                yield domain, state, reason
+
+    # --- what a domain is ---------------------------------------------------------------------
+
+    def check(self, template: Template) -> None:
+        """See :meth:`HypervisorDriver.check`."""
+        where = f"template {template.name}"
+        for number, nic in enumerate(template.nics):
+            if nic.kind == "user":
+                raise InvalidRequest(
+                    f"{where}: nics[{number}].kind: Xen has no network of user mode",
+                    hint='kind = "bridge", source = "xenbr0"; or nics = [] for none',
+                )
+        if template.domain.type in ("pv", "pvh") and template.boot == "disk":
+            raise InvalidRequest(
+                f"{where}: a {template.domain.type} guest has no firmware to boot its disk",
+                hint='boot = "pygrub" or "kernel", or [domain] type = "hvm"',
+            )
+
+    def prepare(self, spec: DomainSpec) -> Rendered:
+        """See :meth:`LibvirtDriver.prepare`."""
+        with self._deciding:  # once, not once for each thread of the first batch
+            kind, version = self._kind_and_version
+            renderer = self._renderer
+        spec = _without_virtio(spec)
+        boot = self._boot(spec, version)
+        spec = attrs.evolve(spec, boot=boot)
+        emulator = self._host.emulator(version) if guest_type(spec) == "hvm" else None
+        domain_type = "test" if kind == "TEST" else "xen"
+        return renderer.render(spec, template_values(spec, domain_type, emulator))
+
+    def native(self, spec: DomainSpec) -> str:
+        """See :meth:`HypervisorDriver.native`: xl.cfg(5), by libvirt's own converter."""
+        xml = self.render(spec)
+        return self.connections.call(
+            lambda connection: str(connection.domainXMLToNative("xen-xl", xml, 0)), about=spec.name
+        )
+
+    def undefine_flags(self, connection: Any) -> int:  # noqa: ARG002 - all of libxl's take it
+        """See :meth:`LibvirtDriver.undefine_flags`."""
+        return int(libvirt().VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+
+    def _boot(self, spec: DomainSpec, version: str) -> BootConfig:
+        """Return what a clone boots, with the boot loader's whole path."""
+        loader = spec.boot.bootloader
+        if guest_type(spec) == "hvm":
+            if loader is None:
+                return spec.boot
+            raise InvalidRequest(
+                f"{spec.name}: an HVM guest boots by its firmware, not by {loader.name}",
+                hint='boot = "disk", or [domain] type = "pv" or "pvh"',
+            )
+        if loader is None and spec.boot.kernel is None:
+            raise InvalidRequest(
+                f"{spec.name}: a {guest_type(spec)} guest has no firmware to boot its disk",
+                hint='boot = "pygrub" or "kernel", or [domain] type = "hvm"',
+            )
+        if loader is None or loader.is_absolute():
+            return spec.boot
+        found = self._host.program(loader.name, version)
+        if found is None:
+            raise BackendError(
+                f"{spec.name}: this host's Xen {version} has no {loader.name}",
+                hint=f"apt-get install xen-utils-{version}",
+            )
+        return attrs.evolve(spec.boot, bootloader=found)
+
+    # --- start and stop -----------------------------------------------------------------------
+
+    def console_log(self, name: str) -> Path:
+        """See :meth:`HypervisorDriver.console_log`: xenconsoled names it so."""
+        log = console.log_file(self._settings.console_logs, name)
+        return log.with_name(f"guest-{log.name}")
+
+    def begin(self, connection: Any, name: str, boot: BootConfig | None = None) -> bool:
+        """See :meth:`LibvirtDriver.begin`; says why where libvirt only says that it failed."""
+        if operations.active(connection, name) is None:
+            console.remove(self.console_log(name))  # xenconsoled appends to what is there
+        self._admit(connection, name)
+        mark = self._logs.mark()
+        try:
+            changed = operations.start(connection, name, boot)
+        except libvirt().libvirtError as error:
+            failure = None if is_disconnect(error) else self._logs.failure(name, mark)
+            if failure is None:
+                raise
+            hint = "vmcloner host check xen" if failure.log is None else f"see {failure.log}"
+            raise HostCommandError(f"{name}: can't start: {failure.reason}", hint=hint) from error
+        self._forget(connection, name)
+        return changed
+
+    def end(self, connection: Any, name: str) -> bool:
+        """See :meth:`LibvirtDriver.end`."""
+        self._forget(connection, name)
+        return super().end(connection, name)
+
+    def clean(self, name: str) -> None:
+        """See :meth:`LibvirtDriver.clean`."""
+        remove_rotated(self.console_log(name))
+        self._logs.remove(name)
+
+    def _forget(self, connection: Any, name: str) -> None:
+        domain = operations.active(connection, name)
+        if domain is not None:
+            self._logs.forget(domain.ID())
+
+    def _admit(self, connection: Any, name: str) -> None:
+        """Let the user that libxl runs a clone's boot loader as read the disk that it boots.
+
+        That user can't reach anything else: pygrub shuts itself in with this one disk. The disk
+        stays the user's while it exists, for libxl runs the boot loader at each reboot too.
+        """
+        domain = operations.find(connection, name)
+        if domain is None:
+            return
+        root = parse(domain.XMLDesc(libvirt().VIR_DOMAIN_XML_INACTIVE))
+        if root.find("bootloader") is None:
+            return
+        user = None
+        with contextlib.suppress(BackendError):  # host check says so; libxl will too
+            user = self._host.bootloader_user()
+        for disk in disks(root)[:1] if user is not None else ():
+            with contextlib.suppress(OSError):  # one that isn't there is for libxl to say
+                if user is not None and disk.stat().st_uid != user.pw_uid:
+                    os.chown(disk, user.pw_uid, -1)
+
+
+def guest_type(spec: DomainSpec) -> str:
+    """Return what kind of guest a clone is: as its template says, or as what it boots needs."""
+    if spec.options.type is not None:
+        return spec.options.type
+    return "hvm" if spec.boot.kernel is None and spec.boot.bootloader is None else "pv"
+
+
+def template_values(spec: DomainSpec, domain_type: str, emulator: Path | None) -> dict[str, object]:
+    """Return what the template ``xen.xml.j2`` may name beside the common values."""
+    return {
+        "domain_type": domain_type,
+        "type": guest_type(spec),
+        "cpu": spec.options.cpu,
+        "emulator": None if emulator is None else str(emulator),
+        "drivers": [
+            "phy" if volume.kind == "block" else _BACKENDS[volume.format] for volume in spec.volumes
+        ],
+    }
+
+
+def _without_virtio(spec: DomainSpec) -> DomainSpec:
+    """Return the clone with Xen's own devices where its template leaves them to the default."""
+    options = spec.options
+    if options.disk_bus == "virtio":
+        options = attrs.evolve(options, disk_bus="xen")
+    nics = tuple(
+        attrs.evolve(nic, spec=attrs.evolve(nic.spec, model="netfront"))
+        if nic.spec.model == "virtio"
+        else nic
+        for nic in spec.nics
+    )
+    return attrs.evolve(spec, options=options, nics=nics)
+
+
+def _memory(connection: Any) -> tuple[int, int, int, int]:
+    """Return Xen's total and free memory, its processors, and Domain-0's memory; bytes."""
+    _, megabytes, cpus, *_ = connection.getInfo()
+    free = total = megabytes * 1024**2
+    with tolerate("VIR_ERR_NO_SUPPORT"):
+        free = connection.getFreeMemory()
+    dom0 = 0
+    for domain in connection.listAllDomains(libvirt().VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        if domain.ID() == 0:
+            dom0 = domain.info()[2] * 1024
+    return total, free, cpus, dom0
