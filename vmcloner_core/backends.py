@@ -9,11 +9,12 @@ from vmcloner_core.drivers import (
     BootProvider,
     DriverContext,
     HypervisorDriver,
+    IdentityProvider,
     ImageBuilder,
     StorageDriver,
 )
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, did_you_mean
-from vmcloner_core.hooks import BootBackend, HypervisorBackend, StorageBackend
+from vmcloner_core.hooks import BootBackend, HypervisorBackend, IdentityBackend, StorageBackend
 from vmcloner_core.model import Host
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.process import CommandRunner
@@ -52,6 +53,11 @@ class Backends:
                 backend = self._plugins.boot(name)
                 self._boots[name] = (backend, backend.factory(self._context(name)))
             return self._boots[name]
+
+    def identity(self, name: str) -> tuple[IdentityBackend, IdentityProvider]:
+        """Return an identity provider, with its description."""
+        backend = self._plugins.identity(name)
+        return backend, backend.factory(self._context(name))
 
     def builder(self, name: str) -> ImageBuilder:
         """Return an image builder."""

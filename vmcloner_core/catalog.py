@@ -124,7 +124,12 @@ class Catalog:
 
 def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return ``data`` with the paths that always belong to their own file made absolute."""
-    for table, key in (("image", "path"), ("domain", "xml")):
+    for table, key in (
+        ("image", "path"),
+        ("domain", "xml"),
+        ("identity", "user_data"),
+        ("identity", "network_config"),
+    ):
         values = data.get(table)
         if isinstance(values, dict) and isinstance(values.get(key), str) and values[key]:
             values[key] = str(folder / Path(values[key]).expanduser())

@@ -1,4 +1,4 @@
-"""The contracts that backends implement: storage, hypervisor, boot provider, image builder.
+"""The contracts of backends: storage, hypervisor, boot and identity provider, image builder.
 
 All of them are **batch-first**: a method takes many and yields one :class:`Outcome` for each, in
 any order, as soon as it is known; a member's failure is an outcome, never an exception, and never
@@ -40,11 +40,13 @@ from vmcloner_core.model import (
     DomainSpec,
     Host,
     HostResources,
+    Identity,
     Labels,
     Nic,
     Origin,
     Outcome,
     Progress,
+    Seed,
     State,
     Template,
     Volume,
@@ -379,6 +381,7 @@ class BootRequest:
     uuid: uuid.UUID
     volumes: tuple[Volume, ...]
     nics: tuple[Nic, ...]
+    values: Mapping[str, str | int] = attrs.field(factory=dict)
     folder: Path | None = None
     dry_run: bool = False
 
@@ -418,6 +421,63 @@ class BootProvider(ABC):
         for request in requests:
             error = BackendError(f"{request.labels.boot}: can't be asked at a start")
             yield Outcome(key=request.labels.clone, error=error)
+
+
+@attrs.frozen(kw_only=True)
+class IdentityRequest:
+    """One clone that an identity provider makes a seed for.
+
+    :param folder: the clone's own folder for the seed's files; it holds nothing of the provider's
+        but what an earlier call for the same clone may have left. It goes with the clone.
+    :param host_key: the guest's SSH host key (ed25519), private, in OpenSSH's format: a secret.
+    :param host_key_public: the same, as a line of ``ssh_host_ed25519_key.pub``.
+    """
+
+    labels: Labels
+    template: Template
+    identity: Identity
+    nics: tuple[Nic, ...]
+    values: Mapping[str, str | int] = attrs.field(factory=dict)
+    folder: Path
+    host_key: str = attrs.field(repr=False)
+    host_key_public: str
+
+
+class IdentityProvider(ABC):
+    """Brings a clone's identity into its guest.
+
+    Who a clone is, is decided by the engine (:class:`~vmcloner_core.model.Identity`), which also
+    keeps the folder with the clone's labels and removes it with the clone: a provider only writes
+    a seed, files that no one but their owner can read where there are secrets in them.
+
+    Example::
+
+        class PlainText(IdentityProvider):
+            def check(self, template): ...
+
+            def seed(self, requests):
+                for request in requests:
+                    image = request.folder / "seed.img"
+                    image.write_text(request.identity.hostname.ljust(512))
+                    yield Outcome(key=request.labels.clone, value=Seed(image=image))
+    """
+
+    seeds = True
+    """False for a provider that leaves its clones as they are: none of them has a folder."""
+
+    @abstractmethod
+    def check(self, template: Template) -> None:
+        """Check what the template says for this provider, before anything is made.
+
+        :raises InvalidRequest: a key is wrong, or a file that it names.
+        """
+
+    @abstractmethod
+    def seed(self, requests: Sequence[IdentityRequest]) -> Iterator[Outcome[Seed]]:
+        """Make the clones' seeds, before their domains are defined; keys are the clones' names.
+
+        A seed that is there from an earlier call is replaced: no domain uses it yet.
+        """
 
 
 class ImageBuilder(ABC):

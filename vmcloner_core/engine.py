@@ -40,6 +40,7 @@ from vmcloner_core.errors import (
     did_you_mean,
 )
 from vmcloner_core.executor import Pipeline, Work, undo
+from vmcloner_core.identities import Identities, authorized_keys
 from vmcloner_core.inventory import merge, select
 from vmcloner_core.library import Library, now, origin_of, owner
 from vmcloner_core.locks import hold
@@ -50,6 +51,7 @@ from vmcloner_core.model import (
     DomainSpec,
     Origin,
     Outcome,
+    State,
     Status,
     Template,
 )
@@ -86,6 +88,7 @@ class Engine:
         self.host = backends.host
         self._backends = backends
         self._library = Library(settings, plugins, backends)
+        self._identities = Identities(backends.host.identities)
         self._run_lock = threading.Lock()
         self._cancel = threading.Event()
 
@@ -233,6 +236,7 @@ class Engine:
         if request.mode not in storage.modes:
             raise InvalidRequest(f"pool {storage_name!r} can't make {request.mode.value} clones")
         origin = origin_of(storage, template.name)
+        seeds = self._backends.identity(template.identity.provider)[1].seeds
         clones, foreign_names, foreign_macs = self._survey()
         facts = Facts(
             host=self.host.name,
@@ -246,6 +250,8 @@ class Engine:
             resources=hypervisor.resources(),
             memory_overcommit=self.settings.limits.memory_overcommit,
             need=storage.need,
+            seeds=seeds,
+            authorized_keys=authorized_keys(template) if seeds else (),
             mac=self.plugins.clone_mac,
             mac_prefix=hypervisor.mac_prefix,
             boot=self._library.boot_at_start(template, hypervisor),
@@ -290,6 +296,7 @@ class Engine:
 
     def _stages(self, plan: Plan, started: float) -> Stages:
         origin: Origin | None = None
+        identity = None
         if plan.template is not None and plan.storage is not None:
             storage = self._backends.storage(plan.storage)
             if plan.import_image:
@@ -300,6 +307,7 @@ class Engine:
                 origin = made
             else:
                 origin = origin_of(storage, plan.template.name)
+            identity = self._backends.identity(plan.template.identity.provider)[1]
         return Stages(
             plan=plan,
             storages=self._backends.storage,
@@ -308,6 +316,8 @@ class Engine:
             boot_files=self.host.boots,
             origin=origin,
             access=self._library.access,
+            identity=identity,
+            identities=self._identities,
             cancelled=self._cancel.is_set,
         )
 
@@ -341,7 +351,7 @@ class Engine:
 
         :raises NotFound: a target names no clone.
         """
-        return select(self._clones(), parse_targets(targets))
+        return self._located(select(self._clones(), parse_targets(targets)))
 
     def show(self, name: str) -> Clone:
         """Return one clone.
@@ -351,7 +361,18 @@ class Engine:
         clones = {clone.name: clone for clone in self._clones()}
         if name not in clones:
             raise NotFound(f"no clone {name!r}", hint=did_you_mean(name, list(clones)))
-        return clones[name]
+        return self._located([clones[name]])[0]
+
+    def _located(self, clones: Sequence[Clone]) -> tuple[Clone, ...]:
+        """Return clones with the addresses at which they were found."""
+        running = {c.labels.hypervisor for c in clones if c.state is State.RUNNING}
+        found = {name: self._backends.hypervisor(name).addresses() for name in running}
+        return tuple(
+            attrs.evolve(clone, ip=addresses[0])
+            if (addresses := found.get(clone.labels.hypervisor, {}).get(clone.name))
+            else clone
+            for clone in clones
+        )
 
     def fleets(self) -> tuple[str, ...]:
         """Return the names of the fleets that have clones."""
@@ -372,7 +393,12 @@ class Engine:
         ]
         domains = [domain for inventory in inventories for domain in inventory.domains]
         return (
-            merge(self.host.name, volumes, domains),
+            merge(
+                self.host.name,
+                volumes,
+                domains,
+                (record.labels for record in self._identities.records()),
+            ),
             frozenset().union(*(inventory.foreign_names for inventory in inventories)),
             frozenset().union(*(inventory.foreign_macs for inventory in inventories)),
         )

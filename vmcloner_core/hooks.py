@@ -35,6 +35,7 @@ from vmcloner_core.drivers import (
     BootProvider,
     DriverContext,
     HypervisorDriver,
+    IdentityProvider,
     ImageBuilder,
     StorageDriver,
 )
@@ -85,6 +86,7 @@ class BootBackend:
     :param at_start: those of them on which it is asked at each start
         (:meth:`BootProvider.resolve_start`) and not only when a clone is defined. Such a
         hypervisor must be able to start domains :attr:`one_shot <HypervisorDriver.one_shot>`.
+    :param cmdline: whether it gives a kernel, and so a command line, to every clone.
     """
 
     name: str
@@ -92,6 +94,7 @@ class BootBackend:
     factory: Callable[[DriverContext], BootProvider]
     hypervisors: frozenset[str] = frozenset({"kvm", "xen"})
     at_start: frozenset[str] = frozenset()
+    cmdline: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -103,7 +106,20 @@ class ImageBackend:
     factory: Callable[[DriverContext], ImageBuilder]
 
 
-Backend = StorageBackend | HypervisorBackend | BootBackend | ImageBackend
+@attrs.frozen(kw_only=True)
+class IdentityBackend:
+    """Describes an identity provider.
+
+    :param cmdline: whether it works by the kernel's command line, which then has to be there.
+    """
+
+    name: str
+    description: str
+    factory: Callable[[DriverContext], IdentityProvider]
+    cmdline: bool = False
+
+
+Backend = StorageBackend | HypervisorBackend | BootBackend | ImageBackend | IdentityBackend
 
 
 class Hooks:
@@ -124,6 +140,10 @@ class Hooks:
     @hookspec(historic=True)
     def vmcloner_image_builder(self) -> ImageBackend:  # type: ignore[empty-body]
         """Return the description of an image builder."""
+
+    @hookspec(historic=True)
+    def vmcloner_identity_provider(self) -> IdentityBackend:  # type: ignore[empty-body]
+        """Return the description of an identity provider."""
 
     @hookspec
     def vmcloner_preflight(self, plan: Plan) -> None:

@@ -13,6 +13,7 @@ from vmcloner_core.backends import Backends
 from vmcloner_core.catalog import Catalog
 from vmcloner_core.drivers import HypervisorDriver, ImageBuilder, StorageDriver
 from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, WrongState
+from vmcloner_core.identities import Identities
 from vmcloner_core.model import (
     Access,
     Check,
@@ -21,6 +22,7 @@ from vmcloner_core.model import (
     Nic,
     Origin,
     Outcome,
+    Seed,
     Status,
     Template,
     Volume,
@@ -28,6 +30,7 @@ from vmcloner_core.model import (
     clone_uuid,
 )
 from vmcloner_core.plan import ClonePlan, ProgressEvent, Step, StepEvent, StepStatus
+from vmcloner_core.planner import own_values
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.settings import Settings
 from vmcloner_core.stages import boot_request, domain_spec
@@ -73,6 +76,14 @@ class Library:
             )
         provider.check(template)
         hypervisor.check(template)
+        identity, identifier = self._backends.identity(template.identity.provider)
+        if identity.cmdline and not backend.cmdline:
+            raise InvalidRequest(
+                f"{where}: identity provider {identity.name!r} works by the kernel's command line, "
+                f"which boot provider {template.boot!r} doesn't give",
+                hint="use identity provider cloud-init, or boot = 'kernel'",
+            )
+        identifier.check(template)
 
     def boot_at_start(self, template: Template, hypervisor: HypervisorDriver) -> str | None:
         """Return the template's boot provider where it is asked at each start, else None."""
@@ -174,16 +185,19 @@ class Library:
             for number in range(len(template.nics))
         ]
         nics = tuple(Nic(spec=s, mac=m) for s, m in zip(template.nics, addresses, strict=False))
+        kept = Identities(self._host.identities).find(labels.clone)
         plan = ClonePlan(
             labels=labels,
             steps=(),
             uuid=clone_uuid(self._host.name, labels.fleet, labels.index, labels.template),
             nics=nics,
+            values=kept.values if kept is not None else own_values(template, labels, nics),
         )
         request = boot_request(plan, template, driver.kind, volumes)
         _, provider = self._backends.boot(template.boot)
         boot = next(provider.resolve([request])).unwrap()
-        return domain_spec(plan, template, boot, volumes)
+        seed = kept.seed if kept is not None else Seed()
+        return domain_spec(plan, template, boot, volumes, seed)
 
     def import_image(
         self, template: Template, storage: StorageDriver, run: str, started: float

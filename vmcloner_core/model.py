@@ -238,6 +238,36 @@ class SshSpec:
 
 
 @attrs.frozen(kw_only=True)
+class IdentitySpec:
+    """How a template's clones become different machines: its table ``identity``.
+
+    Texts may hold ``{{ name }}`` and the other values of a clone.
+
+    :param provider: name of an identity provider.
+    :param authorized_keys: public keys that may log in, in OpenSSH's format, or files that hold
+        them (absolute, or starting with ``~``); None for the caller's own, ``~/.ssh/id_*.pub``.
+    :param addresses: for each card ``dhcp``, or an address with its prefix length; what is
+        missing at the end is ``dhcp``.
+    :param machine_id: 32 hexadecimal digits; None for the domain's UUID, which systemd takes by
+        itself in a virtual machine whose image has none.
+    :param user_data, network_config: files that are handed to the guest as they are; where their
+        name ends in ``.j2``, as jinja2 templates.
+    :param kernel_args: what the provider ``kernel-args`` adds to the command line.
+    """
+
+    provider: str = "none"
+    hostname: str = "{{ name }}"
+    authorized_keys: tuple[str, ...] | None = None
+    addresses: tuple[str, ...] = ()
+    gateway: str | None = None
+    nameservers: tuple[str, ...] = ()
+    machine_id: str | None = None
+    user_data: Path | None = None
+    network_config: Path | None = None
+    kernel_args: str = "hostname={{ hostname }} systemd.hostname={{ hostname }}"
+
+
+@attrs.frozen(kw_only=True)
 class Template:
     """What is cloned.
 
@@ -246,6 +276,7 @@ class Template:
     :param swap: bytes of a second disk that is a swap area; None for none.
     :param disks: further disks, which follow.
     :param boot: name of a boot provider.
+    :param values: further values for placeholders, each a text that may hold placeholders itself.
     :param ready: what ``--wait`` waits for: ``running``, ``ip``, ``port:N``, ``ssh``, ``agent`` or
         ``console:REGEX``, where ``{{ name }}`` stands for the clone's name.
     :param folder: where the template's relative paths start: the folder of its file, or, where
@@ -267,6 +298,8 @@ class Template:
     nics: tuple[NicSpec, ...] = (NicSpec(),)
     domain: DomainOptions = DomainOptions()
     ssh: SshSpec = SshSpec()
+    identity: IdentitySpec = IdentitySpec()
+    values: Mapping[str, str | int] = attrs.field(factory=dict)
     ready: str = "running"
     folder: Path = Path()
     origin_file: Path | None = None
@@ -403,8 +436,48 @@ class Nic:
 
 
 @attrs.frozen(kw_only=True)
+class Interface:
+    """How a clone's card is set up in the guest. ``address`` with prefix length; None for DHCP."""
+
+    mac: str
+    address: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Identity:
+    """Who a clone is, decided before anything of it exists: the same at each plan of it.
+
+    :param machine_id: 32 hexadecimal digits, systemd's ``/etc/machine-id``.
+    :param generation: another one each time that the clone is made anew.
+    :param user: whom ``authorized_keys`` let in.
+    """
+
+    hostname: str
+    machine_id: str
+    generation: uuid.UUID
+    uuid: uuid.UUID
+    interfaces: tuple[Interface, ...] = ()
+    gateway: str | None = None
+    nameservers: tuple[str, ...] = ()
+    user: str = "root"
+    authorized_keys: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Seed:
+    """What brings an identity into a guest: an image that it reads, words for its kernel."""
+
+    image: Path | None = None
+    cmdline: str = ""
+
+
+@attrs.frozen(kw_only=True)
 class DomainSpec:
-    """All that a hypervisor needs to define one clone's domain. ``memory`` in bytes."""
+    """All that a hypervisor needs to define one clone's domain. ``memory`` in bytes.
+
+    :param seed: an image that the guest reads its identity from, as a further disk, read-only.
+    :param values: the clone's own values, beside those that all clones have.
+    """
 
     labels: Labels
     uuid: uuid.UUID
@@ -414,6 +487,8 @@ class DomainSpec:
     volumes: tuple[Volume, ...]
     nics: tuple[Nic, ...]
     options: DomainOptions = DomainOptions()
+    seed: Path | None = None
+    values: Mapping[str, str | int] = attrs.field(factory=dict)
 
     @property
     def name(self) -> str:
@@ -467,6 +542,9 @@ class Clone:
     """A clone as people see it: the row of ``list``, and the parts that it was put together from.
 
     ``labels`` are the domain's, or its volume's while there is no domain.
+
+    :param ip: the first address that it was found at.
+    :param seeded: whether its identity is kept on the host.
     """
 
     labels: Labels
@@ -475,6 +553,7 @@ class Clone:
     volumes: tuple[Volume, ...] = ()
     domain: Domain | None = None
     ip: str | None = None
+    seeded: bool = False
 
     @property
     def name(self) -> str:
@@ -610,6 +689,11 @@ _UUID_SPACE = uuid.UUID("5c7c0f3e-6f0a-5a52-9d7e-0d6a1b8a7f11")
 def clone_uuid(host: str, fleet: str, index: int, template: str) -> uuid.UUID:
     """Return the UUID of a clone's domain: the same for the same clone, whoever asks."""
     return uuid.uuid5(_UUID_SPACE, f"{host}/{fleet}/{index}/{template}")
+
+
+def clone_generation(clone: uuid.UUID, run: str) -> uuid.UUID:
+    """Return the VM generation id: another run makes another machine of the same name."""
+    return uuid.uuid5(clone, run)
 
 
 def clone_mac(prefix: str, host: str, fleet: str, index: int, nic: int, attempt: int = 0) -> str:

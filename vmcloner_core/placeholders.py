@@ -20,10 +20,16 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 
 
-def clone_values(labels: Labels, nics: tuple[Nic, ...] = ()) -> dict[str, object]:
-    """Return what a text may name: ``name, fleet, index, template, owner, run, mac, macs``."""
+def clone_values(
+    labels: Labels, nics: tuple[Nic, ...] = (), values: Mapping[str, object] | None = None
+) -> dict[str, object]:
+    """Return what a text may name: ``name, fleet, index, template, owner, run, mac, macs``.
+
+    :param values: the clone's own, which can't replace those.
+    """
     macs = [nic.mac for nic in nics]
     return {
+        **(values or {}),
         "name": labels.clone,
         "fleet": labels.fleet,
         "index": labels.index,

@@ -10,11 +10,12 @@ import enum
 import math
 import re
 import uuid
+from collections.abc import Mapping
 
 import attrs
 
 from vmcloner_core.errors import InvalidRequest, VmclonerError
-from vmcloner_core.model import Clone, CloneMode, Labels, Nic, Template, Volume
+from vmcloner_core.model import Clone, CloneMode, Identity, Labels, Nic, Template, Volume
 
 
 class Action(enum.Enum):
@@ -156,6 +157,9 @@ class ClonePlan:
     :param disks: numbers of the disks that CLONE makes.
     :param nics: its network cards, where it is defined or its boot provider is asked.
     :param volumes: those that are there already.
+    :param identity: who it will be, None where its template has no identity provider.
+    :param values: its own values for placeholders.
+    :param memory, vcpus: in the place of its template's.
     :param wait: what WAIT waits for.
     :param template: what it is made of, where it is made, or its boot provider is asked.
     """
@@ -166,6 +170,10 @@ class ClonePlan:
     uuid: uuid.UUID | None = None
     nics: tuple[Nic, ...] = ()
     volumes: tuple[Volume, ...] = ()
+    identity: Identity | None = None
+    values: Mapping[str, str | int] = attrs.field(factory=dict)
+    memory: int | None = None
+    vcpus: int | None = None
     wait: Readiness | None = None
     template: Template | None = None
 

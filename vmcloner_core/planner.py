@@ -11,6 +11,7 @@ import attrs
 
 from vmcloner_core.disks import disk_numbers, disk_requests
 from vmcloner_core.errors import Conflict, InvalidRequest, NotEnoughResources, NotFound
+from vmcloner_core.identities import resolve
 from vmcloner_core.inventory import select
 from vmcloner_core.model import (
     Capacity,
@@ -26,6 +27,7 @@ from vmcloner_core.model import (
     clone_uuid,
 )
 from vmcloner_core.names import MAX_INDEX, Target, clone_name, fold, parse_targets
+from vmcloner_core.placeholders import clone_values, fill
 from vmcloner_core.plan import Action, ClonePlan, Plan, Readiness, Step
 from vmcloner_core.request import CreateRequest, TargetRequest
 from vmcloner_core.units import format_size
@@ -51,6 +53,8 @@ class Facts:
     :param foreign_names, foreign_macs: of domains that aren't ours.
     :param origin: the template's image in the pool, None while it isn't imported.
     :param need: bytes that so many volumes like the one requested take.
+    :param seeds: whether the template's identity provider makes seeds.
+    :param authorized_keys: public keys that may log in to the clones.
     :param mac: a policy's address for (labels, card, attempt), or None for the default.
     :param mac_prefix: the hypervisor's, for the default.
     :param boot: the template's boot provider where it is asked at each start, else None.
@@ -67,6 +71,8 @@ class Facts:
     resources: HostResources
     memory_overcommit: float = 1.0
     need: Callable[[CloneRequest, int], int]
+    seeds: bool = False
+    authorized_keys: tuple[str, ...] = ()
     mac: Callable[[Labels, int, int], str | None] = lambda _labels, _nic, _attempt: None
     mac_prefix: str = "52:54:00"
     boot: str | None = None
@@ -216,12 +222,19 @@ def _clone_plan(
         # What is there keeps its birth: the rest of the clone is made with the same labels.
         labels = found.labels
         nics = nics or _nics(found, template)
+    clone = clone_uuid(facts.host, labels.fleet, labels.index, labels.template)
+    values = own_values(template, labels, nics)
+    identity = None
+    if facts.seeds and Step.DEFINE in steps:
+        identity = resolve(template, labels, nics, clone, values, facts.authorized_keys)
     return ClonePlan(
         labels=labels,
         steps=steps,
         disks=disks,
-        uuid=clone_uuid(facts.host, labels.fleet, labels.index, labels.template),
+        uuid=clone,
         nics=nics,
+        identity=identity,
+        values=values,
         volumes=found.volumes if found is not None else (),
         wait=wait,
         template=template,
@@ -232,6 +245,20 @@ def _nics(clone: Clone, template: Template) -> tuple[Nic, ...]:
     """Return the network cards of a clone that is there."""
     macs = clone.domain.macs if clone.domain is not None else ()
     return tuple(Nic(spec=s, mac=m) for s, m in zip(template.nics, macs, strict=False))
+
+
+def own_values(template: Template, labels: Labels, nics: tuple[Nic, ...]) -> dict[str, str | int]:
+    """Return a clone's own values: the template's, each with its placeholders filled in.
+
+    :raises InvalidRequest: one of them can't be.
+    """
+    known = clone_values(labels, nics)
+    return {
+        key: fill(value, known, what=f"template {template.name}: values.{key}")
+        if isinstance(value, str)
+        else value
+        for key, value in template.values.items()
+    }
 
 
 def _used_macs(facts: Facts) -> set[str]:
@@ -442,7 +469,7 @@ def _target_steps(request: TargetRequest, clone: Clone) -> tuple[Step, ...]:
             return (
                 *((Step.DESTROY,) if active else ()),
                 *((Step.UNDEFINE,) if clone.domain is not None else ()),
-                *((Step.REMOVE,) if clone.volumes else ()),
+                *((Step.REMOVE,) if clone.volumes or clone.seeded else ()),
             )
         case _:
             return wait

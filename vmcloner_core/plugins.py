@@ -24,6 +24,7 @@ from vmcloner_core.hooks import (
     BootBackend,
     Hooks,
     HypervisorBackend,
+    IdentityBackend,
     ImageBackend,
     StorageBackend,
 )
@@ -31,11 +32,12 @@ from vmcloner_core.model import Labels, check_mac
 from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent
 
 log = logging.getLogger(__name__)
-B = TypeVar("B", StorageBackend, HypervisorBackend, BootBackend, ImageBackend)
+B = TypeVar("B", StorageBackend, HypervisorBackend, BootBackend, ImageBackend, IdentityBackend)
 KINDS: dict[str, type[Any] | None] = {
     "storage": StorageBackend,
     "hypervisor": HypervisorBackend,
     "boot": BootBackend,
+    "identity": IdentityBackend,
     "image": ImageBackend,
     "observer": None,
 }
@@ -73,6 +75,7 @@ class PluginHost:
             self._manager.hook.vmcloner_hypervisor_backend,
             self._manager.hook.vmcloner_boot_provider,
             self._manager.hook.vmcloner_image_builder,
+            self._manager.hook.vmcloner_identity_provider,
         ):
             hook.call_historic(result_callback=self._received.append, kwargs={})
         self._observers_loaded = False
@@ -99,6 +102,10 @@ class PluginHost:
     def image(self, name: str) -> ImageBackend:
         """Return an image builder's descriptor."""
         return self._backend("image", name, ImageBackend)
+
+    def identity(self, name: str) -> IdentityBackend:
+        """Return an identity provider's descriptor."""
+        return self._backend("identity", name, IdentityBackend)
 
     def names(self, kind: str) -> tuple[str, ...]:
         """Return the names of a kind's plugins, without importing any."""
@@ -275,6 +282,7 @@ _KIND_WORDS = {
     "storage": "storage backend",
     "hypervisor": "engine",
     "boot": "boot provider",
+    "identity": "identity provider",
     "image": "image builder",
 }
 

@@ -13,9 +13,18 @@ import attrs
 
 from vmcloner_core import bootfiles
 from vmcloner_core.disks import disk_requests
-from vmcloner_core.drivers import BootProvider, BootRequest, HypervisorDriver, Lane, StorageDriver
-from vmcloner_core.errors import VmclonerError
+from vmcloner_core.drivers import (
+    BootProvider,
+    BootRequest,
+    HypervisorDriver,
+    IdentityProvider,
+    IdentityRequest,
+    Lane,
+    StorageDriver,
+)
+from vmcloner_core.errors import InvalidRequest, VmclonerError
 from vmcloner_core.executor import Call, More, Stage, Work
+from vmcloner_core.identities import Identities
 from vmcloner_core.model import (
     Access,
     BootConfig,
@@ -24,6 +33,7 @@ from vmcloner_core.model import (
     Labels,
     Origin,
     Outcome,
+    Seed,
     State,
     Template,
     Volume,
@@ -33,22 +43,33 @@ from vmcloner_core.plan import ClonePlan, Plan, Readiness, Step
 from vmcloner_core.readiness import Awaited, watch
 
 T = TypeVar("T")
+MAX_CMDLINE = 2047
+"""Bytes: Linux's COMMAND_LINE_SIZE on x86 (arch/x86/include/asm/setup.h) less the final NUL."""
 
 
 def domain_spec(
-    plan: ClonePlan, template: Template, boot: BootConfig, volumes: tuple[Volume, ...]
+    plan: ClonePlan,
+    template: Template,
+    boot: BootConfig,
+    volumes: tuple[Volume, ...],
+    seed: Seed = Seed(),  # noqa: B008 - a frozen value
 ) -> DomainSpec:
-    """Return what defines a clone's domain."""
+    """Return what defines a clone's domain.
+
+    :raises InvalidRequest: the seed has words for a kernel, and there is none, or no room.
+    """
     assert plan.uuid is not None  # noqa: S101 - a plan that defines gives it
     return DomainSpec(
         labels=plan.labels,
         uuid=plan.uuid,
-        memory=template.memory,
-        vcpus=template.vcpus,
-        boot=boot,
+        memory=plan.memory or template.memory,
+        vcpus=plan.vcpus or template.vcpus,
+        boot=_told(plan.name, boot, seed.cmdline),
         volumes=volumes,
         nics=plan.nics,
         options=template.domain,
+        seed=seed.image,
+        values=plan.values,
     )
 
 
@@ -64,7 +85,20 @@ def boot_request(
         uuid=plan.uuid,
         volumes=volumes,
         nics=plan.nics,
+        values=plan.values,
     )
+
+
+def _told(name: str, boot: BootConfig, words: str) -> BootConfig:
+    """Return a boot configuration with more words on its kernel's command line."""
+    if not words:
+        return boot
+    if boot.kernel is None:
+        raise InvalidRequest(f"{name}: its identity needs a kernel command line, and it has none")
+    cmdline = f"{boot.cmdline or ''} {words}".strip()
+    if (size := len(cmdline.encode())) > MAX_CMDLINE:
+        raise InvalidRequest(f"{name}: a kernel command line of {size} bytes, {MAX_CMDLINE} fit")
+    return attrs.evolve(boot, cmdline=cmdline)
 
 
 @attrs.frozen(kw_only=True)
@@ -76,6 +110,8 @@ class Stages:
     :param boot_files: folder of what clones are started from.
     :param origin: the template's image, of a plan that clones.
     :param access: returns how a clone with these labels and that address is reached.
+    :param identity: the template's identity provider, of a plan that defines.
+    :param identities: where the identities of the host's clones are kept.
     """
 
     plan: Plan
@@ -83,7 +119,9 @@ class Stages:
     hypervisors: Callable[[str], HypervisorDriver]
     boots: Callable[[str], BootProvider]
     boot_files: Path
+    identities: Identities
     origin: Origin | None = None
+    identity: IdentityProvider | None = None
     access: Callable[[Labels, str], Access]
     cancelled: Callable[[], bool] = lambda: False
 
@@ -159,16 +197,58 @@ class Stages:
             )
             for work in works
         ]
+        boots: dict[str, BootConfig] = {}
+        for booted in self.boots(template.boot).resolve(requests):
+            if booted.error is not None:
+                yield Outcome(key=booted.key, error=booted.error)
+            else:
+                boots[booted.key] = booted.unwrap()
         specs: dict[str, list[DomainSpec]] = {}
-        for outcome in self.boots(template.boot).resolve(requests):
-            if outcome.error is not None:
-                yield Outcome(key=outcome.key, error=outcome.error)
+        for seeded in self._seeded([by_name[name] for name in boots]):
+            work = by_name[seeded.key]
+            try:
+                seed, boot = seeded.unwrap(), boots[seeded.key]
+                spec = domain_spec(work.plan, template, boot, work.volumes, seed)
+            except VmclonerError as error:
+                yield Outcome(key=seeded.key, error=error)
                 continue
-            work = by_name[outcome.key]
-            spec = domain_spec(work.plan, template, outcome.unwrap(), work.volumes)
             specs.setdefault(spec.labels.hypervisor, []).append(spec)
         for name, group in specs.items():
             yield from self.hypervisors(name).define(group)
+
+    def _seeded(self, works: Sequence[Work]) -> Iterator[Outcome[Seed]]:
+        """Give clones their identities, kept before anything is made of them."""
+        assert self.plan.template is not None  # noqa: S101 - as _define
+        requests = []
+        for work in works:
+            plan = work.plan
+            if self.identity is None or plan.identity is None:
+                yield Outcome(key=work.name, value=Seed())
+                continue
+            try:
+                home = self.identities.make(plan.labels, plan.identity, plan.values)
+            except VmclonerError as error:
+                yield Outcome(key=work.name, error=error)
+                continue
+            requests.append(
+                IdentityRequest(
+                    labels=plan.labels,
+                    template=self.plan.template,
+                    identity=plan.identity,
+                    nics=plan.nics,
+                    values=plan.values,
+                    folder=home.folder,
+                    host_key=home.host_key,
+                    host_key_public=home.host_key_public,
+                )
+            )
+        if self.identity is None or not requests:
+            return
+        labels = {request.labels.clone: request.labels for request in requests}
+        for outcome in self.identity.seed(requests):
+            if outcome.value is not None:
+                self.identities.seal(labels[outcome.key], outcome.value)
+            yield outcome
 
     def _start(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
         ready = []
@@ -268,18 +348,36 @@ class Stages:
                 yield self._cleared(attrs.evolve(stopped[work.name], error=error))
 
     def _undefine(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
-        for driver, group in self._by_hypervisor(works):
+        gone: list[Work] = []
+        yield from self._forgotten(works, gone)
+        for driver, group in self._by_hypervisor(gone):
             for outcome in driver.undefine([work.name for work in group]):
                 yield outcome if outcome.error is not None else self._cleared(outcome)
 
     def _remove(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
+        gone: list[Work] = []
+        yield from self._forgotten(works, gone)
+        yield from (Outcome(key=work.name) for work in gone if not work.volumes)
         outcomes = (
             outcome
-            for name, volumes in self._by_pool(works).items()
+            for name, volumes in self._by_pool(gone).items()
             for batch in _cut(volumes, self.storages(name).delete_lane.batch)
             for outcome in self.storages(name).delete(batch)
         )
-        yield from _together(_owners(works), outcomes)
+        yield from _together(_owners(gone), outcomes)
+
+    def _forgotten(self, works: Sequence[Work], gone: list[Work]) -> Iterator[Outcome[object]]:
+        """Remove clones' identities, before what they belong to: none outlives its clone.
+
+        Yields the failures; the others are added to ``gone``.
+        """
+        for work in works:
+            try:
+                self.identities.remove(work.plan.labels)
+            except VmclonerError as error:
+                yield Outcome(key=work.name, error=error)
+            else:
+                gone.append(work)
 
     # --- grouping ---
 
@@ -361,5 +459,5 @@ def _readiness(work: Work) -> Readiness:
     """Return what a clone is waited for, with its own values filled in."""
     wait = work.plan.wait
     assert wait is not None  # noqa: S101 - a plan that waits says for what
-    values = clone_values(work.plan.labels, work.plan.nics)
+    values = clone_values(work.plan.labels, work.plan.nics, work.plan.values)
     return attrs.evolve(wait, argument=fill(wait.argument, values, what="ready"))

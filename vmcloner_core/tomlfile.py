@@ -85,6 +85,12 @@ def _number(value: object, _: object) -> float:
     return float(value)
 
 
+def _text_or_number(value: object, _: object) -> str | int:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"must be a string or a whole number, not {value!r}")
+    return value
+
+
 def _tuple_of_strings(value: object, _: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise ValueError(f"must be a list of strings, not {value!r}")
@@ -98,6 +104,7 @@ def _converter() -> Converter:
     converter.register_structure_hook(bool, _strict(bool, "true or false"))
     converter.register_structure_hook(float, _number)
     converter.register_structure_hook(Path, lambda value, _: _path(value))
+    converter.register_structure_hook_func(lambda kind: kind == str | int, _text_or_number)
     converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], _tuple_of_strings)
     converter.register_structure_hook_func(
         lambda kind: kind == Size, lambda value, _: parse_size(value)

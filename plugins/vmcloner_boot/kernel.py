@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vmcloner_core.drivers import BootProvider, BootRequest, DriverContext
@@ -30,7 +30,7 @@ class KernelBoot(BootProvider):
     def check(self, template: Template) -> None:
         """See :meth:`BootProvider.check`."""
         kernel = _kernel(template)
-        _cmdline(kernel, *_example(template))
+        _cmdline(kernel, *_example(template), template.values)
         # What an image builder makes isn't there before it has run.
         if template.image.builder is None or template.folder.is_dir():
             _files(template)
@@ -44,7 +44,7 @@ class KernelBoot(BootProvider):
                 if template.name not in files:
                     files[template.name] = _files(template)
                 found = files[template.name]
-                cmdline = _cmdline(_kernel(template), request.labels, request.nics)
+                cmdline = _cmdline(_kernel(template), request.labels, request.nics, request.values)
             except VmclonerError as error:
                 yield Outcome(key=name, error=error)
                 continue
@@ -61,6 +61,7 @@ def vmcloner_boot_provider() -> BootBackend:
         name="kernel",
         description="A kernel and an initrd of the host, with a command line for each clone",
         factory=KernelBoot,
+        cmdline=True,
     )
 
 
@@ -108,12 +109,17 @@ def _check_magic(template: Template, path: Path, head: bytes) -> None:
         )
 
 
-def _cmdline(kernel: KernelSpec, labels: Labels, nics: tuple[Nic, ...]) -> str:
+def _cmdline(
+    kernel: KernelSpec,
+    labels: Labels,
+    nics: tuple[Nic, ...],
+    values: Mapping[str, str | int],
+) -> str:
     """Return a clone's kernel command line."""
     from vmcloner_core.placeholders import clone_values, fill  # brings jinja2 with it
 
     what = f"template {labels.template}: kernel.cmdline"
-    text = fill(kernel.cmdline, clone_values(labels, nics), what=what)
+    text = fill(kernel.cmdline, clone_values(labels, nics, values), what=what)
     if _CONTROL.search(text):
         raise InvalidRequest(f"{what}: has a line break or another control character")
     size = len(text.encode(errors="surrogatepass"))

@@ -101,11 +101,14 @@ def macs(root: Any) -> tuple[str, ...]:
 
 
 def disks(root: Any) -> tuple[Path, ...]:
-    """Return the files and devices that a domain's disks are on, leaving CDs and floppies out."""
+    """Return the files and devices that a domain's disks are on.
+
+    CDs, floppies and what is only read (a seed) are left out.
+    """
     sources = (
         disk.find("source")
         for disk in root.iterfind("devices/disk")
-        if disk.get("device", "disk") == "disk"
+        if disk.get("device", "disk") == "disk" and disk.find("readonly") is None
     )
     return tuple(
         Path(path) for e in sources if e is not None and (path := e.get("file") or e.get("dev"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.resources
 import traceback
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from lxml import etree
 from markupsafe import escape
 
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.model import DomainSpec
+from vmcloner_core.model import DomainSpec, clone_generation
 from vmcloner_core.placeholders import clone_values
 from vmcloner_libvirt.metadata import add_labels, parse
 
@@ -107,7 +106,7 @@ def domain_values(spec: DomainSpec) -> dict[str, Any]:
     boot = spec.boot
     prefix = _DISK_PREFIX.get(spec.options.disk_bus, "sd")
     return {
-        **clone_values(spec.labels, spec.nics),
+        **clone_values(spec.labels, spec.nics, spec.values),
         "uuid": str(spec.uuid),
         "genid": _generation(spec),
         "memory": spec.memory,
@@ -133,6 +132,12 @@ def domain_values(spec: DomainSpec) -> dict[str, Any]:
             }
             for number, volume in enumerate(spec.volumes)
         ],
+        "seed": {
+            "path": str(spec.seed),
+            "target": f"{prefix}{chr(ord('a') + len(spec.volumes))}",
+        }
+        if spec.seed is not None
+        else None,
         "nics": [
             {
                 "kind": nic.spec.kind,
@@ -177,6 +182,7 @@ def _labelled(source: str, text: str, spec: DomainSpec) -> str:
 def _shape(text: str, spec: DomainSpec) -> str:
     own = [
         *(str(volume.path) for volume in spec.volumes),
+        *([str(spec.seed)] if spec.seed is not None else []),
         *(nic.mac for nic in spec.nics),
         spec.boot.cmdline or "",
         _generation(spec),
@@ -189,5 +195,4 @@ def _shape(text: str, spec: DomainSpec) -> str:
 
 
 def _generation(spec: DomainSpec) -> str:
-    """Return the VM generation id: another run makes another machine of the same name."""
-    return str(uuid.uuid5(spec.uuid, spec.labels.run))
+    return str(clone_generation(spec.uuid, spec.labels.run))

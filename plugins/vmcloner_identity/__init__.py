@@ -1,0 +1,1 @@
+"""Identity providers: cloud-init, kernel arguments, and none."""

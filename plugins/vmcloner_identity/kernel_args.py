@@ -1,0 +1,72 @@
+"""Identity provider ``kernel-args``: words on the kernel's command line.
+
+``systemd.hostname=`` and ``systemd.machine_id=`` are systemd's (kernel-command-line(7)), ``ip=`` is
+the kernel's and most initramfs' (Documentation/admin-guide/nfs/nfsroot.rst), ``hostname=`` is what
+Debian's live system, dracut and many an init script read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from vmcloner_core.drivers import DriverContext, IdentityProvider, IdentityRequest
+from vmcloner_core.errors import InvalidRequest, VmclonerError
+from vmcloner_core.hooks import IdentityBackend, hookimpl
+from vmcloner_core.model import Outcome, Seed, Template
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class KernelArgs(IdentityProvider):
+    """Fills in the template's ``identity.kernel_args``."""
+
+    def __init__(self, context: DriverContext) -> None:
+        self.context = context
+
+    def check(self, template: Template) -> None:
+        """See :meth:`IdentityProvider.check`."""
+        for key in ("user_data", "network_config"):
+            if getattr(template.identity, key) is not None:
+                raise InvalidRequest(
+                    f"template {template.name}: identity.{key} is for provider cloud-init"
+                )
+        _single_line(template.identity.kernel_args, template.name)
+
+    def seed(self, requests: Sequence[IdentityRequest]) -> Iterator[Outcome[Seed]]:
+        """See :meth:`IdentityProvider.seed`."""
+        for request in requests:
+            name = request.labels.clone
+            try:
+                yield Outcome(key=name, value=Seed(cmdline=_words(request)))
+            except VmclonerError as error:
+                yield Outcome(key=name, error=error)
+
+
+def _words(request: IdentityRequest) -> str:
+    from vmcloner_core.placeholders import fill  # brings jinja2 with it
+    from vmcloner_identity.values import identity_values
+
+    name = request.template.name
+    what = f"template {name}: identity.kernel_args"
+    text = fill(request.template.identity.kernel_args, identity_values(request), what=what)
+    return _single_line(text, name)
+
+
+def _single_line(text: str, name: str) -> str:
+    if _CONTROL.search(text):
+        raise InvalidRequest(
+            f"template {name}: identity.kernel_args: has a line break or another control character"
+        )
+    return text
+
+
+@hookimpl
+def vmcloner_identity_provider() -> IdentityBackend:
+    """Describe the backend."""
+    return IdentityBackend(
+        name="kernel-args",
+        description="Host name, addresses and the like on the kernel's command line",
+        factory=KernelArgs,
+        cmdline=True,
+    )

@@ -1,0 +1,36 @@
+"""Identity provider ``none``: clones are what their image makes of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vmcloner_core.drivers import DriverContext, IdentityProvider, IdentityRequest
+from vmcloner_core.hooks import IdentityBackend, hookimpl
+from vmcloner_core.model import Outcome, Seed, Template
+
+
+class NoIdentity(IdentityProvider):
+    """Makes nothing."""
+
+    seeds = False
+
+    def __init__(self, context: DriverContext) -> None:
+        self.context = context
+
+    def check(self, template: Template) -> None:
+        """See :meth:`IdentityProvider.check`: every template will do."""
+
+    def seed(self, requests: Sequence[IdentityRequest]) -> Iterator[Outcome[Seed]]:
+        """See :meth:`IdentityProvider.seed`."""
+        for request in requests:
+            yield Outcome(key=request.labels.clone, value=Seed(), changed=False)
+
+
+@hookimpl
+def vmcloner_identity_provider() -> IdentityBackend:
+    """Describe the backend."""
+    return IdentityBackend(
+        name="none",
+        description="Nothing: for images that tell themselves apart, or needn't",
+        factory=NoIdentity,
+    )
