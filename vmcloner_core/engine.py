@@ -70,6 +70,7 @@ from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.runlog import RunLog
 from vmcloner_core.settings import Settings
 from vmcloner_core.stages import Stages
+from vmcloner_core.starting import Starter
 from vmcloner_core.units import format_size
 
 log = logging.getLogger(__name__)
@@ -312,8 +313,12 @@ class Engine:
             plan=plan,
             storages=self._backends.storage,
             hypervisors=self._backends.hypervisor,
-            boots=lambda name: self._backends.boot(name)[1],
-            boot_files=self.host.boots,
+            boots=self._backends.boot,
+            starter=Starter(
+                boots=self._backends.boot,
+                folder=self.host.boots,
+                identities=self._identities,
+            ),
             origin=origin,
             access=self._library.access,
             identity=identity,

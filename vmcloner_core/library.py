@@ -33,7 +33,8 @@ from vmcloner_core.plan import ClonePlan, ProgressEvent, Step, StepEvent, StepSt
 from vmcloner_core.planner import own_values
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.settings import Settings
-from vmcloner_core.stages import boot_request, domain_spec
+from vmcloner_core.stages import domain_spec
+from vmcloner_core.starting import boot_request
 
 
 class Library:

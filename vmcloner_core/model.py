@@ -414,6 +414,7 @@ class BootConfig:
         reboot to get kernel and initrd (Xen's way), absolute; with ``bootloader_args``.
     :param on_reboot: what a reboot by the guest does: ``restart`` boots it again from what it has
         been given, ``destroy`` ends the domain, so that the next start asks the provider again.
+    :param handover: the boot provider to be asked instead, as if the template named it.
     :param source: where it was found, for people: "entry 'Debian' of /boot/grub/grub.cfg".
     """
 
@@ -424,6 +425,7 @@ class BootConfig:
     bootloader: Path | None = None
     bootloader_args: tuple[str, ...] = ()
     on_reboot: Literal["restart", "destroy"] = "restart"
+    handover: str | None = None
     source: str = attrs.field(default="", eq=False)
 
 

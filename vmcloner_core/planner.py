@@ -429,11 +429,13 @@ def _target_plan(
         volumes=clone.volumes,
         wait=_wait(request, clone, template),
     )
-    if clone.labels.boot is None or Step.START not in steps:
+    if clone.labels.boot is None or not {Step.START, Step.WAIT} & set(steps):
         return plan
     try:
         made_of = template(clone.template)
     except NotFound as error:
+        if Step.START not in steps:
+            return plan  # nothing but a guest that reboots would need it
         raise NotFound(
             f"{clone.name}: what it boots is up to template {clone.template!r}, which is gone",
             hint=f"put its file back, or vmcloner delete {clone.name}",

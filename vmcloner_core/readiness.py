@@ -52,6 +52,8 @@ LOGINS = max(4, 2 * (os.cpu_count() or 1))
 """Logins tried at once."""
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\))")
 _DEAD = (State.STOPPED, State.CRASHED)
+MAX_STARTS = 10
+"""Times that a clone is started again while it is waited for: an installer may never end."""
 
 T = TypeVar("T")
 
@@ -374,6 +376,14 @@ class _Watched:
     clone: Awaited
     condition: Condition
     deadline: float
+    starts: int = 0
+
+
+class _Ended(WrongState):
+    """A clone that is waited for isn't running any more, and not by a crash."""
+
+
+Again = Callable[[Sequence[str]], Mapping[str, VmclonerError | None]]
 
 
 def watch(
@@ -381,10 +391,14 @@ def watch(
     *,
     more: Callable[[], Sequence[Awaited]] = tuple,
     cancelled: Callable[[], bool] = lambda: False,
+    again: Again = lambda _names: {},
 ) -> Iterator[Outcome[None]]:
     """Yield one outcome per clone, as soon as it is ready, dead or out of time.
 
     :param more: asked at each look for clones to watch besides, from then on.
+    :param again: starts those again, of clones that have ended, whose boot is to be gone through
+        again; returns their names, with the error of each that couldn't be started. The others
+        have ended for good.
     """
     waiting: dict[str, _Watched] = {}
     arrived, sight = clones, Sight()
@@ -395,13 +409,11 @@ def watch(
                 condition = CONDITIONS[clone.readiness.kind](clone)
                 waiting[clone.name] = _Watched(clone, condition, now + clone.readiness.timeout)
             sight.look((watched.clone for watched in waiting.values()), afresh=bool(arrived))
-            for watched in list(waiting.values()):
-                outcome = _look(watched, sight)
-                if outcome is None and cancelled():
-                    error = Interrupted("stopped by the user")
-                    outcome = Outcome(key=watched.clone.name, error=error)
-                if outcome is not None:
-                    waiting.pop(watched.clone.name).condition.close()
+            for watched, outcome in _changed(tuple(waiting.values()), sight, cancelled, again):
+                if outcome is None:
+                    waiting[watched.clone.name] = watched
+                else:
+                    del waiting[watched.clone.name]
                     yield outcome
             arrived = more()
             if not waiting and not arrived:
@@ -411,6 +423,43 @@ def watch(
     finally:
         for watched in waiting.values():
             watched.condition.close()
+
+
+def _changed(
+    waiting: Sequence[_Watched], sight: Sight, cancelled: Callable[[], bool], again: Again
+) -> Iterator[tuple[_Watched, Outcome[None] | None]]:
+    """Look at clones; yield those with an outcome, and without one those that begin anew."""
+    ended: list[tuple[_Watched, Outcome[None]]] = []
+    for watched in waiting:
+        outcome = _look(watched, sight)
+        if outcome is None and cancelled():
+            error = Interrupted("stopped by the user")
+            outcome = Outcome(key=watched.clone.name, error=error)
+        if outcome is None:
+            continue
+        watched.condition.close()
+        if isinstance(outcome.error, _Ended) and not cancelled():
+            ended.append((watched, outcome))
+        else:
+            yield watched, outcome
+    yield from _restarted(ended, again)
+
+
+def _restarted(
+    ended: Sequence[tuple[_Watched, Outcome[None]]], again: Again
+) -> Iterator[tuple[_Watched, Outcome[None] | None]]:
+    """Yield clones that have ended: those that were started again without an outcome."""
+    names = [watched.clone.name for watched, _ in ended if watched.starts < MAX_STARTS]
+    started = again(names) if names else {}
+    for watched, outcome in ended:
+        clone = watched.clone
+        if clone.name not in started:
+            yield watched, outcome
+        elif (error := started[clone.name]) is not None:
+            yield watched, Outcome(key=clone.name, error=error)
+        else:
+            condition = CONDITIONS[clone.readiness.kind](clone)
+            yield _Watched(clone, condition, watched.deadline, watched.starts + 1), None
 
 
 def _look(watched: _Watched, sight: Sight) -> Outcome[None] | None:
@@ -425,7 +474,8 @@ def _look(watched: _Watched, sight: Sight) -> Outcome[None] | None:
     if state is None or state in _DEAD:
         what = state.value if state is not None else "gone"
         message = f"{clone.name} is {what}, not {clone.readiness}{_said(condition)}"
-        return Outcome(key=clone.name, error=WrongState(message))
+        kind = _Ended if state is State.STOPPED else WrongState
+        return Outcome(key=clone.name, error=kind(message))
     if sight.now <= watched.deadline:
         return None
     lacks = f": {condition.lacks}" if condition.lacks else ""

@@ -5,25 +5,24 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from pathlib import Path
 from typing import TypeVar
 
 import attrs
 
-from vmcloner_core import bootfiles
 from vmcloner_core.disks import disk_requests
 from vmcloner_core.drivers import (
     BootProvider,
-    BootRequest,
     HypervisorDriver,
     IdentityProvider,
     IdentityRequest,
     Lane,
     StorageDriver,
 )
-from vmcloner_core.errors import InvalidRequest, VmclonerError
+from vmcloner_core.errors import VmclonerError
 from vmcloner_core.executor import Call, More, Stage, Work
+from vmcloner_core.hooks import BootBackend
 from vmcloner_core.identities import Identities
 from vmcloner_core.model import (
     Access,
@@ -34,17 +33,15 @@ from vmcloner_core.model import (
     Origin,
     Outcome,
     Seed,
-    State,
     Template,
     Volume,
 )
 from vmcloner_core.placeholders import clone_values, fill
 from vmcloner_core.plan import ClonePlan, Plan, Readiness, Step
 from vmcloner_core.readiness import Awaited, watch
+from vmcloner_core.starting import Starter, boot_request, told
 
 T = TypeVar("T")
-MAX_CMDLINE = 2047
-"""Bytes: Linux's COMMAND_LINE_SIZE on x86 (arch/x86/include/asm/setup.h) less the final NUL."""
 
 
 def domain_spec(
@@ -64,7 +61,8 @@ def domain_spec(
         uuid=plan.uuid,
         memory=plan.memory or template.memory,
         vcpus=plan.vcpus or template.vcpus,
-        boot=_told(plan.name, boot, seed.cmdline),
+        # A provider that is asked at each start gets the words then.
+        boot=boot if plan.labels.boot is not None else told(plan.name, boot, seed.cmdline),
         volumes=volumes,
         nics=plan.nics,
         options=template.domain,
@@ -73,41 +71,13 @@ def domain_spec(
     )
 
 
-def boot_request(
-    plan: ClonePlan, template: Template, hypervisor: str, volumes: tuple[Volume, ...]
-) -> BootRequest:
-    """Return what a boot provider is asked about a clone."""
-    assert plan.uuid is not None  # noqa: S101 - a plan that asks gives it
-    return BootRequest(
-        labels=plan.labels,
-        template=template,
-        hypervisor=hypervisor,
-        uuid=plan.uuid,
-        volumes=volumes,
-        nics=plan.nics,
-        values=plan.values,
-    )
-
-
-def _told(name: str, boot: BootConfig, words: str) -> BootConfig:
-    """Return a boot configuration with more words on its kernel's command line."""
-    if not words:
-        return boot
-    if boot.kernel is None:
-        raise InvalidRequest(f"{name}: its identity needs a kernel command line, and it has none")
-    cmdline = f"{boot.cmdline or ''} {words}".strip()
-    if (size := len(cmdline.encode())) > MAX_CMDLINE:
-        raise InvalidRequest(f"{name}: a kernel command line of {size} bytes, {MAX_CMDLINE} fit")
-    return attrs.evolve(boot, cmdline=cmdline)
-
-
 @attrs.frozen(kw_only=True)
 class Stages:
     """Makes a plan's stages. A plan's clones may lie in several pools and hypervisors.
 
     :param storages, hypervisors: return the driver that labels name.
-    :param boots: return the boot provider of that name.
-    :param boot_files: folder of what clones are started from.
+    :param boots: return the boot provider of that name, with its description.
+    :param starter: starts clones.
     :param origin: the template's image, of a plan that clones.
     :param access: returns how a clone with these labels and that address is reached.
     :param identity: the template's identity provider, of a plan that defines.
@@ -117,8 +87,8 @@ class Stages:
     plan: Plan
     storages: Callable[[str], StorageDriver]
     hypervisors: Callable[[str], HypervisorDriver]
-    boots: Callable[[str], BootProvider]
-    boot_files: Path
+    boots: Callable[[str], tuple[BootBackend, BootProvider]]
+    starter: Starter
     identities: Identities
     origin: Origin | None = None
     identity: IdentityProvider | None = None
@@ -198,7 +168,7 @@ class Stages:
             for work in works
         ]
         boots: dict[str, BootConfig] = {}
-        for booted in self.boots(template.boot).resolve(requests):
+        for booted in self.boots(template.boot)[1].resolve(requests):
             if booted.error is not None:
                 yield Outcome(key=booted.key, error=booted.error)
             else:
@@ -258,57 +228,35 @@ class Stages:
             else:
                 yield Outcome(key=work.name, error=error)
         for driver, group in self._by_hypervisor(ready):
-            yield from self._started(driver, group)
-
-    def _started(
-        self, driver: HypervisorDriver, works: Sequence[Work]
-    ) -> Iterator[Outcome[object]]:
-        names = [work.name for work in works]
-        boots: dict[str, BootConfig] = {}
-        for outcome in self._asked(driver, works):
-            if outcome.error is not None:
-                names.remove(outcome.key)
-                yield self._cleared(Outcome(key=outcome.key, error=outcome.error))
-            else:
-                boots[outcome.key] = outcome.unwrap()
-        for started in driver.start(names, boots) if boots else driver.start(names):
-            failed = started.error is not None and started.key in boots
-            yield self._cleared(started) if failed else started
-
-    def _asked(
-        self, driver: HypervisorDriver, works: Sequence[Work]
-    ) -> Iterator[Outcome[BootConfig]]:
-        """Yield what those clones boot whose providers are asked at each start."""
-        requests: dict[str, list[BootRequest]] = {}
-        asked = [work for work in works if work.plan.labels.boot is not None]
-        states = driver.states() if asked else {}
-        for work in asked:
-            if states.get(work.name) not in (State.STOPPED, State.CRASHED):
-                continue  # it runs, or will be resumed: it has booted, and its disks are in use
-            template, provider = work.plan.template, work.plan.labels.boot
-            assert template is not None and provider is not None  # noqa: S101, PT018
-            try:
-                folder = bootfiles.fresh(self.boot_files, work.name)
-            except VmclonerError as error:
-                yield Outcome(key=work.name, error=error)
-                continue
-            request = boot_request(work.plan, template, driver.kind, work.volumes)
-            requests.setdefault(provider, []).append(attrs.evolve(request, folder=folder))
-        for provider, group in requests.items():
-            yield from self.boots(provider).resolve_start(group)
-
-    def _cleared(self, outcome: Outcome[object]) -> Outcome[object]:
-        """Remove what a clone was started from; an outcome that was a success may fail by it."""
-        try:
-            bootfiles.clear(self.boot_files, outcome.key)
-        except VmclonerError as error:
-            return attrs.evolve(outcome, error=outcome.error or error)
-        return outcome
+            yield from self.starter.start(driver, group)
 
     def _wait(self, works: Sequence[Work], more: More) -> Iterator[Outcome[object]]:
+        by_name: dict[str, Work] = {}
+
+        def awaited(works: Sequence[Work]) -> list[Awaited]:
+            by_name.update((work.name, work) for work in works)
+            return self._awaited(works)
+
         yield from watch(
-            self._awaited(works), more=lambda: self._awaited(more()), cancelled=self.cancelled
+            awaited(works),
+            more=lambda: awaited(more()),
+            cancelled=self.cancelled,
+            again=lambda names: self._again([by_name[name] for name in names]),
         )
+
+    def _again(self, works: Sequence[Work]) -> Mapping[str, VmclonerError | None]:
+        """Start those clones again that ended so that their boot providers be asked again."""
+        ended = [
+            work
+            for work in works
+            if work.plan.template is not None and self.starter.ended_to_boot_anew(work.name)
+        ]
+        lane = self._lane(Step.START, ended)
+        outcomes: list[Outcome[object]] = []
+        with ThreadPoolExecutor(lane.concurrency, thread_name_prefix="again") as pool:
+            for batch in pool.map(lambda work: list(self._start([work], tuple)), ended):
+                outcomes.extend(batch)
+        return {outcome.key: outcome.error for outcome in outcomes}
 
     def _awaited(self, works: Sequence[Work]) -> list[Awaited]:
         return [
@@ -345,14 +293,14 @@ class Stages:
                 [by_name[name] for name in stopped],
                 lambda pool, volumes: pool.deactivate(volumes),
             ):
-                yield self._cleared(attrs.evolve(stopped[work.name], error=error))
+                yield self.starter.forget(attrs.evolve(stopped[work.name], error=error))
 
     def _undefine(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
         gone: list[Work] = []
         yield from self._forgotten(works, gone)
         for driver, group in self._by_hypervisor(gone):
             for outcome in driver.undefine([work.name for work in group]):
-                yield outcome if outcome.error is not None else self._cleared(outcome)
+                yield outcome if outcome.error is not None else self.starter.forget(outcome)
 
     def _remove(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
         gone: list[Work] = []

@@ -6,9 +6,12 @@ from pathlib import Path
 import attrs
 import pytest
 
-from vmcloner_core import Engine, State
+from vmcloner_core import Engine, Readiness, State, readiness
 from vmcloner_core.bootfiles import clear, fresh
+from vmcloner_core.drivers import NO_BOOTS
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, PartialFailure
+from vmcloner_core.model import BootConfig, Identity, Seed
+from vmcloner_core.starting import told
 from vmcloner_core.testing.reference import (
     BootPlugin,
     HypervisorPlugin,
@@ -38,7 +41,7 @@ class Site:
     @property
     def files(self) -> dict[str, str]:
         root = self.folder / "state/boot"
-        return {str(f.relative_to(root)): f.read_text() for f in root.rglob("*") if f.is_file()}
+        return {str(f.relative_to(root)): f.read_text() for f in root.rglob("*/kernel")}
 
 
 @pytest.fixture
@@ -53,7 +56,8 @@ def site(tmp_path, monkeypatch):
     (tmp_path / "templates/t.toml").write_text(TEMPLATE)
     (tmp_path / "templates/image.raw").write_bytes(bytes(1024**2))
     boot, machines = BootPlugin(at_start=True), HypervisorPlugin()
-    with Engine.open(plugins=[StoragePlugin(), machines, boot]) as engine:
+    plugins = [StoragePlugin(), machines, boot, BootPlugin("second")]
+    with Engine.open(plugins=plugins) as engine:
         engine.list()  # makes the drivers
         yield Site(engine, tmp_path, boot, machines)
 
@@ -196,3 +200,138 @@ def test_a_link_in_the_folders_place_is_not_followed(tmp_path):
     with pytest.raises(BackendError):
         clear(tmp_path / "boot", "web-1")
     assert (elsewhere / "file").exists()
+
+
+# --- guests that reboot -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def installer(site):
+    """An installer boots first, and reboots: its domain ends. Later starts boot the disk."""
+    site.boot.driver.on_reboot = "destroy"
+    machines = site.machines
+    start = machines.start
+
+    def started(names, boots=NO_BOOTS):
+        yield from start(names, boots)
+        for name in names:
+            machines.consoles[name] = b"installing\n"
+            if machines.boots[name].on_reboot == "destroy":
+                machines.machines[name] = attrs.evolve(machines.machines[name], state=State.STOPPED)
+                site.boot.driver.on_reboot = "restart"
+            else:
+                machines.consoles[name] = f"{name} login: ".encode()
+
+    machines.start = started
+    return site
+
+
+def test_wait_starts_a_clone_again_whose_installer_rebooted(installer):
+    login = Readiness.parse("console:{{ name }} login:")
+    assert installer.engine.create("web", "t", count=1, wait=login).ok
+    assert installer.files["web-1/kernel"] == "start 2"
+    assert installer.machines.states()["web-1"] is State.RUNNING
+
+
+def test_a_wait_that_begins_later_does_so_too(installer):
+    installer.engine.create("web", "t", count=1, start=True)
+    assert installer.machines.states()["web-1"] is State.STOPPED
+    assert installer.engine.wait("web", wait=Readiness.parse("console:login:")).ok
+
+
+def test_wait_leaves_a_clone_stopped_that_was_stopped(installer):
+    installer.engine.create("web", "t", count=1, start=True)
+    installer.machines.machines["web-1"] = attrs.evolve(
+        installer.machines.machines["web-1"], state=State.RUNNING
+    )
+    installer.engine.stop("web")
+    with pytest.raises(PartialFailure) as caught:
+        installer.engine.wait("web", wait=Readiness.parse("console:login:"))
+    assert "web-1 is stopped" in str(caught.value.failures[0][1])
+
+
+def test_wait_leaves_what_ends_otherwise(site):
+    """A reboot that boots the same again needs nobody; one that ended was powered off."""
+    site.engine.create("web", "t", count=1, start=True)
+    site.machines.machines["web-1"] = attrs.evolve(
+        site.machines.machines["web-1"], state=State.STOPPED
+    )
+    with pytest.raises(PartialFailure, match="1 of 1"):
+        site.engine.wait("web", wait=Readiness.parse("console:login:"))
+
+
+def test_an_installer_that_never_ends(installer, monkeypatch):
+    monkeypatch.setattr(readiness, "MAX_STARTS", 3)
+    monkeypatch.setattr(readiness, "POLL", 0.001)
+    monkeypatch.setattr(readiness, "SLOW_POLL", 0.001)
+    driver = installer.boot.driver
+    resolve = driver.resolve_start
+
+    def endless(requests):
+        driver.on_reboot = "destroy"
+        return resolve(requests)
+
+    driver.resolve_start = endless
+    with pytest.raises(PartialFailure) as caught:
+        installer.engine.create("web", "t", count=1, wait=Readiness.parse("console:login:"))
+    assert "web-1 is stopped" in str(caught.value.failures[0][1])
+    assert len(driver.asked) == 1 + 3
+
+
+def test_a_clone_that_cannot_be_started_again(installer):
+    installer.engine.create("web", "t", count=1, start=True)
+    installer.boot.driver.fail["web-1"] = InvalidRequest("web-1: nothing to boot")
+    with pytest.raises(PartialFailure) as caught:
+        installer.engine.wait("web", wait=Readiness.parse("console:login:"))
+    assert str(caught.value.failures[0][1]) == "web-1: nothing to boot"
+
+
+# --- one provider hands over to another -------------------------------------------------------
+
+
+def test_a_provider_may_hand_over_to_another(site):
+    site.boot.driver.handover = "second"
+    site.engine.create("web", "t", count=2, start=True)
+    assert site.machines.boots["web-2"] == BootConfig(devices=("hd",))
+
+
+def test_handing_over_to_one_that_does_not_boot_there(site):
+    site.boot.driver.handover = "disk"
+    with pytest.raises(PartialFailure) as caught:
+        site.engine.create("web", "t", count=1, start=True)
+    assert "boot provider 'disk' doesn't boot on reference" in str(caught.value.failures[0][1])
+
+
+def test_handing_over_again_is_refused(site):
+    site.boot.driver.handover = "reference"
+    with pytest.raises(PartialFailure) as caught:
+        site.engine.create("web", "t", count=1, start=True)
+    assert "hands over again" in str(caught.value.failures[0][1])
+
+
+# --- identities -------------------------------------------------------------------------------
+
+
+def test_words_of_an_identity_reach_the_kernel_of_each_start(site, tmp_path):
+    site.engine.create("web", "t", count=1)
+    clone = site.engine.show("web-1")
+    kept = site.engine._identities
+    identity = Identity(
+        hostname="web-1", machine_id="0" * 31 + "1", uuid=clone.domain.uuid,
+        generation=clone.domain.uuid, interfaces=(), user="root",
+    )  # fmt: skip
+    kept.make(clone.labels, identity, {"color": "red"})
+    kept.seal(clone.labels, Seed(cmdline="hostname=web-1"))
+    for _ in range(2):
+        site.engine.restart("web")
+        assert site.machines.boots["web-1"].cmdline == "hostname=web-1"
+        assert site.boot.driver.asked[-1].values == {"color": "red"}
+
+
+def test_words_that_no_kernel_would_hear():
+    with pytest.raises(InvalidRequest, match="web-1: its identity needs a kernel command line"):
+        told("web-1", BootConfig(devices=("hd",)), "hostname=web-1")
+    loader = BootConfig(bootloader=Path("/pygrub"), cmdline="quiet")
+    assert told("web-1", loader, "hostname=web-1").cmdline == "quiet hostname=web-1"
+    with pytest.raises(InvalidRequest, match="2047 fit"):
+        told("web-1", loader, "x" * 2048)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import attrs
 
@@ -385,8 +386,9 @@ class BootPlugin:
     instance, for tests to look at.
     """
 
-    def __init__(self, *, at_start: bool = False) -> None:
+    def __init__(self, name: str = "reference", *, at_start: bool = False) -> None:
         self.driver = ReferenceBoot()
+        self._name = name
         self._at_start = at_start
 
     @hookimpl
@@ -394,7 +396,7 @@ class BootPlugin:
         """Register the provider."""
         kinds = frozenset({"reference"})
         return BootBackend(
-            name="reference",
+            name=self._name,
             description="from the disk",
             factory=lambda _context: self.driver,
             hypervisors=kinds,
@@ -405,12 +407,15 @@ class BootPlugin:
 class ReferenceBoot(BootProvider):
     """Boots from the disk; asked at a start, from a kernel that says which start it is of.
 
-    ``fail`` maps a clone's name to the error that its next start gets.
+    ``fail`` maps a clone's name to the error that its next start gets; ``on_reboot`` and
+    ``handover`` are what it says at a start.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.asked: list[BootRequest] = []
+        self.on_reboot: Literal["restart", "destroy"] = "restart"
+        self.handover: str | None = None
         self.fail: dict[str, VmclonerError] = {}
 
     def check(self, template: Template) -> None:
@@ -434,4 +439,7 @@ class ReferenceBoot(BootProvider):
                 continue
             kernel = request.folder / "kernel"
             kernel.write_text(f"start {times}")
-            yield Outcome(key=name, value=BootConfig(kernel=kernel, devices=()))
+            config = BootConfig(
+                kernel=kernel, devices=(), on_reboot=self.on_reboot, handover=self.handover
+            )
+            yield Outcome(key=name, value=config)

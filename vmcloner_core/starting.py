@@ -1,0 +1,189 @@
+"""Start clones: ask their boot providers first, where these are asked at each start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import attrs
+
+from vmcloner_core import bootfiles
+from vmcloner_core.drivers import BootProvider, BootRequest, HypervisorDriver
+from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError
+from vmcloner_core.executor import Work
+from vmcloner_core.hooks import BootBackend
+from vmcloner_core.identities import Identities
+from vmcloner_core.model import BootConfig, Outcome, State, Template, Volume
+from vmcloner_core.plan import ClonePlan
+
+RECORD = "boot.json"
+"""What a clone was started from, in its own folder."""
+MAX_CMDLINE = 2047
+"""Bytes: Linux's COMMAND_LINE_SIZE on x86 (arch/x86/include/asm/setup.h) less the final NUL."""
+
+
+def boot_request(
+    plan: ClonePlan, template: Template, hypervisor: str, volumes: tuple[Volume, ...]
+) -> BootRequest:
+    """Return what a boot provider is asked about a clone."""
+    assert plan.uuid is not None  # noqa: S101 - a plan that asks gives it
+    return BootRequest(
+        labels=plan.labels,
+        template=template,
+        hypervisor=hypervisor,
+        uuid=plan.uuid,
+        volumes=volumes,
+        nics=plan.nics,
+        values=plan.values,
+    )
+
+
+def told(name: str, boot: BootConfig, words: str) -> BootConfig:
+    """Return what a clone boots, with more words on its kernel's command line.
+
+    :raises InvalidRequest: no command line reaches its kernel, or there is no room.
+    """
+    if not words:
+        return boot
+    if boot.kernel is None and boot.bootloader is None:
+        raise InvalidRequest(f"{name}: its identity needs a kernel command line, and it has none")
+    cmdline = f"{boot.cmdline or ''} {words}".strip()
+    if (size := len(cmdline.encode())) > MAX_CMDLINE:
+        raise InvalidRequest(f"{name}: a kernel command line of {size} bytes, {MAX_CMDLINE} fit")
+    return attrs.evolve(boot, cmdline=cmdline)
+
+
+@attrs.frozen(kw_only=True)
+class Starter:
+    """Starts clones, and keeps what they are started from. Thread-safe.
+
+    :param boots: return the boot provider of that name, with its description.
+    :param folder: where each clone has a folder for its files.
+    :param identities: where words for clones' kernels are kept, and their own values.
+    """
+
+    boots: Callable[[str], tuple[BootBackend, BootProvider]]
+    folder: Path
+    identities: Identities
+
+    def start(self, driver: HypervisorDriver, works: Sequence[Work]) -> Iterator[Outcome[object]]:
+        """Start clones of one hypervisor; a clone that boots nothing isn't started."""
+        names = [work.name for work in works]
+        boots: dict[str, BootConfig] = {}
+        for outcome in self._resolved(driver, works):
+            if outcome.error is not None:
+                names.remove(outcome.key)
+                yield self.forget(Outcome(key=outcome.key, error=outcome.error))
+            else:
+                boots[outcome.key] = outcome.unwrap()
+        for started in driver.start(names, boots) if boots else driver.start(names):
+            failed = started.error is not None and started.key in boots
+            yield self.forget(started) if failed else started
+
+    def forget(self, outcome: Outcome[object]) -> Outcome[object]:
+        """Remove what a clone was started from; an outcome that was a success may fail by it."""
+        try:
+            bootfiles.clear(self.folder, outcome.key)
+        except VmclonerError as error:
+            return attrs.evolve(outcome, error=outcome.error or error)
+        return outcome
+
+    def ended_to_boot_anew(self, name: str) -> bool:
+        """Tell whether a clone that has ended was started so that a reboot ends it.
+
+        Its provider is then to be asked again. False for one that vmcloner has stopped.
+        """
+        try:
+            record = json.loads((self.folder / name / RECORD).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(record, dict) and record.get("on_reboot") == "destroy"
+
+    # --- asking -------------------------------------------------------------------------------
+
+    def _resolved(
+        self, driver: HypervisorDriver, works: Sequence[Work]
+    ) -> Iterator[Outcome[BootConfig]]:
+        """Yield what those clones boot whose providers are asked at each start."""
+        asked = [work for work in works if work.plan.labels.boot is not None]
+        states = driver.states() if asked else {}
+        requests: dict[str, BootRequest] = {}
+        for work in asked:
+            if states.get(work.name) not in (State.STOPPED, State.CRASHED):
+                continue  # it runs, or will be resumed: it has booted, and its disks are in use
+            assert work.plan.template is not None  # noqa: S101 - a plan that asks gives it
+            request = boot_request(work.plan, work.plan.template, driver.kind, work.volumes)
+            kept = self.identities.find(work.name)
+            try:
+                folder = bootfiles.fresh(self.folder, work.name)
+            except VmclonerError as error:
+                yield Outcome(key=work.name, error=error)
+                continue
+            values = kept.values if kept is not None else request.values
+            requests[work.name] = attrs.evolve(request, folder=folder, values=values)
+        for outcome in resolve(self.boots, tuple(requests.values())):
+            try:
+                yield Outcome(key=outcome.key, value=self._complete(outcome))
+            except VmclonerError as error:
+                yield Outcome(key=outcome.key, error=error)
+
+    def _complete(self, outcome: Outcome[BootConfig]) -> BootConfig:
+        """Return what a clone boots with all that belongs to it, once that is kept."""
+        kept = self.identities.find(outcome.key)
+        boot = told(outcome.key, outcome.unwrap(), kept.seed.cmdline if kept is not None else "")
+        file = self.folder / outcome.key / RECORD
+        try:
+            file.touch(mode=0o600)
+            file.write_text(json.dumps(attrs.asdict(boot), default=str, indent=1))
+        except OSError as error:
+            raise BackendError(f"{outcome.key}: can't write {file}: {error.strerror}") from error
+        return boot
+
+
+def resolve(
+    boots: Callable[[str], tuple[BootBackend, BootProvider]], requests: Sequence[BootRequest]
+) -> Iterator[Outcome[BootConfig]]:
+    """Yield what clones boot, asked as at a start; a provider may hand over to another, once."""
+    handed_over: dict[str, list[BootRequest]] = {}
+    by_name = {request.labels.clone: request for request in requests}
+    for provider in {request.labels.boot or request.template.boot: None for request in requests}:
+        group = [r for r in requests if (r.labels.boot or r.template.boot) == provider]
+        for outcome in _asked(boots, provider, group):
+            to = outcome.value.handover if outcome.value is not None else None
+            if to is None:
+                yield outcome
+            else:
+                handed_over.setdefault(to, []).append(by_name[outcome.key])
+    for provider, group in handed_over.items():
+        for outcome in _asked(boots, provider, group):
+            if outcome.value is not None and outcome.value.handover is not None:
+                error = BackendError(f"{outcome.key}: boot provider {provider!r} hands over again")
+                yield Outcome(key=outcome.key, error=error)
+            else:
+                yield outcome
+
+
+def _asked(
+    boots: Callable[[str], tuple[BootBackend, BootProvider]],
+    name: str,
+    requests: Sequence[BootRequest],
+) -> Iterator[Outcome[BootConfig]]:
+    """Ask one provider, by the method for the hypervisor's kind."""
+    try:
+        backend, provider = boots(name)
+    except VmclonerError as error:
+        yield from (Outcome(key=request.labels.clone, error=error) for request in requests)
+        return
+    for request in requests:
+        if request.hypervisor not in backend.hypervisors:
+            what = f"boot provider {name!r} doesn't boot on {request.hypervisor}"
+            refusal = BackendError(f"{request.labels.clone}: {what}")
+            yield Outcome(key=request.labels.clone, error=refusal)
+    requests = [request for request in requests if request.hypervisor in backend.hypervisors]
+    at_start = [request for request in requests if request.hypervisor in backend.at_start]
+    if at_start:
+        yield from provider.resolve_start(at_start)
+    others = [request for request in requests if request.hypervisor not in backend.at_start]
+    if others:
+        yield from provider.resolve(others)
