@@ -1,0 +1,36 @@
+"""What can go wrong on the way to a boot file, and how what the network says is shown."""
+
+from __future__ import annotations
+
+import errno
+
+from vmcloner_core.errors import HostCommandError
+
+MAX_SHOWN = 200
+
+
+class NetbootError(HostCommandError):
+    """A guest can't be booted from the network; the message is one line, fit to be shown."""
+
+
+class Refused(NetbootError):
+    """A server doesn't have (or give) the file: the search may go on with the next name."""
+
+
+class Malformed(ValueError):
+    """A packet breaks its protocol: it is dropped."""
+
+
+def shown(text: str) -> str:
+    """Return text of the network as it may be shown: on one line, short, unable to act.
+
+    A terminal acts on control characters, and a log file has lines.
+    """
+    cut = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in cut)
+
+
+def reason(error: OSError) -> str:
+    """Return why a system call failed, with the name that manuals list it by."""
+    code = errno.errorcode.get(error.errno or 0)
+    return f"{error.strerror} ({code})" if code else str(error)
