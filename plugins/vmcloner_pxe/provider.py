@@ -1,0 +1,232 @@
+"""Boot provider ``pypxeboot``: what the network says that a clone boots, found out on the host.
+
+On Xen the command ``pypxeboot`` is the domain's boot loader, which libxl runs at each start and
+reboot. On KVM the same is done before each start, and the clone boots the kernel directly, once: a
+reboot by the guest ends its domain, and the next start asks again. So an installer that was booted
+is not booted for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import attrs
+import cattrs
+
+from vmcloner_core.drivers import BootProvider, BootRequest, DriverContext
+from vmcloner_core.errors import BackendError, HostCommandError, VmclonerError
+from vmcloner_core.hooks import BootBackend, hookimpl
+from vmcloner_core.model import BootConfig, Outcome, Template
+from vmcloner_pxe.messages import Batch, Member, Result
+from vmcloner_pxe.networks import bridge_of, check_cards
+
+TIMEOUT = 110.0
+"""Seconds for what the network says and gives, of one batch."""
+MAX_BATCH = 200
+MAX_CMDLINE = 2047
+"""Bytes: Linux's COMMAND_LINE_SIZE on x86 (arch/x86/include/asm/setup.h) less the final NUL."""
+
+
+class Pypxeboot(BootProvider):
+    """Boots clones from the network. Thread-safe."""
+
+    def __init__(self, context: DriverContext) -> None:
+        self._context = context
+        self._queue = _Queue(self._ask)
+        self._bridges: dict[tuple[str, str], str] = {}
+
+    def check(self, template: Template) -> None:
+        """See :meth:`BootProvider.check`: it needs a network card on a bridge or in a network."""
+        check_cards(template, "pypxeboot")
+
+    def resolve(self, requests: Sequence[BootRequest]) -> Iterator[Outcome[BootConfig]]:
+        """See :meth:`BootProvider.resolve`."""
+        for request in requests:
+            try:
+                value = self._definition(request)
+            except VmclonerError as error:
+                yield Outcome(key=request.labels.clone, error=error)
+            else:
+                yield Outcome(key=request.labels.clone, value=value)
+
+    def _definition(self, request: BootRequest) -> BootConfig:
+        if request.hypervisor != "xen":
+            return BootConfig(devices=("hd",))
+        return BootConfig(
+            bootloader=_program(),
+            bootloader_args=(
+                f"--mac={request.nics[0].mac}",
+                f"--interface={self._bridge(request)}",
+                f"--uuid={request.uuid}",
+            ),
+            devices=(),
+            source="the network",
+        )
+
+    def resolve_start(self, requests: Sequence[BootRequest]) -> Iterator[Outcome[BootConfig]]:
+        """See :meth:`BootProvider.resolve_start`."""
+        results = self._queue.ask(requests)
+        for request in requests:
+            name = request.labels.clone
+            try:
+                yield Outcome(key=name, value=_config(request, results.get(name)))
+            except VmclonerError as error:
+                yield Outcome(key=name, error=error)
+
+    def _bridge(self, request: BootRequest) -> str:
+        card = request.nics[0].spec
+        key = (request.hypervisor, str(card))
+        if key not in self._bridges:
+            self._bridges[key] = bridge_of(card, request.hypervisor, self._context.runner)
+        return self._bridges[key]
+
+    # --- asking ---
+
+    def _ask(self, requests: Sequence[BootRequest]) -> dict[str, Result]:
+        """Ask the network for each clone; one run of the resolver for each bridge."""
+        groups: dict[tuple[str, bool], list[BootRequest]] = {}
+        results: dict[str, Result] = {}
+        for request in requests:
+            try:
+                groups.setdefault((self._bridge(request), request.dry_run), []).append(request)
+            except VmclonerError as error:
+                results.update(_failed([request], error))
+        for (bridge, dry_run), group in groups.items():
+            try:
+                results.update(self._run(bridge, group, dry_run=dry_run))
+            except VmclonerError as error:
+                results.update(_failed(group, error))
+        return results
+
+    def _run(
+        self, bridge: str, requests: Sequence[BootRequest], *, dry_run: bool
+    ) -> dict[str, Result]:
+        batch = Batch(
+            interface=bridge,
+            store=str(self._context.host.state / "netboot"),
+            timeout=TIMEOUT,
+            dry_run=dry_run,
+            guests=tuple(
+                Member(
+                    key=request.labels.clone,
+                    mac=request.nics[0].mac,
+                    machine=str(request.uuid),
+                    folder=None if request.folder is None else str(request.folder),
+                )
+                for request in requests
+            ),
+        )
+        answer = self._context.runner.run(
+            [sys.executable, "-m", "vmcloner_pxe.batch"],
+            input=json.dumps(cattrs.unstructure(batch)).encode(),
+            timeout=TIMEOUT + 60,
+        )
+        try:
+            results = cattrs.structure(json.loads(answer.stdout), list[Result])
+        except (ValueError, cattrs.BaseValidationError) as error:
+            raise HostCommandError("vmcloner_pxe.batch: no answer that can be read") from error
+        return {result.key: result for result in results}
+
+
+def _failed(requests: Sequence[BootRequest], error: VmclonerError) -> dict[str, Result]:
+    names = [request.labels.clone for request in requests]
+    return {name: Result(key=name, error=str(error)) for name in names}
+
+
+@attrs.define
+class _Ticket:
+    """One caller's requests, and in the end their results."""
+
+    requests: Sequence[BootRequest]
+    results: dict[str, Result] | None = None
+
+
+class _Queue:
+    """Makes one batch of what is asked for while another batch is under way.
+
+    Whoever comes first asks; those who come meanwhile are asked for together by the next.
+    """
+
+    def __init__(self, ask: Callable[[Sequence[BootRequest]], dict[str, Result]]) -> None:
+        self._ask = ask
+        self._waiting: list[_Ticket] = []
+        self._list = threading.Lock()
+        self._turn = threading.Lock()
+
+    def ask(self, requests: Sequence[BootRequest]) -> dict[str, Result]:
+        """Return the results for ``requests``, by clone."""
+        ticket = _Ticket(requests)
+        with self._list:
+            self._waiting.append(ticket)
+        with self._turn:
+            if ticket.results is None:
+                self._serve()
+        assert ticket.results is not None  # noqa: S101 - served by us, or before us
+        return ticket.results
+
+    def _serve(self) -> None:
+        with self._list:
+            tickets, self._waiting = self._waiting, []
+        for ticket in tickets:
+            ticket.results = {}
+        requests = [request for ticket in tickets for request in ticket.requests]
+        results: dict[str, Result] = {}
+        for start in range(0, len(requests), MAX_BATCH):
+            results.update(self._ask(requests[start : start + MAX_BATCH]))
+        for ticket in tickets:
+            ticket.results = results
+
+
+def _config(request: BootRequest, result: Result | None) -> BootConfig:
+    """Return what a clone boots by what the network said.
+
+    :raises HostCommandError: nothing, or nothing that can be booted; names the clone.
+    """
+    name = request.labels.clone
+    if result is None or result.error is not None:
+        raise HostCommandError(f"{name}: {result.error if result else 'the network was not asked'}")
+    where = f"{result.label!r} of {result.config}"
+    if result.local:
+        return BootConfig(devices=("hd",), source=f"its own disk, by {where}")
+    size = len(result.arguments.encode(errors="surrogatepass"))
+    if size > MAX_CMDLINE:
+        raise HostCommandError(
+            f"{name}: {where}: APPEND has {size} bytes, of {MAX_CMDLINE} at most"
+        )
+    files = {} if request.folder is None else {f: request.folder / f for f in result.files}
+    return BootConfig(
+        kernel=files.get("kernel"),
+        initrd=files.get("initrd"),
+        cmdline=result.arguments,
+        devices=(),
+        on_reboot="destroy",
+        source=", ".join([result.kernel, *result.initrds, where]),
+    )
+
+
+def _program() -> Path:
+    """Return where the command is: beside the Python that runs, else on the PATH."""
+    beside = Path(sys.executable).with_name("pypxeboot")
+    found = str(beside) if beside.is_file() else shutil.which("pypxeboot")
+    if found is None:
+        raise BackendError(
+            "pypxeboot: not installed", hint="it comes with vmcloner: reinstall that"
+        )
+    return Path(found).absolute()
+
+
+@hookimpl
+def vmcloner_boot_provider() -> BootBackend:
+    """Describe the backend."""
+    return BootBackend(
+        name="pypxeboot",
+        description="DHCP, TFTP and PXELINUX, done by the host for the guest",
+        factory=Pypxeboot,
+        hypervisors=frozenset({"kvm", "xen"}),
+        at_start=frozenset({"kvm"}),
+    )
