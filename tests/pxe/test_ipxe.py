@@ -11,7 +11,7 @@ from vmcloner_pxe.pxelinux import ConfigError, Kernel, LocalBoot
 VALUES = {"mac": "52:54:00:00:00:01", "net0/mac:hexhyp": "52-54-00-00-00-01"}
 
 
-def chosen(text: str, chain=lambda name: pytest.fail(name)):
+def chosen(text: str, chain=pytest.fail):
     return ipxe.parse(b"#!ipxe\n" + text.encode(), VALUES, chain)
 
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmcloner_pxe import pxelinux
 from vmcloner_pxe.errors import NetbootError
 from vmcloner_pxe.pxelinux import ConfigError, Kernel, LocalBoot, choose, parse, search_names
 
