@@ -1,0 +1,1 @@
+"""Image builder ``debian``: a small Debian for virtual machines, made by mmdebstrap."""

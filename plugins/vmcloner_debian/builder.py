@@ -1,0 +1,146 @@
+"""Fill a folder with ``disk.raw``, ``vmlinuz`` and ``initrd.img``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+from vmcloner_core.drivers import DriverContext, ImageBuilder
+from vmcloner_core.errors import BackendError
+from vmcloner_core.model import Progress
+from vmcloner_debian import disk, overlay
+from vmcloner_debian.settings import DebianOptions
+
+PACKAGES = (
+    "linux-image-cloud-amd64",  # drives KVM's and Xen's devices, PV too
+    "initramfs-tools",
+    "zstd",
+    "systemd-sysv",
+    "systemd-resolved",
+    "udev",
+    "dbus",
+    "iproute2",
+    "cloud-init",
+    "cloud-guest-utils",  # growpart
+    "openssh-server",
+    "qemu-guest-agent",
+    "sudo",
+)
+TOOLS = {
+    "mmdebstrap": "mmdebstrap",
+    "mke2fs": "e2fsprogs",
+    "grub-mkimage": "grub-common",
+    "unshare": "util-linux",
+}
+BUILD_TIMEOUT = 1800.0
+_LEFT_OUT = ("usr/share/man/*", "usr/share/locale/*", "usr/share/doc/*", "usr/share/info/*")
+
+
+class DebianBuilder(ImageBuilder):
+    """Builds Debian images. Thread-safe: it keeps nothing between two calls."""
+
+    def __init__(self, context: DriverContext, options: DebianOptions) -> None:
+        self._runner = context.runner
+        self._options = options
+
+    def fingerprint(self) -> str:
+        """Return the options and a hash of this builder's own files.
+
+        What Debian renews meanwhile doesn't count: a template that stays the same is worth more
+        than one that is always the newest. ``revision`` asks for the newest.
+        """
+        options = self._options
+        words = [options.suite, *sorted(options.packages), str(options.size)]
+        return " ".join([*words, options.mirror or "-", options.revision or "-", _own_hash()])
+
+    def build(self, folder: Path, progress: Progress) -> Path:
+        """See :meth:`ImageBuilder.build`."""
+        self._check()
+        progress(0, 0)
+        # Inside the folder, so that whoever clears away a killed build clears this too.
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            root, shaped = Path(work, "root"), Path(work, "overlay")
+            shaped.mkdir()
+            overlay.write(shaped)
+            self._bootstrap(root, shaped)
+            kernel, initrd = _finish(root)
+            shutil.copyfile(kernel, folder / "vmlinuz")
+            shutil.copyfile(initrd, folder / "initrd.img")
+            image = folder / "disk.raw"
+            disk.make(self._runner, root, image, self._options.size)
+        return image
+
+    def _check(self) -> None:
+        for tool, package in TOOLS.items():
+            if self._runner.which(tool) is None:
+                raise BackendError(f"{tool} isn't installed", hint=f"apt-get install {package}")
+        if not (disk.GRUB / "boot.img").exists():
+            raise BackendError(
+                "GRUB's files for BIOS aren't installed", hint="apt-get install grub-pc-bin"
+            )
+        if os.geteuid() != 0:
+            raise BackendError(
+                "an image with the files of many owners can be made by root only",
+                hint="run it with sudo",
+            )
+
+    def _bootstrap(self, root: Path, shaped: Path) -> None:
+        options = self._options
+        self._runner.run(
+            [
+                # A mount namespace of its own: what mmdebstrap mounts is gone with it, even if it
+                # is killed, so that nobody who clears the folder away walks into /dev.
+                "unshare", "--mount", "--propagation", "private",
+                "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory",
+                '--aptopt=APT::Install-Recommends "false"',
+                *(f"--dpkgopt=path-exclude=/{pattern}" for pattern in _LEFT_OUT),
+                "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+                f"--include={','.join((*PACKAGES, *options.packages))}",
+                f"--essential-hook=sync-in {shlex.quote(str(shaped))} /",
+                options.suite,
+                str(root),
+                *([options.mirror] if options.mirror is not None else []),
+            ],
+            timeout=BUILD_TIMEOUT,
+            env={"TMPDIR": str(root.parent)},
+        )  # fmt: skip
+
+
+def _finish(root: Path) -> tuple[Path, Path]:
+    """Take out what must not be alike in two clones, and say what boots; returns that."""
+    for key in (root / "etc/ssh").glob("ssh_host_*"):
+        key.unlink()
+    (root / "etc/machine-id").write_text("")
+    (root / "var/lib/dbus/machine-id").unlink(missing_ok=True)
+    (root / "var/lib/systemd/random-seed").unlink(missing_ok=True)
+    kernels = sorted((root / "boot").glob("vmlinuz-*"))
+    if not kernels:
+        raise BackendError("the packages brought no kernel", hint="this suite isn't supported")
+    kernel = kernels[-1]
+    initrd = kernel.with_name(kernel.name.replace("vmlinuz-", "initrd.img-"))
+    if not initrd.exists():
+        raise BackendError(f"no initramfs was made for {kernel.name}")
+    config = root / "boot/grub/grub.cfg"
+    config.parent.mkdir(exist_ok=True)
+    config.write_text(
+        overlay.GRUB_CFG.format(
+            kernel=f"/boot/{kernel.name}",
+            initrd=f"/boot/{initrd.name}",
+            arguments=overlay.ARGUMENTS,
+        )
+    )
+    return kernel, initrd
+
+
+def _own_hash() -> str:
+    digest = hashlib.sha256()
+    files = (path for path in resources.files(__package__).iterdir() if path.is_file())
+    for path in sorted(files, key=lambda path: path.name):
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,86 @@
+"""Files that are in the image before its packages are: they shape what these set up.
+
+No first-boot work that every clone would do again: no package lists fetched, no file systems
+checked at leisure, no waiting for networks; cloud-init asks one datasource and runs few modules.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT_LABEL = "root"
+
+_FILES: dict[str, str] = {
+    "etc/fstab": f"LABEL={ROOT_LABEL} / ext4 errors=remount-ro 0 1\n",
+    "etc/hostname": "localhost\n",
+    "etc/default/locale": "LANG=C.UTF-8\n",
+    "etc/initramfs-tools/conf.d/vmcloner": "MODULES=list\nCOMPRESS=zstd\nRESUME=none\n",
+    # What a disk of KVM or Xen hangs on; all else comes from the disk.
+    "usr/share/initramfs-tools/modules.d/vmcloner": (
+        "virtio_pci\nvirtio_blk\nvirtio_scsi\nsd_mod\nahci\nxen-blkfront\n"
+    ),
+    "etc/cloud/cloud.cfg.d/90_vmcloner.cfg": """\
+datasource_list: [NoCloud, None]
+system_info:
+  network:
+    renderers: [networkd]
+cloud_init_modules: [bootcmd, write-files, growpart, resizefs, disk_setup, mounts, set_hostname,
+  update_hostname, update_etc_hosts, ca-certs, users-groups, ssh]
+cloud_config_modules: [locale, set-passwords, apt-configure, ntp, timezone, runcmd]
+cloud_final_modules: [package-update-upgrade-install, write-files-deferred, scripts-vendor,
+  scripts-per-once, scripts-per-boot, scripts-per-instance, scripts-user, final-message,
+  power-state-change]
+""",
+    # A clone without an identity has a network all the same.
+    "etc/systemd/network/90-dhcp.network": """\
+[Match]
+Name=e*
+
+[Network]
+DHCP=ipv4
+""",
+    "etc/ssh/sshd_config.d/vmcloner.conf": "PasswordAuthentication no\nUseDNS no\n",
+}
+_MASKED = (
+    "apt-daily.service",
+    "apt-daily.timer",
+    "apt-daily-upgrade.service",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "systemd-networkd-wait-online.service",
+)
+_ENABLED = {"multi-user.target.wants": ("systemd-networkd.service",)}
+
+GRUB_CFG = """\
+set default=0
+set timeout=0
+menuentry 'Debian' {{
+  linux {kernel} {arguments}
+  initrd {initrd}
+}}
+"""
+"""Read by GRUB in the disk's first track, and by pygrub, from outside."""
+ARGUMENTS = f"root=LABEL={ROOT_LABEL} rw console=hvc0 console=ttyS0,115200 net.ifnames=0"
+
+
+def write(folder: Path) -> None:
+    """Fill an empty folder."""
+    for name, text in _FILES.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    units = folder / "etc/systemd/system"
+    units.mkdir(parents=True)
+    for unit in _MASKED:
+        (units / unit).symlink_to("/dev/null")
+    for target, wanted in _ENABLED.items():
+        (units / target).mkdir()
+        for unit in wanted:
+            (units / target / unit).symlink_to(f"/lib/systemd/system/{unit}")
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            path.chmod(0o755)
+        elif not path.is_symlink():
+            path.chmod(0o644)

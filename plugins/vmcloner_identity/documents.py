@@ -1,0 +1,135 @@
+"""The documents that cloud-init reads, by a YAML writer: whatever a name is, it stays a text."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+import yaml
+
+from vmcloner_core.errors import InvalidRequest
+from vmcloner_core.model import Identity
+
+_KINDS = (
+    b"#cloud-config",
+    b"#!",
+    b"#include",
+    b"#cloud-boothook",
+    b"#part-handler",
+    b"## template: jinja",
+    b"Content-Type:",
+    b"MIME-Version:",
+    b"\x1f\x8b",
+)
+"""How user-data begins: https://docs.cloud-init.io/en/latest/explanation/format.html"""
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Quotes every text: YAML 1.1 and 1.2 don't agree on which plain ones are numbers."""
+
+
+def _quoted(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+
+
+_Dumper.add_representer(str, _quoted)
+
+
+def _dump(document: dict[str, Any], head: str = "") -> bytes:
+    text: str = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    return (head + text).encode()
+
+
+def meta_data(identity: Identity) -> bytes:
+    """Return who the instance is. Another generation of a clone is another instance."""
+    return _dump(
+        {"instance-id": str(identity.generation), "local-hostname": identity.hostname},
+    )
+
+
+def network_config(identity: Identity) -> bytes:
+    """Return how the cards are set up: version 2, which is netplan's, each card by its MAC.
+
+    https://docs.cloud-init.io/en/latest/reference/network-config-format-v2.html
+    """
+    cards: dict[str, dict[str, Any]] = {}
+    for number, interface in enumerate(identity.interfaces):
+        # Without a name the renderer for systemd-networkd takes the key for one.
+        card: dict[str, Any] = {
+            "match": {"macaddress": interface.mac},
+            "set-name": f"eth{number}",
+        }
+        if interface.address is None:
+            card["dhcp4"] = True
+        else:
+            card["addresses"] = [interface.address]
+            card |= _gateway(identity.gateway, interface.address)
+            if identity.nameservers:
+                card["nameservers"] = {"addresses": list(identity.nameservers)}
+        cards[f"eth{number}"] = card
+    return _dump({"version": 2, "ethernets": cards})
+
+
+def _gateway(gateway: str | None, address: str) -> dict[str, str]:
+    """Return the default route by way of a card, if the gateway is on its network."""
+    if gateway is None or ipaddress.ip_address(gateway) not in ipaddress.ip_network(address, False):
+        return {}
+    return {"gateway6" if ":" in gateway else "gateway4": gateway}
+
+
+def vendor_data(identity: Identity, host_key: str, host_key_public: str) -> bytes:
+    """Return what makes the guest this clone: names, host key, who may log in, machine-id."""
+    name, _, domain = identity.hostname.partition(".")
+    keys = list(identity.authorized_keys)
+    user: dict[str, Any] = {"name": identity.user, "ssh_authorized_keys": keys}
+    if identity.user != "root":
+        user |= {"lock_passwd": True, "shell": "/bin/bash", "sudo": "ALL=(ALL) NOPASSWD:ALL"}
+    wanted = identity.machine_id
+    document = {
+        "hostname": name,
+        **({"fqdn": identity.hostname} if domain else {}),
+        "preserve_hostname": False,
+        "manage_etc_hosts": "localhost",
+        "disable_root": identity.user != "root",
+        "users": [user],
+        "ssh_deletekeys": True,
+        "ssh_keys": {"ed25519_private": host_key, "ed25519_public": host_key_public},
+        # systemd gives itself the domain's UUID; an image that was booted before keeps its own.
+        "bootcmd": [
+            [
+                "sh",
+                "-c",
+                f'[ "$(cat /etc/machine-id)" = {wanted} ] || echo {wanted} >/etc/machine-id',
+            ]
+        ],
+    }
+    return _dump(document, "#cloud-config\n")
+
+
+def check_user_data(content: bytes, what: str) -> None:
+    """Check that cloud-init will know what it is given.
+
+    :raises InvalidRequest: it won't, and would only say so in a log in the guest.
+    """
+    if not content.startswith(_KINDS):
+        raise InvalidRequest(
+            f"{what}: is nothing that cloud-init knows", hint="its first line: #cloud-config, or #!"
+        )
+    kind = content.partition(b"\n")[0].strip()
+    if kind == b"#cloud-config":
+        check_mapping(content, what)
+
+
+def check_mapping(content: bytes, what: str) -> None:
+    """Check that a document is a YAML mapping.
+
+    :raises InvalidRequest: it isn't; says where.
+    """
+    try:
+        document = yaml.load(content, Loader=_LOADER)  # noqa: S506 - a safe loader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InvalidRequest(f"{what}: not YAML: {reason}") from error
+    if document is not None and not isinstance(document, dict):
+        raise InvalidRequest(f"{what}: must be a mapping, not {type(document).__name__}")

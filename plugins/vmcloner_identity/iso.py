@@ -1,0 +1,54 @@
+"""Small ISO 9660 images, made in this process. Names are kept by Rock Ridge and by Joliet."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pycdlib
+from pycdlib.pycdlibexception import PyCdlibException
+
+from vmcloner_core.errors import HostCommandError
+
+
+def write(image: Path, label: str, files: Mapping[str, bytes]) -> None:
+    """Put an image in its place, whole, readable by its owner only.
+
+    :param files: contents by name, in the root folder.
+    :raises HostCommandError: it can't be written.
+    """
+    iso = pycdlib.PyCdlib()
+    try:
+        iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident=label)
+        for number, (name, content) in enumerate(files.items()):
+            iso.add_fp(
+                io.BytesIO(content),
+                len(content),
+                f"/FILE{number}.;1",
+                rr_name=name,
+                joliet_path=f"/{name}",
+                file_mode=0o100400,
+            )
+        _replace(image, iso)
+    except OSError as error:
+        raise HostCommandError(f"{image}: {error.strerror}") from error
+    except PyCdlibException as error:
+        raise HostCommandError(f"{image}: {error}") from error
+    finally:
+        with contextlib.suppress(PyCdlibException):
+            iso.close()
+
+
+def _replace(image: Path, iso: pycdlib.PyCdlib) -> None:
+    handle, draft = tempfile.mkstemp(prefix=f".{image.name}-", dir=image.parent)  # mode 0600
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            iso.write_fp(stream)
+        Path(draft).rename(image)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
