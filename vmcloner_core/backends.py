@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import TypeVar
 
 from vmcloner_core.drivers import (
@@ -59,9 +60,20 @@ class Backends:
         backend = self._plugins.identity(name)
         return backend, backend.factory(self._context(name))
 
-    def builder(self, name: str) -> ImageBuilder:
-        """Return an image builder."""
-        return self._plugins.image(name).factory(self._context(name))
+    def builder(self, name: str, options: Mapping[str, object], where: str) -> ImageBuilder:
+        """Return an image builder.
+
+        :param options: a template's for it. :param where: that template, for messages.
+        :raises InvalidRequest: it takes no options, or not these.
+        """
+        backend, context = self._plugins.image(name), self._context(name)
+        where = f"{where}: image.options"
+        if backend.options is None:
+            if options:
+                raise InvalidRequest(f"{where}: image builder {name!r} takes none")
+            return backend.factory(context)
+        made: object = structure(options, backend.options, where=where)
+        return backend.factory(context, made)
 
     def names(self, kind: str) -> tuple[str, ...]:
         """Return the names of the host's backends of a kind: the default, and those set up."""

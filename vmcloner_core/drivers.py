@@ -42,6 +42,9 @@ from vmcloner_core.model import (
     HostResources,
     Identity,
     Labels,
+    Network,
+    NetworkChange,
+    NetworkRequest,
     Nic,
     Origin,
     Outcome,
@@ -267,6 +270,24 @@ class HypervisorDriver(ABC):
         Cheap enough to be polled. A domain without a known address may be left out.
         """
         return {}
+
+    def networks(self) -> tuple[Network, ...] | None:
+        """Return the networks that cards can be on by name; None where the backend can't tell."""
+        return None
+
+    def prepare_network(self, request: NetworkRequest) -> NetworkChange:
+        """Have a network of vmcloner's own, running and with an address range that fits.
+
+        Idempotent. A network that vmcloner didn't make is never changed.
+
+        :raises Conflict: the name or the subnet is taken. :raises NotEnoughResources: too many.
+        :raises WrongState: it would have to be changed while guests are on it.
+        :raises BackendError: this backend makes no networks.
+        """
+        raise BackendError(
+            f"{self.name} makes no networks, so none for {request.name!r}",
+            hint="choose another hypervisor by --engine",
+        )
 
     def agents(self, names: Sequence[str]) -> frozenset[str]:
         """Return those of our domains whose guest agent has reported to the host.

@@ -49,6 +49,8 @@ from vmcloner_core.model import (
     Check,
     Clone,
     DomainSpec,
+    NetworkChange,
+    NetworkRequest,
     Origin,
     Outcome,
     State,
@@ -253,6 +255,7 @@ class Engine:
             need=storage.need,
             seeds=seeds,
             authorized_keys=authorized_keys(template) if seeds else (),
+            networks=hypervisor.networks() if _named_networks(template) else None,
             mac=self.plugins.clone_mac,
             mac_prefix=hypervisor.mac_prefix,
             boot=self._library.boot_at_start(template, hypervisor),
@@ -507,6 +510,16 @@ class Engine:
 
     # --- host -----------------------------------------------------------------------------------
 
+    def prepare_network(
+        self, request: NetworkRequest, *, hypervisor: str | None = None
+    ) -> NetworkChange:
+        """Have a network of vmcloner's own for so many guests; see
+        :meth:`HypervisorDriver.prepare_network`.
+        """
+        driver = self._backends.hypervisor(hypervisor or self.settings.defaults.hypervisor)
+        with self._run_lock, self._held([f"network/{request.name}"]):
+            return driver.prepare_network(request)
+
     def check_host(self, *backends: str) -> Iterator[Check]:
         """Yield what each backend needs of the host; all that are set up where none is named.
 
@@ -547,6 +560,10 @@ def capacity_checks(pool: str, capacity: Capacity) -> Iterator[Check]:
     yield Check(backend=pool, name="space", status=Status.OK, detail=room)
     for warning in capacity.warnings:
         yield Check(backend=pool, name="space", status=Status.WARNING, detail=warning)
+
+
+def _named_networks(template: Template) -> bool:
+    return any(spec.kind == "network" for spec in template.nics)
 
 
 def check_result(result: RunResult) -> RunResult:

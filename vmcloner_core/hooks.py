@@ -99,11 +99,16 @@ class BootBackend:
 
 @attrs.frozen(kw_only=True)
 class ImageBackend:
-    """Describes an image builder."""
+    """Describes an image builder.
+
+    :param factory: called with :class:`DriverContext`, and with the options where it takes any.
+    :param options: an attrs class; a template's table ``image.options`` is read into it, strictly.
+    """
 
     name: str
     description: str
-    factory: Callable[[DriverContext], ImageBuilder]
+    factory: Callable[..., ImageBuilder]
+    options: type | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -144,7 +144,7 @@ class Library:
         if pools:
             return f"in pool {', '.join(pools)}"
         if template.image.builder is not None:
-            self._backends.builder(template.image.builder)
+            self._builder(template)
             return f"will be made by the builder {template.image.builder!r}"
         if template.image.path is not None and not template.image.path.exists():
             raise NotFound(
@@ -240,7 +240,10 @@ class Library:
         return outcome
 
     def _builder(self, template: Template) -> ImageBuilder | None:
-        return self._backends.builder(template.image.builder) if template.image.builder else None
+        source, where = template.image, f"template {template.name}"
+        if source.builder is None:
+            return None
+        return self._backends.builder(source.builder, source.options, where)
 
 
 def origin_of(storage: StorageDriver, template: str) -> Origin | None:

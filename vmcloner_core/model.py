@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import ipaddress
 import re
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import attrs
 
@@ -135,7 +136,8 @@ class ImageSource:
     """Where a template's disk image comes from: exactly one of builder, path and url.
 
     ``builder`` names an image builder plugin. ``format`` is ``raw``, ``qcow2`` or None for "by
-    its suffix". ``sha256`` is required with a url, hexadecimal; ``upstream`` is for people.
+    its suffix". ``options`` are the builder's. ``sha256`` is required with a url, hexadecimal;
+    ``upstream`` is for people.
     """
 
     builder: str | None = None
@@ -143,6 +145,7 @@ class ImageSource:
     url: str | None = None
     sha256: str | None = None
     format: Literal["raw", "qcow2"] | None = None
+    options: Mapping[str, Any] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         given = [n for n in ("builder", "path", "url") if getattr(self, n) is not None]
@@ -151,6 +154,8 @@ class ImageSource:
                 "image needs exactly one of builder, path and url, not "
                 + (" and ".join(given) or "none")
             )
+        if self.options and self.builder is None:
+            raise InvalidRequest("image options: are for a builder, and there is none")
         if self.url is not None and not re.match(r"https?://", self.url):
             raise InvalidRequest(f"image url: not http or https: {self.url!r}")
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
@@ -493,6 +498,12 @@ class DomainSpec:
     values: Mapping[str, str | int] = attrs.field(factory=dict)
 
     @property
+    def networks(self) -> tuple[str, ...]:
+        """The network of each card, empty where it is on none."""
+        specs = (nic.spec for nic in self.nics)
+        return tuple(spec.source or "" if spec.kind == "network" else "" for spec in specs)
+
+    @property
     def name(self) -> str:
         """The domain's name, which is the clone's."""
         return self.labels.clone
@@ -502,7 +513,8 @@ class DomainSpec:
 class Domain:
     """A labelled domain as found on the host. ``state`` is never ALLOCATED or ORPHAN.
 
-    ``memory`` in bytes: what it takes once it is started.
+    ``memory`` in bytes: what it takes once it is started. ``networks`` names the network of each
+    card, empty where it is on none.
     """
 
     name: str
@@ -511,6 +523,7 @@ class Domain:
     state: State
     memory: int
     macs: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
     disks: tuple[Path, ...] = ()
 
 
@@ -521,6 +534,59 @@ class DomainInventory:
     domains: tuple[Domain, ...]
     foreign_names: frozenset[str] = frozenset()
     foreign_macs: frozenset[str] = frozenset()
+
+
+@attrs.frozen(kw_only=True)
+class Network:
+    """A network of the host that cards can be on by its name.
+
+    :param ours: whether vmcloner made it.
+    :param address: the host's own address on it, with prefix length.
+    :param addresses: how many DHCP can give out; None where it isn't the network that does.
+    :param leases: MAC addresses that hold one of them now.
+    """
+
+    name: str
+    active: bool
+    ours: bool = False
+    address: str | None = None
+    addresses: int | None = None
+    leases: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+
+
+def _ipv4_subnet(_instance: object, _attribute: object, value: str | None) -> None:
+    try:
+        if value is not None:
+            ipaddress.IPv4Network(value)
+    except ValueError as error:
+        raise InvalidRequest(f"subnet: {error}", hint="like 192.168.150.0/24") from error
+
+
+def _network_name(_instance: object, _attribute: object, value: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,49}", value):
+        raise InvalidRequest(f"not a network's name: {value!r}")
+
+
+@attrs.frozen(kw_only=True)
+class NetworkRequest:
+    """Ask for a network of vmcloner's own with room for ``count`` guests.
+
+    :param subnet: IPv4, None for one that is free.
+    :param dry_run: change nothing, tell only what would be.
+    """
+
+    name: str = attrs.field(default="vmcloner", validator=_network_name)
+    count: int = attrs.field(default=250, validator=attrs.validators.ge(1))
+    subnet: str | None = attrs.field(default=None, validator=_ipv4_subnet)
+    dry_run: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class NetworkChange:
+    """A network as it is now, or would be, and what that took; no steps where it was so before."""
+
+    network: Network
+    steps: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

@@ -10,7 +10,7 @@ from itertools import accumulate
 import attrs
 
 from vmcloner_core.disks import disk_numbers, disk_requests
-from vmcloner_core.errors import Conflict, InvalidRequest, NotEnoughResources, NotFound
+from vmcloner_core.errors import Conflict, InvalidRequest, NotEnoughResources, NotFound, WrongState
 from vmcloner_core.identities import resolve
 from vmcloner_core.inventory import select
 from vmcloner_core.model import (
@@ -19,6 +19,7 @@ from vmcloner_core.model import (
     CloneRequest,
     HostResources,
     Labels,
+    Network,
     Nic,
     Origin,
     State,
@@ -55,6 +56,7 @@ class Facts:
     :param need: bytes that so many volumes like the one requested take.
     :param seeds: whether the template's identity provider makes seeds.
     :param authorized_keys: public keys that may log in to the clones.
+    :param networks: the host's, None where the hypervisor can't tell.
     :param mac: a policy's address for (labels, card, attempt), or None for the default.
     :param mac_prefix: the hypervisor's, for the default.
     :param boot: the template's boot provider where it is asked at each start, else None.
@@ -73,6 +75,7 @@ class Facts:
     need: Callable[[CloneRequest, int], int]
     seeds: bool = False
     authorized_keys: tuple[str, ...] = ()
+    networks: tuple[Network, ...] | None = None
     mac: Callable[[Labels, int, int], str | None] = lambda _labels, _nic, _attempt: None
     mac_prefix: str = "52:54:00"
     boot: str | None = None
@@ -105,6 +108,8 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
             _check_pool(found, facts.storage)
         clones.append(_clone_plan(labels, found, steps, disks, template, facts, macs, wait))
     _check_foreign([clone.name for clone in clones if Step.DEFINE in clone.steps], facts)
+    if facts.networks is not None and clones:
+        check_networks(template, clones, facts.networks, facts.clones)
     plan = Plan(
         action=Action.CREATE,
         run=birth.run,
@@ -302,6 +307,62 @@ def _with_needs(plan: Plan, facts: Facts) -> Plan:
         memory=starts * template.memory,
         warnings=tuple(f"pool {plan.storage}: {w}" for w in facts.capacity.warnings if making),
     )
+
+
+def check_networks(
+    template: Template,
+    plans: Sequence[ClonePlan],
+    networks: Sequence[Network],
+    clones: Iterable[Clone],
+) -> None:
+    """Check that a template's networks are there, and have addresses for all who come.
+
+    :param plans: the clones to be made or started. :param clones: every clone of the host.
+    :raises NotFound: a network isn't there. :raises WrongState: it doesn't run.
+    :raises NotEnoughResources: its DHCP has too few addresses; says how many clones would fit.
+    """
+    known = {network.name: network for network in networks}
+    domains = [clone.domain for clone in clones if clone.domain is not None]
+    held = {(n, m) for d in domains for n, m in zip(d.networks, d.macs, strict=False) if n}
+    for name in {spec.source for spec in template.nics if spec.kind == "network" and spec.source}:
+        network = _network(template, name, known)
+        if network.addresses is None:
+            continue
+        taken = network.leases | {mac for source, mac in held if source == name}
+        free = network.addresses - len(taken)
+        each = [len(_dynamic(plan, name) - taken) for plan in plans]
+        if sum(each) > free:
+            fit = sum(total <= free for total in accumulate(each))
+            raise NotEnoughResources(
+                f"network {name!r} has {network.addresses} addresses for DHCP, "
+                f"{max(0, free)} of them free: {sum(each)} are needed",
+                hint=f"{fit} clones would fit; a larger one is made by: "
+                "vmcloner host prepare network --count N",
+            )
+
+
+def _network(template: Template, name: str, known: Mapping[str, Network]) -> Network:
+    if name not in known:
+        raise NotFound(
+            f"template {template.name!r}: this host has no network {name!r}",
+            hint=f"vmcloner host prepare network --name {name}",
+        )
+    if not known[name].active:
+        mend = f"vmcloner host prepare network --name {name}"
+        raise WrongState(
+            f"network {name!r} doesn't run",
+            hint=mend if known[name].ours else f"virsh net-start {name}",
+        )
+    return known[name]
+
+
+def _dynamic(plan: ClonePlan, network: str) -> set[str]:
+    """Return the MAC addresses of a clone that is to be defined for which DHCP is asked."""
+    if Step.DEFINE not in plan.steps:
+        return set()  # it is counted among those that hold a place already
+    cards = plan.identity.interfaces if plan.identity is not None else ()
+    static = {card.mac for card in cards if card.address is not None}
+    return {nic.mac for nic in plan.nics if nic.spec.source == network} - static
 
 
 def check_space(

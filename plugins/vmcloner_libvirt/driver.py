@@ -13,20 +13,25 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vmcloner_core.drivers import NO_BOOTS, DriverContext, HypervisorDriver, Lane
-from vmcloner_core.errors import NotFound, VmclonerError, WrongState
+from vmcloner_core.errors import BackendError, NotFound, VmclonerError, WrongState
 from vmcloner_core.model import (
     BootConfig,
     Domain,
     DomainInventory,
     DomainSpec,
     HostResources,
+    Network,
+    NetworkChange,
+    NetworkRequest,
     Outcome,
     State,
 )
-from vmcloner_libvirt import console, operations
+from vmcloner_libvirt import console, networks, operations
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections, Unreachable
-from vmcloner_libvirt.metadata import labels_of
+from vmcloner_libvirt.errors import is_code
+from vmcloner_libvirt.metadata import labels_in, labels_of, parse
+from vmcloner_libvirt.metadata import macs as macs_in
 from vmcloner_libvirt.operations import tolerate
 from vmcloner_libvirt.rendering import Rendered
 
@@ -96,6 +101,46 @@ class LibvirtDriver(HypervisorDriver):
     def resources(self) -> HostResources:
         """See :meth:`HypervisorDriver.resources`."""
         return self._ask_host(operations.resources)
+
+    def networks(self) -> tuple[Network, ...] | None:
+        """See :meth:`HypervisorDriver.networks`."""
+        try:
+            return self._ask_host(networks.networks)
+        except BackendError as error:
+            if error.__cause__ is not None and is_code(error.__cause__, "VIR_ERR_NO_SUPPORT"):
+                return None  # no network driver behind this connection
+            raise
+
+    def prepare_network(self, request: NetworkRequest) -> NetworkChange:
+        """See :meth:`HypervisorDriver.prepare_network`."""
+        return self.connections.call(
+            lambda connection: networks.prepare(connection, self.context.runner, request),
+            about=f"network {request.name}",
+        )
+
+    def addresses(self) -> Mapping[str, tuple[str, ...]]:
+        """See :meth:`HypervisorDriver.addresses`: from leases, then from the host's neighbours."""
+        cards = self._ask_host(self._cards)
+        if not cards:
+            return {}
+        known = [self._ask_host(networks.leased), networks.neighbours(self.context.runner)]
+        found = {
+            name: tuple(
+                dict.fromkeys(ip for mac in macs for source in known for ip in source.get(mac, ()))
+            )
+            for name, macs in cards.items()
+        }
+        return {name: addresses for name, addresses in found.items() if addresses}
+
+    def _cards(self, connection: Any) -> dict[str, tuple[str, ...]]:
+        """Return the MAC addresses of our running domains, by name."""
+        running: dict[str, tuple[str, ...]] = {}
+        for domain in connection.listAllDomains(libvirt().VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+            with tolerate("VIR_ERR_NO_DOMAIN"):
+                root = parse(domain.XMLDesc(0))
+                if labels_in(root) is not None:
+                    running[domain.name()] = macs_in(root)
+        return running
 
     def records(self, connection: Any) -> operations.Records:
         """Yield all domains with their states, by one call.

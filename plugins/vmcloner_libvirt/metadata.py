@@ -100,6 +100,13 @@ def macs(root: Any) -> tuple[str, ...]:
     return tuple(e.get("address", "").lower() for e in root.iterfind("devices/interface/mac"))
 
 
+def networks_of(root: Any) -> tuple[str, ...]:
+    """Return the network of each card that has a MAC address, empty where it is on none."""
+    cards = (e for e in root.iterfind("devices/interface") if e.find("mac") is not None)
+    sources = (card.find("source") for card in cards)
+    return tuple("" if e is None else e.get("network", "") for e in sources)
+
+
 def disks(root: Any) -> tuple[Path, ...]:
     """Return the files and devices that a domain's disks are on.
 

@@ -23,7 +23,7 @@ from vmcloner_core.model import (
 from vmcloner_libvirt import booting
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.errors import is_code, is_disconnect
-from vmcloner_libvirt.metadata import disks, labels_in, labels_of, macs, memory, parse
+from vmcloner_libvirt.metadata import disks, labels_in, labels_of, macs, memory, networks_of, parse
 
 Records = Iterator[tuple[Any, int, int]]
 """Domains with their libvirt state and its reason."""
@@ -133,6 +133,7 @@ def make(connection: Any, spec: DomainSpec, xml: str, *, validate: bool) -> Doma
         state=State.STOPPED,
         memory=spec.memory,
         macs=tuple(nic.mac for nic in spec.nics),
+        networks=spec.networks,
         disks=tuple(volume.path for volume in spec.volumes),
     )
 
@@ -273,5 +274,6 @@ def _describe(root: Any, state: State) -> Domain | None:
         state=state,
         memory=memory(root),
         macs=macs(root),
+        networks=networks_of(root),
         disks=disks(root),
     )

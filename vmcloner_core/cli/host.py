@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from vmcloner_core.cli.base import Table
-from vmcloner_core.errors import BackendError
-from vmcloner_core.model import Check, Status
+from vmcloner_core.cli.base import Record, Table, note
+from vmcloner_core.errors import BackendError, InvalidRequest
+from vmcloner_core.model import Check, NetworkRequest, Status
 
 CHECK_COLUMNS = ("backend", "check", "status", "detail", "fix")
 
@@ -48,3 +48,61 @@ class HostCheck(Table):
     def run(self, parsed_args: argparse.Namespace) -> int:
         """Check; fails where a check does."""
         return super().run(parsed_args) or judged(self.checks)
+
+
+class HostPrepareNetwork(Record):
+    """Make the network that clones are on: NAT, and addresses by DHCP for as many as --count.
+
+    Run again, it starts the network, or gives it a larger range while no guest is on it. A network
+    that vmcloner didn't make is left as it is.
+    """
+
+    example = "vmcloner host prepare network --count 1000 --dry-run"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        default = NetworkRequest()
+        parser.add_argument(
+            "--name", default=default.name, help=f"The network's name (default {default.name})."
+        )
+        parser.add_argument(
+            "-c",
+            "--count",
+            type=int,
+            metavar="N",
+            default=default.count,
+            help=f"Addresses that it must have for guests (default {default.count}).",
+        )
+        parser.add_argument(
+            "--subnet", metavar="ADDRESS/PREFIX", help="IPv4; by default one that is free here."
+        )
+        parser.add_argument("-e", "--engine", metavar="NAME", help="Hypervisor of the settings.")
+        parser.add_argument(
+            "--dry-run", action="store_true", help="Change nothing, say what would be."
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
+        """Return keys and values."""
+        if parsed_args.count < 1:
+            raise InvalidRequest(f"count must be at least 1, not {parsed_args.count}")
+        request = NetworkRequest(
+            name=parsed_args.name,
+            count=parsed_args.count,
+            subnet=parsed_args.subnet,
+            dry_run=parsed_args.dry_run,
+        )
+        change = self.engine.prepare_network(request, hypervisor=parsed_args.engine)
+        network = change.network
+        if not change.steps:
+            note(self.app, f"network {network.name}: as asked already")
+        shown = {
+            "name": network.name,
+            "address": network.address,
+            "addresses": network.addresses,
+            "active": network.active,
+            "steps": list(change.steps),
+            "dry_run": request.dry_run,
+        }
+        return tuple(shown), tuple(shown.values())

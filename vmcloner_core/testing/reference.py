@@ -259,6 +259,7 @@ class ReferenceHypervisor(HypervisorDriver):
             state=State.STOPPED,
             memory=spec.memory,
             macs=tuple(nic.mac for nic in spec.nics),
+            networks=spec.networks,
             disks=tuple(volume.path for volume in spec.volumes),
         )
         self.machines[spec.name] = domain

@@ -1,0 +1,257 @@
+"""libvirt's networks: what they have to give, who got what, and one of vmcloner's own.
+
+https://libvirt.org/formatnetwork.html
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+from lxml import etree
+
+from vmcloner_core.errors import Conflict, NotEnoughResources, VmclonerError, WrongState
+from vmcloner_core.model import Network, NetworkChange, NetworkRequest
+from vmcloner_core.process import CommandRunner
+from vmcloner_libvirt.binding import libvirt
+from vmcloner_libvirt.metadata import parse
+from vmcloner_libvirt.operations import tolerate
+
+NAMESPACE = "https://vmcloner.github.io/ns/network/1"
+_TAG = f"{{{NAMESPACE}}}network"
+LEASE_MINUTES = 15
+"""How long an address is kept for a clone that is gone. libvirt's own hour empties ranges."""
+MAX_RANGE = 65535
+"""Addresses: libvirt refuses larger ranges."""
+_SMALL = ipaddress.IPv4Network("192.168.0.0/16")
+_LARGE = ipaddress.IPv4Network("10.0.0.0/8")
+_SEEN = {"REACHABLE", "STALE", "DELAY", "PROBE", "PERMANENT"}
+
+Subnet = ipaddress.IPv4Network
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def networks(connection: Any) -> tuple[Network, ...]:
+    """Return all networks, with those who hold addresses of them now."""
+    found: list[Network] = []
+    for network in connection.listAllNetworks():
+        with tolerate("VIR_ERR_NO_NETWORK"):
+            found.append(_described(network))
+    return tuple(sorted(found, key=lambda network: network.name))
+
+
+def _described(network: Any) -> Network:
+    root = parse(network.XMLDesc(0))
+    active = bool(network.isActive())
+    ranges = [
+        (ipaddress.IPv4Address(e.get("start")), ipaddress.IPv4Address(e.get("end")))
+        for e in root.iterfind("ip/dhcp/range")
+        if ":" not in e.get("start", ":")
+    ]
+    host = _host_address(root)
+    return Network(
+        name=network.name(),
+        active=active,
+        ours=root.find(f"metadata/{_TAG}") is not None,
+        address=None if host is None else str(host),
+        addresses=sum(int(end) - int(start) + 1 for start, end in ranges) if ranges else None,
+        leases=frozenset(lease["mac"].lower() for lease in _leases(network)) if active else (),
+    )
+
+
+def _host_address(root: Any) -> ipaddress.IPv4Interface | None:
+    for element in root.iterfind("ip"):
+        address = element.get("address", "")
+        if element.get("family", "ipv4") == "ipv4" and address:
+            prefix = element.get("prefix") or element.get("netmask") or "32"
+            return ipaddress.IPv4Interface(f"{address}/{prefix}")
+    return None
+
+
+def _leases(network: Any) -> Sequence[Mapping[str, Any]]:
+    """Return the leases that haven't expired; libvirt reads them from dnsmasq's file."""
+    leases: Sequence[Mapping[str, Any]] = ()
+    with tolerate("VIR_ERR_NO_SUPPORT", "VIR_ERR_OPERATION_INVALID", "VIR_ERR_NO_NETWORK"):
+        leases = network.DHCPLeases()
+    return [lease for lease in leases if lease.get("mac") and lease.get("ipaddr")]
+
+
+def leased(connection: Any) -> dict[str, tuple[str, ...]]:
+    """Return the addresses that networks gave out, by MAC, the newest first."""
+    module = libvirt()
+    given: dict[str, list[tuple[int, str]]] = {}
+    for network in connection.listAllNetworks(module.VIR_CONNECT_LIST_NETWORKS_ACTIVE):
+        for lease in _leases(network):
+            held = given.setdefault(lease["mac"].lower(), [])
+            held.append((int(lease["expirytime"]), lease["ipaddr"]))
+    return {mac: tuple(ip for _, ip in sorted(held)[::-1]) for mac, held in given.items()}
+
+
+def neighbours(runner: CommandRunner) -> dict[str, tuple[str, ...]]:
+    """Return the addresses that the host has talked to, by MAC (ip-neighbour(8))."""
+    if runner.which("ip") is None:
+        return {}
+    try:
+        entries = json.loads(runner.run(["ip", "-j", "-4", "neigh", "show"]).stdout or b"[]")
+    except (VmclonerError, ValueError):
+        return {}  # a further source, not the only one
+    seen: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.get("lladdr") and entry.get("dst") and _SEEN & set(entry.get("state", ())):
+            seen.setdefault(entry["lladdr"].lower(), []).append(entry["dst"])
+    return {mac: tuple(addresses) for mac, addresses in seen.items()}
+
+
+# --- making one ---------------------------------------------------------------------------------
+
+
+def prepare(connection: Any, runner: CommandRunner, request: NetworkRequest) -> NetworkChange:
+    """Have a network of our own with room for ``request.count`` guests, running.
+
+    :raises Conflict: a network of that name isn't ours, or the subnet is taken.
+    :raises WrongState: it would have to be changed while guests are on it.
+    """
+    found = {network.name(): network for network in connection.listAllNetworks()}
+    network = found.get(request.name)
+    if network is None:
+        subnet = _free_subnet(request, _taken(runner, found.values()))
+        return _made(connection, request, subnet)
+    held = _described(network)
+    if not held.ours:
+        raise Conflict(
+            f"network {request.name!r} exists and isn't vmcloner's",
+            hint="choose another name by --name; it is left as it is",
+        )
+    subnet = Subnet(ipaddress.IPv4Interface(held.address or "0.0.0.0/32").network)
+    wanted = Subnet(request.subnet) if request.subnet else subnet
+    if (held.addresses or 0) < request.count or wanted != subnet:
+        return _widened(connection, runner, request, network, found.values())
+    steps = () if held.active else ("start",)
+    if steps and not request.dry_run:
+        network.create()
+    with tolerate("VIR_ERR_OPERATION_INVALID"):
+        if not network.autostart() and not request.dry_run:
+            network.setAutostart(1)
+    return NetworkChange(network=attrs.evolve(held, active=True), steps=steps)
+
+
+def _made(connection: Any, request: NetworkRequest, subnet: Subnet) -> NetworkChange:
+    if not request.dry_run:
+        network = connection.networkDefineXML(document(request.name, subnet))
+        network.setAutostart(1)
+        network.create()
+    return NetworkChange(network=_future(request.name, subnet), steps=("define", "start"))
+
+
+def _widened(
+    connection: Any,
+    runner: CommandRunner,
+    request: NetworkRequest,
+    network: Any,
+    every: Sequence[Any] | Any,
+) -> NetworkChange:
+    """Give a network another range: only while nobody is on it."""
+    if users := _users(network):
+        raise WrongState(
+            f"network {request.name!r} is too small, and {users} guests are on it",
+            hint="stop them first, or make another one by --name",
+        )
+    others = [other for other in every if other.name() != request.name]
+    own = _host_address(parse(network.XMLDesc(0)))
+    free_of = [s for s in _taken(runner, others) if own is None or s != own.network]
+    subnet = _free_subnet(request, free_of)
+    if not request.dry_run:
+        if network.isActive():
+            network.destroy()
+        connection.networkDefineXML(document(request.name, subnet, network.UUIDString()))
+        network.setAutostart(1)
+        network.create()
+    return NetworkChange(network=_future(request.name, subnet), steps=("redefine", "start"))
+
+
+def _users(network: Any) -> int:
+    """Return how many cards of running guests are on a network."""
+    with tolerate("VIR_ERR_NO_SUPPORT"):  # libvirt's test driver keeps no account
+        return len(network.listAllPorts()) if network.isActive() else 0
+    return 0
+
+
+def _future(name: str, subnet: Subnet) -> Network:
+    return Network(
+        name=name,
+        active=True,
+        ours=True,
+        address=f"{subnet[1]}/{subnet.prefixlen}",
+        addresses=_room(subnet.prefixlen),
+    )
+
+
+def document(name: str, subnet: Subnet, identifier: str | None = None) -> str:
+    """Return the XML of a network with NAT that gives out all of a subnet by DHCP."""
+    root = etree.Element("network")
+    etree.SubElement(root, "name").text = name
+    if identifier is not None:
+        etree.SubElement(root, "uuid").text = identifier
+    metadata = etree.SubElement(root, "metadata")
+    etree.SubElement(metadata, _TAG, version="1", nsmap={"vmcloner": NAMESPACE})
+    etree.SubElement(root, "forward", mode="nat")
+    host = etree.SubElement(root, "ip", address=str(subnet[1]), prefix=str(subnet.prefixlen))
+    dhcp = etree.SubElement(host, "dhcp")
+    given = etree.SubElement(dhcp, "range", start=str(subnet[2]), end=str(subnet[-2]))
+    etree.SubElement(given, "lease", expiry=str(LEASE_MINUTES), unit="minutes")
+    return str(etree.tostring(root, encoding="unicode"))
+
+
+def _room(prefix: int) -> int:
+    """Return how many guests a subnet has addresses for: not its ends, not the host's."""
+    return int(2 ** (32 - prefix)) - 3
+
+
+def _taken(runner: CommandRunner, every: Any) -> list[Subnet]:
+    """Return the subnets that the host can reach already, or would once its networks run."""
+    routes = json.loads(runner.run(["ip", "-j", "-4", "route", "show"]).stdout or b"[]")
+    texts = [route["dst"] for route in routes if route.get("dst") not in (None, "default")]
+    hosts = (_host_address(parse(network.XMLDesc(0))) for network in every)
+    return [
+        *(Subnet(text, strict=False) for text in texts),
+        *(host.network for host in hosts if host is not None),
+    ]
+
+
+def _free_subnet(request: NetworkRequest, taken: Sequence[Subnet]) -> Subnet:
+    for subnet in _candidates(request):
+        if request.count > _room(subnet.prefixlen) or request.count > MAX_RANGE:
+            raise NotEnoughResources(
+                f"network {request.name!r}: {request.count} guests, "
+                f"{min(_room(subnet.prefixlen), MAX_RANGE)} fit in {subnet}",
+                hint="give a larger --subnet, or make several networks",
+            )
+        clash = next((other for other in taken if subnet.overlaps(other)), None)
+        if clash is None:
+            return subnet
+        if request.subnet is not None:
+            raise Conflict(
+                f"network {request.name!r}: {subnet} overlaps {clash}, which this host uses",
+                hint="choose another --subnet, or leave it away",
+            )
+    raise NotEnoughResources(
+        f"network {request.name!r}: no subnet is free for {request.count} guests",
+        hint="give one by --subnet",
+    )
+
+
+def _candidates(request: NetworkRequest) -> Iterator[Subnet]:
+    if request.subnet is not None:
+        yield Subnet(request.subnet)
+        return
+    prefix = 24
+    while prefix > 16 and _room(prefix) < request.count:
+        prefix -= 1
+    if prefix == 24:
+        yield from (s for s in _SMALL.subnets(new_prefix=24) if s.network_address.packed[2] >= 150)
+    yield from (s for s in _LARGE.subnets(new_prefix=prefix) if s.network_address.packed[1] >= 100)

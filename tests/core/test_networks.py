@@ -1,0 +1,84 @@
+"""What is checked of networks before clones are made on them."""
+
+import attrs
+import pytest
+
+from vmcloner_core.errors import InvalidRequest, NotEnoughResources, NotFound, WrongState
+from vmcloner_core.model import Network, NetworkRequest
+
+from ..conftest import TEMPLATE
+
+ON_NETWORK = (
+    TEMPLATE
+    + """
+[[nics]]
+kind = "network"
+source = "lan"
+"""
+)
+LAN = Network(name="lan", active=True, addresses=5)
+
+
+@pytest.fixture
+def on_network(lab, monkeypatch):
+    lab.template("t1", ON_NETWORK)
+
+    def set_networks(*networks):
+        monkeypatch.setattr(lab.machines, "networks", lambda: networks)
+
+    return set_networks
+
+
+def test_as_many_as_there_are_addresses_for(lab, on_network):
+    on_network(attrs.evolve(LAN, leases={"52:54:00:aa:aa:aa"}))
+    with pytest.raises(NotEnoughResources, match="5 addresses for DHCP, 4 of them free") as caught:
+        lab.engine.create("web", "t1", count=5)
+    assert "4 clones would fit" in caught.value.hint
+    assert lab.engine.list() == ()
+    assert lab.engine.create("web", "t1", count=4).ok
+
+
+def test_clones_that_hold_an_address_need_no_other(lab, on_network):
+    on_network(LAN)
+    lab.engine.create("web", "t1", count=3)
+    macs = {clone.mac for clone in lab.engine.list()}
+    on_network(attrs.evolve(LAN, leases=macs))
+    assert lab.engine.create("web", "t1", count=5).ok
+    with pytest.raises(NotEnoughResources, match="0 of them free"):
+        lab.engine.create("web", "t1", count=6)
+    assert lab.engine.create("web", "t1", count=5, start=True).ok
+
+
+def test_a_network_that_gives_no_addresses_sets_no_limit(lab, on_network):
+    on_network(attrs.evolve(LAN, addresses=None))
+    assert lab.engine.create("web", "t1", count=20).ok
+
+
+@pytest.mark.parametrize(
+    ("network", "error", "hint"),
+    [
+        (attrs.evolve(LAN, name="other"), NotFound, "host prepare network --name lan"),
+        (attrs.evolve(LAN, active=False), WrongState, "virsh net-start lan"),
+        (attrs.evolve(LAN, active=False, ours=True), WrongState, "host prepare network --name lan"),
+    ],
+)
+def test_a_network_has_to_be_there_and_run(lab, on_network, network, error, hint):
+    on_network(network)
+    with pytest.raises(error, match="lan") as caught:
+        lab.engine.create("web", "t1", count=1)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": "a b"},
+        {"name": "-x"},
+        {"subnet": "10.0.0.1/24"},
+        {"subnet": "x"},
+        {"subnet": "fd00::/64"},
+    ],
+)
+def test_what_makes_no_network_is_refused(wrong):
+    with pytest.raises(InvalidRequest):
+        NetworkRequest(**wrong)

@@ -1,0 +1,228 @@
+"""What the provider cloud-init writes, read back by other eyes: a YAML parser, an ISO reader."""
+
+import io
+import uuid
+
+import pycdlib
+import pytest
+import yaml
+
+from vmcloner_core.drivers import DriverContext, IdentityRequest
+from vmcloner_core.errors import InvalidRequest
+from vmcloner_core.identities import new_host_key
+from vmcloner_core.model import (
+    Host,
+    Identity,
+    IdentitySpec,
+    ImageSource,
+    Interface,
+    Labels,
+    Nic,
+    NicSpec,
+    Template,
+)
+from vmcloner_identity.cloud_init import MAX_USER_DATA, CloudInit
+
+MACS = ("52:54:00:00:00:01", "52:54:00:00:00:02")
+PRIVATE, PUBLIC = new_host_key("web-7")
+
+
+@pytest.fixture
+def provider(tmp_path):
+    host = Host(name="local", state=tmp_path)
+    return CloudInit(DriverContext(host=host, name="cloud-init", runner=None))
+
+
+def template(**identity):
+    return Template(
+        name="t1",
+        image=ImageSource(builder="tiny"),
+        identity=IdentitySpec(provider="cloud-init", **identity),
+    )
+
+
+def request(folder, of=None, fleet="web", values=None, **identity):
+    labels = Labels(
+        fleet=fleet,
+        index=7,
+        template="t1",
+        run="r1",
+        owner="me",
+        created="2026-01-01T00:00:00Z",
+        storage="pool",
+        hypervisor="kvm",
+    )
+    settings = {
+        "hostname": labels.clone,
+        "machine_id": "a" * 32,
+        "uuid": uuid.UUID(int=1),
+        "generation": uuid.UUID(int=2),
+        "interfaces": tuple(Interface(mac=mac) for mac in MACS),
+        **identity,
+    }
+    return IdentityRequest(
+        labels=labels,
+        template=of or template(),
+        identity=Identity(**settings),
+        nics=tuple(Nic(spec=NicSpec(), mac=mac) for mac in MACS),
+        values=values or {},
+        folder=folder,
+        host_key=PRIVATE,
+        host_key_public=PUBLIC,
+    )
+
+
+def files(image):
+    """Return what a guest reads: by Rock Ridge names, as Linux mounts it."""
+    iso = pycdlib.PyCdlib()
+    iso.open(str(image))
+    assert iso.pvd.volume_identifier.strip() == b"cidata"
+    found = {}
+    for child in iso.list_children(rr_path="/"):
+        if child.is_file():
+            name = child.rock_ridge.name().decode()
+            content = io.BytesIO()
+            iso.get_file_from_iso_fp(content, rr_path=f"/{name}")
+            found[name] = content.getvalue()
+    iso.close()
+    return found
+
+
+def seeded(provider, asked):
+    (outcome,) = provider.seed([asked])
+    return files(outcome.unwrap().image)
+
+
+def test_the_seed_says_who_the_clone_is(provider, tmp_path):
+    found = seeded(provider, request(tmp_path, authorized_keys=(PUBLIC,)))
+    assert set(found) == {"meta-data", "user-data", "vendor-data", "network-config"}
+    meta = yaml.safe_load(found["meta-data"])
+    assert meta == {"instance-id": str(uuid.UUID(int=2)), "local-hostname": "web-7"}
+    vendor = yaml.safe_load(found["vendor-data"])
+    assert vendor["ssh_keys"] == {"ed25519_private": PRIVATE, "ed25519_public": PUBLIC}
+    assert vendor["users"] == [{"name": "root", "ssh_authorized_keys": [PUBLIC]}]
+    assert vendor["disable_root"] is False
+    assert "a" * 32 in vendor["bootcmd"][0][2]
+    network = yaml.safe_load(found["network-config"])
+    assert [card["match"]["macaddress"] for card in network["ethernets"].values()] == list(MACS)
+    assert all(card["dhcp4"] is True for card in network["ethernets"].values())
+    assert (tmp_path / "seed.iso").stat().st_mode & 0o777 == 0o600
+
+
+def test_another_user_than_root(provider, tmp_path):
+    vendor = yaml.safe_load(seeded(provider, request(tmp_path, user="ci"))["vendor-data"])
+    assert (vendor["users"][0]["name"], vendor["disable_root"]) == ("ci", True)
+
+
+def test_static_addresses(provider, tmp_path):
+    cards = (Interface(mac=MACS[0], address="10.0.0.7/24"), Interface(mac=MACS[1]))
+    asked = request(tmp_path, interfaces=cards, gateway="10.0.0.1", nameservers=("10.0.0.53",))
+    first, second = yaml.safe_load(seeded(provider, asked)["network-config"])["ethernets"].values()
+    assert first["addresses"] == ["10.0.0.7/24"]
+    assert first["gateway4"] == "10.0.0.1"
+    assert first["nameservers"] == {"addresses": ["10.0.0.53"]}
+    assert "dhcp4" not in first
+    assert second["dhcp4"] is True
+    assert "gateway4" not in second
+
+
+@pytest.mark.parametrize("name", ["1e3", "true", "no", "null", "0x10", "012", "1-2", "1.5", "~"])
+def test_a_name_stays_a_text(provider, tmp_path, name):
+    """YAML 1.1 and 1.2 readers alike: every text is quoted."""
+    found = seeded(provider, request(tmp_path, hostname=name))
+    assert yaml.safe_load(found["meta-data"])["local-hostname"] == name
+    assert f'"{name}"'.encode() in found["meta-data"]
+    assert yaml.safe_load(found["vendor-data"])["hostname"] == name.partition(".")[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'#cloud-config\nruncmd:\n - [\'echo\', "it\'s {{ name }} \\"quoted\\""]\n',
+        b"#!/bin/sh\r\necho \"{{\" '%}' \xff\x00\n",
+        b"## template: jinja\n#cloud-config\nfqdn: {{ v1.local_hostname }}\n",
+        b"#cloud-config\nkey: '" + b"x" * (MAX_USER_DATA - 22) + b"'\n",
+        b"\x1f\x8b\x08\x00compressed",
+    ],
+)
+def test_user_data_is_passed_byte_for_byte(provider, tmp_path, content):
+    file = tmp_path / "user-data"
+    file.write_bytes(content)
+    of = template(user_data=file)
+    provider.check(of)
+    assert seeded(provider, request(tmp_path, of))["user-data"] == content
+
+
+def test_a_jinja_file_is_filled_in_for_each_clone(provider, tmp_path):
+    file = tmp_path / "user-data.j2"
+    file.write_text("#cloud-config\nwrite_files:\n- path: /etc/{{ hostname }}-{{ port }}\n")
+    found = seeded(provider, request(tmp_path, template(user_data=file), values={"port": 8007}))
+    assert yaml.safe_load(found["user-data"]) == {"write_files": [{"path": "/etc/web-7-8007"}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"hello\n", "cloud-init knows"),
+        (b"", "cloud-init knows"),
+        (b"#cloud-config\na: [\n", "not YAML"),
+        (b"#cloud-config\n- a\n", "mapping"),
+        (b"#cloud-config\na: \x01\n", "not YAML"),
+        (b"#!" + b"x" * MAX_USER_DATA, "larger than"),
+    ],
+)
+def test_user_data_that_would_be_ignored_is_refused(provider, tmp_path, content, reason):
+    file = tmp_path / "user-data"
+    file.write_bytes(content)
+    with pytest.raises(InvalidRequest, match=reason) as caught:
+        provider.check(template(user_data=file))
+    assert str(file) in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_a_jinja_file_that_gives_nonsense_fails_its_clone_only(provider, tmp_path):
+    file = tmp_path / "user-data.j2"
+    file.write_text("{% if port == 1 %}#cloud-config{% else %}nonsense{% endif %}\n")
+    of = template(user_data=file)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    requests = [
+        request(folders[0], of, values={"port": 1}),
+        request(folders[1], of, fleet="db", values={"port": 2}),
+    ]
+    good, bad = provider.seed(requests)
+    assert (good.key, good.ok, bad.key) == ("web-7", True, "db-7")
+    assert isinstance(bad.error, InvalidRequest)
+    assert list(folders[1].iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "pipe"])
+def test_what_is_no_file_is_refused(provider, tmp_path, kind):
+    import os
+
+    file = tmp_path / "user-data"
+    if kind == "folder":
+        file.mkdir()
+    if kind == "pipe":
+        os.mkfifo(file)
+    with pytest.raises(InvalidRequest, match="user-data"):
+        provider.check(template(user_data=file))
+
+
+def test_a_network_config_of_ones_own(provider, tmp_path):
+    file = tmp_path / "network"
+    file.write_text("version: 1\nconfig: []\n")
+    of = template(network_config=file)
+    provider.check(of)
+    assert seeded(provider, request(tmp_path, of))["network-config"] == file.read_bytes()
+    file.write_text("- no mapping\n")
+    with pytest.raises(InvalidRequest, match="mapping"):
+        provider.check(of)
+
+
+def test_seeding_again_replaces_the_seed(provider, tmp_path):
+    seeded(provider, request(tmp_path))
+    again = seeded(provider, request(tmp_path, hostname="other"))
+    assert yaml.safe_load(again["meta-data"])["local-hostname"] == "other"
+    assert [path.name for path in tmp_path.iterdir()] == ["seed.iso"]
