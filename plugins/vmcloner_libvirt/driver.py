@@ -76,6 +76,10 @@ class LibvirtDriver(HypervisorDriver):
         """Start a domain; tell whether that was needed. See :func:`operations.start`."""
         return operations.start(connection, name, boot)
 
+    def ask(self, connection: Any, name: str) -> bool:
+        """Ask a guest to shut down; tell whether there is one. See :func:`operations.ask`."""
+        return operations.ask(connection, name)
+
     def end(self, connection: Any, name: str) -> bool:
         """Stop a domain at once; tell whether it ran."""
         return operations.destroy(connection, name)
@@ -170,10 +174,9 @@ class LibvirtDriver(HypervisorDriver):
         """See :meth:`HypervisorDriver.shutdown`."""
         deadline = time.monotonic() + timeout
         asked: dict[str, float] = {}
-        for name in names:
-            outcome = self._change(name, operations.ask)
+        for outcome in self._each(names, self.ask):
             if outcome.ok and outcome.changed:
-                asked[name] = time.monotonic()
+                asked[outcome.key] = time.monotonic()
             else:
                 yield outcome
         while asked and (left := deadline - time.monotonic()) > 0:
@@ -183,13 +186,7 @@ class LibvirtDriver(HypervisorDriver):
 
     def destroy(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
         """See :meth:`HypervisorDriver.destroy`."""
-        with ThreadPoolExecutor(STOPPERS, thread_name_prefix="destroy") as pool:
-            futures = [pool.submit(self._change, name, self.end) for name in names]
-            try:
-                yield from (future.result() for future in as_completed(futures))
-            finally:
-                for future in futures:
-                    future.cancel()
+        yield from self._each(names, self.end)
 
     def undefine(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
         """See :meth:`HypervisorDriver.undefine`."""
@@ -271,18 +268,32 @@ class LibvirtDriver(HypervisorDriver):
     def _gone(self, asked: dict[str, float]) -> Iterator[Outcome[None]]:
         """Yield the guests that have ended, take them out of ``asked``, ask the others again."""
         states = self.states()
+        again: list[str] = []
         for name, when in list(asked.items()):
             state = states.get(name, State.STOPPED)
             if state in (State.RUNNING, State.PAUSED):
                 if time.monotonic() - when > ASK_AGAIN:
-                    self._change(name, operations.ask)
-                    asked[name] = time.monotonic()
+                    again.append(name)
                 continue
             del asked[name]
             if state is State.CRASHED:  # it may be kept, to be looked at
                 yield from self.destroy([name])
             else:
                 yield Outcome(key=name)
+        for outcome in self._each(again, self.ask):
+            asked[outcome.key] = time.monotonic()
+
+    def _each(
+        self, names: Sequence[str], operation: Callable[[Any, str], bool]
+    ) -> Iterator[Outcome[None]]:
+        """Do something to several domains at once; yield what came of it, as it comes."""
+        with ThreadPoolExecutor(STOPPERS, thread_name_prefix="domains") as pool:
+            futures = [pool.submit(self._change, name, operation) for name in names]
+            try:
+                yield from (future.result() for future in as_completed(futures))
+            finally:
+                for future in futures:
+                    future.cancel()
 
     def _states(self, connection: Any) -> dict[str, State]:
         # Whose a domain is doesn't change while it exists: it is asked once, not at each poll.

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from vmcloner_core.drivers import DriverContext, Lane
-from vmcloner_core.errors import BackendError, HostCommandError, InvalidRequest
+from vmcloner_core.errors import BackendError, DeadlineExceeded, HostCommandError, InvalidRequest
 from vmcloner_core.model import BootConfig, Check, DomainSpec, HostResources, Template
 from vmcloner_core.units import format_size
 from vmcloner_libvirt import console, operations, xen_doctor
@@ -29,6 +29,8 @@ from vmcloner_libvirt.xenhost import XenHost
 
 OVERHEAD = 4 * 1024**2
 """Bytes that Xen takes for a guest beside its memory (page tables, grants, its own structures)."""
+HEARD = 3.0
+"""Seconds in which a guest that is up acknowledges that it is to shut down."""
 _BACKENDS = {"raw": "file", "qcow2": "qemu"}
 
 
@@ -94,7 +96,12 @@ class XenDriver(LibvirtDriver):
     def probe(self) -> Iterator[Check]:
         """See :meth:`HypervisorDriver.probe`."""
         return xen_doctor.examine(
-            self.name, self.connections, self.context, self._host, self._settings.dom0_memory
+            self.name,
+            self.connections,
+            self.context,
+            self._host,
+            self._settings.console_logs,
+            self._settings.dom0_memory,
         )
 
     def records(self, connection: Any) -> operations.Records:
@@ -199,6 +206,27 @@ class XenDriver(LibvirtDriver):
             raise HostCommandError(f"{name}: can't start: {failure.reason}", hint=hint) from error
         self._forget(connection, name)
         return changed
+
+    def ask(self, connection: Any, name: str) -> bool:
+        """See :meth:`LibvirtDriver.ask`; by xl(1).
+
+        libvirt itself waits up to a minute for the guest to acknowledge, and answers no question
+        about any domain meanwhile. The request stays with the guest when xl is no longer there.
+        """
+        domain = operations.active(connection, name)
+        if domain is None:
+            return False
+        with tolerate("VIR_ERR_OPERATION_INVALID", "VIR_ERR_NO_DOMAIN"):
+            if domain.state()[0] == libvirt().VIR_DOMAIN_PAUSED:
+                domain.resume()  # a guest that stands still doesn't hear
+        if self.context.runner.which("xl") is None:
+            return operations.ask(connection, name)
+        domid = domain.ID()
+        if domid > 0:  # 0 is the host itself
+            # One that can't be asked is destroyed when its time is over.
+            with contextlib.suppress(HostCommandError, DeadlineExceeded):
+                self.context.runner.run(["xl", "shutdown", "-F", str(domid)], timeout=HEARD)
+        return True
 
     def end(self, connection: Any, name: str) -> bool:
         """See :meth:`LibvirtDriver.end`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import VmclonerError
@@ -27,6 +28,7 @@ def examine(
     connections: Connections,
     context: DriverContext,
     host: XenHost,
+    console_logs: Path,
     dom0_memory: int,
 ) -> Iterator[Check]:
     """Yield the checks, in the order in which what fails is best mended."""
@@ -38,7 +40,7 @@ def examine(
     yield _domain0(check, host)
     if not host.is_host:
         return
-    yield _console(check, host)
+    yield _console(check, host, console_logs)
     yield _emulator(check, host, daemon.short_version)
     yield _pygrub(check, host, daemon.short_version)
     yield _restriction(check, host)
@@ -69,10 +71,17 @@ def _domain0(check: partial[Check], host: XenHost) -> Check:
     )
 
 
-def _console(check: partial[Check], host: XenHost) -> Check:
+def _console(check: partial[Check], host: XenHost, folder: Path) -> Check:
     logs = host.console_logs()
+    if logs and folder.is_dir():
+        return check(name="consoles", status=Status.OK, detail=f"xenconsoled logs to {folder}")
     if logs:
-        return check(name="consoles", status=Status.OK, detail="xenconsoled logs those of guests")
+        return check(
+            name="consoles",
+            status=Status.WARNING,
+            detail=f"there is no {folder}, where xenconsoled is to log guests' consoles",
+            fix=f"mkdir -p {folder}",
+        )
     detail = "xenconsoled keeps no logs: wait --for console and vmcloner console --log see nothing"
     if logs is None:
         detail = "xenconsoled doesn't run: guests don't start"

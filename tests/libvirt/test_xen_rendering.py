@@ -80,7 +80,8 @@ def pvh_kernel(spec: DomainSpec) -> DomainSpec:
         volume(spec.labels, "/srv/web-1-disk1", format="qcow2"),
     )
     options = DomainOptions(type="pvh", on_crash="preserve")
-    return attrs.evolve(spec, boot=KERNEL, volumes=files, options=options, vcpus=2)
+    seed = Path("/var/lib/vmcloner/identity/web-1/seed.iso")
+    return attrs.evolve(spec, boot=KERNEL, volumes=files, options=options, vcpus=2, seed=seed)
 
 
 def hvm_disk(spec: DomainSpec) -> DomainSpec:
