@@ -30,11 +30,13 @@ import attrs
 
 from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError
 from vmcloner_core.model import (
+    AS_IT_COMES,
     BootConfig,
     Capacity,
     Check,
     CloneMode,
     CloneRequest,
+    Copying,
     Domain,
     DomainInventory,
     DomainSpec,
@@ -124,7 +126,13 @@ class StorageDriver(ABC):
         """
 
     @abstractmethod
-    def import_image(self, template: str, image: ImageFile, progress: Progress) -> Outcome[Origin]:
+    def import_image(
+        self,
+        template: str,
+        image: ImageFile,
+        progress: Progress,
+        copying: Copying = AS_IT_COMES,
+    ) -> Outcome[Origin]:
         """Bring an image into the pool as the template's origin, read-only.
 
         Idempotent by ``image.digest``. An origin with another digest is replaced, and only while
@@ -153,7 +161,9 @@ class StorageDriver(ABC):
         labels as they are). One of another clone, template or without labels is a Conflict.
         A ``size`` above the origin's gives a larger disk; below it is InvalidRequest. A request
         without an origin gives ``size`` bytes of zeros with ``head`` at their start, raw.
-        A pool may round sizes up.
+        A pool may round sizes up. A pool that takes time to fill a volume may leave it incomplete
+        when it is killed (``Volume.complete``), under its name and with its labels; it isn't
+        activated then, and the same request goes on with it.
         """
 
     @abstractmethod

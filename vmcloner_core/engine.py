@@ -45,9 +45,11 @@ from vmcloner_core.inventory import merge, select
 from vmcloner_core.library import Library, now, origin_of, owner
 from vmcloner_core.locks import hold
 from vmcloner_core.model import (
+    AS_IT_COMES,
     Capacity,
     Check,
     Clone,
+    Copying,
     DomainSpec,
     NetworkChange,
     NetworkRequest,
@@ -62,6 +64,7 @@ from vmcloner_core.plan import (
     Action,
     OnFailure,
     Plan,
+    ProgressEvent,
     RunResult,
     Step,
 )
@@ -305,7 +308,7 @@ class Engine:
             storage = self._backends.storage(plan.storage)
             if plan.import_image:
                 made = self._library.import_image(
-                    plan.template, storage, plan.run, started
+                    plan.template, storage, plan.run, started, plan.copying
                 ).unwrap()
                 check_space(plan, made, storage.need, storage.capacity())
                 origin = made
@@ -327,6 +330,9 @@ class Engine:
             identity=identity,
             identities=self._identities,
             cancelled=self._cancel.is_set,
+            copied=lambda done, total: self.plugins.progress(
+                ProgressEvent(run=plan.run, what="copy", done=done, total=total)
+            ),
         )
 
     def _pipe(
@@ -435,11 +441,13 @@ class Engine:
         storage: str | None = None,
         image: str | None = None,
         sha256: str | None = None,
+        copying: Copying = AS_IT_COMES,
     ) -> Outcome[Origin]:
         """Bring a template's image into a pool; unchanged where it is there already.
 
         :param image: a path or an http(s) URL, in the place of the template's own source.
         :param sha256: of that image; required with a URL.
+        :param copying: how fast, and whether to read back what was written.
         :raises WrongState: clones are linked to the image that would be replaced.
         """
         template = self._library.catalog.template(name)
@@ -448,7 +456,7 @@ class Engine:
             template = attrs.evolve(template, image=source)
         driver = self._backends.storage(storage or self.settings.defaults.storage)
         with self._run_lock, self._held([f"template/{name}"]):
-            return self._library.import_image(template, driver, "", time.monotonic())
+            return self._library.import_image(template, driver, "", time.monotonic(), copying)
 
     def delete_template(self, name: str, *, storage: str | None = None) -> Outcome[None]:
         """Remove a template's image from a pool. Its TOML file stays.

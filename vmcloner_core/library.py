@@ -15,8 +15,10 @@ from vmcloner_core.drivers import HypervisorDriver, ImageBuilder, StorageDriver
 from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, WrongState
 from vmcloner_core.identities import Identities
 from vmcloner_core.model import (
+    AS_IT_COMES,
     Access,
     Check,
+    Copying,
     DomainSpec,
     Labels,
     Nic,
@@ -201,7 +203,12 @@ class Library:
         return domain_spec(plan, template, boot, volumes, seed)
 
     def import_image(
-        self, template: Template, storage: StorageDriver, run: str, started: float
+        self,
+        template: Template,
+        storage: StorageDriver,
+        run: str,
+        started: float,
+        copying: Copying = AS_IT_COMES,
     ) -> Outcome[Origin]:
         """Bring a template's image into a pool, telling observers; unchanged where it is there.
 
@@ -232,7 +239,7 @@ class Library:
         event(StepStatus.STARTED)
         try:
             with images.obtained(template, self._builder(template), self._host, progress) as image:
-                outcome = storage.import_image(template.name, image, progress)
+                outcome = storage.import_image(template.name, image, progress, copying)
         except VmclonerError as error:
             event(StepStatus.FAILED, error)
             raise

@@ -347,6 +347,8 @@ class Volume:
     :param name: the volume's name in its pool, ``CLONE-diskN``.
     :param path: absolute path on the host. :param format: the bytes' format, as libvirt names it.
     :param kind: ``file`` or ``block``, libvirt's disk type. :param size: virtual bytes.
+    :param complete: False while its bytes aren't all there: a copy is under way, or was cut off.
+        The same request completes it, deleting it takes it away.
     """
 
     name: str
@@ -356,11 +358,38 @@ class Volume:
     size: int
     format: Literal["raw", "qcow2"] = "raw"
     kind: Literal["file", "block"] = "file"
+    complete: bool = True
 
     @property
     def disk(self) -> int:
         """Its number among the clone's disks, from 0."""
         return (split_volume(self.name) or ("", 0))[1]
+
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) in bytes; total is 0 where it isn't known. From any thread."""
+
+
+@attrs.frozen(kw_only=True)
+class Copying:
+    """How bytes are copied, where a pool copies any.
+
+    :param bandwidth: bytes a second at most that one call writes, None for as many as can be.
+    :param verify: read what was written back, and compare checksums.
+    :param progress: told of the bytes of this one volume.
+    """
+
+    bandwidth: int | None = None
+    verify: bool = False
+    progress: Progress = attrs.field(default=lambda _done, _total: None, eq=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.bandwidth is not None and self.bandwidth < 1:
+            raise InvalidRequest(f"bandwidth must be positive, not {self.bandwidth}")
+
+
+AS_IT_COMES = Copying()
+"""Copy as fast as can be, and trust what was written."""
 
 
 @attrs.frozen(kw_only=True)
@@ -371,6 +400,7 @@ class CloneRequest:
     :param origin: what it is a clone of, in the way of ``mode``. None for a blank volume, which
         is zeros but for ``head`` at its start, and doesn't share anything in either mode.
     :param size: bytes, at least the origin's; None for the origin's own. A blank one needs it.
+    :param copying: how its bytes are copied, if they are.
     """
 
     labels: Labels
@@ -379,6 +409,7 @@ class CloneRequest:
     mode: CloneMode = CloneMode.LINKED
     size: int | None = None
     head: bytes = attrs.field(default=b"", repr=False)
+    copying: Copying = attrs.field(default=AS_IT_COMES, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if self.origin is None and (self.size or 0) < max(1, len(self.head)):
@@ -747,9 +778,6 @@ class Host:
         """Folder of what boot providers fetched for clones, one folder per clone."""
         return self.state / "boot"
 
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total) in bytes; total is 0 where it isn't known. From any thread."""
 
 _UUID_SPACE = uuid.UUID("5c7c0f3e-6f0a-5a52-9d7e-0d6a1b8a7f11")
 

@@ -15,7 +15,17 @@ from collections.abc import Mapping
 import attrs
 
 from vmcloner_core.errors import InvalidRequest, VmclonerError
-from vmcloner_core.model import Clone, CloneMode, Identity, Labels, Nic, Template, Volume
+from vmcloner_core.model import (
+    AS_IT_COMES,
+    Clone,
+    CloneMode,
+    Copying,
+    Identity,
+    Labels,
+    Nic,
+    Template,
+    Volume,
+)
 
 
 class Action(enum.Enum):
@@ -189,6 +199,7 @@ class Plan:
 
     :param template: None but for CREATE.
     :param import_image: whether the template's image has first to be brought into the pool.
+    :param copying: how the image and full clones are copied.
     :param existing: names of clones that are already as asked.
     :param space: bytes that the volumes need at once. :param memory: bytes for guests to start.
     :param min_ready: how many of the clones must get ready, of a plan that waits.
@@ -206,6 +217,7 @@ class Plan:
     storage: str | None = None
     mode: CloneMode = CloneMode.LINKED
     import_image: bool = False
+    copying: Copying = AS_IT_COMES
     on_failure: OnFailure = OnFailure.KEEP
     min_ready: Quota = ALL
     shutdown_timeout: float = 60.0
@@ -251,7 +263,10 @@ class StepEvent:
 
 @attrs.frozen(kw_only=True)
 class ProgressEvent:
-    """Bytes done of a long step (an import, a full copy); ``total`` is 0 where not known."""
+    """Bytes done of a long step; ``total`` is 0 where not known.
+
+    ``what`` is ``import TEMPLATE``, or ``copy`` for all of a run's full copies together.
+    """
 
     run: str
     what: str

@@ -17,6 +17,7 @@ from vmcloner_core.model import (
     Capacity,
     Clone,
     CloneRequest,
+    Copying,
     HostResources,
     Labels,
     Network,
@@ -121,6 +122,7 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
         storage=facts.storage,
         mode=request.mode,
         import_image=facts.origin is None and any(0 in c.disks for c in clones),
+        copying=Copying(bandwidth=request.bandwidth, verify=request.verify),
         on_failure=request.on_failure,
         min_ready=request.min_ready,
         jobs=request.jobs,
@@ -162,7 +164,7 @@ def _missing_disks(found: Clone | None, template: Template) -> tuple[int, ...]:
     if found.domain is not None:
         # It was defined with so many: what the template has got since is for other clones.
         wanted = wanted[: max(1, len(found.domain.disks))]
-    there = {volume.disk for volume in found.volumes}
+    there = {volume.disk for volume in found.volumes if volume.complete}
     return tuple(number for number in wanted if number not in there)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.model import CloneMode
+from vmcloner_core.model import CloneMode, Copying
 from vmcloner_core.names import MAX_INDEX, check_fleet, check_template, clone_name
 from vmcloner_core.plan import ALL, Action, OnFailure, Quota, Readiness
 
@@ -39,6 +39,8 @@ class CreateRequest:
     :param timeout: seconds to wait for each clone.
     :param min_ready: how many of them must get ready for the run to count as done.
     :param jobs: upper bound for calls at once of each driver.
+    :param bandwidth: bytes a second at most for an import and for copies, None for no limit.
+    :param verify: read copies back and compare checksums, in pools that can.
     """
 
     fleet: str
@@ -55,9 +57,12 @@ class CreateRequest:
     min_ready: Quota = ALL
     on_failure: OnFailure = OnFailure.KEEP
     jobs: int | None = attrs.field(default=None, validator=_jobs)
+    bandwidth: int | None = None
+    verify: bool = False
 
     def __attrs_post_init__(self) -> None:
         check_fleet(self.fleet)
+        Copying(bandwidth=self.bandwidth)
         check_template(self.template)
         if self.count is not None and self.add is not None:
             raise InvalidRequest("count and add exclude one another")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from vmcloner_core.model import (
     Labels,
     Origin,
     Outcome,
+    Progress,
     Seed,
     Template,
     Volume,
@@ -71,6 +73,35 @@ def domain_spec(
     )
 
 
+class Tally:
+    """Adds up the bytes of a run's volumes, each of which counts its own. Thread-safe.
+
+    How many bytes all of them have is reckoned from those that have begun.
+    """
+
+    def __init__(self, plan: Plan, copied: Progress) -> None:
+        self._members = sum(len(clone.disks) for clone in plan.clones)
+        self._copied = copied
+        self._lock = threading.Lock()
+        self._begun: dict[object, int] = {}
+        self._done = self._known = 0
+
+    def part(self) -> Progress:
+        """Return what one volume's copy tells its bytes to."""
+        volume = object()
+
+        def progress(done: int, total: int) -> None:
+            with self._lock:
+                if volume not in self._begun:
+                    self._known += total
+                self._done += done - self._begun.get(volume, 0)
+                self._begun[volume] = done
+                reckoned = self._known * self._members // len(self._begun)
+                self._copied(self._done, max(self._done, reckoned))
+
+        return progress
+
+
 @attrs.frozen(kw_only=True)
 class Stages:
     """Makes a plan's stages. A plan's clones may lie in several pools and hypervisors.
@@ -94,6 +125,11 @@ class Stages:
     identity: IdentityProvider | None = None
     access: Callable[[Labels, str], Access]
     cancelled: Callable[[], bool] = lambda: False
+    copied: Progress = lambda _done, _total: None
+    _tally: Tally = attrs.field(
+        default=attrs.Factory(lambda self: Tally(self.plan, self.copied), takes_self=True),
+        init=False,
+    )
 
     def stages(self, steps: Iterable[Step], works: Sequence[Work]) -> tuple[Stage, ...]:
         """Return one stage for each of ``steps``."""
@@ -148,9 +184,12 @@ class Stages:
         for work in works:
             plan = work.plan
             own = disk_requests(template, plan.labels, self.origin, self.plan.mode, plan.disks)
-            requests.extend(own)
+            for request in own:
+                copying = attrs.evolve(self.plan.copying, progress=self._tally.part())
+                requests.append(attrs.evolve(request, copying=copying))
             owners.update((request.volume_name, work) for request in own)
         driver = self.storages(pool)
+
         batches = _cut(requests, driver.clone_lane.batch)
         yield from _together(owners, chain.from_iterable(map(driver.clone, batches)))
 

@@ -13,13 +13,13 @@ from typing import Literal
 
 import attrs
 
+from vmcloner_core.copying import Pace, copy_runs
 from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, WrongState
-from vmcloner_core.model import CloneRequest, Origin, Outcome, Volume
+from vmcloner_core.extents import data_runs
+from vmcloner_core.model import CloneRequest, Copying, Origin, Outcome, Volume
 from vmcloner_core.units import format_size
 from vmcloner_files import qcow2
-from vmcloner_files.copying import copy_runs
 from vmcloner_files.errors import translated
-from vmcloner_files.extents import data_runs
 from vmcloner_files.pool import Pool
 from vmcloner_files.records import DiskRecord, ImageRecord
 from vmcloner_files.reflink import reflink
@@ -48,11 +48,7 @@ class Cloner:
     def __init__(self, pool: Pool, pool_name: str, method: Method) -> None:
         self._pool = pool
         self._pool_name = pool_name
-        self._fill = {
-            Method.REFLINK: _reflink,
-            Method.OVERLAY: _overlay,
-            Method.COPY: _copy,
-        }[method]
+        self._method = method
         self._format: Literal["raw", "qcow2"] = "qcow2" if method is Method.OVERLAY else "raw"
         self._open = contextlib.ExitStack()
         self._sources: dict[str, _Source] = {}
@@ -119,7 +115,10 @@ class Cloner:
             source = self._source(request.origin)
         size = _size(request, source.record)
         record = DiskRecord(labels=request.labels, format=self._format, size=size)
-        return record, functools.partial(self._fill, source)
+        if self._method is Method.COPY:
+            return record, functools.partial(_copy, request.copying, source)
+        link = _reflink if self._method is Method.REFLINK else _overlay
+        return record, functools.partial(link, source)
 
     def _source(self, origin: Origin) -> _Source:
         if origin.template in self._sources:
@@ -186,6 +185,14 @@ def _overlay(source: _Source, target: int, size: int) -> None:
     qcow2.overlay(str(source.path), size).write(target)
 
 
-def _copy(source: _Source, target: int, size: int) -> None:
+def _copy(copying: Copying, source: _Source, target: int, size: int) -> None:
     os.ftruncate(target, size)
-    copy_runs(source.fd, target, data_runs(source.fd))
+    runs = list(data_runs(source.fd))
+    total, copied = sum(end - start for start, end in runs), 0
+
+    def done(count: int) -> None:
+        nonlocal copied
+        copied += count
+        copying.progress(copied, total)
+
+    copy_runs(source.fd, target, runs, done, Pace(copying.bandwidth))

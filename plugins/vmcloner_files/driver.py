@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
+from vmcloner_core.copying import Pace
 from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
 from vmcloner_core.errors import BackendError, VmclonerError, WrongState
 from vmcloner_core.model import (
+    AS_IT_COMES,
     Capacity,
     Check,
     CloneMode,
     CloneRequest,
+    Copying,
     Origin,
     Outcome,
     Progress,
@@ -54,9 +57,16 @@ class FilesDriver(StorageDriver):
 
     # --- origins --------------------------------------------------------------------------------
 
-    def import_image(self, template: str, image: ImageFile, progress: Progress) -> Outcome[Origin]:
+    def import_image(
+        self,
+        template: str,
+        image: ImageFile,
+        progress: Progress,
+        copying: Copying = AS_IT_COMES,
+    ) -> Outcome[Origin]:
         """See :meth:`StorageDriver.import_image`."""
-        record, changed = self._importer.run(template, image, progress)
+        pace = Pace(copying.bandwidth)
+        record, changed = self._importer.run(template, image, progress, pace)
         return Outcome(key=template, value=self._origin(record), changed=changed)
 
     def origins(self) -> tuple[Origin, ...]:

@@ -1,66 +1,21 @@
-"""Where a file's bytes are: in which runs, and in how many pieces on the disk.
+"""In how many pieces a file's bytes are on the disk, and how to have them in few.
 
-``SEEK_DATA`` and ``SEEK_HOLE``: lseek(2). FIEMAP: Documentation/filesystems/fiemap.rst in the
-kernel's source.
+FIEMAP: Documentation/filesystems/fiemap.rst in the kernel's source.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
-import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-Run = tuple[int, int]
-"""Start and end of a stretch of bytes, the end excluded."""
+from vmcloner_core.extents import Run
 
-GRANULE = 64 * 1024
-"""Bytes; shorter stretches of zeros are not looked for."""
 MAX_RUNS = 32
 """A reflink's cost grows with the extents of what it copies (about 20 us each)."""
-_ZEROS = bytes(GRANULE)
 _FIEMAP = struct.Struct("=QQIIII")
 _FS_IOC_FIEMAP = 0xC020660B  # _IOWR('f', 11, struct fiemap)
 _FIEMAP_FLAG_SYNC = 1
-
-
-def data_runs(fd: int) -> Iterator[Run]:
-    """Yield the runs of a file that aren't holes, ascending; the last ends at the file's end."""
-    size = os.fstat(fd).st_size
-    position = 0
-    while position < size:
-        try:
-            start = os.lseek(fd, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # a hole up to the end
-                return
-            if error.errno != errno.EINVAL:
-                raise
-            yield position, size  # the file system doesn't tell holes
-            return
-        position = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start, position
-
-
-def nonzero_runs(fd: int) -> Iterator[Run]:
-    """Yield the runs of a file that hold something other than zeros, in steps of GRANULE."""
-    start = end = 0
-    for low, high in data_runs(fd):
-        for offset in range(low - low % GRANULE, high, GRANULE):
-            if offset < end or _is_zero(os.pread(fd, GRANULE, offset)):
-                continue
-            if offset != end:
-                if end:
-                    yield start, end
-                start = offset
-            end = offset + GRANULE
-    if end:
-        yield start, min(end, os.fstat(fd).st_size)
-
-
-def _is_zero(chunk: bytes) -> bool:
-    return chunk == _ZEROS[: len(chunk)]
 
 
 def coalesce(runs: Iterable[Run], limit: int = MAX_RUNS) -> list[Run]:

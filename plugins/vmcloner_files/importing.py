@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import attrs
 
+from vmcloner_core.copying import Pace, copy_runs
 from vmcloner_core.drivers import ImageFile
 from vmcloner_core.errors import (
     Conflict,
@@ -17,21 +18,14 @@ from vmcloner_core.errors import (
     NotEnoughResources,
     WrongState,
 )
+from vmcloner_core.extents import Run, data_runs, nonzero_runs
 from vmcloner_core.model import Progress
 from vmcloner_core.names import fold
 from vmcloner_core.process import CommandRunner
 from vmcloner_core.units import format_size
-from vmcloner_files.copying import copy_runs
 from vmcloner_files.drafts import Draft
 from vmcloner_files.errors import translated
-from vmcloner_files.extents import (
-    MAX_RUNS,
-    Run,
-    coalesce,
-    count_extents,
-    data_runs,
-    nonzero_runs,
-)
+from vmcloner_files.extents import MAX_RUNS, coalesce, count_extents
 from vmcloner_files.features import space
 from vmcloner_files.pool import Pool
 from vmcloner_files.records import ImageRecord
@@ -48,7 +42,9 @@ class Importer:
     pool: Pool
     runner: CommandRunner
 
-    def run(self, template: str, image: ImageFile, progress: Progress) -> tuple[ImageRecord, bool]:
+    def run(
+        self, template: str, image: ImageFile, progress: Progress, pace: Pace
+    ) -> tuple[ImageRecord, bool]:
         """Make ``image`` the template's; returns its record and whether anything was done.
 
         :raises WrongState: clones are linked to the image that would be replaced.
@@ -63,20 +59,22 @@ class Importer:
             source = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with contextlib.closing(os.fdopen(source, "rb")), translated(self.pool):
             self._check_room(template, self._need(image, source))
-            with self._filled(image, source, progress) as draft:
+            with self._filled(image, source, progress, pace) as draft:
                 return self._publish(template, image, draft)
 
     @contextlib.contextmanager
-    def _filled(self, image: ImageFile, source: int, progress: Progress) -> Iterator[Draft]:
+    def _filled(
+        self, image: ImageFile, source: int, progress: Progress, pace: Pace
+    ) -> Iterator[Draft]:
         """Yield a draft with the image's bytes."""
         with self.pool.draft(self.pool.templates) as draft:
             if image.format == "raw":
                 if os.fstat(source).st_size != image.size:
                     raise InvalidRequest(f"{image.path} changed while it was imported")
-                _fill(source, draft.fd, self._runs(source), image.size, progress)
+                _fill(source, draft.fd, self._runs(source), image.size, progress, pace)
                 yield draft
                 return
-            self._convert(image, source, draft)
+            self._convert(image, source, draft, pace)
             runs = self._runs(draft.fd)
             extents = count_extents(draft.fd) or 0
             if extents <= max(MAX_RUNS, len(runs)) or _length(runs) > self._free():
@@ -84,7 +82,7 @@ class Importer:
                 yield draft
                 return
             with self.pool.draft(self.pool.templates) as better:
-                _fill(draft.fd, better.fd, runs, image.size, progress)
+                _fill(draft.fd, better.fd, runs, image.size, progress, pace)
                 yield better
 
     def _runs(self, source: int) -> list[Run]:
@@ -92,13 +90,17 @@ class Importer:
         runs = nonzero_runs(source)
         return coalesce(runs) if self.pool.prepare().reflink else list(runs)
 
-    def _convert(self, image: ImageFile, source: int, draft: Draft) -> None:
+    def _convert(self, image: ImageFile, source: int, draft: Draft, pace: Pace) -> None:
         os.ftruncate(draft.fd, image.size)
         allocated = os.fstat(source).st_blocks * 512
         argv = ["qemu-img", "convert", "-n", "--target-is-zero", "-f", "qcow2", "-O", "raw"]
+        slowest = SLOWEST
+        if pace.bandwidth is not None:
+            argv += ["-r", str(pace.bandwidth)]
+            slowest = min(SLOWEST, pace.bandwidth // 2 or 1)
         self.runner.run(
             [*argv, str(image.path.absolute()), str(draft.path)],
-            timeout=300 + max(allocated, image.size) / SLOWEST,
+            timeout=300 + max(allocated, image.size) / slowest,
         )
 
     def _publish(self, template: str, image: ImageFile, draft: Draft) -> tuple[ImageRecord, bool]:
@@ -177,7 +179,9 @@ def _length(runs: Iterable[Run]) -> int:
     return sum(end - start for start, end in runs)
 
 
-def _fill(source: int, target: int, runs: list[Run], size: int, progress: Progress) -> None:
+def _fill(
+    source: int, target: int, runs: list[Run], size: int, progress: Progress, pace: Pace
+) -> None:
     """Copy runs of an image to room that is reserved first, in one piece each where there is."""
     total, copied = _length(runs), 0
 
@@ -189,4 +193,4 @@ def _fill(source: int, target: int, runs: list[Run], size: int, progress: Progre
     os.ftruncate(target, size)
     for start, end in runs:
         os.posix_fallocate(target, start, end - start)
-    copy_runs(source, target, runs, done)
+    copy_runs(source, target, runs, done, pace)

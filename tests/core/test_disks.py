@@ -2,6 +2,7 @@
 
 import subprocess
 
+import attrs
 import pytest
 
 from vmcloner_core import CreateRequest, Engine, OnFailure
@@ -14,6 +15,7 @@ from vmcloner_core.errors import (
     PartialFailure,
     WrongState,
 )
+from vmcloner_core.hooks import hookimpl
 from vmcloner_core.model import Capacity, CloneMode, State
 from vmcloner_core.names import split_volume, volume_name
 from vmcloner_core.plan import Step
@@ -224,3 +226,39 @@ def test_swap_of_two_clones_differs(three):
     heads = [disk_requests(template, each, None, CloneMode.LINKED)[0].head for each in labels]
     assert heads[0] != heads[1]
     assert heads[0] == disk_requests(template, labels[0], None, CloneMode.FULL)[0].head
+
+
+# --- how bytes are copied -----------------------------------------------------------------------
+
+
+def test_bandwidth_and_verification_reach_the_pool(three):
+    three.engine.create("web", "three", count=2, bandwidth=MIB, verify=True)
+    assert len(three.pool.copyings) == 1 + 6  # an import, and each disk
+    assert {(c.bandwidth, c.verify) for c in three.pool.copyings} == {(MIB, True)}
+    with pytest.raises(InvalidRequest, match="bandwidth must be positive"):
+        CreateRequest(fleet="web", template="three", bandwidth=0)
+
+
+def test_progress_of_a_run_adds_its_calls_up(three):
+    told = []
+
+    class Watcher:
+        @hookimpl
+        def vmcloner_progress(self, event):
+            if event.what == "copy":
+                told.append((event.done, event.total))
+
+    stop = three.engine.plugins.watch(Watcher())
+    three.engine.create("web", "three", count=3)
+    stop()
+    assert told == sorted(told)
+    assert told[-1] == (18 * MIB, 18 * MIB)
+    assert all(done <= total for done, total in told)
+
+
+def test_an_incomplete_disk_is_made_again(three):
+    three.engine.create("web", "three", count=2)
+    volume = three.pool.disks["web-2-disk0"]
+    three.pool.disks[volume.name] = attrs.evolve(volume, complete=False)
+    plan = three.engine.plan(CreateRequest(fleet="web", template="three", count=2))
+    assert [(clone.name, clone.disks) for clone in plan.clones] == [("web-2", (0,))]

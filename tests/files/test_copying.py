@@ -1,19 +1,16 @@
 """Runs of bytes, extents, and copies."""
 
 import os
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vmcloner_files.copying import copy_runs
-from vmcloner_files.extents import (
-    GRANULE,
-    coalesce,
-    count_extents,
-    data_runs,
-    nonzero_runs,
-)
+from vmcloner_core.copying import CHUNK, Target, copy_runs, fan_out
+from vmcloner_core.extents import GRANULE, data_runs, nonzero_runs
+from vmcloner_files.extents import coalesce, count_extents
 
 in_a_folder = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -77,7 +74,11 @@ def test_a_file_that_is_one_hole_has_no_runs(tmp_path, size):
 def test_a_file_system_that_tells_no_holes(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"x" * 1000)
 
+    real = os.lseek
+
     def refuse(fd, position, whence):
+        if whence == os.SEEK_END:
+            return real(fd, position, whence)
         raise OSError(22, "Invalid argument")
 
     monkeypatch.setattr(os, "lseek", refuse)
@@ -98,3 +99,27 @@ def test_a_source_that_shrinks_is_an_error(tmp_path):
         source.flush()
         with pytest.raises(OSError, match="shorter"):
             copy_runs(source.fileno(), target.fileno(), [(0, 8192)])
+
+
+@pytest.mark.filesystems
+def test_a_device_gets_every_byte(tmp_path):
+    """On a block device of old bytes, zeros are as much to be written as the rest."""
+    size = 3 * CHUNK + 512 * 7
+    content = bytearray(size)
+    content[CHUNK : CHUNK + 999] = b"\x07" * 999
+    content[-512:] = b"\x08" * 512
+    (tmp_path / "source").write_bytes(content)
+    (tmp_path / "disk").write_bytes(b"\xff" * size)
+    device = subprocess.run(
+        ["losetup", "--find", "--show", tmp_path / "disk"],
+        check=True, capture_output=True, text=True, timeout=60,
+    ).stdout.strip()  # fmt: skip
+    try:
+        for resumed in (False, True):
+            target = Target(path=Path(device), size=size, resumed=resumed)
+            with (tmp_path / "source").open("rb") as source, target.open():
+                fan_out(source.fileno(), [target], verify=True)
+            assert target.error is None
+            assert Path(device).read_bytes() == content
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True, timeout=60)

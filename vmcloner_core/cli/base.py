@@ -14,7 +14,7 @@ from cliff.show import ShowOne
 from vmcloner_core.errors import UsageError, VmclonerError
 from vmcloner_core.plan import Action, CloneResult, Plan, Quota, Readiness, RunResult
 from vmcloner_core.request import Request
-from vmcloner_core.units import format_seconds, format_size
+from vmcloner_core.units import format_seconds, format_size, parse_size
 
 if TYPE_CHECKING:
     from vmcloner_core.cli.app import Shell
@@ -285,6 +285,28 @@ def add_readiness(parser: argparse.ArgumentParser, more: str = "") -> None:
         metavar="S",
         help=f"Seconds to wait for each (default {DEFAULT_TIMEOUT:.0f}).",
     )
+
+
+def add_copying(parser: argparse.ArgumentParser) -> None:
+    """Add how bytes are copied."""
+    parser.add_argument(
+        "--bwlimit",
+        type=_size,
+        metavar="SIZE",
+        help="Write at most so much a second to the pool, like 100MiB.",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="Read copies back and compare checksums (pools that copy by dd).",
+    )
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except VmclonerError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_targets(parser: argparse.ArgumentParser, *, everything: bool) -> None:

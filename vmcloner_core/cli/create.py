@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vmcloner_core.cli.base import RunCommand, waiting
+from vmcloner_core.cli.base import RunCommand, add_copying, waiting
 from vmcloner_core.model import CloneMode
 from vmcloner_core.plan import OnFailure
 from vmcloner_core.request import CreateRequest
@@ -41,6 +41,7 @@ class Create(RunCommand):
         parser.add_argument(
             "--full", action="store_true", help="Copies of their own, not linked to the template."
         )
+        add_copying(parser)
         parser.add_argument("--start", action="store_true", help="Start them.")
         parser.add_argument(
             "--on-failure",
@@ -63,5 +64,7 @@ class Create(RunCommand):
             start=parsed_args.start,
             on_failure=OnFailure(parsed_args.on_failure),
             jobs=parsed_args.jobs,
+            bandwidth=parsed_args.bwlimit,
+            verify=parsed_args.verify,
             **waiting(parsed_args),
         )

@@ -15,6 +15,7 @@ from rich.progress import Progress as Bars
 
 from vmcloner_core.hooks import hookimpl
 from vmcloner_core.plan import Plan, ProgressEvent, RunResult, Step, StepEvent, StepStatus
+from vmcloner_core.units import format_size
 
 
 class Progress:
@@ -37,13 +38,14 @@ class Progress:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("[red]{task.fields[failed]}"),
+            TextColumn("{task.fields[copied]}"),
             TimeElapsedColumn(),
             console=self._console,
             transient=True,
         )
         for step in plan.steps:
             total = sum(step in clone.steps for clone in plan.clones)
-            self._tasks[step] = bars.add_task(step.value, total=total, failed="")
+            self._tasks[step] = bars.add_task(step.value, total=total, failed="", copied="")
         self._bars = bars
         if not plan.import_image:
             bars.start()
@@ -57,7 +59,9 @@ class Progress:
         if event.status is StepStatus.STARTED or self._bars is None:
             return
         if event.step not in self._tasks:  # a roll-back's
-            self._tasks[event.step] = self._bars.add_task(event.step.value, total=None, failed="")
+            self._tasks[event.step] = self._bars.add_task(
+                event.step.value, total=None, failed="", copied=""
+            )
         task = self._tasks[event.step]
         if event.status is StepStatus.FAILED:
             self._failed[event.step] = self._failed.get(event.step, 0) + 1
@@ -85,8 +89,13 @@ class Progress:
 
     @hookimpl
     def vmcloner_progress(self, event: ProgressEvent) -> None:
-        """Move the bar of an import."""
-        if self._bytes is not None and self._import is not None:
+        """Move the bar of an import, or tell beside the clones' how far their copies are."""
+        clones = self._tasks.get(Step.CLONE)
+        if event.what == "copy":
+            if self._bars is not None and clones is not None:
+                copied = f"{format_size(event.done)} of {format_size(event.total)}"
+                self._bars.update(clones, copied=copied)
+        elif self._bytes is not None and self._import is not None:
             self._bytes.update(self._import, completed=event.done, total=event.total or None)
 
     @hookimpl

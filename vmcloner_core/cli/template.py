@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from vmcloner_core.cli.base import Base, Record, Table, note
+from vmcloner_core.cli.base import Base, Record, Table, add_copying, note
 from vmcloner_core.cli.host import CHECK_COLUMNS, check_row, judged
-from vmcloner_core.model import Template
+from vmcloner_core.model import Copying, Template
 from vmcloner_core.units import format_size
 
 
@@ -94,6 +94,7 @@ class TemplateImport(_Named, Record):
             "--image", metavar="FILE_OR_URL", help="In the place of the template's own source."
         )
         parser.add_argument("--sha256", metavar="HEX", help="Of that image; needed with a URL.")
+        add_copying(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
@@ -103,6 +104,7 @@ class TemplateImport(_Named, Record):
             storage=parsed_args.storage,
             image=parsed_args.image,
             sha256=parsed_args.sha256,
+            copying=Copying(bandwidth=parsed_args.bwlimit, verify=parsed_args.verify),
         )
         origin = outcome.unwrap()
         what = "imported" if outcome.changed else "was there already"

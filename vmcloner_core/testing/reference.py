@@ -31,11 +31,13 @@ from vmcloner_core.drivers import (
 from vmcloner_core.errors import Conflict, InvalidRequest, NotFound, VmclonerError, WrongState
 from vmcloner_core.hooks import BootBackend, HypervisorBackend, NoSettings, StorageBackend, hookimpl
 from vmcloner_core.model import (
+    AS_IT_COMES,
     BootConfig,
     Capacity,
     Check,
     CloneMode,
     CloneRequest,
+    Copying,
     Domain,
     DomainInventory,
     DomainSpec,
@@ -57,7 +59,8 @@ class ReferenceStorage(SimpleStorageDriver):
     """Keeps origins, volumes and their bytes in dictionaries.
 
     ``contents`` has a volume's bytes, zeros at its end left out. ``foreign`` are names that are
-    taken by what isn't ours, ``busy`` those of volumes that are in use.
+    taken by what isn't ours, ``busy`` those of volumes that are in use. ``copyings`` are what
+    imports and clones were told of how to copy.
     ``fail`` maps the name of a volume, or of a clone for its first, to the error that its next
     ``clone`` gets.
     """
@@ -72,6 +75,7 @@ class ReferenceStorage(SimpleStorageDriver):
         self.contents: dict[str, bytes] = {}
         self.foreign: set[str] = set()
         self.busy: set[str] = set()
+        self.copyings: list[Copying] = []
         self.fail: dict[str, VmclonerError] = {}
         self.free = 1024 * GIB
         self.volumes_free: int | None = None
@@ -81,9 +85,16 @@ class ReferenceStorage(SimpleStorageDriver):
         """See :meth:`StorageDriver.probe`."""
         yield Check(backend=self.name, name="memory", status=Status.OK)
 
-    def import_image(self, template: str, image: ImageFile, progress: Progress) -> Outcome[Origin]:
+    def import_image(
+        self,
+        template: str,
+        image: ImageFile,
+        progress: Progress,
+        copying: Copying = AS_IT_COMES,
+    ) -> Outcome[Origin]:
         """See :meth:`StorageDriver.import_image`."""
         with self.lock:
+            self.copyings.append(copying)
             held = self.images.get(template)
             if held is not None and held.digest == image.digest:
                 return Outcome(key=template, value=held, changed=False)
@@ -130,6 +141,8 @@ class ReferenceStorage(SimpleStorageDriver):
             if held is not None:
                 return Outcome(key=name, value=held, changed=False)
             size, content = self._content(request)
+            self.copyings.append(request.copying)
+            request.copying.progress(size, size)
             volume = Volume(
                 name=name,
                 pool=self.name,

@@ -1,0 +1,62 @@
+"""Where a file or device has bytes that aren't zeros: what a copy of it has to move.
+
+``SEEK_DATA`` and ``SEEK_HOLE``: lseek(2). Block devices don't have them: all of one is data until
+it is read.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+Run = tuple[int, int]
+"""Start and end of a stretch of bytes, the end excluded."""
+
+GRANULE = 64 * 1024
+"""Bytes; shorter stretches of zeros are not looked for."""
+_ZEROS = bytes(GRANULE)
+
+
+def length(fd: int) -> int:
+    """Return the bytes of an open file or block device."""
+    return os.lseek(fd, 0, os.SEEK_END)
+
+
+def data_runs(fd: int) -> Iterator[Run]:
+    """Yield the runs of a file that aren't holes, ascending; the last ends at the file's end."""
+    size = length(fd)
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a hole up to the end
+                return
+            if error.errno != errno.EINVAL:
+                raise
+            yield position, size  # a device, or a file system that doesn't tell holes
+            return
+        position = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, position
+
+
+def nonzero_runs(fd: int) -> Iterator[Run]:
+    """Yield the runs of a file that hold something other than zeros, in steps of GRANULE."""
+    start = end = 0
+    for low, high in data_runs(fd):
+        for offset in range(low - low % GRANULE, high, GRANULE):
+            if offset < end or is_zero(os.pread(fd, GRANULE, offset)):
+                continue
+            if offset != end:
+                if end:
+                    yield start, end
+                start = offset
+            end = offset + GRANULE
+    if end:
+        yield start, min(end, length(fd))
+
+
+def is_zero(piece: bytes) -> bool:
+    """Tell whether at most GRANULE bytes are all zero."""
+    return piece == _ZEROS[: len(piece)]
