@@ -8,10 +8,10 @@ Nobody is handed a name: a reader gets an open file, so it may be removed at any
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,23 +68,32 @@ class Cache:
         return None
 
     def _fetched(self, path: Path, fetch: Callable[[BinaryIO], object]) -> BinaryIO:
-        # A draft has no name until it is whole; one that is left behind is swept as too old.
-        fd, name = tempfile.mkstemp(prefix=".draft-", dir=self.folder)
-        draft = Path(name)
-        try:
-            with os.fdopen(fd, "wb", buffering=1024**2) as stream:
-                fetch(stream)
-            result = draft.open("rb")
-            draft.replace(path)
-        except BaseException:
+        with os.fdopen(self._draft(), "wb", buffering=1024**2) as stream:
+            fetch(stream)
+            stream.flush()
+            source = f"/proc/self/fd/{stream.fileno()}"
             with contextlib.suppress(FileNotFoundError):
-                draft.unlink()
-            raise
+                path.unlink()  # it was too old; who reads it goes on reading
+            # A directory descriptor makes os.link() follow the link that /proc has for the draft.
+            os.link(source, path, dst_dir_fd=stream.fileno(), follow_symlinks=True)
+            result = open(source, "rb")  # noqa: PTH123, SIM115 - the caller's to close
         self._evict()
         return result
 
+    def _draft(self) -> int:
+        """Return an open file without a name: if its writer is killed, the kernel forgets it."""
+        try:
+            return os.open(self.folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise NetbootError(
+                    f"cache {self.folder}: its file system has no files without names",
+                    hint="--cache on another one, or --no-cache",
+                ) from error
+            raise
+
     def _evict(self) -> None:
-        """Remove drafts of the dead, and the oldest files while there is too much."""
+        """Remove the oldest files while there is too much."""
         files = []
         with os.scandir(self.folder) as entries:
             for entry in entries:
@@ -92,9 +101,8 @@ class Cache:
                     status = entry.stat(follow_symlinks=False)
                     files.append((status.st_mtime, status.st_size, entry.path, entry.name))
         total = sum(size for _time, size, _path, _name in files)
-        for modified, size, path, name in sorted(files):
-            dead = name.startswith(".draft-") and time.time() - modified > self.max_age
-            if name.startswith("lock-") or not (dead or total > self.max_size):
+        for _modified, size, path, name in sorted(files):
+            if name.startswith("lock-") or total <= self.max_size:
                 continue
             with contextlib.suppress(FileNotFoundError):
                 Path(path).unlink()

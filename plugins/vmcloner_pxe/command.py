@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import attrs
 
@@ -51,15 +52,19 @@ class Stopped(BaseException):
         self.number = number
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint="pypxeboot --help")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    made = argparse.ArgumentParser(
+    made = _Parser(
         prog="pypxeboot",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        exit_on_error=False,
     )
     add = made.add_argument
     add("words", nargs="*", metavar="VIF | DISK", help="mac=…,bridge=… as in vif; the guest's disk")
@@ -119,10 +124,7 @@ def parse(argv: Sequence[str]) -> Invocation:
 
     :raises UsageError: it can't be understood, or lacks something; names it.
     """
-    try:
-        options = parser().parse_args(libxl.split_arguments(argv))
-    except argparse.ArgumentError as error:
-        raise UsageError(str(error)) from error
+    options = parser().parse_intermixed_args(libxl.split_arguments(argv))
     vif_words = [word for word in options.words if "=" in word and not word.startswith("/")]
     vif = libxl.read_vif(vif_words)
     disks = [word for word in options.words if word not in vif_words]
@@ -220,16 +222,13 @@ def boot(asked: Invocation) -> bool:
                 libxl.Handover(options.output, options.output_directory, options.output_format)
             )
         answer = stack.enter_context(_answered(asked, resolver, order))
+        if handover is None:
+            sys.stdout.write(json.dumps(described(answer), indent=2) + "\n")
+        elif not answer.local:
+            _hand_over(handover, answer, options.args)
         if not options.quiet:
             _describe(answer)
-        if options.dry_run:
-            sys.stdout.write(json.dumps(described(answer), indent=2) + "\n")
-            return False
-        if answer.local:
-            return True
-        assert handover is not None  # noqa: S101 - no dry run
-        _hand_over(handover, answer, options.args)
-        return False
+        return answer.local and handover is not None
 
 
 @contextlib.contextmanager

@@ -26,10 +26,10 @@ from vmcloner_pxe.packet import Reply
 
 TRIES = (1.0, 2.0, 4.0, 8.0)
 """Seconds that each DISCOVER and each REQUEST is waited for."""
-BETTER_OFFER = 1.0
+BETTER_OFFER = 2.0
 """Seconds that an offer without a boot file waits for one that has it."""
 MAX_RESTARTS = 4
-MAX_JITTER = 0.3
+MAX_JITTER = 0.2
 
 _SOL_PACKET, _AUXDATA, _ADD_MEMBERSHIP, _PROMISC = 263, 8, 1, 1  # linux/if_packet.h
 _CHECKSUM_NOT_READY = 1 << 3

@@ -82,6 +82,7 @@ class Download:
         self._block_size, self._window = _DEFAULT_BLOCK, 1
         self._first: bytes | None = None  # the first block, of a server without options
         self._received = 0  # blocks, in order; the wire has this modulo 65536
+        self._total = 0  # bytes
         self._done = False
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
@@ -189,22 +190,18 @@ class Download:
 
         :raises NetbootError: the server stops, or sends more or less than it said.
         """
-        total = 0
         for block in self._blocks():
-            total += len(block)
-            self._check_size(total)
             write(block)
         self._done = True
-        if self.size is not None and total != self.size:
-            raise NetbootError(f"{self._what}: truncated: {total} of {self.size} bytes")
-        return total
+        if self.size is not None and self._total != self.size:
+            raise NetbootError(f"{self._what}: truncated: {self._total} of {self.size} bytes")
+        return self._total
 
     def _blocks(self) -> Iterator[memoryview]:
         """Yield the file's blocks; each is valid until the next one is asked for."""
         if self._first is not None:
             block = memoryview(self._first)[4:]
-            self._check_block(len(block))
-            self._received = 1
+            self._count(len(block))
             yield block
             if len(block) < self._block_size:
                 self._acknowledge()
@@ -225,8 +222,7 @@ class Download:
                     self._acknowledge()
                 continue
             size = len(packet) - 4
-            self._check_block(size)
-            self._received += 1
+            self._count(size)
             unacknowledged += 1
             if size < self._block_size or unacknowledged == self._window:
                 self._acknowledge()
@@ -274,10 +270,14 @@ class Download:
             socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(whole), int(rest * 1e6))
         )
 
-    def _check_block(self, length: int) -> None:
+    def _count(self, length: int) -> None:
+        """Count a block in: before it is acknowledged, so that it may be refused."""
         if length > self._block_size:
             self._complain(_BAD_OPTIONS, "block too long")
             raise NetbootError(f"{self._what}: a block is longer than {self._block_size} bytes")
+        self._received += 1
+        self._total += length
+        self._check_size(self._total)
 
     # --- speaking ---
 

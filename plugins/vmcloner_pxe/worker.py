@@ -120,9 +120,9 @@ def answers(
     with ours, theirs:
         with link.entered() if order.configure else contextlib.nullcontext():
             pid = os.fork()
-        if pid == 0:
-            _close_all_but([theirs, *link.sockets])
-            _run(lambda: _work(_Channel(theirs), resolver, order, guests, link), ids, resolver)
+            if pid == 0:  # it never leaves this block
+                _close_all_but([theirs, *link.sockets])
+                _run(lambda: _work(_Channel(theirs), resolver, order, guests, link), ids, resolver)
         theirs.close()
         try:
             deadline = resolver.fetcher.deadline + GRACE
