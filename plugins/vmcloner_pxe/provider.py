@@ -192,7 +192,7 @@ def _config(request: BootRequest, result: Result | None) -> BootConfig:
         raise HostCommandError(f"{name}: {result.error if result else 'the network was not asked'}")
     where = f"{result.label!r} of {result.config}"
     if result.local:
-        return BootConfig(devices=("hd",), source=f"its own disk, by {where}")
+        return BootConfig(devices=("hd",), handover="pygrub", source=f"its own disk, by {where}")
     size = len(result.arguments.encode(errors="surrogatepass"))
     if size > MAX_CMDLINE:
         raise HostCommandError(
