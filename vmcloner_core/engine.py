@@ -49,6 +49,7 @@ from vmcloner_core.model import (
     Capacity,
     Check,
     Clone,
+    CloneMode,
     Copying,
     DomainSpec,
     NetworkChange,
@@ -239,8 +240,10 @@ class Engine:
         storage = self._backends.storage(storage_name)
         hypervisor = self._backends.hypervisor(hypervisor_name)
         self._library.check_pairing(template, hypervisor)
-        if request.mode not in storage.modes:
-            raise InvalidRequest(f"pool {storage_name!r} can't make {request.mode.value} clones")
+        default = CloneMode.LINKED if CloneMode.LINKED in storage.modes else CloneMode.FULL
+        mode = request.mode or default
+        if mode not in storage.modes:
+            raise InvalidRequest(f"pool {storage_name!r} can't make {mode.value} clones")
         origin = origin_of(storage, template.name)
         seeds = self._backends.identity(template.identity.provider)[1].seeds
         clones, foreign_names, foreign_macs = self._survey()
@@ -248,6 +251,7 @@ class Engine:
             host=self.host.name,
             hypervisor=hypervisor_name,
             storage=storage_name,
+            mode=mode,
             clones=clones,
             foreign_names=foreign_names,
             foreign_macs=foreign_macs,

@@ -16,6 +16,7 @@ from vmcloner_core.inventory import select
 from vmcloner_core.model import (
     Capacity,
     Clone,
+    CloneMode,
     CloneRequest,
     Copying,
     HostResources,
@@ -51,6 +52,7 @@ class Birth:
 class Facts:
     """What a create needs to know of the host.
 
+    :param mode: as asked for, or the pool's own.
     :param clones: every clone of the host.
     :param foreign_names, foreign_macs: of domains that aren't ours.
     :param origin: the template's image in the pool, None while it isn't imported.
@@ -66,6 +68,7 @@ class Facts:
     host: str
     hypervisor: str
     storage: str
+    mode: CloneMode
     clones: tuple[Clone, ...]
     foreign_names: frozenset[str] = frozenset()
     foreign_macs: frozenset[str] = frozenset()
@@ -120,7 +123,7 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
         template=template,
         hypervisor=facts.hypervisor,
         storage=facts.storage,
-        mode=request.mode,
+        mode=facts.mode,
         import_image=facts.origin is None and any(0 in c.disks for c in clones),
         copying=Copying(bandwidth=request.bandwidth, verify=request.verify),
         on_failure=request.on_failure,

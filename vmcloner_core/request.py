@@ -34,6 +34,7 @@ class CreateRequest:
     :param add: clones to make with indices after the highest there is.
     :param hypervisor: name of a hypervisor backend, None for the settings' default.
     :param storage: name of a storage pool, None for the settings' default.
+    :param mode: None for linked clones, or full ones in a pool that makes no others.
     :param start: start them. :param wait: wait for this after starting (implies ``start``).
     :param ready: wait for what the template calls ready (implies ``start``).
     :param timeout: seconds to wait for each clone.
@@ -49,7 +50,7 @@ class CreateRequest:
     add: int | None = attrs.field(default=None, validator=_positive)
     hypervisor: str | None = None
     storage: str | None = None
-    mode: CloneMode = CloneMode.LINKED
+    mode: CloneMode | None = None
     start: bool = False
     ready: bool = False
     wait: Readiness | None = None

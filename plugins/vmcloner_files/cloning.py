@@ -82,6 +82,13 @@ class Cloner:
             return Outcome(key=key, error=error)
         if record is None:
             return Outcome(key=key, error=WrongState(f"{path} vanished while it was made"))
+        if not record.complete:
+            return Outcome(
+                key=key,
+                error=WrongState(
+                    f"{path} is a copy by dd that was cut off", hint="complete or delete it by dd"
+                ),
+            )
         return Outcome(
             key=key, value=volume(path, record, self._pool_name), changed=made is not None
         )
@@ -108,12 +115,12 @@ class Cloner:
     ) -> tuple[DiskRecord, Callable[[int, int], None]]:
         """Return what a disk is to be, and what fills an empty file with its bytes."""
         if request.origin is None:
-            size = _sectors(request.size or 0)
+            size = blank_size(request)
             record = DiskRecord(labels=request.labels, format="raw", size=size)
             return record, functools.partial(_blank, request.head)
         with lock():
             source = self._source(request.origin)
-        size = _size(request, source.record)
+        size = disk_size(request, source.record)
         record = DiskRecord(labels=request.labels, format=self._format, size=size)
         if self._method is Method.COPY:
             return record, functools.partial(_copy, request.copying, source)
@@ -151,10 +158,11 @@ def volume(path: Path, record: DiskRecord, pool: str) -> Volume:
         path=path,
         size=record.size,
         format=record.format,
+        complete=record.complete,
     )
 
 
-def _size(request: CloneRequest, image: ImageRecord) -> int:
+def disk_size(request: CloneRequest, image: ImageRecord) -> int:
     """Return the bytes of the disk that is asked for: whole sectors, no fewer than the image's."""
     size = request.size or image.size
     if size < image.size:
@@ -164,6 +172,11 @@ def _size(request: CloneRequest, image: ImageRecord) -> int:
             hint="give disk_size at least that",
         )
     return _sectors(size)
+
+
+def blank_size(request: CloneRequest) -> int:
+    """Return the bytes of the blank disk that is asked for: whole sectors."""
+    return _sectors(request.size or 0)
 
 
 def _sectors(size: int) -> int:

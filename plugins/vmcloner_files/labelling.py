@@ -18,6 +18,7 @@ from typing import Protocol
 ATTRIBUTE = "user.vmcloner"
 MAX_SIDECAR = 64 * 1024
 """Bytes, as many as an extended attribute can have on Linux."""
+_DRAFT = ".labels-draft"
 _UNLABELLED = {errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM}  # EPERM: links and devices have none
 
 
@@ -81,9 +82,9 @@ class SidecarLabels:
 
     def write(self, fd: int, path: Path, labels: Mapping[str, str]) -> None:
         """See :meth:`LabelStore.write`."""
-        sidecar = _sidecar(path)
-        # Half a sidecar does no harm: it names no file that exists.
-        sidecar.write_bytes(encode({**labels, "inode": str(os.fstat(fd).st_ino)}))
+        draft = path.with_name(f".{path.name}{_DRAFT}")
+        draft.write_bytes(encode({**labels, "inode": str(os.fstat(fd).st_ino)}))
+        draft.rename(_sidecar(path))
 
     def read(self, path: str | Path) -> dict[str, str] | None:
         """See :meth:`LabelStore.read`."""
@@ -104,8 +105,12 @@ class SidecarLabels:
     def sweep(self, folder: Path) -> None:
         """Remove sidecars whose files don't exist; nobody may be writing labels meanwhile."""
         with os.scandir(folder) as entries:
-            sidecars = [e.name for e in entries if e.name[0] == "." and e.name.endswith(".labels")]
-        for name in sidecars:
+            hidden = [entry.name for entry in entries if entry.name[0] == "."]
+        for name in hidden:
+            if name.endswith(_DRAFT):
+                (folder / name).unlink()
+            if not name.endswith(".labels"):
+                continue
             path = folder / name[1 : -len(".labels")]
             if not os.path.lexists(path):
                 self.forget(path)

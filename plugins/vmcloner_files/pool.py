@@ -151,7 +151,7 @@ class Pool:
         :raises Conflict: its name is taken by a file that isn't ours, or by another clone's disk.
         """
         path = self.disk_path(labels, disk)
-        record = self._read(path, DiskRecord.from_mapping)
+        record = self.record(path)
         if record is not None and not record.labels.same_clone(labels):
             raise Conflict(
                 f"volume {path} belongs to clone {record.labels.clone} of template "
@@ -159,6 +159,13 @@ class Pool:
                 hint="delete that clone first, or choose another name",
             )
         return record
+
+    def record(self, path: Path) -> DiskRecord | None:
+        """Return what the disk at ``path`` is, None where there is none.
+
+        :raises Conflict: it isn't ours.
+        """
+        return self._read(path, DiskRecord.from_mapping)
 
     def _read(self, path: Path, parse: Callable[[dict[str, str]], T | None]) -> T | None:
         with translated(path):

@@ -16,16 +16,19 @@ VERSION = "1"
 class DiskRecord:
     """A clone's disk: the clone's labels, its bytes' format and its virtual size in bytes.
 
-    A qcow2 disk is an overlay over its template's image; a raw one needs no other file.
+    A qcow2 disk is an overlay over its template's image; a raw one needs no other file. One that
+    isn't complete is being copied, or its copy was cut off.
     """
 
     labels: Labels
     format: Literal["raw", "qcow2"]
     size: int
+    complete: bool = True
 
     def to_mapping(self) -> dict[str, str]:
         """Return it as strings."""
-        return {**self.labels.to_mapping(), "format": self.format, "size": str(self.size)}
+        values = {**self.labels.to_mapping(), "format": self.format, "size": str(self.size)}
+        return values if self.complete else {**values, "complete": "no"}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, str]) -> DiskRecord | None:
@@ -34,7 +37,12 @@ class DiskRecord:
         kind, size = values.get("format"), _number(values.get("size"))
         if labels is None or kind not in ("raw", "qcow2") or size is None:
             return None
-        return cls(labels=labels, format=cast(Literal["raw", "qcow2"], kind), size=size)
+        return cls(
+            labels=labels,
+            format=cast(Literal["raw", "qcow2"], kind),
+            size=size,
+            complete=values.get("complete") != "no",
+        )
 
 
 @attrs.frozen(kw_only=True)

@@ -262,3 +262,11 @@ def test_an_incomplete_disk_is_made_again(three):
     three.pool.disks[volume.name] = attrs.evolve(volume, complete=False)
     plan = three.engine.plan(CreateRequest(fleet="web", template="three", count=2))
     assert [(clone.name, clone.disks) for clone in plan.clones] == [("web-2", (0,))]
+
+
+def test_a_pool_that_makes_full_clones_only_does_that(three, monkeypatch):
+    monkeypatch.setattr(type(three.pool), "modes", frozenset({CloneMode.FULL}))
+    plan = three.engine.plan(CreateRequest(fleet="web", template="three"))
+    assert plan.mode is CloneMode.FULL
+    with pytest.raises(InvalidRequest, match="can't make linked clones"):
+        three.engine.plan(CreateRequest(fleet="web", template="three", mode=CloneMode.LINKED))

@@ -65,6 +65,7 @@ def test_every_package_is_there_with_its_files(names):
     [
         "vmcloner_core/py.typed",
         "vmcloner_boot/py.typed",
+        "vmcloner_dd/py.typed",
         "vmcloner_files/py.typed",
         "vmcloner_libvirt/py.typed",
         "vmcloner_tiny/py.typed",

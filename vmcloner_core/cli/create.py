@@ -60,7 +60,7 @@ class Create(RunCommand):
             add=parsed_args.add,
             hypervisor=parsed_args.engine,
             storage=parsed_args.storage,
-            mode=CloneMode.FULL if parsed_args.full else CloneMode.LINKED,
+            mode=CloneMode.FULL if parsed_args.full else None,
             start=parsed_args.start,
             on_failure=OnFailure(parsed_args.on_failure),
             jobs=parsed_args.jobs,
