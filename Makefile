@@ -5,11 +5,13 @@ BIN := .venv/bin
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 WITH_LIBVIRTD := $(ROOT) $(BIN)/python contrib/setup/libvirtd.py run --
 SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/setup contrib/setup/venv \
-	contrib/lab/lab contrib/lab/customize contrib/lab/provision contrib/lab/files/usr/local/sbin/lab-net
-SLOW := libvirt or filesystems or lvm or xen or pxe
+	contrib/lab/lab contrib/lab/customize contrib/lab/here contrib/lab/make-pool \
+	contrib/lab/provision contrib/lab/guest/build-kernel contrib/lab/guest/init \
+	contrib/lab/files/usr/local/sbin/lab-net
+SLOW := libvirt or filesystems or lvm or xen or pxe or guests or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stop demo test test-fast lint bench clean tools
+.PHONY: help setup stop demo test test-host test-lvm test-xen test-xen-short lab test-fast lint bench clean tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,8 +25,24 @@ stop: ## Stop the libvirtd that setup left running
 demo: ## Set up, then clone, boot, list and delete five virtual machines
 	@contrib/demo/demo
 
-test: tools lint ## Set up, then run every test, on real machines too
-	@$(WITH_LIBVIRTD) $(BIN)/pytest $(ARGS)
+# With ARGS, which choose tests of this machine, the labs stay out of it.
+test: tools lint test-host $(if $(ARGS),,test-lvm test-xen-short) ## Set up, then run every test, on real machines too
+
+test-host: tools ## Run the tests that need neither device-mapper nor Xen (ARGS="tests/core")
+	@$(WITH_LIBVIRTD) $(BIN)/pytest -m "not (lvm or xen or slow)" $(ARGS)
+
+test-lvm: tools ## Run the tests on device-mapper: in the lab, or here if VMCLONER_LVM_DEVICE is a spare device
+	@$(ROOT) contrib/lab/$(if $(VMCLONER_LVM_DEVICE),here $(VMCLONER_LVM_DEVICE) $(BIN)/pytest --ignore tests/lab,lab kvm test --) \
+		-m "lvm and not slow" $(ARGS)
+
+test-xen: tools ## Run the tests on Xen, the long ones too, in the lab
+	@$(ROOT) contrib/lab/lab xen test --seconds 5400 -- -m xen $(ARGS)
+
+test-xen-short: tools
+	@$(ROOT) contrib/lab/lab xen test -- -m "xen and not slow" $(ARGS)
+
+lab: tools ## Build the lab: a KVM host and a Xen host to test on (contrib/lab/README.md)
+	@$(ROOT) contrib/lab/lab build
 
 test-fast: tools ## Run the tests that need no daemon and no root
 	@$(BIN)/pytest -m "not ($(SLOW))" --ignore tests/packaging $(ARGS)

@@ -63,7 +63,7 @@ def build(names: list[str]) -> int:
     """Build what is missing in the cache."""
     for name in names:
         say(f"{name}: {state(MODES[name], image()).folder}")
-    supplies()
+        supplies(guest=MODES[name].has_guest)
     tree.vmcloner()
     return 0
 

@@ -8,11 +8,14 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import platformdirs
 
+UNUSED = 7 * 86400.0
+"""Seconds without use after which an entry goes: the sources have moved on from it."""
 VARIABLE = "VMCLONER_LAB_CACHE"
 
 
@@ -64,8 +67,7 @@ def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
     """Return the folder ``KIND-KEY`` of the cache; built if it isn't there.
 
     Two processes that want the same one don't both build it. A build that is killed leaves a
-    folder that the next build of that kind clears away. Older entries of a kind are dropped when
-    they were not used for the last two builds: what the sources have moved on from is of no use.
+    folder that the next build of that kind clears away, with the entries that nobody used lately.
 
     :param build: fills an empty folder.
     """
@@ -74,8 +76,7 @@ def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
     if not path.exists():
         with locked(top / f"{kind}.lock"):
             if not path.exists():
-                for left in top.glob(f"{kind}.building-*"):
-                    shutil.rmtree(left)
+                _clear_away(top, kind)
                 work = Path(tempfile.mkdtemp(prefix=f"{kind}.building-", dir=top))
                 try:
                     build(work)
@@ -84,3 +85,11 @@ def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
                     shutil.rmtree(work, ignore_errors=True)
     os.utime(path)
     return path
+
+
+def _clear_away(top: Path, kind: str) -> None:
+    for left in top.glob(f"{kind}.building-*"):
+        shutil.rmtree(left)
+    for old in top.glob(f"{kind}-*"):
+        if old.stat().st_mtime < time.time() - UNUSED:
+            shutil.rmtree(old)

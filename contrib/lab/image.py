@@ -7,23 +7,18 @@ writes the folder to a file system: nothing is mounted, no loop device is used.
 from __future__ import annotations
 
 import gzip
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import attrs
 
-from contrib.lab import cache
-from contrib.lab.errors import LabError
+from contrib.lab import cache, debian
 from contrib.lab.proc import need, run, say
 
 HERE = Path(__file__).parent
-RELEASE = "bookworm"
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 SIZE = "8G"
 """Of the root file system; sparse."""
-_LEFT_OUT = ("doc", "man", "info", "locale", "bash-completion", "lintian")
 
 
 @attrs.frozen
@@ -72,14 +67,12 @@ def packages() -> list[str]:
 def image() -> Image:
     """Return the image; built if it isn't in the cache."""
     own = [path for path in (HERE / "files").rglob("*") if path.is_file()]
-    own += [HERE / name for name in ("image.py", "customize", "packages.txt")]
+    own += [HERE / name for name in ("debian.py", "image.py", "customize", "packages.txt")]
     return Image(cache.entry("image", cache.digest_files(own, HERE), _build))
 
 
 def _build(folder: Path) -> None:
-    if os.geteuid() != 0:
-        raise LabError("building the image needs root; run: sudo contrib/lab/lab build")
-    need("mmdebstrap", "mke2fs", "qemu-img", "ssh-keygen", "zstd")
+    need("mke2fs", "qemu-img", "ssh-keygen")
     say("building the image (about 4 min, once)")
     for name in ("id_ed25519", "host_ed25519"):
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", folder / name])
@@ -105,31 +98,16 @@ def _overlay(folder: Path, overlay: Path) -> Path:
 
 
 def _install(root: Path, overlay: Path) -> None:
-    keyring = [f"--keyring={KEYRING}"] if KEYRING.exists() else []
-    run(
-        [
-            # Namespaces of its own: what it mounts and starts ends with it, however it ends.
-            *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
-            *("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--components=main"),
-            *keyring,
-            f"--include={','.join(packages())}",
-            '--aptopt=APT::Install-Recommends "false"',
-            *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _LEFT_OUT),
-            "--skip=cleanup/apt/lists,cleanup/reproducible",
-            # The hooks are shell commands by design, with the root as "$1"; env names the rest.
-            # An initramfs is made at once: of few modules, quickly.
-            '--setup-hook=mkdir -p "$1/etc/initramfs-tools/conf.d"',
-            '--setup-hook=cp "$LAB_OVERLAY/etc/initramfs-tools/conf.d/lab" '
-            '"$1/etc/initramfs-tools/conf.d/"',
-            '--customize-hook=cp -r --no-preserve=ownership "$LAB_OVERLAY/." "$1/"',
-            '--customize-hook=chroot "$1" /customize >&2',
-            '--customize-hook=rm "$1/customize"',
-            RELEASE,
-            root,
-        ],
-        timeout=1800,
-        env={**os.environ, "LAB_OVERLAY": str(overlay), "LC_ALL": "C.UTF-8"},
-    )
+    hooks = [
+        # An initramfs is made at once: of few modules, quickly.
+        '--setup-hook=mkdir -p "$1/etc/initramfs-tools/conf.d"',
+        '--setup-hook=cp "$LAB_OVERLAY/etc/initramfs-tools/conf.d/lab" '
+        '"$1/etc/initramfs-tools/conf.d/"',
+        '--customize-hook=cp -r --no-preserve=ownership "$LAB_OVERLAY/." "$1/"',
+        '--customize-hook=chroot "$1" /customize >&2',
+        '--customize-hook=rm "$1/customize"',
+    ]
+    debian.install(root, packages(), hooks, {"LAB_OVERLAY": str(overlay)}, seconds=1800)
 
 
 def _pack(root: Path, ext4: Path, folder: Path) -> None:

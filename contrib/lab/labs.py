@@ -81,7 +81,8 @@ def _top() -> Path:
     return path
 
 
-def _lasting_name(mode: Mode) -> str:
+def lasting_name(mode: Mode) -> str:
+    """Return the name of this checkout's lasting lab of a mode."""
     return f"{mode.name}-up-{cache.digest(str(TOP))}"
 
 
@@ -129,7 +130,7 @@ def _start(
 ) -> tuple[Machine, Lab]:
     built = image()
     saved = state(mode, built)
-    disk = supplies()
+    disk = supplies(guest=mode.has_guest)
     tree.vmcloner()
     machine.make_overlays(folder, saved.disks())
     begun = time.time()
@@ -191,7 +192,7 @@ def lab(mode: Mode, seconds: float) -> Iterator[Lab]:
 def attach(mode: Mode) -> Lab | None:
     """Return this checkout's lasting lab of a mode, None if it isn't up."""
     for path, record in running():
-        if path.name == _lasting_name(mode):
+        if path.name == lasting_name(mode):
             return Lab(record, Channel(Image(Path(record.image)), path, record.port))
     return None
 
@@ -200,7 +201,7 @@ def up(mode: Mode, seconds: float) -> None:
     """Have a lasting lab; unchanged if it is up."""
     if attach(mode) is not None:
         return
-    with _folder(_lasting_name(mode)) as (folder, lock):
+    with _folder(lasting_name(mode)) as (folder, lock):
         host, _ = _start(mode, folder, lock, seconds, lasting=True)
         host.release()
 
@@ -212,7 +213,7 @@ def down(mode: Mode) -> None:
         return
     attached.channel.close()
     machine.kill(attached.record.pid)
-    path = _top() / _lasting_name(mode)
+    path = _top() / lasting_name(mode)
     with cache.locked(path / "lock"):  # the machine is gone
         pass
     with cache.locked(_top() / "lock"):

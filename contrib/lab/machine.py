@@ -39,11 +39,16 @@ _PORT = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)")
 
 @attrs.frozen(kw_only=True)
 class Mode:
-    """A kind of host. ``memory`` is in MiB."""
+    """A kind of host.
+
+    :param memory: MiB.
+    :param has_guest: whether the lab's own guest is at hand inside, in ``/opt/lab/guest``.
+    """
 
     name: str
     cpu: str
     memory: int
+    has_guest: bool = False
 
     def boot(self, image: Image) -> list[str]:
         """Return QEMU's options that boot it."""
@@ -58,7 +63,7 @@ class Mode:
 MODES = {
     # "max" makes libvirt loop on xen:///system; what has no SVM has no KVM inside.
     "kvm": Mode(name="kvm", cpu="EPYC-v1,+svm,+npt,+nrip-save", memory=4096),
-    "xen": Mode(name="xen", cpu="Nehalem,+rdrand", memory=6144),
+    "xen": Mode(name="xen", cpu="Nehalem,+rdrand", memory=6144, has_guest=False),
 }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from contrib.lab.errors import LabError, TimeUp
@@ -32,30 +32,34 @@ class Qmp:
         self.command("qmp_capabilities")
 
     def command(
-        self, name: str, arguments: Mapping[str, Any] | None = None, timeout: float = 60.0
+        self,
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        descriptors: Sequence[int] = (),
+        timeout: float = 60.0,
     ) -> Any:
         """Run a command and return what it returns.
 
+        :param descriptors: open files that QEMU gets with it.
         :raises LabError: it failed, or QEMU ended.
         :raises TimeUp: no answer within ``timeout`` seconds.
         """
         message = {"execute": name, "arguments": dict(arguments or {})}
         try:
-            self._ours.sendall(json.dumps(message).encode() + b"\n")
+            socket.send_fds(self._ours, [json.dumps(message).encode() + b"\n"], descriptors)
         except OSError as error:
             raise LabError(f"QEMU ended: {error.strerror}") from error
         while True:
             answer = self._receive(timeout)
             if "error" in answer:
                 raise LabError(f"QEMU: {name}: {answer['error']['desc']}")
-            if "return" in answer:
+            if "return" in answer:  # anything else is an event
                 return answer["return"]
 
     def pass_descriptor(self, name: str, descriptor: int) -> None:
         """Give QEMU an open file, under a name that later commands use."""
-        message = {"execute": "getfd", "arguments": {"fdname": name}}
-        socket.send_fds(self._ours, [json.dumps(message).encode() + b"\n"], [descriptor])
-        self._receive(60.0)
+        self.command("getfd", {"fdname": name}, descriptors=[descriptor])
 
     def human(self, line: str) -> str:
         """Run a command of the human monitor, for what has no other."""

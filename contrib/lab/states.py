@@ -36,7 +36,7 @@ class State:
 def state(mode: Mode, image: Image) -> State:
     """Return the saved host of a mode; booted and provisioned if it isn't in the cache."""
     need(machine.QEMU, "qemu-img", "ssh", "timeout", "setpriv")
-    own = [HERE / name for name in ("machine.py", "states.py", "provision")]
+    own = [HERE / name for name in ("machine.py", "states.py", "make-pool", "provision")]
     key = cache.digest(
         cache.digest_files(own, HERE),
         image.folder.name,
@@ -58,8 +58,8 @@ def _save(mode: Mode, image: Image, folder: Path) -> None:
         host.wait_for_console("LAB-READY", BOOTS_WITHIN)
         say(f"booted in {time.monotonic() - begun:.0f} s")
         channel = Channel(image, folder, host.port)
-        provision = (HERE / "provision").read_bytes()
-        channel.call(f"sh -s {mode.name}", provision, timeout=BOOTS_WITHIN)
+        for script, argument in (("make-pool", "/dev/vdb"), ("provision", mode.name)):
+            channel.call(f"sh -s {argument}", (HERE / script).read_bytes(), timeout=BOOTS_WITHIN)
         channel.close()
         host.save(folder / "memory")
     supplies.unlink()

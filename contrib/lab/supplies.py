@@ -1,4 +1,4 @@
-"""What a lab gets beside its image, on a read-only disk: the Python packages vmcloner needs.
+"""What a lab gets beside its image, on a read-only disk: Python packages, and guests on Xen.
 
 A disk, since sending thirty megabytes through an emulated network card takes longer than all the
 rest of a start; and apart from the image, since it changes more often.
@@ -6,11 +6,12 @@ rest of a start; and apart from the image, since it changes more often.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tomllib
 from pathlib import Path
 
-from contrib.lab import cache
+from contrib.lab import cache, guests
 from contrib.lab.proc import run, say
 
 TOP = Path(__file__).parents[2]
@@ -29,6 +30,8 @@ def requirements() -> list[str]:
     """
     project = tomllib.loads((TOP / "pyproject.toml").read_text())
     lines: list[str] = [*project["project"]["dependencies"]]
+    for extra, needed in project["project"]["optional-dependencies"].items():
+        lines += needed if extra != "libvirt" else []  # Debian's is in the image
     lines += [
         line
         for line in project["dependency-groups"]["dev"]
@@ -37,18 +40,35 @@ def requirements() -> list[str]:
     return [line.partition(";")[0].strip() for line in lines]
 
 
-def supplies() -> Path:
-    """Return the disk, raw; built if it isn't in the cache."""
+def supplies(*, guest: bool) -> Path:
+    """Return the disk, raw; built if it isn't in the cache.
+
+    :param guest: whether it has the guest, whose kernel takes a while to build, too.
+    """
+    site = _site()
+    parts: list[bytes | str] = [site.name, Path(__file__).read_bytes()]
+    if guest:
+        parts.append(guests.key())
+
+    def build(folder: Path) -> None:
+        content = folder / "content"
+        shutil.copytree(site / "site", content / "site")
+        if guest:
+            (content / "guest").mkdir()
+            guests.build(content / "guest")
+        _pack(content, folder / "disk.raw")
+
+    return cache.entry("supplies", cache.digest(*parts), build) / "disk.raw"
+
+
+def _site() -> Path:
     wanted = requirements()
-    own = Path(__file__).read_bytes()
 
     def build(folder: Path) -> None:
         say("fetching Python packages for the lab (once)")
-        content = folder / "content"
-        _install(wanted, content / "site")
-        pack(content, folder / "disk.raw")
+        _install(wanted, folder / "site")
 
-    return cache.entry("supplies", cache.digest(own, *wanted), build) / "disk.raw"
+    return cache.entry("site", cache.digest(Path(__file__).read_bytes(), *wanted), build)
 
 
 def _install(wanted: list[str], site: Path) -> None:
@@ -77,7 +97,7 @@ def compile_all(folder: Path) -> None:
         )
 
 
-def pack(content: Path, disk: Path) -> None:
+def _pack(content: Path, disk: Path) -> None:
     """Write a folder to a file system in a raw image; the folder is used up."""
     for path in (content, *content.rglob("*")):
         path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o644))
@@ -88,4 +108,4 @@ def pack(content: Path, disk: Path) -> None:
         ],
         timeout=120,
     )
-    run(["rm", "-rf", content])
+    shutil.rmtree(content)

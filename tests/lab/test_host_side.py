@@ -1,0 +1,215 @@
+"""The lab's parts on this machine, as far as they need no lab."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from contrib.lab import __main__ as command
+from contrib.lab import cache, labs, proc, supplies, tree
+from contrib.lab.errors import LabError, TimeUp
+from contrib.lab.qmp import Qmp
+
+TOP = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "lab"))
+
+
+# --- programs of the host -----------------------------------------------------------------------
+
+
+def test_a_failed_program_says_why():
+    with pytest.raises(LabError, match=r"ls failed with 2:\n.*/nowhere"):
+        proc.run(["ls", "/nowhere"])
+
+
+def test_a_program_has_its_time():
+    with pytest.raises(TimeUp, match="sleep: no end after 0 s"):
+        proc.run(["sleep", "60"], timeout=0.2)
+
+
+def test_a_missing_program_is_named():
+    with pytest.raises(LabError, match="no-such-thing: not installed; run: contrib/setup/packages"):
+        proc.need("sh", "no-such-thing")
+
+
+def test_a_program_ends_with_whoever_is_killed():
+    script = (
+        "import subprocess, sys\nfrom contrib.lab.proc import DIES_WITH_US\n"
+        "child = subprocess.Popen([*DIES_WITH_US, 'sleep', '1000'])\n"
+        "print(child.pid, flush=True)\nchild.wait()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(TOP)}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment
+    ) as parent:
+        child = int(parent.stdout.readline())
+        while Path(f"/proc/{child}/comm").read_text() != "sleep\n":
+            pass  # setpriv has not become it yet
+        parent.kill()
+    state = Path(f"/proc/{child}/stat")
+    while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":
+        pass
+
+
+# --- QEMU's monitor -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def monitor():
+    qmp = Qmp()
+    argv = ["qemu-system-x86_64", "-machine", "none", "-display", "none", "-nodefaults"]
+    channel = f"socket,id=qmp,fd={qmp.descriptor}"
+    process = subprocess.Popen(
+        [*argv, "-chardev", channel, "-mon", "chardev=qmp,mode=control"],
+        pass_fds=[qmp.descriptor],
+    )
+    try:
+        qmp.begin()
+        yield qmp
+    finally:
+        process.kill()
+        process.wait()
+        qmp.close()
+
+
+def test_speaks_to_a_qemu(monitor):
+    assert monitor.command("query-status")["running"] is True
+    monitor.command("stop")  # its answer comes after an event
+    assert monitor.command("query-status")["status"] == "paused"
+    assert "paused" in monitor.human("info status")
+    with Path(os.devnull).open() as stream:
+        monitor.pass_descriptor("name", stream.fileno())
+    monitor.command("closefd", {"fdname": "name"})
+
+
+def test_what_qemu_refuses_is_said(monitor):
+    with pytest.raises(LabError, match=r"QEMU: no-such-command: .*not been found"):
+        monitor.command("no-such-command")
+
+
+def test_a_qemu_that_ends_is_said(monitor):
+    monitor.command("quit")
+    with pytest.raises(LabError, match="QEMU ended"):
+        monitor.command("query-status")
+
+
+# --- what is sent -------------------------------------------------------------------------------
+
+
+def test_packages_are_asked_for_without_markers():
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())
+    wanted = supplies.requirements()
+    assert all(";" not in line for line in wanted)
+    assert len(wanted) >= len(project["project"]["dependencies"]) + 3
+    assert any(line.startswith("pytest>=") for line in wanted)
+    assert not any(line.startswith(("libvirt", "mypy", "ruff")) for line in wanted)
+
+
+def test_vmcloner_is_sent_as_installed():
+    key, archive = tree.vmcloner()
+    with tarfile.open(archive) as tar:
+        members = {member.name: member for member in tar}
+        script = tar.extractfile("opt/vmcloner/bin/vmcloner").read().decode()
+    site = "opt/vmcloner/lib/python3.11/site-packages"
+    assert f"{site}/vmcloner_core/cli/app.py" in members
+    assert f"{site}/vmcloner_tiny/init" in members
+    assert any(name.endswith(".dist-info/entry_points.txt") for name in members)
+    assert members["opt/vmcloner/bin/vmcloner"].mode & 0o111
+    assert {member.uid for member in members.values()} == {0}
+    assert script.startswith("#!/opt/vmcloner/bin/python3\n")
+    assert "from vmcloner_core.cli.app import main" in script
+    assert tree.vmcloner() == (key, archive)
+
+
+def test_tests_are_sent_without_the_sources():
+    with tarfile.open(fileobj=io.BytesIO(tree.tests())) as tar:
+        names = tar.getnames()
+    assert "tests/lab/test_host_side.py" in names
+    assert "pyproject.toml" in names
+    assert not [name for name in names if name.startswith(("vmcloner_core/", "plugins/", "."))]
+    assert not [name for name in names if "__pycache__" in name]
+
+
+# --- labs that run ------------------------------------------------------------------------------
+
+
+def record(**changes):
+    values = {
+        "mode": "kvm",
+        "checkout": str(TOP),
+        "lasting": True,
+        "pid": 1,
+        "port": 2,
+        "memory": 4096,
+        "image": "/nowhere",
+        "begun": 0.0,
+        "until": 60.0,
+    }
+    return json.dumps(values | changes)
+
+
+def test_a_dead_lab_is_not_running_and_is_swept(capsys):
+    dead = cache.folder() / "run/kvm-dead"
+    dead.mkdir(parents=True)
+    (dead / labs.RECORD).write_text(record())
+    assert labs.running() == []
+    labs.status()
+    assert capsys.readouterr().err == "lab: none runs\n"
+    labs.sweep()
+    assert not dead.exists()
+
+
+def test_a_lab_whose_lock_is_held_is_running_and_stays(capsys):
+    alive = cache.folder() / "run/kvm-alive"
+    alive.mkdir(parents=True)
+    (alive / labs.RECORD).write_text(record())
+    with cache.locked(alive / "lock"):
+        labs.sweep()
+        ((path, found),) = labs.running()
+        labs.status()
+    assert (path, found.memory) == (alive, 4096)
+    assert "memory 4096 MiB" in capsys.readouterr().out
+
+
+def test_a_lasting_lab_belongs_to_its_checkout_and_mode():
+    kvm, xen = labs.MODES["kvm"], labs.MODES["xen"]
+    assert labs.attach(kvm) is None
+    labs.down(kvm)
+    path = cache.folder() / "run" / labs.lasting_name(kvm)
+    path.mkdir()
+    (path / labs.RECORD).write_text(record(image=str(path)))
+    with cache.locked(path / "lock"):
+        assert labs.attach(kvm).record.port == 2
+        assert labs.attach(xen) is None
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [("kvm", "run"), ("xen", "run", "--")])
+def test_a_command_is_needed(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lab", *words])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert command.main() == command.FAILED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "lab: run what? For example: lab kvm run -- lvs\n"
+
+
+def test_options_of_the_command_inside_are_its_own():
+    options = command.parser().parse_args(["kvm", "run", "--seconds", "5", "--", "ls", "--all"])
+    assert (options.seconds, options.command) == (5.0, ["--", "ls", "--all"])
+    options = command.parser().parse_args(["xen", "test", "--", "-m", "xen", "tests/xen"])
+    assert options.arguments == ["--", "-m", "xen", "tests/xen"]
