@@ -18,11 +18,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 PYPXEBOOT = Path(sys.executable).with_name("pypxeboot")
-SERVER, ATFTPD, WEB, HOSTILE = "10.77.0.1", "10.77.0.2", "10.77.0.3", "10.77.0.4"
-TRUNCATED_POOL = "10.77.0.240,10.77.0.241"
+ATFTPD, WEB, HOSTILE = "10.77.0.2", "10.77.0.3", "10.77.0.4"
 
 
 def ip(*arguments: str) -> None:
@@ -37,10 +37,15 @@ def bzimage(size: int, seed: int = 0) -> bytes:
 
 
 class Network:
-    """The namespaces and what runs in them."""
+    """The namespaces and what runs in them.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    :param bridge: the bridge's name. With ``rooted`` it is in the machine's own namespace, where
+        libvirt finds it, and has an address of 198.18.77.0/24 (RFC 2544: nobody's).
+    """
+
+    def __init__(self, folder: Path, *, bridge: str = "br0", rooted: bool = False) -> None:
+        self.folder, self.bridge, self.rooted = folder, bridge, rooted
+        self.subnet = "198.18.77" if rooted else "10.77.0"
         self.tag = f"vmcpxe{os.getpid() % 100000}"
         self.tftp = folder / "tftp"
         self.tftp.mkdir()
@@ -52,21 +57,31 @@ class Network:
         return f"{self.tag}-{name}"
 
     def up(self) -> None:
-        for name in ("host", "server", "other"):
+        for name in self.names:
             ip("netns", "add", self.namespace(name))
             ip("-n", self.namespace(name), "link", "set", "lo", "up")
-        host = self.namespace("host")
-        ip("-n", host, "link", "add", "br0", "type", "bridge")
-        ip("-n", host, "address", "add", "10.77.0.9/24", "dev", "br0")
-        ip("-n", host, "link", "set", "br0", "up")
-        self.plug("server", SERVER)
-        self.plug("other", ATFTPD, WEB, HOSTILE)
+        ip(*self.host, "link", "add", self.bridge, "type", "bridge")
+        ip(*self.host, "address", "add", f"{self.subnet}.9/24", "dev", self.bridge)
+        ip(*self.host, "link", "set", self.bridge, "up")
+        self.plug("server", f"{self.subnet}.1")
+        if not self.rooted:
+            self.plug("other", ATFTPD, WEB, HOSTILE)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("server",) if self.rooted else ("host", "server", "other")
+
+    @property
+    def host(self) -> tuple[str, ...]:
+        """Options by which ``ip`` works where the bridge is."""
+        return () if self.rooted else ("-n", self.namespace("host"))
 
     def plug(self, name: str, *addresses: str) -> None:
-        space, host = self.namespace(name), self.namespace("host")
+        space = self.namespace(name)
         near = f"p{secrets.token_hex(4)}"
-        ip("-n", space, "link", "add", "eth0", "type", "veth", "peer", "name", near, "netns", host)
-        ip("-n", host, "link", "set", near, "master", "br0", "up")
+        where = str(os.getpid()) if self.rooted else self.namespace("host")
+        ip("-n", space, "link", "add", "eth0", "type", "veth", "peer", "name", near, "netns", where)
+        ip(*self.host, "link", "set", near, "master", self.bridge, "up")
         for address in addresses:
             ip("-n", space, "address", "add", f"{address}/24", "dev", "eth0")
         ip("-n", space, "link", "set", "eth0", "up")
@@ -76,10 +91,11 @@ class Network:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGKILL)
             process.wait(10)
-        for name in ("host", "server", "other"):
-            subprocess.run(
-                ["ip", "netns", "delete", self.namespace(name)], check=False, capture_output=True
-            )
+        for words in [
+            *(["netns", "delete", self.namespace(name)] for name in self.names),
+            *([["link", "delete", self.bridge]] if self.rooted else []),
+        ]:
+            subprocess.run(["ip", *words], check=False, capture_output=True)
 
     def inside(self, name: str, argv: Sequence[str | Path]) -> list[str]:
         """Return what runs a command in a namespace, with its /sys."""
@@ -150,7 +166,7 @@ class Network:
     def ports(self) -> set[str]:
         """Return the names of what is plugged into the bridge."""
         shown = subprocess.run(
-            ["ip", "-n", self.namespace("host"), "-o", "link", "show", "master", "br0"],
+            ["ip", *self.host, "-o", "link", "show", "master", self.bridge],
             check=True,
             capture_output=True,
             text=True,
@@ -159,8 +175,8 @@ class Network:
 
 
 @contextlib.contextmanager
-def network(folder: Path) -> Iterator[Network]:
-    made = Network(folder)
+def network(folder: Path, **how: Any) -> Iterator[Network]:
+    made = Network(folder, **how)
     try:
         made.up()
         yield made

@@ -1,0 +1,181 @@
+"""Clones on the real libvirtd that boot from a network of the tests' own."""
+
+import contextlib
+import gzip
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import attrs
+import pytest
+
+from tests.e2e.conftest import Site, make_site
+from tests.pxe.network import Network, network
+from vmcloner_tiny import initramfs
+
+pytestmark = [pytest.mark.pxe, pytest.mark.libvirt]
+
+GUESTS = int(os.environ.get("PXE_GUESTS", "2"))
+ARGUMENTS = (
+    "console=ttyS0 loglevel=6 panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check"
+    " lpj=4000000"
+)
+TEMPLATE = """
+extends = "tiny"
+boot = "{boot}"
+memory = "256MiB"
+[[nics]]
+kind = "bridge"
+source = "{bridge}"
+"""
+INSTALLER = """#!/bin/busybox sh
+# Stands for an installer: puts a system on the disk, says so, and reboots.
+export PATH=/bin
+/bin/busybox --install -s /bin
+mount -t devtmpfs dev /dev
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+while read -r module; do insmod "/modules/$module"; done </modules/order
+gunzip -c /disk.gz | dd of=/dev/vda bs=1M conv=fsync 2>/dev/null
+sync
+echo "stub-installed on $(cat /sys/block/vda/size)"
+reboot -f
+"""
+
+
+@attrs.frozen
+class Lab:
+    """A site of vmcloner's with a network to boot from."""
+
+    site: Site
+    net: Network
+
+    def macs(self, fleet: str) -> dict[str, str]:
+        return {str(row["name"]): str(row["mac"]) for row in self.site.rows(fleet)}
+
+    def log(self, name: str) -> str:
+        return self.site.run("console", name, "--log")
+
+
+@pytest.fixture(scope="module")
+def lab():
+    folder = Path(tempfile.mkdtemp(prefix="vmcloner-pxe-"))
+    folder.chmod(0o755)
+    site = make_site("qemu:///system")
+    bridge = f"vmc{site.prefix}"
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder)
+        stack.callback(shutil.rmtree, site.folder)
+        net = stack.enter_context(network(folder, bridge=bridge, rooted=True))
+        net.dnsmasq(
+            f"--dhcp-range={net.subnet}.50,{net.subnet}.150,255.255.255.0,1h",
+            "--dhcp-boot=pxelinux.0",
+            "--enable-tftp",
+            f"--tftp-root={net.tftp}",
+        )
+        for boot in ("pypxeboot", "network"):
+            text = TEMPLATE.format(boot=boot, bridge=bridge)
+            (site.folder / "templates" / f"{boot}.toml").write_text(text)
+        site.run("template", "import", "pypxeboot", timeout=600)
+        built = site.folder / "state" / "templates" / "pypxeboot"
+        for name in ("vmlinuz", "initrd.img"):
+            shutil.copyfile(built / name, net.tftp / name)
+            (net.tftp / name).chmod(0o644)
+        yield Lab(site, net)
+
+
+@pytest.fixture
+def clones(lab):
+    """The lab; what is left of its clones at the test's end is an error."""
+    yield lab
+    fleets = {str(row["fleet"]) for row in lab.site.rows()}
+    lab.site.run("delete", "--yes", *(fleets or {lab.site.fleet("none")}), timeout=300)
+    assert lab.site.remains() == []
+    assert list((lab.site.folder / "state" / "boot").glob("*/*")) == []
+
+
+def configuration(name, mac, *initrds):
+    return (
+        f"DEFAULT linux\nLABEL linux\nKERNEL vmlinuz\nINITRD {','.join(['initrd.img', *initrds])}\n"
+        f"APPEND {ARGUMENTS} host={name} own={mac}\nIPAPPEND 3\n"
+    )
+
+
+@pytest.mark.timeout(900)
+def test_clones_boot_with_what_their_own_files_say(clones):
+    """Each has an address of its own, and says its name and its own file's arguments."""
+    fleet = clones.site.fleet("pxe")
+    clones.site.run("create", fleet, "-t", "pypxeboot", "-c", str(GUESTS))
+    macs = clones.macs(fleet)
+    for name, mac in macs.items():
+        clones.net.config(mac, configuration(name, mac))
+    clones.site.run("start", fleet, "--wait", timeout=600)
+    addresses = set()
+    for name, mac in macs.items():
+        log = clones.log(name)
+        [line] = re.findall(r"vmcloner-ready .*", log)
+        assert f"name={name} mac={mac} " in line
+        [cmdline] = re.findall(r"Kernel command line: (.*)", log)
+        assert f" own={mac} " in cmdline
+        assert f" BOOTIF=01-{mac.replace(':', '-')}" in cmdline
+        addresses.add(re.search(r" ip=([0-9.]+):", cmdline)[1])
+    assert len(addresses) == GUESTS
+
+
+@pytest.mark.timeout(600)
+def test_a_clone_that_gets_nothing_says_so_and_is_not_started(clones):
+    fleet = clones.site.fleet("none")
+    clones.site.run("create", fleet, "-t", "pypxeboot", "-c", "1")
+    with clones.site.popen("start", fleet) as process:
+        stdout, _stderr = process.communicate(timeout=120)
+    assert process.returncode == 10
+    assert "pxelinux.cfg/default" in stdout
+    assert [row["state"] for row in clones.site.rows(fleet)] == ["stopped"]
+
+
+@pytest.mark.timeout(900)
+def test_an_installer_is_booted_once_then_the_disk(clones, tmp_path):
+    fleet = clones.site.fleet("inst")
+    clones.site.run("create", fleet, "-t", "pypxeboot", "-c", "1")
+    [(name, mac)] = clones.macs(fleet).items()
+    stub = [
+        initramfs.executable("init", INSTALLER.encode()),
+        initramfs.file("disk.gz", gzip.compress(system(tmp_path, clones.net.tftp, name), 1)),
+    ]
+    (clones.net.tftp / "stub.img").write_bytes(initramfs.pack(stub))
+    clones.net.config(mac, configuration(name, mac, "stub.img"))
+    clones.site.run("start", fleet)
+    # The kernel is fetched: from now on the server says what servers say after an installation.
+    clones.net.config(mac, "DEFAULT local\nLABEL local\nLOCALBOOT 0\n")
+    deadline = time.monotonic() + 400
+    while [row["state"] for row in clones.site.rows(fleet)] != ["stopped"]:
+        assert time.monotonic() < deadline, clones.log(name)[-2000:]
+        time.sleep(1)
+    assert "stub-installed on 131072" in clones.log(name)
+    clones.site.run("start", fleet, "--wait", timeout=600)
+    log = clones.log(name)
+    assert "stub-installed" not in log
+    assert f"vmcloner-ready name={name} " in log
+    assert " booted=disk" in re.findall(r"Kernel command line: (.*)", log)[-1]
+
+
+def system(folder: Path, files: Path, name: str) -> bytes:
+    """The bytes of a disk with a boot menu on it."""
+    root = folder / "root"
+    (root / "boot" / "grub").mkdir(parents=True)
+    for file in ("vmlinuz", "initrd.img"):
+        shutil.copyfile(files / file, root / "boot" / file)
+    (root / "boot" / "grub" / "grub.cfg").write_text(
+        "set default=0\nset timeout=0\nmenuentry 'Installed' {\n"
+        f"  linux /boot/vmlinuz {ARGUMENTS} host={name} booted=disk\n"
+        "  initrd /boot/initrd.img\n}\n"
+    )
+    image = folder / "disk.raw"
+    subprocess.run(
+        ["mke2fs", "-q", "-t", "ext4", "-d", root, image, "32M"], check=True, capture_output=True
+    )
+    return image.read_bytes()
