@@ -21,7 +21,7 @@ MAX_LOG = 65536
 """Bytes of a log that are looked at: its last ones."""
 MAX_REASON = 300
 _DOMAIN = re.compile(r": Domain (\d+):(.*)")
-_CONTROL = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|[()].|.)|[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|[()].|.)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # What pygrub prints, and what it means. (tools/pygrub/src/pygrub of Xen)
 _PYGRUB = (
     (

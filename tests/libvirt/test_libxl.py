@@ -1,0 +1,396 @@
+"""Why a domain wasn't made, as logs of libxl and pygrub have it; what else the host is asked."""
+
+import os
+import pwd
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vmcloner_core.errors import BackendError, HostCommandError
+from vmcloner_core.model import BootConfig, Check, DomainSpec, Labels, Nic, Status
+from vmcloner_core.process import CommandResult, LocalRunner
+from vmcloner_libvirt import operations, xen_doctor
+from vmcloner_libvirt.binding import libvirt
+from vmcloner_libvirt.libxl import MAX_REASON, Logs
+from vmcloner_libvirt.xen import XenDriver
+from vmcloner_libvirt.xenhost import XenHost
+
+TIME = "2026-11-25 22:00:00.000+0000: "
+TRACEBACK = """Traceback (most recent call last):\r
+  File "/usr/lib/xen-4.17/bin/pygrub", line 1031, in <module>\r
+    raise RuntimeError("Unable to find partition containing kernel")\r
+RuntimeError: Unable to find partition containing kernel\r
+"""
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Logs:
+    logs = Logs(xen=tmp_path / "xen", libxl=tmp_path / "libxl")
+    logs.xen.mkdir()
+    logs.libxl.mkdir()
+    return logs
+
+
+def fail(logs: Logs, domid: int, output: str | None = None) -> None:
+    """Write what libxl does when a boot loader fails."""
+    with (logs.libxl / "libxl-driver.log").open("a") as log:
+        log.write(
+            f"{TIME}libxl: libxl_bootloader.c:677:bootloader_finished: Domain {domid}:"
+            f"bootloader failed - consult logfile /var/log/xen/bootloader.{domid}.log\n"
+            f"{TIME}libxl: libxl_create.c:1678:domcreate_rebuild_done: Domain {domid}:"
+            "cannot (re-)build domain: -3\n"
+        )
+    if output is not None:
+        (logs.xen / f"bootloader.{domid}.log").write_text(output)
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        (TRACEBACK, "its disk has no file system with a boot menu (grub.cfg, menu.lst, "
+        "extlinux.conf) that names a kernel"),
+        ("not found\r\nError opening /boot/k in guest\r\n", "its boot menu names /boot/k, which "
+        "its disk hasn't"),
+        ("[Errno 27] File too large\r\nError writing temporary copy of ramdisk\r\n", "its ramdisk "
+        "is too large: more than pygrub may write, or than the host has room for"),
+        ("No kernel image selected!\r\n", "its boot menu has no entry"),
+        ("\x1b[2J\x1b[1;1HSomething \x1b[7mnew\x1b[0m\r\n\x00\r\n", "Something new"),
+        ("", "bootloader failed - consult logfile /var/log/xen/bootloader.7.log"),
+        (None, "bootloader failed - consult logfile /var/log/xen/bootloader.7.log"),
+    ],
+)  # fmt: skip
+def test_what_pygrub_printed_is_said_in_words(logs: Logs, output: str, reason: str) -> None:
+    mark = logs.mark()
+    fail(logs, 7, output)
+    failure = logs.failure("web-1", mark)
+    assert failure is not None
+    assert failure.reason == reason
+    assert (failure.log is None) == (output is None)
+    if failure.log is not None:
+        assert failure.log.read_bytes() == output.encode()
+
+
+def test_only_what_happened_since_counts(logs: Logs) -> None:
+    fail(logs, 3, TRACEBACK)
+    mark = logs.mark()
+    assert logs.failure("web-1", mark) is None
+    fail(logs, 4, "No kernel image selected!")
+    assert logs.failure("web-1", mark).reason == "its boot menu has no entry"
+    assert logs.failure("web-2", mark) is None, "told once"
+
+
+def test_of_several_at_once_what_they_have_in_common(logs: Logs) -> None:
+    mark = logs.mark()
+    fail(logs, 4, TRACEBACK)
+    fail(logs, 5, TRACEBACK)
+    assert logs.failure("web-1", mark).reason == logs.failure("web-2", mark).reason
+    fail(logs, 6, TRACEBACK)
+    fail(logs, 7, "No kernel image selected!")
+    reason = logs.failure("web-3", mark).reason
+    assert "one of several reasons" in reason
+    assert "its boot menu has no entry" in reason
+
+
+def test_output_is_hostile(logs: Logs) -> None:
+    fail(logs, 7, "x" * 10**6 + "\n" + "\x1b]0;evil\x07\x9b" + "é" * 5000)
+    reason = logs.failure("web-1", 0).reason
+    assert len(reason) <= MAX_REASON
+    assert all(character.isprintable() for character in reason.replace("\ufffd", ""))
+    logs.bootloader_log("web-1").unlink()
+    (logs.xen / "secret").write_text("root:x:0")
+    (logs.xen / "bootloader.8.log").symlink_to("secret")
+    fail(logs, 8)
+    assert "root" not in logs.failure("web-1", 0).reason
+
+
+def test_rotated_or_missing_logs_are_no_trouble(logs: Logs) -> None:
+    fail(logs, 1, TRACEBACK)
+    mark = logs.mark()
+    (logs.libxl / "libxl-driver.log").write_text("")
+    fail(logs, 2, "No kernel image selected!")
+    assert logs.failure("web-1", mark * 9).reason == "its boot menu has no entry"
+    (logs.libxl / "libxl-driver.log").unlink()
+    assert logs.mark() == 0
+    assert logs.failure("web-1", 0) is None
+
+
+def test_a_clones_logs_go_with_it_and_no_others(logs: Logs) -> None:
+    kept = [
+        logs.libxl / "web-10.log",
+        logs.xen / "qemu-dm-web-10.log",
+        logs.xen / "xen-hotplug.log",
+    ]
+    gone = [
+        *(logs.libxl / name for name in ("web-1.log", "web-1.log.1")),
+        *(logs.xen / name for name in ("qemu-dm-web-1.log", "qemu-dm-web-1.log.2")),
+        logs.bootloader_log("web-1"),
+    ]
+    for file in (*kept, *gone):
+        file.touch()
+    logs.remove("web-1")
+    assert all(file.exists() for file in kept)
+    assert not any(file.exists() for file in gone)
+    logs.remove("web-1")
+
+
+# --- the driver's use of them -------------------------------------------------------------------
+
+
+@pytest.fixture
+def spec(new_spec: Callable[..., DomainSpec], new_labels: Callable[..., Labels]) -> DomainSpec:
+    nics: tuple[Nic, ...] = ()
+    return new_spec(
+        new_labels(hypervisor="xen"), boot=BootConfig(bootloader=Path("pygrub")), nics=nics
+    )
+
+
+def test_a_start_that_fails_says_why(
+    make_xen: Callable[..., XenDriver],
+    spec: DomainSpec,
+    xen_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = make_xen()
+    logs = Logs(xen=xen_root / "log/xen", libxl=xen_root / "log/libxl")
+    log = driver.console_log(spec.name)
+    log.write_text("of the start before")
+
+    def create(*_: object) -> bool:
+        fail(logs, 7, TRACEBACK)
+        raise libvirt().libvirtError("libxenlight failed to create new domain 'web-1'")
+
+    [outcome.unwrap() for outcome in driver.define([spec])]
+    monkeypatch.setattr(operations, "start", create)
+    (outcome,) = driver.start([spec.name])
+    assert isinstance(outcome.error, HostCommandError)
+    assert outcome.error.message == (
+        "web-1: can't start: its disk has no file system with a boot menu (grub.cfg, menu.lst, "
+        "extlinux.conf) that names a kernel"
+    )
+    assert outcome.error.hint == f"see {logs.bootloader_log('web-1')}"
+    assert not log.exists()
+    for outcome in driver.undefine([spec.name]):
+        outcome.unwrap()
+    assert [file.name for file in (xen_root / "log/xen").iterdir()] == ["console"]
+
+
+def test_what_libxl_does_not_explain_is_libvirts_own_error(
+    make_xen: Callable[..., XenDriver], spec: DomainSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = make_xen()
+    [outcome.unwrap() for outcome in driver.define([spec])]
+
+    def create(*_: object) -> bool:
+        raise libvirt().libvirtError("no such bridge")
+
+    monkeypatch.setattr(operations, "start", create)
+    (outcome,) = driver.start([spec.name])
+    assert "web-1: no such bridge" in str(outcome.error)
+
+
+def test_the_boot_loaders_user_gets_the_disk_that_it_reads(
+    make_xen: Callable[..., XenDriver],
+    spec: DomainSpec,
+    xen_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = spec.volumes[0].path
+    disk.touch()
+    given: list[tuple[Path, int, int]] = []
+    monkeypatch.setattr(os, "chown", lambda *what: given.append(what))
+    driver = make_xen()
+    [outcome.unwrap() for outcome in driver.define([spec])]
+    [outcome.unwrap() for outcome in driver.start([spec.name])]
+    assert given == [], "boot loaders run as root here"
+    daemon(xen_root, LIBXL_BOOTLOADER_RESTRICT="1", LIBXL_BOOTLOADER_USER="nobody")
+    [outcome.unwrap() for outcome in (*driver.destroy([spec.name]), *driver.start([spec.name]))]
+    assert given == [(disk, pwd.getpwnam("nobody").pw_uid, -1)]
+
+
+# --- the host -----------------------------------------------------------------------------------
+
+
+def daemon(root: Path, **environment: str) -> None:
+    """Pretend that libvirt's daemon runs with this environment."""
+    (root / "run").mkdir(exist_ok=True)
+    (root / "run/libvirtd.pid").write_text("314\n")
+    (root / "proc/314").mkdir(parents=True, exist_ok=True)
+    text = "\0".join(f"{name}={value}" for name, value in environment.items())
+    (root / "proc/314/environ").write_text(f"{text}\0")
+
+
+def process(root: Path, number: int, *words: str) -> None:
+    folder = root / f"proc/{number}"
+    folder.mkdir(parents=True)
+    (folder / "cmdline").write_text("\0".join(words) + "\0")
+
+
+def test_programs_are_those_of_the_xen_that_runs(xen_root: Path) -> None:
+    host = XenHost(root=xen_root)
+    assert host.program("pygrub", "4.17") == xen_root / "usr/lib/xen-4.17/bin/pygrub"
+    assert host.program("pygrub", "4.18") == xen_root / "usr/bin/pygrub"
+    assert host.program("pvgrub", "4.17") is None
+    assert host.emulator("4.17") == xen_root / "usr/libexec/xen-qemu-system-i386"
+
+
+@pytest.mark.parametrize(
+    ("words", "logs"),
+    [
+        (("--log=guest", "--log-dir=/var/log/xen/console"), True),
+        (("--log", "all"), True),
+        (("--log=hv",), False),
+        ((), False),
+    ],
+)
+def test_whether_consoles_are_logged(xen_root: Path, words: tuple[str, ...], logs: bool) -> None:
+    assert XenHost(root=xen_root).console_logs() is None
+    process(xen_root, 7, "/usr/lib/xen-4.17/bin/xenconsoled", *words)
+    process(xen_root, 8, "vi", "--log=guest", "xenconsoled")
+    assert XenHost(root=xen_root).console_logs() is logs
+
+
+def test_as_whom_boot_loaders_run(xen_root: Path) -> None:
+    host = XenHost(root=xen_root)
+    with pytest.raises(BackendError, match="isn't running"):
+        host.bootloader_user()
+    daemon(xen_root, PATH="/bin")
+    assert host.bootloader_user() is None
+    daemon(xen_root, LIBXL_BOOTLOADER_RESTRICT="1", LIBXL_BOOTLOADER_USER="nobody")
+    assert host.bootloader_user().pw_name == "nobody"
+    daemon(xen_root, LIBXL_BOOTLOADER_RESTRICT="1", LIBXL_BOOTLOADER_USER="no-such-user")
+    with pytest.raises(BackendError, match="'no-such-user', whom this host doesn't know"):
+        host.bootloader_user()
+    daemon(xen_root, LIBXL_BOOTLOADER_RESTRICT="1")
+    with pytest.raises(BackendError, match="isn't told as which user"):
+        host.bootloader_user()
+
+
+@pytest.mark.parametrize(
+    ("commandline", "conf", "balloons"),
+    [
+        ("dom0_mem=2G,max:2G loglvl=all", "", False),
+        ("loglvl=all", "", True),
+        ("loglvl=all", "autoballoon = 0\n", False),
+        ("dom0_mem=2G", '#autoballoon = 0\nautoballoon="1"\n', True),
+        ("dom0_mem=max:4096M", 'autoballoon="auto"', False),
+    ],
+)
+def test_whether_domain_0_balloons(
+    xen_root: Path, commandline: str, conf: str, balloons: bool
+) -> None:
+    (xen_root / "etc/libvirt").mkdir(parents=True)
+    (xen_root / "etc/libvirt/libxl.conf").write_text(conf)
+    assert XenHost(root=xen_root).balloons(commandline) is balloons
+
+
+class Xl:
+    """A runner on which ``xl info`` says what a host's does."""
+
+    def __init__(self, commandline: str) -> None:
+        self.commandline = commandline
+
+    def run(self, argv: list[str], **_: object) -> CommandResult:
+        assert argv == ["xl", "info"]
+        text = f"host                   : h\nxen_commandline        : {self.commandline}\n"
+        return CommandResult(stdout=text.encode(), stderr=b"")
+
+
+@pytest.fixture
+def examine(make_xen: Callable[..., XenDriver], xen_root: Path) -> Callable[..., dict[str, Check]]:
+    def run(commandline: str = "dom0_mem=2G") -> dict[str, Check]:
+        driver = make_xen()
+        context = driver.context.__class__(
+            host=driver.context.host, name="xen", runner=Xl(commandline)
+        )
+        folder = xen_root / "log/xen/console"
+        host, connections = XenHost(root=xen_root), Kind(driver.connections)
+        checks = xen_doctor.examine("xen", connections, context, host, folder, 1024**3)
+        return {check.name: check for check in checks}
+
+    return run
+
+
+class Kind:
+    """Connections to libvirt's test driver that say they lead to Xen."""
+
+    def __init__(self, connections: object) -> None:
+        self._connections = connections
+        self.uri = "xen:///system"
+
+    def call(self, operation: Callable[[object], object], *, about: str) -> object:
+        return self._connections.call(lambda connection: operation(AsXen(connection)), about=about)
+
+
+class AsXen:
+    def __init__(self, connection: object) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._connection, name)
+
+    def getType(self) -> str:  # noqa: N802 - libvirt's name
+        return "Xen"
+
+    def getVersion(self) -> int:  # noqa: N802
+        return 4_017_000
+
+
+def make_well(root: Path) -> None:
+    (root / "proc/xen").mkdir(parents=True)
+    (root / "proc/xen/capabilities").write_text("control_d\n")
+    process(root, 7, "xenconsoled", "--log=guest")
+    daemon(root, LIBXL_BOOTLOADER_RESTRICT="1", LIBXL_BOOTLOADER_USER="nobody")
+
+
+def test_the_doctor_finds_a_host_that_is_well(
+    examine: Callable[..., dict[str, Check]], xen_root: Path
+) -> None:
+    make_well(xen_root)
+    checks = examine()
+    assert {name: check.status for name, check in checks.items()} == dict.fromkeys(
+        [
+            *("libvirt-python", "daemon", "xen", "consoles", "qemu", "pygrub", "boot loader"),
+            "memory",
+        ],
+        Status.OK,
+    )
+
+
+def test_the_doctor_on_a_host_without_xen(examine: Callable[..., dict[str, Check]]) -> None:
+    checks = examine()
+    assert list(checks) == ["libvirt-python", "daemon", "xen"]
+    assert checks["xen"].status is Status.FAILED
+    assert "apt-get install xen-system-amd64" in checks["xen"].fix
+
+
+def test_the_doctor_finds_what_is_missing(
+    examine: Callable[..., dict[str, Check]], xen_root: Path
+) -> None:
+    make_well(xen_root)
+    for place in ("lib/xen-4.17/bin/pygrub", "bin/pygrub", "libexec/xen-qemu-system-i386"):
+        (xen_root / "usr" / place).unlink()
+    daemon(xen_root, PATH="/bin")
+    (xen_root / "proc/7/cmdline").write_text("xenconsoled\0")
+    checks = examine("loglvl=all")
+    warned = {name: check for name, check in checks.items() if check.status is Status.WARNING}
+    assert list(warned) == ["consoles", "qemu", "pygrub", "boot loader", "memory"]
+    assert all(check.detail and check.fix for check in warned.values())
+    assert "LIBXL_BOOTLOADER_RESTRICT=1" in warned["boot loader"].fix
+    assert "down to 1 GiB" in warned["memory"].detail
+
+
+def test_the_doctor_wants_the_folder_of_console_logs(
+    examine: Callable[..., dict[str, Check]], xen_root: Path
+) -> None:
+    make_well(xen_root)
+    (xen_root / "log/xen/console").rmdir()
+    assert examine()["consoles"].fix == f"mkdir -p {xen_root}/log/xen/console"
+
+
+def test_without_xl_nothing_is_known_of_xens_command_line() -> None:
+    class NoXl(LocalRunner):
+        def run(self, argv: object, **_: object) -> CommandResult:
+            raise BackendError("xl isn't installed")
+
+    assert xen_doctor.commandline(NoXl()) == ""
