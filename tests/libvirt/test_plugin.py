@@ -47,7 +47,14 @@ print(f"{{check.detail}} ({{check.fix}})")
 
 
 @pytest.mark.parametrize(
-    "module", ["vmcloner_libvirt.kvm_plugin", "vmcloner_boot.disk", "vmcloner_boot.kernel"]
+    "module",
+    [
+        "vmcloner_libvirt.kvm_plugin",
+        "vmcloner_libvirt.xen_plugin",
+        "vmcloner_boot.disk",
+        "vmcloner_boot.kernel",
+        "vmcloner_boot.pygrub",
+    ],
 )
 def test_its_import_loads_nothing_heavy(module: str) -> None:
     code = f"""
