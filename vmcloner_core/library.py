@@ -37,6 +37,7 @@ from vmcloner_core.plugins import PluginHost
 from vmcloner_core.settings import Settings
 from vmcloner_core.stages import domain_spec
 from vmcloner_core.starting import boot_request
+from vmcloner_core.values import sizes
 
 
 class Library:
@@ -189,12 +190,16 @@ class Library:
         ]
         nics = tuple(Nic(spec=s, mac=m) for s, m in zip(template.nics, addresses, strict=False))
         kept = Identities(self._host.identities).find(labels.clone)
+        values = kept.values if kept is not None else own_values(template, labels, nics)
+        memory, vcpus = sizes(values)
         plan = ClonePlan(
             labels=labels,
             steps=(),
             uuid=clone_uuid(self._host.name, labels.fleet, labels.index, labels.template),
             nics=nics,
-            values=kept.values if kept is not None else own_values(template, labels, nics),
+            values=values,
+            memory=memory,
+            vcpus=vcpus,
         )
         request = boot_request(plan, template, driver.kind, volumes)
         _, provider = self._backends.boot(template.boot)

@@ -210,7 +210,9 @@ class DomainOptions:
     ``xml`` is a file with a jinja2 template that replaces the shipped domain XML; ``machine``,
     ``cpu`` and ``firmware`` are libvirt's machine type, CPU model (or ``host-passthrough``,
     ``host-model``) and ``efi`` or ``bios``. ``disk_bus`` is libvirt's, for all disks. ``type`` is
-    Xen's kind of guest, None for the hypervisor's own choice; ``on_crash`` is libvirt's action.
+    Xen's kind of guest, None for the hypervisor's own choice; ``on_crash`` and ``on_reboot`` are
+    libvirt's actions. ``autostart``: start it with the host. ``devices`` is XML that is added to
+    the domain's ``<devices>``; it may hold ``{{ name }}`` and the clone's other values.
     """
 
     type: Literal["pv", "pvh", "hvm"] | None = None
@@ -219,6 +221,9 @@ class DomainOptions:
     firmware: Literal["bios", "efi"] = "bios"
     disk_bus: str = "virtio"
     on_crash: Literal["destroy", "restart", "preserve"] = "destroy"
+    on_reboot: Literal["destroy", "restart"] = "restart"
+    autostart: bool = False
+    devices: str | None = None
     xml: Path | None = None
 
 

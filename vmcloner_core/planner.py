@@ -34,6 +34,7 @@ from vmcloner_core.placeholders import clone_values, fill
 from vmcloner_core.plan import Action, ClonePlan, Plan, Readiness, Step
 from vmcloner_core.request import CreateRequest, TargetRequest
 from vmcloner_core.units import format_size
+from vmcloner_core.values import sizes
 
 MAX_MAC_ATTEMPTS = 1000
 
@@ -110,7 +111,8 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
         labels = _labels(request.fleet, index, template.name, facts, birth)
         if disks and found is not None:
             _check_pool(found, facts.storage)
-        clones.append(_clone_plan(labels, found, steps, disks, template, facts, macs, wait))
+        own = request.values.get(index, {})
+        clones.append(_clone_plan(labels, found, steps, disks, template, facts, macs, wait, own))
     _check_foreign([clone.name for clone in clones if Step.DEFINE in clone.steps], facts)
     if facts.networks is not None and clones:
         check_networks(template, clones, facts.networks, facts.clones)
@@ -221,6 +223,7 @@ def _clone_plan(
     facts: Facts,
     macs: set[str],
     wait: Readiness | None,
+    own: Mapping[str, str | int],
 ) -> ClonePlan:
     nics: tuple[Nic, ...] = ()
     if Step.DEFINE in steps:
@@ -233,7 +236,8 @@ def _clone_plan(
         labels = found.labels
         nics = nics or _nics(found, template)
     clone = clone_uuid(facts.host, labels.fleet, labels.index, labels.template)
-    values = own_values(template, labels, nics)
+    values = own_values(template, labels, nics) | dict(own)
+    memory, vcpus = sizes(values)
     identity = None
     if facts.seeds and Step.DEFINE in steps:
         identity = resolve(template, labels, nics, clone, values, facts.authorized_keys)
@@ -245,6 +249,8 @@ def _clone_plan(
         nics=nics,
         identity=identity,
         values=values,
+        memory=memory,
+        vcpus=vcpus,
         volumes=found.volumes if found is not None else (),
         wait=wait,
         template=template,
@@ -303,13 +309,13 @@ def _with_needs(plan: Plan, facts: Facts) -> Plan:
     template = plan.template
     assert template is not None  # noqa: S101 - a create's plan has one
     space = check_space(plan, facts.origin, facts.need, facts.capacity)
-    starts = sum(Step.START in clone.steps for clone in plan.clones)
-    check_memory([template.memory] * starts, facts.resources, facts.memory_overcommit)
+    starts = [c.memory or template.memory for c in plan.clones if Step.START in c.steps]
+    check_memory(starts, facts.resources, facts.memory_overcommit)
     making = any(clone.disks for clone in plan.clones)
     return attrs.evolve(
         plan,
         space=space,
-        memory=starts * template.memory,
+        memory=sum(starts),
         warnings=tuple(f"pool {plan.storage}: {w}" for w in facts.capacity.warnings if making),
     )
 

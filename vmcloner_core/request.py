@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import attrs
 
 from vmcloner_core.errors import InvalidRequest
@@ -39,6 +41,9 @@ class CreateRequest:
     :param ready: wait for what the template calls ready (implies ``start``).
     :param timeout: seconds to wait for each clone.
     :param min_ready: how many of them must get ready for the run to count as done.
+    :param values: clones' own values by index, as :func:`vmcloner_core.values.read_values` gives
+        them: ``memory``, ``vcpus``, ``hostname``, ``machine_id``, ``address`` in the place of the
+        template's, any other for placeholders.
     :param jobs: upper bound for calls at once of each driver.
     :param bandwidth: bytes a second at most for an import and for copies, None for no limit.
     :param verify: read copies back and compare checksums, in pools that can.
@@ -57,6 +62,7 @@ class CreateRequest:
     timeout: float = 300.0
     min_ready: Quota = ALL
     on_failure: OnFailure = OnFailure.KEEP
+    values: Mapping[int, Mapping[str, str | int]] = attrs.field(factory=dict)
     jobs: int | None = attrs.field(default=None, validator=_jobs)
     bandwidth: int | None = None
     verify: bool = False

@@ -121,7 +121,10 @@ def make(connection: Any, spec: DomainSpec, xml: str, *, validate: bool) -> Doma
     """
     module = libvirt()
     try:
-        connection.defineXMLFlags(xml, module.VIR_DOMAIN_DEFINE_VALIDATE if validate else 0)
+        flags = module.VIR_DOMAIN_DEFINE_VALIDATE if validate else 0
+        domain = connection.defineXMLFlags(xml, flags)
+        if spec.options.autostart:
+            domain.setAutostart(1)
     except module.libvirtError as error:
         if is_code(error, "VIR_ERR_OPERATION_FAILED", "VIR_ERR_DOM_EXIST"):
             _check_taken(connection, spec)

@@ -12,11 +12,11 @@ import attrs
 from jinja2 import FunctionLoader, StrictUndefined, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lxml import etree
-from markupsafe import escape
+from markupsafe import Markup, escape
 
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import DomainSpec, clone_generation
-from vmcloner_core.placeholders import clone_values
+from vmcloner_core.placeholders import clone_values, fill
 from vmcloner_libvirt.metadata import add_labels, parse
 
 MAX_XML = 1024**2
@@ -121,7 +121,7 @@ def domain_values(spec: DomainSpec) -> dict[str, Any]:
             "devices": list(boot.devices),
             "bootloader": None if boot.bootloader is None else str(boot.bootloader),
             "bootloader_args": list(boot.bootloader_args),
-            "on_reboot": boot.on_reboot,
+            "on_reboot": boot.on_reboot if spec.options.on_reboot == "restart" else "destroy",
         },
         "disks": [
             {
@@ -132,6 +132,7 @@ def domain_values(spec: DomainSpec) -> dict[str, Any]:
             }
             for number, volume in enumerate(spec.volumes)
         ],
+        "more_devices": _devices(spec),
         "seed": {
             "path": str(spec.seed),
             "target": f"{prefix}{chr(ord('a') + len(spec.volumes))}",
@@ -148,6 +149,23 @@ def domain_values(spec: DomainSpec) -> dict[str, Any]:
             for nic in spec.nics
         ],
     }
+
+
+def _devices(spec: DomainSpec) -> Markup:
+    """Return the devices that a template adds, each value in them escaped.
+
+    :raises InvalidRequest: they are no XML.
+    """
+    if spec.options.devices is None:
+        return Markup("")
+    what = f"template {spec.labels.template}: domain.devices"
+    values = clone_values(spec.labels, spec.nics, spec.values)
+    text = fill(spec.options.devices, values, what=what, escape=lambda text: str(escape(text)))
+    try:
+        parse(f"<devices>{text}</devices>")
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{what}: {error.message}", hint=_HINT) from error
+    return Markup(text)  # noqa: S704 - it is XML, and its values were escaped
 
 
 def _place(error: BaseException, source: str) -> str:

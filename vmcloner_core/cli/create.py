@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from pathlib import Path
 
 from vmcloner_core.cli.base import RunCommand, add_copying, waiting
 from vmcloner_core.model import CloneMode
+from vmcloner_core.names import check_fleet
 from vmcloner_core.plan import OnFailure
 from vmcloner_core.request import CreateRequest
 
@@ -41,6 +44,13 @@ class Create(RunCommand):
         parser.add_argument(
             "--full", action="store_true", help="Copies of their own, not linked to the template."
         )
+        parser.add_argument(
+            "--values",
+            type=Path,
+            metavar="FILE",
+            help="CSV or TOML with values of single clones: memory, vcpus, address, hostname, "
+            "machine_id, and any other that the template's placeholders name.",
+        )
         add_copying(parser)
         parser.add_argument("--start", action="store_true", help="Start them.")
         parser.add_argument(
@@ -63,8 +73,17 @@ class Create(RunCommand):
             mode=CloneMode.FULL if parsed_args.full else None,
             start=parsed_args.start,
             on_failure=OnFailure(parsed_args.on_failure),
+            values=self._values(parsed_args),
             jobs=parsed_args.jobs,
             bandwidth=parsed_args.bwlimit,
             verify=parsed_args.verify,
             **waiting(parsed_args),
         )
+
+    @staticmethod
+    def _values(parsed_args: argparse.Namespace) -> dict[int, Mapping[str, str | int]]:
+        if parsed_args.values is None:
+            return {}
+        from vmcloner_core.values import read_values  # brings cattrs with it
+
+        return read_values(parsed_args.values, check_fleet(parsed_args.fleet))

@@ -1,0 +1,143 @@
+"""Identities through the engine: made with a clone, kept with it, gone with it."""
+
+import pytest
+
+from vmcloner_core import State
+from vmcloner_core.drivers import IdentityProvider
+from vmcloner_core.errors import HostCommandError, InvalidRequest, PartialFailure
+from vmcloner_core.hooks import IdentityBackend, hookimpl
+from vmcloner_core.model import Outcome, Seed
+from vmcloner_core.plan import Step
+from vmcloner_core.request import CreateRequest
+
+from ..conftest import TEMPLATE
+
+
+class Notes(IdentityProvider):
+    """Writes the host name into a file; fails for the clones in ``failing``."""
+
+    def __init__(self):
+        self.failing = set()
+
+    def check(self, template):
+        if template.identity.user_data is not None:
+            raise InvalidRequest("no user_data here")
+
+    def seed(self, requests):
+        for request in requests:
+            name = request.labels.clone
+            if name in self.failing:
+                yield Outcome(key=name, error=HostCommandError("no room"))
+                continue
+            image = request.folder / "seed.img"
+            image.write_text(request.identity.hostname)
+            yield Outcome(key=name, value=Seed(image=image))
+
+
+@pytest.fixture
+def notes(lab):
+    provider = Notes()
+
+    class Plugin:
+        @hookimpl
+        def vmcloner_identity_provider(self):
+            return IdentityBackend(name="notes", description="", factory=lambda _: provider)
+
+    backend = Plugin().vmcloner_identity_provider()
+    lab.engine.plugins._loaded["identity", "notes"] = backend
+    lab.template("t1", TEMPLATE + '[identity]\nprovider = "notes"\nauthorized_keys = []\n')
+    return provider
+
+
+def homes(lab):
+    folder = lab.engine.host.identities
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_a_clone_has_its_seed_as_long_as_it_lives(lab, notes):
+    lab.engine.create("web", "t1", count=3, start=True)
+    assert homes(lab) == ["web-1", "web-2", "web-3"]
+    folder = lab.engine.host.identities
+    assert (folder / "web-2" / "seed.img").read_text() == "web-2"
+    keys = {(folder / name / "known_hosts").read_text().split()[2] for name in homes(lab)}
+    assert len(keys) == 3
+    lab.engine.restart("web", kill=True)
+    lab.engine.delete("web-2")
+    assert homes(lab) == ["web-1", "web-3"]
+    lab.engine.delete("web")
+    assert homes(lab) == []
+
+
+def test_the_same_create_again_keeps_the_keys(lab, notes):
+    lab.engine.create("web", "t1", count=2)
+    known = lab.engine.host.identities / "web-1" / "known_hosts"
+    before = known.read_text()
+    del lab.machines.machines["web-1"]  # a run was killed before it defined this one
+    assert lab.engine.create("web", "t1", count=3).ok
+    assert known.read_text() == before
+    lab.engine.delete("web")
+    assert lab.engine.create("web", "t1", count=1).ok
+    assert known.read_text() != before
+
+
+def test_a_seed_that_fails_fails_its_clone(lab, notes):
+    notes.failing.add("web-2")
+    with pytest.raises(PartialFailure, match="1 of 3"):
+        lab.engine.create("web", "t1", count=3)
+    assert lab.engine.show("web-2").state is State.ALLOCATED
+    notes.failing.clear()
+    assert lab.engine.create("web", "t1", count=3).ok
+    notes.failing.add("db-1")
+    with pytest.raises(PartialFailure):
+        lab.engine.create("db", "t1", count=1, on_failure="rollback")
+
+
+@pytest.mark.parametrize("leftover", ["seed", "seed and volume", "seed and domain"])
+def test_whatever_a_killed_run_left_with_a_seed_goes(lab, notes, leftover):
+    lab.engine.create("web", "t1", count=1)
+    if "volume" not in leftover:
+        lab.pool.disks.clear()
+    if "domain" not in leftover:
+        del lab.machines.machines["web-1"]
+    assert [clone.name for clone in lab.engine.list()] == ["web-1"]
+    lab.engine.delete("web")
+    assert lab.engine.list() == ()
+    assert homes(lab) == []
+
+
+def test_a_clone_of_which_only_the_seed_is_left_is_completed(lab, notes):
+    lab.engine.create("web", "t1", count=1)
+    lab.pool.disks.clear()
+    lab.machines.machines.clear()
+    plan = lab.engine.plan(CreateRequest(fleet="web", template="t1", count=1))
+    assert plan.clones[0].steps == (Step.CLONE, Step.DEFINE)
+    assert lab.engine.create("web", "t1", count=1, start=True).ok
+    assert lab.engine.show("web-1").state is State.RUNNING
+
+
+def test_planning_makes_no_key(lab, notes):
+    plan = lab.engine.plan(CreateRequest(fleet="web", template="t1", count=2))
+    assert [clone.identity.hostname for clone in plan.clones] == ["web-1", "web-2"]
+    assert homes(lab) == []
+
+
+def test_what_the_provider_refuses_makes_nothing(lab, notes):
+    text = TEMPLATE + '[identity]\nprovider = "notes"\nuser_data = "x"\n'
+    lab.template("t1", text)
+    with pytest.raises(InvalidRequest, match="no user_data here"):
+        lab.engine.create("web", "t1", count=1)
+    assert lab.engine.list() == ()
+
+
+def test_a_provider_by_the_kernel_needs_a_kernel(lab):
+    lab.template("t1", TEMPLATE + '[identity]\nprovider = "kernel-args"\n')
+    with pytest.raises(InvalidRequest, match="kernel's command line"):
+        lab.engine.create("web", "t1", count=1)
+
+
+def test_addresses_are_shown_of_clones_that_run(lab, notes, monkeypatch):
+    lab.engine.create("web", "t1", count=2)
+    lab.engine.start("web-2")
+    monkeypatch.setattr(lab.machines, "addresses", lambda: {"web-2": ("192.0.2.7", "192.0.2.8")})
+    assert [clone.ip for clone in lab.engine.list("web")] == [None, "192.0.2.7"]
+    assert lab.engine.show("web-2").ip == "192.0.2.7"

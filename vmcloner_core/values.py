@@ -1,0 +1,115 @@
+"""A file of values for each clone of a fleet: CSV for spreadsheets, TOML for people.
+
+CSV has a line of column names first, one of them ``clone`` (or ``index``); an empty cell is no
+value. TOML has a table for each clone. In both a clone is its name or its index::
+
+    clone,memory,address,role          [1]
+    1,1GiB,192.0.2.11/24,primary       memory = "1GiB"
+    web-2,,192.0.2.12/24,replica       role = "primary"
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from vmcloner_core.errors import InvalidRequest, VmclonerError
+from vmcloner_core.names import MAX_INDEX, split_clone
+from vmcloner_core.tomlfile import MAX_FILE, read_toml
+from vmcloner_core.units import parse_size
+
+Values = Mapping[str, str | int]
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+_FIXED = frozenset({"name", "fleet", "index", "template", "owner", "run", "mac", "macs"})
+_COLUMNS = ("clone", "index", "name")
+
+
+def read_values(path: Path, fleet: str) -> dict[int, Values]:
+    """Return the values of a fleet's clones, by index.
+
+    :raises InvalidRequest: names the file, the clone (and line), and the reason.
+    """
+    rows = _toml(path) if path.suffix.lower() == ".toml" else _csv(path)
+    found: dict[int, Values] = {}
+    for where, clone, values in rows:
+        index = _index(clone, fleet, where)
+        if index in found:
+            raise InvalidRequest(f"{where}: {fleet}-{index} is there twice")
+        found[index] = {key: _checked(key, value, where) for key, value in values.items()}
+    return found
+
+
+def sizes(values: Values) -> tuple[int | None, int | None]:
+    """Return the memory in bytes and the processors that values ask for, None where they don't."""
+    memory, vcpus = values.get("memory"), values.get("vcpus")
+    return (
+        None if memory is None else parse_size(memory),
+        None if vcpus is None else int(vcpus),
+    )
+
+
+def _toml(path: Path) -> Iterator[tuple[str, str, Mapping[str, object]]]:
+    for clone, values in read_toml(path).items():
+        where = f"{path}: [{clone}]"
+        if not isinstance(values, dict):
+            raise InvalidRequest(f"{path}: {clone}: must be a table of a clone's values")
+        yield where, clone, values
+
+
+def _csv(path: Path) -> Iterator[tuple[str, str, Mapping[str, object]]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            text = stream.read(MAX_FILE + 1)
+        if len(text) > MAX_FILE:
+            raise InvalidRequest(f"{path}: larger than {MAX_FILE} bytes")
+        reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        key = next((name for name in _COLUMNS if name in columns), None)
+        if key is None or len(set(columns)) != len(columns):
+            raise InvalidRequest(
+                f"{path}: line 1 must name the columns, each once, with 'clone' among them"
+            )
+        for row in reader:
+            where = f"{path}: line {reader.line_num}"
+            if None in row or None in row.values():
+                raise InvalidRequest(f"{where}: not {len(columns)} cells, as line 1 has")
+            cells = {name: cell.strip() for name, cell in row.items()}
+            clone = cells.pop(key)
+            yield where, clone, {name: cell for name, cell in cells.items() if cell}
+    except csv.Error as error:
+        raise InvalidRequest(f"{path}: not CSV: {error}") from error
+    except OSError as error:
+        raise InvalidRequest(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{path}: not UTF-8") from error
+
+
+def _index(clone: str, fleet: str, where: str) -> int:
+    named = split_clone(clone)
+    if named is not None and named[0] != fleet:
+        raise InvalidRequest(f"{where}: {clone} is no clone of fleet {fleet!r}")
+    text = clone if named is None else str(named[1])
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", text) or int(text) > MAX_INDEX:
+        raise InvalidRequest(f"{where}: {clone!r} is no clone", hint=f"like {fleet}-3, or 3")
+    return int(text)
+
+
+def _checked(key: str, value: object, where: str) -> str | int:
+    if not _KEY.fullmatch(key):
+        raise InvalidRequest(f"{where}: {key!r} can't name a value", hint="letters, digits and _")
+    if key in _FIXED:
+        raise InvalidRequest(f"{where}: {key}: a clone has that by itself")
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InvalidRequest(f"{where}: {key}: must be a text or a whole number, not {value!r}")
+    try:
+        if key == "memory" and parse_size(value) <= 0:
+            raise InvalidRequest("must be more than nothing")
+        if key == "vcpus" and not 1 <= int(value) <= 4096:
+            raise InvalidRequest(f"must be 1 to 4096, not {value}")
+    except (VmclonerError, ValueError) as error:
+        reason = error.message if isinstance(error, VmclonerError) else f"no number: {value!r}"
+        raise InvalidRequest(f"{where}: {key}: {reason}") from error
+    return value
