@@ -8,6 +8,7 @@ keys over it, table by table.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import attrs
 from platformdirs import user_config_path
 
-from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, did_you_mean
+from vmcloner_core.errors import Conflict, InvalidRequest, NotFound, VmclonerError, did_you_mean
 from vmcloner_core.model import Template
 from vmcloner_core.names import check_template
 from vmcloner_core.plan import Readiness
@@ -146,3 +147,37 @@ def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, A
         else:
             merged[key] = value
     return merged
+
+
+BUILT_BY = "# Written by vmcloner image build; what it says may be changed."
+
+
+def write_built(name: str, parent: str, builder: str, options: Mapping[str, Any]) -> Path:
+    """Write a template of the user's own whose image a builder makes; returns its file.
+
+    :param parent: the template that it takes all the rest of.
+    :param options: the builder's, of texts, whole numbers and lists of texts.
+    :raises Conflict: there is such a file, and it was written by hand.
+    """
+    folder = user_config_path("vmcloner") / "templates"
+    file = folder / f"{check_template(name)}.toml"
+    lines = [
+        BUILT_BY,
+        f"extends = {json.dumps(parent)}",
+        "",
+        "[image]",
+        f"builder = {json.dumps(builder)}",
+        "",
+        "[image.options]",
+        *(f"{key} = {json.dumps(value)}" for key, value in options.items()),
+    ]
+    try:
+        if file.exists() and not file.read_text(errors="replace").startswith(BUILT_BY):
+            raise Conflict(f"{file} exists, and was written by hand", hint="choose another name")
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = file.with_name(f".{file.name}")
+        draft.write_text("\n".join(lines) + "\n")
+        draft.rename(file)
+    except OSError as error:
+        raise InvalidRequest(f"{file}: {error.strerror}") from error
+    return file

@@ -18,7 +18,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -28,7 +28,7 @@ import attrs
 from vmcloner_core import images
 from vmcloner_core.backends import Backends
 from vmcloner_core.catalog import TemplateInfo
-from vmcloner_core.drivers import HypervisorDriver
+from vmcloner_core.drivers import HypervisorDriver, ImageFile
 from vmcloner_core.errors import (
     Interrupted,
     InvalidRequest,
@@ -461,6 +461,27 @@ class Engine:
         driver = self._backends.storage(storage or self.settings.defaults.storage)
         with self._run_lock, self._held([f"template/{name}"]):
             return self._library.import_image(template, driver, "", time.monotonic(), copying)
+
+    def build_image(
+        self,
+        name: str,
+        options: Mapping[str, Any] | None = None,
+        *,
+        builder: str = "debian",
+        parent: str = "debian-12-built",
+    ) -> tuple[Template, ImageFile]:
+        """Make a template's image; done already where it wouldn't differ.
+
+        :param options: the builder's. With any, the template is written first, to the user's own,
+            with all else as ``parent`` has it.
+        :raises NotFound: there is no such template, and no options.
+        :raises Conflict: there is such a template, written by hand.
+        """
+        with self._run_lock, self._held([f"template/{check_template(name)}"]):
+            if options:
+                self._library.declare_built(name, parent, builder, options)
+            image = self._library.build_image(name)
+            return self._library.catalog.template(name), image
 
     def delete_template(self, name: str, *, storage: str | None = None) -> Outcome[None]:
         """Remove a template's image from a pool. Its TOML file stays.

@@ -68,9 +68,10 @@ def obtained(
         yield from_file(download(template.image, Path(folder), progress), progress)
 
 
-def from_file(source: ImageSource, progress: Progress) -> ImageFile:
+def from_file(source: ImageSource, progress: Progress, digest: str | None = None) -> ImageFile:
     """Return the checked image at ``source.path``.
 
+    :param digest: hexadecimal, where its maker knows a shorter way to it than reading it all.
     :raises NotFound: there is no such file.
     :raises InvalidRequest: it isn't what it should be; names file and reason.
     """
@@ -81,7 +82,7 @@ def from_file(source: ImageSource, progress: Progress) -> ImageFile:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise InvalidRequest(f"{path}: not a regular file")
             kind, size = inspect(stream, path, source.format)
-            digest = _digest(stream, progress)
+            digest = digest or _digest(stream, progress)
     except FileNotFoundError as error:
         raise NotFound(
             f"image {path} doesn't exist", hint="give one with template import --image"
@@ -169,12 +170,8 @@ def build(builder: ImageBuilder, folder: Path, progress: Progress) -> ImageFile:
         finally:
             shutil.rmtree(made, ignore_errors=True)
     image = folder / (folder / ".image").read_text()
-    checked = from_file(ImageSource(path=image), progress)
-    return attrs.evolve(checked, digest=_text_digest(fingerprint))
-
-
-def _text_digest(text: str) -> str:
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    digest = hashlib.sha256(fingerprint.encode()).hexdigest()
+    return from_file(ImageSource(path=image), progress, digest)
 
 
 # --- formats ------------------------------------------------------------------------------------

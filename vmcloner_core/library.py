@@ -5,13 +5,15 @@ from __future__ import annotations
 import getpass
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 from vmcloner_core import images
 from vmcloner_core.backends import Backends
-from vmcloner_core.catalog import Catalog
-from vmcloner_core.drivers import HypervisorDriver, ImageBuilder, StorageDriver
+from vmcloner_core.catalog import Catalog, write_built
+from vmcloner_core.drivers import HypervisorDriver, ImageBuilder, ImageFile, StorageDriver
 from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, WrongState
 from vmcloner_core.identities import Identities
 from vmcloner_core.model import (
@@ -250,6 +252,36 @@ class Library:
             raise
         event(StepStatus.DONE if outcome.changed else StepStatus.UNCHANGED)
         return outcome
+
+    def build_image(self, name: str) -> ImageFile:
+        """Make a template's image, and nothing where it is made already.
+
+        :raises InvalidRequest: its image is not one that is made here.
+        """
+        template = self.catalog.template(name)
+        builder = self._builder(template)
+        if builder is None:
+            raise InvalidRequest(
+                f"template {name!r} has no image builder",
+                hint=f"vmcloner template import {name}",
+            )
+
+        def progress(done: int, total: int) -> None:
+            self._plugins.progress(
+                ProgressEvent(run="", what=f"build {name}", done=done, total=total)
+            )
+
+        return images.build(builder, template.folder, progress)
+
+    def declare_built(
+        self, name: str, parent: str, builder: str, options: Mapping[str, Any]
+    ) -> Path:
+        """Write a template whose image a builder makes; see :func:`catalog.write_built`.
+
+        :raises InvalidRequest: the builder takes no such options.
+        """
+        self._backends.builder(builder, options, f"image {name}")
+        return write_built(name, parent, builder, options)
 
     def _builder(self, template: Template) -> ImageBuilder | None:
         source, where = template.image, f"template {template.name}"

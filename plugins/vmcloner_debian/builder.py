@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shlex
@@ -10,12 +11,16 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 from vmcloner_core.drivers import DriverContext, ImageBuilder
-from vmcloner_core.errors import BackendError
+from vmcloner_core.errors import BackendError, HostCommandError
 from vmcloner_core.model import Progress
+from vmcloner_core.process import CommandRunner
 from vmcloner_debian import disk, overlay
 from vmcloner_debian.settings import DebianOptions
 
+IMAGE, KERNEL, INITRD = "disk.raw", "vmlinuz", "initrd.img"
 PACKAGES = (
     "linux-image-cloud-amd64",  # drives KVM's and Xen's devices, PV too
     "initramfs-tools",
@@ -59,7 +64,19 @@ class DebianBuilder(ImageBuilder):
         return " ".join([*words, options.mirror or "-", options.revision or "-", _own_hash()])
 
     def build(self, folder: Path, progress: Progress) -> Path:
-        """See :meth:`ImageBuilder.build`."""
+        """See :meth:`ImageBuilder.build`.
+
+        Two templates with the same options, and two state folders, share one image: it is kept in
+        the user's cache folder, which may be cleared at any time.
+        """
+        key = hashlib.sha256(self.fingerprint().encode()).hexdigest()[:32]
+        kept = user_cache_path("vmcloner") / "images" / key
+        if not _take(self._runner, kept, folder):
+            self._make(folder, progress)
+            _keep(self._runner, folder, kept)
+        return folder / IMAGE
+
+    def _make(self, folder: Path, progress: Progress) -> None:
         self._check()
         progress(0, 0)
         # Inside the folder, so that whoever clears away a killed build clears this too.
@@ -69,11 +86,9 @@ class DebianBuilder(ImageBuilder):
             overlay.write(shaped)
             self._bootstrap(root, shaped)
             kernel, initrd = _finish(root)
-            shutil.copyfile(kernel, folder / "vmlinuz")
-            shutil.copyfile(initrd, folder / "initrd.img")
-            image = folder / "disk.raw"
-            disk.make(self._runner, root, image, self._options.size)
-        return image
+            shutil.copyfile(kernel, folder / KERNEL)
+            shutil.copyfile(initrd, folder / INITRD)
+            disk.make(self._runner, root, folder / IMAGE, self._options.size)
 
     def _check(self) -> None:
         for tool, package in TOOLS.items():
@@ -109,6 +124,35 @@ class DebianBuilder(ImageBuilder):
             timeout=BUILD_TIMEOUT,
             env={"TMPDIR": str(root.parent)},
         )  # fmt: skip
+
+
+def _take(runner: CommandRunner, kept: Path, folder: Path) -> bool:
+    """Fill a folder from the cache; tell whether it is there."""
+    if not (kept / IMAGE).exists():
+        return False
+    _share(runner, kept, folder)
+    return True
+
+
+def _keep(runner: CommandRunner, folder: Path, kept: Path) -> None:
+    """Put a folder's files into the cache, whole or not at all. It does without where it must."""
+    with contextlib.suppress(OSError, HostCommandError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=kept.parent) as draft:
+            filled = Path(draft, "filled")
+            filled.mkdir()
+            _share(runner, folder, filled)
+            filled.rename(kept)  # fails where another process was faster: it made the same
+
+
+def _share(runner: CommandRunner, source: Path, target: Path) -> None:
+    """Link files, which nobody writes to, or copy them to another file system."""
+    for name in (KERNEL, INITRD, IMAGE):
+        try:
+            os.link(source / name, target / name)
+        except OSError:
+            copy = ["cp", "--sparse=always", "--reflink=auto"]
+            runner.run([*copy, str(source / name), str(target / name)], timeout=600)
 
 
 def _finish(root: Path) -> tuple[Path, Path]:

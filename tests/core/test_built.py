@@ -1,0 +1,50 @@
+"""``image build``: a template of one's own that a builder's options make."""
+
+import pytest
+
+from vmcloner_core import catalog
+from vmcloner_core.errors import Conflict, InvalidRequest, NotFound
+
+
+@pytest.fixture(autouse=True)
+def config(tmp_path, monkeypatch):
+    folder = tmp_path / "config"
+    monkeypatch.setattr(catalog, "user_config_path", lambda _name: folder)
+    return folder / "templates"
+
+
+def test_a_template_is_written_as_it_was_asked(config):
+    options = {"suite": "bookworm", "packages": ["git", "make"], "size": 4 * 1024**3}
+    file = catalog.write_built("ci", "debian-12-built", "debian", options)
+    shipped = catalog.search_path()[-1]
+    found = catalog.Catalog(config.parent, [config, shipped]).template("ci")
+    assert found.origin_file == file
+    assert found.image.builder == "debian"
+    assert found.image.options == options
+    assert found.identity.provider == "cloud-init"
+    assert found.folder == config.parent / "ci"
+
+
+def test_it_is_replaced_and_one_by_hand_is_not(config):
+    catalog.write_built("ci", "debian-12-built", "debian", {"suite": "bookworm"})
+    file = catalog.write_built("ci", "debian-12-built", "debian", {"suite": "trixie"})
+    assert "trixie" in file.read_text()
+    file.write_text('extends = "tiny"\n')
+    with pytest.raises(Conflict, match="by hand"):
+        catalog.write_built("ci", "debian-12-built", "debian", {"suite": "bookworm"})
+    assert file.read_text() == 'extends = "tiny"\n'
+
+
+def test_options_are_checked_before_anything_is_written(lab, config):
+    with pytest.raises(InvalidRequest, match="suite"):
+        lab.engine.build_image("ci", {"suite": "no such suite!"})
+    with pytest.raises(InvalidRequest, match="name"):
+        lab.engine.build_image("../ci", {"suite": "bookworm"})
+    assert not config.exists()
+
+
+def test_what_has_no_builder_is_not_built(lab):
+    with pytest.raises(InvalidRequest, match="no image builder"):
+        lab.engine.build_image("t1")
+    with pytest.raises(NotFound):
+        lab.engine.build_image("nowhere")
