@@ -166,10 +166,11 @@ class ImageSource:
 class KernelSpec:
     """Direct kernel boot: files of the host, and a command line that may hold ``{{ name }}``.
 
-    Relative paths are relative to the template's folder (see :attr:`Template.folder`).
+    Relative paths are relative to the template's folder (see :attr:`Template.folder`). A boot
+    provider that finds a kernel by itself takes the command line alone, and adds it to its own.
     """
 
-    path: Path
+    path: Path | None = None
     initrd: Path | None = None
     cmdline: str = ""
 
@@ -452,7 +453,8 @@ class BootConfig:
         ``cmdline``, absolute paths and text.
     :param devices: libvirt's boot devices, ``hd`` and ``network``, where there is no ``kernel``.
     :param bootloader: an executable of the host that the hypervisor runs at each start and each
-        reboot to get kernel and initrd (Xen's way), absolute; with ``bootloader_args``.
+        reboot to get kernel and initrd (Xen's way), absolute or one of its own programs' names;
+        with ``bootloader_args``. ``cmdline`` is then added to what it says.
     :param on_reboot: what a reboot by the guest does: ``restart`` boots it again from what it has
         been given, ``destroy`` ends the domain, so that the next start asks the provider again.
     :param handover: the boot provider to be asked instead, as if the template named it.

@@ -21,7 +21,9 @@ class DiskBoot(BootProvider):
     def resolve(self, requests: Sequence[BootRequest]) -> Iterator[Outcome[BootConfig]]:
         """See :meth:`BootProvider.resolve`."""
         for request in requests:
-            yield Outcome(key=request.labels.clone, value=BootConfig(devices=("hd",)))
+            yield Outcome(
+                key=request.labels.clone, value=BootConfig(devices=("hd",), source="its first disk")
+            )
 
 
 @hookimpl

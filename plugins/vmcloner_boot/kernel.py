@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vmcloner_boot.cmdline import example, fill_cmdline
 from vmcloner_core.drivers import BootProvider, BootRequest, DriverContext
 from vmcloner_core.errors import InvalidRequest, VmclonerError
 from vmcloner_core.hooks import BootBackend, hookimpl
-from vmcloner_core.model import BootConfig, KernelSpec, Labels, Nic, Outcome, Template
+from vmcloner_core.model import BootConfig, Outcome, Template
 
-MAX_CMDLINE = 2047
-"""Bytes: Linux's COMMAND_LINE_SIZE on x86 (arch/x86/include/asm/setup.h) less the final NUL."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MAGIC = (
     (0x202, b"HdrS"),  # Linux/x86 boot protocol 2.00 and later (Documentation/arch/x86/boot.rst)
     (0, b"\x7fELF"),  # an uncompressed kernel with a PVH or multiboot entry, or Xen's own
@@ -29,8 +26,8 @@ class KernelBoot(BootProvider):
 
     def check(self, template: Template) -> None:
         """See :meth:`BootProvider.check`."""
-        kernel = _kernel(template)
-        _cmdline(kernel, *_example(template), template.values)
+        _paths(template)
+        fill_cmdline(template, *example(template))
         # What an image builder makes isn't there before it has run.
         if template.image.builder is None or template.folder.is_dir():
             _files(template)
@@ -44,12 +41,16 @@ class KernelBoot(BootProvider):
                 if template.name not in files:
                     files[template.name] = _files(template)
                 found = files[template.name]
-                cmdline = _cmdline(_kernel(template), request.labels, request.nics, request.values)
+                cmdline = fill_cmdline(template, request.labels, request.nics, request.values)
             except VmclonerError as error:
                 yield Outcome(key=name, error=error)
                 continue
             config = BootConfig(
-                kernel=found.kernel, initrd=found.initrd, cmdline=cmdline, devices=()
+                kernel=found.kernel,
+                initrd=found.initrd,
+                cmdline=cmdline,
+                devices=(),
+                source=f"template {template.name}",
             )
             yield Outcome(key=name, value=config)
 
@@ -65,23 +66,24 @@ def vmcloner_boot_provider() -> BootBackend:
     )
 
 
-def _kernel(template: Template) -> KernelSpec:
-    if template.kernel is None:
+def _paths(template: Template) -> tuple[Path, Path | None]:
+    kernel = template.kernel
+    if kernel is None or kernel.path is None:
         raise InvalidRequest(
-            f"template {template.name}: boot = 'kernel' needs a table [kernel]",
-            hint="path, and where needed initrd and cmdline",
+            f"template {template.name}: boot = 'kernel' needs a table [kernel] with a path",
+            hint="and where needed initrd and cmdline",
         )
-    return template.kernel
+    return kernel.path, kernel.initrd
 
 
 def _files(template: Template) -> BootConfig:
     """Return a template's kernel and initrd, checked."""
-    kernel = _kernel(template)
-    path = template.folder / kernel.path
+    kernel_path, initrd_path = _paths(template)
+    path = template.folder / kernel_path
     _check_magic(template, path, _read(template, "kernel.path", path))
     initrd = None
-    if kernel.initrd is not None:
-        initrd = template.folder / kernel.initrd
+    if initrd_path is not None:
+        initrd = template.folder / initrd_path
         if not _read(template, "kernel.initrd", initrd):
             raise InvalidRequest(f"template {template.name}: kernel.initrd: {initrd} is empty")
     return BootConfig(kernel=path.absolute(), initrd=initrd and initrd.absolute(), devices=())
@@ -107,40 +109,3 @@ def _check_magic(template: Template, path: Path, head: bytes) -> None:
             f"template {template.name}: kernel.path: {path} is no kernel",
             hint="it must be a bzImage, an ELF image, or one of these compressed by gzip",
         )
-
-
-def _cmdline(
-    kernel: KernelSpec,
-    labels: Labels,
-    nics: tuple[Nic, ...],
-    values: Mapping[str, str | int],
-) -> str:
-    """Return a clone's kernel command line."""
-    from vmcloner_core.placeholders import clone_values, fill  # brings jinja2 with it
-
-    what = f"template {labels.template}: kernel.cmdline"
-    text = fill(kernel.cmdline, clone_values(labels, nics, values), what=what)
-    if _CONTROL.search(text):
-        raise InvalidRequest(f"{what}: has a line break or another control character")
-    size = len(text.encode(errors="surrogatepass"))
-    if size > MAX_CMDLINE:
-        raise InvalidRequest(f"{what}: {size} bytes for {labels.clone}, of {MAX_CMDLINE} at most")
-    return text
-
-
-def _example(template: Template) -> tuple[Labels, tuple[Nic, ...]]:
-    """Return labels and cards as a clone of the template has them, to try its texts on."""
-    labels = Labels(
-        fleet="check",
-        index=1,
-        template=template.name,
-        run="check",
-        owner="check",
-        created="1970-01-01T00:00:00Z",
-        storage="check",
-        hypervisor="check",
-    )
-    return labels, tuple(
-        Nic(spec=spec, mac=f"52:54:00:00:00:{number & 0xFF:02x}")
-        for number, spec in enumerate(template.nics)
-    )

@@ -8,7 +8,7 @@ import pytest
 
 from vmcloner_boot import disk as disk_plugin
 from vmcloner_boot import kernel as kernel_plugin
-from vmcloner_boot.kernel import MAX_CMDLINE
+from vmcloner_boot.cmdline import MAX_CMDLINE
 from vmcloner_core.drivers import BootProvider, BootRequest, DriverContext
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import (

@@ -65,7 +65,9 @@ class TemplateShow(_Named, Record):
             "image": _source(template),
             "disk_size": template.disk_size,
             "nics": [f"{nic.kind}:{nic.source or ''}".rstrip(":") for nic in template.nics],
-            "kernel": str(template.kernel.path) if template.kernel is not None else None,
+            "kernel": str(template.kernel.path)
+            if template.kernel is not None and template.kernel.path is not None
+            else None,
             "cmdline": template.kernel.cmdline if template.kernel is not None else None,
             "ready": template.ready,
             "imported": [origin.pool for origin in origins],

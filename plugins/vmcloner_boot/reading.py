@@ -1,0 +1,289 @@
+"""Disks that others wrote, read within limits: raw and qcow2 images, partitions, plain ranges.
+
+What is read is hostile input. A :class:`Budget` bounds the bytes and the time of all reads on
+behalf of one clone; a read beyond an image's end is short, never an exception of the system's.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import time
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+from vmcloner_core.errors import DeadlineExceeded, HostCommandError, InvalidRequest, WrongState
+
+MAX_BACKING = 8
+"""Files that a qcow2 image may be layered over, one over the other."""
+MIB = 1024**2
+
+
+class Unreadable(WrongState):
+    """What is on the disk can't be made sense of."""
+
+
+class Exhausted(WrongState):
+    """What is on the disk leads on and on."""
+
+
+@attrs.define
+class Budget:
+    """How much may be read on behalf of one clone, and until when.
+
+    :param left: bytes. :param deadline: by :func:`time.monotonic`.
+    """
+
+    left: int = 2048 * MIB
+    deadline: float = attrs.field(factory=lambda: time.monotonic() + 60)
+
+    def spend(self, size: int) -> None:
+        """Take ``size`` bytes of it.
+
+        :raises Exhausted: it is used up. :raises DeadlineExceeded: its time is over.
+        """
+        self.left -= size
+        if self.left < 0:
+            raise Exhausted("what it boots takes more to read than any disk should need")
+        if time.monotonic() > self.deadline:
+            raise DeadlineExceeded("reading what it boots takes too long")
+
+
+class Bytes(ABC):
+    """Something of a fixed size that can be read at any offset."""
+
+    size: int
+
+    @abstractmethod
+    def read(self, offset: int, length: int) -> bytes:
+        """Return up to ``length`` bytes from ``offset``; fewer at the end, none beyond it."""
+
+    def exactly(self, offset: int, length: int) -> bytes:
+        """Return ``length`` bytes from ``offset``.
+
+        :raises Unreadable: there aren't so many.
+        """
+        data = self.read(offset, length)
+        if len(data) != length:
+            raise Unreadable(f"the disk ends before byte {offset + length}")
+        return data
+
+
+@attrs.frozen
+class Range(Bytes):
+    """A part of something: a partition."""
+
+    whole: Bytes
+    start: int
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See :meth:`Bytes.read`."""
+        if offset < 0 or offset >= self.size:
+            return b""
+        return self.whole.read(self.start + offset, min(length, self.size - offset))
+
+
+class RawImage(Bytes):
+    """A file or a block device, read as it is. Closed by :meth:`close`."""
+
+    def __init__(self, path: Path, budget: Budget) -> None:
+        self._budget = budget
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise HostCommandError(f"can't read {path}: {error.strerror}") from error
+        mode = os.fstat(self._descriptor).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            self.close()
+            raise HostCommandError(f"can't read {path}: neither a file nor a block device")
+        self._path = path
+        self.size = os.lseek(self._descriptor, 0, os.SEEK_END)
+        if stat.S_ISBLK(mode):
+            # The guest wrote past this host's cache of the device (cache=none).
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See :meth:`Bytes.read`."""
+        if offset < 0 or offset >= self.size:
+            return b""
+        length = min(length, self.size - offset)
+        self._budget.spend(length)
+        parts: list[bytes] = []
+        while length:
+            try:
+                part = os.pread(self._descriptor, length, offset)
+            except OSError as error:
+                raise HostCommandError(f"can't read {self._path}: {error.strerror}") from error
+            if not part:
+                break
+            parts.append(part)
+            offset += len(part)
+            length -= len(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+
+class Qcow2Image(Bytes):
+    """A qcow2 image, with those that it is layered over.
+
+    Format: docs/interop/qcow2.txt of QEMU, versions 2 and 3. The images are the pool's, not the
+    guest's; still nothing in them is trusted. Snapshots within an image aren't looked at.
+
+    :raises Unreadable: it uses what isn't understood here (encryption, an external data file).
+    """
+
+    _KNOWN = 0b1 | 0b10 | 0b1000  # dirty, corrupt, compression type
+    _MAX_L1 = 32 * MIB  # QEMU's own limit
+
+    def __init__(self, path: Path, budget: Budget, depth: int = 0) -> None:
+        self._files: list[RawImage] = []
+        self._budget = budget
+        try:
+            self._open(path, depth)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, path: Path, depth: int) -> None:
+        if depth > MAX_BACKING:
+            raise Unreadable(f"{path}: more than {MAX_BACKING} images over one another")
+        self._file = RawImage(path, self._budget)
+        self._files.append(self._file)
+        head = self._file.read(0, 112).ljust(112, b"\0")
+        magic, version, backing_at, backing_size, bits, self.size, crypt, l1_size, l1_at = (
+            struct.unpack(">4sIQIIQIIQ", head[:48])
+        )
+        if magic != b"QFI\xfb" or version not in (2, 3):
+            raise Unreadable(f"{path}: not a qcow2 image")
+        features = struct.unpack(">Q", head[72:80])[0] if version == 3 else 0
+        compression = head[104] if version == 3 and features & 0b1000 else 0
+        if crypt or features & ~self._KNOWN or not 9 <= bits <= 21 or compression > 1:
+            raise Unreadable(f"{path}: a qcow2 image of a kind that can't be read here")
+        if l1_size * 8 > self._MAX_L1 or self.size < 0:
+            raise Unreadable(f"{path}: damaged")
+        self._bits, self._zstd = bits, compression == 1
+        self._l1 = struct.unpack(f">{l1_size}Q", self._file.exactly(l1_at, l1_size * 8))
+        self._l2: dict[int, tuple[int, ...]] = {}
+        self._unpacked: tuple[int, bytes] = (-1, b"")
+        self._backing: Bytes | None = None
+        if backing_at:
+            name = self._file.exactly(backing_at, min(backing_size, 1023))
+            self._backing = self._layer(path, os.fsdecode(name), depth)
+
+    def _layer(self, path: Path, name: str, depth: int) -> Bytes:
+        under = path.parent / name.removeprefix("file:")
+        head = RawImage(under, self._budget)
+        self._files.append(head)
+        if head.read(0, 4) != b"QFI\xfb":
+            return head
+        image = Qcow2Image(under, self._budget, depth + 1)
+        self._files.extend(image._files)
+        return image
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See :meth:`Bytes.read`."""
+        if offset < 0 or offset >= self.size:
+            return b""
+        end = min(offset + length, self.size)
+        return b"".join(self._parts(offset, end))
+
+    def _parts(self, offset: int, end: int) -> Iterator[bytes]:
+        size = 1 << self._bits
+        while offset < end:
+            entry = self._entry(offset)
+            within = offset & (size - 1)
+            length = min(size - within, end - offset)
+            host = entry & 0x00FFFFFFFFFFFE00
+            if entry & (1 << 62):
+                yield self._decompressed(entry)[within : within + length]
+            elif entry & 1 or not host:
+                yield self._below(offset, length) if not entry & 1 else bytes(length)
+            else:
+                # Clusters that lie one behind the other are read together.
+                while offset + length < end and length < MIB:
+                    following = self._entry(offset + length)
+                    expected = host + ((within + length) & ~(size - 1))
+                    if following & ~(1 << 63) != expected:
+                        break
+                    length = min(length + size, end - offset)
+                yield self._file.read(host + within, length).ljust(length, b"\0")
+            offset += length
+
+    def _below(self, offset: int, length: int) -> bytes:
+        data = self._backing.read(offset, length) if self._backing is not None else b""
+        return data.ljust(length, b"\0")
+
+    def _entry(self, offset: int) -> int:
+        per_table = 1 << (self._bits - 3)
+        cluster = offset >> self._bits
+        index, within = divmod(cluster, per_table)
+        table_at = self._l1[index] & 0x00FFFFFFFFFFFE00 if index < len(self._l1) else 0
+        if not table_at:
+            return 0
+        if table_at not in self._l2:
+            if len(self._l2) >= 64:
+                self._l2.clear()
+            data = self._file.exactly(table_at, per_table * 8)
+            self._l2[table_at] = struct.unpack(f">{per_table}Q", data)
+        return int(self._l2[table_at][within])
+
+    def _decompressed(self, entry: int) -> bytes:
+        if self._unpacked[0] == entry:
+            return self._unpacked[1]
+        shift = 62 - (self._bits - 8)
+        at = entry & ((1 << shift) - 1)
+        sectors = ((entry >> shift) & ((1 << (62 - shift)) - 1)) + 1
+        packed = self._file.read(at, sectors * 512 - (at & 511))
+        size = 1 << self._bits
+        self._budget.spend(size)
+        data = (_unzstd if self._zstd else _inflate)(packed, size)
+        self._unpacked = (entry, data)
+        return data
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in self._files:
+            file.close()
+        self._files.clear()
+
+
+def _inflate(packed: bytes, size: int) -> bytes:
+    try:
+        data = zlib.decompressobj(-12).decompress(packed, size)
+    except zlib.error as error:
+        raise Unreadable(f"a compressed cluster is damaged: {error}") from error
+    return data.ljust(size, b"\0")
+
+
+def _unzstd(packed: bytes, size: int) -> bytes:
+    try:
+        from compression import zstd  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        from backports import zstd
+    try:
+        data = zstd.ZstdDecompressor().decompress(packed, size)
+    except zstd.ZstdError as error:
+        raise Unreadable(f"a compressed cluster is damaged: {error}") from error
+    return bytes(data).ljust(size, b"\0")
+
+
+def open_image(path: Path, image_format: str, budget: Budget) -> RawImage | Qcow2Image:
+    """Open a clone's disk.
+
+    :param image_format: ``raw`` or ``qcow2``, as its pool says: never guessed from its content.
+    :raises Unreadable, HostCommandError: it can't be read.
+    """
+    if image_format == "raw":
+        return RawImage(path, budget)
+    if image_format == "qcow2":
+        return Qcow2Image(path, budget)
+    raise InvalidRequest(f"{path}: disks of format {image_format!r} can't be read here")

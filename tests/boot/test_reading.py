@@ -1,0 +1,340 @@
+"""Images, partitions and ext file systems, as the real tools make them."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.boot.disks import MIB, disk, ext, run
+from vmcloner_boot.ext import Ext
+from vmcloner_boot.partitions import partitions
+from vmcloner_boot.reading import (
+    Budget,
+    Bytes,
+    Exhausted,
+    Qcow2Image,
+    RawImage,
+    Unreadable,
+    open_image,
+)
+from vmcloner_boot.systems import systems
+from vmcloner_boot.trees import Kind, Tree
+from vmcloner_core.errors import DeadlineExceeded, HostCommandError, VmclonerError
+
+
+class Memory(Bytes):
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.size = len(data)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self.data[offset : offset + length] if offset >= 0 else b""
+
+
+def tree(path: Path, image_format: str = "raw") -> Tree:
+    ((found,), _) = systems(open_image(path, image_format, Budget()))
+    return found
+
+
+def content(tree: Tree, path: str) -> bytes:
+    node = tree.file(path)
+    assert node is not None, path
+    data = b"".join(tree.system.content(node))
+    assert len(data) == node.size
+    return data
+
+
+# --- ext --------------------------------------------------------------------------------------
+
+LARGE = random.Random(1).randbytes(3 * MIB + 17)
+FILES = {
+    "boot/vmlinuz-6.1": b"the kernel",
+    "vmlinuz": Path("boot/vmlinuz-6.1"),
+    "absolute": Path("/boot/vmlinuz-6.1"),
+    "long": Path("/" + "boot/../" * 12 + "boot/vmlinuz-6.1"),
+    "large": LARGE,
+    "empty": b"",
+    "a/b/c/deep": b"x",
+    "small": b"tiny",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("ext2", ["-b", "1024"]),
+        ("ext2", ["-b", "4096"]),
+        ("ext2", ["-O", "^sparse_super,^resize_inode", "-b", "1024"]),
+        ("ext3", ["-b", "1024"]),
+        ("ext4", []),
+        ("ext4", ["-b", "1024", "-O", "^64bit"]),
+        ("ext4", ["-O", "inline_data", "-I", "512"]),
+        ("ext4", ["-O", "meta_bg,^resize_inode"]),
+        ("ext4", ["-O", "metadata_csum_seed,large_dir,casefold"]),
+        ("ext4", ["-b", "1024", "-O", "^flex_bg,meta_bg,^resize_inode", "-g", "1024"]),
+        ("ext4", ["-I", "128"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value) or "plain",
+)
+def test_ext(tmp_path: Path, kind: str, options: list[str]) -> None:
+    found = tree(ext(tmp_path / "fs", FILES, *options, kind=kind))
+    for path in ("vmlinuz", "absolute", "long", "/boot/vmlinuz-6.1"):
+        assert content(found, path) == b"the kernel"
+    assert content(found, "large") == LARGE
+    assert content(found, "empty") == b""
+    assert content(found, "a/b/c/deep") == b"x"
+    assert content(found, "small") == b"tiny"
+    assert set(found.names("/")) == {
+        "boot", "vmlinuz", "absolute", "long", "large", "empty", "a", "small", "lost", "lost+found",
+    }  # fmt: skip
+    assert found.file("boot") is None
+    assert found.file("nothing") is None
+    assert found.file("large/x") is None
+
+
+def test_many_names_in_one_folder(tmp_path: Path) -> None:
+    files = {f"many/{'n' * 60}{number}": str(number) for number in range(600)}
+    found = tree(ext(tmp_path / "fs", files, "-O", "dir_index"))
+    assert len(found.names("many")) == 600
+    assert content(found, f"many/{'n' * 60}234") == b"234"
+
+
+@pytest.mark.parametrize("kind", ["ext2", "ext4"])
+def test_holes_are_zeros(tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "fs.d"
+    root.mkdir()
+    with (root / "holes").open("wb") as stream:
+        stream.seek(5 * MIB)
+        stream.write(b"middle")
+        stream.truncate(9 * MIB)
+    found = tree(ext(tmp_path / "fs", {}, kind=kind))
+    assert content(found, "holes") == (bytes(5 * MIB) + b"middle").ljust(9 * MIB, b"\0")
+
+
+def test_an_identity(tmp_path: Path) -> None:
+    uuid = "6f1cbc1e-5b1f-4a39-8d4f-3f2f0e6d1c01"
+    found = tree(ext(tmp_path / "fs", {}, "-U", uuid, "-L", "BOOT"))
+    assert (found.system.uuid, found.system.label) == (uuid, "BOOT")
+
+
+def test_links_stay_inside(tmp_path: Path) -> None:
+    files = {
+        "up": Path("../../../../etc/hostname"),
+        "root": Path("/../../.."),
+        "etc/hostname": b"of the guest",
+        "loop": Path("loop"),
+        "ping": Path("pong"),
+        "pong": Path("ping"),
+        "dir": Path("etc"),
+    }
+    found = tree(ext(tmp_path / "fs", files))
+    assert content(found, "up") == b"of the guest"
+    assert content(found, "root/etc/hostname") == b"of the guest"
+    assert content(found, "dir/../etc/hostname") == b"of the guest"
+    for path in ("loop", "ping", "loop/x"):
+        with pytest.raises(Unreadable, match="too many links"):
+            found.file(path)
+
+
+def test_sixteen_links_and_no_more(tmp_path: Path) -> None:
+    files: dict[str, object] = {f"l{number}": Path(f"l{number - 1}") for number in range(1, 18)}
+    found = tree(ext(tmp_path / "fs", {**files, "l0": b"end"}))
+    assert content(found, "l16") == b"end"
+    with pytest.raises(Unreadable):
+        found.file("l17")
+
+
+# --- partitions -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", ["gpt", "dos"])
+def test_partitions(tmp_path: Path, table: str) -> None:
+    first = ext(tmp_path / "one", {"one": b"1"}, size=4)
+    second = ext(tmp_path / "two", {"two": b"2"}, size=8)
+    image = RawImage(disk(tmp_path / "disk", table, [first, None, second]), Budget())
+    trees, skipped = systems(image)
+    assert [found.place for found in trees] == ["partition 1", "partition 3"]
+    assert [found.table for found in trees] == ["gpt" if table == "gpt" else "msdos"] * 2
+    assert content(trees[1], "two") == b"2"
+    assert skipped == ()
+
+
+def test_logical_partitions(tmp_path: Path) -> None:
+    parts = [ext(tmp_path / name, {name: name}, size=4) for name in ("p1", "l5", "l6", "l7")]
+    image = RawImage(disk(tmp_path / "disk", "dos", parts, logical=1), Budget())
+    trees, _ = systems(image)
+    assert [found.partition for found in trees] == [1, 5, 6, 7]
+    assert content(trees[3], "l7") == b"l7"
+
+
+def test_a_file_system_on_the_whole_disk(tmp_path: Path) -> None:
+    found = tree(ext(tmp_path / "fs", {"x": b"x"}))
+    assert (found.place, found.partition) == ("the disk", 0)
+
+
+def test_a_chain_of_logical_partitions_that_is_a_loop(tmp_path: Path) -> None:
+    parts = [ext(tmp_path / name, {}, size=4) for name in ("p1", "l5", "l6")]
+    path = disk(tmp_path / "disk", "dos", parts, logical=1)
+    data = bytearray(path.read_bytes())
+    start = next(int.from_bytes(data[454 + i : 458 + i], "little") for i in (16,))
+    link = start * 512 + 446 + 16
+    data[link + 8 : link + 12] = (0).to_bytes(4, "little")  # to itself
+    assert [p.number for p in partitions(Memory(bytes(data)))] == [1, 5]
+
+
+def test_a_damaged_gpt(tmp_path: Path) -> None:
+    path = disk(tmp_path / "disk", "gpt", [ext(tmp_path / "fs", {}, size=4)])
+    data = bytearray(path.read_bytes())
+    data[512:520] = b"nonsense"
+    with pytest.raises(Unreadable, match="GUID partition table"):
+        partitions(Memory(bytes(data)))
+
+
+# --- qcow2 ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["-c"],
+        ["-c", "-o", "compression_type=zstd"],
+        ["-o", "cluster_size=4096"],
+        ["-o", "compat=0.10"],
+        ["-c", "-o", "cluster_size=512"],
+    ],
+    ids=" ".join,
+)
+def test_qcow2(tmp_path: Path, options: list[str]) -> None:
+    raw = ext(tmp_path / "fs", FILES)
+    path = tmp_path / "image.qcow2"
+    run("qemu-img", "convert", "-O", "qcow2", *options, raw, path)
+    image = Qcow2Image(path, Budget())
+    assert image.size == raw.stat().st_size
+    whole = b"".join(image.read(at, MIB - 7) for at in range(0, image.size, MIB - 7))
+    assert whole == raw.read_bytes()
+    image.close()
+    assert content(tree(path, "qcow2"), "large") == LARGE
+
+
+def test_overlays(tmp_path: Path) -> None:
+    raw = ext(tmp_path / "base.raw", FILES)
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", raw, tmp_path / "one")
+    run(
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-F",
+        "qcow2",
+        "-b",
+        "one",
+        tmp_path / "two",
+        "64M",
+    )
+    data = random.Random(2).randbytes(200_000)
+    (tmp_path / "data").write_bytes(data)
+    at = 1_234_944
+    io = f"write -s {tmp_path / 'data'} {at} {len(data) // 512 * 512}"
+    run("qemu-io", "-f", "qcow2", "-c", io, "-c", "write -z 2M 64k", tmp_path / "two")
+    expected = bytearray(raw.read_bytes().ljust(64 * MIB, b"\0"))
+    expected[at : at + len(data) // 512 * 512] = data[: len(data) // 512 * 512]
+    expected[2 * MIB : 2 * MIB + 65536] = bytes(65536)
+    image = open_image(tmp_path / "two", "qcow2", Budget())
+    assert b"".join(image.read(o, MIB) for o in range(0, image.size, MIB)) == expected
+    image.close()
+
+
+def test_overlays_over_one_another_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    run("qemu-img", "create", "-q", "-f", "qcow2", path, "1M")
+    data = bytearray(path.read_bytes())
+    data[8:20] = (0x1000).to_bytes(8, "big") + (5).to_bytes(4, "big")
+    data[0x1000:0x1005] = b"image"
+    path.write_bytes(data)
+    with pytest.raises(Unreadable, match="over one another"):
+        Qcow2Image(path, Budget())
+    links = Path("/proc/self/fd").iterdir()
+    assert path not in [link.readlink() for link in links if link.is_symlink()]
+
+
+@pytest.mark.parametrize("options", ["encryption=on", "extended_l2=on,cluster_size=65536"])
+def test_qcow2_of_other_kinds(tmp_path: Path, options: str) -> None:
+    path = tmp_path / "image"
+    if options == "encryption=on":  # making it for real takes a key's derivation of 10 s
+        run("qemu-img", "create", "-q", "-f", "qcow2", path, "1M")
+        data = bytearray(path.read_bytes())
+        data[35] = 2
+        path.write_bytes(data)
+    else:
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, path, "1M")
+    with pytest.raises(Unreadable, match="can't be read here"):
+        open_image(path, "qcow2", Budget())
+
+
+# --- limits -----------------------------------------------------------------------------------
+
+
+def test_bytes_and_time_are_bounded(tmp_path: Path) -> None:
+    path = ext(tmp_path / "fs", FILES)
+    with pytest.raises(Exhausted, match="takes more to read"):
+        systems(RawImage(path, Budget(left=1000)))
+    with pytest.raises(DeadlineExceeded):
+        systems(RawImage(path, Budget(deadline=0)))
+
+
+def test_what_is_no_disk(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/null"), tmp_path / "nothing"):
+        with pytest.raises(HostCommandError):
+            RawImage(path, Budget())
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    folder = tmp_path_factory.mktemp("images")
+    files = {**FILES, "large": LARGE[:100_000]}
+    made = [
+        ext(folder / "ext2", files, kind="ext2", size=2),
+        ext(folder / "ext4", files, "-O", "inline_data", "-I", "512", size=2),
+        disk(folder / "gpt", "gpt", [ext(folder / "p", files, size=2)]),
+        disk(folder / "dos", "dos", [None, ext(folder / "l", files, size=2)], logical=1),
+    ]
+    return [path.read_bytes() for path in made]
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_damage_is_an_error_of_ours(images: list[bytes], data: st.DataObject) -> None:
+    """Whatever bytes are changed, reading ends, within bounds, well or with our error."""
+    image = bytearray(data.draw(st.sampled_from(images)))
+    # Where the structures are: in the first and the last kilobytes of what is not file content.
+    for _ in range(data.draw(st.integers(1, 8))):
+        at = data.draw(st.integers(0, min(len(image), 400_000) - 8))
+        patch = data.draw(st.binary(min_size=1, max_size=8) | st.just(b"\xff" * 4))
+        image[at : at + len(patch)] = patch
+    try:
+        trees, _ = systems(Memory(bytes(image)))
+        for found in trees:
+            for path in ("vmlinuz", "long", "large", "a/b/c/deep", "small"):
+                node = found.find(path)
+                if node is not None and node.kind is Kind.FILE and node.size < 4 * MIB:
+                    b"".join(found.system.content(node))
+            found.names("/")
+    except VmclonerError:
+        pass
+
+
+def test_an_unknown_feature(tmp_path: Path) -> None:
+    image = bytearray(ext(tmp_path / "fs", {}).read_bytes())
+    image[1024 + 0x60 + 3] |= 0x80
+    with pytest.raises(Unreadable, match="features"):
+        Ext(Memory(bytes(image)))
+    ((), (skipped,)) = systems(Memory(bytes(image)))
+    assert "features" in skipped.reason
