@@ -94,7 +94,7 @@ def vendor_data(identity: Identity, host_key: str, host_key_public: str) -> byte
         "disable_root": identity.user != "root",
         "users": [user],
         "ssh_deletekeys": True,
-        "ssh_keys": {"ed25519_private": host_key, "ed25519_public": host_key_public},
+        "ssh_keys": {"ed25519_private": host_key, "ed25519_public": f"{host_key_public}\n"},
         # systemd gives itself the domain's UUID; an image that was booted before keeps its own.
         "bootcmd": [
             [

@@ -99,7 +99,7 @@ def test_the_seed_says_who_the_clone_is(provider, tmp_path):
     meta = yaml.safe_load(found["meta-data"])
     assert meta == {"instance-id": str(uuid.UUID(int=2)), "local-hostname": "web-7"}
     vendor = yaml.safe_load(found["vendor-data"])
-    assert vendor["ssh_keys"] == {"ed25519_private": PRIVATE, "ed25519_public": PUBLIC}
+    assert vendor["ssh_keys"] == {"ed25519_private": PRIVATE, "ed25519_public": f"{PUBLIC}\n"}
     assert vendor["users"] == [{"name": "root", "ssh_authorized_keys": [PUBLIC]}]
     assert vendor["disable_root"] is False
     assert "a" * 32 in vendor["bootcmd"][0][2]

@@ -100,7 +100,14 @@ def nothing(spec: DomainSpec) -> tuple[DomainSpec, str]:
     return attrs.evolve(spec, nics=(), options=options), "qemu"
 
 
-SHAPES = (disk, emulated, kernel, server, nothing)
+def seeded(spec: DomainSpec) -> tuple[DomainSpec, str]:
+    devices = '<watchdog model="i6300esb" action="{{ action }}"/>'
+    options = DomainOptions(devices=devices, on_reboot="destroy", on_crash="preserve")
+    seed = Path("/var/lib/vmcloner/identity/web-1/seed.iso")
+    return attrs.evolve(spec, seed=seed, options=options, values={"action": "reset"}), "qemu"
+
+
+SHAPES = (disk, emulated, kernel, server, nothing, seeded)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -321,3 +328,28 @@ def test_a_boot_loader_of_the_host(plain: DomainSpec) -> None:
     loader = BootConfig(bootloader=Path("/usr/lib/xen-4.17/bin/pygrub"))
     with pytest.raises(InvalidRequest, match="run once"):
         once(render(plain).xml, loader)
+
+
+# --- devices that a template adds ----------------------------------------------------------------
+
+
+def test_a_seed_is_a_cd_where_disks_are_not_virtio(plain: DomainSpec) -> None:
+    spec = attrs.evolve(plain, seed=Path("/s.iso"), options=DomainOptions(disk_bus="sata"))
+    seed = etree.fromstring(render(spec).xml).findall("devices/disk")[-1]
+    assert seed.get("device") == "cdrom"
+    assert seed.find("readonly") is not None
+
+
+def test_a_value_in_devices_stays_a_value(plain: DomainSpec) -> None:
+    options = DomainOptions(devices='<tpm model="{{ model }}"/>')
+    spec = attrs.evolve(plain, options=options, values={"model": '"/><disk type="&'})
+    root = etree.fromstring(render(spec).xml)
+    assert root.find("devices/tpm").get("model") == '"/><disk type="&'
+    assert len(root.findall("devices/disk")) == 1
+
+
+@pytest.mark.parametrize("devices", ["<tpm>", "</devices><x/><devices>", "{{ nobody }}"])
+def test_devices_that_are_none_are_refused(plain: DomainSpec, devices: str) -> None:
+    spec = attrs.evolve(plain, options=DomainOptions(devices=devices))
+    with pytest.raises(InvalidRequest, match=r"domain\.devices"):
+        render(spec)
