@@ -1,0 +1,122 @@
+"""Activate and deactivate volumes, those of concurrent callers together.
+
+A command of LVM costs the same for one volume and for fifty, so what is asked for while one is
+running waits, and is done by the next in one go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from vmcloner_core.errors import HostCommandError, VmclonerError, WrongState
+from vmcloner_lvm.commands import Lvm
+from vmcloner_lvm.devmapper import DeviceMapper, device_name
+from vmcloner_lvm.holders import Holders
+
+MANY = 100
+"""Volumes a command."""
+_SETTLING = 5.0
+"""Seconds in which udev is done with looking at a device, or has made its name."""
+_PAUSE = 0.1
+
+Results = Mapping[str, VmclonerError | None]
+
+
+class Together:
+    """Does what several threads ask for in as few calls as may be."""
+
+    def __init__(self, work: Callable[[Sequence[str]], Results]) -> None:
+        self._work = work
+        self._asked: list[str] = []
+        self._guard = threading.Lock()
+        self._turn = threading.Lock()
+        self._done: dict[str, VmclonerError | None] = {}
+
+    def __call__(self, names: Iterable[str]) -> Results:
+        """Do the work for ``names``; returns each one's error, None for success."""
+        wanted = list(dict.fromkeys(names))
+        with self._guard:
+            self._asked += wanted
+        with self._turn:  # whoever is first does it for all that wait
+            with self._guard:
+                batch, self._asked = list(dict.fromkeys(self._asked)), []
+            if batch:
+                self._done.update(self._work(batch))
+            return {name: self._done[name] for name in wanted}
+
+
+def activate(lvm: Lvm, mapper: DeviceMapper, names: Sequence[str]) -> Results:
+    """Activate volumes; returns each one's error, None where it can be used now."""
+    active = _active(lvm, mapper, names)
+    for some in _parts([name for name in names if name not in active]):
+        with contextlib.suppress(HostCommandError):  # which of them, is seen below
+            lvm.run("lvchange", "-ay", "-K", *(f"{lvm.group}/{name}" for name in some))
+    return {name: _activated(lvm, mapper, name) for name in names}
+
+
+def _activated(lvm: Lvm, mapper: DeviceMapper, name: str) -> VmclonerError | None:
+    path = Path(f"/dev/{lvm.group}/{name}")
+    try:
+        if mapper.device(device_name(lvm.group, name)) is None:
+            lvm.run("lvchange", "-ay", "-K", f"{lvm.group}/{name}")  # alone, for its message
+        deadline = time.monotonic() + _SETTLING
+        while not path.exists():
+            if time.monotonic() > deadline:
+                raise HostCommandError(f"{path} didn't appear", hint="udevadm settle")
+            time.sleep(_PAUSE)
+    except VmclonerError as error:
+        return error
+    return None
+
+
+def deactivate(
+    lvm: Lvm, mapper: DeviceMapper, names: Sequence[str], *, held: bool = False
+) -> Results:
+    """Deactivate volumes; returns each one's error: WrongState, naming the user, for one in use.
+
+    udev looks at a device whenever it was written to: it gets a moment to be done with it.
+
+    :param held: this process holds the group's lock.
+    """
+    deadline = time.monotonic() + _SETTLING
+    left = _active(lvm, mapper, names)
+    holders: dict[str, str] = {}
+    while left:
+        opened = {name for name, (count, _) in left.items() if count}
+        idle = [name for name in left if name not in opened]
+        for some in _parts(idle):
+            with contextlib.suppress(HostCommandError):
+                lvm.run("lvchange", "-an", *(f"{lvm.group}/{name}" for name in some), held=held)
+        left = _active(lvm, mapper, list(left))
+        users = Holders()
+        holders = {name: users.name(number) for name, (_, number) in left.items()}
+        lasting = all(holders.values()) and not any("udev" in user for user in holders.values())
+        if not left or lasting or time.monotonic() > deadline:
+            break
+        time.sleep(_PAUSE)
+    return {name: _busy(lvm, name, holders[name]) if name in left else None for name in names}
+
+
+def _active(lvm: Lvm, mapper: DeviceMapper, names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Return those of ``names`` that are active, with how often each is open and its number."""
+    found = {}
+    for name in names:
+        device = mapper.device(device_name(lvm.group, name))
+        if device is not None:
+            found[name] = (device.opened, device.number)
+    return found
+
+
+def _busy(lvm: Lvm, name: str, user: str) -> WrongState:
+    return WrongState(
+        f"volume {lvm.group}/{name} is in use" + (f" by {user}" if user else ""),
+        hint="stop the clone first",
+    )
+
+
+def _parts(names: Sequence[str]) -> list[Sequence[str]]:
+    return [names[start : start + MANY] for start in range(0, len(names), MANY)]

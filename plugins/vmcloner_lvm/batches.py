@@ -1,0 +1,153 @@
+"""Make and remove many volumes: in one transaction where that is provably safe, else by LVM."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from vmcloner_core.errors import HostCommandError, NotEnoughResources, VmclonerError
+from vmcloner_lvm.devmapper import PoolStatus, device_name
+from vmcloner_lvm.recovery import DRAFT, abandon
+from vmcloner_lvm.session import Session
+from vmcloner_lvm.transaction import NewVolume, queue, settle
+from vmcloner_lvm.volumegroup import ThinPool, VolumeGroup, strings
+
+Strategy = Literal["auto", "transaction", "lvcreate"]
+_TRIED = ((2, 3, 2), (2, 4, 0))
+"""Versions of LVM whose metadata is edited: from the first to before the last."""
+
+
+def doubt(group: VolumeGroup, pool: ThinPool, status: PoolStatus) -> str | None:
+    """Return why the metadata had better not be edited; None if nothing speaks against it."""
+    return next(_doubts(group, pool, status), None)
+
+
+def _doubts(group: VolumeGroup, pool: ThinPool, status: PoolStatus) -> Iterator[str]:
+    version = group.version
+    if version is None or not _TRIED[0] <= version < _TRIED[1]:
+        yield f"metadata written by LVM {'.'.join(map(str, version or ())) or 'of no version'}"
+    if group.values.get("format") != "lvm2":
+        yield "metadata of another format"
+    if group.values.get("lock_type", "none") != "none":
+        yield f"locked by {group.values['lock_type']}"
+    flags = (*strings(group.values, "status"), *strings(group.values, "flags"))
+    odd = {"CLUSTERED", "SHARED", "PARTIAL", "EXPORTED"}.intersection(flags)
+    if odd or group.missing:
+        yield f"{', '.join(sorted(odd) or group.missing)} in the metadata"
+    if pool.messages:
+        yield "messages of LVM's own pending"
+    if status.transaction_id != pool.transaction_id:
+        yield f"transaction id {status.transaction_id} in the kernel, {pool.transaction_id} noted"
+
+
+def create(session: Session, new: Sequence[NewVolume], strategy: Strategy) -> None:
+    """Make volumes, all or none in a transaction, one after the other by LVM.
+
+    :raises VmclonerError: some were not made; which, only the metadata tells.
+    """
+    session.check_room(len(new))
+    if strategy != "lvcreate":
+        why = doubt(session.group, session.pool, session.status()) or _active_origin(session, new)
+        if why is None:
+            try:
+                _transact(session, create=new)
+            except (NotEnoughResources, OSError):
+                raise
+            except VmclonerError:
+                if strategy == "transaction" or session.pool.messages:
+                    raise
+            else:
+                return
+        elif strategy == "transaction":
+            raise HostCommandError(f"thin pool {session}: no transaction: {why}", hint=_AUTO)
+    for each in new:
+        _lvcreate(session, each)
+    session.reread()
+
+
+_AUTO = "strategy = 'auto' would use lvcreate"
+
+
+def remove(session: Session, names: Sequence[str], strategy: Strategy) -> None:
+    """Remove volumes that aren't active; as :func:`create`."""
+    if strategy != "lvcreate":
+        why = doubt(session.group, session.pool, session.status())
+        if why is None:
+            try:
+                _transact(session, delete=names)
+            except VmclonerError:
+                if strategy == "transaction" or session.pool.messages:
+                    raise
+            else:
+                return
+        elif strategy == "transaction":
+            raise HostCommandError(f"thin pool {session}: no transaction: {why}", hint=_AUTO)
+    left = [name for name in names if name in session.reread().thin]
+    if left:
+        full = [f"{session.lvm.group}/{name}" for name in left]
+        session.lvm.run("lvremove", "-y", *full, held=True)
+    session.reread()
+
+
+def _active_origin(session: Session, new: Sequence[NewVolume]) -> str | None:
+    for name in {each.origin for each in new if each.origin is not None}:
+        if session.mapper.device(device_name(session.lvm.group, name)) is not None:
+            return f"{name} is active"  # a snapshot of what may be written needs it suspended
+    return None
+
+
+def _transact(
+    session: Session, *, create: Sequence[NewVolume] = (), delete: Sequence[str] = ()
+) -> None:
+    """Make and remove volumes in one transaction.
+
+    1. The metadata says what shall be, with a message to the kernel for each volume.
+    2. The kernel is told.
+    3. The metadata says that it is done.
+    4. It is read back and compared.
+
+    A crash before 1 leaves nothing, one after it what ``recover`` brings to an end.
+    """
+    before = session.group
+    made_by = (os.uname().nodename, int(time.time()))
+    queued = queue(before, session.pool_name, create=create, delete=delete, created=made_by)
+    session.check_area(queued, len(create))
+    try:
+        session.restore(queued)
+        session.tell({each.name: each.head for each in create if each.head})
+    except VmclonerError:
+        abandon(session)
+        raise
+    session.restore(settle(session.group, session.pool_name))
+    _verify(session, queued, [each.name for each in create], delete)
+
+
+def _verify(session: Session, meant: VolumeGroup, made: Sequence[str], gone: Sequence[str]) -> None:
+    found = session.reread()
+    same = all(found.thin.get(name) == meant.thin[name] for name in made)
+    pool, kernel = session.pool, session.status().transaction_id
+    if pool.messages or pool.transaction_id != kernel or not same or found.thin.keys() & {*gone}:
+        raise HostCommandError(
+            f"volume group {found.name}: LVM's metadata isn't what was written", hint="vgck"
+        )
+
+
+def _lvcreate(session: Session, new: NewVolume) -> None:
+    """Make a volume by LVM's own command."""
+    full, thin = f"{session.lvm.group}/{new.name}", session.group.thin
+    unfinished = bool(new.head) or (new.origin is not None and thin[new.origin].size != new.size)
+    tagged = [f"--addtag={tag}" for tag in (*new.tags, *([DRAFT] if unfinished else []))]
+    made = ["-n", new.name, "-an", "-ky", *tagged]
+    if new.origin is None:
+        session.lvm.run("lvcreate", "-V", f"{new.size}b", "-T", *made, str(session), held=True)
+    else:
+        session.lvm.run("lvcreate", "-s", *made, f"{session.lvm.group}/{new.origin}", held=True)
+    if not unfinished:
+        return
+    if new.origin is not None:
+        session.lvm.run("lvextend", "-y", "-L", f"{new.size}b", full, held=True)
+    if new.head:
+        session.write_head(session.reread().thin[new.name], new.head)
+    session.lvm.run("lvchange", f"--deltag={DRAFT}", full, held=True)

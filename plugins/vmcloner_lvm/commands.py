@@ -1,0 +1,136 @@
+"""Run LVM's commands for one volume group, and read what they say."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from vmcloner_core.errors import BackendError, HostCommandError, NotFound, WrongState
+from vmcloner_core.process import CommandRunner
+from vmcloner_lvm.metadata import write
+from vmcloner_lvm.volumegroup import VolumeGroup
+
+TIMEOUT = 300.0
+# A command of ours must not outlive the process that holds the lock for it.
+_BOUND = ("setpriv", "--pdeathsig", "KILL")
+# Their lock is ours already, and lvcreate takes no --nolocking where volumes are thin: so they
+# lock elsewhere.
+_HELD = ("--config", 'global/locking_dir="/run/lock/vmcloner/lvm"')
+_QUIET = {"LVM_SUPPRESS_FD_WARNINGS": "1"}
+_FACTS = "vg_mda_size,vg_mda_free,vg_free,vg_exported,vg_partial,vg_shared"
+_LOCKING = "/run/lock/lvm"
+
+
+@attrs.frozen(kw_only=True)
+class GroupFacts:
+    """What LVM says of a volume group that its metadata text doesn't. Sizes in bytes.
+
+    :param area, area_free: one copy's metadata area, and what is free in it.
+    :param shared: kept by lvmlockd, for several hosts.
+    """
+
+    area: int
+    area_free: int
+    free: int
+    exported: bool
+    partial: bool
+    shared: bool
+
+
+@attrs.frozen
+class Lvm:
+    """LVM's commands, aimed at one volume group. Thread-safe."""
+
+    group: str
+    runner: CommandRunner
+
+    def run(self, command: str, *words: str, held: bool = False, timeout: float = TIMEOUT) -> bytes:
+        """Run a command; returns what it printed.
+
+        :param held: this process holds the group's lock, so the command must not take it.
+        :raises VmclonerError: it failed; for a group that isn't there or isn't usable, says so.
+        """
+        argv = [*_BOUND, command, *(_HELD if held else ()), *words]
+        try:
+            return self.runner.run(argv, timeout=timeout, env=_QUIET).stdout
+        except HostCommandError as error:
+            raise HostCommandError(error.message.replace("setpriv", command, 1)) from error
+
+    def read(self, *, held: bool = False) -> VolumeGroup:
+        """Return the group's metadata.
+
+        :raises NotFound: there is no such group.
+        :raises WrongState: it is exported, or another system's.
+        """
+        with tempfile.TemporaryDirectory(prefix="vmcloner-lvm-") as folder:
+            path = Path(folder) / "metadata"
+            try:
+                self.run("vgcfgbackup", "-f", str(path), self.group, held=held)
+                text = path.read_text()
+            except (HostCommandError, OSError) as error:
+                self._explain(held=held)
+                raise HostCommandError(
+                    f"volume group {self.group}: its metadata can't be read: {error}"
+                ) from error
+        return VolumeGroup.parse(text, self.group)
+
+    def restore(self, group: VolumeGroup) -> None:
+        """Make ``group`` the group's metadata; this process holds the group's lock."""
+        with tempfile.TemporaryDirectory(prefix="vmcloner-lvm-") as folder:
+            path = Path(folder) / "metadata"
+            path.write_text(write(group.tree))
+            self.run("vgcfgrestore", "--force", "-y", "-f", str(path), self.group, held=True)
+
+    def facts(self, *, held: bool = False) -> GroupFacts:
+        """Return what is known of the group beside its metadata.
+
+        :raises NotFound: there is no such group.
+        """
+        rows = self.report("vgs", _FACTS, "--select", f"vg_name={self.group}", held=held)
+        if not rows:
+            names = [str(row["vg_name"]) for row in self.report("vgs", "vg_name", held=held)]
+            hint = f"known: {', '.join(names)}" if names else "vmcloner host prepare lvm --help"
+            raise NotFound(f"no volume group {self.group}", hint=hint)
+        row = rows[0]
+        return GroupFacts(
+            area=int(row["vg_mda_size"]),
+            area_free=int(row["vg_mda_free"]),
+            free=int(row["vg_free"]),
+            exported=bool(row["vg_exported"]),
+            partial=bool(row["vg_partial"]),
+            shared=bool(row["vg_shared"]),
+        )
+
+    def report(
+        self, command: str, fields: str, *words: str, held: bool = False
+    ) -> Sequence[dict[str, Any]]:
+        """Return the rows of a reporting command (vgs, lvs, pvs), sizes as numbers of bytes."""
+        output = self.run(
+            command, "--reportformat", "json", "--units", "b", "--nosuffix", "-o", fields, *words,
+            held=held,
+        )  # fmt: skip
+        try:
+            [report] = json.loads(output)["report"]
+            rows: list[dict[str, Any]] = next(iter(report.values()))
+        except (ValueError, KeyError, TypeError, StopIteration) as error:
+            raise HostCommandError(f"{command}: its report can't be read") from error
+        return rows
+
+    def locking_folder(self) -> Path:
+        """Return where LVM keeps its locks: its setting ``global/locking_dir``."""
+        output = self.run("lvmconfig", "--type", "full", "global/locking_dir").decode().strip()
+        return Path(output.partition("=")[2].strip('"') or _LOCKING)
+
+    def _explain(self, *, held: bool) -> None:
+        """Say why the group's metadata can't be had, where that can be told."""
+        if self.runner.which("vgs") is None:
+            raise BackendError("lvm2 isn't installed", hint="apt-get install lvm2")
+        if self.facts(held=held).exported:
+            raise WrongState(
+                f"volume group {self.group} is exported", hint=f"vgimport {self.group}"
+            )

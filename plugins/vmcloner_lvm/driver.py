@@ -1,0 +1,271 @@
+"""The storage driver ``lvm-thin``: a pool is a thin pool of a volume group.
+
+Clones are thin snapshots: they share their template's blocks and don't need it afterwards. A
+batch is made, or removed, in one transaction of LVM (see ``batches``), with its labels as tags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
+from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, WrongState
+from vmcloner_core.model import (
+    AS_IT_COMES,
+    Capacity,
+    Check,
+    CloneMode,
+    CloneRequest,
+    Copying,
+    Origin,
+    Outcome,
+    Progress,
+    Volume,
+)
+from vmcloner_core.units import format_size
+from vmcloner_lvm import batches, doctor, tags
+from vmcloner_lvm.activation import Together, activate, deactivate
+from vmcloner_lvm.commands import Lvm
+from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper
+from vmcloner_lvm.importing import Importer, remove_image
+from vmcloner_lvm.naming import checked, origin_name
+from vmcloner_lvm.pool import Pool
+from vmcloner_lvm.records import as_volume, disk, image, image_of, labels_of
+from vmcloner_lvm.session import Session
+from vmcloner_lvm.settings import LvmThinSettings
+from vmcloner_lvm.transaction import NewVolume
+
+
+class LvmThinDriver(StorageDriver):
+    """Keeps a pool in an LVM thin pool."""
+
+    # One transaction costs three commands, however many volumes; a batch is as small as it is
+    # so that the first clones can start while others are being made.
+    clone_lane = Lane(batch=256)
+    delete_lane = Lane(batch=1024)
+    modes = frozenset({CloneMode.LINKED})
+
+    def __init__(
+        self,
+        context: DriverContext,
+        settings: LvmThinSettings,
+        mapper: DeviceMapper | None = None,
+    ) -> None:
+        super().__init__(context)
+        self._settings = settings
+        self._mapper = mapper or KernelDeviceMapper()
+        self._lvm = Lvm(settings.vg, context.runner)
+        self._pool = Pool(self._lvm, settings.thinpool, self._mapper)
+        self._importer = Importer(self._pool, context.runner, context.host.state / "import")
+        self._activate = Together(lambda names: activate(self._lvm, self._mapper, names))
+        self._deactivate = Together(lambda names: deactivate(self._lvm, self._mapper, names))
+
+    def probe(self) -> Iterator[Check]:
+        """See :meth:`StorageDriver.probe`."""
+        return doctor.examine_pool(self.name, self._pool, self._settings.strategy)
+
+    # --- origins --------------------------------------------------------------------------------
+
+    def import_image(
+        self,
+        template: str,
+        image: ImageFile,
+        progress: Progress,
+        copying: Copying = AS_IT_COMES,
+    ) -> Outcome[Origin]:
+        """See :meth:`StorageDriver.import_image`. Clones don't need the image that is replaced."""
+        record, changed = self._importer.run(template, image, progress, copying)
+        return Outcome(key=template, value=record.origin(self.name), changed=changed)
+
+    def origins(self) -> tuple[Origin, ...]:
+        """See :meth:`StorageDriver.origins`."""
+        volumes = self._pool.read().thin.values()
+        found = [image_of(each) for each in volumes if each.pool == self._pool.name]
+        origins = [record.origin(self.name) for record in found if record is not None]
+        return tuple(sorted(origins, key=lambda origin: origin.template))
+
+    def delete_origin(self, template: str) -> Outcome[None]:
+        """See :meth:`StorageDriver.delete_origin`. Clones don't need it."""
+        if image(self._pool.read(), self._pool.name, template) is None:
+            return Outcome(key=template, changed=False)
+        with self._pool.locked() as session:
+            found = image(session.group, self._pool.name, template)
+            if found is not None:
+                remove_image(session, template)
+        return Outcome(key=template, changed=found is not None)
+
+    # --- volumes --------------------------------------------------------------------------------
+
+    def clone(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
+        """See :meth:`StorageDriver.clone`."""
+        with self._pool.locked() as session:
+            outcomes = self._clone(session, requests)
+        yield from outcomes
+
+    def _clone(self, session: Session, requests: Sequence[CloneRequest]) -> list[Outcome[Volume]]:
+        outcomes: list[Outcome[Volume]] = []
+        new: dict[str, tuple[CloneRequest, NewVolume]] = {}
+        for request in requests:
+            name = request.volume_name
+            try:
+                found = self._found(session, request)
+                if found is not None:
+                    outcomes.append(Outcome(key=name, value=found, changed=False))
+                else:
+                    new[name] = request, self._new(session, request)
+            except VmclonerError as error:
+                outcomes.append(Outcome(key=name, error=error))
+        failure = None
+        if new:
+            try:
+                batches.create(session, [each for _, each in new.values()], self._strategy)
+            except VmclonerError as error:
+                failure = error
+                session.reread()
+        outcomes += [self._made(session, request, failure) for request, _ in new.values()]
+        return outcomes
+
+    @property
+    def _strategy(self) -> batches.Strategy:
+        return self._settings.strategy
+
+    def _found(self, session: Session, request: CloneRequest) -> Volume | None:
+        """Return the volume that is asked for, where it is there.
+
+        :raises Conflict: its name is taken.
+        """
+        name = request.volume_name
+        found = disk(session.group, self._pool.name, name, request.labels)
+        labels = labels_of(found) if found is not None else None
+        if found is None or labels is None:
+            return None
+        return as_volume(self._lvm.group, found, labels, self.name)
+
+    def _new(self, session: Session, request: CloneRequest) -> NewVolume:
+        """Return what makes the volume that is asked for.
+
+        :raises InvalidRequest: a size or a name that can't be.
+        """
+        name = checked(request.volume_name, f"clone {request.labels.clone}", self._lvm.group)
+        if request.mode is not CloneMode.LINKED and request.origin is not None:
+            raise InvalidRequest(
+                f"{request.labels.clone}: pool {self.name} has no full clones",
+                hint="use --mode linked, or a pool of another kind",
+            )
+        size = request.size or 0
+        origin = None
+        if request.origin is not None:
+            size, origin = self._origin(session, request.origin, request)
+        return NewVolume(
+            name=name,
+            size=size + -size % session.group.extent,
+            tags=tags.encode(request.labels.to_mapping()),
+            origin=origin,
+            head=request.head,
+        )
+
+    def _origin(self, session: Session, origin: Origin, request: CloneRequest) -> tuple[int, str]:
+        """Return the bytes and the origin's volume of a clone."""
+        found = image(session.group, self._pool.name, origin.template)
+        if found is None:
+            raise NotFound(
+                f"template {origin.template} has no image in pool {self.name}",
+                hint=f"vmcloner template import {origin.template} --storage {self.name}",
+            )
+        if found[1].digest != origin.digest:
+            raise WrongState(
+                f"template {origin.template} got another image in pool {self.name}",
+                hint="run the same command again",
+            )
+        size = request.size or found[1].size
+        if size < found[1].size:
+            raise InvalidRequest(
+                f"{request.volume_name}: a disk of {format_size(size)} is smaller than its "
+                f"template's image, {format_size(found[1].size)}",
+                hint="give disk_size at least that",
+            )
+        return max(size, found[0].size), origin_name(origin.template)
+
+    def _made(
+        self, session: Session, request: CloneRequest, failure: VmclonerError | None
+    ) -> Outcome[Volume]:
+        name = request.volume_name
+        try:
+            volume = self._found(session, request)
+        except VmclonerError as error:
+            return Outcome(key=name, error=error)
+        if volume is not None:
+            return Outcome(key=name, value=volume)
+        return Outcome(key=name, error=failure or WrongState(f"{name} vanished in the making"))
+
+    def delete(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
+        """See :meth:`StorageDriver.delete`."""
+        with self._pool.locked() as session:
+            outcomes = self._delete(session, volumes)
+        yield from outcomes
+
+    def _delete(self, session: Session, volumes: Sequence[Volume]) -> list[Outcome[None]]:
+        outcomes: dict[str, Outcome[None]] = {}
+        there: list[str] = []
+        for volume in volumes:
+            try:
+                found = disk(session.group, self._pool.name, volume.name, volume.labels)
+            except VmclonerError as error:
+                outcomes[volume.name] = Outcome(key=volume.name, error=error)
+                continue
+            outcomes[volume.name] = Outcome(key=volume.name, changed=found is not None)
+            if found is not None:
+                there.append(volume.name)
+        errors = deactivate(self._lvm, self._mapper, there, held=True)
+        for name in there:
+            if errors[name] is not None:
+                outcomes[name] = Outcome(key=name, error=errors[name])
+        idle = [name for name in there if errors[name] is None]
+        try:
+            if idle:
+                batches.remove(session, idle, self._strategy)
+        except VmclonerError as error:
+            left = session.reread().thin
+            outcomes |= {name: Outcome(key=name, error=error) for name in idle if name in left}
+        return list(outcomes.values())
+
+    def volumes(self) -> tuple[Volume, ...]:
+        """See :meth:`StorageDriver.volumes`."""
+        group = self._pool.read()
+        return tuple(
+            as_volume(self._lvm.group, each, labels, self.name)
+            for each in group.thin.values()
+            if each.pool == self._pool.name and (labels := labels_of(each)) is not None
+        )
+
+    # --- space ----------------------------------------------------------------------------------
+
+    def capacity(self) -> Capacity:
+        """See :meth:`StorageDriver.capacity`."""
+        return doctor.capacity(self._pool)
+
+    def need(self, request: CloneRequest, count: int) -> int:
+        """See :meth:`StorageDriver.need`. Snapshots take nothing of the pool's data."""
+        chunk = doctor.CHUNK if request.origin is None and request.head else 0
+        return count * chunk
+
+    # --- activation -----------------------------------------------------------------------------
+
+    def activate(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
+        """See :meth:`StorageDriver.activate`."""
+        idle = [v.name for v in volumes if not v.path.exists()]
+        errors = self._activate(idle) if idle else {}
+        for volume in volumes:
+            error = errors.get(volume.name)
+            yield Outcome(key=volume.name, error=error, changed=volume.name in errors)
+
+    def deactivate(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
+        """See :meth:`StorageDriver.deactivate`."""
+        errors = self._deactivate([volume.name for volume in volumes])
+        for volume in volumes:
+            yield Outcome(key=volume.name, error=errors[volume.name])
+
+    def close(self) -> None:
+        """See :meth:`StorageDriver.close`."""
+        if isinstance(self._mapper, KernelDeviceMapper):
+            self._mapper.close()

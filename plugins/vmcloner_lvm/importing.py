@@ -1,0 +1,143 @@
+"""Bring an image into a thin pool: as a volume that is read-only and not active."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+
+from vmcloner_core.drivers import ImageFile
+from vmcloner_core.errors import HostCommandError, NotEnoughResources, WrongState
+from vmcloner_core.extents import data_runs
+from vmcloner_core.locks import hold
+from vmcloner_core.model import Copying, Progress
+from vmcloner_core.process import CommandRunner
+from vmcloner_core.units import format_size
+from vmcloner_lvm import tags
+from vmcloner_lvm.activation import Results, activate, deactivate
+from vmcloner_lvm.commands import Lvm
+from vmcloner_lvm.devmapper import DeviceMapper, device_name
+from vmcloner_lvm.filling import fill, opened
+from vmcloner_lvm.naming import checked, draft_name, origin_name
+from vmcloner_lvm.pool import Pool
+from vmcloner_lvm.records import ImageRecord, foreign, image
+from vmcloner_lvm.session import Session
+
+LOCKS = Path("/run/lock/vmcloner")
+"""One place on the host, whatever state folder a controller has."""
+
+
+@attrs.frozen
+class Importer:
+    """Imports images into one pool. ``folder``: where images are converted."""
+
+    pool: Pool
+    runner: CommandRunner
+    folder: Path
+    locks: Path = LOCKS
+
+    def run(
+        self, template: str, source: ImageFile, progress: Progress, copying: Copying
+    ) -> tuple[ImageRecord, bool]:
+        """Make an image the template's; returns its record and whether anything was done.
+
+        What an interrupted import left is removed first: whoever imports this template holds a
+        lock for it.
+        """
+        checked(origin_name(template), f"template {template}", self.pool.lvm.group)
+        found = image(self.pool.read(), self.pool.name, template)
+        if found is not None and found[1].digest == source.digest:
+            return found[1], False
+        with (
+            hold(self.locks, [f"{self.pool}/{template}"]),
+            opened(source, self.folder, self.runner) as fd,
+        ):
+            return self._import(template, source, fd, progress, copying)
+
+    def _import(
+        self, template: str, source: ImageFile, fd: int, progress: Progress, copying: Copying
+    ) -> tuple[ImageRecord, bool]:
+        draft = draft_name(template)
+        record = ImageRecord(template=template, digest=source.digest, size=source.size, allocated=0)
+        with self.pool.locked() as session:
+            found = image(session.group, self.pool.name, template)
+            if found is not None and found[1].digest == source.digest:  # somebody was faster
+                return found[1], False
+            self._sweep(session, draft)
+            self._check_room(session, template, sum(b - a for a, b in data_runs(fd)))
+            size = source.size + -source.size % session.group.extent
+            named = [f"--addtag={tag}" for tag in tags.encode(record.to_mapping())]
+            where = ["-T", str(self.pool), "-V", f"{size}b", "-n", draft]
+            session.lvm.run("lvcreate", "-y", "-ay", "-Wn", *where, *named, held=True)
+        try:
+            self._check(draft, activate)
+            path = Path(f"/dev/{self.pool.lvm.group}/{draft}")
+            fill(fd, path, source.size, copying, progress)
+            written = self.pool.mapper.mapped(device_name(self.pool.lvm.group, draft))
+            self._check(draft, deactivate)
+            done = attrs.evolve(record, allocated=written)
+            self._publish(record, done)
+        except BaseException:
+            with self.pool.locked() as session:
+                self._sweep(session, draft)
+            raise
+        return done, True
+
+    def _check(self, name: str, change: Callable[[Lvm, DeviceMapper, list[str]], Results]) -> None:
+        error = change(self.pool.lvm, self.pool.mapper, [name])[name]
+        if error is not None:
+            raise error
+
+    def _publish(self, draft: ImageRecord, done: ImageRecord) -> None:
+        """Give the draft its name, in the place of an image that it replaces."""
+        name, final = draft_name(done.template), origin_name(done.template)
+        group = self.pool.lvm.group
+        old, new = tags.encode(draft.to_mapping())[1], tags.encode(done.to_mapping())[1]
+        with self.pool.locked() as session:
+            change = [f"--deltag={old}", f"--addtag={new}", "-pr", "-ky"]
+            session.lvm.run("lvchange", "-y", *change, f"{group}/{name}", held=True)
+            if image(session.group, self.pool.name, done.template) is not None:
+                remove_image(session, done.template)
+            session.lvm.run("lvrename", group, name, final, held=True)
+
+    def _sweep(self, session: Session, draft: str) -> None:
+        """Remove what an import left that didn't end.
+
+        :raises Conflict: its name is taken by what isn't ours.
+        """
+        if draft not in session.group.logical:
+            return
+        volume = session.group.thin.get(draft)
+        if volume is None or tags.decode(volume.tags) is None:
+            raise foreign(session.group, draft)
+        _drop(session, draft)
+
+    def _check_room(self, session: Session, template: str, need: int) -> None:
+        status, chunk = session.status(), session.pool.chunk_size
+        free = (status.data_total - status.data_used) * chunk
+        if need > free:
+            raise NotEnoughResources(
+                f"template {template} needs {format_size(need)} in {self.pool}, "
+                f"{format_size(free)} are free",
+                hint=f"lvextend -L +SIZE {self.pool}, or import it into another pool",
+            )
+        session.check_room(1)
+
+
+def remove_image(session: Session, template: str) -> None:
+    """Remove a template's image; its clones don't need it.
+
+    :raises WrongState: it is in use.
+    """
+    _drop(session, origin_name(template))
+
+
+def _drop(session: Session, name: str) -> None:
+    error = deactivate(session.lvm, session.mapper, [name], held=True)[name]
+    if isinstance(error, WrongState):
+        raise WrongState(error.message, hint="stop what uses it")
+    if error is not None:
+        raise HostCommandError(str(error))
+    session.lvm.run("lvremove", "-y", f"{session.lvm.group}/{name}", held=True)
+    session.reread()

@@ -1,0 +1,117 @@
+"""A thin pool of this host: what is in it, and how to change that."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from vmcloner_core.errors import BackendError, WrongState
+from vmcloner_lvm.batches import doubt
+from vmcloner_lvm.commands import GroupFacts, Lvm
+from vmcloner_lvm.devmapper import DeviceMapper, PoolStatus
+from vmcloner_lvm.locking import group_lock
+from vmcloner_lvm.recovery import pending, recover
+from vmcloner_lvm.session import Session, find_pool, pool_device
+from vmcloner_lvm.volumegroup import VolumeGroup, strings
+
+_RESERVE = 2048  # bytes of a metadata area for its header, and for whole sectors
+
+
+class Pool:
+    """A thin pool, by the names of its volume group and its own. Thread-safe."""
+
+    def __init__(self, lvm: Lvm, name: str, mapper: DeviceMapper) -> None:
+        self.lvm = lvm
+        self.name = name
+        self.mapper = mapper
+        self._lock = threading.Lock()
+        self._folder: Path | None = None
+        self._facts: GroupFacts | None = None
+
+    def __str__(self) -> str:
+        return f"{self.lvm.group}/{self.name}"
+
+    def read(self) -> VolumeGroup:
+        """Return the group's metadata, without anything pending in the pool.
+
+        LVM's command takes the group's lock to read: what is pending then was left by a crash.
+
+        :raises NotFound: there is no such group or pool.
+        :raises WrongState: it can't be used as it is.
+        """
+        group = self._checked(self.lvm.read())
+        if not pending(group, self.name):
+            return group
+        with self.locked() as session:
+            return session.group
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[Session]:
+        """Hold the group's lock; yields the pool with nothing pending."""
+        with group_lock(self._locking_folder(), self.lvm.group):
+            session = Session(
+                lvm=self.lvm,
+                mapper=self.mapper,
+                pool_name=self.name,
+                group=self._checked(self.lvm.read(held=True)),
+                area=lambda: self.area(held=True),
+            )
+            recover(session)
+            yield session
+
+    def look(self) -> tuple[VolumeGroup, str | None]:
+        """Return the metadata as it is, and why it had better not be edited (None: nothing)."""
+        group = self._checked(self.lvm.read())
+        pool = find_pool(group, self.name)
+        return group, doubt(group, pool, self.status())
+
+    def chunk_size(self, group: VolumeGroup) -> int:
+        """Return the bytes of the pool's chunks."""
+        return find_pool(group, self.name).chunk_size
+
+    def zeroes(self, group: VolumeGroup) -> bool:
+        """Tell whether the pool zeroes chunks before they are used."""
+        return find_pool(group, self.name).zeroes
+
+    def area(self, *, held: bool = False) -> int:
+        """Return how many bytes the group's metadata text may have."""
+        # The area is a ring that holds the old text and the new one.
+        return self.facts(held=held).area // 2 - _RESERVE
+
+    def status(self) -> PoolStatus:
+        """Return what the kernel says of the pool.
+
+        :raises WrongState: it isn't active.
+        """
+        return pool_device(self.mapper, self.lvm.group, self.name)[1]
+
+    def facts(self, *, held: bool = False) -> GroupFacts:
+        """Return what LVM said of the group when it was first asked."""
+        if self._facts is None:
+            self._facts = self.lvm.facts(held=held)
+        return self._facts
+
+    def _checked(self, group: VolumeGroup) -> VolumeGroup:
+        find_pool(group, self.name)
+        name = self.lvm.group
+        if group.missing:
+            raise WrongState(
+                f"volume group {name} lacks {', '.join(group.missing)}",
+                hint=f"pvs; vgreduce --removemissing {name}",
+            )
+        if "EXPORTED" in strings(group.values, "status"):
+            raise WrongState(f"volume group {name} is exported", hint=f"vgimport {name}")
+        if group.values.get("lock_type", "none") != "none":
+            raise BackendError(
+                f"volume group {name} is shared between hosts (lvmlockd)",
+                hint="use a group of this host alone",
+            )
+        return group
+
+    def _locking_folder(self) -> Path:
+        with self._lock:
+            if self._folder is None:
+                self._folder = self.lvm.locking_folder()
+            return self._folder

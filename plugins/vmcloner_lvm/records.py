@@ -1,0 +1,136 @@
+"""What the tags of a pool's volumes say: a clone's volume, a template's image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+
+from vmcloner_core.errors import Conflict, InvalidRequest
+from vmcloner_core.model import Labels, Origin, Volume
+from vmcloner_core.names import split_volume
+from vmcloner_lvm import tags
+from vmcloner_lvm.naming import origin_name
+from vmcloner_lvm.recovery import DRAFT
+from vmcloner_lvm.volumegroup import ThinVolume, VolumeGroup
+
+VERSION = "1"
+
+
+@attrs.frozen(kw_only=True)
+class ImageRecord:
+    """A template's image: of which source, its bytes, and those of them that were written."""
+
+    template: str
+    digest: str
+    size: int
+    allocated: int
+
+    def to_mapping(self) -> dict[str, str]:
+        """Return it as strings."""
+        values = {key: str(value) for key, value in attrs.asdict(self).items()}
+        return {"version": VERSION, "kind": "image", **values}
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, str]) -> ImageRecord | None:
+        """Return what ``values`` spell, or None where that is no record of an image."""
+        if (values.get("version"), values.get("kind")) != (VERSION, "image"):
+            return None
+        try:
+            return cls(
+                template=values["template"],
+                digest=values["digest"],
+                size=int(values["size"]),
+                allocated=int(values["allocated"]),
+            )
+        except (KeyError, ValueError):
+            return None
+
+    def origin(self, pool: str) -> Origin:
+        """Return it as the core knows it."""
+        return Origin(
+            template=self.template,
+            pool=pool,
+            size=self.size,
+            allocated=self.allocated,
+            digest=self.digest,
+        )
+
+
+def image_of(volume: ThinVolume) -> ImageRecord | None:
+    """Return the record of a template's image, None where the volume isn't one."""
+    values = tags.decode(volume.tags)
+    record = ImageRecord.from_mapping(values) if values is not None else None
+    if record is None:
+        return None
+    try:
+        return record if volume.name == origin_name(record.template) else None
+    except InvalidRequest:
+        return None
+
+
+def labels_of(volume: ThinVolume) -> Labels | None:
+    """Return the labels of a clone's volume, None where the volume isn't one."""
+    values = tags.decode(volume.tags)
+    if values is None or DRAFT in volume.tags:
+        return None
+    labels, name = Labels.from_mapping(values), split_volume(volume.name)
+    # A snapshot that somebody made with our tags, under another name, is not that clone's.
+    return labels if labels is not None and name is not None and name[0] == labels.clone else None
+
+
+def image(group: VolumeGroup, pool: str, template: str) -> tuple[ThinVolume, ImageRecord] | None:
+    """Return a template's image in a pool, None where there is none.
+
+    :raises Conflict: a volume that isn't ours has its name.
+    """
+    name = origin_name(template)
+    if name not in group.logical:
+        return None
+    volume = group.thin.get(name)
+    record = image_of(volume) if volume is not None and volume.pool == pool else None
+    if volume is None or record is None:
+        raise foreign(group, name)
+    return volume, record
+
+
+def disk(group: VolumeGroup, pool: str, name: str, labels: Labels) -> ThinVolume | None:
+    """Return a clone's volume, None where there is none of that name.
+
+    :raises Conflict: the name is taken by what isn't ours, or by another clone's volume.
+    """
+    if name not in group.logical:
+        return None
+    volume = group.thin.get(name)
+    found = labels_of(volume) if volume is not None and volume.pool == pool else None
+    if volume is None or found is None:
+        raise foreign(group, name)
+    if not found.same_clone(labels):
+        raise Conflict(
+            f"volume {group.name}/{name} belongs to clone {found.clone} of template "
+            f"{found.template}, not {labels.template}",
+            hint="delete that clone first, or choose another name",
+        )
+    return volume
+
+
+def foreign(group: VolumeGroup, name: str) -> Conflict:
+    """Return the error for a volume that isn't ours under a name that we would give."""
+    return Conflict(
+        f"volume {group.name}/{name} exists and isn't vmcloner's",
+        hint="it is left alone: rename it (lvrename), or choose another name",
+    )
+
+
+def as_volume(group: str, volume: ThinVolume, labels: Labels, pool: str) -> Volume:
+    """Return a clone's volume as the core knows it."""
+    return Volume(
+        name=volume.name,
+        pool=pool,
+        labels=labels,
+        path=Path(f"/dev/{group}/{volume.name}"),
+        size=volume.size,
+        format="raw",
+        kind="block",
+    )

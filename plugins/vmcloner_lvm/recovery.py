@@ -1,0 +1,108 @@
+"""Bring a transaction to its end that a crash or a power cut left in the middle.
+
+The metadata then has messages for the pool. dm-thin commits by itself every second, so the kernel
+may have carried out some of them while its transaction id is still the old one; LVM then refuses
+every new volume ("File exists", "manual intervention may be required"). Nobody can have counted
+on those volumes yet. So what exists of them is removed and made anew from their origins; what has
+no origin, and whose first bytes are therefore unknown, is taken back.
+"""
+
+from __future__ import annotations
+
+from vmcloner_core.errors import HostCommandError, VmclonerError, WrongState
+from vmcloner_lvm import tags
+from vmcloner_lvm.session import Session, find_pool
+from vmcloner_lvm.transaction import settle, take_back
+from vmcloner_lvm.volumegroup import ThinPool, VolumeGroup
+
+DRAFT = "vmcloner-draft"
+"""Tag of a clone's volume that isn't whole yet: one that has it once its maker is gone goes."""
+
+
+def pending(group: VolumeGroup, pool: str) -> bool:
+    """Tell whether a group's metadata has something that a crash left, of one of its pools."""
+    found = group.pool(pool)
+    return (found is not None and bool(found.messages)) or bool(_drafts(group, pool))
+
+
+def recover(session: Session) -> None:
+    """Repair and finish what the pool's metadata has pending. Idempotent: may be killed too.
+
+    What LVM's own commands left pending is left to them.
+
+    :raises WrongState: the ids of kernel and metadata have come apart.
+    """
+    if session.pool.messages and are_ours(session.group, session.pool):
+        _finish(session, session.pool)
+    drafts = _drafts(session.group, session.pool_name)
+    if drafts:
+        session.lvm.run("lvremove", "-y", *(f"{session.lvm.group}/{n}" for n in drafts), held=True)
+        session.reread()
+
+
+def _drafts(group: VolumeGroup, pool: str) -> list[str]:
+    return [
+        volume.name
+        for volume in group.thin.values()
+        if volume.pool == pool and DRAFT in volume.tags and tags.decode(volume.tags) is not None
+    ]
+
+
+def _finish(session: Session, pool: ThinPool) -> None:
+    kernel = session.status().transaction_id
+    if kernel == pool.transaction_id:  # all was carried out, but not noted
+        session.restore(settle(session.group, pool.name))
+        return
+    if kernel != pool.transaction_id - 1:
+        raise WrongState(
+            f"thin pool {session}: transaction id {kernel} in the kernel, "
+            f"{pool.transaction_id} in LVM's metadata",
+            hint=f"see lvmthin(7): lvconvert --repair {session}",
+        )
+    thin = session.group.thin
+    blank = [name for name in pool.messages.creates if thin[name].origin is None]
+    if blank:
+        # Noted before the kernel closes the transaction: or a crash between would leave volumes
+        # that nobody made.
+        for name in blank:
+            session.forget(thin[name].device_id)
+        left = take_back(session.group, pool.name, blank)
+        if not find_pool(left, pool.name).messages:
+            session.restore(settle(left, pool.name, kernel))
+            return
+        session.restore(left)
+    try:
+        session.tell(again=True)
+    except VmclonerError:
+        abandon(session, begun_before=True)
+        return
+    session.restore(settle(session.group, pool.name))
+
+
+def abandon(session: Session, *, begun_before: bool = False) -> None:
+    """Take back a transaction that the kernel hasn't closed: its new volumes are gone after it.
+
+    What it had deleted stays deleted.
+
+    :param begun_before: devices may be there of a process that died; ``tell`` removes its own.
+    """
+    pool = session.reread().pool(session.pool_name)
+    if pool is None or not pool.messages:
+        return
+    thin = session.group.thin
+    made = [thin[name].device_id for name in pool.messages.creates] if begun_before else []
+    try:
+        for device in (*made, *pool.messages.deletes):
+            session.forget(device)
+    except OSError as error:
+        raise HostCommandError(f"thin pool {session}: can't take back: {error}") from error
+    group = take_back(session.group, pool.name, pool.messages.creates)
+    session.restore(settle(group, pool.name, session.status().transaction_id))
+
+
+def are_ours(group: VolumeGroup, pool: ThinPool) -> bool:
+    """Tell whether all volumes that are pending in a pool carry our labels."""
+    thin = group.thin
+    return all(
+        name in thin and tags.decode(thin[name].tags) is not None for name in pool.messages.creates
+    )

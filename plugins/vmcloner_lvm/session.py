@@ -1,0 +1,210 @@
+"""One pool while this process holds its volume group's lock: the steps that batches are made of."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping
+
+import attrs
+
+from vmcloner_core.errors import HostCommandError, NotEnoughResources, NotFound, WrongState
+from vmcloner_lvm.commands import Lvm
+from vmcloner_lvm.devmapper import DeviceMapper, PoolStatus, device_name
+from vmcloner_lvm.metadata import stored_size
+from vmcloner_lvm.transaction import numbered
+from vmcloner_lvm.volumegroup import ThinPool, ThinVolume, VolumeGroup
+
+METADATA_LIMIT = 0.9
+"""A thin pool whose metadata runs full is broken: no more volumes above this share of it."""
+VOLUME_METADATA = 4096
+"""Bytes of a pool's metadata that a new volume is reckoned with: its first write's."""
+_BLOCK = 4096
+
+
+@attrs.define(kw_only=True)
+class Session:
+    """A thin pool whose group's lock is held. Not thread-safe.
+
+    :param group: the metadata as last read. :param area: bytes that its text may take.
+    """
+
+    lvm: Lvm
+    mapper: DeviceMapper
+    pool_name: str
+    group: VolumeGroup
+    area: Callable[[], int]
+
+    def __str__(self) -> str:
+        return f"{self.lvm.group}/{self.pool_name}"
+
+    @property
+    def pool(self) -> ThinPool:
+        """The pool, as the metadata has it."""
+        return find_pool(self.group, self.pool_name)
+
+    @property
+    def device(self) -> str:
+        """The device that takes messages for the pool."""
+        return pool_device(self.mapper, self.lvm.group, self.pool_name)[0]
+
+    def status(self) -> PoolStatus:
+        """Return what the kernel says of the pool.
+
+        :raises WrongState: it isn't active, or can't be written.
+        """
+        status = pool_device(self.mapper, self.lvm.group, self.pool_name)[1]
+        if status.mode not in ("rw", "out_of_data_space") or status.needs_check:
+            state = "needs a check" if status.needs_check else f"is in mode {status.mode}"
+            raise WrongState(
+                f"thin pool {self} {state}", hint=f"see lvmthin(7): lvconvert --repair {self}"
+            )
+        return status
+
+    def reread(self) -> VolumeGroup:
+        """Read the metadata again, and return it."""
+        self.group = self.lvm.read(held=True)
+        return self.group
+
+    def restore(self, group: VolumeGroup) -> None:
+        """Make ``group`` the volume group's metadata."""
+        self.lvm.restore(group)
+        self.group = numbered(group)
+
+    # --- the kernel's side ----------------------------------------------------------------------
+
+    def tell(self, heads: Mapping[str, bytes] | None = None, *, again: bool = False) -> None:
+        """Carry out the messages that the metadata has for the pool, and close its transaction.
+
+        :param heads: the first bytes of new volumes, by their names.
+        :param again: it was begun before: what it had made is made anew, what it had deleted is
+            gone.
+        :raises HostCommandError: the kernel refused one; those before it are taken back.
+        """
+        pool = self.pool
+        made: list[int] = []
+        try:
+            for name in pool.messages.creates:
+                self._make(self.group.thin[name], (heads or {}).get(name, b""), made, again=again)
+            for device in pool.messages.deletes:
+                self._send(f"delete {device}", ignored=errno.ENODATA)
+            new = pool.transaction_id
+            self._send(f"set_transaction_id {new - 1} {new}")
+        except (OSError, KeyError) as error:
+            for device in made:
+                self.forget(device)
+            reason = error.strerror if isinstance(error, OSError) else f"no volume {error}"
+            raise HostCommandError(f"thin pool {self}: the kernel refused: {reason}") from error
+
+    def _make(self, volume: ThinVolume, head: bytes, made: list[int], *, again: bool) -> None:
+        device = volume.device_id
+        if again and self._kept(volume):
+            return
+        if volume.origin is None:
+            self._send(f"create_thin {device}")
+        else:
+            self._send(f"create_snap {device} {self.group.thin[volume.origin].device_id}")
+        made.append(device)
+        if head:
+            self.write_head(volume, head)
+
+    def write_head(self, volume: ThinVolume, head: bytes) -> None:
+        """Write the first bytes of a volume that isn't active.
+
+        Whole chunks: a pool that doesn't zero them would leave others' bytes in the rest.
+        """
+        whole = min(volume.size, len(head) + -len(head) % self.pool.chunk_size)
+        head = head.ljust(whole, b"\0")
+        self.mapper.write_head(self.device, volume.device_id, volume.size, head)
+
+    def forget(self, device: int) -> None:
+        """Remove a device of the pool that no volume has (any more), if it is there.
+
+        :raises OSError: it is in use.
+        """
+        self.mapper.drop_head(self.device, device)
+        self._send(f"delete {device}", ignored=errno.ENODATA)
+
+    def _kept(self, volume: ThinVolume) -> bool:
+        """Remove what was made of a volume before; tell whether it is in use, and so is kept."""
+        if self.mapper.device(device_name(self.lvm.group, volume.name)) is not None:
+            self.lvm.run("lvchange", "-an", f"{self.lvm.group}/{volume.name}", held=True)
+        try:
+            self.forget(volume.device_id)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return True
+            raise
+        return False
+
+    def _send(self, text: str, ignored: int | None = None) -> None:
+        try:
+            self.mapper.message(self.device, text)
+        except OSError as error:
+            if error.errno != ignored:
+                raise
+
+    # --- room -----------------------------------------------------------------------------------
+
+    def check_room(self, count: int) -> None:
+        """Check that the pool's own metadata has room for more volumes.
+
+        :raises NotEnoughResources: says how many would fit.
+        """
+        status = self.status()
+        fit = room(status)
+        if status.mode == "out_of_data_space" or status.data_used >= status.data_total:
+            raise NotEnoughResources(
+                f"thin pool {self} is full", hint=f"lvextend -L +SIZE {self}, or delete clones"
+            )
+        if count > fit:
+            used = 100 * status.metadata_used // max(1, status.metadata_total)
+            raise NotEnoughResources(
+                f"thin pool {self}: {used}% of its metadata are in use, {fit} more volumes fit",
+                hint=f"lvextend --poolmetadatasize +SIZE {self}",
+            )
+
+    def check_area(self, group: VolumeGroup, new: int) -> None:
+        """Check that a metadata text fits in the volume group's metadata areas.
+
+        :raises NotEnoughResources: says how many of its ``new`` volumes would fit.
+        """
+        area, size, before = self.area(), stored_size(group.tree), stored_size(self.group.tree)
+        if size <= area or new == 0:
+            return
+        fit = max(0, (area - before) * new // max(1, size - before))
+        raise NotEnoughResources(
+            f"metadata area of volume group {self.lvm.group}: {fit} more volumes fit, not {new}",
+            hint="a larger one is made by pvcreate --metadatasize: vmcloner host prepare lvm",
+        )
+
+
+def find_pool(group: VolumeGroup, name: str) -> ThinPool:
+    """Return a group's thin pool.
+
+    :raises NotFound: there is none of that name.
+    """
+    pool = group.pool(name)
+    if pool is None:
+        what = "isn't a thin pool" if name in group.logical else "doesn't exist"
+        raise NotFound(f"{group.name}/{name} {what}", hint="vmcloner host prepare lvm --help")
+    return pool
+
+
+def pool_device(mapper: DeviceMapper, group: str, pool: str) -> tuple[str, PoolStatus]:
+    """Return the name of the device that is the pool, and its status.
+
+    LVM puts a layer of its own over it (``-tpool``) once the pool has volumes.
+
+    :raises WrongState: the pool isn't active.
+    """
+    for name in (device_name(group, pool, "tpool"), device_name(group, pool)):
+        status = mapper.pool(name)
+        if status is not None:
+            return name, status
+    raise WrongState(f"thin pool {group}/{pool} isn't active", hint=f"lvchange -ay {group}/{pool}")
+
+
+def room(status: PoolStatus) -> int:
+    """Return how many more volumes a pool's own metadata has room for."""
+    free = int(status.metadata_total * METADATA_LIMIT) - status.metadata_used
+    return max(0, free * _BLOCK // VOLUME_METADATA)

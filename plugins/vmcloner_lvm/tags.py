@@ -1,0 +1,60 @@
+"""Labels as LVM tags.
+
+A tag may hold ``A-Z a-z 0-9 _ + . - / = ! : & #`` and has at most 1,024 characters (lvm(8)). Ours
+are two: ``vmcloner``, to select by (``lvs @vmcloner``), and one that holds everything::
+
+    vmcloner/version=1/fleet=web/index=7/template=tiny/owner=Zo&C3&AB/…
+
+where what may not stand in a value is ``&`` and two hexadecimal digits for each byte of UTF-8.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from vmcloner_core.errors import InvalidRequest
+
+MARK = "vmcloner"
+MAX_TAG = 1024
+_KEPT = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+.-:")
+_CODE = re.compile(rb"&([0-9A-F]{2})")
+
+
+def encode(values: Mapping[str, str]) -> tuple[str, str]:
+    """Return labels as tags.
+
+    :raises InvalidRequest: they are too long for one.
+    """
+    tag = "/".join([MARK, *(f"{key}={_spell(value)}" for key, value in values.items())])
+    if len(tag) > MAX_TAG:
+        raise InvalidRequest(
+            f"labels too long for an LVM tag: {len(tag)} of {MAX_TAG} characters",
+            hint="shorten the owner's name",
+        )
+    return MARK, tag
+
+
+def decode(tags: Iterable[str]) -> dict[str, str] | None:
+    """Return the labels among a volume's tags, None where it has none of ours."""
+    tag = next((tag for tag in tags if tag.startswith(f"{MARK}/")), None)
+    if tag is None:
+        return None
+    values = {}
+    for part in tag.split("/")[1:]:
+        key, separator, value = part.partition("=")
+        if not separator:
+            return None
+        try:
+            values[key] = _read(value)
+        except UnicodeDecodeError:
+            return None
+    return values
+
+
+def _spell(value: str) -> str:
+    return "".join(chr(byte) if byte in _KEPT else f"&{byte:02X}" for byte in value.encode())
+
+
+def _read(text: str) -> str:
+    return _CODE.sub(lambda match: bytes([int(match[1], 16)]), text.encode()).decode()

@@ -1,0 +1,221 @@
+"""Edit a volume group's metadata: queue a batch for its thin pool, take it as done, or back.
+
+Pure functions on the tree. What they do to the text is what LVM itself does (lvm2's
+``lib/metadata/thin_manip.c``, ``lib/format_text/export.c``): a thin volume is written together
+with a ``message`` in its pool that says what the kernel is to be told, and the pool's
+``transaction_id`` is the one that the kernel will have once it was told. LVM does that for one
+volume at a time; here it is done for many, and the id grows by one all the same.
+"""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+import attrs
+
+from vmcloner_core.errors import HostCommandError, NotEnoughResources, NotFound
+from vmcloner_lvm.metadata import Section, Setting, Value
+from vmcloner_lvm.volumegroup import ThinPool, VolumeGroup, is_message
+
+MAX_DEVICE_ID = 2**24 - 1
+"""dm-thin's device ids have 24 bits."""
+_ALPHABET = string.digits + string.ascii_letters
+_UUID = (6, 4, 4, 4, 4, 4, 6)
+
+
+@attrs.frozen(kw_only=True)
+class NewVolume:
+    """A thin volume to be made.
+
+    :param size: bytes, whole extents.
+    :param origin: what it is a snapshot of, None for an empty one, which begins with ``head``.
+    """
+
+    name: str
+    size: int
+    tags: tuple[str, ...]
+    origin: str | None = None
+    head: bytes = b""
+
+
+def queue(
+    group: VolumeGroup,
+    pool: str,
+    *,
+    create: Sequence[NewVolume] = (),
+    delete: Iterable[str] = (),
+    created: tuple[str, int] = ("vmcloner", 0),
+) -> VolumeGroup:
+    """Return the group with volumes added and removed, and the messages for it queued.
+
+    :param created: the host and the time (seconds since 1970) that new volumes name.
+    :raises NotEnoughResources: the pool has no device id left.
+    """
+    gone = {name: group.thin[name] for name in delete}
+    ids = _free_ids(group, pool, len(create))
+    transaction = _pool(group, pool).transaction_id
+    made = [_section(group, pool, new, next(ids), transaction, created) for new in create]
+    messages = [Setting("create", new.name) for new in create]
+    messages += [Setting("delete", volume.device_id) for volume in gone.values()]
+    kept = _without(group, gone)
+    return _with_pool(group, pool, [*kept, *made], messages, transaction + 1)
+
+
+def settle(group: VolumeGroup, pool: str, transaction_id: int | None = None) -> VolumeGroup:
+    """Return the group without messages for the pool: as after they were carried out.
+
+    :param transaction_id: what the kernel has, where it isn't what the metadata says.
+    """
+    if transaction_id is None:
+        transaction_id = _pool(group, pool).transaction_id
+    return _with_pool(group, pool, _volumes(group).items, (), transaction_id)
+
+
+def take_back(group: VolumeGroup, pool: str, names: Collection[str]) -> VolumeGroup:
+    """Return the group without some of the volumes that are queued to be made."""
+    left = _pool(group, pool)
+    messages = [Setting("create", each) for each in left.messages.creates if each not in names]
+    messages += [Setting("delete", each) for each in left.messages.deletes]
+    return _with_pool(group, pool, _without(group, names), messages, left.transaction_id)
+
+
+def numbered(group: VolumeGroup) -> VolumeGroup:
+    """Return the group with the next sequence number: what it has once LVM has written it.
+
+    Two texts of one number could not be told apart after a crash that left each on some disks.
+    """
+    number = group.values.get("seqno")
+    if not isinstance(number, int):
+        raise HostCommandError(f"LVM metadata of {group.name}: no number seqno")
+    return _with_section(group, group.section.updated({"seqno": number + 1}))
+
+
+def _pool(group: VolumeGroup, name: str) -> ThinPool:
+    pool = group.pool(name)
+    if pool is None:
+        raise NotFound(f"{group.name}/{name} isn't a thin pool")
+    return pool
+
+
+def _volumes(group: VolumeGroup) -> Section:
+    volumes = group.section.section("logical_volumes")
+    assert volumes is not None  # noqa: S101 - it holds the pool
+    return volumes
+
+
+def _without(group: VolumeGroup, names: Iterable[str]) -> list[Setting | Section]:
+    """Return the items of the logical volumes but some, which no other names as its origin."""
+    gone = frozenset(names)
+    if not gone:
+        return list(_volumes(group).items)
+    orphans = {each.name for each in group.thin.values() if each.origin in gone}
+    return [
+        _orphaned(item) if item.key in orphans and isinstance(item, Section) else item
+        for item in _volumes(group).items
+        if item.key not in gone
+    ]
+
+
+def _orphaned(volume: Section) -> Section:
+    return volume.replaced(
+        item.replaced(each for each in item.items if each.key != "origin")
+        if isinstance(item, Section)
+        else item
+        for item in volume.items
+    )
+
+
+def _with_pool(
+    group: VolumeGroup,
+    pool: str,
+    volumes: Iterable[Setting | Section],
+    messages: Sequence[Setting],
+    transaction_id: int,
+) -> VolumeGroup:
+    """Return the group with those logical volumes, and other messages in its pool."""
+
+    def told(volume: Setting | Section) -> Setting | Section:
+        if volume.key != pool or not isinstance(volume, Section):
+            return volume
+        return volume.replaced(
+            _told(item, messages, transaction_id)
+            if isinstance(item, Section) and item.key == "segment1"
+            else item
+            for item in volume.items
+        )
+
+    logical = _volumes(group).replaced(map(told, volumes))
+    section = group.section.replaced(
+        logical if item.key == "logical_volumes" else item for item in group.section.items
+    )
+    return _with_section(group, section)
+
+
+def _with_section(group: VolumeGroup, section: Section) -> VolumeGroup:
+    tree = group.tree.replaced(
+        section if isinstance(item, Section) else item for item in group.tree.items
+    )
+    return VolumeGroup(tree, group.version)
+
+
+def _told(segment: Section, messages: Sequence[Setting], transaction_id: int) -> Section:
+    segment = segment.updated({"transaction_id": transaction_id})
+    kept = [item for item in segment.items if not is_message(item.key)]
+    queued = [Section(f"message{n}", (each,)) for n, each in enumerate(messages, 1)]
+    return segment.replaced([*kept, *queued])
+
+
+def _section(
+    group: VolumeGroup,
+    pool: str,
+    new: NewVolume,
+    device_id: int,
+    transaction_id: int,
+    created: tuple[str, int],
+) -> Section:
+    """Return the section of a new thin volume, which is not activated at boot."""
+    thin: dict[str, Value] = {
+        "start_extent": 0,
+        "extent_count": new.size // group.extent,
+        "type": "thin",
+        "thin_pool": pool,
+        "transaction_id": transaction_id,
+        "device_id": device_id,
+    }
+    if new.origin is not None:
+        thin["origin"] = new.origin
+    volume: dict[str, Value] = {
+        "id": new_uuid(),
+        "status": ("READ", "WRITE", "VISIBLE"),
+        "flags": ("ACTIVATION_SKIP",),
+        "tags": new.tags,
+        "creation_time": created[1],
+        "creation_host": created[0],
+        "segment_count": 1,
+    }
+    return Section(new.name, (*_settings(volume), Section("segment1", _settings(thin))))
+
+
+def _settings(values: Mapping[str, Value]) -> tuple[Setting, ...]:
+    return tuple(Setting(key, value) for key, value in values.items())
+
+
+def new_uuid() -> str:
+    """Return a new identifier as LVM makes them (lvm2's ``lib/uuid/uuid.c``)."""
+    return "-".join("".join(secrets.choice(_ALPHABET) for _ in range(length)) for length in _UUID)
+
+
+def _free_ids(group: VolumeGroup, pool: str, count: int) -> Iterator[int]:
+    """Return free device ids of a pool: those after the last, then what is free before it."""
+    used = {each.device_id for each in group.thin.values() if each.pool == pool}
+    used.update(_pool(group, pool).messages.deletes)
+    if len(used) + count > MAX_DEVICE_ID:
+        raise NotEnoughResources(f"{group.name}/{pool}: no device id is left in the pool")
+    last = max(used, default=0)
+    return iter(
+        [*range(last + 1, min(last + count, MAX_DEVICE_ID) + 1)]
+        if last + count <= MAX_DEVICE_ID
+        else [each for each in range(1, MAX_DEVICE_ID + 1) if each not in used][:count]
+    )

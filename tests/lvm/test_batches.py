@@ -1,0 +1,455 @@
+"""Batches of lvm-thin on a faked host: what is done, in which steps, and what a crash leaves."""
+
+import os
+from pathlib import Path
+
+import attrs
+import pytest
+
+from tests.lvm.fakes import POOL, VG, FakeHost, Killed, check_readable
+from vmcloner_core.drivers import DriverContext
+from vmcloner_core.errors import (
+    BackendError,
+    Conflict,
+    HostCommandError,
+    InvalidRequest,
+    NotEnoughResources,
+    NotFound,
+    WrongState,
+)
+from vmcloner_core.model import CloneRequest, Host
+from vmcloner_core.testing.storage import make_labels
+from vmcloner_lvm.driver import LvmThinDriver
+from vmcloner_lvm.settings import LvmThinSettings
+
+MIB = 1024**2
+RECORDED = Path(__file__).parent / "recorded"
+
+
+@pytest.fixture
+def host(tmp_path):
+    host = FakeHost()
+    host.locks = tmp_path / "locks"
+    return host
+
+
+@pytest.fixture
+def open_driver(host, tmp_path):
+    def opened(strategy="auto", thinpool=POOL):
+        context = DriverContext(host=Host(name="local", state=tmp_path), name="p", runner=host)
+        settings = LvmThinSettings(vg=VG, thinpool=thinpool, strategy=strategy)
+        return LvmThinDriver(context, settings, host)
+
+    return opened
+
+
+@pytest.fixture
+def driver(open_driver):
+    return open_driver()
+
+
+def requests(driver, count, first=1, **changes):
+    origin = driver.origins()[0]
+    made = [
+        CloneRequest(labels=make_labels("web", index, "tiny"), origin=origin)
+        for index in range(first, first + count)
+    ]
+    return [attrs.evolve(request, **changes) for request in made]
+
+
+def swap(index=1, size=20 * MIB):
+    labels = make_labels("web", index, "tiny")
+    return CloneRequest(labels=labels, disk=1, size=size, head=b"swap" * 1024)
+
+
+def errors(outcomes):
+    return {outcome.key: type(outcome.error) for outcome in outcomes if outcome.error}
+
+
+def commands(host):
+    return [call.split()[0] for call in host.calls]
+
+
+# --- what is done ---
+
+
+def test_a_batch_is_one_transaction(host, driver):
+    before = host.transaction
+    wanted = requests(driver, 50)
+    host.calls.clear()
+    outcomes = list(driver.clone([*wanted, swap()]))
+    assert errors(outcomes) == {}
+    assert [outcome.value.labels for outcome in outcomes[:50]] == [r.labels for r in wanted]
+    assert commands(host).count("vgcfgrestore") == 2
+    assert commands(host).count("create_snap") == 50
+    assert commands(host)[-2:] == ["vgcfgrestore", "vgcfgbackup"]
+    assert "lvcreate" not in commands(host)
+    assert host.transaction == before + 1
+    assert host.consistent()
+    volume = host.group.thin["web-1-disk1"]
+    assert host.heads[volume.device_id] == (b"swap" * 1024).ljust(64 * 1024, b"\0")
+    assert volume.size == 20 * MIB
+    check_readable(host)
+
+
+def test_each_write_has_a_number_of_its_own(host, driver):
+    before = host.group.values["seqno"]
+    list(driver.clone(requests(driver, 2)))
+    assert host.group.values["seqno"] == before + 2
+
+
+def test_new_volumes_stay_inactive_at_boot_and_are_writable(host, driver):
+    list(driver.clone(requests(driver, 1)))
+    values = host.group.logical["web-1-disk0"].values()
+    assert values["flags"] == ("ACTIVATION_SKIP",)
+    assert host.group.thin["web-1-disk0"].writable
+    assert not host.group.thin["template.tiny"].writable
+
+
+def test_what_was_there_stays_byte_for_byte(host, driver):
+    before = host.text
+    list(driver.clone(requests(driver, 3)))
+    list(driver.delete(driver.volumes()))
+    after = host.text
+    for number in ("seqno", "transaction_id"):
+        before = before.replace(f"{number} = ", f"{number}=")
+        after = after.replace(f"{number} = ", f"{number}=")
+    changed = [(a, b) for a, b in zip(before.split("\n"), after.split("\n"), strict=True) if a != b]
+    assert len(changed) == 2  # the two numbers
+
+
+def test_a_delete_is_one_transaction(host, driver):
+    list(driver.clone([*requests(driver, 50), swap()]))
+    host.calls.clear()
+    outcomes = list(driver.delete(driver.volumes()))
+    assert errors(outcomes) == {}
+    assert commands(host).count("delete") == 51
+    assert commands(host).count("vgcfgrestore") == 2
+    assert "lvremove" not in commands(host)
+    assert host.consistent()
+    assert driver.volumes() == ()
+
+
+def test_volumes_of_others_are_left_alone(host, driver):
+    host.run(["setpriv", "--pdeathsig", "KILL", "lvcreate", "-V", "8388608b", "-n", "web-1-disk0"])
+    [clone, other] = driver.clone(requests(driver, 2))
+    assert isinstance(clone.error, Conflict)
+    assert other.ok
+    fake = attrs.evolve(other.value, name="web-1-disk0", labels=make_labels("web", 1, "tiny"))
+    [deleted] = driver.delete([fake])
+    assert isinstance(deleted.error, Conflict)
+    assert "web-1-disk0" in host.group.thin
+
+
+@pytest.mark.parametrize("fleet", ["snapshot", "pvmove", "a" + "-" * 59 + "a"])
+def test_names_that_lvm_keeps_for_itself(driver, fleet):
+    request = requests(driver, 1)[0]
+    [outcome] = driver.clone([attrs.evolve(request, labels=make_labels(fleet, 1, "tiny"))])
+    assert isinstance(outcome.error, InvalidRequest)
+
+
+def test_a_volume_in_use_stays_and_says_who(host, driver):
+    list(driver.clone(requests(driver, 3)))
+    host.active = {"web-1-disk0": 0, "web-2-disk0": 0}
+    host.opened = {"web-2-disk0": 1}
+    outcomes = list(driver.delete(driver.volumes()))
+    assert errors(outcomes) == {"web-2-disk0": WrongState}
+    assert [volume.name for volume in driver.volumes()] == ["web-2-disk0"]
+    assert "web-1-disk0" not in host.active
+    assert host.consistent()
+
+
+# --- crashes ---
+
+
+def steps(host, work):
+    """Return at how many places a process can end in doing some work."""
+    host.calls.clear()
+    work()
+    return len(host.calls)
+
+
+@pytest.mark.parametrize("snapshots", [0, 2])
+def test_a_crash_anywhere_in_a_clone_is_repaired(tmp_path, snapshots):
+    def fresh():
+        host = FakeHost()
+        host.locks = tmp_path / "locks"
+        context = DriverContext(host=Host(name="local", state=tmp_path), name="p", runner=host)
+        return host, LvmThinDriver(context, LvmThinSettings(vg=VG, thinpool=POOL), host)
+
+    host, driver = fresh()
+    wanted = [*requests(driver, snapshots), swap(2)]
+    total = steps(host, lambda: list(driver.clone(wanted)))
+    assert total >= 8 + snapshots
+    for die_at in range(total):
+        host, driver = fresh()
+        host.calls.clear()
+        host.die_at = die_at
+        with pytest.raises(Killed):
+            list(driver.clone(wanted))
+        _crash_while_repairing(host, driver)
+        names = {volume.name for volume in driver.volumes()}
+        assert host.consistent(), die_at
+        assert names <= {request.volume_name for request in wanted}
+        assert errors(driver.clone(wanted)) == {}
+        assert len(driver.volumes()) == len(wanted)
+        assert len(host.heads) == 1
+        assert host.consistent()
+
+
+def test_a_crash_anywhere_in_a_delete_is_repaired(tmp_path):
+    def fresh():
+        host = FakeHost()
+        host.locks = tmp_path / "locks"
+        context = DriverContext(host=Host(name="local", state=tmp_path), name="p", runner=host)
+        driver = LvmThinDriver(context, LvmThinSettings(vg=VG, thinpool=POOL), host)
+        list(driver.clone(requests(driver, 3)))
+        return host, driver
+
+    host, driver = fresh()
+    volumes = driver.volumes()
+    total = steps(host, lambda: list(driver.delete(volumes[:2])))
+    for die_at in range(total):
+        host, driver = fresh()
+        host.calls.clear()
+        host.die_at = die_at
+        with pytest.raises(Killed):
+            list(driver.delete(volumes[:2]))
+        _crash_while_repairing(host, driver)
+        assert host.consistent() or "web-1-disk0" not in host.group.thin
+        assert errors(driver.delete(volumes[:2])) == {}
+        assert [volume.name for volume in driver.volumes()] == ["web-3-disk0"]
+        assert host.consistent()
+
+
+def _crash_while_repairing(host, driver):
+    """Let the repair end too, at each of its steps, before it may come through."""
+    for die_at in range(100):
+        host.calls.clear()
+        host.die_at = die_at
+        try:
+            driver.volumes()
+        except Killed:
+            continue
+        break
+    host.die_at = None
+
+
+def test_a_power_cut_with_a_part_carried_out(host, driver):
+    """dm-thin commits every second: devices exist while the transaction id is still the old one."""
+    host.refuse = {"create_snap 6 ": Killed("power")}
+    with pytest.raises(Killed):
+        list(driver.clone(requests(driver, 10)))
+    host.refuse = {}
+    pool = host.group.pool(POOL)
+    assert len(pool.messages.creates) == 10
+    assert 1 < len(host.devices) < 11
+    with pytest.raises(HostCommandError, match="queued"):
+        host.run(["setpriv", "--pdeathsig", "KILL", "lvcreate", "-V", "4194304b", "-n", "other"])
+    host.active = {"web-1-disk0": 0}  # as udev does at boot
+    assert len(driver.volumes()) == 10
+    assert host.consistent()
+
+
+def test_pending_messages_that_arent_ours_are_left_to_lvm(host, driver):
+    host.refuse = {"create_snap": Killed("power")}
+    with pytest.raises(Killed):
+        list(driver.clone(requests(driver, 1)))
+    host.refuse = {}
+    host.text = host.text.replace('"vmcloner', '"somebody')
+    assert driver.volumes() == ()
+    assert host.group.pool(POOL).messages
+    [outcome] = driver.clone([swap(7)])
+    assert isinstance(outcome.error, HostCommandError)
+
+
+def test_ids_that_came_apart_are_told(host, driver):
+    host.refuse = {"create_snap": Killed("power")}
+    with pytest.raises(Killed):
+        list(driver.clone(requests(driver, 1)))
+    host.refuse = {}
+    host.transaction -= 1
+    with pytest.raises(WrongState, match="transaction id"):
+        driver.volumes()
+
+
+# --- refusals of the kernel, and of LVM ---
+
+
+def test_a_refused_message_takes_the_batch_back_and_lvm_makes_it(host, driver):
+    host.refuse = {"create_snap 3 ": OSError(28, "No space left on device")}
+    wanted = requests(driver, 3)
+    outcomes = list(driver.clone(wanted))
+    assert errors(outcomes) == {}
+    assert commands(host).count("lvcreate") == 3
+    assert host.consistent()
+
+
+def test_a_refused_message_fails_the_batch_and_leaves_nothing(host, open_driver):
+    driver = open_driver("transaction")
+    host.refuse = {"create_snap 3 ": OSError(28, "No space left on device")}
+    outcomes = list(driver.clone(requests(driver, 3)))
+    assert set(errors(outcomes).values()) == {HostCommandError}
+    assert "No space left" in str(outcomes[0].error)
+    assert driver.volumes() == ()
+    assert host.consistent()
+
+
+def test_a_device_of_that_id_that_isnt_ours_stays(host, open_driver):
+    driver = open_driver("transaction")
+    host.devices.add(3)  # known to no metadata: somebody's own
+    outcomes = list(driver.clone(requests(driver, 3)))
+    assert "File exists" in str(outcomes[0].error)
+    assert 3 in host.devices
+    assert driver.volumes() == ()
+
+
+def test_a_failed_restore_leaves_nothing(host, open_driver):
+    driver = open_driver("transaction")
+    host.refuse = {"^vgcfgrestore": HostCommandError("vgcfgrestore failed with 5: disk")}
+    outcomes = list(driver.clone(requests(driver, 3)))
+    assert set(errors(outcomes).values()) == {HostCommandError}
+    assert driver.volumes() == ()
+    assert host.consistent()
+
+
+# --- lvcreate ---
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("2.03.16(2)", "2.04.00(2)"),
+        ("# Generated by LVM2", "# Made by"),
+        ('format = "lvm2"', 'format = "lvm3"'),
+    ],
+)
+def test_what_isnt_provably_safe_is_left_to_lvcreate(host, open_driver, old, new):
+    host.text = host.text.replace(old, new, 1)
+    outcomes = list(open_driver().clone(requests(open_driver(), 2)))
+    assert errors(outcomes) == {}
+    assert "vgcfgrestore" not in commands(host)
+    with pytest.raises(HostCommandError, match="no transaction"):
+        raise next(open_driver("transaction").clone([swap()])).error
+    assert errors(open_driver().delete(open_driver().volumes())) == {}
+    assert "vgcfgrestore" not in commands(host)
+    assert host.consistent()
+
+
+def test_other_ids_in_the_kernel_are_left_to_lvcreate(host, driver):
+    host.transaction += 1
+    list(driver.clone(requests(driver, 1)))
+    assert "vgcfgrestore" not in commands(host)
+
+
+def test_an_active_origin_is_left_to_lvcreate(host, driver):
+    host.active = {"template.tiny": 0}
+    assert errors(driver.clone(requests(driver, 2))) == {}
+    assert "vgcfgrestore" not in commands(host)
+
+
+def test_lvcreate_makes_the_same(host, open_driver):
+    driver = open_driver("lvcreate")
+    size = 12 * MIB
+    wanted = [*requests(driver, 2), *requests(driver, 1, first=3, size=size), swap(1)]
+    assert errors(driver.clone(wanted)) == {}
+    assert {volume.name: volume.size for volume in driver.volumes()} == {
+        "web-1-disk0": 8 * MIB,
+        "web-2-disk0": 8 * MIB,
+        "web-3-disk0": size,
+        "web-1-disk1": 20 * MIB,
+    }
+    assert len(host.heads) == 1
+    assert errors(driver.delete(driver.volumes())) == {}
+    assert host.consistent()
+
+
+def test_lvcreate_that_crashed_leaves_drafts_that_go(host, open_driver):
+    driver = open_driver("lvcreate")
+    host.refuse = {"^lvextend": Killed("lvextend")}
+    with pytest.raises(Killed):
+        list(driver.clone(requests(driver, 1, size=12 * MIB)))
+    host.refuse = {}
+    assert "web-1-disk0" in host.group.thin
+    assert driver.volumes() == ()
+    assert "web-1-disk0" not in host.group.thin
+    assert errors(driver.clone(requests(driver, 1, size=12 * MIB))) == {}
+
+
+# --- room, and pools that can't be used ---
+
+
+def test_a_pools_metadata_that_is_nearly_full(host, driver):
+    host.status |= {"metadata_used": 8997}
+    outcomes = list(driver.clone(requests(driver, 5)))
+    assert set(errors(outcomes).values()) == {NotEnoughResources}
+    assert "89% of its metadata" in str(outcomes[0].error)
+    assert "3 more volumes fit" in str(outcomes[0].error)
+    assert errors(driver.clone(requests(driver, 3))) == {}
+    assert driver.capacity().warnings == ("metadata 89 % full",)
+
+
+def test_a_metadata_area_that_is_full(host, open_driver):
+    driver = open_driver("transaction")
+    host.mda = 16 * 1024
+    outcomes = list(driver.clone(requests(driver, 100)))
+    assert set(errors(outcomes).values()) == {NotEnoughResources}
+    fit = int(str(outcomes[0].error).split(": ")[1].split()[0])
+    assert 0 < fit < 20
+    assert errors(driver.clone(requests(driver, fit))) == {}
+    assert host.consistent()
+
+
+@pytest.mark.parametrize("mode", ["ro", "Fail", "out_of_data_space"])
+def test_a_pool_that_cant_be_written(host, driver, mode):
+    host.status |= {"mode": mode}
+    [outcome] = driver.clone(requests(driver, 1))
+    assert isinstance(outcome.error, (WrongState, NotEnoughResources))
+    assert driver.volumes() == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("other", "doesn't exist"), ("template.tiny", "isn't a thin pool")]
+)
+def test_a_pool_that_isnt_there(open_driver, name, what):
+    with pytest.raises(NotFound, match=f"vg/{name} {what}"):
+        open_driver(thinpool=name).volumes()
+
+
+def test_a_group_that_lacks_a_disk(host, driver):
+    host.text = (RECORDED / "partial.vg").read_text()
+    with pytest.raises(WrongState, match="lacks"):
+        driver.volumes()
+
+
+def test_a_group_that_is_shared(host, driver):
+    host.text = host.text.replace('format = "lvm2"', 'lock_type = "sanlock"\nformat = "lvm2"', 1)
+    with pytest.raises(BackendError, match="shared"):
+        driver.volumes()
+
+
+# --- host check ---
+
+
+@pytest.fixture
+def root(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+
+def test_the_doctor_is_content(root, driver):
+    checks = {check.name: (check.status.value, check.detail) for check in driver.probe()}
+    assert checks == {
+        "pool": ("ok", "vg/pool, 8 MiB promised (0.1 times its size)"),
+        "cloning": ("ok", "a batch in one transaction"),
+    }
+
+
+def test_the_doctor_warns(root, host, open_driver):
+    host.text = host.text.replace("zero_new_blocks = 1", "zero_new_blocks = 0")
+    host.transaction += 1
+    found = {check.name: check.status.value for check in open_driver().probe()}
+    assert found == {"pool": "ok", "zeroing": "warning", "cloning": "warning"}
+    found = {check.name: check.status.value for check in open_driver("transaction").probe()}
+    assert found["cloning"] == "failed"
+    found = {check.name: check.status.value for check in open_driver(thinpool="other").probe()}
+    assert found == {"pool": "failed"}

@@ -1,0 +1,56 @@
+"""Images are written into volumes as they are."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vmcloner_core.drivers import ImageFile
+from vmcloner_core.errors import HostCommandError, InvalidRequest
+from vmcloner_core.model import AS_IT_COMES
+from vmcloner_core.process import LocalRunner
+from vmcloner_lvm.filling import fill, opened
+
+pieces = st.lists(st.tuples(st.booleans(), st.integers(1, 100_000)), min_size=1, max_size=12)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(pieces)
+def test_what_is_written_is_the_image(tmp_path, pieces):
+    content = b"".join((b"\xa5" if data else b"\0") * length for data, length in pieces)
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(content)
+    target.write_bytes(bytes(len(content) + 8192))
+    seen = []
+    with source.open("rb") as stream:
+        fill(stream.fileno(), target, len(content), AS_IT_COMES, lambda *at: seen.append(at))
+    assert target.read_bytes() == content + bytes(8192)
+    assert seen[-1] == (len(content), len(content))
+
+
+def test_qcow2_is_converted_and_nothing_is_left(tmp_path):
+    raw, qcow2 = tmp_path / "a.raw", tmp_path / "a.qcow2"
+    raw.write_bytes(b"data" * 1024 + bytes(1024**2))
+    runner = LocalRunner()
+    runner.run(["qemu-img", "convert", "-O", "qcow2", str(raw), str(qcow2)])
+    size = raw.stat().st_size
+    image = ImageFile(path=qcow2, format="qcow2", size=size, digest="sha256:1")
+    with opened(image, tmp_path / "work", runner) as fd:
+        assert os.pread(fd, size, 0) == raw.read_bytes()
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_an_image_that_shrank(tmp_path):
+    path = tmp_path / "a.raw"
+    path.write_bytes(b"short")
+    image = ImageFile(path=path, format="raw", size=6, digest="sha256:1")
+    with pytest.raises(InvalidRequest, match="changed"), opened(image, tmp_path, LocalRunner()):
+        pass
+
+
+def test_a_target_that_isnt_there(tmp_path):
+    path = tmp_path / "a.raw"
+    path.write_bytes(b"data")
+    with path.open("rb") as stream, pytest.raises(HostCommandError, match="No such file"):
+        fill(stream.fileno(), tmp_path / "none", 4, AS_IT_COMES, lambda *_: None)
