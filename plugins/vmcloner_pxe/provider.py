@@ -19,11 +19,12 @@ import attrs
 import cattrs
 
 from vmcloner_core.drivers import BootProvider, BootRequest, DriverContext
-from vmcloner_core.errors import BackendError, HostCommandError, VmclonerError
+from vmcloner_core.errors import BackendError, HostCommandError, InvalidRequest, VmclonerError
 from vmcloner_core.hooks import BootBackend, hookimpl
 from vmcloner_core.model import BootConfig, Outcome, Template
 from vmcloner_pxe.messages import Batch, Member, Result
 from vmcloner_pxe.networks import bridge_of, check_cards
+from vmcloner_pxe.pxelinux import CONTROL
 
 TIMEOUT = 110.0
 """Seconds for what the network says and gives, of one batch."""
@@ -33,7 +34,11 @@ MAX_CMDLINE = 2047
 
 
 class Pypxeboot(BootProvider):
-    """Boots clones from the network. Thread-safe."""
+    """Boots clones from the network. Thread-safe.
+
+    ``kernel.cmdline`` of the template is added to the command line that the network says;
+    ``kernel.path`` and ``kernel.initrd`` are not used.
+    """
 
     def __init__(self, context: DriverContext) -> None:
         self._context = context
@@ -64,8 +69,9 @@ class Pypxeboot(BootProvider):
                 f"--interface={self._bridge(request)}",
                 f"--uuid={request.uuid}",
             ),
+            cmdline=_words(request) or None,
             devices=(),
-            source="the network",
+            source="the network, asked by libxl at each start",
         )
 
     def resolve_start(self, requests: Sequence[BootRequest]) -> Iterator[Outcome[BootConfig]]:
@@ -193,20 +199,37 @@ def _config(request: BootRequest, result: Result | None) -> BootConfig:
     where = f"{result.label!r} of {result.config}"
     if result.local:
         return BootConfig(devices=("hd",), handover="pygrub", source=f"its own disk, by {where}")
-    size = len(result.arguments.encode(errors="surrogatepass"))
+    cmdline = " ".join(filter(None, [result.arguments, _words(request)]))
+    size = len(cmdline.encode(errors="surrogatepass"))
     if size > MAX_CMDLINE:
         raise HostCommandError(
-            f"{name}: {where}: APPEND has {size} bytes, of {MAX_CMDLINE} at most"
+            f"{name}: {where}: a command line of {size} bytes, of {MAX_CMDLINE} at most"
         )
     files = {} if request.folder is None else {f: request.folder / f for f in result.files}
     return BootConfig(
         kernel=files.get("kernel"),
         initrd=files.get("initrd"),
-        cmdline=result.arguments,
+        cmdline=cmdline,
         devices=(),
         on_reboot="destroy",
         source=", ".join([result.kernel, *result.initrds, where]),
     )
+
+
+def _words(request: BootRequest) -> str:
+    """Return what the template adds to a clone's command line.
+
+    :raises InvalidRequest: a placeholder isn't known, or it has a line break.
+    """
+    from vmcloner_core.placeholders import clone_values, fill  # brings jinja2 with it
+
+    template = request.template
+    what = f"template {template.name}: kernel.cmdline"
+    values = clone_values(request.labels, request.nics, request.values)
+    text = fill(template.kernel.cmdline if template.kernel else "", values, what=what)
+    if CONTROL.search(text):
+        raise InvalidRequest(f"{what}: has a line break or another control character")
+    return text
 
 
 def _program() -> Path:
@@ -229,4 +252,5 @@ def vmcloner_boot_provider() -> BootBackend:
         factory=Pypxeboot,
         hypervisors=frozenset({"kvm", "xen"}),
         at_start=frozenset({"kvm"}),
+        cmdline=True,
     )

@@ -28,6 +28,8 @@ TEMPLATE = """
 extends = "tiny"
 boot = "{boot}"
 memory = "256MiB"
+[kernel]
+cmdline = "by={{{{ fleet }}}}"
 [[nics]]
 kind = "bridge"
 source = "{bridge}"
@@ -121,6 +123,7 @@ def test_clones_boot_with_what_their_own_files_say(clones):
         assert f"name={name} mac={mac} " in line
         [cmdline] = re.findall(r"Kernel command line: (.*)", log)
         assert f" own={mac} " in cmdline
+        assert cmdline.endswith(f" by={fleet}")
         assert f" BOOTIF=01-{mac.replace(':', '-')}" in cmdline
         addresses.add(re.search(r" ip=([0-9.]+):", cmdline)[1])
     assert len(addresses) == GUESTS

@@ -12,7 +12,7 @@ import pytest
 
 from vmcloner_core.drivers import BootRequest, DriverContext
 from vmcloner_core.errors import HostCommandError, InvalidRequest
-from vmcloner_core.model import Host, ImageSource, Labels, Nic, NicSpec, Template
+from vmcloner_core.model import Host, ImageSource, KernelSpec, Labels, Nic, NicSpec, Template
 from vmcloner_core.process import CommandResult
 from vmcloner_pxe import provider as pypxeboot
 from vmcloner_pxe import rom
@@ -133,6 +133,15 @@ def test_a_command_line_that_linux_would_cut_is_refused(tmp_path):
     [outcome] = boot.resolve_start([request()])
     with pytest.raises(HostCommandError, match="2048 bytes, of 2047 at most"):
         outcome.unwrap()
+
+
+def test_the_templates_own_words_are_added(tmp_path):
+    boot, _runner = provider(tmp_path)
+    spoken = attrs.evolve(template(), kernel=KernelSpec(cmdline="host={{ name }}"))
+    [outcome] = boot.resolve_start([request(template=spoken)])
+    assert outcome.unwrap().cmdline == "root=x host=web-1"
+    [outcome] = boot.resolve([request(template=spoken, hypervisor="xen")])
+    assert outcome.unwrap().cmdline == "host=web-1"
 
 
 def test_a_dry_run_fetches_nothing(tmp_path):
