@@ -110,6 +110,7 @@ class StorageDriver(ABC):
     """
 
     clone_lane = Lane()
+    reset_lane = Lane()
     delete_lane = Lane()
     modes: frozenset[CloneMode] = frozenset(CloneMode)
     """The clone modes that the pool can do."""
@@ -173,6 +174,35 @@ class StorageDriver(ABC):
         A volume whose labels on the host are not ``volume.labels``' clone is a Conflict; one
         that is in use is WrongState and names its user where the host can tell.
         """
+
+    def reset(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
+        """Make volumes anew, as :meth:`clone` would, in the place of those of their names.
+
+        Keys are the volumes' names. What is replaced keeps its labels, its path, and the manner in
+        which it was made (its format); what is missing is made. Errors are those of :meth:`clone`
+        and :meth:`delete`: of another clone is a Conflict, in use is WrongState. Should the host
+        die at any moment, the same call again finishes the work.
+
+        This one deletes and clones. A backend that can replace a volume in one step overrides it.
+        """
+        found = {volume.name: volume for volume in self.volumes()}
+        there = [
+            attrs.evolve(found[r.volume_name], labels=r.labels)
+            for r in requests
+            if r.volume_name in found
+        ]
+        kept = set()
+        for outcome in self.delete(there):
+            if outcome.error is not None:
+                kept.add(outcome.key)
+                yield Outcome(key=outcome.key, error=outcome.error)
+        yield from self.clone(
+            [
+                attrs.evolve(r, labels=found[r.volume_name].labels) if r.volume_name in found else r
+                for r in requests
+                if r.volume_name not in kept
+            ]
+        )
 
     @abstractmethod
     def volumes(self) -> tuple[Volume, ...]:

@@ -14,6 +14,7 @@ Example::
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import secrets
 import threading
@@ -25,7 +26,7 @@ from typing import Any, Self
 
 import attrs
 
-from vmcloner_core import images
+from vmcloner_core import audit, images, remote
 from vmcloner_core.backends import Backends
 from vmcloner_core.catalog import TemplateInfo
 from vmcloner_core.drivers import HypervisorDriver, ImageFile
@@ -46,6 +47,7 @@ from vmcloner_core.library import Library, now, origin_of, owner
 from vmcloner_core.locks import hold
 from vmcloner_core.model import (
     AS_IT_COMES,
+    Access,
     Capacity,
     Check,
     Clone,
@@ -72,6 +74,7 @@ from vmcloner_core.plan import (
 from vmcloner_core.planner import Birth, Facts, check_memory, check_space, plan_create, plan_targets
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.process import LocalRunner
+from vmcloner_core.remote import Answer
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.runlog import RunLog
 from vmcloner_core.settings import Settings
@@ -150,6 +153,10 @@ class Engine:
     def restart(self, *targets: str, **options: Any) -> RunResult:
         """Stop clones and start them again."""
         return self._target(Action.RESTART, targets, options)
+
+    def reset(self, *targets: str, **options: Any) -> RunResult:
+        """Put clones' disks back to what they were made of; those that ran are started again."""
+        return self._target(Action.RESET, targets, options)
 
     def delete(self, *targets: str, **options: Any) -> RunResult:
         """Stop and remove clones with all that belongs to them; what is gone is as asked."""
@@ -330,6 +337,7 @@ class Engine:
                 identities=self._identities,
             ),
             origin=origin,
+            origins=functools.cache(origin_of),
             access=self._library.access,
             identity=identity,
             identities=self._identities,
@@ -540,6 +548,34 @@ class Engine:
                 return driver
         self.show(name)
         raise WrongState(f"{name} has no domain", hint="run its create again")
+
+    # --- reaching clones ------------------------------------------------------------------------
+
+    def access(self, *targets: str) -> tuple[Outcome[Access], ...]:
+        """Return how each clone is reached by ssh, or why it can't be; keys are their names.
+
+        :raises NotFound: a target names no clone.
+        """
+        return tuple(map(self._library.reach, self.list(*targets)))
+
+    def execute(
+        self, *targets: str, command: str, timeout: float = 60.0, jobs: int = remote.FANOUT
+    ) -> tuple[Answer, ...]:
+        """Run a command on clones by ssh, on many at once; returns each one's answer.
+
+        :param command: read by the guests' shells. :param timeout: seconds for each clone.
+        :param jobs: clones at once.
+        """
+        outcomes = self.access(*targets)
+        accesses = [outcome.unwrap() for outcome in outcomes if outcome.ok]
+        ran = {a.name: a for a in remote.run(accesses, command, timeout=timeout, jobs=jobs)}
+        return tuple(ran.get(o.key) or Answer(name=o.key, error=o.error) for o in outcomes)
+
+    def audit(
+        self, *targets: str, timeout: float = 60.0, jobs: int = remote.FANOUT
+    ) -> audit.Report:
+        """Ask running clones who they are; returns what proves them different, and what doesn't."""
+        return audit.judge(self.execute(*targets, command=audit.SCRIPT, timeout=timeout, jobs=jobs))
 
     # --- host -----------------------------------------------------------------------------------
 

@@ -21,12 +21,14 @@ from vmcloner_core.model import (
     Access,
     Check,
     Copying,
+    Clone,
     DomainSpec,
     Labels,
     Nic,
     Origin,
     Outcome,
     Seed,
+    State,
     Status,
     Template,
     Volume,
@@ -95,6 +97,23 @@ class Library:
         """Return the template's boot provider where it is asked at each start, else None."""
         backend, _ = self._backends.boot(template.boot)
         return template.boot if hypervisor.kind in backend.at_start else None
+
+    def reach(self, clone: Clone) -> Outcome[Access]:
+        """Return how a clone is reached as it is now, or why it can't be."""
+        try:
+            if clone.state is not State.RUNNING:
+                raise WrongState(
+                    f"{clone.name} is {clone.state.value}",
+                    hint=f"vmcloner start {clone.name} --wait",
+                )
+            if clone.ip is None:
+                raise WrongState(
+                    f"{clone.name}: no address is known (yet)",
+                    hint=f"vmcloner wait {clone.name} --for ip",
+                )
+            return Outcome(key=clone.name, value=self.access(clone.labels, clone.ip))
+        except VmclonerError as error:
+            return Outcome(key=clone.name, error=error)
 
     def access(self, labels: Labels, address: str) -> Access:
         """Return how a clone is reached at an address.

@@ -35,6 +35,7 @@ class Action(enum.Enum):
     START = "start"
     STOP = "stop"
     RESTART = "restart"
+    RESET = "reset"
     DELETE = "delete"
     WAIT = "wait"
 
@@ -49,6 +50,7 @@ class Step(enum.Enum):
     WAIT = "wait"
     SHUTDOWN = "shutdown"
     DESTROY = "destroy"
+    RESET = "reset"
     UNDEFINE = "undefine"
     REMOVE = "remove"
 
@@ -58,6 +60,7 @@ PIPELINE: dict[Action, tuple[Step, ...]] = {
     Action.START: (Step.START, Step.WAIT),
     Action.STOP: (Step.SHUTDOWN, Step.DESTROY),
     Action.RESTART: (Step.SHUTDOWN, Step.DESTROY, Step.START, Step.WAIT),
+    Action.RESET: (Step.DESTROY, Step.RESET, Step.START, Step.WAIT),
     Action.DELETE: (Step.DESTROY, Step.UNDEFINE, Step.REMOVE),
     Action.WAIT: (Step.WAIT,),
 }
@@ -164,7 +167,7 @@ ALL = Quota()
 class ClonePlan:
     """One clone's way through the pipeline: the steps it still needs, in order.
 
-    :param disks: numbers of the disks that CLONE makes.
+    :param disks: numbers of the disks that CLONE makes, or RESET makes anew.
     :param nics: its network cards, where it is defined or its boot provider is asked.
     :param volumes: those that are there already.
     :param identity: who it will be, None where its template has no identity provider.

@@ -452,11 +452,11 @@ def plan_targets(
     host: str,
     template: Callable[[str], Template],
 ) -> Plan:
-    """Return the plan of a start, stop, restart, delete or wait.
+    """Return the plan of a start, stop, restart, reset, delete or wait.
 
     :param template: returns the template of that name; asked only where it is needed.
     :raises NotFound: a target names nothing, but for DELETE, where what is gone is as asked; or a
-        template is gone that says what a clone boots, or what it is waited for.
+        template is gone that says what a clone is made of or boots, or what it is waited for.
     """
     targets = parse_targets(request.targets)
     if request.action is Action.DELETE:
@@ -482,7 +482,7 @@ def plan_targets(
 
 
 def _fills(action: Action) -> bool:
-    return action in (Action.START, Action.RESTART, Action.WAIT)
+    return action in (Action.START, Action.RESTART, Action.RESET, Action.WAIT)
 
 
 def _named(clone: Clone, targets: Sequence[Target]) -> bool:
@@ -501,19 +501,32 @@ def _target_plan(
         volumes=clone.volumes,
         wait=_wait(request, clone, template),
     )
-    if clone.labels.boot is None or not {Step.START, Step.WAIT} & set(steps):
+    asked = clone.labels.boot is not None and bool({Step.START, Step.WAIT} & set(steps))
+    if not asked and Step.RESET not in steps:
         return plan
     try:
         made_of = template(clone.template)
     except NotFound as error:
-        if Step.START not in steps:
+        if not {Step.START, Step.RESET} & set(steps):
             return plan  # nothing but a guest that reboots would need it
+        what = "is made of" if Step.RESET in steps else "boots"
         raise NotFound(
-            f"{clone.name}: what it boots is up to template {clone.template!r}, which is gone",
+            f"{clone.name}: what it {what} is up to template {clone.template!r}, which is gone",
             hint=f"put its file back, or vmcloner delete {clone.name}",
         ) from error
+    if Step.RESET in steps:
+        plan = attrs.evolve(plan, template=made_of, disks=_own_disks(clone, made_of))
+    if not asked:
+        return plan
     uuid = clone.domain.uuid if clone.domain is not None else None
     return attrs.evolve(plan, template=made_of, nics=_nics(clone, made_of), uuid=uuid)
+
+
+def _own_disks(clone: Clone, template: Template) -> tuple[int, ...]:
+    """Return the numbers of a clone's disks, lost ones too, as far as its template has them."""
+    there = {volume.disk for volume in clone.volumes}
+    defined = len(clone.domain.disks) if clone.domain is not None else 1
+    return tuple(n for n in disk_numbers(template) if n in there or n < defined)
 
 
 def _wait(
@@ -539,6 +552,14 @@ def _target_steps(request: TargetRequest, clone: Clone) -> tuple[Step, ...]:
             return (stop,) if active else ()
         case Action.RESTART:
             return (*((stop,) if active else ()), Step.START, *wait)
+        case Action.RESET:
+            start = active or request.start or bool(wait)
+            return (
+                *((Step.DESTROY,) if active else ()),
+                Step.RESET,
+                *((Step.START,) if start else ()),
+                *wait,
+            )
         case Action.DELETE:
             return (
                 *((Step.DESTROY,) if active else ()),

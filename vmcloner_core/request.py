@@ -90,6 +90,7 @@ class TargetRequest:
     :param everything: all clones of the host.
     :param count: up to so many of the clones that the action would change: the lowest indices
         of each are started first, the highest are stopped and deleted first.
+    :param start: start them afterwards whether or not they ran (RESET); waiting implies it.
     :param kill: stop at once instead of asking the guests to shut down.
     :param shutdown_timeout: seconds that guests get for a shutdown.
     :param wait: what to wait for (START, RESTART, WAIT).
@@ -101,6 +102,7 @@ class TargetRequest:
     targets: tuple[str, ...] = ()
     everything: bool = False
     count: int | None = attrs.field(default=None, validator=_positive)
+    start: bool = False
     kill: bool = False
     shutdown_timeout: float = 60.0
     wait: Readiness | None = None

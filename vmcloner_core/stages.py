@@ -21,13 +21,14 @@ from vmcloner_core.drivers import (
     Lane,
     StorageDriver,
 )
-from vmcloner_core.errors import VmclonerError
+from vmcloner_core.errors import NotFound, VmclonerError
 from vmcloner_core.executor import Call, More, Stage, Work
 from vmcloner_core.hooks import BootBackend
 from vmcloner_core.identities import Identities
 from vmcloner_core.model import (
     Access,
     BootConfig,
+    CloneMode,
     CloneRequest,
     DomainSpec,
     Labels,
@@ -44,6 +45,8 @@ from vmcloner_core.readiness import Awaited, watch
 from vmcloner_core.starting import Starter, boot_request, told
 
 T = TypeVar("T")
+_STORAGE = (Step.CLONE, Step.RESET, Step.REMOVE)
+"""The steps that pools do."""
 
 
 def domain_spec(
@@ -110,6 +113,7 @@ class Stages:
     :param boots: return the boot provider of that name, with its description.
     :param starter: starts clones.
     :param origin: the template's image, of a plan that clones.
+    :param origins: returns a pool's image of a template.
     :param access: returns how a clone with these labels and that address is reached.
     :param identity: the template's identity provider, of a plan that defines.
     :param identities: where the identities of the host's clones are kept.
@@ -122,6 +126,7 @@ class Stages:
     starter: Starter
     identities: Identities
     origin: Origin | None = None
+    origins: Callable[[StorageDriver, str], Origin | None]
     identity: IdentityProvider | None = None
     access: Callable[[Labels, str], Access]
     cancelled: Callable[[], bool] = lambda: False
@@ -143,6 +148,7 @@ class Stages:
             Step.WAIT: self._wait,
             Step.SHUTDOWN: self._shutdown,
             Step.DESTROY: self._destroy,
+            Step.RESET: self._reset,
             Step.UNDEFINE: self._undefine,
             Step.REMOVE: self._remove,
         }
@@ -157,12 +163,13 @@ class Stages:
         attribute = {
             Step.CLONE: "clone_lane",
             Step.REMOVE: "delete_lane",
+            Step.RESET: "reset_lane",
             Step.DEFINE: "define_lane",
             Step.START: "start_lane",
             Step.UNDEFINE: "undefine_lane",
         }.get(step, "stop_lane")
         drivers: list[StorageDriver | HypervisorDriver]
-        if step in (Step.CLONE, Step.REMOVE):
+        if step in _STORAGE:
             drivers = [self.storages(n) for n in {w.plan.labels.storage for w in works}]
         else:
             drivers = [self.hypervisors(n) for n in {w.plan.labels.hypervisor for w in works}]
@@ -334,6 +341,48 @@ class Stages:
             ):
                 yield self.starter.forget(attrs.evolve(stopped[work.name], error=error))
 
+    def _reset(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
+        requests: dict[str, list[CloneRequest]] = {}
+        owners: dict[str, Work] = {}
+        for work in works:
+            pool = work.plan.labels.storage
+            try:
+                own = self._anew(work, self.storages(pool))
+            except VmclonerError as error:
+                yield Outcome(key=work.name, error=error)
+                continue
+            requests.setdefault(pool, []).extend(own)
+            owners.update((request.volume_name, work) for request in own)
+        outcomes = (
+            outcome
+            for pool, group in requests.items()
+            for batch in _cut(group, self.storages(pool).reset_lane.batch)
+            for outcome in self.storages(pool).reset(batch)
+        )
+        yield from _together(owners, outcomes)
+
+    def _anew(self, work: Work, driver: StorageDriver) -> Sequence[CloneRequest]:
+        """Return what makes a clone's disks anew: as large as they are, of the image as it is now.
+
+        :raises NotFound: the pool has no image of its template (any more).
+        """
+        template = work.plan.template
+        assert template is not None  # noqa: S101 - a plan that resets gives it
+        origin = self.origins(driver, template.name)
+        if origin is None:
+            raise NotFound(
+                f"{work.name}: pool {driver.name!r} has no image of template {template.name!r}",
+                hint=f"vmcloner template import {template.name}",
+            )
+        mode = CloneMode.LINKED if CloneMode.LINKED in driver.modes else CloneMode.FULL
+        sizes = {volume.disk: volume.size for volume in work.volumes}
+        return [
+            attrs.evolve(request, size=_larger(sizes[request.disk], request.origin))
+            if request.disk in sizes
+            else request
+            for request in disk_requests(template, work.plan.labels, origin, mode, work.plan.disks)
+        ]
+
     def _undefine(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
         gone: list[Work] = []
         yield from self._forgotten(works, gone)
@@ -401,9 +450,13 @@ class Stages:
             yield work, errors.get(work.name)
 
 
+def _larger(size: int, origin: Origin | None) -> int:
+    return size if origin is None else max(size, origin.size)
+
+
 def _members(step: Step, work: Work) -> int:
     """Return how many members of a driver's call a clone is."""
-    if step is Step.CLONE:
+    if step in (Step.CLONE, Step.RESET):
         return max(1, len(work.plan.disks))
     return max(1, len(work.volumes)) if step is Step.REMOVE else 1
 

@@ -6,7 +6,7 @@ import contextlib
 import enum
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,7 @@ from vmcloner_core.model import CloneRequest, Copying, Origin, Outcome, Volume
 from vmcloner_core.units import format_size
 from vmcloner_files import qcow2
 from vmcloner_files.errors import translated
+from vmcloner_files.holders import Holders
 from vmcloner_files.pool import Pool
 from vmcloner_files.records import DiskRecord, ImageRecord
 from vmcloner_files.reflink import reflink
@@ -67,6 +68,37 @@ class Cloner:
     def copy(self, request: CloneRequest) -> Outcome[Volume]:
         """Make one disk that takes its time, without keeping others from the pool meanwhile."""
         return self._outcome(request, self._pool.lock)
+
+    def replace(
+        self, requests: Sequence[CloneRequest], holders: Holders
+    ) -> Iterator[Outcome[Volume]]:
+        """Make disks anew; each is the old or the new one, whole, at every moment."""
+        for request in requests:
+            path = self._pool.disk_path(request.labels, request.disk)
+            try:
+                with translated(path):
+                    record = self._replace(request, path, holders)
+            except VmclonerError as error:
+                yield Outcome(key=request.volume_name, error=error)
+            else:
+                made = volume(path, record, self._pool_name)
+                yield Outcome(key=request.volume_name, value=made)
+
+    def _replace(self, request: CloneRequest, path: Path, holders: Holders) -> DiskRecord:
+        record, fill = self._content(request, self._pool.lock)
+        with self._pool.draft(self._pool.volumes) as draft:
+            fill(draft.fd, record.size)
+            with self._pool.lock(alone=True):
+                found = self._pool.disk(request.labels, request.disk)
+                if found is not None:
+                    record = attrs.evolve(record, labels=found.labels)
+                self._pool.labels.write(draft.fd, path, record.to_mapping())
+                if found is None:
+                    draft.publish(path)
+                    return record
+                with holders.kept_out(path):
+                    self._pool.replace(draft, path)
+        return record
 
     def _outcome(
         self, request: CloneRequest, lock: Callable[[], AbstractContextManager[None]]

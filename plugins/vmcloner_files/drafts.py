@@ -42,6 +42,18 @@ class Draft:
         # with AT_SYMLINK_FOLLOW, without which the link in /proc itself would be linked.
         os.link(f"/proc/self/fd/{self.fd}", path, dst_dir_fd=self.fd, follow_symlinks=True)
 
+    def replace(self, path: Path, folder: Path) -> None:
+        """Give it the name of a file that is there, in one step.
+
+        :param folder: of the same file system, for a name that it has meanwhile.
+        """
+        name = self.name
+        if name is None:
+            name = folder / f"{uuid.uuid4().hex}.tmp"
+            fcntl.flock(self.fd, fcntl.LOCK_EX)  # as long as it is held, sweep() leaves it
+            self.publish(name)
+        name.replace(path)
+
 
 @contextlib.contextmanager
 def unnamed(folder: Path) -> Iterator[Draft]:

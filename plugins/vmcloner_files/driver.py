@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from vmcloner_core.copying import Pace
 from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
-from vmcloner_core.errors import BackendError, VmclonerError, WrongState
+from vmcloner_core.errors import BackendError, VmclonerError
 from vmcloner_core.model import (
     AS_IT_COMES,
     Capacity,
@@ -41,6 +41,7 @@ class FilesDriver(StorageDriver):
 
     # Linking takes 0.1 ms: a batch is for the pipeline's sake, a second thread gains nothing.
     clone_lane = Lane(batch=64)
+    reset_lane = Lane(batch=64)
     delete_lane = Lane(batch=64)
 
     def __init__(self, context: DriverContext, settings: FilesSettings) -> None:
@@ -129,21 +130,40 @@ class FilesDriver(StorageDriver):
         try:
             if self._pool.disk(volume.labels, volume.disk) is None:
                 return Outcome(key=key, changed=False)
-            with translated(path):
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-                try:
-                    if holders.in_use(fd):
-                        user = holders.name(fd)
-                        raise WrongState(
-                            f"volume {path} is in use" + (f" by {user}" if user else ""),
-                            hint="stop the clone first",
-                        )
-                    self._pool.remove(path)
-                finally:
-                    os.close(fd)
+            with translated(path), holders.kept_out(path):
+                self._pool.remove(path)
         except VmclonerError as error:
             return Outcome(key=key, error=error)
         return Outcome(key=key)
+
+    def reset(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
+        """See :meth:`StorageDriver.reset`. A new file is renamed over the old one."""
+        self._pool.prepare()
+        if not self._pool.labels.follow_renames:
+            yield from super().reset(requests)
+            return
+        groups: dict[Method, list[CloneRequest]] = {}
+        for request in requests:
+            try:
+                groups.setdefault(self._manner(request), []).append(request)
+            except VmclonerError as error:
+                yield Outcome(key=request.volume_name, error=error)
+        holders = Holders()
+        for method, group in groups.items():
+            with Cloner(self._pool, self.name, method) as cloner:
+                yield from cloner.replace(group, holders)
+
+    def _manner(self, request: CloneRequest) -> Method:
+        """Return how a disk is made anew: its domain knows its format.
+
+        :raises Conflict: its name is taken by what isn't that clone's.
+        """
+        found = self._pool.disk(request.labels, request.disk)
+        if found is None:
+            return Method.COPY if _takes_time(request) else self._method()
+        if found.format == "qcow2":
+            return Method.OVERLAY
+        return Method.REFLINK if self._pool.features().reflink else Method.COPY
 
     def volumes(self) -> tuple[Volume, ...]:
         """See :meth:`StorageDriver.volumes`."""

@@ -12,6 +12,10 @@ import errno
 import fcntl
 import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from vmcloner_core.errors import WrongState
 
 FileId = tuple[int, int]
 
@@ -34,6 +38,24 @@ class Holders:
         except OSError as error:
             return error.errno == errno.EAGAIN or self._pid(fd) is not None
         return False
+
+    @contextlib.contextmanager
+    def kept_out(self, path: Path) -> Iterator[None]:
+        """Hold a file that nobody uses, for what nobody may see half done.
+
+        :raises WrongState: it is in use.
+        """
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            if self.in_use(fd):
+                user = self.name(fd)
+                raise WrongState(
+                    f"volume {path} is in use" + (f" by {user}" if user else ""),
+                    hint="stop the clone first",
+                )
+            yield
+        finally:
+            os.close(fd)
 
     def name(self, fd: int) -> str:
         """Return who holds the file, ``process 123 (qemu-system-x86)``, "" if it can't be told."""

@@ -23,7 +23,13 @@ _UNLABELLED = {errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM}  # EPERM: links and
 
 
 class LabelStore(Protocol):
-    """Keeps the labels of files. Thread-safe, but for two writers of one file."""
+    """Keeps the labels of files. Thread-safe, but for two writers of one file.
+
+    ``follow_renames``: whether a file that is renamed over another brings its labels along, so
+    that at no moment there is one without.
+    """
+
+    follow_renames: bool
 
     def write(self, fd: int, path: Path, labels: Mapping[str, str]) -> None:
         """Label the open file ``fd``, which is about to appear as ``path``."""
@@ -60,6 +66,8 @@ def decode(content: bytes) -> dict[str, str] | None:
 class XattrLabels:
     """Labels in an extended attribute: they live and die with the file."""
 
+    follow_renames = True
+
     def write(self, fd: int, path: Path, labels: Mapping[str, str]) -> None:  # noqa: ARG002
         """See :meth:`LabelStore.write`."""
         os.setxattr(fd, ATTRIBUTE, encode(labels))
@@ -79,6 +87,8 @@ class XattrLabels:
 
 class SidecarLabels:
     """Labels in a file beside the labelled one, in place before it is."""
+
+    follow_renames = False
 
     def write(self, fd: int, path: Path, labels: Mapping[str, str]) -> None:
         """See :meth:`LabelStore.write`."""

@@ -127,6 +127,10 @@ class Pool:
         unnamed = self.prepare().unnamed
         return drafts.unnamed(folder) if unnamed else drafts.named(self._temporary)
 
+    def replace(self, draft: drafts.Draft, path: Path) -> None:
+        """Put a labelled draft in the place of a file; the caller holds the lock alone."""
+        draft.replace(path, self._temporary)
+
     # --- its files ------------------------------------------------------------------------------
 
     def image_path(self, template: str) -> Path:

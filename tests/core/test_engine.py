@@ -5,6 +5,7 @@ from uuid import UUID
 
 import pytest
 
+from tests.conftest import TEMPLATE
 from vmcloner_core import CloneMode, CreateRequest, OnFailure, Readiness, State, TargetRequest
 from vmcloner_core.errors import (
     Conflict,
@@ -355,3 +356,60 @@ def test_uuid_is_stable(lab):
     lab.engine.create("web", "t1", count=1)
     assert lab.engine.show("web-1").domain.uuid == first
     assert isinstance(first, UUID)
+
+
+def test_reset_starts_again_what_ran(lab):
+    lab.engine.create("web", "t1", count=4, start=True)
+    lab.engine.stop("web-[3-4]")
+    before = lab.engine.list("web")
+    plan = lab.engine.plan(TargetRequest(action=Action.RESET, targets=("web",)))
+    assert [clone.steps for clone in plan.clones] == [
+        (Step.DESTROY, Step.RESET, Step.START),
+        (Step.DESTROY, Step.RESET, Step.START),
+        (Step.RESET,),
+        (Step.RESET,),
+    ]
+    assert lab.engine.reset("web").ok
+    assert lab.engine.list("web") == before
+    assert lab.engine.reset("web", start=True).ok
+    assert {clone.state for clone in lab.engine.list("web")} == {State.RUNNING}
+
+
+def test_reset_waits_for_what_it_starts(lab):
+    lab.engine.create("web", "t1", count=2)
+    plan = lab.engine.plan(TargetRequest(action=Action.RESET, targets=("web",), ready=True))
+    assert plan.clones[0].steps == (Step.RESET, Step.START, Step.WAIT)
+    assert lab.engine.reset("web", ready=True).ok
+
+
+def test_reset_makes_lost_volumes_anew(lab):
+    """As a reset does that was killed between deleting and cloning."""
+    lab.template("t3", TEMPLATE + '[[disks]]\nsize = "1MiB"\n')
+    lab.engine.create("web", "t3", count=2, start=True)
+    identity = [(c.mac, c.domain.uuid) for c in lab.engine.list("web")]
+    for name in ("web-1-disk0", "web-1-disk1", "web-2-disk1"):
+        del lab.pool.disks[name]
+    assert lab.engine.show("web-1").state is State.ORPHAN
+    assert lab.engine.reset("web").ok
+    assert {clone.state for clone in lab.engine.list("web")} == {State.RUNNING}
+    assert sorted(lab.pool.disks) == [f"web-{n}-disk{d}" for n in (1, 2) for d in (0, 1)]
+    assert [(c.mac, c.domain.uuid) for c in lab.engine.list("web")] == identity
+
+
+def test_reset_needs_the_template_and_its_image(lab):
+    lab.engine.create("web", "t1", count=2)
+    del lab.pool.images["t1"]
+    with pytest.raises(PartialFailure) as caught:
+        lab.engine.reset("web")
+    assert "vmcloner template import t1" in str(caught.value.failures[0][1])
+    assert len(lab.pool.disks) == 2
+    (lab.folder / "templates" / "t1.toml").unlink()
+    with pytest.raises(NotFound, match="what it is made of is up to template 't1'"):
+        lab.engine.reset("web")
+
+
+def test_reset_keeps_a_disks_size(lab):
+    lab.engine.create("web", "t1", count=1)
+    lab.template("t1", TEMPLATE.replace("[image]", 'disk_size = "8MiB"\n[image]'))
+    assert lab.engine.reset("web").ok
+    assert lab.engine.show("web-1").volumes[0].size == 1024**2

@@ -1,4 +1,7 @@
-"""Import, clone and delete until killed: python endless_work.py FOLDER IMAGES HOW COUNT."""
+"""Import, clone and delete, or reset, until killed.
+
+python endless_work.py FOLDER IMAGES HOW COUNT [reset]
+"""
 
 import itertools
 import sys
@@ -12,17 +15,35 @@ from vmcloner_files import drafts
 from vmcloner_files.driver import FilesDriver
 from vmcloner_files.settings import FilesSettings
 
+SCRIBBLE = b"a guest was here"
+
 
 def refuse(folder: Path) -> None:
     raise OSError(95, "Operation not supported")
 
 
-def main(folder: Path, images: Path, how: str, count: int) -> None:
+def reset(driver: FilesDriver) -> None:
+    """Reset the clones that are there, and scribble on them, time and again."""
+    [origin] = driver.origins()
+    requests = [
+        CloneRequest(labels=volume.labels, origin=origin, mode=CloneMode.LINKED)
+        for volume in driver.volumes()
+    ]
+    print("go", flush=True)
+    while True:
+        for outcome in driver.reset(requests):
+            with outcome.unwrap().path.open("r+b") as stream:
+                stream.write(SCRIBBLE)
+
+
+def main(folder: Path, images: Path, how: str, count: int, task: str = "") -> None:
     if how == "named":
         drafts.unnamed = refuse
     host = Host(name="local", state=folder)
     context = DriverContext(host=host, name="pool", runner=LocalRunner())
     driver = FilesDriver(context, FilesSettings(path=folder / "pool"))
+    if task == "reset":
+        reset(driver)
     print("go", flush=True)
     for name in itertools.cycle("ab"):
         path = images / f"{name}.raw"
@@ -44,4 +65,5 @@ def main(folder: Path, images: Path, how: str, count: int) -> None:
                 raise deleted.error
 
 
-main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), *sys.argv[5:])

@@ -9,6 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from tests.files.endless_work import SCRIBBLE
 from vmcloner_core.model import CloneMode, CloneRequest
 from vmcloner_core.testing.storage import make_image, make_labels, no_progress
 from vmcloner_files import drafts
@@ -19,8 +20,8 @@ ROUNDS = 12
 WORKER = Path(__file__).with_name("endless_work.py")
 
 
-def kill_at_random(folder: Path, images: Path, how: str) -> None:
-    argv = [sys.executable, WORKER, folder, images, how, str(COUNT)]
+def kill_at_random(folder: Path, images: Path, how: str, *task: str) -> None:
+    argv = [sys.executable, WORKER, folder, images, how, str(COUNT), *task]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as worker:
         assert worker.stdout is not None
         assert worker.stdout.readline() == b"go\n"
@@ -40,7 +41,7 @@ def left_over(pool: Path) -> list[str]:
     return drafts + [p.name for p in sidecars if not p.with_name(p.name[1:-7]).exists()]
 
 
-@pytest.mark.parametrize(
+everywhere = pytest.mark.parametrize(
     ("place", "how"),
     [
         ("here", "unnamed"),
@@ -50,14 +51,21 @@ def left_over(pool: Path) -> list[str]:
         pytest.param("ramfs", "unnamed", marks=pytest.mark.filesystems),
     ],
 )
-def test_kill_9(tmp_path, mounts, new_folder, make_driver, monkeypatch, place, how):
-    folder = tmp_path if place == "here" else new_folder(mounts(place))
+
+
+@pytest.fixture
+def folder(tmp_path, mounts, new_folder, monkeypatch, place, how):
     if how == "named":
 
         def refuse(folder: Path):
             raise OSError(95, "Operation not supported")
 
         monkeypatch.setattr(drafts, "unnamed", refuse)
+    return tmp_path if place == "here" else new_folder(mounts(place))
+
+
+@everywhere
+def test_kill_9(tmp_path, folder, make_driver, how):
     images = {}
     for seed, name in enumerate("ab"):
         image = make_image(tmp_path / f"{name}.raw", seed=seed)
@@ -94,6 +102,35 @@ def test_kill_9(tmp_path, mounts, new_folder, make_driver, monkeypatch, place, h
         assert all(outcome.changed for outcome in driver.delete(driver.volumes()))
         assert visible(pool / "volumes") == []
     assert interrupted, "no kill came in the middle of a batch"
+
+
+@everywhere
+def test_kill_9_in_mid_reset(tmp_path, folder, make_driver, place, how):
+    """A disk is the old or the new one, whole; where that can't be, the same reset makes it."""
+    image = make_image(tmp_path / "a.raw", seed=1)
+    driver = make_driver(folder)
+    origin = driver.import_image("tiny", image, no_progress).unwrap()
+    requests = [
+        CloneRequest(labels=make_labels(index=i), origin=origin, mode=CloneMode.LINKED)
+        for i in range(1, COUNT + 1)
+    ]
+    assert all(outcome.ok for outcome in driver.clone(requests))
+    fresh = driver.volumes()[0].path.read_bytes()
+    for _ in range(ROUNDS // 3):
+        kill_at_random(folder, tmp_path, how, "reset")
+        driver = make_driver(folder)
+        found = driver.volumes()
+        assert sorted(v.path.name for v in found) == visible(folder / "pool" / "volumes")
+        if place != "ramfs":  # it keeps labels in files of their own
+            assert len(found) == COUNT
+        for volume in found:
+            content = volume.path.read_bytes()
+            assert content in (fresh, SCRIBBLE + fresh[len(SCRIBBLE) :])
+        assert all(outcome.ok for outcome in driver.reset(requests))
+        assert len(driver.volumes()) == COUNT
+        assert left_over(folder / "pool") == []
+        for volume in driver.volumes():
+            check_content(volume, image)
 
 
 def check_content(volume, image) -> None:

@@ -13,6 +13,7 @@ from cliff.show import ShowOne
 
 from vmcloner_core.errors import UsageError, VmclonerError
 from vmcloner_core.plan import Action, CloneResult, Plan, Quota, Readiness, RunResult
+from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import Request
 from vmcloner_core.units import format_seconds, format_size, parse_size
 
@@ -187,6 +188,7 @@ _PAST = {
     Action.START: "started",
     Action.STOP: "stopped",
     Action.RESTART: "restarted",
+    Action.RESET: "reset",
     Action.DELETE: "deleted",
     Action.WAIT: "ready",
 }
@@ -324,3 +326,32 @@ def add_targets(parser: argparse.ArgumentParser, *, everything: bool) -> None:
 def add_count(parser: argparse.ArgumentParser) -> None:
     """Add ``--count`` in its sense of "up to N"."""
     parser.add_argument("-c", "--count", type=int, metavar="N", help="Up to N of them.")
+
+
+def add_fanout(parser: argparse.ArgumentParser) -> None:
+    """Add the options of what is done in the clones, on many at once."""
+    parser.add_argument(
+        "-j",
+        "--jobs",
+        type=int,
+        default=FANOUT,
+        metavar="N",
+        help=f"At most N clones at once (default {FANOUT}).",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="Seconds that each clone gets, the login included (default 60).",
+    )
+
+
+def chosen(parsed_args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the targets of a command that :func:`add_targets` gave ``--all``; none means all.
+
+    :raises UsageError: neither is given, or both.
+    """
+    if bool(parsed_args.targets) == parsed_args.all:
+        raise UsageError("it takes targets, or --all, not both", hint="name a fleet or a clone")
+    return tuple(parsed_args.targets)

@@ -1,4 +1,4 @@
-"""``vmcloner start``, ``stop`` and ``restart``."""
+"""``vmcloner start``, ``stop``, ``restart`` and ``reset``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEFAULT_SHUTDOWN = 60.0
 
 
 class _Power(RunCommand):
-    """What the three have in common."""
+    """What they have in common."""
 
     action: Action
 
@@ -22,7 +22,7 @@ class _Power(RunCommand):
         parser = super().get_parser(prog_name)
         add_targets(parser, everything=True)
         add_count(parser)
-        if self.action is not Action.START:
+        if self.action in (Action.STOP, Action.RESTART):
             parser.add_argument(
                 "-k", "--kill", action="store_true", help="Stop at once, without a shutdown."
             )
@@ -85,3 +85,25 @@ class Restart(_Power):
     def more(self, parsed_args: argparse.Namespace) -> dict[str, Any]:
         """Return the fields that are this command's own."""
         return {"kill": parsed_args.kill, **waiting(parsed_args)}
+
+
+class Reset(_Power):
+    """Put clones back to their template's state, each with its name, addresses and keys.
+
+    They are stopped at once, whatever they do: what is on their disks is thrown away. Those that
+    ran are started again.
+    """
+
+    action = Action.RESET
+    waits = True
+    example = "vmcloner reset web --wait"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument("--start", action="store_true", help="Start those too that didn't run.")
+        return parser
+
+    def more(self, parsed_args: argparse.Namespace) -> dict[str, Any]:
+        """Return the fields that are this command's own."""
+        return {"start": parsed_args.start, **waiting(parsed_args)}

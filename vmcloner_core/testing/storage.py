@@ -471,6 +471,95 @@ class StorageConformance:
         for name in names:
             assert [result[name].changed for result in results].count(True) == 1
 
+    # --- reset ----------------------------------------------------------------------------------
+
+    def test_reset(
+        self, driver: StorageDriver, origin: Origin, image: ImageFile, mode: CloneMode
+    ) -> None:
+        """What was written is gone; the volume is the same one, the others as they were."""
+        requests = self.requests(origin, 3, mode)
+        volumes = self.make(driver, requests)
+        for volume in volumes:
+            with self.active(driver, volume):
+                self.write(volume, 4 * MIB, b"\xd7" * 8192)
+        later = [
+            attrs.evolve(r, labels=attrs.evolve(r.labels, run="another-run")) for r in requests[:2]
+        ]
+        outcomes = by_key(driver.reset(later))
+        assert [outcomes[v.name].unwrap() for v in volumes[:2]] == volumes[:2]
+        assert all(outcome.changed for outcome in outcomes.values())
+        assert sorted(driver.volumes(), key=lambda v: v.name) == volumes
+        for volume in volumes[:2]:
+            assert self.content(driver, volume) == image.path.read_bytes()
+        assert self.content(driver, volumes[2]) != image.path.read_bytes()
+
+    def test_reset_makes_what_is_missing(
+        self, driver: StorageDriver, origin: Origin, image: ImageFile, mode: CloneMode
+    ) -> None:
+        """As after a crash between a deletion and a clone."""
+        [request] = self.requests(origin, 1, mode)
+        [volume] = [outcome.unwrap() for outcome in driver.reset([request])]
+        assert driver.volumes() == (volume,)
+        assert self.content(driver, volume) == image.path.read_bytes()
+
+    def test_reset_of_a_larger_disk(
+        self, driver: StorageDriver, origin: Origin, image: ImageFile, mode: CloneMode
+    ) -> None:
+        """Beyond the image there are zeros again."""
+        [request] = self.requests(origin, 1, mode)
+        request = attrs.evolve(request, size=2 * origin.size)
+        [volume] = self.make(driver, [request])
+        with self.active(driver, volume):
+            self.write(volume, origin.size + MIB, b"\xd7" * 8192)
+        [again] = [outcome.unwrap() for outcome in driver.reset([request])]
+        assert again == volume
+        content = self.content(driver, again)
+        assert content[: origin.size] == image.path.read_bytes()
+        assert content[origin.size :] == bytes(volume.size - origin.size)
+
+    def test_reset_of_blank_disks(self, driver: StorageDriver) -> None:
+        """They are blank again, but for what they begin with."""
+        requests = [self.blank(4 * MIB), self.blank(4 * MIB, disk=2, head=b"SWAP" * 1024)]
+        volumes = self.make(driver, requests)
+        for volume in volumes:
+            with self.active(driver, volume):
+                self.write(volume, 0, b"\xd7" * volume.size)
+        again = [outcome.unwrap() for outcome in driver.reset(requests)]
+        assert sorted(again, key=lambda v: v.name) == volumes
+        for volume, request in zip(volumes, requests, strict=True):
+            rest = bytes(volume.size - len(request.head))
+            assert self.content(driver, volume) == request.head + rest
+
+    def test_reset_of_another_clone(
+        self, driver: StorageDriver, origin: Origin, mode: CloneMode
+    ) -> None:
+        """A name that another template's clone has is a Conflict, and stays as it is."""
+        [request] = self.requests(origin, 1, mode)
+        [volume] = self.make(driver, [request])
+        with self.active(driver, volume):
+            self.write(volume, 0, b"\xd7" * 4096)
+        before = self.content(driver, volume)
+        foreign = attrs.evolve(request, labels=attrs.evolve(request.labels, template="other"))
+        [outcome] = driver.reset([foreign])
+        assert isinstance(outcome.error, Conflict)
+        assert driver.volumes() == (volume,)
+        assert self.content(driver, volume) == before
+
+    def test_reset_busy(self, driver: StorageDriver, origin: Origin, mode: CloneMode) -> None:
+        """What somebody has open stays as it is; the others of its batch are reset."""
+        requests = self.requests(origin, 3, mode)
+        volumes = self.make(driver, requests)
+        with self.active(driver, volumes[1]):
+            self.write(volumes[1], 0, b"\xd7" * 4096)
+            before = self.read(volumes[1])
+            with self.busy(volumes[1]):
+                outcomes = by_key(driver.reset(requests))
+            assert self.read(volumes[1]) == before
+        assert isinstance(outcomes["web-2-disk0"].error, WrongState)
+        assert outcomes["web-1-disk0"].ok
+        assert outcomes["web-3-disk0"].ok
+        assert len(driver.volumes()) == 3
+
     # --- clones with several disks --------------------------------------------------------------
 
     def test_blank_disks(self, driver: StorageDriver) -> None:

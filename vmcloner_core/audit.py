@@ -1,0 +1,178 @@
+"""Prove that clones are different machines: what each says of itself, and what any two share.
+
+The facts are read from the guests, by one POSIX shell script in one login each.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+from vmcloner_core.errors import PartialFailure, VmclonerError, WrongState
+from vmcloner_core.names import fold
+from vmcloner_core.remote import Answer
+
+_SCRIPT = r"""
+say() { [ -z "$2" ] || printf 'vmcloner-fact %s %s\n' "$1" "$2"; }
+PATH=$PATH:/usr/sbin:/sbin
+say hostname "$(uname -n)"
+say machine_id "$(cat /etc/machine-id 2>/dev/null)"
+for file in /etc/ssh/ssh_host_*_key.pub; do
+    [ ! -r "$file" ] || say host_key "$(cut -d ' ' -f 1,2 "$file")"
+done
+for card in /sys/class/net/*; do
+    [ -e "$card/device" ] || continue
+    say mac "$(cat "$card/address")"
+    for address in $(ip -o addr show dev "${card##*/}" scope global | tr -s ' ' | cut -d ' ' -f 4)
+    do say address "${address%/*}"; done
+done
+for lease in /run/systemd/netif/leases/*; do
+    [ ! -r "$lease" ] || say client_id "$(sed -n 's/^CLIENTID=//p' "$lease")"
+done
+for lease in /var/lib/dhcp/*.leases /var/lib/dhclient/*.lease*; do
+    [ ! -r "$lease" ] ||
+        say client_id "$(sed -n 's/.*dhcp-client-identifier \(.*\);/\1/p' "$lease" | tail -n 1)"
+done
+say uuid "$(cat /sys/class/dmi/id/product_uuid /sys/hypervisor/uuid 2>/dev/null | head -n 1)"
+modprobe -q qemu_fw_cfg 2>/dev/null
+say generation_id "$(od -An -v -tx1 -j40 -N16 \
+    /sys/firmware/qemu_fw_cfg/by_name/etc/vmgenid_guid/raw 2>/dev/null | tr -d ' \n')"
+say end end
+"""
+# The generation id: docs/specs/vmgenid.txt in QEMU's source; its GUID lies 40 bytes into the blob.
+
+SCRIPT = (
+    f"script={shlex.quote(_SCRIPT)}; "
+    'if [ "$(id -u)" != 0 ] && sudo -n true 2>/dev/null; then sudo -n sh -c "$script"; '
+    'else sh -c "$script"; fi'
+)
+"""What is run on each clone. Some facts are root's: it uses sudo where that asks for nothing."""
+
+FACTS: Mapping[str, bool] = {
+    "hostname": True,
+    "machine_id": True,
+    "host_key": True,
+    "mac": True,
+    "address": True,
+    "client_id": False,
+    "uuid": False,
+    "generation_id": False,
+}
+"""What is read, and whether every machine has it: a client id is DHCP's, a generation id QEMU's."""
+MAX_VALUES = 64
+MAX_VALUE = 1024
+"""Of one fact of one clone: what a guest says is hostile input."""
+_LINE = re.compile(rb"vmcloner-fact ([a-z_]+) ([ -~]+)")
+
+Facts = Mapping[str, tuple[str, ...]]
+
+
+@attrs.frozen(kw_only=True)
+class Verdict:
+    """What was found of one fact.
+
+    :param read: how many clones have it. :param distinct: how many different values there are.
+    :param missing: clones that should have it, and don't.
+    :param shared: (value, clones) of each value that several clones have.
+    """
+
+    fact: str
+    read: int
+    distinct: int
+    missing: tuple[str, ...] = ()
+    shared: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is against these clones being different machines."""
+        return not self.missing and not self.shared
+
+
+@attrs.frozen(kw_only=True)
+class Report:
+    """What an audit found. ``unread``: the clones that gave no facts, with the reasons."""
+
+    clones: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    unread: Mapping[str, VmclonerError]
+
+    def check(self) -> None:
+        """Return where all clones are proven to be different machines.
+
+        :raises PartialFailure: they aren't; names the collisions, and who could not be asked.
+        """
+        failures = [*self.unread.items()]
+        for verdict in self.verdicts:
+            for value, clones in verdict.shared:
+                error = WrongState(f"{fold(clones)} have one {verdict.fact}: {value}")
+                failures += [(clone, error) for clone in clones]
+            for clone in verdict.missing:
+                failures.append((clone, WrongState(f"{clone} has no {verdict.fact}")))
+        if failures:
+            count = len({name for name, _ in failures})
+            raise PartialFailure(
+                f"audit: {count} of {len(self.clones)} clones aren't proven to be machines "
+                "of their own",
+                failures=failures,
+            )
+
+
+def facts_of(answer: Answer) -> Facts:
+    """Return what a clone said of itself.
+
+    :raises VmclonerError: it wasn't reached, or didn't say all.
+    """
+    if answer.error is not None:
+        raise answer.error
+    facts: dict[str, list[str]] = {}
+    ended = False
+    for line in answer.stdout.splitlines():
+        match = _LINE.fullmatch(line[: MAX_VALUE + 64].strip())
+        if match is None:
+            continue
+        fact, value = match[1].decode(), match[2].decode()[:MAX_VALUE].strip()
+        ended = ended or fact == "end"
+        values = facts.setdefault(fact, [])
+        if value not in values and len(values) < MAX_VALUES:
+            values.append(value)
+    if not ended:
+        said = answer.stderr.decode(errors="replace").strip().splitlines()
+        raise WrongState(
+            f"{answer.name} didn't answer the audit" + (f": {said[-1][:200]}" if said else ""),
+            hint="it takes a POSIX shell in the guest",
+        )
+    return {fact: tuple(values) for fact, values in facts.items()}
+
+
+def judge(answers: Sequence[Answer]) -> Report:
+    """Return what the answers to :data:`SCRIPT` prove."""
+    read: dict[str, Facts] = {}
+    unread: dict[str, VmclonerError] = {}
+    for answer in answers:
+        try:
+            read[answer.name] = facts_of(answer)
+        except VmclonerError as error:
+            unread[answer.name] = error
+    return Report(
+        clones=tuple(answer.name for answer in answers),
+        verdicts=tuple(_verdict(fact, read) for fact in FACTS),
+        unread=unread,
+    )
+
+
+def _verdict(fact: str, read: Mapping[str, Facts]) -> Verdict:
+    holders: dict[str, list[str]] = {}
+    for name, facts in read.items():
+        for value in facts.get(fact, ()):
+            holders.setdefault(value, []).append(name)
+    without = tuple(name for name, facts in read.items() if not facts.get(fact))
+    return Verdict(
+        fact=fact,
+        read=len(read) - len(without),
+        distinct=len(holders),
+        missing=without if FACTS[fact] else (),
+        shared=tuple((value, tuple(names)) for value, names in holders.items() if len(names) > 1),
+    )

@@ -1,0 +1,192 @@
+"""Run one command on many clones by ssh at once (ClusterShell's engine), output kept apart."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+
+from vmcloner_core import ssh
+from vmcloner_core.errors import BackendError, DeadlineExceeded, HostCommandError, VmclonerError
+from vmcloner_core.model import Access
+from vmcloner_core.units import format_seconds
+
+MAX_OUTPUT = 4 * 1024**2
+"""Bytes that are kept of what a command prints on one clone, to each of its two outputs."""
+FANOUT = 32
+"""Clones that the command runs on at once."""
+CONNECT_TIMEOUT = 20
+NOT_CONNECTED = 255
+"""ssh's own exit code; a command's of that number can't be told from it."""
+
+
+@attrs.frozen(kw_only=True)
+class Answer:
+    """What a command did on one clone.
+
+    :param code: its exit code, None where it didn't get to its end.
+    :param error: why the clone couldn't be reached, or the command not be ended.
+    :param truncated: whether it printed more than :data:`MAX_OUTPUT`.
+    """
+
+    name: str
+    code: int | None = None
+    stdout: bytes = b""
+    stderr: bytes = b""
+    error: VmclonerError | None = None
+    truncated: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether the command ran and said that all is well."""
+        return self.error is None and self.code == 0
+
+
+def run(
+    accesses: Sequence[Access],
+    command: str,
+    *,
+    timeout: float,
+    jobs: int = FANOUT,
+    done: Callable[[Answer], None] = lambda _answer: None,
+) -> tuple[Answer, ...]:
+    """Run a command on all clones; returns one answer each, in the clones' order.
+
+    :param command: read by the guests' shells. Its standard input is empty.
+    :param timeout: seconds that it may take on each clone, the login included.
+    :param done: called with each answer as soon as it is there.
+    :raises BackendError: ssh isn't installed.
+    """
+    from ClusterShell.Task import task_self
+
+    if not accesses:
+        return ()
+    _check_ssh()
+    argvs = {access.name: _argv(access, command) for access in accesses}
+    answers: dict[str, Answer] = {}
+
+    def answered(answer: Answer) -> None:
+        answers[answer.name] = answer
+        done(answer)
+
+    task = task_self()
+    task.set_info("fanout", jobs)
+    worker = _worker_class()(argvs, answered, timeout)
+    task.schedule(worker)
+    worker.set_write_eof()
+    try:
+        task.run()
+    except BaseException:
+        task.abort()
+        raise
+    return tuple(answers[access.name] for access in accesses)
+
+
+def fold(answers: Sequence[Answer], output: Callable[[Answer], bytes]) -> list[tuple[bytes, str]]:
+    """Return (text, node set) of each different text, as ``clush -b`` gathers them."""
+    from ClusterShell.MsgTree import MsgTree
+    from ClusterShell.NodeSet import NodeSet
+
+    tree = MsgTree()
+    for answer in answers:
+        for line in output(answer).splitlines():
+            tree.add(answer.name, line)
+    return [
+        (bytes(message), str(NodeSet.fromlist(list(names), resolver=False)))
+        for message, names in tree.walk()
+    ]
+
+
+def _argv(access: Access, command: str) -> list[str]:
+    return ssh.command(
+        access,
+        command,
+        BatchMode="yes",
+        ConnectTimeout=str(CONNECT_TIMEOUT),
+        ServerAliveInterval="15",
+        LogLevel="ERROR",
+    )
+
+
+def _check_ssh() -> None:
+    if not any(os.access(f"{folder}/ssh", os.X_OK) for folder in os.get_exec_path()):
+        raise BackendError("ssh isn't installed", hint="install openssh-client")
+
+
+def _answer(
+    name: str, code: int | None, kept: dict[str, bytearray], cut: bool, timeout: float
+) -> Answer:
+    stdout, stderr = (bytes(kept.get(stream, b"")) for stream in ("stdout", "stderr"))
+    error: VmclonerError | None = None
+    if code is None:
+        error = DeadlineExceeded(f"{name}: not done within {format_seconds(timeout)}")
+    elif code == NOT_CONNECTED:
+        lines = stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        error = HostCommandError(f"{name}: ssh: {lines[-1].strip()[:500]}")
+    return Answer(
+        name=name,
+        code=None if error is not None else code,
+        stdout=stdout,
+        stderr=stderr,
+        error=error,
+        truncated=cut,
+    )
+
+
+def _worker_class() -> Any:
+    """Return ClusterShell's worker with our argv, and with bounds on what guests print.
+
+    Made late: ClusterShell reads the host's configuration when it is imported.
+    """
+    from ClusterShell.Worker.Exec import ExecClient, ExecWorker
+
+    class Client(ExecClient):  # type: ignore[misc]
+        """One ssh."""
+
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, **keywords)
+            self.kept: dict[str, bytearray] = {}
+            self.cut = False
+
+        def _build_cmd(self) -> tuple[list[str], None]:
+            return self.worker.argvs[self.key], None
+
+        def _handle_read(self, sname: str) -> None:
+            data = self._read(sname)
+            kept = self.kept.setdefault(sname, bytearray())
+            room = MAX_OUTPUT - len(kept)
+            kept += data[:room]
+            self.cut = self.cut or len(data) > room
+
+    class Worker(ExecWorker):  # type: ignore[misc]
+        """All of them."""
+
+        SHELL_CLASS = Client
+
+        def __init__(
+            self, argvs: dict[str, list[str]], answered: Callable[[Answer], None], timeout: float
+        ) -> None:
+            self.argvs = argvs
+            self._answered = answered
+            self._timeout = timeout
+            # The command itself is in argvs: the worker would look for placeholders in it.
+            super().__init__(
+                ",".join(argvs), handler=None, timeout=timeout, command="ssh", stderr=True
+            )
+            self._by_name = {client.key: client for client in self._clients}
+
+        def _on_node_close(self, node: str, rc: int) -> None:
+            super()._on_node_close(node, rc)
+            self._tell(node, rc)
+
+        def _on_node_timeout(self, node: str) -> None:
+            super()._on_node_timeout(node)
+            self._tell(node, None)
+
+        def _tell(self, node: str, code: int | None) -> None:
+            client = self._by_name[node]
+            self._answered(_answer(node, code, client.kept, client.cut, self._timeout))
+
+    return Worker
