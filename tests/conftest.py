@@ -1,5 +1,7 @@
 """An engine on the reference drivers, in a folder of its own."""
 
+import io
+import sys
 from pathlib import Path
 
 import attrs
@@ -8,6 +10,7 @@ import pytest
 pytest.register_assert_rewrite("vmcloner_core.testing")
 
 from vmcloner_core import Engine  # noqa: E402
+from vmcloner_core.cli.app import main  # noqa: E402
 from vmcloner_core.testing.reference import (  # noqa: E402
     BootPlugin,
     HypervisorPlugin,
@@ -70,3 +73,18 @@ def lab(tmp_path, monkeypatch):
         lab.template("t2")
         engine.list()  # makes the drivers
         yield lab
+
+
+@pytest.fixture
+def run(lab, monkeypatch, capsys):
+    """Return a function that runs a command line: (exit code, output, errors)."""
+    monkeypatch.setattr(Engine, "open", classmethod(lambda _cls, **_: lab.engine))
+
+    def run(*words, stdin=None):
+        monkeypatch.setattr(sys, "stdin", stdin or io.StringIO())
+        code = main(words)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return code, captured.out, captured.err
+
+    return run

@@ -229,6 +229,7 @@ class Ssh(Port):
         access = self.clone.access(address)
         if sight.logins < LOGINS and self.open(address, access.port, sight):
             self._login, self._sight = _Login(access, sight.now), sight
+            self.lacks = "the login by ssh isn't answered"
             sight.logins += 1
         return False
 

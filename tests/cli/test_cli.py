@@ -19,21 +19,6 @@ LIST_KEYS = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def run(lab, monkeypatch, capsys):
-    """Return a function that runs a command line: (exit code, output, errors)."""
-    monkeypatch.setattr(Engine, "open", classmethod(lambda _cls, **_: lab.engine))
-
-    def run(*words, stdin=None):
-        monkeypatch.setattr(sys, "stdin", stdin or io.StringIO())
-        code = main(words)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return code, captured.out, captured.err
-
-    return run
-
-
 def test_a_fleets_life(run, lab):
     code, out, err = run("create", "web", "-t", "t1", "-c", "3", "--wait")
     assert (code, out) == (0, "")

@@ -206,7 +206,8 @@ class ReferenceStorage(SimpleStorageDriver):
 class ReferenceHypervisor(HypervisorDriver):
     """Keeps domains in a dictionary; a domain that is started says its name on its console.
 
-    ``fail`` maps (operation, name) to the error that its next call gets.
+    ``fail`` maps (operation, name) to the error that its next call gets, ``found`` a domain's name
+    to the addresses that it has while it runs.
     """
 
     kind = "reference"
@@ -222,6 +223,7 @@ class ReferenceHypervisor(HypervisorDriver):
         self.consoles: dict[str, bytes] = {}
         self.boots: dict[str, BootConfig | None] = {}
         """What each domain booted at its last start, None for what its definition says."""
+        self.found: dict[str, tuple[str, ...]] = {}
         self.foreign: set[str] = set()
         self.foreign_macs: set[str] = set()
         self.fail: dict[tuple[str, str], VmclonerError] = {}
@@ -246,6 +248,11 @@ class ReferenceHypervisor(HypervisorDriver):
     def resources(self) -> HostResources:
         """See :meth:`HypervisorDriver.resources`."""
         return HostResources(memory_total=64 * GIB, memory_free=self.memory_free, cpus=8)
+
+    def addresses(self) -> Mapping[str, tuple[str, ...]]:
+        """See :meth:`HypervisorDriver.addresses`."""
+        running = [name for name, d in self.machines.items() if d.state is State.RUNNING]
+        return {name: self.found[name] for name in running if name in self.found}
 
     def render(self, spec: DomainSpec) -> str:
         """See :meth:`HypervisorDriver.render`."""

@@ -1,0 +1,270 @@
+"""What users type to reach clones, against real sshd's: ssh, exec, inventory, audit, wait."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vmcloner_core import audit
+from vmcloner_core.plan import Readiness
+from vmcloner_core.readiness import Awaited, Sight, Ssh
+
+BIN = Path(sys.executable).parent
+
+
+class Replaced(Exception):
+    """In the place of another program's taking over the process."""
+
+
+@pytest.fixture
+def execvp(monkeypatch):
+    argvs = []
+
+    def replace(file, argv):
+        assert file == argv[0] == "ssh"
+        argvs.append(argv)
+        raise OSError(0, "replaced")
+
+    monkeypatch.setattr(os, "execvp", replace)
+    return argvs
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("echo", "$VMCLONER_GUEST", "-l"), ("--", "echo", "$VMCLONER_GUEST", "-l")],
+)
+def test_ssh(web, run, execvp, words):
+    run("ssh", "web-2", *words)
+    done = subprocess.run(execvp[0], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "web-2 -l\n"
+
+
+def test_ssh_never_asks_about_a_host_key(web, run, execvp):
+    """It refuses at once, though there is a terminal to ask on."""
+    run("ssh", "web-4", "true")
+    argv = ["script", "-qec", subprocess.list2cmdline(execvp[0]), "/dev/null"]
+    done = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False
+    )
+    assert done.returncode == 255
+    assert b"Host key verification failed" in done.stdout
+    assert b"(yes/no" not in done.stdout
+
+
+def test_ssh_says_why_it_cannot(web, run, execvp):
+    web.engine.stop("web-1")
+    assert run("ssh", "web-1")[0] == 6
+    del web.machines.found["web-2"]
+    code, _, err = run("ssh", "web-2")
+    assert code == 6
+    assert "vmcloner wait web-2 --for ip" in err
+    (web.engine.host.identities / "web-3" / "known_hosts").unlink()
+    code, _, err = run("ssh", "web-3")
+    assert code == 6
+    assert "no host keys" in err
+    code, _, err = run("ssh", "web-9")
+    assert code == 4
+    assert execvp == []
+
+
+def test_exec_gathers_what_is_the_same(web, run):
+    code, out, err = run("exec", "web-[1-3]", "--", "echo", "hi;", "echo", "same >&2")
+    assert code == 0
+    rule = "-" * 15
+    assert out == f"{rule}\nweb-[1-3] (3)\n{rule}\nhi\n"
+    assert err == f"{rule}\nweb-[1-3] (3)\n{rule}\nsame\n"
+
+
+def test_exec_tells_who_failed(web, run):
+    command = 'echo $VMCLONER_GUEST; [ "$VMCLONER_GUEST" != web-2 ] || exit 7'
+    code, out, err = run("exec", "web", "--", command)
+    assert code == 10
+    assert "web-1\n" in out
+    assert "vmcloner: web-2: exited with 7\n" in err
+    assert "vmcloner: web-4: ssh: Host key verification failed" in err
+    assert err.endswith("exec: 2 of 4 clones failed: web-[2,4]\n")
+
+
+def test_exec_in_json(web, run):
+    web.engine.stop("web-3")
+    code, out, _ = run("exec", "-f", "json", "web-1", "web-3", "--", "echo $VMCLONER_GUEST; exit 3")
+    assert code == 10
+    first, second = json.loads(out)
+    assert first == {
+        "name": "web-1", "status": "failed", "code": 3, "stdout": "web-1\n", "stderr": "",
+        "error": None,
+    }  # fmt: skip
+    assert (second["code"], second["status"]) == (None, "failed")
+    assert "web-3 is stopped" in second["error"]
+
+
+def test_exec_options_may_follow_the_targets_and_the_command_has_its_own(web, run):
+    code, out, _ = run("exec", "web-1", "-f", "json", "--timeout", "30", "--", "echo", "-f", "--")
+    assert code == 0
+    assert json.loads(out)[0]["stdout"] == "-f --\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("exec", "web"), 2, "no command"),
+        (("exec", "web", "--"), 2, "no command"),
+        (("exec", "--", "true"), 2, "targets, or --all"),
+        (("exec", "web", "--all", "--", "true"), 2, "not both"),
+        (("exec", "gone", "--", "true"), 4, "gone"),
+        (("inventory",), 2, "targets, or --all"),
+        (("audit", "gone"), 4, "gone"),
+        (("wait", "web", "--for", "port:x"), 3, "a port is"),
+        (("create", "x", "-t", "t1", "--min-ready", "90%"), 2, "--wait"),
+    ],
+)
+def test_mistakes(web, run, words, code, message):
+    found, _, err = run(*words)
+    assert found == code
+    assert message in err
+
+
+def test_exec_cuts_off_the_slow(web, run):
+    code, _, err = run("exec", "web-1", "--timeout", "1", "--", "sleep", "60")
+    assert code == 10
+    assert "web-1: not done within 1.0 s" in err
+
+
+# --- inventory ----------------------------------------------------------------------------------
+
+
+def test_inventory_for_ssh(web, run, tmp_path):
+    code, out, _ = run("inventory", "web", "--format", "ssh-config")
+    assert code == 0
+    config = tmp_path / "config"
+    config.write_text(out)
+    argv = ["ssh", "-F", str(config), "-oBatchMode=yes", "web-3", "echo $VMCLONER_GUEST"]
+    assert subprocess.run(argv, capture_output=True, timeout=30, check=True).stdout == b"web-3\n"
+
+
+def test_inventory_in_json(web, run, guests):
+    code, out, _ = run("inventory", "web-2", "-f", "json")
+    assert code == 0
+    (row,) = json.loads(out)
+    assert list(row) == ["name", "address", "user", "port", "known_hosts", "key"]
+    assert (row["name"], row["address"], row["port"]) == ("web-2", "127.0.0.2", guests.port)
+
+
+def test_inventory_leaves_out_who_cannot_be_reached(web, run):
+    web.engine.stop("web-3")
+    code, out, err = run("inventory", "web")
+    assert code == 10
+    assert sorted(yaml.safe_load(out)["all"]["children"]["web"]["hosts"]) == [
+        "web-1",
+        "web-2",
+        "web-4",
+    ]
+    assert "web-3 is stopped" in err
+
+
+def ansible(program, *words, folder):
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "LC_ALL": "C.UTF-8",
+        "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
+    }
+    return subprocess.run(
+        [str(BIN / program), *words],
+        env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_ansible_takes_the_inventory(web, run, tmp_path):
+    hosts = tmp_path / "hosts.yml"
+    hosts.write_text(run("inventory", "web-[1-2]", "--format", "ansible")[1])
+    listed = ansible("ansible-inventory", "-i", str(hosts), "--list", folder=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    assert "WARNING" not in listed.stderr
+    found = json.loads(listed.stdout)
+    assert found["web"]["hosts"] == ["web-1", "web-2"]
+    assert found["_meta"]["hostvars"]["web-1"]["vmcloner_index"] == 1
+    pinged = ansible("ansible", "-i", str(hosts), "web", "-m", "ping", folder=tmp_path)
+    assert pinged.returncode == 0, pinged.stdout + pinged.stderr
+    assert pinged.stdout.count('"ping": "pong"') == 2
+
+
+def test_ansible_believes_no_other_host_key(web, run, tmp_path):
+    hosts = tmp_path / "hosts.yml"
+    hosts.write_text(run("inventory", "web-4")[1])
+    pinged = ansible("ansible", "-i", str(hosts), "web", "-m", "ping", folder=tmp_path)
+    assert pinged.returncode != 0
+    assert "Host key verification failed" in pinged.stdout
+
+
+@pytest.mark.parametrize(
+    ("fleet", "group"), [("my-fleet", "my_fleet"), ("all", "fleet_all"), ("2nd", "fleet_2nd")]
+)
+def test_groups_have_names_that_ansible_takes(lab, run, fleet, group):
+    lab.engine.create(fleet, "t1", count=1, start=True)
+    name = f"{fleet}-1"
+    lab.machines.found[name] = ("192.0.2.1",)
+    folder = lab.engine.host.identities / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "known_hosts").write_text("")
+    code, out, _ = run("inventory", fleet)
+    assert code == 0
+    assert list(yaml.safe_load(out)["all"]["children"]) == [group]
+
+
+# --- readiness ----------------------------------------------------------------------------------
+
+
+def test_wait_for_a_login(web):
+    result = web.engine.wait("web-[1-3]", wait=Readiness.parse("ssh", timeout=120))
+    assert len(result.results) == 3
+
+
+def test_a_login_with_another_host_key_is_none(guests, web):
+    """It says so, and goes on trying: a guest may get its keys after its sshd began."""
+    clone = Awaited(
+        name="web-4",
+        driver=web.machines,
+        readiness=Readiness.parse("ssh"),
+        access=lambda address: guests.access("web-4", address=address),
+    )
+    condition, sight = Ssh(clone), Sight()
+    deadline = time.monotonic() + 120
+    while "Host key verification failed" not in condition.lacks:
+        assert time.monotonic() < deadline
+        sight.look([clone], afresh=False)
+        assert not condition.met(sight)
+        time.sleep(0.05)
+    condition.close()
+    assert sight.logins == 0
+
+
+# --- audit --------------------------------------------------------------------------------------
+
+
+def test_audit_finds_that_these_guests_are_one_machine(web, run):
+    """They are sshd's of this very machine: whatever is read is the same for all."""
+    code, out, err = run("audit", "web-[1-3]", "-f", "json")
+    assert code == 10
+    verdicts = {row["fact"]: row for row in json.loads(out)}
+    assert list(verdicts) == list(audit.FACTS)
+    hostname = os.uname().nodename
+    assert verdicts["hostname"] == {
+        "fact": "hostname", "read": 3, "distinct": 1, "missing": [],
+        "shared": [{"value": hostname, "clones": ["web-1", "web-2", "web-3"]}],
+    }  # fmt: skip
+    assert "3 of 3 clones" in err
+
+
+def test_audit_counts_those_it_could_not_ask(web, run):
+    web.engine.stop("web-2")
+    code, _, err = run("audit", "web-2", "web-4")
+    assert code == 10
+    assert "web-2 is stopped" in err
+    assert "Host key verification failed" in err
+    assert "2 of 2 clones" in err

@@ -1,0 +1,50 @@
+"""An inventory for Ansible: its YAML plugin reads it, from a file or as a script's output.
+
+The format: "How to build your inventory" in Ansible's documentation, plugin ``yaml``.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+
+from vmcloner_core import ssh
+from vmcloner_core.model import Access, Labels
+
+_OWN = ("HostName", "Port", "User", "IdentityFile")
+"""What Ansible has variables of its own for."""
+
+
+def inventory(clones: Sequence[tuple[Labels, Access]]) -> dict[str, object]:
+    """Return the inventory: a group for each fleet, named as Ansible wants it (``my_fleet``)."""
+    groups: dict[str, dict[str, object]] = {}
+    for labels, access in clones:
+        groups.setdefault(_group(labels.fleet), {})[access.name] = _variables(labels, access)
+    return {"all": {"children": {name: {"hosts": hosts} for name, hosts in groups.items()}}}
+
+
+def _group(fleet: str) -> str:
+    name = fleet.replace("-", "_")
+    reserved = name in ("all", "ungrouped") or re.match("[0-9]", name)
+    return f"fleet_{name}" if reserved else name
+
+
+def _variables(labels: Labels, access: Access) -> dict[str, object]:
+    options = [
+        f"-o {shlex.quote(f'{key}={value}')}"
+        for key, value in ssh.options(access).items()
+        if key not in _OWN
+    ]
+    values: dict[str, object] = {
+        "ansible_host": access.address,
+        "ansible_port": access.port,
+        "ansible_user": access.user,
+        "ansible_ssh_common_args": " ".join(["-F none", *options]),
+        "vmcloner_fleet": labels.fleet,
+        "vmcloner_index": labels.index,
+        "vmcloner_template": labels.template,
+    }
+    if access.key is not None:
+        values["ansible_ssh_private_key_file"] = str(access.key)
+    return values

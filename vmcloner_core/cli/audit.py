@@ -1,0 +1,63 @@
+"""``vmcloner audit``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from vmcloner_core.audit import Report, Verdict
+from vmcloner_core.cli.base import Table, add_fanout, add_targets, chosen, note
+from vmcloner_core.names import fold
+
+COLUMNS = ("fact", "read", "distinct", "missing", "shared")
+
+
+class Audit(Table):
+    """Prove that running clones are different machines, by what each says of itself.
+
+    Asks every clone by one login: hostname, machine-id, SSH host keys, MAC and IP addresses, DHCP
+    client-id, UUID and VM generation id. Exit code 10 if two share one, or it couldn't be read.
+    """
+
+    example = "vmcloner audit web"
+    _report: Report | None = None
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        add_targets(parser, everything=True)
+        add_fanout(parser)
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
+        """Ask the clones; returns columns and rows."""
+        report = self.engine.audit(
+            *chosen(parsed_args), timeout=parsed_args.timeout, jobs=parsed_args.jobs
+        )
+        self._report = report
+        whole = parsed_args.formatter in ("json", "yaml")
+        return COLUMNS, [_row(verdict, whole=whole) for verdict in report.verdicts]
+
+    def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
+        """Print what was found.
+
+        :raises PartialFailure: the clones aren't proven to be machines of their own.
+        """
+        super().produce_output(parsed_args, column_names, data)
+        assert self._report is not None  # noqa: S101 - take_action was before
+        for error in self._report.unread.values():
+            note(self.app, str(error))
+        self._report.check()
+        note(self.app, f"{len(self._report.clones)} clones, each a machine of its own")
+        return 0
+
+
+def _row(verdict: Verdict, *, whole: bool) -> tuple[object, ...]:
+    """Return a verdict as a row of :data:`COLUMNS`; ``whole`` for formats that nest."""
+    shared: object = [{"value": value, "clones": list(names)} for value, names in verdict.shared]
+    missing: object = list(verdict.missing)
+    if not whole:
+        missing = fold(verdict.missing)
+        shared = "; ".join(f"{fold(names)}: {value}" for value, names in verdict.shared)
+    return (verdict.fact, verdict.read, verdict.distinct, missing, shared)

@@ -1,0 +1,175 @@
+"""``vmcloner ssh`` and ``vmcloner exec``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from vmcloner_core import ssh
+from vmcloner_core.cli.base import Base, Table, add_fanout, add_targets, chosen
+from vmcloner_core.errors import BackendError, HostCommandError, PartialFailure, UsageError
+from vmcloner_core.names import fold
+from vmcloner_core.remote import Answer
+from vmcloner_core.remote import fold as gathered
+
+COLUMNS = ("name", "status", "code", "stdout", "stderr", "error")
+
+
+class Ssh(Base):
+    """Log in to a clone, or run a command on it: the system's ssh, without a question.
+
+    The clone must prove itself by the host keys that it was born with; your ssh configuration and
+    known_hosts are neither read nor changed. The exit code is ssh's.
+    """
+
+    example = "vmcloner ssh web-3 uptime"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument("clone", metavar="CLONE", help="Name of a clone.")
+        parser.add_argument(
+            "command",
+            nargs=argparse.REMAINDER,
+            metavar="COMMAND",
+            help="Read by the guest's shell; none for a login.",
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Become ssh.
+
+        :raises BackendError: it isn't installed.
+        """
+        name, words = parsed_args.clone, parsed_args.command
+        self.engine.show(name)
+        (outcome,) = self.engine.access(name)
+        argv = ssh.command(outcome.unwrap(), *(words[1:] if words[:1] == ["--"] else words))
+        self.app.close()
+        sys.stdout.flush()
+        try:
+            os.execvp(argv[0], argv)  # noqa: S606 - an argv list, no shell
+        except OSError as error:
+            raise BackendError(f"ssh: {error.strerror}", hint="install openssh-client") from error
+
+
+def _take_command(parser: argparse.ArgumentParser) -> None:
+    """Leave what follows ``--`` to ``command``: argparse would mix it with the targets."""
+    parse = parser.parse_args
+
+    def parse_args(words: Sequence[str], namespace: Any = None) -> argparse.Namespace:
+        end = list(words).index("--") if "--" in words else len(words)
+        parsed: argparse.Namespace = parse(words[:end], namespace)
+        parsed.command = list(words[end + 1 :])
+        return parsed
+
+    parser.parse_args = parse_args  # type: ignore[method-assign,assignment]
+
+
+class Exec(Table):
+    """Run a command on clones by ssh, on many at once, and gather what they say.
+
+    Clones that said the same are shown together. Exit code 0 if the command ended with 0 on all
+    of them, 10 if not.
+    """
+
+    _answers: tuple[Answer, ...] = ()
+    example = "vmcloner exec 'web-[1-10]' -- systemctl is-system-running"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        add_targets(parser, everything=True)
+        add_fanout(parser)
+        parser.usage = f"{prog_name} [options] TARGET [TARGET ...] -- COMMAND"
+        _take_command(parser)
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
+        """Run it on the clones; returns columns and rows.
+
+        :raises UsageError: there is no command.
+        """
+        if not parsed_args.command:
+            raise UsageError("no command", hint=f"like {self.example}")
+        self._answers = self.engine.execute(
+            *chosen(parsed_args),
+            command=" ".join(parsed_args.command),
+            timeout=parsed_args.timeout,
+            jobs=parsed_args.jobs,
+        )
+        return COLUMNS, [_row(answer) for answer in self._answers]
+
+    def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
+        """Print the answers, then who failed.
+
+        :raises PartialFailure: somebody did.
+        """
+        if parsed_args.formatter == "table":
+            _show(self._answers)
+        else:
+            super().produce_output(parsed_args, column_names, data)
+        failed = [answer for answer in self._answers if not answer.ok]
+        if failed:
+            raise PartialFailure(
+                f"exec: {len(failed)} of {len(self._answers)} clones failed: "
+                f"{fold([answer.name for answer in failed])}",
+                failures=[(a.name, a.error or _ended(a)) for a in failed],
+            )
+        return 0
+
+
+def _row(answer: Answer) -> tuple[object, ...]:
+    return (
+        answer.name,
+        "ok" if answer.ok else "failed",
+        answer.code,
+        answer.stdout.decode(errors="replace"),
+        answer.stderr.decode(errors="replace"),
+        str(answer.error) if answer.error is not None else None,
+    )
+
+
+def _ended(answer: Answer) -> HostCommandError:
+    return HostCommandError(f"{answer.name}: the command ended with {answer.code}")
+
+
+def _show(answers: Sequence[Answer]) -> None:
+    """Print what clones said, those together that said the same; then who failed, and how."""
+    for stream, output in ((sys.stdout, _stdout), (sys.stderr, _stderr)):
+        for text, names in gathered(answers, output):
+            rule = "-" * 15
+            print(f"{rule}\n{names}{_count(names)}\n{rule}", file=stream)
+            stream.flush()
+            stream.buffer.write(text + b"\n")
+            stream.flush()
+    failures: dict[str, list[str]] = {}
+    for answer in answers:
+        if answer.error is not None:
+            failures.setdefault(answer.error.message.removeprefix(f"{answer.name}: "), []).append(
+                answer.name
+            )
+        elif answer.code:
+            failures.setdefault(f"exited with {answer.code}", []).append(answer.name)
+        if answer.truncated:
+            failures.setdefault("printed more than is kept", []).append(answer.name)
+    for reason, names_ in failures.items():
+        print(f"vmcloner: {fold(names_)}: {reason}", file=sys.stderr)
+
+
+def _stdout(answer: Answer) -> bytes:
+    return answer.stdout
+
+
+def _stderr(answer: Answer) -> bytes:
+    return answer.stderr if answer.error is None else b""
+
+
+def _count(names: str) -> str:
+    from ClusterShell.NodeSet import NodeSet
+
+    number = len(NodeSet(names, resolver=False))
+    return f" ({number})" if number > 1 else ""
