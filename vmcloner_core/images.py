@@ -79,8 +79,9 @@ def from_file(source: ImageSource, progress: Progress, digest: str | None = None
     assert path is not None  # noqa: S101 - the caller chose by it
     try:
         with open(path, "rb", opener=_nonblocking) as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise InvalidRequest(f"{path}: not a regular file")
+            mode = os.fstat(stream.fileno()).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):  # a logical volume is as good
+                raise InvalidRequest(f"{path}: neither a file nor a block device")
             kind, size = inspect(stream, path, source.format)
             digest = digest or _digest(stream, progress)
     except FileNotFoundError as error:

@@ -69,7 +69,7 @@ class Importer:
         """Yield a draft with the image's bytes."""
         with self.pool.draft(self.pool.templates) as draft:
             if image.format == "raw":
-                if os.fstat(source).st_size != image.size:
+                if os.lseek(source, 0, os.SEEK_END) != image.size:  # a device's size too
                     raise InvalidRequest(f"{image.path} changed while it was imported")
                 _fill(source, draft.fd, self._runs(source), image.size, progress, pace)
                 yield draft

@@ -34,10 +34,11 @@ def once(definition: str, boot: BootConfig) -> str:
     else:
         for device in boot.devices:
             etree.SubElement(system, "boot", dev=device)
-    reboot = root.find("on_reboot")
-    if reboot is None:
-        reboot = etree.SubElement(root, "on_reboot")
-    reboot.text = boot.on_reboot
+    if boot.on_reboot == "destroy":  # else it is as the definition says
+        reboot = root.find("on_reboot")
+        if reboot is None:
+            reboot = etree.SubElement(root, "on_reboot")
+        reboot.text = boot.on_reboot
     return str(etree.tostring(root, encoding="unicode"))
 
 

@@ -108,9 +108,9 @@ def test_what_is_no_file(tmp_path):
     import os
 
     os.mkfifo(tmp_path / "fifo.raw")
-    with pytest.raises(InvalidRequest, match="not a regular file"):
+    with pytest.raises(InvalidRequest, match="neither a file nor a block device"):
         look(tmp_path / "fifo.raw")
-    with pytest.raises(InvalidRequest, match=r"not a regular file|Is a directory"):
+    with pytest.raises(InvalidRequest, match=r"neither a file nor a block device|Is a directory"):
         look(tmp_path)
     with pytest.raises(NotFound, match="doesn't exist"):
         look(tmp_path / "gone.raw")

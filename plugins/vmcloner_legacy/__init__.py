@@ -1,0 +1,1 @@
+"""Configuration of earlier versions, and xl.cfg files, as templates and settings of this one."""

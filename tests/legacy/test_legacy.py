@@ -1,0 +1,246 @@
+"""Configuration of earlier versions, and xl.cfg files, as templates and settings."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmcloner_core import Engine
+from vmcloner_core.cli.app import main
+from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError
+from vmcloner_core.settings import Settings
+from vmcloner_legacy import settings, templates
+from vmcloner_legacy.reading import read_conf, read_xl
+from vmcloner_legacy.toml import dumps
+
+SAMPLES = Path(__file__).parent / "samples"
+
+
+def said(made: templates.Made) -> dict[str, object]:
+    """Return the template as it is read back from what is written."""
+    found = tomllib.loads(dumps(made.table, "a comment"))
+    assert found == made.table
+    return found
+
+
+def reasons(made: templates.Made) -> dict[int, str]:
+    return {note.line: note.reason for note in made.notes}
+
+
+def test_a_token_template_with_its_values() -> None:
+    made = templates.convert(SAMPLES / "old.template", SAMPLES / "old.conf")
+    assert made.name == "old"
+    assert said(made) == {
+        "description": "Imported from old.template",
+        "hypervisors": ["xen"],
+        "boot": "pygrub",
+        "memory": "128MiB",
+        "vcpus": 2,
+        "swap": "256MiB",
+        "domain": {"type": "pv", "on_crash": "restart"},
+        "kernel": {"cmdline": "root=/dev/xvda ro"},
+        "image": {"path": "/dev/VG01/old-disk", "format": "raw"},
+        "nics": [
+            {"kind": "bridge", "source": "bridge0"},
+            {"kind": "bridge", "source": "bridge1"},
+        ],
+    }
+    notes = {note.text.split()[0]: note for note in made.notes}
+    assert set(notes) == {
+        "disk", "kernel", "targetvg", "imagepath", "thinpool", "bridge3", "colour"
+    }  # fmt: skip
+    assert notes["disk"].line == 8
+    assert "root= is adapted" in notes["disk"].reason
+    assert notes["kernel"].reason == "the template doesn't use it"
+    assert notes["imagepath"].reason == "source is lvm"
+    assert (notes["colour"].line, notes["colour"].reason) == (16, "isn't known")
+
+
+def test_images_in_files(tmp_path: Path) -> None:
+    conf = tmp_path / "old.conf"
+    conf.write_text("vmname old\nsource file\nimagepath /srv/images\nsourcevg VG01\nswap off\n")
+    xl = tmp_path / "old.template"
+    xl.write_text("name = 'VMNAME'\ndisk = ['file:PATH/VMNAME.img,xvda,w']\n")
+    made = templates.convert(xl, conf)
+    assert made.table["image"] == {"path": "/srv/images/old.img", "format": "raw"}
+    assert "swap" not in made.table
+    assert reasons(made) == {4: "source is file"}
+
+
+def test_a_plain_file() -> None:
+    made = templates.convert(SAMPLES / "plain.cfg", None)
+    found = said(made)
+    assert found["boot"] == "kernel"
+    assert found["memory"] == "256MiB"
+    assert found["vcpus"] == 2
+    assert found["kernel"] == {
+        "path": "/boot/vmlinuz-3.8",
+        "initrd": "/boot/initrd.img-3.8",
+        "cmdline": "root=/dev/xvda ro console=hvc0 # no comment",
+    }
+    assert found["image"] == {"path": "/dev/VG01/plain-disk", "format": "raw"}
+    assert found["nics"] == [{"kind": "bridge", "source": "virbr0"}]
+    lost = reasons(made)
+    assert set(lost) == {2, 7, 9, 16, 17, 19, 20}
+    assert lost[2] == "not an assignment: Python code isn't run"
+    assert lost[20] == "not a text, a number or a list of them"
+    for part in ("xvda2 is xvda", "xvda1: give its size as swap", "xvdc: no disk", "xvdb: give"):
+        assert part in lost[9]
+    assert "MAC address of its own" in lost[17]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("builder = 'hvm'\ndisk=['/srv/x.qcow2,qcow2,hda,w']",
+         {"boot": "disk", "domain": {"type": "hvm"},
+          "image": {"path": "/srv/x.qcow2", "format": "qcow2"}}),
+        ("type = 'pvh'\nkernel='/k'\ndisk=['format=raw, vdev=xvda, access=rw, target=/a,b']",
+         {"boot": "kernel", "domain": {"type": "pvh"},
+          "image": {"path": "/a,b", "format": "raw"}}),
+        ("bootloader='pypxeboot'\ndisk=['tap:qcow2:/srv/x,xvda,w']",
+         {"boot": "pypxeboot", "domain": {"type": "pv"},
+          "image": {"path": "/srv/x", "format": "qcow2"}}),
+        ("vif = ['']\ndisk = ['phy:/dev/a,xvda,w']\ndisk += ['phy:/dev/b,xvdb,w']",
+         {"boot": "pygrub", "nics": [{"kind": "bridge", "source": "xenbr0"}],
+          "image": {"path": "/dev/a", "format": "raw"}}),
+        ("type='hvm'\nvif=['type=ioemu,model=e1000,bridge=b']\ndisk=['phy:/a,xvda,w']",
+         {"nics": [{"kind": "bridge", "source": "b", "model": "e1000"}]}),
+        ("disk=['phy:/a,xvda,w']\non_reboot='destroy'\non_crash='preserve'",
+         {"domain": {"type": "pv", "on_crash": "preserve", "on_reboot": "destroy"}}),
+    ],
+)  # fmt: skip
+def test_forms(tmp_path: Path, text: str, expected: dict[str, object]) -> None:
+    path = tmp_path / "guest.cfg"
+    path.write_text(f"name = 'guest'\n{text}\n")
+    found = said(templates.convert(path, None))
+    assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "reason"),
+    [
+        ("", InvalidRequest, "no assignment in it"),
+        ("x\n" * 10, InvalidRequest, "no assignment in it"),
+        ("name = 'a b'", InvalidRequest, "a b"),
+        ("name = 'a'\nmemory = 0", InvalidRequest, "memory"),
+        ("name = 'a'\nvcpus = 0", InvalidRequest, "vcpus"),
+        ("a\0b", InvalidRequest, "not a configuration file"),
+        ("#" * 2_000_000, InvalidRequest, "not a configuration file"),
+    ],
+)
+def test_what_makes_no_template(
+    tmp_path: Path, text: str, error: type[VmclonerError], reason: str
+) -> None:
+    path = tmp_path / "guest.cfg"
+    path.write_text(text)
+    with pytest.raises(error, match=reason):
+        templates.convert(path, None)
+    with pytest.raises(NotFound):
+        templates.convert(tmp_path / "none", None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = __import__('os').system('touch owned')",
+        "a = [x for x in ().__class__.__base__.__subclasses__()]",
+        "a = " + "[" * 100_000,
+        "a = " + "(" * 100_000 + "1" + ")" * 100_000,
+        "a = " + "9" * 10_000,
+        "a = " + "-" * 50_000 + "1",
+        "a = '" + "\\'" * 400_000,
+        "a = '" * 200_000,
+        "a = {'b': 1}",
+        "a = 1.5",
+        "a = b'x'",
+        "a = None",
+        "a = 'x' * 10**9",
+    ],
+    ids=lambda text: text[:12],
+)
+def test_nothing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Each is a note, none takes memory or for ever."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "guest.cfg"
+    path.write_text(f"name = 'guest'\n{text}\n")
+    found, notes = read_xl(path)
+    assert "guest" in [item.value for item in found]
+    assert "a" not in [item.key for item in found]
+    assert notes
+    assert not (tmp_path / "owned").exists()
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_read_or_named(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.cfg"
+    path.write_text(text.replace("\0", ""))
+    read_xl(path)
+    read_conf(path)
+
+
+@given(st.text(), st.text(min_size=1))
+def test_any_text_survives_toml(text: str, key: str) -> None:
+    table = {key: text, "t": {"list": [text, text]}, "tables": [{"a": text}, {"b": 1}]}
+    if not any("\ud800" <= char <= "\udfff" for char in text + key) and key not in ("t", "tables"):
+        assert tomllib.loads(dumps(table)) == table
+
+
+# --- settings, and the commands -----------------------------------------------------------------
+
+
+def test_settings(tmp_path: Path) -> None:
+    table, notes = settings.convert(SAMPLES / "vmcloner.conf")
+    path = tmp_path / "vmcloner.toml"
+    path.write_text(dumps(table))
+    loaded = Settings.load(path)
+    assert loaded.defaults.hypervisor == "xen"
+    assert loaded.defaults.storage == "lvm-thin"
+    assert loaded.storage("local", "lvm-thin").values == {"vg": "VG01"}
+    assert loaded.storage("local", "files").values == {"path": "/srv/images"}
+    assert [note.line for note in notes] == [3, 5]
+    assert "--jobs" in notes[1].reason
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VMCLONER_CONFIG", raising=False)
+    return tmp_path
+
+
+def test_the_command_writes_a_template_that_is_found(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["template", "import-legacy", str(SAMPLES / "old.template"), str(SAMPLES / "old.conf")]
+    assert main([*argv, "-f", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {"file", "line", "text", "reason"} == set(rows[0])
+    assert len(rows) == 7
+    template = Engine.open().template("old")
+    assert template.memory == 128 * 1024**2
+    assert template.nics[1].source == "bridge1"
+    assert main(argv) == 5
+    assert "--force" in capsys.readouterr().err
+    assert main([*argv, "--force"]) == 0
+
+
+def test_the_files_may_come_in_either_order(here: Path) -> None:
+    argv = ["template", "import-legacy", str(SAMPLES / "old.conf"), str(SAMPLES / "old.template")]
+    assert main([*argv, "--name", "other"]) == 0
+    assert (here / "templates/other.toml").exists()
+
+
+def test_a_dry_run_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["settings", "import-legacy", str(SAMPLES / "vmcloner.conf"), "--dry-run"]) == 0
+    assert 'vg = "VG01"' in capsys.readouterr().out
+    assert list(here.iterdir()) == []
+
+
+def test_two_templates_are_one_too_many(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(SAMPLES / "plain.cfg")
+    assert main(["template", "import-legacy", path, path]) == 3
+    assert "at most one conf file" in capsys.readouterr().err
