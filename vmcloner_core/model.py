@@ -212,7 +212,8 @@ class DomainOptions:
     ``cpu`` and ``firmware`` are libvirt's machine type, CPU model (or ``host-passthrough``,
     ``host-model``) and ``efi`` or ``bios``. ``disk_bus`` is libvirt's, for all disks. ``type`` is
     Xen's kind of guest, None for the hypervisor's own choice; ``on_crash`` and ``on_reboot`` are
-    libvirt's actions. ``autostart``: start it with the host. ``devices`` is XML that is added to
+    libvirt's actions. ``autostart``: start it with the host.
+    ``agent``: have a channel for the guest agent. ``devices`` is XML that is added to
     the domain's ``<devices>``; it may hold ``{{ name }}`` and the clone's other values.
     """
 
@@ -224,6 +225,7 @@ class DomainOptions:
     on_crash: Literal["destroy", "restart", "preserve"] = "destroy"
     on_reboot: Literal["destroy", "restart"] = "restart"
     autostart: bool = False
+    agent: bool = False
     devices: str | None = None
     xml: Path | None = None
 

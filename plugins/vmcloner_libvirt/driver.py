@@ -26,12 +26,11 @@ from vmcloner_core.model import (
     Outcome,
     State,
 )
-from vmcloner_libvirt import console, networks, operations
+from vmcloner_libvirt import console, networks, operations, whereabouts
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections, Unreachable
 from vmcloner_libvirt.errors import is_code
-from vmcloner_libvirt.metadata import labels_in, labels_of, parse
-from vmcloner_libvirt.metadata import macs as macs_in
+from vmcloner_libvirt.metadata import labels_of
 from vmcloner_libvirt.operations import tolerate
 from vmcloner_libvirt.rendering import Rendered
 
@@ -123,28 +122,23 @@ class LibvirtDriver(HypervisorDriver):
         )
 
     def addresses(self) -> Mapping[str, tuple[str, ...]]:
-        """See :meth:`HypervisorDriver.addresses`: from leases, then from the host's neighbours."""
-        cards = self._ask_host(self._cards)
-        if not cards:
+        """See :meth:`HypervisorDriver.addresses`: leases, then neighbours, else guest agents."""
+        domains = [domain for domain in self._ask_host(whereabouts.running) if domain.macs]
+        if not domains:
             return {}
-        known = [self._ask_host(networks.leased), networks.neighbours(self.context.runner)]
-        found = {
-            name: tuple(
-                dict.fromkeys(ip for mac in macs for source in known for ip in source.get(mac, ()))
-            )
-            for name, macs in cards.items()
-        }
+        sources = [self._ask_host(networks.leased), networks.neighbours(self.context.runner)]
+        found = {domain.name: whereabouts.known(domain, sources) for domain in domains}
+        for domain in domains:
+            if domain.agent and not found[domain.name]:
+                found[domain.name] = self.connections.call(
+                    functools.partial(whereabouts.told, domain=domain), about=domain.name
+                )
         return {name: addresses for name, addresses in found.items() if addresses}
 
-    def _cards(self, connection: Any) -> dict[str, tuple[str, ...]]:
-        """Return the MAC addresses of our running domains, by name."""
-        running: dict[str, tuple[str, ...]] = {}
-        for domain in connection.listAllDomains(libvirt().VIR_CONNECT_LIST_DOMAINS_ACTIVE):
-            with tolerate("VIR_ERR_NO_DOMAIN"):
-                root = parse(domain.XMLDesc(0))
-                if labels_in(root) is not None:
-                    running[domain.name()] = macs_in(root)
-        return running
+    def agents(self, names: Sequence[str]) -> frozenset[str]:
+        """See :meth:`HypervisorDriver.agents`."""
+        domains = self._ask_host(whereabouts.running)
+        return frozenset(names) & {domain.name for domain in domains if domain.agent}
 
     def records(self, connection: Any) -> operations.Records:
         """Yield all domains with their states, by one call.

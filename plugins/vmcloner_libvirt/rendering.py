@@ -132,6 +132,7 @@ def domain_values(spec: DomainSpec) -> dict[str, Any]:
             }
             for number, volume in enumerate(spec.volumes)
         ],
+        "agent": spec.options.agent,
         "more_devices": _devices(spec),
         "seed": {
             "path": str(spec.seed),

@@ -102,7 +102,7 @@ def nothing(spec: DomainSpec) -> tuple[DomainSpec, str]:
 
 def seeded(spec: DomainSpec) -> tuple[DomainSpec, str]:
     devices = '<watchdog model="i6300esb" action="{{ action }}"/>'
-    options = DomainOptions(devices=devices, on_reboot="destroy", on_crash="preserve")
+    options = DomainOptions(devices=devices, on_reboot="destroy", on_crash="preserve", agent=True)
     seed = Path("/var/lib/vmcloner/identity/web-1/seed.iso")
     return attrs.evolve(spec, seed=seed, options=options, values={"action": "reset"}), "qemu"
 

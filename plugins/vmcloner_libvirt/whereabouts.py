@@ -1,0 +1,97 @@
+"""Where running domains are: from leases, from the host's neighbours, else from guests' agents.
+
+What an agent says is a guest's word: it is bounded in time and number, and only taken for the cards
+that the guest was given.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from vmcloner_libvirt.binding import libvirt
+from vmcloner_libvirt.errors import is_disconnect
+from vmcloner_libvirt.metadata import labels_in, parse
+from vmcloner_libvirt.operations import tolerate
+
+CHANNEL = "org.qemu.guest_agent.0"
+AGENT_TIMEOUT = 2
+"""Seconds that a guest's agent gets for an answer."""
+MAX_ADDRESSES = 16
+
+
+@attrs.frozen(kw_only=True)
+class Located:
+    """A running domain of ours.
+
+    :param macs: of the cards that others can reach. :param agent: whether its agent reported.
+    """
+
+    name: str
+    macs: tuple[str, ...]
+    agent: bool
+
+
+def running(connection: Any) -> tuple[Located, ...]:
+    """Return our running domains."""
+    found: list[Located] = []
+    for domain in connection.listAllDomains(libvirt().VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        with tolerate("VIR_ERR_NO_DOMAIN"):
+            root = parse(domain.XMLDesc(0))
+            if labels_in(root) is not None:
+                found.append(_located(domain.name(), root))
+    return tuple(found)
+
+
+def _located(name: str, root: Any) -> Located:
+    cards = (card for card in root.iterfind("devices/interface") if card.get("type") != "user")
+    channels = root.iterfind("devices/channel/target")
+    return Located(
+        name=name,
+        macs=tuple(mac.get("address", "").lower() for c in cards for mac in c.iterfind("mac")),
+        agent=any(
+            channel.get("name") == CHANNEL and channel.get("state") == "connected"
+            for channel in channels
+        ),
+    )
+
+
+def known(domain: Located, sources: Sequence[Mapping[str, tuple[str, ...]]]) -> tuple[str, ...]:
+    """Return a domain's addresses, those of the first source first.
+
+    :param sources: addresses by MAC.
+    """
+    found = (ip for mac in domain.macs for source in sources for ip in source.get(mac, ()))
+    return tuple(dict.fromkeys(found))
+
+
+def told(connection: Any, domain: Located) -> tuple[str, ...]:
+    """Return the addresses that a guest's agent tells of its cards; none where it is silent."""
+    module = libvirt()
+    try:
+        handle = connection.lookupByName(domain.name)
+        handle.agentSetResponseTimeout(AGENT_TIMEOUT, 0)
+        source = module.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT
+        cards = handle.interfaceAddresses(source, 0)
+    except module.libvirtError as error:
+        if is_disconnect(error):
+            raise
+        return ()
+    found = (
+        str(address.get("addr", ""))
+        for card in cards.values()
+        if str(card.get("hwaddr", "")).lower() in domain.macs
+        for address in card.get("addrs") or ()
+    )
+    return tuple(ip for ip in found if _usable(ip))[:MAX_ADDRESSES]
+
+
+def _usable(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return not (address.is_loopback or address.is_link_local or address.is_unspecified)
