@@ -433,7 +433,8 @@ class BootRequest:
     :param folder: the clone's own folder for files that it is started from, at a start. Empty;
         files in it are kept until the clone is stopped, deleted or started again, and only then
         does somebody else remove them. None where nothing is started.
-    :param dry_run: somebody wants to know, nothing is started: leave nothing behind (a lease).
+    :param dry_run: somebody wants to know, nothing is started: there is no ``folder``, fetch no
+        files, say their ``origins``, and leave nothing behind (a lease).
     """
 
     labels: Labels

@@ -79,7 +79,7 @@ from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.runlog import RunLog
 from vmcloner_core.settings import Settings
 from vmcloner_core.stages import Stages
-from vmcloner_core.starting import Starter
+from vmcloner_core.starting import Preview, Starter
 from vmcloner_core.units import format_size
 
 log = logging.getLogger(__name__)
@@ -99,6 +99,9 @@ class Engine:
         self._backends = backends
         self._library = Library(settings, plugins, backends)
         self._identities = Identities(backends.host.identities)
+        self._starter = Starter(
+            boots=backends.boot, folder=backends.host.boots, identities=self._identities
+        )
         self._run_lock = threading.Lock()
         self._cancel = threading.Event()
 
@@ -331,11 +334,7 @@ class Engine:
             storages=self._backends.storage,
             hypervisors=self._backends.hypervisor,
             boots=self._backends.boot,
-            starter=Starter(
-                boots=self._backends.boot,
-                folder=self.host.boots,
-                identities=self._identities,
-            ),
+            starter=self._starter,
             origin=origin,
             origins=functools.cache(origin_of),
             access=self._library.access,
@@ -532,6 +531,24 @@ class Engine:
     def console_log(self, clone: Clone) -> Path:
         """Return where the host keeps what a clone writes to its console."""
         return self._backends.hypervisor(clone.labels.hypervisor).console_log(clone.name)
+
+    def boots(self, *targets: str) -> tuple[Preview, ...]:
+        """Return what clones would boot if they were started now: a dry run.
+
+        Of those that run and whose boot provider is asked at each start, what they were started
+        from. Servers are asked without a lease kept, disks are read.
+
+        :raises NotFound: a target names no clone.
+        """
+        fleets = {target.fleet for target in parse_targets(targets)}
+        found: dict[str, Preview] = {}
+        with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
+            clones = self.list(*targets)
+            for name in {clone.labels.hypervisor for clone in clones}:
+                group = [clone for clone in clones if clone.labels.hypervisor == name]
+                for preview in self._library.previews(group, self._starter):
+                    found[preview.name] = preview
+        return tuple(found[clone.name] for clone in clones if clone.name in found)
 
     def read_console(self, name: str, offset: int = 0, limit: int = 65536) -> tuple[bytes, int]:
         """Return what a clone's console said from ``offset`` on, and the offset to go on from."""

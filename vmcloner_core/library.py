@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from vmcloner_core.backends import Backends
 from vmcloner_core.catalog import Catalog, write_built
 from vmcloner_core.drivers import HypervisorDriver, ImageBuilder, ImageFile, StorageDriver
 from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, WrongState
+from vmcloner_core.executor import Work
 from vmcloner_core.identities import Identities
 from vmcloner_core.model import (
     AS_IT_COMES,
@@ -40,7 +42,7 @@ from vmcloner_core.planner import own_values
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.settings import Settings
 from vmcloner_core.stages import domain_spec
-from vmcloner_core.starting import boot_request
+from vmcloner_core.starting import Preview, Starter, boot_request
 from vmcloner_core.values import sizes
 
 
@@ -205,6 +207,22 @@ class Library:
         macs: Sequence[str] = (),
     ) -> DomainSpec:
         """Return what a clone's domain would be defined by."""
+        plan = self._plan(labels, template, driver, macs)
+        request = boot_request(plan, template, driver.kind, volumes)
+        _, provider = self._backends.boot(template.boot)
+        boot = next(provider.resolve([request])).unwrap()
+        kept = Identities(self._host.identities).find(labels.clone)
+        seed = kept.seed if kept is not None else Seed()
+        return domain_spec(plan, template, boot, volumes, seed)
+
+    def _plan(
+        self,
+        labels: Labels,
+        template: Template,
+        driver: HypervisorDriver,
+        macs: Sequence[str],
+    ) -> ClonePlan:
+        """Return a plan that does nothing, with all that is known of a clone."""
         addresses = macs or [
             clone_mac(driver.mac_prefix, self._host.name, labels.fleet, labels.index, number)
             for number in range(len(template.nics))
@@ -213,7 +231,7 @@ class Library:
         kept = Identities(self._host.identities).find(labels.clone)
         values = kept.values if kept is not None else own_values(template, labels, nics)
         memory, vcpus = sizes(values)
-        plan = ClonePlan(
+        return ClonePlan(
             labels=labels,
             steps=(),
             uuid=clone_uuid(self._host.name, labels.fleet, labels.index, labels.template),
@@ -221,12 +239,49 @@ class Library:
             values=values,
             memory=memory,
             vcpus=vcpus,
+            template=template,
         )
-        request = boot_request(plan, template, driver.kind, volumes)
-        _, provider = self._backends.boot(template.boot)
-        boot = next(provider.resolve([request])).unwrap()
-        seed = kept.seed if kept is not None else Seed()
-        return domain_spec(plan, template, boot, volumes, seed)
+
+    def previews(self, clones: Sequence[Clone], starter: Starter) -> Iterator[Preview]:
+        """Yield what clones of one hypervisor would boot; see :meth:`Engine.boots`."""
+        driver = self._backends.hypervisor(clones[0].labels.hypervisor)
+        works: dict[str, Work] = {}
+        for clone in clones:
+            macs = clone.domain.macs if clone.domain is not None else ()
+            try:
+                template = self.catalog.template(clone.template)
+                plan = self._plan(clone.labels, template, driver, macs)
+            except VmclonerError as error:
+                yield Preview(name=clone.name, provider=clone.labels.boot or "", error=error)
+            else:
+                works[clone.name] = Work(plan=plan, volumes=clone.volumes)
+        states = driver.states()
+        idle = [work for work in works.values() if states.get(work.name) is not State.RUNNING]
+        with contextlib.ExitStack() as stack:
+            for work in idle:
+                try:
+                    stack.enter_context(self._active(work.volumes))
+                except VmclonerError as error:
+                    provider = work.plan.labels.boot or ""
+                    yield Preview(name=work.name, provider=provider, error=error)
+                    del works[work.name]
+            yield from starter.preview(driver, list(works.values()))
+
+    @contextlib.contextmanager
+    def _active(self, volumes: Sequence[Volume]) -> Iterator[None]:
+        """Have volumes active for a while; those that were so before stay so."""
+        made: list[Volume] = []
+        try:
+            for volume in volumes:
+                for outcome in self._backends.storage(volume.pool).activate([volume]):
+                    outcome.unwrap()
+                    if outcome.changed:
+                        made.append(volume)
+            yield
+        finally:
+            for volume in made:
+                for outcome in self._backends.storage(volume.pool).deactivate([volume]):
+                    outcome.unwrap()
 
     def import_image(
         self,

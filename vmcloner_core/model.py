@@ -461,6 +461,8 @@ class BootConfig:
         been given, ``destroy`` ends the domain, so that the next start asks the provider again.
     :param handover: the boot provider to be asked instead, as if the template named it.
     :param source: where it was found, for people: "entry 'Debian' of /boot/grub/grub.cfg".
+    :param origins: where kernel and initrds come from, for people, in this order. Somebody who
+        only wants to know (``BootRequest.dry_run``) gets these in place of files.
     """
 
     kernel: Path | None = None
@@ -472,6 +474,7 @@ class BootConfig:
     on_reboot: Literal["restart", "destroy"] = "restart"
     handover: str | None = None
     source: str = attrs.field(default="", eq=False)
+    origins: tuple[str, ...] = attrs.field(default=(), eq=False)
 
 
 @attrs.frozen(kw_only=True)

@@ -39,6 +39,21 @@ def boot_request(
     )
 
 
+@attrs.frozen(kw_only=True)
+class Preview:
+    """What a clone would boot, or the error that it would get.
+
+    :param provider: the boot provider that was asked.
+    :param running: it runs: that is what it was started from.
+    """
+
+    name: str
+    provider: str
+    boot: BootConfig | None = None
+    error: VmclonerError | None = None
+    running: bool = False
+
+
 def told(name: str, boot: BootConfig, words: str) -> BootConfig:
     """Return what a clone boots, with more words on its kernel's command line.
 
@@ -46,7 +61,7 @@ def told(name: str, boot: BootConfig, words: str) -> BootConfig:
     """
     if not words:
         return boot
-    if boot.kernel is None and boot.bootloader is None:
+    if boot.kernel is None and boot.bootloader is None and not boot.origins:
         raise InvalidRequest(f"{name}: its identity needs a kernel command line, and it has none")
     cmdline = f"{boot.cmdline or ''} {words}".strip()
     if (size := len(cmdline.encode())) > MAX_CMDLINE:
@@ -94,11 +109,54 @@ class Starter:
 
         Its provider is then to be asked again. False for one that vmcloner has stopped.
         """
+        record = self._record(name)
+        return record is not None and record.on_reboot == "destroy"
+
+    def preview(self, driver: HypervisorDriver, works: Sequence[Work]) -> Iterator[Preview]:
+        """Yield what clones of one hypervisor would boot now; nothing is started or kept.
+
+        Of one that runs, what it was started from. The disks of the others must be active.
+        """
+        states = driver.states()
+        requests: list[BootRequest] = []
+        for work in works:
+            assert work.plan.template is not None  # noqa: S101 - a plan that asks gives it
+            request = boot_request(work.plan, work.plan.template, driver.kind, work.volumes)
+            provider = provider_of(request)
+            if states.get(work.name, State.STOPPED) not in (State.STOPPED, State.CRASHED):
+                record = self._record(work.name)
+                if record is not None:
+                    yield Preview(name=work.name, provider=provider, boot=record, running=True)
+                    continue
+            kept = self.identities.find(work.name)
+            values = kept.values if kept is not None else request.values
+            requests.append(attrs.evolve(request, dry_run=True, values=values))
+        yield from self._previewed(requests)
+
+    def _previewed(self, requests: Sequence[BootRequest]) -> Iterator[Preview]:
+        providers = {request.labels.clone: provider_of(request) for request in requests}
+        for outcome in resolve(self.boots, requests, every=True):
+            name = outcome.key
+            kept = self.identities.find(name)
+            words = kept.seed.cmdline if kept is not None else ""
+            try:
+                boot = told(name, outcome.unwrap(), words)
+            except VmclonerError as error:
+                yield Preview(name=name, provider=providers[name], error=error)
+            else:
+                yield Preview(name=name, provider=providers[name], boot=boot)
+
+    def _record(self, name: str) -> BootConfig | None:
+        """Return what a clone was started from, None where that isn't known."""
         try:
-            record = json.loads((self.folder / name / RECORD).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        return isinstance(record, dict) and record.get("on_reboot") == "destroy"
+            said = json.loads((self.folder / name / RECORD).read_text(encoding="utf-8"))
+            for key in ("kernel", "initrd", "bootloader"):
+                said[key] = said[key] and Path(said[key])
+            for key in ("devices", "bootloader_args", "origins"):
+                said[key] = tuple(said[key])
+            return BootConfig(**said)
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
 
     # --- asking -------------------------------------------------------------------------------
 
@@ -141,22 +199,33 @@ class Starter:
         return boot
 
 
+def provider_of(request: BootRequest) -> str:
+    """Return the name of the boot provider that a clone is bound to, or its template names."""
+    return request.labels.boot or request.template.boot
+
+
 def resolve(
-    boots: Callable[[str], tuple[BootBackend, BootProvider]], requests: Sequence[BootRequest]
+    boots: Callable[[str], tuple[BootBackend, BootProvider]],
+    requests: Sequence[BootRequest],
+    *,
+    every: bool = False,
 ) -> Iterator[Outcome[BootConfig]]:
-    """Yield what clones boot, asked as at a start; a provider may hand over to another, once."""
+    """Yield what clones boot, asked as at a start; a provider may hand over to another, once.
+
+    :param every: ask also on behalf of boot loaders that the hypervisor will run by itself.
+    """
     handed_over: dict[str, list[BootRequest]] = {}
     by_name = {request.labels.clone: request for request in requests}
-    for provider in {request.labels.boot or request.template.boot: None for request in requests}:
-        group = [r for r in requests if (r.labels.boot or r.template.boot) == provider]
-        for outcome in _asked(boots, provider, group):
+    for provider in dict.fromkeys(map(provider_of, requests)):
+        group = [request for request in requests if provider_of(request) == provider]
+        for outcome in _asked(boots, provider, group, every=every):
             to = outcome.value.handover if outcome.value is not None else None
             if to is None:
                 yield outcome
             else:
                 handed_over.setdefault(to, []).append(by_name[outcome.key])
     for provider, group in handed_over.items():
-        for outcome in _asked(boots, provider, group):
+        for outcome in _asked(boots, provider, group, every=every):
             if outcome.value is not None and outcome.value.handover is not None:
                 error = BackendError(f"{outcome.key}: boot provider {provider!r} hands over again")
                 yield Outcome(key=outcome.key, error=error)
@@ -168,6 +237,8 @@ def _asked(
     boots: Callable[[str], tuple[BootBackend, BootProvider]],
     name: str,
     requests: Sequence[BootRequest],
+    *,
+    every: bool,
 ) -> Iterator[Outcome[BootConfig]]:
     """Ask one provider, by the method for the hypervisor's kind."""
     try:
@@ -185,5 +256,9 @@ def _asked(
     if at_start:
         yield from provider.resolve_start(at_start)
     others = [request for request in requests if request.hypervisor not in backend.at_start]
-    if others:
-        yield from provider.resolve(others)
+    by_name = {request.labels.clone: request for request in others}
+    for outcome in provider.resolve(others) if others else ():
+        if every and outcome.value is not None and outcome.value.bootloader is not None:
+            yield from provider.resolve_start([by_name[outcome.key]])
+        else:
+            yield outcome

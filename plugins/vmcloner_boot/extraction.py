@@ -37,8 +37,7 @@ def extract(choice: Choice, folder: Path, key: str) -> tuple[Path, Path | None]:
     :raises Unreadable: too large, or no kernel. :raises NotEnoughResources: no room for it.
     """
     kernel = choice.kernel
-    _check_size([kernel], MAX_KERNEL, "a kernel")
-    _check_size(choice.initrds, MAX_INITRD, "an initrd")
+    _check_sizes(choice)
     store = _Store(folder.parent / SHARED)
     parts = _checked_kernel(kernel)
     path = folder / "kernel"
@@ -49,6 +48,20 @@ def extract(choice: Choice, folder: Path, key: str) -> tuple[Path, Path | None]:
     initrd = folder / "initrd"
     store.keep(f"{key}.initrd.{size}", _padded_size(choice.initrds), _joined(choice), initrd)
     return path, initrd
+
+
+def check(choice: Choice) -> None:
+    """Check what a clone boots as far as that goes without reading it all.
+
+    :raises Unreadable: too large, or no kernel.
+    """
+    _check_sizes(choice)
+    next(_checked_kernel(choice.kernel))
+
+
+def _check_sizes(choice: Choice) -> None:
+    _check_size([choice.kernel], MAX_KERNEL, "a kernel")
+    _check_size(choice.initrds, MAX_INITRD, "an initrd")
 
 
 def _check_size(files: Sequence[Found], limit: int, what: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vmcloner_boot.cmdline import check_cmdline, example, fill_cmdline
-from vmcloner_boot.extraction import extract
+from vmcloner_boot.extraction import check, extract
 from vmcloner_boot.loaders import Choice, choose
 from vmcloner_boot.reading import Budget, Unreadable, open_image
 from vmcloner_boot.systems import Skipped, systems
@@ -77,7 +77,6 @@ class PygrubBoot(BootProvider):
 
 def _read(request: BootRequest) -> BootConfig:
     """Read one clone's disk; what it boots is then in the request's folder."""
-    assert request.folder is not None  # noqa: S101 - the contract of a start
     words = fill_cmdline(request.template, request.labels, request.nics, request.values)
     volume = _boot_disk(request.volumes)
     image = open_image(volume.path, volume.format, Budget())
@@ -85,11 +84,20 @@ def _read(request: BootRequest) -> BootConfig:
         trees, skipped = systems(image)
         choice = _choice(trees, skipped)
         cmdline = check_cmdline(f"{choice.cmdline} {words}".strip(), choice.source, request.labels)
-        kernel, initrd = extract(choice, request.folder, request.template.name)
+        if request.folder is None:
+            check(choice)
+            kernel = initrd = None
+        else:
+            kernel, initrd = extract(choice, request.folder, request.template.name)
     finally:
         image.close()
     return BootConfig(
-        kernel=kernel, initrd=initrd, cmdline=cmdline or None, devices=(), source=choice.source
+        kernel=kernel,
+        initrd=initrd,
+        cmdline=cmdline or None,
+        devices=(),
+        source=choice.source,
+        origins=tuple(map(str, (choice.kernel, *choice.initrds))),
     )
 
 

@@ -212,7 +212,8 @@ def _config(request: BootRequest, result: Result | None) -> BootConfig:
         cmdline=cmdline,
         devices=(),
         on_reboot="destroy",
-        source=", ".join([result.kernel, *result.initrds, where]),
+        source=where,
+        origins=(result.kernel, *result.initrds),
     )
 
 

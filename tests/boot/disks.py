@@ -29,10 +29,15 @@ def fill(folder: Path, files: Mapping[str, object]) -> Path:
 
 
 def ext(
-    path: Path, files: Mapping[str, object], *options: str, kind: str = "ext4", size: int = 16
+    path: Path,
+    files: Mapping[str, object],
+    *options: str,
+    kind: str = "ext4",
+    size: int = 16,
+    source: Path | None = None,
 ) -> Path:
-    """Make a file system with files, ``size`` MiB large."""
-    root = fill(path.with_name(path.name + ".d"), {"lost": None, **files})
+    """Make a file system with files, or what is in ``source``, ``size`` MiB large."""
+    root = source or fill(path.with_name(path.name + ".d"), {"lost": None, **files})
     path.write_bytes(b"")
     run("mke2fs", "-q", "-F", "-t", kind, *options, "-d", root, path, f"{size}M")
     return path

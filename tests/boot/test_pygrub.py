@@ -187,6 +187,21 @@ def test_a_shared_file_that_was_changed_is_not_believed(
     assert second.read_bytes() == BZIMAGE
 
 
+def test_a_dry_run_takes_nothing_out(
+    provider: BootProvider, ask: Ask, tmp_path: Path, context: DriverContext
+) -> None:
+    for hypervisor in ("kvm", "xen"):
+        request = ask(ext(tmp_path / hypervisor, FILES), hypervisor=hypervisor)
+        config = boots(provider, attrs.evolve(request, folder=None, dry_run=True))
+        assert (config.kernel, config.initrd) == (None, None)
+        assert config.origins == ("/boot/vmlinuz on the disk", "/boot/initrd.img on the disk")
+        assert config.cmdline == "root=/dev/vda1 ro"
+    bad = ask(ext(tmp_path / "bad", {**FILES, "boot/vmlinuz": b"text" * 1000}), 2)
+    (outcome,) = provider.resolve_start([attrs.evolve(bad, folder=None, dry_run=True)])
+    assert "is no kernel" in str(outcome.error)
+    assert not (context.host.boots / "shared").exists()
+
+
 # --- disks that are no good ---------------------------------------------------------------------
 
 

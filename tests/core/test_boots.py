@@ -1,5 +1,6 @@
 """Boot providers that are asked at each start, and the files that clones are started from."""
 
+import json
 import stat
 from pathlib import Path
 
@@ -8,13 +9,15 @@ import pytest
 
 from vmcloner_core import Engine, Readiness, State, readiness
 from vmcloner_core.bootfiles import clear, fresh
+from vmcloner_core.cli import app
 from vmcloner_core.drivers import NO_BOOTS
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, PartialFailure
-from vmcloner_core.model import BootConfig, Identity, Seed
+from vmcloner_core.model import BootConfig, Identity, Outcome, Seed
 from vmcloner_core.starting import told
 from vmcloner_core.testing.reference import (
     BootPlugin,
     HypervisorPlugin,
+    ReferenceBoot,
     ReferenceHypervisor,
     StoragePlugin,
 )
@@ -335,3 +338,69 @@ def test_words_that_no_kernel_would_hear():
     assert told("web-1", loader, "hostname=web-1").cmdline == "quiet hostname=web-1"
     with pytest.raises(InvalidRequest, match="2047 fit"):
         told("web-1", loader, "x" * 2048)
+
+
+# --- what would be booted -----------------------------------------------------------------------
+
+
+def test_a_preview_starts_and_keeps_nothing(site):
+    site.engine.create("web", "t", count=2)
+    site.engine.start("web-2")
+    stopped, running = site.engine.boots("web")
+    assert (stopped.name, stopped.provider, stopped.running) == ("web-1", "reference", False)
+    assert stopped.boot.origins == ("a kernel of web-1",)
+    assert running.running
+    assert running.boot.kernel == site.folder / "state/boot/web-2/kernel"
+    (asked,) = [request for request in site.boot.driver.asked if request.dry_run]
+    assert (asked.labels.clone, asked.folder) == ("web-1", None)
+    assert site.machines.states() == {"web-1": State.STOPPED, "web-2": State.RUNNING}
+    assert site.files == {"web-2/kernel": "start 1"}
+
+
+def test_a_preview_of_what_boots_nothing(site):
+    site.engine.create("web", "t", count=2)
+    site.boot.driver.fail["web-1"] = InvalidRequest("web-1: nothing there")
+    first, second = site.engine.boots("web")
+    assert str(first.error) == "web-1: nothing there"
+    assert second.boot is not None
+    (site.folder / "templates/t.toml").unlink()
+    assert all(isinstance(preview.error, NotFound) for preview in site.engine.boots("web"))
+    with pytest.raises(NotFound):
+        site.engine.boots("nothing")
+
+
+def test_a_preview_of_a_definition(lab):
+    lab.engine.create("web", "t1", count=1, start=True)
+    (preview,) = lab.engine.boots("web")
+    assert preview.boot == BootConfig(devices=("hd",))
+    assert not preview.running
+
+
+def test_a_preview_looks_through_a_boot_loader_of_the_host(site, monkeypatch):
+    def resolve(_self, requests):
+        for request in requests:
+            yield Outcome(key=request.labels.clone, value=BootConfig(bootloader=Path("/loader")))
+
+    site.engine.create("web", "t", count=1)
+    monkeypatch.setattr(ReferenceBoot, "resolve", resolve)
+    monkeypatch.setattr(
+        site.engine._backends,
+        "_boots",
+        {"reference": (attrs.evolve(site.boot.vmcloner_boot_provider(), at_start=frozenset()),
+                       site.boot.driver)},
+    )  # fmt: skip
+    (preview,) = site.engine.boots("web")
+    assert preview.boot.origins == ("a kernel of web-1",)
+
+
+def test_the_command(site, capsys, monkeypatch):
+    monkeypatch.setattr(app.Shell, "engine", site.engine)
+    site.engine.create("web", "t", count=2)
+    site.boot.driver.fail["web-2"] = InvalidRequest("web-2: nothing there")
+    assert app.main(["boot", "resolve", "web", "-f", "json"]) == 10
+    said = capsys.readouterr()
+    first, second = json.loads(said.out)
+    assert first["kernel"] == "a kernel of web-1"
+    assert (first["provider"], first["boots"], first["source"]) == ("reference", "kernel", "memory")
+    assert (second["error"], second["boots"]) == ("web-2: nothing there", None)
+    assert "1 of 2 clones would boot nothing" in said.err

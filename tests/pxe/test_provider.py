@@ -87,7 +87,7 @@ def test_on_kvm_a_kernel_is_booted_once(tmp_path):
         Path("/boot/web-1/initrd"),
     )
     assert (config.cmdline, config.on_reboot) == ("root=x", "destroy")
-    assert "tftp://10.0.0.1/k, tftp://10.0.0.1/i" in config.source
+    assert config.origins == ("tftp://10.0.0.1/k", "tftp://10.0.0.1/i")
     assert "'linux' of tftp://10.0.0.1/pxelinux.cfg/default" in config.source
     [batch] = runner.batches
     assert batch["interface"] == "br0"

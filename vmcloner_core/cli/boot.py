@@ -1,0 +1,69 @@
+"""``vmcloner boot``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from vmcloner_core.cli.base import Table, add_targets
+from vmcloner_core.errors import PartialFailure
+from vmcloner_core.starting import Preview
+
+COLUMNS = (
+    "name", "provider", "boots", "kernel", "initrd", "cmdline", "source", "running", "error",
+)  # fmt: skip
+
+
+class BootResolve(Table):
+    """Show what clones would boot if they were started now. Starts and keeps nothing.
+
+    Disks are read, boot servers are asked without keeping a lease. Of a clone that runs, what it
+    was started from is shown. Kernel and initrd are named by where they come from: a file of the
+    host, of the clone's disk, of a server.
+    """
+
+    example = "vmcloner boot resolve web-1"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        add_targets(parser, everything=False)
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
+        """Ask; returns columns and rows."""
+        self._previews = self.engine.boots(*parsed_args.targets)
+        return COLUMNS, [_row(preview) for preview in self._previews]
+
+    def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
+        """Print the rows.
+
+        :raises PartialFailure: some clones would boot nothing.
+        """
+        super().produce_output(parsed_args, column_names, data)
+        failures = [(p.name, p.error) for p in self._previews if p.error is not None]
+        if failures:
+            total = len(self._previews)
+            message = f"boot resolve: {len(failures)} of {total} clones would boot nothing"
+            raise PartialFailure(message, failures=failures)
+        return 0
+
+
+def _row(preview: Preview) -> tuple[object, ...]:
+    boot = preview.boot
+    if boot is None:
+        error = str(preview.error)
+        return (preview.name, preview.provider, *[None] * 5, preview.running, error)
+    kernel, *initrds = boot.origins or (boot.kernel and str(boot.kernel), boot.initrd)
+    return (
+        preview.name,
+        preview.provider,
+        "kernel" if kernel else str(boot.bootloader or ",".join(boot.devices)),
+        kernel,
+        ", ".join(str(initrd) for initrd in initrds if initrd) or None,
+        boot.cmdline,
+        boot.source or None,
+        preview.running,
+        None,
+    )
