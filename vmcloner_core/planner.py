@@ -316,7 +316,23 @@ def _with_needs(plan: Plan, facts: Facts) -> Plan:
         plan,
         space=space,
         memory=sum(starts),
-        warnings=tuple(f"pool {plan.storage}: {w}" for w in facts.capacity.warnings if making),
+        warnings=(
+            *(f"pool {plan.storage}: {w}" for w in facts.capacity.warnings if making),
+            *_lockout(plan, facts),
+        ),
+    )
+
+
+def _lockout(plan: Plan, facts: Facts) -> tuple[str, ...]:
+    """Return the warning that nobody will get into the clones, where that is no wish."""
+    template = plan.template
+    if template is None or not facts.seeds or template.identity.authorized_keys is not None:
+        return ()
+    if facts.authorized_keys or not any(Step.DEFINE in clone.steps for clone in plan.clones):
+        return ()
+    return (
+        "no public key of yours, ~/.ssh/id_*.pub, is there to let you in: make one by ssh-keygen, "
+        f"or set identity.authorized_keys in template {template.name}",
     )
 
 

@@ -6,6 +6,7 @@ from vmcloner_core import State
 from vmcloner_core.drivers import IdentityProvider
 from vmcloner_core.errors import HostCommandError, InvalidRequest, PartialFailure
 from vmcloner_core.hooks import IdentityBackend, hookimpl
+from vmcloner_core.identities import new_host_key
 from vmcloner_core.model import Outcome, Seed
 from vmcloner_core.plan import Step
 from vmcloner_core.request import CreateRequest
@@ -113,6 +114,19 @@ def test_a_clone_of_which_only_the_seed_is_left_is_completed(lab, notes):
     assert plan.clones[0].steps == (Step.CLONE, Step.DEFINE)
     assert lab.engine.create("web", "t1", count=1, start=True).ok
     assert lab.engine.show("web-1").state is State.RUNNING
+
+
+@pytest.mark.parametrize("keys", ["authorized_keys = []", ""])
+def test_a_clone_that_nobody_can_get_into_is_warned_of(lab, notes, tmp_path, monkeypatch, keys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lab.template("t1", TEMPLATE + f'[identity]\nprovider = "notes"\n{keys}\n')
+    ask = CreateRequest(fleet="web", template="t1", count=1)
+    assert len(lab.engine.plan(ask).warnings) == (0 if keys else 1)
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "id_ed25519.pub").write_text(new_host_key("me")[1] + "\n")
+    plan = lab.engine.plan(ask)
+    assert plan.warnings == ()
+    assert len(plan.clones[0].identity.authorized_keys) == (0 if keys else 1)
 
 
 def test_planning_makes_no_key(lab, notes):

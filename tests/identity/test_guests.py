@@ -1,6 +1,7 @@
 """Two clones of a Debian that is built here, on the real libvirtd: two different machines."""
 
 import json
+import shutil
 import subprocess
 
 import attrs
@@ -15,6 +16,8 @@ extends = "debian-12-built"
 [[nics]]
 kind = "network"
 source = "{network}"
+[ssh]
+key = "{folder}/key"
 [identity]
 authorized_keys = ["{folder}/key.pub"]
 user_data = "{folder}/user-data.j2"
@@ -77,6 +80,7 @@ def guests():
         site.run("delete", fleet, "--yes")
         for command in ("net-destroy", "net-undefine"):
             subprocess.run(["virsh", "-q", "-c", "qemu:///system", command, network], check=True)
+        shutil.rmtree(site.folder)
 
 
 def test_each_is_who_it_was_planned_to_be(guests):
