@@ -104,6 +104,10 @@ class FanningDriver(StorageDriver):
         if jobs:
             yield from self._filled(sorted(jobs, key=lambda job: job.name))
 
+    def reset(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
+        """See :meth:`StorageDriver.reset`. A copy is made anew as it was made at first."""
+        return StorageDriver.reset(self, requests)
+
     def activate(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
         """See :meth:`StorageDriver.activate`. What isn't complete is no disk yet."""
         for volume in volumes:

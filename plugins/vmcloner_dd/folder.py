@@ -99,7 +99,7 @@ class FolderDriver(FanningDriver, FilesDriver):
         image = self._pool.image(request.origin.template)
         if image is None:
             raise _no_image(request.origin, self._pool)
-        return disk_size(request, image)
+        return disk_size(request, image.size)
 
     def finish(self, volumes: Sequence[Volume]) -> None:
         """See :meth:`FanningDriver.finish`."""

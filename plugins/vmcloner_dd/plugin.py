@@ -8,6 +8,10 @@ from vmcloner_dd.settings import DdSettings
 
 
 def _driver(context: DriverContext, settings: DdSettings) -> StorageDriver:
+    if settings.vg is not None:
+        from vmcloner_dd.group import GroupDriver
+
+        return GroupDriver(context, settings)
     from vmcloner_dd.folder import FolderDriver
 
     return FolderDriver(context, settings)
@@ -18,7 +22,7 @@ def vmcloner_storage_backend() -> StorageBackend:
     """Describe the backend."""
     return StorageBackend(
         name="dd",
-        description="full copies in a folder, the template read once for many",
+        description="full copies in a volume group or a folder, the template read once for many",
         factory=_driver,
         settings=DdSettings,
     )

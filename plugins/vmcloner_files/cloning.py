@@ -152,7 +152,7 @@ class Cloner:
             return record, functools.partial(_blank, request.head)
         with lock():
             source = self._source(request.origin)
-        size = disk_size(request, source.record)
+        size = disk_size(request, source.record.size)
         record = DiskRecord(labels=request.labels, format=self._format, size=size)
         if self._method is Method.COPY:
             return record, functools.partial(_copy, request.copying, source)
@@ -194,13 +194,16 @@ def volume(path: Path, record: DiskRecord, pool: str) -> Volume:
     )
 
 
-def disk_size(request: CloneRequest, image: ImageRecord) -> int:
-    """Return the bytes of the disk that is asked for: whole sectors, no fewer than the image's."""
-    size = request.size or image.size
-    if size < image.size:
+def disk_size(request: CloneRequest, least: int) -> int:
+    """Return the bytes of the disk that is asked for: whole sectors, no fewer than its image's.
+
+    :param least: the image's bytes. :raises InvalidRequest: the disk would be smaller.
+    """
+    size = request.size or least
+    if size < least:
         raise InvalidRequest(
             f"{request.volume_name}: a disk of {format_size(size)} is smaller than its "
-            f"template's image, {format_size(image.size)}",
+            f"template's image, {format_size(least)}",
             hint="give disk_size at least that",
         )
     return _sectors(size)
