@@ -355,6 +355,41 @@ def _raw_qemu(disks: list[Path]) -> float:
             process.communicate()
 
 
+# --- reset --------------------------------------------------------------------------------------
+
+
+def reset(count: int) -> Iterator[Row]:
+    """Clones as their template is again: in place, and by making them anew."""
+    with site() as here, contextlib.chdir(here.folder):
+        here.vmcloner("template", "import", "bench")
+        with Engine.open(config=here.config) as engine:
+            for started in (False, True):
+                yield from _reset(engine, count, started=started)
+
+
+def _reset(engine: Engine, count: int, *, started: bool) -> Iterator[Row]:
+    work = f"{count} clones as new" + (", started before and after" if started else "")
+    engine.create("bench", "bench", count=count, start=started)
+
+    def anew() -> None:
+        engine.delete("bench")
+        engine.create("bench", "bench", count=count, start=started)
+
+    def in_place() -> None:
+        engine.reset("bench")
+
+    # In turn, so that what else the machine does meanwhile falls on both.
+    times: dict[str, list[float]] = {"Engine.reset": [], "Engine.delete, Engine.create": []}
+    for _ in range(5):
+        for way, do in zip(times, (in_place, anew), strict=True):
+            times[way].append(timed(do))
+    for way, measured in times.items():
+        yield Row(
+            section="reset", work=work, way=way, seconds=sorted(measured)[2], note="median of 5"
+        )
+    engine.delete("bench")
+
+
 # --- list ---------------------------------------------------------------------------------------
 
 
@@ -384,7 +419,7 @@ def listing(count: int) -> Iterator[Row]:
 
 # --- report -------------------------------------------------------------------------------------
 
-SECTIONS = {"create": create, "clone": clone, "start": start, "list": listing}
+SECTIONS = {"create": create, "clone": clone, "start": start, "reset": reset, "list": listing}
 
 
 def table(rows: list[Row]) -> Table:

@@ -65,6 +65,48 @@ def test_kill_9_in_mid_create(site, seed):
     assert list((site.folder / "state" / "pool" / ".tmp").iterdir()) == []
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_kill_9_in_mid_reset(site, seed):
+    """No clone is lost, and the same command again makes all of them new."""
+    web = site.fleet("web")
+    site.run("create", web, "-t", "plain", "-c", "50")
+    before = site.rows(web)
+    volumes = sorted((site.folder / "state" / "pool" / "volumes").glob(f"{web}-*"))
+    for volume in volumes:
+        write = ["qemu-io", "-c", "write -P 7 0 4096", str(volume)]
+        subprocess.run(write, check=True, timeout=60, capture_output=True)
+    with site.popen("reset", web) as process:
+        deadline = time.monotonic() + random.Random(seed).uniform(0.3, 1.2)
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+    assert [row["state"] for row in site.rows(web)] == ["stopped"] * 50
+    site.run("reset", web)
+    assert site.rows(web) == before
+    for volume in volumes:
+        image = site.folder / "templates" / "image.raw"
+        compare = ["qemu-img", "compare", "-q", "-F", "raw", str(volume), str(image)]
+        subprocess.run(compare, check=True, timeout=60)
+
+
+@pytest.mark.timeout(600)
+def test_reset_machines_boot_for_the_first_time_again(site):
+    """The disk of a tiny machine counts its boots."""
+    web = site.fleet("web")
+    site.run("create", web, "-t", "tiny", "-c", "2", "--wait", timeout=300)
+    site.run("restart", f"{web}-1", "--kill", "--wait", timeout=300)
+    assert "boots=2" in site.run("console", f"{web}-1", "--log")
+    site.run("stop", f"{web}-2", "--kill")
+    before = site.rows(web)
+    site.run("reset", web, "--wait", "--for", "running")
+    assert [row["state"] for row in site.rows(web)] == ["running", "running"]
+    site.run("wait", web, timeout=300)
+    for row, former in zip(site.rows(web), before, strict=True):
+        assert (row["name"], row["mac"]) == (former["name"], former["mac"])
+        assert "boots=1" in site.run("console", row["name"], "--log")
+
+
 def test_two_creates_at_once(site):
     web = site.fleet("web")
     both = [site.popen("create", web, "-t", "plain", "-c", "30") for _ in range(2)]
