@@ -34,7 +34,7 @@ from vmcloner_core.placeholders import clone_values, fill
 from vmcloner_core.plan import Action, ClonePlan, Plan, Readiness, Step
 from vmcloner_core.request import CreateRequest, TargetRequest
 from vmcloner_core.units import format_size
-from vmcloner_core.values import sizes
+from vmcloner_core.values import check_value, sizes
 
 MAX_MAC_ATTEMPTS = 1000
 
@@ -268,13 +268,13 @@ def own_values(template: Template, labels: Labels, nics: tuple[Nic, ...]) -> dic
 
     :raises InvalidRequest: one of them can't be.
     """
+    where = f"template {template.name}: values"
     known = clone_values(labels, nics)
-    return {
-        key: fill(value, known, what=f"template {template.name}: values.{key}")
-        if isinstance(value, str)
-        else value
+    filled = {
+        key: fill(value, known, what=f"{where}.{key}") if isinstance(value, str) else value
         for key, value in template.values.items()
     }
+    return {key: check_value(key, value, where) for key, value in filled.items()}
 
 
 def _used_macs(facts: Facts) -> set[str]:

@@ -37,7 +37,7 @@ def read_values(path: Path, fleet: str) -> dict[int, Values]:
         index = _index(clone, fleet, where)
         if index in found:
             raise InvalidRequest(f"{where}: {fleet}-{index} is there twice")
-        found[index] = {key: _checked(key, value, where) for key, value in values.items()}
+        found[index] = {key: check_value(key, value, where) for key, value in values.items()}
     return found
 
 
@@ -97,7 +97,11 @@ def _index(clone: str, fleet: str, where: str) -> int:
     return int(text)
 
 
-def _checked(key: str, value: object, where: str) -> str | int:
+def check_value(key: str, value: object, where: str) -> str | int:
+    """Return a value that a clone may have under that name.
+
+    :raises InvalidRequest: it may not; names ``where``, the key and the reason.
+    """
     if not _KEY.fullmatch(key):
         raise InvalidRequest(f"{where}: {key!r} can't name a value", hint="letters, digits and _")
     if key in _FIXED:

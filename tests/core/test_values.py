@@ -102,8 +102,17 @@ def test_a_templates_values_are_each_clones_own(lab, specs):
     assert specs["web-2"].values == {"port": "8002", "rack": "9"}
 
 
-def test_what_a_template_cannot_fill_in_makes_nothing(lab):
-    lab.template("t1", TEMPLATE + '[values]\nport = "{{ nobody }}"\n')
-    with pytest.raises(InvalidRequest, match=r"values\.port"):
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('port = "{{ nobody }}"', r"values\.port"),
+        ('vcpus = "two"', "values: vcpus"),
+        ('memory = "{{ index }} apples"', "values: memory"),
+        ('index = "7"', "by itself"),
+    ],
+)
+def test_what_a_template_cannot_fill_in_makes_nothing(lab, line, reason):
+    lab.template("t1", TEMPLATE + f"[values]\n{line}\n")
+    with pytest.raises(InvalidRequest, match=reason):
         lab.engine.create("web", "t1", count=1)
     assert lab.engine.list() == ()
