@@ -308,7 +308,8 @@ def _resolve(
         return found, files
     finally:
         if not keep:
-            Client(where, guest.mac, deadline=resolver.fetcher.deadline).release(lease)
+            with contextlib.suppress(OSError):  # it mustn't hide why nothing is booted
+                Client(where, guest.mac, deadline=resolver.fetcher.deadline).release(lease)
 
 
 def _interface(lease: Lease) -> list[str | int]:
