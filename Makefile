@@ -11,7 +11,7 @@ SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/setup 
 SLOW := libvirt or filesystems or lvm or xen or pxe or guests or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stop demo test test-host test-lvm test-xen test-xen-short lab test-fast lint bench clean tools
+.PHONY: help setup stop demo test test-host test-lvm test-xen test-xen-short lab test-fast lint bench bench-lvm clean tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ lint: tools ## Check style, types, layers and scripts
 bench: tools ## Measure vmcloner against what it replaces (ARGS="create -n 20")
 	@contrib/setup/packages virtinst
 	@$(WITH_LIBVIRTD) $(BIN)/python benchmarks/run.py $(ARGS)
+
+bench-lvm: tools ## Measure LVM thin clones against loops of lvcreate, in the lab (ARGS="100 1000 --json -")
+	@$(ROOT) contrib/lab/lab kvm run --seconds 5400 -- python3 - $(ARGS) < benchmarks/lvm.py
 
 clean: ## Remove what was made here: .venv, caches, build results
 	rm -rf .venv build dist benchmarks/results .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -46,7 +46,10 @@ class Together:
                 batch, self._asked = list(dict.fromkeys(self._asked)), []
             if batch:
                 self._done.update(self._work(batch))
-            return {name: self._done[name] for name in wanted}
+            missed = [name for name in wanted if name not in self._done]  # whoever did it, failed
+            if missed:
+                self._done.update(self._work(missed))
+            return {name: self._done.pop(name) for name in wanted}
 
 
 def activate(lvm: Lvm, mapper: DeviceMapper, names: Sequence[str]) -> Results:

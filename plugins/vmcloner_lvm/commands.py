@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,8 @@ from vmcloner_lvm.metadata import write
 from vmcloner_lvm.volumegroup import VolumeGroup
 
 TIMEOUT = 300.0
-# A command of ours must not outlive the process that holds the lock for it.
-_BOUND = ("setpriv", "--pdeathsig", "KILL")
+# The signal comes only if the parent dies after it was asked for: hence the look at who it is.
+_UNLESS_ORPHANED = 'test "$PPID" = "$0" && exec "$@"'
 # Their lock is ours already, and lvcreate takes no --nolocking where volumes are thin: so they
 # lock elsewhere.
 _HELD = ("--config", 'global/locking_dir="/run/lock/vmcloner/lvm"')
@@ -42,6 +43,15 @@ class GroupFacts:
     shared: bool
 
 
+def bound(argv: Sequence[str]) -> list[str]:
+    """Return what runs a command that doesn't outlive this process, which may hold the lock for it.
+
+    See prctl(2), PR_SET_PDEATHSIG. The shell gets a constant script; the command is its arguments.
+    """
+    alive = ["sh", "-c", _UNLESS_ORPHANED, str(os.getpid())]
+    return ["setpriv", "--pdeathsig", "KILL", *alive, *argv]
+
+
 @attrs.frozen
 class Lvm:
     """LVM's commands, aimed at one volume group. Thread-safe."""
@@ -55,7 +65,7 @@ class Lvm:
         :param held: this process holds the group's lock, so the command must not take it.
         :raises VmclonerError: it failed; for a group that isn't there or isn't usable, says so.
         """
-        argv = [*_BOUND, command, *(_HELD if held else ()), *words]
+        argv = bound([command, *(_HELD if held else ()), *words])
         try:
             return self.runner.run(argv, timeout=timeout, env=_QUIET).stdout
         except HostCommandError as error:

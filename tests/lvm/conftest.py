@@ -28,10 +28,11 @@ def thin_volumes():
 def pool():
     """Have the thin pool, which is empty at first, and leave it empty."""
     yield f"{VG}/{POOL}"
-    _empty()
+    empty()
 
 
-def _empty():
+def empty():
+    """Remove all volumes of the pool."""
     names = thin_volumes()
     if names:
         lvm("lvremove", "-ff", "-y", *(f"{VG}/{name}" for name in names))

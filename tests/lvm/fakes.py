@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vmcloner_core.errors import HostCommandError
 from vmcloner_core.process import CommandResult
+from vmcloner_lvm.commands import bound
 from vmcloner_lvm.devmapper import Device, PoolStatus, device_name
 from vmcloner_lvm.metadata import parse, write
 from vmcloner_lvm.transaction import NewVolume, numbered, queue, settle
@@ -68,9 +69,8 @@ class FakeHost:
         return f"/sbin/{program}"
 
     def run(self, argv, *, timeout=60.0, input=b"", env=None):  # noqa: A002
-        words = [*argv]
-        assert words[:3] == ["setpriv", "--pdeathsig", "KILL"]
-        words = words[3:]
+        words = [*argv][len(bound([])) :]
+        assert [*argv] == bound(words)
         if "--config" in words:
             at = words.index("--config")
             del words[at : at + 2]

@@ -1,6 +1,9 @@
 """Batches of lvm-thin on a faked host: what is done, in which steps, and what a crash leaves."""
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import attrs
@@ -19,6 +22,7 @@ from vmcloner_core.errors import (
 )
 from vmcloner_core.model import CloneRequest, Host
 from vmcloner_core.testing.storage import make_labels
+from vmcloner_lvm.commands import bound
 from vmcloner_lvm.driver import LvmThinDriver
 from vmcloner_lvm.settings import LvmThinSettings
 
@@ -131,7 +135,7 @@ def test_a_delete_is_one_transaction(host, driver):
 
 
 def test_volumes_of_others_are_left_alone(host, driver):
-    host.run(["setpriv", "--pdeathsig", "KILL", "lvcreate", "-V", "8388608b", "-n", "web-1-disk0"])
+    host.run(bound(["lvcreate", "-V", "8388608b", "-n", "web-1-disk0"]))
     [clone, other] = driver.clone(requests(driver, 2))
     assert isinstance(clone.error, Conflict)
     assert other.ok
@@ -245,7 +249,7 @@ def test_a_power_cut_with_a_part_carried_out(host, driver):
     assert len(pool.messages.creates) == 10
     assert 1 < len(host.devices) < 11
     with pytest.raises(HostCommandError, match="queued"):
-        host.run(["setpriv", "--pdeathsig", "KILL", "lvcreate", "-V", "4194304b", "-n", "other"])
+        host.run(bound(["lvcreate", "-V", "4194304b", "-n", "other"]))
     host.active = {"web-1-disk0": 0}  # as udev does at boot
     assert len(driver.volumes()) == 10
     assert host.consistent()
@@ -453,3 +457,38 @@ def test_the_doctor_warns(root, host, open_driver):
     assert found["cloning"] == "failed"
     found = {check.name: check.status.value for check in open_driver(thinpool="other").probe()}
     assert found == {"pool": "failed"}
+
+
+# --- commands ---
+
+
+def test_a_command_runs_for_its_parent_only(tmp_path):
+    mine, orphan = bound(["touch", str(tmp_path / "mine")]), bound(["touch", str(tmp_path / "no")])
+    subprocess.run(mine, check=True)
+    at = orphan.index(str(os.getpid()))
+    assert subprocess.run([*orphan[:at], "1", *orphan[at + 1 :]], check=False).returncode == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_command_dies_with_its_parent(tmp_path):
+    """The child of a process that is killed doesn't come to what it would have done later."""
+    script = (
+        "import subprocess, sys; from vmcloner_lvm.commands import bound;"
+        "p = subprocess.Popen(bound(['sh', '-c', 'echo up; sleep 600']));"
+        "print(p.pid, flush=True); p.wait()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as one:
+        lines = {one.stdout.readline().strip(), one.stdout.readline().strip()}
+        one.kill()
+    [pid] = lines - {"up"}
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{pid}").exists() and "Z" not in _state(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _state(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return "Z"

@@ -14,6 +14,7 @@ from vmcloner_core.errors import (
     NotFound,
 )
 from vmcloner_core.process import CommandResult
+from vmcloner_lvm.commands import bound
 from vmcloner_lvm.prepare import GIB, Ground, carry_out, plan
 
 EMPTY = {"name": "sdb", "type": "disk", "ro": False, "size": 8 * GIB, "mountpoints": [None]}
@@ -32,7 +33,7 @@ class Runner:
         return None if program == self.answers["missing"] else f"/sbin/{program}"
 
     def run(self, argv, *, timeout=60.0, input=b"", env=None):  # noqa: A002
-        words = [word for word in argv if word not in ("setpriv", "--pdeathsig", "KILL")]
+        words = [*argv][len(bound([])) :] if argv[0] == "setpriv" else [*argv]
         command = words[0]
         if command in ("pvs", "vgs", "lvs"):
             kind = command[:-1]
