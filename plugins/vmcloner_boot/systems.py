@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import attrs
 
 from vmcloner_boot import ext
+from vmcloner_boot.dissected import EXTRA, SUBVOLUMES, Dissected, Under
 from vmcloner_boot.partitions import Partition, partitions
 from vmcloner_boot.reading import Bytes, Unreadable
-from vmcloner_boot.trees import Tree
+from vmcloner_boot.trees import FileSystem, Kind, Tree
 
 _MAGIC = (
     (0, b"XFSB", "xfs"),
@@ -44,18 +45,35 @@ def systems(disk: Bytes) -> tuple[tuple[Tree, ...], tuple[Skipped, ...]]:
 def _each(disk: Bytes) -> Iterator[Tree | Skipped]:
     for partition in partitions(disk):
         try:
-            found = _tree(partition)
+            yield from _trees(partition)
         except Unreadable as error:
-            found = Skipped(partition.name, error.message)
-        if found is not None:
-            yield found
+            yield Skipped(partition.name, error.message)
 
 
-def _tree(partition: Partition) -> Tree | Skipped | None:
+def _trees(partition: Partition) -> Iterator[Tree | Skipped]:
+    """Yield a partition's file system; behind it, its subvolumes that are root file systems."""
     if ext.is_ext(partition.data):
-        system = ext.Ext(partition.data)
-        return Tree(system, partition.name, partition.number, partition.table)
-    for offset, magic, kind in _MAGIC:
-        if partition.data.read(offset, len(magic)) == magic:
-            return Skipped(partition.name, kind)
-    return None
+        yield _tree(partition, ext.Ext(partition.data))
+        return
+    kind = _kind(partition.data)
+    if kind in ("xfs", "btrfs"):
+        try:
+            system = Dissected(kind, partition.data)
+        except ImportError:
+            yield Skipped(partition.name, f"{kind}, which needs pip install '{EXTRA}'")
+            return
+        yield _tree(partition, system)
+        for name in SUBVOLUMES if kind == "btrfs" else ():
+            top = system.find(system.root(), name)
+            if top is not None and top.kind is Kind.FOLDER:
+                yield _tree(partition, Under(system, top))
+    elif kind:
+        yield Skipped(partition.name, kind)
+
+
+def _tree(partition: Partition, system: FileSystem) -> Tree:
+    return Tree(system, partition.name, partition.number, partition.table)
+
+
+def _kind(data: Bytes) -> str:
+    return next((kind for at, magic, kind in _MAGIC if data.read(at, len(magic)) == magic), "")

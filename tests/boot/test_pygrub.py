@@ -283,10 +283,10 @@ def test_a_full_disk_of_the_host(
 
 
 def test_a_disk_of_another_kind_is_named(provider: BootProvider, ask: Ask, tmp_path: Path) -> None:
-    xfs = tmp_path / "xfs"
-    xfs.write_bytes(b"XFSB".ljust(MIB, b"\0"))
-    (outcome,) = provider.resolve_start([ask(disk(tmp_path / "disk", "gpt", [xfs]))])
-    assert "not read: partition 1: xfs" in str(outcome.error)
+    fat = tmp_path / "fat"
+    fat.write_bytes(bytes(0x36) + b"FAT16".ljust(MIB, b"\0"))
+    (outcome,) = provider.resolve_start([ask(disk(tmp_path / "disk", "gpt", [fat]))])
+    assert "not read: partition 1: vfat" in str(outcome.error)
 
 
 def test_no_disk(provider: BootProvider, ask: Ask, tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 import os
 import random
+import re
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.boot.disks import MIB, disk, ext, run
+from tests.boot.disks import MIB, disk, ext, fill, run
 from vmcloner_boot.ext import Ext
 from vmcloner_boot.partitions import partitions
 from vmcloner_boot.reading import (
@@ -145,6 +147,76 @@ def test_sixteen_links_and_no_more(tmp_path: Path) -> None:
     assert content(found, "l16") == b"end"
     with pytest.raises(Unreadable):
         found.file("l17")
+
+
+# --- XFS and btrfs ----------------------------------------------------------------------------
+
+
+def xfs(path: Path, folder: Path) -> Path:
+    """Make an XFS with two files and a link, as its prototype file says (mkfs.xfs(8))."""
+    (folder / "large").write_bytes(LARGE)
+    (folder / "small").write_bytes(b"tiny")
+    prototype = folder / "prototype"
+    prototype.write_text(
+        f"""/dev/null
+0 0
+d--755 0 0
+boot d--755 0 0
+large ---644 0 0 {folder}/large
+small ---644 0 0 {folder}/small
+link l--777 0 0 ../boot/small
+$
+$
+"""
+    )
+    with path.open("wb") as stream:
+        stream.truncate(320 * MIB)
+    run("mkfs.xfs", "-q", "-f", "-p", prototype, path)
+    return path
+
+
+def test_xfs(tmp_path: Path) -> None:
+    image = disk(tmp_path / "disk", "gpt", [None, xfs(tmp_path / "fs", tmp_path)])
+    found = tree(image)
+    assert (found.system.kind, found.place) == ("xfs", "partition 2")
+    assert content(found, "boot/large") == LARGE
+    assert content(found, "boot/link") == b"tiny"
+    assert set(found.names("boot")) == {"large", "small", "link"}
+    assert found.file("boot/none") is None
+    assert re.fullmatch(r"[0-9a-f-]{36}", found.system.uuid)
+
+
+def test_btrfs(tmp_path: Path) -> None:
+    """Subvolumes that are root file systems are looked into, too."""
+    root = fill(
+        tmp_path / "root", {"@/boot/small": b"tiny", "@/boot/large": LARGE, "@/x": Path("boot")}
+    )
+    image = tmp_path / "fs"
+    with image.open("wb") as stream:
+        stream.truncate(128 * MIB)
+    run("mkfs.btrfs", "-q", "--rootdir", root, image)
+    (top, sub), _ = systems(RawImage(image, Budget()))
+    assert content(top, "/@/boot/large") == LARGE
+    assert content(sub, "/x/small") == b"tiny"
+    assert content(sub, "/../../boot/small") == b"tiny"
+
+
+def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dissect.xfs", None)
+    (), (skipped,) = systems(Memory(b"XFSB".ljust(MIB, b"\0")))
+    assert skipped.reason == "xfs, which needs pip install 'vmcloner[filesystems]'"
+
+
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+def test_damage_to_others_is_an_error_of_ours(tmp_path: Path, kind: str) -> None:
+    magic = {"xfs": (0, b"XFSB"), "btrfs": (0x10040, b"_BHRfS_M")}[kind]
+    for filling in (b"\0", b"\xff", b"\x01"):
+        data = bytearray(filling * MIB)
+        data[magic[0] : magic[0] + len(magic[1])] = magic[1]
+        data[1024 + 0x38 : 1024 + 0x3A] = b"\0\0"
+        data[510:512] = b"\0\0"
+        (), (skipped,) = systems(Memory(bytes(data)))
+        assert f"({kind}) is damaged" in skipped.reason
 
 
 # --- partitions -------------------------------------------------------------------------------

@@ -49,11 +49,10 @@ def test_kernels_on_the_clones_own_disks(site, tmp_path):
     (site.folder / "templates/own.toml").write_text(TEMPLATE)
     web = site.fleet("web")
     site.run("create", web, "-t", "own", "-c", "5", "--full")
-    rows = {row["name"]: row for row in site.rows(web)}
-    disks = {
-        name: Path(next(d for d in json.loads(site.run("show", name, "-f", "json"))["disks"]))
-        for name in rows
-    }
+    disks = {}
+    for name in (f"{web}-{number}" for number in range(1, 6)):
+        (disk,) = json.loads(site.run("show", name, "-f", "json"))["disks"]
+        disks[name] = Path(disk["path"])
     assert image.stat().st_size == disks[f"{web}-1"].stat().st_size
     broken = tmp_path / "broken.cfg"
     broken.write_text("menuentry 'old' {\n")

@@ -1,0 +1,161 @@
+"""XFS and btrfs, read by the libraries of the dissect project, where these are installed.
+
+They are an extra (``pip install 'vmcloner[filesystems]'``): their licence, AGPL-3.0, is not ours.
+https://docs.dissect.tools/
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+from collections.abc import Iterator
+from typing import Any
+
+from vmcloner_boot.reading import MIB, Bytes, Unreadable
+from vmcloner_boot.trees import FileSystem, Kind, Node
+from vmcloner_core.errors import VmclonerError
+
+MAX_NAMES = 100_000
+SUBVOLUMES = (b"@", b"@rootfs", b"root")
+"""Where distributions have their root file system on btrfs: Ubuntu and openSUSE, Debian, Fedora."""
+EXTRA = "vmcloner[filesystems]"
+
+
+class _Stream(io.RawIOBase):
+    """Bytes as the stream that a library wants."""
+
+    def __init__(self, data: Bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._data.size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._data.read(self._at, min(len(buffer), MIB))
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+
+def _library(kind: str) -> Any:
+    if kind == "xfs":
+        from dissect.xfs import XFS
+
+        return XFS
+    from dissect.btrfs import Btrfs
+
+    return Btrfs
+
+
+class Dissected(FileSystem):
+    """A file system that a library reads; its errors, of whatever kind, are ours.
+
+    :raises Unreadable: it is damaged. :raises ImportError: the library isn't installed.
+    """
+
+    def __init__(self, kind: str, data: Bytes) -> None:
+        self.kind = kind
+        stream = io.BufferedReader(_Stream(data), MIB // 16)
+        library = _library(kind)
+        try:
+            self._system = library(stream)
+            self.uuid = str(self._system.uuid)
+            self._root = self._top()
+        except Exception as error:
+            raise self._ours(error) from error
+
+    def _top(self) -> Any:
+        if self.kind == "xfs":
+            return self._system.root
+        default = self._system.default_subvolume
+        return default.root if default is not None else self._system.fs_tree.root
+
+    def _ours(self, error: Exception) -> VmclonerError:
+        if isinstance(error, VmclonerError):
+            return error
+        return Unreadable(f"its file system ({self.kind}) is damaged: {error or type(error)}")
+
+    def root(self) -> Node:
+        """See :meth:`FileSystem.root`."""
+        return self._node(self._root)
+
+    def find(self, folder: Node, name: bytes) -> Node | None:
+        """See :meth:`FileSystem.find`."""
+        for found, inode in self._entries(folder):
+            if found == name:
+                return self._node(inode)
+        return None
+
+    def names(self, folder: Node) -> Iterator[bytes]:
+        """See :meth:`FileSystem.names`."""
+        return (name for name, _ in self._entries(folder))
+
+    def content(self, node: Node) -> Iterator[bytes]:
+        """See :meth:`FileSystem.content`."""
+        inode: Any = node.key
+        try:
+            if node.kind is Kind.LINK:
+                yield str(inode.link).encode("utf-8", "surrogateescape")
+                return
+            stream, left = inode.open(), node.size
+            while left > 0 and (part := stream.read(min(MIB, left))):
+                yield part
+                left -= len(part)
+        except Exception as error:
+            raise self._ours(error) from error
+
+    def _node(self, inode: Any) -> Node:
+        try:
+            kind = inode.filetype if self.kind == "xfs" else inode.type
+            kinds = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.FOLDER, stat.S_IFLNK: Kind.LINK}
+            return Node(kinds.get(kind, Kind.OTHER), int(inode.size), inode)
+        except Exception as error:
+            raise self._ours(error) from error
+
+    def _entries(self, folder: Node) -> Iterator[tuple[bytes, Any]]:
+        inode: Any = folder.key
+        try:
+            for number, entry in enumerate(inode.iterdir()):
+                if number > MAX_NAMES:
+                    raise Unreadable("a folder on its disk is larger than any should be")
+                name, found = (entry.filename, entry) if self.kind == "xfs" else entry
+                if name not in (".", ".."):
+                    yield name.encode("utf-8", "surrogateescape"), found
+        except Exception as error:
+            raise self._ours(error) from error
+
+
+class Under(FileSystem):
+    """A folder of a file system, such as a subvolume, as a file system of its own."""
+
+    def __init__(self, system: FileSystem, top: Node) -> None:
+        self.kind, self.uuid, self.label = system.kind, system.uuid, system.label
+        self._system, self._top = system, top
+
+    def root(self) -> Node:
+        """See :meth:`FileSystem.root`."""
+        return self._top
+
+    def find(self, folder: Node, name: bytes) -> Node | None:
+        """See :meth:`FileSystem.find`."""
+        return self._system.find(folder, name)
+
+    def names(self, folder: Node) -> Iterator[bytes]:
+        """See :meth:`FileSystem.names`."""
+        return self._system.names(folder)
+
+    def content(self, node: Node) -> Iterator[bytes]:
+        """See :meth:`FileSystem.content`."""
+        return self._system.content(node)
