@@ -68,9 +68,8 @@ def test_kernels_on_the_clones_own_disks(site, tmp_path):
     states = [row["state"] for row in site.rows(web)]
     assert states == ["running", "stopped", "stopped", "stopped", "running"]
     assert _name(site, f"{web}-1") == "old"
-    assert sorted(path.name for path in (site.folder / "state/boot").iterdir()) == [
-        f"{web}-1", f"{web}-5", "shared",
-    ]  # fmt: skip
+    kept = {path.name for path in (site.folder / "state/boot").iterdir()}
+    assert kept == {f"{web}-1", f"{web}-5", "shared"}
 
     site.run("stop", f"{web}-1", "--kill")
     new = tmp_path / "new.cfg"
