@@ -389,15 +389,18 @@ class Engine:
         return self._located([clones[name]])[0]
 
     def _located(self, clones: Sequence[Clone]) -> tuple[Clone, ...]:
-        """Return clones with the addresses at which they were found."""
+        """Return clones with the addresses at which they were found, or are by plan."""
         running = {c.labels.hypervisor for c in clones if c.state is State.RUNNING}
         found = {name: self._backends.hypervisor(name).addresses() for name in running}
-        return tuple(
-            attrs.evolve(clone, ip=addresses[0])
-            if (addresses := found.get(clone.labels.hypervisor, {}).get(clone.name))
-            else clone
-            for clone in clones
-        )
+
+        def located(clone: Clone) -> Clone:
+            if clone.state is not State.RUNNING:
+                return clone
+            addresses = found[clone.labels.hypervisor].get(clone.name)
+            planned = self._identities.planned_address
+            return attrs.evolve(clone, ip=addresses[0] if addresses else planned(clone.name))
+
+        return tuple(located(clone) for clone in clones)
 
     def fleets(self) -> tuple[str, ...]:
         """Return the names of the fleets that have clones."""

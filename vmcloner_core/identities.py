@@ -261,6 +261,11 @@ class Identities:
         """Return what is kept of a clone's identity, None where nothing is, or not ours."""
         return _loaded(self.folder / clone / RECORD)
 
+    def planned_address(self, clone: str) -> str | None:
+        """Return the address that a clone has by plan, None where that is left to DHCP."""
+        record = self.find(clone)
+        return record.identity.address if record is not None else None
+
     def records(self) -> tuple[Record, ...]:
         """Return all that is kept."""
         found = (_loaded(path) for path in sorted(self.folder.glob(f"[!.]*/{RECORD}")))

@@ -512,6 +512,12 @@ class Identity:
     user: str = "root"
     authorized_keys: tuple[str, ...] = ()
 
+    @property
+    def address(self) -> str | None:
+        """The first address that is the clone's by plan, without prefix length; None with DHCP."""
+        static = (card.address for card in self.interfaces if card.address is not None)
+        return next((address.partition("/")[0] for address in static), None)
+
 
 @attrs.frozen(kw_only=True)
 class Seed:

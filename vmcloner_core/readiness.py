@@ -63,12 +63,14 @@ class Awaited:
     """A clone to be watched, and what it is waited for.
 
     :param access: returns how to reach it, once its address is known.
+    :param planned: the address that it has by plan, None where it gets one by DHCP.
     """
 
     name: str
     driver: HypervisorDriver
     readiness: Readiness
     access: Callable[[str], Access] | None = None
+    planned: str | None = None
 
 
 class Sight:
@@ -97,7 +99,7 @@ class Sight:
         """Return a clone's address, None while it isn't known."""
         driver = clone.driver
         seen = self._asked("addresses", driver, SLOW_POLL, lambda _names: driver.addresses())
-        return next(iter(seen.get(clone.name, ())), None)
+        return next(iter(seen.get(clone.name, ())), clone.planned)
 
     def agent(self, clone: Awaited) -> bool:
         """Tell whether a clone's guest agent has reported."""

@@ -311,6 +311,7 @@ class Stages:
                 driver=self.hypervisors(work.plan.labels.hypervisor),
                 readiness=_readiness(work),
                 access=functools.partial(self.access, work.plan.labels),
+                planned=self.identities.planned_address(work.name),
             )
             for work in works
         ]

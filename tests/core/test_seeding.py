@@ -155,3 +155,14 @@ def test_addresses_are_shown_of_clones_that_run(lab, notes, monkeypatch):
     monkeypatch.setattr(lab.machines, "addresses", lambda: {"web-2": ("192.0.2.7", "192.0.2.8")})
     assert [clone.ip for clone in lab.engine.list("web")] == [None, "192.0.2.7"]
     assert lab.engine.show("web-2").ip == "192.0.2.7"
+
+
+def test_an_address_by_plan_is_where_a_clone_is(lab, notes, monkeypatch):
+    text = TEMPLATE + '[identity]\nprovider = "notes"\nauthorized_keys = []\n'
+    lab.template("t1", text + 'addresses = ["192.0.2.{{ 10 + index }}/24"]\n')
+    lab.engine.create("web", "t1", count=2)
+    assert [clone.ip for clone in lab.engine.list("web")] == [None, None]
+    lab.engine.start("web")
+    assert [clone.ip for clone in lab.engine.list("web")] == ["192.0.2.11", "192.0.2.12"]
+    monkeypatch.setattr(lab.machines, "addresses", lambda: {"web-2": ("192.0.2.99",)})
+    assert [clone.ip for clone in lab.engine.list("web")] == ["192.0.2.11", "192.0.2.99"]
