@@ -173,7 +173,16 @@ class XenDriver(LibvirtDriver):
                 f"{spec.name}: a {guest_type(spec)} guest has no firmware to boot its disk",
                 hint='boot = "pygrub" or "kernel", or [domain] type = "hvm"',
             )
-        if loader is None or loader.is_absolute():
+        if loader is None:
+            return spec.boot
+        overlay = spec.volumes[:1] and spec.volumes[0].format != "raw"
+        if overlay and self._bootloader_user() is not None:
+            raise InvalidRequest(
+                f"{spec.name}: its disk is an overlay ({spec.volumes[0].format}), which "
+                f"{loader.name} can't read where it is restricted",
+                hint="--full, or a pool of thin volumes",
+            )
+        if loader.is_absolute():
             return spec.boot
         found = self._host.program(loader.name, version)
         if found is None:
@@ -255,13 +264,21 @@ class XenDriver(LibvirtDriver):
         root = parse(domain.XMLDesc(libvirt().VIR_DOMAIN_XML_INACTIVE))
         if root.find("bootloader") is None:
             return
-        user = None
-        with contextlib.suppress(BackendError):  # host check says so; libxl will too
-            user = self._host.bootloader_user()
-        for disk in disks(root)[:1] if user is not None else ():
+        user = self._bootloader_user()
+        if user is None:
+            return
+        for disk in disks(root)[:1]:
             with contextlib.suppress(OSError):  # one that isn't there is for libxl to say
-                if user is not None and disk.stat().st_uid != user.pw_uid:
-                    os.chown(disk, user.pw_uid, -1)
+                if disk.stat().st_uid != user:
+                    os.chown(disk, user, -1)
+
+    def _bootloader_user(self) -> int | None:
+        """Return whom libxl runs boot loaders as, None for root."""
+        try:
+            user = self._host.bootloader_user()
+        except BackendError:  # host check says so; libxl will too
+            return None
+        return None if user is None else user.pw_uid
 
 
 def guest_type(spec: DomainSpec) -> str:

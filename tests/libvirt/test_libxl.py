@@ -5,9 +5,10 @@ import pwd
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import pytest
 
-from vmcloner_core.errors import BackendError, HostCommandError
+from vmcloner_core.errors import BackendError, HostCommandError, InvalidRequest
 from vmcloner_core.model import BootConfig, Check, DomainSpec, Labels, Nic, Status
 from vmcloner_core.process import CommandResult, LocalRunner
 from vmcloner_libvirt import operations, xen_doctor
@@ -206,6 +207,18 @@ def test_the_boot_loaders_user_gets_the_disk_that_it_reads(
     daemon(xen_root, LIBXL_BOOTLOADER_RESTRICT="1", LIBXL_BOOTLOADER_USER="nobody")
     [outcome.unwrap() for outcome in (*driver.destroy([spec.name]), *driver.start([spec.name]))]
     assert given == [(disk, pwd.getpwnam("nobody").pw_uid, -1)]
+
+
+def test_a_restricted_boot_loader_cannot_read_overlays(
+    make_xen: Callable[..., XenDriver], spec: DomainSpec, xen_root: Path
+) -> None:
+    (volume,) = spec.volumes
+    overlay = attrs.evolve(spec, volumes=(attrs.evolve(volume, format="qcow2"),))
+    assert make_xen().render(overlay)
+    daemon(xen_root, LIBXL_BOOTLOADER_RESTRICT="1", LIBXL_BOOTLOADER_USER="nobody")
+    assert make_xen().render(spec)
+    with pytest.raises(InvalidRequest, match=r"web-1: its disk is an overlay"):
+        make_xen().render(overlay)
 
 
 # --- the host -----------------------------------------------------------------------------------
