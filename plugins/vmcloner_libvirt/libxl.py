@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,8 +63,6 @@ class Logs:
     ) -> None:
         self.xen = xen
         self.libxl = libxl
-        self._told: set[int] = set()
-        self._telling = threading.Lock()
 
     def mark(self) -> int:
         """Return the place in the log that what happens from now on comes behind."""
@@ -74,27 +71,24 @@ class Logs:
         except OSError:
             return 0
 
-    def failure(self, name: str, mark: int) -> Failure | None:
+    def failure(self, name: str, mark: int, domid: int | None) -> Failure | None:
         """Return why the domain that was to be made since ``mark`` wasn't, None if nothing says so.
 
         A boot loader's log is kept as ``bootloader.NAME.log`` until the clone's next start.
+
+        :param domid: the id that it had. Where that isn't known, and several domains failed, it
+            can't be told which of them it was.
         """
-        with self._telling:
-            failed = self._failed_since(mark)
-            new = {number: said for number, said in failed.items() if number not in self._told}
-            if not new:
-                return None
-            reasons = {number: self._reason(number, said) for number, said in new.items()}
-            # Of several that failed at the same time, which one was ours isn't written anywhere.
-            if len(set(reasons.values())) > 1:
-                listed = "; or: ".join(dict.fromkeys(reasons.values()))
-                return Failure(reason=f"one of several reasons, as others failed too: {listed}")
-            number = max(new)
-            self._told.add(number)
+        failed = self._failed_since(mark)
+        if domid is None and len(failed) == 1:
+            (domid,) = failed
+        if domid is None:
+            return None
+        reason = self._reason(domid, failed.get(domid, []))
         log = self.bootloader_log(name)
         with contextlib.suppress(OSError):
-            self._numbered(number).replace(log)
-        return Failure(reason=reasons[number], log=log if log.exists() else None)
+            self._numbered(domid).replace(log)
+        return Failure(reason=reason, log=log if log.exists() else None) if reason else None
 
     def forget(self, domid: int) -> None:
         """Remove what the boot loader of a domain that runs has said."""
@@ -129,17 +123,21 @@ class Logs:
         return failed
 
     def _reason(self, domid: int, said: list[str]) -> str:
-        timeout = next((line for line in said if "because of timeout" in line), None)
-        if timeout is not None:
+        """Return what became of a domain; empty where nothing says so.
+
+        pygrub ends well in spite of itself when the process that it shut in fails: then libxl
+        misses a kernel, and only what was printed tells why.
+        """
+        if any("because of timeout" in line for line in said):
             return "its boot loader took too long, and was killed"
         output = _lines(_tail(self._numbered(domid)))
         for pattern, meaning in _PYGRUB:
             for line in output:
                 if (match := pattern.search(line)) is not None:
                     return _short(meaning.format(*match.groups() or (match[0],)))
-        if output:
+        if output and any("bootloader failed" in line for line in said):
             return _short(output[-1])
-        return _short(said[0])
+        return _short(said[0]) if said else ""
 
 
 def remove_rotated(file: Path) -> None:

@@ -26,6 +26,7 @@ from vmcloner_libvirt.operations import tolerate
 from vmcloner_libvirt.rendering import Rendered, Renderer
 from vmcloner_libvirt.settings import XenSettings
 from vmcloner_libvirt.xenhost import XenHost
+from vmcloner_libvirt.xenstore import Xenstore
 
 OVERHEAD = 4 * 1024**2
 """Bytes that Xen takes for a guest beside its memory (page tables, grants, its own structures)."""
@@ -47,11 +48,13 @@ class XenDriver(LibvirtDriver):
         *,
         host: XenHost | None = None,
         logs: Logs | None = None,
+        store: Xenstore | None = None,
     ) -> None:
         super().__init__(context, settings.uri, settings.connections)
         self._settings = settings
         self._host = host or XenHost()
         self._logs = logs or Logs()
+        self._store = store or Xenstore()
         self._deciding = threading.Lock()
         self.start_lane = Lane(concurrency=settings.starts)
 
@@ -206,9 +209,10 @@ class XenDriver(LibvirtDriver):
         self._admit(connection, name)
         mark = self._logs.mark()
         try:
-            changed = operations.start(connection, name, boot)
+            with self._store.watch(name) as seen:
+                changed = operations.start(connection, name, boot)
         except libvirt().libvirtError as error:
-            failure = None if is_disconnect(error) else self._logs.failure(name, mark)
+            failure = None if is_disconnect(error) else self._logs.failure(name, mark, seen.domid)
             if failure is None:
                 raise
             hint = "vmcloner host check xen" if failure.log is None else f"see {failure.log}"

@@ -2,6 +2,10 @@
 
 import os
 import pwd
+import socket
+import struct
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.libxl import MAX_REASON, Logs
 from vmcloner_libvirt.xen import XenDriver
 from vmcloner_libvirt.xenhost import XenHost
+from vmcloner_libvirt.xenstore import Xenstore
 
 TIME = "2026-11-25 22:00:00.000+0000: "
 TRACEBACK = """Traceback (most recent call last):\r
@@ -64,7 +69,7 @@ def fail(logs: Logs, domid: int, output: str | None = None) -> None:
 def test_what_pygrub_printed_is_said_in_words(logs: Logs, output: str, reason: str) -> None:
     mark = logs.mark()
     fail(logs, 7, output)
-    failure = logs.failure("web-1", mark)
+    failure = logs.failure("web-1", mark, 7)
     assert failure is not None
     assert failure.reason == reason
     assert (failure.log is None) == (output is None)
@@ -75,34 +80,51 @@ def test_what_pygrub_printed_is_said_in_words(logs: Logs, output: str, reason: s
 def test_only_what_happened_since_counts(logs: Logs) -> None:
     fail(logs, 3, TRACEBACK)
     mark = logs.mark()
-    assert logs.failure("web-1", mark) is None
+    assert logs.failure("web-1", mark, None) is None
     fail(logs, 4, "No kernel image selected!")
-    assert logs.failure("web-1", mark).reason == "its boot menu has no entry"
-    assert logs.failure("web-2", mark) is None, "told once"
+    assert logs.failure("web-1", mark, None).reason == "its boot menu has no entry"
 
 
-def test_of_several_at_once_what_they_have_in_common(logs: Logs) -> None:
+def test_of_several_at_once_each_its_own(logs: Logs) -> None:
     mark = logs.mark()
     fail(logs, 4, TRACEBACK)
-    fail(logs, 5, TRACEBACK)
-    assert logs.failure("web-1", mark).reason == logs.failure("web-2", mark).reason
-    fail(logs, 6, TRACEBACK)
-    fail(logs, 7, "No kernel image selected!")
-    reason = logs.failure("web-3", mark).reason
-    assert "one of several reasons" in reason
-    assert "its boot menu has no entry" in reason
+    fail(logs, 5, "No kernel image selected!")
+    assert logs.failure("web-1", mark, None) is None, "nothing says which it was"
+    assert "no file system" in logs.failure("web-1", mark, 4).reason
+    assert "no entry" in logs.failure("web-2", mark, 5).reason
+
+
+def test_a_boot_loader_that_did_well_is_not_blamed(logs: Logs) -> None:
+    with (logs.libxl / "libxl-driver.log").open("a") as log:
+        log.write(
+            f"{TIME}libxl: libxl_device.c:1109:device_backend_callback: Domain 7:"
+            "unable to add device with path /local/domain/0/backend/vif/7/0\n"
+        )
+    (logs.xen / "bootloader.7.log").write_text("Using <class 'X'> to parse /boot/grub/grub.cfg")
+    reason = logs.failure("web-1", 0, 7).reason
+    assert reason == "unable to add device with path /local/domain/0/backend/vif/7/0"
+
+
+def test_pygrub_that_ends_well_in_spite_of_itself(logs: Logs) -> None:
+    """Its parent's exit status is 256 modulo 256 when the child that it shut in fails."""
+    with (logs.libxl / "libxl-driver.log").open("a") as log:
+        log.write(f"{TIME}libxl: libxl_dom.c:638:libxl__build_dom: Domain 7:no kernel\n")
+    (logs.xen / "bootloader.7.log").write_text("Error opening /boot/k in guest\r\n")
+    assert (
+        logs.failure("web-1", 0, 7).reason == "its boot menu names /boot/k, which its disk hasn't"
+    )
 
 
 def test_output_is_hostile(logs: Logs) -> None:
     fail(logs, 7, "x" * 10**6 + "\n" + "\x1b]0;evil\x07\x9b" + "é" * 5000)
-    reason = logs.failure("web-1", 0).reason
+    reason = logs.failure("web-1", 0, None).reason
     assert len(reason) <= MAX_REASON
     assert all(character.isprintable() for character in reason.replace("\ufffd", ""))
     logs.bootloader_log("web-1").unlink()
     (logs.xen / "secret").write_text("root:x:0")
     (logs.xen / "bootloader.8.log").symlink_to("secret")
     fail(logs, 8)
-    assert "root" not in logs.failure("web-1", 0).reason
+    assert "root" not in logs.failure("web-1", 0, 8).reason
 
 
 def test_rotated_or_missing_logs_are_no_trouble(logs: Logs) -> None:
@@ -110,10 +132,10 @@ def test_rotated_or_missing_logs_are_no_trouble(logs: Logs) -> None:
     mark = logs.mark()
     (logs.libxl / "libxl-driver.log").write_text("")
     fail(logs, 2, "No kernel image selected!")
-    assert logs.failure("web-1", mark * 9).reason == "its boot menu has no entry"
+    assert logs.failure("web-1", mark * 9, None).reason == "its boot menu has no entry"
     (logs.libxl / "libxl-driver.log").unlink()
     assert logs.mark() == 0
-    assert logs.failure("web-1", 0) is None
+    assert logs.failure("web-1", 0, None) is None
 
 
 def test_a_clones_logs_go_with_it_and_no_others(logs: Logs) -> None:
@@ -133,6 +155,52 @@ def test_a_clones_logs_go_with_it_and_no_others(logs: Logs) -> None:
     assert all(file.exists() for file in kept)
     assert not any(file.exists() for file in gone)
     logs.remove("web-1")
+
+
+# --- xenstore -----------------------------------------------------------------------------------
+
+
+def test_xenstore_tells_a_domains_id_while_it_is_made(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    names = {0: "Domain-0", 12: "web-1"}
+    asked = []
+
+    def answer() -> None:
+        while header := theirs.recv(16):
+            kind, _, _, length = struct.unpack("<IIII", header)
+            path = theirs.recv(length).rstrip(b"\0").decode()
+            asked.append(path)
+            if kind == 1:
+                data = b"".join(b"%d\0" % domid for domid in (*names, 13))
+            else:
+                data = names.get(int(path.split("/")[3]), "").encode()
+            theirs.sendall(struct.pack("<IIII", kind if data else 16, 0, 0, len(data)) + data)
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    device = Path(f"/proc/self/fd/{ours.fileno()}")
+    store = Xenstore(device)
+    # A socket can't be opened by its path: the descriptor itself is what is "opened".
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", lambda *_: os.dup(ours.fileno()))
+        assert store.domains() == {"Domain-0": 0, "web-1": 12}
+        with store.watch("web-2") as seen:
+            names[14] = "web-2"
+            deadline = time.monotonic() + 10
+            while seen.domid is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+    assert seen.domid == 14
+    assert "/local/domain/13/name" in asked
+    ours.close()
+    thread.join(5)
+
+
+def test_without_xenstore_no_id_is_known(tmp_path: Path) -> None:
+    store = Xenstore(tmp_path / "none")
+    assert store.domains() == {}
+    with store.watch("web-1") as seen:
+        pass
+    assert seen.domid is None
 
 
 # --- the driver's use of them -------------------------------------------------------------------
