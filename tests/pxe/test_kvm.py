@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import json
 import os
 import re
 import shutil
@@ -58,6 +59,9 @@ class Lab:
 
     def macs(self, fleet: str) -> dict[str, str]:
         return {str(row["name"]): str(row["mac"]) for row in self.site.rows(fleet)}
+
+    def leases(self) -> str:
+        return "".join(path.read_text() for path in self.net.folder.glob("leases-*[0-9]"))
 
     def log(self, name: str) -> str:
         return self.site.run("console", name, "--log")
@@ -116,6 +120,12 @@ def test_clones_boot_with_what_their_own_files_say(clones):
     macs = clones.macs(fleet)
     for name, mac in macs.items():
         clones.net.config(mac, configuration(name, mac))
+    for row in json.loads(clones.site.run("boot", "resolve", fleet, "-f", "json")):
+        assert row["kernel"] == f"tftp://{clones.net.subnet}.1/vmlinuz"
+        assert row["initrd"] == f"tftp://{clones.net.subnet}.1/initrd.img"
+        assert f" own={macs[row['name']]} " in row["cmdline"]
+        assert f"pxelinux.cfg/01-{macs[row['name']].replace(':', '-')}" in row["source"]
+    assert not any(mac in clones.leases() for mac in macs.values())
     clones.site.run("start", fleet, "--wait", timeout=600)
     addresses = set()
     for name, mac in macs.items():
