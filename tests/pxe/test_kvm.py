@@ -79,7 +79,9 @@ def lab():
         net = stack.enter_context(network(folder, bridge=bridge, rooted=True))
         net.dnsmasq(
             f"--dhcp-range={net.subnet}.50,{net.subnet}.150,255.255.255.0,1h",
-            "--dhcp-boot=pxelinux.0",
+            "--dhcp-userclass=set:ipxe,iPXE",
+            "--dhcp-boot=tag:!ipxe,pxelinux.0",
+            "--dhcp-boot=tag:ipxe,boot.ipxe",  # for the guest's own ROM, which is iPXE
             "--enable-tftp",
             f"--tftp-root={net.tftp}",
         )
@@ -138,6 +140,21 @@ def test_clones_boot_with_what_their_own_files_say(clones):
         assert f" BOOTIF=01-{mac.replace(':', '-')}" in cmdline
         addresses.add(re.search(r" ip=([0-9.]+):", cmdline)[1])
     assert len(addresses) == GUESTS
+
+
+@pytest.mark.timeout(900)
+def test_a_clone_boots_by_its_own_rom(clones):
+    fleet = clones.site.fleet("rom")
+    clones.site.run("create", fleet, "-t", "network", "-c", "1", timeout=300)
+    [(name, mac)] = clones.macs(fleet).items()
+    (clones.net.tftp / "boot.ipxe").write_text(
+        f"#!ipxe\nkernel vmlinuz {ARGUMENTS} host={name} own=${{net0/mac}}\n"
+        "initrd initrd.img\nboot\n"
+    )
+    clones.site.run("start", fleet, "--wait", timeout=600)
+    log = clones.log(name)
+    assert f"vmcloner-ready name={name} mac={mac} " in log
+    assert f" own={mac}" in re.findall(r"Kernel command line: (.*)", log)[-1]
 
 
 @pytest.mark.timeout(600)
