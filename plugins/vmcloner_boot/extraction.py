@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,7 +24,8 @@ MAX_INITRD = 512 * MIB
 """Bytes of all initrds together."""
 SHARED = "shared"
 """Folder of what clones have in common; no clone is called that."""
-MODE = 0o600
+MAX_DRAFT = 3600
+"""Seconds, after which a file that wasn't finished is nobody's."""
 _KERNEL_MAGIC = (
     (0x202, b"HdrS"),  # Linux/x86 boot protocol 2.00 and later (Documentation/arch/x86/boot.rst)
     (0, b"\x7fELF"),
@@ -147,10 +149,17 @@ class _Store:
             raise
 
     def _prune(self, key: str) -> None:
-        """Remove what no clone has a name for any more, but what may be wanted now."""
+        """Remove what no clone has a name for any more, but what may be wanted now.
+
+        A draft is removed when whoever wrote it must have died long ago.
+        """
+        old = time.time() - MAX_DRAFT
         for entry in os.scandir(self._folder):
             with contextlib.suppress(FileNotFoundError):
-                if not entry.name.startswith((".", key)) and entry.stat().st_nlink == 1:
+                found = entry.stat()
+                draft = entry.name.startswith(".")
+                unused = found.st_nlink == 1 and not entry.name.startswith(key)
+                if found.st_mtime < old if draft else unused:
                     Path(entry.path).unlink()
 
 

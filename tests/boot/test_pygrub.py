@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -173,6 +174,33 @@ def test_what_no_clone_uses_any_more_goes(
     boots(provider, ask(path, 2, template=attrs.evolve(template, name="other")))
     shared = {file.name.split(".")[0] for file in (context.host.boots / "shared").iterdir()}
     assert shared == {"other"}
+
+
+def test_drafts_of_the_dead_go(
+    provider: BootProvider, ask: Ask, tmp_path: Path, context: DriverContext
+) -> None:
+    shared = context.host.boots / "shared"
+    shared.mkdir(parents=True)
+    for name, age in ((".young", 10), (".old", 7200)):
+        (shared / name).touch()
+        os.utime(shared / name, (time.time() - age,) * 2)
+    boots(provider, ask(ext(tmp_path / "fs", FILES)))
+    assert (shared / ".young").exists()
+    assert not (shared / ".old").exists()
+
+
+@pytest.mark.filesystems
+def test_a_block_device(provider: BootProvider, ask: Ask, tmp_path: Path) -> None:
+    path = disk(tmp_path / "disk", "gpt", [ext(tmp_path / "fs", FILES)])
+    argv = ["losetup", "--show", "-f", "-r", str(path)]
+    device = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        request = ask(path)
+        volume = attrs.evolve(request.volumes[0], path=Path(device), kind="block")
+        config = boots(provider, attrs.evolve(request, volumes=(volume,)))
+        assert config.cmdline == "root=/dev/vda1 ro"
+    finally:
+        run("losetup", "-d", device)
 
 
 def test_a_shared_file_that_was_changed_is_not_believed(
