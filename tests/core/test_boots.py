@@ -404,3 +404,8 @@ def test_the_command(site, capsys, monkeypatch):
     assert (first["provider"], first["boots"], first["source"]) == ("reference", "kernel", "memory")
     assert (second["error"], second["boots"]) == ("web-2: nothing there", None)
     assert "1 of 2 clones would boot nothing" in said.err
+    assert app.main(["boot", "resolve", "web-1"]) == 0
+    said = capsys.readouterr()
+    assert [line.strip(" |").split("|")[-1].strip() for line in said.out.splitlines()[3:-1]] == [
+        "reference", "kernel", "a kernel of web-1", "memory",
+    ]  # fmt: skip

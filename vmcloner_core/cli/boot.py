@@ -34,7 +34,11 @@ class BootResolve(Table):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
         """Ask; returns columns and rows."""
         self._previews = self.engine.boots(*parsed_args.targets)
-        return COLUMNS, [_row(preview) for preview in self._previews]
+        rows = [_row(preview) for preview in self._previews]
+        if parsed_args.formatter != "table":
+            return COLUMNS, rows
+        # Command lines are long: on a screen each value has a line of its own.
+        return ("name", "what", "value"), [line for row in rows for line in _lines(row)]
 
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
         """Print the rows.
@@ -48,6 +52,12 @@ class BootResolve(Table):
             message = f"boot resolve: {len(failures)} of {total} clones would boot nothing"
             raise PartialFailure(message, failures=failures)
         return 0
+
+
+def _lines(row: tuple[object, ...]) -> list[tuple[object, ...]]:
+    """Return a clone's values that there are, each with what it is; its name stands once."""
+    values = [(what, v) for what, v in zip(COLUMNS[1:], row[1:], strict=True) if v]
+    return [(row[0] if number == 0 else "", *pair) for number, pair in enumerate(values)]
 
 
 def _row(preview: Preview) -> tuple[object, ...]:
