@@ -6,7 +6,8 @@ batch is made, or removed, in one transaction of LVM (see ``batches``), with its
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
 from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, WrongState
@@ -30,10 +31,14 @@ from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper
 from vmcloner_lvm.importing import Importer, remove_image
 from vmcloner_lvm.naming import checked, origin_name
 from vmcloner_lvm.pool import Pool
-from vmcloner_lvm.records import as_volume, disk, image, image_of, labels_of
+from vmcloner_lvm.records import ImageRecord, as_volume, disk, image, image_of, labels_of
 from vmcloner_lvm.session import Session
 from vmcloner_lvm.settings import LvmThinSettings
 from vmcloner_lvm.transaction import NewVolume
+from vmcloner_lvm.volumegroup import ThinVolume
+
+Images = Callable[[str], tuple[ThinVolume, ImageRecord] | None]
+"""Returns a template's image in the pool."""
 
 
 class LvmThinDriver(StorageDriver):
@@ -41,7 +46,7 @@ class LvmThinDriver(StorageDriver):
 
     # One transaction costs three commands, however many volumes; a batch is as small as it is
     # so that the first clones can start while others are being made.
-    clone_lane = Lane(batch=256)
+    clone_lane = Lane(batch=512)
     delete_lane = Lane(batch=1024)
     modes = frozenset({CloneMode.LINKED})
 
@@ -105,6 +110,7 @@ class LvmThinDriver(StorageDriver):
     def _clone(self, session: Session, requests: Sequence[CloneRequest]) -> list[Outcome[Volume]]:
         outcomes: list[Outcome[Volume]] = []
         new: dict[str, tuple[CloneRequest, NewVolume]] = {}
+        images = functools.cache(lambda name: image(session.group, self._pool.name, name))
         for request in requests:
             name = request.volume_name
             try:
@@ -112,7 +118,7 @@ class LvmThinDriver(StorageDriver):
                 if found is not None:
                     outcomes.append(Outcome(key=name, value=found, changed=False))
                 else:
-                    new[name] = request, self._new(session, request)
+                    new[name] = request, self._new(session, request, images)
             except VmclonerError as error:
                 outcomes.append(Outcome(key=name, error=error))
         failure = None
@@ -141,7 +147,7 @@ class LvmThinDriver(StorageDriver):
             return None
         return as_volume(self._lvm.group, found, labels, self.name)
 
-    def _new(self, session: Session, request: CloneRequest) -> NewVolume:
+    def _new(self, session: Session, request: CloneRequest, images: Images) -> NewVolume:
         """Return what makes the volume that is asked for.
 
         :raises InvalidRequest: a size or a name that can't be.
@@ -155,7 +161,7 @@ class LvmThinDriver(StorageDriver):
         size = request.size or 0
         origin = None
         if request.origin is not None:
-            size, origin = self._origin(session, request.origin, request)
+            size, origin = self._origin(images, request.origin, request)
         return NewVolume(
             name=name,
             size=size + -size % session.group.extent,
@@ -164,9 +170,9 @@ class LvmThinDriver(StorageDriver):
             head=request.head,
         )
 
-    def _origin(self, session: Session, origin: Origin, request: CloneRequest) -> tuple[int, str]:
+    def _origin(self, images: Images, origin: Origin, request: CloneRequest) -> tuple[int, str]:
         """Return the bytes and the origin's volume of a clone."""
-        found = image(session.group, self._pool.name, origin.template)
+        found = images(origin.template)
         if found is None:
             raise NotFound(
                 f"template {origin.template} has no image in pool {self.name}",
@@ -190,13 +196,17 @@ class LvmThinDriver(StorageDriver):
         self, session: Session, request: CloneRequest, failure: VmclonerError | None
     ) -> Outcome[Volume]:
         name = request.volume_name
+        if failure is None:
+            made = session.group.thin[name]
+            value = as_volume(self._lvm.group, made, request.labels, self.name)
+            return Outcome(key=name, value=value)
         try:
             volume = self._found(session, request)
         except VmclonerError as error:
             return Outcome(key=name, error=error)
         if volume is not None:
             return Outcome(key=name, value=volume)
-        return Outcome(key=name, error=failure or WrongState(f"{name} vanished in the making"))
+        return Outcome(key=name, error=failure)
 
     def delete(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
         """See :meth:`StorageDriver.delete`."""

@@ -100,6 +100,11 @@ class Section:
         return self.replaced(items)
 
 
+def setting(key: str, value: Value) -> Setting:
+    """Return a new setting, spelled."""
+    return Setting(key, value, text=f"{key} = {_spell(value)}")
+
+
 def parse(text: str, source: str = "LVM metadata") -> Section:
     """Return the tree of a metadata text.
 

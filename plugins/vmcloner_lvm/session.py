@@ -42,17 +42,23 @@ class Session:
         """The pool, as the metadata has it."""
         return find_pool(self.group, self.pool_name)
 
+    _device: str | None = None
+
     @property
     def device(self) -> str:
         """The device that takes messages for the pool."""
-        return pool_device(self.mapper, self.lvm.group, self.pool_name)[0]
+        if self._device is None:
+            self.status()
+        assert self._device is not None  # noqa: S101 - status() raises or finds it
+        return self._device
 
     def status(self) -> PoolStatus:
         """Return what the kernel says of the pool.
 
         :raises WrongState: it isn't active, or can't be written.
         """
-        status = pool_device(self.mapper, self.lvm.group, self.pool_name)[1]
+        # LVM may have put its layer over the pool since: what it is called is asked with it.
+        self._device, status = pool_device(self.mapper, self.lvm.group, self.pool_name)
         if status.mode not in ("rw", "out_of_data_space") or status.needs_check:
             state = "needs a check" if status.needs_check else f"is in mode {status.mode}"
             raise WrongState(
@@ -80,6 +86,7 @@ class Session:
             gone.
         :raises HostCommandError: the kernel refused one; those before it are taken back.
         """
+        self.status()
         pool = self.pool
         made: list[int] = []
         try:
@@ -168,9 +175,10 @@ class Session:
 
         :raises NotEnoughResources: says how many of its ``new`` volumes would fit.
         """
-        area, size, before = self.area(), stored_size(group.tree), stored_size(self.group.tree)
+        area, size = self.area(), stored_size(group.tree)
         if size <= area or new == 0:
             return
+        before = stored_size(self.group.tree)
         fit = max(0, (area - before) * new // max(1, size - before))
         raise NotEnoughResources(
             f"metadata area of volume group {self.lvm.group}: {fit} more volumes fit, not {new}",

@@ -17,7 +17,7 @@ from vmcloner_core.errors import InvalidRequest
 
 MARK = "vmcloner"
 MAX_TAG = 1024
-_KEPT = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+.-:")
+_OTHER = re.compile(r"[^A-Za-z0-9_+.:-]")
 _CODE = re.compile(rb"&([0-9A-F]{2})")
 
 
@@ -53,8 +53,14 @@ def decode(tags: Iterable[str]) -> dict[str, str] | None:
 
 
 def _spell(value: str) -> str:
-    return "".join(chr(byte) if byte in _KEPT else f"&{byte:02X}" for byte in value.encode())
+    return _OTHER.sub(_coded, value)
+
+
+def _coded(match: re.Match[str]) -> str:
+    return "".join(f"&{byte:02X}" for byte in match[0].encode())
 
 
 def _read(text: str) -> str:
+    if "&" not in text:
+        return text
     return _CODE.sub(lambda match: bytes([int(match[1], 16)]), text.encode()).decode()

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import attrs
 
 from vmcloner_core.errors import HostCommandError, NotEnoughResources, NotFound
-from vmcloner_lvm.metadata import Section, Setting, Value
+from vmcloner_lvm.metadata import Section, Setting, Value, setting
 from vmcloner_lvm.volumegroup import ThinPool, VolumeGroup, is_message
 
 MAX_DEVICE_ID = 2**24 - 1
@@ -57,8 +57,8 @@ def queue(
     ids = _free_ids(group, pool, len(create))
     transaction = _pool(group, pool).transaction_id
     made = [_section(group, pool, new, next(ids), transaction, created) for new in create]
-    messages = [Setting("create", new.name) for new in create]
-    messages += [Setting("delete", volume.device_id) for volume in gone.values()]
+    messages = [setting("create", new.name) for new in create]
+    messages += [setting("delete", volume.device_id) for volume in gone.values()]
     kept = _without(group, gone)
     return _with_pool(group, pool, [*kept, *made], messages, transaction + 1)
 
@@ -76,8 +76,8 @@ def settle(group: VolumeGroup, pool: str, transaction_id: int | None = None) -> 
 def take_back(group: VolumeGroup, pool: str, names: Collection[str]) -> VolumeGroup:
     """Return the group without some of the volumes that are queued to be made."""
     left = _pool(group, pool)
-    messages = [Setting("create", each) for each in left.messages.creates if each not in names]
-    messages += [Setting("delete", each) for each in left.messages.deletes]
+    messages = [setting("create", each) for each in left.messages.creates if each not in names]
+    messages += [setting("delete", each) for each in left.messages.deletes]
     return _with_pool(group, pool, _without(group, names), messages, left.transaction_id)
 
 
@@ -199,12 +199,14 @@ def _section(
 
 
 def _settings(values: Mapping[str, Value]) -> tuple[Setting, ...]:
-    return tuple(Setting(key, value) for key, value in values.items())
+    return tuple(setting(key, value) for key, value in values.items())
 
 
 def new_uuid() -> str:
     """Return a new identifier as LVM makes them (lvm2's ``lib/uuid/uuid.c``)."""
-    return "-".join("".join(secrets.choice(_ALPHABET) for _ in range(length)) for length in _UUID)
+    letters = iter(secrets.token_bytes(sum(_UUID)))
+    groups = ("".join(_ALPHABET[next(letters) % 62] for _ in range(length)) for length in _UUID)
+    return "-".join(groups)
 
 
 def _free_ids(group: VolumeGroup, pool: str, count: int) -> Iterator[int]:
