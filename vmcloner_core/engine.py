@@ -203,7 +203,9 @@ class Engine:
         :param on_plan: called with the plan before anything is changed; may raise to stop.
         :raises VmclonerError: the request can't be carried out at all; nothing was changed.
         """
-        with self._run_lock, self._fleets_held(request):
+        fleets = self._fleets(request)
+        with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
+            self._identities.sweep(fleets)
             plan = self.plan(request)
             on_plan(plan)
             return self._apply(plan)
@@ -221,14 +223,13 @@ class Engine:
         """
         self._cancel.set()
 
-    def _fleets_held(self, request: Request) -> contextlib.AbstractContextManager[None]:
+    def _fleets(self, request: Request) -> set[str]:
+        """Return the fleets that a request is about."""
         if isinstance(request, CreateRequest):
-            fleets = {request.fleet}
-        elif request.everything:
-            fleets = set(self.fleets())
-        else:
-            fleets = {target.fleet for target in parse_targets(request.targets)}
-        return self._held([f"fleet/{fleet}" for fleet in fleets])
+            return {request.fleet}
+        if request.everything:
+            return set(self.fleets()) | self._identities.unfinished()
+        return {target.fleet for target in parse_targets(request.targets)}
 
     @contextlib.contextmanager
     def _held(self, names: Sequence[str]) -> Iterator[None]:

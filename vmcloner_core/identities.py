@@ -21,7 +21,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from vmcloner_core.model import (
     Template,
     clone_generation,
 )
+from vmcloner_core.names import split_clone
 from vmcloner_core.placeholders import clone_values, fill
 
 RECORD = "record.json"
@@ -271,6 +272,22 @@ class Identities:
         found = (_loaded(path) for path in sorted(self.folder.glob(f"[!.]*/{RECORD}")))
         return tuple(record for record in found if record is not None)
 
+    def unfinished(self) -> frozenset[str]:
+        """Return the fleets in which a run was killed while it made or removed a folder."""
+        return frozenset(fleet for fleet, _ in self._drafts())
+
+    def sweep(self, fleets: Collection[str]) -> None:
+        """Remove what killed runs left half made, or half removed, in fleets that no run is on."""
+        for fleet, draft in self._drafts():
+            if fleet in fleets:
+                shutil.rmtree(draft, ignore_errors=True)
+
+    def _drafts(self) -> Iterator[tuple[str, Path]]:
+        for draft in self.folder.glob(_DRAFT.format("*")):
+            named = split_clone(draft.name.removeprefix(".").removesuffix(".draft"))
+            if named is not None:
+                yield named[0], draft
+
     def _paths(self, clone: str) -> tuple[Path, Path]:
         return self.folder / clone, self.folder / _DRAFT.format(clone)
 
@@ -288,6 +305,7 @@ class Identities:
         clone = record.labels.clone
         home, draft = self._paths(clone)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o755)  # whatever the umask: QEMU's user goes through
         shutil.rmtree(draft, ignore_errors=True)  # of a run that was killed
         draft.mkdir()
         draft.chmod(0o755)

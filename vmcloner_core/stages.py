@@ -385,36 +385,35 @@ class Stages:
         ]
 
     def _undefine(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
-        gone: list[Work] = []
-        yield from self._forgotten(works, gone)
-        for driver, group in self._by_hypervisor(gone):
+        for driver, group in self._by_hypervisor(works):
             for outcome in driver.undefine([work.name for work in group]):
                 yield outcome if outcome.error is not None else self.starter.forget(outcome)
 
     def _remove(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
-        gone: list[Work] = []
-        yield from self._forgotten(works, gone)
-        yield from (Outcome(key=work.name) for work in gone if not work.volumes)
         outcomes = (
             outcome
-            for name, volumes in self._by_pool(gone).items()
+            for name, volumes in self._by_pool(works).items()
             for batch in _cut(volumes, self.storages(name).delete_lane.batch)
             for outcome in self.storages(name).delete(batch)
         )
-        yield from _together(_owners(gone), outcomes)
+        by_name = {work.name: work for work in works}
+        empty = (Outcome[object](key=work.name) for work in works if not work.volumes)
+        for removed in chain(empty, _together(_owners(works), outcomes)):
+            yield self._forgotten(by_name[removed.key], removed)
 
-    def _forgotten(self, works: Sequence[Work], gone: list[Work]) -> Iterator[Outcome[object]]:
-        """Remove clones' identities, before what they belong to: none outlives its clone.
+    def _forgotten(self, work: Work, removed: Outcome[object]) -> Outcome[object]:
+        """Remove the identity of a clone of which nothing else is left.
 
-        Yields the failures; the others are added to ``gone``.
+        Last of all: as long as a part of a clone is there, the same create again makes the same
+        machine of it, which its own disk and others' ``known_hosts`` know.
         """
-        for work in works:
-            try:
-                self.identities.remove(work.plan.labels)
-            except VmclonerError as error:
-                yield Outcome(key=work.name, error=error)
-            else:
-                gone.append(work)
+        if removed.error is not None:
+            return removed
+        try:
+            self.identities.remove(work.plan.labels)
+        except VmclonerError as error:
+            return Outcome(key=work.name, error=error)
+        return removed
 
     # --- grouping ---
 

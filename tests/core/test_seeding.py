@@ -8,8 +8,8 @@ from vmcloner_core.errors import HostCommandError, InvalidRequest, PartialFailur
 from vmcloner_core.hooks import IdentityBackend, hookimpl
 from vmcloner_core.identities import new_host_key
 from vmcloner_core.model import Outcome, Seed
-from vmcloner_core.plan import Step
-from vmcloner_core.request import CreateRequest
+from vmcloner_core.plan import Action, Step
+from vmcloner_core.request import CreateRequest, TargetRequest
 
 from ..conftest import TEMPLATE
 
@@ -166,3 +166,35 @@ def test_an_address_by_plan_is_where_a_clone_is(lab, notes, monkeypatch):
     assert [clone.ip for clone in lab.engine.list("web")] == ["192.0.2.11", "192.0.2.12"]
     monkeypatch.setattr(lab.machines, "addresses", lambda: {"web-2": ("192.0.2.99",)})
     assert [clone.ip for clone in lab.engine.list("web")] == ["192.0.2.11", "192.0.2.99"]
+
+
+def test_a_delete_that_was_killed_leaves_a_clone_that_is_the_same_again(lab, notes):
+    """Whatever part is left, the same create makes the same machine of it."""
+    lab.engine.create("web", "t1", count=1)
+    known = lab.engine.host.identities / "web-1" / "known_hosts"
+    before = known.read_text()
+    del lab.machines.machines["web-1"]  # a delete got so far
+    assert lab.engine.create("web", "t1", count=1, start=True).ok
+    assert known.read_text() == before
+
+
+def test_a_volume_that_cannot_be_deleted_keeps_its_identity(lab, notes):
+    lab.engine.create("web", "t1", count=1)
+    lab.pool.busy.add("web-1-disk0")
+    with pytest.raises(PartialFailure):
+        lab.engine.delete("web")
+    assert homes(lab) == ["web-1"]
+    lab.pool.busy.clear()
+    lab.engine.delete("web")
+    assert homes(lab) == []
+
+
+@pytest.mark.parametrize("target", [("web",), ()])
+def test_secrets_half_made_or_half_removed_are_swept(lab, notes, target):
+    folder = lab.engine.host.identities
+    for fleet in ("web", "other"):
+        draft = folder / f".{fleet}-3.draft"
+        draft.mkdir(parents=True)
+        (draft / "ssh_host_ed25519_key").write_text("secret")
+    lab.engine.run(TargetRequest(action=Action.DELETE, targets=target, everything=not target))
+    assert homes(lab) == ([".other-3.draft"] if target else [])
