@@ -81,10 +81,7 @@ class Bench:
         """Yield each way with its seconds; what it made is gone afterwards."""
         imported = self.driver.import_image("bench", self.image, lambda _done, _total: None)
         origin = imported.unwrap()
-        for way, verify in (("vmcloner dd", False), ("vmcloner dd --verify", True)):
-            yield way, timed(lambda verify=verify: self.copies(origin, verify))
-            for outcome in self.driver.delete(self.driver.volumes()):
-                assert outcome.ok, outcome.error
+        yield "vmcloner dd", self.copied(origin, verify=False)
         source = self.image.path
         if self.vg is not None:
             run("lvchange", "-ay", "-K", f"{self.vg}/image.bench")
@@ -102,7 +99,14 @@ class Bench:
         self.clear()
         if self.vg is not None:
             run("lvchange", "-an", f"{self.vg}/image.bench")
+        yield "vmcloner dd --verify", self.copied(origin, verify=True)
         self.driver.delete_origin("bench")
+
+    def copied(self, origin: Origin, *, verify: bool) -> float:
+        seconds = timed(lambda: self.copies(origin, verify))
+        for outcome in self.driver.delete(self.driver.volumes()):
+            assert outcome.ok, outcome.error
+        return seconds
 
     def copies(self, origin: Origin, verify: bool) -> None:
         requests = [

@@ -4,23 +4,32 @@ from pathlib import Path
 
 import pytest
 
+from vmcloner_core.model import CloneMode
 from vmcloner_core.testing.storage import StorageConformance
-from vmcloner_files import drafts, features
+from vmcloner_files import drafts
 
 
-class TestFolder(StorageConformance):
+class Full(StorageConformance):
+    """There are no linked clones here."""
+
+    @pytest.fixture(params=[CloneMode.FULL], ids=["full"])
+    def mode(self, request):
+        return request.param
+
+
+class TestFolder(Full):
     @pytest.fixture
     def open_driver(self, tmp_path, make_driver):
         return lambda: make_driver(tmp_path)
 
 
-class TestVerified(StorageConformance):
+class TestVerified(Full):
     @pytest.fixture
     def open_driver(self, tmp_path, make_driver):
         return lambda: make_driver(tmp_path, verify=True)
 
 
-class TestPlain(StorageConformance):
+class TestPlain(Full):
     """On a file system that has neither unnamed files nor extended attributes."""
 
     @pytest.fixture(autouse=True)
@@ -30,7 +39,6 @@ class TestPlain(StorageConformance):
 
         monkeypatch.setattr(drafts, "unnamed", refuse)
         monkeypatch.setattr("vmcloner_files.pool.has_attributes", lambda _folder: False)
-        assert features.has_attributes
 
     @pytest.fixture
     def open_driver(self, tmp_path, make_driver):
