@@ -227,6 +227,7 @@ def _run(work: Callable[[], None], ids: tuple[int, int], resolver: Resolver) -> 
     try:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
+        "host.example".encode("idna")  # loaded now: the user may not be able to read our modules
         give_up_privileges(ids, resolver.fetcher.max_size)
         work()
         status = 0
