@@ -161,7 +161,7 @@ class _Grub:
             "search.fs_uuid": lambda words: self._found("--fs-uuid", words),
             "search.fs_label": lambda words: self._found("--label", words),
             "search.file": lambda words: self._found("--file", words),
-            "load_env": self._load_env,
+            "load_env": self.load_env,
             "source": self._source,
             ".": self._source,
             "configfile": self._configfile,
@@ -238,7 +238,8 @@ class _Grub:
                 return True
         return False
 
-    def _load_env(self, words: Sequence[str]) -> bool:
+    def load_env(self, words: Sequence[str]) -> bool:
+        """Take the variables of an environment block in; tell whether there is one."""
         file = f"{self.world.variables.get('prefix', '')}/grubenv"
         waiting = iter(words)
         for word in waiting:
@@ -263,7 +264,7 @@ class _Grub:
         for folder in BLS_FOLDERS:
             for tree in (self.home, *self.trees):
                 if entries := _bls_entries(tree, folder):
-                    self.world.menu.extend(entry.menu_entry(self) for entry in entries)
+                    self.world.menu.extend(entry.menu_entry() for entry in entries)
                     return True
         return False
 
@@ -352,14 +353,14 @@ class _BlsEntry:
         """Return a key's first value, "" where it has none."""
         return self.keys.get(key, [""])[0]
 
-    def menu_entry(self, grub: _Grub) -> Entry:
+    def menu_entry(self) -> Entry:
         """Return it as an entry of GRUB's menu."""
         device = _device(self.tree)
 
         def path(name: str) -> str:
             # Relative to the file system; where /boot is none of its own, some leave it out.
             own = self.folder.removesuffix("/loader/entries") + "/" + name.lstrip("/")
-            there = grub.trees and self.tree.file(name) is None and self.tree.file(own) is not None
+            there = self.tree.file(name) is None and self.tree.file(own) is not None
             return f"({device}){own if there else '/' + name.lstrip('/')}"
 
         def command(name: str, words: list[str]) -> Command:
@@ -409,9 +410,9 @@ def _bls_choice(
             return _carried_out(grub, source)
     above = folder.removesuffix("/loader/entries")
     grub = _Grub(trees, tree, f"{above}/grub2")
-    if not grub._load_env([]):
-        grub._load_env(["-f", f"({_device(tree)}){above}/grub/grubenv"])
-    grub.world.menu = [entry.menu_entry(grub) for entry in entries]
+    if not grub.load_env([]):
+        grub.load_env(["-f", f"({_device(tree)}){above}/grub/grubenv"])
+    grub.world.menu = [entry.menu_entry() for entry in entries]
     default = grub.world.variables.get("saved_entry")
     for line in (tree.text(f"{above}/loader/loader.conf") or "").splitlines():
         key, _, value = line.strip().partition(" ")

@@ -169,6 +169,7 @@ BUTTON = (
     b"\xba\x00\x06\xed\xf6\xc4\x01\x74\xfa"  # mov dx, 0x600; again: in; test ah, 1; jz again
     + POWER_OFF
 )
+RESET = b"\xba\xf9\x0c\xb0\x06\xee" + HALT  # mov dx, 0xcf9; mov al, 6; out dx, al
 PANIC = b"\xba\x05\x05\xb0\x01\xee" + HALT  # mov dx, 0x505; mov al, 1; out: as Linux's pvpanic
 
 
@@ -181,6 +182,7 @@ def endings() -> dict[str, bytes]:
         "power off": POWER_OFF,
         "wait for the button": BUTTON,
         "panic": PANIC,
+        "reboot": RESET,
     }
 
 

@@ -16,7 +16,7 @@ import attrs
 import pytest
 
 from vmcloner_core.errors import HostCommandError, WrongState
-from vmcloner_core.model import DomainOptions, DomainSpec, Labels, State
+from vmcloner_core.model import BootConfig, DomainOptions, DomainSpec, Labels, State
 from vmcloner_libvirt.kvm import KvmDriver
 
 pytestmark = pytest.mark.libvirt
@@ -152,6 +152,24 @@ def test_a_guest_whose_process_is_killed_has_crashed_and_starts_again(
     until(lambda: driver.states()[name] is State.CRASHED)
     (outcome,) = driver.start([name])
     assert outcome.changed
+    assert driver.states()[name] is State.RUNNING
+
+
+def test_a_reboot_ends_a_domain_that_was_started_so_once(
+    driver: KvmDriver, guest: Callable[..., DomainSpec], endings: Endings
+) -> None:
+    """Once: at its next start it reboots again, as its definition says, and runs on."""
+    name = guest(endings["reboot"]).name
+    list(driver.destroy([name]))
+    before = [domain for domain in driver.inspect().domains if domain.name == name]
+    boots = {name: BootConfig(devices=("hd",), on_reboot="destroy")}
+    (outcome,) = driver.start([name], boots)
+    assert outcome.changed
+    until(lambda: driver.states()[name] is State.STOPPED)
+    assert [domain for domain in driver.inspect().domains if domain.name == name] == before
+    list(driver.start([name]))
+    said = f"here is {name}\n".encode()
+    until(lambda: console(driver, name).count(said) >= 2)
     assert driver.states()[name] is State.RUNNING
 
 
