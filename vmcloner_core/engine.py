@@ -537,14 +537,14 @@ class Engine:
         return self._backends.hypervisor(clone.labels.hypervisor).console_log(clone.name)
 
     def boots(self, *targets: str) -> tuple[Preview, ...]:
-        """Return what clones would boot if they were started now: a dry run.
+        """Return what clones would boot if they were started now: a dry run. All, if none is named.
 
         Of those that run and whose boot provider is asked at each start, what they were started
         from. Servers are asked without a lease kept, disks are read.
 
         :raises NotFound: a target names no clone.
         """
-        fleets = {target.fleet for target in parse_targets(targets)}
+        fleets = {target.fleet for target in parse_targets(targets)} or set(self.fleets())
         found: dict[str, Preview] = {}
         with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
             clones = self.list(*targets)

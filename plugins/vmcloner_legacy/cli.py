@@ -6,13 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmcloner_core.cli.base import Table, note
 from vmcloner_core.errors import Conflict, HostCommandError
-from vmcloner_legacy import settings, templates
-from vmcloner_legacy.reading import Note
-from vmcloner_legacy.toml import dumps
+
+if TYPE_CHECKING:
+    from vmcloner_legacy.reading import Note
 
 COLUMNS = ("file", "line", "text", "reason")
 
@@ -79,6 +79,9 @@ class TemplateImportLegacy(_Import):
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
         """Import; returns columns and rows."""
+        from vmcloner_legacy import templates
+        from vmcloner_legacy.toml import dumps
+
         paths = [path for path in (parsed_args.file, parsed_args.conf) if path is not None]
         xl, conf = templates.files(paths)
         made = templates.convert(xl, conf, parsed_args.name)
@@ -106,6 +109,9 @@ class SettingsImportLegacy(_Import):
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
         """Import; returns columns and rows."""
+        from vmcloner_legacy import settings
+        from vmcloner_legacy.toml import dumps
+
         table, notes = settings.convert(parsed_args.file)
         self.written(dumps(table, f"Made of {parsed_args.file}."), parsed_args.output, parsed_args)
         return self.rows(notes)

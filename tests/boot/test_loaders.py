@@ -204,6 +204,7 @@ def test_any_text_is_a_script_or_an_error_of_ours(text: str) -> None:
         World(run=lambda _name, _words: None).execute(parse(text, "x"))
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_a_quoted_text_stays_as_it_is(text: str) -> None:
     if "'" not in text:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmcloner_core.cli.base import Table, add_targets
 from vmcloner_core.errors import PartialFailure
-from vmcloner_core.starting import Preview
+
+if TYPE_CHECKING:
+    from vmcloner_core.starting import Preview
 
 COLUMNS = (
     "name", "provider", "boots", "kernel", "initrd", "cmdline", "source", "running", "error",
