@@ -81,7 +81,7 @@ class Site:
     linked: bool
 
     def run(self, *words: str, code: int = 0, timeout: float = 900) -> str:
-        """Run a command, check its exit code, return what it printed (its errors, if it failed)."""
+        """Run a command, check its exit code, return what it printed (errors too, if it failed)."""
         result = subprocess.run(
             [VMCLONER, "--config", self.folder / "vmcloner.toml", *words],
             cwd=self.folder,
@@ -91,9 +91,11 @@ class Site:
             timeout=timeout,
             check=False,
         )
-        assert result.returncode == code, f"{words}: {result.returncode}\n{result.stderr}"
+        assert result.returncode == code, (
+            f"{words}: {result.returncode}\n{result.stdout}{result.stderr}"
+        )
         assert "Traceback" not in result.stderr
-        return result.stderr if code else result.stdout
+        return result.stdout + result.stderr if code else result.stdout
 
     def create(self, fleet: str, template: str, count: int, *words: str, code: int = 0) -> str:
         how = () if self.linked else ("--full",)
