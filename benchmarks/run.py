@@ -380,12 +380,12 @@ def _reset(engine: Engine, count: int, *, started: bool) -> Iterator[Row]:
 
     # In turn, so that what else the machine does meanwhile falls on both.
     times: dict[str, list[float]] = {"Engine.reset": [], "Engine.delete, Engine.create": []}
-    for _ in range(5):
+    for _ in range(3):
         for way, do in zip(times, (in_place, anew), strict=True):
             times[way].append(timed(do))
     for way, measured in times.items():
         yield Row(
-            section="reset", work=work, way=way, seconds=sorted(measured)[2], note="median of 5"
+            section="reset", work=work, way=way, seconds=sorted(measured)[1], note="median of 3"
         )
     engine.delete("bench")
 
