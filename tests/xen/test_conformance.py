@@ -122,7 +122,7 @@ def test_a_guest_that_panics_has_crashed(driver: XenDriver, guest: DomainSpec) -
 
 def test_a_console_is_typed_into(driver: XenDriver, guest: DomainSpec) -> None:
     begin(driver, guest)
-    until(said(driver, guest, f"name={guest.name} "))
+    until(said(driver, guest, f"{guest.name}# "))  # its shell hears nothing before its prompt
     keyboard, typed = os.pipe()
     screen, shown = os.pipe()
     session = threading.Thread(target=driver.attach_console, args=(guest.name, keyboard, shown))
