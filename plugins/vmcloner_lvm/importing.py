@@ -95,8 +95,9 @@ class Importer:
         group = self.pool.lvm.group
         old, new = tags.encode(draft.to_mapping())[1], tags.encode(done.to_mapping())[1]
         with self.pool.locked() as session:
-            change = [f"--deltag={old}", f"--addtag={new}", "-pr", "-ky"]
-            session.lvm.run("lvchange", "-y", *change, f"{group}/{name}", held=True)
+            # Of an image without data they are the same, and to add and delete a tag deletes it.
+            change = [] if old == new else [f"--deltag={old}", f"--addtag={new}"]
+            session.lvm.run("lvchange", "-y", *change, "-pr", "-ky", f"{group}/{name}", held=True)
             if image(session.group, self.pool.name, done.template) is not None:
                 remove_image(session, done.template)
             session.lvm.run("lvrename", group, name, final, held=True)
