@@ -178,15 +178,13 @@ def lab(mode: Mode, seconds: float) -> Iterator[Lab]:
         attached.prepare()
         yield attached
         return
-    name = f"{mode.name}-{secrets.token_hex(4)}"
-    try:
-        with _folder(name) as (folder, lock):
+    with _folder(f"{mode.name}-{secrets.token_hex(4)}") as (folder, lock):
+        try:
             host, fresh = _start(mode, folder, lock, seconds, lasting=False)
             with host:
                 yield fresh
-    finally:
-        with cache.locked(_top() / "lock"):
-            sweep()
+        finally:
+            shutil.rmtree(folder)
 
 
 def attach(mode: Mode) -> Lab | None:
@@ -215,9 +213,7 @@ def down(mode: Mode) -> None:
     machine.kill(attached.record.pid)
     path = _top() / lasting_name(mode)
     with cache.locked(path / "lock"):  # the machine is gone
-        pass
-    with cache.locked(_top() / "lock"):
-        sweep()
+        shutil.rmtree(path)
 
 
 def status() -> None:

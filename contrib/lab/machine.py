@@ -63,7 +63,7 @@ class Mode:
 MODES = {
     # "max" makes libvirt loop on xen:///system; what has no SVM has no KVM inside.
     "kvm": Mode(name="kvm", cpu="EPYC-v1,+svm,+npt,+nrip-save", memory=4096),
-    "xen": Mode(name="xen", cpu="Nehalem,+rdrand", memory=6144, has_guest=False),
+    "xen": Mode(name="xen", cpu="Nehalem,+rdrand", memory=6144, has_guest=True),
 }
 
 
