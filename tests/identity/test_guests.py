@@ -1,13 +1,17 @@
 """Two clones of a Debian that is built here, on the real libvirtd: two different machines."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import attrs
 import pytest
 
 from tests.e2e.conftest import Site, make_site
+from vmcloner_core.audit import FACTS
 
 pytestmark = [pytest.mark.libvirt, pytest.mark.timeout(1800)]
 
@@ -122,3 +126,42 @@ def test_more_than_the_network_has_addresses_for_is_refused(guests):
     said = guests.site.run("create", guests.site.fleet("many"), "-t", "deb", "-c", "300", code=7)
     assert "addresses for DHCP" in said
     assert "would fit" in said
+
+
+def test_each_is_reached_by_command(guests):
+    """By ssh without a question, many at once, and by Ansible; the guest agent reports too."""
+    site, fleet = guests.site, guests.site.fleet("id")
+    site.run("wait", fleet, "--for", "agent", "--timeout", "600", timeout=700)
+    assert site.run("ssh", f"{fleet}-1", "--", "uname", "-n") == f"{fleet}-1\n"
+    said = json.loads(site.run("exec", fleet, "-f", "json", "--", "uname -n; exit 0"))
+    assert [row["stdout"] for row in said] == [f"{fleet}-1\n", f"{fleet}-2\n"]
+    hosts = site.folder / "hosts.yml"
+    hosts.write_text(site.run("inventory", fleet))
+    ansible = str(Path(sys.executable).with_name("ansible"))
+    argv = [ansible, "-i", str(hosts), "all", "-m", "ping"]
+    environment = {
+        **os.environ,
+        "ANSIBLE_PYTHON_INTERPRETER": "/usr/bin/python3",
+        "ANSIBLE_TIMEOUT": "60",
+        "ANSIBLE_HOME": str(site.folder / "ansible"),
+    }
+    done = subprocess.run(
+        argv, env=environment, check=False, capture_output=True, text=True, timeout=600
+    )
+    assert done.stdout.count('"ping": "pong"') == 2, done.stdout + done.stderr
+
+
+def test_an_audit_finds_what_two_share_and_a_reset_mends_it(guests):
+    site, fleet = guests.site, guests.site.fleet("id")
+    verdicts = json.loads(site.run("audit", fleet, "-f", "json"))
+    found = {row["fact"]: (row["read"], row["distinct"]) for row in verdicts}
+    assert found == dict.fromkeys(FACTS, (2, 2))
+    machine = guests.ssh(guests.rows[0], "cat /etc/machine-id").strip()
+    guests.ssh(guests.rows[1], f"echo {machine} > /etc/machine-id; touch /was-here")
+    error = site.run("audit", fleet, code=10)
+    assert "2 of 2 clones" in error
+    site.run("reset", f"{fleet}-2", "--wait", "--timeout", "900", timeout=1000)
+    rows = site.rows(fleet)
+    assert [row["mac"] for row in rows] == [row["mac"] for row in guests.rows]
+    site.run("audit", fleet)
+    guests.ssh(rows[1], "test ! -e /was-here")
