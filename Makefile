@@ -8,6 +8,9 @@ SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/setup 
 	contrib/lab/lab contrib/lab/customize contrib/lab/here contrib/lab/make-pool \
 	contrib/lab/provision contrib/lab/guest/build-kernel contrib/lab/guest/init \
 	contrib/lab/files/usr/local/sbin/lab-net
+# What is collected in a lab, where that takes long.
+ON_LVM := tests/dd tests/lab tests/lvm
+ON_XEN := tests/lab tests/pxe tests/xen
 SLOW := libvirt or filesystems or lvm or xen or pxe or guests or slow
 
 .DEFAULT_GOAL := help
@@ -33,13 +36,13 @@ test-host: tools ## Run the tests that need neither device-mapper nor Xen (ARGS=
 
 test-lvm: tools ## Run the tests on device-mapper: in the lab, or here if VMCLONER_LVM_DEVICE is a spare device
 	@$(ROOT) contrib/lab/$(if $(VMCLONER_LVM_DEVICE),here $(VMCLONER_LVM_DEVICE) $(BIN)/pytest --ignore tests/lab,lab kvm test --) \
-		-m "lvm and not slow" $(ARGS)
+		-m "lvm and not slow" $(or $(ARGS),$(ON_LVM))
 
 test-xen: tools ## Run the tests on Xen, the long ones too, in the lab
-	@$(ROOT) contrib/lab/lab xen test --seconds 5400 -- -m xen $(ARGS)
+	@$(ROOT) contrib/lab/lab xen test --seconds 5400 -- -m xen $(or $(ARGS),$(ON_XEN))
 
 test-xen-short: tools
-	@$(ROOT) contrib/lab/lab xen test -- -m "xen and not slow" $(ARGS)
+	@$(ROOT) contrib/lab/lab xen test -- -m "xen and not slow" $(or $(ARGS),$(ON_XEN))
 
 lab: tools ## Build the lab: a KVM host and a Xen host to test on (contrib/lab/README.md)
 	@$(ROOT) contrib/lab/lab build
