@@ -23,7 +23,7 @@ def test_a_fleet_of_tiny_machines(site):
     assert len({row["mac"] for row in rows}) == 10
     assert set(rows[0]) == {
         "name", "fleet", "index", "state", "template", "hypervisor",
-        "storage", "host", "mac", "ip", "created",
+        "storage", "host", "mac", "ip", "created", "volumes",
     }  # fmt: skip
     for row in rows:
         log = site.run("console", row["name"], "--log")
