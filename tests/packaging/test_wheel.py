@@ -112,6 +112,7 @@ def test_the_plug_board_is_whole(wheel, names):
         "vmcloner.boot",
         "vmcloner.cli",
         "vmcloner.hypervisor",
+        "vmcloner.identity",
         "vmcloner.image",
         "vmcloner.storage",
     }
@@ -165,7 +166,7 @@ def test_lists_the_templates_that_it_ships(vmcloner):
     done = vmcloner("template", "list", "-f", "json")
     assert done.returncode == 0, done.stderr
     names = {row["name"] for row in json.loads(done.stdout)}
-    assert names == {"tiny", "debian-12", "ubuntu-24.04", "alpine"}
+    assert names == {"tiny", "debian-12", "debian-12-built", "ubuntu-24.04", "alpine"}
 
 
 def test_names_what_kvm_lacks(vmcloner):
