@@ -9,12 +9,12 @@ SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/setup 
 	contrib/lab/provision contrib/lab/guest/build-kernel contrib/lab/guest/init \
 	contrib/lab/files/usr/local/sbin/lab-net
 # What is collected in a lab, where that takes long.
-ON_LVM := tests/dd tests/lab tests/lvm
+ON_LVM := tests/lab tests/lvm
 ON_XEN := tests/lab tests/pxe tests/xen
 SLOW := libvirt or filesystems or lvm or xen or pxe or guests or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stop demo test test-host test-lvm test-xen test-xen-short lab test-fast lint bench bench-lvm clean tools
+.PHONY: help setup stop demo test test-host test-lvm test-dd test-xen test-xen-short lab test-fast lint bench bench-lvm clean tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,11 +38,14 @@ test-lvm: tools ## Run the tests on device-mapper: in the lab, or here if VMCLON
 	@$(ROOT) contrib/lab/$(if $(VMCLONER_LVM_DEVICE),here $(VMCLONER_LVM_DEVICE) $(BIN)/pytest --ignore tests/lab,lab kvm test --) \
 		-m "lvm and not slow" $(or $(ARGS),$(ON_LVM))
 
+test-dd: tools ## Run the tests of copies onto volume groups, in the lab
+	@$(ROOT) contrib/lab/lab kvm test --seconds 3600 -- -m lvm $(or $(ARGS),tests/dd)
+
 test-xen: tools ## Run the tests on Xen, the long ones too, in the lab
 	@$(ROOT) contrib/lab/lab xen test --seconds 5400 -- -m xen $(or $(ARGS),$(ON_XEN))
 
 test-xen-short: tools
-	@$(ROOT) contrib/lab/lab xen test -- -m "xen and not slow" $(or $(ARGS),$(ON_XEN))
+	@$(ROOT) contrib/lab/lab xen test -- -m "xen and not slow" $(or $(ARGS),tests/pxe)
 
 lab: tools ## Build the lab: a KVM host and a Xen host to test on (contrib/lab/README.md)
 	@$(ROOT) contrib/lab/lab build

@@ -46,7 +46,8 @@ class Network:
     def __init__(self, folder: Path, *, bridge: str = "br0", rooted: bool = False) -> None:
         self.folder, self.bridge, self.rooted = folder, bridge, rooted
         self.subnet = "198.18.77" if rooted else "10.77.0"
-        self.tag = f"vmcpxe{os.getpid() % 100000}" + ("r" if rooted else "")  # two may be up at once
+        # One of each kind may be up at once.
+        self.tag = f"vmcpxe{os.getpid() % 100000}{'r' if rooted else ''}"
         self.tftp = folder / "tftp"
         self.tftp.mkdir()
         (self.tftp / "pxelinux.cfg").mkdir()
