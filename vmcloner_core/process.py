@@ -1,4 +1,7 @@
-"""Run host commands: argv lists with a deadline, never a shell, the C locale, bounded output."""
+"""Run host commands: argv lists with a deadline, never a shell, the C locale, bounded output.
+
+And tell which processes have which files open.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Protocol
 
 import attrs
@@ -140,3 +143,26 @@ def _read(stream: IO[bytes], program: str) -> bytes:
         raise HostCommandError(f"{program}: printed more than {MAX_OUTPUT} bytes")
     stream.seek(0)
     return stream.read()
+
+
+def open_files() -> Iterator[tuple[int, os.stat_result]]:
+    """Yield each file that another process of this machine has open, with that process's id.
+
+    See proc(5), ``/proc/PID/fd``. What this user may not look into is left out.
+    """
+    own = str(os.getpid())
+    for pid in os.listdir("/proc"):  # noqa: PTH208
+        if not pid.isdecimal() or pid == own:
+            continue
+        with contextlib.suppress(OSError):  # it ended, or isn't ours to look into
+            for number in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
+                with contextlib.suppress(OSError):
+                    status = os.stat(f"/proc/{pid}/fd/{number}")  # noqa: PTH116
+                    yield int(pid), status
+
+
+def process_shown(pid: int) -> str:
+    """Return a process for people to read, ``process 123 (qemu-system-x86)``."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as stream:  # noqa: PTH123
+        return f"process {pid} ({stream.read().strip()})"
+    return f"process {pid}"

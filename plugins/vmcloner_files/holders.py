@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vmcloner_core.errors import WrongState
+from vmcloner_core.process import open_files, process_shown
 
 FileId = tuple[int, int]
 
@@ -60,11 +61,7 @@ class Holders:
     def name(self, fd: int) -> str:
         """Return who holds the file, ``process 123 (qemu-system-x86)``, "" if it can't be told."""
         pid = self._pid(fd)
-        if pid is None:
-            return ""
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as stream:  # noqa: PTH123
-            return f"process {pid} ({stream.read().strip()})"
-        return f"process {pid}"
+        return "" if pid is None else process_shown(pid)
 
     def _pid(self, fd: int) -> int | None:
         if self._found is None:
@@ -75,14 +72,4 @@ class Holders:
 
 def _open_files() -> dict[FileId, int]:
     """Return which process has a file open, by the file's identity; this one's are left out."""
-    found: dict[FileId, int] = {}
-    own = str(os.getpid())
-    for pid in os.listdir("/proc"):  # noqa: PTH208
-        if not pid.isdecimal() or pid == own:
-            continue
-        with contextlib.suppress(OSError):  # it ended, or isn't ours to look into
-            for number in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
-                with contextlib.suppress(OSError):
-                    status = os.stat(f"/proc/{pid}/fd/{number}")  # noqa: PTH116
-                    found[status.st_dev, status.st_ino] = int(pid)
-    return found
+    return {(file.st_dev, file.st_ino): pid for pid, file in open_files()}

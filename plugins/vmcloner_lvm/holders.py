@@ -7,6 +7,8 @@ import os
 import stat
 from pathlib import Path
 
+from vmcloner_core.process import open_files, process_shown
+
 
 class Holders:
     """The users of block devices, as of the first time that they are asked for."""
@@ -23,26 +25,13 @@ class Holders:
             self._processes = _open_devices()
         pid = self._processes.get(number)
         if pid is not None:
-            with contextlib.suppress(OSError):
-                return f"process {pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})"
-            return f"process {pid}"
+            return process_shown(pid)
         return _mounted(number) or _above(number)
 
 
 def _open_devices() -> dict[int, int]:
     """Return which process has a block device open, by the device's number."""
-    found: dict[int, int] = {}
-    own = str(os.getpid())
-    for pid in os.listdir("/proc"):  # noqa: PTH208
-        if not pid.isdecimal() or pid == own:
-            continue
-        with contextlib.suppress(OSError):  # it ended, or isn't ours to look into
-            for number in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
-                with contextlib.suppress(OSError):
-                    status = os.stat(f"/proc/{pid}/fd/{number}")  # noqa: PTH116
-                    if stat.S_ISBLK(status.st_mode):
-                        found[status.st_rdev] = int(pid)
-    return found
+    return {file.st_rdev: pid for pid, file in open_files() if stat.S_ISBLK(file.st_mode)}
 
 
 def _mounted(number: int) -> str:
