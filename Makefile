@@ -41,8 +41,8 @@ test-lvm: tools ## Run the tests on device-mapper: in the lab, or here if VMCLON
 test-dd: tools ## Run the tests of copies onto volume groups, in the lab
 	@$(ROOT) contrib/lab/lab kvm test --seconds 3600 -- -m lvm $(or $(ARGS),tests/dd)
 
-test-xen: tools ## Run the tests on Xen, the long ones too, in the lab
-	@$(ROOT) contrib/lab/lab xen test --seconds 5400 -- -m xen $(or $(ARGS),$(ON_XEN))
+test-xen: tools ## Run the tests on Xen, the long ones too, in the lab (PXE_GUESTS=10)
+	@$(ROOT) contrib/lab/lab xen test --seconds 5400 $(if $(PXE_GUESTS),--env PXE_GUESTS=$(PXE_GUESTS)) -- -m xen $(or $(ARGS),$(ON_XEN))
 
 test-xen-short: tools
 	@$(ROOT) contrib/lab/lab xen test -- -m "xen and not slow" $(or $(ARGS),tests/pxe)

@@ -46,6 +46,14 @@ def _add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     limit.add_argument(
         "--seconds", type=float, help="how long it may take (%(default)s)", default=RUN_SECONDS
     )
+    limit.add_argument(
+        "--env",
+        type=_variable,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set a variable for it",
+    )
     run = verbs.add_parser("run", parents=[limit], help="run a command inside, as root")
     run.add_argument("command", nargs=argparse.REMAINDER)
     test = verbs.add_parser("test", parents=[limit], help="run this checkout's tests inside")
@@ -57,6 +65,13 @@ def _add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verbs.add_parser("down", help="end it")
     verbs.add_parser("status", help="tell which labs run")
     verbs.add_parser("build", help="build all that is missing in the cache")
+
+
+def _variable(text: str) -> str:
+    name, given, _ = text.partition("=")
+    if not given or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} isn't NAME=VALUE")
+    return text
 
 
 def build(names: list[str]) -> int:
@@ -74,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
     if not command:
         raise LabError("run what? For example: lab kvm run -- lvs")
     with labs.lab(MODES[options.mode], options.seconds + 120) as lab:
-        return lab.run(command, options.seconds)
+        return lab.run(["env", *options.env, *command], options.seconds)
 
 
 def test(options: argparse.Namespace) -> int:
@@ -86,11 +101,8 @@ def test(options: argparse.Namespace) -> int:
     with labs.lab(MODES[options.mode], options.seconds + 120) as lab:
         folder = lab.channel.call("mktemp -d /root/tests-XXXXXX").decode().strip()
         lab.channel.call(f"tar -x -C {folder} -f -", tree.tests())
-        code = lab.run(
-            [*PYTEST, *arguments],
-            options.seconds,
-            folder,
-        )
+        command = ["env", *options.env, *PYTEST, *arguments]
+        code = lab.run(command, options.seconds, folder)
         report.write_bytes(lab.channel.call(f"cat {folder}/junit.xml; rm -rf {folder}"))
     say(f"report: {report}")
     return code

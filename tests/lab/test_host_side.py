@@ -213,3 +213,11 @@ def test_options_of_the_command_inside_are_its_own():
     assert (options.seconds, options.command) == (5.0, ["--", "ls", "--all"])
     options = command.parser().parse_args(["xen", "test", "--", "-m", "xen", "tests/xen"])
     assert options.arguments == ["--", "-m", "xen", "tests/xen"]
+
+
+def test_what_is_no_variable_is_refused():
+    words = ["xen", "run", "--env", "A=1=2", "--env", "B=", "--", "id"]
+    assert command.parser().parse_args(words).env == ["A=1=2", "B="]
+    for wrong in ("A", "a b=1", "-u=1", "=1"):
+        with pytest.raises(SystemExit):
+            command.parser().parse_args(["xen", "run", f"--env={wrong}", "--", "id"])

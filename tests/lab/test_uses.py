@@ -58,6 +58,8 @@ def test_input_output_errors_and_exit_code_pass():
 def test_arguments_pass_as_they_are():
     done = use("kvm", "run", "--", "printf", "%s.", "a b", "$HOME", "'", "--seconds", "")
     assert done.stdout == b"a b.$HOME.'.--seconds.."
+    done = use("kvm", "run", "--env", "A=$HOME '", "--", "printenv", "A")
+    assert done.stdout == b"$HOME '\n"
 
 
 def test_the_clock_is_right():
