@@ -71,8 +71,9 @@ from vmcloner_core.plan import (
     RunResult,
     Step,
 )
-from vmcloner_core.planner import Birth, Facts, check_memory, check_space, plan_create, plan_targets
+from vmcloner_core.planner import Birth, Facts, plan_create, plan_targets
 from vmcloner_core.plugins import PluginHost
+from vmcloner_core.preflight import check_memory, check_space
 from vmcloner_core.process import LocalRunner
 from vmcloner_core.remote import Answer
 from vmcloner_core.request import CreateRequest, Request, TargetRequest

@@ -22,7 +22,7 @@ from vmcloner_core.errors import (
 from vmcloner_core.hooks import hookimpl
 from vmcloner_core.model import HostResources
 from vmcloner_core.plan import Action, Step, StepStatus
-from vmcloner_core.planner import check_memory
+from vmcloner_core.preflight import check_memory
 
 
 def names(clones):

@@ -1,0 +1,92 @@
+"""The words of vmcloner as values: frozen, typed, in integer bytes and seconds.
+
+Nothing here does I/O. What a driver needs to know is handed to it in these.
+"""
+
+from vmcloner_core.model.clone import Access, Clone
+from vmcloner_core.model.domain import (
+    BootConfig,
+    Domain,
+    DomainInventory,
+    DomainSpec,
+    Nic,
+    State,
+    check_mac,
+)
+from vmcloner_core.model.host import Host, HostResources, Network, NetworkChange, NetworkRequest
+from vmcloner_core.model.identity import (
+    Identity,
+    Interface,
+    Seed,
+    clone_generation,
+    clone_mac,
+    clone_uuid,
+)
+from vmcloner_core.model.labels import LABEL_VERSION, Labels
+from vmcloner_core.model.outcome import Check, Outcome, Status
+from vmcloner_core.model.template import (
+    MAX_DISKS,
+    DiskSpec,
+    DomainOptions,
+    IdentitySpec,
+    ImageSource,
+    KernelSpec,
+    NicSpec,
+    SshSpec,
+    Template,
+)
+from vmcloner_core.model.volume import (
+    AS_IT_COMES,
+    Capacity,
+    CloneMode,
+    CloneRequest,
+    Copying,
+    Origin,
+    Progress,
+    Volume,
+)
+
+__all__ = [
+    "AS_IT_COMES",
+    "LABEL_VERSION",
+    "MAX_DISKS",
+    "Access",
+    "BootConfig",
+    "Capacity",
+    "Check",
+    "Clone",
+    "CloneMode",
+    "CloneRequest",
+    "Copying",
+    "DiskSpec",
+    "Domain",
+    "DomainInventory",
+    "DomainOptions",
+    "DomainSpec",
+    "Host",
+    "HostResources",
+    "Identity",
+    "IdentitySpec",
+    "ImageSource",
+    "Interface",
+    "KernelSpec",
+    "Labels",
+    "Network",
+    "NetworkChange",
+    "NetworkRequest",
+    "Nic",
+    "NicSpec",
+    "Origin",
+    "Outcome",
+    "Progress",
+    "Seed",
+    "SshSpec",
+    "State",
+    "Status",
+    "Template",
+    "Volume",
+    "check_mac",
+    "clone_generation",
+    "clone_mac",
+    "clone_uuid",
+]

@@ -1,0 +1,112 @@
+"""A machine that runs clones: its folders, its networks, what it has for guests."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+
+import attrs
+
+from vmcloner_core.errors import InvalidRequest
+
+
+@attrs.frozen(kw_only=True)
+class Host:
+    """A machine that runs clones. There may be several; each driver is made for one.
+
+    :param state: folder of vmcloner's own files on that host (console logs, built templates,
+        what clones were started from).
+    """
+
+    name: str
+    state: Path
+
+    @property
+    def consoles(self) -> Path:
+        """Folder of the console logs, ``CLONE.log``."""
+        return self.state / "console"
+
+    @property
+    def identities(self) -> Path:
+        """Folder of what makes clones somebody: one folder per clone, host keys among it."""
+        return self.state / "identity"
+
+    @property
+    def templates(self) -> Path:
+        """Folder of what image builders made, one folder per template."""
+        return self.state / "templates"
+
+    @property
+    def boots(self) -> Path:
+        """Folder of what boot providers fetched for clones, one folder per clone."""
+        return self.state / "boot"
+
+
+@attrs.frozen(kw_only=True)
+class HostResources:
+    """What the host has for guests, in bytes.
+
+    :param memory_free: what guests can get, with what a kernel could reclaim.
+    :param memory_overhead: what a guest takes beside its own memory.
+    :param memory_hint: where memory can't be overcommitted: what would give guests more of it.
+    """
+
+    memory_total: int
+    memory_free: int
+    cpus: int
+    memory_overhead: int = 0
+    memory_hint: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Network:
+    """A network of the host that cards can be on by its name.
+
+    :param ours: whether vmcloner made it.
+    :param address: the host's own address on it, with prefix length.
+    :param addresses: how many DHCP can give out; None where it isn't the network that does.
+    :param leases: MAC addresses that hold one of them now.
+    """
+
+    name: str
+    active: bool
+    ours: bool = False
+    address: str | None = None
+    addresses: int | None = None
+    leases: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+
+
+def _ipv4_subnet(_instance: object, _attribute: object, value: str | None) -> None:
+    try:
+        if value is not None:
+            ipaddress.IPv4Network(value)
+    except ValueError as error:
+        raise InvalidRequest(f"subnet: {error}", hint="like 192.168.150.0/24") from error
+
+
+def _network_name(_instance: object, _attribute: object, value: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,49}", value):
+        raise InvalidRequest(f"not a network's name: {value!r}")
+
+
+@attrs.frozen(kw_only=True)
+class NetworkRequest:
+    """Ask for a network of vmcloner's own with room for ``count`` guests.
+
+    :param subnet: IPv4, None for one that is free.
+    :param dry_run: change nothing, tell only what would be.
+    """
+
+    name: str = attrs.field(default="vmcloner", validator=_network_name)
+    count: int = attrs.field(default=250, validator=attrs.validators.ge(1))
+    subnet: str | None = attrs.field(default=None, validator=_ipv4_subnet)
+    dry_run: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class NetworkChange:
+    """A network as it is now, or would be, and what that took; no steps where it was so before."""
+
+    network: Network
+    steps: tuple[str, ...] = ()

@@ -1,0 +1,57 @@
+"""What became of a batch's members, and of a doctor's checks."""
+
+from __future__ import annotations
+
+import enum
+from typing import Generic, TypeVar, cast
+
+import attrs
+
+from vmcloner_core.errors import VmclonerError
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@attrs.frozen(kw_only=True)
+class Outcome(Generic[T_co]):
+    """What became of one member of a batch: a value, or an error.
+
+    :param key: the name of the clone, domain or volume that the member was about.
+    :param changed: False where the host already was as asked: nothing was done, so a roll-back
+        has nothing to undo.
+    """
+
+    key: str
+    value: T_co | None = None
+    error: VmclonerError | None = None
+    changed: bool = True
+
+    @property
+    def ok(self) -> bool:
+        """Whether the member is now as asked."""
+        return self.error is None
+
+    def unwrap(self) -> T_co:
+        """Return the value, or raise the error."""
+        if self.error is not None:
+            raise self.error
+        return cast(T_co, self.value)
+
+
+class Status(enum.Enum):
+    """Result of one check of the doctor."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@attrs.frozen(kw_only=True)
+class Check:
+    """One line of ``host check``: what was looked at, what was found, what mends it."""
+
+    backend: str
+    name: str
+    status: Status
+    detail: str = ""
+    fix: str = ""

@@ -1,0 +1,134 @@
+"""Disks: a template's image in a pool, clones of it, and what is asked to make them."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import attrs
+
+from vmcloner_core.errors import InvalidRequest
+from vmcloner_core.model.labels import Labels
+from vmcloner_core.names import split_volume, volume_name
+
+
+class CloneMode(enum.Enum):
+    """How a clone's volume comes from its template: sharing its blocks, or a copy of its own."""
+
+    LINKED = "linked"
+    FULL = "full"
+
+
+@attrs.frozen(kw_only=True)
+class Origin:
+    """A template's image in a pool: what clones are made of. Read-only.
+
+    :param size: virtual bytes. :param allocated: bytes that hold data.
+    :param extents: number of extents on disk, None where the pool has no such thing.
+    :param digest: ``sha256:…`` of the source that was imported, to tell whether to import again.
+    """
+
+    template: str
+    pool: str
+    size: int
+    allocated: int
+    digest: str
+    extents: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Volume:
+    """A clone's disk, where the hypervisor finds it.
+
+    :param name: the volume's name in its pool, ``CLONE-diskN``.
+    :param path: absolute path on the host. :param format: the bytes' format, as libvirt names it.
+    :param kind: ``file`` or ``block``, libvirt's disk type. :param size: virtual bytes.
+    :param complete: False while its bytes aren't all there: a copy is under way, or was cut off.
+        The same request completes it, deleting it takes it away.
+    """
+
+    name: str
+    pool: str
+    labels: Labels
+    path: Path
+    size: int
+    format: Literal["raw", "qcow2"] = "raw"
+    kind: Literal["file", "block"] = "file"
+    complete: bool = True
+
+    @property
+    def disk(self) -> int:
+        """Its number among the clone's disks, from 0."""
+        return (split_volume(self.name) or ("", 0))[1]
+
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) in bytes; total is 0 where it isn't known. From any thread."""
+
+
+@attrs.frozen(kw_only=True)
+class Copying:
+    """How bytes are copied, where a pool copies any.
+
+    :param bandwidth: bytes a second at most that one call writes, None for as many as can be.
+    :param verify: read what was written back, and compare checksums.
+    :param progress: told of the bytes of this one volume.
+    """
+
+    bandwidth: int | None = None
+    verify: bool = False
+    progress: Progress = attrs.field(default=lambda _done, _total: None, eq=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.bandwidth is not None and self.bandwidth < 1:
+            raise InvalidRequest(f"bandwidth must be positive, not {self.bandwidth}")
+
+
+AS_IT_COMES = Copying()
+"""Copy as fast as can be, and trust what was written."""
+
+
+@attrs.frozen(kw_only=True)
+class CloneRequest:
+    """One volume to be made: a clone of an origin, or a blank one.
+
+    :param disk: its number among the clone's disks, from 0.
+    :param origin: what it is a clone of, in the way of ``mode``. None for a blank volume, which
+        is zeros but for ``head`` at its start, and doesn't share anything in either mode.
+    :param size: bytes, at least the origin's; None for the origin's own. A blank one needs it.
+    :param copying: how its bytes are copied, if they are.
+    """
+
+    labels: Labels
+    disk: int = 0
+    origin: Origin | None = None
+    mode: CloneMode = CloneMode.LINKED
+    size: int | None = None
+    head: bytes = attrs.field(default=b"", repr=False)
+    copying: Copying = attrs.field(default=AS_IT_COMES, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.origin is None and (self.size or 0) < max(1, len(self.head)):
+            raise InvalidRequest(f"{self.volume_name}: a blank disk needs a size")
+
+    @property
+    def volume_name(self) -> str:
+        """Name of the volume in its pool, and the key of its outcomes."""
+        return volume_name(self.labels.clone, self.disk)
+
+
+@attrs.frozen(kw_only=True)
+class Capacity:
+    """What a pool holds, in bytes.
+
+    :param volumes_free: how many more volumes fit, whatever their size; None where bytes are all
+        that limits them.
+    :param warnings: what people should know before it is too late (``metadata 83 % full``).
+    """
+
+    total: int
+    free: int
+    volumes_free: int | None = None
+    warnings: tuple[str, ...] = ()

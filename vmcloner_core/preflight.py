@@ -1,0 +1,143 @@
+"""Check that a host has room for what a plan makes: addresses, space, memory. Pure functions."""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
+
+from vmcloner_core.disks import disk_requests
+from vmcloner_core.errors import NotEnoughResources, NotFound, WrongState
+from vmcloner_core.model import (
+    Capacity,
+    Clone,
+    CloneRequest,
+    HostResources,
+    Network,
+    Origin,
+    Template,
+)
+from vmcloner_core.plan import ClonePlan, Plan, Step
+from vmcloner_core.units import format_size
+
+
+def check_networks(
+    template: Template,
+    plans: Sequence[ClonePlan],
+    networks: Sequence[Network],
+    clones: Iterable[Clone],
+) -> None:
+    """Check that a template's networks are there, and have addresses for all who come.
+
+    :param plans: the clones to be made or started. :param clones: every clone of the host.
+    :raises NotFound: a network isn't there. :raises WrongState: it doesn't run.
+    :raises NotEnoughResources: its DHCP has too few addresses; says how many clones would fit.
+    """
+    known = {network.name: network for network in networks}
+    domains = [clone.domain for clone in clones if clone.domain is not None]
+    held = {(n, m) for d in domains for n, m in zip(d.networks, d.macs, strict=False) if n}
+    for name in {spec.source for spec in template.nics if spec.kind == "network" and spec.source}:
+        network = _network(template, name, known)
+        if network.addresses is None:
+            continue
+        taken = network.leases | {mac for source, mac in held if source == name}
+        free = network.addresses - len(taken)
+        each = [len(_dynamic(plan, name) - taken) for plan in plans]
+        if sum(each) > free:
+            fit = sum(total <= free for total in accumulate(each))
+            raise NotEnoughResources(
+                f"network {name!r} has {network.addresses} addresses for DHCP, "
+                f"{max(0, free)} of them free: {sum(each)} are needed",
+                hint=f"{fit} clones would fit; a larger one is made by: "
+                "vmcloner host prepare network --count N",
+            )
+
+
+def _network(template: Template, name: str, known: Mapping[str, Network]) -> Network:
+    if name not in known:
+        raise NotFound(
+            f"template {template.name!r}: this host has no network {name!r}",
+            hint=f"vmcloner host prepare network --name {name}",
+        )
+    if not known[name].active:
+        mend = f"vmcloner host prepare network --name {name}"
+        raise WrongState(
+            f"network {name!r} doesn't run",
+            hint=mend if known[name].ours else f"virsh net-start {name}",
+        )
+    return known[name]
+
+
+def _dynamic(plan: ClonePlan, network: str) -> set[str]:
+    """Return the MAC addresses of a clone that is to be defined for which DHCP is asked."""
+    if Step.DEFINE not in plan.steps:
+        return set()  # it is counted among those that hold a place already
+    cards = plan.identity.interfaces if plan.identity is not None else ()
+    static = {card.mac for card in cards if card.address is not None}
+    return {nic.mac for nic in plan.nics if nic.spec.source == network} - static
+
+
+def check_space(
+    plan: Plan,
+    origin: Origin | None,
+    need: Callable[[CloneRequest, int], int],
+    capacity: Capacity,
+) -> int:
+    """Check that what a create makes fits in its pool; returns the bytes that it takes.
+
+    :param origin: the template's image; while there is none, first disks aren't counted.
+    :param need: the pool's :meth:`~vmcloner_core.drivers.StorageDriver.need`.
+    :raises NotEnoughResources: it doesn't; says what it needs, what is free, how many fit.
+    """
+    making = [clone for clone in plan.clones if clone.disks]
+    if not making or plan.template is None:
+        return 0
+    samples = disk_requests(plan.template, making[0].labels, origin, plan.mode)
+
+    def volumes(clones: int) -> Counter[int]:
+        return Counter(disk for clone in making[:clones] for disk in clone.disks)
+
+    def space(clones: int) -> int:
+        numbers = volumes(clones)
+        return sum(need(r, numbers[r.disk]) for r in samples if numbers[r.disk])
+
+    def full(clones: int) -> bool:
+        limit = capacity.volumes_free
+        over = limit is not None and volumes(clones).total() > limit
+        return over or space(clones) > capacity.free
+
+    count = len(making)
+    if not full(count):
+        return space(count)
+    if space(count) > capacity.free:
+        lack = f"need {format_size(space(count))} in pool {plan.storage!r}, "
+        lack += f"{format_size(capacity.free)} are free"
+    else:
+        lack = f"have {volumes(count).total()} volumes, pool {plan.storage!r} has room "
+        lack += f"for {capacity.volumes_free} more"
+    fit = bisect.bisect_left(range(1, count + 1), True, key=full)
+    raise NotEnoughResources(
+        f"{count} clones {lack}", hint=f"{fit} would fit" if fit else "none would fit"
+    )
+
+
+def check_memory(sizes: Sequence[int], resources: HostResources, overcommit: float) -> None:
+    """Check that guests of these sizes can be started beside those that run.
+
+    :param overcommit: what guests may have, over what is free, where the host can do so.
+    :raises NotEnoughResources: they can't; says what they need, what there is, how many fit.
+    """
+    usable = resources.memory_free
+    if not resources.memory_hint:
+        usable = int(usable * overcommit)
+    needs = list(accumulate(size + resources.memory_overhead for size in sizes))
+    if not needs or needs[-1] <= usable:
+        return
+    fit = sum(total <= usable for total in needs)
+    more = resources.memory_hint or "limits.memory_overcommit in the settings allows more"
+    raise NotEnoughResources(
+        f"to start {len(sizes)} clones takes {format_size(needs[-1])} of memory, "
+        f"{format_size(usable)} are available",
+        hint=f"{fit} would fit; {more}",
+    )
