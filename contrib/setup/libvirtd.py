@@ -188,6 +188,20 @@ def ensure() -> None:
     virsh("domcapabilities")
 
 
+def begin_supervising() -> None:
+    """Start a supervisor; return when it has its lock, or has ended."""
+    with LOG.open("w") as log:
+        supervisor = subprocess.Popen(
+            [sys.executable, __file__, "supervise"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            start_new_session=True,
+        )
+    wait_until(lambda: is_locked(SUPERVISOR) or supervisor.poll() is not None, STOPS_WITHIN)
+
+
 def begin() -> None:
     """Start a libvirtd and return when it answers."""
     if Path("/run/systemd/system").is_dir():
@@ -200,15 +214,7 @@ def begin() -> None:
     deadline = time.monotonic() + FIRST_ANSWER
     for _ in range(2):  # the supervisor that there is may be just about to end
         if not is_locked(SUPERVISOR):
-            with LOG.open("w") as log:
-                subprocess.Popen(
-                    [sys.executable, __file__, "supervise"],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd="/",
-                    start_new_session=True,
-                )
+            begin_supervising()
         time.sleep(POLL)
         while is_locked(SUPERVISOR) and time.monotonic() < deadline:
             if answers():
