@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vmcloner_core.drivers import DriverContext, ImageFile
-from vmcloner_core.model import CloneMode, CloneRequest, Copying, Host, Labels, Origin
+from vmcloner_core.model import CloneMode, CloneRequest, Copying, Host, Origin
 from vmcloner_core.process import LocalRunner
+from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.units import format_size, parse_size
 from vmcloner_dd.fanning import FanningDriver
 from vmcloner_dd.settings import DdSettings
@@ -111,7 +112,7 @@ class Bench:
     def copies(self, origin: Origin, verify: bool) -> None:
         requests = [
             CloneRequest(
-                labels=labels(index),
+                labels=make_labels("bench", index),
                 origin=origin,
                 mode=CloneMode.FULL,
                 copying=Copying(verify=verify),
@@ -152,19 +153,6 @@ class Bench:
                 path.unlink()
             return
         run("lvremove", "-y", "-S", "lv_name=~^loop-", self.vg)
-
-
-def labels(index: int) -> Labels:
-    return Labels(
-        fleet="bench",
-        index=index,
-        template="bench",
-        run="bench",
-        owner="bench",
-        created="2026-01-01T00:00:00Z",
-        storage="bench",
-        hypervisor="none",
-    )
 
 
 def main() -> int:

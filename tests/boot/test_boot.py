@@ -16,13 +16,13 @@ from vmcloner_core.model import (
     Host,
     ImageSource,
     KernelSpec,
-    Labels,
     Nic,
     NicSpec,
     Template,
     clone_uuid,
 )
 from vmcloner_core.process import LocalRunner
+from vmcloner_core.testing.samples import make_labels
 
 BZIMAGE = bytes(0x202) + b"HdrS" + bytes(600)
 
@@ -57,16 +57,7 @@ def template(tmp_path: Path) -> Template:
 
 
 def request(template: Template, index: int = 1) -> BootRequest:
-    labels = Labels(
-        fleet="web",
-        index=index,
-        template=template.name,
-        run="r",
-        owner="o",
-        created="c",
-        storage="files",
-        hypervisor="kvm",
-    )
+    labels = make_labels(index=index, template=template.name)
     nic = Nic(spec=NicSpec(), mac=f"52:54:00:00:00:{index:02x}")
     return BootRequest(
         labels=labels,

@@ -22,7 +22,6 @@ from vmcloner_core.model import (
     Host,
     ImageSource,
     KernelSpec,
-    Labels,
     Nic,
     NicSpec,
     Template,
@@ -30,6 +29,7 @@ from vmcloner_core.model import (
     clone_uuid,
 )
 from vmcloner_core.process import LocalRunner
+from vmcloner_core.testing.samples import make_labels
 
 CONFIG = """
 set default=0
@@ -67,10 +67,7 @@ def ask(context: DriverContext, template: Template) -> Ask:
     """Make the request for a clone with that disk, as at a start."""
 
     def make(path: Path, index: int = 1, **changes: object) -> BootRequest:
-        labels = Labels(
-            fleet="web", index=index, template="t", run="r", owner="o", created="c",
-            storage="files", hypervisor="kvm", boot="pygrub",
-        )  # fmt: skip
+        labels = make_labels(index=index, template="t", boot="pygrub")
         volume = Volume(
             name=f"web-{index}-disk0", pool="files", labels=labels, path=path,
             size=path.stat().st_size, format="qcow2" if path.suffix == ".qcow2" else "raw",

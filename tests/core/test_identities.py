@@ -11,23 +11,14 @@ from vmcloner_core.identities import Identities, authorized_keys, new_host_key, 
 from vmcloner_core.model import (
     IdentitySpec,
     ImageSource,
-    Labels,
     Nic,
     NicSpec,
     Seed,
     Template,
 )
+from vmcloner_core.testing.samples import make_labels
 
-LABELS = Labels(
-    fleet="web",
-    index=7,
-    template="t1",
-    run="r1",
-    owner="me",
-    created="2026-01-01T00:00:00Z",
-    storage="pool",
-    hypervisor="kvm",
-)
+LABELS = make_labels("web", 7, template="t1")
 CLONE = uuid.UUID("0b0e0f10-1112-4314-9516-171819202122")
 NICS = (Nic(spec=NicSpec(), mac="52:54:00:00:00:01"), Nic(spec=NicSpec(), mac="52:54:00:00:00:02"))
 

@@ -19,6 +19,7 @@ from vmcloner_core.names import (
     parse_targets,
     split_clone,
 )
+from vmcloner_core.testing.samples import make_labels
 
 LABEL = st.from_regex(r"[a-z]([a-z0-9-]{0,20}[a-z])?", fullmatch=True)
 
@@ -120,23 +121,9 @@ def test_targets_that_would_explode_are_refused(word):
         parse_targets([word])
 
 
-def labels(**changes):
-    values = {
-        "fleet": "web",
-        "index": 1,
-        "template": "tiny",
-        "run": "r",
-        "owner": "o",
-        "created": "2026-01-01T00:00:00Z",
-        "storage": "files",
-        "hypervisor": "kvm",
-    }
-    return Labels(**(values | changes))
-
-
 @given(LABEL, st.integers(1, 999_999), st.text(max_size=50), st.none() | st.text(max_size=20))
 def test_labels_round_trip(fleet, index, owner, expires):
-    original = labels(fleet=fleet, index=index, owner=owner, expires=expires)
+    original = make_labels(fleet=fleet, index=index, owner=owner, expires=expires)
     assert Labels.from_mapping(original.to_mapping()) == original
 
 
@@ -149,12 +136,12 @@ def test_what_is_no_label_is_none(mapping):
     "change", [{"version": "2"}, {"index": "x"}, {"index": "0"}, {"fleet": "../x"}, {"fleet": None}]
 )
 def test_malformed_labels_are_not_ours(change):
-    mapping = {**labels().to_mapping(), **change}
+    mapping = {**make_labels().to_mapping(), **change}
     assert Labels.from_mapping({k: v for k, v in mapping.items() if v is not None}) is None
 
 
 def test_a_newer_versions_additions_are_ignored():
-    assert Labels.from_mapping({**labels().to_mapping(), "colour": "red"}) == labels()
+    assert Labels.from_mapping({**make_labels().to_mapping(), "colour": "red"}) == make_labels()
 
 
 @pytest.mark.parametrize("mac", ["01:00:00:00:00:01", "52:54:00:00:00", "x", "52:54:00:00:00:0g"])

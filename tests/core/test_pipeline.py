@@ -10,19 +10,14 @@ from vmcloner_core.drivers import Lane
 from vmcloner_core.errors import Conflict, HostCommandError, Interrupted, WrongState
 from vmcloner_core.executor import Pipeline, Stage, Work, undo
 from vmcloner_core.locks import hold
-from vmcloner_core.model import Labels, Outcome, State, Volume
+from vmcloner_core.model import Outcome, State, Volume
 from vmcloner_core.plan import ClonePlan, Readiness, Step
 from vmcloner_core.readiness import Awaited, watch
+from vmcloner_core.testing.samples import make_labels
 
 
 def works(count, *steps):
-    labels = [
-        Labels(
-            fleet="web", index=index, template="t", run="r", owner="o", created="c",
-            storage="s", hypervisor="h",
-        )
-        for index in range(1, count + 1)
-    ]  # fmt: skip
+    labels = [make_labels(index=index) for index in range(1, count + 1)]
     return [Work(plan=ClonePlan(labels=label, steps=steps)) for label in labels]
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.model import CloneRequest, Copying, Host
 from vmcloner_core.process import LocalRunner
-from vmcloner_core.testing.storage import make_image, make_labels, no_progress
+from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.testing.storage import make_image, no_progress
 from vmcloner_dd.folder import FolderDriver
 from vmcloner_dd.settings import DdSettings
 

@@ -11,7 +11,8 @@ import pytest
 from vmcloner_core.copying import Pace, Target
 from vmcloner_core.errors import HostCommandError, InvalidRequest, WrongState
 from vmcloner_core.model import CloneRequest, Copying
-from vmcloner_core.testing.storage import make_image, make_labels, no_progress
+from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.testing.storage import make_image, no_progress
 from vmcloner_dd.settings import DdSettings
 
 MIB = 1024**2

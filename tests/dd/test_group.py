@@ -10,7 +10,8 @@ from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import HostCommandError, NotEnoughResources, NotFound
 from vmcloner_core.model import CloneMode, CloneRequest, Copying, Host, Status
 from vmcloner_core.process import LocalRunner
-from vmcloner_core.testing.storage import StorageConformance, make_image, make_labels, no_progress
+from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.testing.storage import StorageConformance, make_image, no_progress
 from vmcloner_dd.group import COPYING, GroupDriver
 from vmcloner_dd.settings import DdSettings
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from vmcloner_core.drivers import DriverContext, ImageFile
 from vmcloner_core.model import CloneMode, CloneRequest, Host
 from vmcloner_core.process import LocalRunner
-from vmcloner_core.testing.storage import make_labels, no_progress
+from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.testing.storage import no_progress
 from vmcloner_files import drafts
 from vmcloner_files.driver import FilesDriver
 from vmcloner_files.settings import FilesSettings

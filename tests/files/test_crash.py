@@ -11,7 +11,8 @@ import pytest
 
 from tests.files.endless_work import SCRIBBLE
 from vmcloner_core.model import CloneMode, CloneRequest
-from vmcloner_core.testing.storage import make_image, make_labels, no_progress
+from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.testing.storage import make_image, no_progress
 from vmcloner_files import drafts
 
 COUNT = 20

@@ -10,7 +10,8 @@ import pytest
 
 from vmcloner_core.errors import Conflict, WrongState
 from vmcloner_core.model import CloneMode, CloneRequest
-from vmcloner_core.testing.storage import make_image, make_labels, no_progress
+from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.testing.storage import make_image, no_progress
 from vmcloner_files.holders import Holders
 
 QEMU = ["qemu-system-x86_64", "-machine", "q35,accel=tcg", "-S", "-nodefaults", "-display", "none"]

@@ -17,7 +17,8 @@ from vmcloner_core.errors import (
     WrongState,
 )
 from vmcloner_core.model import CloneMode, CloneRequest
-from vmcloner_core.testing.storage import MIB, make_image, make_labels, no_progress
+from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.testing.storage import MIB, make_image, no_progress
 
 
 @pytest.fixture

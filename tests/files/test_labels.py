@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from vmcloner_core.errors import Conflict
 from vmcloner_core.model import CloneMode, CloneRequest, Labels
-from vmcloner_core.testing.storage import make_image, make_labels, no_progress
+from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.testing.storage import make_image, no_progress
 from vmcloner_files.labelling import ATTRIBUTE, SidecarLabels, XattrLabels, decode, encode
 from vmcloner_files.records import DiskRecord, ImageRecord
 

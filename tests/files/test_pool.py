@@ -7,7 +7,8 @@ import pytest
 
 from vmcloner_core.errors import BackendError, DeadlineExceeded, InvalidRequest, VmclonerError
 from vmcloner_core.model import CloneMode, CloneRequest, Origin, Status
-from vmcloner_core.testing.storage import make_image, make_labels, no_progress
+from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.testing.storage import make_image, no_progress
 from vmcloner_core.tomlfile import structure
 from vmcloner_files import drafts
 from vmcloner_files import pool as pool_module

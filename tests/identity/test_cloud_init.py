@@ -16,11 +16,11 @@ from vmcloner_core.model import (
     IdentitySpec,
     ImageSource,
     Interface,
-    Labels,
     Nic,
     NicSpec,
     Template,
 )
+from vmcloner_core.testing.samples import make_labels
 from vmcloner_identity.cloud_init import MAX_USER_DATA, CloudInit
 
 MACS = ("52:54:00:00:00:01", "52:54:00:00:00:02")
@@ -42,16 +42,7 @@ def template(**identity):
 
 
 def request(folder, of=None, fleet="web", values=None, **identity):
-    labels = Labels(
-        fleet=fleet,
-        index=7,
-        template="t1",
-        run="r1",
-        owner="me",
-        created="2026-01-01T00:00:00Z",
-        storage="pool",
-        hypervisor="kvm",
-    )
+    labels = make_labels(fleet, 7, template="t1")
     settings = {
         "hostname": labels.clone,
         "machine_id": "a" * 32,

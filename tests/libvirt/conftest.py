@@ -22,6 +22,7 @@ from vmcloner_core.model import (
     clone_uuid,
 )
 from vmcloner_core.process import LocalRunner
+from vmcloner_core.testing.samples import make_labels
 from vmcloner_libvirt.kvm import KvmDriver
 from vmcloner_libvirt.libxl import Logs
 from vmcloner_libvirt.settings import KvmSettings, XenSettings
@@ -106,15 +107,7 @@ def paper(make_driver: Callable[..., KvmDriver]) -> KvmDriver:
 @pytest.fixture
 def new_labels() -> Callable[..., Labels]:
     def make(index: int = 1, fleet: str = "web", **changes: str) -> Labels:
-        values = {
-            "template": "t",
-            "run": "r1",
-            "owner": "tester",
-            "created": "2026-01-02T03:04:05Z",
-            "storage": "files",
-            "hypervisor": "kvm",
-        }
-        return Labels(fleet=fleet, index=index, **(values | changes))
+        return make_labels(fleet, index, **changes)
 
     return make
 

@@ -21,6 +21,7 @@ from vmcloner_core.model import (
     NicSpec,
     Volume,
 )
+from vmcloner_core.testing.samples import make_labels
 from vmcloner_libvirt import kvm, metadata
 from vmcloner_libvirt.booting import once
 from vmcloner_libvirt.rendering import Rendered, Renderer
@@ -231,16 +232,7 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=60)
 @given(TEXT, TEXT, TEXT)
 @settings(deadline=None)
 def test_labels_come_back_to_the_letter(owner: str, run: str, storage: str) -> None:
-    labels = Labels(
-        fleet="web",
-        index=7,
-        template="t",
-        run=run,
-        owner=owner,
-        created="2026-01-02T03:04:05Z",
-        storage=storage,
-        hypervisor="kvm",
-    )
+    labels = make_labels("web", 7, run=run, owner=owner, storage=storage)
     root = etree.fromstring("<domain><name>web-7</name></domain>")
     metadata.add_labels(root, labels)
     assert metadata.labels_in(metadata.parse(etree.tostring(root, encoding="unicode"))) == labels
@@ -254,16 +246,7 @@ PRINTABLE = st.text(
 @given(PRINTABLE, PRINTABLE.filter(lambda text: "/" not in text))
 @settings(deadline=None)
 def test_values_never_become_markup(cmdline: str, file: str) -> None:
-    labels = Labels(
-        fleet="web",
-        index=1,
-        template="t",
-        run="r",
-        owner="o",
-        created="c",
-        storage="s",
-        hypervisor="kvm",
-    )
+    labels = make_labels()
     spec = DomainSpec(
         labels=labels,
         uuid=uuid.UUID(int=1),

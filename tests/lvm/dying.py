@@ -15,7 +15,7 @@ from tests.lvm.conftest import POOL, VG
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.model import CloneRequest, Host
 from vmcloner_core.process import LocalRunner
-from vmcloner_core.testing.storage import make_labels
+from vmcloner_core.testing.samples import make_labels
 from vmcloner_lvm.commands import bound
 from vmcloner_lvm.devmapper import KernelDeviceMapper
 from vmcloner_lvm.driver import LvmThinDriver

@@ -21,7 +21,7 @@ from vmcloner_core.errors import (
     WrongState,
 )
 from vmcloner_core.model import CloneRequest, Host
-from vmcloner_core.testing.storage import make_labels
+from vmcloner_core.testing.samples import make_labels
 from vmcloner_lvm.commands import bound
 from vmcloner_lvm.driver import LvmThinDriver
 from vmcloner_lvm.settings import LvmThinSettings
@@ -55,14 +55,14 @@ def driver(open_driver):
 def requests(driver, count, first=1, **changes):
     origin = driver.origins()[0]
     made = [
-        CloneRequest(labels=make_labels("web", index, "tiny"), origin=origin)
+        CloneRequest(labels=make_labels("web", index), origin=origin)
         for index in range(first, first + count)
     ]
     return [attrs.evolve(request, **changes) for request in made]
 
 
 def swap(index=1, size=20 * MIB):
-    labels = make_labels("web", index, "tiny")
+    labels = make_labels("web", index)
     return CloneRequest(labels=labels, disk=1, size=size, head=b"swap" * 1024)
 
 
@@ -139,7 +139,7 @@ def test_volumes_of_others_are_left_alone(host, driver):
     [clone, other] = driver.clone(requests(driver, 2))
     assert isinstance(clone.error, Conflict)
     assert other.ok
-    fake = attrs.evolve(other.value, name="web-1-disk0", labels=make_labels("web", 1, "tiny"))
+    fake = attrs.evolve(other.value, name="web-1-disk0", labels=make_labels("web", 1))
     [deleted] = driver.delete([fake])
     assert isinstance(deleted.error, Conflict)
     assert "web-1-disk0" in host.group.thin
@@ -148,7 +148,7 @@ def test_volumes_of_others_are_left_alone(host, driver):
 @pytest.mark.parametrize("fleet", ["snapshot", "pvmove", "a" + "-" * 59 + "a"])
 def test_names_that_lvm_keeps_for_itself(driver, fleet):
     request = requests(driver, 1)[0]
-    [outcome] = driver.clone([attrs.evolve(request, labels=make_labels(fleet, 1, "tiny"))])
+    [outcome] = driver.clone([attrs.evolve(request, labels=make_labels(fleet, 1))])
     assert isinstance(outcome.error, InvalidRequest)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import Labels
-from vmcloner_core.testing.storage import make_labels
+from vmcloner_core.testing.samples import make_labels
 from vmcloner_lvm import tags
 
 keys = st.from_regex(r"[a-z_]{1,10}", fullmatch=True)

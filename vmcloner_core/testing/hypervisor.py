@@ -41,6 +41,7 @@ from vmcloner_core.model import (
     State,
     Status,
 )
+from vmcloner_core.testing.samples import make_labels
 
 T = TypeVar("T")
 MakeSpec = Callable[[Labels], DomainSpec]
@@ -61,7 +62,7 @@ class HypervisorConformance:
     @pytest.fixture
     def specs(self, fleet: str, make_spec: MakeSpec) -> tuple[DomainSpec, ...]:
         """Return the specifications of three clones."""
-        return tuple(make_spec(_labels(fleet, index)) for index in (1, 2, 3))
+        return tuple(make_spec(make_labels(fleet, index)) for index in (1, 2, 3))
 
     # --- define -------------------------------------------------------------------------------
 
@@ -99,12 +100,12 @@ class HypervisorConformance:
         _all_ok(driver.define(specs))
         before = driver.inspect()
         later = [
-            make_spec(_labels(spec.labels.fleet, spec.labels.index, run="r2")) for spec in specs
+            make_spec(make_labels(spec.labels.fleet, spec.labels.index, run="r2")) for spec in specs
         ]
         for outcome in driver.define(later):
             assert outcome.ok
             assert not outcome.changed
-            assert outcome.unwrap().labels.run == "r1"
+            assert outcome.unwrap().labels.run == make_labels().run
         assert _ours(before, specs) == _ours(driver.inspect(), specs)
 
     def test_another_templates_clone_is_a_conflict(
@@ -112,7 +113,7 @@ class HypervisorConformance:
     ) -> None:
         """A name that another clone has is refused, the rest of the batch is done."""
         _all_ok(driver.define(specs[:1]))
-        other = make_spec(_labels(specs[0].labels.fleet, 1, template="other"))
+        other = make_spec(make_labels(specs[0].labels.fleet, 1, template="other"))
         outcomes = {o.key: o for o in driver.define([other, specs[1]])}
         assert isinstance(outcomes[other.name].error, Conflict)
         assert outcomes[specs[1].name].ok
@@ -121,7 +122,7 @@ class HypervisorConformance:
 
     def test_longest_name(self, driver: HypervisorDriver, fleet: str, make_spec: MakeSpec) -> None:
         """A name of 63 characters, a DNS label's most, is no shorter afterwards."""
-        spec = make_spec(_labels(fleet.ljust(56, "x"), 999_999))
+        spec = make_spec(make_labels(fleet.ljust(56, "x"), 999_999))
         assert len(spec.name) == 63
         _all_ok(driver.define([spec]))
         assert spec.name in driver.states()
@@ -131,7 +132,7 @@ class HypervisorConformance:
     ) -> None:
         """Labels come back to the letter, whatever they hold."""
         text = "<a href='x'>&amp;\"]]>%41\n\t\r\x01 ü\U0001f40d {{ 7*7 }}"
-        labels = _labels(fleet, 1, owner=text, run=text)
+        labels = make_labels(fleet, 1, owner=text, run=text)
         _all_ok(driver.define([make_spec(labels)]))
         assert _labels_found(driver, labels.clone) == labels
 
@@ -139,7 +140,7 @@ class HypervisorConformance:
         self, driver: HypervisorDriver, fleet: str, make_spec: MakeSpec
     ) -> None:
         """As many calls at once as the lane says lose and double nothing."""
-        specs = [make_spec(_labels(fleet, index)) for index in range(1, 17)]
+        specs = [make_spec(make_labels(fleet, index)) for index in range(1, 17)]
         with ThreadPoolExecutor(max(2, driver.define_lane.concurrency)) as pool:
             batches = [specs[i : i + 4] for i in range(0, 16, 4)]
             outcomes = [o for batch in pool.map(_run(driver.define), batches) for o in batch]
@@ -293,21 +294,6 @@ class HypervisorConformance:
             assert check.backend == driver.name
             assert check.status is not Status.FAILED, f"{check.name}: {check.detail}"
             assert check.status is Status.OK or check.detail
-
-
-def _labels(
-    fleet: str, index: int, *, template: str = "t", run: str = "r1", owner: str = "tester"
-) -> Labels:
-    return Labels(
-        fleet=fleet,
-        index=index,
-        template=template,
-        run=run,
-        owner=owner,
-        created="2026-01-02T03:04:05Z",
-        storage="files",
-        hypervisor="kvm",
-    )
 
 
 def _labels_found(driver: HypervisorDriver, name: str) -> Labels:

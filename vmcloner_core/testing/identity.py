@@ -30,12 +30,12 @@ from vmcloner_core.model import (
     IdentitySpec,
     ImageSource,
     Interface,
-    Labels,
     Nic,
     NicSpec,
     Seed,
     Template,
 )
+from vmcloner_core.testing.samples import make_labels
 
 Make = Callable[[int], IdentityRequest]
 
@@ -58,16 +58,7 @@ class IdentityConformance:
         """Return a function that makes a request for the clone of an index."""
 
         def make(index: int) -> IdentityRequest:
-            labels = Labels(
-                fleet="web",
-                index=index,
-                template="t",
-                run="r1",
-                owner="tester",
-                created="2026-01-02T03:04:05Z",
-                storage="pool",
-                hypervisor="kvm",
-            )
+            labels = make_labels("web", index)
             mac = f"52:54:00:00:00:{index:02x}"
             folder = tmp_path / labels.clone
             folder.mkdir(exist_ok=True)

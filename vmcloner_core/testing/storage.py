@@ -35,13 +35,13 @@ from vmcloner_core.errors import Conflict, InvalidRequest, VmclonerError, WrongS
 from vmcloner_core.model import (
     CloneMode,
     CloneRequest,
-    Labels,
     Origin,
     Outcome,
     Status,
     Volume,
 )
 from vmcloner_core.names import MAX_LABEL
+from vmcloner_core.testing.samples import make_labels
 
 MIB = 1024**2
 TIMEOUT = 60.0
@@ -61,20 +61,6 @@ def make_image(path: Path, seed: int, size: int = 8 * MIB) -> ImageFile:
             stream.write(hashlib.shake_128(f"{seed}/{offset}".encode()).digest(length))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return ImageFile(path=path, format="raw", size=size, digest=f"sha256:{digest}")
-
-
-def make_labels(fleet: str = "web", index: int = 1, template: str = "tiny") -> Labels:
-    """Return labels of a clone."""
-    return Labels(
-        fleet=fleet,
-        index=index,
-        template=template,
-        run="20260101-000000-abcd",
-        owner="tester",
-        created="2026-01-01T00:00:00Z",
-        storage="pool",
-        hypervisor="kvm",
-    )
 
 
 def no_progress(done: int, total: int) -> None:
@@ -208,7 +194,7 @@ class StorageConformance:
         """Return requests for clones FLEET-first … of an origin."""
         return [
             CloneRequest(
-                labels=make_labels(fleet, index, origin.template), origin=origin, mode=mode
+                labels=make_labels(fleet, index, template=origin.template), origin=origin, mode=mode
             )
             for index in range(first, first + count)
         ]

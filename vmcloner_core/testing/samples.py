@@ -1,0 +1,23 @@
+"""Made-up values for tests and benchmarks, where what they are doesn't matter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vmcloner_core.model import Labels
+
+
+def make_labels(fleet: str = "web", index: int = 1, **changes: Any) -> Labels:
+    """Return labels of a clone; ``changes`` are further fields of theirs.
+
+    :raises InvalidRequest: a name among them is none.
+    """
+    values = {
+        "template": "tiny",
+        "run": "20260101T000000-abcdef",
+        "owner": "tester",
+        "created": "2026-01-01T00:00:00Z",
+        "storage": "pool",
+        "hypervisor": "kvm",
+    }
+    return Labels(fleet=fleet, index=index, **(values | changes))
