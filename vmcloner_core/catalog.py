@@ -3,7 +3,7 @@
 Searched in this order: ``./templates``, the user's (``~/.config/vmcloner/templates``),
 ``/etc/vmcloner/templates``, then the ones shipped with vmcloner. The file's stem is the
 template's name. ``extends = "NAME"`` takes everything of another template and lays this file's
-keys over it, table by table.
+keys over it, table by table; a file that extends its own name means the next of that name.
 """
 
 from __future__ import annotations
@@ -62,11 +62,15 @@ class Catalog:
 
     def files(self) -> dict[str, Path]:
         """Return the file of each template, by name."""
-        found: dict[str, Path] = {}
+        return {name: files[0] for name, files in self._all_files().items()}
+
+    def _all_files(self) -> dict[str, tuple[Path, ...]]:
+        """Return the files of each name, by name, in the order in which they are searched."""
+        found: dict[str, tuple[Path, ...]] = {}
         for folder in self._folders:
             if folder.is_dir():
-                for file in sorted(folder.glob("*.toml")):
-                    found.setdefault(file.stem, file)
+                for file in folder.glob("*.toml"):
+                    found[file.stem] = (*found.get(file.stem, ()), file)
         return dict(sorted(found.items()))
 
     def infos(self) -> tuple[TemplateInfo, ...]:
@@ -86,9 +90,8 @@ class Catalog:
         :raises InvalidRequest: names the file, the line or key, and the reason.
         """
         check_template(name)
-        files = self.files()
-        data, kernel_folder = self._merged(name, files, ())
-        file = files[name]
+        data, kernel_folder = self._merged(name, self._all_files(), ())
+        file = self.files()[name]
         for reserved in ("name", "folder", "origin_file"):
             if reserved in data:
                 raise InvalidRequest(f"{file}: unknown key {reserved!r}")
@@ -102,24 +105,31 @@ class Catalog:
         return attrs.evolve(template, folder=folder, origin_file=file)
 
     def _merged(
-        self, name: str, files: Mapping[str, Path], seen: tuple[str, ...]
+        self, name: str, files: Mapping[str, Sequence[Path]], seen: tuple[Path, ...]
     ) -> tuple[dict[str, Any], Path]:
-        """Return a template's keys with those it extends, and the folder of its kernel's files."""
+        """Return a template's keys with those it extends, and the folder of its kernel's files.
+
+        :param seen: the files that led here, each extending the next.
+        """
         if name not in files:
-            said_by = f"{files[seen[-1]]}: extends: " if seen else ""
+            said_by = f"{seen[-1]}: extends: " if seen else ""
             raise NotFound(
                 f"{said_by}unknown template {name!r}", hint=did_you_mean(name, list(files))
             )
-        file = files[name]
-        if name in seen or len(seen) >= MAX_DEPTH:
-            raise InvalidRequest(f"{files[seen[0]]}: extends: {' > '.join((*seen, name))}: a loop")
+        # What extends its own name lies over the next file of that name, a shipped one mostly.
+        again = bool(seen) and seen[-1].stem == name
+        left = files[name][files[name].index(seen[-1]) + 1 :] if again else files[name]
+        if not left or left[0] in seen or len(seen) >= MAX_DEPTH:
+            path = " > ".join([*(file.stem for file in seen), name])
+            raise InvalidRequest(f"{seen[0]}: extends: {path}: a loop")
+        file = left[0]
         own = _absolute(read_toml(file), file.parent)
         parent = own.pop("extends", None)
         if parent is None:
             return own, file.parent
         if not isinstance(parent, str):
             raise InvalidRequest(f"{file}: extends: must be a string, not {parent!r}")
-        inherited, folder = self._merged(parent, files, (*seen, name))
+        inherited, folder = self._merged(parent, files, (*seen, file))
         return _laid_over(inherited, own), file.parent if "kernel" in own else folder
 
 

@@ -89,6 +89,21 @@ def test_template_with_defaults(catalog, tmp_path):
     assert template.origin_file == tmp_path / "a.toml"
 
 
+def test_a_template_may_lie_over_the_next_of_its_name(tmp_path):
+    """Such as one of the user over the one that is shipped."""
+    shipped, own = tmp_path / "shipped", tmp_path / "own"
+    for folder, text in ((shipped, "vcpus = 3\n" + IMAGE), (own, "extends = 'a'\nmemory = 4096")):
+        folder.mkdir()
+        (folder / "a.toml").write_text(text)
+    template = Catalog(tmp_path / "built", [own, shipped]).template("a")
+    assert (template.memory, template.vcpus) == (4096, 3)
+    assert template.image.path == shipped / "x.raw"
+    assert template.origin_file == own / "a.toml"
+    (shipped / "a.toml").write_text("extends = 'a'")
+    with pytest.raises(InvalidRequest, match="a > a > a: a loop"):
+        Catalog(tmp_path / "built", [own, shipped]).template("a")
+
+
 def test_extends_lays_tables_over(catalog):
     both = catalog(
         a=IMAGE + '[kernel]\npath = "k"\ncmdline = "quiet"\n[domain]\nmachine = "pc"',
