@@ -166,7 +166,9 @@ def test_lists_the_templates_that_it_ships(vmcloner):
     done = vmcloner("template", "list", "-f", "json")
     assert done.returncode == 0, done.stderr
     names = {row["name"] for row in json.loads(done.stdout)}
-    assert names == {"tiny", "debian-12", "debian-12-built", "ubuntu-24.04", "alpine"}
+    assert names == {
+        *("tiny", "netboot", "debian-12", "debian-12-built", "ubuntu-24.04", "alpine"),
+    }
 
 
 def test_names_what_kvm_lacks(vmcloner):

@@ -25,15 +25,18 @@ ARGUMENTS = (
     "console=ttyS0 loglevel=6 panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check"
     " lpj=4000000"
 )
-TEMPLATE = """
-extends = "tiny"
-boot = "{boot}"
+NETBOOT = """
+extends = "netboot"
 memory = "256MiB"
-[kernel]
-cmdline = "by={{{{ fleet }}}}"
+ready = 'console:vmcloner-ready name={{{{ name }}}} '
 [[nics]]
 kind = "bridge"
 source = "{bridge}"
+"""
+BY_ROM = """
+extends = "netboot"
+hypervisors = ["kvm"]
+boot = "network"
 """
 INSTALLER = """#!/bin/busybox sh
 # Stands for an installer: puts a system on the disk, says so, and reboots.
@@ -43,9 +46,11 @@ mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 while read -r module; do insmod "/modules/$module"; done </modules/order
+echo stub-begins
 gunzip -c /disk.gz | dd of=/dev/vda bs=1M conv=fsync 2>/dev/null
 sync
 echo "stub-installed on $(cat /sys/block/vda/size)"
+sleep 3 # the log is begun anew by the next start
 reboot -f
 """
 
@@ -85,11 +90,10 @@ def lab():
             "--enable-tftp",
             f"--tftp-root={net.tftp}",
         )
-        for boot in ("pypxeboot", "network"):
-            text = TEMPLATE.format(boot=boot, bridge=bridge)
-            (site.folder / "templates" / f"{boot}.toml").write_text(text)
-        site.run("template", "import", "pypxeboot", timeout=600)
-        built = site.folder / "state" / "templates" / "pypxeboot"
+        for name, text in {"netboot": NETBOOT.format(bridge=bridge), "rom": BY_ROM}.items():
+            (site.folder / "templates" / f"{name}.toml").write_text(text)
+        site.run("template", "import", "tiny", timeout=600)
+        built = site.folder / "state" / "templates" / "tiny"
         for name in ("vmlinuz", "initrd.img"):
             shutil.copyfile(built / name, net.tftp / name)
             (net.tftp / name).chmod(0o644)
@@ -107,28 +111,29 @@ def clones(lab):
     assert [path for path in files if path.parent.name != "shared"] == []
 
 
-def configuration(name, mac, *initrds):
+def planned(lab, fleet, count):
+    """Return the MAC addresses that clones will have, before anything of them exists."""
+    words = ("create", fleet, "-t", "netboot", "-c", str(count), "--dry-run", "-f", "json")
+    return {row["name"]: row["mac"] for row in json.loads(lab.site.run(*words))}
+
+
+def configuration(mac, *initrds):
     return (
         f"DEFAULT linux\nLABEL linux\nKERNEL vmlinuz\nINITRD {','.join(['initrd.img', *initrds])}\n"
-        f"APPEND {ARGUMENTS} host={name} own={mac}\nIPAPPEND 3\n"
+        f"APPEND {ARGUMENTS} own={mac}\nIPAPPEND 3\n"
     )
 
 
 @pytest.mark.timeout(900)
-def test_clones_boot_with_what_their_own_files_say(clones):
+def test_one_command_boots_many_with_what_their_own_files_say(clones):
     """Each has an address of its own, and says its name and its own file's arguments."""
     fleet = clones.site.fleet("pxe")
-    clones.site.run("create", fleet, "-t", "pypxeboot", "-c", str(GUESTS))
-    macs = clones.macs(fleet)
-    for name, mac in macs.items():
-        clones.net.config(mac, configuration(name, mac))
-    for row in json.loads(clones.site.run("boot", "resolve", fleet, "-f", "json")):
-        assert row["kernel"] == f"tftp://{clones.net.subnet}.1/vmlinuz"
-        assert row["initrd"] == f"tftp://{clones.net.subnet}.1/initrd.img"
-        assert f" own={macs[row['name']]} " in row["cmdline"]
-        assert f"pxelinux.cfg/01-{macs[row['name']].replace(':', '-')}" in row["source"]
-    assert not any(mac in clones.leases() for mac in macs.values())
-    clones.site.run("start", fleet, "--wait", timeout=600)
+    macs = planned(clones, fleet, GUESTS)
+    for mac in macs.values():
+        clones.net.config(mac, configuration(mac))
+    create = ("create", fleet, "-t", "netboot", "-c", str(GUESTS), "--start", "--wait")
+    clones.site.run(*create, "--timeout", "600", timeout=800)
+    assert clones.macs(fleet) == macs
     addresses = set()
     for name, mac in macs.items():
         log = clones.log(name)
@@ -136,16 +141,31 @@ def test_clones_boot_with_what_their_own_files_say(clones):
         assert f"name={name} mac={mac} " in line
         [cmdline] = re.findall(r"Kernel command line: (.*)", log)
         assert f" own={mac} " in cmdline
-        assert cmdline.endswith(f" by={fleet}")
+        assert cmdline.endswith(f" hostname={name} systemd.hostname={name}")
         assert f" BOOTIF=01-{mac.replace(':', '-')}" in cmdline
         addresses.add(re.search(r" ip=([0-9.]+):", cmdline)[1])
     assert len(addresses) == GUESTS
 
 
+@pytest.mark.timeout(300)
+def test_what_clones_would_boot_is_shown_without_a_lease(clones):
+    fleet = clones.site.fleet("dry")
+    clones.site.run("create", fleet, "-t", "netboot", "-c", "2")
+    macs = clones.macs(fleet)
+    for mac in macs.values():
+        clones.net.config(mac, configuration(mac))
+    for row in json.loads(clones.site.run("boot", "resolve", fleet, "-f", "json")):
+        assert row["kernel"] == f"tftp://{clones.net.subnet}.1/vmlinuz"
+        assert row["initrd"] == f"tftp://{clones.net.subnet}.1/initrd.img"
+        assert f" own={macs[row['name']]} " in row["cmdline"]
+        assert f"pxelinux.cfg/01-{macs[row['name']].replace(':', '-')}" in row["source"]
+    assert not any(mac in clones.leases() for mac in macs.values())
+
+
 @pytest.mark.timeout(900)
 def test_a_clone_boots_by_its_own_rom(clones):
     fleet = clones.site.fleet("rom")
-    clones.site.run("create", fleet, "-t", "network", "-c", "1", timeout=300)
+    clones.site.run("create", fleet, "-t", "rom", "-c", "1", timeout=300)
     [(name, mac)] = clones.macs(fleet).items()
     (clones.net.tftp / "boot.ipxe").write_text(
         f"#!ipxe\nkernel vmlinuz {ARGUMENTS} host={name} own=${{net0/mac}}\n"
@@ -160,7 +180,7 @@ def test_a_clone_boots_by_its_own_rom(clones):
 @pytest.mark.timeout(600)
 def test_a_clone_that_gets_nothing_says_so_and_is_not_started(clones):
     fleet = clones.site.fleet("none")
-    clones.site.run("create", fleet, "-t", "pypxeboot", "-c", "1")
+    clones.site.run("create", fleet, "-t", "netboot", "-c", "1")
     with clones.site.popen("start", fleet) as process:
         stdout, _stderr = process.communicate(timeout=120)
     assert process.returncode == 10
@@ -170,28 +190,41 @@ def test_a_clone_that_gets_nothing_says_so_and_is_not_started(clones):
 
 @pytest.mark.timeout(900)
 def test_an_installer_is_booted_once_then_the_disk(clones, tmp_path):
+    """One command waits for all of it: install, reboot, and the system on the disk."""
     fleet = clones.site.fleet("inst")
-    clones.site.run("create", fleet, "-t", "pypxeboot", "-c", "1")
-    [(name, mac)] = clones.macs(fleet).items()
+    [(name, mac)] = planned(clones, fleet, 1).items()
     stub = [
         initramfs.executable("init", INSTALLER.encode()),
         initramfs.file("disk.gz", gzip.compress(system(tmp_path, clones.net.tftp, name), 1)),
     ]
     (clones.net.tftp / "stub.img").write_bytes(initramfs.pack(stub))
-    clones.net.config(mac, configuration(name, mac, "stub.img"))
-    clones.site.run("start", fleet)
-    # The kernel is fetched: from now on the server says what servers say after an installation.
-    clones.net.config(mac, "DEFAULT local\nLABEL local\nLOCALBOOT 0\n")
-    deadline = time.monotonic() + 400
-    while [row["state"] for row in clones.site.rows(fleet)] != ["stopped"]:
-        assert time.monotonic() < deadline, clones.log(name)[-2000:]
-        time.sleep(1)
-    assert "stub-installed on 131072" in clones.log(name)
-    clones.site.run("start", fleet, "--wait", timeout=600)
+    clones.net.config(mac, configuration(mac, "stub.img"))
+    words = ("create", fleet, "-t", "netboot", "-c", "1", "--start", "--wait", "--timeout", "600")
+    with clones.site.popen(*words) as process:
+        until_said(clones, name, "stub-begins")
+        # What servers say after an installation.
+        clones.net.config(mac, "DEFAULT local\nLABEL local\nLOCALBOOT 0\n")
+        said = until_said(clones, name, "stub-installed")
+        _stdout, stderr = process.communicate(timeout=700)
+    assert process.returncode == 0, stderr
+    assert "stub-installed on 16777216" in said
     log = clones.log(name)
-    assert "stub-installed" not in log
+    assert "stub-" not in log
     assert f"vmcloner-ready name={name} " in log
     assert " booted=disk" in re.findall(r"Kernel command line: (.*)", log)[-1]
+    assert [row["state"] for row in clones.site.rows(fleet)] == ["running"]
+
+
+def until_said(lab, name, words):
+    """Wait until a clone's console has said something that is on a line by now; return it all."""
+    file = lab.site.folder / "state" / "console" / f"{name}.log"
+    deadline = time.monotonic() + 400
+    said = ""
+    while not re.search(f"{words}.*\n", said):
+        assert time.monotonic() < deadline, said[-2000:]
+        time.sleep(0.2)
+        said = file.read_text(errors="replace") if file.exists() else ""
+    return said
 
 
 def system(folder: Path, files: Path, name: str) -> bytes:

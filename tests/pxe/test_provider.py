@@ -12,10 +12,11 @@ import pytest
 
 from vmcloner_core.drivers import BootRequest, DriverContext
 from vmcloner_core.errors import HostCommandError, InvalidRequest
+from vmcloner_core.images import build
 from vmcloner_core.model import Host, ImageSource, KernelSpec, Labels, Nic, NicSpec, Template
 from vmcloner_core.process import CommandResult
+from vmcloner_pxe import empty, rom
 from vmcloner_pxe import provider as pypxeboot
-from vmcloner_pxe import rom
 
 BRIDGE = NicSpec(kind="bridge", source="br0")
 NETWORK = NicSpec(kind="network", source="lan")
@@ -179,3 +180,14 @@ def test_a_card_of_user_mode_cannot_be_booted_from(tmp_path, name):
 def test_the_guests_own_rom(tmp_path):
     [outcome] = rom.NetworkBoot(None).resolve([request()])
     assert outcome.unwrap().devices == ("network", "hd")
+
+
+def test_the_empty_image_is_a_small_disk_of_zeros(tmp_path):
+    context = DriverContext(
+        host=Host(name="local", state=tmp_path), name="empty", runner=Runner(None)
+    )
+    builder = empty.vmcloner_image_builder().factory(context)
+    image = build(builder, tmp_path / "built", lambda _done, _total: None)
+    assert (image.format, image.size) == ("raw", 1024**2)
+    assert not any(image.path.read_bytes())
+    assert image.path.stat().st_blocks == 0
