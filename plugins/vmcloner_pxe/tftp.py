@@ -29,6 +29,7 @@ MAX_NAME = 400
 """Bytes of a remote file's name: RFC 2347 limits a request to 512."""
 
 _RRQ, _DATA, _ACK, _ERROR, _OACK = 1, 3, 4, 5, 6
+_DATA_HEAD, _ACK_HEAD = b"\0\3", b"\0\4"
 _UNDEFINED, _NOT_FOUND, _ACCESS, _DISK_FULL, _BAD_OPTIONS = 0, 1, 2, 3, 8
 _DEFAULT_BLOCK = 512
 _IP_RECVERR = 11  # linux/in.h
@@ -83,6 +84,9 @@ class Download:
         self._first: bytes | None = None  # the first block, of a server without options
         self._received = 0  # blocks, in order; the wire has this modulo 65536
         self._total = 0  # bytes
+        self._unacknowledged = 0  # blocks of the window so far
+        self._complained = -1  # the block after which something else was said to have come
+        self._waits, self._asked_again = self._patience.waits(), False
         self._done = False
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
@@ -188,80 +192,102 @@ class Download:
     def read(self, write: Callable[[memoryview], object]) -> int:
         """Hand the file's bytes to ``write``, in order; return how many they are.
 
+        Each piece is valid until ``write`` returns.
+
         :raises NetbootError: the server stops, or sends more or less than it said.
         """
-        for block in self._blocks():
-            write(block)
+        ended = self._begun(write)
+        self._acknowledge()
+        self._be_patient(next(self._waits))
+        packet = bytearray(self._block_size + 5)  # one more shows a block too long
+        while not ended:
+            length = self._in_order(packet, write)
+            ended = self._out_of_line(memoryview(packet)[:length], write)
         self._done = True
         if self.size is not None and self._total != self.size:
             raise NetbootError(f"{self._what}: truncated: {self._total} of {self.size} bytes")
         return self._total
 
-    def _blocks(self) -> Iterator[memoryview]:
-        """Yield the file's blocks; each is valid until the next one is asked for."""
-        if self._first is not None:
-            block = memoryview(self._first)[4:]
-            self._count(len(block))
-            yield block
-            if len(block) < self._block_size:
-                self._acknowledge()
-                return
-        self._acknowledge()
-        unacknowledged, complained = 0, -1
-        for packet in self._packets():
-            kind, number = packet[0] << 8 | packet[1], packet[2] << 8 | packet[3]
-            if kind != _DATA:
-                if kind != _OACK or self._received:  # it didn't hear our first ACK
-                    self._fail_by(bytes(packet))
-                self._acknowledge()
-                continue
-            if number != (self._received + 1) & 0xFFFF:
-                # Lost or repeated: say once where we are, and let the rest of the window pass.
-                if complained != self._received:
-                    complained, unacknowledged = self._received, 0
-                    self._acknowledge()
-                continue
-            size = len(packet) - 4
-            self._count(size)
-            unacknowledged += 1
-            if size < self._block_size or unacknowledged == self._window:
-                self._acknowledge()
-                unacknowledged = 0
-            yield packet[4:]
-            if size < self._block_size:
-                return
+    def _begun(self, write: Callable[[memoryview], object]) -> bool:
+        """Take the block that a server without options began with; tell if it was the last."""
+        if self._first is None:
+            return False
+        block = memoryview(self._first)[4:]
+        self._count(len(block))
+        write(block)
+        return len(block) < self._block_size
 
-    def _packets(self) -> Iterator[memoryview]:
-        """Yield the server's packets; repeat the last ACK where none comes."""
-        view = memoryview(bytearray(self._block_size + 5))  # one more shows a block too long
-        waits, at = self._patience.waits(), self._received
-        self._wait_at_most(next(waits))
-        patient = False
+    def _in_order(self, packet: bytearray, write: Callable[[memoryview], object]) -> int:
+        """Take full blocks while they come in order; return the length of what else came.
+
+        That is 0 where nothing came in time. A server without windows sends nothing until it has
+        our ACK, so as little as can be is done before that: the rest is done while it works.
+        """
+        receive, send = self._socket.recv_into, self._socket.send
+        size = self._block_size
+        block = memoryview(packet)[4 : 4 + size]
+        most = self._max_size - size
         while True:
-            self._left(self._deadline)
+            number = (self._received + 1 & 0xFFFF).to_bytes(2)
+            expected, answer = _DATA_HEAD + number, _ACK_HEAD + number
+            due = self._unacknowledged + 1 == self._window and self._total <= most
             try:
-                length = self._socket.recv_into(view)
+                length = receive(packet)
             except BlockingIOError:  # what SO_RCVTIMEO gives
-                if self._received != at:
-                    waits, at = self._patience.waits(), self._received
-                wait = next(waits, None)
-                if wait is None:
-                    raise NetbootError(
-                        f"{self._what}: timeout: the server fell silent after block {at}"
-                    ) from None
-                self._wait_at_most(wait)
-                patient = True
-                self._acknowledge()
-                continue
+                self._ask_again()
+                return 0
             except OSError as error:
                 raise NetbootError(f"{self._what}: {error.strerror}") from error
-            if patient and self._received != at:
-                waits, at, patient = self._patience.waits(), self._received, False
-                self._wait_at_most(next(waits))
-            if length >= 4:
-                yield view[:length]
+            if length != size + 4 or packet[:4] != expected:
+                return length
+            if due:
+                try:  # noqa: SIM105 - it costs nothing, and suppress() does
+                    send(answer)
+                except OSError:  # as in _acknowledge()
+                    pass
+            self._count(size)
+            self._unacknowledged = 0 if due else self._unacknowledged + 1
+            write(block)
+            if self._asked_again:
+                self._waits, self._asked_again = self._patience.waits(), False
+                self._be_patient(next(self._waits))
+            self._left(self._deadline)
 
-    def _wait_at_most(self, seconds: float) -> None:
+    def _out_of_line(self, packet: memoryview, write: Callable[[memoryview], object]) -> bool:
+        """Take what isn't a full block in order; tell whether it was the file's last block."""
+        if len(packet) < 4:
+            return False
+        kind, number = struct.unpack("!HH", packet[:4])
+        if kind != _DATA:
+            if kind != _OACK or self._received:  # it didn't hear our first ACK
+                self._fail_by(bytes(packet))
+            self._acknowledge()
+        elif number == (self._received + 1) & 0xFFFF:
+            self._count(len(packet) - 4)
+            self._acknowledge()
+            write(packet[4:])
+            return True
+        elif self._complained != self._received:
+            # Lost or repeated: say once where we are, and let the rest of the window pass.
+            self._complained = self._received
+            self._acknowledge()
+        return False
+
+    def _ask_again(self) -> None:
+        """Repeat our last ACK to a silent server.
+
+        :raises NetbootError: that was done often enough.
+        """
+        wait = next(self._waits, None)
+        if wait is None:
+            raise NetbootError(
+                f"{self._what}: timeout: the server fell silent after block {self._received}"
+            )
+        self._be_patient(wait)
+        self._asked_again = True
+        self._acknowledge()
+
+    def _be_patient(self, seconds: float) -> None:
         # The kernel's own time limit: half the system calls of settimeout()'s poll and receive.
         seconds = max(0.001, min(seconds, self._left(self._deadline)))
         self._socket.setblocking(True)
@@ -271,7 +297,10 @@ class Download:
         )
 
     def _count(self, length: int) -> None:
-        """Count a block in: before it is acknowledged, so that it may be refused."""
+        """Count a block in.
+
+        :raises NetbootError: it is too long, or more than may come.
+        """
         if length > self._block_size:
             self._complain(_BAD_OPTIONS, "block too long")
             raise NetbootError(f"{self._what}: a block is longer than {self._block_size} bytes")
@@ -282,9 +311,10 @@ class Download:
     # --- speaking ---
 
     def _acknowledge(self) -> None:
+        self._unacknowledged = 0
         # One that gets lost is repeated; a closed port shows at the next receive.
         with contextlib.suppress(OSError):
-            self._socket.send(struct.pack("!HH", _ACK, self._received & 0xFFFF))
+            self._socket.send(_ACK_HEAD + (self._received & 0xFFFF).to_bytes(2))
 
     def _complain(self, code: int, text: str) -> None:
         self._done = True
