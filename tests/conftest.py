@@ -5,8 +5,12 @@ import sys
 from pathlib import Path
 
 import attrs
+import hypothesis
 import pytest
 
+# How long an example takes is a matter of what else the machine does; pytest's own limit holds.
+hypothesis.settings.register_profile("vmcloner", deadline=None)
+hypothesis.settings.load_profile("vmcloner")
 pytest.register_assert_rewrite("vmcloner_core.testing")
 
 from vmcloner_core import Engine  # noqa: E402

@@ -187,7 +187,7 @@ def test_scripts_that_are_broken(script: str, reason: str) -> None:
     assert str(caught.value).startswith("/boot/grub/grub.cfg on partition 1: ")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.text("abk/{}[]()$'\"\\;\n# =!|-", max_size=80)
     | st.lists(
@@ -204,7 +204,6 @@ def test_any_text_is_a_script_or_an_error_of_ours(text: str) -> None:
         World(run=lambda _name, _words: None).execute(parse(text, "x"))
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_a_quoted_text_stays_as_it_is(text: str) -> None:
     if "'" not in text:

@@ -379,9 +379,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     return [path.read_bytes() for path in made]
 
 
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damage_is_an_error_of_ours(images: list[bytes], data: st.DataObject) -> None:
     """Whatever bytes are changed, reading ends, within bounds, well or with our error."""

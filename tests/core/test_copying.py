@@ -13,9 +13,7 @@ from vmcloner_core.extents import GRANULE
 
 CHUNK = 4 * GRANULE
 SIZE = 2 * CHUNK + 3 * GRANULE + 512
-in_a_folder = settings(
-    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+in_a_folder = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MARKS = st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, CHUNK)), max_size=6)
 
 

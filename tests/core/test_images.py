@@ -121,7 +121,7 @@ def test_wrong_checksum(raw):
         look(raw, sha256="0" * 64)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=600))
 def test_any_header_is_read_or_refused(tmp_path_factory, tail):
     path = tmp_path_factory.mktemp("fuzz") / "x.qcow2"

@@ -4,7 +4,7 @@ import contextlib
 import textwrap
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vmcloner_core.catalog import Catalog
@@ -170,7 +170,6 @@ def test_bad_templates_name_file_and_key(catalog, text, message):
         max_leaves=8,
     )
 )
-@settings(deadline=None)
 def test_any_toml_is_a_template_or_refused(tmp_path_factory, data):
     import json
 

@@ -12,7 +12,7 @@ from vmcloner_core.copying import CHUNK, Target, copy_runs, fan_out
 from vmcloner_core.extents import GRANULE, data_runs, nonzero_runs
 from vmcloner_files.extents import coalesce, count_extents
 
-in_a_folder = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+in_a_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @st.composite

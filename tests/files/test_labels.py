@@ -46,7 +46,7 @@ images = st.builds(
 
 
 @pytest.mark.parametrize("store", [XattrLabels(), SidecarLabels()], ids=["xattr", "sidecar"])
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(record=disks | images)
 @example(record=ImageRecord(template="t", digest="\ud800", size=1))
 def test_records_come_back_as_they_were(tmp_path, store, record):

@@ -35,9 +35,7 @@ def write(path: Path, backing: Path, size: int) -> None:
         qcow2.overlay(str(backing), size).write(stream.fileno())
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(count=sectors, name=names)
 def test_qemu_finds_any_overlay_sound(tmp_path, count, name):
     size = count * 512

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from vmcloner_core import Engine
@@ -175,7 +174,6 @@ def test_nothing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: s
     assert not (tmp_path / "owned").exists()
 
 
-@hypothesis_settings(deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_is_read_or_named(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "any.cfg"
@@ -184,7 +182,6 @@ def test_any_text_is_read_or_named(tmp_path_factory: pytest.TempPathFactory, tex
     read_conf(path)
 
 
-@hypothesis_settings(deadline=None)
 @given(st.text(), st.text(min_size=1))
 def test_any_text_survives_toml(text: str, key: str) -> None:
     table = {key: text, "t": {"list": [text, text]}, "tables": [{"a": text}, {"b": 1}]}

@@ -172,9 +172,7 @@ def test_names_that_are_no_clones_reach_no_file(paper: KvmDriver) -> None:
 
 
 @given(owner=st.text(st.characters(codec="utf-8"), max_size=40))
-@settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_libvirt_keeps_labels_to_the_letter(
     paper: KvmDriver, new_labels: NewLabels, new_spec: NewSpec, owner: str
 ) -> None:

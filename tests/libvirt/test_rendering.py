@@ -6,7 +6,7 @@ from pathlib import Path
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from lxml import etree
 
@@ -230,7 +230,6 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=60)
 
 
 @given(TEXT, TEXT, TEXT)
-@settings(deadline=None)
 def test_labels_come_back_to_the_letter(owner: str, run: str, storage: str) -> None:
     labels = make_labels("web", 7, run=run, owner=owner, storage=storage)
     root = etree.fromstring("<domain><name>web-7</name></domain>")
@@ -244,7 +243,6 @@ PRINTABLE = st.text(
 
 
 @given(PRINTABLE, PRINTABLE.filter(lambda text: "/" not in text))
-@settings(deadline=None)
 def test_values_never_become_markup(cmdline: str, file: str) -> None:
     labels = make_labels()
     spec = DomainSpec(
