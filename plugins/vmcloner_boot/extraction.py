@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from vmcloner_boot.loaders import Choice, Found
+from vmcloner_boot.choice import Choice, Found
 from vmcloner_boot.reading import MIB, Unreadable
 from vmcloner_core.errors import HostCommandError, NotEnoughResources, VmclonerError
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vmcloner_boot.choice import Choice
 from vmcloner_boot.cmdline import check_cmdline, example, fill_cmdline
 from vmcloner_boot.extraction import check, extract
-from vmcloner_boot.loaders import Choice, choose
+from vmcloner_boot.loaders import choose
 from vmcloner_boot.reading import Budget, Unreadable, open_image
 from vmcloner_boot.systems import Skipped, systems
 from vmcloner_boot.trees import Tree

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from tests.boot.memory import tree
 from vmcloner_boot import grubscript
+from vmcloner_boot.bls import _version
+from vmcloner_boot.choice import Choice
 from vmcloner_boot.grubscript import World, parse
-from vmcloner_boot.loaders import Choice, _version, choose
+from vmcloner_boot.loaders import choose
 from vmcloner_boot.reading import Unreadable
 from vmcloner_boot.trees import Tree
 

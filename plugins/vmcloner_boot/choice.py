@@ -1,0 +1,31 @@
+"""What a disk boots: files of its file systems, and who says so."""
+
+from __future__ import annotations
+
+import attrs
+
+from vmcloner_boot.trees import Node, Tree
+
+MAX_INITRDS = 16
+
+
+@attrs.frozen
+class Found:
+    """A file on one of the disk's file systems."""
+
+    tree: Tree
+    node: Node
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.path} on {self.tree.place}"
+
+
+@attrs.frozen(kw_only=True)
+class Choice:
+    """What is to be booted. ``source`` says where that is written."""
+
+    kernel: Found
+    initrds: tuple[Found, ...] = ()
+    cmdline: str = ""
+    source: str
