@@ -329,6 +329,19 @@ class HypervisorDriver(ABC):
             hint="choose another hypervisor by --engine",
         )
 
+    def remove_network(self, request: NetworkRequest) -> NetworkChange:
+        """Take away what :meth:`prepare_network` made; ``count`` and ``subnet`` don't matter.
+
+        Idempotent. A network that vmcloner didn't make is never changed.
+
+        :raises Conflict: it isn't vmcloner's. :raises WrongState: guests are on it.
+        :raises BackendError: this backend makes no networks.
+        """
+        raise BackendError(
+            f"{self.name} makes no networks, so {request.name!r} is none of its",
+            hint="choose another hypervisor by --engine",
+        )
+
     def agents(self, names: Sequence[str]) -> frozenset[str]:
         """Return those of our domains whose guest agent has reported to the host.
 

@@ -611,6 +611,23 @@ class Engine:
         with self._run_lock, self._held([f"network/{request.name}"]):
             return driver.prepare_network(request)
 
+    def remove_network(
+        self, request: NetworkRequest, *, hypervisor: str | None = None
+    ) -> NetworkChange:
+        """Take a network of vmcloner's own away; see :meth:`HypervisorDriver.remove_network`.
+
+        :raises WrongState: clones are defined on it, which couldn't start any more.
+        """
+        driver = self._backends.hypervisor(hypervisor or self.settings.defaults.hypervisor)
+        with self._run_lock, self._held([f"network/{request.name}"]):
+            domains = () if request.bridge else driver.inspect().domains
+            if users := [d.name for d in domains if request.name in d.networks]:
+                raise WrongState(
+                    f"network {request.name!r}: {len(users)} clones are on it ({users[0]}, …)",
+                    hint="delete them first",
+                )
+            return driver.remove_network(request)
+
     def check_host(self, *backends: str) -> Iterator[Check]:
         """Yield what each backend needs of the host; all that are set up where none is named.
 

@@ -26,7 +26,7 @@ from vmcloner_core.model import (
     Outcome,
     State,
 )
-from vmcloner_libvirt import console, networks, operations, whereabouts
+from vmcloner_libvirt import bridges, console, networks, operations, whereabouts
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections, Unreachable
 from vmcloner_libvirt.errors import is_code
@@ -116,8 +116,19 @@ class LibvirtDriver(HypervisorDriver):
 
     def prepare_network(self, request: NetworkRequest) -> NetworkChange:
         """See :meth:`HypervisorDriver.prepare_network`."""
+        if request.bridge:
+            return bridges.prepare(self.context.runner, self.context.host, request)
         return self.connections.call(
             lambda connection: networks.prepare(connection, self.context.runner, request),
+            about=f"network {request.name}",
+        )
+
+    def remove_network(self, request: NetworkRequest) -> NetworkChange:
+        """See :meth:`HypervisorDriver.remove_network`."""
+        if request.bridge:
+            return bridges.remove(self.context.runner, self.context.host, request)
+        return self.connections.call(
+            lambda connection: networks.remove(connection, request),
             about=f"network {request.name}",
         )
 
@@ -126,7 +137,11 @@ class LibvirtDriver(HypervisorDriver):
         domains = [domain for domain in self._ask_host(whereabouts.running) if domain.macs]
         if not domains:
             return {}
-        sources = [self._ask_host(networks.leased), networks.neighbours(self.context.runner)]
+        sources = [
+            self._ask_host(networks.leased),
+            bridges.leased(self.context.host),
+            networks.neighbours(self.context.runner),
+        ]
         found = {domain.name: whereabouts.known(domain, sources) for domain in domains}
         for domain in domains:
             if domain.agent and not found[domain.name]:

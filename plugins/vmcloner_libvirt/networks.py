@@ -7,31 +7,24 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 from lxml import etree
 
-from vmcloner_core.errors import Conflict, NotEnoughResources, VmclonerError, WrongState
+from vmcloner_core.errors import Conflict, VmclonerError, WrongState
 from vmcloner_core.model import Network, NetworkChange, NetworkRequest
 from vmcloner_core.process import CommandRunner
+from vmcloner_libvirt import subnets
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.metadata import parse
 from vmcloner_libvirt.operations import tolerate
+from vmcloner_libvirt.subnets import Subnet
 
 NAMESPACE = "https://vmcloner.github.io/ns/network/1"
 _TAG = f"{{{NAMESPACE}}}network"
-LEASE_MINUTES = 15
-"""How long an address is kept for a clone that is gone. libvirt's own hour empties ranges."""
-MAX_RANGE = 65535
-"""Addresses: libvirt refuses larger ranges."""
-_SMALL = ipaddress.IPv4Network("192.168.0.0/16")
-_LARGE = ipaddress.IPv4Network("10.0.0.0/8")
 _SEEN = {"REACHABLE", "STALE", "DELAY", "PROBE", "PERMANENT"}
-
-Subnet = ipaddress.IPv4Network
-
 
 # --- reading ------------------------------------------------------------------------------------
 
@@ -119,14 +112,10 @@ def prepare(connection: Any, runner: CommandRunner, request: NetworkRequest) -> 
     found = {network.name(): network for network in connection.listAllNetworks()}
     network = found.get(request.name)
     if network is None:
-        subnet = _free_subnet(request, _taken(runner, found.values()))
+        subnet = subnets.free(request, _taken(runner, found.values()))
         return _made(connection, request, subnet)
     held = _described(network)
-    if not held.ours:
-        raise Conflict(
-            f"network {request.name!r} exists and isn't vmcloner's",
-            hint="choose another name by --name; it is left as it is",
-        )
+    _check_ours(held)
     subnet = Subnet(ipaddress.IPv4Interface(held.address or "0.0.0.0/32").network)
     wanted = Subnet(request.subnet) if request.subnet else subnet
     if (held.addresses or 0) < request.count or wanted != subnet:
@@ -145,7 +134,7 @@ def _made(connection: Any, request: NetworkRequest, subnet: Subnet) -> NetworkCh
         network = connection.networkDefineXML(document(request.name, subnet))
         network.setAutostart(1)
         network.create()
-    return NetworkChange(network=_future(request.name, subnet), steps=("define", "start"))
+    return NetworkChange(network=subnets.future(request.name, subnet), steps=("define", "start"))
 
 
 def _widened(
@@ -164,14 +153,44 @@ def _widened(
     others = [other for other in every if other.name() != request.name]
     own = _host_address(parse(network.XMLDesc(0)))
     free_of = [s for s in _taken(runner, others) if own is None or s != own.network]
-    subnet = _free_subnet(request, free_of)
+    subnet = subnets.free(request, free_of)
     if not request.dry_run:
         if network.isActive():
             network.destroy()
         connection.networkDefineXML(document(request.name, subnet, network.UUIDString()))
         network.setAutostart(1)
         network.create()
-    return NetworkChange(network=_future(request.name, subnet), steps=("redefine", "start"))
+    return NetworkChange(network=subnets.future(request.name, subnet), steps=("redefine", "start"))
+
+
+def remove(connection: Any, request: NetworkRequest) -> NetworkChange:
+    """Take a network of our own away; nothing is done where it isn't there.
+
+    :raises Conflict: it isn't ours. :raises WrongState: guests are on it.
+    """
+    found = {network.name(): network for network in connection.listAllNetworks()}
+    network = found.get(request.name)
+    gone = Network(name=request.name, active=False)
+    if network is None:
+        return NetworkChange(network=gone)
+    held = _described(network)
+    _check_ours(held)
+    if users := _users(network):
+        raise WrongState(f"{users} guests are on network {held.name!r}", hint="stop them first")
+    if not request.dry_run:
+        with tolerate("VIR_ERR_OPERATION_INVALID", "VIR_ERR_NO_NETWORK"):
+            network.destroy()
+        with tolerate("VIR_ERR_NO_NETWORK"):
+            network.undefine()
+    return NetworkChange(network=gone, steps=("stop", "undefine") if held.active else ("undefine",))
+
+
+def _check_ours(network: Network) -> None:
+    if not network.ours:
+        raise Conflict(
+            f"network {network.name!r} exists and isn't vmcloner's",
+            hint="choose another name by --name; it is left as it is",
+        )
 
 
 def _users(network: Any) -> int:
@@ -179,16 +198,6 @@ def _users(network: Any) -> int:
     with tolerate("VIR_ERR_NO_SUPPORT"):  # libvirt's test driver keeps no account
         return len(network.listAllPorts()) if network.isActive() else 0
     return 0
-
-
-def _future(name: str, subnet: Subnet) -> Network:
-    return Network(
-        name=name,
-        active=True,
-        ours=True,
-        address=f"{subnet[1]}/{subnet.prefixlen}",
-        addresses=_room(subnet.prefixlen),
-    )
 
 
 def document(name: str, subnet: Subnet, identifier: str | None = None) -> str:
@@ -203,55 +212,11 @@ def document(name: str, subnet: Subnet, identifier: str | None = None) -> str:
     host = etree.SubElement(root, "ip", address=str(subnet[1]), prefix=str(subnet.prefixlen))
     dhcp = etree.SubElement(host, "dhcp")
     given = etree.SubElement(dhcp, "range", start=str(subnet[2]), end=str(subnet[-2]))
-    etree.SubElement(given, "lease", expiry=str(LEASE_MINUTES), unit="minutes")
+    etree.SubElement(given, "lease", expiry=str(subnets.LEASE_MINUTES), unit="minutes")
     return str(etree.tostring(root, encoding="unicode"))
-
-
-def _room(prefix: int) -> int:
-    """Return how many guests a subnet has addresses for: not its ends, not the host's."""
-    return int(2 ** (32 - prefix)) - 3
 
 
 def _taken(runner: CommandRunner, every: Any) -> list[Subnet]:
     """Return the subnets that the host can reach already, or would once its networks run."""
-    routes = json.loads(runner.run(["ip", "-j", "-4", "route", "show"]).stdout or b"[]")
-    texts = [route["dst"] for route in routes if route.get("dst") not in (None, "default")]
     hosts = (_host_address(parse(network.XMLDesc(0))) for network in every)
-    return [
-        *(Subnet(text, strict=False) for text in texts),
-        *(host.network for host in hosts if host is not None),
-    ]
-
-
-def _free_subnet(request: NetworkRequest, taken: Sequence[Subnet]) -> Subnet:
-    for subnet in _candidates(request):
-        if request.count > _room(subnet.prefixlen) or request.count > MAX_RANGE:
-            raise NotEnoughResources(
-                f"network {request.name!r}: {request.count} guests, "
-                f"{min(_room(subnet.prefixlen), MAX_RANGE)} fit in {subnet}",
-                hint="give a larger --subnet, or make several networks",
-            )
-        clash = next((other for other in taken if subnet.overlaps(other)), None)
-        if clash is None:
-            return subnet
-        if request.subnet is not None:
-            raise Conflict(
-                f"network {request.name!r}: {subnet} overlaps {clash}, which this host uses",
-                hint="choose another --subnet, or leave it away",
-            )
-    raise NotEnoughResources(
-        f"network {request.name!r}: no subnet is free for {request.count} guests",
-        hint="give one by --subnet",
-    )
-
-
-def _candidates(request: NetworkRequest) -> Iterator[Subnet]:
-    if request.subnet is not None:
-        yield Subnet(request.subnet)
-        return
-    prefix = 24
-    while prefix > 16 and _room(prefix) < request.count:
-        prefix -= 1
-    if prefix == 24:
-        yield from (s for s in _SMALL.subnets(new_prefix=24) if s.network_address.packed[2] >= 150)
-    yield from (s for s in _LARGE.subnets(new_prefix=prefix) if s.network_address.packed[1] >= 100)
+    return [*subnets.routed(runner), *(host.network for host in hosts if host is not None)]

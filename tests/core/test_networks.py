@@ -82,3 +82,10 @@ def test_a_network_has_to_be_there_and_run(lab, on_network, network, error, hint
 def test_what_makes_no_network_is_refused(wrong):
     with pytest.raises(InvalidRequest):
         NetworkRequest(**wrong)
+
+
+def test_a_network_that_clones_are_defined_on_is_not_removed(lab, on_network):
+    on_network(LAN)
+    lab.engine.create("web", "t1", count=2)
+    with pytest.raises(WrongState, match=r"2 clones are on it \(web-1"):
+        lab.engine.remove_network(NetworkRequest(name="lan"))

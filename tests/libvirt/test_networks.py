@@ -134,3 +134,22 @@ def test_neighbours_that_answered_count():
         )
     )
     assert networks.neighbours(runner) == {"52:54:00:00:00:07": ("10.0.0.7",)}
+
+
+def removed(connection, **request):
+    return networks.remove(connection, NetworkRequest(**request))
+
+
+def test_a_network_of_ours_is_removed_once(connection, monkeypatch):
+    assert removed(connection).steps == ()
+    prepared(connection)
+    assert removed(connection, dry_run=True).steps == ("stop", "undefine")
+    held = connection.networkLookupByName("vmcloner")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(held), "listAllPorts", lambda _self: [object()] * 3)
+        with pytest.raises(WrongState, match="3 guests are on"):
+            removed(connection)
+    assert removed(connection).steps == ("stop", "undefine")
+    assert [n.name() for n in connection.listAllNetworks()] == ["default"]
+    with pytest.raises(Conflict, match="isn't vmcloner's"):
+        removed(connection, name="default")

@@ -8,7 +8,7 @@ from typing import Any
 
 from vmcloner_core.cli.base import Record, Table, note
 from vmcloner_core.errors import BackendError, InvalidRequest
-from vmcloner_core.model import Check, NetworkRequest, Status
+from vmcloner_core.model import Check, NetworkChange, NetworkRequest, Status
 
 CHECK_COLUMNS = ("backend", "check", "status", "detail", "fix")
 
@@ -50,7 +50,47 @@ class HostCheck(Table):
         return super().run(parsed_args) or judged(self.checks)
 
 
-class HostPrepareNetwork(Record):
+class _Network(Record):
+    """What making and removing a network have in common."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        default = NetworkRequest().name
+        parser.add_argument(
+            "--name", default=default, help=f"The network's name (default {default})."
+        )
+        parser.add_argument(
+            "--bridge",
+            action="store_true",
+            help="A bridge of the host's own with NAT by nftables and addresses by dnsmasq, in "
+            "place of libvirt's network. Lasts until the host is booted.",
+        )
+        parser.add_argument("-e", "--engine", metavar="NAME", help="Hypervisor of the settings.")
+        parser.add_argument(
+            "--dry-run", action="store_true", help="Change nothing, say what would be."
+        )
+        return parser
+
+    def _change(
+        self, change: NetworkChange, parsed_args: argparse.Namespace
+    ) -> tuple[Sequence[str], Sequence[Any]]:
+        """Return a change as keys and values."""
+        network = change.network
+        if not change.steps:
+            note(self.app, f"network {network.name}: as asked already")
+        shown = {
+            "name": network.name,
+            "address": network.address,
+            "addresses": network.addresses,
+            "active": network.active,
+            "steps": list(change.steps),
+            "dry_run": parsed_args.dry_run,
+        }
+        return tuple(shown), tuple(shown.values())
+
+
+class HostPrepareNetwork(_Network):
     """Make the network that clones are on: NAT, and addresses by DHCP for as many as --count.
 
     Run again, it starts the network, or gives it a larger range while no guest is on it. A network
@@ -62,24 +102,17 @@ class HostPrepareNetwork(Record):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
         parser = super().get_parser(prog_name)
-        default = NetworkRequest()
-        parser.add_argument(
-            "--name", default=default.name, help=f"The network's name (default {default.name})."
-        )
+        default = NetworkRequest().count
         parser.add_argument(
             "-c",
             "--count",
             type=int,
             metavar="N",
-            default=default.count,
-            help=f"Addresses that it must have for guests (default {default.count}).",
+            default=default,
+            help=f"Addresses that it must have for guests (default {default}).",
         )
         parser.add_argument(
             "--subnet", metavar="ADDRESS/PREFIX", help="IPv4; by default one that is free here."
-        )
-        parser.add_argument("-e", "--engine", metavar="NAME", help="Hypervisor of the settings.")
-        parser.add_argument(
-            "--dry-run", action="store_true", help="Change nothing, say what would be."
         )
         return parser
 
@@ -91,18 +124,25 @@ class HostPrepareNetwork(Record):
             name=parsed_args.name,
             count=parsed_args.count,
             subnet=parsed_args.subnet,
+            bridge=parsed_args.bridge,
             dry_run=parsed_args.dry_run,
         )
         change = self.engine.prepare_network(request, hypervisor=parsed_args.engine)
-        network = change.network
-        if not change.steps:
-            note(self.app, f"network {network.name}: as asked already")
-        shown = {
-            "name": network.name,
-            "address": network.address,
-            "addresses": network.addresses,
-            "active": network.active,
-            "steps": list(change.steps),
-            "dry_run": request.dry_run,
-        }
-        return tuple(shown), tuple(shown.values())
+        return self._change(change, parsed_args)
+
+
+class HostRemoveNetwork(_Network):
+    """Take away a network that "host prepare network" made, while no clone is on it.
+
+    A network that vmcloner didn't make is left as it is.
+    """
+
+    example = "vmcloner host remove network --name vmcloner"
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
+        """Return keys and values."""
+        request = NetworkRequest(
+            name=parsed_args.name, bridge=parsed_args.bridge, dry_run=parsed_args.dry_run
+        )
+        change = self.engine.remove_network(request, hypervisor=parsed_args.engine)
+        return self._change(change, parsed_args)

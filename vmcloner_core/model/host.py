@@ -95,12 +95,15 @@ class NetworkRequest:
     """Ask for a network of vmcloner's own with room for ``count`` guests.
 
     :param subnet: IPv4, None for one that is free.
+    :param bridge: a bridge of the host's own, with NAT and DHCP, in place of a network of the
+        hypervisor's.
     :param dry_run: change nothing, tell only what would be.
     """
 
     name: str = attrs.field(default="vmcloner", validator=_network_name)
     count: int = attrs.field(default=250, validator=attrs.validators.ge(1))
     subnet: str | None = attrs.field(default=None, validator=_ipv4_subnet)
+    bridge: bool = False
     dry_run: bool = False
 
 

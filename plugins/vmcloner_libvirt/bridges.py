@@ -1,0 +1,298 @@
+"""A bridge of the host's own for clones: NAT by nftables(8), addresses by dnsmasq(8), no libvirt.
+
+For hosts whose libvirt has no networks. The bridge carries its label in its alias (ip-link(8)). All
+of it is the running system's: after the next boot of the host it is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from vmcloner_core.errors import (
+    BackendError,
+    Conflict,
+    HostCommandError,
+    InvalidRequest,
+    WrongState,
+)
+from vmcloner_core.model import Host, Network, NetworkChange, NetworkRequest
+from vmcloner_core.process import CommandRunner
+from vmcloner_libvirt import subnets
+
+LABEL = "vmcloner network 1"
+TOOLS = {"ip": "iproute2", "nft": "nftables", "dnsmasq": "dnsmasq-base"}
+_STOPS_WITHIN = 10.0
+_FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,14}")
+_RULES = """\
+add table ip {table}
+delete table ip {table}
+table ip {table} {{
+    chain postrouting {{
+        type nat hook postrouting priority srcnat;
+        ip saddr {subnet} ip daddr != {subnet} masquerade comment "{mark}"
+    }}
+    chain forward {{
+        type filter hook forward priority filter;
+        iifname "{bridge}" accept
+        oifname "{bridge}" ct state established,related accept
+        oifname "{bridge}" reject
+    }}
+}}
+"""
+
+
+@attrs.frozen(kw_only=True)
+class _Bridge:
+    """What the kernel knows of a bridge of that name; ``address`` is the label's."""
+
+    ours: bool
+    address: ipaddress.IPv4Interface | None = None
+    ready: bool = False
+    ports: int = 0
+
+
+def prepare(runner: CommandRunner, host: Host, request: NetworkRequest) -> NetworkChange:
+    """Have a bridge of our own with room for ``request.count`` guests.
+
+    :raises Conflict: what has that name isn't ours, or the subnet is taken.
+    :raises WrongState: it would have to be changed while guests are on it.
+    :raises BackendError: a program is missing.
+    """
+    _check(runner, request)
+    found = _find(runner, request.name)
+    held = None if found is None or found.address is None else found.address.network
+    fits = held is not None and subnets.room(held.prefixlen) >= request.count
+    if held is None or not fits or request.subnet not in (None, str(held)):
+        _refuse_guests(found, request.name, "is too small, or another subnet is asked for")
+        taken = [subnet for subnet in subnets.routed(runner) if subnet != held]
+        held = subnets.free(request, taken)
+    work = _Work(runner, host, request.name, held)
+    missing = work.missing(found)
+    if not request.dry_run:
+        for make in missing.values():
+            make()
+    return NetworkChange(network=subnets.future(request.name, held), steps=tuple(missing))
+
+
+def remove(runner: CommandRunner, host: Host, request: NetworkRequest) -> NetworkChange:
+    """Take such a bridge away, with its rules and its DHCP server; forwarding stays as it is.
+
+    :raises Conflict: it isn't ours. :raises WrongState: guests are on it.
+    """
+    _check(runner, request)
+    found = _find(runner, request.name)
+    _refuse_guests(found, request.name, "can't be removed")
+    work = _Work(runner, host, request.name, subnets.Subnet("0.0.0.0/24"))
+    there = {
+        "dhcp": work.server() is not None,
+        "nat": bool(work.rules()),
+        "bridge": found is not None,
+    }
+    if not request.dry_run:
+        work.clear()
+    gone = Network(name=request.name, active=False)
+    return NetworkChange(network=gone, steps=tuple(step for step, is_so in there.items() if is_so))
+
+
+def leased(host: Host) -> dict[str, tuple[str, ...]]:
+    """Return the addresses that the bridges' servers gave out, by MAC, the newest first."""
+    given: dict[str, list[tuple[int, str]]] = {}
+    for file in _folder(host).glob("*.leases"):
+        with contextlib.suppress(OSError):
+            for line in file.read_text(errors="replace").splitlines():
+                expiry, mac, address, *_ = [*line.split(), "", "", ""]
+                if expiry.isdecimal() and address:
+                    given.setdefault(mac.lower(), []).append((int(expiry), address))
+    return {mac: tuple(ip for _, ip in sorted(held)[::-1]) for mac, held in given.items()}
+
+
+@attrs.frozen
+class _Work:
+    """The parts of one bridge: whether each is as it should be, and what makes it so."""
+
+    runner: CommandRunner
+    host: Host
+    name: str
+    subnet: subnets.Subnet
+
+    @property
+    def address(self) -> ipaddress.IPv4Interface:
+        """The host's own, on the bridge."""
+        return ipaddress.IPv4Interface(f"{self.subnet[1]}/{self.subnet.prefixlen}")
+
+    def missing(self, found: _Bridge | None) -> dict[str, Callable[[], None]]:
+        """Return what makes each part that isn't as it should be, by the part's name, in order."""
+        stands = found is not None and found.ready and found.address == self.address
+        parts: dict[str, tuple[bool, Callable[[], None]]] = {
+            "bridge": (stands, lambda: self._make_bridge(found)),
+            "forwarding": (_FORWARDING.read_text().strip() == "1", self._forward),
+            "nat": (self._mark in self.rules(), self._make_rules),
+            # It is bound to the bridge that was there when it began.
+            "dhcp": (stands and self.server() == self._dnsmasq(), self._serve),
+        }
+        return {name: make for name, (done, make) in parts.items() if not done}
+
+    # --- the bridge ---
+
+    def _make_bridge(self, found: _Bridge | None) -> None:
+        if found is not None and found.address != self.address:
+            self._ip("link", "delete", "dev", self.name, "type", "bridge")
+            found = None
+        if found is None:
+            self._ip("link", "add", "name", self.name, "type", "bridge")
+        self._ip("link", "set", "dev", self.name, "alias", f"{LABEL} {self.address}")
+        self._ip("address", "replace", str(self.address), "dev", self.name)
+        self._ip("link", "set", "dev", self.name, "up")
+
+    def _ip(self, *words: str) -> None:
+        self.runner.run(["ip", *words])
+
+    def _forward(self) -> None:
+        _FORWARDING.write_text("1\n")
+
+    # --- rules ---
+
+    @property
+    def _table(self) -> str:
+        return f"vmcloner.{self.name}"
+
+    @property
+    def _mark(self) -> str:
+        return f"vmcloner {self.subnet}"
+
+    def rules(self) -> str:
+        """Return the rules that there are, empty where there are none."""
+        try:
+            listed = self.runner.run(["nft", "list", "table", "ip", self._table])
+        except HostCommandError:
+            return ""
+        return listed.stdout.decode(errors="replace")
+
+    def _make_rules(self) -> None:
+        text = _RULES.format(
+            table=self._table, bridge=self.name, subnet=self.subnet, mark=self._mark
+        )
+        self.runner.run(["nft", "-f", "-"], input=text.encode())  # all of it at once, or nothing
+
+    # --- addresses ---
+
+    def _file(self, suffix: str) -> Path:
+        return _folder(self.host) / f"{self.name}.{suffix}"
+
+    def _dnsmasq(self) -> list[str]:
+        subnet = self.subnet
+        return [
+            *("dnsmasq", "--conf-file=/dev/null", f"--pid-file={self._file('pid')}"),
+            *(f"--interface={self.name}", "--except-interface=lo", "--bind-interfaces"),
+            f"--dhcp-range={subnet[2]},{subnet[-2]},{subnet.netmask},{subnets.LEASE_MINUTES}m",
+            *(f"--dhcp-lease-max={subnets.room(subnet.prefixlen)}", "--dhcp-authoritative"),
+            f"--dhcp-leasefile={self._file('leases')}",
+        ]
+
+    def server(self) -> list[str] | None:
+        """Return the command line of the DHCP server that runs, None where none does."""
+        pid = self._pid()
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1]
+            if f"--pid-file={self._file('pid')}" in words:  # else the number is another's by now
+                return words
+        return None
+
+    def _pid(self) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            return int(self._file("pid").read_text())
+        return 0
+
+    def _serve(self) -> None:
+        self._stop_server()
+        _folder(self.host).mkdir(parents=True, exist_ok=True)
+        self.runner.run(self._dnsmasq())
+
+    def _stop_server(self) -> None:
+        deadline = time.monotonic() + _STOPS_WITHIN
+        while self.server() is not None:  # its sockets are in the next one's way
+            if time.monotonic() > deadline:
+                raise HostCommandError(
+                    f"dnsmasq of bridge {self.name} (process {self._pid()}) stays"
+                )
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid(), signal.SIGTERM)
+            time.sleep(0.05)
+
+    def clear(self) -> None:
+        self._stop_server()
+        if self.rules():
+            self.runner.run(["nft", "delete", "table", "ip", self._table])
+        if _find(self.runner, self.name) is not None:
+            self._ip("link", "delete", "dev", self.name, "type", "bridge")
+        for suffix in ("pid", "leases"):
+            self._file(suffix).unlink(missing_ok=True)
+
+
+def _folder(host: Host) -> Path:
+    return host.state / "networks"
+
+
+def _check(runner: CommandRunner, request: NetworkRequest) -> None:
+    if not _NAME.fullmatch(request.name):
+        raise InvalidRequest(
+            f"not a bridge's name: {request.name!r}",
+            hint="a letter, then up to 14 letters, digits, dots and underscores",
+        )
+    for tool, package in TOOLS.items():
+        if runner.which(tool) is None:
+            raise BackendError(f"{tool} is not installed", hint=f"apt-get install {package}")
+
+
+def _refuse_guests(found: _Bridge | None, name: str, why: str) -> None:
+    if found is not None and not found.ours:
+        raise Conflict(
+            f"interface {name!r} exists and isn't vmcloner's",
+            hint="choose another name by --name; it is left as it is",
+        )
+    if found is not None and found.ports:
+        raise WrongState(
+            f"bridge {name!r} {why}, and guests are on it (ports: {found.ports})",
+            hint="stop its guests first",
+        )
+
+
+def _find(runner: CommandRunner, name: str) -> _Bridge | None:
+    links = _json(runner, "link", "show")
+    link = next((link for link in links if link.get("ifname") == name), None)
+    if link is None:
+        return None
+    ports = sum(other.get("master") == name for other in links)
+    label, _, text = str(link.get("ifalias", "")).rpartition(" ")
+    here = [a for entry in _json(runner, "-4", "address", "show", "dev", name)
+            for a in entry.get("addr_info", ())]  # fmt: skip
+    if label == LABEL:
+        with contextlib.suppress(ValueError):
+            address = ipaddress.IPv4Interface(text)
+            on_it = text in {f"{a.get('local')}/{a.get('prefixlen')}" for a in here}
+            ready = on_it and "UP" in link.get("flags", ())
+            return _Bridge(ours=True, address=address, ready=ready, ports=ports)
+    # A run that was killed right after its first step leaves a bridge with nothing at all.
+    bare = not (link.get("ifalias") or here or ports or "UP" in link.get("flags", ()))
+    return _Bridge(ours=bare and _is_bridge(runner, name), ports=ports)
+
+
+def _is_bridge(runner: CommandRunner, name: str) -> bool:
+    return any(b.get("ifname") == name for b in _json(runner, "link", "show", "type", "bridge"))
+
+
+def _json(runner: CommandRunner, *words: str) -> list[dict[str, Any]]:
+    said: list[dict[str, Any]] = json.loads(runner.run(["ip", "-j", *words]).stdout or b"[]")
+    return [entry for entry in said if entry]  # ip prints {} for what it filtered out

@@ -1,0 +1,81 @@
+"""Which addresses a network of vmcloner's own has: a free subnet that is large enough."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Iterator, Sequence
+
+from vmcloner_core.errors import Conflict, NotEnoughResources
+from vmcloner_core.model import Network, NetworkRequest
+from vmcloner_core.process import CommandRunner
+
+LEASE_MINUTES = 15
+"""How long an address is kept for a clone that is gone. The usual hour empties ranges."""
+MAX_RANGE = 65535
+"""Addresses: libvirt refuses larger ranges."""
+_SMALL = ipaddress.IPv4Network("192.168.0.0/16")
+_LARGE = ipaddress.IPv4Network("10.0.0.0/8")
+
+Subnet = ipaddress.IPv4Network
+
+
+def room(prefix: int) -> int:
+    """Return how many guests a subnet has addresses for: not its ends, not the host's."""
+    return int(2 ** (32 - prefix)) - 3
+
+
+def future(name: str, subnet: Subnet) -> Network:
+    """Return a network as it is once it is made."""
+    return Network(
+        name=name,
+        active=True,
+        ours=True,
+        address=f"{subnet[1]}/{subnet.prefixlen}",
+        addresses=room(subnet.prefixlen),
+    )
+
+
+def routed(runner: CommandRunner) -> list[Subnet]:
+    """Return the subnets that the host can reach already."""
+    routes = json.loads(runner.run(["ip", "-j", "-4", "route", "show"]).stdout or b"[]")
+    texts = [route["dst"] for route in routes if route.get("dst") not in (None, "default")]
+    return [Subnet(text, strict=False) for text in texts]
+
+
+def free(request: NetworkRequest, taken: Sequence[Subnet]) -> Subnet:
+    """Return the subnet that a request is to have.
+
+    :raises NotEnoughResources: none is large enough. :raises Conflict: the one asked for is taken.
+    """
+    for subnet in _candidates(request):
+        if request.count > room(subnet.prefixlen) or request.count > MAX_RANGE:
+            raise NotEnoughResources(
+                f"network {request.name!r}: {request.count} guests, "
+                f"{min(room(subnet.prefixlen), MAX_RANGE)} fit in {subnet}",
+                hint="give a larger --subnet, or make several networks",
+            )
+        clash = next((other for other in taken if subnet.overlaps(other)), None)
+        if clash is None:
+            return subnet
+        if request.subnet is not None:
+            raise Conflict(
+                f"network {request.name!r}: {subnet} overlaps {clash}, which this host uses",
+                hint="choose another --subnet, or leave it away",
+            )
+    raise NotEnoughResources(
+        f"network {request.name!r}: no subnet is free for {request.count} guests",
+        hint="give one by --subnet",
+    )
+
+
+def _candidates(request: NetworkRequest) -> Iterator[Subnet]:
+    if request.subnet is not None:
+        yield Subnet(request.subnet)
+        return
+    prefix = 24
+    while prefix > 16 and room(prefix) < request.count:
+        prefix -= 1
+    if prefix == 24:
+        yield from (s for s in _SMALL.subnets(new_prefix=24) if s.network_address.packed[2] >= 150)
+    yield from (s for s in _LARGE.subnets(new_prefix=prefix) if s.network_address.packed[1] >= 100)
