@@ -45,6 +45,7 @@ class Lease:
     :param boot_server: an IP address or a host's name. :param boot_file: as the server spelled it.
     :param config_file, path_prefix: PXELINUX's options 209 and 210.
     :param server, server_mac: whom to give the lease back to.
+    :param silent_proxy: a proxyDHCP server that knows what to boot, but didn't say so by itself.
     """
 
     address: IPv4Address
@@ -56,6 +57,7 @@ class Lease:
     path_prefix: str | None
     server: IPv4Address
     server_mac: bytes
+    silent_proxy: IPv4Address | None = None
 
 
 def open_socket(interface: str) -> socket.socket:
@@ -126,6 +128,7 @@ class Client:
         self._tries = tries
         self._began = time.monotonic()
         self._xid = 0
+        self._proxy: Reply | None = None
         self.restarts = 0
 
     def lease(self) -> Lease:
@@ -138,7 +141,7 @@ class Client:
             offer = self._discover()
             reply = self._request(offer)
             if reply.type == packet.ACK:
-                return _lease(reply)
+                return _lease(reply, self._proxy)
             # Two clients were offered one address, or the server changed its mind.
             text = reply.options.get(packet.MESSAGE, b"").decode("ascii", "replace")
             reason = f" ({shown(text)})" if text else ""
@@ -183,17 +186,28 @@ class Client:
         )
 
     def _best_offer(self, seconds: float) -> Reply | None:
-        """Return the first offer that says what to boot, else the first of all."""
+        """Return the first offer that says what to boot, else the first of all.
+
+        What a proxyDHCP server says is as good: it offers no address, only that (PXE 2.1, 2.2).
+        """
         until = time.monotonic() + seconds
-        first = next(self._offers(until), None)
-        if first is None or first.names_boot_file:
-            return first
-        others = self._offers(time.monotonic() + BETTER_OFFER)
-        return next((offer for offer in others if offer.names_boot_file), first)
+        first: Reply | None = None
+        while (offer := next(self._offers(until), None)) is not None:
+            if offer.address == packet.ANY:
+                if self._proxy is None or offer.names_boot_file:
+                    self._proxy = offer
+            elif offer.names_boot_file:
+                return offer
+            elif first is None:
+                first, until = offer, time.monotonic() + BETTER_OFFER
+            if first is not None and self._proxy is not None and self._proxy.names_boot_file:
+                break
+        return first
 
     def _offers(self, until: float) -> Iterator[Reply]:
         for reply in self._replies(until):
-            if reply.type == packet.OFFER and reply.server and reply.address != packet.ANY:
+            useful = reply.address != packet.ANY or reply.is_proxy
+            if reply.type == packet.OFFER and reply.server and useful:
                 yield reply
 
     def _request(self, offer: Reply) -> Reply:
@@ -242,13 +256,15 @@ def _unfinished(ancillary: list[tuple[int, int, bytes]]) -> bool:
     return False
 
 
-def _lease(reply: Reply) -> Lease:
-    options = reply.options
-    file = _text(options.get(packet.BOOT_FILE) or reply.file, "boot file")
-    if reply.next_server != packet.ANY:
-        server = str(reply.next_server)
+def _lease(reply: Reply, proxy: Reply | None) -> Lease:
+    """Return what a server gave, and what it or else a proxyDHCP server says of booting."""
+    says = proxy if proxy is not None and not reply.names_boot_file else reply
+    options = says.options
+    file = _text(options.get(packet.BOOT_FILE) or says.file, "boot file")
+    if says.next_server != packet.ANY:
+        server = str(says.next_server)
     else:
-        server = _text(options.get(packet.TFTP_SERVER, b""), "TFTP server") or str(reply.source)
+        server = _text(options.get(packet.TFTP_SERVER, b""), "TFTP server") or str(says.source)
     assert reply.server is not None  # noqa: S101 - it was compared with the offer's
     return Lease(
         address=reply.address,
@@ -260,6 +276,7 @@ def _lease(reply: Reply) -> Lease:
         path_prefix=_text(options.get(packet.PATH_PREFIX, b""), "option 210") or None,
         server=reply.server,
         server_mac=reply.source_mac,
+        silent_proxy=None if says is reply or file else says.server,
     )
 
 

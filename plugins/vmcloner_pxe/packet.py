@@ -65,6 +65,11 @@ class Reply:
         """Whether it says what to boot."""
         return bool(self.options.get(BOOT_FILE) or self.file)
 
+    @property
+    def is_proxy(self) -> bool:
+        """Whether its server is one for PXE clients (a proxyDHCP server names no address)."""
+        return self.options.get(VENDOR_CLASS, b"").startswith(b"PXEClient")
+
     def ip_option(self, code: int) -> IPv4Address | None:
         """Return the (first) address that an option holds."""
         value = self.options.get(code, b"")

@@ -81,6 +81,12 @@ class Resolver:
 
         :raises NetbootError: the server doesn't say, or says it in a way that can't be read.
         """
+        if lease.silent_proxy is not None and not lease.config_file:
+            raise NetbootError(
+                f"the proxyDHCP server {lease.silent_proxy} names no boot file in its offer, and"
+                " isn't asked any further",
+                hint="with dnsmasq: dhcp-boot=pxelinux.0 beside pxe-service",
+            )
         if not (lease.boot_file or lease.config_file):
             raise NetbootError(
                 f"the DHCP server {lease.server} names no boot file",

@@ -50,7 +50,8 @@ def site() -> Iterator[Site]:
 
     00 dnsmasq · 01 atftpd · 02 an iPXE script by http · 03 the hostile TFTP server ·
     04 a server without TFTP · 05 nobody answers · 06 a DHCP server that NAKs · 07 a pool of two ·
-    08 two DHCP servers · 09 options 209 and 210 · 0a no boot file · 0b iPXE as boot file
+    08 two DHCP servers · 09 options 209 and 210 · 0a no boot file · 0b iPXE as boot file ·
+    0c what to boot is said by a proxyDHCP server · 0d which has to be asked for it
     """
     folder = Path(tempfile.mkdtemp(prefix="vmcloner-pxe-"))
     folder.chmod(0o755)
@@ -65,7 +66,7 @@ def site() -> Iterator[Site]:
 def _serve(net: Network, folder: Path) -> None:
     names = {"01": "windows", "02": "script", "03": "hostile", "04": "closed", "05": "nobody",
              "06": "nobody", "07": "small", "08": "two", "09": "options", "0a": "bare",
-             "0b": "chain"}  # fmt: skip
+             "0b": "chain", "0c": "bare", "0d": "bare"}  # fmt: skip
     net.dnsmasq(
         *(f"--dhcp-mac=set:{name},52:54:{byte}:*:*:*" for byte, name in names.items()),
         "--dhcp-userclass=set:ipxe,iPXE",
@@ -84,6 +85,17 @@ def _serve(net: Network, folder: Path) -> None:
         "--dhcp-option-force=tag:options,210,prefix/",
         "--enable-tftp",
         f"--tftp-root={net.tftp}",
+    )
+    net.dnsmasq(
+        "--dhcp-range=10.77.0.0,proxy",
+        "--dhcp-mac=set:proxied,52:54:0c:*:*:*",
+        "--dhcp-mac=set:asked,52:54:0d:*:*:*",
+        "--dhcp-ignore=tag:!proxied,tag:!asked",
+        "--dhcp-boot=tag:proxied,pxelinux.0",
+        "--pxe-service=x86PC,Install,pxelinux",
+        "--enable-tftp",
+        f"--tftp-root={net.tftp}",
+        where="proxy",
     )
     net.spawn("other", ["atftpd", "--daemon", "--no-fork", "--bind-address", ATFTPD,
                         "--user", "root", "--logfile", "-", net.tftp])  # fmt: skip

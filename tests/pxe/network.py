@@ -3,6 +3,7 @@
     host    where pypxeboot runs: the bridge br0, with 10.77.0.9
     server  dnsmasq, DHCP and TFTP, 10.77.0.1
     other   atftpd (windows), a web server and a hostile TFTP server, 10.77.0.2-4
+    proxy   a proxyDHCP server, 10.77.0.5
 
 Nothing of it is joined with any network of the machine.
 """
@@ -22,7 +23,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PYPXEBOOT = Path(sys.executable).with_name("pypxeboot")
-ATFTPD, WEB, HOSTILE = "10.77.0.2", "10.77.0.3", "10.77.0.4"
+ATFTPD, WEB, HOSTILE, PROXY = "10.77.0.2", "10.77.0.3", "10.77.0.4", "10.77.0.5"
 
 
 def ip(*arguments: str) -> None:
@@ -67,10 +68,11 @@ class Network:
         self.plug("server", f"{self.subnet}.1")
         if not self.rooted:
             self.plug("other", ATFTPD, WEB, HOSTILE)
+            self.plug("proxy", PROXY)
 
     @property
     def names(self) -> tuple[str, ...]:
-        return ("server",) if self.rooted else ("host", "server", "other")
+        return ("server",) if self.rooted else ("host", "server", "other", "proxy")
 
     @property
     def host(self) -> tuple[str, ...]:

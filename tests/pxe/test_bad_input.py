@@ -76,6 +76,10 @@ def test_no_boot_file(site):
     failed(site.boot("52:54:0a:00:00:01"), "names no boot file", "option 67")
 
 
+def test_a_proxy_that_wants_to_be_asked_further(site):
+    failed(site.boot("52:54:0d:00:00:01"), "proxyDHCP server 10.77.0.5", "dhcp-boot=pxelinux.0")
+
+
 def test_no_configuration(site):
     failed(site.boot("52:54:00:00:09:09"), "pxelinux.cfg/default", "not there")
 

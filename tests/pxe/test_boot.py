@@ -68,6 +68,14 @@ def test_a_server_that_checks_the_source_address_needs_netns(site, files):
     assert len(taken.kernel) == 2000
 
 
+def test_one_server_gives_the_address_another_says_what_to_boot(site, files):
+    mac = "52:54:0c:00:00:01"
+    site.net.config(mac, label("KERNEL vmlinuz", "APPEND by=proxy"))
+    taken = site.boot(mac, "--no-cache")
+    assert (taken.status, taken.arguments) == (0, "by=proxy"), taken.console
+    assert f"{_address(site, mac)} from 10.77.0.5" in taken.console
+
+
 def test_a_server_with_windows(site, files):
     mac = "52:54:01:00:00:01"
     (files / "large").write_bytes(bzimage(5_000_003, seed=7))
