@@ -101,7 +101,8 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
     for index in indices:
         found = fleet.get(index)
         disks = _missing_disks(found, template)
-        steps = _create_steps(found, disks, start=start, wait=wait is not None)
+        lost = facts.seeds and found is not None and _lost_identity(found)
+        steps = _create_steps(found, disks, lost=lost, start=start, wait=wait is not None)
         if not steps:
             existing.append(clone_name(request.fleet, index))
             continue
@@ -180,14 +181,26 @@ def _check_pool(found: Clone, pool: str) -> None:
         )
 
 
+def _lost_identity(found: Clone) -> bool:
+    """Tell whether a clone needs an identity again: it had one that somebody removed.
+
+    While it runs it is who it was, and keeps what it has read.
+    """
+    stopped = found.state in (State.STOPPED, State.CRASHED)
+    return found.domain is not None and not found.seeded and stopped
+
+
 def _create_steps(
-    found: Clone | None, disks: Sequence[int], *, start: bool, wait: bool
+    found: Clone | None, disks: Sequence[int], *, lost: bool, start: bool, wait: bool
 ) -> tuple[Step, ...]:
-    """Return what a clone still needs; nothing where it is as asked."""
+    """Return what a clone still needs; nothing where it is as asked.
+
+    :param lost: its identity has to be made again, which is part of defining it.
+    """
     steps: list[Step] = []
     if disks:
         steps.append(Step.CLONE)
-    if found is None or found.state is State.ALLOCATED:
+    if found is None or found.state is State.ALLOCATED or lost:
         steps.append(Step.DEFINE)
     if start and (found is None or found.state is not State.RUNNING):
         steps.append(Step.START)
@@ -223,11 +236,13 @@ def _clone_plan(
     own: Mapping[str, str | int],
 ) -> ClonePlan:
     nics: tuple[Nic, ...] = ()
-    if Step.DEFINE in steps:
+    run = labels.run
+    if Step.DEFINE in steps and (found is None or found.domain is None):
         nics = tuple(
             Nic(spec=spec, mac=_free_mac(labels, number, facts, macs))
             for number, spec in enumerate(template.nics)
         )
+        run = run if found is None else found.labels.run
     if found is not None:
         # What is there keeps its birth: the rest of the clone is made with the same labels.
         labels = found.labels
@@ -237,7 +252,9 @@ def _clone_plan(
     memory, vcpus = sizes(values)
     identity = None
     if facts.seeds and Step.DEFINE in steps:
-        identity = resolve(template, labels, nics, clone, values, facts.authorized_keys)
+        # An identity that is made again has another host key: of this run, the guest will take it.
+        born = attrs.evolve(labels, run=run)
+        identity = resolve(template, born, nics, clone, values, facts.authorized_keys)
     return ClonePlan(
         labels=labels,
         steps=steps,

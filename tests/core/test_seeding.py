@@ -1,5 +1,7 @@
 """Identities through the engine: made with a clone, kept with it, gone with it."""
 
+import shutil
+
 import pytest
 
 from vmcloner_core import State
@@ -114,6 +116,28 @@ def test_a_clone_of_which_only_the_seed_is_left_is_completed(lab, notes):
     assert plan.clones[0].steps == (Step.CLONE, Step.DEFINE)
     assert lab.engine.create("web", "t1", count=1, start=True).ok
     assert lab.engine.show("web-1").state is State.RUNNING
+
+
+def test_an_identity_that_is_lost_is_made_again(lab, notes):
+    """With another key, so as a new instance; of one that runs only once it is stopped."""
+    lab.engine.create("web", "t1", count=2)
+    lab.engine.start("web-2")
+    before = {clone.name: clone.domain for clone in lab.engine.list()}
+    generation = lab.engine._identities.find("web-1").identity.generation
+    shutil.rmtree(lab.engine.host.identities)
+    plan = lab.engine.plan(CreateRequest(fleet="web", template="t1", count=2))
+    assert [(clone.name, clone.steps) for clone in plan.clones] == [("web-1", (Step.DEFINE,))]
+    assert lab.engine.create("web", "t1", count=2).ok
+    assert homes(lab) == ["web-1"]
+    assert (lab.engine.host.identities / "web-1" / "seed.img").read_text() == "web-1"
+    assert lab.engine._identities.find("web-1").identity.generation != generation
+    assert lab.engine._identities.find("web-1").labels == before["web-1"].labels
+    lab.engine.stop("web-2", kill=True)
+    assert lab.engine.create("web", "t1", count=2, start=True).ok
+    assert homes(lab) == ["web-1", "web-2"]
+    after = {clone.name: clone.domain for clone in lab.engine.list()}
+    assert [d.macs for d in after.values()] == [d.macs for d in before.values()]
+    assert lab.engine.create("web", "t1", count=2).plan.clones == ()
 
 
 @pytest.mark.parametrize("keys", ["authorized_keys = []", ""])
