@@ -130,6 +130,8 @@ class Catalog:
         if not isinstance(parent, str):
             raise InvalidRequest(f"{file}: extends: must be a string, not {parent!r}")
         inherited, folder = self._merged(parent, files, (*seen, file))
+        if own.get("boot", inherited.get("boot")) != inherited.get("boot"):
+            inherited.pop("kernel", None)  # what one boot provider boots says nothing to another
         return _laid_over(inherited, own), file.parent if "kernel" in own else folder
 
 

@@ -89,6 +89,17 @@ def test_template_with_defaults(catalog, tmp_path):
     assert template.origin_file == tmp_path / "a.toml"
 
 
+def test_another_boot_provider_inherits_no_kernel(catalog):
+    both = catalog(
+        a=IMAGE + '[kernel]\npath = "k"\ncmdline = "quiet"',
+        b='extends = "a"\nboot = "pygrub"\n[kernel]\ncmdline = "loud"',
+        c='extends = "b"\nboot = "pygrub"',
+    )
+    for name in ("b", "c"):
+        kernel = both.template(name).kernel
+        assert (kernel.path, kernel.cmdline) == (None, "loud")
+
+
 def test_a_template_may_lie_over_the_next_of_its_name(tmp_path):
     """Such as one of the user over the one that is shipped."""
     shipped, own = tmp_path / "shipped", tmp_path / "own"
