@@ -7,9 +7,11 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import attrs
+
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.model import Check, DomainSpec, Host
+from vmcloner_core.model import Check, DomainSpec, Host, HostResources
 from vmcloner_libvirt import acceleration, console, doctor
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.driver import LibvirtDriver
@@ -18,6 +20,8 @@ from vmcloner_libvirt.rendering import Rendered, Renderer
 from vmcloner_libvirt.settings import KvmSettings
 
 MACHINE = "q35"
+EMULATOR_MEMORY = 32 * 1024**2
+"""Bytes that QEMU takes beside a guest's memory and what it has translated (measured, 7.2)."""
 # What stands for the host's processor where the guest's is emulated.
 _HOST_CPUS = {"host-passthrough", "host-model"}
 
@@ -32,6 +36,7 @@ class KvmDriver(LibvirtDriver):
     def __init__(self, context: DriverContext, settings: KvmSettings) -> None:
         super().__init__(context, settings.uri, settings.connections)
         self._accel = settings.accel
+        self._tb_cache = settings.tb_cache
         self._deciding = threading.Lock()
 
     @functools.cached_property
@@ -50,6 +55,14 @@ class KvmDriver(LibvirtDriver):
         works = "kvm" in types and acceleration.cached(self.context.runner, self.context.host).works
         return "kvm" if works else "qemu"
 
+    def resources(self) -> HostResources:
+        """See :meth:`HypervisorDriver.resources`."""
+        found = super().resources()
+        with self._deciding:
+            emulated = self._domain_type == "qemu"
+        overhead = self._tb_cache + EMULATOR_MEMORY if emulated else found.memory_overhead
+        return attrs.evolve(found, memory_overhead=overhead)
+
     def prepare(self, spec: DomainSpec) -> Rendered:
         """See :meth:`LibvirtDriver.prepare`."""
         if spec.boot.bootloader is not None:
@@ -58,7 +71,8 @@ class KvmDriver(LibvirtDriver):
             )
         with self._deciding:  # once, not once for each thread of the first batch
             domain_type, renderer = self._domain_type, self._renderer
-        return renderer.render(spec, template_values(spec, domain_type, self.context.host))
+        host, cache = self.context.host, self._tb_cache
+        return renderer.render(spec, template_values(spec, domain_type, host, cache))
 
     def undefine_flags(self, connection: Any) -> int:
         """See :meth:`LibvirtDriver.undefine_flags`."""
@@ -76,13 +90,16 @@ class KvmDriver(LibvirtDriver):
         return doctor.examine(self.name, self.connections, self.context, self._accel)
 
 
-def template_values(spec: DomainSpec, domain_type: str, host: Host) -> dict[str, object]:
+def template_values(
+    spec: DomainSpec, domain_type: str, host: Host, tb_cache: int
+) -> dict[str, object]:
     """Return what the template ``domain.xml.j2`` may name beside the common values."""
     cpu = spec.options.cpu or ("host-passthrough" if domain_type == "kvm" else None)
     if domain_type != "kvm" and cpu in _HOST_CPUS:
         cpu = "maximum"
     return {
         "domain_type": domain_type,
+        "tb_cache": max(1, tb_cache // 1024**2),
         "machine": spec.options.machine or MACHINE,
         "cpu": cpu,
         "console_log": str(console.log_file(host.consoles, spec.name)),

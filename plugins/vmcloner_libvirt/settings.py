@@ -16,12 +16,15 @@ class KvmSettings:
 
     :param uri: libvirt's connection URI. :param accel: ``auto`` uses KVM where a guest really
         runs on it, and emulation elsewhere.
+    :param tb_cache: bytes in which QEMU keeps the code that it has translated for one guest, where
+        guests are emulated. Left to itself it takes an eighth of the host's memory, up to 1 GiB.
     :param connections: upper bound of connections to the daemon, which by default serves 5 calls
         of each at once (``max_client_requests`` in libvirtd.conf).
     """
 
     uri: str = "qemu:///system"
     accel: Literal["auto", "kvm", "tcg"] = "auto"
+    tb_cache: Size = 128 * 1024**2
     connections: int = attrs.field(
         default=4, validator=[attrs.validators.ge(1), attrs.validators.le(16)]
     )

@@ -276,3 +276,23 @@ def read_until(descriptor: int, wanted: bytes, seconds: float = 10) -> bool:
     while wanted not in data and time.monotonic() < deadline:
         data += os.read(descriptor, 4096)
     return wanted in data
+
+
+def test_emulation_keeps_a_bounded_cache_that_counts(
+    driver: KvmDriver, guest: Callable[..., DomainSpec], endings: Endings
+) -> None:
+    name = guest(endings["halt"]).name
+    (command,) = (
+        words
+        for file in Path("/proc").glob("[0-9]*/cmdline")
+        if f"guest={name},".encode() in (words := read(file))
+    )
+    assert b"tb-size=128" in command
+    assert driver.resources().memory_overhead == 160 * 1024**2
+
+
+def read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:  # it ended
+        return b""
