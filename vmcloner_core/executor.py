@@ -16,7 +16,7 @@ import attrs
 
 from vmcloner_core.drivers import Lane
 from vmcloner_core.errors import Conflict, Interrupted, VmclonerError
-from vmcloner_core.model import Outcome, Volume
+from vmcloner_core.model import Outcome, State, Volume
 from vmcloner_core.plan import ClonePlan, CloneResult, Step, StepEvent, StepStatus
 
 
@@ -29,6 +29,8 @@ class Work:
     """Those that are there by now, in the disks' order."""
     own: tuple[Volume, ...] = ()
     """Those of them that this run made."""
+    forget: bool = True
+    """Whether its identity goes with what is removed of it."""
     made: list[Step] = attrs.field(factory=list)
     """Steps that changed the host: what a roll-back undoes."""
     error: VmclonerError | None = None
@@ -59,16 +61,21 @@ class Work:
 
 
 def undo(work: Work) -> Work:
-    """Return the work that undoes what a run made of a clone."""
+    """Return the work that undoes what a run made of a clone, and leaves what was there before."""
     touched = set(work.made)
     if work.failed_step is not None and not isinstance(work.error, Conflict | Interrupted):
         touched.add(work.failed_step)
+    undefined = work.plan.state in (None, State.ALLOCATED)
     steps = (
         *((Step.DESTROY,) if {Step.DEFINE, Step.START} & touched else ()),
-        *((Step.UNDEFINE,) if Step.DEFINE in touched else ()),
+        *((Step.UNDEFINE,) if Step.DEFINE in touched and undefined else ()),
         *((Step.REMOVE,) if work.own else ()),
     )
-    return Work(plan=attrs.evolve(work.plan, steps=steps), volumes=work.own)
+    return Work(
+        plan=attrs.evolve(work.plan, steps=steps),
+        volumes=work.own,
+        forget=work.plan.state is None,
+    )
 
 
 More = Callable[[], Sequence[Work]]

@@ -23,6 +23,7 @@ from vmcloner_core.model import (
     Identity,
     Labels,
     Nic,
+    State,
     Template,
     Volume,
 )
@@ -167,6 +168,7 @@ ALL = Quota()
 class ClonePlan:
     """One clone's way through the pipeline: the steps it still needs, in order.
 
+    :param state: what it was when this was planned, None where nothing of it was there.
     :param disks: numbers of the disks that CLONE makes, or RESET makes anew.
     :param nics: its network cards, where it is defined or its boot provider is asked.
     :param volumes: those that are there already.
@@ -179,6 +181,7 @@ class ClonePlan:
 
     labels: Labels
     steps: tuple[Step, ...]
+    state: State | None = None
     disks: tuple[int, ...] = ()
     uuid: uuid.UUID | None = None
     nics: tuple[Nic, ...] = ()

@@ -258,6 +258,7 @@ def _clone_plan(
     return ClonePlan(
         labels=labels,
         steps=steps,
+        state=found.state if found is not None else None,
         disks=disks,
         uuid=clone,
         nics=nics,
@@ -407,6 +408,7 @@ def _target_plan(
     plan = ClonePlan(
         labels=clone.labels,
         steps=steps,
+        state=clone.state,
         volumes=clone.volumes,
         wait=_wait(request, clone, template),
     )

@@ -405,9 +405,10 @@ class Stages:
         """Remove the identity of a clone of which nothing else is left.
 
         Last of all: as long as a part of a clone is there, the same create again makes the same
-        machine of it, which its own disk and others' ``known_hosts`` know.
+        machine of it, which its own disk and others' ``known_hosts`` know. So a roll-back keeps
+        that of a clone of which a part was there before.
         """
-        if removed.error is not None:
+        if removed.error is not None or not work.forget:
             return removed
         try:
             self.identities.remove(work.plan.labels)

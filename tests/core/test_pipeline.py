@@ -4,6 +4,7 @@ import threading
 import time
 from pathlib import Path
 
+import attrs
 import pytest
 
 from vmcloner_core.drivers import Lane
@@ -129,8 +130,22 @@ def test_undo_leaves_what_the_run_did_not_make():
     work.error = Conflict("foreign")
     assert undo(work).plan.steps == (Step.REMOVE,)
     assert [volume.name for volume in undo(work).volumes] == ["web-1-disk1"]
+    assert undo(work).forget
     work.made, work.own, work.error = [], (), Interrupted("x")
     assert undo(work).plan.steps == ()
+
+
+def test_undo_leaves_a_domain_and_an_identity_that_were_there():
+    (work,) = works(1, Step.DEFINE, Step.START)
+    work.made, work.failed_step, work.error = [Step.DEFINE], Step.START, HostCommandError("x")
+    for state, steps in (
+        (State.ALLOCATED, (Step.DESTROY, Step.UNDEFINE)),
+        (State.STOPPED, (Step.DESTROY,)),
+        (State.ORPHAN, (Step.DESTROY,)),
+    ):
+        work.plan = attrs.evolve(work.plan, state=state)
+        assert undo(work).plan.steps == steps
+        assert not undo(work).forget
 
 
 class Guest:

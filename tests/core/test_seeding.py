@@ -10,7 +10,7 @@ from vmcloner_core.errors import HostCommandError, InvalidRequest, PartialFailur
 from vmcloner_core.hooks import IdentityBackend, hookimpl
 from vmcloner_core.identities import new_host_key
 from vmcloner_core.model import Outcome, Seed
-from vmcloner_core.plan import Action, Step
+from vmcloner_core.plan import Action, OnFailure, Step
 from vmcloner_core.request import CreateRequest, TargetRequest
 
 from ..conftest import TEMPLATE
@@ -138,6 +138,33 @@ def test_an_identity_that_is_lost_is_made_again(lab, notes):
     after = {clone.name: clone.domain for clone in lab.engine.list()}
     assert [d.macs for d in after.values()] == [d.macs for d in before.values()]
     assert lab.engine.create("web", "t1", count=2).plan.clones == ()
+
+
+@pytest.mark.parametrize("lost", ["web-1-disk0", "web-1-disk1"])
+def test_a_roll_back_keeps_the_identity_of_a_clone_that_was_there(lab, notes, lost):
+    text = TEMPLATE.replace("[image]", 'swap = "1MiB"\n[image]')
+    lab.template("t1", text + '[identity]\nprovider = "notes"\nauthorized_keys = []\n')
+    lab.engine.create("web", "t1", count=1)
+    known = lab.engine.host.identities / "web-1" / "known_hosts"
+    before = known.read_text()
+    del lab.pool.disks[lost]
+    lab.machines.fail["start", "web-1"] = HostCommandError("no")
+    request = CreateRequest(
+        fleet="web", template="t1", count=2, start=True, on_failure=OnFailure.ROLLBACK
+    )
+    assert set(lab.engine.run(request).rolled_back) == {"web-1", "web-2"}
+    assert list(lab.machines.machines) == homes(lab) == ["web-1"]
+    assert lost not in lab.pool.disks
+    assert known.read_text() == before
+
+
+def test_a_roll_back_keeps_a_domain_that_was_given_its_lost_identity_again(lab, notes):
+    lab.engine.create("web", "t1", count=1)
+    shutil.rmtree(lab.engine.host.identities)
+    lab.machines.fail["start", "web-1"] = HostCommandError("no")
+    with pytest.raises(PartialFailure):
+        lab.engine.create("web", "t1", start=True, on_failure=OnFailure.ROLLBACK)
+    assert list(lab.machines.machines) == homes(lab) == ["web-1"]
 
 
 @pytest.mark.parametrize("keys", ["authorized_keys = []", ""])
