@@ -46,6 +46,8 @@ MAX_LOG = 4 * 1024**2
 """Bytes of a console that are read for its last line."""
 KNOCK_TIMEOUT = 5.0
 """Seconds that a guest gets to answer a connection before it is tried anew."""
+KNOCKS = 256
+"""Connections tried at once: each takes a descriptor, of which a process often has 1024."""
 LOGIN_TIMEOUT = 30.0
 """Seconds that a login may take: a guest under emulation needs several."""
 LOGINS = max(4, 2 * (os.cpu_count() or 1))
@@ -79,6 +81,7 @@ class Sight:
     def __init__(self) -> None:
         self.now = time.monotonic()
         self.logins = 0
+        self.knocks = 0
         self._names: dict[int, list[str]] = {}
         self._seen: dict[tuple[str, int], tuple[float, Any]] = {}
 
@@ -182,6 +185,7 @@ class Port(Addressed):
         super().__init__(clone)
         self.port = int(clone.readiness.argument or 0)
         self._knock: _Knock | None = None
+        self._at: Sight | None = None
         self._next = 0.0
 
     def met(self, sight: Sight) -> bool:
@@ -192,9 +196,14 @@ class Port(Addressed):
     def open(self, address: str, port: int, sight: Sight) -> bool:
         """Tell whether the port has answered; knocks, and knocks again."""
         if self._knock is None:
-            if sight.now < self._next:
+            if sight.now < self._next or sight.knocks >= KNOCKS:
                 return False
-            self._knock = _Knock(address, port, sight.now)
+            try:
+                self._knock, self._at = _Knock(address, port, sight.now), sight
+            except OSError as error:
+                self._next, self.lacks = sight.now + SLOW_POLL, f"no socket: {error.strerror}"
+                return False
+            sight.knocks += 1
             if not self._next:
                 self.lacks = f"port {port} of {address} doesn't answer"
         answer = self._knock.answer(sight.now)
@@ -207,9 +216,10 @@ class Port(Addressed):
 
     def close(self) -> None:
         """See :meth:`Condition.close`."""
-        if self._knock is not None:
+        if self._knock is not None and self._at is not None:
             self._knock.close()
-            self._knock = None
+            self._at.knocks -= 1
+            self._knock = self._at = None
 
 
 class Ssh(Port):
@@ -217,6 +227,7 @@ class Ssh(Port):
 
     def __init__(self, clone: Awaited) -> None:
         super().__init__(clone)
+        self._access: Access | None = None
         self._login: _Login | None = None
         self._sight: Sight | None = None
 
@@ -225,12 +236,18 @@ class Ssh(Port):
         if self._login is not None:
             return self._let_in(self._login, sight)
         address = self.address(sight)
-        if address is None:
+        if address is None or sight.logins >= LOGINS:
             return False
-        assert self.clone.access is not None  # noqa: S101 - who waits for ssh gives it
-        access = self.clone.access(address)
-        if sight.logins < LOGINS and self.open(address, access.port, sight):
-            self._login, self._sight = _Login(access, sight.now), sight
+        access = self._access
+        if access is None or access.address != address:
+            assert self.clone.access is not None  # noqa: S101 - who waits for ssh gives it
+            access = self._access = self.clone.access(address)
+        if self.open(address, access.port, sight):
+            try:
+                self._login, self._sight = _Login(access, sight.now), sight
+            except OSError as error:
+                self.lacks = f"no login by ssh: {error.strerror}"
+                return False
             self.lacks = "the login by ssh isn't answered"
             sight.logins += 1
         return False
@@ -328,9 +345,12 @@ class _Login:
             self._process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._said
             )
-        except OSError as error:
+        except FileNotFoundError as error:
             self._said.close()
-            raise BackendError(f"ssh: {error.strerror}", hint="install openssh-client") from error
+            raise BackendError("ssh isn't installed", hint="install openssh-client") from error
+        except OSError:
+            self._said.close()
+            raise
 
     def answer(self, now: float) -> str | None:
         """Return "" once it was let in, why it wasn't, or None while it is under way."""

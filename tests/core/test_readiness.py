@@ -1,5 +1,7 @@
 """The kinds of readiness, and how many clones must reach it."""
 
+import errno
+import os
 import socket
 import time
 
@@ -77,6 +79,29 @@ def test_ports(listener):
     found = outcomes(driver, f"port:{listener}", "web-1", "web-2", timeout=1.5)
     assert found["web-1"].ok
     assert "Connection refused" in str(found["web-2"].error)
+
+
+def test_more_clones_than_can_be_knocked_at(listener, monkeypatch):
+    monkeypatch.setattr("vmcloner_core.readiness.KNOCKS", 3)
+    names = [f"web-{n}" for n in range(1, 21)]
+    # Half of them are where nobody answers (TEST-NET-1), and hold their places for a while.
+    driver = Machines(**{n: ("192.0.2.1" if i % 2 else "127.0.0.1",) for i, n in enumerate(names)})
+    monkeypatch.setattr("vmcloner_core.readiness.KNOCK_TIMEOUT", 0.1)
+    found = outcomes(driver, f"port:{listener}", *names, timeout=6)
+    assert [found[name].ok for name in names] == [True, False] * 10
+
+
+def test_no_descriptor_left_is_a_reason_to_wait(listener, monkeypatch):
+    def no_socket(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    driver = Machines(**{"web-1": ("127.0.0.1",)})
+    with monkeypatch.context() as patched:
+        patched.setattr("vmcloner_core.readiness.socket.socket", no_socket)
+        (found,) = outcomes(driver, f"port:{listener}", "web-1", timeout=0.5).values()
+    assert isinstance(found.error, DeadlineExceeded)
+    assert "Too many open files" in str(found.error)
+    assert outcomes(driver, f"port:{listener}", "web-1")["web-1"].ok
 
 
 def test_a_port_that_opens_later(monkeypatch):
