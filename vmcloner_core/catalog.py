@@ -8,6 +8,7 @@ keys over it, table by table; a file that extends its own name means the next of
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -161,7 +162,7 @@ def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, A
     return merged
 
 
-BUILT_BY = "# Written by vmcloner image build; what it says may be changed."
+BUILT_BY = "# Written by vmcloner image build"
 
 
 def write_built(name: str, parent: str, builder: str, options: Mapping[str, Any]) -> Path:
@@ -169,27 +170,50 @@ def write_built(name: str, parent: str, builder: str, options: Mapping[str, Any]
 
     :param parent: the template that it takes all the rest of.
     :param options: the builder's, of texts, whole numbers and lists of texts.
-    :raises Conflict: there is such a file, and it was written by hand.
+    :raises Conflict: there is such a file, and somebody has written in it.
     """
     folder = user_config_path("vmcloner") / "templates"
     file = folder / f"{check_template(name)}.toml"
     lines = [
-        BUILT_BY,
-        f"extends = {json.dumps(parent)}",
+        f"extends = {_literal(parent)}",
         "",
         "[image]",
-        f"builder = {json.dumps(builder)}",
+        f"builder = {_literal(builder)}",
         "",
         "[image.options]",
-        *(f"{key} = {json.dumps(value)}" for key, value in options.items()),
+        *(f"{key} = {_literal(value)}" for key, value in options.items()),
     ]
     try:
-        if file.exists() and not file.read_text(errors="replace").startswith(BUILT_BY):
-            raise Conflict(f"{file} exists, and was written by hand", hint="choose another name")
+        if file.exists() and not _as_written(file.read_text(errors="replace")):
+            raise Conflict(
+                f"{file} exists, and was written or changed by hand",
+                hint=f"vmcloner image build {name}, without options, builds what it says; "
+                "or choose another name",
+            )
         folder.mkdir(parents=True, exist_ok=True)
         draft = file.with_name(f".{file.name}")
-        draft.write_text("\n".join(lines) + "\n")
+        draft.write_text(_signed("\n".join(lines) + "\n"))
         draft.rename(file)
     except OSError as error:
         raise InvalidRequest(f"{file}: {error.strerror}") from error
     return file
+
+
+def _signed(text: str) -> str:
+    """Return a file's text below a line that tells whether anybody has changed it since."""
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"{BUILT_BY} ({digest}), which won't write over what you change here.\n{text}"
+
+
+def _as_written(text: str) -> bool:
+    return text == _signed(text.partition("\n")[2])
+
+
+def _literal(value: object) -> str:
+    """Return a text, whole number or list of texts in TOML, which JSON is but for DEL."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"image options: not a text: {value!r}") from error
+    return text.replace("\x7f", "\\u007f")

@@ -29,10 +29,20 @@ def test_it_is_replaced_and_one_by_hand_is_not(config):
     catalog.write_built("ci", "debian-12-built", "debian", {"suite": "bookworm"})
     file = catalog.write_built("ci", "debian-12-built", "debian", {"suite": "trixie"})
     assert "trixie" in file.read_text()
-    file.write_text('extends = "tiny"\n')
-    with pytest.raises(Conflict, match="by hand"):
-        catalog.write_built("ci", "debian-12-built", "debian", {"suite": "bookworm"})
-    assert file.read_text() == 'extends = "tiny"\n'
+    for text in ('extends = "tiny"\n', file.read_text() + 'packages = ["git"]\n'):
+        file.write_text(text)
+        with pytest.raises(Conflict, match="by hand"):
+            catalog.write_built("ci", "debian-12-built", "debian", {"suite": "bookworm"})
+        assert file.read_text() == text
+
+
+def test_any_text_is_an_option(config):
+    options = {"revision": '\U0001f600 "\\\x7f\n'}
+    catalog.write_built("ci", "debian-12-built", "debian", options)
+    found = catalog.Catalog(config.parent, [config, catalog.search_path()[-1]]).template("ci")
+    assert found.image.options == options
+    with pytest.raises(InvalidRequest, match="not a text"):
+        catalog.write_built("ci", "debian-12-built", "debian", {"revision": "\udcff"})
 
 
 def test_options_are_checked_before_anything_is_written(lab, config):
