@@ -36,12 +36,18 @@ def execvp(monkeypatch):
 
 @pytest.mark.parametrize(
     "words",
-    [("echo", "$VMCLONER_GUEST", "-l"), ("--", "echo", "$VMCLONER_GUEST", "-l")],
+    [
+        ("echo", "$VMCLONER_GUEST", "-l"),
+        ("--", "echo", "$VMCLONER_GUEST", "-l"),
+        ("echo", "-v", "--config", "c", "-q"),
+    ],
 )
 def test_ssh(web, run, execvp, words):
+    """The command's options are its own, also those that vmcloner has too."""
     run("ssh", "web-2", *words)
     done = subprocess.run(execvp[0], capture_output=True, text=True, timeout=30, check=True)
-    assert done.stdout == "web-2 -l\n"
+    said = " ".join(word for word in words if word not in ("--", "echo"))
+    assert done.stdout == said.replace("$VMCLONER_GUEST", "web-2") + "\n"
 
 
 def test_ssh_never_asks_about_a_host_key(web, run, execvp):
@@ -117,6 +123,10 @@ def test_exec_options_may_follow_the_targets_and_the_command_has_its_own(web, ru
         (("exec", "--", "true"), 2, "targets, or --all"),
         (("exec", "web", "--all", "--", "true"), 2, "not both"),
         (("exec", "gone", "--", "true"), 4, "gone"),
+        (("exec", "web", "-j", "0", "--", "true"), 3, "jobs must be"),
+        (("exec", "web", "--timeout", "nan", "--", "true"), 3, "timeout must be"),
+        (("exec", "web", "--", "x" * 131_072), 3, "longer than"),
+        (("audit", "web", "-j", "-1"), 3, "jobs must be"),
         (("inventory",), 2, "targets, or --all"),
         (("audit", "gone"), 4, "gone"),
         (("wait", "web", "--for", "port:x"), 3, "a port is"),

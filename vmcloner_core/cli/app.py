@@ -54,6 +54,29 @@ class Commands(CommandManager):
             self.commands.setdefault(entry.name.replace("_", " "), entry)
 
 
+_VALUED = ("--config", "--host", "--log-file")
+"""Global options with a value."""
+
+
+def split_guest_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return a command line in two parts: ours, and what is meant for a guest.
+
+    The latter follows ``--``, or ``ssh CLONE``: its options are no business of ours.
+    """
+    plain = 0
+    for at, word in enumerate(words):
+        if word == "--":
+            return list(words[:at]), list(words[at:])
+        if word.startswith("-") or (at and words[at - 1] in _VALUED):
+            continue
+        if plain == 0 and word != "ssh":
+            plain = -len(words)  # another command: only "--" divides its line
+        plain += 1
+        if plain == 2:
+            return list(words[: at + 1]), list(words[at + 1 :])
+    return list(words), []
+
+
 class Shell(App):
     """vmcloner's shell. Also cliff's interactive one, where the engine lives on."""
 
@@ -68,6 +91,12 @@ class Shell(App):
             deferred_help=True,
         )
         self._engine: Engine | None = None
+        self._guest_words: list[str] = []
+
+    def run(self, argv: list[str]) -> int:
+        """Run a command line; returns the exit code."""
+        ours, self._guest_words = split_guest_words(argv)
+        return int(super().run(ours))
 
     def build_option_parser(self, *args: Any, **kwargs: Any) -> Any:
         """Return the parser of the global options."""
@@ -113,7 +142,7 @@ class Shell(App):
     def run_subcommand(self, argv: list[str]) -> int:
         """Run one command; a mistake gets one line and the exit code of its kind."""
         try:
-            return self._run_found(argv)
+            return self._run_found([*argv, *self._guest_words])
         except VmclonerError as error:
             return self.failed(error)
 
