@@ -70,13 +70,14 @@ from vmcloner_core.plan import (
     ProgressEvent,
     RunResult,
     Step,
+    check_timeout,
 )
 from vmcloner_core.planner import Birth, Facts, plan_create, plan_targets
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.preflight import check_memory, check_space
 from vmcloner_core.process import LocalRunner
 from vmcloner_core.remote import Answer
-from vmcloner_core.request import CreateRequest, Request, TargetRequest
+from vmcloner_core.request import CreateRequest, Request, TargetRequest, check_jobs
 from vmcloner_core.runlog import RunLog
 from vmcloner_core.settings import Settings
 from vmcloner_core.stages import Stages
@@ -587,7 +588,10 @@ class Engine:
 
         :param command: read by the guests' shells. :param timeout: seconds for each clone.
         :param jobs: clones at once.
+        :raises InvalidRequest: the command is too long, or a number makes no sense.
         """
+        check_jobs(jobs)
+        check_timeout(timeout)
         outcomes = self.access(*targets)
         accesses = [outcome.unwrap() for outcome in outcomes if outcome.ok]
         ran = {a.name: a for a in remote.run(accesses, command, timeout=timeout, jobs=jobs)}

@@ -64,7 +64,7 @@ def fill(
         raise InvalidRequest(
             f"{what}: {error.message}", hint=f"known placeholders: {', '.join(values)}"
         ) from error
-    except (ArithmeticError, LookupError, TypeError, ValueError, MemoryError) as error:
+    except Exception as error:  # what an expression comes to is up to who wrote it
         raise InvalidRequest(f"{what}: {error}") from error
     if len(filled) > MAX_TEXT:
         raise InvalidRequest(f"{what}: longer than {MAX_TEXT} characters")

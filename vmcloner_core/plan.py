@@ -75,6 +75,15 @@ class OnFailure(enum.Enum):
     ROLLBACK = "rollback"
 
 
+def check_timeout(seconds: float) -> None:
+    """Check that it is a time that somebody may wait.
+
+    :raises InvalidRequest: it isn't.
+    """
+    if not 0 < seconds < math.inf:
+        raise InvalidRequest(f"timeout must be positive, not {seconds:g}")
+
+
 @attrs.frozen(kw_only=True)
 class Readiness:
     """What to wait for.
@@ -94,8 +103,7 @@ class Readiness:
 
         :raises InvalidRequest: it is none of them, N no port or REGEX no regular expression.
         """
-        if timeout <= 0:
-            raise InvalidRequest(f"timeout must be positive, not {timeout:g}")
+        check_timeout(timeout)
         kind, colon, argument = text.partition(":")
         if kind not in READINESS or bool(argument) != READINESS[kind] or (colon and not argument):
             raise InvalidRequest(

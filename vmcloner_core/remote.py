@@ -9,12 +9,20 @@ from typing import Any
 import attrs
 
 from vmcloner_core import ssh
-from vmcloner_core.errors import BackendError, DeadlineExceeded, HostCommandError, VmclonerError
+from vmcloner_core.errors import (
+    BackendError,
+    DeadlineExceeded,
+    HostCommandError,
+    InvalidRequest,
+    VmclonerError,
+)
 from vmcloner_core.model import Access
 from vmcloner_core.units import format_seconds
 
 MAX_OUTPUT = 4 * 1024**2
 """Bytes that are kept of what a command prints on one clone, to each of its two outputs."""
+MAX_COMMAND = 128 * 1024 - 1
+"""Bytes of a command: Linux's limit for one argument (execve(2))."""
 FANOUT = 32
 """Clones that the command runs on at once."""
 CONNECT_TIMEOUT = 20
@@ -57,12 +65,16 @@ def run(
     :param command: read by the guests' shells. Its standard input is empty.
     :param timeout: seconds that it may take on each clone, the login included.
     :param done: called with each answer as soon as it is there.
-    :raises BackendError: ssh isn't installed.
+    :raises BackendError: ssh isn't installed. :raises InvalidRequest: the command is too long.
     """
     from ClusterShell.Task import task_self
 
     if not accesses:
         return ()
+    if len(command.encode(errors="surrogateescape")) > MAX_COMMAND:
+        raise InvalidRequest(
+            f"command: longer than {MAX_COMMAND} bytes", hint="have the guests fetch a script"
+        )
     _check_ssh()
     argvs = {access.name: _argv(access, command) for access in accesses}
     answers: dict[str, Answer] = {}

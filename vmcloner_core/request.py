@@ -9,7 +9,7 @@ import attrs
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import CloneMode, Copying
 from vmcloner_core.names import MAX_INDEX, check_fleet, check_template, clone_name
-from vmcloner_core.plan import ALL, Action, OnFailure, Quota, Readiness
+from vmcloner_core.plan import ALL, Action, OnFailure, Quota, Readiness, check_timeout
 
 MAX_CLONES = 10_000
 """Clones in one request; more is taken for a slip of the finger."""
@@ -23,9 +23,22 @@ def _positive(_instance: object, attribute: attrs.Attribute[int | None], value: 
         )
 
 
-def _jobs(_instance: object, _attribute: object, value: int | None) -> None:
-    if value is not None and not 1 <= value <= 256:
+def check_jobs(value: int) -> None:
+    """Check that so many things can be done at once.
+
+    :raises InvalidRequest: they can't.
+    """
+    if not 1 <= value <= 256:
         raise InvalidRequest(f"jobs must be 1 to 256, not {value}")
+
+
+def _jobs(_instance: object, _attribute: object, value: int | None) -> None:
+    if value is not None:
+        check_jobs(value)
+
+
+def _seconds(_instance: object, _attribute: object, value: float) -> None:
+    check_timeout(value)
 
 
 @attrs.frozen(kw_only=True)
@@ -59,7 +72,7 @@ class CreateRequest:
     start: bool = False
     ready: bool = False
     wait: Readiness | None = None
-    timeout: float = 300.0
+    timeout: float = attrs.field(default=300.0, validator=_seconds)
     min_ready: Quota = ALL
     on_failure: OnFailure = OnFailure.KEEP
     values: Mapping[int, Mapping[str, str | int]] = attrs.field(factory=dict)
@@ -107,7 +120,7 @@ class TargetRequest:
     shutdown_timeout: float = 60.0
     wait: Readiness | None = None
     ready: bool = False
-    timeout: float = 300.0
+    timeout: float = attrs.field(default=300.0, validator=_seconds)
     min_ready: Quota = ALL
     jobs: int | None = attrs.field(default=None, validator=_jobs)
 

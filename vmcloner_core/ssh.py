@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import Access
 
 
@@ -30,9 +31,14 @@ def options(access: Access) -> dict[str, str]:
 
 
 def _path(text: str) -> str:
-    """Return a path as ssh reads it: tokens begin with %, arguments end at a space."""
+    """Return a path as ssh reads it: tokens begin with %, arguments end at a space.
+
+    :raises InvalidRequest: it holds the name of a variable, which ssh has no escape for.
+    """
+    if "${" in text:
+        raise InvalidRequest(f"ssh can't be told of {text!r}: it would fill in ${{…}}")
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    return f'"{escaped}"' if escaped != text or " " in text else text
+    return f'"{escaped}"'
 
 
 def command(access: Access, *words: str, **more: str) -> list[str]:

@@ -35,6 +35,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InvalidRequest(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{path}: not TOML: {error}") from error
+    except RecursionError as error:
+        raise InvalidRequest(f"{path}: nested too deeply") from error
 
 
 def structure(data: Mapping[str, Any], into: type[T], *, where: str) -> T:

@@ -116,7 +116,7 @@ def check_user_data(content: bytes, what: str) -> None:
         raise InvalidRequest(
             f"{what}: is nothing that cloud-init knows", hint="its first line: #cloud-config, or #!"
         )
-    kind = content.partition(b"\n")[0].strip()
+    kind = (content.split(maxsplit=1) or [b""])[0]
     if kind == b"#cloud-config":
         check_mapping(content, what)
 

@@ -122,6 +122,13 @@ def test_delete_asks_where_somebody_can_answer(run, lab, monkeypatch):
     assert run("delete", "web", stdin=Terminal())[0] == 130
     assert "web-[1-2]" in questions[0]
     assert len(lab.engine.list()) == 2
+
+    def end(_text):
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", end)
+    assert run("delete", "web", stdin=Terminal())[0] == 130
+    assert len(lab.engine.list()) == 2
     monkeypatch.setattr("builtins.input", lambda _: "y")
     assert run("delete", "web", stdin=Terminal())[0] == 0
     assert lab.engine.list() == ()
@@ -142,6 +149,8 @@ def test_delete_asks_where_somebody_can_answer(run, lab, monkeypatch):
         (["--config", "/nonexistent", "frobnicate"], 2, "no command 'frobnicate'"),
         (["lst"], 2, "did you mean 'list'"),
         (["host", "check", "nope"], 4, "nope"),
+        (["list", "-c", "nam"], 2, "no column 'nam' (did you mean 'name'?)"),
+        (["create", "web", "-t", "t1", "--wait", "--timeout", "nan"], 3, "timeout must be"),
     ],
 )
 def test_mistakes(run, words, code, message):

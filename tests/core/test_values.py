@@ -50,6 +50,7 @@ def test_toml(tmp_path):
         ("v.toml", "[1]\na = [1]\n", "a text or a whole number"),
         ("v.toml", "[1]\na = true\n", "a text or a whole number"),
         ("v.toml", "[1\n", "not TOML"),
+        ("v.toml", "a = " + "[" * 5000 + "]" * 5000 + "\n", "nested too deeply"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(tmp_path, name, text, reason):

@@ -158,6 +158,7 @@ def test_a_jinja_file_is_filled_in_for_each_clone(provider, tmp_path):
         (b"", "cloud-init knows"),
         (b"#cloud-config\na: [\n", "not YAML"),
         (b"#cloud-config\n- a\n", "mapping"),
+        (b"#cloud-config # mine\n- a\n", "mapping"),
         (b"#cloud-config\na: \x01\n", "not YAML"),
         (b"#!" + b"x" * MAX_USER_DATA, "larger than"),
     ],

@@ -11,7 +11,7 @@ from cliff.command import Command
 from cliff.lister import Lister
 from cliff.show import ShowOne
 
-from vmcloner_core.errors import UsageError, VmclonerError
+from vmcloner_core.errors import UsageError, VmclonerError, did_you_mean
 from vmcloner_core.plan import Action, CloneResult, Plan, Quota, Readiness, RunResult
 from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import Request
@@ -75,6 +75,16 @@ class _Display(Base):
         return parser
 
     @staticmethod
+    def check_columns(parsed_args: argparse.Namespace, known: Sequence[str]) -> None:
+        """Check that the columns which the user wants are there.
+
+        :raises UsageError: one isn't.
+        """
+        for column in parsed_args.columns:
+            if column not in known:
+                raise UsageError(f"no column {column!r}", hint=did_you_mean(column, known))
+
+    @staticmethod
     def shown(parsed_args: argparse.Namespace, values: Iterable[Any]) -> tuple[Any, ...]:
         """Return values for the output format: JSON and YAML have a word for nothing."""
         if parsed_args.formatter in ("json", "yaml"):
@@ -96,6 +106,7 @@ class Table(_Display, Lister):
 
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
         """Print the rows."""
+        self.check_columns(parsed_args, column_names)
         rows = [self.shown(parsed_args, row) for row in data]
         return super().produce_output(parsed_args, column_names, rows) or 0
 
@@ -105,6 +116,7 @@ class Record(_Display, ShowOne):
 
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
         """Print the object."""
+        self.check_columns(parsed_args, column_names)
         shown = self.shown(parsed_args, data)
         return super().produce_output(parsed_args, column_names, shown) or 0
 

@@ -51,6 +51,9 @@ class Delete(RunCommand):
         if parsed_args.yes or not plan.clones:
             return
         names = fold([clone.name for clone in plan.clones])
-        answer = input(f"Delete {len(plan.clones)} clones, {names}? [y/N] ")
+        try:
+            answer = input(f"Delete {len(plan.clones)} clones, {names}? [y/N] ")
+        except EOFError:
+            answer = ""
         if answer.strip().lower() not in ("y", "yes"):
             raise Interrupted("nothing was deleted")
