@@ -49,7 +49,8 @@ KNOCK_TIMEOUT = 5.0
 KNOCKS = 256
 """Connections tried at once: each takes a descriptor, of which a process often has 1024."""
 LOGIN_TIMEOUT = 30.0
-"""Seconds that a login may take: a guest under emulation needs several."""
+"""Seconds that a login may take, the first time: each that isn't answered doubles it, for a guest
+under emulation on a busy host needs many."""
 LOGINS = max(4, 2 * (os.cpu_count() or 1))
 """Logins tried at once."""
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\))")
@@ -228,6 +229,7 @@ class Ssh(Port):
     def __init__(self, clone: Awaited) -> None:
         super().__init__(clone)
         self._access: Access | None = None
+        self._limit = LOGIN_TIMEOUT
         self._login: _Login | None = None
         self._sight: Sight | None = None
 
@@ -244,7 +246,7 @@ class Ssh(Port):
             access = self._access = self.clone.access(address)
         if self.open(address, access.port, sight):
             try:
-                self._login, self._sight = _Login(access, sight.now), sight
+                self._login, self._sight = _Login(access, sight.now, self._limit), sight
             except OSError as error:
                 self.lacks = f"no login by ssh: {error.strerror}"
                 return False
@@ -256,6 +258,8 @@ class Ssh(Port):
         answer = login.answer(sight.now)
         if answer is None:
             return False
+        if login.late:
+            self._limit *= 2
         self.lacks = answer
         self.close()
         return not answer
@@ -337,9 +341,13 @@ class _Knock:
 class _Login:
     """A login by ssh that is under way: it asks nobody anything, and runs ``true``."""
 
-    def __init__(self, access: Access, now: float) -> None:
-        argv = ssh.command(access, "true", BatchMode="yes", ConnectTimeout="10", LogLevel="ERROR")
-        self._deadline = now + LOGIN_TIMEOUT
+    def __init__(self, access: Access, now: float, limit: float) -> None:
+        self.late = False
+        seconds = f"{max(1, limit):.0f}"
+        argv = ssh.command(
+            access, "true", BatchMode="yes", ConnectTimeout=seconds, LogLevel="ERROR"
+        )
+        self._deadline = now + limit
         self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the login
         try:
             self._process = subprocess.Popen(
@@ -356,7 +364,8 @@ class _Login:
         """Return "" once it was let in, why it wasn't, or None while it is under way."""
         code = self._process.poll()
         if code is None:
-            return "the login by ssh takes too long" if now > self._deadline else None
+            self.late = now > self._deadline
+            return "the login by ssh takes too long" if self.late else None
         if code == 0:
             return ""
         self._said.seek(0)

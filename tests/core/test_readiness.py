@@ -4,11 +4,13 @@ import errno
 import os
 import socket
 import time
+from pathlib import Path
 
+import attrs
 import pytest
 
 from vmcloner_core.errors import BackendError, DeadlineExceeded, InvalidRequest, PartialFailure
-from vmcloner_core.model import State
+from vmcloner_core.model import Access, State
 from vmcloner_core.plan import Quota, Readiness
 from vmcloner_core.readiness import Awaited, watch
 
@@ -121,6 +123,26 @@ def test_a_port_that_opens_later(monkeypatch):
         (outcome,) = watch(clones, more=more)
         assert outcome.ok
         assert len(looks) >= 3
+
+
+def test_each_login_that_is_not_answered_gets_more_time(listener, monkeypatch):
+    limits = []
+
+    def silent(*_words, ConnectTimeout, **_more):  # noqa: N803 - ssh's own
+        limits.append(int(ConnectTimeout))
+        return ["sleep", "60"]
+
+    monkeypatch.setattr("vmcloner_core.readiness.ssh.command", silent)
+    monkeypatch.setattr("vmcloner_core.readiness.LOGIN_TIMEOUT", 1.0)
+    monkeypatch.setattr("vmcloner_core.readiness.SLOW_POLL", 0.1)
+    driver = Machines(**{"web-1": ("127.0.0.1",)})
+    access = Access(
+        name="web-1", address="127.0.0.1", user="u", port=listener, known_hosts=Path("/none")
+    )
+    (clone,) = awaited(driver, "ssh", "web-1", timeout=6)
+    (outcome,) = watch([attrs.evolve(clone, access=lambda _address: access)])
+    assert isinstance(outcome.error, DeadlineExceeded)
+    assert limits[:2] == [1, 2]
 
 
 def test_agents():
