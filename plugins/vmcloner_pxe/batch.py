@@ -28,7 +28,7 @@ from vmcloner_core.errors import VmclonerError
 from vmcloner_pxe import worker
 from vmcloner_pxe.command import cache
 from vmcloner_pxe.errors import reason, shown
-from vmcloner_pxe.fetching import Fetcher
+from vmcloner_pxe.fetching import MAX_SIZE, Fetcher
 from vmcloner_pxe.libxl import join
 from vmcloner_pxe.link import attached
 from vmcloner_pxe.messages import Batch, Member, Result
@@ -69,6 +69,8 @@ def _result(answer: Answer, member: Member, store: Store) -> Result:
         names = _linked(answer.files, member, store)
     except OSError as error:
         return Result(key=member.key, error=f"{member.folder}: {reason(error)}")
+    except VmclonerError as error:
+        return Result(key=member.key, error=str(error))
     finally:
         answer.close()
     return Result(
@@ -121,7 +123,7 @@ class Store:
         draft = Path(name)
         try:
             with os.fdopen(fd, "w+b") as stream:
-                join(files, stream)
+                join(files, stream, MAX_SIZE)
                 stream.seek(0)
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
                 os.fchmod(stream.fileno(), 0o644)  # it came over the network: no secret

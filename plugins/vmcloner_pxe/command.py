@@ -88,7 +88,9 @@ def parser() -> argparse.ArgumentParser:
     network.add_argument(
         "--timeout", type=float, default=DEADLINE, metavar="S", help=f"seconds, {DEADLINE:g}"
     )
-    network.add_argument("--max-size", default=str(MAX_SIZE), help="of one file, as 512MiB")
+    network.add_argument(
+        "--max-size", default=str(MAX_SIZE), help="of one file, and of all initrds together"
+    )
     network.add_argument("--cache", type=Path, metavar="DIR", help=f"of fetched files, {CACHE}")
     network.add_argument("--no-cache", action="store_true", help="fetch anew each time")
     add("--dry-run", action="store_true", help="print what would be booted as JSON; keep no lease")
@@ -219,7 +221,9 @@ def boot(asked: Invocation) -> bool:
         handover = None
         if not options.dry_run:
             handover = stack.enter_context(
-                libxl.Handover(options.output, options.output_directory, options.output_format)
+                libxl.Handover(
+                    options.output, options.output_directory, options.output_format, asked.max_size
+                )
             )
         answer = stack.enter_context(_answered(asked, resolver, order))
         if handover is None:

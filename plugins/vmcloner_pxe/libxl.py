@@ -88,10 +88,11 @@ class Handover:
 
     :param output: the file that libxl reads, which it made; None for standard output.
     :param directory: the folder that libxl takes kernel and ramdisk from.
+    :param max_size: bytes of each of those.
     """
 
-    def __init__(self, output: Path | None, directory: Path, form: str) -> None:
-        self._directory, self._form = directory, form
+    def __init__(self, output: Path | None, directory: Path, form: str, max_size: int) -> None:
+        self._directory, self._form, self._max_size = directory, form, max_size
         self._made: list[Path] = []
         self._output: FileIO | None = None
         try:
@@ -139,7 +140,7 @@ class Handover:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             with os.fdopen(os.open(path, flags, 0o600), "wb") as target:
-                join(files, target)
+                join(files, target, self._max_size)
         except OSError as error:
             raise NetbootError(f"{self._directory}: {what}: {reason(error)}") from error
         return path
@@ -188,23 +189,33 @@ def render(items: Sequence[tuple[str, str]], form: str) -> bytes:
     return text.encode(errors="surrogatepass")
 
 
-def join(files: Sequence[BinaryIO], target: BinaryIO) -> None:
-    """Write files one behind the other, each at a multiple of 4 bytes, as initrds are."""
+def join(files: Sequence[BinaryIO], target: BinaryIO, max_size: int) -> None:
+    """Write files one behind the other, each at a multiple of 4 bytes, as initrds are.
+
+    Their writer may still have them open, and be hostile: of each no more is read than it has now.
+
+    :param max_size: bytes of all together. :raises NetbootError: they are more.
+    """
     for file in files:
         at = target.tell()
         target.write(b"\0" * (-at % _ALIGN))
         target.flush()
+        size = os.fstat(file.fileno()).st_size
+        if target.tell() + size > max_size:
+            raise NetbootError(f"more than {max_size} bytes to hand over", hint="raise --max-size")
         file.seek(0)
-        if not _shared(file, target):
-            shutil.copyfileobj(file, target, _BLOCK)
+        if not _shared(file, target, size):
+            while size and (block := file.read(min(size, _BLOCK))):
+                target.write(block)
+                size -= len(block)
     target.flush()
 
 
-def _shared(file: BinaryIO, target: BinaryIO) -> bool:
+def _shared(file: BinaryIO, target: BinaryIO, size: int) -> bool:
     """Copy inside the kernel, by shared blocks where the file system can; False: not possible."""
     try:
-        while os.copy_file_range(file.fileno(), target.fileno(), 1024**3):
-            pass
+        while size and (done := os.copy_file_range(file.fileno(), target.fileno(), size)):
+            size -= done
     except OSError as error:
         # Other than these, a plain copy would fail in the same way, or is half done.
         if error.errno in (18, 22, 38, 95):  # EXDEV EINVAL ENOSYS EOPNOTSUPP

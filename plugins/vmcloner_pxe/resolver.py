@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import uuid
@@ -128,15 +129,24 @@ class Resolver:
     def fetch(self, found: Found) -> tuple[BinaryIO, ...]:
         """Return a kernel and its initrds as open files; the caller closes them.
 
-        :raises NetbootError: one can't be had, or the kernel is none.
+        :raises NetbootError: one can't be had, the kernel is none, or the initrds are too large.
         """
         assert found.kernel is not None  # noqa: S101 - the caller's to see
         files: list[BinaryIO] = []
+        size = 0
         try:
             for location in (found.kernel, *found.initrds):
                 files.append(self.fetcher.file(location))
                 if len(files) == 1:
                     check_kernel(files[0], str(location))
+                    continue
+                size += os.fstat(files[-1].fileno()).st_size
+                if size > self.fetcher.max_size:
+                    raise NetbootError(
+                        f"{location}: with it, the initrds are larger than"
+                        f" {self.fetcher.max_size} bytes",
+                        hint="raise --max-size",
+                    )
         except BaseException:
             for file in files:
                 file.close()

@@ -16,6 +16,7 @@ import pwd
 import resource
 import signal
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -128,7 +129,7 @@ def answers(
             deadline = resolver.fetcher.deadline + GRACE
             waiting = set(range(len(guests)))
             while waiting:
-                answer = _receive(ours, link, order, deadline)
+                answer = _receive(ours, link, order, resolver.fetcher.max_size, deadline)
                 if answer is None:
                     continue
                 if answer.index not in waiting:
@@ -145,30 +146,42 @@ def answers(
 # --- the privileged half ------------------------------------------------------------------------
 
 
-def _receive(ours: socket.socket, link: Link, order: Order, deadline: float) -> Answer | None:
+def _receive(
+    ours: socket.socket, link: Link, order: Order, max_size: int, deadline: float
+) -> Answer | None:
     """Return the next answer; None where the worker asked for its address."""
     ours.settimeout(max(0.001, deadline - time.monotonic()))
     try:
         data, fds, _flags, _address = socket.recv_fds(ours, MAX_MESSAGE, MAX_FILES)
     except TimeoutError as error:
         raise NetbootError("timeout: it took too long") from error
-    files = tuple(os.fdopen(fd, "rb") for fd in fds)
-    try:
+    with contextlib.ExitStack() as stack:
+        for fd in fds:
+            stack.callback(os.close, fd)
         if not data:
             raise NetbootError("the worker ended before it had answered")
         try:
             message = _message(data)
             if "configure" not in message:
-                return _answer(message, files)
+                return _answer(message, _files(fds, max_size))
             _configure(message["configure"], link, order)
         except (ValueError, TypeError, KeyError) as error:
             raise NetbootError("the worker broke its protocol") from error
         ours.send(b"{}")
-    except BaseException:
-        for file in files:
-            file.close()
-        raise
     return None
+
+
+def _files(fds: Sequence[int], max_size: int) -> tuple[BinaryIO, ...]:
+    """Return open files for copies of descriptors.
+
+    :raises ValueError: one isn't a regular file of at most ``max_size`` bytes. Another kind (a
+        pipe, a device) could keep its reader waiting, or never end.
+    """
+    for fd in fds:
+        state = os.fstat(fd)
+        if not stat.S_ISREG(state.st_mode) or state.st_size > max_size:
+            raise ValueError("not a file of that size")
+    return tuple(os.fdopen(os.dup(fd), "rb") for fd in fds)
 
 
 def _configure(value: object, link: Link, order: Order) -> None:

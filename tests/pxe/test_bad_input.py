@@ -188,6 +188,15 @@ def test_arguments_that_libxl_would_drop(site):
     failed(site.boot(mac, options=[f"--args={'b' * 4191}"]), "args: ", "8191 at most")
 
 
+def test_initrds_that_are_too_large_together(site):
+    (site.net.tftp / "tiny").write_bytes(bzimage(5000))
+    (site.net.tftp / "half").write_bytes(bytes(300_000))
+    mac = "52:54:00:00:02:05"
+    site.net.config(mac, "DEFAULT k\nLABEL k\nKERNEL tiny\nINITRD half,half\n")
+    assert len(site.boot(mac).ramdisk) == 600_000
+    failed(site.boot(mac, "--max-size=400KiB"), "initrds are larger than 409600 bytes")
+
+
 # --- being stopped ------------------------------------------------------------------------------
 
 

@@ -1,7 +1,9 @@
 """libxl's bootloader protocol: arguments in, files and output out."""
 
 import contextlib
+import errno
 import io
+import os
 
 import pytest
 from hypothesis import given
@@ -66,14 +68,14 @@ def test_hands_over_copies_and_cleans_up(tmp_path):
     directory.mkdir()
 
     def fail() -> None:
-        with libxl.Handover(output, directory, "simple0") as handover:
+        with libxl.Handover(output, directory, "simple0", 20) as handover:
             assert handover.add("kernel", [io_file(tmp_path, b"k")]).read_bytes() == b"k"
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail()
     assert (list(directory.iterdir()), output.read_bytes()) == ([], b"")
-    with libxl.Handover(output, directory, "simple0") as handover:
+    with libxl.Handover(output, directory, "simple0", 10) as handover:
         kernel = handover.add("kernel", [io_file(tmp_path, b"k")])
         ramdisk = handover.add("ramdisk", [io_file(tmp_path, b"12345"), io_file(tmp_path, b"67")])
         handover.write(kernel, ramdisk, "")
@@ -88,11 +90,38 @@ def io_file(folder, content: bytes) -> io.BufferedReader:
     return path.open("rb")
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_of_a_file_that_grows_no_more_is_copied_than_it_had(tmp_path, monkeypatch, inside):
+    path = tmp_path / "f"
+    path.write_bytes(b"12345")
+    copy = os.copy_file_range
+
+    def grown(source, target, size):
+        with path.open("ab") as stream:
+            stream.write(b"more" * 1000)
+        if not inside:
+            raise OSError(errno.EXDEV, "another file system")
+        return copy(source, target, size)
+
+    monkeypatch.setattr(os, "copy_file_range", grown)
+    with path.open("rb") as file, (tmp_path / "joined").open("wb") as target:
+        libxl.join([file], target, 10)
+    assert (tmp_path / "joined").read_bytes() == b"12345"
+
+
+def test_initrds_are_counted_together(tmp_path):
+    parts = [io_file(tmp_path, bytes(4)) for _ in range(3)]
+    with (tmp_path / "joined").open("wb") as target:
+        libxl.join(parts, target, 12)
+    with (tmp_path / "joined").open("wb") as target, pytest.raises(NetbootError, match="max-size"):
+        libxl.join(parts, target, 11)
+
+
 def test_never_follows_a_link(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "out").symlink_to("/etc/hostname")
     with pytest.raises(NetbootError):
-        libxl.Handover(tmp_path / "out", tmp_path / "d", "simple0")
+        libxl.Handover(tmp_path / "out", tmp_path / "d", "simple0", 10)
 
 
 @given(st.text(max_size=60), st.sampled_from(libxl.FORMATS))

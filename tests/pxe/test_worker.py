@@ -2,6 +2,10 @@
 
 import contextlib
 import io
+import os
+import socket
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -48,3 +52,48 @@ def test_nobody_reads_as_root_or_as_a_user_there_is_not(user):
 
 def test_numbers_without_a_name_are_users_too():
     assert worker.uid_of("123456") == (123456, 123456)
+
+
+@pytest.fixture
+def channel():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def received(channel, fds, message=b'{"index": 0, "kernel": "k"}', max_size=1000):
+    """What the privileged half makes of a message that comes with descriptors."""
+    ours, theirs = channel
+    socket.send_fds(theirs, [message], fds)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    try:
+        return worker._receive(ours, None, worker.Order(), max_size, time.monotonic() + 10)
+    except NetbootError:
+        assert len(list(Path("/proc/self/fd").iterdir())) == before  # none is kept
+        raise
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "zero", "socket", "large"])
+def test_what_is_no_file_of_that_size_is_refused_unread(channel, tmp_path, kind):
+    with contextlib.ExitStack() as stack:
+        if kind == "fifo":
+            os.mkfifo(tmp_path / "f")
+            fd = os.open(tmp_path / "f", os.O_RDWR)  # a reader of it would wait for ever
+        elif kind == "socket":
+            fd = os.dup(channel[1].fileno())
+        elif kind == "large":
+            (tmp_path / "l").write_bytes(bytes(1001))
+            fd = os.open(tmp_path / "l", os.O_RDONLY)
+        else:
+            fd = os.open({"folder": "/", "zero": "/dev/zero"}[kind], os.O_RDONLY)
+        stack.callback(os.close, fd)
+        with pytest.raises(NetbootError, match="broke its protocol"):
+            received(channel, [fd])
+
+
+def test_a_file_of_that_size_is_taken(channel, tmp_path):
+    (tmp_path / "f").write_bytes(b"k" * 1000)
+    with (tmp_path / "f").open("rb") as file:
+        answer = received(channel, [file.fileno()])
+    assert answer.files[0].read() == b"k" * 1000
+    answer.close()
