@@ -210,10 +210,12 @@ def boot(asked: Invocation) -> bool:
         release=options.release,
         configure=options.mode == "netns",
     )
+    # The same address may be another server in another guest's network: no cache for those.
+    uncached = options.no_cache or options.mode == "netns"
     resolver = Resolver(
         fetcher=Fetcher(
             deadline=time.monotonic() + options.timeout,
-            cache=None if options.no_cache else cache(options.cache, asked.ids),
+            cache=None if uncached else cache(options.cache, asked.ids),
             max_size=asked.max_size,
         )
     )

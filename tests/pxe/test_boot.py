@@ -215,6 +215,18 @@ def test_the_cache_is_used_and_follows_the_servers_version(site, files):
     assert site.boot(mac).kernel == bzimage(4001, seed=2)
 
 
+def test_the_guests_own_network_has_no_part_in_the_cache(site, files):
+    """On another bridge the same address may be another server."""
+    mac = "52:54:03:00:03:03"
+    (files / "own").write_bytes(bzimage(4000, seed=1))
+    site.net.config(mac, label("KERNEL own"))
+    assert site.boot(mac, "--mode=netns").kernel == bzimage(4000, seed=1)
+    (files / "own").write_bytes(bzimage(4000, seed=2))
+    assert site.boot(mac).kernel == bzimage(4000, seed=2)  # not what came from there
+    (files / "own").write_bytes(bzimage(4000, seed=3))
+    assert site.boot(mac, "--mode=netns").kernel == bzimage(4000, seed=3)
+
+
 def test_fifty_at_once_get_fifty_addresses_and_one_download(site, files):
     size = 2_000_000
     (files / "shared").write_bytes(bzimage(size, seed=9))
