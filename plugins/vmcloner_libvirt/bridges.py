@@ -193,10 +193,11 @@ class _Work:
 
     def _dnsmasq(self) -> list[str]:
         subnet = self.subnet
+        first, last = subnets.span(subnet)
         return [
             *("dnsmasq", "--conf-file=/dev/null", f"--pid-file={self._file('pid')}"),
             *(f"--interface={self.name}", "--except-interface=lo", "--bind-interfaces"),
-            f"--dhcp-range={subnet[2]},{subnet[-2]},{subnet.netmask},{subnets.LEASE_MINUTES}m",
+            f"--dhcp-range={first},{last},{subnet.netmask},{subnets.LEASE_MINUTES}m",
             *(f"--dhcp-lease-max={subnets.room(subnet.prefixlen)}", "--dhcp-authoritative"),
             f"--dhcp-leasefile={self._file('leases')}",
         ]

@@ -41,6 +41,8 @@ ASK_AGAIN = 5.0
 """Seconds after which they are asked again: a guest that is still booting ignores the first."""
 STOPPERS = 8
 """Domains that one call stops at once: libvirt looks for a process's end only every 200 ms."""
+ASKERS = 8
+"""Guest agents that are asked at once: a silent one takes all of its time."""
 
 
 class LibvirtDriver(HypervisorDriver):
@@ -143,12 +145,16 @@ class LibvirtDriver(HypervisorDriver):
             networks.neighbours(self.context.runner),
         ]
         found = {domain.name: whereabouts.known(domain, sources) for domain in domains}
-        for domain in domains:
-            if domain.agent and not found[domain.name]:
-                found[domain.name] = self.connections.call(
-                    functools.partial(whereabouts.told, domain=domain), about=domain.name
-                )
+        asked = [domain for domain in domains if domain.agent and not found[domain.name]]
+        with ThreadPoolExecutor(ASKERS, thread_name_prefix="agents") as pool:
+            for domain, told in zip(asked, pool.map(self._ask_agent, asked), strict=True):
+                found[domain.name] = told
         return {name: addresses for name, addresses in found.items() if addresses}
+
+    def _ask_agent(self, domain: whereabouts.Located) -> tuple[str, ...]:
+        return self.connections.call(
+            functools.partial(whereabouts.told, domain=domain), about=domain.name
+        )
 
     def agents(self, names: Sequence[str]) -> frozenset[str]:
         """See :meth:`HypervisorDriver.agents`."""

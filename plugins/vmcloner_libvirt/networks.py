@@ -211,7 +211,8 @@ def document(name: str, subnet: Subnet, identifier: str | None = None) -> str:
     etree.SubElement(root, "forward", mode="nat")
     host = etree.SubElement(root, "ip", address=str(subnet[1]), prefix=str(subnet.prefixlen))
     dhcp = etree.SubElement(host, "dhcp")
-    given = etree.SubElement(dhcp, "range", start=str(subnet[2]), end=str(subnet[-2]))
+    first, last = subnets.span(subnet)
+    given = etree.SubElement(dhcp, "range", start=str(first), end=str(last))
     etree.SubElement(given, "lease", expiry=str(subnets.LEASE_MINUTES), unit="minutes")
     return str(etree.tostring(root, encoding="unicode"))
 

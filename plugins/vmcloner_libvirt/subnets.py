@@ -22,7 +22,12 @@ Subnet = ipaddress.IPv4Network
 
 def room(prefix: int) -> int:
     """Return how many guests a subnet has addresses for: not its ends, not the host's."""
-    return int(2 ** (32 - prefix)) - 3
+    return max(0, min(int(2 ** (32 - prefix)) - 3, MAX_RANGE))
+
+
+def span(subnet: Subnet) -> tuple[ipaddress.IPv4Address, ipaddress.IPv4Address]:
+    """Return the first and the last address that guests get; :func:`room` is not 0."""
+    return subnet[2], subnet[1 + room(subnet.prefixlen)]
 
 
 def future(name: str, subnet: Subnet) -> Network:
@@ -49,10 +54,10 @@ def free(request: NetworkRequest, taken: Sequence[Subnet]) -> Subnet:
     :raises NotEnoughResources: none is large enough. :raises Conflict: the one asked for is taken.
     """
     for subnet in _candidates(request):
-        if request.count > room(subnet.prefixlen) or request.count > MAX_RANGE:
+        if request.count > room(subnet.prefixlen):
             raise NotEnoughResources(
                 f"network {request.name!r}: {request.count} guests, "
-                f"{min(room(subnet.prefixlen), MAX_RANGE)} fit in {subnet}",
+                f"{room(subnet.prefixlen)} fit in {subnet}",
                 hint="give a larger --subnet, or make several networks",
             )
         clash = next((other for other in taken if subnet.overlaps(other)), None)

@@ -77,6 +77,9 @@ def test_a_network_has_to_be_there_and_run(lab, on_network, network, error, hint
         {"subnet": "10.0.0.1/24"},
         {"subnet": "x"},
         {"subnet": "fd00::/64"},
+        {"subnet": "224.0.0.0/24"},
+        {"subnet": "127.9.0.0/24"},
+        {"subnet": "0.0.0.0/0"},
     ],
 )
 def test_what_makes_no_network_is_refused(wrong):

@@ -1,5 +1,7 @@
 """Where guests are: what is taken of what hosts and agents say."""
 
+import threading
+
 import attrs
 import pytest
 
@@ -74,3 +76,18 @@ def test_an_agent_that_is_silent_or_says_too_much():
     assert whereabouts.told(Connection(libvirt.libvirtError("no answer")), DOMAIN) == ()
     many = {"eth0": {"hwaddr": MAC, "addrs": [{"addr": f"10.0.{n}.1"} for n in range(200)]}}
     assert len(whereabouts.told(Connection(many), DOMAIN)) == whereabouts.MAX_ADDRESSES
+
+
+def test_silent_agents_are_waited_for_together(paper, monkeypatch):
+    guests = [
+        attrs.evolve(DOMAIN, name=f"web-{n}", macs=(f"52:54:00:00:01:{n:02x}",)) for n in range(6)
+    ]
+    all_at_once = threading.Barrier(len(guests))
+
+    def told(_connection, domain):
+        all_at_once.wait(10)
+        return ("10.0.0.5",) if domain.name == "web-3" else ()
+
+    monkeypatch.setattr(whereabouts, "running", lambda _connection: guests)
+    monkeypatch.setattr(whereabouts, "told", told)
+    assert paper.addresses() == {"web-3": ("10.0.0.5",)}

@@ -77,10 +77,18 @@ class Network:
     leases: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
 
 
+_NOT_FOR_HOSTS = tuple(
+    ipaddress.IPv4Network(text)
+    for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")
+)
+"""This network, loopback, link-local, multicast and reserved addresses (RFC 6890)."""
+
+
 def _ipv4_subnet(_instance: object, _attribute: object, value: str | None) -> None:
     try:
-        if value is not None:
-            ipaddress.IPv4Network(value)
+        subnet = ipaddress.IPv4Network(value or "10.0.0.0/8")
+        if any(subnet.overlaps(other) for other in _NOT_FOR_HOSTS):
+            raise ValueError(f"{subnet} is not for hosts")
     except ValueError as error:
         raise InvalidRequest(f"subnet: {error}", hint="like 192.168.150.0/24") from error
 
