@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -143,7 +144,10 @@ def test_one_command_boots_many_with_what_their_own_files_say(clones):
         assert f" own={mac} " in cmdline
         assert cmdline.endswith(f" hostname={name} systemd.hostname={name}")
         assert f" BOOTIF=01-{mac.replace(':', '-')}" in cmdline
-        addresses.add(re.search(r" ip=([0-9.]+):", cmdline)[1])
+        address = re.search(r" ip=([0-9.]+):", cmdline)[1]
+        with pytest.raises(ConnectionRefusedError):  # somebody is there, with nothing to offer
+            socket.create_connection((address, 7), timeout=60)
+        addresses.add(address)
     assert len(addresses) == GUESTS
 
 
