@@ -186,8 +186,9 @@ def _lost_identity(found: Clone) -> bool:
 
     While it runs it is who it was, and keeps what it has read.
     """
-    stopped = found.state in (State.STOPPED, State.CRASHED)
-    return found.domain is not None and not found.seeded and stopped
+    domain = found.domain
+    stopped = domain is not None and domain.state in (State.STOPPED, State.CRASHED)
+    return stopped and not found.seeded
 
 
 def _create_steps(
