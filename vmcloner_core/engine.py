@@ -19,7 +19,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -178,11 +178,15 @@ class Engine:
 
     def plan(self, request: Request) -> Plan:
         """Return what a request would do, checked against the host. Changes nothing."""
+        return self._planned(request, None)
+
+    def _planned(self, request: Request, fleets: Collection[str] | None) -> Plan:
+        """Return the plan of a request, aimed at no clones but those of ``fleets`` (None: all)."""
         run = datetime.now(UTC).strftime("%Y%m%dT%H%M%S-") + secrets.token_hex(3)
         if isinstance(request, CreateRequest):
             plan = self._plan_create(request, run)
         else:
-            clones = self._clones()
+            clones = [c for c in self._clones() if fleets is None or c.fleet in fleets]
             plan = plan_targets(
                 request,
                 clones,
@@ -208,7 +212,8 @@ class Engine:
         fleets = self._fleets(request)
         with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
             self._identities.sweep(fleets)
-            plan = self.plan(request)
+            # A fleet that has come since these were counted is another run's: it isn't locked.
+            plan = self._planned(request, fleets)
             on_plan(plan)
             return self._apply(plan)
 
@@ -549,7 +554,7 @@ class Engine:
         fleets = {target.fleet for target in parse_targets(targets)} or set(self.fleets())
         found: dict[str, Preview] = {}
         with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
-            clones = self.list(*targets)
+            clones = [clone for clone in self.list(*targets) if clone.fleet in fleets]
             for name in {clone.labels.hypervisor for clone in clones}:
                 group = [clone for clone in clones if clone.labels.hypervisor == name]
                 for preview in self._library.previews(group, self._starter):

@@ -1,12 +1,21 @@
 """The engine as an embedder sees it, on the reference drivers."""
 
 import threading
+import time
 from uuid import UUID
 
 import pytest
 
 from tests.conftest import TEMPLATE
-from vmcloner_core import CloneMode, CreateRequest, OnFailure, Readiness, State, TargetRequest
+from vmcloner_core import (
+    CloneMode,
+    CreateRequest,
+    Engine,
+    OnFailure,
+    Readiness,
+    State,
+    TargetRequest,
+)
 from vmcloner_core.errors import (
     Conflict,
     DeadlineExceeded,
@@ -20,9 +29,11 @@ from vmcloner_core.errors import (
     VmclonerError,
 )
 from vmcloner_core.hooks import hookimpl
+from vmcloner_core.locks import hold
 from vmcloner_core.model import HostResources
 from vmcloner_core.plan import Action, Step, StepStatus
 from vmcloner_core.preflight import check_memory
+from vmcloner_core.testing.reference import BootPlugin
 
 
 def names(clones):
@@ -246,6 +257,20 @@ def test_two_creates_at_once_make_n_in_all(lab):
         thread.join()
     assert not errors
     assert len(lab.engine.list("web")) == 30
+
+
+def test_all_are_the_fleets_that_were_there_when_it_was_asked_for(lab, caplog):
+    """What another run makes while it waits is that run's: no lock on it is held."""
+    lab.engine.create("web", "t1", count=2)
+    deleting = threading.Thread(target=lambda: lab.engine.delete(everything=True))
+    other = Engine.open(plugins=[lab.storage_plugin, lab.hypervisor_plugin, BootPlugin()])
+    with other, hold(lab.engine.host.state, ["fleet/web"]):
+        deleting.start()
+        while "waiting for another run on fleet/web" not in caplog.text:
+            time.sleep(0.01)
+        other.create("new", "t1", count=2)
+    deleting.join()
+    assert names(lab.engine.list()) == ["new-1", "new-2"]
 
 
 def test_cancel_stops_cleanly_and_the_same_again_goes_on(lab):
