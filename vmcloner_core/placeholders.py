@@ -56,16 +56,21 @@ def fill(
     """
     if "{" not in text:
         return text
+    _check_length(text, what)
     if escape is not None:
         values = {k: escape(v) if isinstance(v, str) else v for k, v in values.items()}
     try:
-        filled = _environment().from_string(text[: MAX_TEXT + 1]).render(values)
+        filled = _environment().from_string(text).render(values)
     except TemplateError as error:
         raise InvalidRequest(
             f"{what}: {error.message}", hint=f"known placeholders: {', '.join(values)}"
         ) from error
     except Exception as error:  # what an expression comes to is up to who wrote it
         raise InvalidRequest(f"{what}: {error}") from error
-    if len(filled) > MAX_TEXT:
-        raise InvalidRequest(f"{what}: longer than {MAX_TEXT} characters")
+    _check_length(filled, what)
     return filled
+
+
+def _check_length(text: str, what: str) -> None:
+    if len(text) > MAX_TEXT:
+        raise InvalidRequest(f"{what}: with placeholders no longer than {MAX_TEXT} characters")
