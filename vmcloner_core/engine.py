@@ -41,7 +41,7 @@ from vmcloner_core.errors import (
     did_you_mean,
 )
 from vmcloner_core.executor import Pipeline, Work, undo
-from vmcloner_core.identities import Identities, authorized_keys
+from vmcloner_core.identities import Identities, Record, authorized_keys
 from vmcloner_core.inventory import merge, select
 from vmcloner_core.library import Library, now, origin_of, owner
 from vmcloner_core.locks import hold
@@ -85,6 +85,16 @@ from vmcloner_core.starting import Preview, Starter
 from vmcloner_core.units import format_size
 
 log = logging.getLogger(__name__)
+
+
+@attrs.frozen(kw_only=True)
+class _Survey:
+    """What is on a host: clones, what is kept of their identities, all domains that aren't ours."""
+
+    clones: tuple[Clone, ...]
+    records: Mapping[str, Record]
+    foreign_names: frozenset[str]
+    foreign_macs: frozenset[str]
 
 
 class Engine:
@@ -186,13 +196,15 @@ class Engine:
         if isinstance(request, CreateRequest):
             plan = self._plan_create(request, run)
         else:
-            clones = [c for c in self._clones() if fleets is None or c.fleet in fleets]
+            found = self._survey()
+            clones = [c for c in found.clones if fleets is None or c.fleet in fleets]
             plan = plan_targets(
                 request,
                 clones,
                 run=run,
                 host=self.host.name,
-                template=self._library.catalog.template,
+                template=functools.cache(self._library.catalog.template),
+                records=found.records,
             )
             self._check_memory(plan, clones)
         self.plugins.load_observers()
@@ -264,15 +276,16 @@ class Engine:
             raise InvalidRequest(f"pool {storage_name!r} can't make {mode.value} clones")
         origin = origin_of(storage, template.name)
         seeds = self._backends.identity(template.identity.provider)[1].seeds
-        clones, foreign_names, foreign_macs = self._survey()
+        found = self._survey()
         facts = Facts(
             host=self.host.name,
             hypervisor=hypervisor_name,
             storage=storage_name,
             mode=mode,
-            clones=clones,
-            foreign_names=foreign_names,
-            foreign_macs=foreign_macs,
+            clones=found.clones,
+            records=found.records,
+            foreign_names=found.foreign_names,
+            foreign_macs=found.foreign_macs,
             origin=origin,
             capacity=storage.capacity(),
             resources=hypervisor.resources(),
@@ -415,10 +428,10 @@ class Engine:
         return tuple(sorted({clone.fleet for clone in self._clones()}))
 
     def _clones(self) -> tuple[Clone, ...]:
-        return self._survey()[0]
+        return self._survey().clones
 
-    def _survey(self) -> tuple[tuple[Clone, ...], frozenset[str], frozenset[str]]:
-        """Return all clones, and the names and MAC addresses of all domains that aren't ours."""
+    def _survey(self) -> _Survey:
+        """Return all that is on the host."""
         inventories = [
             self._backends.hypervisor(name).inspect() for name in self._backends.names("hypervisor")
         ]
@@ -428,15 +441,14 @@ class Engine:
             for volume in self._backends.storage(name).volumes()
         ]
         domains = [domain for inventory in inventories for domain in inventory.domains]
-        return (
-            merge(
-                self.host.name,
-                volumes,
-                domains,
-                (record.labels for record in self._identities.records()),
+        records = {record.labels.clone: record for record in self._identities.records()}
+        return _Survey(
+            clones=merge(
+                self.host.name, volumes, domains, (record.labels for record in records.values())
             ),
-            frozenset().union(*(inventory.foreign_names for inventory in inventories)),
-            frozenset().union(*(inventory.foreign_macs for inventory in inventories)),
+            records=records,
+            foreign_names=frozenset().union(*(each.foreign_names for each in inventories)),
+            foreign_macs=frozenset().union(*(each.foreign_macs for each in inventories)),
         )
 
     # --- templates ------------------------------------------------------------------------------

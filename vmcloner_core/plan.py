@@ -118,6 +118,11 @@ class Readiness:
             _check_pattern(text, argument)
         return cls(kind=kind, argument=argument, timeout=timeout)
 
+    @property
+    def placeholders(self) -> bool:
+        """Whether it names values that are each clone's own, and have to be filled in."""
+        return "{" in self.argument
+
     def __str__(self) -> str:
         return f"{self.kind}:{self.argument}" if self.argument else self.kind
 
@@ -183,7 +188,7 @@ class ClonePlan:
     :param identity: who it will be, None where its template has no identity provider.
     :param values: its own values for placeholders.
     :param memory, vcpus: in the place of its template's.
-    :param wait: what WAIT waits for.
+    :param wait: what WAIT waits for, filled in.
     :param template: what it is made of, where it is made, or its boot provider is asked.
     """
 

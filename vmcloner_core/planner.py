@@ -8,7 +8,7 @@ import attrs
 
 from vmcloner_core.disks import disk_numbers
 from vmcloner_core.errors import Conflict, InvalidRequest, NotEnoughResources, NotFound
-from vmcloner_core.identities import resolve
+from vmcloner_core.identities import Record, resolve
 from vmcloner_core.inventory import select
 from vmcloner_core.model import (
     Capacity,
@@ -20,6 +20,7 @@ from vmcloner_core.model import (
     Labels,
     Network,
     Nic,
+    NicSpec,
     Origin,
     State,
     Template,
@@ -52,6 +53,7 @@ class Facts:
 
     :param mode: as asked for, or the pool's own.
     :param clones: every clone of the host.
+    :param records: what is kept of the clones' identities, by the clones' names.
     :param foreign_names, foreign_macs: of domains that aren't ours.
     :param origin: the template's image in the pool, None while it isn't imported.
     :param need: bytes that so many volumes like the one requested take.
@@ -68,6 +70,7 @@ class Facts:
     storage: str
     mode: CloneMode
     clones: tuple[Clone, ...]
+    records: Mapping[str, Record] = attrs.field(factory=dict)
     foreign_names: frozenset[str] = frozenset()
     foreign_macs: frozenset[str] = frozenset()
     origin: Origin | None = None
@@ -249,7 +252,10 @@ def _clone_plan(
         labels = found.labels
         nics = nics or _nics(found, template)
     clone = clone_uuid(facts.host, labels.fleet, labels.index, labels.template)
-    values = own_values(template, labels, nics) | dict(own)
+    if Step.DEFINE in steps or labels.clone not in facts.records:
+        values = own_values(template, labels, nics) | dict(own)
+    else:
+        values = dict(facts.records[labels.clone].values)
     memory, vcpus = sizes(values)
     identity = None
     if facts.seeds and Step.DEFINE in steps:
@@ -268,15 +274,16 @@ def _clone_plan(
         memory=memory,
         vcpus=vcpus,
         volumes=found.volumes if found is not None else (),
-        wait=wait,
+        wait=_filled(wait, labels, nics, values),
         template=template,
     )
 
 
-def _nics(clone: Clone, template: Template) -> tuple[Nic, ...]:
-    """Return the network cards of a clone that is there."""
+def _nics(clone: Clone, template: Template | None) -> tuple[Nic, ...]:
+    """Return the network cards of a clone that is there; of what kind, its template says."""
     macs = clone.domain.macs if clone.domain is not None else ()
-    return tuple(Nic(spec=s, mac=m) for s, m in zip(template.nics, macs, strict=False))
+    specs = template.nics if template is not None else (NicSpec(),) * len(macs)
+    return tuple(Nic(spec=s, mac=m) for s, m in zip(specs, macs, strict=False))
 
 
 def own_values(template: Template, labels: Labels, nics: tuple[Nic, ...]) -> dict[str, str | int]:
@@ -291,6 +298,22 @@ def own_values(template: Template, labels: Labels, nics: tuple[Nic, ...]) -> dic
         for key, value in template.values.items()
     }
     return {key: check_value(key, value, where) for key, value in filled.items()}
+
+
+def _filled(
+    wait: Readiness | None,
+    labels: Labels,
+    nics: tuple[Nic, ...],
+    values: Mapping[str, str | int],
+) -> Readiness | None:
+    """Return what a clone is waited for, with its own values filled in.
+
+    :raises InvalidRequest: one isn't known, or the whole is no regular expression then.
+    """
+    if wait is None or not wait.placeholders:
+        return wait
+    argument = fill(wait.argument, clone_values(labels, nics, values), what="ready")
+    return Readiness.parse(f"{wait.kind}:{argument}", timeout=wait.timeout)
 
 
 def _used_macs(facts: Facts) -> set[str]:
@@ -362,9 +385,11 @@ def plan_targets(
     run: str,
     host: str,
     template: Callable[[str], Template],
+    records: Mapping[str, Record],
 ) -> Plan:
     """Return the plan of a start, stop, restart, reset, delete or wait.
 
+    :param records: what is kept of the clones' identities, by the clones' names.
     :param template: returns the template of that name; asked only where it is needed.
     :raises NotFound: a target names nothing, but for DELETE, where what is gone is as asked; or a
         template is gone that says what a clone is made of or boots, or what it is waited for.
@@ -384,7 +409,10 @@ def plan_targets(
         action=request.action,
         run=run,
         host=host,
-        clones=tuple(_target_plan(request, clone, steps, template) for clone, steps in work),
+        clones=tuple(
+            _target_plan(request, clone, steps, template, records.get(clone.name))
+            for clone, steps in work
+        ),
         existing=existing,
         shutdown_timeout=request.shutdown_timeout,
         min_ready=request.min_ready,
@@ -405,33 +433,48 @@ def _target_plan(
     clone: Clone,
     steps: tuple[Step, ...],
     template: Callable[[str], Template],
+    record: Record | None,
 ) -> ClonePlan:
+    wait = _wait(request, clone, template)
     plan = ClonePlan(
-        labels=clone.labels,
-        steps=steps,
-        state=clone.state,
-        volumes=clone.volumes,
-        wait=_wait(request, clone, template),
+        labels=clone.labels, steps=steps, state=clone.state, volumes=clone.volumes, wait=wait
     )
     asked = clone.labels.boot is not None and bool({Step.START, Step.WAIT} & set(steps))
-    if not asked and Step.RESET not in steps:
+    named = wait is not None and wait.placeholders
+    if not asked and not named and Step.RESET not in steps:
         return plan
+    made_of = _made_of(clone, steps, template)
+    nics = _nics(clone, made_of)
+    values: Mapping[str, str | int] = record.values if record is not None else {}
+    if record is None and made_of is not None:
+        values = own_values(made_of, clone.labels, nics)
+    plan = attrs.evolve(plan, wait=_filled(wait, clone.labels, nics, values))
+    if made_of is not None and Step.RESET in steps:
+        plan = attrs.evolve(plan, template=made_of, disks=_own_disks(clone, made_of))
+    if made_of is None or not asked:
+        return plan
+    uuid = clone.domain.uuid if clone.domain is not None else None
+    return attrs.evolve(plan, template=made_of, nics=nics, uuid=uuid, values=values)
+
+
+def _made_of(
+    clone: Clone, steps: Sequence[Step], template: Callable[[str], Template]
+) -> Template | None:
+    """Return the template of a clone; None where it is gone, and is no more than a help.
+
+    :raises NotFound: it is gone, and says what the clone is made of, or boots at this start.
+    """
     try:
-        made_of = template(clone.template)
+        return template(clone.template)
     except NotFound as error:
-        if not {Step.START, Step.RESET} & set(steps):
-            return plan  # nothing but a guest that reboots would need it
+        boots = clone.labels.boot is not None and Step.START in steps
+        if not boots and Step.RESET not in steps:
+            return None  # nothing but a guest that reboots would need it
         what = "is made of" if Step.RESET in steps else "boots"
         raise NotFound(
             f"{clone.name}: what it {what} is up to template {clone.template!r}, which is gone",
             hint=f"put its file back, or vmcloner delete {clone.name}",
         ) from error
-    if Step.RESET in steps:
-        plan = attrs.evolve(plan, template=made_of, disks=_own_disks(clone, made_of))
-    if not asked:
-        return plan
-    uuid = clone.domain.uuid if clone.domain is not None else None
-    return attrs.evolve(plan, template=made_of, nics=_nics(clone, made_of), uuid=uuid)
 
 
 def _own_disks(clone: Clone, template: Template) -> tuple[int, ...]:

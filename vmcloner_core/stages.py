@@ -39,8 +39,7 @@ from vmcloner_core.model import (
     Template,
     Volume,
 )
-from vmcloner_core.placeholders import clone_values, fill
-from vmcloner_core.plan import ClonePlan, Plan, Readiness, Step
+from vmcloner_core.plan import ClonePlan, Plan, Step
 from vmcloner_core.readiness import Awaited, watch
 from vmcloner_core.starting import Starter, boot_request, told
 
@@ -309,11 +308,12 @@ class Stages:
             Awaited(
                 name=work.name,
                 driver=self.hypervisors(work.plan.labels.hypervisor),
-                readiness=_readiness(work),
+                readiness=wait,
                 access=functools.partial(self.access, work.plan.labels),
                 planned=self.identities.planned_address(work.name),
             )
             for work in works
+            if (wait := work.plan.wait) is not None
         ]
 
     def _shutdown(self, works: Sequence[Work], _more: More) -> Iterator[Outcome[object]]:
@@ -494,11 +494,3 @@ def _together(
         left[work.name] -= 1
         if not left[work.name]:
             yield Outcome(key=work.name, error=errors.get(work.name), changed=work.name in changed)
-
-
-def _readiness(work: Work) -> Readiness:
-    """Return what a clone is waited for, with its own values filled in."""
-    wait = work.plan.wait
-    assert wait is not None  # noqa: S101 - a plan that waits says for what
-    values = clone_values(work.plan.labels, work.plan.nics, work.plan.values)
-    return attrs.evolve(wait, argument=fill(wait.argument, values, what="ready"))

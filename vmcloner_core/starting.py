@@ -75,7 +75,7 @@ class Starter:
 
     :param boots: return the boot provider of that name, with its description.
     :param folder: where each clone has a folder for its files.
-    :param identities: where words for clones' kernels are kept, and their own values.
+    :param identities: where words for clones' kernels are kept.
     """
 
     boots: Callable[[str], tuple[BootBackend, BootProvider]]
@@ -128,9 +128,7 @@ class Starter:
                 if record is not None:
                     yield Preview(name=work.name, provider=provider, boot=record, running=True)
                     continue
-            kept = self.identities.find(work.name)
-            values = kept.values if kept is not None else request.values
-            requests.append(attrs.evolve(request, dry_run=True, values=values))
+            requests.append(attrs.evolve(request, dry_run=True))
         yield from self._previewed(requests)
 
     def _previewed(self, requests: Sequence[BootRequest]) -> Iterator[Preview]:
@@ -172,14 +170,12 @@ class Starter:
                 continue  # it runs, or will be resumed: it has booted, and its disks are in use
             assert work.plan.template is not None  # noqa: S101 - a plan that asks gives it
             request = boot_request(work.plan, work.plan.template, driver.kind, work.volumes)
-            kept = self.identities.find(work.name)
             try:
                 folder = bootfiles.fresh(self.folder, work.name)
             except VmclonerError as error:
                 yield Outcome(key=work.name, error=error)
                 continue
-            values = kept.values if kept is not None else request.values
-            requests[work.name] = attrs.evolve(request, folder=folder, values=values)
+            requests[work.name] = attrs.evolve(request, folder=folder)
         for outcome in resolve(self.boots, tuple(requests.values())):
             try:
                 yield Outcome(key=outcome.key, value=self._complete(outcome))

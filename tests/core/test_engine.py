@@ -236,9 +236,47 @@ def test_wait_fails_early_for_the_dead_and_late_for_the_silent(lab):
 def test_start_waits_for_what_each_template_calls_ready(lab):
     lab.engine.create("web", "t1", count=2)
     plan = lab.engine.plan(TargetRequest(action=Action.START, targets=("web",), ready=True))
-    assert str(plan.clones[0].wait) == "console:ready name={{ name }} "
+    assert str(plan.clones[0].wait) == "console:ready name=web-1 "
     assert lab.engine.start("web", ready=True).ok
     assert [r.seconds.keys() for r in lab.engine.wait("web", ready=True).results]
+
+
+@pytest.mark.parametrize("action", [Action.WAIT, Action.START, Action.RESTART, Action.RESET])
+def test_what_is_waited_for_names_a_clones_own_values_and_its_address(lab, action):
+    ready = "'console:{{ mac }} {{ role }} {{ index }}'"
+    text = TEMPLATE.replace("'console:ready name={{ name }} '", ready)
+    lab.template("t1", text + '[values]\nrole = "of-{{ fleet }}"\n')
+    created = lab.engine.plan(CreateRequest(fleet="web", template="t1", count=2, ready=True))
+    lab.engine.create("web", "t1", count=2)
+    first, second = lab.engine.list("web")
+    expected = [f"console:{first.mac} of-web 1", f"console:{second.mac} of-web 2"]
+    plan = lab.engine.plan(TargetRequest(action=action, targets=("web",), ready=True))
+    for asked in (created, plan):
+        assert [str(clone.wait) for clone in asked.clones] == expected
+
+
+def test_a_wait_for_a_name_and_an_address_needs_no_template(lab):
+    lab.engine.create("web", "t1", count=1, start=True)
+    (lab.folder / "templates" / "t1.toml").unlink()
+    wait = Readiness.parse("console:{{ name }}|{{ mac }}$")
+    plan = lab.engine.plan(TargetRequest(action=Action.WAIT, targets=("web",), wait=wait))
+    assert str(plan.clones[0].wait) == f"console:web-1|{lab.engine.show('web-1').mac}$"
+    assert lab.engine.wait("web", wait=wait).ok
+
+
+@pytest.mark.parametrize("pattern", ["{{ nam }}", "{% if %}", "{{ '(' }}"])
+@pytest.mark.parametrize("there", [True, False])
+def test_what_cannot_be_waited_for_changes_nothing(lab, pattern, there):
+    wait = Readiness(kind="console", argument=pattern)
+    if there:
+        lab.engine.create("web", "t1", count=1)
+    with pytest.raises(InvalidRequest):
+        lab.engine.create("web", "t1", count=2, wait=wait)
+    assert names(lab.engine.list()) == (["web-1"] if there else [])
+    if there:
+        with pytest.raises(InvalidRequest):
+            lab.engine.start("web", wait=wait)
+        assert lab.engine.show("web-1").state is State.STOPPED
 
 
 def test_two_creates_at_once_make_n_in_all(lab):

@@ -71,6 +71,18 @@ def test_a_clone_has_its_seed_as_long_as_it_lives(lab, notes):
     assert homes(lab) == []
 
 
+def test_a_clone_keeps_its_own_values(lab, notes):
+    """Those that it was made with are what its ``ready`` and its boots are filled in by."""
+    text = TEMPLATE.replace("{{ name }}", "{{ role }}")
+    lab.template("t1", text + '[identity]\nprovider = "notes"\nauthorized_keys = []\n')
+    lab.engine.create("web", "t1", count=2, values={1: {"role": "db"}, 2: {"role": "web"}})
+    again = CreateRequest(fleet="web", template="t1", count=2, ready=True)
+    wait = TargetRequest(action=Action.WAIT, targets=("web",), ready=True)
+    for request in (again, wait):
+        waits = [str(clone.wait) for clone in lab.engine.plan(request).clones]
+        assert waits == ["console:ready name=db ", "console:ready name=web "]
+
+
 def test_the_same_create_again_keeps_the_keys(lab, notes):
     lab.engine.create("web", "t1", count=2)
     known = lab.engine.host.identities / "web-1" / "known_hosts"
