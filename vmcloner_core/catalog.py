@@ -143,6 +143,7 @@ def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         ("domain", "xml"),
         ("identity", "user_data"),
         ("identity", "network_config"),
+        ("ssh", "key"),
     ):
         values = data.get(table)
         if isinstance(values, dict) and isinstance(values.get(key), str) and values[key]:

@@ -121,6 +121,7 @@ class Library:
         """Return how a clone is reached at an address.
 
         :raises WrongState: no host keys are kept for it, so nothing would prove that it is it.
+        :raises NotFound: its template is gone, or the key file that this names.
         """
         template = self.catalog.template(labels.template)
         known_hosts = self._host.identities / labels.clone / "known_hosts"
@@ -130,13 +131,18 @@ class Library:
                 hint=f"give template {labels.template} an identity, and make the clone anew",
             )
         key = template.ssh.key
+        if key is not None and not key.is_file():
+            raise NotFound(
+                f"template {template.name}: ssh.key: {key} doesn't exist",
+                hint="a private key file; without ssh.key your own keys and agent are used",
+            )
         return Access(
             name=labels.clone,
             address=address,
             user=template.ssh.user,
             port=template.ssh.port,
             known_hosts=known_hosts,
-            key=template.folder / key if key is not None else None,
+            key=key,
         )
 
     def check(self, name: str) -> tuple[Check, ...]:

@@ -83,6 +83,19 @@ def test_a_clone_keeps_its_own_values(lab, notes):
         assert waits == ["console:ready name=db ", "console:ready name=web "]
 
 
+def test_a_clone_is_reached_with_its_templates_key(lab, notes, monkeypatch):
+    text = TEMPLATE + '[identity]\nprovider = "notes"\nauthorized_keys = []\n'
+    lab.template("t1", text + '[ssh]\nkey = "id_web"\n')
+    lab.engine.create("web", "t1", start=True)
+    monkeypatch.setattr(lab.machines, "addresses", lambda: {"web-1": ("192.0.2.7",)})
+    key = lab.folder / "templates" / "id_web"
+    (refused,) = lab.engine.access("web-1")
+    assert str(refused.error).startswith(f"template t1: ssh.key: {key} doesn't exist")
+    key.touch()
+    (reached,) = lab.engine.access("web-1")
+    assert reached.unwrap().key == key
+
+
 def test_the_same_create_again_keeps_the_keys(lab, notes):
     lab.engine.create("web", "t1", count=2)
     known = lab.engine.host.identities / "web-1" / "known_hosts"

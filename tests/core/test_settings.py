@@ -128,6 +128,24 @@ def test_extends_lays_tables_over(catalog):
     assert template.domain.machine == "pc"
 
 
+@pytest.mark.parametrize("image", [IMAGE, '[image]\nbuilder = "tiny"\n'])
+def test_an_ssh_key_lies_beside_the_file_that_names_it(tmp_path, monkeypatch, image):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    shipped, own = tmp_path / "shipped", tmp_path / "own"
+    files = {
+        shipped / "a.toml": image + "[ssh]\nkey = 'id_a'",
+        own / "b.toml": "extends = 'a'",
+        own / "c.toml": "extends = 'a'\n[ssh]\nkey = 'keys/id_c'",
+        own / "d.toml": "extends = 'a'\n[ssh]\nkey = '~/id_d'",
+    }
+    for file, text in files.items():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    templates = Catalog(tmp_path / "built", [own, shipped])
+    keys = [templates.template(name).ssh.key for name in "abcd"]
+    assert keys == [shipped / "id_a"] * 2 + [own / "keys/id_c", tmp_path / "home/id_d"]
+
+
 def test_a_builders_files_lie_in_a_folder_of_their_own(catalog, tmp_path):
     template = catalog(a='[image]\nbuilder = "tiny"').template("a")
     assert template.folder == tmp_path / "built" / "a"

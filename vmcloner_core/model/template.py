@@ -122,7 +122,7 @@ def _login_name(_instance: object, _attribute: object, value: str) -> None:
 class SshSpec:
     """How a template's clones let people in.
 
-    ``key`` is a private key file of this machine, relative to the template's folder; None for the
+    ``key`` is a private key file of this machine, relative to the file that names it; None for the
     caller's own keys and agent.
     """
 
