@@ -547,6 +547,14 @@ class IdentityProvider(ABC):
         :raises InvalidRequest: a key is wrong, or a file that it names.
         """
 
+    def check_seed(self, request: IdentityRequest) -> None:
+        """Check what a clone's seed is made of, before anything is made. Writes nothing.
+
+        :param request: of a run's first clone, with a host key that is nobody's; its folder isn't
+            there.
+        :raises InvalidRequest: a text can't be filled in, or what comes out isn't what it must be.
+        """
+
     @abstractmethod
     def seed(self, requests: Sequence[IdentityRequest]) -> Iterator[Outcome[Seed]]:
         """Make the clones' seeds, before their domains are defined; keys are the clones' names.

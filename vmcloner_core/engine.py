@@ -298,7 +298,12 @@ class Engine:
             mac_prefix=hypervisor.mac_prefix,
             boot=self._library.boot_at_start(template, hypervisor),
         )
-        return plan_create(request, template, facts, Birth(run=run, owner=owner(), created=now()))
+        birth = Birth(run=run, owner=owner(), created=now())
+        plan = plan_create(request, template, facts, birth)
+        first = next((clone for clone in plan.clones if clone.identity is not None), None)
+        if first is not None:
+            self._library.check_seed(first, template)
+        return plan
 
     def _check_memory(self, plan: Plan, clones: Sequence[Clone]) -> None:
         """Check that the clones that a plan starts fit beside those that run."""

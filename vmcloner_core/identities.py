@@ -234,6 +234,11 @@ class Identities:
             raise HostCommandError(f"{labels.clone}: {home}: {error.strerror}") from error
         return Home(folder=home, host_key=private, host_key_public=public)
 
+    def imagined(self, clone: str) -> Home:
+        """Return what would be a clone's folder, with a host key that is nobody's."""
+        private, public = new_host_key(clone)
+        return Home(folder=self.folder / clone, host_key=private, host_key_public=public)
+
     def seal(self, labels: Labels, seed: Seed) -> None:
         """Keep what the identity provider made of a clone's identity."""
         record = self.find(labels.clone)

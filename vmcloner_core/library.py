@@ -11,13 +11,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from vmcloner_core import images
 from vmcloner_core.backends import Backends
 from vmcloner_core.catalog import Catalog, write_built
 from vmcloner_core.drivers import HypervisorDriver, ImageBuilder, ImageFile, StorageDriver
 from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, WrongState
 from vmcloner_core.executor import Work
-from vmcloner_core.identities import Identities
+from vmcloner_core.identities import Identities, authorized_keys, resolve
 from vmcloner_core.model import (
     AS_IT_COMES,
     Access,
@@ -37,11 +39,11 @@ from vmcloner_core.model import (
     clone_mac,
     clone_uuid,
 )
-from vmcloner_core.plan import ClonePlan, ProgressEvent, Step, StepEvent, StepStatus
-from vmcloner_core.planner import own_values
+from vmcloner_core.plan import ClonePlan, ProgressEvent, Readiness, Step, StepEvent, StepStatus
+from vmcloner_core.planner import filled, own_values
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.settings import Settings
-from vmcloner_core.stages import domain_spec
+from vmcloner_core.stages import domain_spec, identity_request
 from vmcloner_core.starting import Preview, Starter, boot_request
 from vmcloner_core.values import sizes
 
@@ -94,6 +96,15 @@ class Library:
                 hint="use identity provider cloud-init, or boot = 'kernel'",
             )
         identifier.check(template)
+
+    def check_seed(self, plan: ClonePlan, template: Template) -> None:
+        """Check what the identity of a clone would be made of.
+
+        :raises InvalidRequest: it can't be.
+        """
+        identifier = self._backends.identity(template.identity.provider)[1]
+        home = Identities(self._host.identities).imagined(plan.name)
+        identifier.check_seed(identity_request(plan, template, home))
 
     def boot_at_start(self, template: Template, hypervisor: HypervisorDriver) -> str | None:
         """Return the template's boot provider where it is asked at each start, else None."""
@@ -169,6 +180,8 @@ class Library:
         look_at("image", lambda: self._image_state(template))
         look_at("boot", lambda: self._boot_state(template, hypervisor_name))
         look_at("domain", lambda: self._domain_state(template, hypervisor_name))
+        look_at("identity", lambda: self._identity_state(template, hypervisor_name))
+        look_at("ready", lambda: self._ready_state(template, hypervisor_name))
         return tuple(checks)
 
     def _image_state(self, template: Template) -> str:
@@ -190,6 +203,29 @@ class Library:
         return f"{template.boot} on {hypervisor}"
 
     def _domain_state(self, template: Template, hypervisor: str) -> str:
+        driver = self._backends.hypervisor(hypervisor)
+        labels = self._sample(template, hypervisor).labels
+        xml = driver.render(self.spec(labels, template, (), driver))
+        return f"{len(xml.splitlines())} lines of domain XML"
+
+    def _identity_state(self, template: Template, hypervisor: str) -> str:
+        provider = template.identity.provider
+        if not self._backends.identity(provider)[1].seeds:
+            return provider
+        plan = self._sample(template, hypervisor)
+        keys = authorized_keys(template)
+        assert plan.uuid is not None  # noqa: S101 - a sample has one
+        who = resolve(template, plan.labels, plan.nics, plan.uuid, plan.values, keys)
+        self.check_seed(attrs.evolve(plan, identity=who), template)
+        return f"{provider}, {len(keys)} public keys may log in"
+
+    def _ready_state(self, template: Template, hypervisor: str) -> str:
+        plan = self._sample(template, hypervisor)
+        wait = Readiness.parse(template.ready)
+        return str(filled(wait, plan.labels, plan.nics, plan.values))
+
+    def _sample(self, template: Template, hypervisor: str) -> ClonePlan:
+        """Return the plan of a clone that there will never be."""
         labels = Labels(
             fleet="check",
             index=1,
@@ -200,9 +236,7 @@ class Library:
             storage=self._settings.defaults.storage,
             hypervisor=hypervisor,
         )
-        driver = self._backends.hypervisor(hypervisor)
-        xml = driver.render(self.spec(labels, template, (), driver))
-        return f"{len(xml.splitlines())} lines of domain XML"
+        return self._plan(labels, template, self._backends.hypervisor(hypervisor), ())
 
     def spec(
         self,

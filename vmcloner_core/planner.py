@@ -274,7 +274,7 @@ def _clone_plan(
         memory=memory,
         vcpus=vcpus,
         volumes=found.volumes if found is not None else (),
-        wait=_filled(wait, labels, nics, values),
+        wait=filled(wait, labels, nics, values),
         template=template,
     )
 
@@ -300,7 +300,7 @@ def own_values(template: Template, labels: Labels, nics: tuple[Nic, ...]) -> dic
     return {key: check_value(key, value, where) for key, value in filled.items()}
 
 
-def _filled(
+def filled(
     wait: Readiness | None,
     labels: Labels,
     nics: tuple[Nic, ...],
@@ -448,7 +448,7 @@ def _target_plan(
     values: Mapping[str, str | int] = record.values if record is not None else {}
     if record is None and made_of is not None:
         values = own_values(made_of, clone.labels, nics)
-    plan = attrs.evolve(plan, wait=_filled(wait, clone.labels, nics, values))
+    plan = attrs.evolve(plan, wait=filled(wait, clone.labels, nics, values))
     if made_of is not None and Step.RESET in steps:
         plan = attrs.evolve(plan, template=made_of, disks=_own_disks(clone, made_of))
     if made_of is None or not asked:

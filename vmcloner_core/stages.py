@@ -24,7 +24,7 @@ from vmcloner_core.drivers import (
 from vmcloner_core.errors import NotFound, VmclonerError
 from vmcloner_core.executor import Call, More, Stage, Work
 from vmcloner_core.hooks import BootBackend
-from vmcloner_core.identities import Identities
+from vmcloner_core.identities import Home, Identities
 from vmcloner_core.model import (
     Access,
     BootConfig,
@@ -72,6 +72,21 @@ def domain_spec(
         options=template.domain,
         seed=seed.image,
         values=plan.values,
+    )
+
+
+def identity_request(plan: ClonePlan, template: Template, home: Home) -> IdentityRequest:
+    """Return what an identity provider is asked about a clone."""
+    assert plan.identity is not None  # noqa: S101 - a plan that seeds gives it
+    return IdentityRequest(
+        labels=plan.labels,
+        template=template,
+        identity=plan.identity,
+        nics=plan.nics,
+        values=plan.values,
+        folder=home.folder,
+        host_key=home.host_key,
+        host_key_public=home.host_key_public,
     )
 
 
@@ -245,18 +260,7 @@ class Stages:
             except VmclonerError as error:
                 yield Outcome(key=work.name, error=error)
                 continue
-            requests.append(
-                IdentityRequest(
-                    labels=plan.labels,
-                    template=self.plan.template,
-                    identity=plan.identity,
-                    nics=plan.nics,
-                    values=plan.values,
-                    folder=home.folder,
-                    host_key=home.host_key,
-                    host_key_public=home.host_key_public,
-                )
-            )
+            requests.append(identity_request(plan, self.plan.template, home))
         if self.identity is None or not requests:
             return
         labels = {request.labels.clone: request.labels for request in requests}

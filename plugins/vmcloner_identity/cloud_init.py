@@ -37,6 +37,11 @@ class CloudInit(IdentityProvider):
         if network_config is not None and not _is_template(template.identity.network_config):
             documents.check_mapping(network_config, _what(template, "network_config"))
 
+    def check_seed(self, request: IdentityRequest) -> None:
+        """See :meth:`IdentityProvider.check_seed`."""
+        for key in ("user_data", "network_config"):
+            _own(request, key, _read(request.template, key))
+
     def seed(self, requests: Sequence[IdentityRequest]) -> Iterator[Outcome[Seed]]:
         """See :meth:`IdentityProvider.seed`."""
         read: dict[str, bytes | None] = {}  # once for all clones of a template

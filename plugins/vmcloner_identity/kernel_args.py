@@ -33,6 +33,10 @@ class KernelArgs(IdentityProvider):
                 )
         _single_line(template.identity.kernel_args, template.name)
 
+    def check_seed(self, request: IdentityRequest) -> None:
+        """See :meth:`IdentityProvider.check_seed`."""
+        _words(request)
+
     def seed(self, requests: Sequence[IdentityRequest]) -> Iterator[Outcome[Seed]]:
         """See :meth:`IdentityProvider.seed`."""
         for request in requests:

@@ -9,7 +9,7 @@ from vmcloner_core.drivers import IdentityProvider
 from vmcloner_core.errors import HostCommandError, InvalidRequest, PartialFailure
 from vmcloner_core.hooks import IdentityBackend, hookimpl
 from vmcloner_core.identities import new_host_key
-from vmcloner_core.model import Outcome, Seed
+from vmcloner_core.model import Outcome, Seed, Status
 from vmcloner_core.plan import Action, OnFailure, Step
 from vmcloner_core.request import CreateRequest, TargetRequest
 
@@ -225,6 +225,48 @@ def test_what_the_provider_refuses_makes_nothing(lab, notes):
     with pytest.raises(InvalidRequest, match="no user_data here"):
         lab.engine.create("web", "t1", count=1)
     assert lab.engine.list() == ()
+
+
+@pytest.mark.parametrize(
+    ("identity", "reason"),
+    [
+        ('provider = "cloud-init"\nuser_data = "u.j2"\n', "'rol' is undefined"),
+        ('provider = "cloud-init"\nnetwork_config = "u.j2"\n', "'rol' is undefined"),
+        ('provider = "cloud-init"\nhostname = "{{ rol }}"\n', "'rol' is undefined"),
+        ('provider = "cloud-init"\nauthorized_keys = ["x"]\n', "is no public key"),
+    ],
+)
+def test_what_cannot_be_filled_in_is_refused_before_anything_is_made(lab, run, identity, reason):
+    lab.template("t1", TEMPLATE + "[identity]\n" + identity)
+    (lab.folder / "templates" / "u.j2").write_text("#cloud-config\nx: {{ rol }}\n")
+    for words in ([], ["--dry-run"]):
+        code, _, errors = run("create", "web", "-t", "t1", "-c", "3", *words)
+        assert code == 3
+        assert reason in errors
+    assert lab.engine.list() == ()
+    assert homes(lab) == []
+    failed = [check for check in lab.engine.check_template("t1") if check.status is Status.FAILED]
+    assert [check.name for check in failed] == ["identity"]
+    assert reason in failed[0].detail
+
+
+def test_what_is_filled_in_for_all_clones_is_refused_for_the_first_of_them(lab, tmp_path):
+    text = TEMPLATE + '[identity]\nprovider = "cloud-init"\nauthorized_keys = []\n'
+    lab.template("t1", text + 'user_data = "u.j2"\n')
+    user_data = lab.folder / "templates" / "u.j2"
+    user_data.write_text("#cloud-config\nx: {{ role }} {{ host_key_public }}\n")
+    with pytest.raises(InvalidRequest, match="'role' is undefined"):
+        lab.engine.create("web", "t1", count=2)
+    given = {1: {"role": "db"}, 2: {"role": "web"}}
+    assert lab.engine.create("web", "t1", count=2, values=given).ok
+    user_data.write_text("{{")
+    assert lab.engine.create("web", "t1", count=2, start=True).ok  # it has been read
+
+
+def test_a_template_that_calls_an_unknown_name_ready_fails_its_check(lab):
+    lab.template("t1", TEMPLATE.replace("{{ name }}", "{{ nam }}"))
+    failed = [check for check in lab.engine.check_template("t1") if check.status is Status.FAILED]
+    assert [check.name for check in failed] == ["ready"]
 
 
 def test_a_provider_by_the_kernel_needs_a_kernel(lab):
