@@ -116,7 +116,9 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
         clones.append(_clone_plan(labels, found, steps, disks, template, facts, macs, wait, own))
     _check_foreign([clone.name for clone in clones if Step.DEFINE in clone.steps], facts)
     if facts.networks is not None and clones:
-        check_networks(template, clones, facts.networks, facts.clones)
+        check_networks(
+            template, clones, facts.networks, facts.clones, _static_macs(facts.records.values())
+        )
     plan = Plan(
         action=Action.CREATE,
         run=birth.run,
@@ -319,6 +321,12 @@ def filled(
 def _used_macs(facts: Facts) -> set[str]:
     ours = {mac for c in facts.clones if c.domain is not None for mac in c.domain.macs}
     return ours | facts.foreign_macs
+
+
+def _static_macs(records: Iterable[Record]) -> frozenset[str]:
+    """Return the addresses of those cards that have been given one of their own."""
+    cards = (card for record in records for card in record.identity.interfaces)
+    return frozenset(card.mac for card in cards if card.address is not None)
 
 
 def _free_mac(labels: Labels, nic: int, facts: Facts, used: set[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from itertools import accumulate
 
 from vmcloner_core.disks import disk_requests
@@ -27,10 +27,12 @@ def check_networks(
     plans: Sequence[ClonePlan],
     networks: Sequence[Network],
     clones: Iterable[Clone],
+    static: Set[str] = frozenset(),
 ) -> None:
     """Check that a template's networks are there, and have addresses for all who come.
 
     :param plans: the clones to be made or started. :param clones: every clone of the host.
+    :param static: the MAC addresses of those cards that ask nobody for an address.
     :raises NotFound: a network isn't there. :raises WrongState: it doesn't run.
     :raises NotEnoughResources: its DHCP has too few addresses; says how many clones would fit.
     """
@@ -41,7 +43,7 @@ def check_networks(
         network = _network(template, name, known)
         if network.addresses is None:
             continue
-        taken = network.leases | {mac for source, mac in held if source == name}
+        taken = network.leases | {mac for source, mac in held if source == name} - static
         free = network.addresses - len(taken)
         each = [len(_dynamic(plan, name) - taken) for plan in plans]
         if sum(each) > free:

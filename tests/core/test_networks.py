@@ -49,6 +49,18 @@ def test_clones_that_hold_an_address_need_no_other(lab, on_network):
     assert lab.engine.create("web", "t1", count=5, start=True).ok
 
 
+def test_clones_with_addresses_of_their_own_take_none(lab, on_network):
+    static = (
+        'provider = "cloud-init"\nauthorized_keys = []\naddresses = ["10.0.0.{{ index }}/16"]\n'
+    )
+    lab.template("t2", f"{ON_NETWORK}[identity]\n{static}")
+    on_network(LAN)
+    assert lab.engine.create("fixed", "t2", count=10).ok
+    with pytest.raises(NotEnoughResources, match="5 of them free: 6"):
+        lab.engine.create("web", "t1", count=6)
+    assert lab.engine.create("web", "t1", count=5).ok
+
+
 def test_a_network_that_gives_no_addresses_sets_no_limit(lab, on_network):
     on_network(attrs.evolve(LAN, addresses=None))
     assert lab.engine.create("web", "t1", count=20).ok
