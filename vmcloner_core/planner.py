@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import attrs
 
@@ -114,6 +114,8 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
             _check_pool(found, facts.storage)
         own = request.values.get(index, {})
         clones.append(_clone_plan(labels, found, steps, disks, template, facts, macs, wait, own))
+    born = {clone.labels.index for clone in clones if Step.DEFINE in clone.steps}
+    warnings = _check_values(request, indices, born, facts.records)
     _check_foreign([clone.name for clone in clones if Step.DEFINE in clone.steps], facts)
     if facts.networks is not None and clones:
         check_networks(
@@ -134,6 +136,7 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
         on_failure=request.on_failure,
         min_ready=request.min_ready,
         jobs=request.jobs,
+        warnings=warnings,
     )
     return _with_needs(plan, facts)
 
@@ -162,6 +165,48 @@ def _new_indices(request: CreateRequest, fleet: Mapping[int, Clone]) -> list[int
             new.append(index)
         index += 1
     return new
+
+
+def _check_values(
+    request: CreateRequest,
+    indices: Collection[int],
+    born: Collection[int],
+    records: Mapping[str, Record],
+) -> tuple[str, ...]:
+    """Check that the values that are given are some clone's, and would change none that is there.
+
+    :param indices: of the clones that there will be. :param born: of those that are given values.
+    :returns: the warning that some can't be compared with those that a clone was born with.
+    """
+    beyond = [
+        clone_name(request.fleet, n)
+        for n, own in request.values.items()
+        if own and n not in indices
+    ]
+    if beyond:
+        raise InvalidRequest(
+            f"values are given for {fold(beyond)}, and there won't be such a clone",
+            hint=f"the fleet will be {fold([clone_name(request.fleet, n) for n in indices])}",
+        )
+    changed: dict[str, list[str]] = {}
+    unknown = []
+    for index in sorted(request.values.keys() - born):
+        name, own = clone_name(request.fleet, index), request.values[index]
+        kept = records[name].values if name in records else None
+        if kept is None and own:
+            unknown.append(name)
+        elif kept is not None:
+            keys = [key for key, value in own.items() if str(kept.get(key)) != str(value)]
+            changed |= {name: keys} if keys else {}
+    if changed:
+        keys = sorted({key for keys in changed.values() for key in keys})
+        raise Conflict(
+            f"{fold(list(changed))} has other values already: {', '.join(keys)}",
+            hint="a clone has those that it was made with: delete it first, or leave them out",
+        )
+    if not unknown:
+        return ()
+    return (f"{fold(unknown)} is there already, and keeps the values that it was made with",)
 
 
 def _missing_disks(found: Clone | None, template: Template) -> tuple[int, ...]:
@@ -364,6 +409,7 @@ def _with_needs(plan: Plan, facts: Facts) -> Plan:
         space=space,
         memory=sum(starts),
         warnings=(
+            *plan.warnings,
             *(f"pool {plan.storage}: {w}" for w in facts.capacity.warnings if making),
             *_lockout(plan, facts),
         ),

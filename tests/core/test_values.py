@@ -2,7 +2,7 @@
 
 import pytest
 
-from vmcloner_core.errors import InvalidRequest, NotEnoughResources
+from vmcloner_core.errors import Conflict, InvalidRequest, NotEnoughResources
 from vmcloner_core.values import read_values
 
 from ..conftest import TEMPLATE
@@ -101,6 +101,42 @@ def test_a_templates_values_are_each_clones_own(lab, specs):
     lab.engine.create("web", "t1", count=2, values={2: {"rack": "9"}})
     assert specs["web-1"].values == {"port": "8001", "rack": 7}
     assert specs["web-2"].values == {"port": "8002", "rack": "9"}
+
+
+@pytest.mark.parametrize("asked", [{"count": 2}, {"add": 2}])
+def test_values_of_a_clone_that_there_will_not_be_are_refused(lab, asked):
+    with pytest.raises(InvalidRequest, match=r"given for web-\[3,77\], .*will be web-\[1-2\]"):
+        lab.engine.create("web", "t1", **asked, values={n: {"role": "x"} for n in (1, 3, 77)})
+    assert lab.engine.list() == ()
+    assert lab.engine.create("web", "t1", **asked, values={1: {"role": "x"}, 77: {}}).ok
+
+
+def test_values_that_would_change_a_clone_are_refused(lab):
+    lab.template("t1", TEMPLATE + '[identity]\nprovider = "cloud-init"\nauthorized_keys = []\n')
+    own = {1: {"role": "a", "rank": 1}, 2: {"role": "b"}}
+    lab.engine.create("web", "t1", count=2, values=own)
+    again = lab.engine.create("web", "t1", count=3, values={1: {"rank": "1"}, **own})
+    assert (len(again.results), again.plan.warnings) == (1, ())
+    for changed in ({"role": "b"}, {"memory": "1GiB"}):
+        with pytest.raises(Conflict, match=f"web-1 .*: {next(iter(changed))} .*delete it first"):
+            lab.engine.create("web", "t1", count=4, values={1: changed, 4: changed})
+    assert len(lab.engine.list()) == 3
+
+
+def test_values_that_a_killed_create_was_to_give_may_be_others(lab, specs):
+    lab.template("t1", TEMPLATE + '[identity]\nprovider = "cloud-init"\nauthorized_keys = []\n')
+    lab.engine.create("web", "t1", count=1, values={1: {"vcpus": 2}})
+    del lab.machines.machines["web-1"]
+    assert lab.engine.create("web", "t1", count=1, values={1: {"vcpus": 3}}).ok
+    assert specs["web-1"].vcpus == 3
+
+
+def test_values_that_are_not_kept_are_warned_of(lab):
+    """Those of a clone without an identity."""
+    own = {1: {"memory": "512MiB"}}
+    assert lab.engine.create("web", "t1", count=2, values=own).plan.warnings == ()
+    (warning,) = lab.engine.create("web", "t1", count=2, values=own).plan.warnings
+    assert warning.startswith("web-1 is there already")
 
 
 @pytest.mark.parametrize(
