@@ -44,6 +44,7 @@ RECORD = "record.json"
 HOST_KEY = "ssh_host_ed25519_key"
 KNOWN_HOSTS = "known_hosts"
 MAX_RECORD = 1024**2
+"""Characters of a record; what is longer couldn't be read again."""
 MAX_KEYS = 65536
 """Bytes of a file of public keys."""
 _DRAFT = ".{}.draft"
@@ -197,6 +198,14 @@ class Record:
     values: Mapping[str, str | int] = attrs.field(factory=dict)
 
 
+def check_record(record: Record) -> None:
+    """Check that a record can be kept.
+
+    :raises InvalidRequest: it is too long.
+    """
+    _dumped(record)
+
+
 @attrs.frozen(kw_only=True)
 class Home:
     """A clone's own folder, with its SSH host key."""
@@ -219,15 +228,16 @@ class Identities:
         """Return a clone's folder with its labels and host key in it; made if it isn't there.
 
         :raises Conflict: it is another clone's, or not vmcloner's.
+        :raises InvalidRequest: there is more to be kept than can be.
         """
         home = self.folder / labels.clone
-        record = Record(labels=labels, identity=identity, values=values)
+        record = _dumped(Record(labels=labels, identity=identity, values=values))
         try:
             if not home.exists():
-                self._fill(record)
+                self._fill(labels.clone, record)
             else:
                 self._check(home, labels)
-                _write(home / RECORD, _dumped(record), 0o600)
+                _write(home / RECORD, record, 0o600)
             private = (home / HOST_KEY).read_text()
             public = (home / KNOWN_HOSTS).read_text().strip().partition(" ")[2]
         except OSError as error:
@@ -306,8 +316,7 @@ class Identities:
                 hint=f"vmcloner delete {labels.clone}",
             )
 
-    def _fill(self, record: Record) -> None:
-        clone = record.labels.clone
+    def _fill(self, clone: str, record: str) -> None:
         home, draft = self._paths(clone)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)  # whatever the umask: QEMU's user goes through
@@ -315,7 +324,7 @@ class Identities:
         draft.mkdir()
         draft.chmod(0o755)
         private, public = new_host_key(clone)
-        _write(draft / RECORD, _dumped(record), 0o600)
+        _write(draft / RECORD, record, 0o600)
         _write(draft / HOST_KEY, private, 0o600)
         _write(draft / KNOWN_HOSTS, f"{clone} {public}\n", 0o644)
         draft.rename(home)
@@ -342,7 +351,7 @@ def _write(path: Path, text: str, mode: int) -> None:
     """Put a file in its place, whole."""
     handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # 0600 from birth
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass") as stream:
             stream.write(text)
         Path(draft).chmod(mode)
         Path(draft).rename(path)
@@ -360,12 +369,18 @@ def _dumped(record: Record) -> str:
         "seed": {"image": seed.image and str(seed.image), "cmdline": seed.cmdline},
         "values": dict(record.values),
     }
-    return json.dumps(values, indent=2, default=str) + "\n"
+    text = json.dumps(values, indent=2, default=str, ensure_ascii=False) + "\n"
+    if len(text) > MAX_RECORD:
+        raise InvalidRequest(
+            f"{record.labels.clone}: its values and keys are {len(text)} characters as JSON, "
+            f"{MAX_RECORD} can be kept"
+        )
+    return text
 
 
 def _loaded(path: Path) -> Record | None:
     try:
-        with path.open(encoding="utf-8") as stream:
+        with path.open(encoding="utf-8", errors="surrogatepass") as stream:
             data: Any = json.loads(stream.read(MAX_RECORD))
         labels = Labels.from_mapping(data["labels"])
         if labels is None or labels.clone != path.parent.name:

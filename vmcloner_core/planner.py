@@ -8,7 +8,7 @@ import attrs
 
 from vmcloner_core.disks import disk_numbers
 from vmcloner_core.errors import Conflict, InvalidRequest, NotEnoughResources, NotFound
-from vmcloner_core.identities import Record, resolve
+from vmcloner_core.identities import Record, check_record, resolve
 from vmcloner_core.inventory import select
 from vmcloner_core.model import (
     Capacity,
@@ -309,6 +309,7 @@ def _clone_plan(
         # An identity that is made again has another host key: of this run, the guest will take it.
         born = attrs.evolve(labels, run=run)
         identity = resolve(template, born, nics, clone, values, facts.authorized_keys)
+        check_record(Record(labels=labels, identity=identity, values=values))
     return ClonePlan(
         labels=labels,
         steps=steps,

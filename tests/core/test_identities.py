@@ -7,7 +7,13 @@ import attrs
 import pytest
 
 from vmcloner_core.errors import Conflict, InvalidRequest
-from vmcloner_core.identities import Identities, authorized_keys, new_host_key, resolve
+from vmcloner_core.identities import (
+    MAX_RECORD,
+    Identities,
+    authorized_keys,
+    new_host_key,
+    resolve,
+)
 from vmcloner_core.model import (
     IdentitySpec,
     ImageSource,
@@ -44,6 +50,25 @@ def test_an_identity_is_the_same_each_time_and_new_with_each_run():
     again = identity(labels=attrs.evolve(LABELS, run="r2"))
     assert again.generation != identity().generation
     assert attrs.evolve(again, generation=identity().generation) == identity()
+
+
+@pytest.mark.parametrize("text", ["\udcff", '\u00e4\u0000\n"', "\u00e4" * (MAX_RECORD - 2000)])
+def test_what_is_kept_can_be_read_again(kept, text):
+    values = {"motd": text}
+    kept.make(LABELS, identity(), values)
+    assert kept.find("web-7").values == values
+
+
+def test_more_than_can_be_kept_is_refused_and_leaves_what_there_was(kept):
+    too_much = {"motd": "x" * MAX_RECORD}
+    with pytest.raises(InvalidRequest, match=r"web-7: .* characters"):
+        kept.make(LABELS, identity(), too_much)
+    assert not kept.folder.exists()
+    kept.make(LABELS, identity(), {"motd": "hello"})
+    with pytest.raises(InvalidRequest):
+        kept.make(LABELS, identity(), too_much)
+    assert kept.find("web-7").values == {"motd": "hello"}
+    assert kept.remove(LABELS)
 
 
 def test_texts_hold_placeholders_and_a_clone_may_have_its_own():

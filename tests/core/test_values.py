@@ -131,6 +131,13 @@ def test_values_that_a_killed_create_was_to_give_may_be_others(lab, specs):
     assert specs["web-1"].vcpus == 3
 
 
+def test_values_that_are_more_than_can_be_kept_make_nothing(lab):
+    lab.template("t1", TEMPLATE + '[identity]\nprovider = "cloud-init"\nauthorized_keys = []\n')
+    with pytest.raises(InvalidRequest, match="can be kept"):
+        lab.engine.create("web", "t1", count=2, values={2: {"motd": "x" * 1024**2}})
+    assert lab.engine.list() == ()
+
+
 def test_values_that_are_not_kept_are_warned_of(lab):
     """Those of a clone without an identity."""
     own = {1: {"memory": "512MiB"}}
