@@ -2,7 +2,7 @@
 
 A fleet's name is a DNS label (RFC 1123, lower case). Its clones are ``FLEET-1`` … ``FLEET-N``
 and are DNS labels too, since each is a host name. A fleet's name may therefore not itself end
-in ``-NUMBER``: ``web-1`` is always a clone.
+in ``-NUMBER``: ``web-1`` is always a clone, ``web-0`` and ``web-01`` are nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ XEN_HOST = frozenset({"domain-0", "0", "00000000-0000-0000-0000-000000000000"})
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 _TEMPLATE = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
 _CLONE = re.compile(r"(?P<fleet>.+)-(?P<index>[1-9][0-9]{0,5})")
+_NUMBERED = re.compile(r"-[0-9]+$")
 _VOLUME = re.compile(r"(?P<clone>.+)-disk(?P<disk>0|[1-9][0-9]?)")
 
 
@@ -43,10 +44,10 @@ def check_fleet(name: str) -> str:
         )
     if name in XEN_HOST:
         raise InvalidRequest(f"not a fleet name: {_printable(name)} is the host itself, under Xen")
-    if _CLONE.fullmatch(name):
+    if _NUMBERED.search(name):
         raise InvalidRequest(
             f"not a fleet name: {_printable(name)} looks like a clone",
-            hint="a fleet's name may not end in -NUMBER",
+            hint="a fleet's name may not end in -NUMBER; its clones are numbered 1, 2, 3 …",
         )
     return name
 
