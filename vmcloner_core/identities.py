@@ -21,9 +21,9 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
@@ -40,6 +40,7 @@ from vmcloner_core.model import (
 from vmcloner_core.names import split_clone
 from vmcloner_core.placeholders import clone_values, fill
 
+T = TypeVar("T")
 RECORD = "record.json"
 HOST_KEY = "ssh_host_ed25519_key"
 KNOWN_HOSTS = "known_hosts"
@@ -80,6 +81,12 @@ def resolve(
     def refuse(key: str, reason: str) -> InvalidRequest:
         return InvalidRequest(f"{labels.clone}: identity.{key}: {reason}")
 
+    def checked(key: str, value: str, check: Callable[[str], T]) -> T:
+        try:
+            return check(value)
+        except ValueError as error:
+            raise refuse(key, str(error)) from error
+
     hostname = str(values.get("hostname") or text("hostname", spec.hostname))
     if not _HOSTNAME.fullmatch(hostname) or len(hostname) > 253:
         raise refuse("hostname", f"{hostname[:80]!r} is no host name")
@@ -95,23 +102,22 @@ def resolve(
     if "address" in values and nics:
         addresses[:1] = [str(values["address"])]
     addresses += ["dhcp"] * (len(nics) - len(addresses))
-    try:
-        return Identity(
-            hostname=hostname,
-            machine_id=machine_id,
-            uuid=clone,
-            generation=clone_generation(clone, labels.run),
-            interfaces=tuple(
-                Interface(mac=nic.mac, address=_address(address))
-                for nic, address in zip(nics, addresses, strict=True)
-            ),
-            gateway=_ip(text("gateway", spec.gateway)) if spec.gateway else None,
-            nameservers=tuple(_ip(text("nameservers", server)) for server in spec.nameservers),
-            user=template.ssh.user,
-            authorized_keys=tuple(keys),
-        )
-    except ValueError as error:
-        raise refuse("addresses", str(error)) from error
+    return Identity(
+        hostname=hostname,
+        machine_id=machine_id,
+        uuid=clone,
+        generation=clone_generation(clone, labels.run),
+        interfaces=tuple(
+            Interface(mac=nic.mac, address=checked("addresses", address, _address))
+            for nic, address in zip(nics, addresses, strict=True)
+        ),
+        gateway=checked("gateway", text("gateway", spec.gateway), _ip) if spec.gateway else None,
+        nameservers=tuple(
+            checked("nameservers", text("nameservers", server), _ip) for server in spec.nameservers
+        ),
+        user=template.ssh.user,
+        authorized_keys=tuple(keys),
+    )
 
 
 def _address(text: str) -> str | None:
