@@ -117,6 +117,7 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
     born = {clone.labels.index for clone in clones if Step.DEFINE in clone.steps}
     warnings = _check_values(request, indices, born, facts.records)
     _check_foreign([clone.name for clone in clones if Step.DEFINE in clone.steps], facts)
+    _check_addresses(request.fleet, template, clones, facts.records)
     if facts.networks is not None and clones:
         check_networks(
             template, clones, facts.networks, facts.clones, _static_macs(facts.records.values())
@@ -386,6 +387,28 @@ def _free_mac(labels: Labels, nic: int, facts: Facts, used: set[str]) -> str:
     raise NotEnoughResources(
         f"no free MAC address for {labels.clone} after {MAX_MAC_ATTEMPTS} tries"
     )
+
+
+def _check_addresses(
+    fleet: str, template: Template, plans: Sequence[ClonePlan], records: Mapping[str, Record]
+) -> None:
+    """Check that no two clones of a fleet would have one address on the same network."""
+    there = {name: r.identity for name, r in records.items() if r.labels.fleet == fleet}
+    new = {plan.name: plan.identity for plan in plans if plan.identity is not None}
+    # In user mode each guest is alone on a network of its own.
+    shared = {number for number, nic in enumerate(template.nics) if nic.kind != "user"}
+    holders: dict[tuple[int, str], str] = {}
+    for name, identity in {**there, **new}.items():
+        for number, card in enumerate(identity.interfaces):
+            if card.address is None or number not in shared:
+                continue
+            address = card.address.partition("/")[0]
+            holder = holders.setdefault((number, address), name)
+            if holder != name and {holder, name} & new.keys():
+                raise InvalidRequest(
+                    f"{holder} and {name} would both have the address {address}",
+                    hint="like 192.0.2.{{ 10 + index }}/24, or an address for each by --values",
+                )
 
 
 def _check_foreign(names: Sequence[str], facts: Facts) -> None:

@@ -61,6 +61,22 @@ def test_clones_with_addresses_of_their_own_take_none(lab, on_network):
     assert lab.engine.create("web", "t1", count=5).ok
 
 
+def test_no_two_clones_of_a_fleet_have_one_address(lab, on_network):
+    on_network(LAN)
+    static = '[identity]\nprovider = "cloud-init"\nauthorized_keys = []\n'
+    lab.template("t1", ON_NETWORK + static + 'addresses = ["10.0.0.5/24"]\n')
+    with pytest.raises(InvalidRequest, match=r"web-1 and web-2 .* 10\.0\.0\.5") as caught:
+        lab.engine.create("web", "t1", count=2)
+    assert "{{ 10 + index }}" in caught.value.hint
+    assert lab.engine.list() == ()
+    assert lab.engine.create("web", "t1", count=1).ok
+    with pytest.raises(InvalidRequest, match="web-1 and web-2"):
+        lab.engine.create("web", "t1", count=2)
+    assert lab.engine.create("web", "t1", count=2, values={2: {"address": "10.0.0.6/24"}}).ok
+    lab.template("t2", TEMPLATE + static + 'addresses = ["10.0.2.15/24"]\n')  # in user mode
+    assert lab.engine.create("alone", "t2", count=2).ok
+
+
 def test_a_network_that_gives_no_addresses_sets_no_limit(lab, on_network):
     on_network(attrs.evolve(LAN, addresses=None))
     assert lab.engine.create("web", "t1", count=20).ok
