@@ -269,10 +269,3 @@ class Pipeline:
                 error=error,
             )
         )
-
-
-def limited(lane: Lane, jobs: int | None) -> Lane:
-    """Return a lane with at most ``jobs`` calls at once."""
-    if jobs is None:
-        return lane
-    return attrs.evolve(lane, concurrency=min(lane.concurrency, jobs))

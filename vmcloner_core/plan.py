@@ -17,7 +17,6 @@ import attrs
 from vmcloner_core.errors import InvalidRequest, VmclonerError
 from vmcloner_core.model import (
     AS_IT_COMES,
-    Clone,
     CloneMode,
     Copying,
     Identity,
@@ -312,7 +311,6 @@ class CloneResult:
 class RunResult:
     """What a run did.
 
-    :param clones: the clones' state after the run, of CREATE; empty for other actions.
     :param left: names that a roll-back could not remove.
     :param interrupted: whether it was stopped before its end.
     """
@@ -320,7 +318,6 @@ class RunResult:
     plan: Plan
     results: tuple[CloneResult, ...]
     seconds: float
-    clones: tuple[Clone, ...] = ()
     rolled_back: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     interrupted: bool = False
