@@ -21,6 +21,7 @@ import attrs
 from vmcloner_core.copying import Pace, Target, fan_out
 from vmcloner_core.drivers import Lane, StorageDriver
 from vmcloner_core.errors import VmclonerError, WrongState
+from vmcloner_core.extents import length
 from vmcloner_core.model import (
     CloneMode,
     CloneRequest,
@@ -29,6 +30,7 @@ from vmcloner_core.model import (
     Outcome,
     Volume,
 )
+from vmcloner_core.units import format_size
 from vmcloner_dd.settings import DdSettings
 from vmcloner_files.errors import translate
 
@@ -68,6 +70,13 @@ class FanningDriver(StorageDriver):
 
         Keys are the volumes' names. One that is there already is that one, complete or not
         (``changed=False``).
+        """
+
+    @abstractmethod
+    def extend(self, volume: Volume, request: CloneRequest) -> Volume:
+        """Give an incomplete volume as many bytes as a new one would get, where it has fewer.
+
+        Its request or its template's image may have grown since it was made. Nobody else fills it.
         """
 
     @abstractmethod
@@ -141,6 +150,8 @@ class FanningDriver(StorageDriver):
                         gone = WrongState(f"volume {job.name} vanished while it was filled")
                         error = gone if found is None else None
                         yield Outcome(key=job.name, value=found, error=error, changed=False)
+                    elif job.error is None:
+                        self._open(job, found, stack)
                 self._fill(mine, stack)
                 done = [job.volume for job in mine if job.error is None]
                 if done:
@@ -153,24 +164,31 @@ class FanningDriver(StorageDriver):
             yield Outcome(key=job.name, value=value, error=job.error)
 
     def _claimed(self, jobs: Sequence[_Job], stack: ExitStack) -> Iterator[_Job]:
-        """Lock the jobs' volumes, in the order of their names, and open them."""
+        """Lock the jobs' volumes, in the order of their names."""
         for job in jobs:
             try:
                 fd = os.open(job.volume.path, os.O_RDONLY | os.O_CLOEXEC)
                 stack.callback(os.close, fd)
                 _lock(fd)
-                copying = self.copying(job.request.copying)
-                target = Target(
-                    path=job.volume.path,
-                    size=job.volume.size,
-                    blank=job.fresh and self.zeroed,
-                    resumed=not job.fresh,
-                    progress=copying.progress,
-                )
-                job.target = stack.enter_context(target.open())
             except OSError as error:
                 job.error = translate(error, str(job.volume.path))
             yield job
+
+    def _open(self, job: _Job, found: Volume, stack: ExitStack) -> None:
+        """Open a locked volume for its copy, as large as it is to be."""
+        copying = self.copying(job.request.copying)
+        try:
+            job.volume = found if job.fresh else self.extend(found, job.request)
+            target = Target(
+                path=job.volume.path,
+                size=job.volume.size,
+                blank=job.fresh and self.zeroed,
+                resumed=not job.fresh,
+                progress=copying.progress,
+            )
+            job.target = stack.enter_context(target.open())
+        except (VmclonerError, OSError) as error:
+            job.error = _translated(error, job)
 
     def _fill(self, jobs: Sequence[_Job], stack: ExitStack) -> None:
         """Fill the jobs' volumes; those of one template, or of the same head, in one go."""
@@ -190,6 +208,10 @@ class FanningDriver(StorageDriver):
                     job.error = job.error or _translated(error, job)
 
     def _fan_out(self, source: int, group: Sequence[_Job]) -> None:
+        size = length(source)
+        for job in group:
+            if job.volume.size < size:
+                job.error, job.target = _too_small(job, size), None
         targets = [job.target for job in group if job.target is not None]
         copying = self.copying(group[0].request.copying)
         fan_out(source, targets, pace=Pace(copying.bandwidth), verify=copying.verify)
@@ -200,6 +222,14 @@ class FanningDriver(StorageDriver):
 
 def _translated(error: VmclonerError | OSError, job: _Job) -> VmclonerError:
     return translate(error, str(job.volume.path)) if isinstance(error, OSError) else error
+
+
+def _too_small(job: _Job, size: int) -> WrongState:
+    return WrongState(
+        f"volume {job.volume.path} has {format_size(job.volume.size)}, less than what is to be "
+        f"copied into it, {format_size(size)}",
+        hint="run the same command again",
+    )
 
 
 def _lock(fd: int) -> None:

@@ -101,17 +101,30 @@ class FolderDriver(FanningDriver, FilesDriver):
             raise _no_image(request.origin, self._pool)
         return disk_size(request, image.size)
 
+    def extend(self, volume: Volume, request: CloneRequest) -> Volume:
+        """See :meth:`FanningDriver.extend`."""
+        size = self._size(request)
+        if size <= volume.size:
+            return volume
+        self._relabel(volume, size=size)
+        return attrs.evolve(volume, size=size)
+
     def finish(self, volumes: Sequence[Volume]) -> None:
         """See :meth:`FanningDriver.finish`."""
         for each in volumes:
-            with translated(each.path):
-                fd = os.open(each.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-                with contextlib.closing(os.fdopen(fd, "rb")), self._pool.lock():
-                    record = self._pool.disk(each.labels, each.disk)
-                    if record is not None:
-                        done = attrs.evolve(record, complete=True)
-                        self._pool.labels.write(fd, each.path, done.to_mapping())
-                        os.fsync(fd)
+            self._relabel(each, complete=True)
+
+    def _relabel(self, each: Volume, *, size: int | None = None, complete: bool = False) -> None:
+        """Change what the record of a copy says, and make its file as large as that."""
+        with translated(each.path):
+            fd = os.open(each.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            with contextlib.closing(os.fdopen(fd, "rb")), self._pool.lock():
+                record = self._pool.disk(each.labels, each.disk)
+                if record is not None:
+                    changed = attrs.evolve(record, size=size or record.size, complete=complete)
+                    os.ftruncate(fd, changed.size)
+                    self._pool.labels.write(fd, each.path, changed.to_mapping())
+                    os.fsync(fd)
 
     def find(self, names: Sequence[str]) -> Mapping[str, Volume]:
         """See :meth:`FanningDriver.find`."""

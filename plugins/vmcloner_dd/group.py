@@ -242,17 +242,29 @@ class GroupDriver(FanningDriver):
         words = [word for tag in marks for word in ("--addtag", tag)]
         size = self._whole(size)
         # Nothing is wiped: all of it gets written. And no host should activate it at its boot.
-        options = ("-y", "-Wn", "-Zn", "-ay", "-K", "-ky")
+        options = ("-y", "-Wn", "-Zn", "-ay", "-K", "-ky", "-n", name)
+        self._allot("lvcreate", name, size, *options, *words, self._group)
+        return Logical(name=name, uuid="", size=size, tags=marks, thick=True)
+
+    def _allot(self, command: str, name: str, size: int, *words: str) -> None:
+        """Make a volume, or a larger one of it."""
         try:
-            self._lvm.run("lvcreate", *options, "-n", name, "-L", f"{size}b", *words, self._group)
+            self._lvm.run(command, "-L", f"{size}b", *words)
         except HostCommandError as error:
-            if "insufficient free space" not in error.message:
+            if "insufficient free space" not in error.message.lower():
                 raise
             raise NotEnoughResources(
                 f"volume {name} needs {format_size(size)}: {error.message}",
                 hint="delete clones, or vgextend the group",
             ) from error
-        return Logical(name=name, uuid="", size=size, tags=marks, thick=True)
+
+    def extend(self, volume: Volume, request: CloneRequest) -> Volume:
+        """See :meth:`FanningDriver.extend`. What it gets may hold old bytes, like the rest."""
+        size = self._whole(self._size(request, self._read()))
+        if size <= volume.size:
+            return volume
+        self._allot("lvextend", volume.name, size, "-y", self._full(volume.name))
+        return attrs.evolve(volume, size=size)
 
     def finish(self, volumes: Sequence[Volume]) -> None:
         """See :meth:`FanningDriver.finish`."""

@@ -116,6 +116,32 @@ def test_a_copy_that_grew_old_is_made_of_the_new_image(tmp_path, make_driver):
         assert outcome.unwrap().path.read_bytes() == other.path.read_bytes()
 
 
+@pytest.mark.parametrize(("image", "size"), [(64 * MIB, None), (64 * MIB, 96 * MIB), (0, 48 * MIB)])
+def test_a_cut_off_copy_becomes_as_large_as_is_asked_for_now(tmp_path, make_driver, image, size):
+    """Its image, or the disk that is asked for, has grown since it was begun."""
+    interrupted(tmp_path)
+    driver = make_driver(tmp_path)
+    if image:
+        larger = make_image(tmp_path / "image.raw", seed=2, size=image)
+        driver.import_image("tiny", larger, no_progress)
+    [origin] = driver.origins()
+    content = (tmp_path / "image.raw").read_bytes()
+    wanted = [attrs.evolve(each, size=size) for each in requests(origin, 2, verify=True)]
+    for volume in [outcome.unwrap() for outcome in driver.clone(wanted)]:
+        assert volume.complete
+        assert volume.size == (size or image)
+        assert volume.path.read_bytes() == content.ljust(volume.size, b"\0")
+    assert {volume.size for volume in driver.volumes()} == {size or image}
+
+
+def test_what_is_smaller_than_its_template_is_no_copy(driver, origin, monkeypatch):
+    monkeypatch.setattr(driver, "_size", lambda _request: 16 * MIB)
+    [outcome] = driver.clone(requests(origin, 1, verify=True))
+    assert isinstance(outcome.error, WrongState)
+    assert "has 16 MiB, less than what is to be copied into it, 32 MiB" in str(outcome.error)
+    assert driver.volumes() == ()
+
+
 def test_who_comes_second_waits_for_the_copy(tmp_path, make_driver):
     process = subprocess.Popen(
         [sys.executable, SLOW, tmp_path, str(512 * 1024)], stdout=subprocess.PIPE, text=True

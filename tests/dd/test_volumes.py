@@ -1,0 +1,77 @@
+"""Copies in a volume group, on a faked host: what is done where something is amiss."""
+
+import attrs
+import pytest
+
+from tests.dd.fakes import VG, FakeGroup, FakeGroupDriver
+from vmcloner_core.copying import Target
+from vmcloner_core.drivers import DriverContext
+from vmcloner_core.model import CloneRequest, Copying, Host
+from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.testing.storage import make_image, no_progress
+from vmcloner_dd.settings import DdSettings
+
+MIB = 1024**2
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.fixture
+def host(tmp_path):
+    folder = tmp_path / "dev"
+    folder.mkdir()
+    return FakeGroup(folder)
+
+
+@pytest.fixture
+def driver(host, tmp_path):
+    context = DriverContext(host=Host(name="local", state=tmp_path), name="pool", runner=host)
+    return FakeGroupDriver(context, DdSettings(vg=VG))
+
+
+@pytest.fixture
+def origin(driver, tmp_path):
+    image = make_image(tmp_path / "image.raw", seed=1, size=8 * MIB)
+    return driver.import_image("tiny", image, no_progress).unwrap()
+
+
+def requests(origin, count, **options):
+    return [
+        CloneRequest(labels=make_labels(index=index), origin=origin, copying=Copying(**options))
+        for index in range(1, count + 1)
+    ]
+
+
+def cut_off(driver, origin, monkeypatch):
+    """Begin a copy, and end in its middle."""
+
+    def dies(target, data, at):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Target, "write", dies)
+        with pytest.raises(Killed):
+            list(driver.clone(requests(origin, 1)))
+
+
+def test_a_copy_is_its_template_and_zeros(driver, origin, tmp_path):
+    wanted = [attrs.evolve(each, size=12 * MIB) for each in requests(origin, 2, verify=True)]
+    content = (tmp_path / "image.raw").read_bytes()
+    for volume in [outcome.unwrap() for outcome in driver.clone(wanted)]:
+        assert volume.path.read_bytes() == content.ljust(12 * MIB, b"\0")
+    assert all(volume.complete for volume in driver.volumes())
+
+
+def test_a_cut_off_copy_becomes_as_large_as_its_new_image(
+    host, driver, origin, tmp_path, monkeypatch
+):
+    cut_off(driver, origin, monkeypatch)
+    assert [(v.complete, v.size) for v in driver.volumes()] == [(False, 8 * MIB)]
+    larger = make_image(tmp_path / "larger.raw", seed=2, size=14 * MIB)
+    origin = driver.import_image("tiny", larger, no_progress).unwrap()
+    [volume] = [outcome.unwrap() for outcome in driver.clone(requests(origin, 1, verify=True))]
+    assert (volume.complete, volume.size) == (True, 16 * MIB)
+    assert volume.path.read_bytes() == larger.path.read_bytes().ljust(16 * MIB, b"\0")
+    assert sum(call.startswith("lvextend") for call in host.calls) == 1
