@@ -45,7 +45,7 @@ from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper, device_name
 from vmcloner_lvm.filling import opened as opened_image
 from vmcloner_lvm.naming import checked
-from vmcloner_lvm.records import ImageRecord
+from vmcloner_lvm.records import ImageRecord, check_removable
 
 COPYING = "vmcloner-copying"
 """Tag of a volume whose bytes aren't all there."""
@@ -53,17 +53,22 @@ _THICK = {"linear", "striped", "raid1", "mirror"}
 _VOLUME_TEXT = 1024
 """Bytes that a volume of ours takes in the group's metadata, its tags included."""
 _FEW = 100
+_FIELDS = "lv_name,lv_uuid,lv_size,lv_tags,segtype,origin"
 
 
 @attrs.frozen(kw_only=True)
 class Logical:
-    """A logical volume of the group, ours or not. ``size`` in bytes."""
+    """A logical volume of the group, ours or not.
+
+    :param size: bytes. :param origin: the volume that it is a snapshot of, or lies over; or "".
+    """
 
     name: str
     uuid: str
     size: int
     tags: tuple[str, ...]
     thick: bool
+    origin: str = ""
 
     @property
     def values(self) -> dict[str, str]:
@@ -140,7 +145,7 @@ class GroupDriver(FanningDriver):
     def _read(self) -> dict[str, Logical]:
         """Return the group's logical volumes by name."""
         try:
-            rows = self._lvm.report("lvs", "lv_name,lv_uuid,lv_size,lv_tags,segtype", self._group)
+            rows = self._lvm.report("lvs", _FIELDS, self._group)
         except HostCommandError:
             self._lvm.facts()  # says so where there is no such group
             raise
@@ -151,6 +156,7 @@ class GroupDriver(FanningDriver):
                 size=int(row["lv_size"]),
                 tags=tuple(filter(None, str(row["lv_tags"]).split(","))),
                 thick=str(row["segtype"]) in _THICK,
+                origin=str(row["origin"]),
             )
             for row in rows
         }
@@ -313,12 +319,17 @@ class GroupDriver(FanningDriver):
                 if found is None:
                     yield Outcome(key=volume.name, changed=False)
                 else:
+                    self._check_removable(there, found)
                     doomed[volume.name] = found
             except VmclonerError as error:
                 yield Outcome(key=volume.name, error=error)
         errors = self._remove(list(doomed.values()))
         for name in doomed:
             yield Outcome(key=name, error=errors.get(name))
+
+    def _check_removable(self, there: Mapping[str, Logical], logical: Logical) -> None:
+        hanging = [each.name for each in there.values() if each.origin == logical.name]
+        check_removable(self._group, logical.name, hanging)
 
     def _remove(self, doomed: Sequence[Logical]) -> Mapping[str, VmclonerError]:
         """Remove volumes; returns the errors of those that stay."""
@@ -379,11 +390,13 @@ class GroupDriver(FanningDriver):
 
     def delete_origin(self, template: str) -> Outcome[None]:
         """See :meth:`StorageDriver.delete_origin`. Copies don't need it."""
-        logical = self._read().get(image_name(template))
+        there = self._read()
+        logical = there.get(image_name(template))
         if logical is None:
             return Outcome(key=template, changed=False)
         if logical.image is None:
             raise self._foreign(logical.name)
+        self._check_removable(there, logical)
         for error in self._remove([logical]).values():
             raise error
         return Outcome(key=template)
@@ -403,6 +416,8 @@ class GroupDriver(FanningDriver):
                 raise self._foreign(held.name)
             if held is not None and held.image is not None and held.image.digest == image.digest:
                 return Outcome(key=template, value=held.image.origin(self.name), changed=False)
+            if held is not None:
+                self._check_removable(there, held)
             record = ImageRecord(
                 template=template, digest=image.digest, size=image.size, allocated=image.size
             )
@@ -436,6 +451,7 @@ class GroupDriver(FanningDriver):
             self._off([draft])
             self._lvm.run("lvchange", "-pr", "--deltag", COPYING, self._full(draft))
             if held is not None:
+                self._check_removable(self._read(), held)
                 for error in self._remove([held]).values():
                     raise error
             self._lvm.run("lvrename", self._group, draft, image_name(record.template))
@@ -447,13 +463,16 @@ class GroupDriver(FanningDriver):
     def _drop(self, draft: str) -> None:
         """Remove what an import left.
 
-        :raises Conflict: it isn't ours. :raises WrongState: another import is at it.
+        :raises Conflict: it isn't ours, or others' volumes would go with it.
+        :raises WrongState: another import is at it.
         """
-        logical = self._read().get(draft)
+        there = self._read()
+        logical = there.get(draft)
         if logical is None:
             return
         if ImageRecord.from_mapping(logical.values) is None:
             raise self._foreign(draft)
+        self._check_removable(there, logical)
         for error in self._remove([logical]).values():
             raise error
 

@@ -31,7 +31,15 @@ from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper
 from vmcloner_lvm.importing import Importer, remove_image
 from vmcloner_lvm.naming import checked, origin_name
 from vmcloner_lvm.pool import Pool
-from vmcloner_lvm.records import ImageRecord, as_volume, disk, image, image_of, labels_of
+from vmcloner_lvm.records import (
+    ImageRecord,
+    as_volume,
+    check_removable,
+    disk,
+    image,
+    image_of,
+    labels_of,
+)
 from vmcloner_lvm.session import Session
 from vmcloner_lvm.settings import LvmThinSettings
 from vmcloner_lvm.transaction import NewVolume
@@ -220,6 +228,9 @@ class LvmThinDriver(StorageDriver):
         for volume in volumes:
             try:
                 found = disk(session.group, self._pool.name, volume.name, volume.labels)
+                if found is not None:
+                    hanging = session.group.dependents.get(volume.name, ())
+                    check_removable(self._lvm.group, volume.name, hanging)
             except VmclonerError as error:
                 outcomes[volume.name] = Outcome(key=volume.name, error=error)
                 continue

@@ -21,7 +21,7 @@ from vmcloner_lvm.devmapper import DeviceMapper, device_name
 from vmcloner_lvm.filling import fill, opened
 from vmcloner_lvm.naming import checked, draft_name, origin_name
 from vmcloner_lvm.pool import Pool
-from vmcloner_lvm.records import ImageRecord, foreign, image
+from vmcloner_lvm.records import ImageRecord, check_removable, foreign, image
 from vmcloner_lvm.session import Session
 
 LOCKS = Path("/run/lock/vmcloner")
@@ -64,6 +64,8 @@ class Importer:
             found = image(session.group, self.pool.name, template)
             if found is not None and found[1].digest == source.digest:  # somebody was faster
                 return found[1], False
+            if found is not None:
+                _check_removable(session, found[0].name)
             self._sweep(session, draft)
             self._check_room(session, template, sum(b - a for a, b in data_runs(fd)))
             size = source.size + -source.size % session.group.extent
@@ -129,12 +131,17 @@ class Importer:
 def remove_image(session: Session, template: str) -> None:
     """Remove a template's image; its clones don't need it.
 
-    :raises WrongState: it is in use.
+    :raises WrongState: it is in use. :raises Conflict: others' volumes would go with it.
     """
     _drop(session, origin_name(template))
 
 
+def _check_removable(session: Session, name: str) -> None:
+    check_removable(session.lvm.group, name, session.group.dependents.get(name, ()))
+
+
 def _drop(session: Session, name: str) -> None:
+    _check_removable(session, name)
     error = deactivate(session.lvm, session.mapper, [name], held=True)[name]
     if isinstance(error, WrongState):
         raise WrongState(error.message, hint="stop what uses it")

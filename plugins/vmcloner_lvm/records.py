@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -121,6 +121,20 @@ def foreign(group: VolumeGroup, name: str) -> Conflict:
         f"volume {group.name}/{name} exists and isn't vmcloner's",
         hint="it is left alone: rename it (lvrename), or choose another name",
     )
+
+
+def check_removable(group: str, name: str, dependents: Sequence[str]) -> None:
+    """Check that a volume can be removed without others.
+
+    :param dependents: the names of the volumes that LVM would remove with it.
+    :raises Conflict: there are some, which aren't ours: nothing of ours hangs on a volume.
+    """
+    if dependents:
+        those = " ".join(f"{group}/{each}" for each in dependents)
+        raise Conflict(
+            f"volume {group}/{name} can't be removed: {those} would go with it",
+            hint=f"if nobody needs that: lvremove {those}",
+        )
 
 
 def as_volume(group: str, volume: ThinVolume, labels: Labels, pool: str) -> Volume:

@@ -41,10 +41,12 @@ def recover(session: Session) -> None:
 
 
 def _drafts(group: VolumeGroup, pool: str) -> list[str]:
+    """Return the names of the drafts in a pool, but those with which others' volumes would go."""
     return [
         volume.name
         for volume in group.thin.values()
         if volume.pool == pool and DRAFT in volume.tags and tags.decode(volume.tags) is not None
+        if volume.name not in group.dependents
     ]
 
 

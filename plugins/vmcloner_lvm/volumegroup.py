@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
@@ -113,6 +114,22 @@ class VolumeGroup:
             for pv in (volumes.sections() if volumes else ())
             if "MISSING" in strings(pv.values(), "flags")
         )
+
+    @cached_property
+    def dependents(self) -> Mapping[str, tuple[str, ...]]:
+        """The names of the volumes that LVM removes together with a volume, by that one's name.
+
+        Snapshots of it that aren't thin, and thin volumes whose external origin it is.
+        """
+        found: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
+        for name, section in self.logical.items():
+            for segment in section.sections():
+                values = segment.values()
+                if values.get("type") == "snapshot":
+                    found[str(values.get("origin"))] += (str(values.get("cow_store")),)
+                elif "external_origin" in values:
+                    found[str(values["external_origin"])] += (name,)
+        return dict(found)
 
     @cached_property
     def thin(self) -> Mapping[str, ThinVolume]:

@@ -3,9 +3,10 @@
 import attrs
 import pytest
 
-from tests.dd.fakes import VG, FakeGroup, FakeGroupDriver
+from tests.dd.fakes import EXTENT, VG, FakeGroup, FakeGroupDriver, Volume
 from vmcloner_core.copying import Target
 from vmcloner_core.drivers import DriverContext
+from vmcloner_core.errors import Conflict
 from vmcloner_core.model import CloneRequest, Copying, Host
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import make_image, no_progress
@@ -75,3 +76,22 @@ def test_a_cut_off_copy_becomes_as_large_as_its_new_image(
     assert (volume.complete, volume.size) == (True, 16 * MIB)
     assert volume.path.read_bytes() == larger.path.read_bytes().ljust(16 * MIB, b"\0")
     assert sum(call.startswith("lvextend") for call in host.calls) == 1
+
+
+@pytest.mark.parametrize("segtype", ["linear", "thin"])
+def test_what_others_hung_on_a_volume_stays_and_so_does_it(host, driver, origin, tmp_path, segtype):
+    volumes = [outcome.unwrap() for outcome in driver.clone(requests(origin, 2))]
+    for number, on in enumerate(["web-1-disk0", "image.tiny"]):
+        host.volumes[f"precious{number}"] = Volume(f"p{number}", EXTENT, [], segtype, on)
+    outcomes = {outcome.key: outcome.error for outcome in driver.delete(volumes)}
+    assert isinstance(outcomes["web-1-disk0"], Conflict)
+    assert "vg/precious0 would go with it" in str(outcomes["web-1-disk0"])
+    assert outcomes["web-2-disk0"] is None
+    with pytest.raises(Conflict, match="vg/precious1 would go with it"):
+        driver.delete_origin("tiny")
+    host.calls.clear()
+    other = make_image(tmp_path / "other.raw", seed=2, size=8 * MIB)
+    with pytest.raises(Conflict, match="vg/precious1 would go with it"):
+        driver.import_image("tiny", other, no_progress)
+    assert not any(call.startswith("lvcreate") for call in host.calls)
+    assert host.volumes.keys() == {"web-1-disk0", "image.tiny", "precious0", "precious1"}

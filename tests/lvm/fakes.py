@@ -1,7 +1,8 @@
 """The boundary of lvm-thin, faked: LVM's commands on a metadata text, and a pool in a kernel.
 
 They keep LVM's rules as far as the driver relies on them: a message is carried out by nobody but
-who sends it, an id that is taken is refused, restoring a text numbers it anew.
+who sends it, an id that is taken is refused, restoring a text numbers it anew, what hangs on a
+volume goes with it.
 """
 
 import errno
@@ -51,8 +52,20 @@ class FakeHost:
         return (
             not group.pool(POOL).messages
             and group.pool(POOL).transaction_id == self.transaction
-            and {volume.device_id for volume in group.thin.values()} == self.devices
+            and {v.device_id for v in group.thin.values() if v.pool == POOL} == self.devices
         )
+
+    def hang(self, name, on, how="snapshot"):
+        """Have somebody's snapshot of a volume, or in another pool a thin volume over it."""
+        kind = 'type = "striped"'
+        if how == "external_origin":
+            kind = f'type = "thin"\nthin_pool = "other"\ndevice_id = 1\nexternal_origin = "{on}"'
+        made = _section(name, kind)
+        if how == "snapshot":
+            made += _section(
+                "snapshot0", f'type = "snapshot"\norigin = "{on}"\ncow_store = "{name}"'
+            )
+        self.text = self.text.replace("logical_volumes {\n", f"logical_volumes {{\n{made}", 1)
 
     def step(self, what):
         """Note a call; the process may end before it."""
@@ -90,8 +103,10 @@ class FakeHost:
         Path(words[1]).write_text(self.text)
 
     def _vgcfgrestore(self, words):
-        text = Path(words[words.index("-f") + 1]).read_text()
-        self.text = write(numbered(VolumeGroup.parse(text, VG)).tree)
+        group = VolumeGroup.parse(Path(words[words.index("-f") + 1]).read_text(), VG)
+        if group.dependents.keys() - group.logical.keys():
+            raise HostCommandError("vgcfgrestore failed with 5: Unknown logical volume specified")
+        self.text = write(numbered(group).tree)
 
     def _lvcreate(self, words):
         if self.group.pool(POOL).messages:
@@ -112,6 +127,9 @@ class FakeHost:
     def _lvremove(self, words):
         names = [word.split("/")[1] for word in words if "/" in word]
         ids = {self.group.thin[name].device_id for name in names}
+        for name in names:
+            if name in self.group.dependents:
+                self.text = _without(self.text, {*self.group.dependents[name], "snapshot0"})
         self.text = write(settle(queue(self.group, POOL, delete=names), POOL).tree)
         self.devices -= ids
         self.transaction += 1
@@ -172,6 +190,20 @@ class FakeHost:
 
     def drop_head(self, pool, device_id):
         pass
+
+
+def _section(name, segment):
+    values = 'status = ["READ", "WRITE", "VISIBLE"]\nflags = []\nsegment_count = 1'
+    return f"{name} {{\n{values}\nsegment1 {{\nextent_count = 2\n{segment}\n}}\n}}\n"
+
+
+def _without(text, names):
+    tree = parse(text)
+    [group] = tree.sections()
+    volumes = group.section("logical_volumes")
+    kept = volumes.replaced(item for item in volumes.items if item.key not in names)
+    group = group.replaced(kept if item is volumes else item for item in group.items)
+    return write(tree.replaced(item if item.key != VG else group for item in tree.items))
 
 
 def check_readable(host):

@@ -22,6 +22,7 @@ from vmcloner_core.errors import (
 )
 from vmcloner_core.model import CloneRequest, Host
 from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.testing.storage import make_image, no_progress
 from vmcloner_lvm.commands import bound
 from vmcloner_lvm.driver import LvmThinDriver
 from vmcloner_lvm.settings import LvmThinSettings
@@ -161,6 +162,50 @@ def test_a_volume_in_use_stays_and_says_who(host, driver):
     assert [volume.name for volume in driver.volumes()] == ["web-2-disk0"]
     assert "web-1-disk0" not in host.active
     assert host.consistent()
+
+
+HANGING = pytest.mark.parametrize("how", ["snapshot", "external_origin"])
+
+
+@HANGING
+@pytest.mark.parametrize("strategy", ["auto", "lvcreate"])
+def test_what_others_hung_on_a_clone_stays_and_so_does_it(host, open_driver, how, strategy):
+    driver = open_driver(strategy)
+    list(driver.clone(requests(driver, 2)))
+    host.hang("precious", "web-1-disk0", how)
+    outcomes = list(driver.delete(driver.volumes()))
+    assert errors(outcomes) == {"web-1-disk0": Conflict}
+    assert "vg/precious would go with it" in str(outcomes[0].error)
+    assert {"precious", "web-1-disk0"} <= host.group.logical.keys()
+    assert [volume.name for volume in driver.volumes()] == ["web-1-disk0"]
+    assert host.consistent()
+
+
+@HANGING
+def test_what_others_hung_on_an_image_stays_and_so_does_it(host, driver, how, tmp_path):
+    host.hang("precious", "template.tiny", how)
+    with pytest.raises(Conflict, match="vg/precious would go with it"):
+        driver.delete_origin("tiny")
+    image = make_image(tmp_path / "image.raw", seed=3)
+    driver._importer = attrs.evolve(driver._importer, locks=tmp_path)
+    host.calls.clear()
+    with pytest.raises(Conflict, match="vg/precious would go with it"):
+        driver.import_image("tiny", image, no_progress)
+    assert "lvcreate" not in commands(host)
+    assert {"precious", "template.tiny"} <= host.group.logical.keys()
+
+
+@HANGING
+def test_what_others_hung_on_a_draft_stays_and_so_does_it(host, open_driver, how):
+    driver = open_driver("lvcreate")
+    host.refuse = {"^lvextend": Killed("lvextend")}
+    with pytest.raises(Killed):
+        list(driver.clone(requests(driver, 1, size=12 * MIB)))
+    host.refuse = {}
+    host.hang("precious", "web-1-disk0", how)
+    assert driver.volumes() == ()
+    assert {"precious", "web-1-disk0"} <= host.group.logical.keys()
+    assert errors(driver.clone([swap(7)])) == {}
 
 
 # --- crashes ---
