@@ -53,7 +53,7 @@ def create(session: Session, new: Sequence[NewVolume], strategy: Strategy) -> No
         if why is None:
             try:
                 _transact(session, create=new)
-            except (NotEnoughResources, OSError):
+            except NotEnoughResources:
                 raise
             except VmclonerError:
                 if strategy == "transaction" or session.pool.messages:

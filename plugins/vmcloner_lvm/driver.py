@@ -208,6 +208,8 @@ class LvmThinDriver(StorageDriver):
             made = session.group.thin[name]
             value = as_volume(self._lvm.group, made, request.labels, self.name)
             return Outcome(key=name, value=value)
+        if name in session.pool.messages.creates:  # it couldn't be taken back, nor is it made
+            return Outcome(key=name, error=failure)
         try:
             volume = self._found(session, request)
         except VmclonerError as error:

@@ -9,8 +9,11 @@ no origin, and whose first bytes are therefore unknown, is taken back.
 
 from __future__ import annotations
 
-from vmcloner_core.errors import HostCommandError, VmclonerError, WrongState
+from collections.abc import Sequence
+
+from vmcloner_core.errors import VmclonerError, WrongState
 from vmcloner_lvm import tags
+from vmcloner_lvm.activation import deactivate
 from vmcloner_lvm.session import Session, find_pool
 from vmcloner_lvm.transaction import settle, take_back
 from vmcloner_lvm.volumegroup import ThinPool, VolumeGroup
@@ -66,8 +69,7 @@ def _finish(session: Session, pool: ThinPool) -> None:
     if blank:
         # Noted before the kernel closes the transaction: or a crash between would leave volumes
         # that nobody made.
-        for name in blank:
-            session.forget(thin[name].device_id)
+        _forget(session, blank)
         left = take_back(session.group, pool.name, blank)
         if not find_pool(left, pool.name).messages:
             session.restore(settle(left, pool.name, kernel))
@@ -86,20 +88,35 @@ def abandon(session: Session, *, begun_before: bool = False) -> None:
 
     What it had deleted stays deleted.
 
-    :param begun_before: devices may be there of a process that died; ``tell`` removes its own.
+    :param begun_before: devices may be there of a process that died, not only the session's own.
+    :raises VmclonerError: not all can be removed; then it stays pending.
     """
     pool = session.reread().pool(session.pool_name)
     if pool is None or not pool.messages:
         return
-    thin = session.group.thin
-    made = [thin[name].device_id for name in pool.messages.creates] if begun_before else []
-    try:
-        for device in (*made, *pool.messages.deletes):
-            session.forget(device)
-    except OSError as error:
-        raise HostCommandError(f"thin pool {session}: can't take back: {error}") from error
+    made = [name for name in pool.messages.creates if begun_before or name in session.made]
+    _forget(session, made, pool.messages.deletes)
     group = take_back(session.group, pool.name, pool.messages.creates)
     session.restore(settle(group, pool.name, session.status().transaction_id))
+
+
+def _forget(session: Session, names: Sequence[str], devices: Sequence[int] = ()) -> None:
+    """Remove the devices of volumes that nobody can have counted on yet, and others.
+
+    :raises WrongState: a volume is in use: says by whom, and none is removed.
+    :raises VmclonerError: the kernel refused some; the others are removed.
+    """
+    busy = deactivate(session.lvm, session.mapper, names, held=True)
+    failures = [error for error in busy.values() if error is not None]
+    if failures:
+        raise failures[0]
+    for device in (*(session.group.thin[name].device_id for name in names), *devices):
+        try:
+            session.forget(device)
+        except VmclonerError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 def are_ours(group: VolumeGroup, pool: ThinPool) -> bool:

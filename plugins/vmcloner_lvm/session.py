@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import attrs
 
 from vmcloner_core.errors import HostCommandError, NotEnoughResources, NotFound, WrongState
+from vmcloner_lvm.activation import deactivate
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, PoolStatus, device_name
 from vmcloner_lvm.metadata import stored_size
@@ -26,6 +28,7 @@ class Session:
     """A thin pool whose group's lock is held. Not thread-safe.
 
     :param group: the metadata as last read. :param area: bytes that its text may take.
+    :param made: names of the volumes that the last :meth:`tell` made, also where it failed.
     """
 
     lvm: Lvm
@@ -33,6 +36,7 @@ class Session:
     pool_name: str
     group: VolumeGroup
     area: Callable[[], int]
+    made: list[str] = attrs.field(factory=list)
 
     def __str__(self) -> str:
         return f"{self.lvm.group}/{self.pool_name}"
@@ -84,71 +88,82 @@ class Session:
         :param heads: the first bytes of new volumes, by their names.
         :param again: it was begun before: what it had made is made anew, what it had deleted is
             gone.
-        :raises HostCommandError: the kernel refused one; those before it are taken back.
+        :raises VmclonerError: the kernel refused one; ``made`` has the volumes before it.
         """
         self.status()
         pool = self.pool
-        made: list[int] = []
-        try:
-            for name in pool.messages.creates:
-                self._make(self.group.thin[name], (heads or {}).get(name, b""), made, again=again)
-            for device in pool.messages.deletes:
-                self._send(f"delete {device}", ignored=errno.ENODATA)
-            new = pool.transaction_id
-            self._send(f"set_transaction_id {new - 1} {new}")
-        except (OSError, KeyError) as error:
-            for device in made:
-                self.forget(device)
-            reason = error.strerror if isinstance(error, OSError) else f"no volume {error}"
-            raise HostCommandError(f"thin pool {self}: the kernel refused: {reason}") from error
+        self.made = []
+        for name in pool.messages.creates:
+            volume = self._volume(name)
+            if not (again and self._kept(volume)):
+                self._make(volume, (heads or {}).get(name, b""))
+        for device in pool.messages.deletes:
+            self._send(f"delete {device}", ignored=errno.ENODATA)
+        new = pool.transaction_id
+        self._send(f"set_transaction_id {new - 1} {new}")
 
-    def _make(self, volume: ThinVolume, head: bytes, made: list[int], *, again: bool) -> None:
+    def _make(self, volume: ThinVolume, head: bytes) -> None:
         device = volume.device_id
-        if again and self._kept(volume):
-            return
         if volume.origin is None:
             self._send(f"create_thin {device}")
         else:
-            self._send(f"create_snap {device} {self.group.thin[volume.origin].device_id}")
-        made.append(device)
+            self._send(f"create_snap {device} {self._volume(volume.origin).device_id}")
+        self.made.append(volume.name)
         if head:
             self.write_head(volume, head)
+
+    def _volume(self, name: str) -> ThinVolume:
+        if name not in self.group.thin:
+            raise HostCommandError(f"thin pool {self}: the metadata have no volume {name}")
+        return self.group.thin[name]
 
     def write_head(self, volume: ThinVolume, head: bytes) -> None:
         """Write the first bytes of a volume that isn't active.
 
         Whole chunks: a pool that doesn't zero them would leave others' bytes in the rest.
+
+        :raises VmclonerError: they can't be written.
         """
         whole = min(volume.size, len(head) + -len(head) % self.pool.chunk_size)
         head = head.ljust(whole, b"\0")
-        self.mapper.write_head(self.device, volume.device_id, volume.size, head)
+        with self._asked(f"first bytes of {volume.name}"):
+            self.mapper.write_head(self.device, volume.device_id, volume.size, head)
 
     def forget(self, device: int) -> None:
         """Remove a device of the pool that no volume has (any more), if it is there.
 
-        :raises OSError: it is in use.
+        :raises WrongState: it is in use.
         """
-        self.mapper.drop_head(self.device, device)
+        with self._asked(f"delete {device}"):
+            self.mapper.drop_head(self.device, device)
         self._send(f"delete {device}", ignored=errno.ENODATA)
 
     def _kept(self, volume: ThinVolume) -> bool:
         """Remove what was made of a volume before; tell whether it is in use, and so is kept."""
-        if self.mapper.device(device_name(self.lvm.group, volume.name)) is not None:
-            self.lvm.run("lvchange", "-an", f"{self.lvm.group}/{volume.name}", held=True)
+        if deactivate(self.lvm, self.mapper, [volume.name], held=True)[volume.name] is not None:
+            return True
         try:
             self.forget(volume.device_id)
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                return True
-            raise
+        except WrongState:
+            return True
         return False
 
     def _send(self, text: str, ignored: int | None = None) -> None:
+        with self._asked(text):
+            try:
+                self.mapper.message(self.device, text)
+            except OSError as error:
+                if error.errno != ignored:
+                    raise
+
+    @contextlib.contextmanager
+    def _asked(self, what: str) -> Iterator[None]:
+        """Say of the kernel's refusals what was asked; WrongState where something is in use."""
         try:
-            self.mapper.message(self.device, text)
+            yield
         except OSError as error:
-            if error.errno != ignored:
-                raise
+            kind = WrongState if error.errno == errno.EBUSY else HostCommandError
+            raise kind(f"thin pool {self}: {what}: {error.strerror}") from error
 
     # --- room -----------------------------------------------------------------------------------
 

@@ -149,6 +149,8 @@ class FakeHost:
                 self.active[name] = 0
             elif "-an" in words and not self.opened.get(name):
                 self.active.pop(name, None)
+        if busy := [name for name in names if "-an" in words and self.opened.get(name)]:
+            raise HostCommandError(f"lvchange failed with 5: Logical volume {busy[0]} in use.")
         for tag in (word.partition("=")[2] for word in words if word.startswith("--deltag=")):
             self.text = self.text.replace(f', "{tag}"', "")
 
@@ -177,11 +179,17 @@ class FakeHost:
         elif word == "delete":
             if numbers[0] not in self.devices:
                 raise OSError(errno.ENODATA, "No data available")
+            if numbers[0] in self._in_use():
+                raise OSError(errno.EBUSY, "Device or resource busy")
             self.devices.remove(numbers[0])
             self.heads.pop(numbers[0], None)
         else:
             assert numbers[0] == self.transaction
             self.transaction = numbers[1]
+
+    def _in_use(self):
+        thin = self.group.thin
+        return {thin[name].device_id for name in self.active if name in thin}
 
     def write_head(self, pool, device_id, size, head):
         self.step(f"write_head {device_id}")

@@ -25,6 +25,7 @@ from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import make_image, no_progress
 from vmcloner_lvm.commands import bound
 from vmcloner_lvm.driver import LvmThinDriver
+from vmcloner_lvm.holders import Holders
 from vmcloner_lvm.settings import LvmThinSettings
 
 MIB = 1024**2
@@ -298,6 +299,64 @@ def test_a_power_cut_with_a_part_carried_out(host, driver):
     host.active = {"web-1-disk0": 0}  # as udev does at boot
     assert len(driver.volumes()) == 10
     assert host.consistent()
+
+
+@pytest.fixture
+def named(monkeypatch):
+    """Have a process that has everything open which is open."""
+    monkeypatch.setattr(Holders, "name", lambda _self, _number: "process 7 (qemu)")
+
+
+def killed_at(host, pattern, work):
+    host.refuse = {pattern: Killed("power")}
+    with pytest.raises(Killed):
+        work()
+    host.refuse = {}
+
+
+def test_a_pending_volume_in_use_is_kept(named, host, driver):
+    killed_at(host, "create_snap 6 ", lambda: list(driver.clone(requests(driver, 10))))
+    host.active = host.opened = {"web-2-disk0": 1}
+    assert len(driver.volumes()) == 10
+    assert host.consistent()
+    assert errors(driver.clone([swap(77)])) == {}
+
+
+def test_a_pending_volume_in_use_that_cant_be_kept_is_named(named, host, driver):
+    killed_at(host, "create_snap 6 ", lambda: list(driver.clone(requests(driver, 10))))
+    host.active = host.opened = {"web-2-disk0": 1}
+    host.refuse = {"create_snap 9 ": OSError(28, "No space left on device")}
+    with pytest.raises(WrongState, match=r"vg/web-2-disk0 is in use by process 7 \(qemu\)"):
+        driver.volumes()
+    assert len(host.group.pool(POOL).messages.creates) == 10
+    host.active = host.opened = {}
+    assert driver.volumes() == ()
+    assert host.consistent()
+
+
+def test_a_pending_empty_volume_is_taken_back_once_nobody_uses_it(named, host, driver):
+    killed_at(host, "set_transaction", lambda: list(driver.clone([swap(1), swap(2)])))
+    host.active, host.opened = {"web-1-disk1": 1, "web-2-disk1": 0}, {"web-1-disk1": 1}
+    with pytest.raises(WrongState, match=r"vg/web-1-disk1 is in use by process 7"):
+        driver.volumes()
+    host.opened = {}
+    assert driver.volumes() == ()
+    assert host.consistent()
+    assert host.active == {}
+
+
+@pytest.mark.parametrize("strategy", ["auto", "transaction"])
+def test_what_cant_be_taken_back_stays_pending_and_goes_later(host, open_driver, strategy):
+    driver = open_driver(strategy)
+    busy = OSError(16, "Device or resource busy")
+    host.refuse = {"write_head": busy, "delete 2$": busy}
+    outcomes = list(driver.clone([swap(1), swap(2)]))
+    assert set(errors(outcomes).values()) == {WrongState}
+    assert "thin pool vg/pool: delete 2: Device or resource busy" in str(outcomes[0].error)
+    host.refuse = {}
+    assert driver.volumes() == ()
+    assert host.consistent()
+    assert errors(driver.clone([swap(1), swap(2)])) == {}
 
 
 def test_pending_messages_that_arent_ours_are_left_to_lvm(host, driver):
