@@ -47,7 +47,7 @@ def create(session: Session, new: Sequence[NewVolume], strategy: Strategy) -> No
 
     :raises VmclonerError: some were not made; which, only the metadata tells.
     """
-    session.check_room(len(new))
+    session.check_room([len(each.head) for each in new])
     if strategy != "lvcreate":
         why = doubt(session.group, session.pool, session.status()) or _active_origin(session, new)
         if why is None:

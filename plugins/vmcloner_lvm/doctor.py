@@ -10,10 +10,9 @@ from vmcloner_core.model import Capacity, Check, Status
 from vmcloner_core.units import format_size
 from vmcloner_lvm.metadata import stored_size
 from vmcloner_lvm.pool import Pool
-from vmcloner_lvm.session import room
+from vmcloner_lvm.session import check_usable, room
 from vmcloner_lvm.volumegroup import VolumeGroup
 
-CHUNK = 64 * 1024
 VOLUME_TEXT = 640
 """Bytes that a clone takes in a volume group's metadata: measured, with labels of usual length."""
 WARNING = 80
@@ -42,10 +41,15 @@ def examine_pool(backend: str, pool: Pool, strategy: str) -> Iterator[Check]:
         return
     try:
         group, doubt = pool.look()
-        promised = _promised(pool, group) / (pool.status().data_total * pool.chunk_size(group))
+        found = pool.status()
+        check_usable(str(pool), found)
     except VmclonerError as error:
         yield check("pool", Status.FAILED, error.message, error.hint or "")
         return
+    if found.mode == "out_of_data_space":
+        yield check("pool", Status.FAILED, f"{pool} is full", f"lvextend -L +SIZE {pool}")
+        return
+    promised = _promised(pool, group) / (found.data_total * pool.chunk_size(group))
     size = format_size(_promised(pool, group))
     yield check("pool", Status.OK, f"{pool}, {size} promised ({promised:.1f} times its size)")
     if not pool.zeroes(group):
@@ -65,9 +69,13 @@ def examine_pool(backend: str, pool: Pool, strategy: str) -> Iterator[Check]:
 
 
 def capacity(pool: Pool) -> Capacity:
-    """Return what a pool holds, in the terms that may run out: data, metadata, the VG's text."""
+    """Return what a pool holds, in the terms that may run out: data, metadata, the VG's text.
+
+    :raises WrongState: the kernel can't say, or nothing can be written.
+    """
     group = pool.read()
     status, chunk = pool.status(), pool.chunk_size(group)
+    check_usable(str(pool), status)
     in_text = max(0, pool.area() - stored_size(group.tree)) // VOLUME_TEXT
     promised = _promised(pool, group)
     total = status.data_total * chunk

@@ -40,7 +40,7 @@ from vmcloner_lvm.records import (
     image_of,
     labels_of,
 )
-from vmcloner_lvm.session import Session
+from vmcloner_lvm.session import Session, whole_chunks
 from vmcloner_lvm.settings import LvmThinSettings
 from vmcloner_lvm.transaction import NewVolume
 from vmcloner_lvm.volumegroup import ThinVolume
@@ -69,6 +69,7 @@ class LvmThinDriver(StorageDriver):
         self._mapper = mapper or KernelDeviceMapper()
         self._lvm = Lvm(settings.vg, context.runner)
         self._pool = Pool(self._lvm, settings.thinpool, self._mapper)
+        self._chunk: int | None = None
         self._importer = Importer(self._pool, context.runner, context.host.state / "import")
         self._activate = Together(lambda names: activate(self._lvm, self._mapper, names))
         self._deactivate = Together(lambda names: deactivate(self._lvm, self._mapper, names))
@@ -269,8 +270,11 @@ class LvmThinDriver(StorageDriver):
 
     def need(self, request: CloneRequest, count: int) -> int:
         """See :meth:`StorageDriver.need`. Snapshots take nothing of the pool's data."""
-        chunk = doctor.CHUNK if request.origin is None and request.head else 0
-        return count * chunk
+        if request.origin is not None or not request.head:
+            return 0
+        if self._chunk is None:
+            self._chunk = self._pool.chunk_size(self._pool.read())
+        return count * whole_chunks(len(request.head), self._chunk)
 
     # --- activation -----------------------------------------------------------------------------
 

@@ -125,7 +125,7 @@ class Importer:
                 f"{format_size(free)} are free",
                 hint=f"lvextend -L +SIZE {self.pool}, or import it into another pool",
             )
-        session.check_room(1)
+        session.check_room([0])
 
 
 def remove_image(session: Session, template: str) -> None:

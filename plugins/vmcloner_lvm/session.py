@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 
 from vmcloner_core.errors import HostCommandError, NotEnoughResources, NotFound, WrongState
+from vmcloner_core.units import format_size
 from vmcloner_lvm.activation import deactivate
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, PoolStatus, device_name
@@ -63,11 +65,7 @@ class Session:
         """
         # LVM may have put its layer over the pool since: what it is called is asked with it.
         self._device, status = pool_device(self.mapper, self.lvm.group, self.pool_name)
-        if status.mode not in ("rw", "out_of_data_space") or status.needs_check:
-            state = "needs a check" if status.needs_check else f"is in mode {status.mode}"
-            raise WrongState(
-                f"thin pool {self} {state}", hint=f"see lvmthin(7): lvconvert --repair {self}"
-            )
+        check_usable(str(self), status)
         return status
 
     def reread(self) -> VolumeGroup:
@@ -124,7 +122,7 @@ class Session:
 
         :raises VmclonerError: they can't be written.
         """
-        whole = min(volume.size, len(head) + -len(head) % self.pool.chunk_size)
+        whole = min(volume.size, whole_chunks(len(head), self.pool.chunk_size))
         head = head.ljust(whole, b"\0")
         with self._asked(f"first bytes of {volume.name}"):
             self.mapper.write_head(self.device, volume.device_id, volume.size, head)
@@ -167,18 +165,28 @@ class Session:
 
     # --- room -----------------------------------------------------------------------------------
 
-    def check_room(self, count: int) -> None:
-        """Check that the pool's own metadata has room for more volumes.
+    def check_room(self, heads: Sequence[int]) -> None:
+        """Check that the pool has room for more volumes: in its metadata and, for heads, its data.
 
+        :param heads: for each new volume, how many bytes are written to it at once.
         :raises NotEnoughResources: says how many would fit.
         """
-        status = self.status()
-        fit = room(status)
+        status, chunk = self.status(), self.pool.chunk_size
         if status.mode == "out_of_data_space" or status.data_used >= status.data_total:
             raise NotEnoughResources(
                 f"thin pool {self} is full", hint=f"lvextend -L +SIZE {self}, or delete clones"
             )
-        if count > fit:
+        free = (status.data_total - status.data_used) * chunk
+        taken = list(itertools.accumulate(whole_chunks(head, chunk) for head in heads))
+        fit = sum(total <= free for total in taken)
+        if fit < len(heads):
+            raise NotEnoughResources(
+                f"thin pool {self}: {format_size(free)} of its data are free, {fit} of "
+                f"{len(heads)} new volumes fit, which take {format_size(taken[-1])} at once",
+                hint=f"lvextend -L +SIZE {self}, or delete clones",
+            )
+        fit = room(status)
+        if fit < len(heads):
             used = 100 * status.metadata_used // max(1, status.metadata_total)
             raise NotEnoughResources(
                 f"thin pool {self}: {used}% of its metadata are in use, {fit} more volumes fit",
@@ -225,6 +233,25 @@ def pool_device(mapper: DeviceMapper, group: str, pool: str) -> tuple[str, PoolS
         if status is not None:
             return name, status
     raise WrongState(f"thin pool {group}/{pool} isn't active", hint=f"lvchange -ay {group}/{pool}")
+
+
+def check_usable(pool: str, status: PoolStatus) -> None:
+    """Check that a pool can be read and its volumes changed; it may be full.
+
+    :param pool: its name, for the message. :raises WrongState: it can't.
+    """
+    if status.needs_check:
+        state = "needs a check"
+    elif status.mode not in ("rw", "out_of_data_space"):
+        state = f"is in mode {status.mode}"
+    else:
+        return
+    raise WrongState(f"thin pool {pool} {state}", hint=f"see lvmthin(7): lvconvert --repair {pool}")
+
+
+def whole_chunks(size: int, chunk: int) -> int:
+    """Return the bytes of the chunks that the first ``size`` bytes of a volume lie in."""
+    return size + -size % chunk
 
 
 def room(status: PoolStatus) -> int:

@@ -40,7 +40,8 @@ class FakeHost:
         self.die_at = None
         self.refuse = {}
         self.mda = 64 * 1024**2
-        self.status = {"metadata_used": 100, "metadata_total": 10000, "mode": "rw"}
+        self.status = {"metadata_used": 100, "metadata_total": 10000, "data_total": 1000,
+                       "mode": "rw"}  # fmt: skip
 
     @property
     def group(self):
@@ -165,7 +166,7 @@ class FakeHost:
     def pool(self, name):
         if name != device_name(VG, POOL, "tpool"):
             return None
-        return PoolStatus(transaction_id=self.transaction, data_total=1000, **self.status)
+        return PoolStatus(transaction_id=self.transaction, **self.status)
 
     def message(self, name, text):
         self.step(text)

@@ -497,6 +497,27 @@ def test_a_pools_metadata_that_is_nearly_full(host, driver):
     assert driver.capacity().warnings == ("metadata 89 % full",)
 
 
+def test_a_pools_data_that_are_nearly_full(host, driver):
+    """Snapshots take none of them at first, but what a swap area begins with."""
+    host.status |= {"data_used": 997}
+    assert errors(driver.clone(requests(driver, 4))) == {}
+    outcomes = list(driver.clone([swap(index) for index in range(1, 11)]))
+    assert set(errors(outcomes).values()) == {NotEnoughResources}
+    assert "192 KiB of its data are free, 3 of 10 new volumes fit" in str(outcomes[0].error)
+    assert host.heads == {}
+    assert errors(driver.clone([swap(index) for index in range(1, 4)])) == {}
+
+
+@pytest.mark.parametrize("sectors", [128, 2048])
+def test_what_a_new_volume_begins_with_takes_whole_chunks(host, driver, sectors):
+    host.text = host.text.replace("chunk_size = 128", f"chunk_size = {sectors}")
+    assert driver.need(swap(), 1000) == 1000 * sectors * 512
+    assert driver.need(attrs.evolve(swap(), head=b""), 1000) == 0
+    assert driver.need(requests(driver, 1)[0], 1000) == 0
+    assert errors(driver.clone([swap()])) == {}
+    assert [len(head) for head in host.heads.values()] == [sectors * 512]
+
+
 def test_a_metadata_area_that_is_full(host, open_driver):
     driver = open_driver("transaction")
     host.mda = 16 * 1024
@@ -561,6 +582,26 @@ def test_the_doctor_warns(root, host, open_driver):
     assert found["cloning"] == "failed"
     found = {check.name: check.status.value for check in open_driver(thinpool="other").probe()}
     assert found == {"pool": "failed"}
+
+
+@pytest.mark.parametrize(
+    ("status", "detail", "fix"),
+    [
+        ({"mode": "Fail", "data_total": 0, "metadata_total": 0}, "is in mode Fail", "--repair"),
+        ({"mode": "ro"}, "is in mode ro", "--repair"),
+        ({"needs_check": True}, "needs a check", "--repair"),
+        ({"mode": "out_of_data_space", "data_used": 1000}, "is full", "lvextend"),
+    ],
+)
+def test_the_doctor_says_what_is_wrong_with_a_pool(root, host, driver, status, detail, fix):
+    host.status |= status
+    [check] = driver.probe()
+    assert (check.name, check.status.value) == ("pool", "failed")
+    assert detail in check.detail
+    assert fix in check.fix
+    if fix == "--repair":
+        with pytest.raises(WrongState, match=detail):
+            driver.capacity()
 
 
 # --- commands ---
