@@ -44,6 +44,7 @@ from vmcloner_lvm.activation import Together, activate, deactivate
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper, device_name
 from vmcloner_lvm.filling import opened as opened_image
+from vmcloner_lvm.locking import LOCKS
 from vmcloner_lvm.naming import checked
 from vmcloner_lvm.records import ImageRecord, check_removable
 
@@ -97,10 +98,15 @@ class GroupDriver(FanningDriver):
     """Keeps copies in a volume group."""
 
     def __init__(
-        self, context: DriverContext, settings: DdSettings, mapper: DeviceMapper | None = None
+        self,
+        context: DriverContext,
+        settings: DdSettings,
+        mapper: DeviceMapper | None = None,
+        locks: Path = LOCKS,
     ) -> None:
         super().__init__(context)
         self.dd = settings
+        self._locks = locks
         self._group = settings.vg or ""
         self._lvm = Lvm(self._group, context.runner)
         self._mapper = mapper or KernelDeviceMapper()
@@ -409,7 +415,7 @@ class GroupDriver(FanningDriver):
         copying: Copying = AS_IT_COMES,
     ) -> Outcome[Origin]:
         """See :meth:`StorageDriver.import_image`. Copies don't need the image that is replaced."""
-        with hold(self.context.host.state, [f"import/{self._group}/{template}"]):
+        with hold(self._locks, [f"{self._group}/{image_name(template)}"]):
             there = self._read()
             held = there.get(image_name(template))
             if held is not None and held.image is None:

@@ -19,13 +19,11 @@ from vmcloner_lvm.activation import Results, activate, deactivate
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, device_name
 from vmcloner_lvm.filling import fill, opened
+from vmcloner_lvm.locking import LOCKS
 from vmcloner_lvm.naming import checked, draft_name, origin_name
 from vmcloner_lvm.pool import Pool
 from vmcloner_lvm.records import ImageRecord, check_removable, foreign, image
 from vmcloner_lvm.session import Session
-
-LOCKS = Path("/run/lock/vmcloner")
-"""One place on the host, whatever state folder a controller has."""
 
 
 @attrs.frozen

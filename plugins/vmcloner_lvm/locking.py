@@ -15,6 +15,8 @@ from pathlib import Path
 
 from vmcloner_core.errors import BackendError, DeadlineExceeded
 
+LOCKS = Path("/run/lock/vmcloner")
+"""Where imports are locked: one place on the host, whatever state folder a controller has."""
 TIMEOUT = 600.0
 """Seconds; a batch of ten thousand takes a minute or two, and others may be before us."""
 _POLL = 0.02

@@ -144,8 +144,8 @@ class FakeGroupDriver(GroupDriver):
     """The driver on a faked group."""
 
     def __init__(self, context, settings):
-        super().__init__(context, settings, mapper=object())
         self._host = context.runner
+        super().__init__(context, settings, mapper=object(), locks=self._host.folder)
         self._on, self._off = self._host.on, self._host.off
 
     def _path(self, name: str) -> Path:

@@ -1,5 +1,8 @@
 """Copies in a volume group, on a faked host: what is done where something is amiss."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import attrs
 import pytest
 
@@ -95,3 +98,25 @@ def test_what_others_hung_on_a_volume_stays_and_so_does_it(host, driver, origin,
         driver.import_image("tiny", other, no_progress)
     assert not any(call.startswith("lvcreate") for call in host.calls)
     assert host.volumes.keys() == {"web-1-disk0", "image.tiny", "precious0", "precious1"}
+
+
+def test_imports_by_two_state_folders_wait_for_one_another(host, driver, tmp_path, monkeypatch):
+    image = make_image(tmp_path / "image.raw", seed=1, size=8 * MIB)
+    context = DriverContext(
+        host=Host(name="local", state=tmp_path / "other"), name="pool", runner=host
+    )
+    second = FakeGroupDriver(context, DdSettings(vg=VG))
+    write, others = Target.write, []
+
+    def import_too(target, data, at):
+        if not others:
+            others.append(pool.submit(second.import_image, "tiny", image, no_progress))
+            time.sleep(0.5)
+            assert not others[0].done()
+        write(target, data, at)
+
+    monkeypatch.setattr(Target, "write", import_too)
+    with ThreadPoolExecutor(1) as pool:
+        assert driver.import_image("tiny", image, no_progress).changed
+        assert not others[0].result(30).changed
+    assert host.volumes.keys() == {"image.tiny"}
