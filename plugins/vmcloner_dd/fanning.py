@@ -94,9 +94,12 @@ class FanningDriver(StorageDriver):
         :raises NotFound: there is none. :raises WrongState: it is another than ``origin``.
         """
 
-    def opened(self, volumes: Sequence[Volume]) -> AbstractContextManager[None]:  # noqa: ARG002
-        """Keep incomplete volumes usable for a while."""
-        return contextlib.nullcontext()
+    def opened(
+        self,
+        volumes: Sequence[Volume],  # noqa: ARG002
+    ) -> AbstractContextManager[Mapping[str, VmclonerError]]:
+        """Keep incomplete volumes usable for a while; yields the errors of those that aren't."""
+        return contextlib.nullcontext({})
 
     # --- the contract ---------------------------------------------------------------------------
 
@@ -139,7 +142,9 @@ class FanningDriver(StorageDriver):
     # --- filling --------------------------------------------------------------------------------
 
     def _filled(self, jobs: Sequence[_Job]) -> Iterator[Outcome[Volume]]:
-        with self.opened([job.volume for job in jobs]):
+        with self.opened([job.volume for job in jobs]) as errors:
+            for job in jobs:
+                job.error = errors.get(job.name)
             with ExitStack() as stack:
                 mine = list(self._claimed(jobs, stack))
                 left = self.find([job.name for job in mine])
@@ -153,19 +158,32 @@ class FanningDriver(StorageDriver):
                     elif job.error is None:
                         self._open(job, found, stack)
                 self._fill(mine, stack)
-                done = [job.volume for job in mine if job.error is None]
-                if done:
-                    self.finish(done)
-            failed = [job for job in mine if job.error is not None]
+                failed = [job.volume for job in mine if job.error is not None]
+                self._finish([job for job in mine if job.error is None])
             # Half a copy is worth keeping where we died, not where the copy can't be had.
-            list(self.delete([job.volume for job in failed]))
+            list(self.delete(failed))
         for job in mine:
             value = attrs.evolve(job.volume, complete=True) if job.error is None else None
             yield Outcome(key=job.name, value=value, error=job.error)
 
+    def _finish(self, jobs: Sequence[_Job]) -> None:
+        """Mark the volumes of jobs as complete; one that can't be is to be gone on with later."""
+        if not jobs:
+            return
+        try:
+            self.finish([job.volume for job in jobs])
+        except VmclonerError as error:
+            left = self.find([job.name for job in jobs])
+            for job in jobs:
+                if job.name not in left or not left[job.name].complete:
+                    job.error = error
+
     def _claimed(self, jobs: Sequence[_Job], stack: ExitStack) -> Iterator[_Job]:
         """Lock the jobs' volumes, in the order of their names."""
         for job in jobs:
+            if job.error is not None:
+                yield job
+                continue
             try:
                 fd = os.open(job.volume.path, os.O_RDONLY | os.O_CLOEXEC)
                 stack.callback(os.close, fd)

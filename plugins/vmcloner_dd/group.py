@@ -286,15 +286,13 @@ class GroupDriver(FanningDriver):
         return f"{self._group}/{name}"
 
     @contextlib.contextmanager
-    def opened(self, volumes: Sequence[Volume]) -> Iterator[None]:
+    def opened(self, volumes: Sequence[Volume]) -> Iterator[Mapping[str, VmclonerError]]:
         """See :meth:`FanningDriver.opened`."""
         names = [volume.name for volume in volumes]
-        # Those that were made a moment ago are active.
-        for error in self._on([name for name in names if not self._is_active(name)]).values():
-            if error is not None:
-                raise error
         try:
-            yield
+            # Those that were made a moment ago are active.
+            errors = self._on([name for name in names if not self._is_active(name)])
+            yield {name: error for name, error in errors.items() if error is not None}
         finally:
             self._off(names)  # one that somebody else waits for, or uses already, stays active
 

@@ -9,7 +9,7 @@ import pytest
 from tests.dd.fakes import EXTENT, VG, FakeGroup, FakeGroupDriver, Volume
 from vmcloner_core.copying import Target
 from vmcloner_core.drivers import DriverContext
-from vmcloner_core.errors import Conflict
+from vmcloner_core.errors import Conflict, HostCommandError
 from vmcloner_core.model import CloneRequest, Copying, Host
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import make_image, no_progress
@@ -120,3 +120,36 @@ def test_imports_by_two_state_folders_wait_for_one_another(host, driver, tmp_pat
         assert driver.import_image("tiny", image, no_progress).changed
         assert not others[0].result(30).changed
     assert host.volumes.keys() == {"image.tiny"}
+
+
+def test_a_volume_that_cant_be_activated_fails_alone(host, driver, origin, monkeypatch):
+    monkeypatch.setattr(driver, "_is_active", lambda _name: False)
+    host.refuse = {"-ay web-2-disk0": HostCommandError("lvchange failed with 5")}
+    outcomes = {outcome.key: outcome.error for outcome in driver.clone(requests(origin, 3))}
+    assert isinstance(outcomes["web-2-disk0"], HostCommandError)
+    assert [key for key, error in outcomes.items() if error is None] == [
+        "web-1-disk0", "web-3-disk0",
+    ]  # fmt: skip
+    assert [(v.name, v.complete) for v in driver.volumes()] == [
+        ("web-1-disk0", True), ("web-3-disk0", True),
+    ]  # fmt: skip
+    assert host.active == set()
+
+
+def test_a_copy_that_cant_be_marked_is_gone_on_with(host, driver, origin, monkeypatch):
+    """LVM marks them one by one, and may end in between."""
+    error = HostCommandError("lvchange failed with 5")
+    lvchange = host._lvchange
+
+    def ends(words):
+        lvchange(words[:3])
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host, "_lvchange", ends)
+        outcomes = {o.key: str(o.error) for o in driver.clone(requests(origin, 3))}
+    assert outcomes == {"web-1-disk0": "None", "web-2-disk0": str(error), "web-3-disk0": str(error)}
+    assert [volume.complete for volume in driver.volumes()] == [True, False, False]
+    assert host.active == set()
+    assert all(outcome.ok for outcome in driver.clone(requests(origin, 3)))
+    assert [volume.complete for volume in driver.volumes()] == [True, True, True]
