@@ -48,7 +48,8 @@ class Importer:
         if found is not None and found[1].digest == source.digest:
             return found[1], False
         with (
-            hold(self.locks, [f"{self.pool}/{template}"]),
+            # Names are the group's: of two pools in it, only one imports a template at a time.
+            hold(self.locks, [f"{self.pool.lvm.group}/{origin_name(template)}"]),
             opened(source, self.folder, self.runner) as fd,
         ):
             return self._import(template, source, fd, progress, copying)
@@ -64,7 +65,7 @@ class Importer:
                 return found[1], False
             if found is not None:
                 _check_removable(session, found[0].name)
-            self._sweep(session, draft)
+            self._sweep(session, template)
             self._check_room(session, template, sum(b - a for a, b in data_runs(fd)))
             size = source.size + -source.size % session.group.extent
             named = [f"--addtag={tag}" for tag in tags.encode(record.to_mapping())]
@@ -80,7 +81,7 @@ class Importer:
             self._publish(record, done)
         except BaseException:
             with self.pool.locked() as session:
-                self._sweep(session, draft)
+                self._sweep(session, template)
             raise
         return done, True
 
@@ -102,16 +103,20 @@ class Importer:
                 remove_image(session, done.template)
             session.lvm.run("lvrename", group, name, final, held=True)
 
-    def _sweep(self, session: Session, draft: str) -> None:
+    def _sweep(self, session: Session, template: str) -> None:
         """Remove what an import left that didn't end.
 
-        :raises Conflict: its name is taken by what isn't ours.
+        :raises Conflict: its name is taken by what isn't a draft of this pool's.
         """
+        draft = draft_name(template)
         if draft not in session.group.logical:
             return
         volume = session.group.thin.get(draft)
-        if volume is None or tags.decode(volume.tags) is None:
-            raise foreign(session.group, draft)
+        values = tags.decode(volume.tags) if volume is not None else None
+        record = ImageRecord.from_mapping(values or {})
+        ours = record is not None and record.template == template
+        if volume is None or volume.pool != self.pool.name or not ours:
+            raise foreign(session.group, self.pool.name, draft)
         _drop(session, draft)
 
     def _check_room(self, session: Session, template: str, need: int) -> None:

@@ -91,7 +91,7 @@ def image(group: VolumeGroup, pool: str, template: str) -> tuple[ThinVolume, Ima
     volume = group.thin.get(name)
     record = image_of(volume) if volume is not None and volume.pool == pool else None
     if volume is None or record is None:
-        raise foreign(group, name)
+        raise foreign(group, pool, name)
     return volume, record
 
 
@@ -105,7 +105,7 @@ def disk(group: VolumeGroup, pool: str, name: str, labels: Labels) -> ThinVolume
     volume = group.thin.get(name)
     found = labels_of(volume) if volume is not None and volume.pool == pool else None
     if volume is None or found is None:
-        raise foreign(group, name)
+        raise foreign(group, pool, name)
     if not found.same_clone(labels):
         raise Conflict(
             f"volume {group.name}/{name} belongs to clone {found.clone} of template "
@@ -115,8 +115,14 @@ def disk(group: VolumeGroup, pool: str, name: str, labels: Labels) -> ThinVolume
     return volume
 
 
-def foreign(group: VolumeGroup, name: str) -> Conflict:
-    """Return the error for a volume that isn't ours under a name that we would give."""
+def foreign(group: VolumeGroup, pool: str, name: str) -> Conflict:
+    """Return the error for a volume that isn't this pool's under a name that we would give."""
+    volume = group.thin.get(name)
+    if volume is not None and volume.pool != pool and tags.decode(volume.tags) is not None:
+        return Conflict(
+            f"volume {group.name}/{name} belongs to pool {group.name}/{volume.pool}",
+            hint="a name is its whole group's: use that pool, or one in another group",
+        )
     return Conflict(
         f"volume {group.name}/{name} exists and isn't vmcloner's",
         hint="it is left alone: rename it (lvrename), or choose another name",

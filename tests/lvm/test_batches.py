@@ -23,9 +23,11 @@ from vmcloner_core.errors import (
 from vmcloner_core.model import CloneRequest, Host
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import make_image, no_progress
+from vmcloner_lvm import tags
 from vmcloner_lvm.commands import bound
 from vmcloner_lvm.driver import LvmThinDriver
 from vmcloner_lvm.holders import Holders
+from vmcloner_lvm.records import ImageRecord
 from vmcloner_lvm.settings import LvmThinSettings
 
 MIB = 1024**2
@@ -163,6 +165,50 @@ def test_a_volume_in_use_stays_and_says_who(host, driver):
     assert [volume.name for volume in driver.volumes()] == ["web-2-disk0"]
     assert "web-1-disk0" not in host.active
     assert host.consistent()
+
+
+def test_names_are_those_of_all_pools_in_a_group(host, driver, tmp_path):
+    wanted = requests(driver, 1)
+    list(driver.clone(wanted))
+    host.text = host.text.replace('thin_pool = "pool"', 'thin_pool = "other"')
+    assert (driver.origins(), driver.volumes()) == ((), ())
+    [outcome] = driver.clone(wanted)
+    assert isinstance(outcome.error, Conflict)
+    assert "vg/web-1-disk0 belongs to pool vg/other" in str(outcome.error)
+    image = make_image(tmp_path / "image.raw", seed=3)
+    for refused in (
+        lambda: driver.import_image("tiny", image, no_progress),
+        lambda: driver.delete_origin("tiny"),
+    ):
+        with pytest.raises(Conflict, match=r"vg/template.tiny belongs to pool vg/other"):
+            refused()
+    assert {"web-1-disk0", "template.tiny"} <= host.group.thin.keys()
+
+
+@pytest.mark.parametrize(
+    ("pool", "record", "message"),
+    [
+        ("other", {"template": "new"}, "belongs to pool vg/other"),
+        (POOL, {"template": "old"}, "isn't vmcloner's"),
+        (POOL, None, "isn't vmcloner's"),
+        (POOL, {"template": "new"}, None),
+    ],
+)
+def test_only_the_draft_of_an_import_is_swept(host, driver, tmp_path, pool, record, message):
+    values = make_labels("web", 1).to_mapping()
+    if record is not None:
+        values = ImageRecord(digest="sha256:1", size=1, allocated=0, **record).to_mapping()
+    words = [f"--addtag={tag}" for tag in tags.encode(values)]
+    host.run(bound(["lvcreate", "-V", "8388608b", "-n", "import.new", *words]))
+    start = host.text.index("import.new {")
+    moved = host.text[start:].replace('thin_pool = "pool"', f'thin_pool = "{pool}"')
+    host.text = host.text[:start] + moved
+    driver._importer = attrs.evolve(driver._importer, locks=tmp_path)
+    host.refuse = {"^lvcreate": Killed("lvcreate")}
+    image = make_image(tmp_path / "image.raw", seed=3)
+    with pytest.raises(Conflict if message else Killed, match=message):
+        driver.import_image("new", image, no_progress)
+    assert ("import.new" in host.group.thin) is (message is not None)
 
 
 HANGING = pytest.mark.parametrize("how", ["snapshot", "external_origin"])
