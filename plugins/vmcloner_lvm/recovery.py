@@ -39,7 +39,17 @@ def recover(session: Session) -> None:
         _finish(session, session.pool)
     drafts = _drafts(session.group, session.pool_name)
     if drafts:
-        session.lvm.run("lvremove", "-y", *(f"{session.lvm.group}/{n}" for n in drafts), held=True)
+        _remove(session, drafts)
+
+
+def _remove(session: Session, drafts: Sequence[str]) -> None:
+    """Remove drafts; those that somebody uses stay until nobody does."""
+    busy = deactivate(session.lvm, session.mapper, drafts, held=True)
+    idle = [name for name in drafts if busy[name] is None]
+    for name in idle:
+        session.release(session.group.thin[name].device_id)
+    if idle:
+        session.lvm.run("lvremove", "-y", *(f"{session.lvm.group}/{n}" for n in idle), held=True)
         session.reread()
 
 

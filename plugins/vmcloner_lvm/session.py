@@ -132,9 +132,16 @@ class Session:
 
         :raises WrongState: it is in use.
         """
-        with self._asked(f"delete {device}"):
-            self.mapper.drop_head(self.device, device)
+        self.release(device)
         self._send(f"delete {device}", ignored=errno.ENODATA)
+
+    def release(self, device: int) -> None:
+        """Let go of a device of the pool, to which a process that died was writing.
+
+        :raises WrongState: it is in use.
+        """
+        with self._asked(f"release {device}"):
+            self.mapper.drop_head(self.device, device)
 
     def _kept(self, volume: ThinVolume) -> bool:
         """Remove what was made of a volume before; tell whether it is in use, and so is kept."""

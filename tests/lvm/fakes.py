@@ -34,6 +34,7 @@ class FakeHost:
         self.transaction = self.group.pool(POOL).transaction_id
         self.devices = {volume.device_id for volume in self.group.thin.values()}
         self.heads = {}
+        self.held = set()
         self.active = {}
         self.opened = {}
         self.calls = []
@@ -128,6 +129,8 @@ class FakeHost:
     def _lvremove(self, words):
         names = [word.split("/")[1] for word in words if "/" in word]
         ids = {self.group.thin[name].device_id for name in names}
+        if ids & self._in_use():
+            raise HostCommandError("lvremove failed with 5: Device or resource busy")
         for name in names:
             if name in self.group.dependents:
                 self.text = _without(self.text, {*self.group.dependents[name], "snapshot0"})
@@ -153,7 +156,9 @@ class FakeHost:
         if busy := [name for name in names if "-an" in words and self.opened.get(name)]:
             raise HostCommandError(f"lvchange failed with 5: Logical volume {busy[0]} in use.")
         for tag in (word.partition("=")[2] for word in words if word.startswith("--deltag=")):
-            self.text = self.text.replace(f', "{tag}"', "")
+            for name in names:
+                start = self.text.index(f"{name} {{")
+                self.text = self.text[:start] + self.text[start:].replace(f', "{tag}"', "", 1)
 
     # --- the device-mapper ---
 
@@ -190,15 +195,19 @@ class FakeHost:
 
     def _in_use(self):
         thin = self.group.thin
-        return {thin[name].device_id for name in self.active if name in thin}
+        return self.held | {thin[name].device_id for name in self.active if name in thin}
 
     def write_head(self, pool, device_id, size, head):
         self.step(f"write_head {device_id}")
-        assert device_id in self.devices
+        assert device_id in self.devices - self._in_use()
+        self.held.add(device_id)
         self.heads[device_id] = head
+        self.drop_head(pool, device_id)
 
     def drop_head(self, pool, device_id):
-        pass
+        if device_id in self.held:
+            self.step(f"drop_head {device_id}")
+            self.held.remove(device_id)
 
 
 def _section(name, segment):

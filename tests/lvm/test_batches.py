@@ -530,6 +530,28 @@ def test_lvcreate_that_crashed_leaves_drafts_that_go(host, open_driver):
     assert errors(driver.clone(requests(driver, 1, size=12 * MIB))) == {}
 
 
+def test_lvcreate_that_crashed_while_it_wrote_a_head(host, open_driver):
+    """The device that it wrote by is still there, and keeps the volume's busy."""
+    driver = open_driver("lvcreate")
+    killed_at(host, "drop_head", lambda: list(driver.clone([swap(1)])))
+    assert len(host.held) == 1
+    assert driver.volumes() == ()
+    assert host.held == set()
+    assert host.consistent()
+    assert errors(driver.clone([swap(1)])) == {}
+
+
+def test_a_draft_in_use_stays_until_it_is_not(named, host, open_driver):
+    driver = open_driver("lvcreate")
+    killed_at(host, "^write_head", lambda: list(driver.clone([swap(1)])))
+    host.active = host.opened = {"web-1-disk1": 1}
+    assert driver.volumes() == ()
+    assert errors(driver.clone([swap(2)])) == {}
+    host.active = host.opened = {}
+    assert [volume.name for volume in driver.volumes()] == ["web-2-disk1"]
+    assert "web-1-disk1" not in host.group.thin
+
+
 # --- room, and pools that can't be used ---
 
 
