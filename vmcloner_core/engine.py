@@ -563,8 +563,8 @@ class Engine:
     def boots(self, *targets: str) -> tuple[Preview, ...]:
         """Return what clones would boot if they were started now: a dry run. All, if none is named.
 
-        Of those that run and whose boot provider is asked at each start, what they were started
-        from. Servers are asked without a lease kept, disks are read.
+        Of those that run, what they were started from, or their definition where that isn't known.
+        Of the others disks are read, and servers asked without a lease kept.
 
         :raises NotFound: a target names no clone.
         """

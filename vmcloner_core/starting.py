@@ -44,7 +44,8 @@ class Preview:
     """What a clone would boot, or the error that it would get.
 
     :param provider: the boot provider that was asked.
-    :param running: it runs: that is what it was started from.
+    :param running: it runs: that is what it was started from, or what its definition says where
+        that isn't known.
     """
 
     name: str
@@ -115,34 +116,51 @@ class Starter:
     def preview(self, driver: HypervisorDriver, works: Sequence[Work]) -> Iterator[Preview]:
         """Yield what clones of one hypervisor would boot now; nothing is started or kept.
 
-        Of one that runs, what it was started from. The disks of the others must be active.
+        Of one that runs, what it was started from, or its definition: its disk is in use, and so
+        is the lease that a server would be asked for in its name. The disks of the others must be
+        active.
         """
         states = driver.states()
         requests: list[BootRequest] = []
         for work in works:
             assert work.plan.template is not None  # noqa: S101 - a plan that asks gives it
             request = boot_request(work.plan, work.plan.template, driver.kind, work.volumes)
-            provider = provider_of(request)
-            if states.get(work.name, State.STOPPED) not in (State.STOPPED, State.CRASHED):
-                record = self._record(work.name)
-                if record is not None:
-                    yield Preview(name=work.name, provider=provider, boot=record, running=True)
-                    continue
-            requests.append(attrs.evolve(request, dry_run=True))
+            request = attrs.evolve(request, dry_run=True)
+            if states.get(work.name, State.STOPPED) in (State.STOPPED, State.CRASHED):
+                requests.append(request)
+            else:
+                yield self._running(request)
         yield from self._previewed(requests)
+
+    def _running(self, request: BootRequest) -> Preview:
+        name, provider = request.labels.clone, provider_of(request)
+        preview = Preview(name=name, provider=provider, running=True)
+        record = self._record(name)
+        if record is not None:
+            return attrs.evolve(preview, boot=record)
+        try:
+            boot = next(iter(self.boots(provider)[1].resolve([request]))).unwrap()
+            if boot.kernel is not None or boot.bootloader is not None:
+                boot = told(name, boot, self._words(name))
+        except VmclonerError as error:
+            return attrs.evolve(preview, error=error)
+        return attrs.evolve(preview, boot=boot)
 
     def _previewed(self, requests: Sequence[BootRequest]) -> Iterator[Preview]:
         providers = {request.labels.clone: provider_of(request) for request in requests}
         for outcome in resolve(self.boots, requests, every=True):
             name = outcome.key
-            kept = self.identities.find(name)
-            words = kept.seed.cmdline if kept is not None else ""
             try:
-                boot = told(name, outcome.unwrap(), words)
+                boot = told(name, outcome.unwrap(), self._words(name))
             except VmclonerError as error:
                 yield Preview(name=name, provider=providers[name], error=error)
             else:
                 yield Preview(name=name, provider=providers[name], boot=boot)
+
+    def _words(self, name: str) -> str:
+        """Return what a clone's identity adds to its kernel's command line."""
+        kept = self.identities.find(name)
+        return kept.seed.cmdline if kept is not None else ""
 
     def _record(self, name: str) -> BootConfig | None:
         """Return what a clone was started from, None where that isn't known."""
@@ -184,8 +202,7 @@ class Starter:
 
     def _complete(self, outcome: Outcome[BootConfig]) -> BootConfig:
         """Return what a clone boots with all that belongs to it, once that is kept."""
-        kept = self.identities.find(outcome.key)
-        boot = told(outcome.key, outcome.unwrap(), kept.seed.cmdline if kept is not None else "")
+        boot = told(outcome.key, outcome.unwrap(), self._words(outcome.key))
         file = self.folder / outcome.key / RECORD
         try:
             file.touch(mode=0o600)

@@ -373,22 +373,46 @@ def test_a_preview_of_a_definition(lab):
     lab.engine.create("web", "t1", count=1, start=True)
     (preview,) = lab.engine.boots("web")
     assert preview.boot == BootConfig(devices=("hd",))
-    assert not preview.running
+    assert preview.running
 
 
-def test_a_preview_looks_through_a_boot_loader_of_the_host(site, monkeypatch):
+def test_a_preview_of_a_clone_that_was_started_by_other_means_asks_nobody(site):
+    """A server would be asked in its name, and its own lease given back."""
+    site.engine.create("web", "t", count=1)
+    machines = site.machines.machines
+    machines["web-1"] = attrs.evolve(machines["web-1"], state=State.RUNNING)
+    (preview,) = site.engine.boots("web")
+    assert (preview.boot, preview.running) == (BootConfig(), True)
+    assert site.boot.driver.asked == []
+
+
+def run_by_a_loader(site, monkeypatch):
+    """Have the hypervisor run a boot loader of the host at each start, as Xen does."""
+
     def resolve(_self, requests):
         for request in requests:
             yield Outcome(key=request.labels.clone, value=BootConfig(bootloader=Path("/loader")))
 
-    site.engine.create("web", "t", count=1)
     monkeypatch.setattr(ReferenceBoot, "resolve", resolve)
-    monkeypatch.setattr(
-        site.engine._backends,
-        "_boots",
-        {"reference": (attrs.evolve(site.boot.vmcloner_boot_provider(), at_start=frozenset()),
-                       site.boot.driver)},
-    )  # fmt: skip
+    backend = attrs.evolve(site.boot.vmcloner_boot_provider(), at_start=frozenset())
+    boots = {"reference": (backend, site.boot.driver)}
+    monkeypatch.setattr(site.engine._backends, "_boots", boots)
+
+
+def test_a_preview_of_a_running_clone_does_not_run_its_boot_loader(site, monkeypatch):
+    site.engine.create("web", "t", count=1)
+    run_by_a_loader(site, monkeypatch)
+    machines = site.machines.machines
+    for state in (State.RUNNING, State.PAUSED):
+        machines["web-1"] = attrs.evolve(machines["web-1"], state=state)
+        (preview,) = site.engine.boots("web")
+        assert (preview.boot, preview.running) == (BootConfig(bootloader=Path("/loader")), True)
+    assert site.boot.driver.asked == []
+
+
+def test_a_preview_looks_through_a_boot_loader_of_the_host(site, monkeypatch):
+    site.engine.create("web", "t", count=1)
+    run_by_a_loader(site, monkeypatch)
     (preview,) = site.engine.boots("web")
     assert preview.boot.origins == ("a kernel of web-1",)
 

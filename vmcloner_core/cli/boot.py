@@ -21,8 +21,8 @@ class BootResolve(Table):
     """Show what clones would boot if they were started now. Starts and keeps nothing.
 
     Disks are read, boot servers are asked without keeping a lease. Of a clone that runs, what it
-    was started from is shown. Kernel and initrd are named by where they come from: a file of the
-    host, of the clone's disk, of a server.
+    was started from is shown, or its definition where that isn't known. Kernel and initrd are
+    named by where they come from: a file of the host, of the clone's disk, of a server.
     """
 
     example = "vmcloner boot resolve web-1"
