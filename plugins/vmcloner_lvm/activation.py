@@ -85,9 +85,9 @@ def deactivate(
 
     :param held: this process holds the group's lock.
     """
-    deadline = time.monotonic() + _SETTLING
     left = _active(lvm, mapper, names)
     holders: dict[str, str] = {}
+    deadline = None
     while left:
         opened = {name for name, (count, _) in left.items() if count}
         idle = [name for name in left if name not in opened]
@@ -98,7 +98,10 @@ def deactivate(
         users = Holders()
         holders = {name: users.name(number) for name, (_, number) in left.items()}
         lasting = all(holders.values()) and not any("udev" in user for user in holders.values())
-        if not left or lasting or time.monotonic() > deadline:
+        now = time.monotonic()
+        # From here on: LVM may take longer for a thousand volumes than udev for the last of them.
+        deadline = deadline or now + _SETTLING
+        if not left or lasting or now > deadline:
             break
         time.sleep(_PAUSE)
     return {name: _busy(lvm, name, holders[name]) if name in left else None for name in names}
