@@ -15,7 +15,7 @@ from vmcloner_core.errors import VmclonerError, WrongState
 from vmcloner_lvm import tags
 from vmcloner_lvm.activation import deactivate
 from vmcloner_lvm.session import Session, find_pool
-from vmcloner_lvm.transaction import settle, take_back
+from vmcloner_lvm.transaction import BATCH, settle, take_back
 from vmcloner_lvm.volumegroup import ThinPool, VolumeGroup
 
 DRAFT = "vmcloner-draft"
@@ -130,8 +130,8 @@ def _forget(session: Session, names: Sequence[str], devices: Sequence[int] = ())
 
 
 def are_ours(group: VolumeGroup, pool: ThinPool) -> bool:
-    """Tell whether all volumes that are pending in a pool carry our labels."""
+    """Tell whether what is pending in a pool is a batch of ours: marked, its volumes labelled."""
     thin = group.thin
-    return all(
+    return f"{BATCH}{pool.transaction_id}" in pool.tags and all(
         name in thin and tags.decode(thin[name].tags) is not None for name in pool.messages.creates
     )

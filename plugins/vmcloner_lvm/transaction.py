@@ -17,10 +17,12 @@ import attrs
 
 from vmcloner_core.errors import HostCommandError, NotEnoughResources, NotFound
 from vmcloner_lvm.metadata import Section, Setting, Value, setting
-from vmcloner_lvm.volumegroup import ThinPool, VolumeGroup, is_message
+from vmcloner_lvm.volumegroup import ThinPool, VolumeGroup, is_message, strings
 
 MAX_DEVICE_ID = 2**24 - 1
 """dm-thin's device ids have 24 bits."""
+BATCH = "vmcloner-batch-"
+"""Tag of a pool while messages of ours are pending in it, with their transaction's id."""
 _ALPHABET = string.digits + string.ascii_letters
 _UUID = (6, 4, 4, 4, 4, 4, 6)
 
@@ -139,12 +141,13 @@ def _with_pool(
     def told(volume: Setting | Section) -> Setting | Section:
         if volume.key != pool or not isinstance(volume, Section):
             return volume
-        return volume.replaced(
+        told = volume.replaced(
             _told(item, messages, transaction_id)
             if isinstance(item, Section) and item.key == "segment1"
             else item
             for item in volume.items
         )
+        return _marked(told, transaction_id if messages else None)
 
     logical = _volumes(group).replaced(map(told, volumes))
     section = group.section.replaced(
@@ -158,6 +161,19 @@ def _with_section(group: VolumeGroup, section: Section) -> VolumeGroup:
         section if isinstance(item, Section) else item for item in group.tree.items
     )
     return VolumeGroup(tree, group.version)
+
+
+def _marked(pool: Section, batch: int | None) -> Section:
+    """Return a pool's section with the mark of a batch that is pending, or with none."""
+    found = strings(pool.values(), "tags")
+    tags = tuple(tag for tag in found if not tag.startswith(BATCH))
+    if batch is not None:
+        tags += (f"{BATCH}{batch}",)
+    if tags == found:
+        return pool
+    if tags:
+        return pool.updated({"tags": tags})
+    return pool.replaced(item for item in pool.items if item.key != "tags")
 
 
 def _told(segment: Section, messages: Sequence[Setting], transaction_id: int) -> Section:

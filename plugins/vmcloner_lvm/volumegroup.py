@@ -54,6 +54,7 @@ class ThinPool:
     zeroes: bool
     transaction_id: int
     messages: Messages
+    tags: tuple[str, ...] = ()
 
 
 @attrs.define(slots=False)
@@ -159,7 +160,7 @@ class VolumeGroup:
         section = self.logical.get(name)
         segment = section.section("segment1") if section else None
         values = segment.values() if segment else {}
-        if segment is None or values.get("type") != "thin-pool":
+        if section is None or segment is None or values.get("type") != "thin-pool":
             return None
         return ThinPool(
             name=name,
@@ -168,6 +169,7 @@ class VolumeGroup:
             zeroes=values.get("zero_new_blocks", 0) == 1,
             transaction_id=_integer(values, "transaction_id", name),
             messages=_messages(segment),
+            tags=strings(section.values(), "tags"),
         )
 
 

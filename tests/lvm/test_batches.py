@@ -27,8 +27,10 @@ from vmcloner_lvm import tags
 from vmcloner_lvm.commands import bound
 from vmcloner_lvm.driver import LvmThinDriver
 from vmcloner_lvm.holders import Holders
+from vmcloner_lvm.metadata import write
 from vmcloner_lvm.records import ImageRecord
 from vmcloner_lvm.settings import LvmThinSettings
+from vmcloner_lvm.transaction import queue
 
 MIB = 1024**2
 RECORDED = Path(__file__).parent / "recorded"
@@ -415,6 +417,32 @@ def test_pending_messages_that_arent_ours_are_left_to_lvm(host, driver):
     assert host.group.pool(POOL).messages
     [outcome] = driver.clone([swap(7)])
     assert isinstance(outcome.error, HostCommandError)
+
+
+@pytest.mark.parametrize("mark", ["", "vmcloner-batch-1"])
+def test_pending_deletes_that_arent_ours_are_left_to_lvm(host, driver, mark):
+    """Nothing is left of a volume that LVM deletes by which it could be told whose it was."""
+    host.run(bound(["lvcreate", "-V", "8388608b", "-n", "foreign"]))
+    before = host.devices.copy()
+    text = write(queue(host.group, POOL, delete=["foreign"]).tree)
+    [tag] = host.group.parse(text, VG).pool(POOL).tags
+    host.text = text.replace(tag, mark or "somebodys")
+    host.calls.clear()
+    assert driver.volumes() == ()
+    assert host.group.pool(POOL).messages
+    assert host.devices == before
+    [outcome] = driver.clone(requests(driver, 1))
+    assert isinstance(outcome.error, HostCommandError)
+    assert "vgcfgrestore" not in commands(host)
+
+
+def test_the_mark_of_a_batch_goes_with_it(host, driver):
+    host.text = host.text.replace("pool {\n", 'pool {\ntags = ["mine"]\n', 1)
+    killed_at(host, "create_snap", lambda: list(driver.clone(requests(driver, 1))))
+    pool = host.group.pool(POOL)
+    assert pool.tags == ("mine", f"vmcloner-batch-{pool.transaction_id}")
+    assert len(driver.volumes()) == 1
+    assert host.group.pool(POOL).tags == ("mine",)
 
 
 def test_ids_that_came_apart_are_told(host, driver):
