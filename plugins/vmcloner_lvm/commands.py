@@ -63,8 +63,11 @@ class Lvm:
         """Run a command; returns what it printed.
 
         :param held: this process holds the group's lock, so the command must not take it.
-        :raises VmclonerError: it failed; for a group that isn't there or isn't usable, says so.
+        :raises BackendError: LVM isn't installed.
+        :raises HostCommandError: it failed.
         """
+        if self.runner.which(command) is None:
+            raise BackendError(f"{command}: lvm2 isn't installed", hint="apt-get install lvm2")
         argv = bound([command, *(_HELD if held else ()), *words])
         try:
             return self.runner.run(argv, timeout=timeout, env=_QUIET).stdout
@@ -138,8 +141,6 @@ class Lvm:
 
     def _explain(self, *, held: bool) -> None:
         """Say why the group's metadata can't be had, where that can be told."""
-        if self.runner.which("vgs") is None:
-            raise BackendError("lvm2 isn't installed", hint="apt-get install lvm2")
         if self.facts(held=held).exported:
             raise WrongState(
                 f"volume group {self.group} is exported", hint=f"vgimport {self.group}"

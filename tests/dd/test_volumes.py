@@ -9,7 +9,7 @@ import pytest
 from tests.dd.fakes import EXTENT, VG, FakeGroup, FakeGroupDriver, Volume
 from vmcloner_core.copying import Target
 from vmcloner_core.drivers import DriverContext
-from vmcloner_core.errors import Conflict, HostCommandError
+from vmcloner_core.errors import BackendError, Conflict, HostCommandError
 from vmcloner_core.model import CloneRequest, Copying, Host
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import make_image, no_progress
@@ -153,3 +153,10 @@ def test_a_copy_that_cant_be_marked_is_gone_on_with(host, driver, origin, monkey
     assert host.active == set()
     assert all(outcome.ok for outcome in driver.clone(requests(origin, 3)))
     assert [volume.complete for volume in driver.volumes()] == [True, True, True]
+
+
+def test_a_host_without_lvm(host, driver):
+    host.missing = {"lvs", "vgs"}
+    for asked in (driver.volumes, driver.capacity, lambda: driver.delete_origin("tiny")):
+        with pytest.raises(BackendError, match=r"lvm2 isn't installed \(apt-get install lvm2\)"):
+            asked()

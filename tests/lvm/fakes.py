@@ -40,6 +40,7 @@ class FakeHost:
         self.calls = []
         self.die_at = None
         self.refuse = {}
+        self.missing = set()
         self.mda = 64 * 1024**2
         self.status = {"metadata_used": 100, "metadata_total": 10000, "data_total": 1000,
                        "mode": "rw"}  # fmt: skip
@@ -81,7 +82,7 @@ class FakeHost:
     # --- the command runner ---
 
     def which(self, program):
-        return f"/sbin/{program}"
+        return None if program in self.missing else f"/sbin/{program}"
 
     def run(self, argv, *, timeout=60.0, input=b"", env=None):  # noqa: A002
         words = [*argv][len(bound([])) :]

@@ -653,6 +653,13 @@ def test_a_group_that_is_shared(host, driver):
         driver.volumes()
 
 
+def test_a_host_without_lvm(host, driver):
+    host.missing = {"vgcfgbackup", "vgs", "lvmconfig"}
+    for asked in (driver.volumes, driver.capacity, lambda: list(driver.clone([swap()]))):
+        with pytest.raises(BackendError, match=r"lvm2 isn't installed \(apt-get install lvm2\)"):
+            asked()
+
+
 # --- host check ---
 
 
