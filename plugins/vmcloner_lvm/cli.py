@@ -48,7 +48,7 @@ class PrepareLvm(Table):
             "--metadatasize",
             default=format_size(AREA).replace(" ", ""),
             metavar="SIZE",
-            help="Of the group's metadata area (default %(default)s: for 10,000 clones).",
+            help="Of a new disk's metadata area (default %(default)s: for 10,000 clones).",
         )
         parser.add_argument(
             "--dry-run", action="store_true", help="Print what would be done; change nothing."

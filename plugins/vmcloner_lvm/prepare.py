@@ -127,10 +127,13 @@ def _check_host(runner: CommandRunner) -> None:
 
 
 def _device_tasks(ground: Ground, device: Path, lvm: Lvm, *, exists: bool) -> list[Task]:
-    owner = _owner(device, lvm)
+    found = _physical(device, lvm)
+    owner = found["vg_name"] if found else None
     made = owner == ground.vg and exists
     if not made:
         check_empty(device, lvm.runner, owner)
+        if found:
+            _check_area(ground, device, int(found["pv_mda_size"]))
     joined = ("vgextend" if exists else "vgcreate", "-y", ground.vg, str(device))
     area = f"{ground.area}b"
     copies = ("pvcreate", "-y", "--metadatasize", area, "--dataalignment", "1m", str(device))
@@ -140,16 +143,27 @@ def _device_tasks(ground: Ground, device: Path, lvm: Lvm, *, exists: bool) -> li
     ]
 
 
-def _owner(device: Path, lvm: Lvm) -> str | None:
-    """Return the volume group that a device belongs to, "" for an unused physical volume of LVM.
+def _physical(device: Path, lvm: Lvm) -> dict[str, Any] | None:
+    """Return what LVM says of a physical volume, None where the device is none.
 
-    None where it is no physical volume.
+    ``vg_name`` is "" where it is in no volume group.
     """
     real = _real(device)
-    for row in lvm.report("pvs", "pv_name,vg_name"):
-        if _real(Path(row["pv_name"])) == real:
-            return str(row["vg_name"])
-    return None
+    rows = lvm.report("pvs", "pv_name,vg_name,pv_mda_size")
+    return next((row for row in rows if _real(Path(row["pv_name"])) == real), None)
+
+
+def _check_area(ground: Ground, device: Path, area: int) -> None:
+    """Check that a physical volume that exists has the metadata area that is wanted.
+
+    :raises Conflict: it is smaller, and can't be made larger.
+    """
+    if area + MIB < ground.area:  # LVM rounds it, to where its data begin
+        raise Conflict(
+            f"{device} is a physical volume with a metadata area of {format_size(area)}, not "
+            f"{format_size(ground.area)}",
+            hint=f"if nobody needs it: pvremove {device}; or take it as it is: --metadatasize 1MiB",
+        )
 
 
 def check_empty(device: Path, runner: CommandRunner, owner: str | None = None) -> None:

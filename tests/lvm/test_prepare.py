@@ -15,7 +15,7 @@ from vmcloner_core.errors import (
 )
 from vmcloner_core.process import CommandResult
 from vmcloner_lvm.commands import bound
-from vmcloner_lvm.prepare import GIB, Ground, carry_out, plan
+from vmcloner_lvm.prepare import GIB, MIB, Ground, carry_out, plan
 
 EMPTY = {"name": "sdb", "type": "disk", "ro": False, "size": 8 * GIB, "mountpoints": [None]}
 
@@ -58,6 +58,12 @@ def device(tmp_path, monkeypatch):
     return path
 
 
+def unused(device, area):
+    """Return a host with a physical volume that is in no group."""
+    volume = {"pv_name": str(device), "vg_name": "", "pv_mda_size": str(area)}
+    return Runner(pvs=[volume], signatures=[{"type": "LVM2_member"}])
+
+
 def ground(device=None, **changes):
     return Ground(vg="VG01", thinpool="thinpool", device=device, **changes)
 
@@ -91,9 +97,15 @@ def test_a_disk_joins_a_group_that_exists(device):
 
 def test_an_interrupted_run_goes_on(device):
     """The physical volume was made, its group wasn't."""
-    owned = [{"pv_name": str(device), "vg_name": ""}]
-    marks = [{"type": "LVM2_member"}]
-    tasks = plan(ground(device), Runner(pvs=owned, signatures=marks))
+    tasks = plan(ground(device), unused(device, 64 * MIB - 4096))
+    assert [task.done for task in tasks[:2]] == [True, False]
+
+
+def test_an_unused_physical_volume_whose_metadata_area_is_too_small(device):
+    runner = unused(device, 1020 * 1024)
+    with pytest.raises(Conflict, match=r"metadata area of 1020 KiB, not 64 MiB .*pvremove"):
+        plan(ground(device), runner)
+    tasks = plan(ground(device, area=MIB), runner)
     assert [task.done for task in tasks[:2]] == [True, False]
 
 
