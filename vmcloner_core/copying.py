@@ -23,6 +23,7 @@ import stat
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -259,14 +260,17 @@ class _FanOut:
         for _ in range(_BUFFERS):
             self._buffers.put(memoryview(mmap.mmap(-1, CHUNK)))
         with ThreadPoolExecutor(_WRITERS, thread_name_prefix="copy") as pool:
-            jobs: list[Future[None]] = []
+            # Only so many wait, or there would be one for each chunk of each target in the end.
+            jobs: deque[Future[None]] = deque()
             for chunk in self._read():
                 if self._verify:
                     self._chunks.append(chunk)
                 live = self._live
                 chunk.left = len(live)
                 self._pace(chunk.weight * len(live))
-                jobs += [pool.submit(self._guarded, self._put, target, chunk) for target in live]
+                jobs.extend(pool.submit(self._guarded, self._put, target, chunk) for target in live)
+                while len(jobs) > _BUFFERS * len(live):
+                    jobs.popleft().result()
                 if not live:
                     break
             for job in jobs:

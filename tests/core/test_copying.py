@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import os
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -146,6 +148,26 @@ def test_without_direct_writes(tmp_path, monkeypatch):
     content = sparse(tmp_path / "source", SIZE, [(0, CHUNK), (SIZE - 99, 99)])
     assert copy(tmp_path / "source", [fresh(tmp_path / "target", SIZE)], verify=True) == [None]
     assert (tmp_path / "target").read_bytes() == content
+
+
+def test_what_waits_does_not_grow_with_the_source(tmp_path, monkeypatch):
+    known, most = weakref.WeakSet(), []
+
+    class Counting(ThreadPoolExecutor):
+        def submit(self, *work):
+            job = super().submit(*work)
+            known.add(job)
+            most.append(len(known))
+            return job
+
+    monkeypatch.setattr("vmcloner_core.copying.ThreadPoolExecutor", Counting)
+    size = 200 * CHUNK
+    content = sparse(tmp_path / "source", size, [(n * CHUNK, 9) for n in range(0, 200, 2)])
+    targets = [fresh(tmp_path / f"target{number}", size) for number in range(3)]
+    assert copy(tmp_path / "source", targets) == [None] * 3
+    assert len(most) > 3 * 200
+    assert max(most) < 3 * 20
+    assert all(target.path.read_bytes() == content for target in targets)
 
 
 def test_a_source_that_shrinks_is_an_error(tmp_path, monkeypatch):
