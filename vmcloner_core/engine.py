@@ -31,6 +31,7 @@ from vmcloner_core.backends import Backends
 from vmcloner_core.catalog import TemplateInfo
 from vmcloner_core.drivers import HypervisorDriver, ImageFile
 from vmcloner_core.errors import (
+    BackendError,
     Interrupted,
     InvalidRequest,
     NotFound,
@@ -61,6 +62,7 @@ from vmcloner_core.model import (
     State,
     Status,
     Template,
+    network_key,
 )
 from vmcloner_core.names import check_template, parse_targets
 from vmcloner_core.plan import (
@@ -293,7 +295,7 @@ class Engine:
             need=storage.need,
             seeds=seeds,
             authorized_keys=authorized_keys(template) if seeds else (),
-            networks=hypervisor.networks() if _named_networks(template) else None,
+            networks=hypervisor.networks() if _on_networks(template) else None,
             mac=self.plugins.clone_mac,
             mac_prefix=hypervisor.mac_prefix,
             boot=self._library.boot_at_start(template, hypervisor),
@@ -646,10 +648,16 @@ class Engine:
         """
         driver = self._backends.hypervisor(hypervisor or self.settings.defaults.hypervisor)
         with self._run_lock, self._held([f"network/{request.name}"]):
-            domains = () if request.bridge else driver.inspect().domains
-            if users := [d.name for d in domains if request.name in d.networks]:
+            try:
+                domains = driver.inspect().domains
+            except BackendError:
+                if not request.bridge:
+                    raise
+                domains = ()  # bridges need no hypervisor that runs
+            key = network_key("bridge" if request.bridge else "network", request.name)
+            if users := [d.name for d in domains if key in d.networks]:
                 raise WrongState(
-                    f"network {request.name!r}: {len(users)} clones are on it ({users[0]}, …)",
+                    f"network {key!r}: {len(users)} clones are on it ({users[0]}, …)",
                     hint="delete them first",
                 )
             return driver.remove_network(request)
@@ -696,8 +704,8 @@ def capacity_checks(pool: str, capacity: Capacity) -> Iterator[Check]:
         yield Check(backend=pool, name="space", status=Status.WARNING, detail=warning)
 
 
-def _named_networks(template: Template) -> bool:
-    return any(spec.kind == "network" for spec in template.nics)
+def _on_networks(template: Template) -> bool:
+    return any(spec.network for spec in template.nics)
 
 
 def check_result(result: RunResult) -> RunResult:

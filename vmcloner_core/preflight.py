@@ -15,6 +15,7 @@ from vmcloner_core.model import (
     CloneRequest,
     HostResources,
     Network,
+    NicSpec,
     Origin,
     Template,
 )
@@ -36,39 +37,48 @@ def check_networks(
     :raises NotFound: a network isn't there. :raises WrongState: it doesn't run.
     :raises NotEnoughResources: its DHCP has too few addresses; says how many clones would fit.
     """
-    known = {network.name: network for network in networks}
+    known = {network.key: network for network in networks}
     domains = [clone.domain for clone in clones if clone.domain is not None]
     held = {(n, m) for d in domains for n, m in zip(d.networks, d.macs, strict=False) if n}
-    for name in {spec.source for spec in template.nics if spec.kind == "network" and spec.source}:
-        network = _network(template, name, known)
-        if network.addresses is None:
+    for spec in dict.fromkeys(template.nics):
+        network = _network(template, spec, known)
+        if network is None or network.addresses is None:
             continue
-        taken = network.leases | {mac for source, mac in held if source == name} - static
+        taken = network.leases | {mac for key, mac in held if key == network.key} - static
         free = network.addresses - len(taken)
-        each = [len(_dynamic(plan, name) - taken) for plan in plans]
+        each = [len(_dynamic(plan, network.key) - taken) for plan in plans]
         if sum(each) > free:
             fit = sum(total <= free for total in accumulate(each))
             raise NotEnoughResources(
-                f"network {name!r} has {network.addresses} addresses for DHCP, "
+                f"network {network.key!r} has {network.addresses} addresses for DHCP, "
                 f"{max(0, free)} of them free: {sum(each)} are needed",
                 hint=f"{fit} clones would fit; a larger one is made by: "
-                "vmcloner host prepare network --count N",
+                f"{_prepare(network.kind, '')} --count N",
             )
 
 
-def _network(template: Template, name: str, known: Mapping[str, Network]) -> Network:
-    if name not in known:
+def _network(template: Template, spec: NicSpec, known: Mapping[str, Network]) -> Network | None:
+    """Return what a card is on; None where nothing is known of who gives addresses there."""
+    network = known.get(spec.network)
+    if network is None and spec.kind != "network":
+        return None
+    mend = _prepare(spec.kind, spec.source or "")
+    if network is None:
         raise NotFound(
-            f"template {template.name!r}: this host has no network {name!r}",
-            hint=f"vmcloner host prepare network --name {name}",
+            f"template {template.name!r}: this host has no network {spec.source!r}", hint=mend
         )
-    if not known[name].active:
-        mend = f"vmcloner host prepare network --name {name}"
+    if not network.active:
         raise WrongState(
-            f"network {name!r} doesn't run",
-            hint=mend if known[name].ours else f"virsh net-start {name}",
+            f"network {network.key!r} doesn't run",
+            hint=mend if network.ours else f"virsh net-start {network.name}",
         )
-    return known[name]
+    return network
+
+
+def _prepare(kind: str, name: str) -> str:
+    """Return the command that makes a network, or makes it larger."""
+    words = ["vmcloner host prepare network", "--bridge" if kind == "bridge" else ""]
+    return " ".join(filter(None, [*words, f"--name {name}" if name else ""]))
 
 
 def _dynamic(plan: ClonePlan, network: str) -> set[str]:
@@ -77,7 +87,7 @@ def _dynamic(plan: ClonePlan, network: str) -> set[str]:
         return set()  # it is counted among those that hold a place already
     cards = plan.identity.interfaces if plan.identity is not None else ()
     static = {card.mac for card in cards if card.address is not None}
-    return {nic.mac for nic in plan.nics if nic.spec.source == network} - static
+    return {nic.mac for nic in plan.nics if nic.spec.network == network} - static
 
 
 def check_space(

@@ -106,16 +106,54 @@ def remove(runner: CommandRunner, host: Host, request: NetworkRequest) -> Networ
     return NetworkChange(network=gone, steps=tuple(step for step, is_so in there.items() if is_so))
 
 
+def bridges(runner: CommandRunner, host: Host) -> tuple[Network, ...]:
+    """Return our own bridges, with those who hold addresses of them now."""
+    if runner.which("ip") is None:
+        return ()
+    found = []
+    for link in _json(runner, "link", "show", "type", "bridge"):
+        name, address = link["ifname"], _labelled(link)
+        if address is not None:
+            file = _folder(host) / f"{name}.leases"
+            network = Network(
+                name=name,
+                kind="bridge",
+                active=_is_up(link),
+                ours=True,
+                address=str(address),
+                addresses=subnets.room(address.network.prefixlen),
+                leases={mac for _expiry, mac, _address in _leases(file)},
+            )
+            found.append(network)
+    return tuple(found)
+
+
+def _labelled(link: dict[str, Any]) -> ipaddress.IPv4Interface | None:
+    """Return the address that our label says; None where that is another's alias, or none."""
+    label, _, text = str(link.get("ifalias", "")).rpartition(" ")
+    with contextlib.suppress(ValueError):
+        return ipaddress.IPv4Interface(text) if label == LABEL else None
+    return None
+
+
 def leased(host: Host) -> dict[str, tuple[str, ...]]:
     """Return the addresses that the bridges' servers gave out, by MAC, the newest first."""
     given: dict[str, list[tuple[int, str]]] = {}
     for file in _folder(host).glob("*.leases"):
-        with contextlib.suppress(OSError):
-            for line in file.read_text(errors="replace").splitlines():
-                expiry, mac, address, *_ = [*line.split(), "", "", ""]
-                if expiry.isdecimal() and address:
-                    given.setdefault(mac.lower(), []).append((int(expiry), address))
+        for expiry, mac, address in _leases(file):
+            given.setdefault(mac, []).append((expiry, address))
     return {mac: tuple(ip for _, ip in sorted(held)[::-1]) for mac, held in given.items()}
+
+
+def _leases(file: Path) -> list[tuple[int, str, str]]:
+    """Return (when it expires, MAC, address) of each lease in dnsmasq's file that holds."""
+    try:
+        lines = file.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    entries = [[*line.split(), "", "", ""] for line in lines]
+    held = [(e, mac.lower(), ip) for e, mac, ip, *_ in entries if e.isdecimal() and ip]
+    return [(int(e), mac, ip) for e, mac, ip in held if int(e) > time.time()]
 
 
 @attrs.frozen
@@ -140,7 +178,7 @@ class _Work:
             "forwarding": (_FORWARDING.read_text().strip() == "1", self._forward),
             "nat": (self._mark in self.rules(), self._make_rules),
             # It is bound to the bridge that was there when it began.
-            "dhcp": (stands and self.server() == self._dnsmasq(), self._serve),
+            "dhcp": (stands and self._serves(), self._serve),
         }
         return {name: make for name, (done, make) in parts.items() if not done}
 
@@ -202,19 +240,18 @@ class _Work:
             f"--dhcp-leasefile={self._file('leases')}",
         ]
 
-    def server(self) -> list[str] | None:
-        """Return the command line of the DHCP server that runs, None where none does."""
-        pid = self._pid()
-        with contextlib.suppress(OSError):
+    def server(self) -> tuple[int, list[str]] | None:
+        """Return id and command line of the DHCP server that runs, None where none does."""
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(self._file("pid").read_text())
             words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1]
             if f"--pid-file={self._file('pid')}" in words:  # else the number is another's by now
-                return words
+                return pid, words
         return None
 
-    def _pid(self) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            return int(self._file("pid").read_text())
-        return 0
+    def _serves(self) -> bool:
+        server = self.server()
+        return server is not None and server[1] == self._dnsmasq()
 
     def _serve(self) -> None:
         self._stop_server()
@@ -223,13 +260,11 @@ class _Work:
 
     def _stop_server(self) -> None:
         deadline = time.monotonic() + _STOPS_WITHIN
-        while self.server() is not None:  # its sockets are in the next one's way
+        while (server := self.server()) is not None:  # its sockets are in the next one's way
             if time.monotonic() > deadline:
-                raise HostCommandError(
-                    f"dnsmasq of bridge {self.name} (process {self._pid()}) stays"
-                )
+                raise HostCommandError(f"{self.name}: its dnsmasq, process {server[0]}, stays")
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid(), signal.SIGTERM)
+                os.kill(server[0], signal.SIGTERM)
             time.sleep(0.05)
 
     def clear(self) -> None:
@@ -276,18 +311,19 @@ def _find(runner: CommandRunner, name: str) -> _Bridge | None:
     if link is None:
         return None
     ports = sum(other.get("master") == name for other in links)
-    label, _, text = str(link.get("ifalias", "")).rpartition(" ")
+    address = _labelled(link)
     here = [a for entry in _json(runner, "-4", "address", "show", "dev", name)
             for a in entry.get("addr_info", ())]  # fmt: skip
-    if label == LABEL:
-        with contextlib.suppress(ValueError):
-            address = ipaddress.IPv4Interface(text)
-            on_it = text in {f"{a.get('local')}/{a.get('prefixlen')}" for a in here}
-            ready = on_it and "UP" in link.get("flags", ())
-            return _Bridge(ours=True, address=address, ready=ready, ports=ports)
+    if address is not None:
+        on_it = str(address) in {f"{a.get('local')}/{a.get('prefixlen')}" for a in here}
+        return _Bridge(ours=True, address=address, ready=on_it and _is_up(link), ports=ports)
     # A run that was killed right after its first step leaves a bridge with nothing at all.
-    bare = not (link.get("ifalias") or here or ports or "UP" in link.get("flags", ()))
+    bare = not (link.get("ifalias") or here or ports or _is_up(link))
     return _Bridge(ours=bare and _is_bridge(runner, name), ports=ports)
+
+
+def _is_up(link: dict[str, Any]) -> bool:
+    return "UP" in link.get("flags", ())
 
 
 def _is_bridge(runner: CommandRunner, name: str) -> bool:

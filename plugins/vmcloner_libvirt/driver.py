@@ -109,11 +109,12 @@ class LibvirtDriver(HypervisorDriver):
 
     def networks(self) -> tuple[Network, ...] | None:
         """See :meth:`HypervisorDriver.networks`."""
+        own = bridges.bridges(self.context.runner, self.context.host)
         try:
-            return self._ask_host(networks.networks)
+            return (*own, *self._ask_host(networks.networks))
         except BackendError as error:
             if error.__cause__ is not None and is_code(error.__cause__, "VIR_ERR_NO_SUPPORT"):
-                return None  # no network driver behind this connection
+                return own or None  # no network driver behind this connection
             raise
 
     def prepare_network(self, request: NetworkRequest) -> NetworkChange:

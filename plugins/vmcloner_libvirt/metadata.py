@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 from lxml import etree
 
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.model import Labels
+from vmcloner_core.model import Labels, network_key
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.errors import is_code
 
@@ -101,10 +101,14 @@ def macs(root: Any) -> tuple[str, ...]:
 
 
 def networks_of(root: Any) -> tuple[str, ...]:
-    """Return the network of each card that has a MAC address, empty where it is on none."""
+    """Return what each card that has a MAC address is on, as :attr:`Network.key`."""
     cards = (e for e in root.iterfind("devices/interface") if e.find("mac") is not None)
-    sources = (card.find("source") for card in cards)
-    return tuple("" if e is None else e.get("network", "") for e in sources)
+    return tuple(_network_of(card.get("type", ""), card.find("source")) for card in cards)
+
+
+def _network_of(kind: str, source: Any) -> str:
+    name = None if source is None else source.get(kind)
+    return network_key(kind, name) if name and kind in ("network", "bridge") else ""
 
 
 def disks(root: Any) -> tuple[Path, ...]:

@@ -19,6 +19,10 @@ source = "lan"
 LAN = Network(name="lan", active=True, addresses=5)
 
 
+ON_BRIDGE = ON_NETWORK.replace('"network"', '"bridge"')
+OWN = Network(name="lan", kind="bridge", active=True, ours=True, addresses=5)
+
+
 @pytest.fixture
 def on_network(lab, monkeypatch):
     lab.template("t1", ON_NETWORK)
@@ -120,3 +124,19 @@ def test_a_network_that_clones_are_defined_on_is_not_removed(lab, on_network):
     lab.engine.create("web", "t1", count=2)
     with pytest.raises(WrongState, match=r"2 clones are on it \(web-1"):
         lab.engine.remove_network(NetworkRequest(name="lan"))
+
+
+def test_a_bridge_of_ours_has_so_many_addresses_another_any_number(lab, on_network):
+    lab.template("t1", ON_BRIDGE)
+    on_network(LAN)  # of the same name, but no bridge
+    assert lab.engine.create("web", "t1", count=7).ok
+    on_network(LAN, OWN)
+    with pytest.raises(NotEnoughResources, match="'bridge:lan' has 5 addresses") as caught:
+        lab.engine.create("db", "t1", count=1)
+    assert "host prepare network --bridge --count N" in caught.value.hint
+    with pytest.raises(WrongState, match="7 clones are on it"):
+        lab.engine.remove_network(NetworkRequest(name="lan", bridge=True))
+    on_network(attrs.evolve(OWN, active=False))
+    with pytest.raises(WrongState) as stopped:
+        lab.engine.create("db", "t1", count=1)
+    assert stopped.value.hint == "vmcloner host prepare network --bridge --name lan"

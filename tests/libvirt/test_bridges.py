@@ -5,6 +5,7 @@ world   203.0.113.1, which knows no way to the guests
 guest   what is plugged into the bridge
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -73,7 +74,7 @@ class Place:
         files = self.folder / "state" / "networks"
         found += map(str, files.glob("*")) if files.exists() else []
         for pid in Path("/proc").iterdir():
-            if pid.name.isdecimal() and (pid / "cmdline").exists():
+            with contextlib.suppress(OSError):  # no process, or it ended
                 words = (pid / "cmdline").read_text(errors="replace").split("\0")
                 found += [words[0]] if f"--pid-file={files}/vmcbr.pid" in words else []
         return sorted(found)

@@ -13,7 +13,14 @@ from vmcloner_core.model.domain import (
     State,
     check_mac,
 )
-from vmcloner_core.model.host import Host, HostResources, Network, NetworkChange, NetworkRequest
+from vmcloner_core.model.host import (
+    Host,
+    HostResources,
+    Network,
+    NetworkChange,
+    NetworkRequest,
+    network_key,
+)
 from vmcloner_core.model.identity import (
     Identity,
     Interface,
@@ -89,4 +96,5 @@ __all__ = [
     "clone_generation",
     "clone_mac",
     "clone_uuid",
+    "network_key",
 ]

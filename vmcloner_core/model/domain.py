@@ -89,9 +89,8 @@ class DomainSpec:
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """The network of each card, empty where it is on none."""
-        specs = (nic.spec for nic in self.nics)
-        return tuple(spec.source or "" if spec.kind == "network" else "" for spec in specs)
+        """What each card is on, see :attr:`NicSpec.network`."""
+        return tuple(nic.spec.network for nic in self.nics)
 
     @property
     def name(self) -> str:
@@ -116,8 +115,8 @@ class State(enum.Enum):
 class Domain:
     """A labelled domain as found on the host. ``state`` is never ALLOCATED or ORPHAN.
 
-    ``memory`` in bytes: what it takes once it is started. ``networks`` names the network of each
-    card, empty where it is on none.
+    ``memory`` in bytes: what it takes once it is started. ``networks`` says what each card is
+    on, as :attr:`Network.key`; empty where that is nothing that others are on.
     """
 
     name: str

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import attrs
 
@@ -59,9 +61,18 @@ class HostResources:
     memory_hint: str = ""
 
 
+def _frozen(values: Iterable[str]) -> frozenset[str]:
+    return frozenset(values)
+
+
+def network_key(kind: str, name: str) -> str:
+    """Return what tells a network from a bridge of the same name."""
+    return name if kind == "network" else f"{kind}:{name}"
+
+
 @attrs.frozen(kw_only=True)
 class Network:
-    """A network of the host that cards can be on by its name.
+    """A network of the host that cards can be on by its name, or a bridge that gives addresses.
 
     :param ours: whether vmcloner made it.
     :param address: the host's own address on it, with prefix length.
@@ -71,10 +82,16 @@ class Network:
 
     name: str
     active: bool
+    kind: Literal["network", "bridge"] = "network"
     ours: bool = False
     address: str | None = None
     addresses: int | None = None
-    leases: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+    leases: frozenset[str] = attrs.field(default=frozenset(), converter=_frozen)
+
+    @property
+    def key(self) -> str:
+        """What tells it from a network of another kind with the same name."""
+        return network_key(self.kind, self.name)
 
 
 _NOT_FOR_HOSTS = tuple(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import attrs
 
 from vmcloner_core.errors import InvalidRequest
+from vmcloner_core.model.host import network_key
 from vmcloner_core.names import check_template
 from vmcloner_core.units import Size
 
@@ -73,6 +74,11 @@ class NicSpec:
         if (self.kind == "user") != (self.source is None):
             need = "takes no source" if self.kind == "user" else "needs a source"
             raise InvalidRequest(f"nic of kind {self.kind!r} {need}")
+
+    @property
+    def network(self) -> str:
+        """What it is on, as :attr:`Network.key`; empty in user mode."""
+        return network_key(self.kind, self.source) if self.source is not None else ""
 
 
 MAX_DISKS = 26
