@@ -67,6 +67,10 @@ class DeviceMapper(Protocol):
         """Return a thin pool's status, None where there is no such device."""
         ...
 
+    def beneath(self, name: str) -> tuple[Path, ...]:
+        """Return the devices that a device lies on, none where there is no such device."""
+        ...
+
     def mapped(self, name: str) -> int:
         """Return how many bytes of an active thin volume take room in its pool."""
         ...
@@ -114,6 +118,15 @@ class KernelDeviceMapper:
         """See :meth:`DeviceMapper.pool`."""
         found = self._status(name)
         return parse_status(found[1]) if found is not None and found[0] == "thin-pool" else None
+
+    def beneath(self, name: str) -> tuple[Path, ...]:
+        """See :meth:`DeviceMapper.beneath`."""
+        found = self.device(name)
+        if found is None:
+            return ()
+        shown = f"{os.major(found.number)}:{os.minor(found.number)}"
+        names = sorted(os.listdir(f"/sys/dev/block/{shown}/slaves"))  # noqa: PTH208
+        return tuple(Path("/dev", name.replace("!", "/")) for name in names)
 
     def mapped(self, name: str) -> int:
         """See :meth:`DeviceMapper.mapped`."""

@@ -23,16 +23,19 @@ _POLL = 0.02
 
 
 @contextlib.contextmanager
-def group_lock(folder: Path, group: str, timeout: float = TIMEOUT) -> Iterator[None]:
-    """Hold the lock of a volume group, for writing.
+def group_lock(
+    folder: Path, group: str, timeout: float = TIMEOUT, *, shared: bool = False
+) -> Iterator[None]:
+    """Hold the lock of a volume group.
 
     :param folder: LVM's setting ``global/locking_dir``.
+    :param shared: only for reading, beside others that read.
     :raises DeadlineExceeded: somebody else holds it, and goes on holding it.
     :raises BackendError: the folder can't be written.
     """
     path = folder / f"V_{group}"
     deadline = time.monotonic() + timeout
-    while (fd := _take(path)) is None:
+    while (fd := _take(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)) is None:
         if time.monotonic() > deadline:
             raise DeadlineExceeded(
                 f"volume group {group} is locked by another process",
@@ -45,7 +48,7 @@ def group_lock(folder: Path, group: str, timeout: float = TIMEOUT) -> Iterator[N
         os.close(fd)
 
 
-def _take(path: Path) -> int | None:
+def _take(path: Path, how: int) -> int | None:
     """Return the locked file, None where another has it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +56,7 @@ def _take(path: Path) -> int | None:
     except OSError as error:
         raise BackendError(f"{path}: {error.strerror}", hint="run as root") from error
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
         ours = os.fstat(fd)
         there = path.stat()
         if (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino):

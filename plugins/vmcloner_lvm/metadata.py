@@ -27,7 +27,7 @@ Value = Scalar | tuple[Scalar, ...]
 MAX_DEPTH = 32
 """Nested sections; LVM's own metadata has five."""
 
-_BLANK = r"(?:\s|\#[^\n]*+)*+"
+_BLANK = r"(?:\s++|\#[^\n]*+)*+"
 _STRING = r"\"(?:[^\"\\]|\\.)*+\"|'[^']*+'"
 _NUMBER = r"[+-]?\d++(?:\.\d*+)?"
 _LIST = rf"\[(?:[^\]\"'\#]|{_STRING}|\#[^\n]*+)*+\]"
@@ -113,13 +113,19 @@ def parse(text: str, source: str = "LVM metadata") -> Section:
     """
     open_sections: list[tuple[str, str, str]] = []
     found: list[list[Setting | Section]] = [[]]
+    known: dict[str, Setting] = {}  # most of what is said of a volume is said of a thousand others
     position = 0
     while (match := _ITEM.match(text, position)) is not None:
         position = match.end()
-        lead, key = match["lead"], match["key"]
-        if match["value"] is not None:
+        same = known.get(match[0])
+        if same is not None:
+            found[-1].append(same)
+            continue
+        lead, key, value = match["lead"], match["key"], match["value"]
+        if value is not None:
             written = text[match.start("key") : position]
-            found[-1].append(Setting(key, _value(match["value"], text, source), lead, written))
+            item = known[match[0]] = Setting(key, _value(value, text, source), lead, written)
+            found[-1].append(item)
         elif match["open"]:
             open_sections.append((key, lead, text[match.start("key") : position]))
             found.append([])
@@ -147,8 +153,15 @@ def write(tree: Section) -> str:
     return "".join(parts)
 
 
+def stored(item: Setting | Section) -> str:
+    """Return an item as LVM keeps it on disk: no comments, no indentation, no empty lines."""
+    parts: list[str] = []
+    _store(item, parts)
+    return "".join(parts)
+
+
 def stored_size(tree: Section) -> int:
-    """Return how many bytes a tree takes in a physical volume: no comments, no indentation."""
+    """Return how many bytes a tree takes in a physical volume."""
     return sum(_stored(item) for item in tree.items)
 
 
@@ -166,6 +179,16 @@ def _write(item: Setting | Section, depth: int, parts: list[str]) -> None:
 
 def _indent(depth: int) -> str:
     return "\n" + "\t" * depth
+
+
+def _store(item: Setting | Section, parts: list[str]) -> None:
+    if isinstance(item, Setting):
+        parts.append(f"{item.text or f'{item.key} = {_spell(item.value)}'}\n")
+        return
+    parts.append(f"{item.key} {{\n")
+    for each in item.items:
+        _store(each, parts)
+    parts.append("}\n")
 
 
 def _stored(item: Setting | Section) -> int:

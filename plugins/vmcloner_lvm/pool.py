@@ -9,14 +9,13 @@ from pathlib import Path
 
 from vmcloner_core.errors import BackendError, WrongState
 from vmcloner_lvm.batches import doubt
-from vmcloner_lvm.commands import GroupFacts, Lvm
-from vmcloner_lvm.devmapper import DeviceMapper, PoolStatus
+from vmcloner_lvm.commands import Lvm
+from vmcloner_lvm.devmapper import DeviceMapper, PoolStatus, device_name
 from vmcloner_lvm.locking import group_lock
+from vmcloner_lvm.reading import Reader
 from vmcloner_lvm.recovery import pending, recover
 from vmcloner_lvm.session import Session, find_pool, pool_device
 from vmcloner_lvm.volumegroup import VolumeGroup, strings
-
-_RESERVE = 2048  # bytes of a metadata area for its header, and for whole sectors
 
 
 class Pool:
@@ -28,7 +27,8 @@ class Pool:
         self.mapper = mapper
         self._lock = threading.Lock()
         self._folder: Path | None = None
-        self._facts: GroupFacts | None = None
+        data = device_name(lvm.group, f"{name}_tdata")
+        self._reader = Reader(lvm, lambda: mapper.beneath(data))
 
     def __str__(self) -> str:
         return f"{self.lvm.group}/{self.name}"
@@ -36,12 +36,12 @@ class Pool:
     def read(self) -> VolumeGroup:
         """Return the group's metadata, without anything pending in the pool.
 
-        LVM's command takes the group's lock to read: what is pending then was left by a crash.
+        The group's lock is held while it is read: what is pending then was left by a crash.
 
         :raises NotFound: there is no such group or pool.
         :raises WrongState: it can't be used as it is.
         """
-        group = self._checked(self.lvm.read())
+        group = self._read()
         if not pending(group, self.name):
             return group
         with self.locked() as session:
@@ -55,15 +55,15 @@ class Pool:
                 lvm=self.lvm,
                 mapper=self.mapper,
                 pool_name=self.name,
-                group=self._checked(self.lvm.read(held=True)),
-                area=lambda: self.area(held=True),
+                group=self._checked(self._reader.read()),
+                reader=self._reader,
             )
             recover(session)
             yield session
 
     def look(self) -> tuple[VolumeGroup, str | None]:
         """Return the metadata as it is, and why it had better not be edited (None: nothing)."""
-        group = self._checked(self.lvm.read())
+        group = self._read()
         pool = find_pool(group, self.name)
         return group, doubt(group, pool, self.status())
 
@@ -75,10 +75,9 @@ class Pool:
         """Tell whether the pool zeroes chunks before they are used."""
         return find_pool(group, self.name).zeroes
 
-    def area(self, *, held: bool = False) -> int:
+    def area(self) -> int:
         """Return how many bytes the group's metadata text may have."""
-        # The area is a ring that holds the old text and the new one.
-        return self.facts(held=held).area // 2 - _RESERVE
+        return self._reader.area(held=False)
 
     def status(self) -> PoolStatus:
         """Return what the kernel says of the pool.
@@ -87,11 +86,9 @@ class Pool:
         """
         return pool_device(self.mapper, self.lvm.group, self.name)[1]
 
-    def facts(self, *, held: bool = False) -> GroupFacts:
-        """Return what LVM said of the group when it was first asked."""
-        if self._facts is None:
-            self._facts = self.lvm.facts(held=held)
-        return self._facts
+    def _read(self) -> VolumeGroup:
+        with group_lock(self._locking_folder(), self.lvm.group, shared=True):
+            return self._checked(self._reader.read())
 
     def _checked(self, group: VolumeGroup) -> VolumeGroup:
         find_pool(group, self.name)

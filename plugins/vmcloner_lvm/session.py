@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
@@ -15,6 +15,7 @@ from vmcloner_lvm.activation import deactivate
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, PoolStatus, device_name
 from vmcloner_lvm.metadata import stored_size
+from vmcloner_lvm.reading import Reader
 from vmcloner_lvm.transaction import numbered
 from vmcloner_lvm.volumegroup import ThinPool, ThinVolume, VolumeGroup
 
@@ -29,7 +30,7 @@ _BLOCK = 4096
 class Session:
     """A thin pool whose group's lock is held. Not thread-safe.
 
-    :param group: the metadata as last read. :param area: bytes that its text may take.
+    :param group: the metadata as last read, or written.
     :param made: names of the volumes that the last :meth:`tell` made, also where it failed.
     """
 
@@ -37,7 +38,7 @@ class Session:
     mapper: DeviceMapper
     pool_name: str
     group: VolumeGroup
-    area: Callable[[], int]
+    reader: Reader
     made: list[str] = attrs.field(factory=list)
 
     def __str__(self) -> str:
@@ -70,7 +71,7 @@ class Session:
 
     def reread(self) -> VolumeGroup:
         """Read the metadata again, and return it."""
-        self.group = self.lvm.read(held=True)
+        self.group = self.reader.read(expected=self.group)
         return self.group
 
     def restore(self, group: VolumeGroup) -> None:
@@ -205,7 +206,7 @@ class Session:
 
         :raises NotEnoughResources: says how many of its ``new`` volumes would fit.
         """
-        area, size = self.area(), stored_size(group.tree)
+        area, size = self.reader.area(held=True), stored_size(group.tree)
         if size <= area or new == 0:
             return
         before = stored_size(self.group.tree)

@@ -9,9 +9,11 @@ volume at a time; here it is done for many, and the id grows by one all the same
 
 from __future__ import annotations
 
+import functools
+import itertools
 import secrets
 import string
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import attrs
 
@@ -23,8 +25,10 @@ MAX_DEVICE_ID = 2**24 - 1
 """dm-thin's device ids have 24 bits."""
 BATCH = "vmcloner-batch-"
 """Tag of a pool while messages of ours are pending in it, with their transaction's id."""
-_ALPHABET = string.digits + string.ascii_letters
-_UUID = (6, 4, 4, 4, 4, 4, 6)
+_LETTERS = (string.digits + string.ascii_letters).encode()
+_ALPHABET = bytes(_LETTERS[byte % len(_LETTERS)] for byte in range(256))
+_UUID = (0, 6, 10, 14, 18, 22, 26, 32)
+"""Where the groups of a UUID begin and end."""
 
 
 @attrs.frozen(kw_only=True)
@@ -58,11 +62,14 @@ def queue(
     gone = {name: group.thin[name] for name in delete}
     ids = _free_ids(group, pool, len(create))
     transaction = _pool(group, pool).transaction_id
-    made = [_section(group, pool, new, next(ids), transaction, created) for new in create]
+    spelled = functools.cache(setting)  # most of what is said of one is said of all
+    made = [_section(spelled, group, pool, new, next(ids), transaction, created) for new in create]
     messages = [setting("create", new.name) for new in create]
     messages += [setting("delete", volume.device_id) for volume in gone.values()]
     kept = _without(group, gone)
-    return _with_pool(group, pool, [*kept, *made], messages, transaction + 1)
+    end = _visible(kept)
+    volumes = [*kept[:end], *made, *kept[end:]]
+    return _with_pool(group, pool, volumes, messages, transaction + 1)
 
 
 def settle(group: VolumeGroup, pool: str, transaction_id: int | None = None) -> VolumeGroup:
@@ -118,6 +125,16 @@ def _without(group: VolumeGroup, names: Iterable[str]) -> list[Setting | Section
         for item in _volumes(group).items
         if item.key not in gone
     ]
+
+
+def _visible(items: Sequence[Setting | Section]) -> int:
+    """Return how many items there are before the hidden volumes, which LVM writes last."""
+    end = len(items)
+    while end and isinstance(last := items[end - 1], Section):
+        if "VISIBLE" in strings(last.values(), "status"):
+            break
+        end -= 1
+    return end
 
 
 def _orphaned(volume: Section) -> Section:
@@ -184,6 +201,7 @@ def _told(segment: Section, messages: Sequence[Setting], transaction_id: int) ->
 
 
 def _section(
+    spelled: Callable[[str, Value], Setting],
     group: VolumeGroup,
     pool: str,
     new: NewVolume,
@@ -211,18 +229,14 @@ def _section(
         "creation_host": created[0],
         "segment_count": 1,
     }
-    return Section(new.name, (*_settings(volume), Section("segment1", _settings(thin))))
-
-
-def _settings(values: Mapping[str, Value]) -> tuple[Setting, ...]:
-    return tuple(setting(key, value) for key, value in values.items())
+    segment = Section("segment1", tuple(itertools.starmap(spelled, thin.items())))
+    return Section(new.name, (*itertools.starmap(spelled, volume.items()), segment))
 
 
 def new_uuid() -> str:
     """Return a new identifier as LVM makes them (lvm2's ``lib/uuid/uuid.c``)."""
-    letters = iter(secrets.token_bytes(sum(_UUID)))
-    groups = ("".join(_ALPHABET[next(letters) % 62] for _ in range(length)) for length in _UUID)
-    return "-".join(groups)
+    letters = secrets.token_bytes(_UUID[-1]).translate(_ALPHABET).decode()
+    return "-".join(letters[start:end] for start, end in itertools.pairwise(_UUID))
 
 
 def _free_ids(group: VolumeGroup, pool: str, count: int) -> Iterator[int]:

@@ -27,7 +27,7 @@ from vmcloner_lvm import tags
 from vmcloner_lvm.commands import bound
 from vmcloner_lvm.driver import LvmThinDriver
 from vmcloner_lvm.holders import Holders
-from vmcloner_lvm.metadata import write
+from vmcloner_lvm.metadata import stored, write
 from vmcloner_lvm.records import ImageRecord
 from vmcloner_lvm.settings import LvmThinSettings
 from vmcloner_lvm.transaction import queue
@@ -36,9 +36,9 @@ MIB = 1024**2
 RECORDED = Path(__file__).parent / "recorded"
 
 
-@pytest.fixture
-def host(tmp_path):
-    host = FakeHost()
+@pytest.fixture(params=["read by LVM", "read from disk"])
+def host(request, tmp_path):
+    host = FakeHost(disk=tmp_path / "disk" if "disk" in request.param else None)
     host.locks = tmp_path / "locks"
     return host
 
@@ -92,7 +92,8 @@ def test_a_batch_is_one_transaction(host, driver):
     assert [outcome.value.labels for outcome in outcomes[:50]] == [r.labels for r in wanted]
     assert commands(host).count("vgcfgrestore") == 2
     assert commands(host).count("create_snap") == 50
-    assert commands(host)[-2:] == ["vgcfgrestore", "vgcfgbackup"]
+    last = ["vgcfgrestore"] if host.disk else ["vgcfgrestore", "vgcfgbackup"]
+    assert commands(host)[-len(last) :] == last
     assert "lvcreate" not in commands(host)
     assert host.transaction == before + 1
     assert host.consistent()
@@ -116,11 +117,41 @@ def test_new_volumes_stay_inactive_at_boot_and_are_writable(host, driver):
     assert not host.group.thin["template.tiny"].writable
 
 
+@pytest.fixture
+def on_disk(host, tmp_path):
+    """Have the metadata on a disk that can be read."""
+    host.disk = tmp_path / "disk"
+    host.text = host.text
+    return host
+
+
+def test_where_disks_can_be_read_lvm_only_writes(on_disk, driver):
+    list(driver.clone([*requests(driver, 5), swap()]))
+    list(driver.delete(driver.volumes()))
+    ours = {"create_snap", "create_thin", "write_head", "drop_head", "delete", "set_transaction_id"}
+    assert {*commands(on_disk)} - ours == {"lvmconfig", "vgcfgrestore"}
+    assert on_disk.consistent()
+
+
+def test_what_lvm_writes_otherwise_is_told(host, open_driver, monkeypatch):
+    driver, restore = open_driver("transaction"), host._vgcfgrestore
+
+    def otherwise(words):
+        restore(words)
+        if "message" not in host.text:
+            host.text = host.text.replace("web-2-disk0", "web-7-disk0")
+
+    monkeypatch.setattr(host, "_vgcfgrestore", otherwise)
+    outcomes = list(driver.clone(requests(driver, 3)))
+    assert errors(outcomes) == {"web-2-disk0": HostCommandError}
+    assert "isn't what was written" in str(outcomes[1].error)
+
+
 def test_what_was_there_stays_byte_for_byte(host, driver):
-    before = host.text
+    before = stored(host.group.section)
     list(driver.clone(requests(driver, 3)))
     list(driver.delete(driver.volumes()))
-    after = host.text
+    after = stored(host.group.section)
     for number in ("seqno", "transaction_id"):
         before = before.replace(f"{number} = ", f"{number}=")
         after = after.replace(f"{number} = ", f"{number}=")
@@ -617,6 +648,7 @@ def test_what_a_new_volume_begins_with_takes_whole_chunks(host, driver, sectors)
 def test_a_metadata_area_that_is_full(host, open_driver):
     driver = open_driver("transaction")
     host.mda = 16 * 1024
+    host.text = host.text
     outcomes = list(driver.clone(requests(driver, 100)))
     assert set(errors(outcomes).values()) == {NotEnoughResources}
     fit = int(str(outcomes[0].error).split(": ")[1].split()[0])
