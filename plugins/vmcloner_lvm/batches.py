@@ -48,47 +48,60 @@ def create(session: Session, new: Sequence[NewVolume], strategy: Strategy) -> No
     :raises VmclonerError: some were not made; which, only the metadata tells.
     """
     session.check_room([len(each.head) for each in new])
-    if strategy != "lvcreate":
-        why = doubt(session.group, session.pool, session.status()) or _active_origin(session, new)
-        if why is None:
-            try:
-                _transact(session, create=new)
-            except NotEnoughResources:
-                raise
-            except VmclonerError:
-                if strategy == "transaction" or session.pool.messages:
-                    raise
-            else:
-                return
-        elif strategy == "transaction":
-            raise HostCommandError(f"thin pool {session}: no transaction: {why}", hint=_AUTO)
+    if _at_once(session, strategy, create=new):
+        return
     for each in new:
         _lvcreate(session, each)
     session.reread()
 
 
-_AUTO = "strategy = 'auto' would use lvcreate"
-
-
 def remove(session: Session, names: Sequence[str], strategy: Strategy) -> None:
     """Remove volumes that aren't active; as :func:`create`."""
-    if strategy != "lvcreate":
-        why = doubt(session.group, session.pool, session.status())
-        if why is None:
-            try:
-                _transact(session, delete=names)
-            except VmclonerError:
-                if strategy == "transaction" or session.pool.messages:
-                    raise
-            else:
-                return
-        elif strategy == "transaction":
-            raise HostCommandError(f"thin pool {session}: no transaction: {why}", hint=_AUTO)
+    if _at_once(session, strategy, delete=names):
+        return
     left = [name for name in names if name in session.reread().thin]
     if left:
         full = [f"{session.lvm.group}/{name}" for name in left]
         session.lvm.run("lvremove", "-y", *full, held=True)
     session.reread()
+
+
+def replace(
+    session: Session, old: Sequence[str], new: Sequence[NewVolume], strategy: Strategy
+) -> None:
+    """Remove volumes that aren't active, and make others, of the same names too; as both above."""
+    session.check_room([len(each.head) for each in new])
+    if not _at_once(session, strategy, create=new, delete=old):
+        remove(session, old, strategy)
+        create(session, new, strategy)
+
+
+def _at_once(
+    session: Session,
+    strategy: Strategy,
+    *,
+    create: Sequence[NewVolume] = (),
+    delete: Sequence[str] = (),
+) -> bool:
+    """Do it in one transaction; tell whether it is done, or left to LVM's commands."""
+    if strategy == "lvcreate":
+        return False
+    why = doubt(session.group, session.pool, session.status()) or _active_origin(session, create)
+    if why is not None:
+        if strategy == "auto":
+            return False
+        raise HostCommandError(
+            f"thin pool {session}: no transaction: {why}", hint="strategy = 'auto' uses lvcreate"
+        )
+    try:
+        _transact(session, create=create, delete=delete)
+    except NotEnoughResources:
+        raise
+    except VmclonerError:
+        if strategy == "transaction" or session.pool.messages:
+            raise
+        return False
+    return True
 
 
 def _active_origin(session: Session, new: Sequence[NewVolume]) -> str | None:
@@ -126,6 +139,7 @@ def _transact(
 
 def _verify(session: Session, meant: VolumeGroup, made: Sequence[str], gone: Sequence[str]) -> None:
     found = session.reread()
+    gone = [name for name in gone if name not in meant.thin]
     same = all(found.thin.get(name) == meant.thin[name] for name in made)
     pool, kernel = session.pool, session.status().transaction_id
     if pool.messages or pool.transaction_id != kernel or not same or found.thin.keys() & {*gone}:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
+import attrs
+
 from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
 from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, WrongState
 from vmcloner_core.model import (
@@ -55,6 +57,7 @@ class LvmThinDriver(StorageDriver):
     # One transaction costs three commands, however many volumes; a batch is as small as it is
     # so that the first clones can start while others are being made.
     clone_lane = Lane(batch=512)
+    reset_lane = Lane(batch=512)
     delete_lane = Lane(batch=1024)
     modes = frozenset({CloneMode.LINKED})
 
@@ -200,6 +203,45 @@ class LvmThinDriver(StorageDriver):
                 hint="give disk_size at least that",
             )
         return max(size, found[0].size), origin_name(origin.template)
+
+    def reset(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
+        """See :meth:`StorageDriver.reset`. The old ones go and the new ones come at once."""
+        with self._pool.locked() as session:
+            outcomes = self._reset(session, requests)
+        yield from outcomes
+
+    def _reset(self, session: Session, requests: Sequence[CloneRequest]) -> list[Outcome[Volume]]:
+        failed: dict[str, VmclonerError] = {}
+        new: dict[str, tuple[CloneRequest, NewVolume]] = {}
+        old: list[str] = []
+        images = functools.cache(lambda name: image(session.group, self._pool.name, name))
+        for request in requests:
+            name = request.volume_name
+            try:
+                found = self._found(session, request)
+                if found:
+                    hanging = session.group.dependents.get(name, ())
+                    check_removable(self._lvm.group, name, hanging)
+                wanted = attrs.evolve(request, labels=found.labels) if found else request
+                new[name] = wanted, self._new(session, wanted, images)
+            except VmclonerError as error:
+                failed[name] = error
+            else:
+                old += [name] if found else []
+        errors = deactivate(self._lvm, self._mapper, old, held=True)
+        failed |= {name: error for name, error in errors.items() if error is not None}
+        fit = {name: each for name, each in new.items() if name not in failed}
+        try:
+            if fit:
+                gone = [name for name in old if name in fit]
+                batches.replace(session, gone, [each for _, each in fit.values()], self._strategy)
+        except VmclonerError as error:
+            session.reread()
+            failed |= dict.fromkeys(fit, error)
+        outcomes: list[Outcome[Volume]] = [Outcome(key=k, error=e) for k, e in failed.items()]
+        return outcomes + [
+            self._made(session, request, None) for k, (request, _) in fit.items() if k not in failed
+        ]
 
     def _made(
         self, session: Session, request: CloneRequest, failure: VmclonerError | None

@@ -171,6 +171,41 @@ def test_a_delete_is_one_transaction(host, driver):
     assert driver.volumes() == ()
 
 
+def device_ids(host):
+    """Return the device ids of clones."""
+    return {v.device_id for v in host.group.thin.values() if v.writable}
+
+
+def test_a_reset_is_one_transaction(host, driver):
+    wanted = [*requests(driver, 3), swap()]
+    list(driver.clone(wanted))
+    before, ids = driver.volumes(), device_ids(host)
+    later = attrs.evolve(swap().labels, run="20270101-000000-ffff")
+    again = [attrs.evolve(r, labels=attrs.evolve(r.labels, run=later.run)) for r in wanted]
+    transaction = host.transaction
+    host.calls.clear()
+    outcomes = list(driver.reset(again))
+    assert errors(outcomes) == {}
+    assert commands(host).count("vgcfgrestore") == 2
+    assert commands(host).count("delete") == 4
+    assert host.transaction == transaction + 1
+    assert driver.volumes() == before
+    assert not device_ids(host) & ids
+    assert list(host.heads) == [host.group.thin["web-1-disk1"].device_id]
+    assert host.consistent()
+
+
+def test_a_reset_by_lvm_is_the_same(host, open_driver):
+    driver = open_driver("lvcreate")
+    wanted = [*requests(driver, 2), swap()]
+    list(driver.clone(wanted))
+    before = driver.volumes()
+    assert errors(driver.reset(wanted)) == {}
+    assert driver.volumes() == before
+    assert "vgcfgrestore" not in commands(host)
+    assert host.consistent()
+
+
 def test_volumes_of_others_are_left_alone(host, driver):
     host.run(bound(["lvcreate", "-V", "8388608b", "-n", "web-1-disk0"]))
     [clone, other] = driver.clone(requests(driver, 2))
@@ -348,6 +383,33 @@ def test_a_crash_anywhere_in_a_delete_is_repaired(tmp_path):
         assert host.consistent() or "web-1-disk0" not in host.group.thin
         assert errors(driver.delete(volumes[:2])) == {}
         assert [volume.name for volume in driver.volumes()] == ["web-3-disk0"]
+        assert host.consistent()
+
+
+def test_a_crash_anywhere_in_a_reset_is_repaired(tmp_path):
+    def fresh():
+        host = FakeHost()
+        host.locks = tmp_path / "locks"
+        context = DriverContext(host=Host(name="local", state=tmp_path), name="p", runner=host)
+        driver = LvmThinDriver(context, LvmThinSettings(vg=VG, thinpool=POOL), host)
+        wanted = [*requests(driver, 2), swap()]
+        list(driver.clone(wanted))
+        return host, driver, wanted
+
+    host, driver, wanted = fresh()
+    volumes = driver.volumes()
+    total = steps(host, lambda: list(driver.reset(wanted)))
+    for die_at in range(total):
+        host, driver, wanted = fresh()
+        host.calls.clear()
+        host.die_at = die_at
+        with pytest.raises(Killed):
+            list(driver.reset(wanted))
+        _crash_while_repairing(host, driver)
+        assert host.consistent(), die_at
+        assert errors(driver.reset(wanted)) == {}
+        assert driver.volumes() == volumes
+        assert len(host.heads) == 1
         assert host.consistent()
 
 
