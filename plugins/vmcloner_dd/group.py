@@ -42,7 +42,7 @@ from vmcloner_files.errors import translated
 from vmcloner_lvm import tags
 from vmcloner_lvm.activation import Together, activate, deactivate
 from vmcloner_lvm.commands import Lvm
-from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper, device_name
+from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper
 from vmcloner_lvm.filling import opened as opened_image
 from vmcloner_lvm.locking import LOCKS
 from vmcloner_lvm.naming import checked
@@ -249,12 +249,16 @@ class GroupDriver(FanningDriver):
         return disk_size(request, self._image(there, request.origin).size)
 
     def _lvcreate(self, name: str, size: int, values: Mapping[str, str]) -> Logical:
-        """Make an active volume with its tags, in which old bytes may be; returns it."""
+        """Make a volume with its tags, in which old bytes may be; returns it.
+
+        LVM makes one at a time. What it would do longest is to wait for udev: so all of a batch
+        are activated later, by one command.
+        """
         marks = (*tags.encode(values), COPYING)
         words = [word for tag in marks for word in ("--addtag", tag)]
         size = self._whole(size)
         # Nothing is wiped: all of it gets written. And no host should activate it at its boot.
-        options = ("-y", "-Wn", "-Zn", "-ay", "-K", "-ky", "-n", name)
+        options = ("-y", "-Wn", "-Zn", "-an", "-ky", "-n", name)
         self._allot("lvcreate", name, size, *options, *words, self._group)
         return Logical(name=name, uuid="", size=size, tags=marks, thick=True)
 
@@ -290,15 +294,10 @@ class GroupDriver(FanningDriver):
         """See :meth:`FanningDriver.opened`."""
         names = [volume.name for volume in volumes]
         try:
-            # Those that were made a moment ago are active.
-            errors = self._on([name for name in names if not self._is_active(name)])
+            errors = self._on(names)
             yield {name: error for name, error in errors.items() if error is not None}
         finally:
             self._off(names)  # one that somebody else waits for, or uses already, stays active
-
-    def _is_active(self, name: str) -> bool:
-        device = self._mapper.device(device_name(self._group, name))
-        return device is not None and self._path(name).exists()
 
     def activate(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
         """See :meth:`StorageDriver.activate`."""
@@ -441,6 +440,9 @@ class GroupDriver(FanningDriver):
         self._drop(draft)
         made = self._lvcreate(draft, record.size, record.to_mapping())
         try:
+            for error in self._on([draft]).values():
+                if error is not None:
+                    raise error
             target = Target(path=self._path(draft), size=made.size, progress=progress)
             folder = self.context.host.state / "import"
             with (
