@@ -32,6 +32,7 @@ from vmcloner_pxe.fetching import MAX_SIZE, Fetcher
 from vmcloner_pxe.libxl import join
 from vmcloner_pxe.link import attached
 from vmcloner_pxe.messages import Batch, Member, Result
+from vmcloner_pxe.reach import Reach
 from vmcloner_pxe.resolver import Guest, Resolver
 from vmcloner_pxe.worker import Answer, Order
 
@@ -45,6 +46,7 @@ def run(batch: Batch) -> list[Result]:
     resolver = Resolver(
         fetcher=Fetcher(
             deadline=time.monotonic() + batch.timeout,
+            reach=Reach(interface=batch.interface),
             cache=None if batch.dry_run else cache(None, ids),
         )
     )

@@ -24,6 +24,7 @@ from vmcloner_pxe.cache import Cache
 from vmcloner_pxe.errors import NetbootError, reason, shown
 from vmcloner_pxe.fetching import MAX_SIZE, Fetcher
 from vmcloner_pxe.link import attached
+from vmcloner_pxe.reach import Reach
 from vmcloner_pxe.resolver import Guest, Resolver
 from vmcloner_pxe.worker import Answer, Order
 
@@ -215,6 +216,7 @@ def boot(asked: Invocation) -> bool:
     resolver = Resolver(
         fetcher=Fetcher(
             deadline=time.monotonic() + options.timeout,
+            reach=Reach(interface=asked.interface),
             cache=None if uncached else cache(options.cache, asked.ids),
             max_size=asked.max_size,
         )

@@ -16,6 +16,7 @@ from vmcloner_pxe.cache import Cache
 from vmcloner_pxe.errors import NetbootError, Refused, reason
 from vmcloner_pxe.location import Location
 from vmcloner_pxe.pxelinux import MAX_CONFIG
+from vmcloner_pxe.reach import Reach
 
 MAX_SIZE = 2 * 1024**3
 
@@ -24,11 +25,12 @@ MAX_SIZE = 2 * 1024**3
 class Fetcher:
     """Fetches for any number of guests. Thread-safe.
 
-    :param cache: None to fetch each file each time.
+    :param reach: which servers may be reached. :param cache: None to fetch each file each time.
     :param max_size: bytes of one file. :param deadline: as ``time.monotonic()`` counts.
     """
 
     deadline: float
+    reach: Reach = attrs.field(factory=Reach)
     cache: Cache | None = None
     max_size: int = MAX_SIZE
     block_size: int = tftp.BLOCK_SIZE
@@ -79,11 +81,16 @@ class Fetcher:
     ) -> Iterator[tuple[str | None, Callable[[Callable[..., object]], int]]]:
         """Give a file's version, None where the server tells none, and what reads it."""
         if location.scheme != "tftp":
-            with web.download(str(location), max_size=max_size, deadline=self.deadline) as page:
+            with web.download(
+                str(location),
+                self.reach.address,
+                max_size=max_size,
+                deadline=self.deadline,
+            ) as page:
                 yield page.version, page.read
             return
         with tftp.Download(
-            _address(location.host),
+            self.reach.address(location.host, socket.AF_INET),
             location.path,
             port=location.port or self.tftp_port,
             max_size=max_size,
@@ -102,11 +109,3 @@ def first_found(fetcher: Fetcher, locations: list[Location]) -> tuple[Location, 
         with contextlib.suppress(Refused):
             return location, fetcher.text(location)
     return None
-
-
-def _address(host: str) -> str:
-    """Return a host's IPv4 address."""
-    try:
-        return socket.gethostbyname(host)
-    except (OSError, UnicodeError) as error:
-        raise NetbootError(f"TFTP server {host}: no such host") from error

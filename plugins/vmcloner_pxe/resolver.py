@@ -97,19 +97,25 @@ class Resolver:
             return self._by_script(guest, lease)
         return self._by_configuration(guest, lease)
 
+    def _fetcher(self, lease: Lease) -> Fetcher:
+        """Return what fetches for a guest: this host may be its boot server, if DHCP says so."""
+        named = frozenset({str(lease.server), lease.boot_server})
+        return attrs.evolve(self.fetcher, reach=attrs.evolve(self.fetcher.reach, named=named))
+
     def _by_configuration(self, guest: Guest, lease: Lease) -> Found:
+        fetcher = self._fetcher(lease)
         base = base_of(lease.boot_server, lease.boot_file, lease.path_prefix)
         names = pxelinux.search_names(guest.mac, lease.address, guest.machine)
         if lease.config_file is not None:
             names = (lease.config_file, *names)
-        found = first_found(self.fetcher, [base.locate(name) for name in names])
+        found = first_found(fetcher, [base.locate(name) for name in names])
         if found is None:
             raise NetbootError(
                 f"{base.locate(names[-1])}: not there, nor any of the other {len(names) - 1} names"
                 " that a configuration could have"
             )
         where, text = found
-        config = pxelinux.parse(text, lambda name: self.fetcher.text(base.locate(name)))
+        config = pxelinux.parse(text, lambda name: fetcher.text(base.locate(name)))
         try:
             choice = pxelinux.choose(config)
         except ConfigError as error:
@@ -117,12 +123,13 @@ class Resolver:
         return _found(guest, lease, where, base, choice, config.warnings)
 
     def _by_script(self, guest: Guest, lease: Lease) -> Found:
+        fetcher = self._fetcher(lease)
         where = Base(server=lease.boot_server).locate(lease.boot_file)
         base = beside(where)
         choice = ipxe.parse(
-            self.fetcher.text(where),
+            fetcher.text(where),
             _variables(guest, lease),
-            lambda name: self.fetcher.text(base.locate(name)),
+            lambda name: fetcher.text(base.locate(name)),
         )
         return _found(guest, lease, where, base, choice, [])
 
@@ -132,19 +139,20 @@ class Resolver:
         :raises NetbootError: one can't be had, the kernel is none, or the initrds are too large.
         """
         assert found.kernel is not None  # noqa: S101 - the caller's to see
+        fetcher = self._fetcher(found.lease)
         files: list[BinaryIO] = []
         size = 0
         try:
             for location in (found.kernel, *found.initrds):
-                files.append(self.fetcher.file(location))
+                files.append(fetcher.file(location))
                 if len(files) == 1:
                     check_kernel(files[0], str(location))
                     continue
                 size += os.fstat(files[-1].fileno()).st_size
-                if size > self.fetcher.max_size:
+                if size > fetcher.max_size:
                     raise NetbootError(
                         f"{location}: with it, the initrds are larger than"
-                        f" {self.fetcher.max_size} bytes",
+                        f" {fetcher.max_size} bytes",
                         hint="raise --max-size",
                     )
         except BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from urllib.parse import urljoin
 
 import urllib3
 
@@ -60,28 +61,63 @@ class Download:
 
 
 @contextlib.contextmanager
-def download(url: str, *, max_size: int, deadline: float) -> Iterator[Download]:
-    """Ask a web server for a file.
+def download(
+    url: str, address: Callable[[str], str], *, max_size: int, deadline: float
+) -> Iterator[Download]:
+    """Ask a web server for a file, and those that it redirects to.
 
+    :param address: returns the address to connect to for a host's name, or raises.
     :param deadline: for the whole of it, as ``time.monotonic()`` counts.
     :raises Refused: the server doesn't have it, or doesn't give it.
-    :raises NetbootError: it doesn't answer.
+    :raises NetbootError: it doesn't answer; and whatever ``address`` raises.
     """
     what = shown(url)
-    left = max(0.1, deadline - time.monotonic())
-    timeout = urllib3.Timeout(connect=min(IDLE, left), read=min(IDLE, left))
-    retries = urllib3.Retry(connect=1, read=0, redirect=MAX_REDIRECTS, other=0)
-    with urllib3.PoolManager(timeout=timeout, retries=retries) as pool:
-        with _translated(what):
-            answer = pool.request(
-                "GET", url, preload_content=False, headers={"Accept-Encoding": "identity"}
-            )
-        try:
+    with contextlib.ExitStack() as stack:
+        for _redirect in range(MAX_REDIRECTS + 1):
+            with _translated(what):
+                answer = stack.enter_context(_asked(url, address, deadline))
+                where = answer.get_redirect_location()
+                if where:
+                    url = urljoin(url, where)
+                    continue
             if 400 <= answer.status < 500:
                 raise Refused(f"{what}: the server answers {answer.status}")
             if answer.status != 200:
                 raise NetbootError(f"{what}: the server answers {answer.status}")
             yield Download(answer, what, max_size=max_size, deadline=deadline)
+            return
+        raise NetbootError(f"{what}: redirected more than {MAX_REDIRECTS} times")
+
+
+@contextlib.contextmanager
+def _asked(
+    url: str, address: Callable[[str], str], deadline: float
+) -> Iterator[urllib3.BaseHTTPResponse]:
+    """Ask one server, at the address that was looked at, by the name that its certificate has."""
+    parts = urllib3.util.parse_url(url)
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise NetbootError(f"{shown(url)}: not a web server's file")
+    host = parts.host.strip("[]")
+    left = max(0.1, deadline - time.monotonic())
+    timeout = urllib3.Timeout(connect=min(IDLE, left), read=min(IDLE, left))
+    pool: urllib3.HTTPConnectionPool
+    if parts.scheme == "https":
+        pool = urllib3.HTTPSConnectionPool(
+            address(host), parts.port, timeout=timeout, server_hostname=host, assert_hostname=host
+        )
+    else:
+        pool = urllib3.HTTPConnectionPool(address(host), parts.port, timeout=timeout)
+    with pool:
+        answer = pool.request(
+            "GET",
+            parts.request_uri,
+            headers={"Host": str(parts.netloc), "Accept-Encoding": "identity"},
+            retries=urllib3.Retry(connect=1, read=0, redirect=False, other=0),
+            redirect=False,
+            preload_content=False,
+        )
+        try:
+            yield answer
         finally:
             answer.close()
 

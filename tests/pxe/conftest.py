@@ -51,7 +51,8 @@ def site() -> Iterator[Site]:
     00 dnsmasq · 01 atftpd · 02 an iPXE script by http · 03 the hostile TFTP server ·
     04 a server without TFTP · 05 nobody answers · 06 a DHCP server that NAKs · 07 a pool of two ·
     08 two DHCP servers · 09 options 209 and 210 · 0a no boot file · 0b iPXE as boot file ·
-    0c what to boot is said by a proxyDHCP server · 0d which has to be asked for it
+    0c what to boot is said by a proxyDHCP server · 0d which has to be asked for it ·
+    0e the host itself is the server
     """
     folder = Path(tempfile.mkdtemp(prefix="vmcloner-pxe-"))
     folder.chmod(0o755)
@@ -66,7 +67,7 @@ def site() -> Iterator[Site]:
 def _serve(net: Network, folder: Path) -> None:
     names = {"01": "windows", "02": "script", "03": "hostile", "04": "closed", "05": "nobody",
              "06": "nobody", "07": "small", "08": "two", "09": "options", "0a": "bare",
-             "0b": "chain", "0c": "bare", "0d": "bare"}  # fmt: skip
+             "0b": "chain", "0c": "bare", "0d": "bare", "0e": "nobody"}  # fmt: skip
     net.dnsmasq(
         *(f"--dhcp-mac=set:{name},52:54:{byte}:*:*:*" for byte, name in names.items()),
         "--dhcp-userclass=set:ipxe,iPXE",
@@ -100,11 +101,27 @@ def _serve(net: Network, folder: Path) -> None:
     net.spawn("other", ["atftpd", "--daemon", "--no-fork", "--bind-address", ATFTPD,
                         "--user", "root", "--logfile", "-", net.tftp])  # fmt: skip
     net.listening("other", 69)
+    net.dnsmasq(
+        "--dhcp-range=10.77.0.210,10.77.0.219,255.255.255.0,1h",
+        "--dhcp-mac=set:own,52:54:0e:*:*:*",
+        "--dhcp-ignore=tag:!own",
+        "--dhcp-boot=pxelinux.0",
+        "--enable-tftp",
+        f"--tftp-root={net.tftp}",
+        where="host",
+        interface="br0",
+    )
+    # What only the host reaches, and its guests mustn't.
+    net.spawn("host", [sys.executable, "-m", "http.server", "80", "--bind", "::",
+                       "--directory", net.tftp])  # fmt: skip
+    net.listening("host", 80, "tcp6")
     script = HERE / "hostile.py"
     net.spawn("other", [sys.executable, script, "tftp", HOSTILE, net.tftp, folder / "complaints"])
     net.listening("other", 69)
     net.spawn("other", [sys.executable, script, "dhcp", HOSTILE])
     net.listening("other", 67)
+    net.spawn("other", [sys.executable, script, "http", HOSTILE])
+    net.listening("other", 80, "tcp")
     net.spawn("other", [sys.executable, "-m", "http.server", "80", "--bind", WEB,
                         "--directory", net.tftp])  # fmt: skip
     net.listening("other", 80, "tcp")

@@ -1,6 +1,7 @@
 """Servers that misbehave, each in the way that a file's name or a MAC address asks for.
 
     hostile.py tftp ADDRESS FOLDER LOG    serves FOLDER, and MODES' names as it shouldn't
+    hostile.py http ADDRESS    redirects /to?URL to the URL
     hostile.py dhcp ADDRESS    NAKs 52:54:06; offers 52:54:08 an address, but no boot file
 
 What clients complain about by ERROR goes to LOG, one JSON object a line.
@@ -14,6 +15,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 from vmcloner_pxe import packet
@@ -208,8 +210,17 @@ def serve_dhcp(address: str) -> None:
         server.sendto(reply.ljust(300, b"\0"), ("255.255.255.255", 68))
 
 
+class Redirecting(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", self.path.partition("?")[2])
+        self.end_headers()
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "tftp":
         serve_tftp(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
+    elif sys.argv[1] == "http":
+        HTTPServer((sys.argv[2], 80), Redirecting).serve_forever()
     else:
         serve_dhcp(sys.argv[2])

@@ -1,6 +1,6 @@
 """A network of the tests' own: namespaces joined by a bridge, with real servers in them.
 
-    host    where pypxeboot runs: the bridge br0, with 10.77.0.9
+    host    where pypxeboot runs: the bridge br0, with 10.77.0.9; a boot server of its own
     server  dnsmasq, DHCP and TFTP, 10.77.0.1
     other   atftpd (windows), a web server and a hostile TFTP server, 10.77.0.2-4
     proxy   a proxyDHCP server, 10.77.0.5
@@ -23,6 +23,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PYPXEBOOT = Path(sys.executable).with_name("pypxeboot")
+HOST = "10.77.0.9"
 ATFTPD, WEB, HOSTILE, PROXY = "10.77.0.2", "10.77.0.3", "10.77.0.4", "10.77.0.5"
 
 
@@ -132,14 +133,17 @@ class Network:
 
     # --- servers ---
 
-    def dnsmasq(self, *options: str, where: str = "server") -> subprocess.Popen[bytes]:
+    def dnsmasq(
+        self, *options: str, where: str = "server", interface: str = "eth0"
+    ) -> subprocess.Popen[bytes]:
         leases = self.folder / f"leases-{len(self.processes)}"
         process = self.spawn(
             where,
             [
                 *("dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0", "--user=root"),
-                *("--interface=eth0", "--bind-interfaces", "--no-ping", "--log-dhcp", "--no-hosts"),
-                *(f"--dhcp-leasefile={leases}", "--no-resolv", f"--pid-file={leases}.pid"),
+                *(f"--interface={interface}", "--bind-interfaces", "--no-ping", "--log-dhcp"),
+                *("--no-hosts", f"--dhcp-leasefile={leases}", "--no-resolv"),
+                f"--pid-file={leases}.pid",
                 *options,
             ],
         )

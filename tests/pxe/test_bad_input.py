@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pxe.network import bzimage
+from tests.pxe.network import HOST, HOSTILE, bzimage
 
 pytestmark = pytest.mark.pxe
 
@@ -186,6 +186,32 @@ def test_arguments_that_libxl_would_drop(site):
     site.net.config(mac, f"DEFAULT k\nLABEL k\nKERNEL tiny\nAPPEND {'a' * 4000}\n")
     assert len(site.boot(mac).arguments) == 4000
     failed(site.boot(mac, options=[f"--args={'b' * 4191}"]), "args: ", "8191 at most")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("http://127.0.0.1/tiny", "127.0.0.1 is a loopback address"),
+        ("http://2130706433/tiny", "127.0.0.1 is a loopback address"),
+        ("http://[::1]/tiny", "::1 is a loopback address"),
+        ("http://[::ffff:127.0.0.1]/tiny", "127.0.0.1 is a loopback address"),
+        ("http://0/tiny", "0.0.0.0 is an unspecified address"),
+        (f"http://{HOST}/tiny", f"{HOST} is this host's own"),
+        (f"http://{HOSTILE}/to?http://localhost/tiny", " is a loopback address"),
+        (f"http://{HOSTILE}/to?//{HOST}/tiny", f"{HOST} is this host's own"),
+        (f"http://{HOSTILE}/to?/to?/to?/to?/to?/to?/to", "more than 5 times"),
+        (f"{HOST}::tiny", f"{HOST} is this host's own"),
+        ("tftp://127.0.0.1/tiny", "127.0.0.1 is a loopback address"),
+        ("http://169.254.169.254/latest", "169.254.169.254 is a link-local address"),
+        ("224.0.0.1::tiny", "224.0.0.1 is a multicast address"),
+        ("10.77.0.255::tiny", "10.77.0.255 is not the address of one host"),
+    ],
+)
+def test_what_only_the_host_reaches_is_not_fetched(site, name, why):
+    (site.net.tftp / "tiny").write_bytes(bzimage(5000))
+    mac = "52:54:00:00:02:06"
+    site.net.config(mac, f"DEFAULT k\nLABEL k\nKERNEL {name}\n")
+    failed(site.boot(mac, "--no-cache"), why)
 
 
 def test_initrds_that_are_too_large_together(site):

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.pxe import runner
-from tests.pxe.network import PYPXEBOOT, WEB, bzimage
+from tests.pxe.network import HOST, PYPXEBOOT, WEB, bzimage
 
 pytestmark = pytest.mark.pxe
 
@@ -74,6 +74,15 @@ def test_one_server_gives_the_address_another_says_what_to_boot(site, files):
     taken = site.boot(mac, "--no-cache")
     assert (taken.status, taken.arguments) == (0, "by=proxy"), taken.console
     assert f"{_address(site, mac)} from 10.77.0.5" in taken.console
+
+
+def test_a_boot_server_on_the_host_itself(site, files):
+    mac = "52:54:0e:00:00:01"
+    site.net.config(mac, label("KERNEL vmlinuz", f"INITRD http://{HOST}/a.img"))
+    taken = site.boot(mac, "--no-cache")
+    assert (taken.status, taken.ramdisk) == (0, b"a" * 1001), taken.console
+    site.net.config(mac, label("KERNEL http://127.0.0.1/vmlinuz"))
+    assert "127.0.0.1 is a loopback address" in site.boot(mac).console
 
 
 def test_a_server_with_windows(site, files):
