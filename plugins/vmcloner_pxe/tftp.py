@@ -201,6 +201,7 @@ class Download:
         self._be_patient(next(self._waits))
         packet = bytearray(self._block_size + 5)  # one more shows a block too long
         while not ended:
+            self._left(self._deadline)  # a server that keeps sending is never waited for
             length = self._in_order(packet, write)
             ended = self._out_of_line(memoryview(packet)[:length], write)
         self._done = True

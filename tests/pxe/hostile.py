@@ -9,11 +9,13 @@ What clients complain about by ERROR goes to LOG, one JSON object a line.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -108,6 +110,15 @@ def stalled(s: Session) -> None:
         s.acknowledged(-1)
 
 
+def wrong_blocks(s: Session) -> None:
+    """Send for ever what wasn't asked for, so that the client is never kept waiting."""
+    if s.options_accepted(tsize=100_000, blksize=1428):
+        with contextlib.suppress(ConnectionError):  # the client has given up
+            while True:
+                s.socket.send(struct.pack("!HH", 3, 99) + bytes(10))
+                time.sleep(0.01)
+
+
 def long_block(s: Session) -> None:
     if s.options_accepted(blksize=1428):
         s.socket.send(struct.pack("!HH", 3, 1) + bytes(1500))
@@ -153,6 +164,7 @@ MODES: dict[str, Callable[[Session], object]] = {
     "silent": lambda _s: None,
     "plain": without_options,
     "longblock": long_block,
+    "wrongblocks": wrong_blocks,
     "owner": for_its_owner,
     "lossy": every_other,
     "escape": lambda s: s.fail(0, "\x1b[2J\r\nfake: line"),
