@@ -152,7 +152,7 @@ def _receive(
     """Return the next answer; None where the worker asked for its address."""
     ours.settimeout(max(0.001, deadline - time.monotonic()))
     try:
-        data, fds, _flags, _address = socket.recv_fds(ours, MAX_MESSAGE, MAX_FILES)
+        data, fds, flags, _address = socket.recv_fds(ours, MAX_MESSAGE, MAX_FILES)
     except TimeoutError as error:
         raise NetbootError("timeout: it took too long") from error
     with contextlib.ExitStack() as stack:
@@ -161,7 +161,7 @@ def _receive(
         if not data:
             raise NetbootError("the worker ended before it had answered")
         try:
-            message = _message(data)
+            message = _message(data, flags)
             if "configure" not in message:
                 return _answer(message, _files(fds, max_size))
             _configure(message["configure"], link, order)
@@ -191,7 +191,9 @@ def _configure(value: object, link: Link, order: Order) -> None:
     link.configure(IPv4Address(address), int(prefix), IPv4Address(router) if router else None)
 
 
-def _message(data: bytes) -> dict[str, Any]:
+def _message(data: bytes, flags: int) -> dict[str, Any]:
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        raise ValueError("longer than a message may be")
     message = json.loads(data)
     if not isinstance(message, dict):
         raise TypeError("not an object")
@@ -223,7 +225,11 @@ class _Channel:
         self._lock = threading.Lock()
 
     def send(self, message: dict[str, object], files: Sequence[BinaryIO] = ()) -> None:
+        """Send a message; one that is too long becomes an error of the same guest."""
         data = json.dumps(message).encode()
+        if len(data) > MAX_MESSAGE:
+            error = f"its boot server says too much: {len(data)} bytes, of {MAX_MESSAGE} at most"
+            data, files = json.dumps({"index": message["index"], "error": error}).encode(), ()
         with self._lock:
             socket.send_fds(self._end, [data], [file.fileno() for file in files])
 
@@ -297,9 +303,13 @@ def _work(
             message = {"error": reason(error)}
         except Exception as error:  # one line, whatever the network sent
             message = {"error": f"internal error: {type(error).__name__}: {shown(str(error))}"}
-        channel.send({"index": index, **message}, files)
-        for file in files:
-            file.close()
+        try:
+            channel.send({"index": index, **message}, files)
+        except OSError as error:  # of the files: too many are open
+            channel.send({"index": index, "error": reason(error)})
+        finally:
+            for file in files:
+                file.close()
 
     with ThreadPoolExecutor(max(1, min(MAX_THREADS, len(guests)))) as pool:
         list(pool.map(one, range(len(guests))))

@@ -97,3 +97,23 @@ def test_a_file_of_that_size_is_taken(channel, tmp_path):
         answer = received(channel, [file.fileno()])
     assert answer.files[0].read() == b"k" * 1000
     answer.close()
+
+
+def test_what_is_longer_than_a_message_is_an_error_of_that_guest_alone(channel):
+    ours, theirs = channel
+    channel = worker._Channel(theirs)
+    names = [f"http://x/{number}{'é' * 2000}" for number in range(16)]
+    with Path("/dev/null").open("rb") as file:
+        channel.send({"index": 4, "kernel": "http://x/k", "initrds": names}, [file] * 17)
+    channel.send({"index": 5, "kernel": "http://x/k"})
+    receive = lambda: worker._receive(ours, None, worker.Order(), 1000, time.monotonic() + 10)  # noqa: E731
+    first, second = receive(), receive()
+    assert (first.index, first.files) == (4, ())
+    assert "says too much: " in first.error
+    assert (second.index, second.error) == (5, None)
+
+
+@pytest.mark.parametrize(("size", "files"), [(worker.MAX_MESSAGE + 1, 0), (2, 18)])
+def test_a_message_that_was_cut_is_refused(channel, size, files):
+    with Path("/dev/null").open("rb") as file, pytest.raises(NetbootError, match="its protocol"):
+        received(channel, [file.fileno()] * files, b"{}".ljust(size))
