@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import pwd
@@ -117,13 +118,17 @@ def answers(
     :param ids: the user and group that the worker becomes; ignored where this isn't root.
     :raises NetbootError: the worker ended, or broke its protocol, before it had answered for all.
     """
+    parent = os.getpid()  # asked before the fork: afterwards it may be gone already
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         with link.entered() if order.configure else contextlib.nullcontext():
             pid = os.fork()
             if pid == 0:  # it never leaves this block
                 _close_all_but([theirs, *link.sockets])
-                _run(lambda: _work(_Channel(theirs), resolver, order, guests, link), ids, resolver)
+                give_up = functools.partial(
+                    give_up_privileges, ids, resolver.fetcher.max_size, parent
+                )
+                _run(give_up, lambda: _work(_Channel(theirs), resolver, order, guests, link))
         theirs.close()
         try:
             deadline = resolver.fetcher.deadline + GRACE
@@ -240,14 +245,14 @@ class _Channel:
                 raise NetbootError("the privileged half is gone")
 
 
-def _run(work: Callable[[], None], ids: tuple[int, int], resolver: Resolver) -> None:
+def _run(give_up: Callable[[], None], work: Callable[[], None]) -> None:
     """Do the worker's work in this process, which is a fork, and end it."""
     status = 1
     try:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         "host.example".encode("idna")  # loaded now: the user may not be able to read our modules
-        give_up_privileges(ids, resolver.fetcher.max_size)
+        give_up()
         work()
         status = 0
     finally:
@@ -262,10 +267,11 @@ def _close_all_but(kept: Sequence[socket.socket]) -> None:
             os.close(number)
 
 
-def give_up_privileges(ids: tuple[int, int], max_size: int) -> None:
+def give_up_privileges(ids: tuple[int, int], max_size: int, parent: int) -> None:
     """Become another user for good, with limits on memory and file size, and die with the parent.
 
-    :param max_size: bytes of a file.
+    :param max_size: bytes of a file. :param parent: its process id; where it has died already,
+        this process ends here.
     """
     limits = {
         resource.RLIMIT_CORE: 0,
@@ -276,7 +282,6 @@ def give_up_privileges(ids: tuple[int, int], max_size: int) -> None:
         _soft, hard = resource.getrlimit(limit)
         most = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(limit, (most, most))
-    parent = os.getppid()
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(ids[1], ids[1], ids[1])

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import signal
 import socket
 import time
 from pathlib import Path
@@ -117,3 +118,27 @@ def test_what_is_longer_than_a_message_is_an_error_of_that_guest_alone(channel):
 def test_a_message_that_was_cut_is_refused(channel, size, files):
     with Path("/dev/null").open("rb") as file, pytest.raises(NetbootError, match="its protocol"):
         received(channel, [file.fileno()] * files, b"{}".ljust(size))
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_worker_whose_parent_was_killed_at_once_ends_too(killed):
+    """The kernel tells the worker only of a death that comes after it asked to be told."""
+    ours, theirs = os.pipe()
+    between = os.fork()
+    if between == 0:
+        parent = os.getpid()
+        if os.fork() == 0:
+            try:
+                while killed and os.getppid() == parent:
+                    time.sleep(0.01)
+                worker.give_up_privileges((65534, 65534), 10**6, parent)
+                os.write(theirs, b"alive")
+            finally:
+                os._exit(0)
+        if not killed:
+            os.wait()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.close(theirs)
+    with open(ours, "rb") as stream:  # noqa: PTH123 - a descriptor
+        assert stream.read() == (b"" if killed else b"alive")
+    os.waitpid(between, 0)
