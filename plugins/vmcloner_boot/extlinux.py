@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vmcloner_boot.choice import MAX_INITRDS, Choice, Found
-from vmcloner_boot.reading import Unreadable
+from vmcloner_boot.reading import Budget, Unreadable
 from vmcloner_boot.trees import Tree
 
 EXTLINUX_FILES = (
@@ -19,7 +19,7 @@ EXTLINUX_FILES = (
 )
 
 
-def extlinux_menu(tree: Tree, _trees: Sequence[Tree]) -> Choice | None:
+def extlinux_menu(tree: Tree, _trees: Sequence[Tree], _budget: Budget) -> Choice | None:
     """Return what extlinux's menu on a file system chooses, None where there is none."""
     for path in EXTLINUX_FILES:
         text = tree.text(path)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from vmcloner_boot.bls import BLS_FOLDERS, BlsEntry, bls_entries, grub_device
 from vmcloner_boot.choice import MAX_INITRDS, Choice, Found
 from vmcloner_boot.grubscript import Entry, World, parse
-from vmcloner_boot.reading import Unreadable
+from vmcloner_boot.reading import Budget, Unreadable
 from vmcloner_boot.trees import Tree
 
 GRUB_FILES = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg", "/grub/grub.cfg", "/grub2/grub.cfg")
@@ -29,7 +29,7 @@ _FEATURES = (
 class _Grub:
     """A machine for GRUB's scripts whose disk has these file systems."""
 
-    def __init__(self, trees: Sequence[Tree], home: Tree, prefix: str) -> None:
+    def __init__(self, trees: Sequence[Tree], home: Tree, prefix: str, budget: Budget) -> None:
         self.trees = trees
         self.home = home
         self.prefix = prefix
@@ -38,7 +38,7 @@ class _Grub:
         self.cmdline = ""
         self.other = ""
         self.uses_bls = False
-        self.world = World(run=self.run)
+        self.world = World(run=self.run, budget=budget)
         device = grub_device(home)
         self.world.variables.update(
             {f"feature_{name}": "y" for name in _FEATURES}
@@ -205,14 +205,14 @@ class _Grub:
         return False
 
 
-def grub_menu(tree: Tree, trees: Sequence[Tree]) -> Choice | None:
+def grub_menu(tree: Tree, trees: Sequence[Tree], budget: Budget) -> Choice | None:
     """Return what GRUB's menu on a file system chooses, None where there is none."""
     for path in GRUB_FILES:
         text = tree.text(path)
         if text is None:
             continue
         source = f"{path} on {tree.place}"
-        grub = _Grub(trees, tree, path.rpartition("/")[0])
+        grub = _Grub(trees, tree, path.rpartition("/")[0], budget)
         try:
             grub.world.execute(parse(text, path))
             if not grub.world.menu and grub.kernel is None:
@@ -271,7 +271,7 @@ def _environment(text: str) -> dict[str, str]:
     return found
 
 
-def bls_menu(tree: Tree, trees: Sequence[Tree]) -> Choice | None:
+def bls_menu(tree: Tree, trees: Sequence[Tree], budget: Budget) -> Choice | None:
     """Return what is chosen among a file system's BLS entries, None where there are none."""
     for folder in BLS_FOLDERS:
         entries = bls_entries(tree, folder)
@@ -279,25 +279,30 @@ def bls_menu(tree: Tree, trees: Sequence[Tree]) -> Choice | None:
             continue
         source = f"{folder} on {tree.place}"
         try:
-            return _bls_choice(tree, trees, folder, entries, source)
+            return _bls_choice(tree, trees, budget, folder, entries, source)
         except Unreadable as error:
             raise Unreadable(f"{source}: {error.message}", hint=error.hint) from error
     return None
 
 
 def _bls_choice(
-    tree: Tree, trees: Sequence[Tree], folder: str, entries: list[BlsEntry], source: str
+    tree: Tree,
+    trees: Sequence[Tree],
+    budget: Budget,
+    folder: str,
+    entries: list[BlsEntry],
+    source: str,
 ) -> Choice:
     for path in GRUB_FILES:
         text = tree.text(path)
         if text is None:
             continue
-        grub = _Grub(trees, tree, path.rpartition("/")[0])
+        grub = _Grub(trees, tree, path.rpartition("/")[0], budget)
         grub.world.execute(parse(text, path))
         if grub.uses_bls:  # entries of both kinds in one menu, and GRUB's default
             return _carried_out(grub, source)
     above = folder.removesuffix("/loader/entries")
-    grub = _Grub(trees, tree, f"{above}/grub2")
+    grub = _Grub(trees, tree, f"{above}/grub2", budget)
     if not grub.load_env([]):
         grub.load_env(["-f", f"({grub_device(tree)}){above}/grub/grubenv"])
     grub.world.menu = [entry.menu_entry() for entry in entries]

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 
-from vmcloner_boot.reading import Unreadable
+from vmcloner_boot.reading import Budget, Unreadable
 
 MAX_STEPS = 20_000
-"""Commands that one script may run."""
+"""Commands, and turns of loops, that one script may run."""
 MAX_NESTING = 64
 MAX_WORDS = 16384
-"""Characters of a command once its variables are filled in."""
+"""Characters of a command once its variables are filled in, and pieces of its words."""
 MAX_TEST = 100
 """Words of one test."""
 MAX_ENTRIES = 1000
@@ -372,9 +372,11 @@ class World:
 
     :param run: commands that the caller carries out: (name, arguments) to whether it succeeded;
         None for a name that isn't his.
+    :param budget: what all that is read on behalf of the clone takes of; here it bounds the time.
     """
 
     run: Callable[[str, Sequence[str]], bool | None]
+    budget: Budget = attrs.field(factory=Budget)
     variables: dict[str, str] = attrs.field(factory=dict)
     menu: list[Entry] = attrs.field(factory=list)
     functions: dict[str, tuple[Statement, ...]] = attrs.field(factory=dict)
@@ -395,10 +397,14 @@ class World:
         self.depth -= 1
         return good
 
-    def _one(self, statement: Statement) -> bool:
+    def _step(self) -> None:
         self.steps += 1
         if self.steps > MAX_STEPS:
             raise Unreadable(f"a GRUB script doesn't end within {MAX_STEPS} steps")
+        self.budget.spend(0)
+
+    def _one(self, statement: Statement) -> bool:
+        self._step()
         if isinstance(statement, Command):
             return self._command(statement)
         if isinstance(statement, Function):
@@ -414,12 +420,13 @@ class World:
     def _loop(self, loop: Loop) -> bool:
         if loop.name:
             for value in self.words(loop.words):
+                self._step()
                 self.variables[loop.name] = value
                 self.execute(loop.body)
             return True
         while self.execute(loop.condition) is not loop.until:
+            self._step()
             self.execute(loop.body)
-            self.steps += 1
         return True
 
     def words(self, words: Sequence[Word]) -> list[str]:
@@ -438,7 +445,7 @@ class World:
                     parts.extend(rest)
                 else:
                     parts[-1] += value
-                left -= len(value)
+                left -= len(value) + 1
                 if left < 0:
                     raise Unreadable(f"a GRUB script makes a command longer than {MAX_WORDS}")
             if parts != [""] or quoted or not bare:

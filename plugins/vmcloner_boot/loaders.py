@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from vmcloner_boot.choice import Choice, Found
 from vmcloner_boot.extlinux import extlinux_menu
 from vmcloner_boot.grub import bls_menu, grub_menu
-from vmcloner_boot.reading import Unreadable
+from vmcloner_boot.reading import Budget, Unreadable
 from vmcloner_boot.trees import Tree
 
 LINKS = (
@@ -17,16 +17,18 @@ LINKS = (
 )
 
 
-def choose(trees: Sequence[Tree]) -> Choice:
+def choose(trees: Sequence[Tree], budget: Budget) -> Choice:
     """Return what a disk with these file systems boots.
 
     The first kind of menu that there is counts; one that is broken isn't passed over.
 
+    :param budget: what bounds the time that scripts may take.
     :raises Unreadable: there is none, it is broken, or a file that it names isn't there.
+    :raises DeadlineExceeded: that takes too long.
     """
     for look in (bls_menu, grub_menu, extlinux_menu, _links):
         for tree in trees:
-            choice = look(tree, trees)
+            choice = look(tree, trees, budget)
             if choice is not None:
                 return choice
     places = ", ".join(f"{tree.place} ({tree.system.kind})" for tree in trees) or "nothing readable"
@@ -36,7 +38,7 @@ def choose(trees: Sequence[Tree]) -> Choice:
     )
 
 
-def _links(tree: Tree, trees: Sequence[Tree]) -> Choice | None:
+def _links(tree: Tree, trees: Sequence[Tree], _budget: Budget) -> Choice | None:
     for kernel_path, initrd_path in LINKS:
         kernel = _linked(tree, kernel_path, trees)
         if kernel is None:

@@ -80,10 +80,11 @@ def _read(request: BootRequest) -> BootConfig:
     """Read one clone's disk; what it boots is then in the request's folder."""
     words = fill_cmdline(request.template, request.labels, request.nics, request.values)
     volume = _boot_disk(request.volumes)
-    image = open_image(volume.path, volume.format, Budget())
+    budget = Budget()
+    image = open_image(volume.path, volume.format, budget)
     try:
         trees, skipped = systems(image)
-        choice = _choice(trees, skipped)
+        choice = _choice(trees, skipped, budget)
         cmdline = check_cmdline(f"{choice.cmdline} {words}".strip(), choice.source, request.labels)
         if request.folder is None:
             check(choice)
@@ -108,9 +109,9 @@ def _boot_disk(volumes: Sequence[Volume]) -> Volume:
     return min(volumes, key=lambda volume: volume.disk)
 
 
-def _choice(trees: Sequence[Tree], skipped: Sequence[Skipped]) -> Choice:
+def _choice(trees: Sequence[Tree], skipped: Sequence[Skipped], budget: Budget) -> Choice:
     try:
-        return choose(trees)
+        return choose(trees, budget)
     except Unreadable as error:
         if not skipped:
             raise

@@ -1,6 +1,7 @@
 """What a disk's own boot loader would boot: menus as distributions write them, and bad ones."""
 
 import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from vmcloner_boot import grubscript
 from vmcloner_boot.bls import _version
 from vmcloner_boot.choice import Choice
 from vmcloner_boot.grubscript import World, parse
-from vmcloner_boot.loaders import choose
-from vmcloner_boot.reading import Unreadable
+from vmcloner_boot.loaders import choose as choose_within
+from vmcloner_boot.reading import Budget, Unreadable
 from vmcloner_boot.trees import Tree
+from vmcloner_core.errors import DeadlineExceeded
 
 SAMPLES = Path(__file__).parent / "samples"
 DEBIAN = (SAMPLES / "debian.cfg").read_text()
@@ -27,6 +29,10 @@ KERNELS = {
     for name in ("vmlinuz", "initrd.img")
     for build in (17, 18)
 }
+
+
+def choose(trees: Sequence[Tree], budget: Budget | None = None) -> Choice:
+    return choose_within(trees, budget or Budget())
 
 
 def debian(config: str = DEBIAN, **files: object) -> Tree:
@@ -172,6 +178,10 @@ def test_scripts(script: str, cmdline: str, initrds: list[str]) -> None:
         ("while true; do true; done", "doesn't end within 20000 steps"),
         ("function f { f; }\nf", "calls itself more than 64 times"),
         ("set a=x\nwhile true; do set a=$a$a; done", "makes a command longer than"),
+        ('x "" ' * 9000, "makes a command longer than"),
+        ("x " + '""' * 17000, "makes a command longer than"),
+        ("while ; do ; done", "doesn't end within 20000 steps"),
+        ("while true; do for a in " + "b " * 5000 + "; do\ndone; done", "doesn't end within"),
         ("while true; do menuentry a { true }; done", "more than 1000 entries"),
         ("if true; then " * 80, "nested more than 64 times"),
         ("[ " + "! " * 5000 + "]", "tests more than 100 words"),
@@ -187,6 +197,15 @@ def test_scripts_that_are_broken(script: str, reason: str) -> None:
         choose([debian(script, vmlinuz="kernel")])
     assert reason in str(caught.value)
     assert str(caught.value).startswith("/boot/grub/grub.cfg on partition 1: ")
+
+
+def test_scripts_end_in_time() -> None:
+    """Steps may be dear: what bounds them is the time that the clone has for all that is read."""
+    script = "while true; do\nx " + '"" ' * 8000 + "\ndone"
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        choose([debian(script)], Budget(deadline=began + 0.3))
+    assert time.monotonic() - began < 10
 
 
 @settings(max_examples=200)
