@@ -10,16 +10,22 @@ import re
 import attrs
 
 from vmcloner_boot.grubscript import Command, Entry, Word
+from vmcloner_boot.reading import MIB, Unreadable
 from vmcloner_boot.trees import Tree
 
 MAX_FILES = 1000
 """Entries of the Boot Loader Specification in one folder."""
+MAX_FILE = 65536
+"""Bytes of one."""
+MAX_TOGETHER = MIB
+"""Bytes of all in one folder."""
+_KEYS = {"title", "version", "linux", "initrd", "options", "sort-key"}
 BLS_FOLDERS = ("/boot/loader/entries", "/loader/entries")
 
 
 @attrs.frozen
 class BlsEntry:
-    """An entry: a file of ``folder`` on a file system, its keys with all their values."""
+    """An entry: a file of ``folder`` on a file system; the keys that count, with all values."""
 
     tree: Tree
     folder: str
@@ -62,18 +68,25 @@ def _expanded(text: str) -> Word:
 
 
 def bls_entries(tree: Tree, folder: str) -> list[BlsEntry]:
-    """Return a folder's entries, the one to prefer first."""
+    """Return a folder's entries, the one to prefer first.
+
+    :raises Unreadable: they are too large.
+    """
+    left = MAX_TOGETHER
     names = [name for name in tree.names(folder) if name.endswith(".conf")][:MAX_FILES]
     entries = []
     for name in names:
-        text = tree.text(f"{folder}/{name}")
+        text = tree.text(f"{folder}/{name}", MAX_FILE)
         if text is None:
             continue
+        left -= len(text)
+        if left < 0:
+            raise Unreadable(f"{folder!r} on {tree.place} holds more than {MAX_TOGETHER} bytes")
         keys: dict[str, list[str]] = {}
         for line in text.splitlines():
             key, _, value = line.strip().partition(" ")
-            if key and not key.startswith("#"):
-                keys.setdefault(key.rstrip("\t"), []).append(value.strip())
+            if (key := key.rstrip("\t")) in _KEYS:
+                keys.setdefault(key, []).append(value.strip())
         identifier = re.sub(r"\+\d+(-\d+)?$", "", name.removesuffix(".conf"))
         entries.append(BlsEntry(tree, folder, identifier, keys))
     by_file = sorted(entries, key=lambda entry: _version(entry.identifier), reverse=True)

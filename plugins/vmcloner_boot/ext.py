@@ -205,10 +205,12 @@ class Ext(FileSystem):
 
     def _extents(self, inode: _Inode) -> Iterator[tuple[int, int, int]]:
         """Yield (logical block, physical block or 0, blocks) in their order."""
-        waiting = [(inode.block, 6)]
+        # Where nodes are, not what they hold: a damaged one may name thousands of others.
+        waiting: list[tuple[int | None, int]] = [(None, 6)]
         visited = 0
         while waiting:
-            node, below = waiting.pop()
+            at, below = waiting.pop()
+            node = inode.block if at is None else self._data.exactly(at, self._block)
             visited += 1
             magic, count, _, depth = struct.unpack_from("<HHHH", node)
             if magic != 0xF30A or depth >= below or visited > MAX_NODES:
@@ -225,8 +227,7 @@ class Ext(FileSystem):
                 continue
             for entry in reversed(entries):
                 _, low, high = struct.unpack("<IIH", entry[:10])
-                child = self._data.exactly((high << 32 | low) * self._block, self._block)
-                waiting.append((child, depth))
+                waiting.append(((high << 32 | low) * self._block, depth))
 
     def _map(self, inode: _Inode, size: int) -> Iterator[tuple[int, int, int]]:
         """Yield the same of a file with block pointers (ext2, ext3)."""

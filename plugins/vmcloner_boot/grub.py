@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from vmcloner_boot.bls import BLS_FOLDERS, BlsEntry, bls_entries, grub_device
 from vmcloner_boot.choice import MAX_INITRDS, Choice, Found
-from vmcloner_boot.grubscript import Entry, World, parse
+from vmcloner_boot.grubscript import Entry, World
 from vmcloner_boot.reading import Budget, Unreadable
 from vmcloner_boot.trees import Tree
 
@@ -170,7 +170,7 @@ class _Grub:
                 or (by == "--label" and tree.system.label == words[0])
                 or (by == "--file" and tree.file(words[0]) is not None)
             ):
-                self.world.variables[words[1] if len(words) > 1 else "root"] = grub_device(tree)
+                self.world.put(words[1] if len(words) > 1 else "root", grub_device(tree))
                 return True
         return False
 
@@ -184,18 +184,21 @@ class _Grub:
         text = self._text(file)
         if text is None:
             return False
-        self.world.variables.update(_environment(text))
+        for name, value in _environment(text).items():
+            self.world.put(name, value)
         return True
 
     def _source(self, words: Sequence[str]) -> bool:
         text = self._text(words[0]) if words else None
-        return text is not None and self.world.execute(parse(text, words[0]))
+        return text is not None and self.world.source(text, words[0])
 
     def _configfile(self, words: Sequence[str]) -> bool:
         self.world.menu = []
         return self._source(words)
 
     def _blscfg(self, _words: Sequence[str]) -> bool:
+        if self.uses_bls:
+            return True  # its entries are in the menu, or would be there twice
         self.uses_bls = True
         for folder in BLS_FOLDERS:
             for tree in (self.home, *self.trees):
@@ -214,7 +217,7 @@ def grub_menu(tree: Tree, trees: Sequence[Tree], budget: Budget) -> Choice | Non
         source = f"{path} on {tree.place}"
         grub = _Grub(trees, tree, path.rpartition("/")[0], budget)
         try:
-            grub.world.execute(parse(text, path))
+            grub.world.source(text, path)
             if not grub.world.menu and grub.kernel is None:
                 continue  # it leads to another one, or to nothing
             return _carried_out(grub, source)
@@ -298,7 +301,7 @@ def _bls_choice(
         if text is None:
             continue
         grub = _Grub(trees, tree, path.rpartition("/")[0], budget)
-        grub.world.execute(parse(text, path))
+        grub.world.source(text, path)
         if grub.uses_bls:  # entries of both kinds in one menu, and GRUB's default
             return _carried_out(grub, source)
     above = folder.removesuffix("/loader/entries")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 
-from vmcloner_boot.reading import Budget, Unreadable
+from vmcloner_boot.reading import MIB, Budget, Unreadable
 
 MAX_STEPS = 20_000
 """Commands, and turns of loops, that one script may run."""
@@ -23,6 +23,9 @@ MAX_TEST = 100
 """Words of one test."""
 MAX_ENTRIES = 1000
 """Entries of one menu."""
+MAX_VARIABLES = 1000
+MAX_SOURCES = 2 * MIB
+"""Characters of all files that a script consists of."""
 
 
 class Broken(Unreadable):
@@ -382,6 +385,18 @@ class World:
     functions: dict[str, tuple[Statement, ...]] = attrs.field(factory=dict)
     steps: int = 0
     depth: int = 0
+    sources: int = 0
+
+    def source(self, text: str, name: str) -> bool:
+        """Run a script, or a further file of it; returns whether its last command succeeded.
+
+        :param name: what it is called in messages.
+        :raises Unreadable: it isn't one, or doesn't end within bounds.
+        """
+        self.sources += len(text)
+        if self.sources > MAX_SOURCES:
+            raise Unreadable(f"a GRUB script consists of more than {MAX_SOURCES} characters")
+        return self.execute(parse(text, name))
 
     def execute(self, statements: Sequence[Statement]) -> bool:
         """Run statements; returns whether the last one succeeded.
@@ -421,13 +436,19 @@ class World:
         if loop.name:
             for value in self.words(loop.words):
                 self._step()
-                self.variables[loop.name] = value
+                self.put(loop.name, value)
                 self.execute(loop.body)
             return True
         while self.execute(loop.condition) is not loop.until:
             self._step()
             self.execute(loop.body)
         return True
+
+    def put(self, name: str, value: str) -> None:
+        """Set a variable."""
+        self.variables[name] = value
+        if len(self.variables) > MAX_VARIABLES:
+            raise Unreadable(f"a GRUB script sets more than {MAX_VARIABLES} variables")
 
     def words(self, words: Sequence[Word]) -> list[str]:
         """Return words with their variables filled in; a bare one may become several or none."""
@@ -470,7 +491,7 @@ class World:
         if name == "set" or (not command.block and re.match(r"[A-Za-z_]\w*=", name)):
             for item in arguments if name == "set" else [name]:
                 key, _, value = item.partition("=")
-                self.variables[key] = value
+                self.put(key, value)
             return True
         if name == "unset":
             for key in arguments:

@@ -118,16 +118,16 @@ class Tree:
         node = self.find(path)
         return node if node is not None and node.kind is Kind.FOLDER else None
 
-    def text(self, path: str) -> str | None:
+    def text(self, path: str, limit: int = MAX_TEXT) -> str | None:
         """Return what a configuration file says, None where there is none.
 
-        :raises Unreadable: it is too large.
+        :raises Unreadable: it is larger than ``limit`` bytes.
         """
         node = self.file(path)
         if node is None:
             return None
-        if node.size > MAX_TEXT:
-            raise Unreadable(f"{path!r} on {self.place} is larger than {MAX_TEXT} bytes")
+        if node.size > limit:
+            raise Unreadable(f"{path!r} on {self.place} is larger than {limit} bytes")
         data = b"".join(self.system.content(node))
         return data.decode("utf-8", "surrogateescape").replace("\r\n", "\n")
 

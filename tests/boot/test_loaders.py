@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tests.boot.memory import tree
 from vmcloner_boot import grubscript
-from vmcloner_boot.bls import _version
+from vmcloner_boot.bls import _version, bls_entries
 from vmcloner_boot.choice import Choice
+from vmcloner_boot.grub import _Grub
 from vmcloner_boot.grubscript import World, parse
 from vmcloner_boot.loaders import choose as choose_within
 from vmcloner_boot.reading import Budget, Unreadable
@@ -199,6 +200,19 @@ def test_scripts_that_are_broken(script: str, reason: str) -> None:
     assert str(caught.value).startswith("/boot/grub/grub.cfg on partition 1: ")
 
 
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("#" * 900_000 + "\nsource /boot/grub/grub.cfg", "more than 2097152 characters"),
+        ("".join(f"set {c}{n}=1\n" for c in "abcdefghij" for n in range(100)), "1000 variables"),
+    ],
+)
+def test_scripts_take_little_memory(script: str, reason: str) -> None:
+    with pytest.raises(Unreadable) as caught:
+        choose([debian(script)])
+    assert reason in str(caught.value)
+
+
 def test_scripts_end_in_time() -> None:
     """Steps may be dear: what bounds them is the time that the clone has for all that is read."""
     script = "while true; do\nx " + '"" ' * 8000 + "\ndone"
@@ -287,6 +301,27 @@ def test_entries_without_grub() -> None:
     assert names(choose(fedora(files, "6.9.6", "6.10.1")))[0] == "/vmlinuz-6.9.6"
     files["loader/loader.conf"] = "default other*"
     assert names(choose(fedora(files, "6.9.6", "6.10.1")))[0] == "/vmlinuz-6.10.1"
+
+
+def test_entries_are_taken_over_once() -> None:
+    config = FEDORA + "\nblscfg" * 10
+    files = {"grub2/grub.cfg": config, "loader/entries/m-6.9.6-300.conf": entry("6.9.6")}
+    grub = _Grub(fedora(files), fedora(files)[1], "/grub2", Budget())
+    grub.world.source(config, "grub.cfg")
+    assert [item.identifier for item in grub.world.menu] == ["m-6.9.6-300"]
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 65_537), (17, 65_000)])
+def test_entries_that_are_too_large(count: int, size: int) -> None:
+    files = {f"loader/entries/m-{n}.conf": entry("6.9.6") + "#" * size for n in range(count)}
+    with pytest.raises(Unreadable, match=r"larger than|holds more than"):
+        choose(fedora(files, "6.9.6"))
+
+
+def test_of_entries_only_what_counts_is_kept() -> None:
+    text = entry("6.9.6") + "".join(f"x{n} y\n" for n in range(1000))
+    (found,) = bls_entries(tree({"loader/entries/m.conf": text}), "/loader/entries")
+    assert set(found.keys) <= {"title", "version", "linux", "initrd", "options"}
 
 
 def test_sort_keys_come_first() -> None:

@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import struct
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.boot.disks import MIB, disk, ext, fill, run
-from vmcloner_boot.ext import Ext
+from vmcloner_boot.ext import Ext, _Inode
 from vmcloner_boot.partitions import partitions
 from vmcloner_boot.reading import (
     Budget,
@@ -147,6 +148,36 @@ def test_sixteen_links_and_no_more(tmp_path: Path) -> None:
     assert content(found, "l16") == b"end"
     with pytest.raises(Unreadable):
         found.file("l17")
+
+
+class Nodes(Bytes):
+    """A tree of extents as wide as can be: block N holds a node of depth N with leads to N - 1."""
+
+    size = 1 << 40
+
+    def __init__(self, block: int) -> None:
+        self.block = block
+        self.reads = 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        self.reads += 1
+        return self.node(offset // self.block, self.block // 12 - 1).ljust(length, b"\0")
+
+    @staticmethod
+    def node(depth: int, count: int) -> bytes:
+        head = struct.pack("<HHHHI", 0xF30A, count, count, depth, 0)
+        entry = (
+            struct.pack("<IIHH", 0, depth - 1, 0, 0) if depth else struct.pack("<IHHI", 0, 1, 0, 9)
+        )
+        return head + entry * count
+
+
+def test_of_a_wide_tree_of_extents_only_what_is_walked_is_read(tmp_path: Path) -> None:
+    system = Ext(Memory(ext(tmp_path / "fs", {}).read_bytes()))
+    system._data = nodes = Nodes(system._block)
+    runs = system._extents(_Inode(1, 0, Nodes.node(5, 4), b""))
+    assert next(runs) == (0, 9, 1)
+    assert nodes.reads == 5
 
 
 # --- XFS and btrfs ----------------------------------------------------------------------------
