@@ -86,8 +86,8 @@ class Ext(FileSystem):
         if (
             not self._per_group
             or not 0 < self._inodes_per_group <= self._block * 8
-            or not 128 <= self._inode_size <= self._block
-            or not 32 <= self._entry <= 1024
+            or not _power_of_two(self._inode_size, 128, self._block)
+            or not _power_of_two(self._entry, 32, 1024)
         ):
             raise Unreadable("its file system (ext4) is damaged")
 
@@ -264,6 +264,10 @@ class Ext(FileSystem):
 
 def _int(data: bytes, offset: int) -> int:
     return int(struct.unpack_from("<I", data, offset)[0])
+
+
+def _power_of_two(number: int, least: int, most: int) -> bool:
+    return least <= number <= most and number & (number - 1) == 0
 
 
 def _power(number: int, base: int) -> bool:

@@ -1,5 +1,6 @@
 """Images, partitions and ext file systems, as the real tools make them."""
 
+import contextlib
 import os
 import random
 import re
@@ -430,6 +431,31 @@ def test_damage_is_an_error_of_ours(images: list[bytes], data: st.DataObject) ->
             found.names("/")
     except VmclonerError:
         pass
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_superblock_is_an_error_of_ours(images: list[bytes], data: st.DataObject) -> None:
+    """Each field that is read may say anything, one or several at once."""
+    image = bytearray(images[data.draw(st.integers(0, 1))])
+    fields = {0: 4, 4: 4, 0x14: 4, 0x18: 4, 0x20: 4, 0x28: 4, 0x4C: 4, 0x58: 2, 0x60: 4, 0x64: 4,
+              0xFE: 2, 0x104: 4}  # fmt: skip
+    for at in data.draw(st.lists(st.sampled_from(sorted(fields)), min_size=1, max_size=3)):
+        size = fields[at]
+        value = data.draw(st.integers(0, 300) | st.integers(0, 256**size - 1))
+        image[1024 + at : 1024 + at + size] = value.to_bytes(size, "little")
+    with contextlib.suppress(VmclonerError):
+        system = Ext(Memory(bytes(image)))
+        for name in system.names(system.root()):
+            system.find(system.root(), name)
+
+
+@pytest.mark.parametrize("size", [0, 127, 129, 250, 2048, 65535])
+def test_a_size_of_inodes_that_cannot_be(images: list[bytes], size: int) -> None:
+    image = bytearray(images[0])
+    struct.pack_into("<H", image, 1024 + 0x58, size)
+    with pytest.raises(Unreadable, match="damaged"):
+        Ext(Memory(bytes(image)))
 
 
 def test_an_unknown_feature(tmp_path: Path) -> None:
