@@ -26,7 +26,7 @@ import cattrs
 
 from vmcloner_core.errors import VmclonerError
 from vmcloner_pxe import worker
-from vmcloner_pxe.command import cache
+from vmcloner_pxe.command import Stopped, cache, heed_signals
 from vmcloner_pxe.errors import reason, shown
 from vmcloner_pxe.fetching import MAX_SIZE, Fetcher
 from vmcloner_pxe.libxl import join
@@ -54,11 +54,15 @@ def run(batch: Batch) -> list[Result]:
     guests = [Guest(mac=m.mac, machine=uuid.UUID(m.machine)) for m in batch.guests]
     store = Store(Path(batch.store))
     results: dict[str, Result] = {}
+
+    def take(answer: Answer) -> bool:
+        member = batch.guests[answer.index]
+        results[member.key] = _result(answer, member, store)
+        return results[member.key].error is None
+
     try:
         with attached(batch.interface, len(guests), mode="auto") as link:
-            for answer in worker.answers(resolver, order, guests, link, ids):
-                member = batch.guests[answer.index]
-                results[member.key] = _result(answer, member, store)
+            worker.serve(resolver, order, guests, link, ids, take)
         store.sweep()
     except VmclonerError as error:
         missing = [m.key for m in batch.guests if m.key not in results]
@@ -73,8 +77,6 @@ def _result(answer: Answer, member: Member, store: Store) -> Result:
         return Result(key=member.key, error=f"{member.folder}: {reason(error)}")
     except VmclonerError as error:
         return Result(key=member.key, error=str(error))
-    finally:
-        answer.close()
     return Result(
         key=member.key,
         error=answer.error,
@@ -150,11 +152,14 @@ class Store:
 
 def main() -> None:
     """Read a batch, write the answers."""
+    heed_signals()
     try:
         batch = cattrs.structure(json.load(sys.stdin), Batch)
         answers = run(batch)
     except VmclonerError as error:
         sys.exit(shown(str(error)))
+    except Stopped as stopped:
+        sys.exit(128 + stopped.number)
     json.dump(cattrs.unstructure(answers), sys.stdout)
 
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -158,15 +158,11 @@ def parse(argv: Sequence[str]) -> Invocation:
 
 def main() -> None:
     """Run the command; the process ends with 0, 1 (failed), 2 (usage) or 128 + a signal."""
-    signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    for number in signals:
-        signal.signal(number, _stop)
+    heed_signals()
     status = 1
     try:
         status = run(sys.argv[1:])
     except Stopped as stopped:
-        for number in signals:
-            signal.signal(number, signal.SIG_IGN)
         _say(f"ended by {signal.Signals(stopped.number).name}")
         status = 128 + stopped.number
     with contextlib.suppress(OSError):
@@ -175,7 +171,18 @@ def main() -> None:
     os._exit(status)
 
 
+def heed_signals() -> None:
+    """Have the first signal that asks this process to end raise :class:`Stopped`.
+
+    Those that follow are ignored, for what is done about the first mustn't be left half done.
+    """
+    for number in worker.SIGNALS:
+        signal.signal(number, _stop)
+
+
 def _stop(number: int, _frame: FrameType | None) -> None:
+    for each in worker.SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
     raise Stopped(number)
 
 
@@ -229,29 +236,26 @@ def boot(asked: Invocation) -> bool:
                     options.output, options.output_directory, options.output_format, asked.max_size
                 )
             )
-        answer = stack.enter_context(_answered(asked, resolver, order))
-        if handover is None:
-            sys.stdout.write(json.dumps(described(answer), indent=2) + "\n")
-        elif not answer.local:
-            _hand_over(handover, answer, options.args)
+        taken: list[Answer] = []
+
+        def take(answer: Answer) -> bool:
+            if answer.error is not None:
+                raise NetbootError(answer.error)
+            if handover is None:
+                sys.stdout.write(json.dumps(described(answer), indent=2) + "\n")
+            elif not answer.local:
+                _hand_over(handover, answer, options.args)
+            taken.append(answer)
+            return True
+
+        netns = options.mode == "netns"
+        mode, mac = ("port", asked.guest.mac) if netns else (options.mode, None)
+        with attached(asked.interface, 1, mode=mode, mac=mac) as link:
+            worker.serve(resolver, order, [asked.guest], link, asked.ids, take)
+        [answer] = taken
         if not options.quiet:
             _describe(answer)
         return answer.local and handover is not None
-
-
-@contextlib.contextmanager
-def _answered(asked: Invocation, resolver: Resolver, order: Order) -> Iterator[Answer]:
-    netns = asked.options.mode == "netns"
-    mode, mac = ("port", asked.guest.mac) if netns else (asked.options.mode, None)
-    with attached(asked.interface, 1, mode=mode, mac=mac) as link:
-        found = list(worker.answers(resolver, order, [asked.guest], link, asked.ids))
-    [answer] = found
-    try:
-        if answer.error is not None:
-            raise NetbootError(answer.error)
-        yield answer
-    finally:
-        answer.close()
 
 
 def _hand_over(handover: libxl.Handover, answer: Answer, arguments: str) -> None:

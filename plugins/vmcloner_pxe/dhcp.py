@@ -8,6 +8,7 @@ and bridges do either.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import select
 import socket
@@ -141,7 +142,11 @@ class Client:
             offer = self._discover()
             reply = self._request(offer)
             if reply.type == packet.ACK:
-                return _lease(reply, self._proxy)
+                try:
+                    return _lease(reply, self._proxy)
+                except NetbootError:  # it is ours by now, whatever its server says of booting
+                    self._give_back(reply.address, offer.server, reply.source_mac)
+                    raise
             # Two clients were offered one address, or the server changed its mind.
             text = reply.options.get(packet.MESSAGE, b"").decode("ascii", "replace")
             reason = f" ({shown(text)})" if text else ""
@@ -153,25 +158,26 @@ class Client:
 
     def release(self, lease: Lease) -> None:
         """Give a lease back. There is no answer to that, so no telling whether it arrived."""
+        self._give_back(lease.address, lease.server, lease.server_mac)
+
+    def _give_back(self, address: IPv4Address, server: IPv4Address | None, to: bytes) -> None:
+        assert server is not None  # noqa: S101 - or its offer had not been taken
         options = [
             (packet.MESSAGE_TYPE, bytes([packet.RELEASE])),
-            (packet.SERVER, lease.server.packed),
+            (packet.SERVER, server.packed),
         ]
-        self._socket.send(
-            packet.frame(
-                packet.message(
-                    random.getrandbits(32),
-                    self._mac,
-                    options,
-                    client=lease.address,
-                    broadcast=False,
-                ),
-                source_mac=self._mac,
-                source=lease.address,
-                target_mac=lease.server_mac,
-                target=lease.server,
+        with contextlib.suppress(OSError):  # it mustn't hide why nothing is booted
+            self._socket.send(
+                packet.frame(
+                    packet.message(
+                        random.getrandbits(32), self._mac, options, client=address, broadcast=False
+                    ),
+                    source_mac=self._mac,
+                    source=address,
+                    target_mac=to,
+                    target=server,
+                )
             )
-        )
 
     def _discover(self) -> Reply:
         self._xid = random.getrandbits(32)

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import uuid
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import attrs
@@ -57,25 +58,28 @@ class Resolver:
     fetcher: Fetcher
     tries: tuple[float, ...] = TRIES
 
-    def lease(self, guest: Guest, where: socket.socket, *, ipxe: bool = False) -> Lease:
-        """Return an address for a guest.
+    def leases(self, guest: Guest, where: socket.socket) -> Iterator[Lease]:
+        """Yield what a guest is given, of which the last is what counts.
+
+        That is one lease, or two: where the first's boot file is iPXE itself, that one would ask
+        again, and be told what to do.
 
         :param where: a packet socket in the guest's network.
-        :param ipxe: ask as iPXE does. :raises NetbootError: as :class:`Client` does.
+        :raises NetbootError: as :class:`Client` does.
         """
-        client = Client(
-            where,
-            guest.mac,
-            machine=guest.machine,
-            ipxe=ipxe,
-            deadline=self.fetcher.deadline,
-            tries=self.tries,
-        )
-        lease = client.lease()
-        if not ipxe and _IPXE_BINARY.fullmatch(lease.boot_file):
-            # The file would be iPXE itself, which asks again and is told what to do.
-            return self.lease(guest, where, ipxe=True)
-        return lease
+        for as_ipxe in (False, True):
+            client = Client(
+                where,
+                guest.mac,
+                machine=guest.machine,
+                ipxe=as_ipxe,
+                deadline=self.fetcher.deadline,
+                tries=self.tries,
+            )
+            lease = client.lease()
+            yield lease
+            if not _IPXE_BINARY.fullmatch(lease.boot_file):
+                break
 
     def find(self, guest: Guest, lease: Lease) -> Found:
         """Return what a guest with that lease boots.

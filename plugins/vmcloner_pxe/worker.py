@@ -20,7 +20,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 from typing import Any, BinaryIO
@@ -39,7 +39,8 @@ MAX_MESSAGE = 65536
 MAX_FILES = 17
 MAX_MEMORY = 1024**3
 GRACE = 2.0
-"""Seconds that the worker has, beyond its own deadline, to say so itself."""
+"""Seconds that the worker has, beyond its own deadline, to say so itself; and to end."""
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _PDEATHSIG, _NO_NEW_PRIVS = 1, 38  # linux/prctl.h
 
 
@@ -108,47 +109,94 @@ def uid_of(user: str) -> tuple[int, int]:
     return ids
 
 
-def answers(
-    resolver: Resolver, order: Order, guests: Sequence[Guest], link: Link, ids: tuple[int, int]
-) -> Iterator[Answer]:
-    """Yield what each guest boots, in any order, as soon as it is known; close what you get.
+def serve(
+    resolver: Resolver,
+    order: Order,
+    guests: Sequence[Guest],
+    link: Link,
+    ids: tuple[int, int],
+    take: Callable[[Answer], bool],
+) -> None:
+    """Find out what each guest boots, and hand it to ``take`` as soon as it is known.
 
     Forks: call it while there is no other thread. The worker is gone when this ends, however.
 
     :param ids: the user and group that the worker becomes; ignored where this isn't root.
-    :raises NetbootError: the worker ended, or broke its protocol, before it had answered for all.
+    :param take: is given an answer, whose files are closed afterwards; answers come in any order.
+        Returns whether the guest boots by it: if it doesn't, or whatever is raised, the guest's
+        lease is given back.
+    :raises NetbootError: the worker ended, or broke its protocol, before it had answered for all;
+        and whatever ``take`` raises.
     """
     parent = os.getpid()  # asked before the fork: afterwards it may be gone already
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        with link.entered() if order.configure else contextlib.nullcontext():
-            pid = os.fork()
-            if pid == 0:  # it never leaves this block
-                _close_all_but([theirs, *link.sockets])
-                give_up = functools.partial(
-                    give_up_privileges, ids, resolver.fetcher.max_size, parent
-                )
-                _run(give_up, lambda: _work(_Channel(theirs), resolver, order, guests, link))
-        theirs.close()
-        try:
-            deadline = resolver.fetcher.deadline + GRACE
-            waiting = set(range(len(guests)))
-            while waiting:
-                answer = _receive(ours, link, order, resolver.fetcher.max_size, deadline)
-                if answer is None:
-                    continue
-                if answer.index not in waiting:
-                    answer.close()
-                    raise NetbootError("the worker answers what it wasn't asked")
-                waiting.remove(answer.index)
-                yield answer
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+    # From the fork until there is who sees to the worker's end, a signal has to wait; in the worker
+    # for ever: it ends when the other half says so.
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        with ours, theirs:
+            with link.entered() if order.configure else contextlib.nullcontext():
+                pid = os.fork()
+                if pid == 0:  # it never leaves this block
+                    give_up = functools.partial(
+                        give_up_privileges, ids, resolver.fetcher.max_size, parent
+                    )
+                    made = _Worker(resolver, order, guests, link, _Channel(theirs))
+                    _run([theirs, *link.sockets], give_up, made.run)
+            try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+                theirs.close()
+                _take_all(ours, resolver, order, len(guests), link, take)
+            finally:
+                _end(pid, ours)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
 
 # --- the privileged half ------------------------------------------------------------------------
+
+
+def _take_all(
+    ours: socket.socket,
+    resolver: Resolver,
+    order: Order,
+    count: int,
+    link: Link,
+    take: Callable[[Answer], bool],
+) -> None:
+    fetcher = resolver.fetcher
+    waiting = set(range(count))
+    while waiting:
+        answer = _receive(ours, link, order, fetcher.max_size, fetcher.deadline + GRACE)
+        if answer is None:
+            continue
+        with contextlib.closing(answer):
+            if answer.index not in waiting:
+                raise NetbootError("the worker answers what it wasn't asked")
+            waiting.remove(answer.index)
+            used = take(answer)
+        _tell(ours, {"index": answer.index, "used": used})
+
+
+def _tell(ours: socket.socket, message: dict[str, object]) -> None:
+    with contextlib.suppress(OSError):  # it has ended: what is read from it next says so
+        ours.send(json.dumps(message).encode())
+
+
+def _end(pid: int, ours: socket.socket) -> None:
+    """Have the worker give back the leases that nobody boots by, and see that it ends."""
+    try:
+        with contextlib.suppress(OSError):
+            ours.shutdown(socket.SHUT_WR)
+            until = time.monotonic() + GRACE
+            while (left := until - time.monotonic()) > 0:
+                ours.settimeout(left)
+                if not ours.recv(MAX_MESSAGE):  # it has ended
+                    break
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def _receive(
@@ -172,7 +220,7 @@ def _receive(
             _configure(message["configure"], link, order)
         except (ValueError, TypeError, KeyError) as error:
             raise NetbootError("the worker broke its protocol") from error
-        ours.send(b"{}")
+        _tell(ours, {})
     return None
 
 
@@ -223,11 +271,12 @@ def _answer(message: dict[str, Any], files: tuple[BinaryIO, ...]) -> Answer:
 
 
 class _Channel:
-    """The worker's end. Thread-safe."""
+    """The worker's end. Thread-safe; one thread receives."""
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
         self._lock = threading.Lock()
+        self.configured = threading.Event()
 
     def send(self, message: dict[str, object], files: Sequence[BinaryIO] = ()) -> None:
         """Send a message; one that is too long becomes an error of the same guest."""
@@ -238,19 +287,47 @@ class _Channel:
         with self._lock:
             socket.send_fds(self._end, [data], [file.fileno() for file in files])
 
-    def ask(self, message: dict[str, object]) -> None:
+    def receive(self) -> dict[str, Any] | None:
+        """Return what the privileged half says; None where it says no more."""
+        data = self._end.recv(MAX_MESSAGE)
+        return _message(data, 0) if data else None
+
+
+class _Leases:
+    """The leases that no guest boots by yet: they are to be given back. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: dict[int, tuple[Client, Lease]] = {}
+
+    def hold(self, index: int, client: Client, lease: Lease) -> None:
+        """Keep in mind a guest's lease, in place of the one that it had."""
         with self._lock:
-            self._end.send(json.dumps(message).encode())
-            if not self._end.recv(MAX_MESSAGE):
-                raise NetbootError("the privileged half is gone")
+            _client, before = self._held.get(index, (client, lease))
+            self._held[index] = client, lease
+        if (before.address, before.server) != (lease.address, lease.server):
+            client.release(before)
+
+    def settle(self, index: int, *, used: bool) -> None:
+        """Let go of a guest's lease, given back if it isn't used. Idempotent."""
+        with self._lock:
+            client, lease = self._held.pop(index, (None, None))
+        if client is not None and lease is not None and not used:
+            client.release(lease)
+
+    def give_back(self) -> None:
+        """Give all back."""
+        for index in list(self._held):
+            self.settle(index, used=False)
 
 
-def _run(give_up: Callable[[], None], work: Callable[[], None]) -> None:
+def _run(
+    kept: Sequence[socket.socket], give_up: Callable[[], None], work: Callable[[], None]
+) -> None:
     """Do the worker's work in this process, which is a fork, and end it."""
     status = 1
     try:
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
+        _close_all_but(kept)
         "host.example".encode("idna")  # loaded now: the user may not be able to read our modules
         give_up()
         work()
@@ -293,14 +370,32 @@ def give_up_privileges(ids: tuple[int, int], max_size: int, parent: int) -> None
         os._exit(1)
 
 
-def _work(
-    channel: _Channel, resolver: Resolver, order: Order, guests: Sequence[Guest], link: Link
-) -> None:
-    def one(index: int) -> None:
+@attrs.frozen
+class _Worker:
+    resolver: Resolver
+    order: Order
+    guests: Sequence[Guest]
+    link: Link
+    channel: _Channel
+    leases: _Leases = attrs.field(factory=_Leases)
+
+    def run(self) -> None:
+        """Answer for all guests; end when the privileged half says no more."""
+        pool = ThreadPoolExecutor(max(1, min(MAX_THREADS, len(self.guests))))
+        for index in range(len(self.guests)):
+            pool.submit(self._answer, index)
+        while (said := self.channel.receive()) is not None:
+            if "used" in said:
+                self.leases.settle(said["index"], used=said["used"])
+            else:
+                self.channel.configured.set()
+        self.leases.give_back()  # who is still at work ends with the process
+
+    def _answer(self, index: int) -> None:
         message: dict[str, object]
         files: tuple[BinaryIO, ...] = ()
         try:
-            found, files = _resolve(channel, resolver, order, guests[index], link.sockets[index])
+            found, files = self._found(index)
             message = _described(found)
         except VmclonerError as error:
             message = {"error": str(error)}
@@ -309,36 +404,29 @@ def _work(
         except Exception as error:  # one line, whatever the network sent
             message = {"error": f"internal error: {type(error).__name__}: {shown(str(error))}"}
         try:
-            channel.send({"index": index, **message}, files)
+            self.channel.send({"index": index, **message}, files)
         except OSError as error:  # of the files: too many are open
-            channel.send({"index": index, "error": reason(error)})
+            self.channel.send({"index": index, "error": reason(error)})
         finally:
             for file in files:
                 file.close()
 
-    with ThreadPoolExecutor(max(1, min(MAX_THREADS, len(guests)))) as pool:
-        list(pool.map(one, range(len(guests))))
-
-
-def _resolve(
-    channel: _Channel, resolver: Resolver, order: Order, guest: Guest, where: socket.socket
-) -> tuple[Found, tuple[BinaryIO, ...]]:
-    lease = resolver.lease(guest, where)
-    keep = False
-    try:
+    def _found(self, index: int) -> tuple[Found, tuple[BinaryIO, ...]]:
+        guest, where, order = self.guests[index], self.link.sockets[index], self.order
+        client = Client(where, guest.mac, deadline=self.resolver.fetcher.deadline)
+        for lease in self.resolver.leases(guest, where):
+            self.leases.hold(index, client, lease)
         if order.configure:
-            channel.ask({"configure": _interface(lease)})
-        found = _named(order, lease) or resolver.find(guest, lease)
+            self.channel.send({"configure": _interface(lease)})
+            self.channel.configured.wait()
+        found = _named(order, lease) or self.resolver.find(guest, lease)
         files: tuple[BinaryIO, ...] = ()
         if order.fetch and found.kernel is not None:
-            files = resolver.fetch(found)
+            files = self.resolver.fetch(found)
         unused = found.kernel is None or not order.fetch
-        keep = not (unused if order.release is None else order.release)
+        if unused if order.release is None else order.release:
+            self.leases.settle(index, used=False)
         return found, files
-    finally:
-        if not keep:
-            with contextlib.suppress(OSError):  # it mustn't hide why nothing is booted
-                Client(where, guest.mac, deadline=resolver.fetcher.deadline).release(lease)
 
 
 def _interface(lease: Lease) -> list[str | int]:

@@ -52,7 +52,8 @@ def site() -> Iterator[Site]:
     04 a server without TFTP · 05 nobody answers · 06 a DHCP server that NAKs · 07 a pool of two ·
     08 two DHCP servers · 09 options 209 and 210 · 0a no boot file · 0b iPXE as boot file ·
     0c what to boot is said by a proxyDHCP server · 0d which has to be asked for it ·
-    0e the host itself is the server
+    0e the host itself is the server · 0f an option that is no text ·
+    10 iPXE as boot file, and then nobody answers it
     """
     folder = Path(tempfile.mkdtemp(prefix="vmcloner-pxe-"))
     folder.chmod(0o755)
@@ -67,15 +68,19 @@ def site() -> Iterator[Site]:
 def _serve(net: Network, folder: Path) -> None:
     names = {"01": "windows", "02": "script", "03": "hostile", "04": "closed", "05": "nobody",
              "06": "nobody", "07": "small", "08": "two", "09": "options", "0a": "bare",
-             "0b": "chain", "0c": "bare", "0d": "bare", "0e": "nobody"}  # fmt: skip
+             "0b": "chain", "0c": "bare", "0d": "bare", "0e": "nobody", "0f": "garbled",
+             "10": "mute"}  # fmt: skip
     net.dnsmasq(
         *(f"--dhcp-mac=set:{name},52:54:{byte}:*:*:*" for byte, name in names.items()),
         "--dhcp-userclass=set:ipxe,iPXE",
         "--dhcp-ignore=tag:nobody",
+        "--dhcp-ignore=tag:mute,tag:ipxe",
+        "--dhcp-option-force=tag:garbled,210,ff:fe:fd",
+        "--dhcp-boot=tag:mute,undionly.kpxe",
         "--dhcp-range=tag:!small,10.77.0.50,10.77.0.199,255.255.255.0,1h",
         "--dhcp-range=tag:small,10.77.0.240,10.77.0.241,255.255.255.0,1h",
         "--dhcp-reply-delay=tag:two,1",
-        "--dhcp-boot=tag:!bare,pxelinux.0",
+        "--dhcp-boot=tag:!bare,tag:!mute,pxelinux.0",
         f"--dhcp-boot=tag:windows,pxelinux.0,,{ATFTPD}",
         f"--dhcp-boot=tag:script,http://{WEB}/boot.ipxe",
         f"--dhcp-boot=tag:hostile,pxelinux.0,,{HOSTILE}",

@@ -80,6 +80,18 @@ def test_a_proxy_that_wants_to_be_asked_further(site):
     failed(site.boot("52:54:0d:00:00:01"), "proxyDHCP server 10.77.0.5", "dhcp-boot=pxelinux.0")
 
 
+def test_an_option_that_is_no_text(site):
+    mac = "52:54:0f:00:00:01"
+    failed(site.boot(mac), "option 210 is not text")
+    assert mac not in site.leases()
+
+
+def test_nobody_answers_ipxe(site):
+    mac = "52:54:10:00:00:01"
+    failed(site.boot(mac, "--timeout=3"), "no DHCP")
+    assert mac not in site.leases()
+
+
 def test_no_configuration(site):
     failed(site.boot("52:54:00:00:09:09"), "pxelinux.cfg/default", "not there")
 
@@ -185,6 +197,7 @@ def test_arguments_that_libxl_would_drop(site):
     site.net.config(mac, f"DEFAULT k\nLABEL k\nKERNEL tiny\nAPPEND {'a' * 4000}\n")
     assert len(site.boot(mac).arguments) == 4000
     failed(site.boot(mac, options=[f"--args={'b' * 4191}"]), "args: ", "8191 at most")
+    assert mac not in site.leases()
 
 
 @pytest.mark.parametrize(
@@ -236,6 +249,7 @@ def test_a_signal_during_the_download(site, number):
 
     taken = hostile(site, "stall", 12, during=stop)
     assert taken.status == 128 + number
+    assert "52:54:03:00:00:0c" not in site.leases()
     assert (taken.left, taken.raw) == ((), b"")
     assert site.net.ports() == before
     _until(lambda: not _workers(site), "a worker lives on")
@@ -284,6 +298,7 @@ def test_a_full_disk(site):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", small], check=True)
     try:
         failed(site.boot(mac, folder=small), "No space left on device (ENOSPC)")
+        assert mac not in site.leases()
     finally:
         subprocess.run(["umount", small], check=True)
 

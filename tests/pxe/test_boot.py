@@ -267,6 +267,28 @@ def test_fifty_at_once_get_fifty_addresses_and_one_download(site, files):
     assert all(answer["error"] is None for answer in _resolved(site, batch))
 
 
+def test_a_guest_whose_folder_is_gone_has_no_lease_and_the_others_boot(site, files):
+    macs = ["52:54:00:00:60:01", "52:54:00:00:60:02"]
+    for mac in macs:
+        site.net.config(mac, label("KERNEL vmlinuz"))
+    (site.folder / "state" / macs[0]).mkdir(parents=True)
+    batch = {
+        "interface": "br0",
+        "store": str(site.folder / "state" / "netboot"),
+        "timeout": 60,
+        "guests": [
+            {"key": mac, "mac": mac, "machine": "5c7c0f3e-6f0a-5a52-9d7e-0d6a1b8a7f11",
+             "folder": str(site.folder / "state" / mac)}
+            for mac in macs
+        ],
+    }  # fmt: skip
+    answers = {answer["key"]: answer["error"] for answer in _resolved(site, batch)}
+    assert answers[macs[0]] is None
+    assert "No such file or directory (ENOENT)" in answers[macs[1]]
+    assert macs[0] in site.leases()
+    assert macs[1] not in site.leases()
+
+
 def _resolved(site, batch):
     done = subprocess.run(
         site.net.inside("host", [sys.executable, "-m", "vmcloner_pxe.batch"]),
