@@ -11,11 +11,14 @@ import stat
 from collections.abc import Iterator
 from typing import Any
 
+from vmcloner_boot import btrfs
 from vmcloner_boot.reading import MIB, Bytes, Unreadable
 from vmcloner_boot.trees import FileSystem, Kind, Node
 from vmcloner_core.errors import VmclonerError
 
 MAX_NAMES = 100_000
+MAX_READ = 4 * MIB
+"""Bytes of what a library wants at once: more is the disk's say."""
 SUBVOLUMES = (b"@", b"@rootfs", b"root")
 """Where distributions have their root file system on btrfs: Ubuntu and openSUSE, Debian, Fedora."""
 EXTRA = "vmcloner[filesystems]"
@@ -48,15 +51,29 @@ class _Stream(io.RawIOBase):
         self._at += len(part)
         return len(part)
 
+    def alive(self) -> None:
+        """Check that there is time left, for a library that goes on without reading."""
+        self._data.read(0, 1)
 
-def _library(kind: str) -> Any:
+
+class _Reader(io.BufferedReader):
+    """A buffer over that which reads so much at once as a library may want."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= MAX_READ:
+            raise Unreadable("its file system is damaged: a part of it is too large")
+        return super().read(size)
+
+
+def _opened(kind: str, data: Bytes) -> Any:
+    stream = _Reader(_Stream(data), MIB // 16)
     if kind == "xfs":
         from dissect.xfs import XFS
 
-        return XFS
-    from dissect.btrfs import Btrfs
-
-    return Btrfs
+        return XFS(stream)
+    library = btrfs.library()
+    btrfs.check_superblock(data)
+    return library(stream)
 
 
 class Dissected(FileSystem):
@@ -67,12 +84,12 @@ class Dissected(FileSystem):
 
     def __init__(self, kind: str, data: Bytes) -> None:
         self.kind = kind
-        stream = io.BufferedReader(_Stream(data), MIB // 16)
-        library = _library(kind)
         try:
-            self._system = library(stream)
+            self._system = _opened(kind, data)
             self.uuid = str(self._system.uuid)
             self._root = self._top()
+        except ImportError:
+            raise
         except Exception as error:
             raise self._ours(error) from error
 
@@ -110,6 +127,7 @@ class Dissected(FileSystem):
                 yield str(inode.link).encode("utf-8", "surrogateescape")
                 return
             stream, left = inode.open(), node.size
+            btrfs.check_extents(stream)
             while left > 0 and (part := stream.read(min(MIB, left))):
                 yield part
                 left -= len(part)

@@ -245,7 +245,7 @@ class Qcow2Image(Bytes):
         packed = self._file.read(at, sectors * 512 - (at & 511))
         size = 1 << self._bits
         self._budget.spend(size)
-        data = (_unzstd if self._zstd else _inflate)(packed, size)
+        data = (unzstd if self._zstd else _inflate)(packed, size)
         self._unpacked = (entry, data)
         return data
 
@@ -264,7 +264,8 @@ def _inflate(packed: bytes, size: int) -> bytes:
     return data.ljust(size, b"\0")
 
 
-def _unzstd(packed: bytes, size: int) -> bytes:
+def unzstd(packed: bytes, size: int) -> bytes:
+    """Unpack up to ``size`` bytes; what is missing of them is zeros."""
     try:
         from compression import zstd  # type: ignore[import-not-found, unused-ignore]
     except ImportError:

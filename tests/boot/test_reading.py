@@ -6,6 +6,8 @@ import random
 import re
 import struct
 import sys
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,7 @@ from vmcloner_boot.reading import (
 from vmcloner_boot.systems import systems
 from vmcloner_boot.trees import Kind, Tree
 from vmcloner_core.errors import DeadlineExceeded, HostCommandError, VmclonerError
+from vmcloner_tiny.compression import zstd
 
 
 class Memory(Bytes):
@@ -231,6 +234,74 @@ def test_btrfs(tmp_path: Path) -> None:
     assert content(top, "/@/boot/large") == LARGE
     assert content(sub, "/x/small") == b"tiny"
     assert content(sub, "/../../boot/small") == b"tiny"
+
+
+def packed(path: Path, content: bytes, method: int) -> Tree:
+    """Make a btrfs with a file ``x`` of this content, told to be what it is packed by."""
+    with path.open("wb") as stream:
+        stream.truncate(128 * MIB)
+    folder = fill(path.with_name("packed"), {"x": content})
+    run("mkfs.btrfs", "-q", "--rootdir", folder, path)
+    data = path.read_bytes()
+    plain = struct.pack("<QBBHB", len(content), 0, 0, 0, 1)
+    if plain not in data:  # its extents are whole sectors
+        plain = struct.pack("<QBBHB", -(-len(content) // 4096) * 4096, 0, 0, 0, 1)
+    assert plain in data
+    return systems(Memory(data.replace(plain, plain[:8] + bytes([method]) + plain[9:])))[0][0]
+
+
+PACKERS = {1: zlib.compress, 3: zstd.compress}
+
+
+@pytest.mark.parametrize("method", PACKERS)
+def test_a_packed_file_on_btrfs(tmp_path: Path, method: int) -> None:
+    data = random.Random(3).randbytes(9000) + bytes(90_000)
+    found = packed(tmp_path / "fs", PACKERS[method](data), method)
+    node = found.file("x")
+    assert node is not None
+    assert b"".join(found.system.content(node)) == data[: node.size]
+
+
+@pytest.mark.parametrize("method", PACKERS)
+def test_what_unpacks_without_end_on_btrfs(tmp_path: Path, method: int) -> None:
+    bomb = PACKERS[method](random.Random(3).randbytes(9000) + bytes(64 * MIB))
+    found = packed(tmp_path / "fs", bomb, method)
+    node = found.file("x")
+    assert node is not None
+    tracemalloc.start()
+    with contextlib.suppress(Unreadable):
+        b"".join(found.system.content(node))
+    assert tracemalloc.get_traced_memory()[1] < 16 * MIB
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2**32 - 1])
+def test_a_tree_of_btrfs_that_is_a_circle(tmp_path: Path, count: int) -> None:
+    image = tmp_path / "fs"
+    with image.open("wb") as stream:
+        stream.truncate(128 * MIB)
+    run("mkfs.btrfs", "-q", image)
+    data = bytearray(image.read_bytes())
+    root = data[0x10000 + 80 : 0x10000 + 88]
+    nodes = [at for at in range(0, len(data), 4096) if data[at + 48 : at + 56] == root]
+    for at in nodes:
+        if data[at + 88 : at + 96] == (1).to_bytes(8, "little"):  # a node of the tree of roots
+            struct.pack_into("<IB17x", data, at + 96, count, count % 2)
+            data[at + 118 : at + 126] = root
+    (), (skipped,) = systems(Memory(bytes(data)))
+    assert "(btrfs) is damaged: a tree of it" in skipped.reason
+
+
+@pytest.mark.parametrize(
+    ("at", "size"), [(144, 0), (144, 2**31), (148, 0), (148, 2**31), (148, 12288)]
+)
+def test_sizes_that_btrfs_does_not_have(at: int, size: int) -> None:
+    data = bytearray(MIB)
+    data[0x10040:0x10048] = b"_BHRfS_M"
+    struct.pack_into("<II", data, 0x10000 + 144, 4096, 16384)
+    struct.pack_into("<I", data, 0x10000 + at, size)
+    (), (skipped,) = systems(Memory(bytes(data)))
+    assert "the size of its blocks" in skipped.reason
 
 
 def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
