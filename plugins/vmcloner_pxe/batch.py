@@ -117,11 +117,19 @@ class Store:
         """
         states = [os.fstat(file.fileno()) for file in files]
         which = tuple((state.st_dev, state.st_ino) for state in states)
-        if which not in self._known:
-            self._known[which] = self._kept(files)
-        os.link(self._known[which], target)
+        for last in (False, False, True):
+            try:
+                if which not in self._known:
+                    self._known[which] = self._kept(files)
+                os.link(self._known[which], target)
+                return
+            except FileNotFoundError:  # another's sweep was quicker; or there is no such folder
+                self._known.pop(which, None)
+                if last:
+                    raise
 
     def _kept(self, files: Sequence[BinaryIO]) -> Path:
+        """Return the name of a file of that content in the store, made if need be."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         fd, name = tempfile.mkstemp(prefix=".draft-", dir=self._folder)
         draft = Path(name)
@@ -129,15 +137,16 @@ class Store:
             with os.fdopen(fd, "w+b") as stream:
                 join(files, stream, MAX_SIZE)
                 stream.seek(0)
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                os.fchmod(stream.fileno(), 0o644)  # it came over the network: no secret
-            path = self._folder / digest
-            with contextlib.suppress(FileExistsError):
-                os.link(draft, path)
+                path = self._folder / hashlib.file_digest(stream, "sha256").hexdigest()
+                size = stream.seek(0, os.SEEK_END)
+                if not _is_whole(path, size):
+                    os.fchmod(stream.fileno(), 0o644)  # it came over the network: no secret
+                    os.fsync(stream.fileno())  # a name that outlives a power cut has its content
+                    draft.replace(path)
             os.utime(path)  # so that nobody sweeps it before it has its second name
             return path
         finally:
-            draft.unlink()
+            draft.unlink(missing_ok=True)
 
     def sweep(self) -> None:
         """Remove what no guest has."""
@@ -148,6 +157,14 @@ class Store:
                 state = path.lstat()
                 if state.st_nlink == 1 and time.time() - state.st_mtime > KEEP:
                     path.unlink()
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    """Tell whether there is a file, and it wasn't cut by a power failure."""
+    try:
+        return path.lstat().st_size == size
+    except FileNotFoundError:
+        return False
 
 
 def main() -> None:
