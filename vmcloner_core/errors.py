@@ -10,6 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+MAX_SHOWN = 500
+
+
+def shown(text: str, limit: int = MAX_SHOWN) -> str:
+    """Return what a guest or a network says as it may be shown: on one line, unable to act.
+
+    A terminal acts on control characters, a log file has lines, and bytes that are no text can't be
+    written. What is longer than ``limit`` characters is cut.
+    """
+    cut = text if len(text) <= limit else f"{text[:limit]}…"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
+
 
 class VmclonerError(Exception):
     """Base of all errors that vmcloner raises on purpose.

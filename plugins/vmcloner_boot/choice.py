@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from vmcloner_boot.trees import Node, Tree
+from vmcloner_core.errors import shown
 
 MAX_INITRDS = 16
 
@@ -18,14 +19,14 @@ class Found:
     path: str
 
     def __str__(self) -> str:
-        return f"{self.path} on {self.tree.place}"
+        return shown(f"{self.path} on {self.tree.place}")
 
 
 @attrs.frozen(kw_only=True)
 class Choice:
-    """What is to be booted. ``source`` says where that is written."""
+    """What is to be booted. ``source`` says where that is written, fit to be shown."""
 
     kernel: Found
     initrds: tuple[Found, ...] = ()
     cmdline: str = ""
-    source: str
+    source: str = attrs.field(converter=shown)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from vmcloner_core.errors import InvalidRequest
@@ -10,7 +9,6 @@ from vmcloner_core.model import Labels, Nic, Template
 
 MAX_CMDLINE = 2047
 """Bytes: Linux's COMMAND_LINE_SIZE on x86 (arch/x86/include/asm/setup.h) less the final NUL."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def fill_cmdline(
@@ -33,11 +31,12 @@ def fill_cmdline(
 def check_cmdline(text: str, what: str, labels: Labels) -> str:
     """Return a clone's command line.
 
-    :raises InvalidRequest: it has control characters, or is too long; says of ``what``.
+    :raises InvalidRequest: it has characters that can't be printed, or is too long; says of
+        ``what``.
     """
-    if _CONTROL.search(text):
+    if not text.isprintable():  # control characters, and bytes that are no UTF-8
         raise InvalidRequest(f"{what}: has a line break or another control character")
-    size = len(text.encode(errors="surrogatepass"))
+    size = len(text.encode())
     if size > MAX_CMDLINE:
         raise InvalidRequest(f"{what}: {size} bytes for {labels.clone}, of {MAX_CMDLINE} at most")
     return text

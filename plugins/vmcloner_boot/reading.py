@@ -17,7 +17,13 @@ from pathlib import Path
 
 import attrs
 
-from vmcloner_core.errors import DeadlineExceeded, HostCommandError, InvalidRequest, WrongState
+from vmcloner_core.errors import (
+    DeadlineExceeded,
+    HostCommandError,
+    InvalidRequest,
+    WrongState,
+    shown,
+)
 
 MAX_BACKING = 8
 """Files that a qcow2 image may be layered over, one over the other."""
@@ -25,7 +31,10 @@ MIB = 1024**2
 
 
 class Unreadable(WrongState):
-    """What is on the disk can't be made sense of."""
+    """What is on the disk can't be made sense of. The message may have the guest's own words."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(shown(message), hint=hint)
 
 
 class Exhausted(WrongState):

@@ -179,6 +179,8 @@ def test_a_template_without_a_kernel(provider: BootProvider, template: Template)
         ("hostname={{ nmae }}", "'nmae' is undefined"),
         ("a\nb", "control character"),
         ("a\x00b", "control character"),
+        ("a\x9bb", "control character"),
+        ("a\uffffb", "control character"),
         ("a{{ '\\t' }}b", "control character"),
         ("x" * (MAX_CMDLINE + 1), "2048 bytes for check-1, of 2047 at most"),
         ("ü" * 1024, "2048 bytes"),

@@ -213,6 +213,20 @@ def test_scripts_take_little_memory(script: str, reason: str) -> None:
     assert reason in str(caught.value)
 
 
+def test_a_guests_words_cannot_act_on_a_terminal() -> None:
+    name = "/boot/\x1b]0;owned\x07\x9b31m\u202e\udcff\nvmcloner: all is well"
+    with pytest.raises(Unreadable) as caught:
+        menu(f"menuentry a {{\nlinux '{name}'\n}}")
+    assert str(caught.value).isprintable()
+    assert r"\x1b]0;owned\x07\x9b31m\u202e\udcff\nvmcloner" in str(caught.value)
+    choice = choose([debian(f"menuentry '{name}' {{\nlinux '{name}'\n}}", **{name: "kernel"})])
+    assert choice.source.isprintable()
+    assert str(choice.kernel).isprintable()
+    with pytest.raises(Unreadable) as caught:
+        menu(f"menuentry a {{\nlinux '{'x' * 4000}'\n}}")
+    assert len(str(caught.value)) < 1000
+
+
 def test_scripts_end_in_time() -> None:
     """Steps may be dear: what bounds them is the time that the clone has for all that is read."""
     script = "while true; do\nx " + '"" ' * 8000 + "\ndone"
