@@ -10,7 +10,7 @@ import attrs
 
 from vmcloner_core import bootfiles
 from vmcloner_core.drivers import BootProvider, BootRequest, HypervisorDriver
-from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError
+from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError, shown
 from vmcloner_core.executor import Work
 from vmcloner_core.hooks import BootBackend
 from vmcloner_core.identities import Identities
@@ -58,8 +58,11 @@ class Preview:
 def told(name: str, boot: BootConfig, words: str) -> BootConfig:
     """Return what a clone boots, with more words on its kernel's command line.
 
-    :raises InvalidRequest: no command line reaches its kernel, or there is no room.
+    :raises InvalidRequest: no command line reaches its kernel, there is no room, or the command
+        line that it has can't be written anywhere.
     """
+    if not (boot.cmdline or "").isprintable():
+        raise InvalidRequest(f"{name}: its kernel command line has a control character in it")
     if not words:
         return boot
     if boot.kernel is None and boot.bootloader is None and not boot.origins:
@@ -266,12 +269,37 @@ def _asked(
             yield Outcome(key=request.labels.clone, error=refusal)
     requests = [request for request in requests if request.hypervisor in backend.hypervisors]
     at_start = [request for request in requests if request.hypervisor in backend.at_start]
-    if at_start:
-        yield from provider.resolve_start(at_start)
+    yield from _answers(provider.resolve_start, at_start)
     others = [request for request in requests if request.hypervisor not in backend.at_start]
     by_name = {request.labels.clone: request for request in others}
-    for outcome in provider.resolve(others) if others else ():
+    for outcome in _answers(provider.resolve, others):
         if every and outcome.value is not None and outcome.value.bootloader is not None:
-            yield from provider.resolve_start([by_name[outcome.key]])
+            yield from _answers(provider.resolve_start, [by_name[outcome.key]])
         else:
             yield outcome
+
+
+def _answers(
+    ask: Callable[[Sequence[BootRequest]], Iterator[Outcome[BootConfig]]],
+    requests: Sequence[BootRequest],
+) -> Iterator[Outcome[BootConfig]]:
+    """Yield a provider's answers; where it breaks off, ask for each clone that is left by itself.
+
+    So what one clone's disk or server says never keeps the others from starting.
+    """
+    left = {request.labels.clone: request for request in requests}
+    try:
+        for outcome in ask(requests) if requests else ():
+            left.pop(outcome.key, None)
+            yield outcome
+    except Exception as error:
+        if len(requests) > 1:
+            for request in left.values():
+                yield from _answers(ask, [request])
+        for name in left if len(requests) == 1 else ():
+            why = error if isinstance(error, VmclonerError) else BackendError(_why(name, error))
+            yield Outcome(key=name, error=why)
+
+
+def _why(name: str, error: Exception) -> str:
+    return shown(f"{name}: its boot provider failed: {type(error).__name__}: {error}")

@@ -340,6 +340,35 @@ def test_words_that_no_kernel_would_hear():
         told("web-1", loader, "x" * 2048)
 
 
+@pytest.mark.parametrize("bad", ["\udcff", "\x9b31m", "\n", "\uffff"])
+@pytest.mark.parametrize("words", ["", "hostname=web-1"])
+def test_a_command_line_that_nobody_can_write(bad, words):
+    boot = BootConfig(kernel=Path("/k"), devices=(), cmdline=f"quiet {bad}")
+    with pytest.raises(InvalidRequest, match="web-1: its kernel command line has a control"):
+        told("web-1", boot, words)
+
+
+def test_a_provider_that_breaks_off_fails_for_that_clone_alone(site, monkeypatch):
+    site.engine.create("web", "t", count=3)
+    resolve = site.boot.driver.resolve_start
+
+    def broken(requests):
+        for request in requests:
+            if request.labels.clone == "web-2":
+                raise UnicodeEncodeError("utf-8", "\x1b\udcff", 1, 2, "surrogates not allowed")
+            yield from resolve([request])
+
+    monkeypatch.setattr(site.boot.driver, "resolve_start", broken)
+    first, second, third = site.engine.boots("web")
+    assert first.boot.origins == ("a kernel of web-1",)
+    assert "web-2: its boot provider failed: UnicodeEncodeError" in str(second.error)
+    assert third.boot.origins == ("a kernel of web-3",)
+    with pytest.raises(PartialFailure) as caught:
+        site.engine.start("web")
+    assert [name for name, _ in caught.value.failures] == ["web-2"]
+    assert sorted(site.files) == ["web-1/kernel", "web-3/kernel"]
+
+
 # --- what would be booted -----------------------------------------------------------------------
 
 
