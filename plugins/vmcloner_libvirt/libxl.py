@@ -76,14 +76,12 @@ class Logs:
 
         A boot loader's log is kept as ``bootloader.NAME.log`` until the clone's next start.
 
-        :param domid: the id that it had. Where that isn't known, and several domains failed, it
-            can't be told which of them it was.
+        :param domid: the id that it had. Where that isn't known nothing tells what of the log is
+            its own: the host may have domains that aren't ours.
         """
-        failed = self._failed_since(mark)
-        if domid is None and len(failed) == 1:
-            (domid,) = failed
         if domid is None:
             return None
+        failed = self._failed_since(mark)
         reason = self._reason(domid, failed.get(domid, []))
         log = self.bootloader_log(name)
         with contextlib.suppress(OSError):

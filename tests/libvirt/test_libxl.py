@@ -1,5 +1,6 @@
 """Why a domain wasn't made, as logs of libxl and pygrub have it; what else the host is asked."""
 
+import contextlib
 import os
 import pwd
 import socket
@@ -20,7 +21,7 @@ from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.libxl import MAX_REASON, Logs
 from vmcloner_libvirt.xen import XenDriver
 from vmcloner_libvirt.xenhost import XenHost
-from vmcloner_libvirt.xenstore import Xenstore
+from vmcloner_libvirt.xenstore import Seen, Xenstore
 
 TIME = "2026-11-25 22:00:00.000+0000: "
 TRACEBACK = """Traceback (most recent call last):\r
@@ -80,18 +81,24 @@ def test_what_pygrub_printed_is_said_in_words(logs: Logs, output: str, reason: s
 def test_only_what_happened_since_counts(logs: Logs) -> None:
     fail(logs, 3, TRACEBACK)
     mark = logs.mark()
-    assert logs.failure("web-1", mark, None) is None
+    assert logs.failure("web-1", mark, 4) is None
     fail(logs, 4, "No kernel image selected!")
-    assert logs.failure("web-1", mark, None).reason == "its boot menu has no entry"
+    assert logs.failure("web-1", mark, 4).reason == "its boot menu has no entry"
 
 
 def test_of_several_at_once_each_its_own(logs: Logs) -> None:
     mark = logs.mark()
     fail(logs, 4, TRACEBACK)
     fail(logs, 5, "No kernel image selected!")
-    assert logs.failure("web-1", mark, None) is None, "nothing says which it was"
     assert "no file system" in logs.failure("web-1", mark, 4).reason
     assert "no entry" in logs.failure("web-2", mark, 5).reason
+
+
+def test_a_failure_that_may_be_another_domains_is_left_alone(logs: Logs) -> None:
+    mark = logs.mark()
+    fail(logs, 77, "No kernel image selected!")
+    assert logs.failure("web-1", mark, None) is None
+    assert [file.name for file in logs.xen.iterdir()] == ["bootloader.77.log"]
 
 
 def test_a_boot_loader_that_did_well_is_not_blamed(logs: Logs) -> None:
@@ -117,7 +124,7 @@ def test_pygrub_that_ends_well_in_spite_of_itself(logs: Logs) -> None:
 
 def test_output_is_hostile(logs: Logs) -> None:
     fail(logs, 7, "x" * 10**6 + "\n" + "\x1b]0;evil\x07\x9b" + "é" * 5000)
-    reason = logs.failure("web-1", 0, None).reason
+    reason = logs.failure("web-1", 0, 7).reason
     assert len(reason) <= MAX_REASON
     assert all(character.isprintable() for character in reason.replace("\ufffd", ""))
     logs.bootloader_log("web-1").unlink()
@@ -132,10 +139,10 @@ def test_rotated_or_missing_logs_are_no_trouble(logs: Logs) -> None:
     mark = logs.mark()
     (logs.libxl / "libxl-driver.log").write_text("")
     fail(logs, 2, "No kernel image selected!")
-    assert logs.failure("web-1", mark * 9, None).reason == "its boot menu has no entry"
+    assert logs.failure("web-1", mark * 9, 2).reason == "its boot menu has no entry"
     (logs.libxl / "libxl-driver.log").unlink()
     assert logs.mark() == 0
-    assert logs.failure("web-1", 0, None) is None
+    assert logs.failure("web-1", 0, 3) is None
 
 
 def test_a_clones_logs_go_with_it_and_no_others(logs: Logs) -> None:
@@ -231,6 +238,7 @@ def test_a_start_that_fails_says_why(
 
     [outcome.unwrap() for outcome in driver.define([spec])]
     monkeypatch.setattr(operations, "start", create)
+    monkeypatch.setattr(driver._store, "watch", lambda _name: contextlib.nullcontext(Seen(domid=7)))
     (outcome,) = driver.start([spec.name])
     assert isinstance(outcome.error, HostCommandError)
     assert outcome.error.message == (
