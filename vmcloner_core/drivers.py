@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -446,6 +446,8 @@ class BootRequest:
     :param folder: the clone's own folder for files that it is started from, at a start. Empty;
         files in it are kept until the clone is stopped, deleted or started again, and only then
         does somebody else remove them. None where nothing is started.
+    :param networks: tells the networks that its cards may be on by name, as
+        :meth:`HypervisorDriver.networks` does; it asks the hypervisor.
     :param dry_run: somebody wants to know, nothing is started: there is no ``folder``, fetch no
         files, say their ``origins``, and leave nothing behind (a lease).
     """
@@ -458,6 +460,9 @@ class BootRequest:
     nics: tuple[Nic, ...]
     values: Mapping[str, str | int] = attrs.field(factory=dict)
     folder: Path | None = None
+    networks: Callable[[], tuple[Network, ...] | None] = attrs.field(
+        default=lambda: None, eq=False, repr=False
+    )
     dry_run: bool = False
 
 

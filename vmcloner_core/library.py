@@ -248,7 +248,7 @@ class Library:
     ) -> DomainSpec:
         """Return what a clone's domain would be defined by."""
         plan = self._plan(labels, template, driver, macs)
-        request = boot_request(plan, template, driver.kind, volumes)
+        request = boot_request(plan, template, driver, volumes)
         _, provider = self._backends.boot(template.boot)
         boot = next(provider.resolve([request])).unwrap()
         kept = Identities(self._host.identities).find(labels.clone)

@@ -222,7 +222,7 @@ class Stages:
             boot_request(
                 work.plan,
                 template,
-                self.hypervisors(work.plan.labels.hypervisor).kind,
+                self.hypervisors(work.plan.labels.hypervisor),
                 work.volumes,
             )
             for work in works

@@ -24,18 +24,19 @@ MAX_CMDLINE = 2047
 
 
 def boot_request(
-    plan: ClonePlan, template: Template, hypervisor: str, volumes: tuple[Volume, ...]
+    plan: ClonePlan, template: Template, driver: HypervisorDriver, volumes: tuple[Volume, ...]
 ) -> BootRequest:
     """Return what a boot provider is asked about a clone."""
     assert plan.uuid is not None  # noqa: S101 - a plan that asks gives it
     return BootRequest(
         labels=plan.labels,
         template=template,
-        hypervisor=hypervisor,
+        hypervisor=driver.kind,
         uuid=plan.uuid,
         volumes=volumes,
         nics=plan.nics,
         values=plan.values,
+        networks=driver.networks,
     )
 
 
@@ -127,7 +128,7 @@ class Starter:
         requests: list[BootRequest] = []
         for work in works:
             assert work.plan.template is not None  # noqa: S101 - a plan that asks gives it
-            request = boot_request(work.plan, work.plan.template, driver.kind, work.volumes)
+            request = boot_request(work.plan, work.plan.template, driver, work.volumes)
             request = attrs.evolve(request, dry_run=True)
             if states.get(work.name, State.STOPPED) in (State.STOPPED, State.CRASHED):
                 requests.append(request)
@@ -190,7 +191,7 @@ class Starter:
             if states.get(work.name) not in (State.STOPPED, State.CRASHED):
                 continue  # it runs, or will be resumed: it has booted, and its disks are in use
             assert work.plan.template is not None  # noqa: S101 - a plan that asks gives it
-            request = boot_request(work.plan, work.plan.template, driver.kind, work.volumes)
+            request = boot_request(work.plan, work.plan.template, driver, work.volumes)
             try:
                 folder = bootfiles.fresh(self.folder, work.name)
             except VmclonerError as error:

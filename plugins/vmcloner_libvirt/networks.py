@@ -47,6 +47,7 @@ def _described(network: Any) -> Network:
         if ":" not in e.get("start", ":")
     ]
     host = _host_address(root)
+    bridge = root.find("bridge")
     return Network(
         name=network.name(),
         active=active,
@@ -54,6 +55,7 @@ def _described(network: Any) -> Network:
         address=None if host is None else str(host),
         addresses=sum(int(end) - int(start) + 1 for start, end in ranges) if ranges else None,
         leases=frozenset(lease["mac"].lower() for lease in _leases(network)) if active else (),
+        bridge=None if bridge is None else bridge.get("name"),
     )
 
 

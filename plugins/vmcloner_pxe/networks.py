@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from lxml import etree
-
-from vmcloner_core.errors import HostCommandError, InvalidRequest
-from vmcloner_core.model import NicSpec, Template
-from vmcloner_core.process import CommandRunner
-
-_URIS = {"kvm": "qemu:///system", "xen": "xen:///system"}
-_TIMEOUT = 30.0
+from vmcloner_core.drivers import BootRequest
+from vmcloner_core.errors import InvalidRequest, NotFound
+from vmcloner_core.model import Template
 
 
 def check_cards(template: Template, provider: str) -> None:
@@ -26,24 +21,21 @@ def check_cards(template: Template, provider: str) -> None:
         )
 
 
-def bridge_of(card: NicSpec, hypervisor: str, runner: CommandRunner) -> str:
-    """Return the name of the bridge that a card is on.
+def bridge_of(request: BootRequest) -> str:
+    """Return the name of the bridge that a clone's first card is on.
 
     :raises InvalidRequest: it is on none, or its network has none of this host's.
-    :raises HostCommandError: libvirt doesn't know the network.
+    :raises NotFound: the hypervisor has no such network.
     """
+    card = request.nics[0].spec
     if card.source is None:
         raise InvalidRequest("a card of user mode is on no bridge")
     if card.kind == "bridge":
         return card.source
-    argv = ["virsh", "--readonly", "--connect", _URIS.get(hypervisor, _URIS["kvm"])]
-    described = runner.run([*argv, "net-dumpxml", "--", card.source], timeout=_TIMEOUT).stdout
-    parser = etree.XMLParser(resolve_entities=False, no_network=True)
-    try:
-        bridge = etree.fromstring(described, parser).find("bridge")
-    except etree.XMLSyntaxError as error:
-        raise HostCommandError(f"network {card.source}: libvirt's answer is no XML") from error
-    name = None if bridge is None else bridge.get("name")
-    if not name:
+    networks = {n.name: n for n in request.networks() or () if n.kind == "network"}
+    if card.source not in networks:
+        raise NotFound(f"there is no network {card.source!r}", hint="virsh net-list --all")
+    bridge = networks[card.source].bridge
+    if bridge is None:
         raise InvalidRequest(f"network {card.source} has no bridge on this host")
-    return str(name)
+    return bridge

@@ -85,10 +85,9 @@ class Pypxeboot(BootProvider):
                 yield Outcome(key=name, error=error)
 
     def _bridge(self, request: BootRequest) -> str:
-        card = request.nics[0].spec
-        key = (request.hypervisor, str(card))
+        key = (request.hypervisor, str(request.nics[0].spec))
         if key not in self._bridges:
-            self._bridges[key] = bridge_of(card, request.hypervisor, self._context.runner)
+            self._bridges[key] = bridge_of(request)
         return self._bridges[key]
 
     # --- asking ---

@@ -53,8 +53,10 @@ def test_a_network_is_made_once(connection):
     again = prepared(connection)
     assert again.steps == ()
     assert again.network == first.network
-    (found,) = [n for n in networks.networks(connection) if n.name == "vmcloner"]
+    named = {network.name: network for network in networks.networks(connection)}
+    found = named["vmcloner"]
     assert (found.active, found.ours, found.addresses) == (True, True, 253)
+    assert named["default"].bridge == "virbr0"
 
 
 def test_what_a_killed_run_left_is_started(connection):

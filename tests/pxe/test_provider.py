@@ -13,7 +13,16 @@ import pytest
 from vmcloner_core.drivers import BootRequest, DriverContext
 from vmcloner_core.errors import HostCommandError, InvalidRequest
 from vmcloner_core.images import build
-from vmcloner_core.model import Host, ImageSource, KernelSpec, Labels, Nic, NicSpec, Template
+from vmcloner_core.model import (
+    Host,
+    ImageSource,
+    KernelSpec,
+    Labels,
+    Network,
+    Nic,
+    NicSpec,
+    Template,
+)
 from vmcloner_core.process import CommandResult
 from vmcloner_pxe import empty, rom
 from vmcloner_pxe import provider as pypxeboot
@@ -23,7 +32,7 @@ NETWORK = NicSpec(kind="network", source="lan")
 
 
 class Runner:
-    """Plays virsh and the resolver: ``answers`` says what a clone's key gets."""
+    """Plays the resolver: ``answers`` says what a clone's key gets."""
 
     def __init__(self, answers):
         self.answers = answers
@@ -32,10 +41,6 @@ class Runner:
         self.hold.set()
 
     def run(self, argv, *, timeout=60.0, input=b"", env=None):  # noqa: A002
-        if argv[0] == "virsh":
-            return CommandResult(
-                stdout=b"<network><name>lan</name><bridge name='virbr7'/></network>", stderr=b""
-            )
         batch = json.loads(input)
         self.batches.append(batch)
         self.hold.wait(30)
@@ -75,6 +80,11 @@ def request(index=1, *, card=BRIDGE, **changes):
         "volumes": (),
         "nics": (Nic(spec=card, mac=f"52:54:00:00:00:{index:02x}"),),
         "folder": Path(f"/boot/web-{index}"),
+        "networks": lambda: (
+            Network(name="lan", active=True, kind="bridge"),
+            Network(name="lan", active=True, bridge="virbr7"),
+            Network(name="routed", active=True),
+        ),
     }
     return BootRequest(**(values | changes))
 
@@ -110,6 +120,19 @@ def test_on_xen_the_command_is_the_boot_loader(tmp_path):
         *("--mac=52:54:00:00:00:01", "--interface=virbr7", f"--uuid={uuid.UUID(int=1)}"),
     )
     assert runner.batches == []  # the network is asked by libxl
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nosuch", "there is no network 'nosuch'"), ("routed", "network routed has no bridge")],
+)
+def test_a_network_without_a_bridge_is_an_error_of_those_on_it(tmp_path, name, message):
+    boot, _runner = provider(tmp_path)
+    card = NicSpec(kind="network", source=name)
+    there, gone = boot.resolve_start([request(1), request(2, card=card)])
+    assert there.unwrap().cmdline == "root=x"
+    with pytest.raises(HostCommandError, match=message):
+        gone.unwrap()
 
 
 def test_localboot_is_another_providers(tmp_path):

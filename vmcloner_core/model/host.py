@@ -78,6 +78,7 @@ class Network:
     :param address: the host's own address on it, with prefix length.
     :param addresses: how many DHCP can give out; None where it isn't the network that does.
     :param leases: MAC addresses that hold one of them now.
+    :param bridge: the name of its bridge on the host, None where it has none.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Network:
     address: str | None = None
     addresses: int | None = None
     leases: frozenset[str] = attrs.field(default=frozenset(), converter=_frozen)
+    bridge: str | None = None
 
     @property
     def key(self) -> str:
