@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,23 +30,31 @@ class _Import(Table):
         return parser
 
     def written(self, text: str, path: Path, parsed_args: argparse.Namespace) -> None:
-        """Write a file, or print it.
+        """Write a file, or print it; what is there stays as it is until the new one is whole.
 
         :raises Conflict: it is there. :raises HostCommandError: it can't be written.
         """
         if parsed_args.dry_run:
             print(text, file=sys.stderr if parsed_args.formatter != "table" else None)
             return
+        data = text.encode()
+        draft = path.with_name(f".{path.name}-{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("w" if parsed_args.force else "x", encoding="utf-8") as stream:
-                stream.write(text)
+            draft.write_bytes(data)
+            if parsed_args.force:
+                draft.replace(path)
+            else:
+                os.link(draft, path)
         except FileExistsError as error:
             raise Conflict(
                 f"{path} exists", hint="--force replaces it, --dry-run prints"
             ) from error
         except OSError as error:
             raise HostCommandError(f"can't write {path}: {error.strerror}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                draft.unlink()
         note(self.app, f"wrote {path}")
 
     def rows(self, notes: Sequence[Note]) -> tuple[Sequence[str], list[Any]]:

@@ -119,7 +119,10 @@ def _literal(expression: str) -> Value:
 def _checked(value: object, depth: int = 0) -> Value:
     if isinstance(value, bool):
         return int(value)
-    if isinstance(value, str | int):
+    if isinstance(value, str):
+        value.encode()  # half a surrogate pair can't be written
+        return value
+    if isinstance(value, int):
         return value
     if isinstance(value, list | tuple) and depth < MAX_NESTING:
         return [_checked(item, depth + 1) for item in value]

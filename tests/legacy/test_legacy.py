@@ -1,5 +1,6 @@
 """Configuration of earlier versions, and xl.cfg files, as templates and settings."""
 
+import errno
 import json
 import tomllib
 from pathlib import Path
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from vmcloner_core import Engine
 from vmcloner_core.cli.app import main
-from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError
+from vmcloner_core.errors import Conflict, HostCommandError, InvalidRequest, NotFound, VmclonerError
 from vmcloner_core.settings import Settings
 from vmcloner_legacy import settings, templates
 from vmcloner_legacy.reading import read_conf, read_xl
@@ -226,6 +227,38 @@ def test_the_command_writes_a_template_that_is_found(
     assert main(argv) == 5
     assert "--force" in capsys.readouterr().err
     assert main([*argv, "--force"]) == 0
+
+
+def test_a_file_that_cannot_be_replaced_stays_as_it_is(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written in full beside it, and then put in its place."""
+    (here / "templates").mkdir()
+    old = here / "templates/old.toml"
+    old.write_text("precious = 1\n")
+    files = [str(SAMPLES / "old.template"), str(SAMPLES / "old.conf")]
+    argv = ["template", "import-legacy", *files, "--force"]
+
+    def full(_path: Path, _data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        assert main(argv) == HostCommandError.exit_code
+    assert old.read_text() == "precious = 1\n"
+    assert main(argv[:-1]) == Conflict.exit_code
+    assert old.read_text() == "precious = 1\n"
+    assert main(argv) == 0
+    assert "precious" not in old.read_text()
+    assert [file.name for file in old.parent.iterdir()] == ["old.toml"]
+
+
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "guest.cfg"
+    path.write_text("name = 'a'\nkernel = '/k'\nextra = '\\ud800'\n")
+    made = templates.convert(path, None)
+    assert reasons(made)[3] == "not a text, a number or a list of them"
+    dumps(made.table).encode()
 
 
 def test_the_files_may_come_in_either_order(here: Path) -> None:
