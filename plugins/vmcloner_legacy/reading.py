@@ -89,18 +89,26 @@ def read_xl(path: Path) -> tuple[list[Assignment], list[Note]]:
         except ValueError as error:
             notes.append(Note(file, line, shown, str(error)))
             continue
-        if operator == "+=" and key in found:
-            value = _sum(found[key].value, value)
+        if key in found:
+            whole = _sum(found[key].value, value) if operator == "+=" else None
+            if whole is None:
+                notes.append(_repeated(found[key], line))
+            value = value if whole is None else whole
         found[key] = Assignment(key, value, file, line, shown)
     return list(found.values()), notes
 
 
-def _sum(first: Value, second: Value) -> Value:
+def _repeated(earlier: Assignment, line: int) -> Note:
+    return earlier.note(f"line {line} says {earlier.key} again, and that counts")
+
+
+def _sum(first: Value, second: Value) -> Value | None:
+    """Return two values together, None where they are of different kinds."""
     if isinstance(first, list) and isinstance(second, list):
         return first + second
     if isinstance(first, str) and isinstance(second, str):
         return first + second
-    return second
+    return None
 
 
 def _literal(expression: str) -> Value:
@@ -153,19 +161,20 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
 # --- key value ----------------------------------------------------------------------------------
 
 
-def read_conf(path: Path) -> list[Assignment]:
-    """Return the lines ``key value`` of a file; the last of a key counts."""
+def read_conf(path: Path) -> tuple[list[Assignment], list[Note]]:
+    """Return the lines ``key value`` of a file, the last of each key, and the earlier ones."""
     found: dict[str, Assignment] = {}
+    notes: list[Note] = []
     for number, line in enumerate(read(path).splitlines(), 1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
-        key, *rest = text.split(None, 1)
-        value = rest[0].strip() if rest else ""
-        found[key.lower()] = Assignment(
-            key.lower(), value, str(path), number, f"{key} {value}"[:120]
-        )
-    return list(found.values())
+        written, *rest = text.split(None, 1)
+        key, value = written.lower(), rest[0].strip() if rest else ""
+        if key in found:
+            notes.append(_repeated(found[key], number))
+        found[key] = Assignment(key, value, str(path), number, f"{written} {value}"[:120])
+    return list(found.values()), notes
 
 
 def is_xl(path: Path) -> bool:

@@ -22,9 +22,9 @@ _WHY = {
 
 def convert(path: Path) -> tuple[dict[str, Any], list[Note]]:
     """Return the settings that an old ``vmcloner.conf`` stands for, and what isn't carried over."""
-    said = {assignment.key: assignment for assignment in read_conf(path)}
+    pairs, notes = read_conf(path)
+    said = {assignment.key: assignment for assignment in pairs}
     storage: dict[str, Any] = {}
-    notes: list[Note] = []
     group, images = said.pop("sourcevg", None), said.pop("imagepath", None)
     if group is not None:
         storage["lvm-thin"] = {"vg": str(group.value)}

@@ -58,8 +58,11 @@ def convert(xl: Path, conf: Path | None, name: str | None = None) -> Made:
     :raises InvalidRequest: it describes no machine, or what it says makes no template.
     """
     assignments, notes = read_xl(xl)
-    values = {a.key: a for a in read_conf(conf)} if conf is not None else {}
-    made = Made(notes=notes, sources=[str(xl), *([str(conf)] if conf is not None else [])])
+    pairs, repeated = read_conf(conf) if conf is not None else ([], [])
+    values = {a.key: a for a in pairs}
+    made = Made(
+        notes=notes + repeated, sources=[str(xl), *([str(conf)] if conf is not None else [])]
+    )
     tokens = _tokens(values)
     keys = {a.key: attrs.evolve(a, value=_filled(a.value, tokens)) for a in assignments}
     if not keys:
@@ -208,7 +211,7 @@ def _cmdline(keys: dict[str, Assignment], made: Made) -> None:
     words += [str(extra.value)] if extra is not None else []
     if not words:
         return
-    if made.table["boot"] in ("kernel", "pygrub"):
+    if made.table["boot"] in ("kernel", "pygrub", "pypxeboot"):
         made.put("kernel.cmdline", " ".join(words))
         return
     for lost in (root, extra):
@@ -279,6 +282,7 @@ def _disk(value: Value, made: Made) -> str:
             lost.append(f'{disk.vdev}: give its size as swap = "…", each clone gets one (xvdb)')
         elif "image" not in made.table:
             _image(disk, made)
+            lost += disk.lost
             if disk.vdev and disk.vdev[-1].isdigit():
                 lost.append(_renamed(disk.vdev, made))
         else:
@@ -292,6 +296,10 @@ def _image(disk: _Disk, made: Made) -> None:
     made.put("image.path", disk.target)
     if disk.format in ("raw", "qcow2"):
         made.put("image.format", disk.format)
+    else:
+        disk.lost.append(
+            f"format={disk.format} can't be cloned: qemu-img convert -O qcow2 makes one"
+        )
 
 
 def _renamed(vdev: str, made: Made) -> str:
@@ -303,12 +311,17 @@ def _renamed(vdev: str, made: Made) -> str:
     return f"the guest's {vdev} is xvda: see to its /etc/fstab"
 
 
+_FORMATS = ("qcow2", "qcow", "vhd")
+_KINDS = {"phy", "file", "tap", "tap2", "aio", "raw", *_FORMATS}
+
+
 @attrs.frozen
 class _Disk:
     target: str
     format: str = ""
     vdev: str = ""
     cdrom: bool = False
+    lost: list[str] = attrs.field(factory=list)
 
 
 def _one_disk(text: str) -> _Disk:
@@ -316,12 +329,15 @@ def _one_disk(text: str) -> _Disk:
     old = re.fullmatch(r"((?:[a-z0-9]+:)+)(/?[^,]*),([^,]+),([^,]+)", text.strip())
     if old is not None:
         kinds = old[1].rstrip(":").split(":")
-        known = next((kind for kind in kinds if kind in ("qcow2", "qcow", "vhd")), "raw")
+        known = next((kind for kind in kinds if kind in _FORMATS), "raw")
         vdev, _, kind = old[3].strip().partition(":")
-        return _Disk(old[2].strip(), known, vdev, kind == "cdrom")
+        others = [f"{kind}: isn't carried over" for kind in kinds if kind not in _KINDS]
+        others += _access(old[4].strip())
+        return _Disk(old[2].strip(), known, vdev, kind == "cdrom", others)
     places = {"target": "", "format": "", "vdev": "", "access": ""}
     positions = iter(places)
     cdrom = False
+    lost: list[str] = []
     parts = [part.strip() for part in text.split(",")]
     for number, part in enumerate(parts):
         key, equals, value = part.partition("=")
@@ -332,9 +348,17 @@ def _one_disk(text: str) -> _Disk:
             places[key] = value
         elif part in ("cdrom", "devtype=cdrom"):
             cdrom = True
-        elif not equals:
-            places[next(positions, "access")] = part
-    return _Disk(places["target"], places["format"] or "raw", places["vdev"], cdrom)
+        elif not equals and (position := next(positions, None)) is not None:
+            places[position] = part
+        elif part and part != "devtype=disk":
+            lost.append(f"{part} isn't carried over")
+    lost += _access(places["access"])
+    return _Disk(places["target"], places["format"] or "raw", places["vdev"], cdrom, lost)
+
+
+def _access(said: str) -> list[str]:
+    """Return what is lost of a disk's access: a clone writes to its own."""
+    return [] if said in ("", "w", "rw") else [f"access={said}: a clone may write to its disk"]
 
 
 def _rest(assignment: Assignment, made: Made) -> None:

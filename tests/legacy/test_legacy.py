@@ -190,6 +190,48 @@ def test_any_text_survives_toml(text: str, key: str) -> None:
         assert tomllib.loads(dumps(table)) == table
 
 
+def test_the_network_takes_a_command_line_too(tmp_path: Path) -> None:
+    path = tmp_path / "guest.cfg"
+    path.write_text("name='a'\nbootloader='/usr/lib/xen/bin/pypxeboot'\nextra='quiet'\n")
+    made = templates.convert(path, None)
+    assert said(made)["kernel"] == {"cmdline": "quiet"}
+
+
+@pytest.mark.parametrize(
+    ("disk", "lost"),
+    [
+        ("format=vhd,vdev=xvda,access=ro,script=block-drbd,target=/x.vhd",
+         ("format=vhd", "access=ro", "script=block-drbd")),
+        ("tap:vhd:/x.vhd,xvda,r", ("format=vhd", "access=r")),
+        ("drbd:res,xvda,w", ("drbd: isn't carried over",)),
+        ("/x,raw,xvda,rw,discard", ("discard isn't",)),
+        ("/x,raw,xvda,rw,devtype=disk", ()),
+        ("phy:/x,xvda,w", ()),
+    ],
+)  # fmt: skip
+def test_what_else_is_said_of_a_disk_is_named(
+    tmp_path: Path, disk: str, lost: tuple[str, ...]
+) -> None:
+    path = tmp_path / "guest.cfg"
+    path.write_text(f"name='a'\ndisk=['{disk}']\n")
+    reason = reasons(templates.convert(path, None)).get(2, "")
+    assert len(reason.split("; ")) == max(1, len(lost))
+    assert all(part in reason for part in lost)
+
+
+def test_lines_that_say_a_key_again(tmp_path: Path) -> None:
+    xl, conf = tmp_path / "guest.cfg", tmp_path / "guest.conf"
+    xl.write_text("name='a'\nkernel='/k'\nkernel='/k2'\ndisk='phy:/a,xvda,w'\ndisk+=['b']\n")
+    conf.write_text("swap 1\nSwap 2\n")
+    made = templates.convert(xl, conf)
+    assert made.table["kernel"]["path"] == "/k2"
+    assert made.table["swap"] == "2MiB"
+    found = {(Path(note.file).name, note.line): note.reason for note in made.notes}
+    assert found["guest.cfg", 2] == "line 3 says kernel again, and that counts"
+    assert found["guest.cfg", 4] == "line 5 says disk again, and that counts"
+    assert found["guest.conf", 1] == "line 2 says swap again, and that counts"
+
+
 # --- settings, and the commands -----------------------------------------------------------------
 
 
