@@ -19,6 +19,7 @@ MAX_FILE = 1024**2
 MAX_VALUE = 65536
 """Characters of one value."""
 MAX_NESTING = 8
+MAX_NUMBER = 10**12
 
 Value = str | int | list["Value"]
 
@@ -130,7 +131,7 @@ def _checked(value: object, depth: int = 0) -> Value:
     if isinstance(value, str):
         value.encode()  # half a surrogate pair can't be written
         return value
-    if isinstance(value, int):
+    if isinstance(value, int) and abs(value) <= MAX_NUMBER:
         return value
     if isinstance(value, list | tuple) and depth < MAX_NESTING:
         return [_checked(item, depth + 1) for item in value]

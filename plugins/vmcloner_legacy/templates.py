@@ -306,7 +306,7 @@ def _renamed(vdev: str, made: Made) -> str:
     """Adapt the command line: a disk given as a partition (xvda2) is a disk of its own here."""
     cmdline = made.table.get("kernel", {}).get("cmdline", "")
     if f"/dev/{vdev}" in cmdline:
-        made.put("kernel.cmdline", re.sub(rf"/dev/{vdev}\b", "/dev/xvda", cmdline))
+        made.put("kernel.cmdline", re.sub(rf"/dev/{re.escape(vdev)}\b", "/dev/xvda", cmdline))
         return f"the guest's {vdev} is xvda: root= is adapted, see to its /etc/fstab"
     return f"the guest's {vdev} is xvda: see to its /etc/fstab"
 

@@ -219,6 +219,23 @@ def test_what_else_is_said_of_a_disk_is_named(
     assert all(part in reason for part in lost)
 
 
+@pytest.mark.parametrize("number", ["0x" + "f" * 5000, "1" * 5000, "-" + "9" * 50, "10**12"])
+def test_numbers_that_nothing_has(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "guest.cfg"
+    path.write_text(f"name='a'\nmemory={number}\nvcpus=1\n")
+    made = templates.convert(path, None)
+    assert "memory" not in made.table
+    assert reasons(made)[2] == "not a text, a number or a list of them"
+
+
+def test_a_disk_whose_name_is_no_pattern(tmp_path: Path) -> None:
+    path = tmp_path / "guest.cfg"
+    path.write_text(
+        "name='a'\nkernel='/k'\nextra='root=/dev/xvda(1 ro'\ndisk=['phy:/a,xvda(1,w']\n"
+    )
+    assert templates.convert(path, None).table["kernel"]["cmdline"] == "root=/dev/xvda ro"
+
+
 def test_lines_that_say_a_key_again(tmp_path: Path) -> None:
     xl, conf = tmp_path / "guest.cfg", tmp_path / "guest.conf"
     xl.write_text("name='a'\nkernel='/k'\nkernel='/k2'\ndisk='phy:/a,xvda,w'\ndisk+=['b']\n")
