@@ -11,7 +11,7 @@ import attrs
 
 from vmcloner_boot.grubscript import Command, Entry, Word
 from vmcloner_boot.reading import MIB, Unreadable
-from vmcloner_boot.trees import Tree
+from vmcloner_boot.trees import Tree, pair
 
 MAX_FILES = 1000
 """Entries of the Boot Loader Specification in one folder."""
@@ -84,9 +84,9 @@ def bls_entries(tree: Tree, folder: str) -> list[BlsEntry]:
             raise Unreadable(f"{folder!r} on {tree.place} holds more than {MAX_TOGETHER} bytes")
         keys: dict[str, list[str]] = {}
         for line in text.splitlines():
-            key, _, value = line.strip().partition(" ")
-            if (key := key.rstrip("\t")) in _KEYS:
-                keys.setdefault(key, []).append(value.strip())
+            key, value = pair(line)
+            if key in _KEYS:
+                keys.setdefault(key, []).append(value)
         identifier = re.sub(r"\+\d+(-\d+)?$", "", name.removesuffix(".conf"))
         entries.append(BlsEntry(tree, folder, identifier, keys))
     by_file = sorted(entries, key=lambda entry: _version(entry.identifier), reverse=True)

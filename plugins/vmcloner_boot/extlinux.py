@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vmcloner_boot.choice import MAX_INITRDS, Choice, Found
 from vmcloner_boot.reading import Budget, Unreadable
-from vmcloner_boot.trees import Tree
+from vmcloner_boot.trees import Tree, pair
 
 EXTLINUX_FILES = (
     "/boot/extlinux/extlinux.conf",
@@ -45,8 +45,8 @@ def _extlinux_labels(text: str) -> tuple[dict[str, dict[str, str]], str]:
     current = common
     default = chosen = ""
     for line in text.splitlines():
-        key, _, value = line.strip().partition(" ")
-        key, value = key.upper().rstrip("\t"), value.strip()
+        key, value = pair(line)
+        key = key.upper()
         if key == "LABEL":
             current = labels.setdefault(value, {})
         elif key in ("DEFAULT", "ONTIMEOUT"):

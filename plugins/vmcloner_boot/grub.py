@@ -13,7 +13,7 @@ from vmcloner_boot.bls import BLS_FOLDERS, BlsEntry, bls_entries, grub_device
 from vmcloner_boot.choice import MAX_INITRDS, Choice, Found
 from vmcloner_boot.grubscript import Entry, World
 from vmcloner_boot.reading import Budget, Unreadable
-from vmcloner_boot.trees import Tree
+from vmcloner_boot.trees import Tree, pair
 
 GRUB_FILES = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg", "/grub/grub.cfg", "/grub2/grub.cfg")
 _LINUX = ("linux", "linux16", "linuxefi")
@@ -311,9 +311,9 @@ def _bls_choice(
     grub.world.menu = [entry.menu_entry() for entry in entries]
     default = grub.world.variables.get("saved_entry")
     for line in (tree.text(f"{above}/loader/loader.conf") or "").splitlines():
-        key, _, value = line.strip().partition(" ")
+        key, value = pair(line)
         if key == "default":
-            pattern = value.strip().removesuffix(".conf")
+            pattern = value.removesuffix(".conf")
             matching = fnmatch.filter([entry.identifier for entry in entries], pattern)
             default = matching[0] if matching else default
     return _carried_out(grub, source, default)

@@ -151,6 +151,12 @@ class Tree:
         return data.decode("utf-8", "surrogateescape")
 
 
+def pair(line: str) -> tuple[str, str]:
+    """Return the key that a line begins with and what follows, "" where there is nothing."""
+    key, *value = line.split(None, 1) or [""]
+    return key, value[0].strip() if value else ""
+
+
 def _names(path: str) -> list[bytes]:
     if len(path) > MAX_PATH or "\0" in path:
         raise Unreadable(f"not a path: {path[:80]!r}")

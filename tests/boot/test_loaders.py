@@ -397,6 +397,18 @@ def test_alpine(folder: str) -> None:
     assert "label 'virt'" in choice.source
 
 
+def test_tabs_are_blanks_too() -> None:
+    text = f"\tDEFAULT\tl\nLABEL\tl\n\tLINUX\t{K}\n\tAPPEND\tro\tquiet\n"
+    choice = choose([tree({"boot/extlinux.conf": text, **KERNELS}, 1)])
+    assert (names(choice), choice.cmdline) == ([K], "ro quiet")
+    entries = {
+        "loader/entries/m-1.conf": entry("1").replace(" ", "\t", 1).replace("linux ", "linux\t"),
+        "loader/entries/m-2.conf": entry("2"),
+        "loader/loader.conf": "default\tm-1.conf\n",
+    }
+    assert names(choose(fedora(entries, "1", "2")))[0] == "/vmlinuz-1"
+
+
 def test_initrd_in_append() -> None:
     text = (
         "default l\nappend common\nlabel l\nkernel /k\nlabel m\nkernel /k\nappend initrd=/i,/j x\n"
