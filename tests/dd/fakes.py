@@ -151,9 +151,6 @@ class FakeGroupDriver(GroupDriver):
     def _path(self, name: str) -> Path:
         return self._host.path(name)
 
-    def _is_active(self, name: str) -> bool:
-        return name in self._host.active
-
 
 def busy(name):
     """Return what deactivating a volume in use says."""

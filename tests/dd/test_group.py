@@ -7,7 +7,7 @@ import pytest
 
 from vmcloner_core.copying import Target
 from vmcloner_core.drivers import DriverContext
-from vmcloner_core.errors import HostCommandError, NotEnoughResources, NotFound
+from vmcloner_core.errors import Conflict, HostCommandError, NotEnoughResources, NotFound
 from vmcloner_core.model import CloneMode, CloneRequest, Copying, Host, Status
 from vmcloner_core.process import LocalRunner
 from vmcloner_core.testing.samples import make_labels
@@ -99,10 +99,12 @@ def test_labels_are_there_before_the_bytes(driver, origin, monkeypatch):
     assert lvm("lvs", *state, f"{VG}/web-1-disk0") == ["skip", "activation"]
 
 
-def test_a_copy_that_died_is_gone_on_with(driver, origin, tmp_path, monkeypatch):
-    class Killed(BaseException):
-        pass
+class Killed(BaseException):
+    """The process ends here."""
 
+
+def cut_off(driver, origin, monkeypatch):
+    """Begin two copies, and end in their middle."""
     write = Target.write
 
     def dies(target, data, at):
@@ -114,11 +116,15 @@ def test_a_copy_that_died_is_gone_on_with(driver, origin, tmp_path, monkeypatch)
         patch.setattr(Target, "write", dies)
         with contextlib.suppress(Killed):
             list(driver.clone(requests(origin, 2)))
+
+
+def test_a_copy_that_died_is_gone_on_with(driver, origin, tmp_path, monkeypatch):
+    cut_off(driver, origin, monkeypatch)
     left = driver.volumes()
     assert [volume.complete for volume in left] == [False, False]
     for outcome in driver.activate(left):
         assert not outcome.ok
-    written = []
+    write, written = Target.write, []
     monkeypatch.setattr(
         Target, "write", lambda self, data, at: (written.append(at), write(self, data, at))
     )
@@ -132,6 +138,38 @@ def test_a_copy_that_died_is_gone_on_with(driver, origin, tmp_path, monkeypatch)
         with volume.path.open("rb") as stream:
             assert stream.read() == content
     assert all(outcome.ok for outcome in driver.deactivate(volumes))
+
+
+def test_a_copy_that_died_becomes_as_large_as_its_new_image(driver, origin, tmp_path, monkeypatch):
+    cut_off(driver, origin, monkeypatch)
+    larger = make_image(tmp_path / "larger.raw", seed=2, size=origin.size + 6 * MIB)
+    origin = driver.import_image("tiny", larger, no_progress).unwrap()
+    volumes = [outcome.unwrap() for outcome in driver.clone(requests(origin, 2, verify=True))]
+    assert all(outcome.ok for outcome in driver.activate(volumes))
+    for volume in volumes:
+        assert volume.complete
+        with volume.path.open("rb") as stream:
+            assert stream.read() == larger.path.read_bytes().ljust(volume.size, b"\0")
+    assert all(outcome.ok for outcome in driver.deactivate(volumes))
+
+
+@pytest.mark.parametrize(
+    "hang",
+    [
+        ("-s", "-L", "8m"),
+        ("--type", "thin", "--thinpool", "pool"),  # over it, as its external origin
+    ],
+)
+def test_what_others_hung_on_an_image_stays_and_so_does_it(driver, origin, hang):
+    lvm("lvcreate", "-y", *hang, "-n", "precious", f"{VG}/image.tiny")
+    try:
+        with pytest.raises(Conflict, match="vg/precious would go with it"):
+            driver.delete_origin("tiny")
+        names = lvm("lvs", "--noheadings", "-o", "lv_name", VG)
+        assert {"precious", "image.tiny"} <= {*names}
+    finally:
+        lvm("lvremove", "-y", f"{VG}/precious")
+    assert driver.delete_origin("tiny").changed
 
 
 def test_no_room_is_said_and_leaves_nothing(driver, origin):

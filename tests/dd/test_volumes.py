@@ -122,8 +122,7 @@ def test_imports_by_two_state_folders_wait_for_one_another(host, driver, tmp_pat
     assert host.volumes.keys() == {"image.tiny"}
 
 
-def test_a_volume_that_cant_be_activated_fails_alone(host, driver, origin, monkeypatch):
-    monkeypatch.setattr(driver, "_is_active", lambda _name: False)
+def test_a_volume_that_cant_be_activated_fails_alone(host, driver, origin):
     host.refuse = {"-ay web-2-disk0": HostCommandError("lvchange failed with 5")}
     outcomes = {outcome.key: outcome.error for outcome in driver.clone(requests(origin, 3))}
     assert isinstance(outcomes["web-2-disk0"], HostCommandError)

@@ -65,6 +65,10 @@ class DyingMapper(KernelDeviceMapper):
         self.fate.step("write_head")
         super().write_head(*details)
 
+    def drop_head(self, *details):
+        self.fate.step("drop_head")
+        super().drop_head(*details)
+
 
 def requests(origin, fleet, count=2):
     """Return two snapshots and a swap disk."""
@@ -75,8 +79,9 @@ def requests(origin, fleet, count=2):
     return [*disks, CloneRequest(labels=make_labels(fleet, 1), disk=1, size=SWAP, head=HEAD)]
 
 
-def open_driver(state, runner=None, mapper=None, strategy="transaction"):
-    """Return a driver of the pool."""
+def open_driver(state, runner=None, mapper=None):
+    """Return a driver of the pool; its strategy is that of the environment."""
+    strategy = os.environ.get("STRATEGY", "transaction")
     host = Host(name="local", state=Path(state))
     context = DriverContext(host=host, name="pool", runner=runner or LocalRunner())
     settings = LvmThinSettings(vg=VG, thinpool=POOL, strategy=strategy)

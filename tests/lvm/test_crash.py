@@ -11,6 +11,7 @@ import pytest
 from tests.lvm.conftest import POOL, VG, empty, lvm
 from tests.lvm.dying import HEAD, open_driver, requests
 from vmcloner_core.testing.storage import make_image, no_progress
+from vmcloner_lvm.devmapper import device_name
 
 pytestmark = pytest.mark.lvm
 TOP = Path(__file__).parents[2]
@@ -19,6 +20,10 @@ TOP = Path(__file__).parents[2]
 def slow(*how):
     """Return a way to die for the long run: tests with a faked host have it at each step."""
     return pytest.param([*how], marks=pytest.mark.slow)
+
+
+def slow_only(value):
+    return pytest.param(value, marks=pytest.mark.slow)
 
 
 class Ground:
@@ -105,6 +110,44 @@ def test_killed_while_cloning(ground, how):
         assert stream.read(8192) == HEAD.ljust(8192, b"\0")
     assert all(outcome.ok for outcome in ground.driver.delete(list(made.values())))
     ground.check(fleet)
+
+
+@pytest.mark.parametrize("strategy", ["lvcreate", slow_only("transaction")])
+def test_killed_while_first_bytes_are_written(ground, monkeypatch, strategy):
+    """The device that they are written by is left, and keeps its volume busy."""
+    monkeypatch.setenv("STRATEGY", strategy)
+    fleet = ground.fleet()
+    ground.crash("clone", fleet, "^drop_head")
+    assert any("vmcloner-head" in word for word in lvm("dmsetup", "ls"))
+    assert ground.names(fleet) == [f"{fleet}-1-disk0", f"{fleet}-2-disk0"]
+    assert not any("vmcloner-head" in word for word in lvm("dmsetup", "ls"))
+    ground.check(fleet)
+    made = {o.key: o.unwrap() for o in ground.driver.clone(requests(ground.origin, fleet))}
+    [swap] = ground.driver.activate([made[f"{fleet}-1-disk1"]])
+    assert swap.ok
+    with made[swap.key].path.open("rb") as stream:
+        assert stream.read(8192) == HEAD.ljust(8192, b"\0")
+    assert all(outcome.ok for outcome in ground.driver.delete(list(made.values())))
+    ground.check(fleet)
+
+
+def test_a_pending_volume_in_use_is_kept(ground):
+    fleet = ground.fleet()
+    ground.crash("clone", fleet, "^set_transaction_id")
+    text = metadata(ground.folder)
+    [number] = re.findall(rf"{fleet}-1-disk0 {{.*?device_id = (\d+)", text, re.DOTALL)
+    name = device_name(VG, f"{fleet}-1-disk0")
+    table = f"0 {ground.image.size // 512} thin /dev/mapper/{VG}-{POOL}-tpool {number}"
+    lvm("dmsetup", "create", name, "--table", table)
+    try:
+        with open(f"/dev/mapper/{name}", "rb") as stream:  # noqa: PTH123
+            assert ground.names(fleet) == [f"{fleet}-1-disk0", f"{fleet}-2-disk0"]
+            assert stream.read() == ground.image.path.read_bytes()
+    finally:
+        lvm("dmsetup", "remove", "--retry", name)
+    ground.check(fleet)
+    made = [o.unwrap() for o in ground.driver.clone(requests(ground.origin, fleet))]
+    assert all(outcome.ok for outcome in ground.driver.delete(made))
 
 
 @pytest.mark.parametrize(
