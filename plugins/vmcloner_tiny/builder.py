@@ -16,17 +16,28 @@ from vmcloner_tiny.deb import Deb
 from vmcloner_tiny.modules import ModuleTree
 from vmcloner_tiny.packages import Apt
 
-MODULES = ("virtio_pci", "virtio_net", "virtio_blk", "button", "evdev")
-"""What the guest loads, with what these need; evdev brings the power button to acpid."""
+MODULES = {
+    "kvm": ("virtio_pci", "virtio_net", "virtio_blk", "button", "evdev"),
+    "xen": ("xen_netfront", "xen_blkfront"),
+}
+"""What the guest loads, with what these need, by what it runs on; evdev brings the power button to
+acpid, which under Xen nobody presses."""
 DISK_SIZE = 64 * 1024**2
 """Bytes of the disk, of which only the first sector holds anything."""
 DISK_MARK = b"vmcloner-tiny 0 -\n"
 """The disk's first line, which ``init`` rewrites at each boot: mark, boots so far, name."""
 MAX_KERNEL = 64 * 1024**2
 MAX_BUSYBOX = 16 * 1024**2
-_FOLDERS = ("bin", "dev", "etc", "etc/acpi", "etc/acpi/PWRF", "modules", "proc", "root", "sys")
-_POWER_BUTTON = "etc/acpi/PWRF/00000080"
-"""What busybox's acpid runs when the power button is pressed (busybox, util-linux/acpid.c)."""
+_FOLDERS = (
+    *("bin", "dev", "etc", "etc/acpi", "etc/acpi/PWRF", "modules", "proc", "root", "sbin", "sys"),
+)
+_POWER = {
+    "etc/acpi/PWRF/00000080": "poweroff",
+    "sbin/poweroff": "poweroff",
+    "sbin/reboot": "reboot",
+}
+"""What busybox's acpid runs when the power button is pressed (busybox, util-linux/acpid.c), and
+what the kernel runs when Xen asks it to (Linux, kernel/reboot.c)."""
 
 
 class TinyBuilder(ImageBuilder):
@@ -53,7 +64,7 @@ class TinyBuilder(ImageBuilder):
             vmlinuz = kernel[0].read(kernel[0].find(r"boot/vmlinuz-[^/]+"), MAX_KERNEL)
             root = _root(
                 busybox=busybox.read(busybox.find("bin/busybox"), MAX_BUSYBOX),
-                modules=ModuleTree(kernel).load(MODULES),
+                modules=_load(ModuleTree(kernel)),
             )
         (folder / "vmlinuz").write_bytes(vmlinuz)
         (folder / "initrd.img").write_bytes(gzip.compress(root, mtime=0))
@@ -64,17 +75,30 @@ class TinyBuilder(ImageBuilder):
         return disk
 
 
-def _root(busybox: bytes, modules: dict[str, bytes]) -> bytes:
-    """Return the guest's root file system, a cpio archive."""
-    order = "".join(f"{name}.ko\n" for name in modules)
+def _load(tree: ModuleTree) -> dict[str, dict[str, bytes]]:
+    return {kind: tree.load(names) for kind, names in MODULES.items()}
+
+
+def _root(busybox: bytes, modules: dict[str, dict[str, bytes]]) -> bytes:
+    """Return the guest's root file system, a cpio archive.
+
+    :param modules: those of each hypervisor, in the order in which they are loaded.
+    """
+    files = {name: content for loaded in modules.values() for name, content in loaded.items()}
     return initramfs.pack(
         [
             *(initramfs.folder(path) for path in _FOLDERS),
             initramfs.executable("init", _own_files()["init"]),
             initramfs.executable("bin/busybox", busybox),
-            initramfs.executable(_POWER_BUTTON, b"#!/bin/sh\nexec poweroff -f\n"),
-            initramfs.file("modules/order", order.encode()),
-            *(initramfs.file(f"modules/{name}.ko", content) for name, content in modules.items()),
+            *(
+                initramfs.executable(path, f"#!/bin/sh\nexec /bin/{program} -f\n".encode())
+                for path, program in _POWER.items()
+            ),
+            *(
+                initramfs.file(f"modules/{kind}", "".join(f"{n}.ko\n" for n in loaded).encode())
+                for kind, loaded in modules.items()
+            ),
+            *(initramfs.file(f"modules/{name}.ko", content) for name, content in files.items()),
         ]
     )
 
