@@ -20,6 +20,8 @@ MAX_LOG = 65536
 """Bytes of a log that are looked at: its last ones."""
 MAX_REASON = 300
 _DOMAIN = re.compile(r": Domain (\d+):(.*)")
+_SCRIPT_KILLED = re.compile(r"killing execution of .* because of timeout")
+_NO_DEVICE = re.compile(r"unable to add (disk|vif|nic) devices")
 _CONTROL = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|[()].|.)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # What pygrub prints, and what it means. (tools/pygrub/src/pygrub of Xen)
 _PYGRUB = (
@@ -44,10 +46,15 @@ _PYGRUB = (
 
 @attrs.frozen(kw_only=True)
 class Failure:
-    """Why a domain wasn't made. ``log``: where more of it is, if anywhere."""
+    """Why a domain wasn't made.
+
+    :param log: where more of it is, if anywhere. :param slow: a script of the host's for its disks
+        or cards was given no more time, which tells of the host's load and not of the guest.
+    """
 
     reason: str
     log: Path | None = None
+    slow: bool = False
 
 
 class Logs:
@@ -81,17 +88,24 @@ class Logs:
         """
         if domid is None:
             return None
-        failed = self._failed_since(mark)
-        reason = self._reason(domid, failed.get(domid, []))
+        text = _tail(self._driver_log, mark)
+        said = _said(text, domid)
+        reason = self._reason(domid, said)
         log = self.bootloader_log(name)
         with contextlib.suppress(OSError):
             self._numbered(domid).replace(log)
-        return Failure(reason=reason, log=log if log.exists() else None) if reason else None
+        if not reason:
+            return None
+        # The line about the script doesn't say whose it was: at worst one more is tried again.
+        device = any(_NO_DEVICE.search(line) for line in said)
+        slow = device and _SCRIPT_KILLED.search(text) is not None
+        return Failure(reason=reason, log=log if log.exists() else None, slow=slow)
 
-    def forget(self, domid: int) -> None:
-        """Remove what the boot loader of a domain that runs has said."""
+    def forget(self, name: str, domid: int) -> None:
+        """Remove what the boot loader of a domain that runs has said, now and when it failed."""
         if domid > 0:
             _remove(self._numbered(domid))
+            _remove(self.bootloader_log(name))
 
     def remove(self, name: str) -> None:
         """Remove the logs of a domain that is gone; of what isn't there, nothing."""
@@ -112,14 +126,6 @@ class Logs:
     def _numbered(self, domid: int) -> Path:
         return self.xen / f"bootloader.{domid}.log"
 
-    def _failed_since(self, mark: int) -> dict[int, list[str]]:
-        failed: dict[int, list[str]] = {}
-        for line in _tail(self._driver_log, mark).splitlines():
-            found = _DOMAIN.search(line)
-            if found is not None:
-                failed.setdefault(int(found[1]), []).append(found[2].strip())
-        return failed
-
     def _reason(self, domid: int, said: list[str]) -> str:
         """Return what became of a domain; empty where nothing says so.
 
@@ -136,6 +142,12 @@ class Logs:
         if output and any("bootloader failed" in line for line in said):
             return _short(output[-1])
         return _short(said[0]) if said else ""
+
+
+def _said(text: str, domid: int) -> list[str]:
+    """Return what libxl's log says of one domain."""
+    lines = filter(None, map(_DOMAIN.search, text.splitlines()))
+    return [line[2].strip() for line in lines if int(line[1]) == domid]
 
 
 def remove_rotated(file: Path) -> None:

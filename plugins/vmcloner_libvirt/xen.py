@@ -32,7 +32,12 @@ OVERHEAD = 4 * 1024**2
 """Bytes that Xen takes for a guest beside its memory (page tables, grants, its own structures)."""
 HEARD = 3.0
 """Seconds in which a guest that is up acknowledges that it is to shut down."""
+SLOW = "this host is too busy for so many starts: set starts = 1 in [hosts.HOST.hypervisor.xen]"
 _BACKENDS = {"raw": "file", "qcow2": "qemu"}
+
+
+class _TooSlow(HostCommandError):
+    """libxl gave up on one of its scripts."""
 
 
 class XenDriver(LibvirtDriver):
@@ -56,6 +61,7 @@ class XenDriver(LibvirtDriver):
         self._logs = logs or Logs()
         self._store = store or Xenstore()
         self._deciding = threading.Lock()
+        self._starting_again = threading.Lock()
         self.start_lane = Lane(concurrency=settings.starts)
 
     # --- the host -----------------------------------------------------------------------------
@@ -207,18 +213,30 @@ class XenDriver(LibvirtDriver):
         if operations.active(connection, name) is None:
             console.remove(self.console_log(name))  # xenconsoled appends to what is there
         self._admit(connection, name)
+        try:
+            changed = self._start(connection, name, boot)
+        except _TooSlow:
+            # libxl's limit can't be set. Other guests' starts are what slowed this one down: those
+            # that failed so come one by one.
+            with self._starting_again:
+                changed = self._start(connection, name, boot)
+        self._forget(connection, name)
+        return changed
+
+    def _start(self, connection: Any, name: str, boot: BootConfig | None) -> bool:
         mark = self._logs.mark()
         try:
             with self._store.watch(name) as seen:
-                changed = operations.start(connection, name, boot)
+                return operations.start(connection, name, boot)
         except libvirt().libvirtError as error:
             failure = None if is_disconnect(error) else self._logs.failure(name, mark, seen.domid)
             if failure is None:
                 raise
+            message = f"{name}: can't start: {failure.reason}"
+            if failure.slow:
+                raise _TooSlow(f"{message} (a script took too long)", hint=SLOW) from error
             hint = "vmcloner host check xen" if failure.log is None else f"see {failure.log}"
-            raise HostCommandError(f"{name}: can't start: {failure.reason}", hint=hint) from error
-        self._forget(connection, name)
-        return changed
+            raise HostCommandError(message, hint=hint) from error
 
     def ask(self, connection: Any, name: str) -> bool:
         """See :meth:`LibvirtDriver.ask`; by xl(1).
@@ -254,7 +272,7 @@ class XenDriver(LibvirtDriver):
     def _forget(self, connection: Any, name: str) -> None:
         domain = operations.active(connection, name)
         if domain is not None:
-            self._logs.forget(domain.ID())
+            self._logs.forget(name, domain.ID())
 
     def _admit(self, connection: Any, name: str) -> None:
         """Let the user that libxl runs a clone's boot loader as read the disk that it boots.

@@ -266,6 +266,55 @@ def test_what_libxl_does_not_explain_is_libvirts_own_error(
     assert "web-1: no such bridge" in str(outcome.error)
 
 
+@pytest.mark.parametrize(("times", "starts"), [(1, 2), (2, 2)])
+def test_a_start_for_which_the_host_was_too_slow_is_made_once_more(
+    make_xen: Callable[..., XenDriver],
+    spec: DomainSpec,
+    xen_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    times: int,
+    starts: int,
+) -> None:
+    driver = make_xen()
+    log = xen_root / "log/libxl/libxl-driver.log"
+    tried: list[str] = []
+
+    def create(_connection: object, name: str, _boot: object) -> bool:
+        tried.append(name)
+        if len(tried) > times:
+            return True
+        with log.open("a") as stream:
+            stream.write(
+                f"{TIME}libxl: libxl_aoutils.c:539:async_exec_timeout: killing execution of "
+                "/etc/xen/scripts/vif-bridge online because of timeout\n"
+                f"{TIME}libxl: libxl_create.c:1921:domcreate_attach_devices: Domain 7:"
+                "unable to add vif devices\n"
+            )
+        raise libvirt().libvirtError("libxenlight failed to create new domain 'web-1'")
+
+    [outcome.unwrap() for outcome in driver.define([spec])]
+    monkeypatch.setattr(operations, "start", create)
+    monkeypatch.setattr(driver._store, "watch", lambda _name: contextlib.nullcontext(Seen(domid=7)))
+    (outcome,) = driver.start([spec.name])
+    assert len(tried) == starts
+    assert outcome.ok == (times < starts)
+    if outcome.error is not None:
+        assert "unable to add vif devices (a script took too long)" in str(outcome.error)
+        assert "starts = 1" in str(outcome.error.hint)
+
+
+def test_a_start_that_failed_otherwise_is_not_made_again(logs: Logs) -> None:
+    failed = f"{TIME}libxl: x.c:1:f: Domain 7:unable to add vif devices\n"
+    killed = f"{TIME}libxl: x.c:1:f: killing execution of /x online because of timeout\n"
+    log = logs.libxl / "libxl-driver.log"
+    log.write_text(killed)
+    mark = logs.mark()
+    log.write_text(killed + failed)
+    assert not logs.failure("web-1", mark, 7).slow
+    assert logs.failure("web-1", 0, 7).slow
+    assert logs.failure("web-1", 0, 8) is None
+
+
 def test_the_boot_loaders_user_gets_the_disk_that_it_reads(
     make_xen: Callable[..., XenDriver],
     spec: DomainSpec,
