@@ -46,7 +46,7 @@ export PATH=/bin
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
-while read -r module; do insmod "/modules/$module"; done </modules/order
+while read -r module; do insmod "/modules/$module"; done </modules/kvm
 echo stub-begins
 gunzip -c /disk.gz | dd of=/dev/vda bs=1M conv=fsync 2>/dev/null
 sync
