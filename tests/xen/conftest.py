@@ -150,6 +150,7 @@ def site() -> Iterator[Site]:
         [hosts.local]
         state = "{folder}/state"
         [hosts.local.hypervisor.xen]
+        starts = 1    # libxl gives its scripts 40 s, whatever else this machine has to do
         [hosts.local.storage.disks]
         {pool}
         """
