@@ -6,6 +6,7 @@ Runs by itself, as root, wherever that pool is: ``make bench-lvm`` runs it in th
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import statistics
@@ -18,8 +19,8 @@ from pathlib import Path
 
 import attrs
 
-from vmcloner_core.drivers import DriverContext, ImageFile
-from vmcloner_core.model import CloneRequest, Host, Labels, Origin
+from vmcloner_core.drivers import DriverContext, ImageFile, StorageDriver
+from vmcloner_core.model import CloneRequest, Host, Labels, Origin, Outcome, Volume
 from vmcloner_core.process import LocalRunner
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import KernelDeviceMapper, device_name
@@ -93,6 +94,16 @@ class Bench:
 
         return timed(work) / count
 
+    def reset(self, count: int, reset: Callable[..., Iterable[Outcome[Volume]]]) -> float:
+        """Reset all clones; returns seconds for each."""
+        wanted = self.requests(count)
+
+        def work() -> None:
+            for outcome in reset(wanted):
+                outcome.unwrap()
+
+        return timed(work) / count
+
     def delete(self) -> float:
         """Delete all clones by one transaction; returns seconds for each."""
         volumes = self.driver.volumes()
@@ -157,6 +168,8 @@ def measure(bench: Bench, count: int) -> list[Row]:
     batched = bench.clone(count, bench.driver.clone_lane.batch)
     bench.delete()
     whole = bench.clone(count, count)
+    reset = bench.reset(count, bench.driver.reset)
+    stepwise = bench.reset(count, functools.partial(StorageDriver.reset, bench.driver))
     run(["vgck", bench.vg])
     say(f"{count}: loops at {count}")
     plain += bench.lvcreate("-kn", "-ay")
@@ -172,6 +185,8 @@ def measure(bench: Bench, count: int) -> list[Row]:
         row("clone", count, "loop of lvcreate -s", statistics.mean(plain), whole, sampled),
         row("clone", count, "the same, -an -An, no udev", statistics.mean(tuned), whole, sampled),
         row("clone", count, "bare create_snap messages", made, whole, f"{RAW}, no volumes of LVM"),
+        row("reset", count, "one transaction", reset, reset),
+        row("reset", count, "delete, then clone", stepwise, reset),
         row("delete", count, "one transaction", deleted, deleted),
         row("delete", count, "loop of lvremove", statistics.mean(removed), deleted, sampled),
         row("delete", count, "bare delete messages", gone, deleted, f"{RAW}, no volumes of LVM"),
