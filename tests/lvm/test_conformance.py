@@ -5,6 +5,7 @@ import contextlib
 import pytest
 
 from tests.lvm.conftest import VG, lvm
+from vmcloner_core.model import CloneMode
 from vmcloner_core.testing.storage import StorageConformance
 
 pytestmark = pytest.mark.lvm
@@ -14,6 +15,11 @@ class TestLvmThin(StorageConformance):
     @pytest.fixture
     def open_driver(self, open_driver):
         return open_driver
+
+    @pytest.fixture(params=[CloneMode.LINKED], ids=["linked"])
+    def mode(self, request):
+        """Say so by the class: a test would make its template before it is skipped."""
+        return request.param
 
     def put_foreign(self, volume):
         lvm("lvcreate", "-V", "8m", "-T", f"{VG}/pool", "-n", volume.name)
