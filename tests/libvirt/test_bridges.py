@@ -105,6 +105,8 @@ def place(tmp_path):
         made.run("host", "ip", "link", "delete", "port", check=False)
         made.network("remove")  # its server too
     finally:
+        for file in (tmp_path / "state" / "networks").glob("*.pid"):  # of a test that failed
+            subprocess.run(["kill", file.read_text().strip()], check=False)
         for name in ("host", "world", "guest"):
             subprocess.run(["ip", "netns", "delete", made.space(name)], check=False)
 
