@@ -46,12 +46,15 @@ def digest_files(paths: Iterable[Path], base: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[int | None]:
+def locked(path: Path, *, wait: bool = True, create: bool = True) -> Iterator[int | None]:
     """Hold an exclusive lock (flock(2)) on a file and yield its descriptor.
 
     :param wait: whether to wait for another holder; otherwise None is yielded if there is one.
+    :param create: whether to make a file that isn't there.
+    :raises FileNotFoundError: it isn't there, and isn't to be made.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+    descriptor = os.open(path, flags, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

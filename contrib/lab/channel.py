@@ -11,7 +11,7 @@ from pathlib import Path
 
 from contrib.lab.errors import LabError, TimeUp
 from contrib.lab.image import Image
-from contrib.lab.proc import DIES_WITH_US
+from contrib.lab.proc import dies_with_us
 
 CONNECTION_LOST = 255
 """What ssh exits with when it has no exit status of the command."""
@@ -42,7 +42,7 @@ class Channel:
 
         :raises LabError: it failed; with its last lines.
         """
-        argv = [*DIES_WITH_US, *self._ssh, "127.0.0.1", f"set -e; {script}"]
+        argv = dies_with_us([*self._ssh, "127.0.0.1", f"set -e; {script}"])
         with subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
@@ -72,7 +72,7 @@ class Channel:
         script = f"echo $$ >{mark}; cd {folder}; exec {shlex.join(argv)}"
         with self._ended(mark):
             process = subprocess.Popen(
-                [*DIES_WITH_US, *self._ssh, "127.0.0.1", script], cwd=self._folder
+                dies_with_us([*self._ssh, "127.0.0.1", script]), cwd=self._folder
             )
             try:
                 return process.wait(seconds)

@@ -23,6 +23,8 @@ from contrib.lab.states import state
 from contrib.lab.supplies import TOP, supplies
 
 RECORD = "lab.json"
+_GONE = ".gone-"
+"""How the name of a folder begins that is being removed."""
 _KEY = "/opt/vmcloner/tree"
 """Inside: which tree's vmcloner is installed."""
 
@@ -105,22 +107,37 @@ def _folder(name: str) -> Iterator[tuple[Path, int]]:
 def sweep() -> None:
     """Clear away what dead labs left: nobody holds their locks."""
     for path in _top().iterdir():
-        if path.is_dir():
-            with cache.locked(path / "lock", wait=False) as descriptor:
-                if descriptor is not None:
-                    shutil.rmtree(path)
+        if path.name.startswith(_GONE):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.is_dir() and not _is_held(path):
+            _remove(path)
+
+
+def _is_held(folder: Path) -> bool:
+    """Tell whether somebody holds a lab's lock. Nothing is made: the lab may just be going."""
+    try:
+        with cache.locked(folder / "lock", wait=False, create=False) as descriptor:
+            return descriptor is None
+    except FileNotFoundError:
+        return False
+
+
+def _remove(folder: Path) -> None:
+    """Remove a lab's folder: first from the eyes of those who look at what runs."""
+    gone = folder.with_name(f"{_GONE}{folder.name}")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def running() -> list[tuple[Path, Record]]:
     """Return the labs that run, all checkouts' and modes', with their folders."""
     labs = []
     for path in sorted(_top().iterdir()):
-        if not path.is_dir():
+        if path.name.startswith(_GONE) or not path.is_dir() or not _is_held(path):
             continue
-        with cache.locked(path / "lock", wait=False) as descriptor:
-            if descriptor is not None:
-                continue
-        with contextlib.suppress(OSError):  # it is just starting, or ending
+        # It is just starting or ending, or another checkout's, which writes another record.
+        with contextlib.suppress(OSError, ValueError, TypeError):
             labs.append((path, Record(**json.loads((path / RECORD).read_text()))))
     return labs
 
@@ -159,7 +176,9 @@ def _start(
     )
     lab = Lab(record, Channel(built, folder, host.port))
     try:
-        (folder / RECORD).write_text(json.dumps(attrs.asdict(record)))
+        draft = folder / f".{RECORD}"
+        draft.write_text(json.dumps(attrs.asdict(record)))
+        draft.rename(folder / RECORD)
         lab.prepare()
     except BaseException:
         host.kill()
@@ -184,7 +203,7 @@ def lab(mode: Mode, seconds: float) -> Iterator[Lab]:
             with host:
                 yield fresh
         finally:
-            shutil.rmtree(folder)
+            _remove(folder)
 
 
 def attach(mode: Mode) -> Lab | None:
@@ -213,7 +232,7 @@ def down(mode: Mode) -> None:
     machine.kill(attached.record.pid)
     path = _top() / lasting_name(mode)
     with cache.locked(path / "lock"):  # the machine is gone
-        shutil.rmtree(path)
+        _remove(path)
 
 
 def status() -> None:

@@ -20,7 +20,7 @@ import attrs
 
 from contrib.lab.errors import LabError, TimeUp
 from contrib.lab.image import Image
-from contrib.lab.proc import DIES_WITH_US, run
+from contrib.lab.proc import DIES_WITH_PARENT, dies_with_us, run
 from contrib.lab.qmp import Qmp
 
 QEMU = "qemu-system-x86_64"
@@ -241,8 +241,8 @@ class Machine:
 
 def _limits(start: Start) -> Sequence[str]:
     """Return what stands before QEMU: its limit of time, and that it ends with its parents."""
-    limit = ["timeout", "--signal=KILL", f"{start.seconds:.0f}", *DIES_WITH_US]
-    return limit if start.lasting else [*DIES_WITH_US, *limit]
+    limit = ["timeout", "--signal=KILL", f"{start.seconds:.0f}", *DIES_WITH_PARENT]
+    return limit if start.lasting else dies_with_us(limit)
 
 
 def kill(pid: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,17 @@ from pathlib import Path
 
 from contrib.lab.errors import LabError, TimeUp
 
-DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
-"""Before an argv: the kernel ends it when this process ends, however that happens."""
+DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
+"""Before an argv: the kernel ends it when its parent ends, however that happens."""
+_UNLESS_ORPHANED = 'test "$PPID" = "$0" && exec "$@"'
+
+
+def dies_with_us(argv: Sequence[str]) -> list[str]:
+    """Return what runs a command that the kernel ends with this process.
+
+    Should that have ended before the kernel was told (PR_SET_PDEATHSIG, prctl(2)), nothing is run.
+    """
+    return [*DIES_WITH_PARENT, "sh", "-c", _UNLESS_ORPHANED, str(os.getpid()), *argv]
 
 
 def say(text: str) -> None:
@@ -43,7 +53,7 @@ def run(
     words = [str(word) for word in argv]
     try:
         done = subprocess.run(
-            [*DIES_WITH_US, *words],
+            dies_with_us(words),
             input=b"" if content is None else content,
             capture_output=True,
             timeout=timeout,

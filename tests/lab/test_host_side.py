@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import tomllib
 from pathlib import Path
 
@@ -45,8 +46,8 @@ def test_a_missing_program_is_named():
 
 def test_a_program_ends_with_whoever_is_killed():
     script = (
-        "import subprocess, sys\nfrom contrib.lab.proc import DIES_WITH_US\n"
-        "child = subprocess.Popen([*DIES_WITH_US, 'sleep', '1000'])\n"
+        "import subprocess, sys\nfrom contrib.lab.proc import dies_with_us\n"
+        "child = subprocess.Popen(dies_with_us(['sleep', '1000']))\n"
         "print(child.pid, flush=True)\nchild.wait()"
     )
     environment = {**os.environ, "PYTHONPATH": str(TOP)}
@@ -180,6 +181,35 @@ def test_a_lab_whose_lock_is_held_is_running_and_stays(capsys):
         labs.status()
     assert (path, found.memory) == (alive, 4096)
     assert "memory 4096 MiB" in capsys.readouterr().out
+
+
+def test_a_program_of_one_who_is_gone_already_is_not_run(monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as if we had ended, and init had taken over
+    with pytest.raises(LabError, match="failed with 1"):
+        proc.run(["true"])
+
+
+def test_looking_is_in_nobodys_way():
+    """Who looks at the labs that run neither sees half a record nor keeps a folder from going."""
+    top = cache.folder() / "run"
+    top.mkdir()
+    looker = threading.Thread(target=lambda: [labs.running() for _ in range(400)])
+    looker.start()
+    for number in range(200):
+        with labs._folder(f"kvm-{number}") as (folder, _lock):
+            (folder / labs.RECORD).write_text(record())
+            labs._remove(folder)
+    looker.join()
+    assert [path.name for path in top.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"mode": "kvm", "colour": "red"}'])
+def test_a_record_that_says_nothing_is_passed_over(text):
+    path = cache.folder() / "run/kvm-other"
+    path.mkdir(parents=True)
+    (path / labs.RECORD).write_text(text)
+    with cache.locked(path / "lock"):
+        assert labs.running() == []
 
 
 def test_a_lasting_lab_belongs_to_its_checkout_and_mode():

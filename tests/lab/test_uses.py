@@ -136,3 +136,6 @@ def test_tests_bring_their_report_back(tmp_path):
     ]
     done = use("kvm", "test", "--junit", str(report), "--", "tests/lab", "-k", "no_such_test")
     assert done.returncode == 5
+    done = use("kvm", "test", "--junit", str(report), "--", "--no-such-option")
+    assert done.returncode == 4
+    assert not report.exists()
