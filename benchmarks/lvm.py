@@ -163,15 +163,16 @@ def measure(bench: Bench, count: int) -> list[Row]:
     removed = bench.lvremove()
     tuned = bench.lvcreate("-ky", "-an", "--noudevsync", "-An")
     bench.lvremove()
-    made, gone = bench.raw()
-    say(f"{count}: transactions")
+    say(f"{count}: lvcreate {shown(*plain)}, {shown(*tuned)}, lvremove {shown(*removed)}")
     batched = bench.clone(count, bench.driver.clone_lane.batch)
     bench.delete()
+    made, gone = bench.raw()  # close to what it is compared with: other guests load a machine
     whole = bench.clone(count, count)
+    say(f"{count}: transaction {shown(whole)}, messages {shown(made)}")
     reset = bench.reset(count, bench.driver.reset)
     stepwise = bench.reset(count, functools.partial(StorageDriver.reset, bench.driver))
     run(["vgck", bench.vg])
-    say(f"{count}: loops at {count}")
+    say(f"{count}: reset {shown(reset)}, {shown(stepwise)}; loops at {count}")
     plain += bench.lvcreate("-kn", "-ay")
     removed += bench.lvremove()
     tuned += bench.lvcreate("-ky", "-an", "--noudevsync", "-An")
@@ -202,6 +203,10 @@ def row(work: str, volumes: int, way: str, seconds: float, reference: float, not
         ratio=round(seconds / reference, 2),
         note=note,
     )
+
+
+def shown(*seconds: float) -> str:
+    return f"{1000 * statistics.mean(seconds):.2f} ms"
 
 
 def say(text: str) -> None:
