@@ -81,6 +81,16 @@ class Channel:
             finally:
                 process.kill()
 
+    def start(self, argv: Sequence[str], folder: str = "/root") -> subprocess.Popen[bytes]:
+        """Start a command inside whose output its caller reads; it ends with us or the lab."""
+        script = f"cd {folder}; exec {shlex.join(argv)}"
+        return subprocess.Popen(
+            dies_with_us([*self._ssh, "127.0.0.1", script]),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            cwd=self._folder,
+        )
+
     @contextlib.contextmanager
     def _ended(self, mark: str) -> Iterator[None]:
         try:

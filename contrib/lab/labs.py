@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -18,11 +20,13 @@ from contrib.lab.channel import CONNECTION_LOST, Channel
 from contrib.lab.errors import LabError
 from contrib.lab.image import Image, image
 from contrib.lab.machine import MODES, Machine, Mode, Start
-from contrib.lab.proc import say
-from contrib.lab.states import state
+from contrib.lab.proc import run, say
+from contrib.lab.states import BOOTS_WITHIN, state
 from contrib.lab.supplies import TOP, supplies
 
 RECORD = "lab.json"
+_BOOTED = "LAB-READY"
+"""On the console: all services are up."""
 _GONE = ".gone-"
 """How the name of a folder begins that is being removed."""
 _KEY = "/opt/vmcloner/tree"
@@ -143,13 +147,21 @@ def running() -> list[tuple[Path, Record]]:
 
 
 def _start(
-    mode: Mode, folder: Path, lock: int, seconds: float, *, lasting: bool
+    mode: Mode,
+    folder: Path,
+    lock: int,
+    seconds: float,
+    *,
+    lasting: bool = False,
+    boot: bool = False,
 ) -> tuple[Machine, Lab]:
+    """Start a machine: on pristine disks from the saved state, or by booting from what it has."""
     built = image()
     saved = state(mode, built)
     disk = supplies(guest=mode.has_guest)
     tree.vmcloner()
-    machine.make_overlays(folder, saved.disks())
+    if not boot:
+        machine.make_overlays(folder, saved.disks())
     begun = time.time()
     host = Machine(
         Start(
@@ -158,7 +170,7 @@ def _start(
             folder=folder,
             supplies=disk,
             seconds=seconds,
-            state=saved.memory,
+            state=None if boot else saved.memory,
             lasting=lasting,
             lock=lock,
         )
@@ -179,6 +191,8 @@ def _start(
         draft = folder / f".{RECORD}"
         draft.write_text(json.dumps(attrs.asdict(record)))
         draft.rename(folder / RECORD)
+        if boot:
+            host.wait_for_console(_BOOTED, BOOTS_WITHIN)
         lab.prepare()
     except BaseException:
         host.kill()
@@ -199,11 +213,55 @@ def lab(mode: Mode, seconds: float) -> Iterator[Lab]:
         return
     with _folder(f"{mode.name}-{secrets.token_hex(4)}") as (folder, lock):
         try:
-            host, fresh = _start(mode, folder, lock, seconds, lasting=False)
+            host, fresh = _start(mode, folder, lock, seconds)
             with host:
                 yield fresh
         finally:
             _remove(folder)
+
+
+class Breakable:
+    """A lab whose power can be cut: what is on its disks stays, but for the root disk.
+
+    That one, whose file system has no journal, is a new one at each boot.
+    """
+
+    def __init__(self, mode: Mode, folder: Path, lock: int, seconds: float) -> None:
+        self._mode, self._folder, self._lock, self._seconds = mode, folder, lock, seconds
+        self._host, self.lab = _start(mode, folder, lock, seconds)
+
+    def cut(self) -> None:
+        """Cut the power, at once."""
+        pid = self._host.pid  # of what limits its time, and ends after it
+        if self._host.alive():
+            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+        while self._host.alive():
+            time.sleep(0.02)
+        self._host.kill()
+        self.lab.channel.close()
+
+    def boot(self) -> None:
+        """Boot from the disks, once the power was cut."""
+        overlay = ["-b", str(image().disk), "-F", "qcow2", str(self._folder / "root.qcow2")]
+        run(["qemu-img", "create", "-q", "-f", "qcow2", *overlay, machine.DISKS["root"]])
+        self._host, self.lab = _start(
+            self._mode, self._folder, self._lock, self._seconds, boot=True
+        )
+
+
+@contextlib.contextmanager
+def breakable(mode: Mode, seconds: float) -> Iterator[Breakable]:
+    """Yield a lab of its own whose power can be cut; nothing is left of it.
+
+    :param seconds: how long it may run after each boot.
+    """
+    name = f"{mode.name}-{secrets.token_hex(4)}"
+    with _folder(name) as (folder, lock), contextlib.ExitStack() as stack:
+        stack.callback(_remove, folder)
+        power = Breakable(mode, folder, lock, seconds)
+        stack.callback(power.cut)
+        yield power
 
 
 def attach(mode: Mode) -> Lab | None:

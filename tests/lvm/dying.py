@@ -1,7 +1,9 @@
-"""Clone or delete in a process of its own, which is killed at a given step.
+"""Clone or delete in a process of its own, which ends, or waits for its end, at a given step.
 
-``python -m tests.lvm.dying clone|delete FLEET STATE PATTERN [N] [within]``: before the Nth
-command or message that matches, or while it runs, the process gets SIGKILL.
+``python -m tests.lvm.dying clone|delete FLEET STATE PATTERN [N] [HOW] [COUNT]``: before the Nth
+command or message that matches, or while it runs (HOW: ``within``), the process gets SIGKILL. As
+``held`` it says HERE instead, and waits at that step for the machine's power to be cut; as
+``held-within`` it says so while the command runs.
 """
 
 import os
@@ -9,6 +11,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from tests.lvm.conftest import POOL, VG
@@ -29,8 +32,9 @@ WITHIN = 0.1
 class Fate:
     """Knows when the process is to end."""
 
-    def __init__(self, pattern, number, within):
-        self.pattern, self.left, self.within = re.compile(pattern), number, within
+    def __init__(self, pattern, number, how):
+        self.pattern, self.left = re.compile(pattern), number
+        self.within, self.end = how.endswith("within"), wait if how.startswith("held") else die
 
     def step(self, what):
         if not self.pattern.search(what):
@@ -38,9 +42,18 @@ class Fate:
         self.left -= 1
         if self.left == 0:
             if self.within:
-                threading.Timer(WITHIN, os.kill, (os.getpid(), signal.SIGKILL)).start()
+                threading.Timer(WITHIN, self.end).start()
             else:
-                os.kill(os.getpid(), signal.SIGKILL)
+                self.end()
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait():
+    print("HERE", flush=True)
+    time.sleep(600)
 
 
 class DyingRunner(LocalRunner):
@@ -88,8 +101,8 @@ def open_driver(state, runner=None, mapper=None):
     return LvmThinDriver(context, settings, mapper)
 
 
-def main(work, fleet, state, pattern, number="1", within="", count="2"):
-    fate = Fate(pattern, int(number), within == "within")
+def main(work, fleet, state, pattern, number="1", how="", count="2"):
+    fate = Fate(pattern, int(number), how)
     driver = open_driver(state, DyingRunner(fate), DyingMapper(fate))
     if work == "clone":
         outcomes = list(driver.clone(requests(driver.origins()[0], fleet, int(count))))
