@@ -1,6 +1,7 @@
 """An engine on the reference drivers, in a folder of its own."""
 
 import io
+import signal
 import sys
 from pathlib import Path
 
@@ -31,6 +32,11 @@ ready = 'console:ready name={{ name }} '
 [image]
 path = "image.raw"
 """
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So it is where a script started us in the background; what we start would ignore it too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @attrs.frozen

@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
     if not command:
         raise LabError("run what? For example: lab kvm run -- lvs")
     with labs.lab(MODES[options.mode], options.seconds + 120) as lab:
-        return lab.run(["env", *options.env, *command], options.seconds)
+        return lab.run(command, options.seconds, variables=options.env)
 
 
 def test(options: argparse.Namespace) -> int:
@@ -101,8 +101,7 @@ def test(options: argparse.Namespace) -> int:
     with labs.lab(MODES[options.mode], options.seconds + 120) as lab:
         folder = lab.channel.call("mktemp -d /root/tests-XXXXXX").decode().strip()
         lab.channel.call(f"tar -x -C {folder} -f -", tree.tests())
-        command = ["env", *options.env, *PYTEST, *arguments]
-        code = lab.run(command, options.seconds, folder)
+        code = lab.run([*PYTEST, *arguments], options.seconds, folder, options.env)
         content = lab.channel.call(f"cat {folder}/junit.xml 2>/dev/null || :; rm -rf {folder}")
     if content:
         report.write_bytes(content)

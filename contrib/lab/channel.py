@@ -60,16 +60,23 @@ class Channel:
             raise LabError("\n".join([f"inside the lab: failed: {script}", *words]))
         return stdout
 
-    def run(self, argv: Sequence[str], seconds: float, folder: str = "/root") -> int:
+    def run(
+        self,
+        argv: Sequence[str],
+        seconds: float,
+        folder: str = "/root",
+        variables: Sequence[str] = (),
+    ) -> int:
         """Run a command inside on our standard input, output and error; return its exit code.
 
         It ends when we do, and when its time is up.
 
+        :param variables: ``NAME=VALUE``, set for it.
         :raises TimeUp: it took longer than ``seconds``.
         """
         mark = f"/run/lab-{secrets.token_hex(6)}"
         # sshd makes the shell the leader of a session; its number finds all that belongs to it.
-        script = f"echo $$ >{mark}; cd {folder}; exec {shlex.join(argv)}"
+        script = f"echo $$ >{mark}; cd {folder}; exec {shlex.join(['env', *variables, *argv])}"
         with self._ended(mark):
             process = subprocess.Popen(
                 dies_with_us([*self._ssh, "127.0.0.1", script]), cwd=self._folder

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -70,12 +70,18 @@ class Lab:
                 archive.read_bytes(),
             )
 
-    def run(self, argv: list[str], seconds: float, folder: str = "/root") -> int:
+    def run(
+        self,
+        argv: Sequence[str],
+        seconds: float,
+        folder: str = "/root",
+        variables: Sequence[str] = (),
+    ) -> int:
         """Run a command inside; see :meth:`Channel.run`.
 
         :raises LabError: the lab itself is gone.
         """
-        code = self.channel.run(argv, seconds, folder)
+        code = self.channel.run(argv, seconds, folder, variables)
         if code == CONNECTION_LOST:
             self.channel.call(":", timeout=30)  # tells a lost lab from a command's own 255
         return code
