@@ -105,8 +105,8 @@ def test_what_starts_stays_until_it_is_stopped(sandbox):
 
 def test_two_runs_share_one_that_goes_with_the_last(sandbox):
     out = sandbox("""
-        $L run -- sleep 2 2>/dev/null & first=$!
-        sleep 1
+        $L run -- sleep 4 2>/dev/null & first=$!
+        until virsh uri 2>/dev/null; do sleep 0.1; done
         $L run -- bash -c "while [ -e /proc/$first ]; do sleep 0.1; done; sleep 1; echo second" &
         wait $first; daemons
         wait; daemons; echo end
