@@ -81,7 +81,7 @@ STARTING = "libvirtd: starting one (the first time, it asks each QEMU what it ca
 
 
 def test_run_leaves_nothing(sandbox):
-    out = sandbox("$L run -- bash -c 'exit 7'; echo $?; daemons; echo end")
+    out = sandbox("$L run -- bash -c 'exit 7'; echo $?; without supervisor; daemons; echo end")
     assert out == [STARTING, "libvirtd: stopped", "7", "", "end"]
 
 
@@ -98,7 +98,7 @@ def test_what_starts_stays_until_it_is_stopped(sandbox):
     out = sandbox("""
         $L start; $L start; daemons
         $L run -- true; daemons
-        $L stop; daemons; echo end
+        $L stop; without supervisor; daemons; echo end
     """)
     assert out == [STARTING, KEPT, KEPT, ALL, ALL, "libvirtd: stopped", "", "end"]
 
@@ -109,7 +109,7 @@ def test_two_runs_share_one_that_goes_with_the_last(sandbox):
         until virsh uri 2>/dev/null; do sleep 0.1; done
         $L run -- bash -c "while [ -e /proc/$first ]; do sleep 0.1; done; sleep 1; echo second" &
         wait $first; daemons
-        wait; daemons; echo end
+        wait; without supervisor; daemons; echo end
     """)
     assert out == [ALL, "second", "libvirtd: stopped", "", "end"]
 
