@@ -91,8 +91,9 @@ class Catalog:
         :raises InvalidRequest: names the file, the line or key, and the reason.
         """
         check_template(name)
-        data, kernel_folder = self._merged(name, self._all_files(), ())
-        file = self.files()[name]
+        files = self._all_files()
+        data, kernel_folder = self._merged(name, files, ())
+        file = files[name][0]
         for reserved in ("name", "folder", "origin_file"):
             if reserved in data:
                 raise InvalidRequest(f"{file}: unknown key {reserved!r}")

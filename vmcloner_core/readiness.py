@@ -186,7 +186,8 @@ class Port(Addressed):
         super().__init__(clone)
         self.port = int(clone.readiness.argument or 0)
         self._knock: _Knock | None = None
-        self._at: Sight | None = None
+        self._sight: Sight | None = None
+        """Where the knock, or a login after it, is counted."""
         self._next = 0.0
 
     def met(self, sight: Sight) -> bool:
@@ -200,7 +201,7 @@ class Port(Addressed):
             if sight.now < self._next or sight.knocks >= KNOCKS:
                 return False
             try:
-                self._knock, self._at = _Knock(address, port, sight.now), sight
+                self._knock, self._sight = _Knock(address, port, sight.now), sight
             except OSError as error:
                 self._next, self.lacks = sight.now + SLOW_POLL, f"no socket: {error.strerror}"
                 return False
@@ -217,10 +218,10 @@ class Port(Addressed):
 
     def close(self) -> None:
         """See :meth:`Condition.close`."""
-        if self._knock is not None and self._at is not None:
+        if self._knock is not None and self._sight is not None:
             self._knock.close()
-            self._at.knocks -= 1
-            self._knock = self._at = None
+            self._sight.knocks -= 1
+            self._knock = self._sight = None
 
 
 class Ssh(Port):
@@ -231,7 +232,6 @@ class Ssh(Port):
         self._access: Access | None = None
         self._limit = LOGIN_TIMEOUT
         self._login: _Login | None = None
-        self._sight: Sight | None = None
 
     def met(self, sight: Sight) -> bool:
         """See :meth:`Condition.met`."""
