@@ -119,9 +119,8 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
     _check_foreign([clone.name for clone in clones if Step.DEFINE in clone.steps], facts)
     _check_addresses(request.fleet, template, clones, facts.records)
     if facts.networks is not None and clones:
-        check_networks(
-            template, clones, facts.networks, facts.clones, _static_macs(facts.records.values())
-        )
+        static = frozenset().union(*(r.identity.static_macs for r in facts.records.values()))
+        check_networks(template, clones, facts.networks, facts.clones, static)
     plan = Plan(
         action=Action.CREATE,
         run=birth.run,
@@ -179,10 +178,9 @@ def _check_values(
     :param indices: of the clones that there will be. :param born: of those that are given values.
     :returns: the warning that some can't be compared with those that a clone was born with.
     """
+    there = set(indices)
     beyond = [
-        clone_name(request.fleet, n)
-        for n, own in request.values.items()
-        if own and n not in indices
+        clone_name(request.fleet, n) for n, own in request.values.items() if own and n not in there
     ]
     if beyond:
         raise InvalidRequest(
@@ -368,12 +366,6 @@ def filled(
 def _used_macs(facts: Facts) -> set[str]:
     ours = {mac for c in facts.clones if c.domain is not None for mac in c.domain.macs}
     return ours | facts.foreign_macs
-
-
-def _static_macs(records: Iterable[Record]) -> frozenset[str]:
-    """Return the addresses of those cards that have been given one of their own."""
-    cards = (card for record in records for card in record.identity.interfaces)
-    return frozenset(card.mac for card in cards if card.address is not None)
 
 
 def _free_mac(labels: Labels, nic: int, facts: Facts, used: set[str]) -> str:

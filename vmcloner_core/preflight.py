@@ -85,8 +85,7 @@ def _dynamic(plan: ClonePlan, network: str) -> set[str]:
     """Return the MAC addresses of a clone that is to be defined for which DHCP is asked."""
     if Step.DEFINE not in plan.steps:
         return set()  # it is counted among those that hold a place already
-    cards = plan.identity.interfaces if plan.identity is not None else ()
-    static = {card.mac for card in cards if card.address is not None}
+    static = plan.identity.static_macs if plan.identity is not None else frozenset()
     return {nic.mac for nic in plan.nics if nic.spec.network == network} - static
 
 

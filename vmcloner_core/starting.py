@@ -294,12 +294,12 @@ def _answers(
             left.pop(outcome.key, None)
             yield outcome
     except Exception as error:
-        if len(requests) > 1:
-            for request in left.values():
+        for name, request in left.items():
+            if len(requests) > 1:
                 yield from _answers(ask, [request])
-        for name in left if len(requests) == 1 else ():
-            why = error if isinstance(error, VmclonerError) else BackendError(_why(name, error))
-            yield Outcome(key=name, error=why)
+            else:
+                why = error if isinstance(error, VmclonerError) else BackendError(_why(name, error))
+                yield Outcome(key=name, error=why)
 
 
 def _why(name: str, error: Exception) -> str:

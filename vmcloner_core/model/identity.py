@@ -39,6 +39,11 @@ class Identity:
     authorized_keys: tuple[str, ...] = ()
 
     @property
+    def static_macs(self) -> frozenset[str]:
+        """The MAC addresses of those cards that ask nobody for an address."""
+        return frozenset(card.mac for card in self.interfaces if card.address is not None)
+
+    @property
     def address(self) -> str | None:
         """The first address that is the clone's by plan, without prefix length; None with DHCP."""
         static = (card.address for card in self.interfaces if card.address is not None)
