@@ -255,9 +255,10 @@ class LvmThinDriver(StorageDriver):
             return Outcome(key=name, error=failure)
         try:
             volume = self._found(session, request)
+            told = session.status().transaction_id == session.pool.transaction_id
         except VmclonerError as error:
             return Outcome(key=name, error=error)
-        if volume is not None:
+        if volume is not None and told:
             return Outcome(key=name, value=volume)
         return Outcome(key=name, error=failure)
 

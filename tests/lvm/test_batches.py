@@ -147,6 +147,19 @@ def test_what_lvm_writes_otherwise_is_told(host, open_driver, monkeypatch):
     assert "isn't what was written" in str(outcomes[1].error)
 
 
+def test_what_the_kernel_has_not_is_not_made(host, open_driver, monkeypatch):
+    driver, restore = open_driver("transaction"), host._vgcfgrestore
+
+    def forgetful(words):
+        restore(words)
+        if "message" not in host.text:
+            host.transaction -= 1
+
+    monkeypatch.setattr(host, "_vgcfgrestore", forgetful)
+    outcomes = list(driver.clone(requests(driver, 3)))
+    assert errors(outcomes) == dict.fromkeys([each.key for each in outcomes], HostCommandError)
+
+
 def test_what_was_there_stays_byte_for_byte(host, driver):
     before = stored(host.group.section)
     list(driver.clone(requests(driver, 3)))
