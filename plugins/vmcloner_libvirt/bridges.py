@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import json
 import os
 import re
 import signal
@@ -111,7 +110,7 @@ def bridges(runner: CommandRunner, host: Host) -> tuple[Network, ...]:
     if runner.which("ip") is None:
         return ()
     found = []
-    for link in _json(runner, "link", "show", "type", "bridge"):
+    for link in subnets.shown(runner, "link", "show", "type", "bridge"):
         name, address = link["ifname"], _labelled(link)
         if address is not None:
             file = _folder(host) / f"{name}.leases"
@@ -306,13 +305,13 @@ def _refuse_guests(found: _Bridge | None, name: str, why: str) -> None:
 
 
 def _find(runner: CommandRunner, name: str) -> _Bridge | None:
-    links = _json(runner, "link", "show")
+    links = subnets.shown(runner, "link", "show")
     link = next((link for link in links if link.get("ifname") == name), None)
     if link is None:
         return None
     ports = sum(other.get("master") == name for other in links)
     address = _labelled(link)
-    here = [a for entry in _json(runner, "-4", "address", "show", "dev", name)
+    here = [a for entry in subnets.shown(runner, "-4", "address", "show", "dev", name)
             for a in entry.get("addr_info", ())]  # fmt: skip
     if address is not None:
         on_it = str(address) in {f"{a.get('local')}/{a.get('prefixlen')}" for a in here}
@@ -327,9 +326,6 @@ def _is_up(link: dict[str, Any]) -> bool:
 
 
 def _is_bridge(runner: CommandRunner, name: str) -> bool:
-    return any(b.get("ifname") == name for b in _json(runner, "link", "show", "type", "bridge"))
-
-
-def _json(runner: CommandRunner, *words: str) -> list[dict[str, Any]]:
-    said: list[dict[str, Any]] = json.loads(runner.run(["ip", "-j", *words]).stdout or b"[]")
-    return [entry for entry in said if entry]  # ip prints {} for what it filtered out
+    return any(
+        b.get("ifname") == name for b in subnets.shown(runner, "link", "show", "type", "bridge")
+    )

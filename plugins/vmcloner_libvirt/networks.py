@@ -6,7 +6,6 @@ https://libvirt.org/formatnetwork.html
 from __future__ import annotations
 
 import ipaddress
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,7 +91,7 @@ def neighbours(runner: CommandRunner) -> dict[str, tuple[str, ...]]:
     if runner.which("ip") is None:
         return {}
     try:
-        entries = json.loads(runner.run(["ip", "-j", "-4", "neigh", "show"]).stdout or b"[]")
+        entries = subnets.shown(runner, "-4", "neigh", "show")
     except (VmclonerError, ValueError):
         return {}  # a further source, not the only one
     seen: dict[str, list[str]] = {}
