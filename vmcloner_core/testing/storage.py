@@ -44,7 +44,7 @@ from vmcloner_core.names import MAX_LABEL
 from vmcloner_core.testing.samples import make_labels
 
 MIB = 1024**2
-TIMEOUT = 60.0
+TIMEOUT = 240.0
 T = TypeVar("T")
 OpenDriver = Callable[[], StorageDriver]
 
