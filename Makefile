@@ -14,7 +14,7 @@ ON_XEN := tests/lab tests/pxe tests/xen
 SLOW := libvirt or filesystems or lvm or xen or pxe or guests or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-xen test-xen-short lab test-fast lint bench bench-lvm clean tools
+.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-xen test-xen-short lab test-fast lint bench bench-lvm clean tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test-dd: tools ## Run the tests of copies onto volume groups, in the lab
 
 test-powercut: tools ## Cut the power of labs in the middle of LVM transactions, and see what the next run makes of it
 	@$(ROOT) $(BIN)/pytest -s -m slow $(or $(ARGS),tests/lab/test_powercut.py)
+
+test-guests: tools ## Boot twenty Debians that are built here, and see that each is somebody (20 min)
+	@$(WITH_LIBVIRTD) $(BIN)/pytest -s -m slow $(or $(ARGS),tests/identity)
 
 test-xen: tools ## Run the tests on Xen, the long ones too, in the lab (PXE_GUESTS=10)
 	@$(ROOT) contrib/lab/lab xen test --seconds 5400 $(if $(PXE_GUESTS),--env PXE_GUESTS=$(PXE_GUESTS)) -- -m xen $(or $(ARGS),$(ON_XEN))

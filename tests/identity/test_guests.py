@@ -1,32 +1,26 @@
 """Two clones of a Debian that is built here, on the real libvirtd: two different machines."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import attrs
 import pytest
 
-from tests.e2e.conftest import Site, make_site
+from tests.identity.debians import Debians, debians
 from vmcloner_core.audit import FACTS
 
 pytestmark = [pytest.mark.libvirt, pytest.mark.timeout(1800)]
 
-TEMPLATE = """
-extends = "debian-12-built"
-[[nics]]
-kind = "network"
-source = "{network}"
-[ssh]
-key = "{folder}/key"
-[identity]
-authorized_keys = ["{folder}/key.pub"]
-user_data = "{folder}/user-data.j2"
+MORE = """
+user_data = "{}/user-data.j2"
 [values]
 role = "replica"
+"""
+OWN_KERNEL = """
+extends = "deb"
+boot = "pygrub"
+[kernel]
+cmdline = "quiet no_timer_check mitigations=off by=pygrub"
 """
 USER_DATA = """#cloud-config
 write_files:
@@ -36,55 +30,24 @@ write_files:
 
 
 @attrs.frozen
-class Guests:
-    """Two clones that run, and how to talk to them."""
+class Guests(Debians):
+    """Two clones that run, the first with an address by DHCP."""
 
-    site: Site
     rows: list[dict[str, object]]
-
-    def ssh(self, row: dict[str, object], command: str) -> str:
-        """Run a command in a guest that is who its ``known_hosts`` says, or fail."""
-        home = self.site.folder / "state" / "identity" / str(row["name"])
-        options = {
-            "HostKeyAlias": row["name"],
-            "UserKnownHostsFile": home / "known_hosts",
-            "GlobalKnownHostsFile": "/dev/null",
-            "StrictHostKeyChecking": "yes",
-            "BatchMode": "yes",
-            "ConnectTimeout": "60",
-        }
-        words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-        argv = ["ssh", "-F", "none", "-i", str(self.site.folder / "key"), *words]
-        argv += [f"root@{row['ip']}", command]
-        done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
 
 @pytest.fixture(scope="module")
 def guests():
-    site = make_site("qemu:///system")
-    key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(site.folder / "key")]
-    subprocess.run(key, check=True)
-    network, fleet = f"{site.prefix}n", site.fleet("id")
-    (site.folder / "templates" / "deb.toml").write_text(
-        TEMPLATE.format(network=network, folder=site.folder)
-    )
-    (site.folder / "user-data.j2").write_text(USER_DATA)
-    (site.folder / "values.csv").write_text("clone,role,memory\n2,primary,320MiB\n")
-    site.run("host", "prepare", "network", "--name", network, "--count", "20")
-    try:
-        create = ["create", fleet, "-t", "deb", "-c", "2", "--values", f"{site.folder}/values.csv"]
+    with debians(more=MORE) as made:
+        site, prefix = made.site, made.prefix
+        (site.folder / "templates" / "own-kernel.toml").write_text(OWN_KERNEL)
+        (site.folder / "user-data.j2").write_text(USER_DATA)
+        values = site.folder / "values.csv"
+        values.write_text(f"clone,role,memory,address\n2,primary,320MiB,{prefix}.200/24\n")
+        fleet = site.fleet("id")
+        create = ["create", fleet, "-t", "deb", "-c", "2", "--values", str(values)]
         site.run(*create, "--start", "--wait", "--timeout", "900", timeout=1700)
-        yield Guests(site, site.rows(fleet))
-        site.run("delete", fleet, "--yes")
-        assert site.remains() == []
-        assert list((site.folder / "state" / "identity").iterdir()) == []
-    finally:
-        site.run("delete", fleet, "--yes")
-        for command in ("net-destroy", "net-undefine"):
-            subprocess.run(["virsh", "-q", "-c", "qemu:///system", command, network], check=True)
-        shutil.rmtree(site.folder)
+        yield Guests(site, prefix, site.rows(fleet))
 
 
 def test_each_is_who_it_was_planned_to_be(guests):
@@ -109,10 +72,15 @@ def test_each_has_its_own_host_key_and_no_other(guests):
 
 
 def test_each_has_an_address_of_the_network(guests):
-    addresses = [str(row["ip"]) for row in guests.rows]
-    assert len(set(addresses)) == 2
-    for row in guests.rows:
-        assert f"inet {row['ip']}/" in guests.ssh(row, "ip -4 addr show dev eth0")
+    """The first one by DHCP, the second one its own."""
+    first, second = (str(row["ip"]) for row in guests.rows)
+    assert first.startswith(f"{guests.prefix}.")
+    assert second == f"{guests.prefix}.200"
+    for row, dynamic in zip(guests.rows, (True, False), strict=True):
+        shown = guests.ssh(row, "ip -4 addr show dev eth0; ip route")
+        assert f"inet {row['ip']}/24 " in shown
+        assert (" dynamic " in shown) == dynamic
+        assert f"default via {guests.prefix}.1 dev eth0" in shown
 
 
 def test_a_value_of_one_clone_is_its_own(guests):
@@ -135,27 +103,14 @@ def test_each_is_reached_by_command(guests):
     assert site.run("ssh", f"{fleet}-1", "--", "uname", "-n") == f"{fleet}-1\n"
     said = json.loads(site.run("exec", fleet, "-f", "json", "--", "uname -n; exit 0"))
     assert [row["stdout"] for row in said] == [f"{fleet}-1\n", f"{fleet}-2\n"]
-    hosts = site.folder / "hosts.yml"
-    hosts.write_text(site.run("inventory", fleet))
-    ansible = str(Path(sys.executable).with_name("ansible"))
-    argv = [ansible, "-i", str(hosts), "all", "-m", "ping"]
-    environment = {
-        **os.environ,
-        "ANSIBLE_PYTHON_INTERPRETER": "/usr/bin/python3",
-        "ANSIBLE_TIMEOUT": "60",
-        "ANSIBLE_HOME": str(site.folder / "ansible"),
-    }
-    done = subprocess.run(
-        argv, env=environment, check=False, capture_output=True, text=True, timeout=600
-    )
-    assert done.stdout.count('"ping": "pong"') == 2, done.stdout + done.stderr
+    assert guests.pongs(fleet) == 2
 
 
 def test_an_audit_finds_what_two_share_and_a_reset_mends_it(guests):
     site, fleet = guests.site, guests.site.fleet("id")
     verdicts = json.loads(site.run("audit", fleet, "-f", "json"))
     found = {row["fact"]: (row["read"], row["distinct"]) for row in verdicts}
-    assert found == dict.fromkeys(FACTS, (2, 2))
+    assert found == dict.fromkeys(FACTS, (2, 2)) | {"client_id": (1, 1)}
     machine = guests.ssh(guests.rows[0], "cat /etc/machine-id").strip()
     guests.ssh(guests.rows[1], f"echo {machine} > /etc/machine-id; touch /was-here")
     error = site.run("audit", fleet, code=10)
@@ -165,3 +120,26 @@ def test_an_audit_finds_what_two_share_and_a_reset_mends_it(guests):
     assert [row["mac"] for row in rows] == [row["mac"] for row in guests.rows]
     site.run("audit", fleet)
     guests.ssh(rows[1], "test ! -e /was-here")
+
+
+@pytest.mark.slow
+def test_the_kernel_on_its_own_disk_boots_with_words_added(guests):
+    """And who lost its identity is made somebody again, whom it takes for a new start."""
+    site, fleet = guests.site, guests.site.fleet("own")
+    create = ("create", fleet, "-t", "own-kernel", "-c", "1")
+    wait = ("--start", "--wait", "--timeout", "900")
+    site.run(*create, *wait, timeout=1000)
+    [row] = site.rows(fleet)
+    cmdline = guests.ssh(row, "cat /proc/cmdline").split()
+    assert "net.ifnames=0" in cmdline  # said by the disk's menu
+    assert cmdline[-1] == "by=pygrub"
+    [shown] = json.loads(site.run("boot", "resolve", fleet, "-f", "json"))
+    assert shown["source"].startswith("entry 'Debian' of /boot/grub/grub.cfg")
+    key = guests.ssh(row, "cat /etc/ssh/ssh_host_ed25519_key.pub")
+    site.run("stop", fleet)
+    shutil.rmtree(site.folder / "state" / "identity" / f"{fleet}-1")
+    site.run(*create, *wait, timeout=1000)
+    [again] = site.rows(fleet)
+    assert again["mac"] == row["mac"]
+    assert guests.ssh(again, "cat /etc/ssh/ssh_host_ed25519_key.pub") != key
+    site.run("delete", fleet, "--yes")
