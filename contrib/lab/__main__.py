@@ -19,7 +19,8 @@ FAILED = 125
 """Exit code for a lab that fails, as docker and timeout have it; else it is the command's own."""
 TIME_UP = 124
 INTERRUPTED = 130
-PYTEST = ("python3", "-m", "pytest", "-p", "no:cacheprovider", "--junitxml=junit.xml")
+PYTEST = ("pytest", "-p", "no:cacheprovider", "--junitxml=junit.xml")
+COVERAGE = ("coverage", "run", "--data-file=coverage", f"--include=/{tree.SITE}/vmcloner_*", "-m")
 RUN_SECONDS = 1800.0
 UP_SECONDS = 4 * 3600.0
 
@@ -58,6 +59,7 @@ def _add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     run.add_argument("command", nargs=argparse.REMAINDER)
     test = verbs.add_parser("test", parents=[limit], help="run this checkout's tests inside")
     test.add_argument("--junit", type=Path, help="the report (build/lab-MODE.xml)")
+    test.add_argument("--coverage", type=Path, metavar="FILE", help="measure it, and bring it back")
     test.add_argument("arguments", nargs=argparse.REMAINDER, help="for pytest")
     verbs.add_parser("shell", help="give a shell inside")
     up = verbs.add_parser("up", help="start a lab that lasts, for run, test and shell to use")
@@ -93,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def test(options: argparse.Namespace) -> int:
-    """Run tests inside and bring their report back."""
+    """Run tests inside and bring their report back, and which lines they ran."""
     arguments = options.arguments[1:] if options.arguments[:1] == ["--"] else options.arguments
     report = options.junit or TOP / "build" / f"lab-{options.mode}.xml"
     report.parent.mkdir(parents=True, exist_ok=True)
@@ -101,10 +103,17 @@ def test(options: argparse.Namespace) -> int:
     with labs.lab(MODES[options.mode], options.seconds + 120) as lab:
         folder = lab.channel.call("mktemp -d /root/tests-XXXXXX").decode().strip()
         lab.channel.call(f"tar -x -C {folder} -f -", tree.tests())
-        code = lab.run([*PYTEST, *arguments], options.seconds, folder, options.env)
-        content = lab.channel.call(f"cat {folder}/junit.xml 2>/dev/null || :; rm -rf {folder}")
+        command = ["python3", "-m", *(COVERAGE if options.coverage else ()), *PYTEST, *arguments]
+        code = lab.run(command, options.seconds, folder, options.env)
+        content, measured = (
+            lab.channel.call(f"cat {folder}/{name} 2>/dev/null || :")
+            for name in ("junit.xml", "coverage")
+        )
+        lab.channel.call(f"rm -rf {folder}")
     if content:
         report.write_bytes(content)
+    if measured:
+        tree.keep_coverage(measured, options.coverage)
     say(f"report: {report}" if content else "pytest ended without a report")
     return code
 

@@ -92,6 +92,15 @@ def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
     return member
 
 
+def keep_coverage(data: bytes, path: Path) -> None:
+    """Write coverage's data to a file, with the names that the sources have in this checkout."""
+    with tempfile.NamedTemporaryFile() as inside:
+        inside.write(data)
+        inside.flush()
+        command = [sys.executable, "-m", "coverage", "combine", "--quiet", "--keep"]
+        run([*command, f"--data-file={path.absolute()}", inside.name], cwd=TOP)
+
+
 def tests() -> bytes:
     """Return a tar archive of this checkout without the sources: those are tested installed."""
     names = [

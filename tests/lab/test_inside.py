@@ -2,8 +2,8 @@
 
 import fcntl
 import json
-import os
 import re
+import secrets
 import subprocess
 import time
 from pathlib import Path
@@ -14,7 +14,7 @@ GUEST = Path("/opt/lab/guest")
 KVM_GET_API_VERSION = 0xAE00  # linux/kvm.h
 
 
-def run(*argv: object, timeout: float = 120) -> str:
+def run(*argv: object, timeout: float = 300) -> str:
     words = [str(word) for word in argv]
     done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
@@ -57,7 +57,7 @@ def test_vmcloner_and_what_tiny_is_made_of():
 @pytest.fixture
 def guest(tmp_path):
     """Start a guest by xl, and destroy what there is of it in the end."""
-    name = f"lab-test-{os.getpid()}"
+    name = f"lab-test-{secrets.token_hex(3)}"  # consoles' logs outlive their guests
 
     def start(**settings: object) -> str:
         config = tmp_path / "xl.cfg"
@@ -74,7 +74,7 @@ def guest(tmp_path):
 def ready(name: str) -> dict[str, str]:
     """Return what the guest says of itself, once it does."""
     console = Path(f"/var/log/xen/console/guest-{name}.log")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         text = console.read_text(errors="replace") if console.exists() else ""
         if match := re.search(r"^vmcloner-ready (.*)$", text, re.MULTILINE):
@@ -91,6 +91,7 @@ def test_the_xen_host():
 
 
 @pytest.mark.xen
+@pytest.mark.timeout(900)
 def test_a_pv_guest_by_pygrub_says_its_name_and_shuts_down(guest, tmp_path):
     disk = tmp_path / "disk.raw"
     disk.write_bytes((GUEST / "disk.raw").read_bytes())
@@ -109,23 +110,21 @@ def test_a_pv_guest_by_pygrub_says_its_name_and_shuts_down(guest, tmp_path):
         "hostname": "template",
     }
     run("xl", "shutdown", "-w", name)
-    assert name not in run("xl", "list")
+    deadline = time.monotonic() + 60
+    while name in run("xl", "list"):  # until the daemon that xl left behind has destroyed it
+        assert time.monotonic() < deadline
     assert disk.read_bytes().startswith(f"vmcloner-tiny 1 {name}\n".encode())
 
 
 @pytest.mark.xen
+@pytest.mark.timeout(900)
 def test_a_pvh_guest_needs_no_disk(guest):
-    try:
-        name = guest(
-            type="pvh",
-            kernel=str(GUEST / "vmlinuz"),
-            ramdisk=str(GUEST / "initrd.img"),
-            cmdline="console=hvc0 quiet host=said-so",
-        )
-    except AssertionError as error:
-        if "hvm" in run("xl", "info", "xen_caps"):
-            raise
-        pytest.skip(f"this Xen has no hardware support for PVH: {str(error)[-200:]}")
+    name = guest(
+        type="pvh",
+        kernel=str(GUEST / "vmlinuz"),
+        ramdisk=str(GUEST / "initrd.img"),
+        cmdline="console=hvc0 quiet host=said-so",
+    )
     assert ready(name) == {
         "name": "said-so",
         "mac": "none",
