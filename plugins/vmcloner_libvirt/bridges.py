@@ -27,7 +27,7 @@ from vmcloner_core.errors import (
 )
 from vmcloner_core.model import Host, Network, NetworkChange, NetworkRequest
 from vmcloner_core.process import CommandRunner
-from vmcloner_libvirt import subnets
+from vmcloner_libvirt import iproute, subnets
 
 LABEL = "vmcloner network 1"
 TOOLS = {"ip": "iproute2", "nft": "nftables", "dnsmasq": "dnsmasq-base"}
@@ -110,7 +110,7 @@ def bridges(runner: CommandRunner, host: Host) -> tuple[Network, ...]:
     if runner.which("ip") is None:
         return ()
     found = []
-    for link in subnets.shown(runner, "link", "show", "type", "bridge"):
+    for link in iproute.show(runner, "link", "show", "type", "bridge"):
         name, address = link["ifname"], _labelled(link)
         if address is not None:
             file = _folder(host) / f"{name}.leases"
@@ -305,13 +305,13 @@ def _refuse_guests(found: _Bridge | None, name: str, why: str) -> None:
 
 
 def _find(runner: CommandRunner, name: str) -> _Bridge | None:
-    links = subnets.shown(runner, "link", "show")
+    links = iproute.show(runner, "link", "show")
     link = next((link for link in links if link.get("ifname") == name), None)
     if link is None:
         return None
     ports = sum(other.get("master") == name for other in links)
     address = _labelled(link)
-    here = [a for entry in subnets.shown(runner, "-4", "address", "show", "dev", name)
+    here = [a for entry in iproute.show(runner, "-4", "address", "show", "dev", name)
             for a in entry.get("addr_info", ())]  # fmt: skip
     if address is not None:
         on_it = str(address) in {f"{a.get('local')}/{a.get('prefixlen')}" for a in here}
@@ -327,5 +327,5 @@ def _is_up(link: dict[str, Any]) -> bool:
 
 def _is_bridge(runner: CommandRunner, name: str) -> bool:
     return any(
-        b.get("ifname") == name for b in subnets.shown(runner, "link", "show", "type", "bridge")
+        b.get("ifname") == name for b in iproute.show(runner, "link", "show", "type", "bridge")
     )

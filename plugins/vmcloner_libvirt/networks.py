@@ -15,7 +15,7 @@ from lxml import etree
 from vmcloner_core.errors import Conflict, VmclonerError, WrongState
 from vmcloner_core.model import Network, NetworkChange, NetworkRequest
 from vmcloner_core.process import CommandRunner
-from vmcloner_libvirt import subnets
+from vmcloner_libvirt import iproute, subnets
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.metadata import parse
 from vmcloner_libvirt.operations import tolerate
@@ -91,7 +91,7 @@ def neighbours(runner: CommandRunner) -> dict[str, tuple[str, ...]]:
     if runner.which("ip") is None:
         return {}
     try:
-        entries = subnets.shown(runner, "-4", "neigh", "show")
+        entries = iproute.show(runner, "-4", "neigh", "show")
     except (VmclonerError, ValueError):
         return {}  # a further source, not the only one
     seen: dict[str, list[str]] = {}

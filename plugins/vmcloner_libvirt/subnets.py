@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from vmcloner_core.errors import Conflict, NotEnoughResources
 from vmcloner_core.model import Network, NetworkRequest
 from vmcloner_core.process import CommandRunner
+from vmcloner_libvirt import iproute
 
 LEASE_MINUTES = 15
 """How long an address is kept for a clone that is gone. The usual hour empties ranges."""
@@ -42,18 +41,9 @@ def future(name: str, subnet: Subnet) -> Network:
     )
 
 
-def shown(runner: CommandRunner, *words: str) -> list[dict[str, Any]]:
-    """Return what ip(8) says, an entry for each thing that it shows.
-
-    :raises HostCommandError: it fails. :raises ValueError: what it says isn't JSON.
-    """
-    said: list[dict[str, Any]] = json.loads(runner.run(["ip", "-j", *words]).stdout or b"[]")
-    return [entry for entry in said if entry]  # {} stands for what it filtered out
-
-
 def routed(runner: CommandRunner) -> list[Subnet]:
     """Return the subnets that the host can reach already."""
-    routes = shown(runner, "-4", "route", "show")
+    routes = iproute.show(runner, "-4", "route", "show")
     texts = [route["dst"] for route in routes if route.get("dst") not in (None, "default")]
     return [Subnet(text, strict=False) for text in texts]
 
