@@ -255,10 +255,9 @@ class LvmThinDriver(StorageDriver):
             return Outcome(key=name, error=failure)
         try:
             volume = self._found(session, request)
-            told = session.status().transaction_id == session.pool.transaction_id
         except VmclonerError as error:
             return Outcome(key=name, error=error)
-        if volume is not None and told:
+        if volume is not None and session.stray_id() is None:
             return Outcome(key=name, value=volume)
         return Outcome(key=name, error=failure)
 
@@ -293,7 +292,10 @@ class LvmThinDriver(StorageDriver):
                 batches.remove(session, idle, self._strategy)
         except VmclonerError as error:
             left = session.reread().thin
-            outcomes |= {name: Outcome(key=name, error=error) for name in idle if name in left}
+            stray = session.stray_id() is not None  # noted as gone, yet the kernel has them
+            outcomes |= {
+                name: Outcome(key=name, error=error) for name in idle if stray or name in left
+            }
         return list(outcomes.values())
 
     def volumes(self) -> tuple[Volume, ...]:

@@ -35,11 +35,22 @@ def recover(session: Session) -> None:
 
     :raises WrongState: the ids of kernel and metadata have come apart.
     """
+    stray = session.stray_id()
+    if stray is not None:
+        raise _apart(session, stray)
     if session.pool.messages and are_ours(session.group, session.pool):
         _finish(session, session.pool)
     drafts = _drafts(session.group, session.pool_name)
     if drafts:
         _remove(session, drafts)
+
+
+def _apart(session: Session, kernel: int) -> WrongState:
+    return WrongState(
+        f"thin pool {session}: transaction id {kernel} in the kernel, "
+        f"{session.pool.transaction_id} in LVM's metadata",
+        hint=f"see lvmthin(7): lvconvert --repair {session}",
+    )
 
 
 def _remove(session: Session, drafts: Sequence[str]) -> None:
@@ -69,11 +80,7 @@ def _finish(session: Session, pool: ThinPool) -> None:
         session.restore(settle(session.group, pool.name))
         return
     if kernel != pool.transaction_id - 1:
-        raise WrongState(
-            f"thin pool {session}: transaction id {kernel} in the kernel, "
-            f"{pool.transaction_id} in LVM's metadata",
-            hint=f"see lvmthin(7): lvconvert --repair {session}",
-        )
+        raise _apart(session, kernel)
     thin = session.group.thin
     blank = [name for name in pool.messages.creates if thin[name].origin is None]
     if blank:

@@ -9,7 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
-from vmcloner_core.errors import HostCommandError, NotEnoughResources, NotFound, WrongState
+from vmcloner_core.errors import (
+    HostCommandError,
+    NotEnoughResources,
+    NotFound,
+    VmclonerError,
+    WrongState,
+)
 from vmcloner_core.units import format_size
 from vmcloner_lvm.activation import deactivate
 from vmcloner_lvm.commands import Lvm
@@ -68,6 +74,19 @@ class Session:
         self._device, status = pool_device(self.mapper, self.lvm.group, self.pool_name)
         check_usable(str(self), status)
         return status
+
+    def stray_id(self) -> int | None:
+        """Return the kernel's transaction id where it should be the metadata's, and isn't.
+
+        None where messages are pending, or the kernel can't be asked.
+        """
+        if self.pool.messages:
+            return None
+        try:
+            kernel = self.status().transaction_id
+        except VmclonerError:
+            return None
+        return kernel if kernel != self.pool.transaction_id else None
 
     def reread(self) -> VolumeGroup:
         """Read the metadata again, and return it."""

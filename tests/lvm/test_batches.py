@@ -158,6 +158,21 @@ def test_what_the_kernel_has_not_is_not_made(host, open_driver, monkeypatch):
     monkeypatch.setattr(host, "_vgcfgrestore", forgetful)
     outcomes = list(driver.clone(requests(driver, 3)))
     assert errors(outcomes) == dict.fromkeys([each.key for each in outcomes], HostCommandError)
+    with pytest.raises(WrongState, match="transaction id"):
+        list(driver.clone(requests(driver, 3)))
+
+
+def test_what_the_kernel_still_has_is_not_gone(host, open_driver, monkeypatch):
+    driver, restore = open_driver("transaction"), host._vgcfgrestore
+    list(driver.clone(requests(driver, 3)))
+
+    def forgetful(words):
+        restore(words)
+        if "message" not in host.text:
+            host.transaction -= 1
+
+    monkeypatch.setattr(host, "_vgcfgrestore", forgetful)
+    assert len(errors(list(driver.delete(driver.volumes())))) == 3
 
 
 def test_what_was_there_stays_byte_for_byte(host, driver):
@@ -624,9 +639,11 @@ def test_what_isnt_provably_safe_is_left_to_lvcreate(host, open_driver, old, new
     assert host.consistent()
 
 
-def test_other_ids_in_the_kernel_are_left_to_lvcreate(host, driver):
+def test_other_ids_in_the_kernel_are_told(host, driver):
+    wanted = requests(driver, 1)
     host.transaction += 1
-    list(driver.clone(requests(driver, 1)))
+    with pytest.raises(WrongState, match="transaction id 2 in the kernel, 1 in LVM's metadata"):
+        list(driver.clone(wanted))
     assert "vgcfgrestore" not in commands(host)
 
 
