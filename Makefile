@@ -35,7 +35,7 @@ test-host: tools ## Run the tests that need neither device-mapper nor Xen (ARGS=
 	@$(WITH_LIBVIRTD) $(BIN)/pytest -m "not (lvm or xen or slow)" $(ARGS)
 
 test-lvm: tools ## Run the tests on device-mapper: in the lab, or here if VMCLONER_LVM_DEVICE is a spare device
-	@$(ROOT) contrib/lab/$(if $(VMCLONER_LVM_DEVICE),here $(VMCLONER_LVM_DEVICE) $(BIN)/pytest --ignore tests/lab,lab kvm test --) \
+	@$(ROOT) contrib/lab/$(if $(VMCLONER_LVM_DEVICE),here $(VMCLONER_LVM_DEVICE) $(BIN)/pytest --ignore tests/lab,lab kvm test --env VMCLONER_EMPTY_DEVICE=/dev/vdc --) \
 		-m "lvm and not slow" $(or $(ARGS),$(ON_LVM))
 
 test-dd: tools ## Run the tests of copies onto volume groups, in the lab
@@ -44,14 +44,15 @@ test-dd: tools ## Run the tests of copies onto volume groups, in the lab
 test-powercut: tools ## Cut the power of labs in the middle of LVM transactions, and see what the next run makes of it
 	@$(ROOT) $(BIN)/pytest -s -m slow $(or $(ARGS),tests/lab/test_powercut.py)
 
-test-guests: tools ## Boot twenty Debians that are built here, and see that each is somebody (20 min)
+test-guests: tools ## Boot twenty Debians that are built here at once, and others one by one (30 min)
 	@$(WITH_LIBVIRTD) $(BIN)/pytest -s -m slow $(or $(ARGS),tests/identity)
 
 test-xen: tools ## Run the tests on Xen, the long ones too, in the lab (PXE_GUESTS=10)
 	@$(ROOT) contrib/lab/lab xen test --seconds 5400 $(if $(PXE_GUESTS),--env PXE_GUESTS=$(PXE_GUESTS)) -- -m xen $(or $(ARGS),$(ON_XEN))
 
 test-xen-short: tools
-	@$(ROOT) contrib/lab/lab xen test -- -m "xen and not slow" $(or $(ARGS),tests/pxe)
+	@$(ROOT) contrib/lab/lab xen test -- -m "xen and not slow" \
+		$(or $(ARGS),tests/pxe tests/xen/test_fleet.py::test_three_clones)
 
 lab: tools ## Build the lab: a KVM host and a Xen host to test on (contrib/lab/README.md)
 	@$(ROOT) contrib/lab/lab build

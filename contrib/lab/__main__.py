@@ -20,7 +20,7 @@ FAILED = 125
 TIME_UP = 124
 INTERRUPTED = 130
 PYTEST = ("pytest", "-p", "no:cacheprovider", "--junitxml=junit.xml")
-COVERAGE = ("coverage", "run", "--data-file=coverage", f"--include=/{tree.SITE}/vmcloner_*", "-m")
+COVERAGE = ("coverage", "run", "--data-file=coverage", f"--include=/{tree.SITE}/vmcloner_*/*", "-m")
 RUN_SECONDS = 1800.0
 UP_SECONDS = 4 * 3600.0
 
@@ -99,7 +99,9 @@ def test(options: argparse.Namespace) -> int:
     arguments = options.arguments[1:] if options.arguments[:1] == ["--"] else options.arguments
     report = options.junit or TOP / "build" / f"lab-{options.mode}.xml"
     report.parent.mkdir(parents=True, exist_ok=True)
-    report.unlink(missing_ok=True)
+    for stale in (report, options.coverage):
+        if stale is not None:
+            stale.unlink(missing_ok=True)
     with labs.lab(MODES[options.mode], options.seconds + 120) as lab:
         folder = lab.channel.call("mktemp -d /root/tests-XXXXXX").decode().strip()
         lab.channel.call(f"tar -x -C {folder} -f -", tree.tests())
@@ -112,9 +114,9 @@ def test(options: argparse.Namespace) -> int:
         lab.channel.call(f"rm -rf {folder}")
     if content:
         report.write_bytes(content)
+    say(f"report: {report}" if content else "pytest ended without a report")
     if measured:
         tree.keep_coverage(measured, options.coverage)
-    say(f"report: {report}" if content else "pytest ended without a report")
     return code
 
 

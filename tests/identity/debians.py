@@ -59,8 +59,8 @@ class Debians:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def pongs(self, fleet: str) -> int:
-        """Count the clones that answer Ansible, which has our inventory of them."""
+    def assert_pongs(self, fleet: str, count: int) -> None:
+        """Have Ansible, which has our inventory of them, ping that many clones."""
         hosts = self.site.folder / "hosts.yml"
         hosts.write_text(self.site.run("inventory", fleet))
         ansible = str(Path(sys.executable).with_name("ansible"))
@@ -74,20 +74,23 @@ class Debians:
         done = subprocess.run(
             argv, env=environment, check=False, capture_output=True, text=True, timeout=1200
         )
-        return done.stdout.count('"ping": "pong"')
+        assert done.stdout.count('"ping": "pong"') == count, done.stdout + done.stderr
 
 
 @contextlib.contextmanager
-def debians(arguments: str = "", more: str = "") -> Iterator[Debians]:
+def debians(arguments: str = "") -> Iterator[Debians]:
     """Have the site, and see that nothing is left of the clones that were on it.
 
-    :param arguments: for the kernel, beside the usual ones. :param more: TOML for the template.
+    :param arguments: for the kernel, beside the usual ones.
     """
     site = make_site("qemu:///system")
-    key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(site.folder / "key")]
-    subprocess.run(key, check=True)
     network = ("--name", f"{site.prefix}n")
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, site.folder)
+        stack.callback(site.run, "host", "remove", "network", *network)
+        stack.callback(_delete_all, site)
+        key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(site.folder / "key")]
+        subprocess.run(key, check=True)
         prepare = ("host", "prepare", "network", *network, "--count", "40", "-f", "json")
         prefix = json.loads(site.run(*prepare))["address"].rpartition(".")[0]
         text = TEMPLATE.format(
@@ -96,13 +99,13 @@ def debians(arguments: str = "", more: str = "") -> Iterator[Debians]:
             folder=site.folder,
             prefix=prefix,
         )
-        (site.folder / "templates" / "deb.toml").write_text(text + more.format(site.folder))
+        (site.folder / "templates" / "deb.toml").write_text(text)
         yield Debians(site, prefix)
-        site.run("delete", *{str(row["fleet"]) for row in site.rows()}, "--yes")
+        _delete_all(site)
         assert site.remains() == []
         assert list((site.folder / "state" / "identity").iterdir()) == []
-    finally:
-        for fleet in {str(row["fleet"]) for row in site.rows()}:
-            site.run("delete", fleet, "--yes")
-        site.run("host", "remove", "network", *network)
-        shutil.rmtree(site.folder)
+
+
+def _delete_all(site: Site) -> None:
+    for fleet in {str(row["fleet"]) for row in site.rows()}:
+        site.run("delete", fleet, "--yes", timeout=600)

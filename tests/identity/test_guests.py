@@ -11,13 +11,15 @@ from vmcloner_core.audit import FACTS
 
 pytestmark = [pytest.mark.libvirt, pytest.mark.timeout(1800)]
 
-MORE = """
-user_data = "{}/user-data.j2"
+TEMPLATE = """
+extends = "deb"
+[identity]
+user_data = "user-data.j2"
 [values]
 role = "replica"
 """
 OWN_KERNEL = """
-extends = "deb"
+extends = "role"
 boot = "pygrub"
 [kernel]
 cmdline = "quiet no_timer_check mitigations=off by=pygrub"
@@ -38,14 +40,15 @@ class Guests(Debians):
 
 @pytest.fixture(scope="module")
 def guests():
-    with debians(more=MORE) as made:
+    with debians() as made:
         site, prefix = made.site, made.prefix
-        (site.folder / "templates" / "own-kernel.toml").write_text(OWN_KERNEL)
-        (site.folder / "user-data.j2").write_text(USER_DATA)
+        for name, text in {"role": TEMPLATE, "own-kernel": OWN_KERNEL}.items():
+            (site.folder / "templates" / f"{name}.toml").write_text(text)
+        (site.folder / "templates" / "user-data.j2").write_text(USER_DATA)
         values = site.folder / "values.csv"
         values.write_text(f"clone,role,memory,address\n2,primary,320MiB,{prefix}.200/24\n")
         fleet = site.fleet("id")
-        create = ["create", fleet, "-t", "deb", "-c", "2", "--values", str(values)]
+        create = ["create", fleet, "-t", "role", "-c", "2", "--values", str(values)]
         site.run(*create, "--start", "--wait", "--timeout", "900", timeout=1700)
         yield Guests(site, prefix, site.rows(fleet))
 
@@ -103,7 +106,7 @@ def test_each_is_reached_by_command(guests):
     assert site.run("ssh", f"{fleet}-1", "--", "uname", "-n") == f"{fleet}-1\n"
     said = json.loads(site.run("exec", fleet, "-f", "json", "--", "uname -n; exit 0"))
     assert [row["stdout"] for row in said] == [f"{fleet}-1\n", f"{fleet}-2\n"]
-    assert guests.pongs(fleet) == 2
+    guests.assert_pongs(fleet, 2)
 
 
 def test_an_audit_finds_what_two_share_and_a_reset_mends_it(guests):
@@ -123,6 +126,7 @@ def test_an_audit_finds_what_two_share_and_a_reset_mends_it(guests):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(5400)
 def test_the_kernel_on_its_own_disk_boots_with_words_added(guests):
     """And who lost its identity is made somebody again, whom it takes for a new start."""
     site, fleet = guests.site, guests.site.fleet("own")

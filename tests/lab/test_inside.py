@@ -68,7 +68,7 @@ def guest(tmp_path):
         return name
 
     yield start
-    subprocess.run(["xl", "destroy", name], check=False, capture_output=True, timeout=60)
+    subprocess.run(["xl", "destroy", name], check=False, capture_output=True, timeout=300)
 
 
 def ready(name: str) -> dict[str, str]:
@@ -113,6 +113,7 @@ def test_a_pv_guest_by_pygrub_says_its_name_and_shuts_down(guest, tmp_path):
     deadline = time.monotonic() + 60
     while name in run("xl", "list"):  # until the daemon that xl left behind has destroyed it
         assert time.monotonic() < deadline
+        time.sleep(0.5)
     assert disk.read_bytes().startswith(f"vmcloner-tiny 1 {name}\n".encode())
 
 

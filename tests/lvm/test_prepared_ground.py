@@ -2,16 +2,22 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from tests.lvm.conftest import lvm
 
-pytestmark = [pytest.mark.lvm, pytest.mark.slow]
-DEVICE = os.environ.get("VMCLONER_EMPTY_DEVICE", "/dev/vdc")
-"""The lab has that one; it is empty before and after each test."""
+DEVICE = os.environ.get("VMCLONER_EMPTY_DEVICE", "")
+"""The lab has one; it is empty before and after each test."""
 VG = "VG01"
 POOL = f"{VG}/thinpool"
+PROFILE = Path("/etc/lvm/profile/vmcloner-thin.profile")
+
+pytestmark = [
+    pytest.mark.lvm,
+    pytest.mark.skipif(not DEVICE, reason="VMCLONER_EMPTY_DEVICE names no device to prepare"),
+]
 
 
 @pytest.fixture
@@ -19,9 +25,13 @@ def device():
     """Have an empty disk."""
     signatures = subprocess.run(["wipefs", "--no-act", DEVICE], check=True, capture_output=True)
     assert signatures.stdout == b"", f"{DEVICE} isn't empty"
+    assert subprocess.run(["vgs", VG], check=False, capture_output=True).returncode, "not ours"
+    kept = PROFILE.exists()
     yield DEVICE
     subprocess.run(["vgremove", "-qff", "-y", VG], check=False, capture_output=True)
     subprocess.run(["wipefs", "--quiet", "--all", DEVICE], check=True)
+    if not kept:
+        PROFILE.unlink(missing_ok=True)
 
 
 def prepare(*options):
