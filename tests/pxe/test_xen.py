@@ -21,12 +21,10 @@ pytestmark = [pytest.mark.pxe, pytest.mark.xen, pytest.mark.timeout(1500)]
 GUESTS = int(os.environ.get("PXE_GUESTS", "2"))
 BRIDGE = "vmcpxe0"
 TEMPLATE = f"""
-hypervisors = ["xen"]
-boot = "pypxeboot"
+extends = "netboot"
 memory = "64MiB"
+disk_size = "16MiB"
 ready = 'console:vmcloner-ready name={{{{ name }}}} '
-[image]
-path = "empty.raw"
 [[nics]]
 kind = "bridge"
 source = "{BRIDGE}"
@@ -45,7 +43,7 @@ echo "stub-installed by $own"
 
 @pytest.fixture(scope="module")
 def net(site):  # noqa: F811
-    """A bridge with a boot server, and a template of clones on it with an empty disk."""
+    """A bridge with a boot server, and the template of machines that boot from it."""
     folder = Path(tempfile.mkdtemp(prefix="vmcloner-pxe-"))
     folder.chmod(0o755)
     with contextlib.ExitStack() as stack:
@@ -59,48 +57,49 @@ def net(site):  # noqa: F811
         )
         for name in ("vmlinuz", "initrd.img"):
             shutil.copyfile(GUEST / name, made.tftp / name)
-        with (site.folder / "templates" / "empty.raw").open("wb") as stream:
-            stream.truncate((GUEST / "disk.raw").stat().st_size)
-        site.run("template", "import", site.template("pxe", TEMPLATE))
+        site.run("template", "import", site.template("netboot", TEMPLATE))
         yield made
-        site.run("template", "delete", "pxe")
+        site.run("template", "delete", "netboot")
 
 
-def macs(site, fleet):  # noqa: F811
-    return {r["name"]: r["mac"] for r in json.loads(site.run("list", fleet, "-f", "json"))}
+def planned(site, fleet, count):  # noqa: F811
+    """Return the MAC addresses that clones will have, before anything of them exists."""
+    rows = json.loads(site.create(fleet, "netboot", count, "--dry-run", "-f", "json"))
+    return {row["name"]: row["mac"] for row in rows}
 
 
 def configuration(mac, *initrds):
     files = ",".join(["initrd.img", *initrds])
     return (
         f"DEFAULT linux\nLABEL linux\nKERNEL vmlinuz\nINITRD {files}\n"
-        f"APPEND console=hvc0 own={mac}\nIPAPPEND 2\n"
+        f"APPEND console=hvc0 own={mac}\nIPAPPEND 3\n"
     )
 
 
-def test_guests_boot_with_what_their_own_files_say(site, net, fleet):  # noqa: F811
-    site.create(fleet, "pxe", GUESTS)
-    for name, mac in macs(site, fleet).items():
+def test_one_command_boots_many_with_what_their_own_files_say(site, net, fleet):  # noqa: F811
+    macs = planned(site, fleet, GUESTS)
+    for mac in macs.values():
         net.config(mac, configuration(mac))
-        assert name.startswith(fleet)
-    site.run("start", fleet, "--wait")
-    found = macs(site, fleet)
-    said = last_lines(list(found), site)
-    for name, mac in found.items():
+    site.create(fleet, "netboot", GUESTS, "--start", "--wait", "--timeout", "1200")
+    said = last_lines(list(macs), site)
+    leases = "".join(path.read_text() for path in net.folder.glob("leases-*[0-9]"))
+    addresses = set()
+    for name, mac in macs.items():
         assert f"name={name} mac={mac} " in said[name]
         log = site.run("console", name, "--log")
         [cmdline] = re.findall(r"[Cc]ommand line: (.*)", log)[:1]
-        assert f"own={mac} BOOTIF=01-{mac.replace(':', '-')}" in cmdline
-    leases = "".join(path.read_text() for path in net.folder.glob("leases-*[0-9]"))
-    addresses = {
-        line.split()[2] for line in leases.splitlines() if line.split()[1] in found.values()
-    }
+        assert f" own={mac} " in cmdline
+        assert f" BOOTIF=01-{mac.replace(':', '-')} " in cmdline
+        assert cmdline.endswith(f" hostname={name} systemd.hostname={name}")
+        address = re.search(r" ip=([0-9.]+):", cmdline)[1]
+        assert f" {mac} {address} " in leases
+        addresses.add(address)
     assert len(addresses) == GUESTS
 
 
 def test_an_installer_reboots_into_the_disk_by_pygrub(site, net, fleet):  # noqa: F811
-    site.create(fleet, "pxe", 1)
-    [(name, mac)] = macs(site, fleet).items()
+    [(name, mac)] = planned(site, fleet, 1).items()
+    site.create(fleet, "netboot", 1)
     stub = [
         initramfs.executable("init", INSTALLER.encode()),
         initramfs.file("disk.gz", gzip.compress((GUEST / "disk.raw").read_bytes(), 6)),

@@ -102,6 +102,7 @@ class Site:
         return self.run(
             *("create", fleet, "--template", template, "--count", str(count), *how, *words),
             code=code,
+            timeout=600 + 120 * count,
         )
 
     def states(self, fleet: str) -> dict[str, str]:
@@ -110,10 +111,10 @@ class Site:
 
     def disk(self, clone: str) -> Path:
         """Return a stopped clone's disk, ready to be written to."""
-        (disk, *_) = json.loads(self.run("show", clone, "-f", "json"))["volumes"]
-        if disk.startswith("/dev/"):
-            output("lvchange", "-ay", "-K", disk)
-        return Path(disk)
+        (disk, *_) = json.loads(self.run("show", clone, "-f", "json"))["disks"]
+        if disk["path"].startswith("/dev/"):
+            output("lvchange", "-ay", "-K", disk["path"])
+        return Path(disk["path"])
 
     def template(self, name: str, text: str) -> str:
         (self.folder / "templates" / f"{name}.toml").write_text(text)
@@ -125,7 +126,9 @@ def alter(disk: Path, *requests: str) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".debugfs") as script:
         script.write("\n".join(requests) + "\n")
         script.flush()
-        output("debugfs", "-w", "-f", script.name, str(disk))
+        words = ["debugfs", "-w", "-f", script.name, str(disk)]
+        result = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+        assert result.stderr.count("\n") == 1, result.stderr  # its version; it has no exit code
     if str(disk).startswith("/dev/"):
         output("lvchange", "-an", str(disk))
 

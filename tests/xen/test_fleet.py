@@ -20,17 +20,23 @@ menuentry 'upgraded' {
 """
 
 
-def live(site: Site, fleet: str, count: int) -> None:
+DIRECT = (
+    f'[kernel]\npath = "{GUEST}/vmlinuz"\ninitrd = "{GUEST}/initrd.img"\n'
+    'cmdline = "console=hvc0 host={{ name }}"\n'
+)
+
+
+def live(site: Site, fleet: str, count: int, template: str = "guest") -> None:
     """Make clones, see each say its own name, and stop them as their guests stop."""
     names = [f"{fleet}-{index}" for index in range(1, count + 1)]
-    site.create(fleet, "guest", count, "--wait", "--timeout", "900")
+    site.create(fleet, template, count, "--wait", "--timeout", str(300 + 120 * count))
     assert site.states(fleet) == dict.fromkeys(names, "running")
     for name, line in last_lines(names, site).items():
         assert f"vmcloner-ready name={name} " in line
     listed = output("xl", "list")
     for name in names:
-        assert re.search(rf"^{name} +\d+ +32 +1 ", listed, re.MULTILINE)
-    site.run("stop", fleet, "--timeout", "120")
+        assert re.search(rf"^{name} +\d+ +\d+ +1 ", listed, re.MULTILINE)
+    site.run("stop", fleet, "--timeout", "300")
     assert site.states(fleet) == dict.fromkeys(names, "stopped")
     for name in names:
         reason = output(*VIRSH, "domstate", name, "--reason")
@@ -49,6 +55,9 @@ def test_three_clones(site: Site, fleet: str) -> None:
         "rm /boot/grub/grub.cfg",
         f"write {new} /boot/grub/grub.cfg",
     )
+    (shown,) = json.loads(site.run("boot", "resolve", f"{fleet}-1", "-f", "json"))
+    assert (shown["provider"], shown["kernel"]) == ("pygrub", "/boot/vmlinuz-new on the disk")
+    assert shown["cmdline"].endswith("generation=2")
     site.run("start", f"{fleet}-1", "--wait", "--timeout", "300")
     assert "generation=2" in site.run("console", f"{fleet}-1", "--log")
 
@@ -95,11 +104,7 @@ def test_domain_0_is_no_clone(site: Site, name: str) -> None:
 
 
 def test_a_guest_of_a_kernel_of_the_host(site: Site, fleet: str) -> None:
-    text = TEMPLATE.replace("pygrub", "kernel") + (
-        f'[kernel]\npath = "{GUEST}/vmlinuz"\ninitrd = "{GUEST}/initrd.img"\n'
-        'cmdline = "console=hvc0 host={{ name }}"\n'
-    )
-    site.template("direct", text)
+    site.template("direct", TEMPLATE.replace("pygrub", "kernel") + DIRECT)
     site.create(fleet, "direct", 1, "--wait", "--timeout", "300")
     config = site.run("show", f"{fleet}-1", "--show-xl")
     assert f'kernel = "{GUEST}/vmlinuz"' in config
@@ -111,5 +116,36 @@ def test_a_guest_of_a_kernel_of_the_host(site: Site, fleet: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("kind", "boot"), [("pvh", "pygrub"), ("hvm", "kernel")])
+def test_guests_on_the_processor_s_virtualization(
+    site: Site, fleet: str, kind: str, boot: str
+) -> None:
+    text = TEMPLATE.replace("pygrub", boot).replace("32MiB", "64MiB")
+    if boot == "kernel":
+        text += DIRECT
+    site.template(kind, f'{text}[domain]\ntype = "{kind}"\n')
+    site.create(fleet, kind, 1, "--wait", "--timeout", "600")
+    name = f"{fleet}-1"
+    ((_, line),) = last_lines([name], site).items()
+    assert f"vmcloner-ready name={name} " in line
+    (domain,) = json.loads(output("xl", "list", "-l", name))
+    assert domain["config"]["c_info"]["type"] == kind
+    site.run("stop", fleet, "--timeout", "120")
+    assert "shut off (shutdown)" in output(*VIRSH, "domstate", name, "--reason")
+    site.run("delete", fleet, "--yes")
+    site.run("template", "delete", kind)
+
+
+@pytest.mark.slow
+def test_the_template_for_xen_that_is_shipped(site: Site, fleet: str) -> None:
+    """Of Debian's kernel. On the lab's bridge, where nothing else runs."""
+    site.template("tiny-xen", 'extends = "tiny-xen"\n[[nics]]\nkind = "bridge"\nsource = "xenbr0"')
+    live(site, fleet, 1, "tiny-xen")
+    site.run("delete", fleet, "--yes")
+    site.run("template", "delete", "tiny-xen")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4000)
 def test_twenty_clones(site: Site, fleet: str) -> None:
     live(site, fleet, 20)
