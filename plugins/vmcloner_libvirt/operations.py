@@ -25,6 +25,8 @@ from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.errors import is_code, is_disconnect
 from vmcloner_libvirt.metadata import disks, labels_in, labels_of, macs, memory, networks_of, parse
 
+LOCK_WAITS = 4
+"""How often libvirt may say that it waited for a domain's lock in vain, 30 seconds each time."""
 Records = Iterator[tuple[Any, int, int]]
 """Domains with their libvirt state and its reason."""
 
@@ -210,13 +212,23 @@ def ask(connection: Any, name: str) -> bool:
 
 
 def destroy(connection: Any, name: str) -> bool:
-    """Stop a domain at once; tell whether it ran."""
-    domain = active(connection, name)
-    if domain is None:
-        return False
-    with tolerate("VIR_ERR_NO_DOMAIN", "VIR_ERR_OPERATION_INVALID"):
-        domain.destroy()
-        return True
+    """Stop a domain at once; tell whether it ran.
+
+    Who holds its lock may be libvirt itself, which clears away a guest that has just shut down: for
+    a slow host's scripts longer than libvirt waits for the lock. That is waited for.
+    """
+    for waits in range(LOCK_WAITS + 1):
+        domain = active(connection, name)
+        if domain is None:
+            return waits > 0
+        try:
+            with tolerate("VIR_ERR_NO_DOMAIN", "VIR_ERR_OPERATION_INVALID"):
+                domain.destroy()
+                return True
+            return False
+        except libvirt().libvirtError as error:
+            if waits == LOCK_WAITS or not is_code(error, "VIR_ERR_OPERATION_TIMEOUT"):
+                raise
     return False
 
 

@@ -41,6 +41,30 @@ def raw(paper: KvmDriver) -> Iterator[Any]:
     connection.close()
 
 
+class Locked:
+    """A domain whose lock is held until it was waited for so often; then it is gone."""
+
+    def __init__(self, waits: int) -> None:
+        self.waits = waits
+
+    def destroy(self) -> None:
+        self.waits -= 1
+        raise libvirt_error("VIR_ERR_OPERATION_TIMEOUT", "cannot acquire state change lock")
+
+
+@pytest.mark.parametrize("waits", [1, operations.LOCK_WAITS, operations.LOCK_WAITS + 1])
+def test_a_guest_that_is_cleared_away_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, waits: int
+) -> None:
+    domain = Locked(waits)
+    monkeypatch.setattr(operations, "active", lambda *_: domain if domain.waits else None)
+    if waits > operations.LOCK_WAITS:
+        with pytest.raises(libvirt.libvirtError):
+            operations.destroy(None, "web-1")
+    else:
+        assert operations.destroy(None, "web-1")
+
+
 # --- what isn't ours --------------------------------------------------------------------------
 
 

@@ -36,7 +36,7 @@ def live(site: Site, fleet: str, count: int, template: str = "guest") -> None:
     listed = output("xl", "list")
     for name in names:
         assert re.search(rf"^{name} +\d+ +\d+ +1 ", listed, re.MULTILINE)
-    site.run("stop", fleet, "--timeout", "300")
+    site.run("stop", fleet, "--timeout", "600")
     assert site.states(fleet) == dict.fromkeys(names, "stopped")
     for name in names:
         reason = output(*VIRSH, "domstate", name, "--reason")
