@@ -79,6 +79,7 @@ def test_each_has_an_address_of_the_network(guests):
     first, second = (str(row["ip"]) for row in guests.rows)
     assert first.startswith(f"{guests.prefix}.")
     assert second == f"{guests.prefix}.200"
+    assert first != second
     for row, dynamic in zip(guests.rows, (True, False), strict=True):
         shown = guests.ssh(row, "ip -4 addr show dev eth0; ip route")
         assert f"inet {row['ip']}/24 " in shown

@@ -26,8 +26,11 @@ DIRECT = (
 )
 
 
-def live(site: Site, fleet: str, count: int, template: str = "guest") -> None:
-    """Make clones, see each say its own name, and stop them as their guests stop."""
+def live(site: Site, fleet: str, count: int, template: str = "guest", memory: str = "32") -> None:
+    """Make clones, see each say its own name, and stop them as their guests stop.
+
+    :param memory: in MiB, a pattern.
+    """
     names = [f"{fleet}-{index}" for index in range(1, count + 1)]
     site.create(fleet, template, count, "--wait", "--timeout", str(300 + 120 * count))
     assert site.states(fleet) == dict.fromkeys(names, "running")
@@ -35,7 +38,7 @@ def live(site: Site, fleet: str, count: int, template: str = "guest") -> None:
         assert f"vmcloner-ready name={name} " in line
     listed = output("xl", "list")
     for name in names:
-        assert re.search(rf"^{name} +\d+ +\d+ +1 ", listed, re.MULTILINE)
+        assert re.search(rf"^{name} +\d+ +{memory} +1 ", listed, re.MULTILINE)
     site.run("stop", fleet, "--timeout", "600")
     assert site.states(fleet) == dict.fromkeys(names, "stopped")
     for name in names:
@@ -140,7 +143,7 @@ def test_guests_on_the_processor_s_virtualization(
 def test_the_template_for_xen_that_is_shipped(site: Site, fleet: str) -> None:
     """Of Debian's kernel. On the lab's bridge, where nothing else runs."""
     site.template("tiny-xen", 'extends = "tiny-xen"\n[[nics]]\nkind = "bridge"\nsource = "xenbr0"')
-    live(site, fleet, 1, "tiny-xen")
+    live(site, fleet, 1, "tiny-xen", r"\d+")
     site.run("delete", fleet, "--yes")
     site.run("template", "delete", "tiny-xen")
 
