@@ -27,7 +27,7 @@ REQUESTS = 5
 KEEPALIVE = (10, 5)
 """Seconds between probes of a silent daemon, and probes unanswered until it counts as gone."""
 RECONNECT = 30.0
-"""Seconds to wait for a daemon that went away in the middle of the work."""
+"""Seconds to wait, all waits between attempts together, for a daemon that went away."""
 
 
 class Unreachable(BackendError):
@@ -68,15 +68,17 @@ class Connections:
     def call(self, operation: Callable[[Any], T], *, about: str) -> T:
         """Return ``operation(connection)``, an idempotent piece of work.
 
-        Where the connection breaks, the operation is run again on a new one, for up to
-        :data:`RECONNECT` seconds.
+        Where the connection breaks, the operation is run again on a new one; the waits for one
+        come to :data:`RECONNECT` seconds at most.
 
         :param about: the domain that it is about, or the host, for messages.
         :raises Unreachable: no daemon answers. :raises VmclonerError: libvirt's error, translated.
         """
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_Lost),
-            stop=tenacity.stop_after_delay(RECONNECT),
+            # Not by what has passed since the call began: that a daemon is gone may be found out
+            # after a long time only.
+            stop=lambda state: state.idle_for >= RECONNECT,
             wait=tenacity.wait_exponential(multiplier=0.1, max=2.0),
             reraise=True,
         )

@@ -139,6 +139,24 @@ def test_what_broke_is_done_again_on_a_new_connection() -> None:
     pool.close()
 
 
+def test_a_daemon_that_was_silent_for_long_before_it_went_is_waited_for_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "RECONNECT", 0.2)
+    pool = Connections("test:///default", 1, LocalRunner())
+    seen: list[Any] = []
+
+    def operation(link: Any) -> str:
+        seen.append(link)
+        if len(seen) == 1:
+            time.sleep(0.3)  # as long as the keepalive takes
+            raise broken()
+        return "done"
+
+    assert pool.call(operation, about="x") == "done"
+    pool.close()
+
+
 def test_a_daemon_that_stays_away_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "RECONNECT", 0.5)
     pool = Connections("test:///default", 1, LocalRunner())

@@ -154,6 +154,7 @@ def site() -> Iterator[Site]:
         state = "{folder}/state"
         [hosts.local.hypervisor.xen]
         starts = 1    # libxl gives its scripts 40 s, whatever else this machine has to do
+        stops = 4
         [hosts.local.storage.disks]
         {pool}
         """
