@@ -27,7 +27,7 @@ from vmcloner_core.errors import (
 )
 from vmcloner_core.model import Host, Network, NetworkChange, NetworkRequest
 from vmcloner_core.process import CommandRunner
-from vmcloner_libvirt import iproute, subnets
+from vmcloner_libvirt import iproute, subnets, whereabouts
 
 LABEL = "vmcloner network 1"
 TOOLS = {"ip": "iproute2", "nft": "nftables", "dnsmasq": "dnsmasq-base"}
@@ -82,7 +82,7 @@ def prepare(runner: CommandRunner, host: Host, request: NetworkRequest) -> Netwo
     if not request.dry_run:
         for make in missing.values():
             make()
-    return NetworkChange(network=subnets.future(request.name, held), steps=tuple(missing))
+    return NetworkChange(network=subnets.future(request.name, "bridge", held), steps=tuple(missing))
 
 
 def remove(runner: CommandRunner, host: Host, request: NetworkRequest) -> NetworkChange:
@@ -141,7 +141,7 @@ def leased(host: Host) -> dict[str, tuple[str, ...]]:
     for file in _folder(host).glob("*.leases"):
         for expiry, mac, address in _leases(file):
             given.setdefault(mac, []).append((expiry, address))
-    return {mac: tuple(ip for _, ip in sorted(held)[::-1]) for mac, held in given.items()}
+    return whereabouts.newest_first(given)
 
 
 def _leases(file: Path) -> list[tuple[int, str, str]]:

@@ -15,7 +15,7 @@ from lxml import etree
 from vmcloner_core.errors import Conflict, VmclonerError, WrongState
 from vmcloner_core.model import Network, NetworkChange, NetworkRequest
 from vmcloner_core.process import CommandRunner
-from vmcloner_libvirt import iproute, subnets
+from vmcloner_libvirt import iproute, subnets, whereabouts
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.metadata import parse
 from vmcloner_libvirt.operations import tolerate
@@ -83,7 +83,7 @@ def leased(connection: Any) -> dict[str, tuple[str, ...]]:
         for lease in _leases(network):
             held = given.setdefault(lease["mac"].lower(), [])
             held.append((int(lease["expirytime"]), lease["ipaddr"]))
-    return {mac: tuple(ip for _, ip in sorted(held)[::-1]) for mac, held in given.items()}
+    return whereabouts.newest_first(given)
 
 
 def neighbours(runner: CommandRunner) -> dict[str, tuple[str, ...]]:
@@ -135,7 +135,9 @@ def _made(connection: Any, request: NetworkRequest, subnet: Subnet) -> NetworkCh
         network = connection.networkDefineXML(document(request.name, subnet))
         network.setAutostart(1)
         network.create()
-    return NetworkChange(network=subnets.future(request.name, subnet), steps=("define", "start"))
+    return NetworkChange(
+        network=subnets.future(request.name, "network", subnet), steps=("define", "start")
+    )
 
 
 def _widened(
@@ -161,7 +163,9 @@ def _widened(
         connection.networkDefineXML(document(request.name, subnet, network.UUIDString()))
         network.setAutostart(1)
         network.create()
-    return NetworkChange(network=subnets.future(request.name, subnet), steps=("redefine", "start"))
+    return NetworkChange(
+        network=subnets.future(request.name, "network", subnet), steps=("redefine", "start")
+    )
 
 
 def remove(connection: Any, request: NetworkRequest) -> NetworkChange:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from vmcloner_core.errors import Conflict, NotEnoughResources
 from vmcloner_core.model import Network, NetworkRequest
@@ -30,10 +31,11 @@ def span(subnet: Subnet) -> tuple[ipaddress.IPv4Address, ipaddress.IPv4Address]:
     return subnet[2], subnet[1 + room(subnet.prefixlen)]
 
 
-def future(name: str, subnet: Subnet) -> Network:
+def future(name: str, kind: Literal["network", "bridge"], subnet: Subnet) -> Network:
     """Return a network as it is once it is made."""
     return Network(
         name=name,
+        kind=kind,
         active=True,
         ours=True,
         address=f"{subnet[1]}/{subnet.prefixlen}",

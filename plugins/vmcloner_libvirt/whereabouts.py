@@ -35,6 +35,11 @@ class Located:
     agent: bool
 
 
+def newest_first(given: Mapping[str, Sequence[tuple[int, str]]]) -> dict[str, tuple[str, ...]]:
+    """Return the addresses that each MAC has, of those that it was given, with their expiry."""
+    return {mac: tuple(ip for _, ip in sorted(held)[::-1]) for mac, held in given.items()}
+
+
 def running(connection: Any) -> tuple[Located, ...]:
     """Return our running domains."""
     found: list[Located] = []

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from vmcloner_core.errors import HostCommandError, NotEnoughResources, VmclonerError
+from vmcloner_lvm import tags
 from vmcloner_lvm.devmapper import PoolStatus, device_name
-from vmcloner_lvm.recovery import DRAFT, abandon
+from vmcloner_lvm.recovery import abandon
 from vmcloner_lvm.session import Session
 from vmcloner_lvm.transaction import NewVolume, queue, settle
 from vmcloner_lvm.volumegroup import ThinPool, VolumeGroup, strings
@@ -152,7 +153,7 @@ def _lvcreate(session: Session, new: NewVolume) -> None:
     """Make a volume by LVM's own command."""
     full, thin = f"{session.lvm.group}/{new.name}", session.group.thin
     unfinished = bool(new.head) or (new.origin is not None and thin[new.origin].size != new.size)
-    tagged = [f"--addtag={tag}" for tag in (*new.tags, *([DRAFT] if unfinished else []))]
+    tagged = [f"--addtag={tag}" for tag in (*new.tags, *([tags.DRAFT] if unfinished else []))]
     made = ["-n", new.name, "-an", "-ky", *tagged]
     if new.origin is None:
         session.lvm.run("lvcreate", "-V", f"{new.size}b", "-T", *made, str(session), held=True)
@@ -164,4 +165,4 @@ def _lvcreate(session: Session, new: NewVolume) -> None:
         session.lvm.run("lvextend", "-y", "-L", f"{new.size}b", full, held=True)
     if new.head:
         session.write_head(session.reread().thin[new.name], new.head)
-    session.lvm.run("lvchange", f"--deltag={DRAFT}", full, held=True)
+    session.lvm.run("lvchange", f"--deltag={tags.DRAFT}", full, held=True)

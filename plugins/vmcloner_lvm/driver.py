@@ -36,7 +36,6 @@ from vmcloner_lvm.pool import Pool
 from vmcloner_lvm.records import (
     ImageRecord,
     as_volume,
-    check_removable,
     disk,
     image,
     image_of,
@@ -133,15 +132,16 @@ class LvmThinDriver(StorageDriver):
                     new[name] = request, self._new(session, request, images)
             except VmclonerError as error:
                 outcomes.append(Outcome(key=name, error=error))
-        failure = None
-        if new:
-            try:
-                batches.create(session, [each for _, each in new.values()], self._strategy)
-            except VmclonerError as error:
-                failure = error
-                session.reread()
-        outcomes += [self._made(session, request, failure) for request, _ in new.values()]
-        return outcomes
+        if not new:
+            return outcomes
+        wanted = [request for request, _ in new.values()]
+        try:
+            batches.create(session, [each for _, each in new.values()], self._strategy)
+        except VmclonerError as error:
+            session.reread()
+            told = session.stray_id() is None
+            return outcomes + [self._left(session, each, error, told=told) for each in wanted]
+        return outcomes + [self._made(session, each) for each in wanted]
 
     @property
     def _strategy(self) -> batches.Strategy:
@@ -220,8 +220,7 @@ class LvmThinDriver(StorageDriver):
             try:
                 found = self._found(session, request)
                 if found:
-                    hanging = session.group.dependents.get(name, ())
-                    check_removable(self._lvm.group, name, hanging)
+                    session.check_removable(name)
                 wanted = attrs.evolve(request, labels=found.labels) if found else request
                 new[name] = wanted, self._new(session, wanted, images)
             except VmclonerError as error:
@@ -240,24 +239,29 @@ class LvmThinDriver(StorageDriver):
             failed |= dict.fromkeys(fit, error)
         outcomes: list[Outcome[Volume]] = [Outcome(key=k, error=e) for k, e in failed.items()]
         return outcomes + [
-            self._made(session, request, None) for k, (request, _) in fit.items() if k not in failed
+            self._made(session, request) for k, (request, _) in fit.items() if k not in failed
         ]
 
-    def _made(
-        self, session: Session, request: CloneRequest, failure: VmclonerError | None
-    ) -> Outcome[Volume]:
+    def _made(self, session: Session, request: CloneRequest) -> Outcome[Volume]:
         name = request.volume_name
-        if failure is None:
-            made = session.group.thin[name]
-            value = as_volume(self._lvm.group, made, request.labels, self.name)
-            return Outcome(key=name, value=value)
+        made = session.group.thin[name]
+        return Outcome(key=name, value=as_volume(self._lvm.group, made, request.labels, self.name))
+
+    def _left(
+        self, session: Session, request: CloneRequest, failure: VmclonerError, *, told: bool
+    ) -> Outcome[Volume]:
+        """Return what came of a volume of a batch that failed.
+
+        :param told: whether the kernel knows what the metadata says.
+        """
+        name = request.volume_name
         if name in session.pool.messages.creates:  # it couldn't be taken back, nor is it made
             return Outcome(key=name, error=failure)
         try:
             volume = self._found(session, request)
         except VmclonerError as error:
             return Outcome(key=name, error=error)
-        if volume is not None and session.stray_id() is None:
+        if volume is not None and told:
             return Outcome(key=name, value=volume)
         return Outcome(key=name, error=failure)
 
@@ -274,8 +278,7 @@ class LvmThinDriver(StorageDriver):
             try:
                 found = disk(session.group, self._pool.name, volume.name, volume.labels)
                 if found is not None:
-                    hanging = session.group.dependents.get(volume.name, ())
-                    check_removable(self._lvm.group, volume.name, hanging)
+                    session.check_removable(volume.name)
             except VmclonerError as error:
                 outcomes[volume.name] = Outcome(key=volume.name, error=error)
                 continue

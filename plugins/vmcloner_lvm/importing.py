@@ -22,7 +22,7 @@ from vmcloner_lvm.filling import fill, opened
 from vmcloner_lvm.locking import LOCKS
 from vmcloner_lvm.naming import checked, draft_name, origin_name
 from vmcloner_lvm.pool import Pool
-from vmcloner_lvm.records import ImageRecord, check_removable, foreign, image
+from vmcloner_lvm.records import ImageRecord, foreign, image
 from vmcloner_lvm.session import Session
 
 
@@ -64,7 +64,7 @@ class Importer:
             if found is not None and found[1].digest == source.digest:  # somebody was faster
                 return found[1], False
             if found is not None:
-                _check_removable(session, found[0].name)
+                session.check_removable(found[0].name)
             self._sweep(session, template)
             self._check_room(session, template, sum(b - a for a, b in data_runs(fd)))
             size = source.size + -source.size % session.group.extent
@@ -139,12 +139,8 @@ def remove_image(session: Session, template: str) -> None:
     _drop(session, origin_name(template))
 
 
-def _check_removable(session: Session, name: str) -> None:
-    check_removable(session.lvm.group, name, session.group.dependents.get(name, ()))
-
-
 def _drop(session: Session, name: str) -> None:
-    _check_removable(session, name)
+    session.check_removable(name)
     error = deactivate(session.lvm, session.mapper, [name], held=True)[name]
     if isinstance(error, WrongState):
         raise WrongState(error.message, hint="stop what uses it")

@@ -12,7 +12,6 @@ from vmcloner_core.model import Labels, Origin, Volume
 from vmcloner_core.names import split_volume
 from vmcloner_lvm import tags
 from vmcloner_lvm.naming import origin_name
-from vmcloner_lvm.recovery import DRAFT
 from vmcloner_lvm.volumegroup import ThinVolume, VolumeGroup
 
 VERSION = "1"
@@ -73,7 +72,7 @@ def image_of(volume: ThinVolume) -> ImageRecord | None:
 def labels_of(volume: ThinVolume) -> Labels | None:
     """Return the labels of a clone's volume, None where the volume isn't one."""
     values = tags.decode(volume.tags)
-    if values is None or DRAFT in volume.tags:
+    if values is None or tags.DRAFT in volume.tags:
         return None
     labels, name = Labels.from_mapping(values), split_volume(volume.name)
     # A snapshot that somebody made with our tags, under another name, is not that clone's.

@@ -18,9 +18,6 @@ from vmcloner_lvm.session import Session, find_pool
 from vmcloner_lvm.transaction import BATCH, settle, take_back
 from vmcloner_lvm.volumegroup import ThinPool, VolumeGroup
 
-DRAFT = "vmcloner-draft"
-"""Tag of a clone's volume that isn't whole yet: one that has it once its maker is gone goes."""
-
 
 def pending(group: VolumeGroup, pool: str) -> bool:
     """Tell whether a group's metadata has something that a crash left, of one of its pools."""
@@ -69,8 +66,8 @@ def _drafts(group: VolumeGroup, pool: str) -> list[str]:
     return [
         volume.name
         for volume in group.thin.values()
-        if volume.pool == pool and DRAFT in volume.tags and tags.decode(volume.tags) is not None
-        if volume.name not in group.dependents
+        if volume.pool == pool and volume.name not in group.dependents
+        if tags.DRAFT in volume.tags and tags.decode(volume.tags) is not None
     ]
 
 

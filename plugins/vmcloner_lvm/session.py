@@ -22,6 +22,7 @@ from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, PoolStatus, device_name
 from vmcloner_lvm.metadata import stored_size
 from vmcloner_lvm.reading import Reader
+from vmcloner_lvm.records import check_removable
 from vmcloner_lvm.transaction import numbered
 from vmcloner_lvm.volumegroup import ThinPool, ThinVolume, VolumeGroup
 
@@ -87,6 +88,10 @@ class Session:
         except VmclonerError:
             return None
         return kernel if kernel != self.pool.transaction_id else None
+
+    def check_removable(self, name: str) -> None:
+        """Check that a volume can be removed without others; see ``records``."""
+        check_removable(self.lvm.group, name, self.group.dependents.get(name, ()))
 
     def reread(self) -> VolumeGroup:
         """Read the metadata again, and return it."""

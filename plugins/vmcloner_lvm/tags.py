@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from vmcloner_core.errors import InvalidRequest
 
 MARK = "vmcloner"
+DRAFT = "vmcloner-draft"
+"""Tag of a clone's volume that isn't whole yet: one that has it once its maker is gone goes."""
 MAX_TAG = 1024
 _OTHER = re.compile(r"[^A-Za-z0-9_+.:-]")
 _CODE = re.compile(rb"&([0-9A-F]{2})")

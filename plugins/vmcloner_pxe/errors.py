@@ -1,12 +1,10 @@
-"""What can go wrong on the way to a boot file, and how what the network says is shown."""
+"""What can go wrong on the way to a boot file."""
 
 from __future__ import annotations
 
 import errno
 
 from vmcloner_core.errors import HostCommandError
-
-MAX_SHOWN = 200
 
 
 class NetbootError(HostCommandError):
@@ -19,15 +17,6 @@ class Refused(NetbootError):
 
 class Malformed(ValueError):
     """A packet breaks its protocol: it is dropped."""
-
-
-def shown(text: str) -> str:
-    """Return text of the network as it may be shown: on one line, short, unable to act.
-
-    A terminal acts on control characters, and a log file has lines.
-    """
-    cut = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in cut)
 
 
 def reason(error: OSError) -> str:

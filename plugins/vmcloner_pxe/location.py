@@ -7,7 +7,8 @@ from typing import Literal, cast
 
 import attrs
 
-from vmcloner_pxe.errors import NetbootError, shown
+from vmcloner_core.errors import shown
+from vmcloner_pxe.errors import NetbootError
 
 Scheme = Literal["tftp", "http", "https"]
 

@@ -13,7 +13,8 @@ from ipaddress import IPv4Address
 
 import attrs
 
-from vmcloner_pxe.errors import NetbootError, shown
+from vmcloner_core.errors import shown
+from vmcloner_pxe.errors import NetbootError
 
 MAX_CONFIG = 1024**2
 """Bytes of a configuration, with what it includes."""

@@ -16,7 +16,8 @@ from types import TracebackType
 
 import attrs
 
-from vmcloner_pxe.errors import NetbootError, Refused, shown
+from vmcloner_core.errors import shown
+from vmcloner_pxe.errors import NetbootError, Refused
 
 PORT = 69
 BLOCK_SIZE = 1428

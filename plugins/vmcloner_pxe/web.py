@@ -9,7 +9,8 @@ from urllib.parse import urljoin
 
 import urllib3
 
-from vmcloner_pxe.errors import NetbootError, Refused, shown
+from vmcloner_core.errors import shown
+from vmcloner_pxe.errors import NetbootError, Refused
 
 BLOCK = 256 * 1024
 MAX_REDIRECTS = 5
