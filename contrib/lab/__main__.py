@@ -107,16 +107,15 @@ def test(options: argparse.Namespace) -> int:
         lab.channel.call(f"tar -x -C {folder} -f -", tree.tests())
         command = ["python3", "-m", *(COVERAGE if options.coverage else ()), *PYTEST, *arguments]
         code = lab.run(command, options.seconds, folder, options.env)
-        content, measured = (
-            lab.channel.call(f"cat {folder}/{name} 2>/dev/null || :")
-            for name in ("junit.xml", "coverage")
-        )
+        content = lab.channel.call(f"cat {folder}/junit.xml 2>/dev/null || :")
+        if options.coverage:
+            measured = lab.channel.call(f"cat {folder}/coverage 2>/dev/null || :")
+            if measured:
+                tree.keep_coverage(measured, options.coverage)
         lab.channel.call(f"rm -rf {folder}")
     if content:
         report.write_bytes(content)
     say(f"report: {report}" if content else "pytest ended without a report")
-    if measured:
-        tree.keep_coverage(measured, options.coverage)
     return code
 
 
