@@ -17,7 +17,7 @@ SLOW := libvirt or filesystems or lvm or xen or pxe or guests or slow
 .PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-xen test-xen-short lab test-fast lint bench bench-lvm clean tools
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing, so that .venv/bin/vmcloner runs (leaves a libvirtd running)
 	@contrib/setup/setup

@@ -121,7 +121,7 @@ class Backends:
                 f"{word} {name!r} isn't set up on host {self.host.name}",
                 hint=f"add a table [hosts.{self.host.name}.{kind}.{name}] to the settings",
             )
-        raise NotFound(f"unknown {word} {name!r}", hint=did_you_mean(name, (*known, *plugins)))
+        raise NotFound(f"unknown {word} {name!r}", hint=did_you_mean(name, known))
 
     def _context(self, name: str) -> DriverContext:
         return DriverContext(host=self.host, name=name, runner=self._runner)

@@ -98,7 +98,7 @@ class Catalog:
             if reserved in data:
                 raise InvalidRequest(f"{file}: unknown key {reserved!r}")
         # Paths are the reader's to resolve; what a builder makes lies in a folder of its own.
-        template = structure({**data, "name": name}, Template, where=str(file))
+        template = structure({**data, "name": name}, Template, where=str(file), also=["extends"])
         folder = self._built / name if template.image.builder else kernel_folder
         try:
             Readiness.parse(template.ready)

@@ -44,7 +44,7 @@ from vmcloner_core.errors import (
 from vmcloner_core.executor import Pipeline, Work, undo
 from vmcloner_core.identities import Identities, Record, authorized_keys
 from vmcloner_core.inventory import merge, select
-from vmcloner_core.library import Library, now, origin_of, owner
+from vmcloner_core.library import Library, check_image, now, origin_of, owner
 from vmcloner_core.locks import hold
 from vmcloner_core.model import (
     AS_IT_COMES,
@@ -84,7 +84,7 @@ from vmcloner_core.runlog import RunLog
 from vmcloner_core.settings import Settings
 from vmcloner_core.stages import Stages
 from vmcloner_core.starting import Preview, Starter
-from vmcloner_core.units import format_size
+from vmcloner_core.units import counted, format_size
 
 log = logging.getLogger(__name__)
 
@@ -193,13 +193,14 @@ class Engine:
         return self._planned(request, None)
 
     def _planned(self, request: Request, fleets: Collection[str] | None) -> Plan:
-        """Return the plan of a request, aimed at no clones but those of ``fleets`` (None: all)."""
+        """Return the plan of a request; one at everything means no fleets but these (None: all)."""
         run = datetime.now(UTC).strftime("%Y%m%dT%H%M%S-") + secrets.token_hex(3)
         if isinstance(request, CreateRequest):
             plan = self._plan_create(request, run)
         else:
             found = self._survey()
-            clones = [c for c in found.clones if fleets is None or c.fleet in fleets]
+            held = fleets if request.everything else None
+            clones = [c for c in found.clones if held is None or c.fleet in held]
             plan = plan_targets(
                 request,
                 clones,
@@ -277,7 +278,8 @@ class Engine:
         if mode not in storage.modes:
             raise InvalidRequest(f"pool {storage_name!r} can't make {mode.value} clones")
         origin = origin_of(storage, template.name)
-        seeds = self._backends.identity(template.identity.provider)[1].seeds
+        identity, identifier = self._backends.identity(template.identity.provider)
+        seeds, lets_in = identifier.seeds, identifier.seeds and not identity.cmdline
         found = self._survey()
         facts = Facts(
             host=self.host.name,
@@ -294,7 +296,7 @@ class Engine:
             memory_overcommit=self.settings.limits.memory_overcommit,
             need=storage.need,
             seeds=seeds,
-            authorized_keys=authorized_keys(template) if seeds else (),
+            authorized_keys=authorized_keys(template) if lets_in else None,
             networks=hypervisor.networks() if _on_networks(template) else None,
             mac=self.plugins.clone_mac,
             mac_prefix=hypervisor.mac_prefix,
@@ -302,6 +304,8 @@ class Engine:
         )
         birth = Birth(run=run, owner=owner(), created=now())
         plan = plan_create(request, template, facts, birth)
+        if plan.import_image:
+            check_image(template)
         first = next((clone for clone in plan.clones if clone.identity is not None), None)
         if first is not None:
             self._library.check_seed(first, template)
@@ -413,7 +417,9 @@ class Engine:
         """
         clones = {clone.name: clone for clone in self._clones()}
         if name not in clones:
-            raise NotFound(f"no clone {name!r}", hint=did_you_mean(name, list(clones)))
+            is_fleet = any(clone.fleet == name for clone in clones.values())
+            hint = f"vmcloner list {name}" if is_fleet else did_you_mean(name, list(clones))
+            raise NotFound(f"no clone {name!r}", hint=hint)
         return self._located([clones[name]])[0]
 
     def _located(self, clones: Sequence[Clone]) -> tuple[Clone, ...]:
@@ -719,18 +725,18 @@ def check_result(result: RunResult) -> RunResult:
     total = len(result.results)
     if result.left:
         raise RollbackIncomplete(
-            f"{action}: rolled back, but {len(result.left)} clones could not be removed",
+            f"{action}: rolled back, but {counted(len(result.left), 'clone')} could not be removed",
             failures=failures,
             hint="vmcloner delete " + " ".join(result.left[:3]),
         )
     if result.interrupted:
         done = total - len(failures)
         raise Interrupted(
-            f"{action}: stopped with {done} of {total} clones done",
+            f"{action}: stopped with {done} of {counted(total, 'clone')} done",
             hint="the same command again goes on",
         )
     if not result.enough:
         raise PartialFailure(
-            f"{action}: {len(failures)} of {total} clones failed", failures=failures
+            f"{action}: {len(failures)} of {counted(total, 'clone')} failed", failures=failures
         )
     return result

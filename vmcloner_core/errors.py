@@ -129,4 +129,4 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
-    return f"known: {', '.join(sorted(known))}" if known else "there are none"
+    return f"known: {', '.join(sorted(set(known)))}" if known else "there are none"

@@ -86,7 +86,7 @@ def from_file(source: ImageSource, progress: Progress, digest: str | None = None
             digest = digest or _digest(stream, progress)
     except FileNotFoundError as error:
         raise NotFound(
-            f"image {path} doesn't exist", hint="give one with template import --image"
+            f"image {path} doesn't exist", hint="give one by template import --image FILE_OR_URL"
         ) from error
     except OSError as error:
         raise InvalidRequest(f"{path}: {error.strerror}") from error

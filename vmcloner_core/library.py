@@ -48,6 +48,20 @@ from vmcloner_core.starting import Preview, Starter, boot_request
 from vmcloner_core.values import sizes
 
 
+def check_image(template: Template) -> None:
+    """Check that a template's image is there, where that is a file's to be.
+
+    :raises NotFound: it isn't.
+    """
+    path = template.image.path
+    if path is not None and not path.exists():
+        raise NotFound(
+            f"image {path} of template {template.name} doesn't exist",
+            hint=f"vmcloner template import {template.name} --image FILE_OR_URL, "
+            f"or see {template.origin_file}",
+        )
+
+
 class Library:
     """The templates of one host. Thread-safe; callers see to it that one import runs at a time."""
 
@@ -122,7 +136,9 @@ class Library:
             if clone.ip is None:
                 raise WrongState(
                     f"{clone.name}: no address is known (yet)",
-                    hint=f"vmcloner wait {clone.name} --for ip",
+                    hint=f"vmcloner wait {clone.name} --for ip"
+                    if clone.domain is None or any(clone.domain.networks)
+                    else 'its template needs a card of kind = "network" or "bridge"',
                 )
             return Outcome(key=clone.name, value=self.access(clone.labels, clone.ip))
         except VmclonerError as error:
@@ -191,11 +207,7 @@ class Library:
         if template.image.builder is not None:
             self._builder(template)
             return f"will be made by the builder {template.image.builder!r}"
-        if template.image.path is not None and not template.image.path.exists():
-            raise NotFound(
-                f"image {template.image.path} doesn't exist",
-                hint=f"vmcloner template import {template.name} --image FILE_OR_URL",
-            )
+        check_image(template)
         return f"will be imported from {template.image.path or template.image.url}"
 
     def _boot_state(self, template: Template, hypervisor: str) -> str:
@@ -203,6 +215,8 @@ class Library:
         return f"{template.boot} on {hypervisor}"
 
     def _domain_state(self, template: Template, hypervisor: str) -> str:
+        if template.image.builder is not None and not template.folder.exists():
+            return "can be checked once its image is made, by template import"
         driver = self._backends.hypervisor(hypervisor)
         labels = self._sample(template, hypervisor).labels
         xml = driver.render(self.spec(labels, template, (), driver))

@@ -58,7 +58,8 @@ class Facts:
     :param origin: the template's image in the pool, None while it isn't imported.
     :param need: bytes that so many volumes like the one requested take.
     :param seeds: whether the template's identity provider makes seeds.
-    :param authorized_keys: public keys that may log in to the clones.
+    :param authorized_keys: public keys that may log in to the clones, None where none can be
+        brought in.
     :param networks: the host's, None where the hypervisor can't tell.
     :param mac: a policy's address for (labels, card, attempt), or None for the default.
     :param mac_prefix: the hypervisor's, for the default.
@@ -79,7 +80,7 @@ class Facts:
     memory_overcommit: float = 1.0
     need: Callable[[CloneRequest, int], int]
     seeds: bool = False
-    authorized_keys: tuple[str, ...] = ()
+    authorized_keys: tuple[str, ...] | None = None
     networks: tuple[Network, ...] | None = None
     mac: Callable[[Labels, int, int], str | None] = lambda _labels, _nic, _attempt: None
     mac_prefix: str = "52:54:00"
@@ -97,6 +98,7 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
     if wait is None and request.ready:
         wait = Readiness.parse(template.ready, timeout=request.timeout)
     start = request.start or wait is not None
+    _check_wait(wait, template)
     fleet = {c.index: c for c in facts.clones if c.fleet == request.fleet}
     _check_fleet(fleet.values(), template.name)
     indices = sorted([*fleet, *_new_indices(request, fleet)])
@@ -116,6 +118,7 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
         clones.append(_clone_plan(labels, found, steps, disks, template, facts, macs, wait, own))
     born = {clone.labels.index for clone in clones if Step.DEFINE in clone.steps}
     warnings = _check_values(request, indices, born, facts.records)
+    warnings += _more_than_asked(request, fleet)
     _check_foreign([clone.name for clone in clones if Step.DEFINE in clone.steps], facts)
     _check_addresses(request.fleet, template, clones, facts.records)
     if facts.networks is not None and clones:
@@ -139,6 +142,20 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
         warnings=warnings,
     )
     return _with_needs(plan, facts)
+
+
+def _check_wait(wait: Readiness | None, template: Template) -> None:
+    """Check that what is waited for can come: an address, for one, has to be found first.
+
+    :raises InvalidRequest: it can't.
+    """
+    on_network = any(spec.network for spec in template.nics)
+    if wait is not None and wait.kind in ("ip", "port", "ssh") and not on_network:
+        raise InvalidRequest(
+            f"template {template.name} has no card on a network, so there would be no address of "
+            f"its clones to wait for ({wait})",
+            hint='give it one of kind = "network" or "bridge", or wait for console:REGEX',
+        )
 
 
 def _check_fleet(clones: Iterable[Clone], template: str) -> None:
@@ -165,6 +182,15 @@ def _new_indices(request: CreateRequest, fleet: Mapping[int, Clone]) -> list[int
             new.append(index)
         index += 1
     return new
+
+
+def _more_than_asked(request: CreateRequest, fleet: Mapping[int, Clone]) -> tuple[str, ...]:
+    """Return the warning that a fleet is larger than asked, where it is."""
+    count, there = request.count, len(fleet)
+    if count is None or there <= count:
+        return ()
+    way = f"vmcloner delete {request.fleet} -c {there - count}"
+    return (f"{request.fleet} has {there} clones already, and create takes none away ({way})",)
 
 
 def _check_values(
@@ -307,7 +333,7 @@ def _clone_plan(
     if facts.seeds and Step.DEFINE in steps:
         # An identity that is made again has another host key: of this run, the guest will take it.
         born = attrs.evolve(labels, run=run)
-        identity = resolve(template, born, nics, clone, values, facts.authorized_keys)
+        identity = resolve(template, born, nics, clone, values, facts.authorized_keys or ())
         check_record(Record(labels=labels, identity=identity, values=values))
     return ClonePlan(
         labels=labels,
@@ -435,9 +461,9 @@ def _with_needs(plan: Plan, facts: Facts) -> Plan:
 def _lockout(plan: Plan, facts: Facts) -> tuple[str, ...]:
     """Return the warning that nobody will get into the clones, where that is no wish."""
     template = plan.template
-    if template is None or not facts.seeds or template.identity.authorized_keys is not None:
+    if template is None or template.identity.authorized_keys is not None:
         return ()
-    if facts.authorized_keys or not any(Step.DEFINE in clone.steps for clone in plan.clones):
+    if facts.authorized_keys != () or not any(Step.DEFINE in clone.steps for clone in plan.clones):
         return ()
     return (
         "no public key of yours, ~/.ssh/id_*.pub, is there to let you in: make one by ssh-keygen, "

@@ -6,10 +6,13 @@ And tell which processes have which files open.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Protocol
 
@@ -17,6 +20,7 @@ import attrs
 
 from vmcloner_core.errors import BackendError, DeadlineExceeded, HostCommandError
 
+log = logging.getLogger(__name__)
 MAX_OUTPUT = 64 * 1024**2
 """Bytes of standard output that are read back; more is an error, not a memory leak."""
 
@@ -107,7 +111,10 @@ class LocalRunner:
                 ) from error
             except OSError as error:
                 raise HostCommandError(f"{argv[0]}: {error.strerror}") from error
+            begun = time.monotonic()
             _wait(process, argv[0], timeout)
+            seconds = time.monotonic() - begun
+            log.debug("%s: %d after %.3f s", shlex.join(argv), process.returncode, seconds)
             errors = _read(stderr, argv[0])
             if process.returncode != 0:
                 lines = errors.decode(errors="replace").strip().splitlines() or ["no message"]

@@ -507,7 +507,8 @@ def _look(watched: _Watched, sight: Sight) -> Outcome[None] | None:
         what = state.value if state is not None else "gone"
         message = f"{clone.name} is {what}, not {clone.readiness}{_said(condition)}"
         kind = _Ended if state is State.STOPPED else WrongState
-        return Outcome(key=clone.name, error=kind(message))
+        hint = f"vmcloner start {clone.name} --wait" if state is State.STOPPED else None
+        return Outcome(key=clone.name, error=kind(message, hint=hint))
     if sight.now <= watched.deadline:
         return None
     lacks = f": {condition.lacks}" if condition.lacks else ""

@@ -19,7 +19,7 @@ def _positive(_instance: object, attribute: attrs.Attribute[int | None], value: 
     if value is not None and not 1 <= value <= MAX_CLONES:
         raise InvalidRequest(
             f"{attribute.name} must be 1 to {MAX_CLONES}, not {value}",
-            hint="split a larger fleet into several",
+            hint="split a larger fleet into several" if value > MAX_CLONES else None,
         )
 
 
@@ -128,9 +128,10 @@ class TargetRequest:
         if self.action is Action.CREATE:
             raise InvalidRequest("create takes a CreateRequest")
         if bool(self.targets) == self.everything:
+            both = "takes targets or --all, not both"
             raise InvalidRequest(
-                f"{self.action.value} needs targets, or all, not both",
-                hint="name a fleet, a clone or a node set, or say --all",
+                f"{self.action.value} {both if self.everything else 'needs a target'}",
+                hint="name a fleet (web), a clone (web-3) or a node set, or say --all",
             )
         if not 0 <= self.shutdown_timeout <= 86_400:
             raise InvalidRequest(f"shutdown timeout out of range: {self.shutdown_timeout:g} s")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,9 +40,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InvalidRequest(f"{path}: nested too deeply") from error
 
 
-def structure(data: Mapping[str, Any], into: type[T], *, where: str) -> T:
+def structure(data: Mapping[str, Any], into: type[T], *, where: str, also: Sequence[str] = ()) -> T:
     """Return ``data`` as an instance of the attrs class ``into``.
 
+    Fields with ``metadata={"key": False}`` aren't the file's to say.
+
+    :param also: further keys that the file may have, which were taken out of ``data``.
     :param where: the file (and table) that the data is from, for the message.
     :raises InvalidRequest: names the key, what is wrong with it, and for an unknown key the one
         that was probably meant.
@@ -51,7 +55,9 @@ def structure(data: Mapping[str, Any], into: type[T], *, where: str) -> T:
     except VmclonerError as error:
         raise InvalidRequest(f"{where}: {error.message}", hint=error.hint) from error
     except (cattrs.BaseValidationError, ForbiddenExtraKeysError, TypeError, ValueError) as error:
-        problems = transform_error(error, format_exception=_explain, path="")
+        problems = transform_error(
+            error, format_exception=functools.partial(_explain, also={into: also}), path=""
+        )
         raise InvalidRequest(f"{where}: {_first(problems)}") from error
 
 
@@ -62,9 +68,10 @@ def _first(problems: list[str]) -> str:
     return (f"{key.lstrip('.')}: {reason}" if key.lstrip(".") else reason or problems[0]) + more
 
 
-def _explain(error: BaseException, _type: type | None) -> str:
+def _explain(error: BaseException, _type: type | None, also: Mapping[type, Sequence[str]]) -> str:
     if isinstance(error, ForbiddenExtraKeysError):
-        known = [field.name for field in attrs.fields(error.cl)]
+        keys = [field for field in attrs.fields(error.cl) if field.metadata.get("key", True)]
+        known = [*(field.name for field in keys), *also.get(error.cl, ())]
         key = sorted(error.extra_fields)[0]
         return f"unknown key {key!r} ({did_you_mean(key, known)})"
     if isinstance(error, KeyError):

@@ -48,6 +48,11 @@ def parse_size(value: str | int) -> int:
     return size
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things as text: ``1 clone``, ``3 clones``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def format_size(size: int) -> str:
     """Return ``size`` (bytes) for people: at most one decimal, a binary unit."""
     value = float(size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,8 @@ KEEPALIVE = (10, 5)
 """Seconds between probes of a silent daemon, and probes unanswered until it counts as gone."""
 RECONNECT = 30.0
 """Seconds to wait, all waits between attempts together, for a daemon that went away."""
+
+AS_WHOM = "run it as root (sudo), or as a member of the group libvirt"
 
 
 class Unreachable(BackendError):
@@ -150,11 +153,13 @@ class Connections:
         failure = translate(error, self.uri)
         number = error.get_int1()
         if not is_disconnect(error):
-            return Unreachable(failure.message, hint=failure.hint)
+            return Unreachable(
+                failure.message, hint=failure.hint or (AS_WHOM if os.geteuid() else None)
+            )
         if number in (errno.EACCES, errno.EPERM):
             return Unreachable(
                 f"no permission to use libvirt at {self.uri}",
-                hint="run it as root (sudo), or as a member of the group libvirt",
+                hint=AS_WHOM,
             )
         if number not in (errno.ENOENT, errno.ECONNREFUSED):
             return Unreachable(failure.message, hint="vmcloner host check")

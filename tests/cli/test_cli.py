@@ -9,6 +9,7 @@ import sys
 import pytest
 import yaml
 
+from tests.conftest import TEMPLATE
 from vmcloner_core import Engine
 from vmcloner_core.cli.app import main
 from vmcloner_core.errors import HostCommandError
@@ -22,7 +23,7 @@ LIST_KEYS = [
 def test_a_fleets_life(run, lab):
     code, out, err = run("create", "web", "-t", "t1", "-c", "3", "--wait")
     assert (code, out) == (0, "")
-    assert "3 clones created in" in err
+    assert "3 clones created, started and ready in" in err
     rows = json.loads(run("list", "web", "-f", "json")[1])
     assert [list(row) for row in rows] == [LIST_KEYS] * 3
     assert [row["name"] for row in rows] == ["web-1", "web-2", "web-3"]
@@ -58,6 +59,9 @@ def test_show(run, lab):
     assert shown["disks"] == [
         {"path": "/reference/web-1-disk0", "size": 1024**2, "format": "raw", "pool": "reference"}
     ]
+    (from_csv,) = csv.DictReader(io.StringIO(run("show", "web-1", "-f", "csv")[1]))
+    assert list(from_csv) == list(shown)
+    assert from_csv["uuid"] == shown["uuid"]
     assert "path=/reference/web-1-disk0 size=1048576" in run("show", "web-1", "-f", "value")[1]
     assert run("show", "web-1", "--xml")[1] == "<domain><name>web-1</name></domain>\n"
     code, _, said = run("show", "web-1", "--show-xl")
@@ -139,15 +143,22 @@ def test_delete_asks_where_somebody_can_answer(run, lab, monkeypatch):
     [
         (["create", "web", "-t", "tt1"], 4, "did you mean 't1'"),
         (["create", "web-1", "-t", "t1"], 3, "looks like a clone"),
-        (["create", "web", "-t", "t1", "-c", "0"], 3, "count must be 1 to"),
+        (["create", "web", "-t", "t1", "-c", "0"], 3, "count must be 1 to 10000, not 0\n"),
+        (["create", "web", "-t", "t1", "-c", "10001"], 3, "split a larger fleet"),
+        (["create", "web", "-t", "t1", "-c", "two"], 2, "int value: 'two' (vmcloner create --help"),
+        (["create", "web", "-t", "t1", "--min-ready", "150%"], 3, "150%"),
+        (["create", "web", "-t", "t1", "--wait", "--for", "ip"], 3, "no card on a network"),
         (["create", "web", "-t", "t1", "-c", "1", "--add", "1"], 2, "not allowed with"),
         (["create", "web"], 2, "-t"),
         (["create", "web", "-t", "t1", "--wait", "--for", "console:["], 3, "console:["),
-        (["start"], 3, "--all"),
+        (["start"], 3, "start needs a target (name a fleet"),
+        (["delete"], 3, "delete needs a target"),
         (["start", "web", "--all"], 3, "not both"),
         (["list", "[["], 3, "not a target"),
         (["--config", "/nonexistent", "frobnicate"], 2, "no command 'frobnicate'"),
         (["lst"], 2, "did you mean 'list'"),
+        (["help", "frobnicate"], 2, "no command 'frobnicate'"),
+        (["--frobnicate"], 2, "no option --frobnicate"),
         (["host", "check", "nope"], 4, "nope"),
         (["list", "-c", "nam"], 2, "no column 'nam' (did you mean 'name'?)"),
         (["create", "web", "-t", "t1", "--wait", "--timeout", "nan"], 3, "timeout must be"),
@@ -157,9 +168,31 @@ def test_mistakes(run, words, code, message):
     got, _, err = run(*words)
     assert message in err
     assert got == code
-    if code != 2:
-        assert err.startswith("vmcloner: ")
-        assert len(err.splitlines()) == 1
+    assert err.startswith("vmcloner: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_mistakes_about_what_there_is(run):
+    run("create", "web", "-t", "t1", "-c", "3")
+    assert "no fleet 'db' (known: web)" in run("start", "db")[2]
+    assert "no clone 'web' (vmcloner list web)" in run("show", "web")[2]
+    code, _, err = run("create", "web", "-t", "t1", "-c", "2")
+    assert code == 0
+    assert "web has 3 clones already, and create takes none away (vmcloner delete web -c 1)" in err
+    assert "(vmcloner start web-2 --wait)" in run("wait", "web")[1]
+
+
+def test_an_image_that_is_nowhere_is_missed_by_a_dry_run_too(run, lab):
+    lab.template("gone", TEMPLATE.replace("image.raw", "gone.raw"))
+    for more in ((), ("--dry-run",)):
+        code, _, err = run("create", "web", "-t", "gone", *more)
+        assert code == 4
+        assert "gone.raw of template gone doesn't exist (vmcloner template import gone" in err
+
+
+def test_an_empty_list_prints_nothing(run):
+    assert run("list") == (0, "", "")
+    assert run("list", "-f", "json") == (0, "[]\n", "")
 
 
 def test_debug_shows_the_traceback(lab, monkeypatch, capsys):

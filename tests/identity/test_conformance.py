@@ -2,29 +2,25 @@
 
 import pytest
 
-from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.model import Host, IdentitySpec, ImageSource, Template
+from vmcloner_core.model import IdentitySpec, ImageSource, Template
 from vmcloner_core.testing.identity import IdentityConformance
+from vmcloner_core.testing.samples import make_context
 from vmcloner_identity.cloud_init import CloudInit
 from vmcloner_identity.kernel_args import KernelArgs
 from vmcloner_identity.none import NoIdentity
 
 
-def context(tmp_path):
-    return DriverContext(host=Host(name="local", state=tmp_path), name="x", runner=None)
-
-
 class TestCloudInit(IdentityConformance):
     @pytest.fixture
     def provider(self, tmp_path):
-        return CloudInit(context(tmp_path))
+        return CloudInit(make_context(tmp_path))
 
 
 class TestKernelArgs(IdentityConformance):
     @pytest.fixture
     def provider(self, tmp_path):
-        return KernelArgs(context(tmp_path))
+        return KernelArgs(make_context(tmp_path))
 
     def test_words_of_ones_own(self, provider, ask):
         import attrs
@@ -58,4 +54,4 @@ class TestKernelArgs(IdentityConformance):
 class TestNone(IdentityConformance):
     @pytest.fixture
     def provider(self, tmp_path):
-        return NoIdentity(context(tmp_path))
+        return NoIdentity(make_context(tmp_path))

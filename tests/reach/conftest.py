@@ -120,7 +120,7 @@ def guests(tmp_path_factory):
 def web(guests, lab):
     """A fleet of four whose clones are those guests, as far as ssh can tell."""
     ssh = f'[ssh]\nuser = "{USER}"\nport = {guests.port}\nkey = "{guests.key}"\n'
-    lab.template("t1", TEMPLATE + ssh)
+    lab.template("t1", f'{TEMPLATE}{ssh}[[nics]]\nkind = "bridge"\nsource = "br0"\n')
     lab.engine.create("web", "t1", count=4, start=True)
     for name in guests.names:
         folder = lab.engine.host.identities / name

@@ -69,6 +69,10 @@ def test_ssh_says_why_it_cannot(web, run, execvp):
     code, _, err = run("ssh", "web-2")
     assert code == 6
     assert "vmcloner wait web-2 --for ip" in err
+    run("create", "user", "-t", "t2", "--start")  # its card is of user mode
+    code, _, err = run("ssh", "user-1")
+    assert code == 6
+    assert "no address is known (its template needs a card" in err
     (web.engine.host.identities / "web-3" / "known_hosts").unlink()
     code, _, err = run("ssh", "web-3")
     assert code == 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cliff.app import App
 from cliff.commandmanager import CommandManager
 
+from vmcloner_core.cli.base import refuse
 from vmcloner_core.errors import BackendError, VmclonerError, did_you_mean
 
 if TYPE_CHECKING:
@@ -108,6 +110,7 @@ class Shell(App):
         kwargs["argparse_kwargs"]["allow_abbrev"] = False
         kwargs["argparse_kwargs"]["formatter_class"] = argparse.RawDescriptionHelpFormatter
         parser = super().build_option_parser(*args, **kwargs)
+        parser.error = functools.partial(refuse, parser)  # type: ignore[method-assign]
         parser.add_argument("--config", metavar="FILE", type=Path, help="Settings file.")
         parser.add_argument("--host", metavar="NAME", help="Host of the settings to work on.")
         parser.add_argument("--no-color", action="store_true", help="As the variable NO_COLOR.")
@@ -149,12 +152,21 @@ class Shell(App):
     def _run_found(self, argv: list[str]) -> int:
         try:
             self.command_manager.find_command(argv)
+            self._check_help(argv)
         except ValueError:
-            words = " ".join(word for word in argv if not word.startswith("-"))
+            named = [word for word in argv if not word.startswith("-")]
+            words = " ".join(named[named[:1] == ["help"] :])
             known = [name for name, _ in self.command_manager]
-            print(f"{NAME}: no command {words!r} ({did_you_mean(words, known)})", file=sys.stderr)
+            said = f"no command {words!r} ({did_you_mean(words, known)})"
+            print(f"{NAME}: {said if words else f'no option {argv[0]}'}", file=sys.stderr)
             return EXIT_USAGE
         return super().run_subcommand(argv)
+
+    def _check_help(self, argv: list[str]) -> None:
+        """Raise ValueError where help is asked for on a command that there isn't."""
+        named = argv[1:2] if argv[:1] == ["help"] else []
+        if named and not any(name.startswith(named[0]) for name, _ in self.command_manager):
+            raise ValueError
 
     def failed(self, error: VmclonerError) -> int:
         """Print an error as one line; returns its exit code."""

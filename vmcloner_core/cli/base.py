@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cliff.command import Command
 from cliff.lister import Lister
 from cliff.show import ShowOne
 
 from vmcloner_core.errors import UsageError, VmclonerError, did_you_mean
-from vmcloner_core.plan import Action, CloneResult, Plan, Quota, Readiness, RunResult
+from vmcloner_core.plan import Action, CloneResult, Plan, Quota, Readiness, RunResult, Step
 from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import Request
-from vmcloner_core.units import format_seconds, format_size, parse_size
+from vmcloner_core.units import counted, format_seconds, format_size, parse_size
 
 if TYPE_CHECKING:
     from vmcloner_core.cli.app import Shell
     from vmcloner_core.engine import Engine
 
 DEFAULT_TIMEOUT = 300.0
+
+
+def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    """Leave with what is wrong with a command line, in one line: argparse's usage would hide it."""
+    print(f"vmcloner: {message} ({parser.prog} --help)", file=sys.stderr)
+    sys.exit(UsageError.exit_code)
 
 
 class Base(Command):
@@ -40,6 +47,7 @@ class Base(Command):
         parser = super().get_parser(prog_name)
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         parser.epilog = f"example:\n  {self.example}"
+        parser.error = functools.partial(refuse, parser)  # type: ignore[method-assign]
         return parser
 
     def run(self, parsed_args: argparse.Namespace) -> int:
@@ -108,11 +116,18 @@ class Table(_Display, Lister):
         """Print the rows."""
         self.check_columns(parsed_args, column_names)
         rows = [self.shown(parsed_args, row) for row in data]
+        if not rows and parsed_args.formatter == "table" and not parsed_args.print_empty:
+            return 0  # an empty table is an empty line
         return super().produce_output(parsed_args, column_names, rows) or 0
 
 
 class Record(_Display, ShowOne):
     """A command that prints one object."""
+
+    @property
+    def formatter_namespace(self) -> str:
+        """Entry points of the formats: cliff's, and CSV, which it has for rows only."""
+        return "vmcloner.formatter.show"
 
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
         """Print the object."""
@@ -223,7 +238,7 @@ def plan_rows(plan: Plan) -> list[tuple[object, ...]]:
 
 def tell_needs(plan: Plan) -> None:
     """Say what a plan takes, beside its rows."""
-    parts = [f"{len(plan.clones)} clones to {plan.action.value}"]
+    parts = [f"{counted(len(plan.clones), 'clone')} to {plan.action.value}"]
     if plan.existing:
         parts.append(f"{len(plan.existing)} already as asked")
     if plan.import_image and plan.template is not None:
@@ -251,12 +266,23 @@ def summary(result: RunResult) -> str:
     """Return one line on a run that did all it was asked."""
     plan, total = result.plan, len(result.results)
     done = total - len(result.failures)
-    parts = [f"{done} {'clone' if done == 1 else 'clones'} {_PAST[plan.action]}"]
+    parts = [f"{counted(done, 'clone')} {_done(plan)}"]
     if result.failures:
         parts.append(f"{len(result.failures)} not")
     if plan.existing:
         parts.append(f"{len(plan.existing)} already as asked")
     return f"{', '.join(parts)} in {format_seconds(result.seconds)}"
+
+
+def _done(plan: Plan) -> str:
+    """Return what a plan's clones have become: created, started and ready."""
+    steps = {step for clone in plan.clones for step in clone.steps}
+    words = [_PAST[plan.action]]
+    if plan.action is Action.CREATE and Step.START in steps:
+        words.append("started")
+    if plan.action is not Action.WAIT and Step.WAIT in steps:
+        words.append("ready")
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
 def note(app: Shell, text: str) -> None:
@@ -272,9 +298,9 @@ def waiting(parsed_args: argparse.Namespace) -> dict[str, Any]:
         wait = Readiness.parse(parsed_args.readiness, timeout=parsed_args.timeout)
     fields = {"ready": parsed_args.wait, "wait": wait, "timeout": parsed_args.timeout}
     if parsed_args.min_ready is not None:
+        fields["min_ready"] = Quota.parse(parsed_args.min_ready)
         if not (parsed_args.wait or wait):
             raise UsageError("--min-ready is about waiting", hint="say --wait too")
-        fields["min_ready"] = Quota.parse(parsed_args.min_ready)
     return fields
 
 

@@ -10,6 +10,7 @@ from vmcloner_core.errors import Interrupted, UsageError
 from vmcloner_core.names import fold
 from vmcloner_core.plan import Action, Plan
 from vmcloner_core.request import TargetRequest
+from vmcloner_core.units import counted
 
 
 class Delete(RunCommand):
@@ -33,15 +34,16 @@ class Delete(RunCommand):
 
         :raises UsageError: nobody is there to be asked, and ``--yes`` isn't given.
         """
-        if not (parsed_args.yes or parsed_args.dry_run or sys.stdin.isatty()):
-            raise UsageError("delete asks before it deletes", hint="say --yes to do it unasked")
-        return TargetRequest(
+        request = TargetRequest(
             action=Action.DELETE,
             targets=tuple(parsed_args.targets),
             everything=parsed_args.all,
             count=parsed_args.count,
             jobs=parsed_args.jobs,
         )
+        if not (parsed_args.yes or parsed_args.dry_run or sys.stdin.isatty()):
+            raise UsageError("delete asks before it deletes", hint="say --yes to do it unasked")
+        return request
 
     def confirm(self, plan: Plan, parsed_args: argparse.Namespace) -> None:
         """Ask before anything is deleted.
@@ -52,7 +54,7 @@ class Delete(RunCommand):
             return
         names = fold([clone.name for clone in plan.clones])
         try:
-            answer = input(f"Delete {len(plan.clones)} clones, {names}? [y/N] ")
+            answer = input(f"Delete {counted(len(plan.clones), 'clone')}, {names}? [y/N] ")
         except EOFError:
             answer = ""
         if answer.strip().lower() not in ("y", "yes"):

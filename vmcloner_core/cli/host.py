@@ -63,8 +63,8 @@ class _Network(Record):
         parser.add_argument(
             "--bridge",
             action="store_true",
-            help="A bridge of the host's own with NAT by nftables and addresses by dnsmasq, in "
-            "place of libvirt's network. Lasts until the host is booted.",
+            help="A bridge of the host's own with NAT by nftables and addresses by dnsmasq, which "
+            "lasts until the host is booted, in place of libvirt's network.",
         )
         parser.add_argument("-e", "--engine", metavar="NAME", help="Hypervisor of the settings.")
         parser.add_argument(

@@ -186,7 +186,9 @@ class Template:
     :param origin_file: the TOML file that the template was read from.
     """
 
-    name: str = attrs.field(validator=lambda _i, _a, v: check_template(v) and None)
+    name: str = attrs.field(
+        validator=lambda _i, _a, v: check_template(v) and None, metadata={"key": False}
+    )
     description: str = ""
     hypervisors: tuple[str, ...] = ("kvm", "xen")
     boot: str = "disk"
@@ -203,8 +205,8 @@ class Template:
     identity: IdentitySpec = IdentitySpec()
     values: Mapping[str, str | int] = attrs.field(factory=dict)
     ready: str = "running"
-    folder: Path = Path()
-    origin_file: Path | None = None
+    folder: Path = attrs.field(default=Path(), metadata={"key": False})
+    origin_file: Path | None = attrs.field(default=None, metadata={"key": False})
 
     def __attrs_post_init__(self) -> None:
         if len(self.blanks) >= MAX_DISKS:

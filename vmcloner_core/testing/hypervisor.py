@@ -3,11 +3,12 @@
 Subclass it in a test module of yours, with two fixtures::
 
     from vmcloner_core.testing.hypervisor import HypervisorConformance
+    from vmcloner_core.testing.samples import make_context
 
     class TestMine(HypervisorConformance):
         @pytest.fixture
         def driver(self, tmp_path):
-            driver = MyDriver(DriverContext(...), MySettings())
+            driver = MyDriver(make_context(tmp_path), MySettings())
             yield driver
             driver.close()
 

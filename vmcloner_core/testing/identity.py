@@ -2,12 +2,13 @@
 
 Example::
 
+    from vmcloner_core.testing.samples import make_context
     from vmcloner_core.testing.identity import IdentityConformance
 
     class TestMine(IdentityConformance):
         @pytest.fixture
-        def provider(self):
-            return MyProvider(context)
+        def provider(self, tmp_path):
+            return MyProvider(make_context(tmp_path))
 
         @pytest.fixture
         def spec(self):            # the template's table, where the provider needs one

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from vmcloner_core.model import Labels
+from vmcloner_core.drivers import DriverContext
+from vmcloner_core.model import Host, Labels
+from vmcloner_core.process import LocalRunner
+
+
+def make_context(folder: Path, name: str = "test") -> DriverContext:
+    """Return what a driver is made with, on this host.
+
+    :param folder: takes what vmcloner keeps. :param name: the backend's in the settings.
+    """
+    host = Host(name="local", state=folder / "state")
+    return DriverContext(host=host, name=name, runner=LocalRunner())
 
 
 def make_labels(fleet: str = "web", index: int = 1, **changes: Any) -> Labels:

@@ -2,12 +2,13 @@
 
 Subclass it, and say by a fixture how to open a driver on a pool that is empty at first::
 
+    from vmcloner_core.testing.samples import make_context
     from vmcloner_core.testing.storage import StorageConformance
 
     class TestZfs(StorageConformance):
         @pytest.fixture
         def open_driver(self, tmp_path):
-            return lambda: ZfsDriver(context(tmp_path), ZfsSettings(dataset="tank/test"))
+            return lambda: ZfsDriver(make_context(tmp_path), ZfsSettings(dataset="tank/test"))
 
 In conftest.py, ``pytest.register_assert_rewrite("vmcloner_core.testing")`` makes its failures
 tell what they compared. A pool whose volumes are neither files nor block devices, or whose names
