@@ -134,12 +134,12 @@ class Library:
                     hint=f"vmcloner start {clone.name} --wait",
                 )
             if clone.ip is None:
-                raise WrongState(
-                    f"{clone.name}: no address is known (yet)",
-                    hint=f"vmcloner wait {clone.name} --for ip"
-                    if clone.domain is None or any(clone.domain.networks)
-                    else 'its template needs a card of kind = "network" or "bridge"',
-                )
+                if clone.domain is None or any(clone.domain.networks):
+                    said, hint = "no address is known yet", f"vmcloner wait {clone.name} --for ip"
+                else:
+                    said = "no address is known of cards that are on no network"
+                    hint = 'its template needs one of kind = "network" or "bridge"'
+                raise WrongState(f"{clone.name}: {said}", hint=hint)
             return Outcome(key=clone.name, value=self.access(clone.labels, clone.ip))
         except VmclonerError as error:
             return Outcome(key=clone.name, error=error)

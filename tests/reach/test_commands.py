@@ -72,7 +72,7 @@ def test_ssh_says_why_it_cannot(web, run, execvp):
     run("create", "user", "-t", "t2", "--start")  # its card is of user mode
     code, _, err = run("ssh", "user-1")
     assert code == 6
-    assert "no address is known (its template needs a card" in err
+    assert "cards that are on no network (its template needs one" in err
     (web.engine.host.identities / "web-3" / "known_hosts").unlink()
     code, _, err = run("ssh", "web-3")
     assert code == 6
