@@ -23,7 +23,7 @@ from vmcloner_core.model import Template
 from vmcloner_core.names import check_template
 from vmcloner_core.plan import Readiness
 from vmcloner_core.settings import SYSTEM
-from vmcloner_core.tomlfile import read_toml, structure
+from vmcloner_core.tomlfile import keys_of, read_toml, structure
 
 MAX_DEPTH = 8
 """Levels of ``extends``."""
@@ -94,8 +94,8 @@ class Catalog:
         files = self._all_files()
         data, kernel_folder = self._merged(name, files, ())
         file = files[name][0]
-        for reserved in ("name", "folder", "origin_file"):
-            if reserved in data:
+        for reserved in data.keys() - keys_of(Template):
+            if reserved in attrs.fields_dict(Template):
                 raise InvalidRequest(f"{file}: unknown key {reserved!r}")
         # Paths are the reader's to resolve; what a builder makes lies in a folder of its own.
         template = structure({**data, "name": name}, Template, where=str(file), also=["extends"])

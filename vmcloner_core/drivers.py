@@ -397,9 +397,7 @@ class HypervisorDriver(ABC):
 
     @abstractmethod
     def shutdown(self, names: Sequence[str], timeout: float) -> Iterator[Outcome[None]]:
-        """Ask the guests to shut down; destroy those that still run ``timeout`` seconds later.
-
-        A backend that can't take all of them down at once asks some first; each has its own time.
+        """Ask the guests to shut down; destroy those that still run after ``timeout`` seconds.
 
         A domain that isn't running, or is gone, is a success.
         """

@@ -279,7 +279,7 @@ class Engine:
             raise InvalidRequest(f"pool {storage_name!r} can't make {mode.value} clones")
         origin = origin_of(storage, template.name)
         identity, identifier = self._backends.identity(template.identity.provider)
-        seeds, lets_in = identifier.seeds, identifier.seeds and not identity.cmdline
+        seeds = identifier.seeds
         found = self._survey()
         facts = Facts(
             host=self.host.name,
@@ -296,7 +296,8 @@ class Engine:
             memory_overcommit=self.settings.limits.memory_overcommit,
             need=storage.need,
             seeds=seeds,
-            authorized_keys=authorized_keys(template) if lets_in else None,
+            authorized_keys=authorized_keys(template) if seeds else (),
+            lets_in=seeds and not identity.cmdline,
             networks=hypervisor.networks() if _on_networks(template) else None,
             mac=self.plugins.clone_mac,
             mac_prefix=hypervisor.mac_prefix,

@@ -40,7 +40,7 @@ from vmcloner_core.model import (
     clone_uuid,
 )
 from vmcloner_core.plan import ClonePlan, ProgressEvent, Readiness, Step, StepEvent, StepStatus
-from vmcloner_core.planner import filled, own_values
+from vmcloner_core.planner import check_wait, filled, own_values
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.settings import Settings
 from vmcloner_core.stages import domain_spec, identity_request
@@ -48,18 +48,27 @@ from vmcloner_core.starting import Preview, Starter, boot_request
 from vmcloner_core.values import sizes
 
 
+class _NotYet(VmclonerError):
+    """Something can't be checked before something else is made."""
+
+
 def check_image(template: Template) -> None:
     """Check that a template's image is there, where that is a file's to be.
 
-    :raises NotFound: it isn't.
+    :raises NotFound: it isn't. :raises InvalidRequest: nobody can tell.
     """
     path = template.image.path
-    if path is not None and not path.exists():
+    try:
+        if path is not None:
+            path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFound(
             f"image {path} of template {template.name} doesn't exist",
             hint=f"vmcloner template import {template.name} --image FILE_OR_URL, "
             f"or see {template.origin_file}",
-        )
+        ) from error
+    except OSError as error:
+        raise InvalidRequest(f"{path}: {error.strerror}") from error
 
 
 class Library:
@@ -137,8 +146,8 @@ class Library:
                 if clone.domain is None or any(clone.domain.networks):
                     said, hint = "no address is known yet", f"vmcloner wait {clone.name} --for ip"
                 else:
-                    said = "no address is known of cards that are on no network"
-                    hint = 'its template needs one of kind = "network" or "bridge"'
+                    said = "no address is known"
+                    hint = 'cards of kind = "network" or "bridge" get one that is'
                 raise WrongState(f"{clone.name}: {said}", hint=hint)
             return Outcome(key=clone.name, value=self.access(clone.labels, clone.ip))
         except VmclonerError as error:
@@ -180,11 +189,12 @@ class Library:
             try:
                 checks.append(Check(backend=name, name=what, status=Status.OK, detail=look()))
             except VmclonerError as error:
+                later = isinstance(error, _NotYet)
                 checks.append(
                     Check(
                         backend=name,
                         name=what,
-                        status=Status.FAILED,
+                        status=Status.WARNING if later else Status.FAILED,
                         detail=error.message,
                         fix=error.hint or "",
                     )
@@ -215,11 +225,14 @@ class Library:
         return f"{template.boot} on {hypervisor}"
 
     def _domain_state(self, template: Template, hypervisor: str) -> str:
-        if template.image.builder is not None and not template.folder.exists():
-            return "can be checked once its image is made, by template import"
         driver = self._backends.hypervisor(hypervisor)
         labels = self._sample(template, hypervisor).labels
-        xml = driver.render(self.spec(labels, template, (), driver))
+        try:
+            xml = driver.render(self.spec(labels, template, (), driver))
+        except VmclonerError as error:
+            if template.image.builder is None or template.folder.exists():
+                raise
+            raise _NotYet(f"can't be told before its image is made: {error.message}") from error
         return f"{len(xml.splitlines())} lines of domain XML"
 
     def _identity_state(self, template: Template, hypervisor: str) -> str:
@@ -236,6 +249,7 @@ class Library:
     def _ready_state(self, template: Template, hypervisor: str) -> str:
         plan = self._sample(template, hypervisor)
         wait = Readiness.parse(template.ready)
+        check_wait(wait, template)
         return str(filled(wait, plan.labels, plan.nics, plan.values))
 
     def _sample(self, template: Template, hypervisor: str) -> ClonePlan:

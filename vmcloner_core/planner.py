@@ -58,8 +58,8 @@ class Facts:
     :param origin: the template's image in the pool, None while it isn't imported.
     :param need: bytes that so many volumes like the one requested take.
     :param seeds: whether the template's identity provider makes seeds.
-    :param authorized_keys: public keys that may log in to the clones, None where none can be
-        brought in.
+    :param authorized_keys: public keys that may log in to the clones.
+    :param lets_in: whether the identity provider brings them in by itself.
     :param networks: the host's, None where the hypervisor can't tell.
     :param mac: a policy's address for (labels, card, attempt), or None for the default.
     :param mac_prefix: the hypervisor's, for the default.
@@ -80,7 +80,8 @@ class Facts:
     memory_overcommit: float = 1.0
     need: Callable[[CloneRequest, int], int]
     seeds: bool = False
-    authorized_keys: tuple[str, ...] | None = None
+    authorized_keys: tuple[str, ...] = ()
+    lets_in: bool = False
     networks: tuple[Network, ...] | None = None
     mac: Callable[[Labels, int, int], str | None] = lambda _labels, _nic, _attempt: None
     mac_prefix: str = "52:54:00"
@@ -98,7 +99,7 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
     if wait is None and request.ready:
         wait = Readiness.parse(template.ready, timeout=request.timeout)
     start = request.start or wait is not None
-    _check_wait(wait, template)
+    check_wait(wait, template)
     fleet = {c.index: c for c in facts.clones if c.fleet == request.fleet}
     _check_fleet(fleet.values(), template.name)
     indices = sorted([*fleet, *_new_indices(request, fleet)])
@@ -144,13 +145,14 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
     return _with_needs(plan, facts)
 
 
-def _check_wait(wait: Readiness | None, template: Template) -> None:
+def check_wait(wait: Readiness | None, template: Template) -> None:
     """Check that what is waited for can come: an address, for one, has to be found first.
 
     :raises InvalidRequest: it can't.
     """
-    on_network = any(spec.network for spec in template.nics)
-    if wait is not None and wait.kind in ("ip", "port", "ssh") and not on_network:
+    more = template.domain.xml is not None or bool(template.domain.devices)  # may have other cards
+    found = more or any(spec.network for spec in template.nics)
+    if wait is not None and wait.kind in ("ip", "port", "ssh") and not found:
         raise InvalidRequest(
             f"template {template.name} has no card on a network, so there would be no address of "
             f"its clones to wait for ({wait})",
@@ -333,7 +335,7 @@ def _clone_plan(
     if facts.seeds and Step.DEFINE in steps:
         # An identity that is made again has another host key: of this run, the guest will take it.
         born = attrs.evolve(labels, run=run)
-        identity = resolve(template, born, nics, clone, values, facts.authorized_keys or ())
+        identity = resolve(template, born, nics, clone, values, facts.authorized_keys)
         check_record(Record(labels=labels, identity=identity, values=values))
     return ClonePlan(
         labels=labels,
@@ -461,9 +463,9 @@ def _with_needs(plan: Plan, facts: Facts) -> Plan:
 def _lockout(plan: Plan, facts: Facts) -> tuple[str, ...]:
     """Return the warning that nobody will get into the clones, where that is no wish."""
     template = plan.template
-    if template is None or template.identity.authorized_keys is not None:
+    if template is None or not facts.lets_in or template.identity.authorized_keys is not None:
         return ()
-    if facts.authorized_keys != () or not any(Step.DEFINE in clone.steps for clone in plan.clones):
+    if facts.authorized_keys or not any(Step.DEFINE in clone.steps for clone in plan.clones):
         return ()
     return (
         "no public key of yours, ~/.ssh/id_*.pub, is there to let you in: make one by ssh-keygen, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 
@@ -20,6 +20,19 @@ def _positive(_instance: object, attribute: attrs.Attribute[int | None], value: 
         raise InvalidRequest(
             f"{attribute.name} must be 1 to {MAX_CLONES}, not {value}",
             hint="split a larger fleet into several" if value > MAX_CLONES else None,
+        )
+
+
+def check_aim(what: str, targets: Sequence[str], *, everything: bool) -> None:
+    """Check that ``what`` is aimed at something: at targets, or at everything.
+
+    :raises InvalidRequest: at neither, or at both.
+    """
+    if bool(targets) == everything:
+        both = "takes targets or --all, not both"
+        raise InvalidRequest(
+            f"{what} {both if everything else 'needs a target'}",
+            hint="name a fleet (web), a clone (web-3) or a node set, or say --all",
         )
 
 
@@ -127,12 +140,7 @@ class TargetRequest:
     def __attrs_post_init__(self) -> None:
         if self.action is Action.CREATE:
             raise InvalidRequest("create takes a CreateRequest")
-        if bool(self.targets) == self.everything:
-            both = "takes targets or --all, not both"
-            raise InvalidRequest(
-                f"{self.action.value} {both if self.everything else 'needs a target'}",
-                hint="name a fleet (web), a clone (web-3) or a node set, or say --all",
-            )
+        check_aim(self.action.value, self.targets, everything=self.everything)
         if not 0 <= self.shutdown_timeout <= 86_400:
             raise InvalidRequest(f"shutdown timeout out of range: {self.shutdown_timeout:g} s")
 

@@ -61,6 +61,11 @@ def structure(data: Mapping[str, Any], into: type[T], *, where: str, also: Seque
         raise InvalidRequest(f"{where}: {_first(problems)}") from error
 
 
+def keys_of(cls: type) -> list[str]:
+    """Return the fields of an attrs class that a file may say."""
+    return [field.name for field in attrs.fields(cls) if field.metadata.get("key", True)]
+
+
 def _first(problems: list[str]) -> str:
     """Return the first problem as ``key: reason``; cattrs says ``reason @ .key``."""
     reason, _, key = problems[0].rpartition(" @ ")
@@ -70,8 +75,7 @@ def _first(problems: list[str]) -> str:
 
 def _explain(error: BaseException, _type: type | None, also: Mapping[type, Sequence[str]]) -> str:
     if isinstance(error, ForbiddenExtraKeysError):
-        keys = [field for field in attrs.fields(error.cl) if field.metadata.get("key", True)]
-        known = [*(field.name for field in keys), *also.get(error.cl, ())]
+        known = [*keys_of(error.cl), *also.get(error.cl, ())]
         key = sorted(error.extra_fields)[0]
         return f"unknown key {key!r} ({did_you_mean(key, known)})"
     if isinstance(error, KeyError):

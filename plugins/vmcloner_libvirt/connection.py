@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,9 +28,7 @@ REQUESTS = 5
 KEEPALIVE = (10, 5)
 """Seconds between probes of a silent daemon, and probes unanswered until it counts as gone."""
 RECONNECT = 30.0
-"""Seconds to wait, all waits between attempts together, for a daemon that went away."""
-
-AS_WHOM = "run it as root (sudo), or as a member of the group libvirt"
+"""Seconds in which a daemon that went away is tried again."""
 
 
 class Unreachable(BackendError):
@@ -43,6 +41,23 @@ class _Lost(Exception):
     def __init__(self, cause: VmclonerError) -> None:
         super().__init__(str(cause))
         self.cause = cause
+
+
+class _AfterLoss(tenacity.stop.stop_base):
+    """Ends attempts so many seconds after the first one was lost.
+
+    How long that one had taken doesn't count: a silent daemon is found out late.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._first: float | None = None
+
+    def __call__(self, retry_state: tenacity.RetryCallState) -> bool:  # noqa: ARG002
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        return now - self._first >= self._seconds
 
 
 class _Slot:
@@ -71,17 +86,15 @@ class Connections:
     def call(self, operation: Callable[[Any], T], *, about: str) -> T:
         """Return ``operation(connection)``, an idempotent piece of work.
 
-        Where the connection breaks, the operation is run again on a new one; the waits for one
-        come to :data:`RECONNECT` seconds at most.
+        Where the connection breaks, the operation is run again on a new one, at least once, and
+        up to :data:`RECONNECT` seconds later.
 
         :param about: the domain that it is about, or the host, for messages.
         :raises Unreachable: no daemon answers. :raises VmclonerError: libvirt's error, translated.
         """
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_Lost),
-            # Not by what has passed since the call began: that a daemon is gone may be found out
-            # after a long time only.
-            stop=lambda state: state.idle_for >= RECONNECT,
+            stop=_AfterLoss(RECONNECT),
             wait=tenacity.wait_exponential(multiplier=0.1, max=2.0),
             reraise=True,
         )
@@ -153,13 +166,11 @@ class Connections:
         failure = translate(error, self.uri)
         number = error.get_int1()
         if not is_disconnect(error):
-            return Unreachable(
-                failure.message, hint=failure.hint or (AS_WHOM if os.geteuid() else None)
-            )
+            return Unreachable(failure.message, hint=failure.hint)
         if number in (errno.EACCES, errno.EPERM):
             return Unreachable(
                 f"no permission to use libvirt at {self.uri}",
-                hint=AS_WHOM,
+                hint="run it as root (sudo), or as a member of the group libvirt",
             )
         if number not in (errno.ENOENT, errno.ECONNREFUSED):
             return Unreachable(failure.message, hint="vmcloner host check")

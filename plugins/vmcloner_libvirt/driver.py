@@ -7,13 +7,10 @@ import itertools
 import os
 import time
 from abc import abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, TypeVar
-
-import attrs
 
 from vmcloner_core.drivers import NO_BOOTS, DriverContext, HypervisorDriver, Lane
 from vmcloner_core.errors import BackendError, NotFound, VmclonerError, WrongState
@@ -48,19 +45,6 @@ ASKERS = 8
 """Guest agents that are asked at once: a silent one takes all of its time."""
 
 
-@attrs.define
-class _Asked:
-    """When a guest that was asked to shut down is asked again, and when its time is over."""
-
-    until: float
-    again: float
-
-    @classmethod
-    def now(cls, timeout: float) -> _Asked:
-        now = time.monotonic()
-        return cls(until=now + timeout, again=now + ASK_AGAIN)
-
-
 class LibvirtDriver(HypervisorDriver):
     """Base of the hypervisors behind libvirt. Thread-safe."""
 
@@ -70,8 +54,6 @@ class LibvirtDriver(HypervisorDriver):
     start_lane = Lane(batch=1, concurrency=min(8, 2 * (os.cpu_count() or 1)))
     # One call asks all guests, then waits for them together; it stops several at once by itself.
     stop_lane = Lane(batch=1000, concurrency=1)
-    stops = 1000
-    """Guests that may be shutting down at once; the next one is asked when one has ended."""
     undefine_lane = Lane(batch=20, concurrency=4)
 
     def __init__(self, context: DriverContext, uri: str, connections: int) -> None:
@@ -206,20 +188,17 @@ class LibvirtDriver(HypervisorDriver):
 
     def shutdown(self, names: Sequence[str], timeout: float) -> Iterator[Outcome[None]]:
         """See :meth:`HypervisorDriver.shutdown`."""
-        waiting = deque(names)
-        asked: dict[str, _Asked] = {}
-        while waiting or asked:
-            room = min(len(waiting), self.stops - len(asked))
-            for outcome in self._each([waiting.popleft() for _ in range(room)], self.ask):
-                if outcome.ok and outcome.changed:
-                    asked[outcome.key] = _Asked.now(timeout)
-                else:
-                    yield outcome
-            if asked:
-                first = min(since.until for since in asked.values())
-                time.sleep(min(POLL, max(0.0, first - time.monotonic())))
-                yield from self._gone(asked)
-                yield from self._overdue(asked)
+        deadline = time.monotonic() + timeout
+        asked: dict[str, float] = {}
+        for outcome in self._each(names, self.ask):
+            if outcome.ok and outcome.changed:
+                asked[outcome.key] = time.monotonic()
+            else:
+                yield outcome
+        while asked and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(POLL, left))
+            yield from self._gone(asked)
+        yield from self.destroy(tuple(asked))
 
     def destroy(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
         """See :meth:`HypervisorDriver.destroy`."""
@@ -302,14 +281,14 @@ class LibvirtDriver(HypervisorDriver):
         self.clean(name)
         return was_there
 
-    def _gone(self, asked: dict[str, _Asked]) -> Iterator[Outcome[None]]:
+    def _gone(self, asked: dict[str, float]) -> Iterator[Outcome[None]]:
         """Yield the guests that have ended, take them out of ``asked``, ask the others again."""
         states = self.states()
         again: list[str] = []
-        for name, since in list(asked.items()):
+        for name, when in list(asked.items()):
             state = states.get(name, State.STOPPED)
             if state in (State.RUNNING, State.PAUSED):
-                if time.monotonic() > since.again:
+                if time.monotonic() - when > ASK_AGAIN:
                     again.append(name)
                 continue
             del asked[name]
@@ -318,14 +297,7 @@ class LibvirtDriver(HypervisorDriver):
             else:
                 yield Outcome(key=name)
         for outcome in self._each(again, self.ask):
-            asked[outcome.key].again = time.monotonic() + ASK_AGAIN
-
-    def _overdue(self, asked: dict[str, _Asked]) -> Iterator[Outcome[None]]:
-        """Destroy the guests whose time is over, take them out of ``asked``."""
-        over = [name for name, since in asked.items() if since.until <= time.monotonic()]
-        for name in over:
-            del asked[name]
-        yield from self.destroy(over)
+            asked[outcome.key] = time.monotonic()
 
     def _each(
         self, names: Sequence[str], operation: Callable[[Any, str], bool]

@@ -37,8 +37,8 @@ class XenSettings:
     :param uri, connections: as for ``kvm``.
     :param starts: guests that are started at once. Each start runs its scripts for disks and
         network cards in Domain-0, one after the other: more than a few gain nothing.
-    :param stops: guests that may be shutting down at once. libvirtd answers nobody while the
-        scripts of many that end together run.
+    :param stops: guests that are shut down, or destroyed, at once. libvirtd answers nobody while
+        the scripts of many that end together run.
     :param console_logs: folder of xenconsoled's logs (its option ``--log-dir``).
     :param dom0_memory: bytes that Domain-0 keeps where it gives memory up to guests (ballooning).
     """

@@ -63,7 +63,7 @@ class XenDriver(LibvirtDriver):
         self._deciding = threading.Lock()
         self._starting_again = threading.Lock()
         self.start_lane = Lane(concurrency=settings.starts)
-        self.stops = settings.stops
+        self.stop_lane = Lane(batch=settings.stops)
 
     # --- the host -----------------------------------------------------------------------------
 

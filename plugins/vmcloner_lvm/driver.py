@@ -252,7 +252,7 @@ class LvmThinDriver(StorageDriver):
     ) -> Outcome[Volume]:
         """Return what came of a volume of a batch that failed.
 
-        :param told: whether the kernel knows what the metadata says.
+        :param told: False if the kernel is known not to have been told what the metadata says.
         """
         name = request.volume_name
         if name in session.pool.messages.creates:  # it couldn't be taken back, nor is it made

@@ -159,6 +159,8 @@ def test_delete_asks_where_somebody_can_answer(run, lab, monkeypatch):
         (["lst"], 2, "did you mean 'list'"),
         (["help", "frobnicate"], 2, "no command 'frobnicate'"),
         (["--frobnicate"], 2, "no option --frobnicate"),
+        (["--frobnicate", "list"], 2, "no option --frobnicate"),
+        (["audit"], 3, "audit needs a target"),
         (["host", "check", "nope"], 4, "nope"),
         (["list", "-c", "nam"], 2, "no column 'nam' (did you mean 'name'?)"),
         (["create", "web", "-t", "t1", "--wait", "--timeout", "nan"], 3, "timeout must be"),
@@ -180,6 +182,20 @@ def test_mistakes_about_what_there_is(run):
     assert code == 0
     assert "web has 3 clones already, and create takes none away (vmcloner delete web -c 1)" in err
     assert "(vmcloner start web-2 --wait)" in run("wait", "web")[1]
+
+
+def test_what_became_of_all_is_said(run):
+    create = ("create", "web", "-t", "t1", "--wait", "-c")
+    assert "2 clones created, started and ready in" in run(*create, "2")[2]
+    assert "2 clones ready in" in run(*create, "2")[2]
+    assert "3 clones ready in" in run(*create, "3")[2]
+    assert "3 clones stopped in" in run("stop", "web")[2]
+    assert "3 clones started and ready in" in run("start", "web", "--wait")[2]
+    assert "3 clones ready in" in run("start", "web", "--wait")[2]
+    assert "0 clones started, 3 already as asked in" in run("start", "web")[2]
+    assert "3 clones ready in" in run("wait", "web")[2]
+    assert "3 clones restarted and ready in" in run("restart", "web", "--wait")[2]
+    assert "3 clones deleted in" in run("delete", "web", "--yes")[2]
 
 
 def test_an_image_that_is_nowhere_is_missed_by_a_dry_run_too(run, lab):

@@ -22,7 +22,7 @@ from vmcloner_core.errors import (
     WrongState,
 )
 from vmcloner_core.model import BootConfig, DomainOptions, DomainSpec, Labels, State
-from vmcloner_libvirt import driver, errors, metadata, operations
+from vmcloner_libvirt import errors, metadata, operations
 from vmcloner_libvirt.kvm import KvmDriver
 
 NewLabels = Callable[..., Labels]
@@ -135,43 +135,6 @@ def test_paused_and_resumed(
     (outcome,) = paper.shutdown(["web-1"], timeout=5)
     assert outcome.ok
     assert paper.states()["web-1"] is State.STOPPED
-
-
-def test_guests_are_asked_to_shut_down_a_few_at_a_time(
-    paper: KvmDriver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each with all of its own time: one that hears nothing takes none of the others'."""
-    monkeypatch.setattr(driver, "POLL", 0.01)
-    paper.stops = 2
-    polls: dict[str, float] = {}
-    asked: list[str] = []
-    destroyed: list[str] = []
-
-    def ask(_connection: Any, name: str) -> bool:
-        asked.append(name)
-        polls[name] = 1e9 if name == "web-1" else 3
-        assert len(polls) <= 2
-        return True
-
-    def states() -> dict[str, State]:
-        for name in [*polls]:
-            polls[name] -= 1
-            if not polls[name]:
-                del polls[name]
-        return dict.fromkeys(polls, State.RUNNING)
-
-    def end(_connection: Any, name: str) -> bool:
-        del polls[name]
-        destroyed.append(name)
-        return True
-
-    for name, fake in {"ask": ask, "states": states, "end": end}.items():
-        monkeypatch.setattr(paper, name, fake)
-    names = [f"web-{index}" for index in range(1, 8)]
-    outcomes = list(paper.shutdown(names, timeout=0.5))
-    assert sorted(outcome.key for outcome in outcomes if outcome.changed) == names
-    assert sorted(asked) == names
-    assert destroyed == ["web-1"]
 
 
 @pytest.mark.parametrize(

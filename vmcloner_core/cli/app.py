@@ -154,19 +154,22 @@ class Shell(App):
             self.command_manager.find_command(argv)
             self._check_help(argv)
         except ValueError:
-            named = [word for word in argv if not word.startswith("-")]
-            words = " ".join(named[named[:1] == ["help"] :])
+            named = argv[argv[:1] == ["help"] :]
+            words = " ".join(word for word in named if not word.startswith("-"))
             known = [name for name, _ in self.command_manager]
             said = f"no command {words!r} ({did_you_mean(words, known)})"
-            print(f"{NAME}: {said if words else f'no option {argv[0]}'}", file=sys.stderr)
+            if named[0].startswith("-"):
+                said = f"no option {named[0]} ({NAME} --help)"
+            print(f"{NAME}: {said}", file=sys.stderr)
             return EXIT_USAGE
         return super().run_subcommand(argv)
 
     def _check_help(self, argv: list[str]) -> None:
         """Raise ValueError where help is asked for on a command that there isn't."""
-        named = argv[1:2] if argv[:1] == ["help"] else []
-        if named and not any(name.startswith(named[0]) for name, _ in self.command_manager):
-            raise ValueError
+        named = argv[1] if argv[:1] == ["help"] and len(argv) > 1 else "-"
+        known = named.startswith("-") or any(n.startswith(named) for n, _ in self.command_manager)
+        if not known:
+            raise ValueError(named)
 
     def failed(self, error: VmclonerError) -> int:
         """Print an error as one line; returns its exit code."""

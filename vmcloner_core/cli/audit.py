@@ -33,7 +33,7 @@ class Audit(Table):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
         """Ask the clones; returns columns and rows."""
         report = self.engine.audit(
-            *chosen(parsed_args), timeout=parsed_args.timeout, jobs=parsed_args.jobs
+            *chosen(parsed_args, "audit"), timeout=parsed_args.timeout, jobs=parsed_args.jobs
         )
         self._report = report
         whole = parsed_args.formatter in ("json", "yaml")

@@ -15,7 +15,7 @@ from cliff.show import ShowOne
 from vmcloner_core.errors import UsageError, VmclonerError, did_you_mean
 from vmcloner_core.plan import Action, CloneResult, Plan, Quota, Readiness, RunResult, Step
 from vmcloner_core.remote import FANOUT
-from vmcloner_core.request import Request
+from vmcloner_core.request import Request, check_aim
 from vmcloner_core.units import counted, format_seconds, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ def summary(result: RunResult) -> str:
     """Return one line on a run that did all it was asked."""
     plan, total = result.plan, len(result.results)
     done = total - len(result.failures)
-    parts = [f"{counted(done, 'clone')} {_done(plan)}"]
+    parts = [f"{counted(done, 'clone')} {_past(result)}"]
     if result.failures:
         parts.append(f"{len(result.failures)} not")
     if plan.existing:
@@ -274,14 +274,26 @@ def summary(result: RunResult) -> str:
     return f"{', '.join(parts)} in {format_seconds(result.seconds)}"
 
 
-def _done(plan: Plan) -> str:
-    """Return what a plan's clones have become: created, started and ready."""
-    steps = {step for clone in plan.clones for step in clone.steps}
-    words = [_PAST[plan.action]]
-    if plan.action is Action.CREATE and Step.START in steps:
+def _past(result: RunResult) -> str:
+    """Return what became of all of a run's clones: created, started and ready.
+
+    Where they came different ways, what is true of each.
+    """
+    action, clones = result.plan.action, result.plan.clones
+    done = [clone for clone in result.results if clone.error is None]
+    common = set.intersection(*(set(clone.steps) for clone in clones)) if clones else set()
+    words = [_PAST[action]] if action not in (Action.CREATE, Action.START, Action.WAIT) else []
+    if action is Action.CREATE and all(clone.created for clone in done):
+        words.append("created")
+    if action in (Action.CREATE, Action.START) and Step.START in common:
         words.append("started")
-    if plan.action is not Action.WAIT and Step.WAIT in steps:
+    if Step.WAIT in common:
         words.append("ready")
+    return _listed(words or [_PAST[action]])
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Return words as people list them: a, b and c."""
     return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
@@ -385,11 +397,10 @@ def add_fanout(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def chosen(parsed_args: argparse.Namespace) -> tuple[str, ...]:
+def chosen(parsed_args: argparse.Namespace, what: str) -> tuple[str, ...]:
     """Return the targets of a command that :func:`add_targets` gave ``--all``; none means all.
 
-    :raises UsageError: neither is given, or both.
+    :param what: the command. :raises InvalidRequest: neither is given, or both.
     """
-    if bool(parsed_args.targets) == parsed_args.all:
-        raise UsageError("it takes targets, or --all, not both", hint="name a fleet or a clone")
+    check_aim(what, parsed_args.targets, everything=parsed_args.all)
     return tuple(parsed_args.targets)

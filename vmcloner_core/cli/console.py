@@ -7,8 +7,7 @@ import sys
 import time
 
 from vmcloner_core.cli.base import Base
-from vmcloner_core.errors import UsageError, WrongState
-from vmcloner_core.model import State
+from vmcloner_core.errors import UsageError
 
 POLL = 0.2
 CHUNK = 65536
@@ -39,14 +38,8 @@ class Console(Base):
             return
         if not sys.stdin.isatty():
             raise UsageError("console needs a terminal", hint="--log prints what was said")
-        clone = self.engine.show(parsed_args.clone)
-        if clone.state is not State.RUNNING:
-            raise WrongState(
-                f"{clone.name} is {clone.state.value}",
-                hint=f"vmcloner console {clone.name} --log prints what it said",
-            )
-        print("Connected; ^] leaves.", file=sys.stderr)
-        self.engine.attach_console(clone.name, sys.stdin.fileno(), sys.stdout.fileno())
+        print("Connecting; ^] leaves.", file=sys.stderr)
+        self.engine.attach_console(parsed_args.clone, sys.stdin.fileno(), sys.stdout.fileno())
 
     def _print(self, name: str, *, follow: bool) -> None:
         offset = 0

@@ -42,7 +42,7 @@ class Inventory(Base):
 
         :raises PartialFailure: some clones aren't in it.
         """
-        clones = self.engine.list(*chosen(parsed_args))
+        clones = self.engine.list(*chosen(parsed_args, "inventory"))
         outcomes = self.engine.access(*parsed_args.targets)
         labels = {clone.name: clone.labels for clone in clones}
         reached = [outcome.unwrap() for outcome in outcomes if outcome.ok]

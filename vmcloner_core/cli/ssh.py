@@ -96,7 +96,7 @@ class Exec(Table):
         if not parsed_args.command:
             raise UsageError("no command", hint=f"like {self.example}")
         self._answers = self.engine.execute(
-            *chosen(parsed_args),
+            *chosen(parsed_args, "exec"),
             command=" ".join(parsed_args.command),
             timeout=parsed_args.timeout,
             jobs=parsed_args.jobs,
