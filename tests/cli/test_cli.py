@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import subprocess
 import sys
 
@@ -254,6 +255,15 @@ def test_the_run_log_has_every_step(run, lab):
     done = {(line["clone"], line["step"]) for line in lines if line.get("status") == "done"}
     assert {("web-2", "clone"), ("web-2", "define"), ("web-2", "start"), ("t1", "import")} <= done
     assert all(line["seconds"] >= 0 for line in lines if line["event"] == "step")
+
+
+def test_a_log_file_has_steps(run, lab, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    file = lab.folder / "log"
+    run("--log-file", str(file), "create", "web", "-t", "t1", "--start")
+    assert "web-1 start done" in file.read_text()
+    run("--log-file", str(file), "--quiet", "stop", "web")
+    assert "web-1 shutdown done" in file.read_text()
 
 
 @pytest.mark.parametrize("words", [["--help"], ["create", "--help"], ["template", "--help"]])
