@@ -11,6 +11,9 @@ SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/setup 
 # What is collected in a lab, where that takes long.
 ON_LVM := tests/lab tests/lvm
 ON_XEN := tests/lab tests/pxe tests/xen
+XEN_SHORT := tests/xen/test_fleet.py::test_three_clones \
+	tests/xen/test_conformance.py::test_a_console_is_typed_into \
+	tests/xen/test_conformance.py::TestXen::test_shutdown_ends_what_runs
 SLOW := libvirt or filesystems or lvm or xen or pxe or guests or slow
 
 .DEFAULT_GOAL := help
@@ -52,7 +55,7 @@ test-xen: tools ## Run the tests on Xen, the long ones too, in the lab (PXE_GUES
 
 test-xen-short: tools
 	@$(ROOT) contrib/lab/lab xen test -- -m "xen and not slow" \
-		$(or $(ARGS),tests/pxe tests/xen/test_fleet.py::test_three_clones)
+		$(or $(ARGS),tests/pxe $(XEN_SHORT))
 
 lab: tools ## Build the lab: a KVM host and a Xen host to test on (contrib/lab/README.md)
 	@$(ROOT) contrib/lab/lab build

@@ -34,6 +34,7 @@ _XEN = (
     "console=com1 com1=115200,8n1 dom0_mem=2G,max:2G dom0_max_vcpus=2 sched=credit bootscrub=0"
     " smep=0 smap=0 spec-ctrl=no xpti=no loglvl=info guest_loglvl=info"
 )
+_FORWARD = "hostfwd=tcp:127.0.0.1:0-10.0.2.15:22"
 _PORT = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)")
 
 
@@ -162,7 +163,8 @@ class Machine:
             *("-chardev", f"socket,id=qmp,fd={self._qmp.descriptor}"),
             *("-mon", "chardev=qmp,mode=control"),
             # Restricted: nothing gets out, only our ssh gets in; by a port that is free.
-            *("-netdev", "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-10.0.2.15:22"),
+            # Who asks for an address by DHCP, a guest inside, mustn't get the host's.
+            *("-netdev", f"user,id=net,restrict=on,dhcpstart=10.0.2.100,{_FORWARD}"),
             *("-device", "virtio-net-pci,netdev=net,romfile="),
         ]
         drives = [

@@ -77,18 +77,18 @@ def remove(path: Path) -> None:
         number += 1
 
 
-def attach(connection: Any, domain: Any, stdin: int, stdout: int) -> None:
+def attach(connection: Any, domain: Any, stdin: int, stdout: int, flags: int) -> None:
     """Connect two descriptors with a running domain's console until either end hangs up.
 
     Where ``stdin`` is a terminal it is in raw mode meanwhile. At its end the guest's output goes
     on until the guest ends it.
 
-    :raises WrongState: someone else is attached.
+    :param flags: of ``virDomainOpenConsole``. :raises WrongState: someone else is attached.
     """
     module = libvirt()
     stream = connection.newStream()
     try:
-        domain.openConsole(None, stream, module.VIR_DOMAIN_CONSOLE_SAFE)
+        domain.openConsole(None, stream, flags)
     except module.libvirtError as error:
         if is_code(error, "VIR_ERR_OPERATION_FAILED"):
             raise WrongState(

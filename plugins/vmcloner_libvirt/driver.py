@@ -73,6 +73,10 @@ class LibvirtDriver(HypervisorDriver):
     def undefine_flags(self, connection: Any) -> int:
         """Return libvirt's flags for what is to go together with a domain."""
 
+    def console_flags(self) -> int:
+        """Return libvirt's flags for a console: refuse it where two sessions would share it."""
+        return int(libvirt().VIR_DOMAIN_CONSOLE_SAFE)
+
     def begin(self, connection: Any, name: str, boot: BootConfig | None = None) -> bool:
         """Start a domain; tell whether that was needed. See :func:`operations.start`."""
         return operations.start(connection, name, boot)
@@ -198,7 +202,9 @@ class LibvirtDriver(HypervisorDriver):
         while asked and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(POLL, left))
             yield from self._gone(asked)
-        yield from self.destroy(tuple(asked))
+        for outcome in self.destroy(tuple(asked)):
+            # One that ended by itself just now did so since it was asked to.
+            yield outcome if outcome.error is not None else Outcome(key=outcome.key)
 
     def destroy(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
         """See :meth:`HypervisorDriver.destroy`."""
@@ -226,7 +232,7 @@ class LibvirtDriver(HypervisorDriver):
             domain = operations.active(connection, name)
             if domain is None:
                 raise WrongState(f"{name}: isn't running", hint=f"vmcloner start {name}")
-            console.attach(connection, domain, stdin, stdout)
+            console.attach(connection, domain, stdin, stdout, self.console_flags())
 
         if name not in self.states():
             raise NotFound(f"{name}: no such domain", hint="vmcloner list")

@@ -168,6 +168,10 @@ class XenDriver(LibvirtDriver):
         """See :meth:`LibvirtDriver.undefine_flags`."""
         return int(libvirt().VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
 
+    def console_flags(self) -> int:
+        """See :meth:`LibvirtDriver.console_flags`; libxl's driver takes none, and never shares."""
+        return 0
+
     def _boot(self, spec: DomainSpec, version: str) -> BootConfig:
         """Return what a clone boots, with the boot loader's whole path."""
         loader = spec.boot.bootloader

@@ -137,6 +137,16 @@ def test_paused_and_resumed(
     assert paper.states()["web-1"] is State.STOPPED
 
 
+def test_a_guest_that_ends_as_its_time_is_over_was_ended(
+    paper: KvmDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paper, "ask", lambda *_: True)
+    monkeypatch.setattr(paper, "end", lambda *_: False)  # it is gone before it is destroyed
+    (outcome,) = paper.shutdown(["web-1"], timeout=0)
+    assert outcome.ok
+    assert outcome.changed
+
+
 @pytest.mark.parametrize(
     ("state", "reason", "ours"),
     [

@@ -2,9 +2,9 @@
 
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import attrs
@@ -125,19 +125,24 @@ def test_a_console_is_typed_into(driver: XenDriver, guest: DomainSpec) -> None:
     until(said(driver, guest, f"{guest.name}# "))  # its shell hears nothing before its prompt
     keyboard, typed = os.pipe()
     screen, shown = os.pipe()
-    session = threading.Thread(target=driver.attach_console, args=(guest.name, keyboard, shown))
-    session.start()
-    try:
+
+    def attach() -> None:
+        try:
+            driver.attach_console(guest.name, keyboard, shown)
+        finally:
+            os.close(shown)
+
+    with ThreadPoolExecutor(1) as pool:
+        session = pool.submit(attach)
         os.write(typed, b"echo typed-$((6 * 7))\n")
         seen = b""
-        while b"typed-42" not in seen:
-            seen += os.read(screen, 4096)
-    finally:
+        while b"typed-42" not in seen and (data := os.read(screen, 4096)):
+            seen += data
         os.write(typed, b"\x1d")
-        session.join(30)
-        for end in (keyboard, typed, screen, shown):
-            os.close(end)
-    assert not session.is_alive()
+        session.result(30)
+    for end in (keyboard, typed, screen):
+        os.close(end)
+    assert b"typed-42" in seen
 
 
 def test_domain_0_is_never_ours(driver: XenDriver) -> None:
