@@ -434,16 +434,20 @@ def watch(
     """
     waiting: dict[str, _Watched] = {}
     arrived, sight = clones, Sight()
+    anew = False
     try:
         while True:
             now = time.monotonic()
             for clone in arrived:
                 condition = CONDITIONS[clone.readiness.kind](clone)
                 waiting[clone.name] = _Watched(clone, condition, now + clone.readiness.timeout)
-            sight.look((watched.clone for watched in waiting.values()), afresh=bool(arrived))
+            afresh = anew or bool(arrived)
+            sight.look((watched.clone for watched in waiting.values()), afresh=afresh)
+            anew = False
             for watched, outcome in _changed(tuple(waiting.values()), sight, cancelled, again):
                 if outcome is None:
                     waiting[watched.clone.name] = watched
+                    anew = True  # what was seen of it before its start is no more
                 else:
                     del waiting[watched.clone.name]
                     yield outcome

@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -64,6 +65,26 @@ def test_an_address_that_comes_later():
 
     driver.addresses = asked
     assert outcomes(driver, "ip", "web-1", timeout=5)["web-1"].ok
+
+
+def test_a_clone_that_was_started_again_is_looked_at_afresh():
+    driver = Machines()
+    driver.states = lambda: dict(driver.running)
+    driver.running["web-1"] = State.STOPPED
+    started = []
+
+    def speak():
+        driver.said = b"up"
+
+    def again(names):
+        started.extend(names)
+        driver.running["web-1"] = State.RUNNING
+        threading.Timer(0.6, speak).start()
+        return dict.fromkeys(names)
+
+    (outcome,) = watch(awaited(driver, "console:up", "web-1", timeout=10), again=again)
+    assert outcome.ok
+    assert started == ["web-1"]
 
 
 def test_who_has_no_address_is_told_apart_with_its_last_words():

@@ -111,6 +111,7 @@ def test_the_plug_board_is_whole(wheel, names):
         "console_scripts",
         "vmcloner.boot",
         "vmcloner.cli",
+        "vmcloner.formatter.show",
         "vmcloner.hypervisor",
         "vmcloner.identity",
         "vmcloner.image",
@@ -118,6 +119,8 @@ def test_the_plug_board_is_whole(wheel, names):
     }
     for _, name, value in expected:
         module = value.partition(":")[0].replace(".", "/")
+        if module.startswith("cliff/"):
+            continue  # its own formats, beside ours
         assert names & {f"{module}.py", f"{module}/__init__.py"}, f"{name} = {value}"
 
 

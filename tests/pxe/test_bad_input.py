@@ -153,7 +153,7 @@ def test_lost_blocks_are_sent_again(site):
 
 def test_what_a_server_says_cannot_act_on_the_console(site):
     taken = hostile(site, "escape", 11)
-    failed(taken, r"\x1b[2J\x0d\x0afake: line")
+    failed(taken, r"\x1b[2J\r\nfake: line")
     assert "\x1b" not in taken.console
 
 

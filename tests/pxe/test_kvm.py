@@ -209,8 +209,8 @@ def test_an_installer_is_booted_once_then_the_disk(clones, tmp_path):
         # What servers say after an installation.
         clones.net.config(mac, "DEFAULT local\nLABEL local\nLOCALBOOT 0\n")
         said = until_said(clones, name, "stub-installed")
-        _stdout, stderr = process.communicate(timeout=700)
-    assert process.returncode == 0, stderr
+        stdout, stderr = process.communicate(timeout=700)
+    assert process.returncode == 0, f"{stdout}{stderr}"
     assert "stub-installed on 16777216" in said
     log = clones.log(name)
     assert "stub-" not in log
