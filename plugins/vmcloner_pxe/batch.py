@@ -24,10 +24,10 @@ from typing import BinaryIO
 
 import cattrs
 
-from vmcloner_core.errors import VmclonerError, shown
+from vmcloner_core.errors import VmclonerError
 from vmcloner_pxe import worker
 from vmcloner_pxe.command import Stopped, cache, heed_signals
-from vmcloner_pxe.errors import reason
+from vmcloner_pxe.errors import reason, shown
 from vmcloner_pxe.fetching import MAX_SIZE, Fetcher
 from vmcloner_pxe.libxl import join
 from vmcloner_pxe.link import attached

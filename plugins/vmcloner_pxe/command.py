@@ -17,11 +17,11 @@ from typing import NoReturn
 
 import attrs
 
-from vmcloner_core.errors import UsageError, VmclonerError, shown
+from vmcloner_core.errors import UsageError, VmclonerError
 from vmcloner_core.units import parse_size
 from vmcloner_pxe import libxl, worker
 from vmcloner_pxe.cache import Cache
-from vmcloner_pxe.errors import NetbootError, reason
+from vmcloner_pxe.errors import NetbootError, reason, shown
 from vmcloner_pxe.fetching import MAX_SIZE, Fetcher
 from vmcloner_pxe.link import attached
 from vmcloner_pxe.reach import Reach

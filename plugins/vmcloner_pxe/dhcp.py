@@ -21,9 +21,8 @@ from ipaddress import IPv4Address
 
 import attrs
 
-from vmcloner_core.errors import shown
 from vmcloner_pxe import packet
-from vmcloner_pxe.errors import Malformed, NetbootError
+from vmcloner_pxe.errors import Malformed, NetbootError, shown
 from vmcloner_pxe.packet import Reply
 
 TRIES = (1.0, 2.0, 4.0, 8.0)

@@ -1,10 +1,13 @@
-"""What can go wrong on the way to a boot file."""
+"""What can go wrong on the way to a boot file, and how what the network says is shown."""
 
 from __future__ import annotations
 
 import errno
 
+from vmcloner_core import errors
 from vmcloner_core.errors import HostCommandError
+
+MAX_SHOWN = 200
 
 
 class NetbootError(HostCommandError):
@@ -17,6 +20,11 @@ class Refused(NetbootError):
 
 class Malformed(ValueError):
     """A packet breaks its protocol: it is dropped."""
+
+
+def shown(text: str) -> str:
+    """Return text of the network as it may be shown: as core does, and short."""
+    return errors.shown(text, MAX_SHOWN)
 
 
 def reason(error: OSError) -> str:

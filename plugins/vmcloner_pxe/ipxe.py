@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from vmcloner_core.errors import shown
+from vmcloner_pxe.errors import shown
 from vmcloner_pxe.pxelinux import (
     CONTROL,
     MAX_CONFIG,

@@ -19,9 +19,9 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-from vmcloner_core.errors import UsageError, shown
+from vmcloner_core.errors import UsageError
 from vmcloner_core.model import check_mac
-from vmcloner_pxe.errors import NetbootError, reason
+from vmcloner_pxe.errors import NetbootError, reason, shown
 from vmcloner_pxe.pxelinux import CONTROL
 
 FORMATS = ("simple0", "simple", "sxp")

@@ -7,8 +7,7 @@ from typing import Literal, cast
 
 import attrs
 
-from vmcloner_core.errors import shown
-from vmcloner_pxe.errors import NetbootError
+from vmcloner_pxe.errors import NetbootError, shown
 
 Scheme = Literal["tftp", "http", "https"]
 

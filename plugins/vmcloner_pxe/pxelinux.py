@@ -13,8 +13,7 @@ from ipaddress import IPv4Address
 
 import attrs
 
-from vmcloner_core.errors import shown
-from vmcloner_pxe.errors import NetbootError
+from vmcloner_pxe.errors import NetbootError, shown
 
 MAX_CONFIG = 1024**2
 """Bytes of a configuration, with what it includes."""

@@ -11,10 +11,9 @@ from typing import BinaryIO
 
 import attrs
 
-from vmcloner_core.errors import shown
 from vmcloner_pxe import ipxe, pxelinux
 from vmcloner_pxe.dhcp import TRIES, Client, Lease
-from vmcloner_pxe.errors import NetbootError
+from vmcloner_pxe.errors import NetbootError, shown
 from vmcloner_pxe.fetching import Fetcher, first_found
 from vmcloner_pxe.location import Base, Location, base_of, beside
 from vmcloner_pxe.pxelinux import Choice, ConfigError, Kernel

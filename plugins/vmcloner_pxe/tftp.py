@@ -16,8 +16,7 @@ from types import TracebackType
 
 import attrs
 
-from vmcloner_core.errors import shown
-from vmcloner_pxe.errors import NetbootError, Refused
+from vmcloner_pxe.errors import NetbootError, Refused, shown
 
 PORT = 69
 BLOCK_SIZE = 1428

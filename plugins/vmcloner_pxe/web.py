@@ -9,8 +9,7 @@ from urllib.parse import urljoin
 
 import urllib3
 
-from vmcloner_core.errors import shown
-from vmcloner_pxe.errors import NetbootError, Refused
+from vmcloner_pxe.errors import NetbootError, Refused, shown
 
 BLOCK = 256 * 1024
 MAX_REDIRECTS = 5

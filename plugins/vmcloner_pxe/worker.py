@@ -27,9 +27,9 @@ from typing import Any, BinaryIO
 
 import attrs
 
-from vmcloner_core.errors import VmclonerError, shown
+from vmcloner_core.errors import VmclonerError
 from vmcloner_pxe.dhcp import Client, Lease
-from vmcloner_pxe.errors import NetbootError, reason
+from vmcloner_pxe.errors import NetbootError, reason, shown
 from vmcloner_pxe.link import Link
 from vmcloner_pxe.location import base_of
 from vmcloner_pxe.resolver import Found, Guest, Resolver

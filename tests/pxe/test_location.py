@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmcloner_pxe.errors import NetbootError
+from vmcloner_pxe.errors import NetbootError, shown
 from vmcloner_pxe.location import Base, base_of, beside
 
 
@@ -58,3 +58,8 @@ def test_any_name_is_a_location_or_an_error(name, prefix):
         return
     assert found.scheme in ("tftp", "http", "https")
     assert found.path.isprintable()
+
+
+def test_a_name_of_the_network_is_shown_short_and_cannot_act():
+    assert shown("a\r\n\x1b[2J") == r"a\r\n\x1b[2J"
+    assert shown("a" * 201) == "a" * 200 + "…"
