@@ -22,10 +22,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vmcloner_core.drivers import DriverContext, ImageFile
-from vmcloner_core.model import CloneMode, CloneRequest, Copying, Host, Origin
-from vmcloner_core.process import LocalRunner
-from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.drivers import ImageFile
+from vmcloner_core.model import CloneMode, CloneRequest, Copying, Origin
+from vmcloner_core.testing.samples import make_context, make_labels
 from vmcloner_core.units import format_size, parse_size
 from vmcloner_dd.fanning import FanningDriver
 from vmcloner_dd.settings import DdSettings
@@ -64,9 +63,7 @@ class Bench:
 
     def __init__(self, folder: Path, vg: str | None, count: int, size: int) -> None:
         self.folder, self.vg, self.count, self.size = folder, vg, count, size
-        context = DriverContext(
-            host=Host(name="local", state=folder / "state"), name="bench", runner=LocalRunner()
-        )
+        context = make_context(folder, "bench")
         self.driver: FanningDriver
         if vg is not None:
             from vmcloner_dd.group import GroupDriver

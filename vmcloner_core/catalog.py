@@ -94,9 +94,9 @@ class Catalog:
         files = self._all_files()
         data, kernel_folder = self._merged(name, files, ())
         file = files[name][0]
-        for reserved in data.keys() - keys_of(Template):
-            if reserved in attrs.fields_dict(Template):
-                raise InvalidRequest(f"{file}: unknown key {reserved!r}")
+        reserved = attrs.fields_dict(Template).keys() - keys_of(Template)
+        for key in sorted(reserved & data.keys()):
+            raise InvalidRequest(f"{file}: unknown key {key!r}")
         # Paths are the reader's to resolve; what a builder makes lies in a folder of its own.
         template = structure({**data, "name": name}, Template, where=str(file), also=["extends"])
         folder = self._built / name if template.image.builder else kernel_folder

@@ -86,14 +86,16 @@ class Sight:
         self._names: dict[int, list[str]] = {}
         self._seen: dict[tuple[str, int], tuple[float, Any]] = {}
 
-    def look(self, clones: Iterable[Awaited], *, afresh: bool) -> None:
-        """Begin a look at these clones; ``afresh`` forgets what was seen of others before."""
+    def look(self, clones: Iterable[Awaited]) -> None:
+        """Begin a look at these clones."""
         self.now = time.monotonic()
         self._names = {}
         for clone in clones:
             self._names.setdefault(id(clone.driver), []).append(clone.name)
-        if afresh:
-            self._seen.clear()
+
+    def forget(self) -> None:
+        """Forget what was seen: it isn't of clones that have come, or were started, since."""
+        self._seen.clear()
 
     def states(self, driver: HypervisorDriver, every: float = SLOW_POLL) -> Mapping[str, State]:
         """Return the states of a driver's clones, at most ``every`` seconds old."""
@@ -434,20 +436,19 @@ def watch(
     """
     waiting: dict[str, _Watched] = {}
     arrived, sight = clones, Sight()
-    anew = False
     try:
         while True:
             now = time.monotonic()
             for clone in arrived:
                 condition = CONDITIONS[clone.readiness.kind](clone)
                 waiting[clone.name] = _Watched(clone, condition, now + clone.readiness.timeout)
-            afresh = anew or bool(arrived)
-            sight.look((watched.clone for watched in waiting.values()), afresh=afresh)
-            anew = False
+            if arrived:
+                sight.forget()
+            sight.look(watched.clone for watched in waiting.values())
             for watched, outcome in _changed(tuple(waiting.values()), sight, cancelled, again):
                 if outcome is None:
                     waiting[watched.clone.name] = watched
-                    anew = True  # what was seen of it before its start is no more
+                    sight.forget()
                 else:
                     del waiting[watched.clone.name]
                     yield outcome

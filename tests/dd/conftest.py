@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vmcloner_core.drivers import DriverContext
-from vmcloner_core.model import Host
-from vmcloner_core.process import LocalRunner
+from vmcloner_core.testing.samples import make_context
 from vmcloner_dd.folder import FolderDriver
 from vmcloner_dd.settings import DdSettings
 
@@ -19,9 +17,7 @@ def make_driver() -> MakeDriver:
     """Return a function that opens a driver on a folder."""
 
     def make(folder: Path, **settings: object) -> FolderDriver:
-        context = DriverContext(
-            host=Host(name="local", state=folder / "state"), name="pool", runner=LocalRunner()
-        )
+        context = make_context(folder, "pool")
         return FolderDriver(context, DdSettings(path=folder / "pool", **settings))
 
     return make

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmcloner_core.drivers import DriverContext
-from vmcloner_core.model import Host
-from vmcloner_core.process import LocalRunner
+from vmcloner_core.testing.samples import make_context
 from vmcloner_files.driver import FilesDriver
 from vmcloner_files.settings import FilesSettings
 
@@ -21,9 +19,7 @@ def make_driver() -> MakeDriver:
     """Return a function that opens a driver on a folder."""
 
     def make(folder: Path, clone: str = "auto") -> FilesDriver:
-        context = DriverContext(
-            host=Host(name="local", state=folder / "state"), name="pool", runner=LocalRunner()
-        )
+        context = make_context(folder, "pool")
         return FilesDriver(context, FilesSettings(path=folder / "pool", clone=clone))
 
     return make

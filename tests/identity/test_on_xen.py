@@ -48,7 +48,7 @@ addresses = ["10.9.0.{{ 70 + index }}/24"]
 # With the disk on standard input. It prints three lines of JSON.
 INSIDE = f"""
 exec 3>&1 >&2
-# Not the lab's own bridge: on that one, QEMU gives the host's address to whoever asks by DHCP.
+# Not the lab's own bridge: on that one, QEMU answers whoever asks by DHCP.
 ip link add guests type bridge
 ip link set guests up
 ip address add 10.9.0.1/24 dev guests

@@ -9,11 +9,9 @@ from pathlib import Path
 import attrs
 import pytest
 
-from vmcloner_core.drivers import DriverContext
 from vmcloner_core.model import (
     BootConfig,
     DomainSpec,
-    Host,
     Labels,
     Nic,
     NicSpec,
@@ -21,8 +19,7 @@ from vmcloner_core.model import (
     clone_mac,
     clone_uuid,
 )
-from vmcloner_core.process import LocalRunner
-from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.testing.samples import make_context, make_labels
 from vmcloner_libvirt.kvm import KvmDriver
 from vmcloner_libvirt.libxl import Logs
 from vmcloner_libvirt.settings import KvmSettings, XenSettings
@@ -46,9 +43,7 @@ def make_driver(place: Path) -> Iterator[Callable[..., KvmDriver]]:
     drivers = []
 
     def make(uri: str, **settings: object) -> KvmDriver:
-        context = DriverContext(
-            host=Host(name="local", state=place / "state"), name="kvm", runner=LocalRunner()
-        )
+        context = make_context(place, "kvm")
         drivers.append(KvmDriver(context, KvmSettings(uri=uri, **settings)))
         return drivers[-1]
 
@@ -76,9 +71,7 @@ def make_xen(place: Path, xen_root: Path) -> Iterator[Callable[..., XenDriver]]:
     drivers = []
 
     def make(**settings: object) -> XenDriver:
-        context = DriverContext(
-            host=Host(name="local", state=place / "state"), name="xen", runner=LocalRunner()
-        )
+        context = make_context(place, "xen")
         given = {"uri": "test:///default", "console_logs": xen_root / "log/xen/console"}
         logs = Logs(xen=xen_root / "log/xen", libxl=xen_root / "log/libxl")
         drivers.append(

@@ -251,7 +251,7 @@ def test_a_login_with_another_host_key_is_none(guests, web):
     deadline = time.monotonic() + 120
     while "Host key verification failed" not in condition.lacks:
         assert time.monotonic() < deadline
-        sight.look([clone], afresh=False)
+        sight.look([clone])
         assert not condition.met(sight)
         time.sleep(0.05)
     condition.close()

@@ -11,12 +11,10 @@ import attrs
 import pytest
 
 from tests.xen.conftest import GUEST
-from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import Conflict
 from vmcloner_core.model import (
     BootConfig,
     DomainSpec,
-    Host,
     Labels,
     Nic,
     NicSpec,
@@ -25,8 +23,8 @@ from vmcloner_core.model import (
     clone_mac,
     clone_uuid,
 )
-from vmcloner_core.process import LocalRunner
 from vmcloner_core.testing.hypervisor import HypervisorConformance
+from vmcloner_core.testing.samples import make_context
 from vmcloner_libvirt.settings import XenSettings
 from vmcloner_libvirt.xen import XenDriver
 
@@ -35,10 +33,7 @@ pytestmark = [pytest.mark.xen, pytest.mark.timeout(600)]
 
 @pytest.fixture
 def driver(tmp_path: Path) -> Iterator[XenDriver]:
-    context = DriverContext(
-        host=Host(name="local", state=tmp_path / "state"), name="xen", runner=LocalRunner()
-    )
-    driver = XenDriver(context, XenSettings())
+    driver = XenDriver(make_context(tmp_path, "xen"), XenSettings())
     yield driver
     driver.close()
 

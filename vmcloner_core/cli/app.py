@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -150,26 +151,28 @@ class Shell(App):
             return self.failed(error)
 
     def _run_found(self, argv: list[str]) -> int:
-        try:
-            self.command_manager.find_command(argv)
-            self._check_help(argv)
-        except ValueError:
-            named = argv[argv[:1] == ["help"] :]
-            words = " ".join(word for word in named if not word.startswith("-"))
-            known = [name for name, _ in self.command_manager]
-            said = f"no command {words!r} ({did_you_mean(words, known)})"
-            if named[0].startswith("-"):
-                said = f"no option {named[0]} ({NAME} --help)"
-            print(f"{NAME}: {said}", file=sys.stderr)
-            return EXIT_USAGE
-        return super().run_subcommand(argv)
+        said = self._unknown(argv)
+        if said is None:
+            return super().run_subcommand(argv)
+        print(f"{NAME}: {said}", file=sys.stderr)
+        return EXIT_USAGE
 
-    def _check_help(self, argv: list[str]) -> None:
-        """Raise ValueError where help is asked for on a command that there isn't."""
-        named = argv[1] if argv[:1] == ["help"] and len(argv) > 1 else "-"
-        known = named.startswith("-") or any(n.startswith(named) for n, _ in self.command_manager)
-        if not known:
-            raise ValueError(named)
+    def _unknown(self, argv: list[str]) -> str | None:
+        """Return what there isn't of a command line's first words; None where all is there."""
+        known = [name for name, _ in self.command_manager]
+        if argv[0] == "help":
+            named = argv[1:]  # the beginning of a name will do; options are its own to refuse
+            if not named or named[0].startswith("-") or any(k.startswith(named[0]) for k in known):
+                return None
+        else:
+            named = argv
+            with contextlib.suppress(ValueError):
+                self.command_manager.find_command(argv)
+                return None
+        if named[0].startswith("-"):
+            return f"no option {named[0]} ({NAME} --help)"
+        words = " ".join(word for word in named if not word.startswith("-"))
+        return f"no command {words!r} ({did_you_mean(words, known)})"
 
     def failed(self, error: VmclonerError) -> int:
         """Print an error as one line; returns its exit code."""

@@ -124,11 +124,6 @@ class Table(_Display, Lister):
 class Record(_Display, ShowOne):
     """A command that prints one object."""
 
-    @property
-    def formatter_namespace(self) -> str:
-        """Entry points of the formats: cliff's, and CSV, which it has for rows only."""
-        return "vmcloner.formatter.show"
-
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
         """Print the object."""
         self.check_columns(parsed_args, column_names)

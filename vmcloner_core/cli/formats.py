@@ -1,4 +1,4 @@
-"""Output formats that cliff lacks."""
+"""Output formats that cliff lacks; it finds them by the entry points ``cliff.formatter.*``."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Example::
 
-    from vmcloner_core.testing.samples import make_context
     from vmcloner_core.testing.identity import IdentityConformance
+    from vmcloner_core.testing.samples import make_context
 
     class TestMine(IdentityConformance):
         @pytest.fixture
@@ -47,7 +47,7 @@ class IdentityConformance:
     @pytest.fixture
     def provider(self) -> IdentityProvider:
         """Return the provider under test."""
-        raise NotImplementedError
+        raise NotImplementedError("give a fixture provider")
 
     @pytest.fixture
     def spec(self) -> IdentitySpec:
