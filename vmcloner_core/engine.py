@@ -27,8 +27,9 @@ from typing import Any, Self
 import attrs
 
 from vmcloner_core import audit, images, remote
-from vmcloner_core.backends import Backends
+from vmcloner_core.booting import Preview, Starter
 from vmcloner_core.catalog import TemplateInfo
+from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver, ImageFile
 from vmcloner_core.errors import (
     BackendError,
@@ -41,9 +42,7 @@ from vmcloner_core.errors import (
     WrongState,
     did_you_mean,
 )
-from vmcloner_core.executor import Pipeline, Work, undo
 from vmcloner_core.identities import Identities, Record, authorized_keys
-from vmcloner_core.inventory import merge, select
 from vmcloner_core.library import Library, check_image, now, origin_of, owner
 from vmcloner_core.locks import hold
 from vmcloner_core.model import (
@@ -65,6 +64,7 @@ from vmcloner_core.model import (
     network_key,
 )
 from vmcloner_core.names import check_template, parse_targets
+from vmcloner_core.pipeline import Pipeline, Work, undo
 from vmcloner_core.plan import (
     Action,
     OnFailure,
@@ -83,7 +83,7 @@ from vmcloner_core.request import CreateRequest, Request, TargetRequest, check_j
 from vmcloner_core.runlog import RunLog
 from vmcloner_core.settings import Settings
 from vmcloner_core.stages import Stages
-from vmcloner_core.starting import Preview, Starter
+from vmcloner_core.survey import merge, select
 from vmcloner_core.units import counted, format_size
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Engine:
     Errors are :class:`~vmcloner_core.errors.VmclonerError`.
     """
 
-    def __init__(self, settings: Settings, plugins: PluginHost, backends: Backends) -> None:
+    def __init__(self, settings: Settings, plugins: PluginHost, backends: DriverRegistry) -> None:
         self.settings = settings
         self.plugins = plugins
         self.host = backends.host
@@ -137,7 +137,7 @@ class Engine:
         """
         settings = Settings.load(config)
         loaded = PluginHost(plugins)
-        backends = Backends(settings, loaded, settings.host(host), LocalRunner())
+        backends = DriverRegistry(settings, loaded, settings.host(host), LocalRunner())
         return cls(settings, loaded, backends)
 
     def __enter__(self) -> Self:

@@ -14,11 +14,11 @@ from typing import Any
 import attrs
 
 from vmcloner_core import images
-from vmcloner_core.backends import Backends
+from vmcloner_core.booting import Preview, Starter, boot_request
 from vmcloner_core.catalog import Catalog, write_built
+from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver, ImageBuilder, ImageFile, StorageDriver
 from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, WrongState
-from vmcloner_core.executor import Work
 from vmcloner_core.identities import Identities, authorized_keys, resolve
 from vmcloner_core.model import (
     AS_IT_COMES,
@@ -39,13 +39,13 @@ from vmcloner_core.model import (
     clone_mac,
     clone_uuid,
 )
+from vmcloner_core.pipeline import Work
 from vmcloner_core.plan import ClonePlan, ProgressEvent, Readiness, Step, StepEvent, StepStatus
 from vmcloner_core.planner import check_wait, filled, own_values
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.settings import Settings
 from vmcloner_core.stages import domain_spec, identity_request
-from vmcloner_core.starting import Preview, Starter, boot_request
-from vmcloner_core.values import sizes
+from vmcloner_core.values_file import sizes
 
 
 class _NotYet(VmclonerError):
@@ -74,7 +74,7 @@ def check_image(template: Template) -> None:
 class Library:
     """The templates of one host. Thread-safe; callers see to it that one import runs at a time."""
 
-    def __init__(self, settings: Settings, plugins: PluginHost, backends: Backends) -> None:
+    def __init__(self, settings: Settings, plugins: PluginHost, backends: DriverRegistry) -> None:
         self._settings = settings
         self._plugins = plugins
         self._backends = backends

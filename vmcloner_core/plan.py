@@ -1,7 +1,7 @@
 """Plans and results as values: what a run will do, what it is doing, what it did.
 
 A plan is made by :mod:`vmcloner_core.planner`, printed by ``--dry-run`` and carried out by
-:mod:`vmcloner_core.executor`. Nothing here does I/O.
+:mod:`vmcloner_core.pipeline`. Nothing here does I/O.
 """
 
 from __future__ import annotations

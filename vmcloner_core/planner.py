@@ -9,7 +9,6 @@ import attrs
 from vmcloner_core.disks import disk_numbers
 from vmcloner_core.errors import Conflict, InvalidRequest, NotEnoughResources, NotFound
 from vmcloner_core.identities import Record, check_record, resolve
-from vmcloner_core.inventory import select
 from vmcloner_core.model import (
     Capacity,
     Clone,
@@ -32,7 +31,8 @@ from vmcloner_core.placeholders import clone_values, fill
 from vmcloner_core.plan import Action, ClonePlan, Plan, Readiness, Step
 from vmcloner_core.preflight import check_memory, check_networks, check_space
 from vmcloner_core.request import CreateRequest, TargetRequest
-from vmcloner_core.values import check_value, sizes
+from vmcloner_core.survey import select
+from vmcloner_core.values_file import check_value, sizes
 
 MAX_MAC_ATTEMPTS = 1000
 

@@ -67,7 +67,7 @@ class CreateRequest:
     :param ready: wait for what the template calls ready (implies ``start``).
     :param timeout: seconds to wait for each clone.
     :param min_ready: how many of them must get ready for the run to count as done.
-    :param values: clones' own values by index, as :func:`vmcloner_core.values.read_values` gives
+    :param values: clones' own values by index, as :func:`vmcloner_core.values_file.read_values` gives
         them: ``memory``, ``vcpus``, ``hostname``, ``machine_id``, ``address`` in the place of the
         template's, any other for placeholders.
     :param jobs: upper bound for calls at once of each driver.

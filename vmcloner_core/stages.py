@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import attrs
 
+from vmcloner_core.booting import Starter, boot_request, told
 from vmcloner_core.disks import disk_requests
 from vmcloner_core.drivers import (
     BootProvider,
@@ -22,7 +23,6 @@ from vmcloner_core.drivers import (
     StorageDriver,
 )
 from vmcloner_core.errors import NotFound, VmclonerError
-from vmcloner_core.executor import Call, More, Stage, Work
 from vmcloner_core.hooks import BootBackend
 from vmcloner_core.identities import Home, Identities
 from vmcloner_core.model import (
@@ -39,9 +39,9 @@ from vmcloner_core.model import (
     Template,
     Volume,
 )
+from vmcloner_core.pipeline import Call, More, Stage, Work
 from vmcloner_core.plan import ClonePlan, Plan, Step
 from vmcloner_core.readiness import Awaited, watch
-from vmcloner_core.starting import Starter, boot_request, told
 
 T = TypeVar("T")
 _STORAGE = (Step.CLONE, Step.RESET, Step.REMOVE)

@@ -3,7 +3,7 @@
 import pytest
 
 from vmcloner_core.errors import Conflict, InvalidRequest, NotEnoughResources
-from vmcloner_core.values import read_values
+from vmcloner_core.values_file import read_values
 
 from ..conftest import TEMPLATE
 

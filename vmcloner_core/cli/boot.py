@@ -10,7 +10,7 @@ from vmcloner_core.cli.base import Table, add_targets
 from vmcloner_core.errors import PartialFailure
 
 if TYPE_CHECKING:
-    from vmcloner_core.starting import Preview
+    from vmcloner_core.booting import Preview
 
 COLUMNS = (
     "name", "provider", "boots", "kernel", "initrd", "cmdline", "source", "running", "error",

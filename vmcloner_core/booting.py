@@ -11,10 +11,10 @@ import attrs
 from vmcloner_core import bootfiles
 from vmcloner_core.drivers import BootProvider, BootRequest, HypervisorDriver
 from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError, shown
-from vmcloner_core.executor import Work
 from vmcloner_core.hooks import BootBackend
 from vmcloner_core.identities import Identities
 from vmcloner_core.model import BootConfig, Outcome, State, Template, Volume
+from vmcloner_core.pipeline import Work
 from vmcloner_core.plan import ClonePlan
 
 RECORD = "boot.json"

@@ -25,7 +25,7 @@ from vmcloner_core.tomlfile import structure
 D = TypeVar("D")
 
 
-class Backends:
+class DriverRegistry:
     """Makes and keeps the drivers of a host: one for each name. Thread-safe."""
 
     def __init__(
