@@ -12,31 +12,54 @@ from vmcloner_core import bootfiles
 from vmcloner_core.drivers import BootProvider, BootRequest, HypervisorDriver
 from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError, shown
 from vmcloner_core.hooks import BootBackend
-from vmcloner_core.identities import Identities
-from vmcloner_core.model import BootConfig, Outcome, State, Template, Volume
+from vmcloner_core.model import BootConfig, CloneSpec, DomainSpec, Outcome, Seed, State, Volume
 from vmcloner_core.pipeline import Work
-from vmcloner_core.plan import ClonePlan
+from vmcloner_core.records import Records
 
-RECORD = "boot.json"
+STARTED_FROM = "boot.json"
 """What a clone was started from, in its own folder."""
 MAX_CMDLINE = 2047
 """Bytes: Linux's COMMAND_LINE_SIZE on x86 (arch/x86/include/asm/setup.h) less the final NUL."""
 
 
 def boot_request(
-    plan: ClonePlan, template: Template, driver: HypervisorDriver, volumes: tuple[Volume, ...]
+    spec: CloneSpec, driver: HypervisorDriver, volumes: tuple[Volume, ...]
 ) -> BootRequest:
     """Return what a boot provider is asked about a clone."""
-    assert plan.uuid is not None  # noqa: S101 - a plan that asks gives it
     return BootRequest(
-        labels=plan.labels,
-        template=template,
+        labels=spec.labels,
+        template=spec.template,
         hypervisor=driver.kind,
-        uuid=plan.uuid,
+        uuid=spec.uuid,
         volumes=volumes,
-        nics=plan.nics,
-        values=plan.values,
+        nics=spec.nics,
+        values=spec.values,
         networks=driver.networks,
+    )
+
+
+def domain_spec(
+    spec: CloneSpec,
+    boot: BootConfig,
+    volumes: tuple[Volume, ...],
+    seed: Seed = Seed(),  # noqa: B008 - a frozen value
+) -> DomainSpec:
+    """Return what defines a clone's domain.
+
+    :raises InvalidRequest: the seed has words for a kernel, and there is none, or no room.
+    """
+    return DomainSpec(
+        labels=spec.labels,
+        uuid=spec.uuid,
+        memory=spec.memory,
+        vcpus=spec.vcpus,
+        # A provider that is asked at each start gets the words then.
+        boot=boot if spec.labels.boot is not None else told(spec.name, boot, seed.cmdline),
+        volumes=volumes,
+        nics=spec.nics,
+        options=spec.template.domain,
+        seed=seed.image,
+        values=spec.values,
     )
 
 
@@ -80,12 +103,12 @@ class Starter:
 
     :param boots: return the boot provider of that name, with its description.
     :param folder: where each clone has a folder for its files.
-    :param identities: where words for clones' kernels are kept.
+    :param records: where words for clones' kernels are kept.
     """
 
     boots: Callable[[str], tuple[BootBackend, BootProvider]]
     folder: Path
-    identities: Identities
+    records: Records
 
     def start(self, driver: HypervisorDriver, works: Sequence[Work]) -> Iterator[Outcome[object]]:
         """Start clones of one hypervisor; a clone that boots nothing isn't started."""
@@ -127,8 +150,7 @@ class Starter:
         states = driver.states()
         requests: list[BootRequest] = []
         for work in works:
-            assert work.plan.template is not None  # noqa: S101 - a plan that asks gives it
-            request = boot_request(work.plan, work.plan.template, driver, work.volumes)
+            request = boot_request(work.plan.known(), driver, work.volumes)
             request = attrs.evolve(request, dry_run=True)
             if states.get(work.name, State.STOPPED) in (State.STOPPED, State.CRASHED):
                 requests.append(request)
@@ -163,13 +185,13 @@ class Starter:
 
     def _words(self, name: str) -> str:
         """Return what a clone's identity adds to its kernel's command line."""
-        kept = self.identities.find(name)
+        kept = self.records.find(name)
         return kept.seed.cmdline if kept is not None else ""
 
     def _record(self, name: str) -> BootConfig | None:
         """Return what a clone was started from, None where that isn't known."""
         try:
-            said = json.loads((self.folder / name / RECORD).read_text(encoding="utf-8"))
+            said = json.loads((self.folder / name / STARTED_FROM).read_text(encoding="utf-8"))
             for key in ("kernel", "initrd", "bootloader"):
                 said[key] = said[key] and Path(said[key])
             for key in ("devices", "bootloader_args", "origins"):
@@ -190,9 +212,8 @@ class Starter:
         for work in asked:
             if states.get(work.name) not in (State.STOPPED, State.CRASHED):
                 continue  # it runs, or will be resumed: it has booted, and its disks are in use
-            assert work.plan.template is not None  # noqa: S101 - a plan that asks gives it
-            request = boot_request(work.plan, work.plan.template, driver, work.volumes)
             try:
+                request = boot_request(work.plan.known(), driver, work.volumes)
                 folder = bootfiles.fresh(self.folder, work.name)
             except VmclonerError as error:
                 yield Outcome(key=work.name, error=error)
@@ -207,7 +228,7 @@ class Starter:
     def _complete(self, outcome: Outcome[BootConfig]) -> BootConfig:
         """Return what a clone boots with all that belongs to it, once that is kept."""
         boot = told(outcome.key, outcome.unwrap(), self._words(outcome.key))
-        file = self.folder / outcome.key / RECORD
+        file = self.folder / outcome.key / STARTED_FROM
         try:
             file.touch(mode=0o600)
             file.write_text(json.dumps(attrs.asdict(boot), default=str, indent=1))
