@@ -36,7 +36,7 @@ def boot_request(
         volumes=volumes,
         nics=plan.nics,
         values=plan.values,
-        networks=driver.networks,
+        networks=driver.networks.inspect if driver.networks else lambda: None,
     )
 
 

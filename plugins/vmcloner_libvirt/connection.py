@@ -106,6 +106,10 @@ class Connections:
             ) from lost
         return result
 
+    def ask(self, operation: Callable[[Any], T]) -> T:
+        """Return ``operation(connection)``, a question about the host; see :meth:`call`."""
+        return self.call(operation, about=self.uri)
+
     def close(self) -> None:
         """Let go of all connections."""
         with self._changed:

@@ -229,7 +229,7 @@ def test_a_start_that_fails_says_why(
 ) -> None:
     driver = make_xen()
     logs = Logs(xen=xen_root / "log/xen", libxl=xen_root / "log/libxl")
-    log = driver.console_log(spec.name)
+    log = driver.consoles.log(spec.name)
     log.write_text("of the start before")
 
     def create(*_: object) -> bool:

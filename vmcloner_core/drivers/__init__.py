@@ -21,7 +21,11 @@ from vmcloner_core.drivers.boot import BootProvider, BootRequest
 from vmcloner_core.drivers.context import DriverContext, Lane
 from vmcloner_core.drivers.hypervisor import (
     NO_BOOTS,
+    AgentInterface,
+    ConsoleInterface,
     HypervisorDriver,
+    NativeInterface,
+    NetworkInterface,
 )
 from vmcloner_core.drivers.identity import IdentityProvider, IdentityRequest
 from vmcloner_core.drivers.image import ImageBuilder
@@ -29,8 +33,10 @@ from vmcloner_core.drivers.storage import ImageFile, SimpleStorageDriver, Storag
 
 __all__ = [
     "NO_BOOTS",
+    "AgentInterface",
     "BootProvider",
     "BootRequest",
+    "ConsoleInterface",
     "DriverContext",
     "HypervisorDriver",
     "IdentityProvider",
@@ -38,6 +44,8 @@ __all__ = [
     "ImageBuilder",
     "ImageFile",
     "Lane",
+    "NativeInterface",
+    "NetworkInterface",
     "SimpleStorageDriver",
     "StorageDriver",
 ]

@@ -23,7 +23,7 @@ class BootRequest:
         files in it are kept until the clone is stopped, deleted or started again, and only then
         does somebody else remove them. None where nothing is started.
     :param networks: tells the networks that its cards may be on by name, as
-        :meth:`HypervisorDriver.networks` does; it asks the hypervisor.
+        :meth:`NetworkInterface.inspect` does; it asks the hypervisor.
     :param dry_run: somebody wants to know, nothing is started: there is no ``folder``, fetch no
         files, say their ``origins``, and leave nothing behind (a lease).
     """

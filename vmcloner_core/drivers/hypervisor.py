@@ -1,4 +1,4 @@
-"""The contract of hypervisor backends: what every one does, and what only some do."""
+"""The contract of hypervisor backends: the driver, and the optional interfaces that it may have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 from vmcloner_core.drivers.context import DriverContext, Lane
-from vmcloner_core.errors import BackendError, InvalidRequest
 from vmcloner_core.model import (
     BootConfig,
     Check,
@@ -27,11 +26,84 @@ from vmcloner_core.model import (
 NO_BOOTS: Mapping[str, BootConfig] = MappingProxyType({})
 
 
+class NetworkInterface(ABC):
+    """Networks for clones: those that the host has, and those that vmcloner makes itself."""
+
+    @abstractmethod
+    def inspect(self) -> tuple[Network, ...] | None:
+        """Return the networks that cards can be on by name, None where that is unknown."""
+
+    @abstractmethod
+    def prepare(self, request: NetworkRequest) -> NetworkChange:
+        """Make a network of vmcloner's own, or change it: running, with room for the guests.
+
+        Idempotent. A network that vmcloner didn't make is never changed.
+
+        :raises Conflict: the name or the subnet is taken. :raises NotEnoughResources: too many.
+        :raises WrongState: it would have to be changed while guests are on it.
+        """
+
+    @abstractmethod
+    def remove(self, request: NetworkRequest) -> NetworkChange:
+        """Remove what :meth:`prepare` made; ``count`` and ``subnet`` are ignored.
+
+        Idempotent. A network that vmcloner didn't make is never changed.
+
+        :raises Conflict: it isn't vmcloner's. :raises WrongState: guests are on it.
+        """
+
+
+class ConsoleInterface(ABC):
+    """The serial consoles of our domains. Names are resolved as the driver does."""
+
+    @abstractmethod
+    def log(self, name: str) -> Path:
+        """Return the file on the host that holds what a domain wrote to its console."""
+
+    @abstractmethod
+    def read(self, name: str, offset: int, limit: int) -> tuple[bytes, int]:
+        """Return what the guest wrote to its console, and the offset to continue from.
+
+        At most ``limit`` bytes from ``offset``. A log is emptied at each start of the domain and
+        when it is rotated: an offset beyond its end is taken as 0. Empty at the log's end, and
+        where there is no log (yet).
+        """
+
+    @abstractmethod
+    def attach(self, name: str, stdin: int, stdout: int) -> None:
+        """Connect two file descriptors to the console until the guest or ``^]`` ends it.
+
+        :raises NotFound: no such domain of ours. :raises WrongState: it isn't running.
+        """
+
+
+class AgentInterface(ABC):
+    """Guest agents: programs in the guests that report to the host."""
+
+    @abstractmethod
+    def reported(self, names: Sequence[str]) -> frozenset[str]:
+        """Return those of our domains whose guest agent has reported to the host.
+
+        Cheap enough to be polled.
+        """
+
+
+class NativeInterface(ABC):
+    """Domains in the format of the hypervisor's own toolstack (Xen: ``xl.cfg``)."""
+
+    @abstractmethod
+    def render(self, spec: DomainSpec) -> str:
+        """Return the domain in that format; errors as :meth:`HypervisorDriver.render`."""
+
+
 class HypervisorDriver(ABC):
     """Defines and runs domains on one host. Keys of outcomes are the domains' names.
 
     The methods that take names resolve them among *our* domains: a foreign domain of that name
     is a Conflict.
+
+    What not every hypervisor can do is an interface of its own, an attribute that a driver sets
+    in its ``__init__``. Where it stays None, the engine refuses what would need it.
     """
 
     kind = ""
@@ -39,6 +111,10 @@ class HypervisorDriver(ABC):
     mac_prefix = "52:54:00"
     one_shot = False
     """Whether :meth:`start` can boot a domain once from something else than its definition says."""
+    networks: NetworkInterface | None = None
+    consoles: ConsoleInterface | None = None
+    agents: AgentInterface | None = None
+    native: NativeInterface | None = None
     define_lane = Lane()
     start_lane = Lane()
     stop_lane = Lane()
@@ -73,49 +149,6 @@ class HypervisorDriver(ABC):
         """
         return {}
 
-    def networks(self) -> tuple[Network, ...] | None:
-        """Return the networks that cards can be on by name; None where the backend can't tell."""
-        return None
-
-    def prepare_network(self, request: NetworkRequest) -> NetworkChange:
-        """Have a network of vmcloner's own, running and with an address range that fits.
-
-        Idempotent. A network that vmcloner didn't make is never changed.
-
-        :raises Conflict: the name or the subnet is taken. :raises NotEnoughResources: too many.
-        :raises WrongState: it would have to be changed while guests are on it.
-        :raises BackendError: this backend makes no networks.
-        """
-        raise BackendError(
-            f"{self.name} makes no networks, so none for {request.name!r}",
-            hint="choose another hypervisor by --engine",
-        )
-
-    def remove_network(self, request: NetworkRequest) -> NetworkChange:
-        """Take away what :meth:`prepare_network` made; ``count`` and ``subnet`` don't matter.
-
-        Idempotent. A network that vmcloner didn't make is never changed.
-
-        :raises Conflict: it isn't vmcloner's. :raises WrongState: guests are on it.
-        :raises BackendError: this backend makes no networks.
-        """
-        raise BackendError(
-            f"{self.name} makes no networks, so {request.name!r} is none of its",
-            hint="choose another hypervisor by --engine",
-        )
-
-    def agents(self, names: Sequence[str]) -> frozenset[str]:
-        """Return those of our domains whose guest agent has reported to the host.
-
-        Cheap enough to be polled.
-
-        :raises BackendError: this backend knows no guest agents.
-        """
-        raise BackendError(
-            f"{self.name} knows nothing of guest agents",
-            hint=f"wait for something else of {names[0]}",
-        )
-
     @abstractmethod
     def resources(self) -> HostResources:
         """Return the host's memory and processors."""
@@ -126,16 +159,6 @@ class HypervisorDriver(ABC):
 
         :raises InvalidRequest: the template's own XML can't be rendered.
         """
-
-    def native(self, spec: DomainSpec) -> str:
-        """Return the domain in the format of the hypervisor's own toolstack (Xen's: ``xl.cfg``).
-
-        :raises InvalidRequest: it has none.
-        """
-        raise InvalidRequest(
-            f"{spec.name}: hypervisor {self.name!r} has no such format",
-            hint=f"vmcloner show {spec.name} --xml",
-        )
 
     @abstractmethod
     def define(self, specs: Sequence[DomainSpec]) -> Iterator[Outcome[Domain]]:
@@ -173,26 +196,6 @@ class HypervisorDriver(ABC):
         """Forget stopped domains, with their NVRAM and console logs; one that is gone is a success.
 
         A running one is WrongState.
-        """
-
-    def console_log(self, name: str) -> Path:
-        """Return where the host keeps what a domain of ours writes to its console."""
-        return self.context.host.consoles / f"{name}.log"
-
-    @abstractmethod
-    def read_console(self, name: str, offset: int, limit: int) -> tuple[bytes, int]:
-        """Return what the guest wrote to its serial console, and the offset to go on from.
-
-        At most ``limit`` bytes from ``offset``. Logs start afresh at each start of the domain and
-        when they are rotated: an offset beyond the log's end starts again at 0. Empty at the log's
-        end, and where there is no log (yet).
-        """
-
-    @abstractmethod
-    def attach_console(self, name: str, stdin: int, stdout: int) -> None:
-        """Connect two file descriptors with the console until the guest or ``^]`` ends it.
-
-        :raises NotFound: no such domain of ours. :raises WrongState: it isn't running.
         """
 
     def close(self) -> None:
