@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import tenacity
 
@@ -67,6 +69,18 @@ class _Slot:
         self.users = 0
         self.connection: Any = None
         self.opening = threading.Lock()
+
+
+def is_local(uri: str) -> bool:
+    """Tell whether a URI names a daemon on this host, reached by its socket.
+
+    libvirt resolves words without ``:///`` as aliases, and gives the daemon the URI in the
+    parameter ``name`` to open. See https://libvirt.org/uri.html
+    """
+    if re.fullmatch(r"[a-z]+(\+unix)?:///[^\s#]*", uri) is None:
+        return False
+    parameters = re.split("[&;]", uri.partition("?")[2])
+    return all(unquote(item.partition("=")[0]) != "name" for item in parameters)
 
 
 class Connections:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, TypeVar
 
 from vmcloner_core.drivers import NO_BOOTS, DriverContext, HypervisorDriver, Lane
-from vmcloner_core.errors import VmclonerError
+from vmcloner_core.errors import InvalidRequest, VmclonerError
 from vmcloner_core.model import (
     BootConfig,
     Domain,
@@ -24,7 +24,7 @@ from vmcloner_core.model import (
 )
 from vmcloner_libvirt import operations, whereabouts
 from vmcloner_libvirt.binding import libvirt
-from vmcloner_libvirt.connection import Connections, Unreachable
+from vmcloner_libvirt.connection import Connections, Unreachable, is_local
 from vmcloner_libvirt.console import Consoles
 from vmcloner_libvirt.metadata import labels_of
 from vmcloner_libvirt.networks import Networks
@@ -59,6 +59,13 @@ class LibvirtDriver(HypervisorDriver):
 
     def __init__(self, context: DriverContext, uri: str, connections: int) -> None:
         super().__init__(context)
+        if not is_local(uri):
+            # Volumes, console logs and bridges are on this host, so domains must be too.
+            raise InvalidRequest(
+                f"hosts.{context.host.name}.hypervisor.{self.name}.uri: {uri!r} is not a libvirt "
+                "daemon on this host; remote hosts aren't supported",
+                hint="remove it, or use DRIVER:///PATH or DRIVER+unix:///PATH?socket=FILE",
+            )
         self.uri = uri
         self.connections = Connections(uri, connections, context.runner)
         self.networks = Networks(context, self.connections)
