@@ -13,7 +13,8 @@ import attrs
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import Check, DomainSpec, HostResources
-from vmcloner_libvirt import acceleration, doctor
+from vmcloner_libvirt import doctor
+from vmcloner_libvirt.acceleration import KvmProbe
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.driver import LibvirtDriver
 from vmcloner_libvirt.metadata import parse
@@ -37,6 +38,7 @@ class KvmDriver(LibvirtDriver):
     def __init__(self, context: DriverContext, settings: KvmSettings) -> None:
         super().__init__(context, settings.uri, settings.connections)
         self._accel = settings.accel
+        self._probe = KvmProbe(context)
         self._tb_cache = settings.tb_cache
         self._deciding = threading.Lock()
 
@@ -53,7 +55,7 @@ class KvmDriver(LibvirtDriver):
             return "test"
         if self._accel != "auto":
             return "kvm" if self._accel == "kvm" else "qemu"
-        works = "kvm" in types and acceleration.cached(self.context.runner, self.context.host).works
+        works = "kvm" in types and self._probe.cached().works
         return "kvm" if works else "qemu"
 
     def resources(self) -> HostResources:
@@ -88,7 +90,7 @@ class KvmDriver(LibvirtDriver):
 
     def probe(self) -> Iterator[Check]:
         """See :meth:`HypervisorDriver.probe`."""
-        return doctor.examine(self.name, self.connections, self.context, self._accel)
+        return doctor.examine(self.context, self.connections, self._probe, self._accel)
 
 
 def template_values(

@@ -60,7 +60,7 @@ class XenDriver(LibvirtDriver):
         self.consoles = XenConsoles(self.connections, settings.console_logs)
         self.native = XlCfg(self)
         self._settings = settings
-        self._host = host or XenHost()
+        self._host = host or XenHost(runner=context.runner)
         self._logs = logs or Logs()
         self._store = store or Xenstore()
         self._deciding = threading.Lock()
@@ -86,7 +86,7 @@ class XenDriver(LibvirtDriver):
 
     @functools.cached_property
     def _balloons(self) -> bool:
-        return self._host.balloons(xen_doctor.commandline(self.context.runner))
+        return self._host.balloons()
 
     def resources(self) -> HostResources:
         """See :meth:`HypervisorDriver.resources`: the hypervisor's memory, not Domain-0's."""
@@ -111,7 +111,6 @@ class XenDriver(LibvirtDriver):
         return xen_doctor.examine(
             self.name,
             self.connections,
-            self.context,
             self._host,
             self._settings.console_logs,
             self._settings.dom0_memory,
