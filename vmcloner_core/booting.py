@@ -34,7 +34,6 @@ def boot_request(
         volumes=volumes,
         nics=spec.nics,
         values=spec.values,
-        networks=driver.networks,
     )
 
 
@@ -155,26 +154,28 @@ class Starter:
             if states.get(work.name, State.STOPPED) in (State.STOPPED, State.CRASHED):
                 requests.append(request)
             else:
-                yield self._running(request)
-        yield from self._previewed(requests)
+                yield self._running(driver, request)
+        yield from self._previewed(driver, requests)
 
-    def _running(self, request: BootRequest) -> Preview:
+    def _running(self, driver: HypervisorDriver, request: BootRequest) -> Preview:
         name, provider = request.labels.clone, provider_of(request)
         preview = Preview(name=name, provider=provider, running=True)
         record = self._record(name)
         if record is not None:
             return attrs.evolve(preview, boot=record)
         try:
-            boot = next(iter(self.boots(provider)[1].resolve([request]))).unwrap()
+            boot = defined_boot(self.boots(provider), driver, request)
             if boot.kernel is not None or boot.bootloader is not None:
                 boot = told(name, boot, self._words(name))
         except VmclonerError as error:
             return attrs.evolve(preview, error=error)
         return attrs.evolve(preview, boot=boot)
 
-    def _previewed(self, requests: Sequence[BootRequest]) -> Iterator[Preview]:
+    def _previewed(
+        self, driver: HypervisorDriver, requests: Sequence[BootRequest]
+    ) -> Iterator[Preview]:
         providers = {request.labels.clone: provider_of(request) for request in requests}
-        for outcome in resolve(self.boots, requests, every=True):
+        for outcome in resolve(self.boots, requests, driver, every=True):
             name = outcome.key
             try:
                 boot = told(name, outcome.unwrap(), self._words(name))
@@ -219,7 +220,7 @@ class Starter:
                 yield Outcome(key=work.name, error=error)
                 continue
             requests[work.name] = attrs.evolve(request, folder=folder)
-        for outcome in resolve(self.boots, tuple(requests.values())):
+        for outcome in resolve(self.boots, tuple(requests.values()), driver):
             try:
                 yield Outcome(key=outcome.key, value=self._complete(outcome))
             except VmclonerError as error:
@@ -237,6 +238,24 @@ class Starter:
         return boot
 
 
+def with_networks(
+    backend: BootBackend, driver: HypervisorDriver, requests: Sequence[BootRequest]
+) -> Sequence[BootRequest]:
+    """Return requests with the host's networks, for a provider that asks for them."""
+    if not backend.networks or driver.networks is None or not requests:
+        return requests
+    networks = driver.networks.inspect()
+    return [attrs.evolve(request, networks=networks) for request in requests]
+
+
+def defined_boot(
+    boots: tuple[BootBackend, BootProvider], driver: HypervisorDriver, request: BootRequest
+) -> BootConfig:
+    """Return what a clone's definition says that it boots."""
+    backend, provider = boots
+    return next(iter(provider.resolve(with_networks(backend, driver, [request])))).unwrap()
+
+
 def provider_of(request: BootRequest) -> str:
     """Return the name of the boot provider that a clone is bound to, or its template names."""
     return request.labels.boot or request.template.boot
@@ -245,25 +264,27 @@ def provider_of(request: BootRequest) -> str:
 def resolve(
     boots: Callable[[str], tuple[BootBackend, BootProvider]],
     requests: Sequence[BootRequest],
+    driver: HypervisorDriver,
     *,
     every: bool = False,
 ) -> Iterator[Outcome[BootConfig]]:
     """Yield what clones boot, asked as at a start; a provider may hand over to another, once.
 
+    :param driver: the hypervisor that they run on.
     :param every: ask also on behalf of boot loaders that the hypervisor will run by itself.
     """
     handed_over: dict[str, list[BootRequest]] = {}
     by_name = {request.labels.clone: request for request in requests}
     for provider in dict.fromkeys(map(provider_of, requests)):
         group = [request for request in requests if provider_of(request) == provider]
-        for outcome in _asked(boots, provider, group, every=every):
+        for outcome in _asked(boots, provider, group, driver, every=every):
             to = outcome.value.handover if outcome.value is not None else None
             if to is None:
                 yield outcome
             else:
                 handed_over.setdefault(to, []).append(by_name[outcome.key])
     for provider, group in handed_over.items():
-        for outcome in _asked(boots, provider, group, every=every):
+        for outcome in _asked(boots, provider, group, driver, every=every):
             if outcome.value is not None and outcome.value.handover is not None:
                 error = BackendError(f"{outcome.key}: boot provider {provider!r} hands over again")
                 yield Outcome(key=outcome.key, error=error)
@@ -275,12 +296,14 @@ def _asked(
     boots: Callable[[str], tuple[BootBackend, BootProvider]],
     name: str,
     requests: Sequence[BootRequest],
+    driver: HypervisorDriver,
     *,
     every: bool,
 ) -> Iterator[Outcome[BootConfig]]:
     """Ask one provider, by the method for the hypervisor's kind."""
     try:
         backend, provider = boots(name)
+        requests = with_networks(backend, driver, requests)
     except VmclonerError as error:
         yield from (Outcome(key=request.labels.clone, error=error) for request in requests)
         return

@@ -69,7 +69,13 @@ if TYPE_CHECKING:
     from vmcloner_core.audit import Report
     from vmcloner_core.booting import Preview
     from vmcloner_core.catalog import TemplateInfo
-    from vmcloner_core.drivers import HypervisorDriver, ImageFile, StorageDriver
+    from vmcloner_core.drivers import (
+        ConsoleInterface,
+        HypervisorDriver,
+        ImageFile,
+        NetworkInterface,
+        StorageDriver,
+    )
     from vmcloner_core.model import CloneSpec
     from vmcloner_core.planner import Facts
     from vmcloner_core.remote import Answer
@@ -292,7 +298,8 @@ class Engine:
             raise InvalidRequest(f"pool {storage.name!r} can't make {mode.value} clones")
         identity, identifier = self._host.drivers.identity(template.identity.provider)
         seeds = identifier.seeds
-        networks = hypervisor.networks() if any(n.network for n in template.nics) else None
+        wanted = hypervisor.networks if any(n.network for n in template.nics) else None
+        networks = wanted.inspect() if wanted is not None else None
         fleet = [c.name for c in found.clones if c.fleet == request.fleet and c.recorded]
         return Facts(
             host=self.host.name,
@@ -488,7 +495,12 @@ class Engine:
         :raises InvalidRequest: that hypervisor has no such format.
         """
         driver, spec = self._spec(name)
-        return driver.native(spec)
+        if driver.native is None:
+            raise InvalidRequest(
+                f"{name}: hypervisor {driver.name!r} has no format but its domain XML",
+                hint=f"vmcloner show {name} --xml",
+            )
+        return driver.native.render(spec)
 
     def _spec(self, name: str) -> tuple[HypervisorDriver, DomainSpec]:
         clone = self.show(name)
@@ -508,9 +520,10 @@ class Engine:
         record = self._host.records.find(clone.name)
         return found_spec(clone, template, record, self._host.seed, macs)
 
-    def console_log(self, clone: Clone) -> Path:
-        """Return where the host keeps what a clone writes to its console."""
-        return self._host.drivers.hypervisor(clone.labels.hypervisor).console_log(clone.name)
+    def console_log(self, clone: Clone) -> Path | None:
+        """Return the file that holds a clone's console output, None where consoles aren't kept."""
+        consoles = self._host.drivers.hypervisor(clone.labels.hypervisor).consoles
+        return None if consoles is None else consoles.log(clone.name)
 
     def boots(self, *targets: str) -> tuple[Preview, ...]:
         """Return what clones would boot if they were started now: a dry run. All, if none is named.
@@ -530,17 +543,22 @@ class Engine:
 
     def read_console(self, name: str, offset: int = 0, limit: int = 65536) -> tuple[bytes, int]:
         """Return what a clone's console said from ``offset`` on, and the offset to go on from."""
-        return self._console(name).read_console(name, offset, limit)
+        return self._consoles(name).read(name, offset, limit)
 
     def attach_console(self, name: str, stdin: int, stdout: int) -> None:
         """Connect two file descriptors with a clone's console until ``^]``."""
-        self._console(name).attach_console(name, stdin, stdout)
+        self._consoles(name).attach(name, stdin, stdout)
 
-    def _console(self, name: str) -> HypervisorDriver:
+    def _consoles(self, name: str) -> ConsoleInterface:
         for backend in self._host.drivers.names("hypervisor"):
             driver = self._host.drivers.hypervisor(backend)
             if name in driver.states():
-                return driver
+                if driver.consoles is None:
+                    raise BackendError(
+                        f"{name}: hypervisor {backend!r} has no consoles",
+                        hint=f"vmcloner ssh {name}",
+                    )
+                return driver.consoles
         self.show(name)
         raise WrongState(f"{name} has no domain", hint="run its create again")
 
@@ -582,21 +600,23 @@ class Engine:
     def prepare_network(
         self, request: NetworkRequest, *, hypervisor: str | None = None
     ) -> NetworkChange:
-        """Have a network of vmcloner's own for so many guests; see
-        :meth:`HypervisorDriver.prepare_network`.
+        """Make a network of vmcloner's own for so many guests; see
+        :meth:`NetworkInterface.prepare`.
         """
         driver = self._host.drivers.hypervisor(hypervisor or self.settings.defaults.hypervisor)
+        networks = _networks(driver, request)
         with self._run_lock, self._held([f"network/{request.name}"]):
-            return driver.prepare_network(request)
+            return networks.prepare(request)
 
     def remove_network(
         self, request: NetworkRequest, *, hypervisor: str | None = None
     ) -> NetworkChange:
-        """Take a network of vmcloner's own away; see :meth:`HypervisorDriver.remove_network`.
+        """Remove a network of vmcloner's own; see :meth:`NetworkInterface.remove`.
 
         :raises WrongState: clones are defined on it, which couldn't start any more.
         """
         driver = self._host.drivers.hypervisor(hypervisor or self.settings.defaults.hypervisor)
+        networks = _networks(driver, request)
         with self._run_lock, self._held([f"network/{request.name}"]):
             try:
                 domains = driver.inspect().domains
@@ -610,7 +630,7 @@ class Engine:
                     f"network {key!r}: {len(users)} clones are on it ({users[0]}, …)",
                     hint="delete them first",
                 )
-            return driver.remove_network(request)
+            return networks.remove(request)
 
     def check_host(self, *backends: str) -> Iterator[Check]:
         """Yield what each backend needs of the host; all that are set up where none is named.
@@ -652,6 +672,15 @@ def capacity_checks(pool: str, capacity: Capacity) -> Iterator[Check]:
     yield Check(backend=pool, name="space", status=Status.OK, detail=room)
     for warning in capacity.warnings:
         yield Check(backend=pool, name="space", status=Status.WARNING, detail=warning)
+
+
+def _networks(driver: HypervisorDriver, request: NetworkRequest) -> NetworkInterface:
+    if driver.networks is None:
+        raise BackendError(
+            f"network {request.name!r}: hypervisor {driver.name!r} makes no networks",
+            hint="choose another by --hypervisor",
+        )
+    return driver.networks
 
 
 def check_result(result: RunResult) -> RunResult:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import attrs
 
 from vmcloner_core.birth import Birth
-from vmcloner_core.booting import boot_request, domain_spec
+from vmcloner_core.booting import boot_request, defined_boot, domain_spec
 from vmcloner_core.clone_spec import clone_spec
 from vmcloner_core.drivers import HypervisorDriver
 from vmcloner_core.errors import InvalidRequest, VmclonerError
@@ -98,8 +98,7 @@ class TemplateChecks:
     ) -> DomainSpec:
         """Return what a clone's domain would be defined by."""
         request = boot_request(spec, driver, volumes)
-        _, provider = self._host.drivers.boot(spec.template.boot)
-        boot = next(provider.resolve([request])).unwrap()
+        boot = defined_boot(self._host.drivers.boot(spec.template.boot), driver, request)
         kept = self._host.records.find(spec.name)
         return domain_spec(spec, boot, volumes, kept.seed if kept is not None else Seed())
 

@@ -248,6 +248,7 @@ def vmcloner_boot_provider() -> BootBackend:
     """Describe the backend."""
     return BootBackend(
         name="pypxeboot",
+        networks=True,
         description="DHCP, TFTP and PXELINUX, done by the host for the guest",
         factory=Pypxeboot,
         hypervisors=frozenset({"kvm", "xen"}),

@@ -218,12 +218,12 @@ def installer(site):
     def started(names, boots=NO_BOOTS):
         yield from start(names, boots)
         for name in names:
-            machines.consoles[name] = b"installing\n"
+            machines.said[name] = b"installing\n"
             if machines.boots[name].on_reboot == "destroy":
                 machines.machines[name] = attrs.evolve(machines.machines[name], state=State.STOPPED)
                 site.boot.driver.on_reboot = "restart"
             else:
-                machines.consoles[name] = f"{name} login: ".encode()
+                machines.said[name] = f"{name} login: ".encode()
 
     machines.start = started
     return site

@@ -184,7 +184,11 @@ class Guest:
     def states(self):
         return {"web-1": self.state} if self.state else {}
 
-    def read_console(self, _name, offset, limit):
+    @property
+    def consoles(self):
+        return self
+
+    def read(self, _name, offset, limit):
         if self.chunks:
             self.said += self.chunks.pop(0)
         data = self.said[offset : offset + limit]

@@ -114,6 +114,6 @@ class Show(Record):
                 for volume in clone.volumes
             ],
             "macs": list(clone.domain.macs) if clone.domain is not None else [],
-            "console_log": str(self.engine.console_log(clone)),
+            "console_log": str(self.engine.console_log(clone) or ""),
         }
         return (*COLUMNS, *more), (*_row(clone), *more.values())

@@ -7,7 +7,7 @@ from itertools import chain
 
 import attrs
 
-from vmcloner_core.booting import boot_request, domain_spec
+from vmcloner_core.booting import boot_request, domain_spec, with_networks
 from vmcloner_core.disks import disk_requests
 from vmcloner_core.drivers import HypervisorDriver, IdentityRequest, Lane, StorageDriver
 from vmcloner_core.errors import VmclonerError
@@ -104,7 +104,8 @@ class Define(HypervisorStep):
             providers.setdefault(work.plan.known().template.boot, []).append(work)
         for name, group in providers.items():
             requests = [boot_request(w.plan.known(), driver, w.volumes) for w in group]
-            yield from host.drivers.boot(name)[1].resolve(requests)
+            backend, provider = host.drivers.boot(name)
+            yield from provider.resolve(with_networks(backend, driver, requests))
 
     @staticmethod
     def _seeded(host: LocalHost, works: Sequence[Work]) -> Iterator[Outcome[Seed]]:
