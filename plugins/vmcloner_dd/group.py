@@ -9,6 +9,7 @@ from pathlib import Path
 
 import attrs
 
+from vmcloner_core.coalesce import Coalescer
 from vmcloner_core.copying import Pace, Target, fan_out
 from vmcloner_core.drivers import DriverContext, ImageFile
 from vmcloner_core.errors import (
@@ -40,7 +41,7 @@ from vmcloner_dd.settings import DdSettings
 from vmcloner_files.cloning import blank_size, disk_size
 from vmcloner_files.errors import translated
 from vmcloner_lvm import tags
-from vmcloner_lvm.activation import Together, activate, deactivate
+from vmcloner_lvm.activation import activate, deactivate
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper
 from vmcloner_lvm.filling import opened as opened_image
@@ -111,8 +112,8 @@ class GroupDriver(FanningDriver):
         self._lvm = Lvm(self._group, context.runner)
         self._mapper = mapper or KernelDeviceMapper()
         self._extent = 0
-        self._on = Together(lambda names: activate(self._lvm, self._mapper, names))
-        self._off = Together(lambda names: deactivate(self._lvm, self._mapper, names))
+        self._on = Coalescer(lambda names: activate(self._lvm, self._mapper, names))
+        self._off = Coalescer(lambda names: deactivate(self._lvm, self._mapper, names))
 
     def probe(self) -> Iterator[Check]:
         """See :meth:`StorageDriver.probe`."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
+from vmcloner_core.coalesce import Coalescer
 from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
 from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, WrongState
 from vmcloner_core.model import (
@@ -27,7 +28,7 @@ from vmcloner_core.model import (
 )
 from vmcloner_core.units import format_size
 from vmcloner_lvm import batches, doctor, tags
-from vmcloner_lvm.activation import Together, activate, deactivate
+from vmcloner_lvm.activation import activate, deactivate
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper
 from vmcloner_lvm.importing import Importer, remove_image
@@ -73,8 +74,8 @@ class LvmThinDriver(StorageDriver):
         self._pool = Pool(self._lvm, settings.thinpool, self._mapper)
         self._chunk: int | None = None
         self._importer = Importer(self._pool, context.runner, context.host.state / "import")
-        self._activate = Together(lambda names: activate(self._lvm, self._mapper, names))
-        self._deactivate = Together(lambda names: deactivate(self._lvm, self._mapper, names))
+        self._activate = Coalescer(lambda names: activate(self._lvm, self._mapper, names))
+        self._deactivate = Coalescer(lambda names: deactivate(self._lvm, self._mapper, names))
 
     def probe(self) -> Iterator[Check]:
         """See :meth:`StorageDriver.probe`."""
