@@ -41,9 +41,7 @@ class Pypxeboot(BootProvider):
 
     def __init__(self, context: DriverContext) -> None:
         self._context = context
-        self._queue = Coalescer(
-            self._ask, key=lambda request: request.labels.clone, most=MAX_BATCH
-        )
+        self._queue = Coalescer(self._ask, key=lambda request: request.labels.clone, most=MAX_BATCH)
         self._bridges: dict[tuple[str, str], str] = {}
 
     def check(self, template: Template) -> None:
