@@ -10,7 +10,7 @@ from typing import Literal
 import attrs
 
 from vmcloner_core.drivers.context import DriverContext, Lane
-from vmcloner_core.errors import VmclonerError
+from vmcloner_core.errors import VmclonerError, WrongState
 from vmcloner_core.model import (
     AS_IT_COMES,
     Capacity,
@@ -166,9 +166,18 @@ class StorageDriver(ABC):
         """Return the bytes that ``count`` volumes like this take at the moment they are made."""
 
     def activate(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
-        """Make volumes usable before their domains start; keys are the volumes' names."""
+        """Make volumes usable before their domains start; keys are the volumes' names.
+
+        An incomplete volume is WrongState.
+        """
         for volume in volumes:
-            yield Outcome(key=volume.name, changed=False)
+            error = None
+            if not volume.complete:
+                error = WrongState(
+                    f"volume {volume.path} is incomplete: its copy was interrupted",
+                    hint="run its create again to resume the copy",
+                )
+            yield Outcome(key=volume.name, error=error, changed=False)
 
     def deactivate(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
         """Undo :meth:`activate` once their domains have stopped; keys are the volumes' names."""
