@@ -44,6 +44,8 @@ def examine_pool(backend: str, folder: Path, wanted: str, runner: CommandRunner)
 
 
 def _cloning(features: Features, wanted: str, kind: str) -> tuple[Status, str, str]:
+    if wanted == "copy":
+        return Status.OK, "full copies (as set)", ""
     if features.reflink and wanted != "overlay":
         return Status.OK, f"reflinks on {kind}", ""
     if wanted == "reflink":

@@ -50,7 +50,7 @@ class Importer:
         with (
             # Names are the group's: of two pools in it, only one imports a template at a time.
             hold(self.locks, [f"{self.pool.lvm.group}/{origin_name(template)}"]),
-            opened(source, self.folder, self.runner) as fd,
+            opened(source, self.folder, self.runner, copying) as fd,
         ):
             return self._import(template, source, fd, progress, copying)
 

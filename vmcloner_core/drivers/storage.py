@@ -58,7 +58,12 @@ class StorageDriver(ABC):
     reset_lane = Lane()
     delete_lane = Lane()
     modes: frozenset[CloneMode] = frozenset(CloneMode)
-    """The clone modes that the pool can do."""
+    """The clone modes that the pool supports. FULL clones are copies, LINKED ones copy nothing."""
+    copies = True
+    """Whether imports and FULL clones honour :class:`~vmcloner_core.model.Copying`.
+
+    False declares that the pool copies no bytes by itself, and so has nothing to pace or verify.
+    """
 
     def __init__(self, context: DriverContext) -> None:
         self.context = context

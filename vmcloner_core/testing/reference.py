@@ -67,6 +67,7 @@ class ReferenceStorage(SimpleStorageDriver):
     """
 
     clone_lane = Lane(batch=4)
+    copies = False
 
     def __init__(self, context: DriverContext, _settings: NoSettings) -> None:
         super().__init__(context)
