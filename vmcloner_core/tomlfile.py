@@ -14,26 +14,20 @@ from cattrs import Converter, transform_error
 from cattrs.errors import ForbiddenExtraKeysError
 
 from vmcloner_core.errors import InvalidRequest, VmclonerError, did_you_mean
+from vmcloner_core.trusted_files import read_file
 from vmcloner_core.units import Size, parse_size
 
 T = TypeVar("T")
-MAX_FILE = 1024**2
-"""Bytes of a settings or template file."""
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, *, trusted: bool) -> dict[str, Any]:
     """Return what a TOML file says.
 
+    :param trusted: whether it has to be one that no other user could have written.
     :raises InvalidRequest: it can't be read, is too large or isn't TOML; names file and line.
     """
     try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_FILE + 1)
-        if len(content) > MAX_FILE:
-            raise InvalidRequest(f"{path}: larger than {MAX_FILE} bytes")
-        return tomllib.loads(content.decode())
-    except OSError as error:
-        raise InvalidRequest(f"{path}: {error.strerror}") from error
+        return tomllib.loads(read_file(path, trusted=trusted).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{path}: not TOML: {error}") from error
     except RecursionError as error:
