@@ -87,6 +87,7 @@ class BootBackend:
         (:meth:`BootProvider.resolve_start`) and not only when a clone is defined. Such a
         hypervisor must be able to start domains :attr:`one_shot <HypervisorDriver.one_shot>`.
     :param cmdline: whether it gives a kernel, and so a command line, to every clone.
+    :param networks: whether it is told of the host's networks when it is asked at a start.
     """
 
     name: str
@@ -95,6 +96,7 @@ class BootBackend:
     hypervisors: frozenset[str] = frozenset({"kvm", "xen"})
     at_start: frozenset[str] = frozenset()
     cmdline: bool = False
+    networks: bool = False
 
 
 @attrs.frozen(kw_only=True)

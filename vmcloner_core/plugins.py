@@ -245,7 +245,7 @@ class PluginHost:
     def step_changed(self, event: StepEvent) -> None:
         """Tell observers of a step."""
         said = f": {event.error}" if event.error is not None else ""
-        log.debug("%s %s %s%s", event.clone, event.step.value, event.status.value, said)
+        log.debug("%s %s %s%s", event.clone, event.step, event.status.value, said)
         self._observe(self._manager.hook.vmcloner_step_changed, event=event)
 
     def progress(self, event: ProgressEvent) -> None:

@@ -16,11 +16,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vmcloner_core.errors import InvalidRequest, VmclonerError
+from vmcloner_core.model import Values
 from vmcloner_core.names import MAX_INDEX, split_clone
 from vmcloner_core.tomlfile import MAX_FILE, read_toml
 from vmcloner_core.units import parse_size
 
-Values = Mapping[str, str | int]
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _FIXED = frozenset({"name", "fleet", "index", "template", "owner", "run", "mac", "macs"})
 _COLUMNS = ("clone", "index", "name")
@@ -39,15 +39,6 @@ def read_values(path: Path, fleet: str) -> dict[int, Values]:
             raise InvalidRequest(f"{where}: {fleet}-{index} is there twice")
         found[index] = {key: check_value(key, value, where) for key, value in values.items()}
     return found
-
-
-def sizes(values: Values) -> tuple[int | None, int | None]:
-    """Return the memory in bytes and the processors that values ask for, None where they don't."""
-    memory, vcpus = values.get("memory"), values.get("vcpus")
-    return (
-        None if memory is None else parse_size(memory),
-        None if vcpus is None else int(vcpus),
-    )
 
 
 def _toml(path: Path) -> Iterator[tuple[str, str, Mapping[str, object]]]:

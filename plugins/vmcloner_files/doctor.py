@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vmcloner_core.model import Check, Status
+from vmcloner_core.os_errors import translate
 from vmcloner_core.process import CommandRunner
-from vmcloner_files.errors import translate
 from vmcloner_files.features import Features, examine, existing, file_system, has_attributes
 
 QEMU_IMG_FIX = "apt-get install qemu-utils"
@@ -28,7 +28,7 @@ def examine_pool(backend: str, folder: Path, wanted: str, runner: CommandRunner)
     try:
         features = examine(place)
     except OSError as error:
-        reason = translate(error, str(place)).message
+        reason = translate(error, place).message
         yield check("pool", Status.FAILED, reason, f"make {folder} writable, or set another path")
     else:
         made = "" if place == folder else ", made when first needed"

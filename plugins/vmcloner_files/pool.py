@@ -21,8 +21,8 @@ from typing import TypeVar
 from vmcloner_core.errors import Conflict, DeadlineExceeded
 from vmcloner_core.model import Labels
 from vmcloner_core.names import check_template, split_volume, volume_name
+from vmcloner_core.os_errors import translated
 from vmcloner_files import drafts
-from vmcloner_files.errors import translated
 from vmcloner_files.features import Features, examine, existing, has_attributes
 from vmcloner_files.labelling import LabelStore, SidecarLabels, XattrLabels
 from vmcloner_files.records import DiskRecord, ImageRecord

@@ -62,69 +62,86 @@ class _Bridge:
     ports: int = 0
 
 
-def prepare(runner: CommandRunner, host: Host, request: NetworkRequest) -> NetworkChange:
-    """Have a bridge of our own with room for ``request.count`` guests.
+class Bridges:
+    """Bridges of vmcloner's own on one host. Thread-safe."""
 
-    :raises Conflict: what has that name isn't ours, or the subnet is taken.
-    :raises WrongState: it would have to be changed while guests are on it.
-    :raises BackendError: a program is missing.
-    """
-    _check(runner, request)
-    found = _find(runner, request.name)
-    held = None if found is None or found.address is None else found.address.network
-    fits = held is not None and subnets.room(held.prefixlen) >= request.count
-    if held is None or not fits or request.subnet not in (None, str(held)):
-        _refuse_guests(found, request.name, "is too small, or another subnet is asked for")
-        taken = [subnet for subnet in subnets.routed(runner) if subnet != held]
-        held = subnets.free(request, taken)
-    work = _Work(runner, host, request.name, held)
-    missing = work.missing(found)
-    if not request.dry_run:
-        for make in missing.values():
-            make()
-    return NetworkChange(network=subnets.future(request.name, "bridge", held), steps=tuple(missing))
+    def __init__(self, runner: CommandRunner, host: Host) -> None:
+        self._runner = runner
+        self._host = host
 
+    def prepare(self, request: NetworkRequest) -> NetworkChange:
+        """Have a bridge of our own with room for ``request.count`` guests.
 
-def remove(runner: CommandRunner, host: Host, request: NetworkRequest) -> NetworkChange:
-    """Take such a bridge away, with its rules and its DHCP server; forwarding stays as it is.
+        :raises Conflict: what has that name isn't ours, or the subnet is taken.
+        :raises WrongState: it would have to be changed while guests are on it.
+        :raises BackendError: a program is missing.
+        """
+        _check(self._runner, request)
+        found = _find(self._runner, request.name)
+        held = None if found is None or found.address is None else found.address.network
+        fits = held is not None and subnets.room(held.prefixlen) >= request.count
+        if held is None or not fits or request.subnet not in (None, str(held)):
+            _refuse_guests(found, request.name, "is too small, or another subnet is asked for")
+            taken = [subnet for subnet in subnets.routed(self._runner) if subnet != held]
+            held = subnets.free(request, taken)
+        work = _Work(self._runner, self._host, request.name, held)
+        missing = work.missing(found)
+        if not request.dry_run:
+            for make in missing.values():
+                make()
+        return NetworkChange(
+            network=subnets.future(request.name, "bridge", held), steps=tuple(missing)
+        )
 
-    :raises Conflict: it isn't ours. :raises WrongState: guests are on it.
-    """
-    _check(runner, request)
-    found = _find(runner, request.name)
-    _refuse_guests(found, request.name, "can't be removed")
-    work = _Work(runner, host, request.name, subnets.Subnet("0.0.0.0/24"))
-    there = {
-        "dhcp": work.server() is not None,
-        "nat": bool(work.rules()),
-        "bridge": found is not None,
-    }
-    if not request.dry_run:
-        work.clear()
-    gone = Network(name=request.name, active=False)
-    return NetworkChange(network=gone, steps=tuple(step for step, is_so in there.items() if is_so))
+    def remove(self, request: NetworkRequest) -> NetworkChange:
+        """Take such a bridge away, with its rules and its DHCP server; forwarding stays as it is.
 
+        :raises Conflict: it isn't ours. :raises WrongState: guests are on it.
+        """
+        _check(self._runner, request)
+        found = _find(self._runner, request.name)
+        _refuse_guests(found, request.name, "can't be removed")
+        work = _Work(self._runner, self._host, request.name, subnets.Subnet("0.0.0.0/24"))
+        there = {
+            "dhcp": work.server() is not None,
+            "nat": bool(work.rules()),
+            "bridge": found is not None,
+        }
+        if not request.dry_run:
+            work.clear()
+        gone = Network(name=request.name, active=False)
+        return NetworkChange(
+            network=gone, steps=tuple(step for step, is_so in there.items() if is_so)
+        )
 
-def bridges(runner: CommandRunner, host: Host) -> tuple[Network, ...]:
-    """Return our own bridges, with those who hold addresses of them now."""
-    if runner.which("ip") is None:
-        return ()
-    found = []
-    for link in iproute.show(runner, "link", "show", "type", "bridge"):
-        name, address = link["ifname"], _labelled(link)
-        if address is not None:
-            file = _folder(host) / f"{name}.leases"
-            network = Network(
-                name=name,
-                kind="bridge",
-                active=_is_up(link),
-                ours=True,
-                address=str(address),
-                addresses=subnets.room(address.network.prefixlen),
-                leases={mac for _expiry, mac, _address in _leases(file)},
-            )
-            found.append(network)
-    return tuple(found)
+    def inspect(self) -> tuple[Network, ...]:
+        """Return our own bridges, with those who hold addresses of them now."""
+        if self._runner.which("ip") is None:
+            return ()
+        found = []
+        for link in iproute.show(self._runner, "link", "show", "type", "bridge"):
+            name, address = link["ifname"], _labelled(link)
+            if address is not None:
+                file = _folder(self._host) / f"{name}.leases"
+                network = Network(
+                    name=name,
+                    kind="bridge",
+                    active=_is_up(link),
+                    ours=True,
+                    address=str(address),
+                    addresses=subnets.room(address.network.prefixlen),
+                    leases={mac for _expiry, mac, _address in _leases(file)},
+                )
+                found.append(network)
+        return tuple(found)
+
+    def leased(self) -> dict[str, tuple[str, ...]]:
+        """Return the addresses that the bridges' servers gave out, by MAC, the newest first."""
+        given: dict[str, list[tuple[int, str]]] = {}
+        for file in _folder(self._host).glob("*.leases"):
+            for expiry, mac, address in _leases(file):
+                given.setdefault(mac, []).append((expiry, address))
+        return whereabouts.newest_first(given)
 
 
 def _labelled(link: dict[str, Any]) -> ipaddress.IPv4Interface | None:
@@ -133,15 +150,6 @@ def _labelled(link: dict[str, Any]) -> ipaddress.IPv4Interface | None:
     with contextlib.suppress(ValueError):
         return ipaddress.IPv4Interface(text) if label == LABEL else None
     return None
-
-
-def leased(host: Host) -> dict[str, tuple[str, ...]]:
-    """Return the addresses that the bridges' servers gave out, by MAC, the newest first."""
-    given: dict[str, list[tuple[int, str]]] = {}
-    for file in _folder(host).glob("*.leases"):
-        for expiry, mac, address in _leases(file):
-            given.setdefault(mac, []).append((expiry, address))
-    return whereabouts.newest_first(given)
 
 
 def _leases(file: Path) -> list[tuple[int, str, str]]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import tenacity
 
@@ -69,6 +71,18 @@ class _Slot:
         self.opening = threading.Lock()
 
 
+def is_local(uri: str) -> bool:
+    """Tell whether a URI names a daemon on this host, reached by its socket.
+
+    libvirt resolves words without ``:///`` as aliases, and gives the daemon the URI in the
+    parameter ``name`` to open. See https://libvirt.org/uri.html
+    """
+    if re.fullmatch(r"[a-z]+(\+unix)?:///[^\s#]*", uri) is None:
+        return False
+    parameters = re.split("[&;]", uri.partition("?")[2])
+    return all(unquote(item.partition("=")[0]) != "name" for item in parameters)
+
+
 class Connections:
     """Connections to ``uri``. Thread-safe; opens nothing before the first call.
 
@@ -105,6 +119,10 @@ class Connections:
                 f"lost the connection to {self.uri}: {lost.cause.message}", hint=lost.cause.hint
             ) from lost
         return result
+
+    def ask(self, operation: Callable[[Any], T]) -> T:
+        """Return ``operation(connection)``, a question about the host; see :meth:`call`."""
+        return self.call(operation, about=self.uri)
 
     def close(self) -> None:
         """Let go of all connections."""

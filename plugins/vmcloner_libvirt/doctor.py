@@ -16,7 +16,7 @@ import attrs
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Check, Status
-from vmcloner_libvirt import acceleration
+from vmcloner_libvirt.acceleration import KvmProbe
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections
 from vmcloner_libvirt.metadata import parse
@@ -47,20 +47,20 @@ class _User:
 
 
 def examine(
-    backend: str, connections: Connections, context: DriverContext, accel: str
+    context: DriverContext, connections: Connections, probe: KvmProbe, accel: str
 ) -> Iterator[Check]:
     """Yield the checks, in the order in which what fails is best mended."""
-    check = partial(Check, backend=backend)
+    check = partial(Check, backend=context.name)
     daemon = Daemon()
     yield from reach(check, connections, daemon)
     if not daemon.binding or daemon.kind not in ("", "QEMU"):
         return
-    yield _emulator(check, context)
-    yield _acceleration(check, context, accel)
+    yield _emulator(check, probe)
+    yield _acceleration(check, probe, accel)
     yield _virtlogd(check)
     if daemon.capabilities is not None:
         user = _qemu_user(daemon.capabilities)
-        yield _device(check, user)
+        yield _device(check, probe.device, user)
         yield _state(check, context.host.state, user)
 
 
@@ -120,8 +120,8 @@ def _version(number: int) -> str:
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
 
-def _emulator(check: partial[Check], context: DriverContext) -> Check:
-    path = acceleration.emulator(context.runner)
+def _emulator(check: partial[Check], probe: KvmProbe) -> Check:
+    path = probe.emulator()
     if path is None:
         return check(
             name="qemu",
@@ -132,10 +132,10 @@ def _emulator(check: partial[Check], context: DriverContext) -> Check:
     return check(name="qemu", status=Status.OK, detail=path)
 
 
-def _acceleration(check: partial[Check], context: DriverContext, accel: str) -> Check:
+def _acceleration(check: partial[Check], probe: KvmProbe, accel: str) -> Check:
     if accel == "tcg":
         return check(name="kvm", status=Status.OK, detail="not used: accel is set to tcg")
-    found = acceleration.cached(context.runner, context.host, fresh=True)
+    found = probe.cached(fresh=True)
     if found.works:
         return check(name="kvm", status=Status.OK, detail="a guest ran on it")
     if accel == "kvm":
@@ -179,9 +179,9 @@ def _qemu_user(capabilities: str) -> _User:
     return _User(name=entry.pw_name, uid=uid, gids=frozenset({gid, *groups}))
 
 
-def _device(check: partial[Check], user: _User) -> Check:
+def _device(check: partial[Check], device: Path, user: _User) -> Check:
     check = partial(check, name="qemu user")
-    device, terminal = acceleration.DEVICE, TERMINALS
+    terminal = TERMINALS
     # The daemon asks QEMU for its capabilities as root, finds KVM, sees that this user can't
     # use it, takes its cache for outdated, and asks again: for seconds, several times a domain.
     if device.exists() and not user.may(device, 6):

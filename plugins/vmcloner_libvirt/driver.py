@@ -9,30 +9,28 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
 from typing import Any, TypeVar
 
 from vmcloner_core.drivers import NO_BOOTS, DriverContext, HypervisorDriver, Lane
-from vmcloner_core.errors import BackendError, NotFound, VmclonerError, WrongState
+from vmcloner_core.errors import InvalidRequest, VmclonerError
 from vmcloner_core.model import (
     BootConfig,
     Domain,
     DomainInventory,
     DomainSpec,
     HostResources,
-    Network,
-    NetworkChange,
-    NetworkRequest,
     Outcome,
     State,
 )
-from vmcloner_libvirt import bridges, console, networks, operations, whereabouts
+from vmcloner_libvirt import operations, whereabouts
 from vmcloner_libvirt.binding import libvirt
-from vmcloner_libvirt.connection import Connections, Unreachable
-from vmcloner_libvirt.errors import is_code
+from vmcloner_libvirt.connection import Connections, Unreachable, is_local
+from vmcloner_libvirt.console import Consoles
 from vmcloner_libvirt.metadata import labels_of
+from vmcloner_libvirt.networks import Networks
 from vmcloner_libvirt.operations import tolerate
 from vmcloner_libvirt.rendering import Rendered
+from vmcloner_libvirt.whereabouts import GuestAgents
 
 T = TypeVar("T")
 POLL = 0.5
@@ -48,6 +46,9 @@ ASKERS = 8
 class LibvirtDriver(HypervisorDriver):
     """Base of the hypervisors behind libvirt. Thread-safe."""
 
+    networks: Networks
+    consoles: Consoles
+    agents: GuestAgents
     # Measured on two processors: 1.8 ms a domain one by one, 1.3 ms so, and no better with more.
     define_lane = Lane(batch=20, concurrency=4)
     # Likewise: 220 ms one by one, 120 ms with two calls a processor, and no better with more.
@@ -58,8 +59,18 @@ class LibvirtDriver(HypervisorDriver):
 
     def __init__(self, context: DriverContext, uri: str, connections: int) -> None:
         super().__init__(context)
+        if not is_local(uri):
+            # Volumes, console logs and bridges are on this host, so domains must be too.
+            raise InvalidRequest(
+                f"hosts.{context.host.name}.hypervisor.{self.name}.uri: {uri!r} is not a libvirt "
+                "daemon on this host; remote hosts aren't supported",
+                hint="remove it, or use DRIVER:///PATH or DRIVER+unix:///PATH?socket=FILE",
+            )
         self.uri = uri
         self.connections = Connections(uri, connections, context.runner)
+        self.networks = Networks(context, self.connections)
+        self.consoles = Consoles(self.connections, context.host.consoles)
+        self.agents = GuestAgents(self.connections)
         self._validated: set[str] = set()
         self._owned: dict[tuple[str, str], bool] = {}
 
@@ -72,10 +83,6 @@ class LibvirtDriver(HypervisorDriver):
     @abstractmethod
     def undefine_flags(self, connection: Any) -> int:
         """Return libvirt's flags for what is to go together with a domain."""
-
-    def console_flags(self) -> int:
-        """Return libvirt's flags for a console: refuse it where two sessions would share it."""
-        return int(libvirt().VIR_DOMAIN_CONSOLE_SAFE)
 
     def begin(self, connection: Any, name: str, boot: BootConfig | None = None) -> bool:
         """Start a domain; tell whether that was needed. See :func:`operations.start`."""
@@ -91,7 +98,7 @@ class LibvirtDriver(HypervisorDriver):
 
     def clean(self, name: str) -> None:
         """Remove the files that were kept for a domain which is gone."""
-        console.remove(self.console_log(name))
+        self.consoles.remove(name)
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -101,54 +108,24 @@ class LibvirtDriver(HypervisorDriver):
 
     def inspect(self) -> DomainInventory:
         """See :meth:`HypervisorDriver.inspect`."""
-        return self._ask_host(lambda connection: operations.inventory(self.records(connection)))
+        return self.connections.ask(
+            lambda connection: operations.inventory(self.records(connection))
+        )
 
     def states(self) -> Mapping[str, State]:
         """See :meth:`HypervisorDriver.states`."""
-        return self._ask_host(self._states)
+        return self.connections.ask(self._states)
 
     def resources(self) -> HostResources:
         """See :meth:`HypervisorDriver.resources`."""
-        return self._ask_host(operations.resources)
-
-    def networks(self) -> tuple[Network, ...] | None:
-        """See :meth:`HypervisorDriver.networks`."""
-        own = bridges.bridges(self.context.runner, self.context.host)
-        try:
-            return (*own, *self._ask_host(networks.networks))
-        except BackendError as error:
-            if error.__cause__ is not None and is_code(error.__cause__, "VIR_ERR_NO_SUPPORT"):
-                return own or None  # no network driver behind this connection
-            raise
-
-    def prepare_network(self, request: NetworkRequest) -> NetworkChange:
-        """See :meth:`HypervisorDriver.prepare_network`."""
-        if request.bridge:
-            return bridges.prepare(self.context.runner, self.context.host, request)
-        return self.connections.call(
-            lambda connection: networks.prepare(connection, self.context.runner, request),
-            about=f"network {request.name}",
-        )
-
-    def remove_network(self, request: NetworkRequest) -> NetworkChange:
-        """See :meth:`HypervisorDriver.remove_network`."""
-        if request.bridge:
-            return bridges.remove(self.context.runner, self.context.host, request)
-        return self.connections.call(
-            lambda connection: networks.remove(connection, request),
-            about=f"network {request.name}",
-        )
+        return self.connections.ask(operations.resources)
 
     def addresses(self) -> Mapping[str, tuple[str, ...]]:
         """See :meth:`HypervisorDriver.addresses`: leases, then neighbours, else guest agents."""
-        domains = [domain for domain in self._ask_host(whereabouts.running) if domain.macs]
+        domains = [domain for domain in self.connections.ask(whereabouts.running) if domain.macs]
         if not domains:
             return {}
-        sources = [
-            self._ask_host(networks.leased),
-            bridges.leased(self.context.host),
-            networks.neighbours(self.context.runner),
-        ]
+        sources = self.networks.sources()
         found = {domain.name: whereabouts.known(domain, sources) for domain in domains}
         asked = [domain for domain in domains if domain.agent and not found[domain.name]]
         with ThreadPoolExecutor(ASKERS, thread_name_prefix="agents") as pool:
@@ -160,11 +137,6 @@ class LibvirtDriver(HypervisorDriver):
         return self.connections.call(
             functools.partial(whereabouts.told, domain=domain), about=domain.name
         )
-
-    def agents(self, names: Sequence[str]) -> frozenset[str]:
-        """See :meth:`HypervisorDriver.agents`."""
-        domains = self._ask_host(whereabouts.running)
-        return frozenset(names) & {domain.name for domain in domains if domain.agent}
 
     def records(self, connection: Any) -> operations.Records:
         """Yield all domains with their states, by one call.
@@ -179,7 +151,7 @@ class LibvirtDriver(HypervisorDriver):
 
     def define(self, specs: Sequence[DomainSpec]) -> Iterator[Outcome[Domain]]:
         """See :meth:`HypervisorDriver.define`."""
-        console.make_folder(self.context.host.consoles)
+        self.consoles.prepare()
         for spec in specs:
             yield self._define(spec)
 
@@ -215,37 +187,11 @@ class LibvirtDriver(HypervisorDriver):
         for name in names:
             yield self._change(name, self._undefine)
 
-    # --- consoles -----------------------------------------------------------------------------
-
-    def console_log(self, name: str) -> Path:
-        """See :meth:`HypervisorDriver.console_log`."""
-        return console.log_file(self.context.host.consoles, name)
-
-    def read_console(self, name: str, offset: int, limit: int) -> tuple[bytes, int]:
-        """See :meth:`HypervisorDriver.read_console`."""
-        return console.read(self.console_log(name), offset, limit)
-
-    def attach_console(self, name: str, stdin: int, stdout: int) -> None:
-        """See :meth:`HypervisorDriver.attach_console`."""
-
-        def attach(connection: Any) -> None:
-            domain = operations.active(connection, name)
-            if domain is None:
-                raise WrongState(f"{name}: isn't running", hint=f"vmcloner start {name}")
-            console.attach(connection, domain, stdin, stdout, self.console_flags())
-
-        if name not in self.states():
-            raise NotFound(f"{name}: no such domain", hint="vmcloner list")
-        self.connections.call(attach, about=name)
-
     def close(self) -> None:
         """See :meth:`HypervisorDriver.close`."""
         self.connections.close()
 
     # --- how ----------------------------------------------------------------------------------
-
-    def _ask_host(self, operation: Callable[[Any], T]) -> T:
-        return self.connections.call(operation, about=self.uri)
 
     def _member(self, name: str, operation: Callable[[Any], Outcome[T]]) -> Outcome[T]:
         try:

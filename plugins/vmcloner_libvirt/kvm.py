@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import attrs
 
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.model import Check, DomainSpec, Host, HostResources
-from vmcloner_libvirt import acceleration, console, doctor
+from vmcloner_core.model import Check, DomainSpec, HostResources
+from vmcloner_libvirt import doctor
+from vmcloner_libvirt.acceleration import KvmProbe
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.driver import LibvirtDriver
 from vmcloner_libvirt.metadata import parse
@@ -36,6 +38,7 @@ class KvmDriver(LibvirtDriver):
     def __init__(self, context: DriverContext, settings: KvmSettings) -> None:
         super().__init__(context, settings.uri, settings.connections)
         self._accel = settings.accel
+        self._probe = KvmProbe(context)
         self._tb_cache = settings.tb_cache
         self._deciding = threading.Lock()
 
@@ -46,13 +49,13 @@ class KvmDriver(LibvirtDriver):
     @functools.cached_property
     def _domain_type(self) -> str:
         """libvirt's domain type: ``kvm``, ``qemu``, or ``test`` for its test driver."""
-        capabilities = parse(self._ask_host(lambda connection: connection.getCapabilities()))
+        capabilities = parse(self.connections.ask(lambda connection: connection.getCapabilities()))
         types = {e.get("type") for e in capabilities.iterfind("guest/arch/domain")}
         if "test" in types:
             return "test"
         if self._accel != "auto":
             return "kvm" if self._accel == "kvm" else "qemu"
-        works = "kvm" in types and acceleration.cached(self.context.runner, self.context.host).works
+        works = "kvm" in types and self._probe.cached().works
         return "kvm" if works else "qemu"
 
     def resources(self) -> HostResources:
@@ -71,8 +74,8 @@ class KvmDriver(LibvirtDriver):
             )
         with self._deciding:  # once, not once for each thread of the first batch
             domain_type, renderer = self._domain_type, self._renderer
-        host, cache = self.context.host, self._tb_cache
-        return renderer.render(spec, template_values(spec, domain_type, host, cache))
+        log = self.consoles.log(spec.name)
+        return renderer.render(spec, template_values(spec, domain_type, log, self._tb_cache))
 
     def undefine_flags(self, connection: Any) -> int:
         """See :meth:`LibvirtDriver.undefine_flags`."""
@@ -87,11 +90,11 @@ class KvmDriver(LibvirtDriver):
 
     def probe(self) -> Iterator[Check]:
         """See :meth:`HypervisorDriver.probe`."""
-        return doctor.examine(self.name, self.connections, self.context, self._accel)
+        return doctor.examine(self.context, self.connections, self._probe, self._accel)
 
 
 def template_values(
-    spec: DomainSpec, domain_type: str, host: Host, tb_cache: int
+    spec: DomainSpec, domain_type: str, console_log: Path, tb_cache: int
 ) -> dict[str, object]:
     """Return what the template ``domain.xml.j2`` may name beside the common values."""
     cpu = spec.options.cpu or ("host-passthrough" if domain_type == "kvm" else None)
@@ -102,5 +105,5 @@ def template_values(
         "tb_cache": max(1, tb_cache // 1024**2),
         "machine": spec.options.machine or MACHINE,
         "cpu": cpu,
-        "console_log": str(console.log_file(host.consoles, spec.name)),
+        "console_log": str(console_log),
     }

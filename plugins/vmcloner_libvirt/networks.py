@@ -12,11 +12,15 @@ from typing import Any
 import attrs
 from lxml import etree
 
-from vmcloner_core.errors import Conflict, VmclonerError, WrongState
+from vmcloner_core.drivers import DriverContext, NetworkInterface
+from vmcloner_core.errors import BackendError, Conflict, VmclonerError, WrongState
 from vmcloner_core.model import Network, NetworkChange, NetworkRequest
 from vmcloner_core.process import CommandRunner
 from vmcloner_libvirt import iproute, subnets, whereabouts
 from vmcloner_libvirt.binding import libvirt
+from vmcloner_libvirt.bridges import Bridges
+from vmcloner_libvirt.connection import Connections
+from vmcloner_libvirt.errors import is_code
 from vmcloner_libvirt.metadata import parse
 from vmcloner_libvirt.operations import tolerate
 from vmcloner_libvirt.subnets import Subnet
@@ -24,6 +28,51 @@ from vmcloner_libvirt.subnets import Subnet
 NAMESPACE = "https://vmcloner.github.io/ns/network/1"
 _TAG = f"{{{NAMESPACE}}}network"
 _SEEN = {"REACHABLE", "STALE", "DELAY", "PROBE", "PERMANENT"}
+
+
+class Networks(NetworkInterface):
+    """The networks of one host: libvirt's, and bridges of vmcloner's own. Thread-safe."""
+
+    def __init__(self, context: DriverContext, connections: Connections) -> None:
+        self._runner = context.runner
+        self._bridges = Bridges(context.runner, context.host)
+        self._connections = connections
+
+    def inspect(self) -> tuple[Network, ...] | None:
+        """See :meth:`NetworkInterface.inspect`."""
+        own = self._bridges.inspect()
+        try:
+            return (*own, *self._connections.ask(networks))
+        except BackendError as error:
+            if error.__cause__ is not None and is_code(error.__cause__, "VIR_ERR_NO_SUPPORT"):
+                return own or None  # no network driver behind this connection
+            raise
+
+    def prepare(self, request: NetworkRequest) -> NetworkChange:
+        """See :meth:`NetworkInterface.prepare`."""
+        if request.bridge:
+            return self._bridges.prepare(request)
+        return self._connections.call(
+            lambda connection: prepare(connection, self._runner, request),
+            about=f"network {request.name}",
+        )
+
+    def remove(self, request: NetworkRequest) -> NetworkChange:
+        """See :meth:`NetworkInterface.remove`."""
+        if request.bridge:
+            return self._bridges.remove(request)
+        return self._connections.call(
+            lambda connection: remove(connection, request), about=f"network {request.name}"
+        )
+
+    def sources(self) -> list[Mapping[str, tuple[str, ...]]]:
+        """Return addresses by MAC, the most reliable source first."""
+        return [
+            self._connections.ask(leased),
+            self._bridges.leased(),
+            neighbours(self._runner),
+        ]
+
 
 # --- reading ------------------------------------------------------------------------------------
 

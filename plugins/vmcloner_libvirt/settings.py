@@ -14,8 +14,8 @@ from vmcloner_core.units import Size
 class KvmSettings:
     """Settings of the backend ``kvm``.
 
-    :param uri: libvirt's connection URI. :param accel: ``auto`` uses KVM where a guest really
-        runs on it, and emulation elsewhere.
+    :param uri: libvirt's connection URI, of a daemon on this host.
+    :param accel: ``auto`` uses KVM where a test guest runs on it, and emulation elsewhere.
     :param tb_cache: bytes in which QEMU keeps the code that it has translated for one guest, where
         guests are emulated. Left to itself it takes an eighth of the host's memory, up to 1 GiB.
     :param connections: upper bound of connections to the daemon, which by default serves 5 calls

@@ -12,7 +12,9 @@ from typing import Any
 
 import attrs
 
+from vmcloner_core.drivers import AgentInterface
 from vmcloner_libvirt.binding import libvirt
+from vmcloner_libvirt.connection import Connections
 from vmcloner_libvirt.errors import is_disconnect
 from vmcloner_libvirt.metadata import labels_in, parse
 from vmcloner_libvirt.operations import tolerate
@@ -33,6 +35,18 @@ class Located:
     name: str
     macs: tuple[str, ...]
     agent: bool
+
+
+class GuestAgents(AgentInterface):
+    """The agents of one host's guests. Thread-safe."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    def reported(self, names: Sequence[str]) -> frozenset[str]:
+        """See :meth:`AgentInterface.reported`."""
+        domains = self._connections.ask(running)
+        return frozenset(names) & {domain.name for domain in domains if domain.agent}
 
 
 def newest_first(given: Mapping[str, Sequence[tuple[int, str]]]) -> dict[str, tuple[str, ...]]:

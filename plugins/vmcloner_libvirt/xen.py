@@ -12,12 +12,13 @@ from typing import Any
 
 import attrs
 
-from vmcloner_core.drivers import DriverContext, Lane
+from vmcloner_core.drivers import DriverContext, Lane, NativeInterface
 from vmcloner_core.errors import BackendError, DeadlineExceeded, HostCommandError, InvalidRequest
 from vmcloner_core.model import BootConfig, Check, DomainSpec, HostResources, Template
 from vmcloner_core.units import format_size
-from vmcloner_libvirt import console, operations, xen_doctor
+from vmcloner_libvirt import operations, xen_doctor
 from vmcloner_libvirt.binding import libvirt
+from vmcloner_libvirt.console import Consoles
 from vmcloner_libvirt.driver import LibvirtDriver
 from vmcloner_libvirt.errors import is_disconnect
 from vmcloner_libvirt.libxl import Logs, remove_rotated
@@ -56,8 +57,10 @@ class XenDriver(LibvirtDriver):
         store: Xenstore | None = None,
     ) -> None:
         super().__init__(context, settings.uri, settings.connections)
+        self.consoles = XenConsoles(self.connections, settings.console_logs)
+        self.native = XlCfg(self)
         self._settings = settings
-        self._host = host or XenHost()
+        self._host = host or XenHost(runner=context.runner)
         self._logs = logs or Logs()
         self._store = store or Xenstore()
         self._deciding = threading.Lock()
@@ -79,15 +82,15 @@ class XenDriver(LibvirtDriver):
             number = connection.getVersion()
             return connection.getType(), f"{number // 1_000_000}.{number // 1000 % 1000}"
 
-        return self._ask_host(ask)
+        return self.connections.ask(ask)
 
     @functools.cached_property
     def _balloons(self) -> bool:
-        return self._host.balloons(xen_doctor.commandline(self.context.runner))
+        return self._host.balloons()
 
     def resources(self) -> HostResources:
         """See :meth:`HypervisorDriver.resources`: the hypervisor's memory, not Domain-0's."""
-        total, free, cpus, dom0 = self._ask_host(_memory)
+        total, free, cpus, dom0 = self.connections.ask(_memory)
         kept = f"Domain-0 has {format_size(dom0)}"
         if self._balloons:
             spare = max(0, dom0 - self._settings.dom0_memory)
@@ -108,7 +111,6 @@ class XenDriver(LibvirtDriver):
         return xen_doctor.examine(
             self.name,
             self.connections,
-            self.context,
             self._host,
             self._settings.console_logs,
             self._settings.dom0_memory,
@@ -157,20 +159,9 @@ class XenDriver(LibvirtDriver):
         domain_type = "test" if kind == "TEST" else "xen"
         return renderer.render(spec, template_values(spec, domain_type, emulator))
 
-    def native(self, spec: DomainSpec) -> str:
-        """See :meth:`HypervisorDriver.native`: xl.cfg(5), by libvirt's own converter."""
-        xml = self.render(spec)
-        return self.connections.call(
-            lambda connection: str(connection.domainXMLToNative("xen-xl", xml, 0)), about=spec.name
-        )
-
     def undefine_flags(self, connection: Any) -> int:  # noqa: ARG002 - all of libxl's take it
         """See :meth:`LibvirtDriver.undefine_flags`."""
         return int(libvirt().VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
-
-    def console_flags(self) -> int:
-        """See :meth:`LibvirtDriver.console_flags`; libxl's driver takes none, and never shares."""
-        return 0
 
     def _boot(self, spec: DomainSpec, version: str) -> BootConfig:
         """Return what a clone boots, with the boot loader's whole path."""
@@ -208,15 +199,10 @@ class XenDriver(LibvirtDriver):
 
     # --- start and stop -----------------------------------------------------------------------
 
-    def console_log(self, name: str) -> Path:
-        """See :meth:`HypervisorDriver.console_log`: xenconsoled names it so."""
-        log = console.log_file(self._settings.console_logs, name)
-        return log.with_name(f"guest-{log.name}")
-
     def begin(self, connection: Any, name: str, boot: BootConfig | None = None) -> bool:
         """See :meth:`LibvirtDriver.begin`; says why where libvirt only says that it failed."""
         if operations.active(connection, name) is None:
-            console.remove(self.console_log(name))  # xenconsoled appends to what is there
+            self.consoles.remove(name)  # xenconsoled appends to what is there
         self._admit(connection, name)
         try:
             changed = self._start(connection, name, boot)
@@ -271,7 +257,7 @@ class XenDriver(LibvirtDriver):
 
     def clean(self, name: str) -> None:
         """See :meth:`LibvirtDriver.clean`."""
-        remove_rotated(self.console_log(name))
+        remove_rotated(self.consoles.log(name))
         self._logs.remove(name)
 
     def _forget(self, connection: Any, name: str) -> None:
@@ -306,6 +292,36 @@ class XenDriver(LibvirtDriver):
         except BackendError:  # host check says so; libxl will too
             return None
         return None if user is None else user.pw_uid
+
+
+class XenConsoles(Consoles):
+    """Consoles that xenconsoled(8) logs, where it is told to."""
+
+    def prepare(self) -> None:
+        """See :meth:`Consoles.prepare`; the folder is xenconsoled's."""
+
+    def log(self, name: str) -> Path:
+        """See :meth:`Consoles.log`; xenconsoled chooses the file's name."""
+        log = super().log(name)
+        return log.with_name(f"guest-{log.name}")
+
+    def flags(self) -> int:
+        """See :meth:`Consoles.flags`; libxl's driver takes none, and never shares a console."""
+        return 0
+
+
+class XlCfg(NativeInterface):
+    """Domains as xl.cfg(5), by libvirt's own converter."""
+
+    def __init__(self, driver: XenDriver) -> None:
+        self._driver = driver
+
+    def render(self, spec: DomainSpec) -> str:
+        """See :meth:`NativeInterface.render`."""
+        xml = self._driver.render(spec)
+        return self._driver.connections.call(
+            lambda connection: str(connection.domainXMLToNative("xen-xl", xml, 0)), about=spec.name
+        )
 
 
 def guest_type(spec: DomainSpec) -> str:

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Check, Status
-from vmcloner_core.process import CommandRunner
 from vmcloner_core.units import format_size
 from vmcloner_libvirt import doctor
 from vmcloner_libvirt.connection import Connections
@@ -26,7 +24,6 @@ _RESTRICT = (
 def examine(
     backend: str,
     connections: Connections,
-    context: DriverContext,
     host: XenHost,
     console_logs: Path,
     dom0_memory: int,
@@ -44,20 +41,7 @@ def examine(
     yield _emulator(check, host, daemon.short_version)
     yield _pygrub(check, host, daemon.short_version)
     yield _restriction(check, host)
-    yield _memory(check, context.runner, host, dom0_memory)
-
-
-def commandline(runner: CommandRunner) -> str:
-    """Return Xen's own command line, empty where it can't be asked."""
-    try:
-        text = runner.run(["xl", "info"], timeout=30).stdout.decode(errors="replace")
-    except VmclonerError:
-        return ""
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "xen_commandline":
-            return value.strip()
-    return ""
+    yield _memory(check, host, dom0_memory)
 
 
 def _domain0(check: partial[Check], host: XenHost) -> Check:
@@ -134,8 +118,8 @@ def _restriction(check: partial[Check], host: XenHost) -> Check:
     )
 
 
-def _memory(check: partial[Check], runner: CommandRunner, host: XenHost, dom0_memory: int) -> Check:
-    if not host.balloons(commandline(runner)):
+def _memory(check: partial[Check], host: XenHost, dom0_memory: int) -> Check:
+    if not host.balloons():
         return check(name="memory", status=Status.OK, detail="Domain-0's is fixed")
     return check(
         name="memory",

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import attrs
 
-from vmcloner_core.errors import BackendError
+from vmcloner_core.errors import BackendError, VmclonerError
+from vmcloner_core.process import CommandRunner
 
 _PROGRAMS = (
     "usr/lib/xen-{version}/bin",  # Debian and Ubuntu, where several versions may be installed
@@ -40,8 +41,12 @@ _AUTOBALLOON = re.compile(r"^\s*autoballoon\s*=\s*\"?(-?\w+)", re.MULTILINE)
 
 @attrs.frozen(kw_only=True)
 class XenHost:
-    """Looks things up on the host. ``root``: where its file system starts."""
+    """Looks things up on one host.
 
+    :param runner: runs commands on it. :param root: where its file system starts.
+    """
+
+    runner: CommandRunner
     root: Path = Path("/")
 
     @property
@@ -92,15 +97,24 @@ class XenHost:
                 hint="set LIBXL_BOOTLOADER_USER in the environment of libvirt's daemon",
             ) from None
 
-    def balloons(self, commandline: str) -> bool:
-        """Tell whether libvirt takes memory for a guest from Domain-0.
-
-        :param commandline: Xen's own.
-        """
+    def balloons(self) -> bool:
+        """Tell whether libvirt takes memory for a guest from Domain-0."""
         found = _AUTOBALLOON.search(self._read("etc/libvirt/libxl.conf"))
         if found is not None and found[1] in ("0", "1"):
             return found[1] == "1"
-        return _FIXED.search(commandline) is None
+        return _FIXED.search(self.commandline()) is None
+
+    def commandline(self) -> str:
+        """Return Xen's own command line, empty where it can't be read."""
+        try:
+            text = self.runner.run(["xl", "info"], timeout=30).stdout.decode(errors="replace")
+        except VmclonerError:
+            return ""
+        for line in text.splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "xen_commandline":
+                return value.strip()
+        return ""
 
     # --- how ----------------------------------------------------------------------------------
 

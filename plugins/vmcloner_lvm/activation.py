@@ -1,15 +1,14 @@
-"""Activate and deactivate volumes, those of concurrent callers together.
+"""Activate and deactivate volumes, many with one command.
 
-A command of LVM costs the same for one volume and for fifty, so what is asked for while one is
-running waits, and is done by the next in one go.
+A command of LVM costs the same for one volume and for fifty, so drivers combine the calls of
+concurrent threads (:class:`~vmcloner_core.coalesce.Coalescer`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vmcloner_core.errors import HostCommandError, VmclonerError, WrongState
@@ -24,32 +23,6 @@ _SETTLING = 5.0
 _PAUSE = 0.1
 
 Results = Mapping[str, VmclonerError | None]
-
-
-class Together:
-    """Does what several threads ask for in as few calls as may be."""
-
-    def __init__(self, work: Callable[[Sequence[str]], Results]) -> None:
-        self._work = work
-        self._asked: list[str] = []
-        self._guard = threading.Lock()
-        self._turn = threading.Lock()
-        self._done: dict[str, VmclonerError | None] = {}
-
-    def __call__(self, names: Iterable[str]) -> Results:
-        """Do the work for ``names``; returns each one's error, None for success."""
-        wanted = list(dict.fromkeys(names))
-        with self._guard:
-            self._asked += wanted
-        with self._turn:  # whoever is first does it for all that wait
-            with self._guard:
-                batch, self._asked = list(dict.fromkeys(self._asked)), []
-            if batch:
-                self._done.update(self._work(batch))
-            missed = [name for name in wanted if name not in self._done]  # whoever did it, failed
-            if missed:
-                self._done.update(self._work(missed))
-            return {name: self._done.pop(name) for name in wanted}
 
 
 def activate(lvm: Lvm, mapper: DeviceMapper, names: Sequence[str]) -> Results:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
+from vmcloner_core.coalesce import Coalescer
 from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
-from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, WrongState
+from vmcloner_core.errors import InvalidRequest, VmclonerError
 from vmcloner_core.model import (
     AS_IT_COMES,
     Capacity,
@@ -25,9 +26,8 @@ from vmcloner_core.model import (
     Progress,
     Volume,
 )
-from vmcloner_core.units import format_size
 from vmcloner_lvm import batches, doctor, tags
-from vmcloner_lvm.activation import Together, activate, deactivate
+from vmcloner_lvm.activation import activate, deactivate
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper
 from vmcloner_lvm.importing import Importer, remove_image
@@ -36,6 +36,7 @@ from vmcloner_lvm.pool import Pool
 from vmcloner_lvm.records import (
     ImageRecord,
     as_volume,
+    check_image,
     disk,
     image,
     image_of,
@@ -73,8 +74,12 @@ class LvmThinDriver(StorageDriver):
         self._pool = Pool(self._lvm, settings.thinpool, self._mapper)
         self._chunk: int | None = None
         self._importer = Importer(self._pool, context.runner, context.host.state / "import")
-        self._activate = Together(lambda names: activate(self._lvm, self._mapper, names))
-        self._deactivate = Together(lambda names: deactivate(self._lvm, self._mapper, names))
+        self._activate = Coalescer[str, VmclonerError | None](
+            lambda names: activate(self._lvm, self._mapper, names)
+        )
+        self._deactivate = Coalescer[str, VmclonerError | None](
+            lambda names: deactivate(self._lvm, self._mapper, names)
+        )
 
     def probe(self) -> Iterator[Check]:
         """See :meth:`StorageDriver.probe`."""
@@ -185,24 +190,9 @@ class LvmThinDriver(StorageDriver):
     def _origin(self, images: Images, origin: Origin, request: CloneRequest) -> tuple[int, str]:
         """Return the bytes and the origin's volume of a clone."""
         found = images(origin.template)
-        if found is None:
-            raise NotFound(
-                f"template {origin.template} has no image in pool {self.name}",
-                hint=f"vmcloner template import {origin.template} --storage {self.name}",
-            )
-        if found[1].digest != origin.digest:
-            raise WrongState(
-                f"template {origin.template} got another image in pool {self.name}",
-                hint="run the same command again",
-            )
-        size = request.size or found[1].size
-        if size < found[1].size:
-            raise InvalidRequest(
-                f"{request.volume_name}: a disk of {format_size(size)} is smaller than its "
-                f"template's image, {format_size(found[1].size)}",
-                hint="give disk_size at least that",
-            )
-        return max(size, found[0].size), origin_name(origin.template)
+        record = check_image(found[1] if found is not None else None, origin)
+        size = request.size_over(record.size)
+        return max(size, found[0].size if found is not None else 0), origin_name(origin.template)
 
     def reset(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
         """See :meth:`StorageDriver.reset`. The old ones go and the new ones come at once."""

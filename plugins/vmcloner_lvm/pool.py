@@ -12,7 +12,7 @@ from vmcloner_lvm.batches import doubt
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, PoolStatus, device_name
 from vmcloner_lvm.locking import group_lock
-from vmcloner_lvm.reading import Reader
+from vmcloner_lvm.metadata_reader import Reader
 from vmcloner_lvm.recovery import pending, recover
 from vmcloner_lvm.session import Session, find_pool, pool_device
 from vmcloner_lvm.volumegroup import VolumeGroup, strings

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import attrs
 
-from vmcloner_core.errors import Conflict, InvalidRequest
+from vmcloner_core.errors import Conflict, InvalidRequest, NotFound, WrongState
 from vmcloner_core.model import Labels, Origin, Volume
 from vmcloner_core.names import split_volume
 from vmcloner_lvm import tags
@@ -106,11 +106,7 @@ def disk(group: VolumeGroup, pool: str, name: str, labels: Labels) -> ThinVolume
     if volume is None or found is None:
         raise foreign(group, pool, name)
     if not found.same_clone(labels):
-        raise Conflict(
-            f"volume {group.name}/{name} belongs to clone {found.clone} of template "
-            f"{found.template}, not {labels.template}",
-            hint="delete that clone first, or choose another name",
-        )
+        raise other_clone(group.name, name, found, labels)
     return volume
 
 
@@ -122,10 +118,42 @@ def foreign(group: VolumeGroup, pool: str, name: str) -> Conflict:
             f"volume {group.name}/{name} belongs to pool {group.name}/{volume.pool}",
             hint="a name is its whole group's: use that pool, or one in another group",
         )
+    return not_ours(group.name, name)
+
+
+def not_ours(group: str, name: str) -> Conflict:
+    """Return the error for a volume without our labels under a name that we would give."""
     return Conflict(
-        f"volume {group.name}/{name} exists and isn't vmcloner's",
-        hint="it is left alone: rename it (lvrename), or choose another name",
+        f"volume {group}/{name} exists and is not vmcloner's",
+        hint="it is not touched: rename it (lvrename), or choose another name",
     )
+
+
+def other_clone(group: str, name: str, found: Labels, wanted: Labels) -> Conflict:
+    """Return the error for a volume of another clone under a name that we would give."""
+    return Conflict(
+        f"volume {group}/{name} belongs to clone {found.clone} of template {found.template}, "
+        f"not {wanted.template}",
+        hint="delete that clone first, or choose another name",
+    )
+
+
+def check_image(record: ImageRecord | None, origin: Origin) -> ImageRecord:
+    """Return the record of an origin's image.
+
+    :raises NotFound: there is none. :raises WrongState: it is not the image of ``origin``.
+    """
+    if record is None:
+        raise NotFound(
+            f"template {origin.template} has no image in pool {origin.pool}",
+            hint=f"vmcloner template import {origin.template} --storage {origin.pool}",
+        )
+    if record.digest != origin.digest:
+        raise WrongState(
+            f"the image of template {origin.template} in pool {origin.pool} was replaced",
+            hint="run the same command again",
+        )
+    return record
 
 
 def check_removable(group: str, name: str, dependents: Sequence[str]) -> None:

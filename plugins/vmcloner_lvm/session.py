@@ -21,7 +21,7 @@ from vmcloner_lvm.activation import deactivate
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, PoolStatus, device_name
 from vmcloner_lvm.metadata import stored_size
-from vmcloner_lvm.reading import Reader
+from vmcloner_lvm.metadata_reader import Reader
 from vmcloner_lvm.records import check_removable
 from vmcloner_lvm.transaction import numbered
 from vmcloner_lvm.volumegroup import ThinPool, ThinVolume, VolumeGroup

@@ -67,7 +67,19 @@ def test_show(run, lab):
     assert run("show", "web-1", "--xml")[1] == "<domain><name>web-1</name></domain>\n"
     code, _, said = run("show", "web-1", "--show-xl")
     assert code == 3
-    assert "has no such format (vmcloner show web-1 --xml)" in said
+    assert (
+        "web-1: hypervisor 'reference' has no format but its domain XML"
+        " (vmcloner show web-1 --xml)" in said
+    )
+
+
+def test_a_hypervisor_without_consoles(run, lab):
+    run("create", "web", "-t", "t1", "--start")
+    lab.machines.consoles = None
+    assert json.loads(run("show", "web-1", "-f", "json")[1])["console_log"] == ""
+    code, _, said = run("console", "web-1", "--log")
+    assert code == 8
+    assert "web-1: hypervisor 'reference' has no consoles (vmcloner ssh web-1)" in said
 
 
 def test_console_log(run):

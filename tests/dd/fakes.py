@@ -6,14 +6,13 @@ what hangs on a volume goes with it.
 
 import json
 import re
-from pathlib import Path
 
 import attrs
 
 from vmcloner_core.errors import HostCommandError, WrongState
 from vmcloner_core.process import CommandResult
-from vmcloner_dd.group import GroupDriver
 from vmcloner_lvm.commands import bound
+from vmcloner_lvm.thick_driver import ThickDriver
 
 VG = "vg"
 EXTENT = 4 * 1024**2
@@ -140,16 +139,13 @@ class FakeGroup:
         return None
 
 
-class FakeGroupDriver(GroupDriver):
-    """The driver on a faked group."""
-
-    def __init__(self, context, settings):
-        self._host = context.runner
-        super().__init__(context, settings, mapper=object(), locks=self._host.folder)
-        self._on, self._off = self._host.on, self._host.off
-
-    def _path(self, name: str) -> Path:
-        return self._host.path(name)
+def open_driver(context):
+    """Return the driver on a faked group."""
+    host = context.runner
+    driver = ThickDriver(context, VG, mapper=object(), locks=host.folder)
+    group = driver._group
+    group.activate, group.deactivate, group.path = host.on, host.off, host.path
+    return driver
 
 
 def busy(name):

@@ -6,14 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 import attrs
 import pytest
 
-from tests.dd.fakes import EXTENT, VG, FakeGroup, FakeGroupDriver, Volume
+from tests.dd.fakes import EXTENT, FakeGroup, Volume, open_driver
 from vmcloner_core.copying import Target
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import BackendError, Conflict, HostCommandError
 from vmcloner_core.model import CloneRequest, Copying, Host
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import make_image, no_progress
-from vmcloner_dd.settings import DdSettings
 
 MIB = 1024**2
 
@@ -32,7 +31,7 @@ def host(tmp_path):
 @pytest.fixture
 def driver(host, tmp_path):
     context = DriverContext(host=Host(name="local", state=tmp_path), name="pool", runner=host)
-    return FakeGroupDriver(context, DdSettings(vg=VG))
+    return open_driver(context)
 
 
 @pytest.fixture
@@ -105,7 +104,7 @@ def test_imports_by_two_state_folders_wait_for_one_another(host, driver, tmp_pat
     context = DriverContext(
         host=Host(name="local", state=tmp_path / "other"), name="pool", runner=host
     )
-    second = FakeGroupDriver(context, DdSettings(vg=VG))
+    second = open_driver(context)
     write, others = Target.write, []
 
     def import_too(target, data, at):

@@ -229,7 +229,7 @@ def test_a_start_that_fails_says_why(
 ) -> None:
     driver = make_xen()
     logs = Logs(xen=xen_root / "log/xen", libxl=xen_root / "log/libxl")
-    log = driver.console_log(spec.name)
+    log = driver.consoles.log(spec.name)
     log.write_text("of the start before")
 
     def create(*_: object) -> bool:
@@ -365,7 +365,7 @@ def process(root: Path, number: int, *words: str) -> None:
 
 
 def test_programs_are_those_of_the_xen_that_runs(xen_root: Path) -> None:
-    host = XenHost(root=xen_root)
+    host = XenHost(runner=LocalRunner(), root=xen_root)
     assert host.program("pygrub", "4.17") == xen_root / "usr/lib/xen-4.17/bin/pygrub"
     assert host.program("pygrub", "4.18") == xen_root / "usr/bin/pygrub"
     assert host.program("pvgrub", "4.17") is None
@@ -382,14 +382,14 @@ def test_programs_are_those_of_the_xen_that_runs(xen_root: Path) -> None:
     ],
 )
 def test_whether_consoles_are_logged(xen_root: Path, words: tuple[str, ...], logs: bool) -> None:
-    assert XenHost(root=xen_root).console_logs() is None
+    assert XenHost(runner=LocalRunner(), root=xen_root).console_logs() is None
     process(xen_root, 7, "/usr/lib/xen-4.17/bin/xenconsoled", *words)
     process(xen_root, 8, "vi", "--log=guest", "xenconsoled")
-    assert XenHost(root=xen_root).console_logs() is logs
+    assert XenHost(runner=LocalRunner(), root=xen_root).console_logs() is logs
 
 
 def test_as_whom_boot_loaders_run(xen_root: Path) -> None:
-    host = XenHost(root=xen_root)
+    host = XenHost(runner=LocalRunner(), root=xen_root)
     with pytest.raises(BackendError, match="isn't running"):
         host.bootloader_user()
     daemon(xen_root, PATH="/bin")
@@ -419,7 +419,7 @@ def test_whether_domain_0_balloons(
 ) -> None:
     (xen_root / "etc/libvirt").mkdir(parents=True)
     (xen_root / "etc/libvirt/libxl.conf").write_text(conf)
-    assert XenHost(root=xen_root).balloons(commandline) is balloons
+    assert XenHost(runner=Xl(commandline), root=xen_root).balloons() is balloons
 
 
 class Xl:
@@ -438,12 +438,9 @@ class Xl:
 def examine(make_xen: Callable[..., XenDriver], xen_root: Path) -> Callable[..., dict[str, Check]]:
     def run(commandline: str = "dom0_mem=2G") -> dict[str, Check]:
         driver = make_xen()
-        context = driver.context.__class__(
-            host=driver.context.host, name="xen", runner=Xl(commandline)
-        )
         folder = xen_root / "log/xen/console"
-        host, connections = XenHost(root=xen_root), Kind(driver.connections)
-        checks = xen_doctor.examine("xen", connections, context, host, folder, 1024**3)
+        host, connections = XenHost(runner=Xl(commandline), root=xen_root), Kind(driver.connections)
+        checks = xen_doctor.examine("xen", connections, host, folder, 1024**3)
         return {check.name: check for check in checks}
 
     return run
@@ -531,4 +528,4 @@ def test_without_xl_nothing_is_known_of_xens_command_line() -> None:
         def run(self, argv: object, **_: object) -> CommandResult:
             raise BackendError("xl isn't installed")
 
-    assert xen_doctor.commandline(NoXl()) == ""
+    assert XenHost(runner=NoXl()).commandline() == ""

@@ -57,7 +57,8 @@ def volume(labels: Labels, path: str, **values: str) -> Volume:
 
 def render(spec: DomainSpec, domain_type: str = "qemu") -> Rendered:
     renderer = Renderer("domain.xml.j2")
-    return renderer.render(spec, kvm.template_values(spec, domain_type, HOST, 128 * MIB))
+    log = HOST.consoles / f"{spec.name}.log"
+    return renderer.render(spec, kvm.template_values(spec, domain_type, log, 128 * MIB))
 
 
 def disk(spec: DomainSpec) -> tuple[DomainSpec, str]:

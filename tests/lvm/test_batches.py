@@ -285,8 +285,8 @@ def test_names_are_those_of_all_pools_in_a_group(host, driver, tmp_path):
     ("pool", "record", "message"),
     [
         ("other", {"template": "new"}, "belongs to pool vg/other"),
-        (POOL, {"template": "old"}, "isn't vmcloner's"),
-        (POOL, None, "isn't vmcloner's"),
+        (POOL, {"template": "old"}, "is not vmcloner's"),
+        (POOL, None, "is not vmcloner's"),
         (POOL, {"template": "new"}, None),
     ],
 )

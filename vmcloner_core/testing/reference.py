@@ -22,6 +22,7 @@ from vmcloner_core.drivers import (
     NO_BOOTS,
     BootProvider,
     BootRequest,
+    ConsoleInterface,
     DriverContext,
     HypervisorDriver,
     ImageFile,
@@ -206,8 +207,9 @@ class ReferenceStorage(SimpleStorageDriver):
 class ReferenceHypervisor(HypervisorDriver):
     """Keeps domains in a dictionary; a domain that is started says its name on its console.
 
-    ``fail`` maps (operation, name) to the error that its next call gets, ``found`` a domain's name
-    to the addresses that it has while it runs.
+    It has consoles, and none of the other optional interfaces. ``said`` maps a domain's name to
+    its console's output, ``fail`` (operation, name) to the error that its next call gets,
+    ``found`` a domain's name to the addresses that it has while it runs.
     """
 
     kind = "reference"
@@ -220,7 +222,8 @@ class ReferenceHypervisor(HypervisorDriver):
         super().__init__(context)
         self.lock = threading.Lock()
         self.machines: dict[str, Domain] = {}
-        self.consoles: dict[str, bytes] = {}
+        self.said: dict[str, bytes] = {}
+        self.consoles = ReferenceConsoles(self)
         self.boots: dict[str, BootConfig | None] = {}
         """What each domain booted at its last start, None for what its definition says."""
         self.found: dict[str, tuple[str, ...]] = {}
@@ -300,7 +303,7 @@ class ReferenceHypervisor(HypervisorDriver):
                 continue
             outcome = self._set("start", name, State.RUNNING)
             if outcome.ok and outcome.changed:
-                self.consoles[name] = f"ready name={name} \n".encode()
+                self.said[name] = f"ready name={name} \n".encode()
                 self.boots[name] = boots.get(name)
             yield outcome
 
@@ -338,22 +341,33 @@ class ReferenceHypervisor(HypervisorDriver):
                 elif held is not None and held.state is not State.STOPPED:
                     yield Outcome(key=name, error=WrongState(f"{name} is {held.state.value}"))
                 else:
-                    self.consoles.pop(name, None)
+                    self.said.pop(name, None)
                     yield Outcome(key=name, changed=self.machines.pop(name, None) is not None)
 
-    def read_console(self, name: str, offset: int, limit: int) -> tuple[bytes, int]:
-        """See :meth:`HypervisorDriver.read_console`."""
-        said = self.consoles.get(name, b"")
+
+class ReferenceConsoles(ConsoleInterface):
+    """What a reference hypervisor's domains have said; they can't be typed to."""
+
+    def __init__(self, driver: ReferenceHypervisor) -> None:
+        self._driver = driver
+
+    def log(self, name: str) -> Path:
+        """See :meth:`ConsoleInterface.log`; nothing is written there."""
+        return self._driver.context.host.consoles / f"{name}.log"
+
+    def read(self, name: str, offset: int, limit: int) -> tuple[bytes, int]:
+        """See :meth:`ConsoleInterface.read`."""
+        said = self._driver.said.get(name, b"")
         if offset > len(said):
             offset = 0
         data = said[offset : offset + limit]
         return data, offset + len(data)
 
-    def attach_console(self, name: str, stdin: int, stdout: int) -> None:  # noqa: ARG002
-        """See :meth:`HypervisorDriver.attach_console`."""
-        if name not in self.machines:
+    def attach(self, name: str, stdin: int, stdout: int) -> None:  # noqa: ARG002
+        """See :meth:`ConsoleInterface.attach`."""
+        if name not in self._driver.machines:
             raise NotFound(f"no domain {name}")
-        raise WrongState(f"{name} has a console that can be read only")
+        raise WrongState(f"{name} has a console that can only be read")
 
 
 class StoragePlugin:
