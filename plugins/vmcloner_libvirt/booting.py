@@ -16,7 +16,7 @@ def once(definition: str, boot: BootConfig) -> str:
     """Return a domain's definition, changed to boot what ``boot`` names.
 
     :param definition: the domain's whole XML, as libvirt gives it for its next start.
-    :raises InvalidRequest: libvirt can't boot that once.
+    :raises InvalidRequest: libvirt can't do that for a single start.
     """
     if boot.bootloader is not None:
         raise InvalidRequest(f"{boot.bootloader}: a boot loader can't be run for one start only")

@@ -26,7 +26,7 @@ from vmcloner_libvirt.errors import is_disconnect, translate
 
 T = TypeVar("T")
 REQUESTS = 5
-"""Calls at once on one connection: libvirtd's default limit."""
+"""Parallel calls on one connection: libvirtd's default limit."""
 KEEPALIVE = (10, 5)
 """Seconds between keepalive probes, and unanswered probes until the daemon counts as gone."""
 RECONNECT = 30.0

@@ -65,7 +65,7 @@ def labels_in(root: Any) -> Labels | None:
 def labels_of(domain: Any) -> Labels | None:
     """Return a domain's labels as :func:`labels_in`, by a call that fetches nothing else.
 
-    :raises libvirt.libvirtError: the domain is gone, or the connection.
+    :raises libvirt.libvirtError: the domain or the connection is gone.
     """
     module = libvirt()
     if domain.ID() == 0 or domain.UUIDString() == _XEN_HOST:  # QEMU's ids begin at 1

@@ -91,7 +91,7 @@ class XenHost:
             return pwd.getpwnam(name)
         except KeyError:
             raise BackendError(
-                f"libxl is set to run boot loaders as user {name!r}, who doesn't exist"
+                f"libxl is set to run boot loaders as user {name!r}, which doesn't exist"
                 if name
                 else "libxl is set to restrict boot loaders, but not as which user",
                 hint="set LIBXL_BOOTLOADER_USER in the environment of libvirt's daemon",

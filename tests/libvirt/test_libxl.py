@@ -396,7 +396,7 @@ def test_as_whom_boot_loaders_run(xen_root: Path) -> None:
     daemon(xen_root, LIBXL_BOOTLOADER_RESTRICT="1", LIBXL_BOOTLOADER_USER="nobody")
     assert host.bootloader_user().pw_name == "nobody"
     daemon(xen_root, LIBXL_BOOTLOADER_RESTRICT="1", LIBXL_BOOTLOADER_USER="no-such-user")
-    with pytest.raises(BackendError, match="'no-such-user', who doesn't exist"):
+    with pytest.raises(BackendError, match="'no-such-user', which doesn't exist"):
         host.bootloader_user()
     daemon(xen_root, LIBXL_BOOTLOADER_RESTRICT="1")
     with pytest.raises(BackendError, match="but not as which user"):
