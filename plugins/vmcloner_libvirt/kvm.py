@@ -1,4 +1,4 @@
-"""The hypervisor ``kvm``: QEMU through libvirt, on KVM where it works, else by emulation."""
+"""The hypervisor ``kvm``: QEMU through libvirt, with KVM where it works, else with emulation."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from vmcloner_libvirt.settings import KvmSettings
 
 MACHINE = "q35"
 EMULATOR_MEMORY = 32 * 1024**2
-"""Bytes that QEMU takes beside a guest's memory and what it has translated (measured, 7.2)."""
-# What stands for the host's processor where the guest's is emulated.
+"""Bytes that QEMU takes beside guest memory and translated code (measured, 7.2)."""
+# CPU modes that need KVM.
 _HOST_CPUS = {"host-passthrough", "host-model"}
 
 
@@ -70,7 +70,7 @@ class KvmDriver(LibvirtDriver):
         """See :meth:`LibvirtDriver.prepare`."""
         if spec.boot.bootloader is not None:
             raise InvalidRequest(
-                f"{spec.name}: QEMU runs no boot loader on the host ({spec.boot.bootloader})"
+                f"{spec.name}: QEMU can't run a boot loader on the host ({spec.boot.bootloader})"
             )
         with self._deciding:  # once, not once for each thread of the first batch
             domain_type, renderer = self._domain_type, self._renderer
@@ -83,7 +83,7 @@ class KvmDriver(LibvirtDriver):
         flags = (
             module.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | module.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
         )
-        if connection.getType() == "QEMU":  # the test driver refuses what it doesn't have
+        if connection.getType() == "QEMU":  # the test driver refuses these flags
             flags |= module.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
             flags |= module.VIR_DOMAIN_UNDEFINE_NVRAM
         return int(flags)
@@ -96,7 +96,7 @@ class KvmDriver(LibvirtDriver):
 def template_values(
     spec: DomainSpec, domain_type: str, console_log: Path, tb_cache: int
 ) -> dict[str, object]:
-    """Return what the template ``domain.xml.j2`` may name beside the common values."""
+    """Return the values for the template ``domain.xml.j2`` beside the common ones."""
     cpu = spec.options.cpu or ("host-passthrough" if domain_type == "kvm" else None)
     if domain_type != "kvm" and cpu in _HOST_CPUS:
         cpu = "maximum"

@@ -1,4 +1,4 @@
-"""Plugin ``kvm``: what is registered. The driver, and libvirt with it, is loaded on first use."""
+"""Plugin ``kvm``: its registration. The driver and libvirt are loaded on first use."""
 
 from __future__ import annotations
 

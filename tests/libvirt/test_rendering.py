@@ -308,7 +308,7 @@ def test_once_boots_devices_in_place_of_a_kernel(plain: DomainSpec, schema: etre
 
 def test_a_boot_loader_of_the_host(plain: DomainSpec) -> None:
     loader = BootConfig(bootloader=Path("/usr/lib/xen-4.17/bin/pygrub"))
-    with pytest.raises(InvalidRequest, match="run once"):
+    with pytest.raises(InvalidRequest, match="one start only"):
         once(render(plain).xml, loader)
 
 
