@@ -9,7 +9,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmcloner_core.drivers import NO_BOOTS, DriverContext, HypervisorDriver, Lane
 from vmcloner_core.errors import InvalidRequest, VmclonerError
@@ -29,8 +29,10 @@ from vmcloner_libvirt.console import Consoles
 from vmcloner_libvirt.metadata import labels_of
 from vmcloner_libvirt.networks import Networks
 from vmcloner_libvirt.operations import tolerate
-from vmcloner_libvirt.rendering import Rendered
 from vmcloner_libvirt.whereabouts import GuestAgents
+
+if TYPE_CHECKING:
+    from vmcloner_libvirt.rendering import Rendered
 
 T = TypeVar("T")
 POLL = 0.5

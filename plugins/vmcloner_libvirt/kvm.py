@@ -6,20 +6,21 @@ import functools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import Check, DomainSpec, HostResources
-from vmcloner_libvirt import doctor
 from vmcloner_libvirt.acceleration import KvmProbe
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.driver import LibvirtDriver
 from vmcloner_libvirt.metadata import parse
-from vmcloner_libvirt.rendering import Rendered, Renderer
 from vmcloner_libvirt.settings import KvmSettings
+
+if TYPE_CHECKING:
+    from vmcloner_libvirt.rendering import Rendered, Renderer
 
 MACHINE = "q35"
 EMULATOR_MEMORY = 32 * 1024**2
@@ -44,6 +45,8 @@ class KvmDriver(LibvirtDriver):
 
     @functools.cached_property
     def _renderer(self) -> Renderer:
+        from vmcloner_libvirt.rendering import Renderer
+
         return Renderer("domain.xml.j2")
 
     @functools.cached_property
@@ -90,6 +93,8 @@ class KvmDriver(LibvirtDriver):
 
     def probe(self) -> Iterator[Check]:
         """See :meth:`HypervisorDriver.probe`."""
+        from vmcloner_libvirt import doctor
+
         return doctor.examine(self.context, self.connections, self._probe, self._accel)
 
 

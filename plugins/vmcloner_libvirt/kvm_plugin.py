@@ -17,6 +17,7 @@ def _driver(context: DriverContext, settings: KvmSettings) -> HypervisorDriver:
 def vmcloner_hypervisor_backend() -> HypervisorBackend:
     """Describe the backend."""
     return HypervisorBackend(
+        api=1,
         name="kvm",
         description="QEMU/KVM through libvirt; emulation where KVM doesn't work",
         factory=_driver,

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -24,10 +24,12 @@ from vmcloner_libvirt.errors import is_disconnect
 from vmcloner_libvirt.libxl import Logs
 from vmcloner_libvirt.metadata import disks, parse
 from vmcloner_libvirt.operations import tolerate
-from vmcloner_libvirt.rendering import Rendered, Renderer
 from vmcloner_libvirt.settings import XenSettings
 from vmcloner_libvirt.xenhost import XenHost
 from vmcloner_libvirt.xenstore import Xenstore
+
+if TYPE_CHECKING:
+    from vmcloner_libvirt.rendering import Rendered, Renderer
 
 OVERHEAD = 4 * 1024**2
 """Bytes that Xen takes for a guest beside its memory (page tables, grants, its own structures)."""
@@ -72,6 +74,8 @@ class XenDriver(LibvirtDriver):
 
     @functools.cached_property
     def _renderer(self) -> Renderer:
+        from vmcloner_libvirt.rendering import Renderer
+
         return Renderer("xen.xml.j2")
 
     @functools.cached_property

@@ -17,6 +17,7 @@ def _driver(context: DriverContext, settings: XenSettings) -> HypervisorDriver:
 def vmcloner_hypervisor_backend() -> HypervisorBackend:
     """Describe the backend."""
     return HypervisorBackend(
+        api=1,
         name="xen",
         description="Xen through libvirt (libxl): PV, PVH and HVM guests",
         factory=_driver,

@@ -44,7 +44,7 @@ def notes(lab):
     class Plugin:
         @hookimpl
         def vmcloner_identity_provider(self):
-            return IdentityBackend(name="notes", description="", factory=lambda _: provider)
+            return IdentityBackend(api=1, name="notes", description="", factory=lambda _: provider)
 
     backend = Plugin().vmcloner_identity_provider()
     lab.engine.plugins._loaded["identity", "notes"] = backend

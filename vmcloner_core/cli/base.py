@@ -6,12 +6,13 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from cliff.command import Command
 from cliff.lister import Lister
 from cliff.show import ShowOne
 
+from vmcloner_core.cli.usage import refuse
 from vmcloner_core.errors import UsageError, VmclonerError, did_you_mean
 from vmcloner_core.plan import CloneResult, Plan, Quota, Readiness, RunResult
 from vmcloner_core.remote import FANOUT
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT = 300.0
 
 
-def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    """Leave with what is wrong with a command line, in one line: argparse's usage would hide it."""
-    print(f"vmcloner: {message} ({parser.prog} --help)", file=sys.stderr)
-    sys.exit(UsageError.exit_code)
-
-
 class Base(Command):
     """A command with the engine; its errors become one line and an exit code."""
 
@@ -42,11 +37,17 @@ class Base(Command):
         """The shell's engine."""
         return self.app.engine
 
+    def get_epilog(self) -> str:
+        """Return the example that stands below the options.
+
+        cliff's own epilog names the distribution, and reads the files of all of them for that.
+        """
+        return f"example:\n  {self.example}"
+
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """Return the parser, with the command's example below its options."""
+        """Return the parser."""
         parser = super().get_parser(prog_name)
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
-        parser.epilog = f"example:\n  {self.example}"
         parser.error = functools.partial(refuse, parser)  # type: ignore[method-assign]
         return parser
 

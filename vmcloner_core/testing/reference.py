@@ -390,7 +390,7 @@ class StoragePlugin:
     @hookimpl
     def vmcloner_storage_backend(self) -> StorageBackend:
         """Register the backend."""
-        return StorageBackend(name="reference", description="in memory", factory=self._make)
+        return StorageBackend(api=1, name="reference", description="in memory", factory=self._make)
 
 
 class HypervisorPlugin:
@@ -412,7 +412,9 @@ class HypervisorPlugin:
     @hookimpl
     def vmcloner_hypervisor_backend(self) -> HypervisorBackend:
         """Register the backend."""
-        return HypervisorBackend(name="reference", description="in memory", factory=self._make)
+        return HypervisorBackend(
+            api=1, name="reference", description="in memory", factory=self._make
+        )
 
 
 class BootPlugin:
@@ -432,6 +434,7 @@ class BootPlugin:
         """Register the provider."""
         kinds = frozenset({"reference"})
         return BootBackend(
+            api=1,
             name=self._name,
             description="from the disk",
             factory=lambda _context: self.driver,
