@@ -313,7 +313,6 @@ def test_a_fleet_stays_on_its_backends(two, other, count):
 # --- the wire -----------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(reason="progress is a callable in Copying")
 def test_plans_results_and_errors_can_be_sent(two):
     request = CreateRequest(fleet="new", template="t1", count=3, ready=True)
     plan = two.engine.plan(request)

@@ -52,6 +52,8 @@ from vmcloner_core.model.volume import (
     Origin,
     Progress,
     Volume,
+    VolumeProgress,
+    untold,
 )
 
 __all__ = [
@@ -96,9 +98,11 @@ __all__ = [
     "Template",
     "Values",
     "Volume",
+    "VolumeProgress",
     "check_mac",
     "clone_generation",
     "clone_mac",
     "clone_uuid",
     "network_key",
+    "untold",
 ]

@@ -54,12 +54,11 @@ class CloneDisks(StorageStep):
             template = work.plan.known().template
             origin = run.origin(driver, template.name)
             own = disk_requests(template, work.plan.labels, origin, run.plan.mode, work.plan.disks)
-            for request in own:
-                copying = attrs.evolve(run.plan.copying, progress=run.tally.part())
-                requests.append(attrs.evolve(request, copying=copying))
+            requests.extend(attrs.evolve(each, copying=run.plan.copying) for each in own)
             owners.update((request.volume_name, work) for request in own)
         batches = cut(requests, driver.clone_lane.batch)
-        yield from together(owners, chain.from_iterable(map(driver.clone, batches)))
+        made = (driver.clone(batch, run.tally) for batch in batches)
+        yield from together(owners, chain.from_iterable(made))
 
 
 class Define(HypervisorStep):

@@ -65,7 +65,8 @@ class ResetDisks(StorageStep):
             requests.extend(own)
             owners.update((request.volume_name, work) for request in own)
         batches = cut(requests, driver.reset_lane.batch)
-        yield from together(owners, chain.from_iterable(map(driver.reset, batches)))
+        made = (driver.reset(batch, run.tally) for batch in batches)
+        yield from together(owners, chain.from_iterable(made))
 
     @staticmethod
     def _anew(run: Run, driver: StorageDriver, work: Work) -> Sequence[CloneRequest]:

@@ -31,23 +31,18 @@ class Tally:
         self._members = sum(len(clone.disks) for clone in plan.clones)
         self._copied = copied
         self._lock = threading.Lock()
-        self._begun: dict[object, int] = {}
+        self._begun: dict[str, int] = {}
         self._done = self._known = 0
 
-    def part(self) -> Progress:
-        """Return what one volume's copy tells its bytes to."""
-        volume = object()
-
-        def progress(done: int, total: int) -> None:
-            with self._lock:
-                if volume not in self._begun:
-                    self._known += total
-                self._done += done - self._begun.get(volume, 0)
-                self._begun[volume] = done
-                reckoned = self._known * self._members // len(self._begun)
-                self._copied(self._done, max(self._done, reckoned))
-
-        return progress
+    def __call__(self, volume: str, done: int, total: int) -> None:
+        """Note how many bytes one volume has by now."""
+        with self._lock:
+            if volume not in self._begun:
+                self._known += total
+            self._done += done - self._begun.get(volume, 0)
+            self._begun[volume] = done
+            reckoned = self._known * self._members // len(self._begun)
+            self._copied(self._done, max(self._done, reckoned))
 
 
 class Run:

@@ -51,6 +51,8 @@ from vmcloner_core.model import (
     Status,
     Template,
     Volume,
+    VolumeProgress,
+    untold,
 )
 
 GIB = 1024**3
@@ -132,6 +134,15 @@ class ReferenceStorage(SimpleStorageDriver):
         if users:
             raise WrongState(f"clones are linked to {template}: {users[0]}")
 
+    def clone(
+        self, requests: Sequence[CloneRequest], progress: VolumeProgress = untold
+    ) -> Iterator[Outcome[Volume]]:
+        """See :meth:`StorageDriver.clone`."""
+        for outcome in super().clone(requests):
+            if outcome.value is not None and outcome.changed:
+                progress(outcome.key, outcome.value.size, outcome.value.size)
+            yield outcome
+
     def clone_one(self, request: CloneRequest) -> Outcome[Volume]:
         """See :meth:`StorageDriver.clone`."""
         name = request.volume_name
@@ -144,7 +155,6 @@ class ReferenceStorage(SimpleStorageDriver):
                 return Outcome(key=name, value=held, changed=False)
             size, content = self._content(request)
             self.copyings.append(request.copying)
-            request.copying.progress(size, size)
             volume = Volume(
                 name=name,
                 pool=self.name,
