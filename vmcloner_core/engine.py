@@ -177,12 +177,15 @@ class Engine:
 
     def _planned(self, request: Request, fleets: Collection[str] | None) -> Plan:
         """Return the plan of a request; one at everything means no fleets but these (None: all)."""
+        from vmcloner_core.steps import check_backends
+
         self.plugins.load_observers()
         found = self._host.survey()
         if isinstance(request, CreateRequest):
             plan = self._plan_create(request, found)
         else:
             plan = self._plan_targets(request, found, fleets)
+        check_backends(self._host, plan)
         self.plugins.preflight(plan)
         return plan
 

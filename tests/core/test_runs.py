@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import threading
 
 import attrs
@@ -86,6 +87,7 @@ class Site:
     pools: dict
     ends: Ends
     folder: object
+    plugins: list
 
 
 @pytest.fixture
@@ -98,9 +100,10 @@ def site(tmp_path, monkeypatch):
     (tmp_path / "templates" / "image.raw").write_bytes(bytes(1024**2))
     hypervisors = Hypervisors(HypervisorPlugin(), ReferenceHypervisor)
     pools, ends = Pools(StoragePlugin(), ReferenceStorage), Ends()
-    with Engine.open(config=config, plugins=[hypervisors, pools, BootPlugin(), ends]) as engine:
+    plugins = [hypervisors, pools, BootPlugin(), ends]
+    with Engine.open(config=config, plugins=plugins) as engine:
         engine.list()
-        yield Site(engine, hypervisors.made, pools.made, ends, tmp_path)
+        yield Site(engine, hypervisors.made, pools.made, ends, tmp_path, plugins)
 
 
 # --- lanes --------------------------------------------------------------------------------------
@@ -298,6 +301,19 @@ def test_list_says_what_it_could_not_read_and_ends_with_10(two, monkeypatch, cap
 def test_a_name_that_is_nowhere_is_not_found_while_all_can_be_read(two):
     with pytest.raises(NotFound):
         two.engine.start("unknown")
+
+
+def test_what_lies_in_a_pool_that_is_not_set_up_is_not_deleted(two):
+    """Its volumes would be left behind."""
+    shutil.rmtree(two.engine.host.records)  # as of clones of before every one had a record
+    config = two.folder / "less.toml"
+    config.write_text(SETTINGS.format(folder=two.folder).replace("storage.other", "storage.x"))
+    with (
+        Engine.open(config=config, plugins=two.plugins) as engine,
+        pytest.raises(VmclonerError, match="unknown storage pool 'other'"),
+    ):
+        engine.delete("far")
+    assert len(two.pools["other"].disks) == len(two.engine.list("far")) == 2
 
 
 # --- backends of a fleet ------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Nothing here does I/O. What a driver needs to know is handed to it in these.
 
 from vmcloner_core.model.clone import Access, Clone, CloneSpec, Values
 from vmcloner_core.model.domain import (
+    MAX_CMDLINE,
     BootConfig,
     Domain,
     DomainInventory,
@@ -59,6 +60,7 @@ from vmcloner_core.model.volume import (
 __all__ = [
     "AS_IT_COMES",
     "LABEL_VERSION",
+    "MAX_CMDLINE",
     "MAX_DISKS",
     "Access",
     "BackendTable",

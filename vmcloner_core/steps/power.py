@@ -84,11 +84,8 @@ class StartDomain(HypervisorStep):
 
     name = "start"
     past = "started"
+    lane = "start_lane"
     undo = ("destroy",)
-
-    def lane(self, driver: HypervisorDriver) -> Lane:
-        """See :meth:`Step.lane`."""
-        return driver.start_lane
 
     def call(
         self, run: Run, driver: HypervisorDriver, works: Sequence[Work], _more: More
@@ -110,8 +107,8 @@ class WaitUntilReady(HypervisorStep):
     name = "wait"
     past = "ready"
 
-    def lane(self, driver: HypervisorDriver) -> Lane:  # noqa: ARG002 - nothing long is called
-        """See :meth:`Step.lane`: one watcher for all."""
+    def lane_of(self, driver: HypervisorDriver) -> Lane:  # noqa: ARG002 - nothing long is called
+        """Return one watcher for all."""
         return Lane(batch=sys.maxsize)
 
     def call(
@@ -164,10 +161,7 @@ class _StopStep(HypervisorStep):
     """What ends clones' domains, and lets go of their disks and of what they were started from."""
 
     past = "stopped"
-
-    def lane(self, driver: HypervisorDriver) -> Lane:
-        """See :meth:`Step.lane`."""
-        return driver.stop_lane
+    lane = "stop_lane"
 
     def call(
         self, run: Run, driver: HypervisorDriver, works: Sequence[Work], _more: More

@@ -8,7 +8,7 @@ from itertools import chain
 import attrs
 
 from vmcloner_core.disks import disk_requests
-from vmcloner_core.drivers import Lane, StorageDriver
+from vmcloner_core.drivers import StorageDriver
 from vmcloner_core.errors import NotFound, VmclonerError
 from vmcloner_core.model import Clone, CloneMode, CloneRequest, Outcome
 from vmcloner_core.pipeline import More, Work
@@ -41,14 +41,7 @@ class ResetDisks(StorageStep):
 
     name = "reset"
     past = "reset"
-
-    def lane(self, driver: StorageDriver) -> Lane:
-        """See :meth:`Step.lane`."""
-        return driver.reset_lane
-
-    def members(self, work: Work) -> int:
-        """Return its volumes' number: that is what the driver counts."""
-        return max(1, len(work.plan.disks))
+    lane = "reset_lane"
 
     def call(
         self, run: Run, driver: StorageDriver, works: Sequence[Work], _more: More
