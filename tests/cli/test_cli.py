@@ -361,6 +361,54 @@ def test_help_of_commands_that_others_bring(distribution):
     assert said["list"] == "List clones"
 
 
+def test_commands_that_others_bring(distribution, run):
+    hello = """
+        from vmcloner_core.cli.base import Table
+
+        class Command(Table):
+            '''Greet clones.'''
+
+            def take_action(self, parsed_args):
+                return ("name",), [(clone.name,) for clone in self.engine.list()]
+    """
+    distribution("acme", group="vmcloner.cli", greet_all=hello, bad="raise OSError('no')")
+    run("create", "web", "-t", "t1")
+    assert run("greet", "all", "-f", "value") == (0, "web-1\n", "")
+    code, _, err = run("bad")
+    assert (code, err) == (
+        8,
+        "vmcloner: command 'bad' is broken: OSError: no (vmcloner plugin list)\n",
+    )
+    rows = json.loads(run("plugin", "list", "-f", "json")[1])
+    found = {
+        row["name"]: (row["distribution"], row["state"]) for row in rows if row["kind"] == "cli"
+    }
+    assert found["greet all"] == ("acme", "ok")
+    assert found["bad"] == ("acme", "broken")
+
+
+def test_interactive(tmp_path):
+    """Commands that are typed share the global options of the program."""
+    config = tmp_path / "vmcloner.toml"
+    config.write_text("[hosts.far]\n")
+    ours, theirs = os.openpty()
+    shell = subprocess.Popen(
+        [sys.executable, "-m", "vmcloner_core.cli.app", "--config", str(config), "--host", "nope"],
+        stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    os.write(ours, b"list\nquit\n")
+    try:
+        said = shell.communicate(timeout=60)[0].decode(errors="replace")
+    finally:
+        shell.kill()
+        os.close(ours)
+        os.close(theirs)
+    assert shell.returncode == 0
+    assert "vmcloner: unknown host 'nope'" in said
+    assert "no option" not in said
+    assert "no command" not in said
+
+
 def test_every_command_has_an_example(run):
     from importlib import metadata
 

@@ -105,7 +105,8 @@ class Shell(App):
     def run(self, argv: list[str]) -> int:
         """Run a command line; returns the exit code."""
         ours, self._guest_words = split_guest_words(argv)
-        return int(super().run(ours))
+        code = int(super().run(ours))
+        return code if self.interpreter is None else 0  # cliff has 1 for the end of its shell
 
     def build_option_parser(self, *args: Any, **kwargs: Any) -> Any:
         """Return the parser of the global options."""
@@ -195,6 +196,11 @@ class Shell(App):
             logging.getLogger(NAME).error("", exc_info=error)
         print(f"{NAME}: {error}", file=sys.stderr)
         return error.exit_code
+
+    def interact(self) -> None:
+        """Read commands from a terminal until the user quits."""
+        sys.argv = sys.argv[:1]  # cmd2 would run the global options as commands
+        super().interact()
 
     def interrupt(self) -> None:
         """Stop the current run cleanly."""
