@@ -1,6 +1,6 @@
 """Write files under no name first, so that they appear complete and labelled.
 
-A draft has no name (``O_TMPFILE``, open(2)): if its process dies, the kernel removes it. On file
+A draft has no name (``O_TMPFILE``, open(2)): if its process dies, the kernel removes it. On
 file systems without O_TMPFILE it is a file in ``.tmp``, locked while its process lives.
 """
 
