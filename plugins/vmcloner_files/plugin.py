@@ -1,4 +1,4 @@
-"""Plugin ``files``: what is registered. The driver is loaded on first use."""
+"""Plugin ``files``: what it registers. The driver is imported when it is first used."""
 
 from __future__ import annotations
 

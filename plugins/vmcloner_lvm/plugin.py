@@ -1,4 +1,4 @@
-"""Plugin ``lvm-thin``: what is registered. The driver is loaded on first use."""
+"""Plugin ``lvm-thin``: what it registers. The driver is imported when it is first used."""
 
 from __future__ import annotations
 
