@@ -236,11 +236,7 @@ class Engine:
     @contextlib.contextmanager
     def _held(self, names: Sequence[str]) -> Iterator[None]:
         self._cancel.clear()
-        with self._host.hold(
-            names,
-            self._cancel.is_set,
-            lambda name: log.warning("waiting for another run on %s", name),
-        ):
+        with self._host.hold(names, self._cancel.is_set):
             yield
 
     # --- planning -------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from vmcloner_core.runlog import RunLog
 from vmcloner_core.survey import Survey, look
 from vmcloner_core.template_images import TemplateImages
 
+log = logging.getLogger(__name__)
 MACHINE_ID = Path("/etc/machine-id")
 
 
@@ -62,13 +64,15 @@ class LocalHost:
         return look(self.drivers, self.records)
 
     def hold(
-        self,
-        names: Sequence[str],
-        cancelled: Callable[[], bool],
-        waiting: Callable[[str], None],
+        self, names: Sequence[str], cancelled: Callable[[], bool]
     ) -> contextlib.AbstractContextManager[None]:
-        """Hold locks between runs; see :func:`locks.hold`."""
-        return locks.hold(self.host.state, names, cancelled=cancelled, waiting=waiting)
+        """Hold locks between runs; the log says what is waited for. See :func:`locks.hold`."""
+        return locks.hold(
+            self.host.state,
+            names,
+            cancelled=cancelled,
+            waiting=lambda name: log.warning("waiting for another run on %s", name),
+        )
 
     def run_log(self) -> RunLog:
         """Return what writes the log of a run."""

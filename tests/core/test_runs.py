@@ -1,9 +1,12 @@
 """Runs as a whole: lanes of several drivers, ends that are told, backends that can't be read."""
 
+import contextlib
 import json
 import pickle
 import shutil
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import attrs
 import pytest
@@ -242,6 +245,38 @@ def test_what_can_be_read_is_listed(two, error):
     assert two.engine.show("web-1").state is State.STOPPED
 
 
+def test_a_backend_that_hangs_holds_nobody_up(two, monkeypatch):
+    hung, end = threading.Event(), threading.Event()
+
+    def hangs():
+        hung.set()
+        end.wait(60)
+
+    two.hypervisors["second"].inspect = hangs
+    monkeypatch.setattr("vmcloner_core.survey.DEADLINE", 0.3)
+    found = two.engine.survey()
+    assert hung.is_set()
+    assert [str(each.error) for each in found.unseen] == [
+        "no answer within 300 ms (vmcloner host check)"
+    ]
+    assert "web-1" in {clone.name for clone in found.clones}
+    with pytest.raises(BackendError, match="no answer"):
+        two.engine.create("new", "t1", hypervisor="second")
+    end.set()
+
+
+def test_a_backend_that_leaves_the_process_is_not_obeyed(two):
+    dead(two.hypervisors["second"], "inspect", SystemExit(3))
+    (unseen,) = two.engine.survey().unseen
+    assert str(unseen.error) == "SystemExit: 3"
+
+
+def test_a_backend_that_says_nonsense_is_not_believed(two):
+    two.pools["other"].volumes = lambda: None
+    (unseen,) = two.engine.survey().unseen
+    assert (unseen.name, str(unseen.error)) == ("other", "its plugin gave a NoneType")
+
+
 def test_a_clone_is_no_orphan_for_a_disk_that_cannot_be_read(two):
     dead(two.pools["other"], "volumes")
     assert {c.state for c in two.engine.list("far")} == {State.STOPPED}
@@ -324,6 +359,41 @@ def test_what_lies_in_a_pool_that_is_not_set_up_is_not_deleted(two):
 def test_a_fleet_stays_on_its_backends(two, other, count):
     with pytest.raises(Conflict, match="was made with"):
         two.engine.create("web", "t1", count=count, **other)
+
+
+# --- runs at once ---------------------------------------------------------------------------
+
+
+def test_creates_at_once_bring_an_image_in_one_after_the_other(site):
+    pool = site.pools["reference"]
+    seen = {"now": 0, "peak": 0}
+    inner, lock = pool.import_image, threading.Lock()
+
+    def import_image(*args):
+        with lock:
+            seen["now"] += 1
+            seen["peak"] = max(seen["peak"], seen["now"])
+        time.sleep(0.05)
+        try:
+            return inner(*args)
+        finally:
+            with lock:
+                seen["now"] -= 1
+
+    pool.import_image = import_image
+    config = site.folder / "vmcloner.toml"
+    with contextlib.ExitStack() as stack:
+        engines = [
+            stack.enter_context(Engine.open(config=config, plugins=site.plugins)) for _ in range(3)
+        ]
+        with ThreadPoolExecutor(3) as threads:
+            runs = [
+                threads.submit(engine.create, f"fleet{number}", "t1", count=3)
+                for number, engine in enumerate(engines)
+            ]
+            assert all(run.result().ok for run in runs)
+    assert seen["peak"] == 1
+    assert len(site.engine.list()) == 9
 
 
 # --- the wire -----------------------------------------------------------------------------------
