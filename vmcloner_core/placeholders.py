@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-
-from jinja2 import StrictUndefined, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import TYPE_CHECKING
 
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import Labels, Nic
+
+if TYPE_CHECKING:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_TEXT = 65536
 """Characters of a text before and after its placeholders are filled in."""
@@ -17,6 +18,9 @@ MAX_TEXT = 65536
 
 @functools.cache
 def _environment() -> ImmutableSandboxedEnvironment:
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
     return ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 
 
@@ -56,6 +60,8 @@ def fill(
     """
     if "{" not in text:
         return text
+    from jinja2 import TemplateError
+
     _check_length(text, what)
     if escape is not None:
         values = {k: escape(v) if isinstance(v, str) else v for k, v in values.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,15 @@ import attrs
 from vmcloner_core.copying import Target
 from vmcloner_core.errors import NotFound, VmclonerError, WrongState
 from vmcloner_core.full_copies import copy_one
-from vmcloner_core.model import CloneRequest, Copying, Origin, Outcome, Volume
+from vmcloner_core.model import (
+    CloneRequest,
+    Copying,
+    Origin,
+    Outcome,
+    Progress,
+    Volume,
+    VolumeProgress,
+)
 from vmcloner_core.os_errors import translated
 from vmcloner_files import qcow2
 from vmcloner_files.drafts import Draft
@@ -97,7 +106,11 @@ class Cloner:
         return record
 
     def replace(
-        self, requests: Sequence[CloneRequest], holders: Holders, defaults: Copying
+        self,
+        requests: Sequence[CloneRequest],
+        holders: Holders,
+        defaults: Copying,
+        progress: VolumeProgress,
     ) -> Iterator[Outcome[Volume]]:
         """Make disks anew. At every moment a disk is either the old or the new one, complete.
 
@@ -106,9 +119,10 @@ class Cloner:
         for request in requests:
             path = self._pool.disk_path(request.labels, request.disk)
             copying = request.copying.with_defaults(defaults)
+            told = functools.partial(progress, request.volume_name)
             try:
                 with translated(path):
-                    record = self._replace(request, path, holders, copying)
+                    record = self._replace(request, path, holders, copying, told)
             except VmclonerError as error:
                 yield Outcome(key=request.volume_name, error=error)
             else:
@@ -116,16 +130,19 @@ class Cloner:
                 yield Outcome(key=request.volume_name, value=made)
 
     def _replace(
-        self, request: CloneRequest, path: Path, holders: Holders, copying: Copying
+        self,
+        request: CloneRequest,
+        path: Path,
+        holders: Holders,
+        copying: Copying,
+        progress: Progress,
     ) -> DiskRecord:
         with self._pool.lock():
             image = self._image(request)
         with self._pool.draft(self._pool.volumes) as draft:
             record = self._fill(request, image, draft)
             if record.full and image is not None:
-                target = Target(
-                    path=draft.path, size=record.size, blank=True, progress=copying.progress
-                )
+                target = Target(path=draft.path, size=record.size, blank=True, progress=progress)
                 copy_one(image.fd, target, copying)
             with self._pool.lock(alone=True):
                 found = self._pool.disk(request.labels, request.disk)

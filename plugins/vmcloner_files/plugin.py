@@ -17,6 +17,7 @@ def _driver(context: DriverContext, settings: FilesSettings) -> StorageDriver:
 def vmcloner_storage_backend() -> StorageBackend:
     """Describe the backend."""
     return StorageBackend(
+        api=1,
         name="files",
         description="files in a folder: reflinks, qcow2 overlays or copies",
         factory=_driver,

@@ -25,6 +25,8 @@ from vmcloner_core.model import (
     Outcome,
     Progress,
     Volume,
+    VolumeProgress,
+    untold,
 )
 from vmcloner_lvm import batches, doctor, tags
 from vmcloner_lvm.activation import activate, deactivate
@@ -117,7 +119,11 @@ class LvmThinDriver(StorageDriver):
 
     # --- volumes --------------------------------------------------------------------------------
 
-    def clone(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
+    def clone(
+        self,
+        requests: Sequence[CloneRequest],
+        progress: VolumeProgress = untold,  # noqa: ARG002 - no bytes are copied
+    ) -> Iterator[Outcome[Volume]]:
         """See :meth:`StorageDriver.clone`."""
         with self._pool.locked() as session:
             outcomes = self._clone(session, requests)
@@ -194,7 +200,11 @@ class LvmThinDriver(StorageDriver):
         size = request.size_over(record.size)
         return max(size, found[0].size if found is not None else 0), origin_name(origin.template)
 
-    def reset(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
+    def reset(
+        self,
+        requests: Sequence[CloneRequest],
+        progress: VolumeProgress = untold,  # noqa: ARG002 - no bytes are copied
+    ) -> Iterator[Outcome[Volume]]:
         """See :meth:`StorageDriver.reset`. All volumes are replaced in one transaction."""
         with self._pool.locked() as session:
             outcomes = self._reset(session, requests)

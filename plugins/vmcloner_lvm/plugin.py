@@ -17,6 +17,7 @@ def _driver(context: DriverContext, settings: LvmThinSettings) -> StorageDriver:
 def vmcloner_storage_backend() -> StorageBackend:
     """Describe the backend."""
     return StorageBackend(
+        api=1,
         name="lvm-thin",
         description="LVM thin snapshots, a batch in one transaction",
         factory=_driver,

@@ -202,7 +202,9 @@ def _program() -> Path:
 def vmcloner_boot_provider() -> BootBackend:
     """Describe the backend."""
     return BootBackend(
+        api=1,
         name="pypxeboot",
+        networks=True,
         description="DHCP, TFTP and PXELINUX, done by the host for the guest",
         factory=Pypxeboot,
         hypervisors=frozenset({"kvm", "xen"}),

@@ -4,7 +4,7 @@ import attrs
 import pytest
 
 from vmcloner_core.errors import HostCommandError
-from vmcloner_core.model import AS_IT_COMES, Outcome
+from vmcloner_core.model import AS_IT_COMES, Outcome, untold
 from vmcloner_core.testing.samples import make_context
 from vmcloner_core.testing.storage import StorageConformance, make_image, no_progress
 from vmcloner_files.driver import FilesDriver
@@ -21,16 +21,16 @@ class Altered(FilesDriver):
         return progress
 
     def _requests(self, requests):
-        return [attrs.evolve(r, copying=self._copying_of(r.copying)) for r in requests]
+        return [attrs.evolve(r, copying=self.altered(r.copying)) for r in requests]
 
-    def _copying_of(self, copying):
-        return attrs.evolve(self.altered(copying), progress=self.progressing(copying.progress))
+    def clone(self, requests, progress=untold):
+        def told(name, done, total):
+            self.progressing(lambda *now: progress(name, *now))(done, total)
 
-    def clone(self, requests):
-        return super().clone(self._requests(requests))
+        return super().clone(self._requests(requests), told)
 
-    def reset(self, requests):
-        return super().reset(self._requests(requests))
+    def reset(self, requests, progress=untold):
+        return super().reset(self._requests(requests), progress)
 
     def import_image(self, template, image, progress, copying=AS_IT_COMES):
         return super().import_image(

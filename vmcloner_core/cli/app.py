@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
+import gc
 import logging
 import os
 import signal
@@ -15,8 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from cliff.app import App
 from cliff.commandmanager import CommandManager
+from cliff.help import HelpExit
 
-from vmcloner_core.cli.base import refuse
+from vmcloner_core import entry_points
+from vmcloner_core.cli.help import Help, print_help
+from vmcloner_core.cli.usage import refuse
 from vmcloner_core.errors import BackendError, VmclonerError, did_you_mean
 
 if TYPE_CHECKING:
@@ -53,7 +58,7 @@ class Commands(CommandManager):
     def load_commands(self, namespace: str) -> None:
         """Collect commands without importing any: help needs their names, not their modules."""
         self.group_list.append(namespace)
-        for entry in sorted(metadata.entry_points(group=namespace), key=lambda e: e.name):
+        for entry in sorted(entry_points.of_group(namespace), key=lambda e: e.name):
             self.commands.setdefault(entry.name.replace("_", " "), entry)
 
 
@@ -93,6 +98,7 @@ class Shell(App):
             command_manager=Commands("vmcloner.cli"),
             deferred_help=True,
         )
+        self.command_manager.add_command("help", Help)
         self._engine: Engine | None = None
         self._guest_words: list[str] = []
 
@@ -123,6 +129,15 @@ class Shell(App):
             os.environ["NO_COLOR"] = "1"
         for noisy in ("stevedore", "urllib3"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
+
+    def print_help_if_requested(self) -> None:
+        """Print the help that ``--help`` without a command asks for.
+
+        :raises HelpExit: it was asked for.
+        """
+        if self.options.deferred_help:
+            print_help(self)
+            raise HelpExit
 
     @property
     def engine(self) -> Engine:
@@ -194,6 +209,8 @@ class Shell(App):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the shell; returns the exit code."""
+    # A process that ends looks for garbage among all that it has; there is no more use in that.
+    atexit.register(gc.freeze)
     words = list(sys.argv[1:] if argv is None else argv)
     if not words and not sys.stdin.isatty():
         words = ["--help"]

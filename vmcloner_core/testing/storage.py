@@ -575,13 +575,11 @@ class StorageConformance:
 
     def test_progress_of_copies(self, copier: StorageDriver, origin: Origin) -> None:
         """Each copy reports its own bytes, up to its total."""
-        told = [Progressed(), Progressed()]
-        requests = [
-            attrs.evolve(request, copying=Copying(progress=progress))
-            for request, progress in zip(self.copies(origin, copier), told, strict=True)
-        ]
-        self.make(copier, requests)
-        for progress in told:
+        requests = self.copies(origin, copier)
+        told = {request.volume_name: Progressed() for request in requests}
+        outcomes = copier.clone(requests, lambda name, *bytes_: told[name](*bytes_))
+        assert all(outcome.ok for outcome in outcomes)
+        for progress in told.values():
             progress.check()
 
     def test_progress_of_imports(self, copier: StorageDriver, image: ImageFile) -> None:
