@@ -24,6 +24,7 @@ from vmcloner_core.errors import (
 )
 from vmcloner_core.hooks import hookimpl
 from vmcloner_core.model import State
+from vmcloner_core.steps import STEPS
 from vmcloner_core.testing.reference import (
     BootPlugin,
     HypervisorPlugin,
@@ -359,6 +360,27 @@ def test_what_lies_in_a_pool_that_is_not_set_up_is_not_deleted(two):
 def test_a_fleet_stays_on_its_backends(two, other, count):
     with pytest.raises(Conflict, match="was made with"):
         two.engine.create("web", "t1", count=count, **other)
+
+
+# --- runs that are cut off ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", ["reset", "start"])
+def test_a_reset_that_is_cut_off_starts_what_ran_when_it_is_run_again(site, monkeypatch, step):
+    site.engine.create("web", "t1", count=3)
+    site.engine.start("web-[1-2]")
+    broken = STEPS[step]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(broken), "call", lambda *_args: iter(()))
+        with pytest.raises(PartialFailure):
+            site.engine.reset("web")
+    assert {clone.state for clone in site.engine.list()} == {State.STOPPED}
+    site.engine.reset("web")
+    states = [clone.state.value for clone in site.engine.list()]
+    assert states == ["running", "running", "stopped"]
+    site.engine.stop("web", kill=True)
+    site.engine.reset("web")
+    assert {clone.state for clone in site.engine.list()} == {State.STOPPED}
 
 
 # --- runs at once ---------------------------------------------------------------------------
