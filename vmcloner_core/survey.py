@@ -84,8 +84,11 @@ class Survey:
             raise
 
 
-def look(drivers: DriverRegistry, records: Records) -> Survey:
-    """Return all that is on a host. A backend that can't be read is told of, never raised."""
+def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
+    """Return all that is on a host. A backend that can't be read is told of, never raised.
+
+    :param state: the id of the host's state folder.
+    """
     host = drivers.host.name
     names = [(kind, name) for kind in ("hypervisor", "storage") for name in drivers.names(kind)]
 
@@ -115,7 +118,10 @@ def look(drivers: DriverRegistry, records: Records) -> Survey:
         unseen,
     )
     return Survey(
-        clones=clones,
+        clones=tuple(
+            attrs.evolve(clone, ours=False) if clone.labels.state not in (None, state) else clone
+            for clone in clones
+        ),
         foreign_names=frozenset().union(*(each.foreign_names for each in inventories)),
         foreign_macs=frozenset().union(*(each.foreign_macs for each in inventories)),
         unseen=unseen,

@@ -13,7 +13,7 @@ from vmcloner_core.model import Clone, CloneSpec, Nic, NicSpec, Template, clone_
 from vmcloner_core.names import parse_targets
 from vmcloner_core.placeholders import clone_values
 from vmcloner_core.plan import ALL, ClonePlan, Plan, Readiness
-from vmcloner_core.planner import filled, filled_in
+from vmcloner_core.planner import check_ours, filled, filled_in
 from vmcloner_core.records import Record
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps import ACTIONS, TargetAction
@@ -71,10 +71,13 @@ def _chosen(request: TargetRequest, action: TargetAction, found: Survey) -> tupl
     targets = parse_targets(request.targets)
     if request.everything:
         found.check_complete(f"{request.action} --all")
-        return found.clones
+        return tuple(clone for clone in found.clones if clone.ours)
     if not action.missing_ok:
-        return found.select(targets)
+        selected = found.select(targets)
+        check_ours(selected)
+        return selected
     named = tuple(c for c in found.clones if any(t.matches(c.fleet, c.index) for t in targets))
+    check_ours(named)
     for target in targets:
         indices = {clone.index for clone in named if clone.fleet == target.fleet}
         if not indices or not indices.issuperset(target.indices or ()):

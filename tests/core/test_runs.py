@@ -352,6 +352,55 @@ def test_what_lies_in_a_pool_that_is_not_set_up_is_not_deleted(two):
     assert len(two.pools["other"].disks) == len(two.engine.list("far")) == 2
 
 
+# --- state folders ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(site):
+    """An engine with a state folder of its own, on the same pools and hypervisors."""
+    config = site.folder / "other.toml"
+    config.write_text(SETTINGS.format(folder=site.folder / "other"))
+    with Engine.open(config=config, plugins=site.plugins) as engine:
+        yield engine
+
+
+def test_what_is_of_another_state_folder_is_shown_and_never_touched(site, other):
+    site.engine.create("web", "t1", count=2, start=True)
+    other.create("db", "t1", count=1)
+    assert [(c.name, c.ours) for c in other.list()] == [
+        ("db-1", True), ("web-1", False), ("web-2", False),
+    ]  # fmt: skip
+    for act in (other.stop, other.reset, other.delete, other.start):
+        with pytest.raises(Conflict, match="web-1 is of another vmcloner's state folder"):
+            act("web-1")
+    with pytest.raises(Conflict, match="another vmcloner's"):
+        other.create("web", "t1", count=3)
+    other.delete(everything=True)
+    assert [clone.name for clone in site.engine.list()] == ["web-1", "web-2"]
+    assert {clone.state for clone in site.engine.list()} == {State.RUNNING}
+    site.engine.delete("web")
+
+
+def test_clones_of_before_state_folders_had_ids_are_everybodys(site, other):
+    site.engine.create("web", "t1", count=1)
+    pool, machines = site.pools["reference"], site.hypervisors["reference"].machines
+    ((name, volume),) = pool.disks.items()
+    pool.disks[name] = attrs.evolve(volume, labels=attrs.evolve(volume.labels, state=None))
+    domain = machines["web-1"]
+    machines["web-1"] = attrs.evolve(domain, labels=attrs.evolve(domain.labels, state=None))
+    assert other.list()[0].ours
+    assert other.delete("web").ok
+
+
+def test_a_plan_that_was_made_before_there_was_a_state_folder(site, other):
+    plan = other.plan(CreateRequest(fleet="db", template="t1"))
+    assert not other.host.state.exists()
+    assert other.apply(plan).ok
+    (clone,) = other.list("db")
+    assert other.host.state_id.read_text().strip() == clone.labels.state
+    assert clone.ours
+
+
 # --- backends of a fleet ------------------------------------------------------------------------
 
 
