@@ -75,7 +75,7 @@ class FolderDriver(FanningDriver, FilesDriver):
                 record = record or self._make_room(request, path)
         except VmclonerError as error:
             return Outcome(key=key, error=error)
-        return Outcome(key=key, value=volume(path, record, self.name), changed=made)
+        return Outcome(key=key, value=volume(path, record, self._pool, self.name), changed=made)
 
     def _make_room(self, request: CloneRequest, path: Path) -> DiskRecord:
         record = DiskRecord(
@@ -133,7 +133,7 @@ class FolderDriver(FanningDriver, FilesDriver):
             path = self._pool.volumes / name
             record = self._pool.record(path) if split_volume(name) is not None else None
             if record is not None:
-                found[name] = volume(path, record, self.name)
+                found[name] = volume(path, record, self._pool, self.name)
         return found
 
     @contextlib.contextmanager

@@ -13,12 +13,12 @@ from typing import Literal
 
 import attrs
 
+from vmcloner_core import qcow2
 from vmcloner_core.copying import Pace, copy_runs
 from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, WrongState
 from vmcloner_core.extents import data_runs
 from vmcloner_core.model import CloneRequest, Copying, Origin, Outcome, Volume
 from vmcloner_core.units import format_size
-from vmcloner_files import qcow2
 from vmcloner_files.errors import translated
 from vmcloner_files.holders import Holders
 from vmcloner_files.pool import Pool
@@ -81,7 +81,7 @@ class Cloner:
             except VmclonerError as error:
                 yield Outcome(key=request.volume_name, error=error)
             else:
-                made = volume(path, record, self._pool_name)
+                made = volume(path, record, self._pool, self._pool_name)
                 yield Outcome(key=request.volume_name, value=made)
 
     def _replace(self, request: CloneRequest, path: Path, holders: Holders) -> DiskRecord:
@@ -122,7 +122,9 @@ class Cloner:
                 ),
             )
         return Outcome(
-            key=key, value=volume(path, record, self._pool_name), changed=made is not None
+            key=key,
+            value=volume(path, record, self._pool, self._pool_name),
+            changed=made is not None,
         )
 
     def _make(
@@ -181,15 +183,19 @@ class Cloner:
         return source
 
 
-def volume(path: Path, record: DiskRecord, pool: str) -> Volume:
-    """Return a disk as the core knows it."""
+def volume(path: Path, record: DiskRecord, pool: Pool, name: str) -> Volume:
+    """Return a disk as the core knows it.
+
+    :param name: the pool's.
+    """
     return Volume(
         name=path.name,
-        pool=pool,
+        pool=name,
         labels=record.labels,
         path=path,
         size=record.size,
         format=record.format,
+        backing=pool.image_path(record.labels.template) if record.format == "qcow2" else None,
         complete=record.complete,
     )
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterable, Iterator
 
 import attrs
 
+from vmcloner_core import qcow2
 from vmcloner_core.copying import Pace, copy_runs
 from vmcloner_core.drivers import ImageFile
 from vmcloner_core.errors import (
     Conflict,
-    HostCommandError,
     InvalidRequest,
     NotEnoughResources,
     WrongState,
@@ -31,8 +30,6 @@ from vmcloner_files.pool import Pool
 from vmcloner_files.records import ImageRecord
 
 MODE = 0o444
-SLOWEST = 8 * 1024**2
-"""Bytes per second; a conversion that is slower hangs."""
 
 
 @attrs.frozen
@@ -74,7 +71,7 @@ class Importer:
                 _fill(source, draft.fd, self._runs(source), image.size, progress, pace)
                 yield draft
                 return
-            self._convert(image, source, draft, pace)
+            qcow2.convert(image.path, image.size, draft.path, self.runner, bandwidth=pace.bandwidth)
             runs = self._runs(draft.fd)
             extents = count_extents(draft.fd) or 0
             if extents <= max(MAX_RUNS, len(runs)) or _length(runs) > self._free():
@@ -89,19 +86,6 @@ class Importer:
         """Return the runs of an image to be stored: few, where each costs with every reflink."""
         runs = nonzero_runs(source)
         return coalesce(runs) if self.pool.prepare().reflink else list(runs)
-
-    def _convert(self, image: ImageFile, source: int, draft: Draft, pace: Pace) -> None:
-        os.ftruncate(draft.fd, image.size)
-        allocated = os.fstat(source).st_blocks * 512
-        argv = ["qemu-img", "convert", "-n", "--target-is-zero", "-f", "qcow2", "-O", "raw"]
-        slowest = SLOWEST
-        if pace.bandwidth is not None:
-            argv += ["-r", str(pace.bandwidth)]
-            slowest = min(SLOWEST, pace.bandwidth // 2 or 1)
-        self.runner.run(
-            [*argv, str(image.path.absolute()), str(draft.path)],
-            timeout=300 + max(allocated, image.size) / slowest,
-        )
 
     def _publish(self, template: str, image: ImageFile, draft: Draft) -> tuple[ImageRecord, bool]:
         os.fsync(draft.fd)  # the origin of all clones is worth a write barrier
@@ -136,14 +120,7 @@ class Importer:
         """Return at most how many bytes the image takes as a sparse raw file."""
         if image.format == "raw":
             return _length(data_runs(source))
-        argv = ["qemu-img", "measure", "--output", "json", "-f", "qcow2", "-O", "raw"]
-        answer = self.runner.run([*argv, str(image.path.absolute())], timeout=300)
-        try:
-            return int(json.loads(answer.stdout)["required"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise HostCommandError(
-                f"qemu-img measure: no size in its answer about {image.path}"
-            ) from error
+        return qcow2.measure(image.path, self.runner)
 
     def _check_room(self, template: str, need: int) -> None:
         free = self._free()

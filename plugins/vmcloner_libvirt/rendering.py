@@ -128,6 +128,7 @@ def domain_values(spec: DomainSpec) -> dict[str, Any]:
                 "kind": volume.kind,
                 "path": str(volume.path),
                 "format": volume.format,
+                "backing": None if volume.backing is None else str(volume.backing),
                 "target": f"{prefix}{chr(ord('a') + number)}",
             }
             for number, volume in enumerate(spec.volumes)

@@ -8,14 +8,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from vmcloner_core import qcow2
 from vmcloner_core.copying import Pace, Target, fan_out
 from vmcloner_core.drivers import ImageFile
 from vmcloner_core.errors import HostCommandError, InvalidRequest
 from vmcloner_core.model import Copying, Progress
 from vmcloner_core.process import CommandRunner
-
-SLOWEST = 8 * 1024**2
-"""Bytes per second; a conversion that is slower hangs."""
 
 
 @contextlib.contextmanager
@@ -30,8 +28,7 @@ def opened(image: ImageFile, folder: Path, runner: CommandRunner) -> Iterator[in
             _make_folder(folder)
             work = Path(stack.enter_context(tempfile.TemporaryDirectory("", "import-", folder)))
             raw = work / "image.raw"
-            argv = ["qemu-img", "convert", "-f", image.format, "-O", "raw", str(path), str(raw)]
-            runner.run(argv, timeout=300 + image.size / SLOWEST)
+            qcow2.convert(path, image.size, raw, runner)
             path = raw
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
