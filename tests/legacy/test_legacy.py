@@ -14,7 +14,7 @@ from vmcloner_core.cli.app import main
 from vmcloner_core.errors import Conflict, HostCommandError, InvalidRequest, NotFound, VmclonerError
 from vmcloner_core.settings import Settings
 from vmcloner_legacy import settings, templates
-from vmcloner_legacy.reading import read_conf, read_xl
+from vmcloner_legacy.xl_cfg import read_conf, read_xl
 from vmcloner_legacy.toml import dumps
 
 SAMPLES = Path(__file__).parent / "samples"
