@@ -266,7 +266,7 @@ def _firmware(keys: dict[str, Assignment], kind: str, made: Made) -> None:
         made.put("domain.firmware", "efi")
     elif kind != "hvm":
         made.notes.append(said.note("only HVM guests have firmware here"))
-    elif said.value not in ("bios", "seabios"):
+    elif Path(str(said.value)).name not in ("bios", "seabios", "hvmloader"):
         made.notes.append(said.note("SeaBIOS (bios) and OVMF (efi) are known"))
 
 
