@@ -20,7 +20,6 @@ _KINDS = {
     "#include": "text/x-include-url",  # and #include-once
     "#cloud-boothook": "text/cloud-boothook",
     "#part-handler": "text/part-handler",
-    "#upstart-job": "text/upstart-job",
     "## template: jinja": "text/jinja2",
 }
 """How user-data begins, in any case, after any white space; longer marks before their beginnings.
@@ -29,6 +28,7 @@ https://docs.cloud-init.io/en/latest/explanation/format.html
 """
 _GUESSED = {"text/plain", "text/x-not-multipart", "text/x-shellscript"}
 """Types of MIME parts that cloud-init tells by how they begin, as what is not MIME."""
+_BY_TYPE_ONLY = {f"text/x-shellscript-per-{when}" for when in ("boot", "instance", "once")}
 _PACKED = {f"application/{name}" for name in ("gzip", "gzip-compressed", "gzipped", "x-compress",
            "x-compressed", "x-gunzip", "x-gzip", "x-gzip-compressed")}  # fmt: skip
 """Types of MIME parts that are unpacked before they are looked at."""
@@ -127,7 +127,7 @@ def check_user_data(content: bytes, what: str) -> None:
     if content.startswith(b"\x1f\x8b"):  # gzip; what is in it is looked at in the guest
         return
     parts = list(_parts(content, what))
-    known = {kind for kind, _ in parts} & {*_KINDS.values(), *_PACKED}
+    known = {kind for kind, _ in parts} & {*_KINDS.values(), *_BY_TYPE_ONLY, *_PACKED}
     if parts and not known:
         raise InvalidRequest(
             f"{what}: is nothing that cloud-init knows",

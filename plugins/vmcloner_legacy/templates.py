@@ -330,7 +330,9 @@ def _vif(value: Value, made: Made) -> str:
             for key, _, text in (part.partition("=") for part in str(item).split(","))
             if key.strip()
         }
-        nic = {"kind": "bridge", "source": said.pop("bridge", "") or "xenbr0"}
+        bridge, vlan = _bridge(said)
+        nic = {"kind": "bridge", "source": bridge}
+        lost += [f"VLAN {vlan} isn't carried over"] if vlan else []
         lost += _card(said, nic, made.table["domain"].get("type"))
         if said.pop("mac", ""):
             lost.append("each clone has a MAC address of its own")
@@ -342,10 +344,19 @@ def _vif(value: Value, made: Made) -> str:
     return "; ".join(dict.fromkeys(lost))
 
 
+def _bridge(said: dict[str, str]) -> tuple[str, str]:
+    """Take a card's bridge; Open vSwitch's may have a VLAN and trunks: ``ovsbr0.42:43:44``."""
+    bridge = said.pop("bridge", "") or "xenbr0"
+    if not said.get("script", "").endswith("openvswitch"):
+        return bridge, ""
+    name, *vlan = re.split("[.:]", bridge, maxsplit=1)
+    return name, "".join(vlan)
+
+
 def _card(said: dict[str, str], nic: dict[str, str], guest: str | None) -> list[str]:
     """Take a card's type and model: only HVM guests have any but Xen's own."""
     kind, model = said.pop("type", ""), said.pop("model", "")
-    if guest == "hvm" and kind != "vif":
+    if guest == "hvm" and kind not in ("vif", "netfront"):
         nic["model"] = model or "rtl8139"  # Xen's default
         return []
     return [f"model={model}: the card is Xen's own"] if model else []

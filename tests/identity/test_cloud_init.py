@@ -159,6 +159,7 @@ MIME = (
         MIME % (b"text/plain", b"\n#Cloud-Config\na: b\n"),
         MIME % (b"application/x-gzip", b"packed"),
         MIME % (b"text/cloud-boothook", b"anything"),
+        MIME % (b"text/x-shellscript-per-boot", b"anything"),
     ],
 )
 def test_user_data_is_passed_byte_for_byte(provider, tmp_path, content):
