@@ -15,6 +15,7 @@ import json
 import os
 import stat
 import struct
+import sys
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -186,7 +187,7 @@ def check_tables(header: Header, read: Read, length: int) -> None:
     """
     if header.refcounts >= length:
         raise Refused(f"truncated: its tables point beyond its {length} bytes")
-    l1 = [entry & OFFSET_MASK for entry in _entries(read, header.l1_offset, header.l1_entries)]
+    l1 = [entry & OFFSET_MASK for entry in entries(read, header.l1_offset, header.l1_entries)]
     tables = [offset for offset in l1 if offset]
     if len(set(tables)) < len(tables):
         raise Refused("is damaged: two parts of the disk share one table")
@@ -194,7 +195,7 @@ def check_tables(header: Header, read: Read, length: int) -> None:
         raise Refused(f"has more than {format_size(MAX_L2)} of tables")
     highest, plain = header.l1_offset, 0
     for offset in tables:
-        values = _entries(read, offset, header.cluster // 8)[:: 2 if header.extended_l2 else 1]
+        values = entries(read, offset, header.cluster // 8)[:: 2 if header.extended_l2 else 1]
         packed = [header.packed(value)[0] for value in values if value & COMPRESSED]
         whole = [value & OFFSET_MASK for value in values if not value & COMPRESSED]
         whole = [place for place in whole if place]
@@ -207,12 +208,17 @@ def check_tables(header: Header, read: Read, length: int) -> None:
         raise Refused(f"truncated: its tables point beyond its {length} bytes")
 
 
-def _entries(read: Read, offset: int, count: int) -> array[int]:
+def entries(read: Read, offset: int, count: int) -> array[int]:
+    """Return the entries of a table.
+
+    :raises Refused: there aren't so many.
+    """
     content = read(offset, count * 8)
     if len(content) < count * 8:
         raise Refused("truncated: its tables are cut off")
     values = array("Q", content)
-    values.byteswap()
+    if sys.byteorder == "little":
+        values.byteswap()
     return values
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import stat
-import struct
 import time
 import zlib
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from vmcloner_core.errors import (
 MAX_BACKING = 8
 """Files that a qcow2 image may be layered over, one over the other."""
 MIB = 1024**2
+MAX_TABLES = 8 * MIB
+"""Bytes of a qcow2 image's tables that are kept."""
 
 
 class Unreadable(WrongState):
@@ -168,6 +170,7 @@ class Qcow2Image(Bytes):
     def _open(self, path: Path, backing: Path | None, depth: int) -> None:
         if depth > MAX_BACKING:
             raise Unreadable(f"{path}: more than {MAX_BACKING} images over one another")
+        self._path = path
         self._file = RawImage(path, self._budget)
         self._files.append(self._file)
         try:
@@ -178,9 +181,8 @@ class Qcow2Image(Bytes):
         except qcow2.Refused as error:
             raise Unreadable(f"{path}: can't be read here: {error}") from error
         self.size, self._bits = header.size, header.cluster_bits
-        entries = header.l1_entries
-        self._l1 = struct.unpack(f">{entries}Q", self._file.exactly(header.l1_offset, entries * 8))
-        self._l2: dict[int, tuple[int, ...]] = {}
+        self._l1 = self._table(header.l1_offset, header.l1_entries)
+        self._l2: dict[int, array[int]] = {}
         self._unpacked: tuple[int, bytes] = (-1, b"")
         if under is not None and backing is not None:
             under = backing, "raw"
@@ -240,11 +242,16 @@ class Qcow2Image(Bytes):
         if not table_at:
             return 0
         if table_at not in self._l2:
-            if len(self._l2) >= 64:
+            if len(self._l2) * per_table * 8 >= MAX_TABLES:
                 self._l2.clear()
-            data = self._file.exactly(table_at, per_table * 8)
-            self._l2[table_at] = struct.unpack(f">{per_table}Q", data)
-        return int(self._l2[table_at][within])
+            self._l2[table_at] = self._table(table_at, per_table)
+        return self._l2[table_at][within]
+
+    def _table(self, offset: int, count: int) -> array[int]:
+        try:
+            return qcow2.entries(self._file.read, offset, count)
+        except qcow2.Refused as error:
+            raise Unreadable(f"{self._path}: can't be read here: {error}") from error
 
     def _decompressed(self, entry: int) -> bytes:
         if self._unpacked[0] == entry:

@@ -31,7 +31,7 @@ class Disk:
 
     target: str | None = None
     format: str = ""
-    vdev: str = ""
+    vdev: str | None = None
     access: str | None = None
     cdrom: bool = False
     prefixed: bool = False
@@ -119,7 +119,7 @@ def _word(word: str, disk: Disk) -> None:
         disk.target = word
     elif not disk.prefixed and not disk.format and not (not disk.target and ":" in word):
         disk.format = word or "raw"
-    elif not disk.vdev:
+    elif disk.vdev is None:
         disk.vdev, _, kind = word.partition(":")
         disk.cdrom = disk.cdrom or kind == "cdrom"
         if kind not in ("", "cdrom", "disk"):
