@@ -187,12 +187,12 @@ def check_tables(header: Header, read: Read, length: int) -> None:
     """
     if header.refcounts >= length:
         raise Refused(f"truncated: its tables point beyond its {length} bytes")
-    l1 = [entry & OFFSET_MASK for entry in entries(read, header.l1_offset, header.l1_entries)]
-    tables = [offset for offset in l1 if offset]
+    l1 = entries(read, header.l1_offset, header.l1_entries)
+    if sum(1 for entry in l1 if entry & OFFSET_MASK) * header.cluster > MAX_L2:
+        raise Refused(f"has more than {format_size(MAX_L2)} of tables")
+    tables = [entry & OFFSET_MASK for entry in l1 if entry & OFFSET_MASK]
     if len(set(tables)) < len(tables):
         raise Refused("is damaged: two parts of the disk share one table")
-    if len(tables) * header.cluster > MAX_L2:
-        raise Refused(f"has more than {format_size(MAX_L2)} of tables")
     highest, plain = header.l1_offset, 0
     for offset in tables:
         values = entries(read, offset, header.cluster // 8)[:: 2 if header.extended_l2 else 1]

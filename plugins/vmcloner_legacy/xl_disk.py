@@ -26,6 +26,7 @@ class Disk:
     """A disk as a line describes it.
 
     :param format: empty where the line doesn't say. :param lost: what isn't carried over of it.
+    :param prefixed: it had a prefix, so no word is its format. :param placed: its access was said.
     :param foreign: it is no file or device of this host, but a name that a script or QEMU knows.
     """
 
@@ -35,6 +36,7 @@ class Disk:
     access: str | None = None
     cdrom: bool = False
     prefixed: bool = False
+    placed: bool = False
     foreign: bool = False
     lost: list[str] = attrs.field(factory=list)
 
@@ -121,10 +123,11 @@ def _word(word: str, disk: Disk) -> None:
         disk.format = word or "raw"
     elif disk.vdev is None:
         disk.vdev, _, kind = word.partition(":")
-        disk.cdrom = disk.cdrom or kind == "cdrom"
+        if kind:
+            disk.cdrom = kind == "cdrom"
         if kind not in ("", "cdrom", "disk"):
             disk.lost.append(f":{kind} isn't known")
-    elif disk.access is None:
-        disk.access = word
+    elif not disk.placed:
+        disk.access, disk.placed = word, True
     elif word:
         disk.lost.append(f"{word} isn't carried over")
