@@ -201,7 +201,7 @@ def inspect(
             f"{path}: is {found}, though its {whose} says {expected}"
             if expected
             else f"{path}: is {found}, which neither its name nor its template says",
-            hint=f'if that is right, say image.format = "{found}" in the template',
+            hint=f'if that is right: name it *.{found}, or say format = "{found}" in [image]',
         )
     if found == "qcow2":
         return found, _inspect_qcow2(stream, path)

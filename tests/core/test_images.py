@@ -213,7 +213,7 @@ def test_content_never_says_the_format(qcow2, tmp_path, name):
     shutil.copy(qcow2, path)
     with pytest.raises(InvalidRequest, match="which neither its name nor its template") as caught:
         look(path)
-    assert caught.value.hint == 'if that is right, say image.format = "qcow2" in the template'
+    assert 'name it *.qcow2, or say format = "qcow2" in [image]' in caught.value.hint
     assert look(path, format="qcow2").format == "qcow2"
 
 
