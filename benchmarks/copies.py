@@ -26,7 +26,7 @@ from vmcloner_core.drivers import ImageFile
 from vmcloner_core.model import CloneMode, CloneRequest, Copying, Origin
 from vmcloner_core.testing.samples import make_context, make_labels
 from vmcloner_core.units import format_size, parse_size
-from vmcloner_dd.fanning import FanningDriver
+from vmcloner_dd.plugin import vmcloner_storage_backend
 from vmcloner_dd.settings import DdSettings
 
 MIB = 1024**2
@@ -64,15 +64,8 @@ class Bench:
     def __init__(self, folder: Path, vg: str | None, count: int, size: int) -> None:
         self.folder, self.vg, self.count, self.size = folder, vg, count, size
         context = make_context(folder, "bench")
-        self.driver: FanningDriver
-        if vg is not None:
-            from vmcloner_dd.group import GroupDriver
-
-            self.driver = GroupDriver(context, DdSettings(vg=vg))
-        else:
-            from vmcloner_dd.folder import FolderDriver
-
-            self.driver = FolderDriver(context, DdSettings(path=folder / "pool"))
+        settings = DdSettings(vg=vg) if vg is not None else DdSettings(path=folder / "pool")
+        self.driver = vmcloner_storage_backend().factory(context, settings)
         self.image = half_full(folder / "template.raw", size)
 
     def ways(self) -> Iterator[tuple[str, float]]:

@@ -12,31 +12,60 @@ from vmcloner_core import bootfiles
 from vmcloner_core.drivers import BootProvider, BootRequest, HypervisorDriver
 from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError, shown
 from vmcloner_core.hooks import BootBackend
-from vmcloner_core.identities import Identities
-from vmcloner_core.model import BootConfig, Outcome, State, Template, Volume
+from vmcloner_core.model import (
+    MAX_CMDLINE,
+    BootConfig,
+    CloneSpec,
+    DomainSpec,
+    Outcome,
+    Seed,
+    State,
+    Volume,
+)
 from vmcloner_core.pipeline import Work
-from vmcloner_core.plan import ClonePlan
+from vmcloner_core.records import Records
 
-RECORD = "boot.json"
+STARTED_FROM = "boot.json"
 """What a clone was started from, in its own folder."""
-MAX_CMDLINE = 2047
-"""Bytes: Linux's COMMAND_LINE_SIZE on x86 (arch/x86/include/asm/setup.h) less the final NUL."""
 
 
 def boot_request(
-    plan: ClonePlan, template: Template, driver: HypervisorDriver, volumes: tuple[Volume, ...]
+    spec: CloneSpec, driver: HypervisorDriver, volumes: tuple[Volume, ...]
 ) -> BootRequest:
     """Return what a boot provider is asked about a clone."""
-    assert plan.uuid is not None  # noqa: S101 - a plan that asks gives it
     return BootRequest(
-        labels=plan.labels,
-        template=template,
+        labels=spec.labels,
+        template=spec.template,
         hypervisor=driver.kind,
-        uuid=plan.uuid,
+        uuid=spec.uuid,
         volumes=volumes,
-        nics=plan.nics,
-        values=plan.values,
-        networks=driver.networks,
+        nics=spec.nics,
+        values=spec.values,
+    )
+
+
+def domain_spec(
+    spec: CloneSpec,
+    boot: BootConfig,
+    volumes: tuple[Volume, ...],
+    seed: Seed = Seed(),  # noqa: B008 - a frozen value
+) -> DomainSpec:
+    """Return what defines a clone's domain.
+
+    :raises InvalidRequest: the seed has words for a kernel, and there is none, or no room.
+    """
+    return DomainSpec(
+        labels=spec.labels,
+        uuid=spec.uuid,
+        memory=spec.memory,
+        vcpus=spec.vcpus,
+        # A provider that is asked at each start gets the words then.
+        boot=boot if spec.labels.boot is not None else told(spec.name, boot, seed.cmdline),
+        volumes=volumes,
+        nics=spec.nics,
+        options=spec.template.domain,
+        seed=seed.image,
+        values=spec.values,
     )
 
 
@@ -80,12 +109,12 @@ class Starter:
 
     :param boots: return the boot provider of that name, with its description.
     :param folder: where each clone has a folder for its files.
-    :param identities: where words for clones' kernels are kept.
+    :param records: where words for clones' kernels are kept.
     """
 
     boots: Callable[[str], tuple[BootBackend, BootProvider]]
     folder: Path
-    identities: Identities
+    records: Records
 
     def start(self, driver: HypervisorDriver, works: Sequence[Work]) -> Iterator[Outcome[object]]:
         """Start clones of one hypervisor; a clone that boots nothing isn't started."""
@@ -127,32 +156,33 @@ class Starter:
         states = driver.states()
         requests: list[BootRequest] = []
         for work in works:
-            assert work.plan.template is not None  # noqa: S101 - a plan that asks gives it
-            request = boot_request(work.plan, work.plan.template, driver, work.volumes)
+            request = boot_request(work.plan.known(), driver, work.volumes)
             request = attrs.evolve(request, dry_run=True)
             if states.get(work.name, State.STOPPED) in (State.STOPPED, State.CRASHED):
                 requests.append(request)
             else:
-                yield self._running(request)
-        yield from self._previewed(requests)
+                yield self._running(driver, request)
+        yield from self._previewed(driver, requests)
 
-    def _running(self, request: BootRequest) -> Preview:
+    def _running(self, driver: HypervisorDriver, request: BootRequest) -> Preview:
         name, provider = request.labels.clone, provider_of(request)
         preview = Preview(name=name, provider=provider, running=True)
         record = self._record(name)
         if record is not None:
             return attrs.evolve(preview, boot=record)
         try:
-            boot = next(iter(self.boots(provider)[1].resolve([request]))).unwrap()
+            boot = defined_boot(self.boots(provider), driver, request)
             if boot.kernel is not None or boot.bootloader is not None:
                 boot = told(name, boot, self._words(name))
         except VmclonerError as error:
             return attrs.evolve(preview, error=error)
         return attrs.evolve(preview, boot=boot)
 
-    def _previewed(self, requests: Sequence[BootRequest]) -> Iterator[Preview]:
+    def _previewed(
+        self, driver: HypervisorDriver, requests: Sequence[BootRequest]
+    ) -> Iterator[Preview]:
         providers = {request.labels.clone: provider_of(request) for request in requests}
-        for outcome in resolve(self.boots, requests, every=True):
+        for outcome in resolve(self.boots, requests, driver, every=True):
             name = outcome.key
             try:
                 boot = told(name, outcome.unwrap(), self._words(name))
@@ -163,13 +193,13 @@ class Starter:
 
     def _words(self, name: str) -> str:
         """Return what a clone's identity adds to its kernel's command line."""
-        kept = self.identities.find(name)
+        kept = self.records.find(name)
         return kept.seed.cmdline if kept is not None else ""
 
     def _record(self, name: str) -> BootConfig | None:
         """Return what a clone was started from, None where that isn't known."""
         try:
-            said = json.loads((self.folder / name / RECORD).read_text(encoding="utf-8"))
+            said = json.loads((self.folder / name / STARTED_FROM).read_text(encoding="utf-8"))
             for key in ("kernel", "initrd", "bootloader"):
                 said[key] = said[key] and Path(said[key])
             for key in ("devices", "bootloader_args", "origins"):
@@ -190,15 +220,14 @@ class Starter:
         for work in asked:
             if states.get(work.name) not in (State.STOPPED, State.CRASHED):
                 continue  # it runs, or will be resumed: it has booted, and its disks are in use
-            assert work.plan.template is not None  # noqa: S101 - a plan that asks gives it
-            request = boot_request(work.plan, work.plan.template, driver, work.volumes)
             try:
+                request = boot_request(work.plan.known(), driver, work.volumes)
                 folder = bootfiles.fresh(self.folder, work.name)
             except VmclonerError as error:
                 yield Outcome(key=work.name, error=error)
                 continue
             requests[work.name] = attrs.evolve(request, folder=folder)
-        for outcome in resolve(self.boots, tuple(requests.values())):
+        for outcome in resolve(self.boots, tuple(requests.values()), driver):
             try:
                 yield Outcome(key=outcome.key, value=self._complete(outcome))
             except VmclonerError as error:
@@ -207,13 +236,31 @@ class Starter:
     def _complete(self, outcome: Outcome[BootConfig]) -> BootConfig:
         """Return what a clone boots with all that belongs to it, once that is kept."""
         boot = told(outcome.key, outcome.unwrap(), self._words(outcome.key))
-        file = self.folder / outcome.key / RECORD
+        file = self.folder / outcome.key / STARTED_FROM
         try:
             file.touch(mode=0o600)
             file.write_text(json.dumps(attrs.asdict(boot), default=str, indent=1))
         except OSError as error:
             raise BackendError(f"{outcome.key}: can't write {file}: {error.strerror}") from error
         return boot
+
+
+def with_networks(
+    backend: BootBackend, driver: HypervisorDriver, requests: Sequence[BootRequest]
+) -> Sequence[BootRequest]:
+    """Return requests with the host's networks, for a provider that asks for them."""
+    if not backend.networks or driver.networks is None or not requests:
+        return requests
+    networks = driver.networks.inspect()
+    return [attrs.evolve(request, networks=networks) for request in requests]
+
+
+def defined_boot(
+    boots: tuple[BootBackend, BootProvider], driver: HypervisorDriver, request: BootRequest
+) -> BootConfig:
+    """Return what a clone's definition says that it boots."""
+    backend, provider = boots
+    return next(iter(provider.resolve(with_networks(backend, driver, [request])))).unwrap()
 
 
 def provider_of(request: BootRequest) -> str:
@@ -224,25 +271,27 @@ def provider_of(request: BootRequest) -> str:
 def resolve(
     boots: Callable[[str], tuple[BootBackend, BootProvider]],
     requests: Sequence[BootRequest],
+    driver: HypervisorDriver,
     *,
     every: bool = False,
 ) -> Iterator[Outcome[BootConfig]]:
     """Yield what clones boot, asked as at a start; a provider may hand over to another, once.
 
+    :param driver: the hypervisor that they run on.
     :param every: ask also on behalf of boot loaders that the hypervisor will run by itself.
     """
     handed_over: dict[str, list[BootRequest]] = {}
     by_name = {request.labels.clone: request for request in requests}
     for provider in dict.fromkeys(map(provider_of, requests)):
         group = [request for request in requests if provider_of(request) == provider]
-        for outcome in _asked(boots, provider, group, every=every):
+        for outcome in _asked(boots, provider, group, driver, every=every):
             to = outcome.value.handover if outcome.value is not None else None
             if to is None:
                 yield outcome
             else:
                 handed_over.setdefault(to, []).append(by_name[outcome.key])
     for provider, group in handed_over.items():
-        for outcome in _asked(boots, provider, group, every=every):
+        for outcome in _asked(boots, provider, group, driver, every=every):
             if outcome.value is not None and outcome.value.handover is not None:
                 error = BackendError(f"{outcome.key}: boot provider {provider!r} hands over again")
                 yield Outcome(key=outcome.key, error=error)
@@ -254,12 +303,14 @@ def _asked(
     boots: Callable[[str], tuple[BootBackend, BootProvider]],
     name: str,
     requests: Sequence[BootRequest],
+    driver: HypervisorDriver,
     *,
     every: bool,
 ) -> Iterator[Outcome[BootConfig]]:
     """Ask one provider, by the method for the hypervisor's kind."""
     try:
         backend, provider = boots(name)
+        requests = with_networks(backend, driver, requests)
     except VmclonerError as error:
         yield from (Outcome(key=request.labels.clone, error=error) for request in requests)
         return

@@ -1,12 +1,12 @@
 """Copy bytes: from one file to another in the kernel, or from one source to many targets at once.
 
-:func:`copy_runs` goes through the page cache. ``copy_file_range`` is not used on purpose: on XFS,
-btrfs and NFS it shares the blocks instead of copying them (see copy_file_range(2), NOTES), and a
-full copy must be one. sendfile(2) always copies.
+:func:`copy_runs` goes through the page cache. It does not use ``copy_file_range``: on XFS, btrfs
+and NFS that shares the blocks instead of copying them (copy_file_range(2), NOTES). sendfile(2)
+always copies.
 
-:func:`fan_out` reads its source once, however many targets there are, and writes past the page
-cache (``O_DIRECT``, open(2)) where the target can: many large writes at once keep a device busy,
-and what others have cached stays cached. What is zero isn't written where it can be deallocated.
+:func:`fan_out` reads its source once for any number of targets. It writes past the page cache
+(``O_DIRECT``, open(2)) where the target supports that, with many large writes at once to keep the
+device busy. It deallocates zeros instead of writing them where the target supports that.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _CANNOT = {errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EINVAL, errno.ENO
 
 
 class Pace:
-    """Keeps a copy to a bandwidth: called with the bytes that are to be written next, it waits.
+    """Limits a copy's bandwidth: call it with the number of bytes to write next, and it waits.
 
-    :param bandwidth: bytes a second, None for as many as can be. Not thread-safe.
+    :param bandwidth: bytes per second, None for no limit. Not thread-safe.
     """
 
     def __init__(
@@ -94,18 +94,41 @@ def copy_runs(
             done(count)
 
 
+def flush(fd: int) -> None:
+    """Wait until a file's data is on its device, and drop it from the page cache."""
+    os.fdatasync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def check_same(source: int, target: int) -> None:
+    """Check that two open files of one length hold the same bytes; ``target`` is flushed first.
+
+    :raises OSError: they differ (EIO), or reading failed.
+    """
+    flush(target)
+    for start, end in sorted([*data_runs(source), *data_runs(target)]):
+        for offset in range(start, end, CHUNK):
+            count = min(CHUNK, end - offset)
+            if os.pread(source, count, offset) != os.pread(target, count, offset):
+                raise _differs(offset)
+
+
+def _differs(offset: int) -> OSError:
+    return OSError(errno.EIO, f"the bytes read back differ from the source near offset {offset}")
+
+
 # --- one source, many targets -------------------------------------------------------------------
 
 
 @attrs.define(kw_only=True)
 class Target:
-    """A file or block device that is to become a copy. Open it with :meth:`open`. Thread-safe.
+    """A file or block device to copy to. Open it with :meth:`open`. Thread-safe.
 
-    :param size: bytes of it that are to be right: what follows the source's end is zeros.
-    :param blank: it reads as zeros, so zeros needn't be written.
-    :param resumed: some of it may be right already, and is written only where it isn't.
-    :param progress: told of its bytes that are right.
-    :param error: what ended the copy to it, None where nothing did.
+    :param size: bytes to fill: after the end of the source, with zeros.
+    :param blank: it reads as zeros, so zeros need not be written.
+    :param resumed: parts of it may be correct already; only bytes that differ are written.
+    :param progress: called with (bytes done, size).
+    :param error: why the copy to it failed, None if it did not.
     """
 
     path: Path
@@ -121,15 +144,15 @@ class Target:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Target]:
-        """Open it for the time of a copy.
+        """Keep it open during a copy.
 
-        :raises OSError: it can't be.
+        :raises OSError: it cannot be opened.
         """
         flags = os.O_RDWR | os.O_CLOEXEC
         self._plain = os.open(self.path, flags)
         self._is_block = stat.S_ISBLK(os.fstat(self._plain).st_mode)
         try:
-            with contextlib.suppress(OSError):  # tmpfs, ramfs and some others can't
+            with contextlib.suppress(OSError):  # not supported by tmpfs and others
                 self._direct = os.open(self.path, flags | os.O_DIRECT)
             yield self
         finally:
@@ -139,7 +162,7 @@ class Target:
             self._plain, self._direct = -1, None
 
     def write(self, data: memoryview, offset: int) -> None:
-        """Write bytes, past the page cache as far as they are aligned."""
+        """Write bytes; those that are aligned bypass the page cache."""
         while data:
             whole = len(data) - len(data) % _ALIGN
             if self._direct is None or offset % _ALIGN or not whole:
@@ -155,11 +178,11 @@ class Target:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            # A file system may open a file so and then want more than we align to.
+            # Some file systems accept O_DIRECT but need a larger alignment than ours.
             return os.pwrite(self._plain, data, offset)
 
     def zero(self, start: int, end: int) -> None:
-        """Make a run of it read as zeros, deallocated where it can be."""
+        """Make a run of it read as zeros; deallocates where possible."""
         if _allocate(self._plain, _PUNCH_HOLE | _KEEP_SIZE, start, end - start):
             return
         if self._is_block and _zero_out(self._plain, start, end - start):
@@ -169,7 +192,7 @@ class Target:
             self.write(zeros[: min(CHUNK, end - offset)], offset)
 
     def read(self, into: memoryview, offset: int) -> memoryview:
-        """Fill a buffer with what is on the device itself; returns its filled part."""
+        """Fill a buffer from the device, bypassing the cache; returns the part that was filled."""
         got = 0
         while got < len(into):
             rest = into[got:]
@@ -186,19 +209,18 @@ class Target:
         return into[:got]
 
     def count(self, bytes_: int) -> None:
-        """Note that more bytes are right."""
+        """Report that more bytes are done."""
         self._done += bytes_
         self.progress(self._done, self.size)
 
     def flush(self) -> None:
-        """Wait until all of it is on the device, and forget what is cached of it."""
-        os.fdatasync(self._plain)
-        os.posix_fadvise(self._plain, 0, 0, os.POSIX_FADV_DONTNEED)
+        """Wait until all of it is on the device."""
+        flush(self._plain)
 
 
 @attrs.define
 class _Chunk:
-    """A stretch of the source: what of it is data, what zeros. ``view`` is None for zeros only."""
+    """A part of the source, with its runs of data and of zeros. ``view``: its bytes, if any."""
 
     start: int
     end: int
@@ -220,15 +242,15 @@ def fan_out(
     pace: Callable[[int], None] | None = None,
     verify: bool = False,
 ) -> None:
-    """Make open targets copies of a source, which is read once. Each then has its ``error``.
+    """Copy a source to open targets, reading it once.
 
-    A target that fails is left out from then on, and the others are finished. What is finished is
-    on the device, not in a cache.
+    When a target fails, its ``error`` is set and the copies to the others continue. At the end the
+    data is on the devices, not only in the page cache.
 
-    :param source: an open file or block device; what it has beyond a target's size is left out.
-    :param pace: counts the bytes that are written, of all targets.
-    :param verify: read each target back, from the device, and compare checksums.
-    :raises OSError: the source can't be read, or became shorter.
+    :param source: an open file or block device; bytes beyond a target's size are not copied.
+    :param pace: called with the number of bytes to write next, of all targets together.
+    :param verify: read each target back from its device and compare checksums.
+    :raises OSError: the source cannot be read, or became shorter.
     """
     _FanOut(source, targets, pace or Pace(None), verify).run()
 
@@ -260,7 +282,7 @@ class _FanOut:
         for _ in range(_BUFFERS):
             self._buffers.put(memoryview(mmap.mmap(-1, CHUNK)))
         with ThreadPoolExecutor(_WRITERS, thread_name_prefix="copy") as pool:
-            # Only so many wait, or there would be one for each chunk of each target in the end.
+            # Bounded, or the queue would grow to one job for each chunk of each target.
             jobs: deque[Future[None]] = deque()
             for chunk in self._read():
                 if self._verify:
@@ -287,7 +309,7 @@ class _FanOut:
     def _guarded(
         self, work: Callable[[Target, _Chunk | None], None], target: Target, chunk: _Chunk | None
     ) -> None:
-        """Do something to a target unless it has failed; its failure is its own."""
+        """Run ``work`` unless the target has failed; an OSError becomes the target's error."""
         try:
             if target.error is None:
                 work(target, chunk)
@@ -309,7 +331,7 @@ class _FanOut:
     # --- reading --------------------------------------------------------------------------------
 
     def _read(self) -> Iterator[_Chunk]:
-        """Yield the source in chunks, and the zeros between and behind its data."""
+        """Yield the source in chunks, with the zeros between and after its data."""
         size = min(self._size, length(self._source))
         position = 0
         for low, high in data_runs(self._source):
@@ -341,7 +363,7 @@ class _FanOut:
     def _put(self, target: Target, chunk: _Chunk | None) -> None:
         assert chunk is not None  # noqa: S101
         for start, end in _within(chunk.data, target.size):
-            assert chunk.view is not None  # noqa: S101 - it is kept while a target wants it
+            assert chunk.view is not None  # noqa: S101 - kept until all targets have it
             data = chunk.view[start - chunk.start : end - chunk.start]
             if not (target.resumed and _holds(target, start, end, data)):
                 target.write(data, start)
@@ -352,7 +374,7 @@ class _FanOut:
                 target.zero(start, end)
 
     def _check(self, target: Target) -> None:
-        """Read a target back, and compare it with what was read of the source."""
+        """Read a target back and compare it with the checksums of the source."""
         buffer = memoryview(mmap.mmap(-1, CHUNK))
         for chunk in self._chunks:
             if chunk.digest is not None and chunk.end <= target.size:
@@ -362,9 +384,7 @@ class _FanOut:
                 [run] = _within([(chunk.start, chunk.end)], target.size) or [(0, 0)]
                 same = _holds(target, *run, None)
             if not same:
-                raise OSError(
-                    errno.EIO, f"read back other bytes than were written, near {chunk.start}"
-                )
+                raise _differs(chunk.start)
 
 
 def _zeros(start: int, end: int) -> _Chunk:
@@ -372,16 +392,16 @@ def _zeros(start: int, end: int) -> _Chunk:
 
 
 def _within(runs: Sequence[Run], size: int) -> list[Run]:
-    """Return runs as far as they are below ``size``."""
+    """Return runs cut off at ``size``."""
     return [(start, min(end, size)) for start, end in runs if start < size]
 
 
 def _split(view: memoryview, at: int) -> tuple[list[Run], list[Run]]:
-    """Return a buffer's runs that hold something and those that are zeros; ``at``: its offset."""
+    """Return a buffer's runs of data and its runs of zeros; ``at``: its offset in the source."""
     kinds: tuple[list[Run], list[Run]] = ([], [])
     for offset in range(0, len(view), GRANULE):
         piece = view[offset : offset + GRANULE]
-        # Most of what isn't zero shows at once; only what may be is copied to be compared.
+        # A few bytes tell most data from zeros; the rest is copied to be compared.
         empty = is_zero(bytes(piece[:64])) and is_zero(bytes(piece))
         runs = kinds[empty]
         start, end = at + offset, at + offset + len(piece)
@@ -393,11 +413,11 @@ def _split(view: memoryview, at: int) -> tuple[list[Run], list[Run]]:
 
 
 def _holds(target: Target, start: int, end: int, data: memoryview | None) -> bool:
-    """Tell whether a target has these bytes at a place already; zeros for None."""
+    """Tell whether a target holds these bytes in a run; ``data`` is None for zeros."""
     buffer = memoryview(mmap.mmap(-1, CHUNK))
     for offset in range(start, end, CHUNK):
         size = min(CHUNK, end - offset)
-        # Aligned reads go past the cache: read more than is compared where it is needed for that.
+        # Read up to an aligned length, as only aligned reads bypass the cache.
         found = target.read(buffer[: size + -size % _ALIGN], offset)[:size]
         expected = bytes(size) if data is None else bytes(data[offset - start :][:size])
         if bytes(found) != expected:
@@ -405,13 +425,13 @@ def _holds(target: Target, start: int, end: int, data: memoryview | None) -> boo
     return True
 
 
-# --- system calls that Python hasn't -------------------------------------------------------------
+# --- system calls that Python lacks --------------------------------------------------------------
 
 
 def _allocate(fd: int, mode: int, start: int, size: int) -> bool:
-    """Call fallocate(2); returns whether the file or device can do that.
+    """Call fallocate(2); returns whether the file or device supports it.
 
-    On a block device, punching a hole is writing zeros by deallocation, or nothing at all.
+    On a block device, punching a hole writes zeros by deallocation, or is not supported.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     call = libc.fallocate64 if hasattr(libc, "fallocate64") else libc.fallocate
@@ -425,7 +445,7 @@ def _allocate(fd: int, mode: int, start: int, size: int) -> bool:
 
 
 def _zero_out(fd: int, start: int, size: int) -> bool:
-    """Have a block device write zeros; returns whether it can."""
+    """Have a block device write zeros; returns whether it supports that."""
     try:
         fcntl.ioctl(fd, _BLKZEROOUT, struct.pack("=QQ", start, size))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The drivers of one host, made from settings when they are first asked for."""
+"""The drivers of one host, made from its settings when they are first asked for."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from vmcloner_core.drivers import (
 )
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, did_you_mean
 from vmcloner_core.hooks import BootBackend, HypervisorBackend, IdentityBackend, StorageBackend
-from vmcloner_core.model import Host
+from vmcloner_core.model import BackendTable, Host
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.process import CommandRunner
-from vmcloner_core.settings import Settings
 from vmcloner_core.tomlfile import structure
 
 D = TypeVar("D")
@@ -28,12 +27,9 @@ D = TypeVar("D")
 class DriverRegistry:
     """Makes and keeps the drivers of a host: one for each name. Thread-safe."""
 
-    def __init__(
-        self, settings: Settings, plugins: PluginHost, host: Host, runner: CommandRunner
-    ) -> None:
-        self._settings = settings
-        self._plugins = plugins
+    def __init__(self, host: Host, plugins: PluginHost, runner: CommandRunner) -> None:
         self.host = host
+        self._plugins = plugins
         self._runner = runner
         self._lock = threading.RLock()
         self._drivers: dict[tuple[str, str], StorageDriver | HypervisorDriver] = {}
@@ -77,7 +73,10 @@ class DriverRegistry:
 
     def names(self, kind: str) -> tuple[str, ...]:
         """Return the names of the host's backends of a kind: the default, and those set up."""
-        return self._settings.names(self.host.name, kind)
+        return tuple(self._tables(kind))
+
+    def _tables(self, kind: str) -> Mapping[str, BackendTable]:
+        return self.host.storage if kind == "storage" else self.host.hypervisors
 
     def close(self) -> None:
         """Close all drivers."""
@@ -102,7 +101,7 @@ class DriverRegistry:
         :raises InvalidRequest: it isn't set up on this host, or its settings are wrong.
         """
         self._check_known(kind, name)
-        table = getattr(self._settings, kind)(self.host.name, name)
+        table = self._tables(kind)[name]
         backend: StorageBackend | HypervisorBackend = getattr(self._plugins, kind)(table.driver)
         values: object = structure(table.values, backend.settings, where=table.where)
         try:
@@ -115,7 +114,7 @@ class DriverRegistry:
         if name in known:
             return
         plugins = self._plugins.names(kind)
-        word = "storage pool" if kind == "storage" else "engine"
+        word = "storage pool" if kind == "storage" else kind
         if name in plugins:
             raise InvalidRequest(
                 f"{word} {name!r} isn't set up on host {self.host.name}",

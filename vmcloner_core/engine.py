@@ -16,21 +16,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
-from vmcloner_core import audit, images, remote
-from vmcloner_core.booting import Preview, Starter
-from vmcloner_core.catalog import TemplateInfo
-from vmcloner_core.driver_registry import DriverRegistry
-from vmcloner_core.drivers import HypervisorDriver, ImageFile
+from vmcloner_core.birth import Birth
 from vmcloner_core.errors import (
     BackendError,
     Interrupted,
@@ -42,9 +36,7 @@ from vmcloner_core.errors import (
     WrongState,
     did_you_mean,
 )
-from vmcloner_core.identities import Identities, Record, authorized_keys
-from vmcloner_core.library import Library, check_image, now, origin_of, owner
-from vmcloner_core.locks import hold
+from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import (
     AS_IT_COMES,
     Access,
@@ -54,49 +46,42 @@ from vmcloner_core.model import (
     CloneMode,
     Copying,
     DomainSpec,
+    Host,
     NetworkChange,
     NetworkRequest,
     Origin,
     Outcome,
-    State,
     Status,
     Template,
     network_key,
 )
-from vmcloner_core.names import check_template, parse_targets
-from vmcloner_core.pipeline import Pipeline, Work, undo
-from vmcloner_core.plan import (
-    Action,
-    OnFailure,
-    Plan,
-    ProgressEvent,
-    RunResult,
-    Step,
-    check_timeout,
-)
-from vmcloner_core.planner import Birth, Facts, plan_create, plan_targets
+from vmcloner_core.names import check_template, parse_targets, split_clone
+from vmcloner_core.plan import Plan, RunResult, check_timeout
 from vmcloner_core.plugins import PluginHost
-from vmcloner_core.preflight import check_memory, check_space
-from vmcloner_core.process import LocalRunner
-from vmcloner_core.remote import Answer
+from vmcloner_core.preflight import check_memory
+from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import CreateRequest, Request, TargetRequest, check_jobs
-from vmcloner_core.runlog import RunLog
 from vmcloner_core.settings import Settings
-from vmcloner_core.stages import Stages
-from vmcloner_core.survey import merge, select
+from vmcloner_core.survey import Survey
 from vmcloner_core.units import counted, format_size
 
+if TYPE_CHECKING:
+    from vmcloner_core.audit import Report
+    from vmcloner_core.booting import Preview
+    from vmcloner_core.catalog import TemplateInfo
+    from vmcloner_core.drivers import (
+        ConsoleInterface,
+        HypervisorDriver,
+        ImageFile,
+        NetworkInterface,
+        StorageDriver,
+    )
+    from vmcloner_core.model import CloneSpec
+    from vmcloner_core.planner import Facts
+    from vmcloner_core.remote import Answer
+    from vmcloner_core.template_checks import TemplateChecks
+
 log = logging.getLogger(__name__)
-
-
-@attrs.frozen(kw_only=True)
-class _Survey:
-    """What is on a host: clones, what is kept of their identities, all domains that aren't ours."""
-
-    clones: tuple[Clone, ...]
-    records: Mapping[str, Record]
-    foreign_names: frozenset[str]
-    foreign_macs: frozenset[str]
 
 
 class Engine:
@@ -106,18 +91,17 @@ class Engine:
     Errors are :class:`~vmcloner_core.errors.VmclonerError`.
     """
 
-    def __init__(self, settings: Settings, plugins: PluginHost, backends: DriverRegistry) -> None:
+    def __init__(self, settings: Settings, plugins: PluginHost, host: LocalHost) -> None:
         self.settings = settings
         self.plugins = plugins
-        self.host = backends.host
-        self._backends = backends
-        self._library = Library(settings, plugins, backends)
-        self._identities = Identities(backends.host.identities)
-        self._starter = Starter(
-            boots=backends.boot, folder=backends.host.boots, identities=self._identities
-        )
+        self._host = host
         self._run_lock = threading.Lock()
         self._cancel = threading.Event()
+
+    @property
+    def host(self) -> Host:
+        """The host that the engine works on."""
+        return self._host.host
 
     @classmethod
     def open(
@@ -137,8 +121,7 @@ class Engine:
         """
         settings = Settings.load(config)
         loaded = PluginHost(plugins)
-        backends = DriverRegistry(settings, loaded, settings.host(host), LocalRunner())
-        return cls(settings, loaded, backends)
+        return cls(settings, loaded, LocalHost(settings.host(host), loaded))
 
     def __enter__(self) -> Self:
         return self
@@ -148,7 +131,7 @@ class Engine:
 
     def close(self) -> None:
         """Close connections. The engine can be used again: they are opened when needed."""
-        self._backends.close()
+        self._host.close()
 
     # --- runs -----------------------------------------------------------------------------------
 
@@ -161,29 +144,29 @@ class Engine:
 
     def start(self, *targets: str, **options: Any) -> RunResult:
         """Start clones; ``options`` are the fields of :class:`TargetRequest`, as below."""
-        return self._target(Action.START, targets, options)
+        return self._target("start", targets, options)
 
     def stop(self, *targets: str, **options: Any) -> RunResult:
         """Shut clones down, or with ``kill=True`` stop them at once."""
-        return self._target(Action.STOP, targets, options)
+        return self._target("stop", targets, options)
 
     def restart(self, *targets: str, **options: Any) -> RunResult:
         """Stop clones and start them again."""
-        return self._target(Action.RESTART, targets, options)
+        return self._target("restart", targets, options)
 
     def reset(self, *targets: str, **options: Any) -> RunResult:
         """Put clones' disks back to what they were made of; those that ran are started again."""
-        return self._target(Action.RESET, targets, options)
+        return self._target("reset", targets, options)
 
     def delete(self, *targets: str, **options: Any) -> RunResult:
         """Stop and remove clones with all that belongs to them; what is gone is as asked."""
-        return self._target(Action.DELETE, targets, options)
+        return self._target("delete", targets, options)
 
     def wait(self, *targets: str, **options: Any) -> RunResult:
         """Wait until clones are ready: ``wait=Readiness.parse("console:login:")``."""
-        return self._target(Action.WAIT, targets, options)
+        return self._target("wait", targets, options)
 
-    def _target(self, action: Action, targets: Sequence[str], options: dict[str, Any]) -> RunResult:
+    def _target(self, action: str, targets: Sequence[str], options: dict[str, Any]) -> RunResult:
         return check_result(
             self.run(TargetRequest(action=action, targets=tuple(targets), **options))
         )
@@ -194,23 +177,15 @@ class Engine:
 
     def _planned(self, request: Request, fleets: Collection[str] | None) -> Plan:
         """Return the plan of a request; one at everything means no fleets but these (None: all)."""
-        run = datetime.now(UTC).strftime("%Y%m%dT%H%M%S-") + secrets.token_hex(3)
-        if isinstance(request, CreateRequest):
-            plan = self._plan_create(request, run)
-        else:
-            found = self._survey()
-            held = fleets if request.everything else None
-            clones = [c for c in found.clones if held is None or c.fleet in held]
-            plan = plan_targets(
-                request,
-                clones,
-                run=run,
-                host=self.host.name,
-                template=functools.cache(self._library.catalog.template),
-                records=found.records,
-            )
-            self._check_memory(plan, clones)
+        from vmcloner_core.steps import check_backends
+
         self.plugins.load_observers()
+        found = self._host.survey()
+        if isinstance(request, CreateRequest):
+            plan = self._plan_create(request, found)
+        else:
+            plan = self._plan_targets(request, found, fleets)
+        check_backends(self._host, plan)
         self.plugins.preflight(plan)
         return plan
 
@@ -226,17 +201,22 @@ class Engine:
         """
         fleets = self._fleets(request)
         with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
-            self._identities.sweep(fleets)
+            self._host.records.sweep(fleets)
             # A fleet that has come since these were counted is another run's: it isn't locked.
             plan = self._planned(request, fleets)
             on_plan(plan)
-            return self._apply(plan)
+            return self._carried_out(plan)
 
     def apply(self, plan: Plan) -> RunResult:
         """Carry a plan out that was made before; what has since been done by others is left."""
         fleets = {clone.labels.fleet for clone in plan.clones}
         with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
-            return self._apply(plan)
+            return self._carried_out(plan)
+
+    def _carried_out(self, plan: Plan) -> RunResult:
+        from vmcloner_core.running import PlannedRun
+
+        return PlannedRun(plan, self._host, self.plugins, self._cancel)()
 
     def cancel(self) -> None:
         """Stop the current run cleanly: calls under way end, nothing new begins.
@@ -250,47 +230,92 @@ class Engine:
         if isinstance(request, CreateRequest):
             return {request.fleet}
         if request.everything:
-            return set(self.fleets()) | self._identities.unfinished()
+            return set(self.fleets()) | self._host.records.unfinished()
         return {target.fleet for target in parse_targets(request.targets)}
 
     @contextlib.contextmanager
     def _held(self, names: Sequence[str]) -> Iterator[None]:
         self._cancel.clear()
-        with hold(
-            self.host.state,
+        with self._host.hold(
             names,
-            cancelled=self._cancel.is_set,
-            waiting=lambda name: log.warning("waiting for another run on %s", name),
+            self._cancel.is_set,
+            lambda name: log.warning("waiting for another run on %s", name),
         ):
             yield
 
     # --- planning -------------------------------------------------------------------------------
 
-    def _plan_create(self, request: CreateRequest, run: str) -> Plan:
-        template = self._library.catalog.template(request.template)
+    def _plan_create(self, request: CreateRequest, found: Survey) -> Plan:
+        from vmcloner_core.planner import plan_create
+
+        host, checks = self._host, self._checks()
+        template = host.catalog.template(request.template)
         storage_name = request.storage or self.settings.defaults.storage
         hypervisor_name = request.hypervisor or self.settings.defaults.hypervisor
-        storage = self._backends.storage(storage_name)
-        hypervisor = self._backends.hypervisor(hypervisor_name)
-        self._library.check_pairing(template, hypervisor)
+        storage = host.drivers.storage(storage_name)
+        hypervisor = host.drivers.hypervisor(hypervisor_name)
+        checks.pairing(template, hypervisor)
+        self._check_seen(request, found, storage_name, hypervisor_name)
+        facts = self._facts(request, template, found, storage, hypervisor)
+        plan = plan_create(request, template, facts, Birth.now())
+        if plan.import_image:
+            host.images.check(template)
+        first = next((c.spec for c in plan.clones if c.spec and c.spec.identity), None)
+        if first is not None:
+            checks.seed(first)
+        return plan
+
+    def _check_seen(
+        self, request: CreateRequest, found: Survey, storage: str, hypervisor: str
+    ) -> None:
+        """Check that no clone of the fleet can be on a backend that could not be read."""
+        if not found.unseen:
+            return
+        what = f"create {request.fleet}"
+        names = self._host.records.names()
+        fleet = [n for n in names if (split_clone(n) or ("",))[0] == request.fleet]
+        kept = [record.labels for record in self._host.records.of(fleet).values()]
+        there = [clone.labels for clone in found.clones if clone.fleet == request.fleet]
+        found.check_seen(what, [*there, *kept])
+        found.check_backends(what, storage, hypervisor)
+
+    def _facts(
+        self,
+        request: CreateRequest,
+        template: Template,
+        found: Survey,
+        storage: StorageDriver,
+        hypervisor: HypervisorDriver,
+    ) -> Facts:
+        """Return what a create needs to know of the host.
+
+        :raises InvalidRequest: the pool can't make clones as asked.
+        """
+        from vmcloner_core.identity_rules import authorized_keys
+        from vmcloner_core.planner import Facts
+
+        records = self._host.records
         default = CloneMode.LINKED if CloneMode.LINKED in storage.modes else CloneMode.FULL
         mode = request.mode or default
         if mode not in storage.modes:
-            raise InvalidRequest(f"pool {storage_name!r} can't make {mode.value} clones")
-        origin = origin_of(storage, template.name)
-        identity, identifier = self._backends.identity(template.identity.provider)
+            raise InvalidRequest(f"pool {storage.name!r} can't make {mode.value} clones")
+        identity, identifier = self._host.drivers.identity(template.identity.provider)
         seeds = identifier.seeds
-        found = self._survey()
-        facts = Facts(
+        wanted = hypervisor.networks if any(n.network for n in template.nics) else None
+        networks = wanted.inspect() if wanted is not None else None
+        fleet = [c.name for c in found.clones if c.fleet == request.fleet and c.recorded]
+        return Facts(
             host=self.host.name,
-            hypervisor=hypervisor_name,
-            storage=storage_name,
+            seed=self._host.seed,
+            hypervisor=hypervisor.name,
+            storage=storage.name,
             mode=mode,
             clones=found.clones,
-            records=found.records,
+            records=records.of(fleet),
             foreign_names=found.foreign_names,
             foreign_macs=found.foreign_macs,
-            origin=origin,
+            static_macs=records.static_macs() if networks else frozenset(),
+            origin=self._host.images.origin(storage, template.name),
             capacity=storage.capacity(),
             resources=hypervisor.resources(),
             memory_overcommit=self.settings.limits.memory_overcommit,
@@ -298,189 +323,104 @@ class Engine:
             seeds=seeds,
             authorized_keys=authorized_keys(template) if seeds else (),
             lets_in=seeds and not identity.cmdline,
-            networks=hypervisor.networks() if _on_networks(template) else None,
+            networks=networks,
             mac=self.plugins.clone_mac,
             mac_prefix=hypervisor.mac_prefix,
-            boot=self._library.boot_at_start(template, hypervisor),
+            boot=self._checks().boot_at_start(template, hypervisor),
         )
-        birth = Birth(run=run, owner=owner(), created=now())
-        plan = plan_create(request, template, facts, birth)
-        if plan.import_image:
-            check_image(template)
-        first = next((clone for clone in plan.clones if clone.identity is not None), None)
-        if first is not None:
-            self._library.check_seed(first, template)
+
+    def _plan_targets(
+        self, request: TargetRequest, found: Survey, fleets: Collection[str] | None
+    ) -> Plan:
+        from vmcloner_core.target_planner import plan_targets
+
+        if request.everything and fleets is not None:
+            held = tuple(clone for clone in found.clones if clone.fleet in fleets)
+            found = attrs.evolve(found, clones=held)
+        plan = plan_targets(
+            request,
+            found,
+            run=Birth.now().run,
+            host=self.host.name,
+            seed=self._host.seed,
+            template=functools.cache(self._host.catalog.template),
+            record=self._host.records.find,
+        )
+        self._check_memory(plan, found.clones)
         return plan
 
     def _check_memory(self, plan: Plan, clones: Sequence[Clone]) -> None:
         """Check that the clones that a plan starts fit beside those that run."""
-        starting = {c.name for c in plan.clones if c.steps and c.steps[0] is Step.START}
-        sizes: dict[str, Any] = {}
+        starting = {c.name for c in plan.clones if c.steps[:1] == ("start",)}
+        sizes: dict[str, list[int]] = {}
         for clone in clones:
             if clone.name in starting and clone.domain is not None:
                 sizes.setdefault(clone.labels.hypervisor, []).append(clone.domain.memory)
         for name, group in sizes.items():
-            resources = self._backends.hypervisor(name).resources()
+            resources = self._host.drivers.hypervisor(name).resources()
             check_memory(group, resources, self.settings.limits.memory_overcommit)
 
-    # --- carrying out ---------------------------------------------------------------------------
+    def _checks(self) -> TemplateChecks:
+        from vmcloner_core.template_checks import TemplateChecks
 
-    def _apply(self, plan: Plan) -> RunResult:
-        started = time.monotonic()
-        stop_log = self.plugins.watch(RunLog(self.host.state / "runs"))
-        try:
-            self.plugins.plan_ready(plan)
-            stages = self._stages(plan, started)
-            works = [Work(plan=clone, volumes=clone.volumes) for clone in plan.clones]
-            self._pipe(plan.run, stages, plan.steps, works, started)
-            result = RunResult(
-                plan=plan,
-                results=tuple(work.result() for work in works),
-                seconds=time.monotonic() - started,
-                interrupted=any(isinstance(work.error, Interrupted) for work in works),
-            )
-            if plan.on_failure is OnFailure.ROLLBACK and not result.enough:
-                left, undone = self._rolled_back(plan, stages, works, started)
-                seconds = time.monotonic() - started
-                result = attrs.evolve(result, left=left, rolled_back=undone, seconds=seconds)
-            self.plugins.run_finished(result)
-            return result
-        finally:
-            stop_log()
-
-    def _stages(self, plan: Plan, started: float) -> Stages:
-        origin: Origin | None = None
-        identity = None
-        if plan.template is not None and plan.storage is not None:
-            storage = self._backends.storage(plan.storage)
-            if plan.import_image:
-                made = self._library.import_image(
-                    plan.template, storage, plan.run, started, plan.copying
-                ).unwrap()
-                check_space(plan, made, storage.need, storage.capacity())
-                origin = made
-            else:
-                origin = origin_of(storage, plan.template.name)
-            identity = self._backends.identity(plan.template.identity.provider)[1]
-        return Stages(
-            plan=plan,
-            storages=self._backends.storage,
-            hypervisors=self._backends.hypervisor,
-            boots=self._backends.boot,
-            starter=self._starter,
-            origin=origin,
-            origins=functools.cache(origin_of),
-            access=self._library.access,
-            identity=identity,
-            identities=self._identities,
-            cancelled=self._cancel.is_set,
-            copied=lambda done, total: self.plugins.progress(
-                ProgressEvent(run=plan.run, what="copy", done=done, total=total)
-            ),
-        )
-
-    def _pipe(
-        self, run: str, stages: Stages, steps: Sequence[Step], works: Sequence[Work], started: float
-    ) -> None:
-        Pipeline(
-            run,
-            stages.stages(steps, works),
-            self.plugins.step_changed,
-            self._cancel,
-            started,
-            ready=lambda name: self.plugins.clone_ready(run, name),
-        )(works)
-
-    def _rolled_back(
-        self, plan: Plan, stages: Stages, works: Sequence[Work], started: float
-    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Undo what a failed create made; returns (left, undone) names."""
-        routes = [way for way in map(undo, works) if way.plan.steps]
-        steps = (Step.DESTROY, Step.UNDEFINE, Step.REMOVE)
-        self._cancel.clear()
-        self._pipe(plan.run, stages, steps, routes, started)
-        left = tuple(way.name for way in routes if way.error is not None)
-        return left, tuple(way.name for way in routes if way.error is None)
+        defaults = self.settings.defaults
+        return TemplateChecks(self._host, defaults.hypervisor, defaults.storage)
 
     # --- reads ----------------------------------------------------------------------------------
 
-    def list(self, *targets: str) -> tuple[Clone, ...]:
-        """Return clones, sorted by fleet and index; all of them where no target is named.
+    def survey(self, *targets: str) -> Survey:
+        """Return clones, sorted by fleet and index, and what could not be read.
 
+        :param targets: what to return the clones of; all where none is named.
         :raises NotFound: a target names no clone.
+        :raises BackendError: a target names no clone, and may be on what could not be read.
         """
-        return self._located(select(self._clones(), parse_targets(targets)))
+        found = self._host.survey()
+        clones = self._host.located(found.select(parse_targets(targets)))
+        return attrs.evolve(found, clones=clones)
+
+    def list(self, *targets: str) -> tuple[Clone, ...]:
+        """Return the clones of :meth:`survey`; what could not be read is a warning in the log."""
+        found = self.survey(*targets)
+        for unseen in found.unseen:
+            log.warning("%s", unseen)
+        return found.clones
 
     def show(self, name: str) -> Clone:
         """Return one clone.
 
         :raises NotFound: there is none of that name.
+        :raises BackendError: it may be on what could not be read.
         """
-        clones = {clone.name: clone for clone in self._clones()}
+        found = self._host.survey()
+        clones = {clone.name: clone for clone in found.clones}
         if name not in clones:
+            found.check_complete(f"no clone {name!r}")
             is_fleet = any(clone.fleet == name for clone in clones.values())
-            hint = f"vmcloner list {name}" if is_fleet else did_you_mean(name, list(clones))
+            hint = f"vmcloner list {name}" if is_fleet else did_you_mean(name, tuple(clones))
             raise NotFound(f"no clone {name!r}", hint=hint)
-        return self._located([clones[name]])[0]
-
-    def _located(self, clones: Sequence[Clone]) -> tuple[Clone, ...]:
-        """Return clones with the addresses at which they were found, or are by plan."""
-        running = {c.labels.hypervisor for c in clones if c.state is State.RUNNING}
-        found = {name: self._backends.hypervisor(name).addresses() for name in running}
-
-        def located(clone: Clone) -> Clone:
-            if clone.state is not State.RUNNING:
-                return clone
-            addresses = found[clone.labels.hypervisor].get(clone.name)
-            planned = self._identities.planned_address
-            return attrs.evolve(clone, ip=addresses[0] if addresses else planned(clone.name))
-
-        return tuple(located(clone) for clone in clones)
+        return self._host.located([clones[name]])[0]
 
     def fleets(self) -> tuple[str, ...]:
         """Return the names of the fleets that have clones."""
-        return tuple(sorted({clone.fleet for clone in self._clones()}))
-
-    def _clones(self) -> tuple[Clone, ...]:
-        return self._survey().clones
-
-    def _survey(self) -> _Survey:
-        """Return all that is on the host."""
-        inventories = [
-            self._backends.hypervisor(name).inspect() for name in self._backends.names("hypervisor")
-        ]
-        volumes = [
-            volume
-            for name in self._backends.names("storage")
-            for volume in self._backends.storage(name).volumes()
-        ]
-        domains = [domain for inventory in inventories for domain in inventory.domains]
-        records = {record.labels.clone: record for record in self._identities.records()}
-        return _Survey(
-            clones=merge(
-                self.host.name, volumes, domains, (record.labels for record in records.values())
-            ),
-            records=records,
-            foreign_names=frozenset().union(*(each.foreign_names for each in inventories)),
-            foreign_macs=frozenset().union(*(each.foreign_macs for each in inventories)),
-        )
+        return tuple(sorted({clone.fleet for clone in self._host.survey().clones}))
 
     # --- templates ------------------------------------------------------------------------------
 
     def templates(self) -> tuple[TemplateInfo, ...]:
         """Return all templates that are found, the broken ones with their errors."""
-        return self._library.catalog.infos()
+        return self._host.catalog.infos()
 
     def template(self, name: str) -> Template:
         """Return a template.
 
         :raises NotFound: there is none. :raises InvalidRequest: names its file, key and reason.
         """
-        return self._library.catalog.template(name)
+        return self._host.catalog.template(name)
 
     def origins(self, template: str | None = None) -> tuple[Origin, ...]:
         """Return the images that the host's pools hold, of all templates or of one."""
-        return self._library.origins(template)
+        return self._host.images.origins(template)
 
     def import_template(
         self,
@@ -498,13 +438,15 @@ class Engine:
         :param copying: how fast, and whether to read back what was written.
         :raises WrongState: clones are linked to the image that would be replaced.
         """
-        template = self._library.catalog.template(name)
+        template = self._host.catalog.template(name)
         if image is not None:
-            source = images.source_of(image, sha256)
+            from vmcloner_core.images import source_of
+
+            source = source_of(image, sha256)
             template = attrs.evolve(template, image=source)
-        driver = self._backends.storage(storage or self.settings.defaults.storage)
+        driver = self._host.drivers.storage(storage or self.settings.defaults.storage)
         with self._run_lock, self._held([f"template/{name}"]):
-            return self._library.import_image(template, driver, "", time.monotonic(), copying)
+            return self._host.images.import_image(template, driver, "", time.monotonic(), copying)
 
     def build_image(
         self,
@@ -523,16 +465,16 @@ class Engine:
         """
         with self._run_lock, self._held([f"template/{check_template(name)}"]):
             if options:
-                self._library.declare_built(name, parent, builder, options)
-            image = self._library.build_image(name)
-            return self._library.catalog.template(name), image
+                self._host.images.declare_built(name, parent, builder, options)
+            template = self._host.catalog.template(name)
+            return template, self._host.images.build(template)
 
     def delete_template(self, name: str, *, storage: str | None = None) -> Outcome[None]:
         """Remove a template's image from a pool. Its TOML file stays.
 
         :raises WrongState: clones are linked to it.
         """
-        driver = self._backends.storage(storage or self.settings.defaults.storage)
+        driver = self._host.drivers.storage(storage or self.settings.defaults.storage)
         with self._run_lock, self._held([f"template/{check_template(name)}"]):
             return driver.delete_origin(name)
 
@@ -541,7 +483,7 @@ class Engine:
 
         :raises NotFound: there is none. :raises InvalidRequest: its file is wrong.
         """
-        return self._library.check(name)
+        return self._checks().checks(name)
 
     # --- domains and consoles -------------------------------------------------------------------
 
@@ -556,18 +498,35 @@ class Engine:
         :raises InvalidRequest: that hypervisor has no such format.
         """
         driver, spec = self._spec(name)
-        return driver.native(spec)
+        if driver.native is None:
+            raise InvalidRequest(
+                f"{name}: hypervisor {driver.name!r} has no format but its domain XML",
+                hint=f"vmcloner show {name} --xml",
+            )
+        return driver.native.render(spec)
 
     def _spec(self, name: str) -> tuple[HypervisorDriver, DomainSpec]:
         clone = self.show(name)
-        driver = self._backends.hypervisor(clone.labels.hypervisor)
-        macs = clone.domain.macs if clone.domain is not None else ()
-        template = self._library.catalog.template(clone.template)
-        return driver, self._library.spec(clone.labels, template, clone.volumes, driver, macs)
+        driver = self._host.drivers.hypervisor(clone.labels.hypervisor)
+        return driver, self._checks().domain(self._known(clone), driver, clone.volumes)
 
-    def console_log(self, clone: Clone) -> Path:
-        """Return where the host keeps what a clone writes to its console."""
-        return self._backends.hypervisor(clone.labels.hypervisor).console_log(clone.name)
+    def _known(self, clone: Clone) -> CloneSpec:
+        """Return what a clone that exists is.
+
+        :raises NotFound: its template is gone.
+        """
+        from vmcloner_core.target_planner import found_spec
+
+        template = self._host.catalog.template(clone.template)
+        driver = self._host.drivers.hypervisor(clone.labels.hypervisor)
+        macs = self._checks().macs(clone.labels, template, driver)
+        record = self._host.records.find(clone.name)
+        return found_spec(clone, template, record, self._host.seed, macs)
+
+    def console_log(self, clone: Clone) -> Path | None:
+        """Return the file that holds a clone's console output, None where consoles aren't kept."""
+        consoles = self._host.drivers.hypervisor(clone.labels.hypervisor).consoles
+        return None if consoles is None else consoles.log(clone.name)
 
     def boots(self, *targets: str) -> tuple[Preview, ...]:
         """Return what clones would boot if they were started now: a dry run. All, if none is named.
@@ -581,25 +540,28 @@ class Engine:
         found: dict[str, Preview] = {}
         with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
             clones = [clone for clone in self.list(*targets) if clone.fleet in fleets]
-            for name in {clone.labels.hypervisor for clone in clones}:
-                group = [clone for clone in clones if clone.labels.hypervisor == name]
-                for preview in self._library.previews(group, self._starter):
-                    found[preview.name] = preview
+            for preview in self._host.previews(clones, self._known):
+                found[preview.name] = preview
         return tuple(found[clone.name] for clone in clones if clone.name in found)
 
     def read_console(self, name: str, offset: int = 0, limit: int = 65536) -> tuple[bytes, int]:
         """Return what a clone's console said from ``offset`` on, and the offset to go on from."""
-        return self._console(name).read_console(name, offset, limit)
+        return self._consoles(name).read(name, offset, limit)
 
     def attach_console(self, name: str, stdin: int, stdout: int) -> None:
         """Connect two file descriptors with a clone's console until ``^]``."""
-        self._console(name).attach_console(name, stdin, stdout)
+        self._consoles(name).attach(name, stdin, stdout)
 
-    def _console(self, name: str) -> HypervisorDriver:
-        for backend in self._backends.names("hypervisor"):
-            driver = self._backends.hypervisor(backend)
+    def _consoles(self, name: str) -> ConsoleInterface:
+        for backend in self._host.drivers.names("hypervisor"):
+            driver = self._host.drivers.hypervisor(backend)
             if name in driver.states():
-                return driver
+                if driver.consoles is None:
+                    raise BackendError(
+                        f"{name}: hypervisor {backend!r} has no consoles",
+                        hint=f"vmcloner ssh {name}",
+                    )
+                return driver.consoles
         self.show(name)
         raise WrongState(f"{name} has no domain", hint="run its create again")
 
@@ -610,10 +572,10 @@ class Engine:
 
         :raises NotFound: a target names no clone.
         """
-        return tuple(map(self._library.reach, self.list(*targets)))
+        return tuple(map(self._host.reach, self.list(*targets)))
 
     def execute(
-        self, *targets: str, command: str, timeout: float = 60.0, jobs: int = remote.FANOUT
+        self, *targets: str, command: str, timeout: float = 60.0, jobs: int = FANOUT
     ) -> tuple[Answer, ...]:
         """Run a command on clones by ssh, on many at once; returns each one's answer.
 
@@ -621,17 +583,19 @@ class Engine:
         :param jobs: clones at once.
         :raises InvalidRequest: the command is too long, or a number makes no sense.
         """
+        from vmcloner_core import remote
+
         check_jobs(jobs)
         check_timeout(timeout)
         outcomes = self.access(*targets)
         accesses = [outcome.unwrap() for outcome in outcomes if outcome.ok]
         ran = {a.name: a for a in remote.run(accesses, command, timeout=timeout, jobs=jobs)}
-        return tuple(ran.get(o.key) or Answer(name=o.key, error=o.error) for o in outcomes)
+        return tuple(ran.get(o.key) or remote.Answer(name=o.key, error=o.error) for o in outcomes)
 
-    def audit(
-        self, *targets: str, timeout: float = 60.0, jobs: int = remote.FANOUT
-    ) -> audit.Report:
+    def audit(self, *targets: str, timeout: float = 60.0, jobs: int = FANOUT) -> Report:
         """Ask running clones who they are; returns what proves them different, and what doesn't."""
+        from vmcloner_core import audit
+
         return audit.judge(self.execute(*targets, command=audit.SCRIPT, timeout=timeout, jobs=jobs))
 
     # --- host -----------------------------------------------------------------------------------
@@ -639,21 +603,23 @@ class Engine:
     def prepare_network(
         self, request: NetworkRequest, *, hypervisor: str | None = None
     ) -> NetworkChange:
-        """Have a network of vmcloner's own for so many guests; see
-        :meth:`HypervisorDriver.prepare_network`.
+        """Make a network of vmcloner's own for so many guests; see
+        :meth:`NetworkInterface.prepare`.
         """
-        driver = self._backends.hypervisor(hypervisor or self.settings.defaults.hypervisor)
+        driver = self._host.drivers.hypervisor(hypervisor or self.settings.defaults.hypervisor)
+        networks = _networks(driver, request)
         with self._run_lock, self._held([f"network/{request.name}"]):
-            return driver.prepare_network(request)
+            return networks.prepare(request)
 
     def remove_network(
         self, request: NetworkRequest, *, hypervisor: str | None = None
     ) -> NetworkChange:
-        """Take a network of vmcloner's own away; see :meth:`HypervisorDriver.remove_network`.
+        """Remove a network of vmcloner's own; see :meth:`NetworkInterface.remove`.
 
         :raises WrongState: clones are defined on it, which couldn't start any more.
         """
-        driver = self._backends.hypervisor(hypervisor or self.settings.defaults.hypervisor)
+        driver = self._host.drivers.hypervisor(hypervisor or self.settings.defaults.hypervisor)
+        networks = _networks(driver, request)
         with self._run_lock, self._held([f"network/{request.name}"]):
             try:
                 domains = driver.inspect().domains
@@ -667,14 +633,14 @@ class Engine:
                     f"network {key!r}: {len(users)} clones are on it ({users[0]}, …)",
                     hint="delete them first",
                 )
-            return driver.remove_network(request)
+            return networks.remove(request)
 
     def check_host(self, *backends: str) -> Iterator[Check]:
         """Yield what each backend needs of the host; all that are set up where none is named.
 
         :raises NotFound: a backend isn't known.
         """
-        known = {kind: self._backends.names(kind) for kind in ("storage", "hypervisor")}
+        known = {kind: self._host.drivers.names(kind) for kind in ("storage", "hypervisor")}
         for name in backends:
             if not any(name in names for names in known.values()):
                 every = [n for names in known.values() for n in names]
@@ -686,7 +652,7 @@ class Engine:
 
     def _probe(self, kind: str, name: str) -> Iterator[Check]:
         try:
-            driver = getattr(self._backends, kind)(name)
+            driver = getattr(self._host.drivers, kind)(name)
             checks = tuple(driver.probe())
             yield from checks
             if kind == "storage" and not any(c.status is Status.FAILED for c in checks):
@@ -711,8 +677,13 @@ def capacity_checks(pool: str, capacity: Capacity) -> Iterator[Check]:
         yield Check(backend=pool, name="space", status=Status.WARNING, detail=warning)
 
 
-def _on_networks(template: Template) -> bool:
-    return any(spec.network for spec in template.nics)
+def _networks(driver: HypervisorDriver, request: NetworkRequest) -> NetworkInterface:
+    if driver.networks is None:
+        raise BackendError(
+            f"network {request.name!r}: hypervisor {driver.name!r} makes no networks",
+            hint="choose another by --hypervisor",
+        )
+    return driver.networks
 
 
 def check_result(result: RunResult) -> RunResult:
@@ -721,7 +692,7 @@ def check_result(result: RunResult) -> RunResult:
     :raises Interrupted: it was stopped. :raises RollbackIncomplete: something was left.
     :raises PartialFailure: some of it failed; carries each clone's error.
     """
-    action = result.plan.action.value
+    action = result.plan.action
     failures = [(r.name, r.error) for r in result.failures if r.error is not None]
     total = len(result.results)
     if result.left:

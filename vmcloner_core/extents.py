@@ -1,7 +1,7 @@
-"""Where a file or device has bytes that aren't zeros: what a copy of it has to move.
+"""Find the parts of a file or device that hold data, which are all that a copy has to move.
 
-``SEEK_DATA`` and ``SEEK_HOLE``: lseek(2). Block devices don't have them: all of one is data until
-it is read.
+Holes are found by ``SEEK_DATA`` and ``SEEK_HOLE`` (lseek(2)). Block devices don't support these:
+all of a device counts as data.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import os
 from collections.abc import Iterator
 
 Run = tuple[int, int]
-"""Start and end of a stretch of bytes, the end excluded."""
+"""Start and end offset of a range of bytes, the end excluded."""
 
 GRANULE = 64 * 1024
-"""Bytes; shorter stretches of zeros are not looked for."""
+"""Bytes; shorter ranges of zeros are treated as data."""
 _ZEROS = bytes(GRANULE)
 
 
@@ -24,7 +24,7 @@ def length(fd: int) -> int:
 
 
 def data_runs(fd: int) -> Iterator[Run]:
-    """Yield the runs of a file that aren't holes, ascending; the last ends at the file's end."""
+    """Yield the runs of a file that are not holes, in ascending order."""
     size = length(fd)
     position = 0
     while position < size:
@@ -35,14 +35,14 @@ def data_runs(fd: int) -> Iterator[Run]:
                 return
             if error.errno != errno.EINVAL:
                 raise
-            yield position, size  # a device, or a file system that doesn't tell holes
+            yield position, size  # a device, or a file system without SEEK_HOLE
             return
         position = os.lseek(fd, start, os.SEEK_HOLE)
         yield start, position
 
 
 def nonzero_runs(fd: int) -> Iterator[Run]:
-    """Yield the runs of a file that hold something other than zeros, in steps of GRANULE."""
+    """Yield the runs of a file that are not zeros, in steps of GRANULE."""
     start = end = 0
     for low, high in data_runs(fd):
         for offset in range(low - low % GRANULE, high, GRANULE):

@@ -25,6 +25,9 @@ XEN_HOST = frozenset({"domain-0", "0", "00000000-0000-0000-0000-000000000000"})
 """How Xen's tools spell the domain that is the host itself: name, id, UUID."""
 MAX_WORD = 4096
 """Characters of one target."""
+_RANGE = r"[0-9]+(?:-[0-9]+(?:/[0-9]+)?)?"
+_NODE = rf"[a-z0-9-]*(?:\[{_RANGE}(?:,{_RANGE})*\][a-z0-9-]*)*"
+_NODE_SET = re.compile(rf"(?!$){_NODE}(?:,{_NODE})*")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 _TEMPLATE = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
 _CLONE = re.compile(r"(?P<fleet>.+)-(?P<index>[1-9][0-9]{0,5})")
@@ -161,18 +164,15 @@ def parse_targets(words: Sequence[str]) -> tuple[Target, ...]:
 
 
 def _count(word: str) -> int:
-    """Return at least how many names a node set is written out to, without doing so."""
-    if len(word) > MAX_WORD:
+    """Return how many names a node set is at most, without writing it out."""
+    if len(word) > MAX_WORD or not _NODE_SET.fullmatch(word):
         return 1  # _expand() refuses it
-    total = 0
-    for node in re.findall(r"(?:\[[^\]]*\]?|[^,\[])+", word):
-        sizes = [_size(group) for group in re.findall(r"\[([^\]]*)", node)]
-        total += math.prod(sizes)
-    return total
+    nodes = re.split(r",(?![^\[]*\])", word)
+    return sum(math.prod(map(_size, re.findall(r"\[([^\]]*)", node))) for node in nodes)
 
 
 def _size(group: str) -> int:
-    """Return how many numbers ``1-10,15`` are."""
+    """Return how many numbers ``1-10,15`` are at most."""
     ranges = re.findall(r"([0-9]+)(?:-([0-9]+))?", group)
     return sum(max(1, int(high or low) - int(low) + 1) for low, high in ranges)
 
@@ -181,7 +181,7 @@ def _expand(word: str) -> list[str]:
     if re.fullmatch(r"[a-z0-9-]+", word):
         return [word]
     hint = "write a fleet (web), a clone (web-3) or a node set (web-[1-10,15])"
-    if not word or not re.fullmatch(r"[a-z0-9,\[\]/-]+", word) or len(word) > MAX_WORD:
+    if len(word) > MAX_WORD or not _NODE_SET.fullmatch(word):
         raise InvalidRequest(f"not a target: {_printable(word)}", hint=hint)
     from ClusterShell.NodeSet import NodeSet, NodeSetException
 

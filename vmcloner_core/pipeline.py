@@ -1,41 +1,45 @@
-"""Carry a plan out: a pipeline of stages, one per step, that clones stream through.
+"""Carry a plan out: clones stream through stages, one for each step of each driver.
 
 A clone whose volume is ready is defined and started while others are still being cloned. Each
-stage has as many threads as its driver allows calls at once, and hands each call as many clones
-as have gathered, up to the driver's batch.
+stage has a queue of its own and as many threads as its driver allows calls at once, and hands each
+call as many clones as have gathered, up to the driver's batch. So a slow pool or host never holds
+another's clones.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
 from vmcloner_core.drivers import Lane
-from vmcloner_core.errors import Conflict, Interrupted, VmclonerError
-from vmcloner_core.model import Outcome, State, Volume
-from vmcloner_core.plan import ClonePlan, CloneResult, Step, StepEvent, StepStatus
+from vmcloner_core.errors import Interrupted, VmclonerError
+from vmcloner_core.model import Outcome, Volume
+from vmcloner_core.plan import ClonePlan, CloneResult, StepEvent, StepStatus
 
 
-@attrs.define
+@attrs.define(eq=False)
 class Work:
-    """One clone on its way: its plan, and what the stages made of it."""
+    """One clone on its way: its plan, the stages it goes through, and what they made of it."""
 
     plan: ClonePlan
+    route: tuple[Stage, ...] = ()
+    """The stages of its plan's steps, in order."""
     volumes: tuple[Volume, ...] = ()
     """Those that are there by now, in the disks' order."""
     own: tuple[Volume, ...] = ()
     """Those of them that this run made."""
     forget: bool = True
-    """Whether its identity goes with what is removed of it."""
-    made: list[Step] = attrs.field(factory=list)
+    """Whether its record goes with what is removed of it."""
+    made: list[str] = attrs.field(factory=list)
     """Steps that changed the host: what a roll-back undoes."""
     error: VmclonerError | None = None
-    failed_step: Step | None = None
+    failed_step: str | None = None
     seconds: dict[str, float] = attrs.field(factory=dict)
+    ended: bool = False
 
     @property
     def name(self) -> str:
@@ -49,33 +53,18 @@ class Work:
         if made:
             self.own = (*self.own, volume)
 
-    def result(self) -> CloneResult:
-        """Return what became of it."""
+    def result(self, unfinished: VmclonerError | None = None) -> CloneResult:
+        """Return what became of it.
+
+        :param unfinished: what kept it from its end, if it did not come to one.
+        """
         return CloneResult(
             name=self.name,
-            error=self.error,
+            error=self.error or (None if self.ended else unfinished),
             failed_step=self.failed_step,
             seconds=dict(self.seconds),
-            created=bool(self.own) or Step.DEFINE in self.made,
+            created=bool(self.own) or "define" in self.made,
         )
-
-
-def undo(work: Work) -> Work:
-    """Return the work that undoes what a run made of a clone, and leaves what was there before."""
-    touched = set(work.made)
-    if work.failed_step is not None and not isinstance(work.error, Conflict | Interrupted):
-        touched.add(work.failed_step)
-    undefined = work.plan.state in (None, State.ALLOCATED)
-    steps = (
-        *((Step.DESTROY,) if {Step.DEFINE, Step.START} & touched else ()),
-        *((Step.UNDEFINE,) if Step.DEFINE in touched and undefined else ()),
-        *((Step.REMOVE,) if work.own else ()),
-    )
-    return Work(
-        plan=attrs.evolve(work.plan, steps=steps),
-        volumes=work.own,
-        forget=work.plan.state is None,
-    )
 
 
 More = Callable[[], Sequence[Work]]
@@ -87,17 +76,66 @@ that have arrived since: they join its batch.
 """
 
 
-@attrs.frozen(kw_only=True)
-class Stage:
-    """One step of the pipeline: what it calls, and how many works and calls at once."""
+def _one(_work: Work) -> int:
+    return 1
 
-    step: Step
+
+@attrs.frozen(kw_only=True, eq=False)
+class Stage:
+    """A step of one driver: what it calls, and how many members and calls at once.
+
+    :param members: tells how many members of the driver's call a work is.
+    """
+
+    step: str
     call: Call
     lane: Lane
+    members: Callable[[Work], int] = _one
+
+
+class _Line:
+    """The works that wait for a stage."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self._works: deque[Work] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, work: Work) -> None:
+        with self._changed:
+            self._works.append(work)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Have no more works: who waits for one gets none."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def take(self) -> list[Work]:
+        """Wait for a work, then return as many as one call may have; none once closed."""
+        with self._changed:
+            while not self._works and not self._closed:
+                self._changed.wait()
+            return self._batch()
+
+    def gathered(self) -> list[Work]:
+        """Return as many works as one call may have, without waiting for any."""
+        with self._changed:
+            return self._batch()
+
+    def _batch(self) -> list[Work]:
+        batch: list[Work] = []
+        room = self.stage.lane.batch
+        while self._works and (not batch or self.stage.members(self._works[0]) <= room):
+            room -= self.stage.members(self._works[0])
+            batch.append(self._works.popleft())
+        return batch
 
 
 class Pipeline:
-    """Runs works through stages. Used once.
+    """Runs works through their routes. Used once.
 
     :param emit: gets each event; called from the stages' threads.
     :param ready: gets the name of each clone that has gone through all of its steps.
@@ -109,21 +147,17 @@ class Pipeline:
     def __init__(
         self,
         run: str,
-        stages: Sequence[Stage],
         emit: Callable[[StepEvent], None],
         cancelled: threading.Event,
         started: float,
         ready: Callable[[str], None] = lambda _name: None,
     ) -> None:
         self._run = run
-        self._stages = tuple(stages)
         self._emit = emit
         self._cancelled = cancelled
         self._started = started
         self._ready = ready
-        self._queues: dict[Step, queue.SimpleQueue[Work | None]] = {
-            stage.step: queue.SimpleQueue() for stage in stages
-        }
+        self._lines: dict[Stage, _Line] = {}
         self._lock = threading.Lock()
         self._left = 0
         self._done = threading.Event()
@@ -133,20 +167,21 @@ class Pipeline:
         self._left = len(works)
         if not works:
             return
+        crowds = Counter(stage for work in works for stage in work.route)
+        self._lines = {stage: _Line(stage) for stage in crowds}
         threads = [
-            threading.Thread(target=self._serve, args=(stage,), name=f"{stage.step.value}-{n}")
-            for stage in self._stages
-            for n in range(stage.lane.concurrency)
+            threading.Thread(target=self._serve, args=(line,), name=f"{stage.step}-{n}")
+            for stage, line in self._lines.items()
+            for n in range(min(stage.lane.concurrency, crowds[stage]))
         ]
         for thread in threads:
             thread.daemon = True
             thread.start()
         for work in works:
-            self._forward(work, work.plan.steps)
+            self._forward(work, 0)
         self._wait()
-        for stage in self._stages:
-            for _ in range(stage.lane.concurrency):
-                self._queues[stage.step].put(None)
+        for line in self._lines.values():
+            line.close()
         for thread in threads:
             thread.join()
 
@@ -163,35 +198,16 @@ class Pipeline:
                     raise
                 self._cancelled.set()
 
-    def _serve(self, stage: Stage) -> None:
-        while (batch := self._take(stage)) is not None:
+    def _serve(self, line: _Line) -> None:
+        while batch := line.take():
             if self._cancelled.is_set():
                 for work in batch:
-                    self._failed(stage.step, work, Interrupted("stopped by the user"), 0.0)
+                    self._failed(line.stage, work, Interrupted("stopped by the user"), 0.0)
             else:
-                self._run_batch(stage, batch)
+                self._run_batch(line, batch)
 
-    def _take(self, stage: Stage) -> list[Work] | None:
-        """Wait for a work, then take as many more as are there; None once there are no more."""
-        first = self._queues[stage.step].get()
-        return None if first is None else [first, *self._gathered(stage, stage.lane.batch - 1)]
-
-    def _gathered(self, stage: Stage, limit: int) -> list[Work]:
-        """Return up to ``limit`` works that wait for the stage, without waiting for any."""
-        waiting = self._queues[stage.step]
-        works: list[Work] = []
-        while len(works) < limit:
-            try:
-                work = waiting.get_nowait()
-            except queue.Empty:
-                break
-            if work is None:
-                waiting.put(None)  # another thread's sign to end
-                break
-            works.append(work)
-        return works
-
-    def _run_batch(self, stage: Stage, batch: Sequence[Work]) -> None:
+    def _run_batch(self, line: _Line, batch: Sequence[Work]) -> None:
+        stage = line.stage
         begun: dict[str, float] = {}
         under_way: dict[str, Work] = {}
 
@@ -199,60 +215,60 @@ class Pipeline:
             for work in works:
                 begun[work.name] = time.monotonic()
                 under_way[work.name] = work
-                self._event(stage.step, work.name, StepStatus.STARTED)
+                self._event(stage, work.name, StepStatus.STARTED)
             return works
 
         def since(work: Work) -> float:
             return time.monotonic() - begun[work.name]
 
         try:
-            more = lambda: begin(self._gathered(stage, stage.lane.batch))  # noqa: E731
-            for outcome in stage.call(begin(batch), more):
+            for outcome in stage.call(begin(batch), lambda: begin(line.gathered())):
                 work = under_way.pop(outcome.key, None)
                 if work is not None:
-                    self._settle(stage.step, work, outcome, since(work))
-            error = VmclonerError(f"the driver gave no outcome of {stage.step.value}")
+                    self._settle(stage, work, outcome, since(work))
+            error = VmclonerError(f"the driver gave no outcome of {stage.step}")
         except VmclonerError as raised:
             error = raised
-        except Exception as raised:  # a driver's bug must not hang the other clones
-            error = VmclonerError(f"{stage.step.value}: {type(raised).__name__}: {raised}")
+        except BaseException as raised:  # a driver's bug, sys.exit too, must not hang the others
+            error = VmclonerError(f"{stage.step}: {type(raised).__name__}: {raised}")
             error.__cause__ = raised
         for work in under_way.values():
-            self._failed(stage.step, work, error, since(work))
+            self._failed(stage, work, error, since(work))
 
-    def _settle(self, step: Step, work: Work, outcome: Outcome[object], seconds: float) -> None:
+    def _settle(self, stage: Stage, work: Work, outcome: Outcome[object], seconds: float) -> None:
         if outcome.error is not None:
-            self._failed(step, work, outcome.error, seconds)
+            self._failed(stage, work, outcome.error, seconds)
             return
-        work.seconds[step.value] = seconds
+        work.seconds[stage.step] = seconds
         if outcome.changed:
-            work.made.append(step)
+            work.made.append(stage.step)
         status = StepStatus.DONE if outcome.changed else StepStatus.UNCHANGED
-        self._event(step, work.name, status, seconds)
-        self._forward(work, work.plan.steps[work.plan.steps.index(step) + 1 :])
+        self._event(stage, work.name, status, seconds)
+        self._forward(work, work.route.index(stage) + 1)
 
-    def _failed(self, step: Step, work: Work, error: VmclonerError, seconds: float) -> None:
-        work.error, work.failed_step = error, step
-        work.seconds[step.value] = seconds
-        self._event(step, work.name, StepStatus.FAILED, seconds, error)
-        self._end()
+    def _failed(self, stage: Stage, work: Work, error: VmclonerError, seconds: float) -> None:
+        work.error, work.failed_step = error, stage.step
+        work.seconds[stage.step] = seconds
+        self._event(stage, work.name, StepStatus.FAILED, seconds, error)
+        self._end(work)
 
-    def _forward(self, work: Work, steps: Sequence[Step]) -> None:
-        if steps:
-            self._queues[steps[0]].put(work)
+    def _forward(self, work: Work, position: int) -> None:
+        if position < len(work.route):
+            self._lines[work.route[position]].put(work)
         else:
             self._ready(work.name)
-            self._end()
+            self._end(work)
 
-    def _end(self) -> None:
+    def _end(self, work: Work) -> None:
         with self._lock:
+            work.ended = True
             self._left -= 1
             if self._left == 0:
                 self._done.set()
 
     def _event(
         self,
-        step: Step,
+        stage: Stage,
         clone: str,
         status: StepStatus,
         seconds: float = 0.0,
@@ -262,7 +278,7 @@ class Pipeline:
             StepEvent(
                 run=self._run,
                 clone=clone,
-                step=step,
+                step=stage.step,
                 status=status,
                 at=time.monotonic() - self._started,
                 seconds=seconds,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-
-from jinja2 import StrictUndefined, Template, TemplateError
+from typing import TYPE_CHECKING
 
 from vmcloner_core.errors import InvalidRequest, shown
 from vmcloner_core.model import Labels, Nic
-from vmcloner_core.sandbox import Sandbox, bounded_work
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from vmcloner_core.sandbox import Sandbox
 
 MAX_TEXT = 65536
 """Characters of a text before and after its placeholders are filled in."""
@@ -17,6 +20,10 @@ MAX_TEXT = 65536
 
 @functools.cache
 def _environment() -> Sandbox:
+    from jinja2 import StrictUndefined
+
+    from vmcloner_core.sandbox import Sandbox
+
     return Sandbox(undefined=StrictUndefined, keep_trailing_newline=True)
 
 
@@ -57,11 +64,15 @@ def fill(
 
     :param what: what the text is, for the message (``"kernel.cmdline"``).
     :param escape: applied to each string value, where the text has a grammar of its own.
-    :raises InvalidRequest: a placeholder isn't known or can't be evaluated, it is too long, or
-        takes more work than :data:`vmcloner_core.sandbox.MAX_WORK`.
+    :raises InvalidRequest: a placeholder isn't known or can't be evaluated, the text is too long,
+        or it takes more work than :data:`vmcloner_core.sandbox.MAX_WORK`.
     """
     if "{" not in text:
         return text
+    from jinja2 import TemplateError
+
+    from vmcloner_core.sandbox import bounded_work
+
     _check_length(text, what)
     if escape is not None:
         values = {k: escape(v) if isinstance(v, str) else v for k, v in values.items()}

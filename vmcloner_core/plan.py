@@ -1,7 +1,8 @@
 """Plans and results as values: what a run will do, what it is doing, what it did.
 
 A plan is made by :mod:`vmcloner_core.planner`, printed by ``--dry-run`` and carried out by
-:mod:`vmcloner_core.pipeline`. Nothing here does I/O.
+:mod:`vmcloner_core.pipeline`. Nothing here does I/O or holds a callable: every value can be pickled
+and sent to another process.
 """
 
 from __future__ import annotations
@@ -9,62 +10,20 @@ from __future__ import annotations
 import enum
 import math
 import re
-import uuid
-from collections.abc import Mapping
 
 import attrs
 
-from vmcloner_core.errors import InvalidRequest, VmclonerError
+from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError
 from vmcloner_core.model import (
     AS_IT_COMES,
     CloneMode,
+    CloneSpec,
     Copying,
-    Identity,
     Labels,
-    Nic,
     State,
     Template,
     Volume,
 )
-
-
-class Action(enum.Enum):
-    """What a run does to its clones."""
-
-    CREATE = "create"
-    START = "start"
-    STOP = "stop"
-    RESTART = "restart"
-    RESET = "reset"
-    DELETE = "delete"
-    WAIT = "wait"
-
-
-class Step(enum.Enum):
-    """One stage of the pipeline that a clone goes through."""
-
-    IMPORT = "import"
-    CLONE = "clone"
-    DEFINE = "define"
-    START = "start"
-    WAIT = "wait"
-    SHUTDOWN = "shutdown"
-    DESTROY = "destroy"
-    RESET = "reset"
-    UNDEFINE = "undefine"
-    REMOVE = "remove"
-
-
-PIPELINE: dict[Action, tuple[Step, ...]] = {
-    Action.CREATE: (Step.CLONE, Step.DEFINE, Step.START, Step.WAIT),
-    Action.START: (Step.START, Step.WAIT),
-    Action.STOP: (Step.SHUTDOWN, Step.DESTROY),
-    Action.RESTART: (Step.SHUTDOWN, Step.DESTROY, Step.START, Step.WAIT),
-    Action.RESET: (Step.DESTROY, Step.RESET, Step.START, Step.WAIT),
-    Action.DELETE: (Step.DESTROY, Step.UNDEFINE, Step.REMOVE),
-    Action.WAIT: (Step.WAIT,),
-}
-"""The order of each action's steps; a clone goes through those that it needs."""
 
 
 class OnFailure(enum.Enum):
@@ -180,43 +139,49 @@ ALL = Quota()
 class ClonePlan:
     """One clone's way through the pipeline: the steps it still needs, in order.
 
+    :param steps: names of steps (:mod:`vmcloner_core.steps`).
     :param state: what it was when this was planned, None where nothing of it was there.
-    :param disks: numbers of the disks that CLONE makes, or RESET makes anew.
-    :param nics: its network cards, where it is defined or its boot provider is asked.
+    :param disks: numbers of the disks that are made, or made anew.
     :param volumes: those that are there already.
-    :param identity: who it will be, None where its template has no identity provider.
-    :param values: its own values for placeholders.
-    :param memory, vcpus: in the place of its template's.
-    :param wait: what WAIT waits for, filled in.
-    :param template: what it is made of, where it is made, or its boot provider is asked.
+    :param wait: what is waited for, filled in.
+    :param spec: what it is. None where its template is gone and none of the steps needs to know.
     """
 
     labels: Labels
-    steps: tuple[Step, ...]
+    steps: tuple[str, ...]
     state: State | None = None
     disks: tuple[int, ...] = ()
-    uuid: uuid.UUID | None = None
-    nics: tuple[Nic, ...] = ()
     volumes: tuple[Volume, ...] = ()
-    identity: Identity | None = None
-    values: Mapping[str, str | int] = attrs.field(factory=dict)
-    memory: int | None = None
-    vcpus: int | None = None
-    wait: Readiness | None = None
-    template: Template | None = None
+    wait: Readiness = Readiness()
+    spec: CloneSpec | None = None
 
     @property
     def name(self) -> str:
         """The clone's name."""
         return self.labels.clone
 
+    def known(self) -> CloneSpec:
+        """Return what the clone is.
+
+        :raises NotFound: nothing tells: its template is gone.
+        """
+        if self.spec is None:
+            raise NotFound(
+                f"{self.name}: its template {self.labels.template!r} is gone",
+                hint=f"put its file back, or vmcloner delete {self.name}",
+            )
+        return self.spec
+
 
 @attrs.frozen(kw_only=True)
 class Plan:
     """All that a run will do, complete and checked: backends resolved, names and capacity tried.
 
-    :param template: None but for CREATE.
-    :param import_image: whether the template's image has first to be brought into the pool.
+    :param action: name of the action (:mod:`vmcloner_core.steps`).
+    :param order: names of the action's steps, in the order in which clones go through them.
+    :param host: name of the host that it is carried out on.
+    :param template, hypervisor, storage: what a create makes clones of, and where; None elsewhere.
+    :param import_image: whether the template's image has to be brought into the pool first.
     :param copying: how the image and full clones are copied.
     :param existing: names of clones that are already as asked.
     :param space: bytes that the volumes need at once. :param memory: bytes for guests to start.
@@ -225,10 +190,11 @@ class Plan:
     :param jobs: upper bound for calls at once, None for what each driver says it can.
     """
 
-    action: Action
+    action: str
     run: str
     host: str
     clones: tuple[ClonePlan, ...]
+    order: tuple[str, ...]
     existing: tuple[str, ...] = ()
     template: Template | None = None
     hypervisor: str | None = None
@@ -245,10 +211,10 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
     @property
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[str, ...]:
         """The steps that any of the clones needs, in the pipeline's order."""
         used = {step for clone in self.clones for step in clone.steps}
-        return tuple(step for step in PIPELINE[self.action] if step in used)
+        return tuple(step for step in self.order if step in used)
 
 
 class StepStatus(enum.Enum):
@@ -264,7 +230,8 @@ class StepStatus(enum.Enum):
 class StepEvent:
     """One change of one clone's step, as observers and the run log get it.
 
-    :param clone: the clone's name; the template's for IMPORT.
+    :param clone: the clone's name; the template's for the step ``import``.
+    :param step: the step's name (:mod:`vmcloner_core.steps`), or ``import``.
     :param seconds: since the step started for this clone; 0 for STARTED. A batch's members
         share their call, so their seconds overlap.
     :param at: seconds since the run started.
@@ -272,7 +239,7 @@ class StepEvent:
 
     run: str
     clone: str
-    step: Step
+    step: str
     status: StepStatus
     at: float
     seconds: float = 0.0
@@ -296,13 +263,13 @@ class ProgressEvent:
 class CloneResult:
     """What became of one clone in a run.
 
-    :param seconds: per step that was run, by the step's value.
+    :param seconds: per step that was run, by the step's name.
     :param created: whether this run made a part of it (so that a roll-back would remove it).
     """
 
     name: str
     error: VmclonerError | None = None
-    failed_step: Step | None = None
+    failed_step: str | None = None
     seconds: dict[str, float] = attrs.field(factory=dict)
     created: bool = False
 
@@ -313,6 +280,7 @@ class RunResult:
 
     :param left: names that a roll-back could not remove.
     :param interrupted: whether it was stopped before its end.
+    :param error: what ended the whole run, where it was not its clones' failures.
     """
 
     plan: Plan
@@ -321,6 +289,7 @@ class RunResult:
     rolled_back: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     interrupted: bool = False
+    error: VmclonerError | None = None
 
     @property
     def failures(self) -> tuple[CloneResult, ...]:
@@ -331,10 +300,9 @@ class RunResult:
     def enough(self) -> bool:
         """Whether enough clones are as asked: all, or the quota of a plan that waits."""
         total = len(self.results)
-        quota = self.plan.min_ready if Step.WAIT in self.plan.steps else ALL
-        return total - len(self.failures) >= quota.of(total)
+        return total - len(self.failures) >= self.plan.min_ready.of(total)
 
     @property
     def ok(self) -> bool:
         """Whether the run did what it was asked."""
-        return self.enough and not self.left and not self.interrupted
+        return self.enough and not self.left and not self.interrupted and self.error is None

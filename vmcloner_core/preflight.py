@@ -19,7 +19,7 @@ from vmcloner_core.model import (
     Origin,
     Template,
 )
-from vmcloner_core.plan import ClonePlan, Plan, Step
+from vmcloner_core.plan import ClonePlan, Plan
 from vmcloner_core.units import format_size
 
 
@@ -83,10 +83,11 @@ def _prepare(kind: str, name: str) -> str:
 
 def _dynamic(plan: ClonePlan, network: str) -> set[str]:
     """Return the MAC addresses of a clone that is to be defined for which DHCP is asked."""
-    if Step.DEFINE not in plan.steps:
+    if "define" not in plan.steps:
         return set()  # it is counted among those that hold a place already
-    static = plan.identity.static_macs if plan.identity is not None else frozenset()
-    return {nic.mac for nic in plan.nics if nic.spec.network == network} - static
+    spec = plan.known()
+    static = spec.identity.static_macs if spec.identity is not None else frozenset()
+    return {nic.mac for nic in spec.nics if nic.spec.network == network} - static
 
 
 def check_space(

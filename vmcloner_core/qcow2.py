@@ -11,9 +11,7 @@ header, refcount table, one refcount block, L1 table (a hole, since all of its e
 from __future__ import annotations
 
 import functools
-import json
 import os
-import stat
 import struct
 import sys
 from array import array
@@ -22,8 +20,7 @@ from pathlib import Path
 
 import attrs
 
-from vmcloner_core.errors import HostCommandError, InvalidRequest
-from vmcloner_core.process import CommandRunner
+from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.units import format_size
 
 MAGIC = b"QFI\xfb"
@@ -36,8 +33,6 @@ MAX_HEADER = 65536
 OFFSET_MASK = (1 << 56) - 512
 """The bits of an L1 or L2 entry that are an offset in the file."""
 COMPRESSED = 1 << 62
-SLOWEST = 8 * 1024**2
-"""Bytes per second; a conversion that is slower hangs."""
 
 CLUSTER_BITS = 16
 CLUSTER = 1 << CLUSTER_BITS
@@ -45,7 +40,7 @@ SECTOR = 512
 MAX_BACKING = 1023
 """Bytes of a backing file's name."""
 MAX_SIZE = (32 * 1024**2 // 8) * (CLUSTER // 8) * CLUSTER
-"""Bytes that an L1 table of QEMU's limit, 32 MiB, can map: 2 PiB."""
+"""Bytes that the largest L1 table in QEMU, 32 MiB, can map: 2 PiB."""
 
 _REFCOUNT_ORDER = 4
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
@@ -222,69 +217,18 @@ def entries(read: Read, offset: int, count: int) -> array[int]:
     return values
 
 
-# --- conversion ---------------------------------------------------------------------------------
-
-
-def convert(
-    image: Path, size: int, target: Path, runner: CommandRunner, *, bandwidth: int | None = None
-) -> None:
-    """Write the content of a checked image to a sparse raw file, which may be there, empty.
-
-    :param size: virtual bytes. :param bandwidth: bytes a second at most.
-    :raises HostCommandError: qemu-img fails, or the target can't be written.
-    """
-    try:
-        with open(target, "ab") as stream:  # noqa: PTH123 - /proc/PID/fd/N too
-            stream.truncate(size)
-    except OSError as error:
-        raise HostCommandError(f"{target}: {error.strerror}") from error
-    rate = [] if bandwidth is None else ["-r", str(bandwidth)]
-    slowest = SLOWEST if bandwidth is None else min(SLOWEST, bandwidth // 2 or 1)
-    runner.run(
-        ["qemu-img", "convert", "-n", "--target-is-zero", "-O", "raw", *rate, _only(image),
-         str(target)],
-        timeout=300 + size / slowest,
-    )  # fmt: skip
-
-
-def measure(image: Path, runner: CommandRunner) -> int:
-    """Return the bytes that a checked image takes as a sparse raw file.
-
-    :raises HostCommandError: qemu-img fails, or doesn't say.
-    """
-    argv = ["qemu-img", "measure", "--output", "json", "-O", "raw", _only(image)]
-    answer = runner.run(argv, timeout=300)
-    try:
-        return int(json.loads(answer.stdout)["required"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise HostCommandError(f"qemu-img measure: no size in its answer about {image}") from error
-
-
-def _only(image: Path) -> str:
-    """Return how QEMU opens an image as qcow2 and nothing below it.
-
-    Its owner may change the header after it was checked: a backing file stays shut even then.
-    """
-    try:
-        device = stat.S_ISBLK(image.stat().st_mode)
-    except OSError as error:
-        raise HostCommandError(f"{image}: {error.strerror}") from error
-    file = {"driver": "host_device" if device else "file", "filename": str(image.absolute())}
-    return "json:" + json.dumps({"driver": "qcow2", "backing": None, "file": file})
-
-
 # --- overlays -----------------------------------------------------------------------------------
 
 
 @attrs.frozen(kw_only=True)
 class Overlay:
-    """The bytes of an empty overlay: (offset, bytes) of its pieces, holes between them."""
+    """The bytes of an empty overlay: (offset, bytes) of its pieces, with holes between them."""
 
     pieces: tuple[tuple[int, bytes], ...]
     length: int
 
     def blocks(self, size: int) -> int:
-        """Return how many blocks of ``size`` bytes of a file system it takes."""
+        """Return the number of file system blocks of ``size`` bytes that it takes."""
         return sum(-(-len(content) // size) for _offset, content in self.pieces)
 
     def write(self, fd: int) -> None:
@@ -299,17 +243,17 @@ def overlay(backing: str, size: int) -> Overlay:
     """Return an overlay over a raw file.
 
     :param backing: the file's absolute path. :param size: virtual bytes, whole sectors.
-    :raises InvalidRequest: the path is too long, or the size is beyond what qcow2 can map.
+    :raises InvalidRequest: the path is too long, or the size is too large for qcow2.
     """
     name = os.fsencode(backing)
     if not backing.startswith("/") or len(name) > MAX_BACKING:
         raise InvalidRequest(
-            f"{backing[:80]}: can't be the backing file of a qcow2 overlay",
+            f"{backing[:80]} cannot be the backing file of a qcow2 overlay",
             hint=f"the pool's path must be absolute and shorter than {MAX_BACKING} bytes",
         )
     if not 0 < size <= MAX_SIZE or size % SECTOR:
-        raise InvalidRequest(f"a qcow2 overlay can't have {format_size(size)}")
-    mapped = (CLUSTER // 8) * CLUSTER  # bytes that one L1 entry leads to
+        raise InvalidRequest(f"a qcow2 overlay cannot have {format_size(size)}")
+    mapped = (CLUSTER // 8) * CLUSTER  # bytes that one L1 entry maps
     l1_entries = -(-size // mapped)
     l1_clusters = -(-l1_entries * 8 // CLUSTER)
     table, block, l1 = CLUSTER, 2 * CLUSTER, 3 * CLUSTER

@@ -110,7 +110,9 @@ class Sight:
     def agent(self, clone: Awaited) -> bool:
         """Tell whether a clone's guest agent has reported."""
         driver = clone.driver
-        return clone.name in self._asked("agents", driver, SLOW_POLL, driver.agents)
+        if driver.agents is None:
+            raise _missing(clone, "guest agents")
+        return clone.name in self._asked("agents", driver, SLOW_POLL, driver.agents.reported)
 
     def _asked(
         self, what: str, driver: HypervisorDriver, every: float, ask: Callable[[Sequence[str]], T]
@@ -287,8 +289,10 @@ class Console(Condition):
 
     def met(self, sight: Sight) -> bool:  # noqa: ARG002 - a console is each clone's own
         """Take in what the console said since; tell whether a line of it matches."""
-        driver, name = self.clone.driver, self.clone.name
-        data, self._offset = driver.read_console(name, self._offset, CHUNK)
+        consoles, name = self.clone.driver.consoles, self.clone.name
+        if consoles is None:
+            raise _missing(self.clone, "consoles")
+        data, self._offset = consoles.read(name, self._offset, CHUNK)
         if not data:
             return False
         *lines, rest = (self._tail + _text(data)).split("\n")
@@ -388,11 +392,20 @@ def _text(data: bytes) -> str:
     return _ESCAPES.sub("", data.decode(errors="replace").replace("\r", "\n"))
 
 
+def _missing(clone: Awaited, what: str) -> BackendError:
+    return BackendError(
+        f"{clone.name}: hypervisor {clone.driver.name!r} has no {what} to wait for",
+        hint="--for running, ip, port:N or ssh",
+    )
+
+
 def _last_line(driver: HypervisorDriver, name: str) -> str:
+    if driver.consoles is None:
+        return ""
     last, offset = "", 0
     with contextlib.suppress(VmclonerError):  # what is asked for is a help, not the matter
         while offset < MAX_LOG:
-            data, offset = driver.read_console(name, offset, CHUNK)
+            data, offset = driver.consoles.read(name, offset, CHUNK)
             lines = [line.strip() for line in _text(data).split("\n") if line.strip()]
             last = lines[-1] if lines else last
             if len(data) < CHUNK:

@@ -9,7 +9,7 @@ import attrs
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import CloneMode, Copying
 from vmcloner_core.names import MAX_INDEX, check_fleet, check_template, clone_name
-from vmcloner_core.plan import ALL, Action, OnFailure, Quota, Readiness, check_timeout
+from vmcloner_core.plan import ALL, OnFailure, Quota, Readiness, check_timeout
 
 MAX_CLONES = 10_000
 """Clones in one request; more is taken for a slip of the finger."""
@@ -67,9 +67,9 @@ class CreateRequest:
     :param ready: wait for what the template calls ready (implies ``start``).
     :param timeout: seconds to wait for each clone.
     :param min_ready: how many of them must get ready for the run to count as done.
-    :param values: clones' own values by index, as :func:`vmcloner_core.values_file.read_values` gives
-        them: ``memory``, ``vcpus``, ``hostname``, ``machine_id``, ``address`` in the place of the
-        template's, any other for placeholders.
+    :param values: clones' own values by index, as :func:`~vmcloner_core.values_file.read_values`
+        gives them: ``memory``, ``vcpus``, ``hostname``, ``machine_id``, ``address`` in the place of
+        the template's, any other for placeholders.
     :param jobs: upper bound for calls at once of each driver.
     :param bandwidth: bytes a second at most for an import and for copies, None for no limit.
     :param verify: read copies back and compare checksums, in pools that can.
@@ -102,15 +102,16 @@ class CreateRequest:
         clone_name(self.fleet, min(self.count or self.add or 1, MAX_INDEX))
 
     @property
-    def action(self) -> Action:
-        """What the request is about."""
-        return Action.CREATE
+    def action(self) -> str:
+        """Name of the action."""
+        return "create"
 
 
 @attrs.frozen(kw_only=True)
 class TargetRequest:
     """Ask for something to be done to clones that exist.
 
+    :param action: its name: start, stop, restart, reset, delete or wait.
     :param targets: fleets, clones and node sets, as :func:`vmcloner_core.names.parse_targets`
         reads them; empty only with ``everything``.
     :param everything: all clones of the host.
@@ -124,7 +125,7 @@ class TargetRequest:
     :param min_ready: how many of them must get ready for the run to count as done.
     """
 
-    action: Action
+    action: str
     targets: tuple[str, ...] = ()
     everything: bool = False
     count: int | None = attrs.field(default=None, validator=_positive)
@@ -138,9 +139,7 @@ class TargetRequest:
     jobs: int | None = attrs.field(default=None, validator=_jobs)
 
     def __attrs_post_init__(self) -> None:
-        if self.action is Action.CREATE:
-            raise InvalidRequest("create takes a CreateRequest")
-        check_aim(self.action.value, self.targets, everything=self.everything)
+        check_aim(self.action, self.targets, everything=self.everything)
         if not 0 <= self.shutdown_timeout <= 86_400:
             raise InvalidRequest(f"shutdown timeout out of range: {self.shutdown_timeout:g} s")
 

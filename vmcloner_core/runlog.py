@@ -45,7 +45,7 @@ class RunLog:
             "plan",
             run=plan.run,
             time=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            action=plan.action.value,
+            action=plan.action,
             host=plan.host,
             template=plan.template.name if plan.template is not None else None,
             hypervisor=plan.hypervisor,
@@ -61,7 +61,7 @@ class RunLog:
         self._write(
             "step",
             clone=event.clone,
-            step=event.step.value,
+            step=event.step,
             status=event.status.value,
             at=round(event.at, 4),
             seconds=round(event.seconds, 4),
@@ -79,6 +79,7 @@ class RunLog:
             rolled_back=list(result.rolled_back),
             left=list(result.left),
             interrupted=result.interrupted,
+            error=str(result.error) if result.error is not None else None,
         )
         self.close()
 

@@ -36,11 +36,13 @@ import attrs
 from platformdirs import user_config_path, user_state_path
 
 from vmcloner_core.errors import InvalidRequest, NotFound, did_you_mean
-from vmcloner_core.model import Host
+from vmcloner_core.model import BackendTable, Host
 from vmcloner_core.tomlfile import read_toml, structure
 
 FILE = "vmcloner.toml"
 SYSTEM = Path("/etc/vmcloner")
+LOCAL = "local"
+"""The name of the machine that the process runs on."""
 
 
 @attrs.frozen(kw_only=True)
@@ -64,18 +66,9 @@ class HostSettings:
     """What settings say of one host; the backends' own tables are kept as they are."""
 
     state: Path | None = None
+    address: str | None = None
     hypervisor: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     storage: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
-
-
-@attrs.frozen(kw_only=True)
-class BackendSettings:
-    """One table of a backend: which driver, and the driver's own keys."""
-
-    name: str
-    driver: str
-    values: Mapping[str, Any]
-    where: str
 
 
 @attrs.frozen(kw_only=True)
@@ -102,7 +95,7 @@ class Settings:
         found = file or next((place for place in places if place.exists()), None)
         if found is None:
             return cls()
-        data = read_toml(found)
+        data = read_toml(found, trusted=True)
         if "file" in data:
             raise InvalidRequest(f"{found}: unknown key 'file'")
         return attrs.evolve(structure(data, cls, where=str(found)), file=found.absolute())
@@ -111,37 +104,54 @@ class Settings:
         """Return the host of that name, or the default one.
 
         :raises NotFound: settings don't have it (``local`` always exists).
+        :raises InvalidRequest: it is, or may be, another machine.
         """
         name = name or self.defaults.host
-        known = {"local", *self.hosts}
+        known = {LOCAL, *self.hosts}
         if name not in known:
             raise NotFound(f"unknown host {name!r}", hint=did_you_mean(name, sorted(known)))
-        state = self._host(name).state or _default_state()
-        return Host(name=name, state=state.absolute())
+        table = self.hosts.get(name, HostSettings())
+        self._check_local(name, table)
+        state = table.state or _default_state()
+        return Host(
+            name=name,
+            state=state.absolute(),
+            address=table.address,
+            storage=self._backends(name, "storage", table.storage),
+            hypervisors=self._backends(name, "hypervisor", table.hypervisor),
+        )
 
-    def storage(self, host: str, name: str) -> BackendSettings:
-        """Return a pool's settings; a pool that isn't there is the backend of that name."""
-        return self._backend(host, "storage", name)
+    def _check_local(self, name: str, table: HostSettings) -> None:
+        """Check that a host is this machine: this version works on no other.
 
-    def hypervisor(self, host: str, name: str) -> BackendSettings:
-        """Return a hypervisor's settings, likewise."""
-        return self._backend(host, "hypervisor", name)
+        :raises InvalidRequest: it isn't, or nothing says where it is.
+        """
+        where = f"{self.file or 'settings'}: hosts.{name}"
+        if table.address is not None:
+            raise InvalidRequest(
+                f"{where}.address: vmcloner can't work on other machines yet",
+                hint=f"run vmcloner on {table.address[:100]} itself",
+            )
+        if name != LOCAL:
+            raise InvalidRequest(
+                f"{where}: has no address, so nothing says which machine it is",
+                hint=f"this machine's table is [hosts.{LOCAL}]",
+            )
 
-    def names(self, host: str, kind: str) -> tuple[str, ...]:
-        """Return the names of a host's backends: those in the settings, and the default one."""
-        default = getattr(self.defaults, kind)
-        return tuple(dict.fromkeys([default, *getattr(self._host(host), kind)]))
+    def _backends(
+        self, host: str, kind: str, tables: Mapping[str, Mapping[str, Any]]
+    ) -> Mapping[str, BackendTable]:
+        """Return a host's backends of a kind: the default one, and those that are set up."""
+        names = dict.fromkeys([getattr(self.defaults, kind), *tables])
+        return {name: self._backend(host, kind, name, tables.get(name, {})) for name in names}
 
-    def _host(self, name: str) -> HostSettings:
-        return self.hosts.get(name, HostSettings())
-
-    def _backend(self, host: str, kind: str, name: str) -> BackendSettings:
-        table = dict(getattr(self._host(host), kind).get(name, {}))
+    def _backend(self, host: str, kind: str, name: str, table: Mapping[str, Any]) -> BackendTable:
+        values = dict(table)
         where = f"{self.file or 'settings'}: hosts.{host}.{kind}.{name}"
-        driver = table.pop("driver", name)
+        driver = values.pop("driver", name)
         if not isinstance(driver, str):
             raise InvalidRequest(f"{where}.driver: must be a string, not {driver!r}")
-        return BackendSettings(name=name, driver=driver, values=table, where=where)
+        return BackendTable(name=name, driver=driver, values=values, where=where)
 
 
 def _default_state() -> Path:

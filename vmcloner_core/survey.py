@@ -1,52 +1,181 @@
-"""What is on a host, put together: volumes and domains by their labels, as clones."""
+"""What is on hosts, put together: volumes, domains and records by their labels, as clones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TypeVar
 
-from vmcloner_core.errors import NotFound, did_you_mean
+import attrs
+
+from vmcloner_core.driver_registry import DriverRegistry
+from vmcloner_core.errors import BackendError, NotFound, VmclonerError, did_you_mean
 from vmcloner_core.model import Clone, Domain, Labels, State, Volume
 from vmcloner_core.names import Target, fold
+from vmcloner_core.records import Records
+
+T = TypeVar("T")
+
+
+@attrs.frozen(kw_only=True)
+class Unseen:
+    """A backend that could not be read: what is on it is not known.
+
+    :param kind: ``storage`` or ``hypervisor``. :param name: the backend's, as labels have it.
+    """
+
+    host: str
+    kind: str
+    name: str
+    error: VmclonerError
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name!r} could not be read: {self.error}"
+
+    def holds(self, labels: Labels) -> bool:
+        """Tell whether a part of a clone with these labels is on it."""
+        return self.name == (labels.storage if self.kind == "storage" else labels.hypervisor)
+
+
+@attrs.frozen(kw_only=True)
+class Survey:
+    """What could be seen: clones, names and addresses that are taken by others, what is unseen."""
+
+    clones: tuple[Clone, ...] = ()
+    foreign_names: frozenset[str] = frozenset()
+    foreign_macs: frozenset[str] = frozenset()
+    unseen: tuple[Unseen, ...] = ()
+
+    def check_seen(self, what: str, labels: Iterable[Labels]) -> None:
+        """Check that all backends could be read on which parts of clones are, or shall be.
+
+        :param what: what is asked for, for the message.
+        :raises BackendError: one couldn't; names it, and why.
+        """
+        for each in labels:
+            for unseen in self.unseen:
+                if unseen.holds(each):
+                    raise BackendError(f"{what}: {unseen}", hint="vmcloner host check")
+
+    def check_backends(self, what: str, storage: str, hypervisor: str) -> None:
+        """Check that a pool and a hypervisor could be read.
+
+        :raises BackendError: one couldn't; names it, and why.
+        """
+        for unseen in self.unseen:
+            if unseen.name == (storage if unseen.kind == "storage" else hypervisor):
+                raise BackendError(f"{what}: {unseen}", hint="vmcloner host check")
+
+    def check_complete(self, what: str) -> None:
+        """Check that everything could be read.
+
+        :raises BackendError: something couldn't; names the first.
+        """
+        if self.unseen:
+            raise BackendError(f"{what}: {self.unseen[0]}", hint="vmcloner host check")
+
+    def select(self, targets: Sequence[Target]) -> tuple[Clone, ...]:
+        """Return the clones that targets name; see :func:`select`.
+
+        :raises BackendError: a target may be on what could not be read.
+        """
+        try:
+            return select(self.clones, targets)
+        except NotFound as error:
+            self.check_complete(error.message)
+            raise
+
+
+def look(drivers: DriverRegistry, records: Records) -> Survey:
+    """Return all that is on a host. A backend that can't be read is told of, never raised."""
+    host = drivers.host.name
+    unseen: list[Unseen] = []
+
+    def read(kind: str, ask: Callable[[str], T]) -> list[T]:
+        found = []
+        for name in drivers.names(kind):
+            try:
+                found.append(ask(name))
+            except VmclonerError as error:
+                unseen.append(Unseen(host=host, kind=kind, name=name, error=error))
+            except Exception as error:  # a driver's bug must not hide what others hold
+                bug = BackendError(f"{type(error).__name__}: {error}")
+                bug.__cause__ = error
+                unseen.append(Unseen(host=host, kind=kind, name=name, error=bug))
+        return found
+
+    inventories = read("hypervisor", lambda n: drivers.hypervisor(n).inspect())
+    volumes = read("storage", lambda n: drivers.storage(n).volumes())
+    clones = merge(
+        host,
+        [volume for pool in volumes for volume in pool],
+        [domain for inventory in inventories for domain in inventory.domains],
+        records,
+        unseen,
+    )
+    return Survey(
+        clones=clones,
+        foreign_names=frozenset().union(*(each.foreign_names for each in inventories)),
+        foreign_macs=frozenset().union(*(each.foreign_macs for each in inventories)),
+        unseen=tuple(unseen),
+    )
 
 
 def merge(
-    host: str, volumes: Iterable[Volume], domains: Iterable[Domain], seeds: Iterable[Labels] = ()
+    host: str,
+    volumes: Iterable[Volume],
+    domains: Iterable[Domain],
+    records: Records,
+    unseen: Collection[Unseen] = (),
 ) -> tuple[Clone, ...]:
     """Return one clone for each (fleet, index) that has a part, sorted by these.
 
-    :param seeds: labels of the identities that are kept. One of which nothing else is left is a
-        clone too: that is how it gets deleted, or completed.
+    A record of which nothing else is left is a clone too: that is how it gets deleted, or
+    completed. Only such records are read.
+
+    :param unseen: what could not be read: a clone isn't called an orphan for a disk there.
     """
     disks: dict[tuple[str, int], list[Volume]] = {}
     for volume in volumes:
         disks.setdefault((volume.labels.fleet, volume.labels.index), []).append(volume)
     machines = {(d.labels.fleet, d.labels.index): d for d in domains}
-    seeded = {(labels.fleet, labels.index): labels for labels in seeds}
+    recorded = records.names()
+    parts = disks.keys() | machines.keys()
+    alone = records.of(recorded - {f"{fleet}-{index}" for fleet, index in parts})
+    kept = {(r.labels.fleet, r.labels.index): r.labels for r in alone.values()}
     return tuple(
         _clone(
             host,
             tuple(sorted(disks.get(key, ()), key=lambda volume: volume.disk)),
             machines.get(key),
-            seeded.get(key),
+            kept.get(key),
+            recorded,
+            unseen,
         )
-        for key in sorted(disks.keys() | machines.keys() | seeded.keys())
+        for key in sorted(parts | kept.keys())
     )
 
 
 def _clone(
-    host: str, volumes: tuple[Volume, ...], domain: Domain | None, seed: Labels | None
+    host: str,
+    volumes: tuple[Volume, ...],
+    domain: Domain | None,
+    kept: Labels | None,
+    recorded: Collection[str],
+    unseen: Collection[Unseen],
 ) -> Clone:
+    owners = [domain.labels if domain else None, *(v.labels for v in volumes), kept]
+    labels = next(labels for labels in owners if labels is not None)
     state = State.ALLOCATED
     if domain is not None:
-        state = domain.state if volumes else State.ORPHAN
-    owners = [domain.labels if domain else None, *(v.labels for v in volumes), seed]
+        hidden = any(each.kind == "storage" and each.holds(labels) for each in unseen)
+        state = domain.state if volumes or hidden else State.ORPHAN
     return Clone(
-        labels=next(labels for labels in owners if labels is not None),
+        labels=labels,
         state=state,
         host=host,
         volumes=volumes,
         domain=domain,
-        seeded=seed is not None,
+        recorded=labels.clone in recorded,
     )
 
 

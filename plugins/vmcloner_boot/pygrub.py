@@ -123,6 +123,7 @@ def _choice(trees: Sequence[Tree], skipped: Sequence[Skipped], budget: Budget) -
 def vmcloner_boot_provider() -> BootBackend:
     """Describe the backend."""
     return BootBackend(
+        api=1,
         name="pygrub",
         description="The boot menu on the clone's own disk, read on the host",
         factory=PygrubBoot,

@@ -1,5 +1,5 @@
-"""Storage plugin ``dd``: full copies of a template, read once and written to many volumes at once.
+"""Storage plugin ``dd``: pools of full copies, in a folder or in a volume group.
 
-A pool is a folder (kept as ``files`` keeps one) or a volume group (named and tagged as ``lvm-thin``
-does): what those two packages know of their places is used here.
+A folder is a pool of ``files`` that makes only full copies. The volume group's driver is beside
+``lvm-thin``.
 """

@@ -1,28 +1,33 @@
-"""Plugin ``dd``: what is registered. The driver is loaded on first use."""
+"""Plugin ``dd``: what it registers. A driver is imported when it is first used."""
 
 from __future__ import annotations
 
 from vmcloner_core.drivers import DriverContext, StorageDriver
 from vmcloner_core.hooks import StorageBackend, hookimpl
+from vmcloner_core.model import Copying
 from vmcloner_dd.settings import DdSettings
 
 
 def _driver(context: DriverContext, settings: DdSettings) -> StorageDriver:
+    copying = Copying(bandwidth=settings.bandwidth, verify=settings.verify)
     if settings.vg is not None:
-        from vmcloner_dd.group import GroupDriver
+        from vmcloner_lvm.thick_driver import ThickDriver
 
-        return GroupDriver(context, settings)
-    from vmcloner_dd.folder import FolderDriver
+        return ThickDriver(context, settings.vg, copying)
+    from vmcloner_files.driver import FilesDriver
+    from vmcloner_files.settings import FilesSettings
 
-    return FolderDriver(context, settings)
+    folder = settings.path or context.host.state / "dd"
+    return FilesDriver(context, FilesSettings(path=folder, clone="copy"), copying)
 
 
 @hookimpl
 def vmcloner_storage_backend() -> StorageBackend:
     """Describe the backend."""
     return StorageBackend(
+        api=1,
         name="dd",
-        description="full copies in a volume group or a folder, the template read once for many",
+        description="full copies in a volume group or a folder; reads the template once for many",
         factory=_driver,
         settings=DdSettings,
     )

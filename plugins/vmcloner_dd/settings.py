@@ -26,13 +26,14 @@ def _check_group(_instance: object, _attribute: attrs.Attribute[Any], value: str
 
 @attrs.frozen(kw_only=True)
 class DdSettings:
-    """Where copies are, and how they are made.
+    """Where copies are stored, and how they are made.
 
-    :param vg: the volume group whose logical volumes the copies are.
-    :param path: without one, the pool's folder; None for ``dd`` in the host's state folder.
-    :param bandwidth: bytes a second that a copy or an import may write, where a command says
-        nothing; None for as many as can be.
-    :param verify: read every copy back, whether or not a command asks for it.
+    :param vg: the volume group in which copies are logical volumes.
+    :param path: the folder in which copies are files, if there is no ``vg``; None for ``dd`` in the
+        host's state folder.
+    :param bandwidth: default of ``--bwlimit``: bytes per second that copies and imports may write;
+        None for no limit.
+    :param verify: verify every copy and import, even without ``--verify``.
     """
 
     vg: str | None = attrs.field(default=None, validator=_check_group)
@@ -42,4 +43,4 @@ class DdSettings:
 
     def __attrs_post_init__(self) -> None:
         if self.vg is not None and self.path is not None:
-            raise InvalidRequest("a pool of copies is in a vg or in a path, not in both")
+            raise InvalidRequest("a dd pool has either a vg or a path, not both")

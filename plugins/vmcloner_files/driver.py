@@ -1,7 +1,7 @@
 """The storage driver ``files``: a pool is a folder.
 
-LINKED clones share their template's blocks where the file system can (reflink), and are qcow2
-overlays elsewhere. FULL clones are copies of their own, sparse as their template.
+LINKED clones are reflinks where the file system supports them, and qcow2 overlays elsewhere. FULL
+clones are sparse copies.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from vmcloner_core.copying import Pace
+import attrs
+
 from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
 from vmcloner_core.errors import BackendError, VmclonerError
+from vmcloner_core.full_copies import Copier, Copy
 from vmcloner_core.model import (
     AS_IT_COMES,
     Capacity,
@@ -23,11 +25,14 @@ from vmcloner_core.model import (
     Outcome,
     Progress,
     Volume,
+    VolumeProgress,
+    untold,
 )
+from vmcloner_core.os_errors import translated
 from vmcloner_core.qcow2 import overlay
 from vmcloner_files import doctor
-from vmcloner_files.cloning import Cloner, Method, volume
-from vmcloner_files.errors import translated
+from vmcloner_files.cloning import Cloner, Method, as_volume
+from vmcloner_files.copies import FolderCopies
 from vmcloner_files.features import existing, space
 from vmcloner_files.holders import Holders
 from vmcloner_files.importing import Importer, check_unlinked
@@ -35,20 +40,32 @@ from vmcloner_files.pool import Pool
 from vmcloner_files.records import ImageRecord
 from vmcloner_files.settings import FilesSettings
 
+COPIES = 32
+"""Copies that are made at once: each has a few open files."""
+
 
 class FilesDriver(StorageDriver):
-    """Keeps a pool in a folder."""
+    """Keeps a pool in a folder.
 
-    # Linking takes 0.1 ms: a batch is for the pipeline's sake, a second thread gains nothing.
+    :param copying: how bytes are copied where a request does not say.
+    """
+
+    # Linking takes 0.1 ms: a second thread gains nothing.
     clone_lane = Lane(batch=64)
     reset_lane = Lane(batch=64)
     delete_lane = Lane(batch=64)
 
-    def __init__(self, context: DriverContext, settings: FilesSettings) -> None:
+    def __init__(
+        self, context: DriverContext, settings: FilesSettings, copying: Copying = AS_IT_COMES
+    ) -> None:
         super().__init__(context)
         self._settings = settings
+        self._copying = copying
+        if settings.clone == "copy":
+            self.modes = frozenset({CloneMode.FULL})
         self._pool = Pool(settings.path or context.host.state / "pool")
         self._importer = Importer(self._pool, context.runner)
+        self._copier = Copier(FolderCopies(self._pool, self.name), self.delete, copying)
 
     def probe(self) -> Iterator[Check]:
         """See :meth:`StorageDriver.probe`."""
@@ -66,8 +83,8 @@ class FilesDriver(StorageDriver):
         copying: Copying = AS_IT_COMES,
     ) -> Outcome[Origin]:
         """See :meth:`StorageDriver.import_image`."""
-        pace = Pace(copying.bandwidth)
-        record, changed = self._importer.run(template, image, progress, pace)
+        copying = copying.with_defaults(self._copying)
+        record, changed = self._importer.run(template, image, progress, copying)
         return Outcome(key=template, value=self._origin(record), changed=changed)
 
     def origins(self) -> tuple[Origin, ...]:
@@ -101,18 +118,22 @@ class FilesDriver(StorageDriver):
 
     # --- volumes --------------------------------------------------------------------------------
 
-    def clone(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
+    def clone(
+        self, requests: Sequence[CloneRequest], progress: VolumeProgress = untold
+    ) -> Iterator[Outcome[Volume]]:
         """See :meth:`StorageDriver.clone`."""
-        copies = [request for request in requests if _takes_time(request)]
-        linked = [request for request in requests if not _takes_time(request)]
-        if linked:
-            self._pool.prepare()
-            with Cloner(self._pool, self.name, self._method()) as cloner:
-                outcomes = cloner.link(linked)
-            yield from outcomes
-        with Cloner(self._pool, self.name, Method.COPY) as cloner:
-            for request in copies:
-                yield cloner.copy(request)
+        self._pool.prepare()
+        with Cloner(self._pool, self.name, self._method) as cloner:
+            outcomes = cloner.make(requests)
+        copies = []
+        for request, outcome in zip(requests, outcomes, strict=True):
+            if outcome.value is None or outcome.value.complete:
+                yield outcome
+            else:
+                copy = Copy(request=request, volume=outcome.value, fresh=outcome.changed)
+                copies.append(copy)
+        for start in range(0, len(copies), COPIES):
+            yield from self._copier.fill(copies[start : start + COPIES], progress)
 
     def delete(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
         """See :meth:`StorageDriver.delete`."""
@@ -136,39 +157,38 @@ class FilesDriver(StorageDriver):
             return Outcome(key=key, error=error)
         return Outcome(key=key)
 
-    def reset(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
+    def reset(
+        self, requests: Sequence[CloneRequest], progress: VolumeProgress = untold
+    ) -> Iterator[Outcome[Volume]]:
         """See :meth:`StorageDriver.reset`. A new file is renamed over the old one."""
         self._pool.prepare()
         if not self._pool.labels.follow_renames:
-            yield from super().reset(requests)
+            yield from super().reset(self._in_their_formats(requests), progress)
             return
-        groups: dict[Method, list[CloneRequest]] = {}
-        for request in requests:
-            try:
-                groups.setdefault(self._manner(request), []).append(request)
-            except VmclonerError as error:
-                yield Outcome(key=request.volume_name, error=error)
-        holders = Holders()
-        for method, group in groups.items():
-            with Cloner(self._pool, self.name, method) as cloner:
-                yield from cloner.replace(group, holders)
+        with Cloner(self._pool, self.name, self._reset_method) as cloner:
+            yield from cloner.replace(requests, Holders(), self._copying, progress)
 
-    def _manner(self, request: CloneRequest) -> Method:
-        """Return how a disk is made anew: its domain knows its format.
-
-        :raises Conflict: its name is taken by what isn't that clone's.
-        """
+    def _reset_method(self, request: CloneRequest) -> Method:
+        """Return how a disk is made anew: as before, since its domain knows its format."""
         found = self._pool.disk(request.labels, request.disk)
         if found is None:
-            return Method.COPY if _takes_time(request) else self._method()
+            return self._method(request)
         if found.format == "qcow2":
             return Method.OVERLAY
-        return Method.REFLINK if self._pool.features().reflink else Method.COPY
+        if found.full or self._is_full(request) or not self._pool.features().reflink:
+            return Method.COPY
+        return Method.REFLINK
+
+    def _in_their_formats(self, requests: Sequence[CloneRequest]) -> list[CloneRequest]:
+        """Return requests with the modes that give the volumes of their names the same formats."""
+        modes = {"raw": CloneMode.FULL, "qcow2": CloneMode.LINKED}
+        found = {volume.name: modes[volume.format] for volume in self.volumes()}
+        return [attrs.evolve(r, mode=found.get(r.volume_name, r.mode)) for r in requests]
 
     def volumes(self) -> tuple[Volume, ...]:
         """See :meth:`StorageDriver.volumes`."""
         disks = self._pool.disks().items()
-        return tuple(volume(path, record, self._pool, self.name) for path, record in disks)
+        return tuple(as_volume(path, record, self._pool, self.name) for path, record in disks)
 
     # --- space ----------------------------------------------------------------------------------
 
@@ -182,31 +202,34 @@ class FilesDriver(StorageDriver):
         origin = request.origin
         with translated(self._pool):
             block = os.statvfs(next(existing(self._pool.folder))).f_frsize
-        labels = block  # what a file system takes for them that can't keep them in the inode
+        labels = block  # of a file system that cannot keep them in the inode
         if origin is None:
             return count * (-(-len(request.head) // block) * block + labels)
-        method = Method.COPY if request.mode is CloneMode.FULL else self._method()
+        method = self._method(request)
         if method is Method.COPY:
             return count * (origin.allocated + labels)
         if method is Method.OVERLAY:
             path = str(self._pool.image_path(origin.template))
             return count * (overlay(path, origin.size).blocks(block) * block + labels)
-        return count * (block + labels)  # reflink: the inode, and its part of the extents' tree
+        return count * (block + labels)  # a reflink's inode and its part of the extent tree
 
-    def _method(self) -> Method:
-        """Return how LINKED clones are made here.
+    def _method(self, request: CloneRequest) -> Method:
+        """Return how a clone's disk is made.
 
-        :raises BackendError: settings force reflinks, and the file system can't.
+        :raises BackendError: settings require reflinks, and the file system does not support them.
         """
+        wanted = self._settings.clone
+        if self._is_full(request):
+            return Method.COPY
         can = self._pool.features().reflink
-        if self._settings.clone == "auto":
+        if wanted == "auto":
             return Method.REFLINK if can else Method.OVERLAY
-        if self._settings.clone == "reflink" and not can:
+        if wanted == "reflink" and not can:
             raise BackendError(
-                f"{self._pool}: its file system can't share blocks", hint="set clone = 'auto'"
+                f"{self._pool}: its file system does not support reflinks",
+                hint="set clone = 'auto'",
             )
-        return Method(self._settings.clone)
+        return Method(wanted)
 
-
-def _takes_time(request: CloneRequest) -> bool:
-    return request.origin is not None and request.mode is CloneMode.FULL
+    def _is_full(self, request: CloneRequest) -> bool:
+        return request.mode is CloneMode.FULL or self._settings.clone == "copy"

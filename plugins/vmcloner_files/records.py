@@ -1,4 +1,4 @@
-"""What the labels of a pool's files say: a clone's disk, a template's image."""
+"""The records of a pool's files, kept as labels: of a clone's disk, of a template's image."""
 
 from __future__ import annotations
 
@@ -14,25 +14,29 @@ VERSION = "1"
 
 @attrs.frozen(kw_only=True)
 class DiskRecord:
-    """A clone's disk: the clone's labels, its bytes' format and its virtual size in bytes.
+    """A clone's disk: the clone's labels, the disk's format and its virtual size in bytes.
 
-    A qcow2 disk is an overlay over its template's image; a raw one needs no other file. One that
-    isn't complete is being copied, or its copy was cut off.
+    A qcow2 disk is an overlay over its template's image; a raw one needs no other file.
+
+    :param full: it is a copy of its template's image; a reset copies again.
+    :param complete: False during its copy, and after a copy that was interrupted.
     """
 
     labels: Labels
     format: Literal["raw", "qcow2"]
     size: int
+    full: bool = False
     complete: bool = True
 
     def to_mapping(self) -> dict[str, str]:
         """Return it as strings."""
         values = {**self.labels.to_mapping(), "format": self.format, "size": str(self.size)}
+        values |= {"mode": "full"} if self.full else {}
         return values if self.complete else {**values, "complete": "no"}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, str]) -> DiskRecord | None:
-        """Return what ``values`` spell, or None where that is no record of a disk."""
+        """Return the record in ``values``, None if there is no record of a disk."""
         labels = Labels.from_mapping(values)
         kind, size = values.get("format"), _number(values.get("size"))
         if labels is None or kind not in ("raw", "qcow2") or size is None:
@@ -41,13 +45,14 @@ class DiskRecord:
             labels=labels,
             format=cast(Literal["raw", "qcow2"], kind),
             size=size,
+            full=values.get("mode") == "full",
             complete=values.get("complete") != "no",
         )
 
 
 @attrs.frozen(kw_only=True)
 class ImageRecord:
-    """A template's image: of which source, its virtual size in bytes, its extents when imported."""
+    """A template's image: the digest of its source, its bytes, its extents after the import."""
 
     template: str
     digest: str
@@ -61,7 +66,7 @@ class ImageRecord:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, str]) -> ImageRecord | None:
-        """Return what ``values`` spell, or None where that is no record of an image."""
+        """Return the record in ``values``, None if there is no record of an image."""
         template, digest = values.get("template"), values.get("digest")
         size = _number(values.get("size"))
         if values.get("version") != VERSION or not template or not digest or size is None:
@@ -71,5 +76,5 @@ class ImageRecord:
 
 
 def _number(text: str | None) -> int | None:
-    """Return a number of bytes or things; None where ``text`` isn't one."""
+    """Return a number, None if ``text`` is not a plain one."""
     return int(text) if text and len(text) < 20 and text.isascii() and text.isdecimal() else None

@@ -22,9 +22,9 @@ class FilesSettings:
     """Where a pool of files is, and how LINKED clones are made in it.
 
     :param path: the pool's folder; None for ``pool`` in the host's state folder.
-    :param clone: ``reflink`` or ``overlay`` forces the method; ``auto`` is reflink where the
-        file system can share blocks, else overlay.
+    :param clone: ``reflink`` or ``overlay`` requires that method; ``auto`` is reflink where the
+        file system supports it, else overlay; ``copy`` allows only full clones.
     """
 
     path: Path | None = attrs.field(default=None, validator=_check_absolute)
-    clone: Literal["auto", "reflink", "overlay"] = "auto"
+    clone: Literal["auto", "reflink", "overlay", "copy"] = "auto"

@@ -1,7 +1,7 @@
-"""Does KVM work here? Asked by running a guest on it, since ``/dev/kvm`` says too little.
+"""Whether KVM works on a host: a test guest is run on it, since ``/dev/kvm`` alone proves little.
 
-A nested or partly virtualized host may have the device, open it, and yet run guests a thousand
-times slower than emulation does, or stop them dead.
+On nested or partly virtualized hosts the device may exist and open, while guests run a thousand
+times slower than emulated ones, or hang.
 """
 
 from __future__ import annotations
@@ -13,17 +13,11 @@ from pathlib import Path
 
 import attrs
 
+from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import DeadlineExceeded, VmclonerError
-from vmcloner_core.model import Host
-from vmcloner_core.process import CommandRunner
 
-DEVICE = Path("/dev/kvm")
-DEADLINE = 4.0
-"""Seconds for the guest; on working KVM it takes a tenth of one."""
 EMULATORS = ("qemu-system-x86_64", "/usr/libexec/qemu-kvm")
 _WORD = b"vmcloner-kvm-ok"
-_LOOPS = 100_000_000
-"""A loop of processor work: tells KVM that runs guests from KVM that single-steps them."""
 
 
 def boot_sector(loops: int, text: bytes) -> bytes:
@@ -60,54 +54,84 @@ def boot_sector(loops: int, text: bytes) -> bytes:
 
 @attrs.frozen(kw_only=True)
 class Acceleration:
-    """Whether guests run on KVM, and if not, why, and what to do about it."""
+    """Whether guests run on KVM; if not, why, and how to fix it."""
 
-    works: bool
+    works: bool = False
     reason: str = ""
     fix: str = ""
 
 
-def emulator(runner: CommandRunner) -> str | None:
-    """Return the path of QEMU's system emulator, or None if it isn't installed."""
-    return next((path for name in EMULATORS if (path := runner.which(name))), None)
+class KvmProbe:
+    """Tells whether KVM works on one host. Thread-safe."""
 
+    device = Path("/dev/kvm")
+    deadline = 4.0
+    """Seconds for the test guest; on working KVM it takes a tenth of one."""
+    loops = 100_000_000
+    """Iterations of a busy loop: too many for a KVM that single-steps its guests."""
 
-def measure(runner: CommandRunner) -> Acceleration:
-    """Run a small guest on KVM; takes a tenth of a second where it works, else up to seconds."""
-    qemu = emulator(runner)
-    if qemu is None:
-        return Acceleration(
-            works=False, reason="QEMU is not installed", fix="apt-get install qemu-system-x86"
-        )
-    if not DEVICE.exists():
-        return Acceleration(
-            works=False,
-            reason=f"{DEVICE} is missing",
-            fix="enable virtualization in the firmware and load kvm_intel or kvm_amd",
-        )
-    if not os.access(DEVICE, os.R_OK | os.W_OK):
-        return Acceleration(
-            works=False, reason=f"no permission for {DEVICE}", fix="usermod -aG kvm USER"
-        )
-    return _run_guest(runner, qemu)
+    def __init__(self, context: DriverContext) -> None:
+        self._runner = context.runner
+        self._cache = context.host.state / "kvm.json"
 
+    def emulator(self) -> str | None:
+        """Return the path of QEMU's system emulator, or None if it isn't installed."""
+        return next((path for name in EMULATORS if (path := self._runner.which(name))), None)
 
-def cached(runner: CommandRunner, host: Host, *, fresh: bool = False) -> Acceleration:
-    """Return :func:`measure`, remembered on disk until the host is booted or QEMU is changed.
+    def measure(self) -> Acceleration:
+        """Run a small guest on KVM; takes 0.1 s where that works, else up to :attr:`deadline`."""
+        qemu = self.emulator()
+        if qemu is None:
+            return Acceleration(
+                reason="QEMU is not installed", fix="apt-get install qemu-system-x86"
+            )
+        if not self.device.exists():
+            return Acceleration(
+                reason=f"{self.device} is missing",
+                fix="enable virtualization in the firmware and load kvm_intel or kvm_amd",
+            )
+        if not os.access(self.device, os.R_OK | os.W_OK):
+            return Acceleration(
+                reason=f"no permission for {self.device}", fix="usermod -aG kvm USER"
+            )
+        return self._run_guest(qemu)
 
-    :param fresh: measure now, and remember that.
-    """
-    qemu = emulator(runner)
-    if qemu is None or not os.access(DEVICE, os.R_OK | os.W_OK):
-        return measure(runner)  # quick, and may change at any time
-    file = host.state / "kvm.json"
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    key = f"{boot} {qemu} {Path(qemu).stat().st_mtime_ns}"
-    found = None if fresh else _recall(file, key)
-    if found is None:
-        found = measure(runner)
-        _remember(file, key, found)
-    return found
+    def cached(self, *, fresh: bool = False) -> Acceleration:
+        """Return :meth:`measure`, kept on disk until the host reboots or QEMU changes.
+
+        :param fresh: measure now, and keep that.
+        """
+        qemu = self.emulator()
+        if qemu is None or not os.access(self.device, os.R_OK | os.W_OK):
+            return self.measure()  # quick, and may change at any time
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        key = f"{boot} {qemu} {Path(qemu).stat().st_mtime_ns}"
+        found = None if fresh else _recall(self._cache, key)
+        if found is None:
+            found = self.measure()
+            _remember(self._cache, key, found)
+        return found
+
+    def _run_guest(self, qemu: str) -> Acceleration:
+        argv = [
+            # If vmcloner is killed meanwhile, a guest that makes no progress must not stay.
+            *("timeout", "--signal=KILL", f"{self.deadline + 1:g}"),
+            *(qemu, "-accel", "kvm", "-machine", "pc", "-m", "16"),
+            *("-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"),
+            *("-serial", "file:/dev/stdout"),
+            *("-drive", "if=floppy,format=raw,readonly=on,file=/dev/stdin"),
+        ]
+        try:
+            sector = boot_sector(self.loops, _WORD)
+            result = self._runner.run(argv, timeout=self.deadline, input=sector)
+        except DeadlineExceeded:
+            reason = f"{self.device} opens, but a test guest did not run within {self.deadline:g} s"
+            return Acceleration(reason=reason)
+        except VmclonerError as error:
+            return Acceleration(reason=error.message)
+        if _WORD not in result.stdout:
+            return Acceleration(reason="the test guest on KVM ended without output")
+        return Acceleration(works=True)
 
 
 def _recall(file: Path, key: str) -> Acceleration | None:
@@ -116,7 +140,7 @@ def _recall(file: Path, key: str) -> Acceleration | None:
         if known["key"] == key:
             return Acceleration(works=known["works"] is True, reason=str(known["reason"]))
     except (OSError, ValueError, LookupError, TypeError):
-        pass  # not there, or not as we wrote it: it is only a cache
+        pass  # missing or damaged: it is only a cache
     return None
 
 
@@ -125,28 +149,7 @@ def _remember(file: Path, key: str, found: Acceleration) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=file.parent, prefix=".kvm-")
     except OSError:
-        return  # a folder that isn't ours: it is measured again next time
+        return  # no permission: it is measured again next time
     with os.fdopen(handle, "w", encoding="utf-8") as stream:
         json.dump({"key": key, "works": found.works, "reason": found.reason}, stream)
     Path(name).replace(file)
-
-
-def _run_guest(runner: CommandRunner, qemu: str) -> Acceleration:
-    argv = [
-        # If we are killed meanwhile, a guest that gets nowhere must not stay for days.
-        *("timeout", "--signal=KILL", f"{DEADLINE + 1:g}"),
-        *(qemu, "-accel", "kvm", "-machine", "pc", "-m", "16", "-no-user-config", "-nodefaults"),
-        *("-display", "none", "-no-reboot", "-serial", "file:/dev/stdout"),
-        *("-drive", "if=floppy,format=raw,readonly=on,file=/dev/stdin"),
-    ]
-    try:
-        result = runner.run(argv, timeout=DEADLINE, input=boot_sector(_LOOPS, _WORD))
-    except DeadlineExceeded:
-        return Acceleration(
-            works=False, reason=f"{DEVICE} opens, but a guest gets nowhere on it in {DEADLINE:g} s"
-        )
-    except VmclonerError as error:
-        return Acceleration(works=False, reason=error.message)
-    if _WORD not in result.stdout:
-        return Acceleration(works=False, reason="a guest on KVM ended without having run")
-    return Acceleration(works=True)

@@ -1,4 +1,4 @@
-"""Serial consoles: the log that the hypervisor's daemon writes, and the live terminal."""
+"""Serial consoles: the log that the hypervisor's daemon writes, and the live session."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vmcloner_core.errors import BackendError, InvalidRequest, WrongState
+from vmcloner_core.drivers import ConsoleInterface
+from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, WrongState
 from vmcloner_core.names import split_clone
+from vmcloner_libvirt import operations
 from vmcloner_libvirt.binding import libvirt
+from vmcloner_libvirt.connection import Connections
 from vmcloner_libvirt.errors import is_code
 
 ESCAPE = b"\x1d"
@@ -22,68 +25,96 @@ ESCAPE = b"\x1d"
 _CHUNK = 4096
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder that the hypervisor's daemon, which runs as root, writes the logs to.
+class Consoles(ConsoleInterface):
+    """The consoles of one host's domains. Thread-safe.
 
-    :raises BackendError: it can't be made.
+    :param folder: of their logs, on that host.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BackendError(
-            f"can't make the folder for console logs, {folder}: {error.strerror}",
-            hint="set hosts.HOST.state to a folder that you may write to, or run it as root (sudo)",
-        ) from error
+
+    def __init__(self, connections: Connections, folder: Path) -> None:
+        self._connections = connections
+        self.folder = folder
+
+    def prepare(self) -> None:
+        """Make the folder that the hypervisor's daemon, which runs as root, writes the logs to.
+
+        :raises BackendError: it can't be made.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BackendError(
+                f"can't make the folder for console logs, {self.folder}: {error.strerror}",
+                hint="set hosts.HOST.state to a writable folder, or run as root (sudo)",
+            ) from error
+
+    def log(self, name: str) -> Path:
+        """See :meth:`ConsoleInterface.log`.
+
+        :raises InvalidRequest: not a clone's name, so it must not become part of a path.
+        """
+        if split_clone(name) is None:
+            raise InvalidRequest(f"not a clone's name: {name!r}")
+        return self.folder / f"{name}.log"
+
+    def read(self, name: str, offset: int, limit: int) -> tuple[bytes, int]:
+        """See :meth:`ConsoleInterface.read`.
+
+        :raises BackendError: no permission to read the log.
+        """
+        path = self.log(name)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return b"", 0
+        except OSError as error:
+            raise BackendError(
+                f"can't read the console log {path}: {error.strerror}",
+                hint="console logs belong to root: run as root (sudo)",
+            ) from error
+        try:
+            start = offset if offset <= os.fstat(descriptor).st_size else 0
+            data = os.pread(descriptor, limit, start)
+        finally:
+            os.close(descriptor)
+        return data, start + len(data)
+
+    def attach(self, name: str, stdin: int, stdout: int) -> None:
+        """See :meth:`ConsoleInterface.attach`."""
+
+        def attach(connection: Any) -> None:
+            domain = operations.find(connection, name)
+            if domain is None:
+                raise NotFound(f"{name}: no such domain", hint="vmcloner list")
+            if not domain.isActive():
+                raise WrongState(f"{name}: not running", hint=f"vmcloner start {name}")
+            _attach(connection, domain, stdin, stdout, self.flags())
+
+        self._connections.call(attach, about=name)
+
+    def flags(self) -> int:
+        """Return libvirt's flags for attaching: refuse a console that another session uses."""
+        return int(libvirt().VIR_DOMAIN_CONSOLE_SAFE)
+
+    def remove(self, name: str) -> None:
+        """Remove a console's log."""
+        remove_log(self.log(name))
 
 
-def log_file(folder: Path, name: str) -> Path:
-    """Return where a clone's console is logged.
-
-    :raises InvalidRequest: not a clone's name, and so not to be made part of a path.
-    """
-    if split_clone(name) is None:
-        raise InvalidRequest(f"not a clone's name: {name!r}")
-    return folder / f"{name}.log"
+def remove_log(file: Path) -> None:
+    """Remove a log and its rotated parts, ``.0``, ``.1`` …, as far as that is permitted."""
+    for old in (file, *file.parent.glob(f"{file.name}.[0-9]*")):
+        with contextlib.suppress(OSError):
+            old.unlink()
 
 
-def read(path: Path, offset: int, limit: int) -> tuple[bytes, int]:
-    """Return up to ``limit`` bytes of a console's log, and the offset behind them.
+def _attach(connection: Any, domain: Any, stdin: int, stdout: int, flags: int) -> None:
+    """Connect two descriptors to a running domain's console until either end closes.
 
-    :raises BackendError: the log may not be read.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return b"", 0
-    except OSError as error:
-        raise BackendError(
-            f"can't read the console's log, {path}: {error.strerror}",
-            hint="console logs are root's: run it as root (sudo)",
-        ) from error
-    try:
-        start = offset if offset <= os.fstat(descriptor).st_size else 0
-        data = os.pread(descriptor, limit, start)
-    finally:
-        os.close(descriptor)
-    return data, start + len(data)
+    A terminal is in raw mode meanwhile. After the end of ``stdin`` the guest's output is copied
+    until the guest closes it.
 
-
-def remove(path: Path) -> None:
-    """Remove a console's log, and the older parts that virtlogd(8) keeps as ``.0``, ``.1`` …"""
-    path.unlink(missing_ok=True)
-    number = 0
-    while (old := path.with_name(f"{path.name}.{number}")).exists():
-        old.unlink(missing_ok=True)
-        number += 1
-
-
-def attach(connection: Any, domain: Any, stdin: int, stdout: int, flags: int) -> None:
-    """Connect two descriptors with a running domain's console until either end hangs up.
-
-    Where ``stdin`` is a terminal it is in raw mode meanwhile. At its end the guest's output goes
-    on until the guest ends it.
-
-    :param flags: of ``virDomainOpenConsole``. :raises WrongState: someone else is attached.
+    :param flags: of ``virDomainOpenConsole``. :raises WrongState: another session is attached.
     """
     module = libvirt()
     stream = connection.newStream()
@@ -132,7 +163,7 @@ def _copy_out(module: Any, stream: Any, stdout: int, signal_end: int) -> None:
         while data := stream.recv(_CHUNK):
             _write(stdout, data)
     except (module.libvirtError, OSError):
-        return  # the guest went away, the stream was aborted, or nobody reads us
+        return  # the guest ended, the stream was aborted, or the output is closed
     finally:
         os.close(signal_end)
 

@@ -1,28 +1,31 @@
-"""The hypervisor ``kvm``: QEMU through libvirt, on KVM where it works, else by emulation."""
+"""The hypervisor ``kvm``: QEMU through libvirt, with KVM where it works, else with emulation."""
 
 from __future__ import annotations
 
 import functools
 import threading
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.model import Check, DomainSpec, Host, HostResources
-from vmcloner_libvirt import acceleration, console, doctor
+from vmcloner_core.model import Check, DomainSpec, HostResources
+from vmcloner_libvirt.acceleration import KvmProbe
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.driver import LibvirtDriver
 from vmcloner_libvirt.metadata import parse
-from vmcloner_libvirt.rendering import Rendered, Renderer
 from vmcloner_libvirt.settings import KvmSettings
+
+if TYPE_CHECKING:
+    from vmcloner_libvirt.rendering import Rendered, Renderer
 
 MACHINE = "q35"
 EMULATOR_MEMORY = 32 * 1024**2
-"""Bytes that QEMU takes beside a guest's memory and what it has translated (measured, 7.2)."""
-# What stands for the host's processor where the guest's is emulated.
+"""Bytes that QEMU takes beside guest memory and translated code (measured, 7.2)."""
+# CPU modes that need KVM.
 _HOST_CPUS = {"host-passthrough", "host-model"}
 
 
@@ -36,23 +39,26 @@ class KvmDriver(LibvirtDriver):
     def __init__(self, context: DriverContext, settings: KvmSettings) -> None:
         super().__init__(context, settings.uri, settings.connections)
         self._accel = settings.accel
+        self._probe = KvmProbe(context)
         self._tb_cache = settings.tb_cache
         self._deciding = threading.Lock()
 
     @functools.cached_property
     def _renderer(self) -> Renderer:
+        from vmcloner_libvirt.rendering import Renderer
+
         return Renderer("domain.xml.j2")
 
     @functools.cached_property
     def _domain_type(self) -> str:
         """libvirt's domain type: ``kvm``, ``qemu``, or ``test`` for its test driver."""
-        capabilities = parse(self._ask_host(lambda connection: connection.getCapabilities()))
+        capabilities = parse(self.connections.ask(lambda connection: connection.getCapabilities()))
         types = {e.get("type") for e in capabilities.iterfind("guest/arch/domain")}
         if "test" in types:
             return "test"
         if self._accel != "auto":
             return "kvm" if self._accel == "kvm" else "qemu"
-        works = "kvm" in types and acceleration.cached(self.context.runner, self.context.host).works
+        works = "kvm" in types and self._probe.cached().works
         return "kvm" if works else "qemu"
 
     def resources(self) -> HostResources:
@@ -67,12 +73,12 @@ class KvmDriver(LibvirtDriver):
         """See :meth:`LibvirtDriver.prepare`."""
         if spec.boot.bootloader is not None:
             raise InvalidRequest(
-                f"{spec.name}: QEMU runs no boot loader on the host ({spec.boot.bootloader})"
+                f"{spec.name}: QEMU can't run a boot loader on the host ({spec.boot.bootloader})"
             )
         with self._deciding:  # once, not once for each thread of the first batch
             domain_type, renderer = self._domain_type, self._renderer
-        host, cache = self.context.host, self._tb_cache
-        return renderer.render(spec, template_values(spec, domain_type, host, cache))
+        log = self.consoles.log(spec.name)
+        return renderer.render(spec, template_values(spec, domain_type, log, self._tb_cache))
 
     def undefine_flags(self, connection: Any) -> int:
         """See :meth:`LibvirtDriver.undefine_flags`."""
@@ -80,20 +86,22 @@ class KvmDriver(LibvirtDriver):
         flags = (
             module.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | module.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
         )
-        if connection.getType() == "QEMU":  # the test driver refuses what it doesn't have
+        if connection.getType() == "QEMU":  # the test driver refuses these flags
             flags |= module.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
             flags |= module.VIR_DOMAIN_UNDEFINE_NVRAM
         return int(flags)
 
     def probe(self) -> Iterator[Check]:
         """See :meth:`HypervisorDriver.probe`."""
-        return doctor.examine(self.name, self.connections, self.context, self._accel)
+        from vmcloner_libvirt import doctor
+
+        return doctor.examine(self.context, self.connections, self._probe, self._accel)
 
 
 def template_values(
-    spec: DomainSpec, domain_type: str, host: Host, tb_cache: int
+    spec: DomainSpec, domain_type: str, console_log: Path, tb_cache: int
 ) -> dict[str, object]:
-    """Return what the template ``domain.xml.j2`` may name beside the common values."""
+    """Return the values for the template ``domain.xml.j2`` beside the common ones."""
     cpu = spec.options.cpu or ("host-passthrough" if domain_type == "kvm" else None)
     if domain_type != "kvm" and cpu in _HOST_CPUS:
         cpu = "maximum"
@@ -102,5 +110,5 @@ def template_values(
         "tb_cache": max(1, tb_cache // 1024**2),
         "machine": spec.options.machine or MACHINE,
         "cpu": cpu,
-        "console_log": str(console.log_file(host.consoles, spec.name)),
+        "console_log": str(console_log),
     }

@@ -1,4 +1,4 @@
-"""The Xen that is installed on this host: its programs, its daemons, what Domain-0 keeps.
+"""The Xen installation of a host: its programs, its daemons, Domain-0's memory.
 
 Sources: xl.cfg(5), xl.conf(5), xl(1) "ENVIRONMENT VARIABLES", libvirt's libxl.conf, and Debian's
 packages xen-utils and xen-utils-common.
@@ -14,7 +14,8 @@ from pathlib import Path
 
 import attrs
 
-from vmcloner_core.errors import BackendError
+from vmcloner_core.errors import BackendError, VmclonerError
+from vmcloner_core.process import CommandRunner
 
 _PROGRAMS = (
     "usr/lib/xen-{version}/bin",  # Debian and Ubuntu, where several versions may be installed
@@ -40,24 +41,28 @@ _AUTOBALLOON = re.compile(r"^\s*autoballoon\s*=\s*\"?(-?\w+)", re.MULTILINE)
 
 @attrs.frozen(kw_only=True)
 class XenHost:
-    """Looks things up on the host. ``root``: where its file system starts."""
+    """Looks things up on one host.
 
+    :param runner: runs commands on it. :param root: where its file system starts.
+    """
+
+    runner: CommandRunner
     root: Path = Path("/")
 
     @property
     def is_host(self) -> bool:
-        """Whether this system is the host of a Xen (its Domain-0)."""
+        """Whether this system is a Xen host (Domain-0)."""
         return "control_d" in self._read("proc/xen/capabilities")
 
     def program(self, name: str, version: str) -> Path | None:
-        """Return the file of one of Xen's own programs, ``pygrub``, or None if it isn't there.
+        """Return the path of one of Xen's own programs (``pygrub``), None if it is missing.
 
-        :param version: of the Xen that runs, ``4.17``.
+        :param version: of the running Xen, ``4.17``.
         """
         return self._first(f"{folder.format(version=version)}/{name}" for folder in _PROGRAMS)
 
     def emulator(self, version: str) -> Path | None:
-        """Return the QEMU that serves disks in files, and HVM guests."""
+        """Return the QEMU for HVM guests and for disks in files."""
         return self._first(place.format(version=version) for place in _EMULATORS)
 
     def console_logs(self) -> bool | None:
@@ -73,7 +78,7 @@ class XenHost:
         return bool(logged & {"guest", "all"})
 
     def bootloader_user(self) -> pwd.struct_passwd | None:
-        """Return whom libxl runs boot loaders as, or None where they run as root.
+        """Return the user that libxl runs boot loaders as, None for root.
 
         :raises BackendError: libvirt's daemon isn't found, or its environment can't be read or
             names a user that doesn't exist.
@@ -86,23 +91,32 @@ class XenHost:
             return pwd.getpwnam(name)
         except KeyError:
             raise BackendError(
-                f"libxl is to run boot loaders as user {name!r}, whom this host doesn't know"
+                f"libxl is set to run boot loaders as user {name!r}, which doesn't exist"
                 if name
-                else "libxl is to restrict boot loaders, and isn't told as which user to run them",
+                else "libxl is set to restrict boot loaders, but not as which user",
                 hint="set LIBXL_BOOTLOADER_USER in the environment of libvirt's daemon",
             ) from None
 
-    def balloons(self, commandline: str) -> bool:
-        """Tell whether libvirt takes memory for a guest from Domain-0.
-
-        :param commandline: Xen's own.
-        """
+    def balloons(self) -> bool:
+        """Tell whether libvirt takes guests' memory from Domain-0."""
         found = _AUTOBALLOON.search(self._read("etc/libvirt/libxl.conf"))
         if found is not None and found[1] in ("0", "1"):
             return found[1] == "1"
-        return _FIXED.search(commandline) is None
+        return _FIXED.search(self.commandline()) is None
 
-    # --- how ----------------------------------------------------------------------------------
+    def commandline(self) -> str:
+        """Return Xen's own command line, empty where it can't be read."""
+        try:
+            text = self.runner.run(["xl", "info"], timeout=30).stdout.decode(errors="replace")
+        except VmclonerError:
+            return ""
+        for line in text.splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "xen_commandline":
+                return value.strip()
+        return ""
+
+    # --- helpers ----------------------------------------------------------------------------------
 
     def _first(self, places: Iterator[str]) -> Path | None:
         found = (path for place in places if os.access(path := self.root / place, os.X_OK))
@@ -134,7 +148,7 @@ class XenHost:
             except OSError as error:
                 raise BackendError(
                     f"can't read the environment of libvirt's daemon, {file}: {error.strerror}",
-                    hint="run it as root (sudo)",
+                    hint="run as root (sudo)",
                 ) from error
             pairs = (os.fsdecode(item).partition("=") for item in items)
             return {name: value for name, _, value in pairs}

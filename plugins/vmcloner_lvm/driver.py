@@ -1,7 +1,7 @@
 """The storage driver ``lvm-thin``: a pool is a thin pool of a volume group.
 
-Clones are thin snapshots: they share their template's blocks and don't need it afterwards. A
-batch is made, or removed, in one transaction of LVM (see ``batches``), with its labels as tags.
+Clones are thin snapshots: they share their template's blocks, and the template can be deleted. A
+batch is made or removed in one transaction of LVM (see ``batches``), with its labels as tags.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
+from vmcloner_core.coalesce import Coalescer
 from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
-from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, WrongState
+from vmcloner_core.errors import InvalidRequest, VmclonerError
 from vmcloner_core.model import (
     AS_IT_COMES,
     Capacity,
@@ -24,10 +25,11 @@ from vmcloner_core.model import (
     Outcome,
     Progress,
     Volume,
+    VolumeProgress,
+    untold,
 )
-from vmcloner_core.units import format_size
 from vmcloner_lvm import batches, doctor, tags
-from vmcloner_lvm.activation import Together, activate, deactivate
+from vmcloner_lvm.activation import activate, deactivate
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper
 from vmcloner_lvm.importing import Importer, remove_image
@@ -36,6 +38,7 @@ from vmcloner_lvm.pool import Pool
 from vmcloner_lvm.records import (
     ImageRecord,
     as_volume,
+    check_image,
     disk,
     image,
     image_of,
@@ -53,8 +56,8 @@ Images = Callable[[str], tuple[ThinVolume, ImageRecord] | None]
 class LvmThinDriver(StorageDriver):
     """Keeps a pool in an LVM thin pool."""
 
-    # One transaction costs three commands, however many volumes; a batch is as small as it is
-    # so that the first clones can start while others are being made.
+    # One transaction takes three commands for any number of volumes. Batches are not larger so
+    # that the first clones can start while others are being made.
     clone_lane = Lane(batch=512)
     reset_lane = Lane(batch=512)
     delete_lane = Lane(batch=1024)
@@ -73,8 +76,12 @@ class LvmThinDriver(StorageDriver):
         self._pool = Pool(self._lvm, settings.thinpool, self._mapper)
         self._chunk: int | None = None
         self._importer = Importer(self._pool, context.runner, context.host.state / "import")
-        self._activate = Together(lambda names: activate(self._lvm, self._mapper, names))
-        self._deactivate = Together(lambda names: deactivate(self._lvm, self._mapper, names))
+        self._activate = Coalescer[str, VmclonerError | None](
+            lambda names: activate(self._lvm, self._mapper, names)
+        )
+        self._deactivate = Coalescer[str, VmclonerError | None](
+            lambda names: deactivate(self._lvm, self._mapper, names)
+        )
 
     def probe(self) -> Iterator[Check]:
         """See :meth:`StorageDriver.probe`."""
@@ -112,7 +119,11 @@ class LvmThinDriver(StorageDriver):
 
     # --- volumes --------------------------------------------------------------------------------
 
-    def clone(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
+    def clone(
+        self,
+        requests: Sequence[CloneRequest],
+        progress: VolumeProgress = untold,  # noqa: ARG002 - no bytes are copied
+    ) -> Iterator[Outcome[Volume]]:
         """See :meth:`StorageDriver.clone`."""
         with self._pool.locked() as session:
             outcomes = self._clone(session, requests)
@@ -148,7 +159,7 @@ class LvmThinDriver(StorageDriver):
         return self._settings.strategy
 
     def _found(self, session: Session, request: CloneRequest) -> Volume | None:
-        """Return the volume that is asked for, where it is there.
+        """Return the volume of a request, None if it does not exist.
 
         :raises Conflict: its name is taken.
         """
@@ -160,15 +171,15 @@ class LvmThinDriver(StorageDriver):
         return as_volume(self._lvm.group, found, labels, self.name)
 
     def _new(self, session: Session, request: CloneRequest, images: Images) -> NewVolume:
-        """Return what makes the volume that is asked for.
+        """Return the new volume for a request.
 
-        :raises InvalidRequest: a size or a name that can't be.
+        :raises InvalidRequest: the size or the name is not possible.
         """
         name = checked(request.volume_name, f"clone {request.labels.clone}", self._lvm.group)
         if request.mode is not CloneMode.LINKED and request.origin is not None:
             raise InvalidRequest(
                 f"{request.labels.clone}: pool {self.name} has no full clones",
-                hint="use --mode linked, or a pool of another kind",
+                hint="leave out --full, or use a pool of dd or files",
             )
         size = request.size or 0
         origin = None
@@ -183,29 +194,18 @@ class LvmThinDriver(StorageDriver):
         )
 
     def _origin(self, images: Images, origin: Origin, request: CloneRequest) -> tuple[int, str]:
-        """Return the bytes and the origin's volume of a clone."""
+        """Return the bytes of a clone, and the name of its origin's volume."""
         found = images(origin.template)
-        if found is None:
-            raise NotFound(
-                f"template {origin.template} has no image in pool {self.name}",
-                hint=f"vmcloner template import {origin.template} --storage {self.name}",
-            )
-        if found[1].digest != origin.digest:
-            raise WrongState(
-                f"template {origin.template} got another image in pool {self.name}",
-                hint="run the same command again",
-            )
-        size = request.size or found[1].size
-        if size < found[1].size:
-            raise InvalidRequest(
-                f"{request.volume_name}: a disk of {format_size(size)} is smaller than its "
-                f"template's image, {format_size(found[1].size)}",
-                hint="give disk_size at least that",
-            )
-        return max(size, found[0].size), origin_name(origin.template)
+        record = check_image(found[1] if found is not None else None, origin)
+        size = request.size_over(record.size)
+        return max(size, found[0].size if found is not None else 0), origin_name(origin.template)
 
-    def reset(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
-        """See :meth:`StorageDriver.reset`. The old ones go and the new ones come at once."""
+    def reset(
+        self,
+        requests: Sequence[CloneRequest],
+        progress: VolumeProgress = untold,  # noqa: ARG002 - no bytes are copied
+    ) -> Iterator[Outcome[Volume]]:
+        """See :meth:`StorageDriver.reset`. All volumes are replaced in one transaction."""
         with self._pool.locked() as session:
             outcomes = self._reset(session, requests)
         yield from outcomes
@@ -250,12 +250,12 @@ class LvmThinDriver(StorageDriver):
     def _left(
         self, session: Session, request: CloneRequest, failure: VmclonerError, *, told: bool
     ) -> Outcome[Volume]:
-        """Return what came of a volume of a batch that failed.
+        """Return the outcome for a volume of a batch that failed.
 
-        :param told: False if the kernel is known not to have been told what the metadata says.
+        :param told: False if kernel and metadata are known to differ.
         """
         name = request.volume_name
-        if name in session.pool.messages.creates:  # it couldn't be taken back, nor is it made
+        if name in session.pool.messages.creates:  # neither made nor taken back
             return Outcome(key=name, error=failure)
         try:
             volume = self._found(session, request)
@@ -295,7 +295,7 @@ class LvmThinDriver(StorageDriver):
                 batches.remove(session, idle, self._strategy)
         except VmclonerError as error:
             left = session.reread().thin
-            stray = session.stray_id() is not None  # noted as gone, yet the kernel has them
+            stray = session.stray_id() is not None  # the kernel still has them
             outcomes |= {
                 name: Outcome(key=name, error=error) for name in idle if stray or name in left
             }
@@ -317,7 +317,7 @@ class LvmThinDriver(StorageDriver):
         return doctor.capacity(self._pool)
 
     def need(self, request: CloneRequest, count: int) -> int:
-        """See :meth:`StorageDriver.need`. Snapshots take nothing of the pool's data."""
+        """See :meth:`StorageDriver.need`. A new snapshot takes none of the pool's data."""
         if request.origin is not None or not request.head:
             return 0
         if self._chunk is None:

@@ -32,7 +32,7 @@ def bridge_of(request: BootRequest) -> str:
         raise InvalidRequest("a card of user mode is on no bridge")
     if card.kind == "bridge":
         return card.source
-    networks = {n.name: n for n in request.networks() or () if n.kind == "network"}
+    networks = {n.name: n for n in request.networks or () if n.kind == "network"}
     if card.source not in networks:
         raise NotFound(f"there is no network {card.source!r}", hint="virsh net-list --all")
     bridge = networks[card.source].bridge

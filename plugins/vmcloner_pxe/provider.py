@@ -11,13 +11,12 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import attrs
 import cattrs
 
+from vmcloner_core.coalesce import Coalescer
 from vmcloner_core.drivers import BootProvider, BootRequest, DriverContext
 from vmcloner_core.errors import BackendError, HostCommandError, InvalidRequest, VmclonerError
 from vmcloner_core.hooks import BootBackend, hookimpl
@@ -42,7 +41,7 @@ class Pypxeboot(BootProvider):
 
     def __init__(self, context: DriverContext) -> None:
         self._context = context
-        self._queue = _Queue(self._ask)
+        self._queue = Coalescer(self._ask, key=lambda request: request.labels.clone, most=MAX_BATCH)
         self._bridges: dict[tuple[str, str], str] = {}
 
     def check(self, template: Template) -> None:
@@ -76,7 +75,7 @@ class Pypxeboot(BootProvider):
 
     def resolve_start(self, requests: Sequence[BootRequest]) -> Iterator[Outcome[BootConfig]]:
         """See :meth:`BootProvider.resolve_start`."""
-        results = self._queue.ask(requests)
+        results = self._queue(requests)
         for request in requests:
             name = request.labels.clone
             try:
@@ -143,50 +142,6 @@ def _failed(requests: Sequence[BootRequest], error: VmclonerError) -> dict[str, 
     return {name: Result(key=name, error=str(error)) for name in names}
 
 
-@attrs.define
-class _Ticket:
-    """One caller's requests, and in the end their results."""
-
-    requests: Sequence[BootRequest]
-    results: dict[str, Result] | None = None
-
-
-class _Queue:
-    """Makes one batch of what is asked for while another batch is under way.
-
-    Whoever comes first asks; those who come meanwhile are asked for together by the next.
-    """
-
-    def __init__(self, ask: Callable[[Sequence[BootRequest]], dict[str, Result]]) -> None:
-        self._ask = ask
-        self._waiting: list[_Ticket] = []
-        self._list = threading.Lock()
-        self._turn = threading.Lock()
-
-    def ask(self, requests: Sequence[BootRequest]) -> dict[str, Result]:
-        """Return the results for ``requests``, by clone."""
-        ticket = _Ticket(requests)
-        with self._list:
-            self._waiting.append(ticket)
-        with self._turn:
-            if ticket.results is None:
-                self._serve()
-        assert ticket.results is not None  # noqa: S101 - served by us, or before us
-        return ticket.results
-
-    def _serve(self) -> None:
-        with self._list:
-            tickets, self._waiting = self._waiting, []
-        for ticket in tickets:
-            ticket.results = {}
-        requests = [request for ticket in tickets for request in ticket.requests]
-        results: dict[str, Result] = {}
-        for start in range(0, len(requests), MAX_BATCH):
-            results.update(self._ask(requests[start : start + MAX_BATCH]))
-        for ticket in tickets:
-            ticket.results = results
-
-
 def _config(request: BootRequest, result: Result | None) -> BootConfig:
     """Return what a clone boots by what the network said.
 
@@ -247,7 +202,9 @@ def _program() -> Path:
 def vmcloner_boot_provider() -> BootBackend:
     """Describe the backend."""
     return BootBackend(
+        api=1,
         name="pypxeboot",
+        networks=True,
         description="DHCP, TFTP and PXELINUX, done by the host for the guest",
         factory=Pypxeboot,
         hypervisors=frozenset({"kvm", "xen"}),

@@ -9,11 +9,11 @@ import pytest
 
 from vmcloner_core import Engine, Readiness, State, readiness
 from vmcloner_core.bootfiles import clear, fresh
+from vmcloner_core.booting import told
 from vmcloner_core.cli import app
 from vmcloner_core.drivers import NO_BOOTS
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, PartialFailure
 from vmcloner_core.model import BootConfig, Identity, Outcome, Seed
-from vmcloner_core.booting import told
 from vmcloner_core.testing.reference import (
     BootPlugin,
     HypervisorPlugin,
@@ -218,12 +218,12 @@ def installer(site):
     def started(names, boots=NO_BOOTS):
         yield from start(names, boots)
         for name in names:
-            machines.consoles[name] = b"installing\n"
+            machines.said[name] = b"installing\n"
             if machines.boots[name].on_reboot == "destroy":
                 machines.machines[name] = attrs.evolve(machines.machines[name], state=State.STOPPED)
                 site.boot.driver.on_reboot = "restart"
             else:
-                machines.consoles[name] = f"{name} login: ".encode()
+                machines.said[name] = f"{name} login: ".encode()
 
     machines.start = started
     return site
@@ -318,13 +318,14 @@ def test_handing_over_again_is_refused(site):
 def test_words_of_an_identity_reach_the_kernel_of_each_start(site, tmp_path):
     site.engine.create("web", "t", count=1)
     clone = site.engine.show("web-1")
-    kept = site.engine._identities
+    kept = site.engine._host.records
     identity = Identity(
         hostname="web-1", machine_id="0" * 31 + "1", uuid=clone.domain.uuid,
         generation=clone.domain.uuid, interfaces=(), user="root",
     )  # fmt: skip
-    kept.make(clone.labels, identity, {"color": "red"})
-    kept.seal(clone.labels, Seed(cmdline="hostname=web-1"))
+    kept.update(
+        "web-1", identity=identity, values={"color": "red"}, seed=Seed(cmdline="hostname=web-1")
+    )
     for _ in range(2):
         site.engine.restart("web")
         assert site.machines.boots["web-1"].cmdline == "hostname=web-1"
@@ -425,7 +426,7 @@ def run_by_a_loader(site, monkeypatch):
     monkeypatch.setattr(ReferenceBoot, "resolve", resolve)
     backend = attrs.evolve(site.boot.vmcloner_boot_provider(), at_start=frozenset())
     boots = {"reference": (backend, site.boot.driver)}
-    monkeypatch.setattr(site.engine._backends, "_boots", boots)
+    monkeypatch.setattr(site.engine._host.drivers, "_boots", boots)
 
 
 def test_a_preview_of_a_running_clone_does_not_run_its_boot_loader(site, monkeypatch):

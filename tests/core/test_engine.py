@@ -31,7 +31,7 @@ from vmcloner_core.errors import (
 from vmcloner_core.hooks import hookimpl
 from vmcloner_core.locks import hold
 from vmcloner_core.model import HostResources
-from vmcloner_core.plan import Action, Step, StepStatus
+from vmcloner_core.plan import StepStatus
 from vmcloner_core.preflight import check_memory
 from vmcloner_core.testing.reference import BootPlugin
 
@@ -96,7 +96,7 @@ def test_start_what_is_stopped_only(lab):
 
 @pytest.mark.parametrize(
     ("action", "expected"),
-    [(Action.START, ["web-1", "web-2"]), (Action.DELETE, ["web-4", "web-5"])],
+    [("start", ["web-1", "web-2"]), ("delete", ["web-4", "web-5"])],
 )
 def test_up_to_n(lab, action, expected):
     lab.engine.create("web", "t1", count=5)
@@ -106,8 +106,8 @@ def test_up_to_n(lab, action, expected):
 
 def test_restart_goes_down_and_up(lab):
     lab.engine.create("web", "t1", count=1, start=True)
-    plan = lab.engine.plan(TargetRequest(action=Action.RESTART, targets=("web",)))
-    assert plan.clones[0].steps == (Step.SHUTDOWN, Step.START)
+    plan = lab.engine.plan(TargetRequest(action="restart", targets=("web",)))
+    assert plan.clones[0].steps == ("shutdown", "start")
     assert lab.engine.restart("web", kill=True).ok
     assert lab.engine.show("web-1").state is State.RUNNING
 
@@ -167,9 +167,9 @@ def test_foreign_domain_is_a_conflict_before_anything_is_made(lab):
 
 
 def test_foreign_mac_is_avoided(lab):
-    first = lab.engine.plan(CreateRequest(fleet="web", template="t1")).clones[0].nics[0].mac
+    first = lab.engine.plan(CreateRequest(fleet="web", template="t1")).clones[0].spec.macs[0]
     lab.machines.foreign_macs.add(first)
-    second = lab.engine.plan(CreateRequest(fleet="web", template="t1")).clones[0].nics[0].mac
+    second = lab.engine.plan(CreateRequest(fleet="web", template="t1")).clones[0].spec.macs[0]
     assert first != second
 
 
@@ -222,7 +222,7 @@ def test_wait_fails_early_for_the_dead_and_late_for_the_silent(lab):
     lab.engine.start("web-1")
     result = lab.engine.run(
         TargetRequest(
-            action=Action.WAIT,
+            action="wait",
             targets=("web",),
             wait=Readiness(kind="console", argument="never", timeout=1.5),
         )
@@ -235,13 +235,13 @@ def test_wait_fails_early_for_the_dead_and_late_for_the_silent(lab):
 
 def test_start_waits_for_what_each_template_calls_ready(lab):
     lab.engine.create("web", "t1", count=2)
-    plan = lab.engine.plan(TargetRequest(action=Action.START, targets=("web",), ready=True))
+    plan = lab.engine.plan(TargetRequest(action="start", targets=("web",), ready=True))
     assert str(plan.clones[0].wait) == "console:ready name=web-1 "
     assert lab.engine.start("web", ready=True).ok
     assert [r.seconds.keys() for r in lab.engine.wait("web", ready=True).results]
 
 
-@pytest.mark.parametrize("action", [Action.WAIT, Action.START, Action.RESTART, Action.RESET])
+@pytest.mark.parametrize("action", ["wait", "start", "restart", "reset"])
 def test_what_is_waited_for_names_a_clones_own_values_and_its_address(lab, action):
     ready = "'console:{{ mac }} {{ role }} {{ index }}'"
     text = TEMPLATE.replace("'console:ready name={{ name }} '", ready)
@@ -259,7 +259,7 @@ def test_a_wait_for_a_name_and_an_address_needs_no_template(lab):
     lab.engine.create("web", "t1", count=1, start=True)
     (lab.folder / "templates" / "t1.toml").unlink()
     wait = Readiness.parse("console:{{ name }}|{{ mac }}$")
-    plan = lab.engine.plan(TargetRequest(action=Action.WAIT, targets=("web",), wait=wait))
+    plan = lab.engine.plan(TargetRequest(action="wait", targets=("web",), wait=wait))
     assert str(plan.clones[0].wait) == f"console:web-1|{lab.engine.show('web-1').mac}$"
     assert lab.engine.wait("web", wait=wait).ok
 
@@ -346,8 +346,8 @@ def test_observers_see_each_step_and_cannot_break_a_run(lab):
 
     lab.engine.plugins.watch(Observer())
     result = lab.engine.create("web", "t1", count=2, start=True)
-    assert ("web-1", Step.DEFINE, StepStatus.DONE) in seen
-    assert ("t1", Step.IMPORT, StepStatus.DONE) in seen
+    assert ("web-1", "define", StepStatus.DONE) in seen
+    assert ("t1", "import", StepStatus.DONE) in seen
     assert sorted(ready) == ["web-1", "web-2"]
     assert finished == [result]
 
@@ -425,12 +425,12 @@ def test_reset_starts_again_what_ran(lab):
     lab.engine.create("web", "t1", count=4, start=True)
     lab.engine.stop("web-[3-4]")
     before = lab.engine.list("web")
-    plan = lab.engine.plan(TargetRequest(action=Action.RESET, targets=("web",)))
+    plan = lab.engine.plan(TargetRequest(action="reset", targets=("web",)))
     assert [clone.steps for clone in plan.clones] == [
-        (Step.DESTROY, Step.RESET, Step.START),
-        (Step.DESTROY, Step.RESET, Step.START),
-        (Step.RESET,),
-        (Step.RESET,),
+        ("destroy", "reset", "start"),
+        ("destroy", "reset", "start"),
+        ("reset",),
+        ("reset",),
     ]
     assert lab.engine.reset("web").ok
     assert lab.engine.list("web") == before
@@ -440,8 +440,8 @@ def test_reset_starts_again_what_ran(lab):
 
 def test_reset_waits_for_what_it_starts(lab):
     lab.engine.create("web", "t1", count=2)
-    plan = lab.engine.plan(TargetRequest(action=Action.RESET, targets=("web",), ready=True))
-    assert plan.clones[0].steps == (Step.RESET, Step.START, Step.WAIT)
+    plan = lab.engine.plan(TargetRequest(action="reset", targets=("web",), ready=True))
+    assert plan.clones[0].steps == ("reset", "start", "wait")
     assert lab.engine.reset("web", ready=True).ok
 
 

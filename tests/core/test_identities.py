@@ -7,14 +7,9 @@ import attrs
 import pytest
 
 from vmcloner_core.errors import Conflict, InvalidRequest
-from vmcloner_core.identities import (
-    MAX_RECORD,
-    Identities,
-    authorized_keys,
-    new_host_key,
-    resolve,
-)
+from vmcloner_core.identity_rules import authorized_keys, resolve
 from vmcloner_core.model import (
+    CloneSpec,
     IdentitySpec,
     ImageSource,
     Nic,
@@ -22,6 +17,7 @@ from vmcloner_core.model import (
     Seed,
     Template,
 )
+from vmcloner_core.records import MAX_RECORD, Records, new_host_key
 from vmcloner_core.testing.samples import make_labels
 
 LABELS = make_labels("web", 7, template="t1")
@@ -34,13 +30,23 @@ def template(**identity):
     return Template(name="t1", image=source, identity=IdentitySpec(**identity))
 
 
-def identity(values=None, nics=NICS, labels=LABELS, **spec):
-    return resolve(template(**spec), labels, nics, CLONE, values or {}, ())
+def clone(values=None, labels=LABELS, **spec):
+    made_of = template(**spec)
+    return CloneSpec(labels=labels, template=made_of, uuid=CLONE, nics=NICS, values=values or {})
+
+
+def identity(values=None, labels=LABELS, **spec):
+    return resolve(clone(values, labels, **spec), (), labels.run)
+
+
+def somebody(values=None, labels=LABELS):
+    """A clone with an identity."""
+    return attrs.evolve(clone(values, labels), identity=identity())
 
 
 @pytest.fixture
 def kept(tmp_path):
-    return Identities(tmp_path / "identity")
+    return Records(tmp_path / "identity")
 
 
 def test_an_identity_is_the_same_each_time_and_new_with_each_run():
@@ -55,18 +61,18 @@ def test_an_identity_is_the_same_each_time_and_new_with_each_run():
 @pytest.mark.parametrize("text", ["\udcff", '\u00e4\u0000\n"', "\u00e4" * (MAX_RECORD - 2000)])
 def test_what_is_kept_can_be_read_again(kept, text):
     values = {"motd": text}
-    kept.make(LABELS, identity(), values)
+    kept.keep(somebody(values))
     assert kept.find("web-7").values == values
 
 
 def test_more_than_can_be_kept_is_refused_and_leaves_what_there_was(kept):
     too_much = {"motd": "x" * MAX_RECORD}
     with pytest.raises(InvalidRequest, match=r"web-7: .* characters"):
-        kept.make(LABELS, identity(), too_much)
+        kept.keep(somebody(too_much))
     assert not kept.folder.exists()
-    kept.make(LABELS, identity(), {"motd": "hello"})
+    kept.keep(somebody({"motd": "hello"}))
     with pytest.raises(InvalidRequest):
-        kept.make(LABELS, identity(), too_much)
+        kept.keep(somebody(too_much))
     assert kept.find("web-7").values == {"motd": "hello"}
     assert kept.remove(LABELS)
 
@@ -130,7 +136,8 @@ def test_what_is_no_public_key_is_refused(key):
 
 
 def test_a_home_has_labels_a_secret_key_and_known_hosts(kept):
-    home = kept.make(LABELS, identity(), {"port": 8007})
+    kept.keep(somebody({"port": 8007}))
+    home = kept.home("web-7")
     assert (home.folder / "ssh_host_ed25519_key").stat().st_mode & 0o777 == 0o600
     assert (home.folder / "record.json").stat().st_mode & 0o777 == 0o600
     kind, key = home.host_key_public.split()[:2]
@@ -138,35 +145,38 @@ def test_a_home_has_labels_a_secret_key_and_known_hosts(kept):
     assert home.host_key not in repr(home)
     record = kept.find("web-7")
     assert (record.labels, record.identity, record.values) == (LABELS, identity(), {"port": 8007})
-    kept.seal(LABELS, Seed(image=home.folder / "seed.iso", cmdline="a=b"))
+    kept.update("web-7", seed=Seed(image=home.folder / "seed.iso", cmdline="a=b"))
     assert kept.find("web-7").seed == Seed(image=home.folder / "seed.iso", cmdline="a=b")
 
 
 def test_making_again_keeps_the_key_and_removing_again_succeeds(kept):
-    first = kept.make(LABELS, identity(), {})
-    assert kept.make(LABELS, identity(), {}) == first
-    assert [record.labels for record in kept.records()] == [LABELS]
+    kept.keep(somebody())
+    first = kept.home("web-7")
+    kept.keep(somebody())
+    assert kept.home("web-7") == first
+    assert kept.names() == {"web-7"}
     assert kept.remove(LABELS)
     assert not kept.remove(LABELS)
     assert list(kept.folder.iterdir()) == []
-    assert kept.make(LABELS, identity(), {}).host_key != first.host_key
+    kept.keep(somebody())
+    assert kept.home("web-7").host_key != first.host_key
 
 
 def test_what_is_another_clones_or_not_ours_is_left(kept):
-    kept.make(LABELS, identity(), {})
+    kept.keep(somebody())
     other = attrs.evolve(LABELS, template="t2")
-    for change in (lambda: kept.make(other, identity(), {}), lambda: kept.remove(other)):
+    for change in (lambda: kept.keep(somebody(labels=other)), lambda: kept.remove(other)):
         with pytest.raises(Conflict, match="t1"):
             change()
     foreign = kept.folder / "web-8"
     foreign.mkdir()
     (foreign / "record.json").write_text(json.dumps({"labels": {"fleet": "web"}}))
     eighth = attrs.evolve(LABELS, index=8)
-    for change in (lambda: kept.make(eighth, identity(), {}), lambda: kept.remove(eighth)):
+    for change in (lambda: kept.keep(somebody(labels=eighth)), lambda: kept.remove(eighth)):
         with pytest.raises(Conflict, match="isn't vmcloner's"):
             change()
     assert foreign.exists()
-    assert len(kept.records()) == 1
+    assert kept.of(kept.names()).keys() == {"web-7"}
 
 
 def test_what_killed_runs_left_is_made_anew_and_removed(kept):
@@ -174,8 +184,30 @@ def test_what_killed_runs_left_is_made_anew_and_removed(kept):
     draft = kept.folder / ".web-7.draft"
     draft.mkdir(parents=True)
     (draft / "ssh_host_ed25519_key").write_text("half")
-    assert kept.records() == ()
-    assert "half" not in kept.make(LABELS, identity(), {}).host_key
+    assert not kept.names()
+    kept.keep(somebody())
+    assert "half" not in kept.home("web-7").host_key
     draft.mkdir()
     kept.remove(LABELS)
     assert list(kept.folder.iterdir()) == []
+
+
+def test_a_clone_without_an_identity_has_a_record_and_no_key(kept):
+    kept.keep(clone({"role": "db"}))
+    assert [path.name for path in (kept.folder / "web-7").iterdir()] == ["record.json"]
+    record = kept.find("web-7")
+    assert (record.uuid, record.macs, record.identity) == (CLONE, tuple(n.mac for n in NICS), None)
+    assert kept.known_hosts("web-7") is None
+    kept.keep(somebody({"role": "db"}))
+    assert kept.known_hosts("web-7") is not None
+
+
+def test_a_record_of_before_every_clone_had_one_is_read(kept):
+    kept.keep(somebody())
+    file = kept.folder / "web-7" / "record.json"
+    old = json.loads(file.read_text())
+    for key in ("uuid", "macs"):
+        del old[key]
+    new = kept.find("web-7")
+    file.write_text(json.dumps(old))
+    assert kept.find("web-7") == new

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from vmcloner_core import images
 from vmcloner_core.drivers import ImageBuilder
 from vmcloner_core.errors import HostCommandError, InvalidRequest, NotFound
-from vmcloner_core.model import ImageSource
+from vmcloner_core.model import AS_IT_COMES, ImageSource
 from vmcloner_core.process import LocalRunner
-from vmcloner_core.qcow2 import convert
+from vmcloner_core.qemu_img import convert
 
 
 def quiet(_done, _total):
@@ -222,7 +222,8 @@ def test_a_backing_file_named_after_the_check_stays_shut(qcow2, tmp_path):
     (tmp_path / "secret").write_bytes(b"s" * 1024**2)
     image = look(qcow2)
     qemu_img("create", "-f", "qcow2", "-F", "raw", "-b", tmp_path / "secret", qcow2)
-    convert(image.path, image.size, tmp_path / "made", LocalRunner())
+    (tmp_path / "made").touch()
+    convert(LocalRunner(), image, tmp_path / "made", AS_IT_COMES)
     assert (tmp_path / "made").read_bytes() == bytes(1024**2)
 
 

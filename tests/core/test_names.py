@@ -120,7 +120,21 @@ def test_targets():
     assert parse_targets(["web-3", "web"]) == (Target(fleet="web"),)
 
 
-@pytest.mark.parametrize("word", ["@group", "web-*", "[", "web-[1-3", "web-[", "web-[1]" * 700])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "@group",
+        "web-*",
+        "[",
+        "",
+        "web-[1-3",
+        "web-[",
+        "[]a-[1-999999]",
+        "7[-999]",
+        "a[1,]",
+        "web-[1]" * 700,
+    ],
+)
 def test_words_that_are_no_targets(word):
     with pytest.raises(InvalidRequest, match="not a target"):
         parse_targets([word])

@@ -3,7 +3,14 @@
 import attrs
 import pytest
 
-from vmcloner_core.errors import InvalidRequest, NotEnoughResources, NotFound, WrongState
+from vmcloner_core.drivers import NetworkInterface
+from vmcloner_core.errors import (
+    BackendError,
+    InvalidRequest,
+    NotEnoughResources,
+    NotFound,
+    WrongState,
+)
 from vmcloner_core.model import Network, NetworkRequest
 
 from ..conftest import TEMPLATE
@@ -23,12 +30,28 @@ ON_BRIDGE = ON_NETWORK.replace('"network"', '"bridge"')
 OWN = Network(name="lan", kind="bridge", active=True, ours=True, addresses=5)
 
 
+class Networks(NetworkInterface):
+    """The host has these, and none is made or removed."""
+
+    def __init__(self, networks):
+        self.networks = networks
+
+    def inspect(self):
+        return self.networks
+
+    def prepare(self, request):
+        raise AssertionError
+
+    def remove(self, request):
+        raise AssertionError
+
+
 @pytest.fixture
 def on_network(lab, monkeypatch):
     lab.template("t1", ON_NETWORK)
 
     def set_networks(*networks):
-        monkeypatch.setattr(lab.machines, "networks", lambda: networks)
+        monkeypatch.setattr(lab.machines, "networks", Networks(networks))
 
     return set_networks
 
@@ -140,3 +163,18 @@ def test_a_bridge_of_ours_has_so_many_addresses_another_any_number(lab, on_netwo
     with pytest.raises(WrongState) as stopped:
         lab.engine.create("db", "t1", count=1)
     assert stopped.value.hint == "vmcloner host prepare network --bridge --name lan"
+
+
+def test_a_hypervisor_that_makes_no_networks_says_so(lab):
+    for call in (lab.engine.prepare_network, lab.engine.remove_network):
+        with pytest.raises(BackendError) as caught:
+            call(NetworkRequest(name="lan"))
+        assert str(caught.value) == (
+            "network 'lan': hypervisor 'reference' makes no networks"
+            " (choose another by --hypervisor)"
+        )
+
+
+def test_networks_that_are_unknown_set_no_limit(lab):
+    lab.template("t1", ON_NETWORK)
+    assert lab.engine.create("web", "t1", count=9).ok

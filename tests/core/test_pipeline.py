@@ -9,17 +9,24 @@ import pytest
 
 from vmcloner_core.drivers import Lane
 from vmcloner_core.errors import Conflict, HostCommandError, Interrupted, WrongState
-from vmcloner_core.pipeline import Pipeline, Stage, Work, undo
 from vmcloner_core.locks import hold
 from vmcloner_core.model import Outcome, State, Volume
-from vmcloner_core.plan import ClonePlan, Readiness, Step
+from vmcloner_core.pipeline import Pipeline, Stage, Work
+from vmcloner_core.plan import ClonePlan, Readiness
 from vmcloner_core.readiness import Awaited, watch
+from vmcloner_core.steps import undoing
 from vmcloner_core.testing.samples import make_labels
 
 
-def works(count, *steps):
+def works(count, *stages):
     labels = [make_labels(index=index) for index in range(1, count + 1)]
-    return [Work(plan=ClonePlan(labels=label, steps=steps)) for label in labels]
+    steps = tuple(stage.step for stage in stages)
+    return [Work(plan=ClonePlan(labels=each, steps=steps), route=stages) for each in labels]
+
+
+def made(*steps):
+    """A clone whose plan has these steps."""
+    return Work(plan=ClonePlan(labels=make_labels(), steps=steps))
 
 
 def fine(batch, _more):
@@ -27,10 +34,10 @@ def fine(batch, _more):
         yield Outcome(key=work.name)
 
 
-def run(stages, todo, cancelled=None):
+def run(todo, cancelled=None):
     events = []
     cancelled = cancelled or threading.Event()
-    Pipeline("r", stages, events.append, cancelled, time.monotonic())(todo)
+    Pipeline("r", events.append, cancelled, time.monotonic())(todo)
     return events
 
 
@@ -49,9 +56,12 @@ def test_clones_stream_through():
             order.append(("start", work.name))
             yield Outcome(key=work.name)
 
-    todo = works(20, Step.CLONE, Step.START)
-    run([Stage(step=Step.CLONE, call=slow, lane=Lane(batch=20)),
-         Stage(step=Step.START, call=quick, lane=Lane())], todo)  # fmt: skip
+    todo = works(
+        20,
+        Stage(step="clone", call=slow, lane=Lane(batch=20)),
+        Stage(step="start", call=quick, lane=Lane()),
+    )
+    run(todo)
     assert order.index(("start", "web-1")) < order.index(("clone", "web-20"))
     assert len(order) == 40
     assert all(work.error is None for work in todo)
@@ -71,30 +81,47 @@ def test_batches_and_calls_are_bounded():
         with lock:
             at_once -= 1
 
-    run(
-        [Stage(step=Step.CLONE, call=call, lane=Lane(batch=7, concurrency=3))],
-        works(50, Step.CLONE),
-    )
+    run(works(50, Stage(step="clone", call=call, lane=Lane(batch=7, concurrency=3))))
     assert max(sizes) <= 7
     assert peak <= 3
     assert sum(sizes) == 50
 
 
-@pytest.mark.parametrize("bug", ["silent", "raises", "raises ours"])
+def test_a_batch_counts_the_members_of_each_clone():
+    """Three disks of one clone and one of another are four volumes of a driver's call."""
+    sizes = []
+
+    def call(batch, _more):
+        sizes.append([members[work.name] for work in batch])
+        yield from fine(batch, None)
+
+    members = {"web-1": 3, "web-2": 1, "web-3": 2, "web-4": 9, "web-5": 4}
+    stage = Stage(step="clone", call=call, lane=Lane(batch=4), members=lambda w: members[w.name])
+    run(works(5, stage))
+    assert [size for batch in sizes for size in batch] == [3, 1, 2, 9, 4]
+    assert all(sum(batch) <= 4 or len(batch) == 1 for batch in sizes)
+
+
+@pytest.mark.parametrize("bug", ["silent", "raises", "raises ours", "leaves"])
 def test_a_drivers_bug_fails_its_clones_and_hangs_nobody(bug):
     def call(batch, _more):
         yield Outcome(key=batch[0].name)
         if bug == "raises":
             raise RuntimeError("bug")
+        if bug == "leaves":
+            raise SystemExit(3)
         if bug == "raises ours":
             raise HostCommandError("pool is gone")
 
-    todo = works(4, Step.CLONE, Step.START)
-    run([Stage(step=Step.CLONE, call=call, lane=Lane(batch=4)),
-         Stage(step=Step.START, call=fine, lane=Lane())], todo)  # fmt: skip
+    todo = works(
+        4,
+        Stage(step="clone", call=call, lane=Lane(batch=4)),
+        Stage(step="start", call=fine, lane=Lane()),
+    )
+    run(todo)
     assert todo[0].error is None
-    assert todo[0].made == [Step.CLONE, Step.START]
-    assert all(work.failed_step is Step.CLONE for work in todo[1:])
+    assert todo[0].made == ["clone", "start"]
+    assert all(work.failed_step == "clone" for work in todo[1:])
 
 
 def test_outcomes_of_strangers_and_doubles_are_ignored():
@@ -103,49 +130,49 @@ def test_outcomes_of_strangers_and_doubles_are_ignored():
         yield from fine(batch, None)
         yield from fine(batch, None)
 
-    todo = works(3, Step.CLONE)
-    run([Stage(step=Step.CLONE, call=call, lane=Lane(batch=3))], todo)
-    assert all(work.made == [Step.CLONE] for work in todo)
+    todo = works(3, Stage(step="clone", call=call, lane=Lane(batch=3)))
+    run(todo)
+    assert all(work.made == ["clone"] for work in todo)
 
 
 def test_cancelled_before_it_begins_does_nothing():
     cancelled = threading.Event()
     cancelled.set()
-    todo = works(5, Step.CLONE)
-    run([Stage(step=Step.CLONE, call=fine, lane=Lane(batch=2))], todo, cancelled)
+    todo = works(5, Stage(step="clone", call=fine, lane=Lane(batch=2)))
+    run(todo, cancelled)
     assert all(isinstance(work.error, Interrupted) and not work.made for work in todo)
 
 
 def test_undo_leaves_what_the_run_did_not_make():
-    (work,) = works(1, Step.CLONE, Step.DEFINE, Step.START)
+    work = made("clone", "define", "start")
     for disk in (1, 0):
         name = f"web-1-disk{disk}"
         volume = Volume(name=name, pool="p", labels=work.plan.labels, path=Path(name), size=1)
         work.add(volume, made=disk == 1)
     assert [volume.disk for volume in work.volumes] == [0, 1]
-    work.made = [Step.CLONE, Step.DEFINE]
-    assert undo(work).plan.steps == (Step.DESTROY, Step.UNDEFINE, Step.REMOVE)
-    work.made, work.failed_step, work.error = [Step.CLONE], Step.DEFINE, HostCommandError("x")
-    assert undo(work).plan.steps == (Step.DESTROY, Step.UNDEFINE, Step.REMOVE)
+    work.made = ["clone", "define"]
+    assert undoing(work).plan.steps == ("destroy", "undefine", "remove")
+    work.made, work.failed_step, work.error = ["clone"], "define", HostCommandError("x")
+    assert undoing(work).plan.steps == ("destroy", "undefine", "remove")
     work.error = Conflict("foreign")
-    assert undo(work).plan.steps == (Step.REMOVE,)
-    assert [volume.name for volume in undo(work).volumes] == ["web-1-disk1"]
-    assert undo(work).forget
+    assert undoing(work).plan.steps == ("remove",)
+    assert [volume.name for volume in undoing(work).volumes] == ["web-1-disk1"]
+    assert undoing(work).forget
     work.made, work.own, work.error = [], (), Interrupted("x")
-    assert undo(work).plan.steps == ()
+    assert undoing(work) is None
 
 
 def test_undo_leaves_a_domain_and_an_identity_that_were_there():
-    (work,) = works(1, Step.DEFINE, Step.START)
-    work.made, work.failed_step, work.error = [Step.DEFINE], Step.START, HostCommandError("x")
+    work = made("define", "start")
+    work.made, work.failed_step, work.error = ["define"], "start", HostCommandError("x")
     for state, steps in (
-        (State.ALLOCATED, (Step.DESTROY, Step.UNDEFINE)),
-        (State.STOPPED, (Step.DESTROY,)),
-        (State.ORPHAN, (Step.DESTROY,)),
+        (State.ALLOCATED, ("destroy", "undefine")),
+        (State.STOPPED, ("destroy",)),
+        (State.ORPHAN, ("destroy",)),
     ):
         work.plan = attrs.evolve(work.plan, state=state)
-        assert undo(work).plan.steps == steps
-        assert not undo(work).forget
+        assert undoing(work).plan.steps == steps
+        assert not undoing(work).forget
 
 
 class Guest:
@@ -157,7 +184,11 @@ class Guest:
     def states(self):
         return {"web-1": self.state} if self.state else {}
 
-    def read_console(self, _name, offset, limit):
+    @property
+    def consoles(self):
+        return self
+
+    def read(self, _name, offset, limit):
         if self.chunks:
             self.said += self.chunks.pop(0)
         data = self.said[offset : offset + limit]

@@ -78,7 +78,7 @@ def test_size_that_cannot_be(size):
 
 @pytest.mark.parametrize("path", ["relative.raw", "/" + "x" * qcow2.MAX_BACKING])
 def test_backing_file_that_cannot_be(path):
-    with pytest.raises(InvalidRequest, match="can't be the backing file"):
+    with pytest.raises(InvalidRequest, match="cannot be the backing file"):
         qcow2.overlay(path, 512)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from vmcloner_core.errors import BackendError, DeadlineExceeded, InvalidRequest, PartialFailure
+from vmcloner_core.errors import DeadlineExceeded, InvalidRequest, PartialFailure, WrongState
 from vmcloner_core.model import Access, State
 from vmcloner_core.plan import Quota, Readiness
 from vmcloner_core.readiness import Awaited, watch
@@ -31,11 +31,19 @@ class Machines:
         self.asked.append("addresses")
         return self.known
 
-    def agents(self, names):
+    @property
+    def agents(self):
+        return self
+
+    def reported(self, names):
         self.asked.append("agents")
         return frozenset(names[:1])
 
-    def read_console(self, _name, offset, limit):
+    @property
+    def consoles(self):
+        return self
+
+    def read(self, _name, offset, limit):
         data = self.said[offset : offset + limit]
         return data, offset + len(data)
 
@@ -185,7 +193,25 @@ def test_a_backend_without_agents_says_so_at_once(lab):
     lab.engine.create("web", "t1", count=2, start=True)
     with pytest.raises(PartialFailure) as caught:
         lab.engine.wait("web", wait=Readiness.parse("agent"))
-    assert all(isinstance(error, BackendError) for _, error in caught.value.failures)
+    assert [str(error) for _, error in caught.value.failures] == [
+        f"{name}: hypervisor 'reference' has no guest agents to wait for"
+        " (--for running, ip, port:N or ssh)"
+        for name in ("web-1", "web-2")
+    ]
+
+
+def test_a_backend_without_consoles_says_so_at_once(lab):
+    lab.engine.create("web", "t1", count=1, start=True)
+    lab.machines.consoles = None
+    with pytest.raises(PartialFailure) as caught:
+        lab.engine.wait("web", wait=Readiness.parse("console:login:"))
+    ((_, error),) = caught.value.failures
+    assert str(error).startswith("web-1: hypervisor 'reference' has no consoles to wait for")
+    lab.engine.stop("web")
+    with pytest.raises(PartialFailure) as caught:  # nor is a last line asked for
+        lab.engine.wait("web", wait=Readiness.parse("running"))
+    ((_, error),) = caught.value.failures
+    assert isinstance(error, WrongState)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +248,7 @@ def test_what_is_no_quota(text):
 def silent(lab):
     """Four clones of which one says nothing."""
     lab.engine.create("web", "t1", count=4, start=True)
-    lab.machines.consoles["web-3"] = b"Kernel panic\n"
+    lab.machines.said["web-3"] = b"Kernel panic\n"
     return lab
 
 

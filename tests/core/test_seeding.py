@@ -8,9 +8,9 @@ from vmcloner_core import State
 from vmcloner_core.drivers import IdentityProvider
 from vmcloner_core.errors import HostCommandError, InvalidRequest, PartialFailure
 from vmcloner_core.hooks import IdentityBackend, hookimpl
-from vmcloner_core.identities import new_host_key
 from vmcloner_core.model import Outcome, Seed, Status
-from vmcloner_core.plan import Action, OnFailure, Step
+from vmcloner_core.plan import OnFailure
+from vmcloner_core.records import new_host_key
 from vmcloner_core.request import CreateRequest, TargetRequest
 
 from ..conftest import TEMPLATE
@@ -44,7 +44,7 @@ def notes(lab):
     class Plugin:
         @hookimpl
         def vmcloner_identity_provider(self):
-            return IdentityBackend(name="notes", description="", factory=lambda _: provider)
+            return IdentityBackend(api=1, name="notes", description="", factory=lambda _: provider)
 
     backend = Plugin().vmcloner_identity_provider()
     lab.engine.plugins._loaded["identity", "notes"] = backend
@@ -53,14 +53,14 @@ def notes(lab):
 
 
 def homes(lab):
-    folder = lab.engine.host.identities
+    folder = lab.engine.host.records
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
 def test_a_clone_has_its_seed_as_long_as_it_lives(lab, notes):
     lab.engine.create("web", "t1", count=3, start=True)
     assert homes(lab) == ["web-1", "web-2", "web-3"]
-    folder = lab.engine.host.identities
+    folder = lab.engine.host.records
     assert (folder / "web-2" / "seed.img").read_text() == "web-2"
     keys = {(folder / name / "known_hosts").read_text().split()[2] for name in homes(lab)}
     assert len(keys) == 3
@@ -77,7 +77,7 @@ def test_a_clone_keeps_its_own_values(lab, notes):
     lab.template("t1", text + '[identity]\nprovider = "notes"\nauthorized_keys = []\n')
     lab.engine.create("web", "t1", count=2, values={1: {"role": "db"}, 2: {"role": "web"}})
     again = CreateRequest(fleet="web", template="t1", count=2, ready=True)
-    wait = TargetRequest(action=Action.WAIT, targets=("web",), ready=True)
+    wait = TargetRequest(action="wait", targets=("web",), ready=True)
     for request in (again, wait):
         waits = [str(clone.wait) for clone in lab.engine.plan(request).clones]
         assert waits == ["console:ready name=db ", "console:ready name=web "]
@@ -98,7 +98,7 @@ def test_a_clone_is_reached_with_its_templates_key(lab, notes, monkeypatch):
 
 def test_the_same_create_again_keeps_the_keys(lab, notes):
     lab.engine.create("web", "t1", count=2)
-    known = lab.engine.host.identities / "web-1" / "known_hosts"
+    known = lab.engine.host.records / "web-1" / "known_hosts"
     before = known.read_text()
     del lab.machines.machines["web-1"]  # a run was killed before it defined this one
     assert lab.engine.create("web", "t1", count=3).ok
@@ -138,7 +138,7 @@ def test_a_clone_of_which_only_the_seed_is_left_is_completed(lab, notes):
     lab.pool.disks.clear()
     lab.machines.machines.clear()
     plan = lab.engine.plan(CreateRequest(fleet="web", template="t1", count=1))
-    assert plan.clones[0].steps == (Step.CLONE, Step.DEFINE)
+    assert plan.clones[0].steps == ("clone", "define")
     assert lab.engine.create("web", "t1", count=1, start=True).ok
     assert lab.engine.show("web-1").state is State.RUNNING
 
@@ -148,15 +148,15 @@ def test_an_identity_that_is_lost_is_made_again(lab, notes):
     lab.engine.create("web", "t1", count=2)
     lab.engine.start("web-2")
     before = {clone.name: clone.domain for clone in lab.engine.list()}
-    generation = lab.engine._identities.find("web-1").identity.generation
-    shutil.rmtree(lab.engine.host.identities)
+    generation = lab.engine._host.records.find("web-1").identity.generation
+    shutil.rmtree(lab.engine.host.records)
     plan = lab.engine.plan(CreateRequest(fleet="web", template="t1", count=2))
-    assert [(clone.name, clone.steps) for clone in plan.clones] == [("web-1", (Step.DEFINE,))]
+    assert [(clone.name, clone.steps) for clone in plan.clones] == [("web-1", ("define",))]
     assert lab.engine.create("web", "t1", count=2).ok
     assert homes(lab) == ["web-1"]
-    assert (lab.engine.host.identities / "web-1" / "seed.img").read_text() == "web-1"
-    assert lab.engine._identities.find("web-1").identity.generation != generation
-    assert lab.engine._identities.find("web-1").labels == before["web-1"].labels
+    assert (lab.engine.host.records / "web-1" / "seed.img").read_text() == "web-1"
+    assert lab.engine._host.records.find("web-1").identity.generation != generation
+    assert lab.engine._host.records.find("web-1").labels == before["web-1"].labels
     lab.engine.stop("web-2", kill=True)
     assert lab.engine.create("web", "t1", count=2, start=True).ok
     assert homes(lab) == ["web-1", "web-2"]
@@ -167,7 +167,7 @@ def test_an_identity_that_is_lost_is_made_again(lab, notes):
 
 def test_an_identity_that_is_lost_with_a_disk_is_made_again_with_it(lab, notes):
     lab.engine.create("web", "t1", count=1)
-    shutil.rmtree(lab.engine.host.identities)
+    shutil.rmtree(lab.engine.host.records)
     lab.pool.disks.clear()
     assert lab.engine.create("web", "t1", count=1, start=True).ok
     assert homes(lab) == ["web-1"]
@@ -178,7 +178,7 @@ def test_a_roll_back_keeps_the_identity_of_a_clone_that_was_there(lab, notes, lo
     text = TEMPLATE.replace("[image]", 'swap = "1MiB"\n[image]')
     lab.template("t1", text + '[identity]\nprovider = "notes"\nauthorized_keys = []\n')
     lab.engine.create("web", "t1", count=1)
-    known = lab.engine.host.identities / "web-1" / "known_hosts"
+    known = lab.engine.host.records / "web-1" / "known_hosts"
     before = known.read_text()
     del lab.pool.disks[lost]
     lab.machines.fail["start", "web-1"] = HostCommandError("no")
@@ -193,7 +193,7 @@ def test_a_roll_back_keeps_the_identity_of_a_clone_that_was_there(lab, notes, lo
 
 def test_a_roll_back_keeps_a_domain_that_was_given_its_lost_identity_again(lab, notes):
     lab.engine.create("web", "t1", count=1)
-    shutil.rmtree(lab.engine.host.identities)
+    shutil.rmtree(lab.engine.host.records)
     notes.failing.add("web-1")
     with pytest.raises(PartialFailure):
         lab.engine.create("web", "t1", start=True, on_failure=OnFailure.ROLLBACK)
@@ -210,12 +210,12 @@ def test_a_clone_that_nobody_can_get_into_is_warned_of(lab, notes, tmp_path, mon
     (tmp_path / ".ssh" / "id_ed25519.pub").write_text(new_host_key("me")[1] + "\n")
     plan = lab.engine.plan(ask)
     assert plan.warnings == ()
-    assert len(plan.clones[0].identity.authorized_keys) == (0 if keys else 1)
+    assert len(plan.clones[0].spec.identity.authorized_keys) == (0 if keys else 1)
 
 
 def test_planning_makes_no_key(lab, notes):
     plan = lab.engine.plan(CreateRequest(fleet="web", template="t1", count=2))
-    assert [clone.identity.hostname for clone in plan.clones] == ["web-1", "web-2"]
+    assert [clone.spec.identity.hostname for clone in plan.clones] == ["web-1", "web-2"]
     assert homes(lab) == []
 
 
@@ -297,7 +297,7 @@ def test_an_address_by_plan_is_where_a_clone_is(lab, notes, monkeypatch):
 def test_a_delete_that_was_killed_leaves_a_clone_that_is_the_same_again(lab, notes):
     """Whatever part is left, the same create makes the same machine of it."""
     lab.engine.create("web", "t1", count=1)
-    known = lab.engine.host.identities / "web-1" / "known_hosts"
+    known = lab.engine.host.records / "web-1" / "known_hosts"
     before = known.read_text()
     del lab.machines.machines["web-1"]  # a delete got so far
     assert lab.engine.create("web", "t1", count=1, start=True).ok
@@ -317,10 +317,10 @@ def test_a_volume_that_cannot_be_deleted_keeps_its_identity(lab, notes):
 
 @pytest.mark.parametrize("target", [("web",), ()])
 def test_secrets_half_made_or_half_removed_are_swept(lab, notes, target):
-    folder = lab.engine.host.identities
+    folder = lab.engine.host.records
     for fleet in ("web", "other"):
         draft = folder / f".{fleet}-3.draft"
         draft.mkdir(parents=True)
         (draft / "ssh_host_ed25519_key").write_text("secret")
-    lab.engine.run(TargetRequest(action=Action.DELETE, targets=target, everything=not target))
+    lab.engine.run(TargetRequest(action="delete", targets=target, everything=not target))
     assert homes(lab) == ([".other-3.draft"] if target else [])

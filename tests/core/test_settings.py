@@ -33,7 +33,7 @@ def test_defaults_need_no_file(tmp_path, monkeypatch):
     settings = Settings.load()
     assert settings.file is None
     assert settings.host().name == "local"
-    assert settings.names("local", "storage") == ("files",)
+    assert tuple(settings.host().storage) == ("files",)
 
 
 def test_the_variable_wins_over_the_folder(tmp_path, monkeypatch):
@@ -74,12 +74,32 @@ def test_pools_and_their_drivers(tmp_path):
     file = tmp_path / "s.toml"
     file.write_text('[hosts.local.storage.fast]\ndriver = "files"\npath = "/srv"')
     settings = Settings.load(file)
-    fast = settings.storage("local", "fast")
-    assert (fast.driver, fast.values) == ("files", {"path": "/srv"})
-    assert settings.storage("local", "files").driver == "files"
-    assert settings.names("local", "storage") == ("files", "fast")
+    pools = settings.host("local").storage
+    assert (pools["fast"].driver, pools["fast"].values) == ("files", {"path": "/srv"})
+    assert pools["files"].driver == "files"
+    assert tuple(pools) == ("files", "fast")
     with pytest.raises(NotFound, match="did you mean 'local'"):
         settings.host("locl")
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ("[hosts.far]", "hosts.far: has no address"),
+        ('[hosts.far]\naddress = "far.example"', "hosts.far.address: vmcloner can't work on other"),
+        ('[hosts.local]\naddress = "far.example"', "hosts.local.address"),
+    ],
+)
+def test_a_host_that_is_not_this_machine_is_refused(tmp_path, table, reason):
+    """It would be this machine under another name."""
+    file = tmp_path / "s.toml"
+    file.write_text(table)
+    settings = Settings.load(file)
+    with pytest.raises(InvalidRequest) as caught:
+        settings.host("local" if "local" in table else "far")
+    assert reason in caught.value.message
+    assert str(file) in caught.value.message
+    assert caught.value.hint
 
 
 def test_template_with_defaults(catalog, tmp_path):
@@ -254,11 +274,11 @@ def test_numbers_of_more_than_64_bits_are_refused(tmp_path, number, text):
     path = tmp_path / "settings.toml"
     path.write_text(text.format(number))
     with pytest.raises(InvalidRequest, match=r"settings\.toml: ") as caught:
-        read_toml(path)
+        read_toml(path, trusted=False)
     assert len(str(caught.value)) < 300
 
 
 def test_numbers_of_64_bits_are_read(tmp_path):
     path = tmp_path / "settings.toml"
     path.write_text(f"a = {2**63 - 1}\nb = {-(2**63)}")
-    assert read_toml(path) == {"a": 2**63 - 1, "b": -(2**63)}
+    assert read_toml(path, trusted=False) == {"a": 2**63 - 1, "b": -(2**63)}

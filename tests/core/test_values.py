@@ -1,5 +1,7 @@
 """Values of single clones: from files, and what becomes of them."""
 
+import shutil
+
 import pytest
 
 from vmcloner_core.errors import Conflict, InvalidRequest, NotEnoughResources
@@ -139,9 +141,13 @@ def test_values_that_are_more_than_can_be_kept_make_nothing(lab):
 
 
 def test_values_that_are_not_kept_are_warned_of(lab):
-    """Those of a clone without an identity."""
+    """Those of a clone of before every clone had a record."""
     own = {1: {"memory": "512MiB"}}
     assert lab.engine.create("web", "t1", count=2, values=own).plan.warnings == ()
+    assert lab.engine.create("web", "t1", count=2, values=own).plan.warnings == ()
+    with pytest.raises(Conflict, match="memory"):
+        lab.engine.create("web", "t1", count=2, values={1: {"memory": "1GiB"}})
+    shutil.rmtree(lab.engine.host.records)
     (warning,) = lab.engine.create("web", "t1", count=2, values=own).plan.warnings
     assert warning.startswith("web-1 is there already")
 

@@ -6,14 +6,14 @@ what hangs on a volume goes with it.
 
 import json
 import re
-from pathlib import Path
+import threading
 
 import attrs
 
 from vmcloner_core.errors import HostCommandError, WrongState
-from vmcloner_core.process import CommandResult
-from vmcloner_dd.group import GroupDriver
+from vmcloner_core.process import CommandResult, LocalRunner, open_files
 from vmcloner_lvm.commands import bound
+from vmcloner_lvm.thick_driver import ThickDriver
 
 VG = "vg"
 EXTENT = 4 * 1024**2
@@ -41,6 +41,7 @@ class FakeGroup:
         self.calls = []
         self.refuse = {}
         self.missing = set()
+        self.lock = threading.Lock()
 
     def path(self, name):
         return self.folder / name
@@ -49,8 +50,14 @@ class FakeGroup:
         return None if program in self.missing else f"/sbin/{program}"
 
     def run(self, argv, *, timeout=60.0, input=b"", env=None):  # noqa: A002
+        if argv[0] == "qemu-img":
+            return LocalRunner().run(argv, timeout=timeout)
         words = [*argv][len(bound([])) :]
         assert [*argv] == bound(words)
+        with self.lock:
+            return self._run(words)
+
+    def _run(self, words):
         self.calls.append(" ".join(words))
         for pattern, error in self.refuse.items():
             if re.search(pattern, self.calls[-1]):
@@ -131,7 +138,18 @@ class FakeGroup:
     def off(self, names):
         names = list(names)
         self.calls.append(f"deactivate {' '.join(names)}")
-        return {name: self._refused("-an", name) or self.active.discard(name) for name in names}
+        return {name: self._off(name) for name in names}
+
+    def _off(self, name):
+        error = self._refused("-an", name)
+        if error is None and self.path(name).exists() and self._opened(name):
+            error = busy(name)
+        return error or self.active.discard(name)
+
+    def _opened(self, name):
+        """Tell whether another process has a volume open."""
+        status = self.path(name).stat()
+        return any(file.st_ino == status.st_ino for _, file in open_files())
 
     def _refused(self, how, name):
         for pattern, error in self.refuse.items():
@@ -140,16 +158,13 @@ class FakeGroup:
         return None
 
 
-class FakeGroupDriver(GroupDriver):
-    """The driver on a faked group."""
-
-    def __init__(self, context, settings):
-        self._host = context.runner
-        super().__init__(context, settings, mapper=object(), locks=self._host.folder)
-        self._on, self._off = self._host.on, self._host.off
-
-    def _path(self, name: str) -> Path:
-        return self._host.path(name)
+def open_driver(context):
+    """Return the driver on a faked group."""
+    host = context.runner
+    driver = ThickDriver(context, VG, mapper=object(), locks=host.folder)
+    group = driver._group
+    group.activate, group.deactivate, group.path = host.on, host.off, host.path
+    return driver
 
 
 def busy(name):

@@ -12,8 +12,9 @@ from vmcloner_core.model import CloneMode, CloneRequest, Copying, Host, Status
 from vmcloner_core.process import LocalRunner
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import StorageConformance, make_image, no_progress
-from vmcloner_dd.group import COPYING, GroupDriver
+from vmcloner_dd.plugin import vmcloner_storage_backend
 from vmcloner_dd.settings import DdSettings
+from vmcloner_lvm.thick_group import COPYING
 
 pytestmark = pytest.mark.lvm
 VG = "vg"
@@ -33,7 +34,7 @@ def open_driver(tmp_path):
     def opened(group=VG, **settings):
         host = Host(name="local", state=tmp_path / "state")
         context = DriverContext(host=host, name="pool", runner=LocalRunner())
-        return GroupDriver(context, DdSettings(vg=group, **settings))
+        return vmcloner_storage_backend().factory(context, DdSettings(vg=group, **settings))
 
     yield opened
     left = lvm("lvs", "--noheadings", "-o", "lv_name", "-S", "segtype=linear", VG)
@@ -163,7 +164,7 @@ def test_a_copy_that_died_becomes_as_large_as_its_new_image(driver, origin, tmp_
 def test_what_others_hung_on_an_image_stays_and_so_does_it(driver, origin, hang):
     lvm("lvcreate", "-y", *hang, "-n", "precious", f"{VG}/image.tiny")
     try:
-        with pytest.raises(Conflict, match="vg/precious would go with it"):
+        with pytest.raises(Conflict, match="be removed with it: vg/precious"):
             driver.delete_origin("tiny")
         names = lvm("lvs", "--noheadings", "-o", "lv_name", VG)
         assert {"precious", "image.tiny"} <= {*names}

@@ -6,14 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 import attrs
 import pytest
 
-from tests.dd.fakes import EXTENT, VG, FakeGroup, FakeGroupDriver, Volume
+from tests.dd.fakes import EXTENT, FakeGroup, Volume, open_driver
 from vmcloner_core.copying import Target
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import BackendError, Conflict, HostCommandError
 from vmcloner_core.model import CloneRequest, Copying, Host
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import make_image, no_progress
-from vmcloner_dd.settings import DdSettings
 
 MIB = 1024**2
 
@@ -32,7 +31,7 @@ def host(tmp_path):
 @pytest.fixture
 def driver(host, tmp_path):
     context = DriverContext(host=Host(name="local", state=tmp_path), name="pool", runner=host)
-    return FakeGroupDriver(context, DdSettings(vg=VG))
+    return open_driver(context)
 
 
 @pytest.fixture
@@ -88,13 +87,13 @@ def test_what_others_hung_on_a_volume_stays_and_so_does_it(host, driver, origin,
         host.volumes[f"precious{number}"] = Volume(f"p{number}", EXTENT, [], segtype, on)
     outcomes = {outcome.key: outcome.error for outcome in driver.delete(volumes)}
     assert isinstance(outcomes["web-1-disk0"], Conflict)
-    assert "vg/precious0 would go with it" in str(outcomes["web-1-disk0"])
+    assert "be removed with it: vg/precious0" in str(outcomes["web-1-disk0"])
     assert outcomes["web-2-disk0"] is None
-    with pytest.raises(Conflict, match="vg/precious1 would go with it"):
+    with pytest.raises(Conflict, match="be removed with it: vg/precious1"):
         driver.delete_origin("tiny")
     host.calls.clear()
     other = make_image(tmp_path / "other.raw", seed=2, size=8 * MIB)
-    with pytest.raises(Conflict, match="vg/precious1 would go with it"):
+    with pytest.raises(Conflict, match="be removed with it: vg/precious1"):
         driver.import_image("tiny", other, no_progress)
     assert not any(call.startswith("lvcreate") for call in host.calls)
     assert host.volumes.keys() == {"web-1-disk0", "image.tiny", "precious0", "precious1"}
@@ -105,7 +104,7 @@ def test_imports_by_two_state_folders_wait_for_one_another(host, driver, tmp_pat
     context = DriverContext(
         host=Host(name="local", state=tmp_path / "other"), name="pool", runner=host
     )
-    second = FakeGroupDriver(context, DdSettings(vg=VG))
+    second = open_driver(context)
     write, others = Target.write, []
 
     def import_too(target, data, at):
@@ -157,5 +156,5 @@ def test_a_copy_that_cant_be_marked_is_gone_on_with(host, driver, origin, monkey
 def test_a_host_without_lvm(host, driver):
     host.missing = {"lvs", "vgs"}
     for asked in (driver.volumes, driver.capacity, lambda: driver.delete_origin("tiny")):
-        with pytest.raises(BackendError, match=r"lvm2 isn't installed \(apt-get install lvm2\)"):
+        with pytest.raises(BackendError, match=r"lvm2 is not installed \(apt-get install lvm2\)"):
             asked()

@@ -43,7 +43,7 @@ def test_the_test_drivers_own_domain_is_foreign(engine):
     assert engine.list() == ()
     engine.create("test", "plain", count=1)
     engine.delete(everything=True)
-    driver = engine._backends.hypervisor("kvm")
+    driver = engine._host.drivers.hypervisor("kvm")
     assert "test" in driver.inspect().foreign_names
 
 

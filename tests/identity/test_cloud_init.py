@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from vmcloner_core.drivers import DriverContext, IdentityRequest
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.identities import new_host_key
 from vmcloner_core.model import (
     Host,
     Identity,
@@ -22,6 +21,7 @@ from vmcloner_core.model import (
     NicSpec,
     Template,
 )
+from vmcloner_core.records import new_host_key
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_identity.cloud_init import MAX_USER_DATA, CloudInit
 from vmcloner_identity.documents import check_user_data

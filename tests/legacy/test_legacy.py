@@ -260,8 +260,9 @@ def test_settings(tmp_path: Path) -> None:
     loaded = Settings.load(path)
     assert loaded.defaults.hypervisor == "xen"
     assert loaded.defaults.storage == "lvm-thin"
-    assert loaded.storage("local", "lvm-thin").values == {"vg": "VG01"}
-    assert loaded.storage("local", "files").values == {"path": "/srv/images"}
+    pools = loaded.host().storage
+    assert pools["lvm-thin"].values == {"vg": "VG01"}
+    assert pools["files"].values == {"path": "/srv/images"}
     assert [note.line for note in notes] == [3, 5]
     assert "--jobs" in notes[1].reason
 

@@ -78,7 +78,7 @@ def make_xen(place: Path, xen_root: Path) -> Iterator[Callable[..., XenDriver]]:
             XenDriver(
                 context,
                 XenSettings(**(given | settings)),
-                host=XenHost(root=xen_root),
+                host=XenHost(runner=context.runner, root=xen_root),
                 logs=logs,
             )
         )

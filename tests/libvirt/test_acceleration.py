@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import DeadlineExceeded, HostCommandError
 from vmcloner_core.model import Host
 from vmcloner_core.process import CommandResult, LocalRunner
-from vmcloner_libvirt import acceleration
-from vmcloner_libvirt.acceleration import cached, measure
+from vmcloner_libvirt.acceleration import KvmProbe, boot_sector
 
+NOWHERE = Host(name="local", state=Path("/nonexistent"))
 OK = CommandResult(stdout=b"vmcloner-kvm-ok", stderr=b"")
 
 
@@ -45,6 +46,10 @@ class Runner:
         return self.answer
 
 
+def probe(runner: Runner, host: Host = NOWHERE) -> KvmProbe:
+    return KvmProbe(DriverContext(host=host, name="kvm", runner=runner))
+
+
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
     return Host(name="local", state=tmp_path)
@@ -61,7 +66,7 @@ def qemu(tmp_path: Path) -> str:
 def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "kvm-device"
     file.touch()
-    monkeypatch.setattr(acceleration, "DEVICE", file)
+    monkeypatch.setattr(KvmProbe, "device", file)
     return file
 
 
@@ -73,22 +78,25 @@ def test_the_guest_runs_and_says_its_word() -> None:
         def run(self, argv: Sequence[str], **options: object) -> CommandResult:
             return super().run(["tcg" if word == "kvm" else word for word in argv], **options)
 
-    assert measure(Emulating()).works
+    assert probe(Emulating()).measure().works
 
 
 @pytest.mark.libvirt
 def test_no_guest_stays_when_we_are_killed() -> None:
     code = """
 from pathlib import Path
+from vmcloner_core.drivers import DriverContext
+from vmcloner_core.model import Host
 from vmcloner_core.process import LocalRunner
-from vmcloner_libvirt import acceleration
+from vmcloner_libvirt.acceleration import KvmProbe
 
 class Emulating(LocalRunner):
     def run(self, argv, **options):
         return super().run(["tcg" if word == "kvm" else word for word in argv], **options)
 
-acceleration.DEVICE, acceleration.DEADLINE, acceleration._LOOPS = Path("/dev/null"), 2.0, 2**32 - 1
-acceleration.measure(Emulating())
+KvmProbe.device, KvmProbe.deadline, KvmProbe.loops = Path("/dev/null"), 2.0, 2**32 - 1
+host = Host(name="local", state=Path("/nonexistent"))
+KvmProbe(DriverContext(host=host, name="kvm", runner=Emulating())).measure()
 """
     with subprocess.Popen([sys.executable, "-c", code]) as process:
         guest = None
@@ -123,79 +131,79 @@ def running(pid: int) -> bool:
 @pytest.mark.libvirt
 def test_this_machine_is_decided_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    found = measure(LocalRunner())
+    found = probe(LocalRunner()).measure()
     assert found.works or found.reason
 
 
 def test_a_guest_that_hangs_is_no_kvm(qemu: str) -> None:
-    found = measure(Runner(DeadlineExceeded("qemu: no answer"), qemu))
+    found = probe(Runner(DeadlineExceeded("qemu: no answer"), qemu)).measure()
     assert not found.works
-    assert "gets nowhere" in found.reason
+    assert "did not run within 4 s" in found.reason
 
 
 def test_a_qemu_that_fails_says_why(qemu: str) -> None:
-    found = measure(Runner(HostCommandError("qemu failed with 1: no KVM"), qemu))
+    found = probe(Runner(HostCommandError("qemu failed with 1: no KVM"), qemu)).measure()
     assert not found.works
     assert found.reason == "qemu failed with 1: no KVM"
 
 
 def test_a_guest_that_says_nothing_is_no_kvm(qemu: str) -> None:
-    assert not measure(Runner(CommandResult(stdout=b"", stderr=b""), qemu)).works
+    assert not probe(Runner(CommandResult(stdout=b"", stderr=b""), qemu)).measure().works
 
 
 def test_no_device(qemu: str, device: Path) -> None:
     device.unlink()
     runner = Runner(OK, qemu)
-    found = measure(runner)
+    found = probe(runner).measure()
     assert not found.works
     assert "is missing" in found.reason
     assert not runner.runs
 
 
 def test_no_qemu(host: Host) -> None:
-    found = cached(Runner(OK, None), host)
+    found = probe(Runner(OK, None), host).cached()
     assert not found.works
     assert found.fix == "apt-get install qemu-system-x86"
 
 
 def test_it_is_measured_once(host: Host, qemu: str) -> None:
     runner = Runner(OK, qemu)
-    assert cached(runner, host).works
-    assert cached(runner, host).works
+    assert probe(runner, host).cached().works
+    assert probe(runner, host).cached().works
     assert runner.runs == 1
-    assert cached(runner, host, fresh=True).works
+    assert probe(runner, host).cached(fresh=True).works
     assert runner.runs == 2
 
 
 def test_it_is_measured_again_after_a_boot_or_an_upgrade(host: Host, qemu: str) -> None:
     runner = Runner(HostCommandError("broken"), qemu)
-    assert cached(runner, host).reason == "broken"
+    assert probe(runner, host).cached().reason == "broken"
     Path(qemu).touch()
     runner.answer = OK
-    assert cached(runner, host).works
+    assert probe(runner, host).cached().works
     file = host.state / "kvm.json"
     known = json.loads(file.read_text())
     file.write_text(json.dumps(known | {"key": f"x{known['key']}", "works": False}))
-    assert cached(runner, host).works
+    assert probe(runner, host).cached().works
     assert runner.runs == 3
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"key": 1}', "\x00", '"key"'])
 def test_a_broken_memory_is_measured_over(host: Host, qemu: str, text: str) -> None:
     (host.state / "kvm.json").write_text(text)
-    assert cached(Runner(OK, qemu), host).works
+    assert probe(Runner(OK, qemu), host).cached().works
 
 
 def test_no_memory_is_no_error(qemu: str) -> None:
     runner = Runner(OK, qemu)
     host = Host(name="local", state=Path("/proc/none"))
-    assert cached(runner, host).works
-    assert cached(runner, host).works
+    assert probe(runner, host).cached().works
+    assert probe(runner, host).cached().works
     assert runner.runs == 2
 
 
 def test_the_boot_sector_is_what_it_says() -> None:
-    sector = acceleration.boot_sector(7, b"word")
+    sector = boot_sector(7, b"word")
     assert len(sector) == 512
     assert sector.endswith(b"\x55\xaa")
     pointer = int.from_bytes(sector[sector.index(b"\xbe") + 1 :][:2], "little") - 0x7C00

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from vmcloner_core.errors import BackendError
 from vmcloner_core.model import BootConfig, DomainSpec, Labels, Nic, NicSpec, clone_mac
 from vmcloner_core.testing.hypervisor import HypervisorConformance
 from vmcloner_libvirt.kvm import KvmDriver
@@ -36,6 +37,11 @@ class TestPaperXen(HypervisorConformance):
     def test_probe(self, driver: XenDriver) -> None:
         """The test driver is no Xen: the doctor looks no further. (It does in test_libxl.)"""
         assert [check.name for check in driver.probe()] == ["libvirt-python", "daemon"]
+
+    def test_native_format(self, driver: XenDriver, specs: tuple[DomainSpec, ...]) -> None:
+        """The test driver converts no XML; what libxl's converts is in tests of a real Xen."""
+        with pytest.raises(BackendError, match="VIR_ERR_NO_SUPPORT"):
+            driver.native.render(specs[0])
 
 
 def nic(labels: Labels) -> Nic:

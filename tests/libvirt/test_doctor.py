@@ -8,8 +8,8 @@ import pytest
 
 from vmcloner_core.model import Check, Status
 from vmcloner_core.process import LocalRunner
-from vmcloner_libvirt import acceleration, doctor
-from vmcloner_libvirt.acceleration import Acceleration
+from vmcloner_libvirt import doctor
+from vmcloner_libvirt.acceleration import Acceleration, KvmProbe
 from vmcloner_libvirt.kvm import KvmDriver
 
 pytestmark = pytest.mark.libvirt
@@ -22,7 +22,7 @@ def probe(
     def run(uri: str = "qemu:///system", **settings: object) -> dict[str, Check]:
         return {check.name: check for check in make_driver(uri, **settings).probe()}
 
-    monkeypatch.setattr(acceleration, "measure", lambda runner: Acceleration(works=True))
+    monkeypatch.setattr(KvmProbe, "measure", lambda _self: Acceleration(works=True))
     return run
 
 
@@ -54,10 +54,10 @@ def test_no_qemu(probe: Callable[..., dict[str, Check]], monkeypatch: pytest.Mon
 def test_kvm_that_does_not_work(
     probe: Callable[..., dict[str, Check]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = Acceleration(works=False, reason="gets nowhere")
-    monkeypatch.setattr(acceleration, "measure", lambda runner: found)
+    found = Acceleration(works=False, reason="too slow")
+    monkeypatch.setattr(KvmProbe, "measure", lambda _self: found)
     assert probe()["kvm"].status is Status.WARNING
-    assert "gets nowhere: guests are emulated" in probe()["kvm"].detail
+    assert "too slow: guests are emulated" in probe()["kvm"].detail
     assert probe(accel="kvm")["kvm"].status is Status.FAILED
     assert probe(accel="tcg")["kvm"].status is Status.OK
 
@@ -79,7 +79,7 @@ def test_kvm_that_qemus_user_may_not_use(
 ) -> None:
     device = tmp_path / "kvm"
     device.touch(mode=0o600)
-    monkeypatch.setattr(acceleration, "DEVICE", device)
+    monkeypatch.setattr(KvmProbe, "device", device)
     assert failed(probe()["qemu user"]) == f"chgrp kvm {device} && chmod 0660 {device}"
     device.chmod(0o666)
     assert probe()["qemu user"].status is Status.OK
@@ -105,6 +105,6 @@ def test_a_state_folder_that_is_closed(probe: Callable[..., dict[str, Check]], p
 def test_it_changes_nothing(
     make_driver: Callable[..., KvmDriver], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(acceleration, "DEVICE", place / "no-kvm")
+    monkeypatch.setattr(KvmProbe, "device", place / "no-kvm")
     list(make_driver("qemu:///system").probe())
     assert list(place.iterdir()) == []

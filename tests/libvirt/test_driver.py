@@ -202,7 +202,7 @@ def test_names_that_are_no_clones_reach_no_file(paper: KvmDriver) -> None:
     assert isinstance(outcome.error, InvalidRequest)
     assert outside.read_bytes() == b"kept"
     with pytest.raises(InvalidRequest):
-        paper.read_console("../x", 0, 10)
+        paper.consoles.read("../x", 0, 10)
 
 
 @given(owner=st.text(st.characters(codec="utf-8"), max_size=40))
@@ -226,11 +226,11 @@ def test_console_log_is_read_from_where_one_was(paper: KvmDriver) -> None:
     folder.mkdir(parents=True)
     log = folder / "web-1.log"
     log.write_bytes(b"0123456789")
-    assert paper.read_console("web-1", 0, 4) == (b"0123", 4)
-    assert paper.read_console("web-1", 4, 100) == (b"456789", 10)
-    assert paper.read_console("web-1", 10, 100) == (b"", 10)
+    assert paper.consoles.read("web-1", 0, 4) == (b"0123", 4)
+    assert paper.consoles.read("web-1", 4, 100) == (b"456789", 10)
+    assert paper.consoles.read("web-1", 10, 100) == (b"", 10)
     log.write_bytes(b"again")
-    assert paper.read_console("web-1", 10, 100) == (b"again", 5)
+    assert paper.consoles.read("web-1", 10, 100) == (b"again", 5)
 
 
 def test_a_link_in_place_of_a_log_is_not_followed(paper: KvmDriver) -> None:
@@ -238,7 +238,7 @@ def test_a_link_in_place_of_a_log_is_not_followed(paper: KvmDriver) -> None:
     folder.mkdir(parents=True)
     (folder / "web-1.log").symlink_to("/etc/passwd")
     with pytest.raises(BackendError):
-        paper.read_console("web-1", 0, 100)
+        paper.consoles.read("web-1", 0, 100)
 
 
 def test_undefine_removes_its_logs_and_no_others(

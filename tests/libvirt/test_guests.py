@@ -57,7 +57,7 @@ def until(condition: Callable[[], object], seconds: float = 30) -> None:
 
 
 def console(driver: KvmDriver, name: str) -> bytes:
-    return driver.read_console(name, 0, 4096)[0]
+    return driver.consoles.read(name, 0, 4096)[0]
 
 
 def test_the_console_log_is_of_this_start(
@@ -218,7 +218,7 @@ def test_the_console_is_attached_until_the_escape(
     until(lambda: b"here is" in console(driver, name))
     terminal, ours = pty.openpty()
     before = termios.tcgetattr(ours)
-    thread = threading.Thread(target=driver.attach_console, args=(name, ours, ours))
+    thread = threading.Thread(target=driver.consoles.attach, args=(name, ours, ours))
     thread.start()
     until(lambda: not termios.tcgetattr(ours)[3] & termios.ICANON)
     os.write(terminal, b"hello\x03")  # ^C is the guest's
@@ -239,7 +239,7 @@ def test_the_guests_end_ends_it(
     until(lambda: b"here is" in console(driver, name))
     inside, outside = socket.socketpair()
     thread = threading.Thread(
-        target=driver.attach_console, args=(name, inside.fileno(), inside.fileno())
+        target=driver.consoles.attach, args=(name, inside.fileno(), inside.fileno())
     )
     thread.start()
     outside.sendall(b"last words")
@@ -257,13 +257,13 @@ def test_only_one_is_attached(
     name = guest(endings["echo"]).name
     inside, outside = socket.socketpair()
     thread = threading.Thread(
-        target=driver.attach_console, args=(name, inside.fileno(), inside.fileno())
+        target=driver.consoles.attach, args=(name, inside.fileno(), inside.fileno())
     )
     thread.start()
     outside.sendall(b"x")
     assert read_until(outside.fileno(), b"x")
     with pytest.raises(WrongState, match="in use"):
-        driver.attach_console(name, inside.fileno(), inside.fileno())
+        driver.consoles.attach(name, inside.fileno(), inside.fileno())
     outside.sendall(b"\x1d")
     thread.join(10)
     assert not thread.is_alive()

@@ -57,10 +57,10 @@ def fail(logs: Logs, domid: int, output: str | None = None) -> None:
     [
         (TRACEBACK, "its disk has no file system with a boot menu (grub.cfg, menu.lst, "
         "extlinux.conf) that names a kernel"),
-        ("not found\r\nError opening /boot/k in guest\r\n", "its boot menu names /boot/k, which "
-        "its disk hasn't"),
+        ("not found\r\nError opening /boot/k in guest\r\n", "boot menu entry /boot/k does "
+        "not exist on the disk"),
         ("[Errno 27] File too large\r\nError writing temporary copy of ramdisk\r\n", "its ramdisk "
-        "is too large: more than pygrub may write, or than the host has room for"),
+        "is too large: for pygrub's limit, or for the host's free space"),
         ("No kernel image selected!\r\n", "its boot menu has no entry"),
         ("\x1b[2J\x1b[1;1HSomething \x1b[7mnew\x1b[0m\r\n\x00\r\n", "Something new"),
         ("", "bootloader failed - consult logfile /var/log/xen/bootloader.7.log"),
@@ -117,9 +117,8 @@ def test_pygrub_that_ends_well_in_spite_of_itself(logs: Logs) -> None:
     with (logs.libxl / "libxl-driver.log").open("a") as log:
         log.write(f"{TIME}libxl: libxl_dom.c:638:libxl__build_dom: Domain 7:no kernel\n")
     (logs.xen / "bootloader.7.log").write_text("Error opening /boot/k in guest\r\n")
-    assert (
-        logs.failure("web-1", 0, 7).reason == "its boot menu names /boot/k, which its disk hasn't"
-    )
+    reason = "boot menu entry /boot/k does not exist on the disk"
+    assert logs.failure("web-1", 0, 7).reason == reason
 
 
 def test_output_is_hostile(logs: Logs) -> None:
@@ -229,7 +228,7 @@ def test_a_start_that_fails_says_why(
 ) -> None:
     driver = make_xen()
     logs = Logs(xen=xen_root / "log/xen", libxl=xen_root / "log/libxl")
-    log = driver.console_log(spec.name)
+    log = driver.consoles.log(spec.name)
     log.write_text("of the start before")
 
     def create(*_: object) -> bool:
@@ -365,7 +364,7 @@ def process(root: Path, number: int, *words: str) -> None:
 
 
 def test_programs_are_those_of_the_xen_that_runs(xen_root: Path) -> None:
-    host = XenHost(root=xen_root)
+    host = XenHost(runner=LocalRunner(), root=xen_root)
     assert host.program("pygrub", "4.17") == xen_root / "usr/lib/xen-4.17/bin/pygrub"
     assert host.program("pygrub", "4.18") == xen_root / "usr/bin/pygrub"
     assert host.program("pvgrub", "4.17") is None
@@ -382,14 +381,14 @@ def test_programs_are_those_of_the_xen_that_runs(xen_root: Path) -> None:
     ],
 )
 def test_whether_consoles_are_logged(xen_root: Path, words: tuple[str, ...], logs: bool) -> None:
-    assert XenHost(root=xen_root).console_logs() is None
+    assert XenHost(runner=LocalRunner(), root=xen_root).console_logs() is None
     process(xen_root, 7, "/usr/lib/xen-4.17/bin/xenconsoled", *words)
     process(xen_root, 8, "vi", "--log=guest", "xenconsoled")
-    assert XenHost(root=xen_root).console_logs() is logs
+    assert XenHost(runner=LocalRunner(), root=xen_root).console_logs() is logs
 
 
 def test_as_whom_boot_loaders_run(xen_root: Path) -> None:
-    host = XenHost(root=xen_root)
+    host = XenHost(runner=LocalRunner(), root=xen_root)
     with pytest.raises(BackendError, match="isn't running"):
         host.bootloader_user()
     daemon(xen_root, PATH="/bin")
@@ -397,10 +396,10 @@ def test_as_whom_boot_loaders_run(xen_root: Path) -> None:
     daemon(xen_root, LIBXL_BOOTLOADER_RESTRICT="1", LIBXL_BOOTLOADER_USER="nobody")
     assert host.bootloader_user().pw_name == "nobody"
     daemon(xen_root, LIBXL_BOOTLOADER_RESTRICT="1", LIBXL_BOOTLOADER_USER="no-such-user")
-    with pytest.raises(BackendError, match="'no-such-user', whom this host doesn't know"):
+    with pytest.raises(BackendError, match="'no-such-user', which doesn't exist"):
         host.bootloader_user()
     daemon(xen_root, LIBXL_BOOTLOADER_RESTRICT="1")
-    with pytest.raises(BackendError, match="isn't told as which user"):
+    with pytest.raises(BackendError, match="but not as which user"):
         host.bootloader_user()
 
 
@@ -419,7 +418,7 @@ def test_whether_domain_0_balloons(
 ) -> None:
     (xen_root / "etc/libvirt").mkdir(parents=True)
     (xen_root / "etc/libvirt/libxl.conf").write_text(conf)
-    assert XenHost(root=xen_root).balloons(commandline) is balloons
+    assert XenHost(runner=Xl(commandline), root=xen_root).balloons() is balloons
 
 
 class Xl:
@@ -438,12 +437,9 @@ class Xl:
 def examine(make_xen: Callable[..., XenDriver], xen_root: Path) -> Callable[..., dict[str, Check]]:
     def run(commandline: str = "dom0_mem=2G") -> dict[str, Check]:
         driver = make_xen()
-        context = driver.context.__class__(
-            host=driver.context.host, name="xen", runner=Xl(commandline)
-        )
         folder = xen_root / "log/xen/console"
-        host, connections = XenHost(root=xen_root), Kind(driver.connections)
-        checks = xen_doctor.examine("xen", connections, context, host, folder, 1024**3)
+        host, connections = XenHost(runner=Xl(commandline), root=xen_root), Kind(driver.connections)
+        checks = xen_doctor.examine("xen", connections, host, folder, 1024**3)
         return {check.name: check for check in checks}
 
     return run
@@ -456,8 +452,8 @@ class Kind:
         self._connections = connections
         self.uri = "xen:///system"
 
-    def call(self, operation: Callable[[object], object], *, about: str) -> object:
-        return self._connections.call(lambda connection: operation(AsXen(connection)), about=about)
+    def ask(self, operation: Callable[[object], object]) -> object:
+        return self._connections.ask(lambda connection: operation(AsXen(connection)))
 
 
 class AsXen:
@@ -531,4 +527,4 @@ def test_without_xl_nothing_is_known_of_xens_command_line() -> None:
         def run(self, argv: object, **_: object) -> CommandResult:
             raise BackendError("xl isn't installed")
 
-    assert xen_doctor.commandline(NoXl()) == ""
+    assert XenHost(runner=NoXl()).commandline() == ""

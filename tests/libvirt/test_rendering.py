@@ -58,7 +58,8 @@ def volume(labels: Labels, path: str, **values: Any) -> Volume:
 
 def render(spec: DomainSpec, domain_type: str = "qemu") -> Rendered:
     renderer = Renderer("domain.xml.j2")
-    return renderer.render(spec, kvm.template_values(spec, domain_type, HOST, 128 * MIB))
+    log = HOST.consoles / f"{spec.name}.log"
+    return renderer.render(spec, kvm.template_values(spec, domain_type, log, 128 * MIB))
 
 
 def disk(spec: DomainSpec) -> tuple[DomainSpec, str]:
@@ -313,7 +314,7 @@ def test_once_boots_devices_in_place_of_a_kernel(plain: DomainSpec, schema: etre
 
 def test_a_boot_loader_of_the_host(plain: DomainSpec) -> None:
     loader = BootConfig(bootloader=Path("/usr/lib/xen-4.17/bin/pygrub"))
-    with pytest.raises(InvalidRequest, match="run once"):
+    with pytest.raises(InvalidRequest, match="one start only"):
         once(render(plain).xml, loader)
 
 

@@ -80,7 +80,7 @@ def request(index=1, *, card=BRIDGE, **changes):
         "volumes": (),
         "nics": (Nic(spec=card, mac=f"52:54:00:00:00:{index:02x}"),),
         "folder": Path(f"/boot/web-{index}"),
-        "networks": lambda: (
+        "networks": (
             Network(name="lan", active=True, kind="bridge"),
             Network(name="lan", active=True, bridge="virbr7"),
             Network(name="routed", active=True),

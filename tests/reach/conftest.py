@@ -123,7 +123,7 @@ def web(guests, lab):
     lab.template("t1", f'{TEMPLATE}{ssh}[[nics]]\nkind = "bridge"\nsource = "br0"\n')
     lab.engine.create("web", "t1", count=4, start=True)
     for name in guests.names:
-        folder = lab.engine.host.identities / name
+        folder = lab.engine.host.records / name
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(guests.folder / name / "known_hosts", folder)
         lab.machines.found[name] = (guests.address(name), "192.0.2.1")

@@ -73,7 +73,7 @@ def test_ssh_says_why_it_cannot(web, run, execvp):
     code, _, err = run("ssh", "user-1")
     assert code == 6
     assert "no address is known (cards of kind" in err
-    (web.engine.host.identities / "web-3" / "known_hosts").unlink()
+    (web.engine.host.records / "web-3" / "known_hosts").unlink()
     code, _, err = run("ssh", "web-3")
     assert code == 6
     assert "no host keys" in err
@@ -223,7 +223,7 @@ def test_groups_have_names_that_ansible_takes(lab, run, fleet, group):
     lab.engine.create(fleet, "t1", count=1, start=True)
     name = f"{fleet}-1"
     lab.machines.found[name] = ("192.0.2.1",)
-    folder = lab.engine.host.identities / name
+    folder = lab.engine.host.records / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "known_hosts").write_text("")
     code, out, _ = run("inventory", fleet)

@@ -102,7 +102,7 @@ def until(condition: Callable[[], bool], seconds: float = 180) -> None:
 
 
 def said(driver: XenDriver, spec: DomainSpec, text: str, times: int = 1) -> Callable[[], bool]:
-    return lambda: driver.read_console(spec.name, 0, 1 << 20)[0].count(text.encode()) >= times
+    return lambda: driver.consoles.read(spec.name, 0, 1 << 20)[0].count(text.encode()) >= times
 
 
 def test_a_guest_that_panics_has_crashed(driver: XenDriver, guest: DomainSpec) -> None:
@@ -123,7 +123,7 @@ def test_a_console_is_typed_into(driver: XenDriver, guest: DomainSpec) -> None:
 
     def attach() -> None:
         try:
-            driver.attach_console(guest.name, keyboard, shown)
+            driver.consoles.attach(guest.name, keyboard, shown)
         finally:
             os.close(shown)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
+import gc
 import logging
 import os
 import signal
@@ -15,8 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from cliff.app import App
 from cliff.commandmanager import CommandManager
+from cliff.help import HelpExit
 
-from vmcloner_core.cli.base import refuse
+from vmcloner_core import entry_points
+from vmcloner_core.cli.help import Help, print_help
+from vmcloner_core.cli.usage import refuse
 from vmcloner_core.errors import BackendError, VmclonerError, did_you_mean
 
 if TYPE_CHECKING:
@@ -53,7 +58,7 @@ class Commands(CommandManager):
     def load_commands(self, namespace: str) -> None:
         """Collect commands without importing any: help needs their names, not their modules."""
         self.group_list.append(namespace)
-        for entry in sorted(metadata.entry_points(group=namespace), key=lambda e: e.name):
+        for entry in sorted(entry_points.of_group(namespace), key=lambda e: e.name):
             self.commands.setdefault(entry.name.replace("_", " "), entry)
 
 
@@ -93,13 +98,15 @@ class Shell(App):
             command_manager=Commands("vmcloner.cli"),
             deferred_help=True,
         )
+        self.command_manager.add_command("help", Help)
         self._engine: Engine | None = None
         self._guest_words: list[str] = []
 
     def run(self, argv: list[str]) -> int:
         """Run a command line; returns the exit code."""
         ours, self._guest_words = split_guest_words(argv)
-        return int(super().run(ours))
+        code = int(super().run(ours))
+        return code if self.interpreter is None else 0  # cliff has 1 for the end of its shell
 
     def build_option_parser(self, *args: Any, **kwargs: Any) -> Any:
         """Return the parser of the global options."""
@@ -123,6 +130,15 @@ class Shell(App):
             os.environ["NO_COLOR"] = "1"
         for noisy in ("stevedore", "urllib3"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
+
+    def print_help_if_requested(self) -> None:
+        """Print the help that ``--help`` without a command asks for.
+
+        :raises HelpExit: it was asked for.
+        """
+        if self.options.deferred_help:
+            print_help(self)
+            raise HelpExit
 
     @property
     def engine(self) -> Engine:
@@ -181,6 +197,11 @@ class Shell(App):
         print(f"{NAME}: {error}", file=sys.stderr)
         return error.exit_code
 
+    def interact(self) -> None:
+        """Read commands from a terminal until the user quits."""
+        sys.argv = sys.argv[:1]  # cmd2 would run the global options as commands
+        super().interact()
+
     def interrupt(self) -> None:
         """Stop the current run cleanly."""
         if self._engine is not None:
@@ -194,6 +215,8 @@ class Shell(App):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the shell; returns the exit code."""
+    # A process that ends looks for garbage among all that it has; there is no more use in that.
+    atexit.register(gc.freeze)
     words = list(sys.argv[1:] if argv is None else argv)
     if not words and not sys.stdin.isatty():
         words = ["--help"]

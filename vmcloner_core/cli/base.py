@@ -6,14 +6,15 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from cliff.command import Command
 from cliff.lister import Lister
 from cliff.show import ShowOne
 
+from vmcloner_core.cli.usage import refuse
 from vmcloner_core.errors import UsageError, VmclonerError, did_you_mean
-from vmcloner_core.plan import Action, CloneResult, Plan, Quota, Readiness, RunResult, Step
+from vmcloner_core.plan import CloneResult, Plan, Quota, Readiness, RunResult
 from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import Request, check_aim
 from vmcloner_core.units import counted, format_seconds, format_size, parse_size
@@ -23,12 +24,6 @@ if TYPE_CHECKING:
     from vmcloner_core.engine import Engine
 
 DEFAULT_TIMEOUT = 300.0
-
-
-def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    """Leave with what is wrong with a command line, in one line: argparse's usage would hide it."""
-    print(f"vmcloner: {message} ({parser.prog} --help)", file=sys.stderr)
-    sys.exit(UsageError.exit_code)
 
 
 class Base(Command):
@@ -42,11 +37,17 @@ class Base(Command):
         """The shell's engine."""
         return self.app.engine
 
+    def get_epilog(self) -> str:
+        """Return the example that stands below the options.
+
+        cliff's own epilog names the distribution, and reads the files of all of them for that.
+        """
+        return f"example:\n  {self.example}"
+
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """Return the parser, with the command's example below its options."""
+        """Return the parser."""
         parser = super().get_parser(prog_name)
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
-        parser.epilog = f"example:\n  {self.example}"
         parser.error = functools.partial(refuse, parser)  # type: ignore[method-assign]
         return parser
 
@@ -196,7 +197,7 @@ class RunCommand(Table):
             from vmcloner_core.engine import check_result
 
             if self._result.failures:
-                runs = self.engine.host.state / "runs"
+                runs = self.engine.host.runs
                 note(self.app, f"log of this run: {runs}/{self._result.plan.run}.jsonl")
             check_result(self._result)
             note(self.app, summary(self._result))
@@ -205,15 +206,6 @@ class RunCommand(Table):
 
 PLAN_COLUMNS = ("name", "steps", "template", "hypervisor", "storage", "mac")
 RESULT_COLUMNS = ("name", "status", "step", "seconds", "error")
-_PAST = {
-    Action.CREATE: "created",
-    Action.START: "started",
-    Action.STOP: "stopped",
-    Action.RESTART: "restarted",
-    Action.RESET: "reset",
-    Action.DELETE: "deleted",
-    Action.WAIT: "ready",
-}
 
 
 def plan_rows(plan: Plan) -> list[tuple[object, ...]]:
@@ -221,11 +213,11 @@ def plan_rows(plan: Plan) -> list[tuple[object, ...]]:
     return [
         (
             clone.name,
-            ",".join(step.value for step in clone.steps),
+            ",".join(clone.steps),
             clone.labels.template,
             clone.labels.hypervisor,
             clone.labels.storage,
-            clone.nics[0].mac if clone.nics else None,
+            next(iter(clone.spec.macs if clone.spec is not None else ()), None),
         )
         for clone in plan.clones
     ]
@@ -233,7 +225,7 @@ def plan_rows(plan: Plan) -> list[tuple[object, ...]]:
 
 def tell_needs(plan: Plan) -> None:
     """Say what a plan takes, beside its rows."""
-    parts = [f"{counted(len(plan.clones), 'clone')} to {plan.action.value}"]
+    parts = [f"{counted(len(plan.clones), 'clone')} to {plan.action}"]
     if plan.existing:
         parts.append(f"{len(plan.existing)} already as asked")
     if plan.import_image and plan.template is not None:
@@ -251,7 +243,7 @@ def result_row(clone: CloneResult) -> tuple[object, ...]:
     return (
         clone.name,
         "ok" if clone.error is None else "failed",
-        clone.failed_step.value if clone.failed_step is not None else None,
+        clone.failed_step,
         round(sum(clone.seconds.values()), 3),
         str(clone.error) if clone.error is not None else None,
     )
@@ -274,17 +266,15 @@ def _past(result: RunResult) -> str:
 
     Where they came different ways, what is true of each.
     """
-    action, clones = result.plan.action, result.plan.clones
+    from vmcloner_core.steps import ACTIONS, STEPS
+
+    clones = result.plan.clones
     done = [clone for clone in result.results if clone.error is None]
     common = set.intersection(*(set(clone.steps) for clone in clones)) if clones else set()
-    words = [_PAST[action]] if action not in (Action.CREATE, Action.START, Action.WAIT) else []
-    if action is Action.CREATE and all(clone.created for clone in done):
-        words.append("created")
-    if action in (Action.CREATE, Action.START) and Step.START in common:
-        words.append("started")
-    if Step.WAIT in common:
-        words.append("ready")
-    return _listed(words or [_PAST[action]])
+    if not all(clone.created for clone in done):
+        common -= {"clone", "define"}
+    past = [(name, STEPS[name].past) for name in result.plan.order if name in common]
+    return _listed(ACTIONS[result.plan.action].words(past))
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import sys
 from vmcloner_core.cli.base import RunCommand, add_count, add_targets
 from vmcloner_core.errors import Interrupted, UsageError
 from vmcloner_core.names import fold
-from vmcloner_core.plan import Action, Plan
+from vmcloner_core.plan import Plan
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.units import counted
 
@@ -35,7 +35,7 @@ class Delete(RunCommand):
         :raises UsageError: nobody is there to be asked, and ``--yes`` isn't given.
         """
         request = TargetRequest(
-            action=Action.DELETE,
+            action="delete",
             targets=tuple(parsed_args.targets),
             everything=parsed_args.all,
             count=parsed_args.count,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from vmcloner_core.cli.base import Record, Table, add_targets
+from vmcloner_core.errors import PartialFailure
 from vmcloner_core.model import Clone
 
 COLUMNS = (
@@ -45,8 +47,22 @@ class List(Table):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
-        """Return columns and rows."""
-        return COLUMNS, [_row(clone) for clone in self.engine.list(*parsed_args.targets)]
+        """Return columns and rows of what could be read."""
+        self._found = self.engine.survey(*parsed_args.targets)
+        return COLUMNS, [_row(clone) for clone in self._found.clones]
+
+    def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
+        """Print the rows, then what could not be read.
+
+        :raises PartialFailure: something couldn't.
+        """
+        super().produce_output(parsed_args, column_names, data)
+        unseen = self._found.unseen
+        for each in unseen[:-1]:
+            print(f"vmcloner: {each}", file=sys.stderr)
+        if unseen:
+            raise PartialFailure(str(unseen[-1]), hint="vmcloner host check")
+        return 0
 
 
 class Show(Record):
@@ -98,6 +114,6 @@ class Show(Record):
                 for volume in clone.volumes
             ],
             "macs": list(clone.domain.macs) if clone.domain is not None else [],
-            "console_log": str(self.engine.console_log(clone)),
+            "console_log": str(self.engine.console_log(clone) or ""),
         }
         return (*COLUMNS, *more), (*_row(clone), *more.values())

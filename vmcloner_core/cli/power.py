@@ -6,7 +6,6 @@ import argparse
 from typing import Any
 
 from vmcloner_core.cli.base import RunCommand, add_count, add_targets, waiting
-from vmcloner_core.plan import Action
 from vmcloner_core.request import TargetRequest
 
 DEFAULT_SHUTDOWN = 60.0
@@ -15,14 +14,14 @@ DEFAULT_SHUTDOWN = 60.0
 class _Power(RunCommand):
     """What they have in common."""
 
-    action: Action
+    action: str
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
         parser = super().get_parser(prog_name)
         add_targets(parser, everything=True)
         add_count(parser)
-        if self.action in (Action.STOP, Action.RESTART):
+        if self.action in ("stop", "restart"):
             parser.add_argument(
                 "-k", "--kill", action="store_true", help="Stop at once, without a shutdown."
             )
@@ -47,7 +46,7 @@ class _Power(RunCommand):
 class Start(_Power):
     """Start clones that don't run."""
 
-    action = Action.START
+    action = "start"
     waits = True
     example = "vmcloner start web -c 5 --wait"
 
@@ -55,7 +54,7 @@ class Start(_Power):
 class Stop(_Power):
     """Shut clones down; what still runs after --timeout is stopped at once."""
 
-    action = Action.STOP
+    action = "stop"
     example = "vmcloner stop web-[6-10] --timeout 30"
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
@@ -78,7 +77,7 @@ class Stop(_Power):
 class Restart(_Power):
     """Stop clones and start them again."""
 
-    action = Action.RESTART
+    action = "restart"
     waits = True
     example = "vmcloner restart web-3 --kill --wait"
 
@@ -94,7 +93,7 @@ class Reset(_Power):
     ran are started again.
     """
 
-    action = Action.RESET
+    action = "reset"
     waits = True
     example = "vmcloner reset web --wait"
 

@@ -14,7 +14,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from vmcloner_core.hooks import hookimpl
-from vmcloner_core.plan import Plan, ProgressEvent, RunResult, Step, StepEvent, StepStatus
+from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent, StepStatus
 from vmcloner_core.units import format_size
 
 
@@ -24,8 +24,8 @@ class Progress:
     def __init__(self) -> None:
         self._bars: Bars | None = None
         self._bytes: Bars | None = None
-        self._tasks: dict[Step, TaskID] = {}
-        self._failed: dict[Step, int] = {}
+        self._tasks: dict[str, TaskID] = {}
+        self._failed: dict[str, int] = {}
         self._import: TaskID | None = None
         self._console = Console(stderr=True)
 
@@ -45,7 +45,7 @@ class Progress:
         )
         for step in plan.steps:
             total = sum(step in clone.steps for clone in plan.clones)
-            self._tasks[step] = bars.add_task(step.value, total=total, failed="", copied="")
+            self._tasks[step] = bars.add_task(step, total=total, failed="", copied="")
         self._bars = bars
         if not plan.import_image:
             bars.start()
@@ -53,14 +53,14 @@ class Progress:
     @hookimpl
     def vmcloner_step_changed(self, event: StepEvent) -> None:
         """Move a step's bar."""
-        if event.step is Step.IMPORT:
+        if event.step == "import":
             self._imported(event)
             return
         if event.status is StepStatus.STARTED or self._bars is None:
             return
         if event.step not in self._tasks:  # a roll-back's
             self._tasks[event.step] = self._bars.add_task(
-                event.step.value, total=None, failed="", copied=""
+                event.step, total=None, failed="", copied=""
             )
         task = self._tasks[event.step]
         if event.status is StepStatus.FAILED:
@@ -90,7 +90,7 @@ class Progress:
     @hookimpl
     def vmcloner_progress(self, event: ProgressEvent) -> None:
         """Move the bar of an import, or tell beside the clones' how far their copies are."""
-        clones = self._tasks.get(Step.CLONE)
+        clones = self._tasks.get("clone")
         if event.what == "copy":
             if self._bars is not None and clones is not None:
                 copied = f"{format_size(event.done)} of {format_size(event.total)}"

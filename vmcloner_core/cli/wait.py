@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from vmcloner_core.cli.base import RunCommand, add_readiness, add_targets, waiting
-from vmcloner_core.plan import Action
 from vmcloner_core.request import TargetRequest
 
 
@@ -25,7 +24,7 @@ class Wait(RunCommand):
     def request(self, parsed_args: argparse.Namespace) -> TargetRequest:
         """Return the request."""
         return TargetRequest(
-            action=Action.WAIT,
+            action="wait",
             targets=tuple(parsed_args.targets),
             everything=parsed_args.all,
             jobs=parsed_args.jobs,

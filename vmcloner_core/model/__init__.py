@@ -3,8 +3,9 @@
 Nothing here does I/O. What a driver needs to know is handed to it in these.
 """
 
-from vmcloner_core.model.clone import Access, Clone
+from vmcloner_core.model.clone import Access, Clone, CloneSpec, Values
 from vmcloner_core.model.domain import (
+    MAX_CMDLINE,
     BootConfig,
     Domain,
     DomainInventory,
@@ -14,6 +15,7 @@ from vmcloner_core.model.domain import (
     check_mac,
 )
 from vmcloner_core.model.host import (
+    BackendTable,
     Host,
     HostResources,
     Network,
@@ -51,19 +53,24 @@ from vmcloner_core.model.volume import (
     Origin,
     Progress,
     Volume,
+    VolumeProgress,
+    untold,
 )
 
 __all__ = [
     "AS_IT_COMES",
     "LABEL_VERSION",
+    "MAX_CMDLINE",
     "MAX_DISKS",
     "Access",
+    "BackendTable",
     "BootConfig",
     "Capacity",
     "Check",
     "Clone",
     "CloneMode",
     "CloneRequest",
+    "CloneSpec",
     "Copying",
     "DiskSpec",
     "Domain",
@@ -91,10 +98,13 @@ __all__ = [
     "State",
     "Status",
     "Template",
+    "Values",
     "Volume",
+    "VolumeProgress",
     "check_mac",
     "clone_generation",
     "clone_mac",
     "clone_uuid",
     "network_key",
+    "untold",
 ]

@@ -1,14 +1,60 @@
-"""Clones as people see them, and reach them."""
+"""Clones: what they are, as people see them, how they are reached."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from uuid import UUID
 
 import attrs
 
-from vmcloner_core.model.domain import Domain, State
+from vmcloner_core.model.domain import Domain, Nic, State
+from vmcloner_core.model.identity import Identity
 from vmcloner_core.model.labels import Labels
+from vmcloner_core.model.template import Template
 from vmcloner_core.model.volume import Volume
+from vmcloner_core.units import parse_size
+
+Values = Mapping[str, str | int]
+"""A clone's own values, by name: ``memory``, ``vcpus``, and any that placeholders name."""
+
+
+@attrs.frozen(kw_only=True)
+class CloneSpec:
+    """What a clone is, decided before anything of it exists.
+
+    :param values: its own values for placeholders; ``memory`` and ``vcpus`` among them stand in
+        the place of the template's.
+    :param identity: who it is, None where its template has no identity provider, or where the
+        step at hand does not change it.
+    """
+
+    labels: Labels
+    template: Template
+    uuid: UUID
+    nics: tuple[Nic, ...] = ()
+    values: Values = attrs.field(factory=dict)
+    identity: Identity | None = None
+
+    @property
+    def name(self) -> str:
+        """The clone's name."""
+        return self.labels.clone
+
+    @property
+    def macs(self) -> tuple[str, ...]:
+        """The MAC addresses of its cards, in their order."""
+        return tuple(nic.mac for nic in self.nics)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory."""
+        return parse_size(self.values.get("memory", self.template.memory))
+
+    @property
+    def vcpus(self) -> int:
+        """Number of virtual processors."""
+        return int(self.values.get("vcpus", self.template.vcpus))
 
 
 @attrs.frozen(kw_only=True)
@@ -18,7 +64,7 @@ class Clone:
     ``labels`` are the domain's, or its volume's while there is no domain.
 
     :param ip: the first address that it was found at.
-    :param seeded: whether its identity is kept on the host.
+    :param recorded: whether the host keeps a record of it.
     """
 
     labels: Labels
@@ -27,7 +73,7 @@ class Clone:
     volumes: tuple[Volume, ...] = ()
     domain: Domain | None = None
     ip: str | None = None
-    seeded: bool = False
+    recorded: bool = False
 
     @property
     def name(self) -> str:

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 
 from vmcloner_core.errors import InvalidRequest
+
+
+@attrs.frozen(kw_only=True)
+class BackendTable:
+    """What settings say of one backend: which driver, and the driver's own keys.
+
+    :param where: the table's file and key, for messages.
+    """
+
+    name: str
+    driver: str
+    values: Mapping[str, Any]
+    where: str
 
 
 @attrs.frozen(kw_only=True)
@@ -19,10 +32,15 @@ class Host:
 
     :param state: folder of vmcloner's own files on that host (console logs, built templates,
         what clones were started from).
+    :param address: where it is reached, None for the machine that the process runs on.
+    :param storage, hypervisors: its backends, by name.
     """
 
     name: str
     state: Path
+    address: str | None = None
+    storage: Mapping[str, BackendTable] = attrs.field(factory=dict, repr=False)
+    hypervisors: Mapping[str, BackendTable] = attrs.field(factory=dict, repr=False)
 
     @property
     def consoles(self) -> Path:
@@ -30,9 +48,14 @@ class Host:
         return self.state / "console"
 
     @property
-    def identities(self) -> Path:
-        """Folder of what makes clones somebody: one folder per clone, host keys among it."""
+    def records(self) -> Path:
+        """Folder of the clones' records: one folder per clone, with its host keys and seed."""
         return self.state / "identity"
+
+    @property
+    def runs(self) -> Path:
+        """Folder of the runs' logs."""
+        return self.state / "runs"
 
     @property
     def templates(self) -> Path:

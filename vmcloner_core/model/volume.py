@@ -12,6 +12,7 @@ import attrs
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model.labels import Labels
 from vmcloner_core.names import split_volume, volume_name
+from vmcloner_core.units import format_size
 
 
 class CloneMode(enum.Enum):
@@ -70,26 +71,43 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) in bytes; total is 0 where it isn't known. From any thread."""
 
 
+VolumeProgress = Callable[[str, int, int], None]
+"""Called with (a volume's name, bytes done, total) while it is filled. From any thread."""
+
+
+def untold(_name: str, _done: int, _total: int) -> None:
+    """Be told of progress and do nothing."""
+
+
 @attrs.frozen(kw_only=True)
 class Copying:
-    """How bytes are copied, where a pool copies any.
+    """How bytes are copied: those of images that are imported and of FULL clones.
 
-    :param bandwidth: bytes a second at most that one call writes, None for as many as can be.
-    :param verify: read what was written back, and compare checksums.
-    :param progress: told of the bytes of this one volume.
+    LINKED clones share their origin's blocks. No bytes are copied for them, so nothing is paced,
+    verified or reported.
+
+    :param bandwidth: bytes per second that one call may write, None for no limit.
+    :param verify: read back what was written and compare it with the source.
     """
 
     bandwidth: int | None = None
     verify: bool = False
-    progress: Progress = attrs.field(default=lambda _done, _total: None, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         if self.bandwidth is not None and self.bandwidth < 1:
             raise InvalidRequest(f"bandwidth must be positive, not {self.bandwidth}")
 
+    def with_defaults(self, defaults: Copying) -> Copying:
+        """Return these options with a pool's defaults for those that are not given."""
+        return attrs.evolve(
+            self,
+            bandwidth=self.bandwidth or defaults.bandwidth,
+            verify=self.verify or defaults.verify,
+        )
+
 
 AS_IT_COMES = Copying()
-"""Copy as fast as can be, and trust what was written."""
+"""Copy without a limit and without verification."""
 
 
 @attrs.frozen(kw_only=True)
@@ -119,6 +137,21 @@ class CloneRequest:
     def volume_name(self) -> str:
         """Name of the volume in its pool, and the key of its outcomes."""
         return volume_name(self.labels.clone, self.disk)
+
+    def size_over(self, image: int) -> int:
+        """Return the bytes of the volume.
+
+        :param image: bytes of the origin's image, 0 without an origin.
+        :raises InvalidRequest: the volume would be smaller than the image.
+        """
+        size = self.size or image
+        if size < image:
+            raise InvalidRequest(
+                f"{self.volume_name}: a disk of {format_size(size)} is smaller than its "
+                f"template's image, {format_size(image)}",
+                hint="give disk_size at least that",
+            )
+        return size
 
 
 @attrs.frozen(kw_only=True)

@@ -18,7 +18,8 @@ Subclass it in a test module of yours, with two fixtures::
                 return DomainSpec(labels=labels, ...)
             return make
 
-Every test works on a fleet of its own, which is removed afterwards, so a real host will do.
+Every test works on a fleet (or a network) of its own, which is removed afterwards, so it can run on
+a real host. Tests of an optional interface are skipped, with the reason, where the driver has none.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ from typing import TypeVar
 import attrs
 import pytest
 
-from vmcloner_core.drivers import HypervisorDriver
+from vmcloner_core.drivers import ConsoleInterface, HypervisorDriver, NetworkInterface
 from vmcloner_core.errors import Conflict, NotFound, WrongState
 from vmcloner_core.model import (
     Domain,
     DomainInventory,
     DomainSpec,
     Labels,
+    NetworkRequest,
     Outcome,
     State,
     Status,
@@ -252,6 +254,96 @@ class HypervisorConformance:
         assert states[name] is State.RUNNING
         assert specs[1].name not in states
 
+    # --- optional interfaces ------------------------------------------------------------------
+
+    @pytest.fixture
+    def consoles(self, driver: HypervisorDriver) -> ConsoleInterface:
+        """Return the driver's consoles."""
+        return _interface(driver.consoles, "consoles")
+
+    def test_console_of_a_domain_that_never_ran(
+        self,
+        driver: HypervisorDriver,
+        consoles: ConsoleInterface,
+        specs: tuple[DomainSpec, ...],
+    ) -> None:
+        """There is no log: nothing is read, from any offset."""
+        _all_ok(driver.define(specs[:1]))
+        assert consoles.read(specs[0].name, 0, 100) == (b"", 0)
+        assert consoles.read(specs[0].name, 50, 100) == (b"", 0)
+
+    def test_each_domain_has_a_console_log_of_its_own(
+        self, consoles: ConsoleInterface, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """It is the same file each time."""
+        logs = [consoles.log(spec.name) for spec in specs]
+        assert len(set(logs)) == len(specs)
+        assert logs == [consoles.log(spec.name) for spec in specs]
+
+    def test_attach_needs_a_running_domain(
+        self,
+        driver: HypervisorDriver,
+        consoles: ConsoleInterface,
+        specs: tuple[DomainSpec, ...],
+    ) -> None:
+        """What doesn't exist is NotFound, what isn't running WrongState."""
+        with pytest.raises(NotFound):
+            consoles.attach(specs[0].name, 0, 1)
+        _all_ok(driver.define(specs[:1]))
+        with pytest.raises(WrongState):
+            consoles.attach(specs[0].name, 0, 1)
+
+    @pytest.fixture
+    def networks(self, driver: HypervisorDriver) -> NetworkInterface:
+        """Return the driver's networks."""
+        return _interface(driver.networks, "networks")
+
+    @pytest.fixture
+    def network(self, networks: NetworkInterface) -> Iterator[NetworkRequest]:
+        """Request a network that is removed after the test."""
+        request = NetworkRequest(name=f"vmc{secrets.token_hex(4)}", count=10)
+        yield request
+        networks.remove(request)
+
+    def test_a_network_is_prepared_once_and_removed_once(
+        self, networks: NetworkInterface, network: NetworkRequest
+    ) -> None:
+        """A dry run tells the steps and changes nothing; the second time there are none."""
+        dry = attrs.evolve(network, dry_run=True)
+        planned = networks.prepare(dry)
+        assert planned.steps
+        assert network.name not in _names(networks)
+        made = networks.prepare(network)
+        assert made.steps == planned.steps
+        assert made.network.ours
+        assert made.network.active
+        assert (made.network.addresses or 0) >= network.count
+        assert network.name in _names(networks)
+        assert not networks.prepare(network).steps
+        planned = networks.remove(dry)
+        assert planned.steps
+        assert network.name in _names(networks)
+        assert networks.remove(network).steps == planned.steps
+        assert network.name not in _names(networks)
+        assert not networks.remove(network).steps
+
+    def test_agents_of_domains_that_do_not_run(
+        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """None has reported, whatever is asked about."""
+        agents = _interface(driver.agents, "guest agents")
+        _all_ok(driver.define(specs[:1]))
+        assert agents.reported([spec.name for spec in specs]) == frozenset()
+        assert agents.reported([]) == frozenset()
+
+    def test_native_format(self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]) -> None:
+        """It names the clone, is the same when asked again, and defines nothing."""
+        native = _interface(driver.native, "native format")
+        text = native.render(specs[0])
+        assert specs[0].name in text
+        assert text == native.render(specs[0])
+        assert specs[0].name not in driver.states()
+
     # --- the rest -----------------------------------------------------------------------------
 
     def test_empty_batches(self, driver: HypervisorDriver) -> None:
@@ -261,24 +353,6 @@ class HypervisorConformance:
         assert not list(driver.shutdown([], timeout=1))
         assert not list(driver.destroy([]))
         assert not list(driver.undefine([]))
-
-    def test_console_of_a_domain_that_never_ran(
-        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
-    ) -> None:
-        """There is no log: nothing is read, from any offset."""
-        _all_ok(driver.define(specs[:1]))
-        assert driver.read_console(specs[0].name, 0, 100) == (b"", 0)
-        assert driver.read_console(specs[0].name, 50, 100) == (b"", 0)
-
-    def test_attach_needs_a_running_domain(
-        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
-    ) -> None:
-        """What isn't there is NotFound, what isn't running WrongState."""
-        with pytest.raises(NotFound):
-            driver.attach_console(specs[0].name, 0, 1)
-        _all_ok(driver.define(specs[:1]))
-        with pytest.raises(WrongState):
-            driver.attach_console(specs[0].name, 0, 1)
 
     def test_resources(self, driver: HypervisorDriver) -> None:
         """Bytes, not kibibytes or megabytes."""
@@ -295,6 +369,16 @@ class HypervisorConformance:
             assert check.backend == driver.name
             assert check.status is not Status.FAILED, f"{check.name}: {check.detail}"
             assert check.status is Status.OK or check.detail
+
+
+def _interface(found: T | None, what: str) -> T:
+    if found is None:
+        pytest.skip(f"the driver declares that it has no {what}")
+    return found
+
+
+def _names(networks: NetworkInterface) -> set[str]:
+    return {network.name for network in networks.inspect() or ()}
 
 
 def _labels_found(driver: HypervisorDriver, name: str) -> Labels:

@@ -25,7 +25,6 @@ from pathlib import Path
 import pytest
 
 from vmcloner_core.drivers import IdentityProvider, IdentityRequest
-from vmcloner_core.identities import new_host_key
 from vmcloner_core.model import (
     Identity,
     IdentitySpec,
@@ -36,6 +35,7 @@ from vmcloner_core.model import (
     Seed,
     Template,
 )
+from vmcloner_core.records import new_host_key
 from vmcloner_core.testing.samples import make_labels
 
 Make = Callable[[int], IdentityRequest]

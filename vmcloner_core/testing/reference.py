@@ -22,6 +22,7 @@ from vmcloner_core.drivers import (
     NO_BOOTS,
     BootProvider,
     BootRequest,
+    ConsoleInterface,
     DriverContext,
     HypervisorDriver,
     ImageFile,
@@ -50,6 +51,8 @@ from vmcloner_core.model import (
     Status,
     Template,
     Volume,
+    VolumeProgress,
+    untold,
 )
 
 GIB = 1024**3
@@ -66,6 +69,7 @@ class ReferenceStorage(SimpleStorageDriver):
     """
 
     clone_lane = Lane(batch=4)
+    copies = False
 
     def __init__(self, context: DriverContext, _settings: NoSettings) -> None:
         super().__init__(context)
@@ -130,6 +134,15 @@ class ReferenceStorage(SimpleStorageDriver):
         if users:
             raise WrongState(f"clones are linked to {template}: {users[0]}")
 
+    def clone(
+        self, requests: Sequence[CloneRequest], progress: VolumeProgress = untold
+    ) -> Iterator[Outcome[Volume]]:
+        """See :meth:`StorageDriver.clone`."""
+        for outcome in super().clone(requests):
+            if outcome.value is not None and outcome.changed:
+                progress(outcome.key, outcome.value.size, outcome.value.size)
+            yield outcome
+
     def clone_one(self, request: CloneRequest) -> Outcome[Volume]:
         """See :meth:`StorageDriver.clone`."""
         name = request.volume_name
@@ -142,7 +155,6 @@ class ReferenceStorage(SimpleStorageDriver):
                 return Outcome(key=name, value=held, changed=False)
             size, content = self._content(request)
             self.copyings.append(request.copying)
-            request.copying.progress(size, size)
             volume = Volume(
                 name=name,
                 pool=self.name,
@@ -206,8 +218,9 @@ class ReferenceStorage(SimpleStorageDriver):
 class ReferenceHypervisor(HypervisorDriver):
     """Keeps domains in a dictionary; a domain that is started says its name on its console.
 
-    ``fail`` maps (operation, name) to the error that its next call gets, ``found`` a domain's name
-    to the addresses that it has while it runs.
+    It has consoles, and none of the other optional interfaces. ``said`` maps a domain's name to
+    its console's output, ``fail`` (operation, name) to the error that its next call gets,
+    ``found`` a domain's name to the addresses that it has while it runs.
     """
 
     kind = "reference"
@@ -220,7 +233,8 @@ class ReferenceHypervisor(HypervisorDriver):
         super().__init__(context)
         self.lock = threading.Lock()
         self.machines: dict[str, Domain] = {}
-        self.consoles: dict[str, bytes] = {}
+        self.said: dict[str, bytes] = {}
+        self.consoles = ReferenceConsoles(self)
         self.boots: dict[str, BootConfig | None] = {}
         """What each domain booted at its last start, None for what its definition says."""
         self.found: dict[str, tuple[str, ...]] = {}
@@ -300,7 +314,7 @@ class ReferenceHypervisor(HypervisorDriver):
                 continue
             outcome = self._set("start", name, State.RUNNING)
             if outcome.ok and outcome.changed:
-                self.consoles[name] = f"ready name={name} \n".encode()
+                self.said[name] = f"ready name={name} \n".encode()
                 self.boots[name] = boots.get(name)
             yield outcome
 
@@ -338,22 +352,33 @@ class ReferenceHypervisor(HypervisorDriver):
                 elif held is not None and held.state is not State.STOPPED:
                     yield Outcome(key=name, error=WrongState(f"{name} is {held.state.value}"))
                 else:
-                    self.consoles.pop(name, None)
+                    self.said.pop(name, None)
                     yield Outcome(key=name, changed=self.machines.pop(name, None) is not None)
 
-    def read_console(self, name: str, offset: int, limit: int) -> tuple[bytes, int]:
-        """See :meth:`HypervisorDriver.read_console`."""
-        said = self.consoles.get(name, b"")
+
+class ReferenceConsoles(ConsoleInterface):
+    """What a reference hypervisor's domains have said; they can't be typed to."""
+
+    def __init__(self, driver: ReferenceHypervisor) -> None:
+        self._driver = driver
+
+    def log(self, name: str) -> Path:
+        """See :meth:`ConsoleInterface.log`; nothing is written there."""
+        return self._driver.context.host.consoles / f"{name}.log"
+
+    def read(self, name: str, offset: int, limit: int) -> tuple[bytes, int]:
+        """See :meth:`ConsoleInterface.read`."""
+        said = self._driver.said.get(name, b"")
         if offset > len(said):
             offset = 0
         data = said[offset : offset + limit]
         return data, offset + len(data)
 
-    def attach_console(self, name: str, stdin: int, stdout: int) -> None:  # noqa: ARG002
-        """See :meth:`HypervisorDriver.attach_console`."""
-        if name not in self.machines:
+    def attach(self, name: str, stdin: int, stdout: int) -> None:  # noqa: ARG002
+        """See :meth:`ConsoleInterface.attach`."""
+        if name not in self._driver.machines:
             raise NotFound(f"no domain {name}")
-        raise WrongState(f"{name} has a console that can be read only")
+        raise WrongState(f"{name} has a console that can only be read")
 
 
 class StoragePlugin:
@@ -375,7 +400,7 @@ class StoragePlugin:
     @hookimpl
     def vmcloner_storage_backend(self) -> StorageBackend:
         """Register the backend."""
-        return StorageBackend(name="reference", description="in memory", factory=self._make)
+        return StorageBackend(api=1, name="reference", description="in memory", factory=self._make)
 
 
 class HypervisorPlugin:
@@ -397,7 +422,9 @@ class HypervisorPlugin:
     @hookimpl
     def vmcloner_hypervisor_backend(self) -> HypervisorBackend:
         """Register the backend."""
-        return HypervisorBackend(name="reference", description="in memory", factory=self._make)
+        return HypervisorBackend(
+            api=1, name="reference", description="in memory", factory=self._make
+        )
 
 
 class BootPlugin:
@@ -417,6 +444,7 @@ class BootPlugin:
         """Register the provider."""
         kinds = frozenset({"reference"})
         return BootBackend(
+            api=1,
             name=self._name,
             description="from the disk",
             factory=lambda _context: self.driver,

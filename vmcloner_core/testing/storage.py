@@ -12,13 +12,15 @@ Subclass it, and say by a fixture how to open a driver on a pool that is empty a
 
 In conftest.py, ``pytest.register_assert_rewrite("vmcloner_core.testing")`` makes its failures
 tell what they compared. A pool whose volumes are neither files nor block devices, or whose names
-can't be taken by making a file, overrides the methods under "how to get at volumes".
+can't be taken by making a file, overrides the methods under "how to get at volumes". A driver that
+copies by other means than ``vmcloner_core.copying`` overrides those under "how to watch copies".
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,16 +28,19 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
 import pytest
 
+from vmcloner_core import copying
+from vmcloner_core.copying import Pace
 from vmcloner_core.drivers import ImageFile, StorageDriver
 from vmcloner_core.errors import Conflict, InvalidRequest, VmclonerError, WrongState
 from vmcloner_core.model import (
     CloneMode,
     CloneRequest,
+    Copying,
     Origin,
     Outcome,
     Status,
@@ -68,6 +73,26 @@ def no_progress(done: int, total: int) -> None:
     """Take the progress of an import, and check it."""
     assert done >= 0
     assert total == 0 or done <= total
+
+
+def data_size(content: bytes) -> int:
+    """Return the bytes of the 4 KiB blocks of ``content`` that are not zero."""
+    return sum(4096 for at in range(0, len(content), 4096) if any(content[at : at + 4096]))
+
+
+class Progressed(list[tuple[int, int]]):
+    """A progress callback that records its calls."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """Record a call."""
+        self.append((done, total))
+
+    def check(self) -> None:
+        """Check that all calls name one total, and that the bytes done grow up to it."""
+        assert self, "progress was never reported"
+        assert {total for _done, total in self} == {self[-1][1]}, "the total changed"
+        assert [done for done, _total in self] == sorted(done for done, _total in self)
+        assert self[-1][0] == self[-1][1] > 0, "the last report is not of all bytes"
 
 
 def by_key(outcomes: Iterator[Outcome[Volume]]) -> dict[str, Outcome[Volume]]:
@@ -170,6 +195,30 @@ class StorageConformance:
             finally:
                 process.stdin.close()
                 process.wait(TIMEOUT)
+
+    # --- how to watch copies --------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def corrupting(self) -> Iterator[None]:
+        """Change a byte of everything that is copied in the block, before it is verified."""
+
+        def flush(fd: int) -> None:
+            [byte] = os.pread(fd, 1, 0)
+            os.pwrite(fd, bytes([byte ^ 0xFF]), 0)
+            real(fd)
+
+        real = copying.flush
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(copying, "flush", flush)
+            yield
+
+    @contextlib.contextmanager
+    def paced(self) -> Iterator[list[tuple[int | None, int]]]:
+        """Yield (bandwidth, bytes) of each time that a copy waits for its bandwidth."""
+        calls: list[tuple[int | None, int]] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Pace, "__call__", lambda pace, n: calls.append((pace.bandwidth, n)))
+            yield calls
 
     # --- in the words of the tests --------------------------------------------------------------
 
@@ -457,6 +506,87 @@ class StorageConformance:
         assert self.names(driver) == names
         for name in names:
             assert [result[name].changed for result in results].count(True) == 1
+
+    # --- copies ---------------------------------------------------------------------------------
+
+    @pytest.fixture
+    def copier(self, driver: StorageDriver) -> StorageDriver:
+        """Return the driver; skip the test if it declares that it copies nothing."""
+        if not driver.copies:
+            pytest.skip("the backend declares that it copies no bytes by itself")
+        return driver
+
+    def copies(self, origin: Origin, driver: StorageDriver, **options: Any) -> list[CloneRequest]:
+        """Return requests for two full clones; skip the test if the pool makes none."""
+        if CloneMode.FULL not in driver.modes:
+            pytest.skip("the backend says that it has no full clones: it copies only at imports")
+        requests = self.requests(origin, 2, CloneMode.FULL)
+        return [attrs.evolve(request, copying=Copying(**options)) for request in requests]
+
+    def test_verified_copies_are_checked(
+        self, copier: StorageDriver, origin: Origin, image: ImageFile
+    ) -> None:
+        """A wrong byte fails a verified copy, and leaves no clone; the request can be repeated."""
+        requests = self.copies(origin, copier, verify=True)
+        with self.corrupting():
+            outcomes = list(copier.clone(requests))
+        assert len(outcomes) == 2
+        assert all(isinstance(o.error, VmclonerError) for o in outcomes), "verified wrong bytes"
+        assert not any(volume.complete for volume in copier.volumes())
+        for volume in self.make(copier, requests):
+            assert volume.complete
+            assert self.content(copier, volume) == image.path.read_bytes()
+
+    def test_verified_resets_are_checked(self, copier: StorageDriver, origin: Origin) -> None:
+        """A wrong byte fails a verified reset of a full clone."""
+        requests = self.copies(origin, copier, verify=True)
+        self.make(copier, requests)
+        with self.corrupting():
+            outcomes = list(copier.reset(requests))
+        assert all(isinstance(o.error, VmclonerError) for o in outcomes), "verified wrong bytes"
+
+    def test_verified_imports_are_checked(self, copier: StorageDriver, image: ImageFile) -> None:
+        """A wrong byte fails a verified import, which leaves no origin and can be repeated."""
+        verified = Copying(verify=True)
+        with self.corrupting(), contextlib.suppress(VmclonerError):
+            outcome = copier.import_image("tiny", image, no_progress, verified)
+            assert isinstance(outcome.error, VmclonerError), "verified wrong bytes"
+        assert copier.origins() == ()
+        origin = copier.import_image("tiny", image, no_progress, verified).unwrap()
+        [volume] = self.make(copier, self.requests(origin, 1, self.any_mode(copier)))
+        assert self.content(copier, volume) == image.path.read_bytes()
+
+    def test_copies_keep_to_a_bandwidth(
+        self, copier: StorageDriver, origin: Origin, image: ImageFile
+    ) -> None:
+        """All copies of one call share the bandwidth: it counts the bytes of each."""
+        requests = self.copies(origin, copier, bandwidth=123456)
+        with self.paced() as calls:
+            self.make(copier, requests)
+        assert {bandwidth for bandwidth, _count in calls} == {123456}
+        assert sum(n for _bandwidth, n in calls) >= 2 * data_size(image.path.read_bytes())
+
+    def test_imports_keep_to_a_bandwidth(self, copier: StorageDriver, image: ImageFile) -> None:
+        """The bandwidth counts what an import writes."""
+        with self.paced() as calls:
+            copier.import_image("tiny", image, no_progress, Copying(bandwidth=123456)).unwrap()
+        assert {bandwidth for bandwidth, _count in calls} == {123456}
+        assert sum(n for _bandwidth, n in calls) >= data_size(image.path.read_bytes())
+
+    def test_progress_of_copies(self, copier: StorageDriver, origin: Origin) -> None:
+        """Each copy reports its own bytes, up to its total."""
+        requests = self.copies(origin, copier)
+        told = {request.volume_name: Progressed() for request in requests}
+        outcomes = copier.clone(requests, lambda name, *bytes_: told[name](*bytes_))
+        assert all(outcome.ok for outcome in outcomes)
+        for progress in told.values():
+            progress.check()
+
+    def test_progress_of_imports(self, copier: StorageDriver, image: ImageFile) -> None:
+        """An import reports its bytes, up to its total."""
+        progress = Progressed()
+        copier.import_image("tiny", image, progress).unwrap()
+        progress.check()
 
     # --- reset ----------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The operating system's errors, said in vmcloner's."""
+"""Translate the operating system's errors about storage into vmcloner's."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
-def translate(error: OSError, what: str) -> VmclonerError:
-    """Return the vmcloner error for one of the system's, met while doing something to ``what``."""
+def translate(error: OSError, what: object) -> VmclonerError:
+    """Return the vmcloner error for an OSError that an operation on ``what`` raised."""
     reason = error.strerror or str(error)
     if error.errno in _DENIED:
-        return BackendError(f"{what}: {reason}", hint="run it as the pool's owner, or as root")
+        return BackendError(f"{what}: {reason}", hint="run as the pool's owner or as root")
     if error.errno in _FULL:
-        return NotEnoughResources(f"{what}: {reason}", hint="delete clones, or use another pool")
+        return NotEnoughResources(f"{what}: {reason}", hint="delete clones or use another pool")
     if error.errno == errno.EFBIG:
-        return InvalidRequest(f"{what}: larger than a file can be on this file system")
+        return InvalidRequest(f"{what}: too large for this file system")
     return HostCommandError(f"{what}: {reason}")
 
 
 @contextmanager
 def translated(what: object) -> Iterator[None]:
-    """Raise an OSError of the block as the vmcloner error that it amounts to."""
+    """Translate an OSError that the block raises."""
     try:
         yield
     except OSError as error:
-        raise translate(error, str(what)) from error
+        raise translate(error, what) from error

@@ -1,0 +1,91 @@
+"""Import an image into a volume group: as a thick volume that is read-only and inactive."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import attrs
+
+from vmcloner_core.copying import Target
+from vmcloner_core.drivers import ImageFile
+from vmcloner_core.errors import VmclonerError
+from vmcloner_core.full_copies import copy_one
+from vmcloner_core.locks import hold
+from vmcloner_core.model import Copying, Progress
+from vmcloner_core.os_errors import translated
+from vmcloner_core.process import CommandRunner
+from vmcloner_lvm.filling import opened
+from vmcloner_lvm.locking import LOCKS
+from vmcloner_lvm.naming import checked
+from vmcloner_lvm.records import ImageRecord, not_ours
+from vmcloner_lvm.thick_group import ThickGroup, image_name
+
+
+@attrs.frozen
+class ThickImporter:
+    """Imports images into one group. ``folder``: where images are converted."""
+
+    group: ThickGroup
+    runner: CommandRunner
+    folder: Path
+    locks: Path = LOCKS
+
+    def run(
+        self, template: str, image: ImageFile, progress: Progress, copying: Copying
+    ) -> tuple[ImageRecord, bool]:
+        """Make an image the template's; returns its record and whether anything changed."""
+        with hold(self.locks, [f"{self.group.name}/{image_name(template)}"]):
+            there = self.group.read()
+            old = self.group.image(there, template)
+            if old is not None and old[1].digest == image.digest:
+                return old[1], False
+            if old is not None:
+                self.group.check_removable(there, old[0])
+            record = ImageRecord(
+                template=template, digest=image.digest, size=image.size, allocated=image.size
+            )
+            self._import(record, image, progress, copying)
+        return record, True
+
+    def _import(
+        self, record: ImageRecord, image: ImageFile, progress: Progress, copying: Copying
+    ) -> None:
+        """Fill a volume with a name of its own, then rename it to the template's."""
+        template, group = record.template, self.group
+        draft = checked(f"image-draft.{template}", f"template {template}")
+        self._drop(draft)
+        made = group.create(draft, record.size, record.to_mapping())
+        try:
+            for error in group.activate([draft]).values():
+                if error is not None:
+                    raise error
+            target = Target(path=group.path(draft), size=made.size, progress=progress)
+            images = opened(image, self.folder, self.runner, copying)
+            with images as source, translated(target.path):
+                copy_one(source, target, copying)
+            group.deactivate([draft])
+            group.complete([draft], "-pr")
+            there = group.read()
+            old = group.image(there, template)
+            if old is not None:
+                group.remove_one(there, old[0])
+            group.lvm.run("lvrename", group.name, draft, image_name(template))
+        except BaseException:
+            with contextlib.suppress(VmclonerError):
+                self._drop(draft)
+            raise
+
+    def _drop(self, draft: str) -> None:
+        """Remove what an interrupted import left.
+
+        :raises Conflict: it is not ours, or other volumes would be removed with it.
+        :raises WrongState: it is in use.
+        """
+        there = self.group.read()
+        volume = there.get(draft)
+        if volume is None:
+            return
+        if ImageRecord.from_mapping(volume.values) is None:
+            raise not_ours(self.group.name, draft)
+        self.group.remove_one(there, volume)

@@ -1,0 +1,350 @@
+"""Runs as a whole: lanes of several drivers, ends that are told, backends that can't be read."""
+
+import json
+import pickle
+import shutil
+import threading
+
+import attrs
+import pytest
+
+from tests.conftest import TEMPLATE
+from vmcloner_core import CreateRequest, Engine
+from vmcloner_core.drivers import Lane
+from vmcloner_core.errors import (
+    BackendError,
+    Conflict,
+    HostCommandError,
+    NotFound,
+    PartialFailure,
+    VmclonerError,
+)
+from vmcloner_core.hooks import hookimpl
+from vmcloner_core.model import State
+from vmcloner_core.testing.reference import (
+    BootPlugin,
+    HypervisorPlugin,
+    ReferenceHypervisor,
+    ReferenceStorage,
+    StoragePlugin,
+)
+
+SETTINGS = """
+[defaults]
+hypervisor = "reference"
+storage = "reference"
+[hosts.local]
+state = "{folder}/state"
+[hosts.local.hypervisor.second]
+driver = "reference"
+[hosts.local.storage.other]
+driver = "reference"
+"""
+
+
+class Several:
+    """A plugin whose backend has a driver for each name."""
+
+    def __init__(self, plugin, driver):
+        self.made = {}
+        self._descriptor, self._class = plugin, driver
+
+    def _make(self, context, settings):
+        return self.made.setdefault(context.name, self._class(context, settings))
+
+
+class Hypervisors(Several):
+    @hookimpl
+    def vmcloner_hypervisor_backend(self):
+        return attrs.evolve(self._descriptor.vmcloner_hypervisor_backend(), factory=self._make)
+
+
+class Pools(Several):
+    @hookimpl
+    def vmcloner_storage_backend(self):
+        return attrs.evolve(self._descriptor.vmcloner_storage_backend(), factory=self._make)
+
+
+class Ends:
+    """Notes what observers are told of runs."""
+
+    def __init__(self):
+        self.plans, self.results = [], []
+
+    @hookimpl
+    def vmcloner_plan_ready(self, plan):
+        self.plans.append(plan)
+
+    @hookimpl
+    def vmcloner_run_finished(self, result):
+        self.results.append(result)
+
+
+@attrs.frozen
+class Site:
+    engine: Engine
+    hypervisors: dict
+    pools: dict
+    ends: Ends
+    folder: object
+    plugins: list
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "vmcloner.toml"
+    config.write_text(SETTINGS.format(folder=tmp_path))
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates" / "t1.toml").write_text(TEMPLATE)
+    (tmp_path / "templates" / "image.raw").write_bytes(bytes(1024**2))
+    hypervisors = Hypervisors(HypervisorPlugin(), ReferenceHypervisor)
+    pools, ends = Pools(StoragePlugin(), ReferenceStorage), Ends()
+    plugins = [hypervisors, pools, BootPlugin(), ends]
+    with Engine.open(config=config, plugins=plugins) as engine:
+        engine.list()
+        yield Site(engine, hypervisors.made, pools.made, ends, tmp_path, plugins)
+
+
+# --- lanes --------------------------------------------------------------------------------------
+
+
+def watched(driver, method):
+    """Note the members of each call of a driver's method, and how many calls there are at once."""
+    seen, lock, inner = {"batches": [], "now": 0, "peak": 0}, threading.Lock(), method
+
+    def call(members, *rest):
+        with lock:
+            seen["batches"].append(len(members))
+            seen["now"] += 1
+            seen["peak"] = max(seen["peak"], seen["now"])
+        yield from inner(members, *rest)
+        with lock:
+            seen["now"] -= 1
+
+    setattr(driver, method.__name__, call)
+    return seen
+
+
+def test_each_driver_has_its_own_lane(site):
+    first, second = site.hypervisors["reference"], site.hypervisors["second"]
+    first.undefine_lane = Lane(batch=20, concurrency=4)
+    second.undefine_lane = Lane(batch=1, concurrency=1)
+    site.engine.create("web", "t1", count=30)
+    site.engine.create("db", "t1", count=30, hypervisor="second")
+    seen = watched(second, second.undefine)
+    site.engine.delete("web", "db")
+    assert sum(seen["batches"]) == 30
+    assert max(seen["batches"]) == 1
+    assert seen["peak"] == 1
+
+
+def test_a_driver_that_stands_still_holds_no_other(site):
+    second, go_on = site.hypervisors["second"], threading.Event()
+    site.engine.create("web", "t1", count=5, start=True)
+    site.engine.create("db", "t1", count=5, hypervisor="second", start=True)
+    inner = second.destroy
+
+    def destroy(names):
+        assert go_on.wait(60)
+        yield from inner(names)
+
+    second.destroy = destroy
+    deleting = threading.Thread(target=lambda: site.engine.delete("web", "db"))
+    deleting.start()
+    try:
+        while site.pools["reference"].volumes() and len(site.pools["reference"].disks) > 5:
+            assert deleting.is_alive()
+        assert not site.hypervisors["reference"].machines
+    finally:
+        go_on.set()
+        deleting.join()
+    assert site.engine.list() == ()
+
+
+# --- the end of a run ---------------------------------------------------------------------------
+
+
+def log_of(site):
+    (path,) = (site.folder / "state" / "runs").glob("*.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_whose_import_fails_has_an_end(site, monkeypatch):
+    def broken(*_args):
+        raise HostCommandError("pool on fire")
+
+    monkeypatch.setattr(site.pools["reference"], "import_image", broken)
+    with pytest.raises(HostCommandError, match="on fire"):
+        site.engine.create("web", "t1", count=2)
+    (result,) = site.ends.results
+    assert str(result.error) == "pool on fire"
+    assert not result.ok
+    assert [str(failure.error) for failure in result.failures] == ["pool on fire"] * 2
+    assert log_of(site)[-1]["event"] == "result"
+    assert log_of(site)[-1]["error"] == "pool on fire"
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
+def test_a_run_that_is_broken_off_has_an_end(site, monkeypatch, kind):
+    def broken(*_args):
+        raise kind("now")
+
+    monkeypatch.setattr(site.pools["reference"], "import_image", broken)
+    with pytest.raises(kind):
+        site.engine.create("web", "t1", count=2)
+    assert len(site.ends.plans) == len(site.ends.results) == 1
+    assert site.ends.results[0].interrupted == (kind is KeyboardInterrupt)
+    assert log_of(site)[-1]["event"] == "result"
+
+
+def test_the_log_of_a_run_is_closed_however_it_ends(site, monkeypatch):
+    opened = []
+    inner = type(site.engine._host).run_log
+    monkeypatch.setattr(
+        type(site.engine._host), "run_log", lambda self: opened.append(inner(self)) or opened[-1]
+    )
+    monkeypatch.setattr(site.pools["reference"], "import_image", None)
+    with pytest.raises(TypeError):
+        site.engine.create("web", "t1", count=2)
+    assert [log._file for log in opened] == [None]
+
+
+# --- backends that can't be read ----------------------------------------------------------------
+
+
+def dead(driver, method, error=None):
+    def raises(*_args):
+        raise error or BackendError("its daemon is down")
+
+    setattr(driver, method, raises)
+
+
+@pytest.fixture
+def two(site):
+    """A fleet on each hypervisor and pool; the second's are then dead, one after the other."""
+    site.engine.create("web", "t1", count=2)
+    site.engine.create("db", "t1", count=2, hypervisor="second")
+    site.engine.create("far", "t1", count=2, storage="other")
+    return site
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("a bug")])
+def test_what_can_be_read_is_listed(two, error):
+    dead(two.hypervisors["second"], "inspect", error)
+    found = two.engine.survey()
+    states = {clone.name: clone.state for clone in found.clones}
+    assert states["web-1"] is State.STOPPED
+    assert states["db-1"] is State.ALLOCATED  # its disk is there, what else is can't be known
+    (unseen,) = found.unseen
+    assert (unseen.kind, unseen.name) == ("hypervisor", "second")
+    assert [clone.name for clone in two.engine.list("web")] == ["web-1", "web-2"]
+    assert two.engine.show("web-1").state is State.STOPPED
+
+
+def test_a_clone_is_no_orphan_for_a_disk_that_cannot_be_read(two):
+    dead(two.pools["other"], "volumes")
+    assert {c.state for c in two.engine.list("far")} == {State.STOPPED}
+
+
+def test_what_needs_no_dead_backend_goes_on(two):
+    dead(two.hypervisors["second"], "inspect")
+    dead(two.pools["other"], "volumes")
+    assert two.engine.start("web").ok
+    assert two.engine.create("new", "t1", count=2).ok
+    assert two.engine.delete("web", "new").ok
+
+
+@pytest.mark.parametrize(
+    ("name", "act"),
+    [
+        ("needs the hypervisor", lambda e: e.create("new", "t1", hypervisor="second")),
+        ("needs the pool", lambda e: e.create("new", "t1", storage="other")),
+        ("its clones are there", lambda e: e.delete("db")),
+        ("its disks are there", lambda e: e.delete("far")),
+        ("they may be there", lambda e: e.delete("web-[1-3]")),
+        ("it may be there", lambda e: e.delete("unknown")),
+        ("it may be there", lambda e: e.start("unknown")),
+        ("there may be others", lambda e: e.delete(everything=True)),
+        ("it may be there", lambda e: e.show("unknown-1")),
+        ("a name may be taken there", lambda e: e.create("far", "t1", count=3)),
+    ],
+)
+def test_what_cannot_be_sure_is_refused(two, name, act):
+    dead(two.hypervisors["second"], "inspect")
+    dead(two.pools["other"], "volumes")
+    with pytest.raises((BackendError, Conflict), match=r"could not be read|was made with"):
+        act(two.engine)
+    assert len(two.pools["reference"].disks) == 4
+
+
+def test_a_record_tells_of_clones_that_cannot_be_read(two):
+    """All that is left of them to be seen is the record."""
+    two.pools["reference"].disks.clear()
+    dead(two.hypervisors["second"], "inspect")
+    with pytest.raises(BackendError, match="'second' could not be read"):
+        two.engine.create("db", "t1", count=2)
+
+
+def test_list_says_what_it_could_not_read_and_ends_with_10(two, monkeypatch, capsys):
+    from vmcloner_core.cli import app
+
+    monkeypatch.setattr(app.Shell, "engine", two.engine)
+    dead(two.hypervisors["second"], "inspect")
+    assert app.main(["list", "-f", "json"]) == PartialFailure.exit_code
+    said = capsys.readouterr()
+    assert "web-1" in {row["name"] for row in json.loads(said.out)}
+    (line,) = said.err.splitlines()
+    assert "hypervisor 'second' could not be read: its daemon is down" in line
+
+
+def test_a_name_that_is_nowhere_is_not_found_while_all_can_be_read(two):
+    with pytest.raises(NotFound):
+        two.engine.start("unknown")
+
+
+def test_what_lies_in_a_pool_that_is_not_set_up_is_not_deleted(two):
+    """Its volumes would be left behind."""
+    shutil.rmtree(two.engine.host.records)  # as of clones of before every one had a record
+    config = two.folder / "less.toml"
+    config.write_text(SETTINGS.format(folder=two.folder).replace("storage.other", "storage.x"))
+    with (
+        Engine.open(config=config, plugins=two.plugins) as engine,
+        pytest.raises(VmclonerError, match="unknown storage pool 'other'"),
+    ):
+        engine.delete("far")
+    assert len(two.pools["other"].disks) == len(two.engine.list("far")) == 2
+
+
+# --- backends of a fleet ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", [{"hypervisor": "second"}, {"storage": "other"}])
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_fleet_stays_on_its_backends(two, other, count):
+    with pytest.raises(Conflict, match="was made with"):
+        two.engine.create("web", "t1", count=count, **other)
+
+
+# --- the wire -----------------------------------------------------------------------------------
+
+
+def test_plans_results_and_errors_can_be_sent(two):
+    request = CreateRequest(fleet="new", template="t1", count=3, ready=True)
+    plan = two.engine.plan(request)
+    assert pickle.loads(pickle.dumps(request)) == request
+    assert pickle.loads(pickle.dumps(plan)) == plan
+    two.pools["reference"].fail["new-2"] = HostCommandError("no", hint="try it")
+    result = two.engine.run(request)
+    again = pickle.loads(pickle.dumps(result))
+    assert again.plan == result.plan
+    assert [(f.name, str(f.error)) for f in again.failures] == [("new-2", "no (try it)")]
+
+
+def test_errors_keep_what_they_carry():
+    inner = NotFound("x", hint="y")
+    error = pickle.loads(pickle.dumps(PartialFailure("a", failures=[("web-1", inner)], hint="b")))
+    assert (error.message, error.hint, error.exit_code) == ("a", "b", 10)
+    ((name, found),) = error.failures
+    assert (name, type(found), str(found)) == ("web-1", NotFound, "x (y)")
+    assert isinstance(error, VmclonerError)

@@ -1,0 +1,46 @@
+"""Work out what a clone is, as one value: the model's ``CloneSpec``."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+
+from vmcloner_core.model import CloneSpec, Labels, Nic, Template, Values
+from vmcloner_core.placeholders import clone_values, fill
+from vmcloner_core.values_file import check_value
+
+
+def clone_spec(
+    template: Template,
+    labels: Labels,
+    clone: uuid.UUID,
+    macs: Sequence[str],
+    values: Values | None = None,
+) -> CloneSpec:
+    """Return what a clone is, without an identity.
+
+    :param values: its own, where they are known; None for those that the template gives it.
+    :raises InvalidRequest: a placeholder in the template's values can't be filled in.
+    """
+    nics = tuple(Nic(spec=s, mac=m) for s, m in zip(template.nics, macs, strict=False))
+    return CloneSpec(
+        labels=labels,
+        template=template,
+        uuid=clone,
+        nics=nics,
+        values=own_values(template, labels, nics) if values is None else values,
+    )
+
+
+def own_values(template: Template, labels: Labels, nics: tuple[Nic, ...]) -> dict[str, str | int]:
+    """Return the values that a template gives a clone, with their placeholders filled in.
+
+    :raises InvalidRequest: one of them can't be.
+    """
+    where = f"template {template.name}: values"
+    known: Mapping[str, object] = clone_values(labels, nics) if template.values else {}
+    filled = {
+        key: fill(value, known, what=f"{where}.{key}") if isinstance(value, str) else value
+        for key, value in template.values.items()
+    }
+    return {key: check_value(key, value, where) for key, value in filled.items()}

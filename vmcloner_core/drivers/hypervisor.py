@@ -1,0 +1,202 @@
+"""The contract of hypervisor backends: the driver, and the optional interfaces that it may have."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from vmcloner_core.drivers.context import DriverContext, Lane
+from vmcloner_core.model import (
+    BootConfig,
+    Check,
+    Domain,
+    DomainInventory,
+    DomainSpec,
+    HostResources,
+    Network,
+    NetworkChange,
+    NetworkRequest,
+    Outcome,
+    State,
+    Template,
+)
+
+NO_BOOTS: Mapping[str, BootConfig] = MappingProxyType({})
+
+
+class NetworkInterface(ABC):
+    """Networks for clones: those that the host has, and those that vmcloner makes itself."""
+
+    @abstractmethod
+    def inspect(self) -> tuple[Network, ...] | None:
+        """Return the networks that cards can be on by name, None where that is unknown."""
+
+    @abstractmethod
+    def prepare(self, request: NetworkRequest) -> NetworkChange:
+        """Make a network of vmcloner's own, or change it: running, with room for the guests.
+
+        Idempotent. A network that vmcloner didn't make is never changed.
+
+        :raises Conflict: the name or the subnet is taken. :raises NotEnoughResources: too many.
+        :raises WrongState: it would have to be changed while guests are on it.
+        """
+
+    @abstractmethod
+    def remove(self, request: NetworkRequest) -> NetworkChange:
+        """Remove what :meth:`prepare` made; ``count`` and ``subnet`` are ignored.
+
+        Idempotent. A network that vmcloner didn't make is never changed.
+
+        :raises Conflict: it isn't vmcloner's. :raises WrongState: guests are on it.
+        """
+
+
+class ConsoleInterface(ABC):
+    """The serial consoles of our domains. Names are resolved as the driver does."""
+
+    @abstractmethod
+    def log(self, name: str) -> Path:
+        """Return the file on the host that holds what a domain wrote to its console."""
+
+    @abstractmethod
+    def read(self, name: str, offset: int, limit: int) -> tuple[bytes, int]:
+        """Return what the guest wrote to its console, and the offset to continue from.
+
+        At most ``limit`` bytes from ``offset``. A log is emptied at each start of the domain and
+        when it is rotated: an offset beyond its end is taken as 0. Empty at the log's end, and
+        where there is no log (yet).
+        """
+
+    @abstractmethod
+    def attach(self, name: str, stdin: int, stdout: int) -> None:
+        """Connect two file descriptors to the console until the guest or ``^]`` ends it.
+
+        :raises NotFound: no such domain of ours. :raises WrongState: it isn't running.
+        """
+
+
+class AgentInterface(ABC):
+    """Guest agents: programs in the guests that report to the host."""
+
+    @abstractmethod
+    def reported(self, names: Sequence[str]) -> frozenset[str]:
+        """Return those of our domains whose guest agent has reported to the host.
+
+        Cheap enough to be polled.
+        """
+
+
+class NativeInterface(ABC):
+    """Domains in the format of the hypervisor's own toolstack (Xen: ``xl.cfg``)."""
+
+    @abstractmethod
+    def render(self, spec: DomainSpec) -> str:
+        """Return the domain in that format; errors as :meth:`HypervisorDriver.render`."""
+
+
+class HypervisorDriver(ABC):
+    """Defines and runs domains on one host. Keys of outcomes are the domains' names.
+
+    The methods that take names resolve them among *our* domains: a foreign domain of that name
+    is a Conflict.
+
+    Optional parts are interfaces of their own: attributes that a driver sets in its ``__init__``.
+    Where one is None, the engine refuses requests that need it.
+    """
+
+    kind = ""
+    """What templates and boot providers call it: ``kvm``, ``xen``."""
+    mac_prefix = "52:54:00"
+    one_shot = False
+    """Whether :meth:`start` can boot a domain once from something other than its definition."""
+    networks: NetworkInterface | None = None
+    consoles: ConsoleInterface | None = None
+    agents: AgentInterface | None = None
+    native: NativeInterface | None = None
+    define_lane = Lane()
+    start_lane = Lane()
+    stop_lane = Lane()
+    undefine_lane = Lane()
+
+    def __init__(self, context: DriverContext) -> None:
+        self.context = context
+        self.name = context.name
+
+    @abstractmethod
+    def probe(self) -> Iterator[Check]:
+        """Yield what this backend needs of its host; see :meth:`StorageDriver.probe`."""
+
+    def check(self, template: Template) -> None:
+        """Check a template's settings for this hypervisor, before anything is made.
+
+        :raises InvalidRequest: names the key and the values that the hypervisor supports.
+        """
+
+    @abstractmethod
+    def inspect(self) -> DomainInventory:
+        """Return our domains, and the names and MAC addresses of all others."""
+
+    @abstractmethod
+    def states(self) -> Mapping[str, State]:
+        """Return the states of our domains by name. Cheap enough to be polled."""
+
+    def addresses(self) -> Mapping[str, tuple[str, ...]]:
+        """Return the known addresses of our domains, the preferred one first.
+
+        Cheap enough to be polled. A domain without a known address may be left out.
+        """
+        return {}
+
+    @abstractmethod
+    def resources(self) -> HostResources:
+        """Return the host's memory and processors."""
+
+    @abstractmethod
+    def render(self, spec: DomainSpec) -> str:
+        """Return the domain XML (or the backend's equivalent) that ``define`` would use.
+
+        :raises InvalidRequest: the template's own XML can't be rendered.
+        """
+
+    @abstractmethod
+    def define(self, specs: Sequence[DomainSpec]) -> Iterator[Outcome[Domain]]:
+        """Define domains on the host, validated and labelled, without starting them.
+
+        A domain of that name with labels of the same clone is left unchanged
+        (``changed=False``); any other is a Conflict.
+        """
+
+    @abstractmethod
+    def start(
+        self, names: Sequence[str], boots: Mapping[str, BootConfig] = NO_BOOTS
+    ) -> Iterator[Outcome[None]]:
+        """Start domains; a running one is a success, one that isn't defined NotFound.
+
+        A paused domain is resumed.
+
+        :param boots: by name, what a domain boots at this one start; its definition isn't changed.
+            Given only to drivers that are :attr:`one_shot`.
+        """
+
+    @abstractmethod
+    def shutdown(self, names: Sequence[str], timeout: float) -> Iterator[Outcome[None]]:
+        """Ask the guests to shut down; destroy those that still run after ``timeout`` seconds.
+
+        A domain that isn't running, or is gone, is a success.
+        """
+
+    @abstractmethod
+    def destroy(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """Stop domains at once; one that isn't running, or is gone, is a success."""
+
+    @abstractmethod
+    def undefine(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """Undefine stopped domains, and remove their NVRAM and console logs.
+
+        A domain that is gone is a success, a running one is WrongState.
+        """
+
+    def close(self) -> None:
+        """Release what the driver holds. It isn't used afterwards."""

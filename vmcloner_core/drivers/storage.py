@@ -1,0 +1,233 @@
+"""The contract of storage backends."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import attrs
+
+from vmcloner_core.drivers.context import DriverContext, Lane
+from vmcloner_core.errors import VmclonerError, WrongState
+from vmcloner_core.model import (
+    AS_IT_COMES,
+    Capacity,
+    Check,
+    CloneMode,
+    CloneRequest,
+    Copying,
+    Origin,
+    Outcome,
+    Progress,
+    Volume,
+    VolumeProgress,
+    untold,
+)
+
+
+@attrs.frozen(kw_only=True)
+class ImageFile:
+    """A disk image that was checked: it is of its format, whole, and names no other file.
+
+    :param size: virtual bytes. :param digest: ``sha256:…`` of the source, or of what it was
+        built from: equal digests mean that a pool need not import it again.
+    """
+
+    path: Path
+    format: Literal["raw", "qcow2"]
+    size: int
+    digest: str
+
+
+class StorageDriver(ABC):
+    """Keeps templates' images (origins) and clones' disks (volumes) in one pool of one host.
+
+    Labels are stored with a volume in the same step that makes it: there is no moment at which a
+    crash leaves a volume without labels under its final name.
+
+    Example::
+
+        class DirectoryDriver(SimpleStorageDriver):
+            def clone_one(self, request):
+                path = self.folder / request.volume_name
+                ...
+                return Outcome(key=request.volume_name, value=volume)
+    """
+
+    clone_lane = Lane()
+    reset_lane = Lane()
+    delete_lane = Lane()
+    modes: frozenset[CloneMode] = frozenset(CloneMode)
+    """The clone modes that the pool supports. FULL clones are copies, LINKED ones copy nothing."""
+    copies = True
+    """Whether imports and FULL clones honour :class:`~vmcloner_core.model.Copying`.
+
+    False declares that the pool copies no bytes by itself, and so has nothing to pace or verify.
+    """
+
+    def __init__(self, context: DriverContext) -> None:
+        self.context = context
+        self.name = context.name
+
+    @abstractmethod
+    def probe(self) -> Iterator[Check]:
+        """Yield what this backend needs of its host and whether it is there. Changes nothing.
+
+        Never raises: what is missing is a FAILED check with its fix.
+        """
+
+    @abstractmethod
+    def import_image(
+        self,
+        template: str,
+        image: ImageFile,
+        progress: Progress,
+        copying: Copying = AS_IT_COMES,
+    ) -> Outcome[Origin]:
+        """Bring an image into the pool as the template's origin, read-only.
+
+        Idempotent by ``image.digest``. An origin with another digest is replaced, and only while
+        no volume is linked to it. An interrupted import leaves nothing under the origin's name.
+
+        :raises WrongState: clones are linked to the origin that would be replaced.
+        :raises NotEnoughResources: no room in the pool; the message says how much is needed.
+        """
+
+    @abstractmethod
+    def origins(self) -> tuple[Origin, ...]:
+        """Return the pool's origins, by template name."""
+
+    @abstractmethod
+    def delete_origin(self, template: str) -> Outcome[None]:
+        """Remove a template's origin; success with ``changed=False`` where there is none.
+
+        :raises WrongState: clones are linked to it.
+        """
+
+    @abstractmethod
+    def clone(
+        self, requests: Sequence[CloneRequest], progress: VolumeProgress = untold
+    ) -> Iterator[Outcome[Volume]]:
+        """Make volumes; keys are the volumes' names (``request.volume_name``).
+
+        ``progress`` is told of each volume into which bytes are copied.
+        A volume of that name with labels of the same clone is that volume (``changed=False``, its
+        labels as they are). One of another clone, template or without labels is a Conflict.
+        A ``size`` above the origin's gives a larger disk; below it is InvalidRequest. A request
+        without an origin gives ``size`` bytes of zeros with ``head`` at their start, raw.
+        A pool may round sizes up. A pool that takes time to fill a volume may leave it incomplete
+        when it is killed (``Volume.complete``), under its name and with its labels; it isn't
+        activated then, and the same request goes on with it.
+        """
+
+    @abstractmethod
+    def delete(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
+        """Remove volumes; keys are the volumes' names. What is gone is a success.
+
+        A volume whose labels on the host are not ``volume.labels``' clone is a Conflict; one
+        that is in use is WrongState and names its user where the host can tell.
+        """
+
+    def reset(
+        self, requests: Sequence[CloneRequest], progress: VolumeProgress = untold
+    ) -> Iterator[Outcome[Volume]]:
+        """Make volumes anew, as :meth:`clone` would, in the place of those of their names.
+
+        Keys are the volumes' names. What is replaced keeps its labels, its path, and the manner in
+        which it was made (its format); what is missing is made. Errors are those of :meth:`clone`
+        and :meth:`delete`: of another clone is a Conflict, in use is WrongState. Should the host
+        die at any moment, the same call again finishes the work.
+
+        This one deletes and clones. A backend that can replace a volume in one step overrides it.
+        """
+        found = {volume.name: volume for volume in self.volumes()}
+        there = [
+            attrs.evolve(found[r.volume_name], labels=r.labels)
+            for r in requests
+            if r.volume_name in found
+        ]
+        kept = set()
+        for outcome in self.delete(there):
+            if outcome.error is not None:
+                kept.add(outcome.key)
+                yield Outcome(key=outcome.key, error=outcome.error)
+        yield from self.clone(
+            [
+                attrs.evolve(r, labels=found[r.volume_name].labels) if r.volume_name in found else r
+                for r in requests
+                if r.volume_name not in kept
+            ],
+            progress,
+        )
+
+    @abstractmethod
+    def volumes(self) -> tuple[Volume, ...]:
+        """Return all volumes of the pool that carry our labels.
+
+        One whose name isn't that of a disk of its labels' clone
+        (:func:`~vmcloner_core.names.split_volume`) is somebody's copy, not ours.
+        """
+
+    @abstractmethod
+    def capacity(self) -> Capacity:
+        """Return what the pool holds, and what limits it beside bytes."""
+
+    @abstractmethod
+    def need(self, request: CloneRequest, count: int) -> int:
+        """Return the bytes that ``count`` volumes like this take at the moment they are made."""
+
+    def activate(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
+        """Make volumes usable before their domains start; keys are the volumes' names.
+
+        An incomplete volume is WrongState.
+        """
+        for volume in volumes:
+            error = None
+            if not volume.complete:
+                error = WrongState(
+                    f"volume {volume.path} is incomplete: its copy was interrupted",
+                    hint="run its create again to resume the copy",
+                )
+            yield Outcome(key=volume.name, error=error, changed=False)
+
+    def deactivate(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
+        """Undo :meth:`activate` once their domains have stopped; keys are the volumes' names."""
+        for volume in volumes:
+            yield Outcome(key=volume.name, changed=False)
+
+    def close(self) -> None:
+        """Release what the driver holds. It isn't used afterwards."""
+
+
+class SimpleStorageDriver(StorageDriver):
+    """Base for a backend that works one volume at a time: turns that into batches."""
+
+    @abstractmethod
+    def clone_one(self, request: CloneRequest) -> Outcome[Volume]:
+        """Make one volume, as :meth:`StorageDriver.clone`; may raise VmclonerError."""
+
+    @abstractmethod
+    def delete_one(self, volume: Volume) -> Outcome[None]:
+        """Remove one volume, as :meth:`StorageDriver.delete`; may raise VmclonerError."""
+
+    def clone(
+        self,
+        requests: Sequence[CloneRequest],
+        progress: VolumeProgress = untold,  # noqa: ARG002 - a simple backend tells nothing
+    ) -> Iterator[Outcome[Volume]]:
+        """Make volumes one after the other."""
+        for request in requests:
+            try:
+                yield self.clone_one(request)
+            except VmclonerError as error:
+                yield Outcome(key=request.volume_name, error=error)
+
+    def delete(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
+        """Remove volumes one after the other."""
+        for volume in volumes:
+            try:
+                yield self.delete_one(volume)
+            except VmclonerError as error:
+                yield Outcome(key=volume.name, error=error)

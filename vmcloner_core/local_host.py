@@ -1,0 +1,148 @@
+"""All that is done beside one host: its drivers, its folders, its locks.
+
+An engine does nothing on a host but through this: it opens no path there by itself. This one is the
+host that the process runs on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import attrs
+
+from vmcloner_core import locks, ssh_access
+from vmcloner_core.booting import Preview, Starter
+from vmcloner_core.catalog import Catalog
+from vmcloner_core.driver_registry import DriverRegistry
+from vmcloner_core.drivers import HypervisorDriver
+from vmcloner_core.errors import VmclonerError
+from vmcloner_core.model import Access, Clone, CloneSpec, Host, Labels, Outcome, State, Volume
+from vmcloner_core.pipeline import Work
+from vmcloner_core.plan import ClonePlan
+from vmcloner_core.plugins import PluginHost
+from vmcloner_core.process import LocalRunner
+from vmcloner_core.records import Records
+from vmcloner_core.runlog import RunLog
+from vmcloner_core.survey import Survey, look
+from vmcloner_core.template_images import TemplateImages
+
+MACHINE_ID = Path("/etc/machine-id")
+
+
+class LocalHost:
+    """What is done beside the host that the process runs on. Thread-safe."""
+
+    def __init__(self, host: Host, plugins: PluginHost) -> None:
+        self.host = host
+        self.drivers = DriverRegistry(host, plugins, LocalRunner())
+        self.records = Records(host.records)
+        self.catalog = Catalog(host.templates)
+        self.images = TemplateImages(self.drivers, plugins)
+        self.starter = Starter(boots=self.drivers.boot, folder=host.boots, records=self.records)
+
+    @functools.cached_property
+    def seed(self) -> str:
+        """What UUIDs and MAC addresses of the host's clones are made from: no other host's."""
+        try:
+            found = MACHINE_ID.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            found = ""
+        return f"{found or socket.gethostname()}/{self.host.name}"
+
+    def close(self) -> None:
+        """Close the drivers' connections; they are opened again when needed."""
+        self.drivers.close()
+
+    def survey(self) -> Survey:
+        """Return all that is on the host, as far as it can be read."""
+        return look(self.drivers, self.records)
+
+    def hold(
+        self,
+        names: Sequence[str],
+        cancelled: Callable[[], bool],
+        waiting: Callable[[str], None],
+    ) -> contextlib.AbstractContextManager[None]:
+        """Hold locks between runs; see :func:`locks.hold`."""
+        return locks.hold(self.host.state, names, cancelled=cancelled, waiting=waiting)
+
+    def run_log(self) -> RunLog:
+        """Return what writes the log of a run."""
+        return RunLog(self.host.runs)
+
+    def located(self, clones: Sequence[Clone]) -> tuple[Clone, ...]:
+        """Return clones with the addresses at which they were found, or are by plan."""
+        running = {c.labels.hypervisor for c in clones if c.state is State.RUNNING}
+        found = {name: self.drivers.hypervisor(name).addresses() for name in running}
+
+        def located(clone: Clone) -> Clone:
+            if clone.state is not State.RUNNING:
+                return clone
+            addresses = found[clone.labels.hypervisor].get(clone.name)
+            ip = addresses[0] if addresses else self.records.planned_address(clone.name)
+            return attrs.evolve(clone, ip=ip)
+
+        return tuple(located(clone) for clone in clones)
+
+    def access(self, labels: Labels, address: str) -> Access:
+        """Return how a clone is reached at an address; see :func:`ssh_access.access`."""
+        template = self.catalog.template(labels.template)
+        known_hosts = self.records.known_hosts(labels.clone)
+        return ssh_access.access(template, labels, address, known_hosts)
+
+    def reach(self, clone: Clone) -> Outcome[Access]:
+        """Return how a clone is reached as it is now, or why it can't be."""
+        return ssh_access.reach(clone, self.access)
+
+    def previews(
+        self, clones: Sequence[Clone], spec: Callable[[Clone], CloneSpec]
+    ) -> Iterator[Preview]:
+        """Yield what clones would boot, with their volumes active for as long as it takes."""
+        groups: dict[str, list[Clone]] = {}
+        for clone in clones:
+            groups.setdefault(clone.labels.hypervisor, []).append(clone)
+        for name, group in groups.items():
+            yield from self._previews(self.drivers.hypervisor(name), group, spec)
+
+    def _previews(
+        self,
+        driver: HypervisorDriver,
+        clones: Sequence[Clone],
+        spec: Callable[[Clone], CloneSpec],
+    ) -> Iterator[Preview]:
+        def failed(clone: Clone, error: VmclonerError) -> Preview:
+            return Preview(name=clone.name, provider=clone.labels.boot or "", error=error)
+
+        states = driver.states()
+        works = []
+        with contextlib.ExitStack() as stack:
+            for clone in clones:
+                try:
+                    plan = ClonePlan(labels=clone.labels, steps=(), spec=spec(clone))
+                    if states.get(clone.name) is not State.RUNNING:
+                        stack.enter_context(self._active(clone.volumes))
+                except VmclonerError as error:
+                    yield failed(clone, error)
+                else:
+                    works.append(Work(plan=plan, volumes=clone.volumes))
+            yield from self.starter.preview(driver, works)
+
+    @contextlib.contextmanager
+    def _active(self, volumes: Sequence[Volume]) -> Iterator[None]:
+        """Have volumes active for a while; those that were so before stay so."""
+        made: list[Volume] = []
+        try:
+            for volume in volumes:
+                for outcome in self.drivers.storage(volume.pool).activate([volume]):
+                    outcome.unwrap()
+                    if outcome.changed:
+                        made.append(volume)
+            yield
+        finally:
+            for volume in made:
+                for outcome in self.drivers.storage(volume.pool).deactivate([volume]):
+                    outcome.unwrap()

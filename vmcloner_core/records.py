@@ -1,0 +1,344 @@
+"""What a host keeps of each clone beside its labels: a record, which may change as it lives.
+
+Labels are given at birth and never change. All else that has to be known of a clone is in a folder
+of its own, ``CLONE/`` in the host's state folder::
+
+    record.json              its labels, UUID, MAC addresses, own values, identity and seed
+    ssh_host_ed25519_key     the guest's SSH host key, made before its first boot (a secret)
+    known_hosts              the line by which ssh(1) knows the guest from its first boot on
+    …                        what the identity provider makes (``seed.iso``)
+
+The key files are there for clones with an identity. The folder is filled under another name and
+then renamed, and renamed back before it is emptied: under its name it always has its labels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import attrs
+
+from vmcloner_core.drivers import IdentityRequest
+from vmcloner_core.errors import Conflict, HostCommandError, InvalidRequest
+from vmcloner_core.model import CloneSpec, Identity, Interface, Labels, Seed, Values
+from vmcloner_core.names import split_clone
+
+RECORD = "record.json"
+HOST_KEY = "ssh_host_ed25519_key"
+KNOWN_HOSTS = "known_hosts"
+MAX_RECORD = 1024**2
+"""Characters of a record; a longer one couldn't be read again."""
+_DRAFT = ".{}.draft"
+
+
+@attrs.frozen(kw_only=True)
+class Record:
+    """What is kept of a clone. ``seed.image`` is absolute.
+
+    :param uuid, macs: of its domain, the same whenever that is defined again.
+    :param identity: None for a clone whose template has no identity provider.
+    """
+
+    labels: Labels
+    uuid: uuid.UUID
+    macs: tuple[str, ...] = ()
+    values: Values = attrs.field(factory=dict)
+    identity: Identity | None = None
+    seed: Seed = attrs.field(factory=Seed)
+
+    @classmethod
+    def of(cls, spec: CloneSpec) -> Self:
+        """Return the record of a clone that is about to be made."""
+        return cls(
+            labels=spec.labels,
+            uuid=spec.uuid,
+            macs=spec.macs,
+            values=spec.values,
+            identity=spec.identity,
+        )
+
+
+def check_record(spec: CloneSpec) -> None:
+    """Check that a clone's record can be kept.
+
+    :raises InvalidRequest: it is too long.
+    """
+    _dumped(Record.of(spec))
+
+
+@attrs.frozen(kw_only=True)
+class Home:
+    """A clone's own folder, with its SSH host key."""
+
+    folder: Path
+    host_key: str = attrs.field(repr=False)
+    host_key_public: str
+
+
+def identity_request(spec: CloneSpec, home: Home) -> IdentityRequest:
+    """Return what an identity provider is asked about a clone that has an identity."""
+    assert spec.identity is not None  # noqa: S101 - callers ask for those alone
+    return IdentityRequest(
+        labels=spec.labels,
+        template=spec.template,
+        identity=spec.identity,
+        nics=spec.nics,
+        values=spec.values,
+        folder=home.folder,
+        host_key=home.host_key,
+        host_key_public=home.host_key_public,
+    )
+
+
+class Records:
+    """The records of a host's clones. Thread-safe; one run at a time works on a fleet.
+
+    :param folder: made when it is first needed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def keep(self, spec: CloneSpec) -> None:
+        """Keep a clone's record, with a host key where it has an identity.
+
+        The host key of an earlier record of the same clone stays.
+
+        :raises Conflict: it is another clone's, or not vmcloner's.
+        :raises InvalidRequest: there is more to be kept than can be.
+        """
+        home = self.folder / spec.name
+        text = _dumped(Record.of(spec))
+        with _translated(spec.name, home):
+            if not home.exists():
+                self._fill(spec, text)
+                return
+            self._check(home, spec.labels)
+            if spec.identity is not None and not (home / KNOWN_HOSTS).exists():
+                _write_host_key(home, spec.name)
+            _write(home / RECORD, text, 0o600)
+
+    def home(self, clone: str) -> Home:
+        """Return the folder of a clone with an identity.
+
+        :raises HostCommandError: it can't be read.
+        """
+        home = self.folder / clone
+        with _translated(clone, home):
+            private = (home / HOST_KEY).read_text()
+            public = (home / KNOWN_HOSTS).read_text().strip().partition(" ")[2]
+        return Home(folder=home, host_key=private, host_key_public=public)
+
+    def imagined(self, clone: str) -> Home:
+        """Return what would be a clone's folder, with a host key that is nobody's."""
+        private, public = new_host_key(clone)
+        return Home(folder=self.folder / clone, host_key=private, host_key_public=public)
+
+    def known_hosts(self, clone: str) -> Path | None:
+        """Return the file by which ssh(1) knows a clone, None where it has no host key."""
+        file = self.folder / clone / KNOWN_HOSTS
+        return file if file.exists() else None
+
+    def update(self, clone: str, **changes: Any) -> None:
+        """Change fields of a clone's record; nothing where there is none.
+
+        :raises HostCommandError: it can't be written.
+        """
+        record = self.find(clone)
+        if record is not None:
+            path = self.folder / clone / RECORD
+            with _translated(clone, path):
+                _write(path, _dumped(attrs.evolve(record, **changes)), 0o600)
+
+    def remove(self, labels: Labels) -> bool:
+        """Remove a clone's folder; tell whether there was one.
+
+        :raises Conflict: it is another clone's, or not vmcloner's.
+        """
+        home, draft = self._paths(labels.clone)
+        with _translated(labels.clone, home):
+            shutil.rmtree(draft, ignore_errors=True)
+            if not home.exists():
+                return False
+            self._check(home, labels)
+            home.rename(draft)
+            shutil.rmtree(draft)
+        return True
+
+    def find(self, clone: str) -> Record | None:
+        """Return a clone's record, None where there is none, or none of ours."""
+        return _loaded(self.folder / clone / RECORD)
+
+    def planned_address(self, clone: str) -> str | None:
+        """Return the address that a clone has by plan, None where that is left to DHCP."""
+        record = self.find(clone)
+        if record is None or record.identity is None:
+            return None
+        return record.identity.address
+
+    def names(self) -> frozenset[str]:
+        """Return the names of the clones that have a folder, without reading any."""
+        try:
+            with os.scandir(self.folder) as entries:
+                return frozenset(e.name for e in entries if not e.name.startswith("."))
+        except FileNotFoundError:
+            return frozenset()
+        except OSError as error:
+            raise HostCommandError(f"{self.folder}: {error.strerror}") from error
+
+    def of(self, names: Collection[str]) -> dict[str, Record]:
+        """Return the records that there are of these clones, by name."""
+        found = ((name, self.find(name)) for name in sorted(names))
+        return {name: record for name, record in found if record is not None}
+
+    def static_macs(self) -> frozenset[str]:
+        """Return the MAC addresses of all cards that ask nobody for an address."""
+        records = self.of(self.names()).values()
+        identities = (record.identity for record in records)
+        return frozenset().union(*(who.static_macs for who in identities if who is not None))
+
+    def unfinished(self) -> frozenset[str]:
+        """Return the fleets in which a run was killed while it made or removed a folder."""
+        return frozenset(fleet for fleet, _ in self._drafts())
+
+    def sweep(self, fleets: Collection[str]) -> None:
+        """Remove what killed runs left half made, or half removed, in fleets that no run is on."""
+        for fleet, draft in self._drafts():
+            if fleet in fleets:
+                shutil.rmtree(draft, ignore_errors=True)
+
+    def _drafts(self) -> Iterator[tuple[str, Path]]:
+        for draft in self.folder.glob(_DRAFT.format("*")):
+            named = split_clone(draft.name.removeprefix(".").removesuffix(".draft"))
+            if named is not None:
+                yield named[0], draft
+
+    def _paths(self, clone: str) -> tuple[Path, Path]:
+        return self.folder / clone, self.folder / _DRAFT.format(clone)
+
+    def _check(self, home: Path, labels: Labels) -> None:
+        held = self.find(home.name)
+        if held is None:
+            raise Conflict(f"{home} exists and isn't vmcloner's", hint="it is left as it is")
+        if not held.labels.same_clone(labels):
+            raise Conflict(
+                f"{labels.clone}: its record is of template {held.labels.template!r}",
+                hint=f"vmcloner delete {labels.clone}",
+            )
+
+    def _fill(self, spec: CloneSpec, record: str) -> None:
+        home, draft = self._paths(spec.name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o755)  # whatever the umask: QEMU's user goes through
+        shutil.rmtree(draft, ignore_errors=True)  # of a run that was killed
+        draft.mkdir()
+        draft.chmod(0o755)
+        _write(draft / RECORD, record, 0o600)
+        if spec.identity is not None:
+            _write_host_key(draft, spec.name)
+        draft.rename(home)
+
+
+@contextlib.contextmanager
+def _translated(clone: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HostCommandError(f"{clone}: {path}: {error.strerror}") from error
+
+
+def _write_host_key(folder: Path, clone: str) -> None:
+    private, public = new_host_key(clone)
+    _write(folder / HOST_KEY, private, 0o600)
+    _write(folder / KNOWN_HOSTS, f"{clone} {public}\n", 0o644)
+
+
+def new_host_key(comment: str) -> tuple[str, str]:
+    """Return a new Ed25519 key in OpenSSH's formats: (private, public with ``comment``)."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.OpenSSH,
+        serialization.NoEncryption(),
+    )
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    return private.decode(), f"{public.decode()} {comment}"
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    """Put a file in its place, whole."""
+    handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # 0600 from birth
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass") as stream:
+            stream.write(text)
+        Path(draft).chmod(mode)
+        Path(draft).rename(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(draft).unlink()
+        raise
+
+
+def _dumped(record: Record) -> str:
+    seed = record.seed
+    values = {
+        "labels": record.labels.to_mapping(),
+        "uuid": record.uuid,
+        "macs": record.macs,
+        "values": dict(record.values),
+        "identity": record.identity and attrs.asdict(record.identity),
+        "seed": {"image": seed.image and str(seed.image), "cmdline": seed.cmdline},
+    }
+    text = json.dumps(values, indent=2, default=str, ensure_ascii=False) + "\n"
+    if len(text) > MAX_RECORD:
+        raise InvalidRequest(
+            f"{record.labels.clone}: its values and keys are {len(text)} characters as JSON, "
+            f"{MAX_RECORD} can be kept"
+        )
+    return text
+
+
+def _loaded(path: Path) -> Record | None:
+    try:
+        with path.open(encoding="utf-8", errors="surrogatepass") as stream:
+            data: Any = json.loads(stream.read(MAX_RECORD))
+        labels = Labels.from_mapping(data["labels"])
+        if labels is None or labels.clone != path.parent.name:
+            return None
+        if "uuid" not in data:  # of a version that kept records of clones with an identity alone
+            data["uuid"] = data["identity"]["uuid"]
+            data["macs"] = [card["mac"] for card in data["identity"]["interfaces"]]
+        image = data["seed"]["image"]
+        return Record(
+            labels=labels,
+            uuid=uuid.UUID(data["uuid"]),
+            macs=tuple(data["macs"]),
+            values=data["values"],
+            identity=data["identity"] and _identity(data["identity"]),
+            seed=Seed(image=image and Path(image), cmdline=data["seed"]["cmdline"]),
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _identity(data: dict[str, Any]) -> Identity:
+    values = dict(data)
+    for key in ("uuid", "generation"):
+        values[key] = uuid.UUID(values[key])
+    for key in ("nameservers", "authorized_keys"):
+        values[key] = tuple(values[key])
+    values["interfaces"] = tuple(Interface(**card) for card in values["interfaces"])
+    return Identity(**values)

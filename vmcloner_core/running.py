@@ -1,0 +1,122 @@
+"""Carry a plan out from begin to end: import, pipeline, roll-back, and what observers are told."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Sequence
+
+import attrs
+
+from vmcloner_core.errors import Interrupted, VmclonerError
+from vmcloner_core.local_host import LocalHost
+from vmcloner_core.pipeline import Pipeline, Work
+from vmcloner_core.plan import OnFailure, Plan, ProgressEvent, RunResult
+from vmcloner_core.plugins import PluginHost
+from vmcloner_core.preflight import check_space
+from vmcloner_core.steps import Run, routed, undoing
+
+
+class PlannedRun:
+    """One run of a plan. Used once.
+
+    :param cancelled: once set, calls under way end and nothing new begins.
+    """
+
+    def __init__(
+        self, plan: Plan, host: LocalHost, plugins: PluginHost, cancelled: threading.Event
+    ) -> None:
+        self._plan = plan
+        self._host = host
+        self._plugins = plugins
+        self._cancelled = cancelled
+        self._started = time.monotonic()
+        self._works = [Work(plan=clone, volumes=clone.volumes) for clone in plan.clones]
+        self._run = Run(plan, host, cancelled.is_set, self._copied)
+
+    def __call__(self) -> RunResult:
+        """Carry the plan out; a clone's failure is in the result.
+
+        Whatever happens once observers know of the plan, they are told once how it ended.
+
+        :raises VmclonerError: the whole run failed, by its import for one.
+        """
+        with contextlib.ExitStack() as stack:
+            log = self._host.run_log()
+            stack.callback(log.close)
+            stack.callback(self._plugins.watch(log))
+            try:
+                self._plugins.plan_ready(self._plan)
+                result = self._carried_out()
+            except BaseException as error:
+                self._plugins.run_finished(self._result(error))
+                raise
+            self._plugins.run_finished(result)
+        return result
+
+    def _carried_out(self) -> RunResult:
+        plan = self._plan
+        if plan.import_image:
+            self._import()
+        routed(self._run, self._works)
+        self._pipe(self._works)
+        result = self._result()
+        if plan.on_failure is OnFailure.ROLLBACK and not result.enough:
+            left, undone = self._rolled_back()
+            result = attrs.evolve(self._result(), left=left, rolled_back=undone)
+        return result
+
+    def _import(self) -> None:
+        """Bring the template's image into the pool, and see whether its clones fit beside it."""
+        plan = self._plan
+        assert plan.template is not None and plan.storage is not None  # noqa: S101, PT018
+        pool = self._host.drivers.storage(plan.storage)
+        images = self._host.images
+        outcome = images.import_image(plan.template, pool, plan.run, self._started, plan.copying)
+        check_space(plan, outcome.unwrap(), pool.need, pool.capacity())
+
+    def _result(self, error: BaseException | None = None) -> RunResult:
+        """Return what became of the run by now.
+
+        :param error: what ended it before its end.
+        """
+        ended: VmclonerError | None = None
+        if isinstance(error, VmclonerError):
+            ended = error
+        elif isinstance(error, KeyboardInterrupt):
+            ended = Interrupted("stopped by the user")
+        elif error is not None:
+            ended = VmclonerError(f"{type(error).__name__}: {error}")
+        results = tuple(work.result(ended) for work in self._works)
+        return RunResult(
+            plan=self._plan,
+            results=results,
+            seconds=time.monotonic() - self._started,
+            interrupted=any(isinstance(result.error, Interrupted) for result in results),
+            error=ended,
+        )
+
+    def _pipe(self, works: Sequence[Work]) -> None:
+        run, plugins = self._plan.run, self._plugins
+        Pipeline(
+            run,
+            plugins.step_changed,
+            self._cancelled,
+            self._started,
+            ready=lambda name: plugins.clone_ready(run, name),
+        )(works)
+
+    def _rolled_back(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Undo what a failed create made; returns (left, undone) names."""
+        works = [work for work in map(undoing, self._works) if work is not None]
+        self._cancelled.clear()
+        routed(self._run, works)
+        self._pipe(works)
+        left = tuple(work.name for work in works if work.error is not None)
+        return left, tuple(work.name for work in works if work.error is None)
+
+    def _copied(self, done: int, total: int) -> None:
+        self._plugins.progress(
+            ProgressEvent(run=self._plan.run, what="copy", done=done, total=total)
+        )

@@ -1,0 +1,109 @@
+"""Actions and their steps, one module for each kind: a new one is a module here and its line below.
+
+An :class:`Action` is what a command asks for; a :class:`Step` is one thing that a driver does to
+clones on the way. Plans, events and results call both by their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from vmcloner_core.errors import Conflict, Interrupted
+from vmcloner_core.local_host import LocalHost
+from vmcloner_core.pipeline import Stage, Work
+from vmcloner_core.plan import Plan
+from vmcloner_core.steps.action import Action, TargetAction
+from vmcloner_core.steps.create import CloneDisks, Create, Define
+from vmcloner_core.steps.delete import Delete, Remove, Undefine
+from vmcloner_core.steps.power import (
+    Destroy,
+    Restart,
+    Shutdown,
+    Start,
+    StartDomain,
+    Stop,
+    Wait,
+    WaitUntilReady,
+)
+from vmcloner_core.steps.reset import Reset, ResetDisks
+from vmcloner_core.steps.step import Run, Step
+
+__all__ = [
+    "ACTIONS",
+    "STEPS",
+    "Action",
+    "Run",
+    "Step",
+    "TargetAction",
+    "check_backends",
+    "routed",
+    "undoing",
+]
+
+ACTIONS: dict[str, Action] = {
+    action.name: action
+    for action in (Create(), Start(), Stop(), Restart(), Reset(), Delete(), Wait())
+}
+STEPS: dict[str, Step[Any]] = {
+    step.name: step
+    for step in (
+        CloneDisks(),
+        Define(),
+        StartDomain(),
+        WaitUntilReady(),
+        Shutdown(),
+        Destroy(),
+        ResetDisks(),
+        Undefine(),
+        Remove(),
+    )
+}
+_UNDOING = Delete.order
+"""The order in which steps are undone."""
+
+
+def check_backends(host: LocalHost, plan: Plan) -> None:
+    """Check that all backends are set up that hold parts of a plan's clones.
+
+    :raises NotFound, InvalidRequest: one isn't: what is on it would be left behind.
+    """
+    for labels in {(c.labels.storage, c.labels.hypervisor): c.labels for c in plan.clones}.values():
+        host.drivers.storage(labels.storage)
+        host.drivers.hypervisor(labels.hypervisor)
+
+
+def routed(run: Run, works: Sequence[Work]) -> None:
+    """Give works their routes: a stage for each step and driver, shared by all that go there."""
+    stages: dict[tuple[str, object], Stage] = {}
+    for work in works:
+        route = []
+        for name in work.plan.steps:
+            driver = STEPS[name].driver(run.host, work.plan.labels)
+            if (name, driver) not in stages:
+                stages[name, driver] = STEPS[name].stage(run, driver)
+            route.append(stages[name, driver])
+        work.route = tuple(route)
+
+
+def undoing(work: Work) -> Work | None:
+    """Return the work that undoes what a run made of a clone; None where there is nothing.
+
+    What was there before the run is left.
+    """
+    touched = set(work.made)
+    if work.failed_step is not None and not isinstance(work.error, Conflict | Interrupted):
+        touched.add(work.failed_step)
+    undo = {name for step in touched for name in STEPS[step].undo}
+    if work.own:  # a step that failed for one disk has made another
+        undo.add(Remove.name)
+    steps = tuple(name for name in _UNDOING if name in undo and STEPS[name].undoes(work))
+    if not steps:
+        return None
+    return Work(
+        plan=attrs.evolve(work.plan, steps=steps),
+        volumes=work.own,
+        forget=work.plan.state is None,
+    )

@@ -1,0 +1,119 @@
+"""Create: make clones' volumes, then their domains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import attrs
+
+from vmcloner_core.booting import boot_request, domain_spec, with_networks
+from vmcloner_core.disks import disk_requests
+from vmcloner_core.drivers import HypervisorDriver, IdentityRequest, StorageDriver
+from vmcloner_core.errors import VmclonerError
+from vmcloner_core.local_host import LocalHost
+from vmcloner_core.model import BootConfig, CloneRequest, DomainSpec, Outcome, Seed
+from vmcloner_core.pipeline import More, Work
+from vmcloner_core.records import identity_request
+from vmcloner_core.steps.action import Action
+from vmcloner_core.steps.step import HypervisorStep, Run, StorageStep, cut, together
+
+
+class Create(Action):
+    """Bring a fleet to its size; what of it clones need is worked out by the planner."""
+
+    name = "create"
+    past = "created"
+    order = ("clone", "define", "start", "wait")
+    tells = ("define", "start", "wait")
+    own_word = False
+
+
+class CloneDisks(StorageStep):
+    """Make clones' volumes."""
+
+    name = "clone"
+    past = "cloned"
+    lane = "clone_lane"
+    undo = ("remove",)
+
+    def call(
+        self, run: Run, driver: StorageDriver, works: Sequence[Work], _more: More
+    ) -> Iterator[Outcome[object]]:
+        """See :meth:`Step.call`."""
+        requests: list[CloneRequest] = []
+        owners: dict[str, Work] = {}
+        for work in works:
+            template = work.plan.known().template
+            origin = run.origin(driver, template.name)
+            own = disk_requests(template, work.plan.labels, origin, run.plan.mode, work.plan.disks)
+            requests.extend(attrs.evolve(each, copying=run.plan.copying) for each in own)
+            owners.update((request.volume_name, work) for request in own)
+        batches = cut(requests, driver.clone_lane.batch)
+        made = (driver.clone(batch, run.tally) for batch in batches)
+        yield from together(owners, chain.from_iterable(made))
+
+
+class Define(HypervisorStep):
+    """Make clones' domains known, each with its record and its seed."""
+
+    name = "define"
+    past = "created"
+    lane = "define_lane"
+    undo = ("destroy", "undefine")
+
+    def call(
+        self, run: Run, driver: HypervisorDriver, works: Sequence[Work], _more: More
+    ) -> Iterator[Outcome[object]]:
+        """See :meth:`Step.call`."""
+        by_name = {work.name: work for work in works}
+        boots: dict[str, BootConfig] = {}
+        for booted in self._resolved(run.host, driver, works):
+            if booted.error is not None:
+                yield Outcome(key=booted.key, error=booted.error)
+            else:
+                boots[booted.key] = booted.unwrap()
+        specs: list[DomainSpec] = []
+        for seeded in self._seeded(run.host, [by_name[name] for name in boots]):
+            work = by_name[seeded.key]
+            try:
+                seed, boot = seeded.unwrap(), boots[seeded.key]
+                specs.append(domain_spec(work.plan.known(), boot, work.volumes, seed))
+            except VmclonerError as error:
+                yield Outcome(key=seeded.key, error=error)
+        yield from driver.define(specs)
+
+    @staticmethod
+    def _resolved(
+        host: LocalHost, driver: HypervisorDriver, works: Sequence[Work]
+    ) -> Iterator[Outcome[BootConfig]]:
+        """Ask boot providers what the clones' definitions say."""
+        providers: dict[str, list[Work]] = {}
+        for work in works:
+            providers.setdefault(work.plan.known().template.boot, []).append(work)
+        for name, group in providers.items():
+            requests = [boot_request(w.plan.known(), driver, w.volumes) for w in group]
+            backend, provider = host.drivers.boot(name)
+            yield from provider.resolve(with_networks(backend, driver, requests))
+
+    @staticmethod
+    def _seeded(host: LocalHost, works: Sequence[Work]) -> Iterator[Outcome[Seed]]:
+        """Keep clones' records before anything is defined, and give them their identities."""
+        requests: dict[str, dict[str, IdentityRequest]] = {}
+        for work in works:
+            spec = work.plan.known()
+            try:
+                host.records.keep(spec)
+                if spec.identity is None:
+                    yield Outcome(key=work.name, value=Seed())
+                    continue
+                request = identity_request(spec, host.records.home(work.name))
+                provider = spec.template.identity.provider
+                requests.setdefault(provider, {})[work.name] = request
+            except VmclonerError as error:
+                yield Outcome(key=work.name, error=error)
+        for provider, asked in requests.items():
+            for outcome in host.drivers.identity(provider)[1].seed(list(asked.values())):
+                if outcome.value is not None and outcome.key in asked:
+                    host.records.update(outcome.key, seed=outcome.value)
+                yield outcome

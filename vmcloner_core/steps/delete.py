@@ -1,0 +1,107 @@
+"""Delete: stop clones, then remove all that belongs to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+from vmcloner_core.drivers import HypervisorDriver, StorageDriver
+from vmcloner_core.errors import VmclonerError
+from vmcloner_core.model import Clone, Outcome, State
+from vmcloner_core.pipeline import More, Work
+from vmcloner_core.request import TargetRequest
+from vmcloner_core.steps.action import TargetAction, active
+from vmcloner_core.steps.step import (
+    HypervisorStep,
+    Run,
+    StorageStep,
+    by_pool,
+    cut,
+    owners,
+    together,
+)
+
+
+class Delete(TargetAction):
+    """Stop and remove clones; what is gone is as asked."""
+
+    name = "delete"
+    past = "deleted"
+    order = ("destroy", "undefine", "remove")
+    lowest_first = False
+    missing_ok = True
+
+    def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:  # noqa: ARG002
+        """See :meth:`TargetAction.steps`."""
+        return (
+            *(("destroy",) if active(clone) else ()),
+            *(("undefine",) if clone.domain is not None else ()),
+            *(("remove",) if clone.volumes or clone.recorded else ()),
+        )
+
+
+class Undefine(HypervisorStep):
+    """Forget clones' domains, and what they were started from."""
+
+    name = "undefine"
+    past = "deleted"
+    lane = "undefine_lane"
+
+    def undoes(self, work: Work) -> bool:
+        """Leave a domain that was there before the run."""
+        return work.plan.state in (None, State.ALLOCATED)
+
+    def call(
+        self, run: Run, driver: HypervisorDriver, works: Sequence[Work], _more: More
+    ) -> Iterator[Outcome[object]]:
+        """See :meth:`Step.call`."""
+        for outcome in driver.undefine([work.name for work in works]):
+            yield outcome if outcome.error is not None else run.host.starter.forget(outcome)
+
+
+class Remove(StorageStep):
+    """Remove clones' volumes, and last of all their records."""
+
+    name = "remove"
+    past = "deleted"
+    lane = "delete_lane"
+
+    def members(self, work: Work) -> int:
+        """Return its volumes' number: that is what the driver counts."""
+        return max(1, len(work.volumes))
+
+    def undoes(self, work: Work) -> bool:
+        """Leave volumes that were there before the run."""
+        return bool(work.own)
+
+    def call(
+        self, run: Run, _driver: StorageDriver, works: Sequence[Work], _more: More
+    ) -> Iterator[Outcome[object]]:
+        """See :meth:`Step.call`. A disk that lies in another pool than its clone goes too."""
+        drivers = run.host.drivers
+        outcomes = (
+            outcome
+            for name, volumes in by_pool(works).items()
+            for batch in cut(volumes, drivers.storage(name).delete_lane.batch)
+            for outcome in drivers.storage(name).delete(batch)
+        )
+        by_name = {work.name: work for work in works}
+        empty = (Outcome[object](key=work.name) for work in works if not work.volumes)
+        for removed in chain(empty, together(owners(works), outcomes)):
+            yield self._forgotten(run, by_name[removed.key], removed)
+
+    @staticmethod
+    def _forgotten(run: Run, work: Work, removed: Outcome[object]) -> Outcome[object]:
+        """Remove the record of a clone of which nothing else is left.
+
+        Last of all: as long as a part of a clone is there, the same create again makes the same
+        machine of it, which its own disk and others' ``known_hosts`` know. So a roll-back keeps
+        that of a clone of which a part was there before.
+        """
+        if removed.error is not None or not work.forget:
+            return removed
+        try:
+            run.host.records.remove(work.plan.labels)
+        except VmclonerError as error:
+            return Outcome(key=work.name, error=error)
+        return removed

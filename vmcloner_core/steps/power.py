@@ -1,0 +1,212 @@
+"""Start, stop, restart and wait for clones."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import attrs
+
+from vmcloner_core.drivers import HypervisorDriver, Lane
+from vmcloner_core.errors import VmclonerError
+from vmcloner_core.model import Clone, Outcome, State
+from vmcloner_core.pipeline import More, Work
+from vmcloner_core.readiness import Awaited, watch
+from vmcloner_core.request import TargetRequest
+from vmcloner_core.steps.action import TargetAction, active, waits
+from vmcloner_core.steps.step import HypervisorStep, Run, switched
+
+
+class Start(TargetAction):
+    """Start clones that don't run."""
+
+    name = "start"
+    past = "started"
+    order = ("start", "wait")
+    tells = ("start", "wait")
+    own_word = False
+
+    def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:
+        """See :meth:`TargetAction.steps`."""
+        return (*(("start",) if clone.state is not State.RUNNING else ()), *waits(request))
+
+
+class Stop(TargetAction):
+    """Shut clones down, or stop them at once."""
+
+    name = "stop"
+    past = "stopped"
+    order = ("shutdown", "destroy")
+    lowest_first = False
+
+    def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:
+        """See :meth:`TargetAction.steps`."""
+        return (_stop(request),) if active(clone) else ()
+
+
+class Restart(TargetAction):
+    """Stop clones and start them again."""
+
+    name = "restart"
+    past = "restarted"
+    order = ("shutdown", "destroy", "start", "wait")
+
+    def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:
+        """See :meth:`TargetAction.steps`."""
+        return (*((_stop(request),) if active(clone) else ()), "start", *waits(request))
+
+
+class Wait(TargetAction):
+    """Wait until clones are ready."""
+
+    name = "wait"
+    past = "ready"
+    order = ("wait",)
+    own_word = False
+
+    def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:  # noqa: ARG002
+        """See :meth:`TargetAction.steps`."""
+        return waits(request)
+
+
+def _stop(request: TargetRequest) -> str:
+    return "destroy" if request.kill else "shutdown"
+
+
+# --- steps --------------------------------------------------------------------------------------
+
+
+class StartDomain(HypervisorStep):
+    """Start clones' domains, from what their boot providers say where these are asked."""
+
+    name = "start"
+    past = "started"
+    lane = "start_lane"
+    undo = ("destroy",)
+
+    def call(
+        self, run: Run, driver: HypervisorDriver, works: Sequence[Work], _more: More
+    ) -> Iterator[Outcome[object]]:
+        """See :meth:`Step.call`."""
+        with run.start_gate(driver):
+            ready = []
+            for work, error in switched(run, works, lambda pool, vs: pool.activate(vs)):
+                if error is None:
+                    ready.append(work)
+                else:
+                    yield Outcome(key=work.name, error=error)
+            yield from run.host.starter.start(driver, ready)
+
+
+class WaitUntilReady(HypervisorStep):
+    """Watch clones until they are ready."""
+
+    name = "wait"
+    past = "ready"
+
+    def lane_of(self, driver: HypervisorDriver) -> Lane:  # noqa: ARG002 - nothing long is called
+        """Return one watcher for all."""
+        return Lane(batch=sys.maxsize)
+
+    def call(
+        self, run: Run, driver: HypervisorDriver, works: Sequence[Work], more: More
+    ) -> Iterator[Outcome[object]]:
+        """See :meth:`Step.call`."""
+        by_name: dict[str, Work] = {}
+
+        def awaited(works: Sequence[Work]) -> list[Awaited]:
+            by_name.update((work.name, work) for work in works)
+            return [self._awaited(run, driver, work) for work in works]
+
+        yield from watch(
+            awaited(works),
+            more=lambda: awaited(more()),
+            cancelled=run.cancelled,
+            again=lambda names: self._again(run, driver, [by_name[name] for name in names]),
+        )
+
+    @staticmethod
+    def _awaited(run: Run, driver: HypervisorDriver, work: Work) -> Awaited:
+        return Awaited(
+            name=work.name,
+            driver=driver,
+            readiness=work.plan.wait,
+            access=functools.partial(run.host.access, work.plan.labels),
+            planned=run.host.records.planned_address(work.name),
+        )
+
+    @staticmethod
+    def _again(
+        run: Run, driver: HypervisorDriver, works: Sequence[Work]
+    ) -> Mapping[str, VmclonerError | None]:
+        """Start those clones again that ended so that their boot providers be asked again."""
+        ended = [
+            work
+            for work in works
+            if work.plan.spec is not None and run.host.starter.ended_to_boot_anew(work.name)
+        ]
+        start = StartDomain()
+        calls = run.limited(driver.start_lane).concurrency
+        outcomes: list[Outcome[object]] = []
+        with ThreadPoolExecutor(calls, thread_name_prefix="again") as pool:
+            for batch in pool.map(lambda w: list(start.call(run, driver, [w], tuple)), ended):
+                outcomes.extend(batch)
+        return {outcome.key: outcome.error for outcome in outcomes}
+
+
+class _StopStep(HypervisorStep):
+    """What ends clones' domains, and lets go of their disks and of what they were started from."""
+
+    past = "stopped"
+    lane = "stop_lane"
+
+    def call(
+        self, run: Run, driver: HypervisorDriver, works: Sequence[Work], _more: More
+    ) -> Iterator[Outcome[object]]:
+        """See :meth:`Step.call`."""
+        by_name = {work.name: work for work in works}
+        stopped: dict[str, Outcome[None]] = {}
+        for outcome in self.stop(run, driver, list(by_name)):
+            if outcome.error is not None:
+                yield Outcome(key=outcome.key, error=outcome.error)
+            elif outcome.key in by_name:
+                stopped[outcome.key] = outcome
+        ended = [by_name[name] for name in stopped]
+        for work, error in switched(run, ended, lambda pool, vs: pool.deactivate(vs)):
+            yield run.host.starter.forget(attrs.evolve(stopped[work.name], error=error))
+
+    @abstractmethod
+    def stop(
+        self, run: Run, driver: HypervisorDriver, names: Sequence[str]
+    ) -> Iterator[Outcome[None]]:
+        """Stop domains."""
+
+
+class Shutdown(_StopStep):
+    """Ask guests to shut down; those that don't in time are stopped."""
+
+    name = "shutdown"
+
+    def stop(
+        self, run: Run, driver: HypervisorDriver, names: Sequence[str]
+    ) -> Iterator[Outcome[None]]:
+        """Shut domains down."""
+        return driver.shutdown(names, run.plan.shutdown_timeout)
+
+
+class Destroy(_StopStep):
+    """Stop domains at once."""
+
+    name = "destroy"
+
+    def stop(
+        self,
+        run: Run,  # noqa: ARG002
+        driver: HypervisorDriver,
+        names: Sequence[str],
+    ) -> Iterator[Outcome[None]]:
+        """Destroy domains."""
+        return driver.destroy(names)

@@ -1,0 +1,87 @@
+"""Reset: put clones' disks back to what they were made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import attrs
+
+from vmcloner_core.disks import disk_requests
+from vmcloner_core.drivers import StorageDriver
+from vmcloner_core.errors import NotFound, VmclonerError
+from vmcloner_core.model import Clone, CloneMode, CloneRequest, Outcome
+from vmcloner_core.pipeline import More, Work
+from vmcloner_core.request import TargetRequest
+from vmcloner_core.steps.action import TargetAction, active, waits
+from vmcloner_core.steps.step import Run, StorageStep, cut, together
+
+
+class Reset(TargetAction):
+    """Put clones back to their template's state; those that ran are started again."""
+
+    name = "reset"
+    past = "reset"
+    order = ("destroy", "reset", "start", "wait")
+
+    def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:
+        """See :meth:`TargetAction.steps`."""
+        stop, wait = active(clone), waits(request)
+        start = stop or request.start or bool(wait)
+        return (
+            *(("destroy",) if stop else ()),
+            "reset",
+            *(("start",) if start else ()),
+            *wait,
+        )
+
+
+class ResetDisks(StorageStep):
+    """Make clones' volumes anew, in the place of those that are there."""
+
+    name = "reset"
+    past = "reset"
+    lane = "reset_lane"
+
+    def call(
+        self, run: Run, driver: StorageDriver, works: Sequence[Work], _more: More
+    ) -> Iterator[Outcome[object]]:
+        """See :meth:`Step.call`."""
+        requests: list[CloneRequest] = []
+        owners: dict[str, Work] = {}
+        for work in works:
+            try:
+                own = self._anew(run, driver, work)
+            except VmclonerError as error:
+                yield Outcome(key=work.name, error=error)
+                continue
+            requests.extend(own)
+            owners.update((request.volume_name, work) for request in own)
+        batches = cut(requests, driver.reset_lane.batch)
+        made = (driver.reset(batch, run.tally) for batch in batches)
+        yield from together(owners, chain.from_iterable(made))
+
+    @staticmethod
+    def _anew(run: Run, driver: StorageDriver, work: Work) -> Sequence[CloneRequest]:
+        """Return what makes a clone's disks anew: as large as they are, of the image as it is now.
+
+        :raises NotFound: the pool has no image of its template (any more).
+        """
+        template = work.plan.known().template
+        origin = run.origin(driver, template.name)
+        if origin is None:
+            raise NotFound(
+                f"{work.name}: pool {driver.name!r} has no image of template {template.name!r}",
+                hint=f"vmcloner template import {template.name}",
+            )
+        mode = CloneMode.LINKED if CloneMode.LINKED in driver.modes else CloneMode.FULL
+        sizes = {volume.disk: volume.size for volume in work.volumes}
+
+        def as_large(request: CloneRequest) -> CloneRequest:
+            if request.disk not in sizes:
+                return request
+            least = request.origin.size if request.origin is not None else 0
+            return attrs.evolve(request, size=max(sizes[request.disk], least))
+
+        wanted = disk_requests(template, work.plan.labels, origin, mode, work.plan.disks)
+        return [as_large(request) for request in wanted]

@@ -1,0 +1,221 @@
+"""What a step is: one thing that is done to clones, by calls of one driver at a time."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import ClassVar, Generic, TypeVar
+
+import attrs
+
+from vmcloner_core.drivers import HypervisorDriver, Lane, StorageDriver
+from vmcloner_core.errors import VmclonerError
+from vmcloner_core.local_host import LocalHost
+from vmcloner_core.model import Labels, Origin, Outcome, Progress, Volume
+from vmcloner_core.pipeline import More, Stage, Work
+from vmcloner_core.plan import Plan
+
+D = TypeVar("D", StorageDriver, HypervisorDriver)
+T = TypeVar("T")
+
+
+class Tally:
+    """Adds up the bytes of a run's volumes, each of which counts its own. Thread-safe.
+
+    How many bytes all of them have is reckoned from those that have begun.
+    """
+
+    def __init__(self, plan: Plan, copied: Progress) -> None:
+        self._members = sum(len(clone.disks) for clone in plan.clones)
+        self._copied = copied
+        self._lock = threading.Lock()
+        self._begun: dict[str, int] = {}
+        self._done = self._known = 0
+
+    def __call__(self, volume: str, done: int, total: int) -> None:
+        """Note how many bytes one volume has by now."""
+        with self._lock:
+            if volume not in self._begun:
+                self._known += total
+            self._done += done - self._begun.get(volume, 0)
+            self._begun[volume] = done
+            reckoned = self._known * self._members // len(self._begun)
+            self._copied(self._done, max(self._done, reckoned))
+
+
+class Run:
+    """What the steps of one run share. Thread-safe.
+
+    :param cancelled: tells whether the run is to end. :param copied: told of the run's bytes.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        host: LocalHost,
+        cancelled: Callable[[], bool] = lambda: False,
+        copied: Progress = lambda _done, _total: None,
+    ) -> None:
+        self.plan = plan
+        self.host = host
+        self.cancelled = cancelled
+        self.tally = Tally(plan, copied)
+        self._lock = threading.Lock()
+        self._origins: dict[tuple[str, str], Origin | None] = {}
+        self._gates: dict[HypervisorDriver, threading.BoundedSemaphore] = {}
+
+    def origin(self, pool: StorageDriver, template: str) -> Origin | None:
+        """Return a template's image in a pool, None where it isn't there; looked up once."""
+        with self._lock:
+            key = (pool.name, template)
+            if key not in self._origins:
+                self._origins[key] = self.host.images.origin(pool, template)
+            return self._origins[key]
+
+    def limited(self, lane: Lane) -> Lane:
+        """Return a lane with no more calls at once than the run may make."""
+        jobs = self.plan.jobs or lane.concurrency
+        return attrs.evolve(lane, concurrency=min(lane.concurrency, jobs))
+
+    def start_gate(self, driver: HypervisorDriver) -> threading.BoundedSemaphore:
+        """Return what bounds the calls of a driver's ``start``: a wait starts clones again too."""
+        with self._lock:
+            if driver not in self._gates:
+                calls = self.limited(driver.start_lane).concurrency
+                self._gates[driver] = threading.BoundedSemaphore(calls)
+            return self._gates[driver]
+
+
+class Step(ABC, Generic[D]):
+    """One thing that is done to clones. Steps hold nothing: there is one object of each."""
+
+    name: ClassVar[str]
+    past: ClassVar[str]
+    """What people call a clone that it was done to: ``started``."""
+    lane: ClassVar[str]
+    """The driver's attribute that says how it may be called."""
+    undo: ClassVar[tuple[str, ...]] = ()
+    """The names of the steps that undo it, in their order."""
+
+    @abstractmethod
+    def driver(self, host: LocalHost, labels: Labels) -> D:
+        """Return the driver that does it to a clone."""
+
+    def lane_of(self, driver: D) -> Lane:
+        """Return how the driver may be called."""
+        lane: Lane = getattr(driver, self.lane)
+        return lane
+
+    def members(self, work: Work) -> int:  # noqa: ARG002 - most steps count clones
+        """Return how many members of a driver's call a clone is."""
+        return 1
+
+    def undoes(self, work: Work) -> bool:  # noqa: ARG002 - most steps undo whatever was made
+        """Tell whether a roll-back needs this step for what a run made of a clone."""
+        return True
+
+    @abstractmethod
+    def call(
+        self, run: Run, driver: D, works: Sequence[Work], more: More
+    ) -> Iterator[Outcome[object]]:
+        """Do it to clones of one driver; outcomes are keyed by clone. See :data:`pipeline.Call`."""
+
+    def stage(self, run: Run, driver: D) -> Stage:
+        """Return the stage of this step and a driver."""
+        return Stage(
+            step=self.name,
+            call=lambda works, more: self.call(run, driver, works, more),
+            lane=run.limited(self.lane_of(driver)),
+            members=self.members,
+        )
+
+
+class StorageStep(Step[StorageDriver]):
+    """A step that the pool of a clone's disks does; it counts disks."""
+
+    def members(self, work: Work) -> int:
+        """See :meth:`Step.members`."""
+        return max(1, len(work.plan.disks))
+
+    def driver(self, host: LocalHost, labels: Labels) -> StorageDriver:
+        """See :meth:`Step.driver`."""
+        return host.drivers.storage(labels.storage)
+
+
+class HypervisorStep(Step[HypervisorDriver]):
+    """A step that the hypervisor of a clone's domain does."""
+
+    def driver(self, host: LocalHost, labels: Labels) -> HypervisorDriver:
+        """See :meth:`Step.driver`."""
+        return host.drivers.hypervisor(labels.hypervisor)
+
+
+# --- what steps share ---------------------------------------------------------------------------
+
+
+def cut(members: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield members in batches of ``size`` at most."""
+    return (members[start : start + size] for start in range(0, len(members), size))
+
+
+def by_pool(works: Sequence[Work]) -> Mapping[str, list[Volume]]:
+    """Return the works' volumes by the names of their pools."""
+    groups: dict[str, list[Volume]] = {}
+    for work in works:
+        for volume in work.volumes:
+            groups.setdefault(volume.pool, []).append(volume)
+    return groups
+
+
+def owners(works: Sequence[Work]) -> dict[str, Work]:
+    """Return the works by the names of their volumes."""
+    return {volume.name: work for work in works for volume in work.volumes}
+
+
+def together(
+    members: Mapping[str, Work], outcomes: Iterable[Outcome[Volume]] | Iterable[Outcome[None]]
+) -> Iterator[Outcome[object]]:
+    """Yield each clone's outcome once those of all its volumes are known; one's failure is its own.
+
+    :param members: the works by the names of their volumes, which are the keys of ``outcomes``.
+    """
+    waiting = dict(members)
+    left = Counter(work.name for work in members.values())
+    errors: dict[str, VmclonerError] = {}
+    changed: set[str] = set()
+    for outcome in outcomes:
+        work = waiting.pop(outcome.key, None)
+        if work is None:
+            continue
+        if outcome.value is not None:
+            work.add(outcome.value, made=outcome.changed)
+        if outcome.error is not None:
+            errors.setdefault(work.name, outcome.error)
+        if outcome.changed:
+            changed.add(work.name)
+        left[work.name] -= 1
+        if not left[work.name]:
+            yield Outcome(key=work.name, error=errors.get(work.name), changed=work.name in changed)
+
+
+def switched(
+    run: Run,
+    works: Sequence[Work],
+    switch: Callable[[StorageDriver, Sequence[Volume]], Iterator[Outcome[None]]],
+) -> Iterator[tuple[Work, VmclonerError | None]]:
+    """Activate or deactivate works' volumes; yields each work with its error, if any.
+
+    A pool that can't be asked fails its own clones alone.
+    """
+    errors: dict[str, VmclonerError] = {}
+    for name, volumes in by_pool(works).items():
+        try:
+            for outcome in switch(run.host.drivers.storage(name), volumes):
+                if outcome.error is not None:
+                    errors[outcome.key] = outcome.error
+        except VmclonerError as error:
+            errors |= {volume.name: error for volume in volumes}
+    for work in works:
+        yield work, next((errors[v.name] for v in work.volumes if v.name in errors), None)

@@ -1,0 +1,194 @@
+"""Check templates before anything is made of them: what goes together, and what each key says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+
+from vmcloner_core.birth import Birth
+from vmcloner_core.booting import boot_request, defined_boot, domain_spec
+from vmcloner_core.clone_spec import clone_spec
+from vmcloner_core.drivers import HypervisorDriver
+from vmcloner_core.errors import InvalidRequest, VmclonerError
+from vmcloner_core.identity_rules import authorized_keys, resolve
+from vmcloner_core.local_host import LocalHost
+from vmcloner_core.model import (
+    Check,
+    CloneSpec,
+    DomainSpec,
+    Labels,
+    Seed,
+    Status,
+    Template,
+    Volume,
+    clone_mac,
+    clone_uuid,
+)
+from vmcloner_core.plan import Readiness
+from vmcloner_core.planner import check_wait, filled
+from vmcloner_core.records import identity_request
+
+
+class _NotYet(VmclonerError):
+    """Something can't be checked before something else is made."""
+
+
+class TemplateChecks:
+    """Checks of templates against one host.
+
+    :param hypervisor: name of the one that clones run on where nothing else is asked for.
+    :param storage: name of the pool, likewise.
+    """
+
+    def __init__(self, host: LocalHost, hypervisor: str, storage: str) -> None:
+        self._host = host
+        self._hypervisor = hypervisor
+        self._storage = storage
+
+    def pairing(self, template: Template, hypervisor: HypervisorDriver) -> None:
+        """Check that template, boot provider, identity provider and hypervisor go together.
+
+        :raises InvalidRequest: they don't; names the template and what it would go with.
+        """
+        where = f"template {template.name!r}"
+        if hypervisor.kind not in template.hypervisors:
+            raise InvalidRequest(
+                f"{where} doesn't run on {hypervisor.kind}",
+                hint=f"it runs on {', '.join(template.hypervisors)}",
+            )
+        backend, provider = self._host.drivers.boot(template.boot)
+        if hypervisor.kind not in backend.hypervisors:
+            raise InvalidRequest(
+                f"{where}: boot provider {template.boot!r} doesn't boot on {hypervisor.kind}",
+                hint=f"it boots on {', '.join(sorted(backend.hypervisors))}",
+            )
+        if hypervisor.kind in backend.at_start and not hypervisor.one_shot:
+            raise InvalidRequest(
+                f"{where}: boot provider {template.boot!r} is asked at each start, and "
+                f"{hypervisor.name} boots only what a definition says"
+            )
+        provider.check(template)
+        hypervisor.check(template)
+        identity, identifier = self._host.drivers.identity(template.identity.provider)
+        if identity.cmdline and not backend.cmdline:
+            raise InvalidRequest(
+                f"{where}: identity provider {identity.name!r} works by the kernel's command line, "
+                f"which boot provider {template.boot!r} doesn't give",
+                hint="use identity provider cloud-init, or boot = 'kernel'",
+            )
+        identifier.check(template)
+
+    def boot_at_start(self, template: Template, hypervisor: HypervisorDriver) -> str | None:
+        """Return the template's boot provider where it is asked at each start, else None."""
+        backend, _ = self._host.drivers.boot(template.boot)
+        return template.boot if hypervisor.kind in backend.at_start else None
+
+    def seed(self, spec: CloneSpec) -> None:
+        """Check what the identity of a clone would be made of.
+
+        :raises InvalidRequest: it can't be.
+        """
+        identifier = self._host.drivers.identity(spec.template.identity.provider)[1]
+        home = self._host.records.imagined(spec.name)
+        identifier.check_seed(identity_request(spec, home))
+
+    def domain(
+        self, spec: CloneSpec, driver: HypervisorDriver, volumes: tuple[Volume, ...] = ()
+    ) -> DomainSpec:
+        """Return what a clone's domain would be defined by."""
+        request = boot_request(spec, driver, volumes)
+        boot = defined_boot(self._host.drivers.boot(spec.template.boot), driver, request)
+        kept = self._host.records.find(spec.name)
+        return domain_spec(spec, boot, volumes, kept.seed if kept is not None else Seed())
+
+    def macs(self, labels: Labels, template: Template, driver: HypervisorDriver) -> list[str]:
+        """Return the addresses that the cards of a clone would have, were they all free."""
+        return [
+            clone_mac(driver.mac_prefix, self._host.seed, labels.fleet, labels.index, number)
+            for number in range(len(template.nics))
+        ]
+
+    def checks(self, name: str) -> tuple[Check, ...]:
+        """Check a template as far as that goes without making a clone of it."""
+        found: list[Check] = []
+
+        def look_at(what: str, look: Callable[[], str]) -> None:
+            try:
+                found.append(Check(backend=name, name=what, status=Status.OK, detail=look()))
+            except VmclonerError as error:
+                later = isinstance(error, _NotYet)
+                found.append(
+                    Check(
+                        backend=name,
+                        name=what,
+                        status=Status.WARNING if later else Status.FAILED,
+                        detail=error.message,
+                        fix=error.hint or "",
+                    )
+                )
+
+        template = self._host.catalog.template(name)
+        look_at("file", lambda: str(template.origin_file))
+        look_at("image", lambda: self._image(template))
+        look_at("boot", lambda: self._boot(template))
+        look_at("domain", lambda: self._domain(template))
+        look_at("identity", lambda: self._identity(template))
+        look_at("ready", lambda: self._ready(template))
+        return tuple(found)
+
+    def _image(self, template: Template) -> str:
+        images = self._host.images
+        pools = [origin.pool for origin in images.origins(template.name)]
+        if pools:
+            return f"in pool {', '.join(pools)}"
+        if images.builder(template) is not None:
+            return f"will be made by the builder {template.image.builder!r}"
+        images.check(template)
+        return f"will be imported from {template.image.path or template.image.url}"
+
+    def _boot(self, template: Template) -> str:
+        self.pairing(template, self._driver())
+        return f"{template.boot} on {self._hypervisor}"
+
+    def _domain(self, template: Template) -> str:
+        driver = self._driver()
+        try:
+            xml = driver.render(self.domain(self._sample(template), driver))
+        except VmclonerError as error:
+            if template.image.builder is None or template.folder.exists():
+                raise
+            raise _NotYet(f"can't be told before its image is made: {error.message}") from error
+        return f"{len(xml.splitlines())} lines of domain XML"
+
+    def _identity(self, template: Template) -> str:
+        provider = template.identity.provider
+        if not self._host.drivers.identity(provider)[1].seeds:
+            return provider
+        spec, keys = self._sample(template), authorized_keys(template)
+        self.seed(attrs.evolve(spec, identity=resolve(spec, keys, spec.labels.run)))
+        return f"{provider}, {len(keys)} public keys may log in"
+
+    def _ready(self, template: Template) -> str:
+        wait = Readiness.parse(template.ready)
+        check_wait(wait, template)
+        return str(filled(wait, self._sample(template)))
+
+    def _driver(self) -> HypervisorDriver:
+        return self._host.drivers.hypervisor(self._hypervisor)
+
+    def _sample(self, template: Template) -> CloneSpec:
+        """Return a clone that there will never be."""
+        birth = Birth.now()
+        labels = Labels(
+            fleet="check",
+            index=1,
+            template=template.name,
+            run="check",
+            owner=birth.owner,
+            created=birth.created,
+            storage=self._storage,
+            hypervisor=self._hypervisor,
+        )
+        known = clone_uuid(self._host.seed, labels.fleet, labels.index, labels.template)
+        return clone_spec(template, labels, known, self.macs(labels, template, self._driver()))

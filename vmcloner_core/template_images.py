@@ -1,0 +1,140 @@
+"""The images of templates on a host: made, fetched, brought into its pools."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vmcloner_core import images
+from vmcloner_core.catalog import write_built
+from vmcloner_core.driver_registry import DriverRegistry
+from vmcloner_core.drivers import ImageBuilder, ImageFile, StorageDriver
+from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError
+from vmcloner_core.model import AS_IT_COMES, Copying, Origin, Outcome, Template
+from vmcloner_core.plan import ProgressEvent, StepEvent, StepStatus
+from vmcloner_core.plugins import PluginHost
+
+STEP = "import"
+"""The name of the step that brings a template's image into a pool, in events."""
+
+
+class TemplateImages:
+    """Templates' images on one host. Callers see to it that one import runs at a time."""
+
+    def __init__(self, drivers: DriverRegistry, plugins: PluginHost) -> None:
+        self._drivers = drivers
+        self._plugins = plugins
+
+    def origins(self, template: str | None = None) -> tuple[Origin, ...]:
+        """Return the images that the host's pools hold, of all templates or of one."""
+        return tuple(
+            origin
+            for name in self._drivers.names("storage")
+            for origin in self._drivers.storage(name).origins()
+            if template in (None, origin.template)
+        )
+
+    def origin(self, pool: StorageDriver, template: str) -> Origin | None:
+        """Return a template's image in a pool, None where it isn't there."""
+        return next((o for o in pool.origins() if o.template == template), None)
+
+    def check(self, template: Template) -> None:
+        """Check that a template's image is there, where that is a file's to be.
+
+        :raises NotFound: it isn't. :raises InvalidRequest: nobody can tell.
+        """
+        path = template.image.path
+        try:
+            if path is not None:
+                path.stat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFound(
+                f"image {path} of template {template.name} doesn't exist",
+                hint=f"vmcloner template import {template.name} --image FILE_OR_URL, "
+                f"or see {template.origin_file}",
+            ) from error
+        except OSError as error:
+            raise InvalidRequest(f"{path}: {error.strerror}") from error
+
+    def import_image(
+        self,
+        template: Template,
+        pool: StorageDriver,
+        run: str,
+        started: float,
+        copying: Copying = AS_IT_COMES,
+    ) -> Outcome[Origin]:
+        """Bring a template's image into a pool, telling observers; unchanged where it is there.
+
+        :param run: the run that it is part of, empty for an import alone.
+        :param started: :func:`time.monotonic` at the run's start, from which events count.
+        """
+        begun = time.monotonic()
+
+        def event(status: StepStatus, error: VmclonerError | None = None) -> None:
+            now = time.monotonic()
+            self._plugins.step_changed(
+                StepEvent(
+                    run=run,
+                    clone=template.name,
+                    step=STEP,
+                    status=status,
+                    at=now - started,
+                    seconds=now - begun,
+                    error=error,
+                )
+            )
+
+        def progress(done: int, total: int) -> None:
+            self._plugins.progress(
+                ProgressEvent(run=run, what=f"{STEP} {template.name}", done=done, total=total)
+            )
+
+        event(StepStatus.STARTED)
+        try:
+            builder, host = self.builder(template), self._drivers.host
+            with images.obtained(template, builder, host, progress) as image:
+                outcome = pool.import_image(template.name, image, progress, copying)
+        except VmclonerError as error:
+            event(StepStatus.FAILED, error)
+            raise
+        event(StepStatus.DONE if outcome.changed else StepStatus.UNCHANGED)
+        return outcome
+
+    def build(self, template: Template) -> ImageFile:
+        """Make a template's image, and nothing where it is made already.
+
+        :raises InvalidRequest: its image is not one that is made here.
+        """
+        builder, name = self.builder(template), template.name
+        if builder is None:
+            raise InvalidRequest(
+                f"template {name!r} has no image builder",
+                hint=f"vmcloner template import {name}",
+            )
+
+        def progress(done: int, total: int) -> None:
+            self._plugins.progress(
+                ProgressEvent(run="", what=f"build {name}", done=done, total=total)
+            )
+
+        return images.build(builder, template.folder, progress)
+
+    def declare_built(
+        self, name: str, parent: str, builder: str, options: Mapping[str, Any]
+    ) -> Path:
+        """Write a template whose image a builder makes; see :func:`catalog.write_built`.
+
+        :raises InvalidRequest: the builder takes no such options.
+        """
+        self._drivers.builder(builder, options, f"image {name}")
+        return write_built(name, parent, builder, options)
+
+    def builder(self, template: Template) -> ImageBuilder | None:
+        """Return the builder of a template's image, None where it isn't made here."""
+        source, where = template.image, f"template {template.name}"
+        if source.builder is None:
+            return None
+        return self._drivers.builder(source.builder, source.options, where)
