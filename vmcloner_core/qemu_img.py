@@ -1,12 +1,15 @@
-"""Convert images by qemu-img(1)."""
+"""Convert and measure images by qemu-img(1)."""
 
 from __future__ import annotations
 
+import json
 import os
+import stat
 from pathlib import Path
 
 from vmcloner_core import copying
 from vmcloner_core.drivers import ImageFile
+from vmcloner_core.errors import HostCommandError
 from vmcloner_core.model import Copying
 from vmcloner_core.os_errors import translated
 from vmcloner_core.process import CommandRunner
@@ -25,10 +28,10 @@ def convert(runner: CommandRunner, image: ImageFile, target: Path, options: Copy
         limit = ["-r", str(options.bandwidth)]
         slowest = min(SLOWEST, options.bandwidth // 2 or 1)
     timeout = 300 + image.size / slowest
-    source = str(image.path.absolute())
+    source = _source(image)
     with translated(target):
         os.truncate(target, image.size)
-        argv = ["-n", "--target-is-zero", "-f", image.format, "-O", "raw", *limit]
+        argv = ["-n", "--target-is-zero", "-O", "raw", *limit]
         runner.run(["qemu-img", "convert", *argv, source, str(target)], timeout=timeout)
         if not options.verify:
             return
@@ -37,5 +40,31 @@ def convert(runner: CommandRunner, image: ImageFile, target: Path, options: Copy
             copying.flush(fd)
         finally:
             os.close(fd)
-    argv = ["-f", image.format, "-F", "raw", source, str(target)]
-    runner.run(["qemu-img", "compare", *argv], timeout=timeout)
+    runner.run(["qemu-img", "compare", "-F", "raw", source, str(target)], timeout=timeout)
+
+
+def measure(runner: CommandRunner, image: ImageFile) -> int:
+    """Return an upper bound of the bytes that an image takes as a sparse raw file.
+
+    :raises HostCommandError: qemu-img failed, or did not say.
+    """
+    argv = ["qemu-img", "measure", "--output", "json", "-O", "raw", _source(image)]
+    answer = runner.run(argv, timeout=300)
+    try:
+        return int(json.loads(answer.stdout)["required"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise HostCommandError(
+            f"qemu-img measure: no size in its output for {image.path}"
+        ) from error
+
+
+def _source(image: ImageFile) -> str:
+    """Return how QEMU opens an image: in the format that was checked, without a backing file.
+
+    The image's owner may change its header after the check.
+    """
+    with translated(image.path):
+        device = stat.S_ISBLK(image.path.stat().st_mode)
+    file = {"driver": "host_device" if device else "file", "filename": str(image.path.absolute())}
+    options = {"driver": image.format, "file": file}
+    return "json:" + json.dumps(options | ({"backing": None} if image.format != "raw" else {}))

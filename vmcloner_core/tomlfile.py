@@ -24,14 +24,29 @@ def read_toml(path: Path, *, trusted: bool) -> dict[str, Any]:
     """Return what a TOML file says.
 
     :param trusted: whether it has to be one that no other user could have written.
-    :raises InvalidRequest: it can't be read, is too large or isn't TOML; names file and line.
+    :raises InvalidRequest: it can't be read, is too large or isn't TOML, or has a number of more
+        than 64 bits; names file and line, or key.
     """
     try:
-        return tomllib.loads(read_file(path, trusted=trusted).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = tomllib.loads(read_file(path, trusted=trusted).decode())
+        _check_numbers(table, path)
+        return table
+    except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
         raise InvalidRequest(f"{path}: not TOML: {error}") from error
     except RecursionError as error:
         raise InvalidRequest(f"{path}: nested too deeply") from error
+
+
+def _check_numbers(value: object, path: Path, key: str = "") -> None:
+    """Check that whole numbers have 64 bits, as TOML says: larger ones can't even be printed."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InvalidRequest(f"{path}: {key}: a number of more than 64 bits")
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_numbers(inner, path, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_numbers(inner, path, key)
 
 
 def structure(data: Mapping[str, Any], into: type[T], *, where: str, also: Sequence[str] = ()) -> T:

@@ -81,7 +81,7 @@ def _read(request: BootRequest) -> BootConfig:
     words = fill_cmdline(request.template, request.labels, request.nics, request.values)
     volume = _boot_disk(request.volumes)
     budget = Budget()
-    image = open_image(volume.path, volume.format, budget)
+    image = open_image(volume.path, volume.format, budget, volume.backing)
     try:
         trees, skipped = systems(image)
         choice = _choice(trees, skipped, budget)

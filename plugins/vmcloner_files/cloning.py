@@ -11,6 +11,7 @@ from pathlib import Path
 
 import attrs
 
+from vmcloner_core import qcow2
 from vmcloner_core.copying import Target
 from vmcloner_core.errors import NotFound, VmclonerError, WrongState
 from vmcloner_core.full_copies import copy_one
@@ -24,7 +25,6 @@ from vmcloner_core.model import (
     VolumeProgress,
 )
 from vmcloner_core.os_errors import translated
-from vmcloner_files import qcow2
 from vmcloner_files.drafts import Draft
 from vmcloner_files.holders import Holders
 from vmcloner_files.pool import Pool
@@ -88,7 +88,7 @@ class Cloner:
         if record is None:
             vanished = WrongState(f"{path} was removed by another process while it was made")
             return Outcome(key=key, error=vanished)
-        volume = as_volume(path, record, self._pool_name)
+        volume = as_volume(path, record, self._pool, self._pool_name)
         return Outcome(key=key, value=volume, changed=made is not None)
 
     def _make(self, request: CloneRequest, path: Path) -> DiskRecord | None:
@@ -126,7 +126,7 @@ class Cloner:
             except VmclonerError as error:
                 yield Outcome(key=request.volume_name, error=error)
             else:
-                made = as_volume(path, record, self._pool_name)
+                made = as_volume(path, record, self._pool, self._pool_name)
                 yield Outcome(key=request.volume_name, value=made)
 
     def _replace(
@@ -218,15 +218,16 @@ def open_image(pool: Pool, pool_name: str, origin: Origin) -> Image:
     return Image(fd=fd, path=path, record=record)
 
 
-def as_volume(path: Path, record: DiskRecord, pool: str) -> Volume:
+def as_volume(path: Path, record: DiskRecord, pool: Pool, pool_name: str) -> Volume:
     """Return a disk as the core knows it."""
     return Volume(
         name=path.name,
-        pool=pool,
+        pool=pool_name,
         labels=record.labels,
         path=path,
         size=record.size,
         format=record.format,
+        backing=pool.image_path(record.labels.template) if record.format == "qcow2" else None,
         complete=record.complete,
     )
 

@@ -29,6 +29,7 @@ from vmcloner_core.model import (
     untold,
 )
 from vmcloner_core.os_errors import translated
+from vmcloner_core.qcow2 import overlay
 from vmcloner_files import doctor
 from vmcloner_files.cloning import Cloner, Method, as_volume
 from vmcloner_files.copies import FolderCopies
@@ -36,7 +37,6 @@ from vmcloner_files.features import existing, space
 from vmcloner_files.holders import Holders
 from vmcloner_files.importing import Importer, check_unlinked
 from vmcloner_files.pool import Pool
-from vmcloner_files.qcow2 import overlay
 from vmcloner_files.records import ImageRecord
 from vmcloner_files.settings import FilesSettings
 
@@ -188,7 +188,7 @@ class FilesDriver(StorageDriver):
     def volumes(self) -> tuple[Volume, ...]:
         """See :meth:`StorageDriver.volumes`."""
         disks = self._pool.disks().items()
-        return tuple(as_volume(path, record, self.name) for path, record in disks)
+        return tuple(as_volume(path, record, self._pool, self.name) for path, record in disks)
 
     # --- space ----------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterable, Iterator
 
@@ -13,7 +12,6 @@ from vmcloner_core.copying import Pace, check_same, copy_runs
 from vmcloner_core.drivers import ImageFile
 from vmcloner_core.errors import (
     Conflict,
-    HostCommandError,
     InvalidRequest,
     NotEnoughResources,
     WrongState,
@@ -23,7 +21,7 @@ from vmcloner_core.model import Copying, Progress
 from vmcloner_core.names import fold
 from vmcloner_core.os_errors import translated
 from vmcloner_core.process import CommandRunner
-from vmcloner_core.qemu_img import convert
+from vmcloner_core.qemu_img import convert, measure
 from vmcloner_core.units import format_size
 from vmcloner_files.drafts import Draft
 from vmcloner_files.extents import MAX_RUNS, coalesce, count_extents
@@ -119,14 +117,7 @@ class Importer:
         """Return an upper bound of the bytes that the image takes as a sparse raw file."""
         if image.format == "raw":
             return _length(data_runs(source))
-        argv = ["qemu-img", "measure", "--output", "json", "-f", "qcow2", "-O", "raw"]
-        answer = self.runner.run([*argv, str(image.path.absolute())], timeout=300)
-        try:
-            return int(json.loads(answer.stdout)["required"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise HostCommandError(
-                f"qemu-img measure: no size in its output for {image.path}"
-            ) from error
+        return measure(self.runner, image)
 
     def _check_room(self, template: str, need: int) -> None:
         free = self._free()

@@ -10,13 +10,13 @@ from typing import Any
 
 import attrs
 from jinja2 import FunctionLoader, StrictUndefined, TemplateError, TemplateSyntaxError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lxml import etree
 from markupsafe import Markup, escape
 
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import DomainSpec, clone_generation
 from vmcloner_core.placeholders import clone_values, fill
+from vmcloner_core.sandbox import Sandbox, TooMuch, bounded_work
 from vmcloner_libvirt.metadata import add_labels, parse
 
 MAX_XML = 1024**2
@@ -43,7 +43,7 @@ class Renderer:
     def __init__(self, shipped: str) -> None:
         self._shipped = shipped
         self._readable = {shipped}
-        self._environment = ImmutableSandboxedEnvironment(
+        self._environment = Sandbox(
             autoescape=True,
             undefined=StrictUndefined,
             loader=FunctionLoader(self._load),
@@ -83,19 +83,22 @@ class Renderer:
         return text, name, None
 
     def _text(self, source: str, values: dict[str, object]) -> str:
-        parts: list[str] = []
-        size = 0
         try:
-            for part in self._environment.get_template(source).generate(values):
-                parts.append(part)
-                size += len(part)
-                if size > MAX_XML:
-                    raise InvalidRequest(f"{source}: renders to more than {MAX_XML} characters")
+            with bounded_work():
+                text = self._environment.get_template(source).render(values).strip()
         except TemplateError as error:
             raise InvalidRequest(f"{_place(error, source)}: {error.message}", hint=_HINT) from error
+        except TooMuch as error:
+            raise InvalidRequest(
+                f"{_place(error, source)}: renders to more than {MAX_XML} characters, or takes as "
+                f"much work: {error}",
+                hint=_HINT,
+            ) from error
         except (ArithmeticError, LookupError, TypeError, ValueError, MemoryError) as error:
             raise InvalidRequest(f"{_place(error, source)}: {error}", hint=_HINT) from error
-        return "".join(parts).strip()
+        if len(text) > MAX_XML:
+            raise InvalidRequest(f"{source}: renders to more than {MAX_XML} characters")
+        return text
 
 
 def domain_values(spec: DomainSpec) -> dict[str, Any]:
@@ -128,6 +131,7 @@ def domain_values(spec: DomainSpec) -> dict[str, Any]:
                 "kind": volume.kind,
                 "path": str(volume.path),
                 "format": volume.format,
+                "backing": None if volume.backing is None else str(volume.backing),
                 "target": f"{prefix}{chr(ord('a') + number)}",
             }
             for number, volume in enumerate(spec.volumes)

@@ -46,6 +46,7 @@ class Volume:
     :param name: the volume's name in its pool, ``CLONE-diskN``.
     :param path: absolute path on the host. :param format: the bytes' format, as libvirt names it.
     :param kind: ``file`` or ``block``, libvirt's disk type. :param size: virtual bytes.
+    :param backing: the raw file that a qcow2 volume is an overlay of, as its pool knows it.
     :param complete: False while its bytes aren't all there: a copy is under way, or was cut off.
         The same request completes it, deleting it takes it away.
     """
@@ -57,6 +58,7 @@ class Volume:
     size: int
     format: Literal["raw", "qcow2"] = "raw"
     kind: Literal["file", "block"] = "file"
+    backing: Path | None = None
     complete: bool = True
 
     @property

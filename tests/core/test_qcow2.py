@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vmcloner_core import qcow2
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_files import qcow2
 
 sectors = st.one_of(
     st.integers(1, 4096),
