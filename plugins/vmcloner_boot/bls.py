@@ -9,8 +9,8 @@ import re
 
 import attrs
 
+from vmcloner_boot.disk_image import MIB, Unreadable
 from vmcloner_boot.grubscript import Command, Entry, Word
-from vmcloner_boot.reading import MIB, Unreadable
 from vmcloner_boot.trees import Tree, pair
 
 MAX_FILES = 1000

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vmcloner_boot import btrfs
-from vmcloner_boot.reading import MIB, Bytes, Unreadable
+from vmcloner_boot.disk_image import MIB, Bytes, Unreadable
 from vmcloner_boot.trees import FileSystem, Kind, Node
 from vmcloner_core.errors import VmclonerError
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from vmcloner_boot.reading import MIB, Bytes, Unreadable
+from vmcloner_boot.disk_image import MIB, Bytes, Unreadable
 from vmcloner_boot.trees import FileSystem, Kind, Node
 
 ROOT = 2

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from vmcloner_boot.bls import BLS_FOLDERS, BlsEntry, bls_entries, grub_device
 from vmcloner_boot.choice import MAX_INITRDS, Choice, Found
+from vmcloner_boot.disk_image import Budget, Unreadable
 from vmcloner_boot.grubscript import Entry, World
-from vmcloner_boot.reading import Budget, Unreadable
 from vmcloner_boot.trees import Tree, pair
 
 GRUB_FILES = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg", "/grub/grub.cfg", "/grub2/grub.cfg")

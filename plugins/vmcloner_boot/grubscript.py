@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 
-from vmcloner_boot.reading import MIB, Budget, Unreadable
+from vmcloner_boot.disk_image import MIB, Budget, Unreadable
 
 MAX_STEPS = 20_000
 """Commands, and turns of loops, that one script may run."""

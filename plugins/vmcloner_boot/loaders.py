@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vmcloner_boot.choice import Choice, Found
+from vmcloner_boot.disk_image import Budget, Unreadable
 from vmcloner_boot.extlinux import extlinux_menu
 from vmcloner_boot.grub import bls_menu, grub_menu
-from vmcloner_boot.reading import Budget, Unreadable
 from vmcloner_boot.trees import Tree
 
 LINKS = (

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from vmcloner_boot.reading import Bytes, Range, Unreadable
+from vmcloner_boot.disk_image import Bytes, Range, Unreadable
 
 SECTORS = (512, 4096)
 MAX_PARTITIONS = 128

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import attrs
 
 from vmcloner_boot import ext
+from vmcloner_boot.disk_image import Bytes, Unreadable
 from vmcloner_boot.dissected import EXTRA, SUBVOLUMES, Dissected, Under
 from vmcloner_boot.partitions import Partition, partitions
-from vmcloner_boot.reading import Bytes, Unreadable
 from vmcloner_boot.trees import FileSystem, Kind, Tree
 
 _MAGIC = (

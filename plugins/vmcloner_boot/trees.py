@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from vmcloner_boot.reading import MIB, Unreadable
+from vmcloner_boot.disk_image import MIB, Unreadable
 
 MAX_LINKS = 16
 """Symbolic links on the way to one file."""

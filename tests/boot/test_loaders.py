@@ -13,10 +13,10 @@ from tests.boot.memory import tree
 from vmcloner_boot import grubscript
 from vmcloner_boot.bls import _version, bls_entries
 from vmcloner_boot.choice import Choice
+from vmcloner_boot.disk_image import Budget, Unreadable
 from vmcloner_boot.grub import _Grub
 from vmcloner_boot.grubscript import World, parse
 from vmcloner_boot.loaders import choose as choose_within
-from vmcloner_boot.reading import Budget, Unreadable
 from vmcloner_boot.trees import Tree
 from vmcloner_core.errors import DeadlineExceeded
 

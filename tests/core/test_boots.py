@@ -9,11 +9,11 @@ import pytest
 
 from vmcloner_core import Engine, Readiness, State, readiness
 from vmcloner_core.bootfiles import clear, fresh
+from vmcloner_core.booting import told
 from vmcloner_core.cli import app
 from vmcloner_core.drivers import NO_BOOTS
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, PartialFailure
 from vmcloner_core.model import BootConfig, Identity, Outcome, Seed
-from vmcloner_core.booting import told
 from vmcloner_core.testing.reference import (
     BootPlugin,
     HypervisorPlugin,

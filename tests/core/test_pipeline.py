@@ -9,9 +9,9 @@ import pytest
 
 from vmcloner_core.drivers import Lane
 from vmcloner_core.errors import Conflict, HostCommandError, Interrupted, WrongState
-from vmcloner_core.pipeline import Pipeline, Stage, Work, undo
 from vmcloner_core.locks import hold
 from vmcloner_core.model import Outcome, State, Volume
+from vmcloner_core.pipeline import Pipeline, Stage, Work, undo
 from vmcloner_core.plan import ClonePlan, Readiness, Step
 from vmcloner_core.readiness import Awaited, watch
 from vmcloner_core.testing.samples import make_labels
