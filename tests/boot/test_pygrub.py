@@ -308,10 +308,10 @@ def test_a_full_disk_of_the_host(
 
 
 def test_a_disk_of_another_kind_is_named(provider: BootProvider, ask: Ask, tmp_path: Path) -> None:
-    fat = tmp_path / "fat"
-    fat.write_bytes(bytes(0x36) + b"FAT16".ljust(MIB, b"\0"))
-    (outcome,) = provider.resolve_start([ask(disk(tmp_path / "disk", "gpt", [fat]))])
-    assert "not read: partition 1: vfat" in str(outcome.error)
+    luks = tmp_path / "luks"
+    luks.write_bytes(b"LUKS\xba\xbe".ljust(MIB, b"\0"))
+    (outcome,) = provider.resolve_start([ask(disk(tmp_path / "disk", "gpt", [luks]))])
+    assert "not read: partition 1: LUKS" in str(outcome.error)
 
 
 def test_no_disk(provider: BootProvider, ask: Ask, tmp_path: Path) -> None:
