@@ -37,7 +37,7 @@ MAX_LENGTH = 16384
 MAX_SOURCES = 2 * MIB
 """Characters of all files that a script consists of."""
 
-SUCCESS, FALSE, NOT_FOUND, BAD_ARGUMENT, NO_KERNEL = 0, 1, 5, 18, 22
+SUCCESS, FALSE, NOT_FOUND, INVALID_COMMAND, BAD_ARGUMENT, NO_KERNEL = 0, 1, 5, 17, 18, 22
 """Numbers of GRUB's errors (include/grub/err.h)."""
 
 
@@ -359,7 +359,7 @@ class Interpreter:
 
     def _setparams(self, call: Call) -> int:
         if not self._scopes:
-            return BAD_ARGUMENT
+            return INVALID_COMMAND
         self._scopes[-1] = call.arguments
         return SUCCESS
 

@@ -51,17 +51,21 @@ def _prefixed(left: str, right: str) -> int:
     while at > 0 and left[at] in "0123456789":
         at -= 1
     at += 1
-    return abs(number(left[at:].lstrip("-"))) - abs(number(right[at:].lstrip("-")))
+    return max(number(left[at:]), 0) - max(number(right[at:]), 0)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 _BINARY: dict[str, Callable[[str, str], bool]] = {
     "=": lambda a, b: a == b,
     "==": lambda a, b: a == b,
     "!=": lambda a, b: a != b,
-    "<": lambda a, b: a < b,
-    "<=": lambda a, b: a <= b,
-    ">": lambda a, b: a > b,
-    ">=": lambda a, b: a >= b,
+    "<": lambda a, b: _bytes(a) < _bytes(b),
+    "<=": lambda a, b: _bytes(a) <= _bytes(b),
+    ">": lambda a, b: _bytes(a) > _bytes(b),
+    ">=": lambda a, b: _bytes(a) >= _bytes(b),
     "-eq": lambda a, b: number(a) == number(b),
     "-ne": lambda a, b: number(a) != number(b),
     "-lt": lambda a, b: number(a) < number(b),
@@ -131,7 +135,7 @@ def evaluate(words: Sequence[str], files: Files) -> bool:
 
     :raises Unreadable: it is too long, or asks what isn't known here.
     """
-    words = words[:-1] if words[-1:] == ["]"] else words
+    words = words[:-1] if words and words[-1] == "]" else words
     if len(words) > MAX_TEST:
         raise Unreadable(f"a GRUB script tests more than {MAX_TEST} words at once")
     return _Test(words, files).value()
