@@ -335,7 +335,7 @@ def add_copying(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="Read copies back and compare checksums (pools that copy by dd).",
+        help="Read full copies and imports back and compare them.",
     )
 
 
