@@ -33,6 +33,7 @@ from vmcloner_core.records import Records
 from vmcloner_core.runlog import RunLog
 from vmcloner_core.survey import Survey, look
 from vmcloner_core.template_images import TemplateImages
+from vmcloner_core.trusted_files import check_folder
 
 log = logging.getLogger(__name__)
 MACHINE_ID = Path("/etc/machine-id")
@@ -110,6 +111,8 @@ class LocalHost:
         self, names: Sequence[str], cancelled: Callable[[], bool]
     ) -> contextlib.AbstractContextManager[None]:
         """Hold locks between runs; the log says what is waited for. See :func:`locks.hold`."""
+        if self.host.state.exists():
+            check_folder(self.host.state)
         return locks.hold(
             self.host.state,
             names,

@@ -58,20 +58,32 @@ def check_file(path: Path) -> None:
     _check_folders(path)
 
 
+def check_folder(folder: Path) -> None:
+    """Check that no other user could have put anything into a folder.
+
+    :raises InvalidRequest: one could; names the folder, the reason and the way out.
+    """
+    _check_folder(folder, folder.resolve())
+
+
 def _check_folders(path: Path) -> None:
     """Check the folders of a file, and of what it links to: who could set a link chose the file."""
     for folder in {path.parent.resolve(), path.resolve().parent}:
-        for place in (folder, *folder.parents):
-            try:
-                status = place.stat()
-            except OSError as error:
-                raise InvalidRequest(f"{place}: {error.strerror}") from error
-            _check(path, place, status, sticky=place != folder)
+        _check_folder(path, folder)
+
+
+def _check_folder(asked: Path, folder: Path) -> None:
+    for place in (folder, *folder.parents):
+        try:
+            status = place.stat()
+        except OSError as error:
+            raise InvalidRequest(f"{place}: {error.strerror}") from error
+        _check(asked, place, status, sticky=place != folder)
 
 
 def _check(asked: Path, place: Path, status: os.stat_result, *, sticky: bool) -> None:
     """Check one file or folder on the way to what was asked for."""
-    where = f"{asked}: not read, since {'it' if place == asked else place}"
+    where = f"{asked}: not used, since {'it' if place == asked else place}"
     if status.st_uid not in _users():
         raise InvalidRequest(
             f"{where} belongs to {_user(status.st_uid)}",

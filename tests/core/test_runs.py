@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pickle
 import shutil
 import threading
@@ -18,6 +19,7 @@ from vmcloner_core.errors import (
     BackendError,
     Conflict,
     HostCommandError,
+    InvalidRequest,
     NotFound,
     PartialFailure,
     VmclonerError,
@@ -399,6 +401,36 @@ def test_a_plan_that_was_made_before_there_was_a_state_folder(site, other):
     (clone,) = other.list("db")
     assert other.host.state_id.read_text().strip() == clone.labels.state
     assert clone.ours
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_a_state_folder_that_others_can_write_is_refused(site, mode):
+    site.engine.create("web", "t1", count=1)
+    site.engine.host.state.chmod(mode)
+    with pytest.raises(InvalidRequest, match="state: not used, since it can be written by other"):
+        site.engine.delete("web")
+
+
+def test_a_lock_that_is_a_link_makes_no_file_elsewhere(site):
+    site.engine.host.state.mkdir()
+    (site.engine.host.state / "lock").symlink_to(site.folder / "elsewhere")
+    with pytest.raises(BackendError):
+        site.engine.create("web", "t1", count=1)
+    assert not (site.folder / "elsewhere").exists()
+
+
+def test_what_the_command_makes_is_its_users_whatever_the_umask(site, monkeypatch):
+    from vmcloner_core.cli import app
+
+    monkeypatch.setattr(app.Shell, "engine", site.engine)
+    before = os.umask(0)
+    try:
+        assert app.main(["create", "web", "-t", "t1"]) == 0
+    finally:
+        os.umask(before)
+    made = [site.engine.host.state, *site.engine.host.state.rglob("*")]
+    assert len(made) > 4
+    assert [path for path in made if path.stat().st_mode & 0o022] == []
 
 
 # --- backends of a fleet ------------------------------------------------------------------------

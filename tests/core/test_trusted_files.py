@@ -116,7 +116,7 @@ def test_settings_of_the_current_folder(file, monkeypatch):
     monkeypatch.delenv("VMCLONER_CONFIG", raising=False)
     assert Settings.load().defaults.storage == "mine"
     file.chmod(0o666)
-    with pytest.raises(InvalidRequest, match=r"vmcloner\.toml: not read, since it"):
+    with pytest.raises(InvalidRequest, match=r"vmcloner\.toml: not used, since it"):
         Settings.load()
 
 
@@ -130,7 +130,7 @@ def test_templates_and_what_they_extend(tmp_path):
     assert catalog.template("a").image.builder == "tiny"
     (shared / "b.toml").chmod(0o666)
     for name in "ab":
-        with pytest.raises(InvalidRequest, match=r"b\.toml: not read"):
+        with pytest.raises(InvalidRequest, match=r"b\.toml: not used"):
             catalog.template(name)
     assert [info.error is not None for info in catalog.infos()] == [True, True]
 
@@ -141,5 +141,5 @@ def test_a_templates_own_xml(tmp_path):
     catalog = Catalog(tmp_path / "built", [tmp_path])
     assert catalog.template("a").domain.xml == tmp_path / "d.xml"
     (tmp_path / "d.xml").chmod(0o666)
-    with pytest.raises(InvalidRequest, match=r"d\.xml: not read"):
+    with pytest.raises(InvalidRequest, match=r"d\.xml: not used"):
         catalog.template("a")

@@ -226,6 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A process that ends looks for garbage among all that it has; there is no more use in that.
     atexit.register(gc.freeze)
     words = list(sys.argv[1:] if argv is None else argv)
+    os.umask(os.umask(0o022) | 0o022)  # nobody else may write what we make, whatever it was
     if not words and not sys.stdin.isatty():
         words = ["--help"]
     shell = Shell()
