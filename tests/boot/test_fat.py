@@ -75,9 +75,9 @@ def test_chains_in_a_circle(tmp_path: Path) -> None:
         struct.pack_into("<I", data, reserved * 512 + 4 * number, 2 + (number + 1) % 3)
     image.write_bytes(data)
     system = Fat(RawImage(image, Budget()))
-    with pytest.raises(Unreadable, match="FAT"):
+    with pytest.raises(Unreadable, match=r"circle|larger than any"):
         list(system.names(system.root()))
-    with pytest.raises(Unreadable, match="FAT"):
+    with pytest.raises(Unreadable, match=r"circle|larger than any"):
         system.find(system.root(), b"none")
 
 

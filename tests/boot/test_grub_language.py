@@ -60,6 +60,7 @@ def run(script: str, files: dict[str, object] | None = None) -> list[str]:
         ("echo '$v' \\$v \"\\$v\"", ["$v $v $v"]),
         ("set v=1\necho a${v}b a\"$v\"b a'$v'b", ["a1b a1b a$vb"]),
         ("echo a\\\n  b \"c\\\nd\"", ["a b cd"]),
+        ("set v=1\necho $\"a $v\\\" b\"", ['a 1" b']),
         # numbers and texts
         ("if [ 0x10 -eq 16 -a 010 -eq 8 -a 9 -lt 10 ]; then echo ok; fi", ["ok"]),
         ("if [ k-6.9 -plt k-6.10 -a k-6.10 -pgt k-6.9 ]; then echo ok; fi", ["ok"]),
@@ -162,7 +163,7 @@ SYNTAX = st.lists(
     st.sampled_from(
         ["if", "then", "fi", "else", "elif", "while", "until", "do", "done", "for", "in", "{", "}",
          "menuentry", "function", ";", "\n", " ", " ", "a", "'", '"', "$a", "${b}", "$", "[[", "]",
-         "#", "\\", "\\\n", "x=1", "&", "!", '"$a"', "'q'", '"a\\"b"', "a;", "true\n", "a#b",
+         "#", "\\", "\\\n", "x=1", "&", "!", '"$a"', "'q'", '"a\\"b"', '$"t"', "a;", "true\n", "a#b",
          "if a; then b; fi", "for x in a b; do c; done", "menuentry x { a; }", "${1a}", "$@",
          "function f { a; }\n", "while a; do b; done"]
     ),

@@ -139,6 +139,12 @@ def test_a_file_that_is_not_there() -> None:
     assert menu(f"source /boot/other.cfg\n. /none\n{BOTH}").kernel.path == "/boot/k1"
 
 
+def test_a_variable_from_a_file() -> None:
+    config = "file_env -f ($root)/cmdline.txt more\nmenuentry A { linux /boot/k1 a $more b; }"
+    assert menu(config, {"cmdline.txt": "x=1 y\n"}).cmdline == "a x=1 y b"
+    assert menu(config).cmdline == "a b"
+
+
 def test_menus_that_lead_in_a_circle() -> None:
     with pytest.raises(Unreadable, match="16 menus within one another"):
         menu("menuentry A { configfile /boot/grub/grub.cfg; }")
@@ -200,13 +206,18 @@ def test_devices(search: str) -> None:
 @pytest.mark.parametrize(
     "search",
     ["search --label DATA", "search --set=r --label OTHER", f"search {UUIDS[2]} --set=r",
-     "search --partuuid x --set=r", "search --set=r --file /none"],
+     "search --set=r --file /none"],
 )  # fmt: skip
 def test_a_search_that_finds_nothing_sets_nothing(search: str) -> None:
     config = f"set r=hd0,1\n{search}\nmenuentry X {{ linux ($r)/boot/k1 $root; }}"
     boot = tree({"grub/grub.cfg": config}, 3, "msdos", UUIDS[3])
     choice = choose(boot, *disk())
     assert (str(choice.kernel), choice.cmdline) == ("/boot/k1 on partition 1", "hd0,msdos3")
+
+
+def test_a_search_that_other_grubs_know_is_refused() -> None:
+    with pytest.raises(Unreadable, match="search --part-label isn't understood"):
+        menu(f"search --set=root --part-label boot\n{BOTH}")
 
 
 @pytest.mark.parametrize(
