@@ -163,7 +163,8 @@ SYNTAX = st.lists(
     st.sampled_from(
         ["if", "then", "fi", "else", "elif", "while", "until", "do", "done", "for", "in", "{", "}",
          "menuentry", "function", ";", "\n", " ", " ", "a", "'", '"', "$a", "${b}", "$", "[[", "]",
-         "#", "\\", "\\\n", "x=1", "&", "!", '"$a"', "'q'", '"a\\"b"', '$"t"', "a;", "true\n", "a#b",
+         "#", "\\", "\\\n", "x=1", "&", "!", '"$a"', "'q'", '"a\\"b"', '$"t"', "a;", "true\n",
+         "a#b",
          "if a; then b; fi", "for x in a b; do c; done", "menuentry x { a; }", "${1a}", "$@",
          "function f { a; }\n", "while a; do b; done"]
     ),

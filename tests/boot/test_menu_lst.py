@@ -45,7 +45,8 @@ def test_where_it_is(path: str) -> None:
 @pytest.mark.parametrize(
     ("head", "kernel"),
     [
-        ("default 1", "/k2"), ("default\t1", "/k2"), ("default = 1", "/k2"),
+        ("default 1", "/k2"), ("default\t1", "/k2"), ("default = 1  # the second", "/k2"),
+        ("fallback 1 # if 0 fails", "/boot/k1"),
         ("default 9", "/boot/k1"),
         ("", "/boot/k1"), ("default saved", "/boot/k1"), ("fallback 1", "/boot/k1"),
     ],
@@ -73,6 +74,11 @@ def test_the_default_that_was_saved() -> None:
 )  # fmt: skip
 def test_entries(lines: str, kernel: str) -> None:
     assert menu(f"title X\n{lines}\n").kernel.path == kernel
+
+
+def test_a_line_that_goes_on() -> None:
+    choice = menu("title X\nkernel /boot/k1 a \\\n  b \\\n\tc\ninitrd /boot/i1\n")
+    assert choice.cmdline == "a b c"
 
 
 def test_another_menu() -> None:
