@@ -212,6 +212,7 @@ class Machine:
             "btrfs-mount-subvol": self._mount_subvolume,
             "configfile": self._configfile,
             "cpuid": lambda _call: SUCCESS,  # both its questions: 64 bits and PAE
+            "file_env": self._file_env,
             "fwsetup": self._firmware,
             "hwmatch": self._hardware,
             "keystatus": lambda call: FALSE if call.arguments else SUCCESS,
@@ -339,6 +340,17 @@ class Machine:
                 self.environment.put(name, value)
         return SUCCESS
 
+    def _file_env(self, call: Call) -> int:
+        """Home Assistant's: make what a file says a variable."""
+        given = options(call.arguments, _LOAD_ENV)
+        if given is None or len(given.rest) != 1 or "file" not in given:
+            return BAD_ARGUMENT
+        text = self.devices.text(given.last("file"))
+        if text is None:
+            return NOT_FOUND
+        self.environment.put(given.rest[0], text.rstrip("\n"))
+        return SUCCESS
+
     def _list(self, call: Call) -> int:
         paths = [word for word in call.arguments if not word.startswith("-")]
         if call.name == "cat" and not paths:
@@ -353,6 +365,8 @@ class Machine:
         if given is None:
             return BAD_ARGUMENT
         words = [word for word in given.rest if not word.startswith("--hint")]
+        if unknown := [word for word in words if word.startswith("--")]:
+            raise self.interpreter.refused(f"{call.name} {unknown[0]}")
         variable = (given.last("set") or "root") if "set" in given else ""
         if not words and given.last("set"):
             words, variable = [given.last("set")], "root"

@@ -173,6 +173,9 @@ class _Lexer:
                 self._double(pieces)
             elif char == "\\":
                 self._escaped(pieces)
+            elif self._text.startswith('$"', self._at):
+                self._at += 1  # a text that may be translated, which isn't done
+                self._double(pieces)
             elif char == "$":
                 self._variable(pieces, Kind.VARIABLE)
             else:
