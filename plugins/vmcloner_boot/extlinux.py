@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vmcloner_boot.choice import MAX_INITRDS, Choice, Found
-from vmcloner_boot.reading import Budget, Unreadable
+from vmcloner_boot.disk_image import Budget, Unreadable
 from vmcloner_boot.trees import Tree, pair
 
 EXTLINUX_FILES = (

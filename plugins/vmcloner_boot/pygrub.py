@@ -11,9 +11,9 @@ from pathlib import Path
 
 from vmcloner_boot.choice import Choice
 from vmcloner_boot.cmdline import check_cmdline, example, fill_cmdline
+from vmcloner_boot.disk_image import Budget, Unreadable, open_image
 from vmcloner_boot.extraction import check, extract
 from vmcloner_boot.loaders import choose
-from vmcloner_boot.reading import Budget, Unreadable, open_image
 from vmcloner_boot.systems import Skipped, systems
 from vmcloner_boot.trees import Tree
 from vmcloner_core.drivers import BootProvider, BootRequest, DriverContext

@@ -112,17 +112,17 @@ class Cloner:
         defaults: Copying,
         progress: VolumeProgress,
     ) -> Iterator[Outcome[Volume]]:
-        """Make disks anew. At every moment a disk is either the old or the new one, complete.
+        """Replace disks by new ones. At every moment a disk is the old or the new one, complete.
 
         :param defaults: how bytes are copied where a request does not say.
         """
         for request in requests:
             path = self._pool.disk_path(request.labels, request.disk)
             copying = request.copying.with_defaults(defaults)
-            told = functools.partial(progress, request.volume_name)
+            report = functools.partial(progress, request.volume_name)
             try:
                 with translated(path):
-                    record = self._replace(request, path, holders, copying, told)
+                    record = self._replace(request, path, holders, copying, report)
             except VmclonerError as error:
                 yield Outcome(key=request.volume_name, error=error)
             else:

@@ -169,7 +169,7 @@ class FilesDriver(StorageDriver):
             yield from cloner.replace(requests, Holders(), self._copying, progress)
 
     def _reset_method(self, request: CloneRequest) -> Method:
-        """Return how a disk is made anew: as before, since its domain knows its format."""
+        """Return how to make a disk again: in its old format, which its domain has."""
         found = self._pool.disk(request.labels, request.disk)
         if found is None:
             return self._method(request)

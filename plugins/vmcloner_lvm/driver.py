@@ -150,8 +150,8 @@ class LvmThinDriver(StorageDriver):
             batches.create(session, [each for _, each in new.values()], self._strategy)
         except VmclonerError as error:
             session.reread()
-            told = session.stray_id() is None
-            return outcomes + [self._left(session, each, error, told=told) for each in wanted]
+            same = session.stray_id() is None
+            return outcomes + [self._left(session, each, error, same=same) for each in wanted]
         return outcomes + [self._made(session, each) for each in wanted]
 
     @property
@@ -248,11 +248,11 @@ class LvmThinDriver(StorageDriver):
         return Outcome(key=name, value=as_volume(self._lvm.group, made, request.labels, self.name))
 
     def _left(
-        self, session: Session, request: CloneRequest, failure: VmclonerError, *, told: bool
+        self, session: Session, request: CloneRequest, failure: VmclonerError, *, same: bool
     ) -> Outcome[Volume]:
         """Return the outcome for a volume of a batch that failed.
 
-        :param told: False if kernel and metadata are known to differ.
+        :param same: False if kernel and metadata are known to differ.
         """
         name = request.volume_name
         if name in session.pool.messages.creates:  # neither made nor taken back
@@ -261,7 +261,7 @@ class LvmThinDriver(StorageDriver):
             volume = self._found(session, request)
         except VmclonerError as error:
             return Outcome(key=name, error=error)
-        if volume is not None and told:
+        if volume is not None and same:
             return Outcome(key=name, value=volume)
         return Outcome(key=name, error=failure)
 

@@ -154,18 +154,18 @@ def _with_pool(
 ) -> VolumeGroup:
     """Return the group with these logical volumes, and these messages in its pool."""
 
-    def told(volume: Setting | Section) -> Setting | Section:
+    def changed(volume: Setting | Section) -> Setting | Section:
         if volume.key != pool or not isinstance(volume, Section):
             return volume
-        told = volume.replaced(
-            _told(item, messages, transaction_id)
+        segments = volume.replaced(
+            _with_messages(item, messages, transaction_id)
             if isinstance(item, Section) and item.key == "segment1"
             else item
             for item in volume.items
         )
-        return _marked(told, transaction_id if messages else None)
+        return _marked(segments, transaction_id if messages else None)
 
-    logical = _volumes(group).replaced(map(told, volumes))
+    logical = _volumes(group).replaced(map(changed, volumes))
     section = group.section.replaced(
         logical if item.key == "logical_volumes" else item for item in group.section.items
     )
@@ -192,7 +192,7 @@ def _marked(pool: Section, batch: int | None) -> Section:
     return pool.replaced(item for item in pool.items if item.key != "tags")
 
 
-def _told(segment: Section, messages: Sequence[Setting], transaction_id: int) -> Section:
+def _with_messages(segment: Section, messages: Sequence[Setting], transaction_id: int) -> Section:
     segment = segment.updated({"transaction_id": transaction_id})
     kept = [item for item in segment.items if not is_message(item.key)]
     queued = [Section(f"message{n}", (each,)) for n, each in enumerate(messages, 1)]

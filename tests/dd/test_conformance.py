@@ -64,4 +64,4 @@ class TestGroup(Full):
 
     def put_foreign(self, volume):
         self.host.volumes[volume.name] = Volume("foreign", 4096, [])
-        volume.path.write_bytes(b"somebody's")
+        volume.path.write_bytes(b"foreign")

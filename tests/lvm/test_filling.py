@@ -76,6 +76,20 @@ def test_an_image_that_shrank(tmp_path):
         pass
 
 
+def test_a_verified_import_is_checked(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"data" * 4096)
+    target.write_bytes(bytes(16384))
+    verified = Copying(verify=True)
+    with source.open("rb") as stream:
+        fill(stream.fileno(), target, 16384, verified, lambda *_: None)
+        with (
+            StorageConformance().corrupting(),
+            pytest.raises(HostCommandError, match="differ from the source"),
+        ):
+            fill(stream.fileno(), target, 16384, verified, lambda *_: None)
+
+
 def test_a_target_that_isnt_there(tmp_path):
     path = tmp_path / "a.raw"
     path.write_bytes(b"data")

@@ -98,7 +98,10 @@ class StartDomain(HypervisorStep):
                     ready.append(work)
                 else:
                     yield Outcome(key=work.name, error=error)
-            yield from run.host.starter.start(driver, ready)
+            for outcome in run.host.starter.start(driver, ready):
+                if outcome.error is None:
+                    run.host.records.note_restart(outcome.key, wanted=False)
+                yield outcome
 
 
 class WaitUntilReady(HypervisorStep):
@@ -168,6 +171,9 @@ class _StopStep(HypervisorStep):
     ) -> Iterator[Outcome[object]]:
         """See :meth:`Step.call`."""
         by_name = {work.name: work for work in works}
+        for work in works:
+            if "start" in work.plan.steps:
+                run.host.records.note_restart(work.name, wanted=True)
         stopped: dict[str, Outcome[None]] = {}
         for outcome in self.stop(run, driver, list(by_name)):
             if outcome.error is not None:

@@ -23,6 +23,7 @@ class Reset(TargetAction):
     name = "reset"
     past = "reset"
     order = ("destroy", "reset", "start", "wait")
+    restarts = True
 
     def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:
         """See :meth:`TargetAction.steps`."""

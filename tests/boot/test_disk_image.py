@@ -15,9 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.boot.disks import MIB, disk, ext, fill, run
-from vmcloner_boot.ext import Ext, _Inode
-from vmcloner_boot.partitions import partitions
-from vmcloner_boot.reading import (
+from vmcloner_boot.disk_image import (
     Budget,
     Bytes,
     Exhausted,
@@ -26,6 +24,8 @@ from vmcloner_boot.reading import (
     Unreadable,
     open_image,
 )
+from vmcloner_boot.ext import Ext, _Inode
+from vmcloner_boot.partitions import partitions
 from vmcloner_boot.systems import systems
 from vmcloner_boot.trees import Kind, Tree
 from vmcloner_core.errors import DeadlineExceeded, HostCommandError, VmclonerError
