@@ -19,14 +19,13 @@ from typing import BinaryIO, Literal
 import attrs
 
 from vmcloner_core import qcow2
+from vmcloner_core.downloads import fetch
 from vmcloner_core.drivers import ImageBuilder, ImageFile
-from vmcloner_core.errors import HostCommandError, InvalidRequest, NotEnoughResources, NotFound
+from vmcloner_core.errors import InvalidRequest, NotFound
 from vmcloner_core.model import Host, ImageSource, Progress, Template
-from vmcloner_core.units import MAX_SIZE, format_size
+from vmcloner_core.units import MAX_SIZE
 
 BLOCK = 1024**2
-CONNECT_TIMEOUT = 20.0
-READ_TIMEOUT = 60.0
 _FOREIGN = {
     b"KDMV": "VMDK",
     b"vhdxfile": "VHDX",
@@ -107,43 +106,17 @@ def _digest(stream: BinaryIO, progress: Progress) -> str:
 
 
 def download(source: ImageSource, folder: Path, progress: Progress) -> ImageSource:
-    """Fetch ``source.url`` to a file in ``folder``, checked by its sha256; returns that source.
+    """Fetch ``source.url`` to a file in ``folder``; returns the source with that file.
 
-    :raises InvalidRequest: there is no sha256, or it doesn't match.
-    :raises HostCommandError: the server doesn't answer, or not with the file.
+    :raises InvalidRequest: there is no sha256 to check it by.
+    :raises HostCommandError: the server doesn't answer, or not with the whole file.
+    :raises NotEnoughResources: it is larger than what is free in ``folder``.
     """
-    import urllib3
-
     assert source.url is not None  # noqa: S101 - the caller chose by it
     if source.sha256 is None:
         raise InvalidRequest(f"image url {source.url}: needs a sha256", hint="give it as --sha256")
     path = folder / (source.url.rpartition("/")[2].partition("?")[0] or "image")
-    timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT)
-    try:
-        with (
-            urllib3.PoolManager(retries=urllib3.Retry(3, redirect=5), timeout=timeout) as pool,
-            path.open("wb") as stream,
-        ):
-            answer = pool.request("GET", source.url, preload_content=False)
-            if answer.status != 200:
-                raise HostCommandError(f"{source.url}: the server answered {answer.status}")
-            total = int(answer.headers.get("Content-Length", "0"))
-            room = shutil.disk_usage(folder).free
-            if total > room:
-                raise NotEnoughResources(
-                    f"{source.url}: {format_size(total)}, {format_size(room)} free in {folder}"
-                )
-            done = 0
-            for block in answer.stream(BLOCK):
-                stream.write(block)
-                done += len(block)
-                progress(done, total)
-            if total and done != total:
-                raise HostCommandError(f"{source.url}: truncated: {done} of {total} bytes")
-    except urllib3.exceptions.HTTPError as error:
-        raise HostCommandError(f"{source.url}: {error}") from error
-    except OSError as error:
-        raise HostCommandError(f"{path}: {error.strerror}") from error
+    fetch(source.url, path, progress)
     return attrs.evolve(source, url=None, path=path)
 
 

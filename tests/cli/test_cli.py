@@ -426,3 +426,31 @@ def test_completion(run):
     assert "vmcloner" in out
     done = subprocess.run(["bash", "-n"], input=out, text=True, timeout=30, check=False)
     assert done.returncode == 0
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[\x1b[2J2J\r\nroot# \x9b2J \u202e"
+
+
+@pytest.mark.parametrize(
+    "words", [["create", "web", "-t", "t1", "-c", "2"], ["delete", "web", "--yes"]]
+)
+def test_what_a_guest_said_cannot_act_on_the_terminal(lab, run, words):
+    error = HostCommandError(f"its console said {HOSTILE}", hint=HOSTILE)
+    if words[0] == "create":
+        lab.pool.fail["web-1"] = error
+    else:
+        run("create", "web", "-t", "t1")
+        lab.machines.fail["undefine", "web-1"] = error
+    code, out, err = run(*words)
+    assert code == 10
+    assert "\\x1b]0;owned" in out
+    for text in (out.replace("\n", ""), err.replace("\n", "")):
+        assert text.isprintable()
+
+
+def test_an_error_is_one_line_whatever_is_in_it(lab, run):
+    lab.machines.inspect = lambda: (_ for _ in ()).throw(HostCommandError(f"libvirt: {HOSTILE}"))
+    code, _out, err = run("create", "web", "-t", "t1")
+    assert code == 8
+    (line,) = err.splitlines()
+    assert line.isprintable()

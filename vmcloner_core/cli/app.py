@@ -21,7 +21,7 @@ from cliff.help import HelpExit
 
 from vmcloner_core import entry_points
 from vmcloner_core.cli.help import Help, print_help
-from vmcloner_core.cli.usage import refuse
+from vmcloner_core.cli.usage import printable, refuse, say
 from vmcloner_core.errors import BackendError, VmclonerError, did_you_mean
 
 if TYPE_CHECKING:
@@ -128,6 +128,8 @@ class Shell(App):
         """Prepare what all commands share."""
         if self.options.no_color:
             os.environ["NO_COLOR"] = "1"
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_spell_out)
         for noisy in ("stevedore", "urllib3"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
 
@@ -170,7 +172,7 @@ class Shell(App):
         said = self._unknown(argv)
         if said is None:
             return super().run_subcommand(argv)
-        print(f"{NAME}: {said}", file=sys.stderr)
+        say(said)
         return EXIT_USAGE
 
     def _unknown(self, argv: list[str]) -> str | None:
@@ -194,7 +196,7 @@ class Shell(App):
         """Print an error as one line; returns its exit code."""
         if self.options.debug:
             logging.getLogger(NAME).error("", exc_info=error)
-        print(f"{NAME}: {error}", file=sys.stderr)
+        say(str(error))
         return error.exit_code
 
     def interact(self) -> None:
@@ -213,6 +215,12 @@ class Shell(App):
             self._engine.close()
 
 
+def _spell_out(record: logging.LogRecord) -> bool:
+    """Spell out control characters in a log record: guests and servers said some of it."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the shell; returns the exit code."""
     # A process that ends looks for garbage among all that it has; there is no more use in that.
@@ -226,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return shell.run(words)
     except KeyboardInterrupt:
-        print(f"{NAME}: stopped (the same command again goes on)", file=sys.stderr)
+        say("stopped (the same command again goes on)")
         return EXIT_INTERRUPTED
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else EXIT_USAGE * bool(leave.code)

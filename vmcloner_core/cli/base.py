@@ -12,7 +12,7 @@ from cliff.command import Command
 from cliff.lister import Lister
 from cliff.show import ShowOne
 
-from vmcloner_core.cli.usage import refuse
+from vmcloner_core.cli.usage import printable, refuse, say
 from vmcloner_core.errors import UsageError, VmclonerError, did_you_mean
 from vmcloner_core.plan import CloneResult, Plan, Quota, Readiness, RunResult
 from vmcloner_core.remote import FANOUT
@@ -67,7 +67,7 @@ class Base(Command):
             if self.app.options.debug:
                 raise
             kind = type(error).__name__
-            print(f"vmcloner: unexpected {kind}: {error} (try --debug)", file=sys.stderr)
+            say(f"unexpected {kind}: {error} (try --debug)")
             return 1
 
 
@@ -102,11 +102,16 @@ class _Display(Base):
 
 
 def _text(value: object) -> object:
-    """Return a value as a cell: lists as words, mappings as ``key=value``."""
+    """Return a value as a cell: lists as words, mappings as ``key=value``.
+
+    Control characters are spelled out: a terminal would act on them, and guests said some of this.
+    """
     if isinstance(value, Mapping):
         return " ".join(f"{key}={word}" for key, word in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(str(_text(each)) for each in value)
+    if isinstance(value, str):
+        return printable(value)
     return "" if value is None else value
 
 
@@ -235,7 +240,7 @@ def tell_needs(plan: Plan) -> None:
     if plan.memory:
         parts.append(f"{format_size(plan.memory)} of memory")
     for line in ("; ".join(parts), *plan.warnings):
-        print(f"vmcloner: {line}", file=sys.stderr)
+        say(line)
 
 
 def result_row(clone: CloneResult) -> tuple[object, ...]:
@@ -285,7 +290,7 @@ def _listed(words: Sequence[str]) -> str:
 def note(app: Shell, text: str) -> None:
     """Print a remark to standard error, unless the user wants quiet."""
     if app.options.verbose_level:
-        print(f"vmcloner: {text}", file=sys.stderr)
+        say(text)
 
 
 def waiting(parsed_args: argparse.Namespace) -> dict[str, Any]:
@@ -335,7 +340,7 @@ def add_copying(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="Read copies back and compare checksums (pools that copy by dd).",
+        help="Read full copies and imports back and compare them.",
     )
 
 
