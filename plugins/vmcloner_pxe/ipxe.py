@@ -19,7 +19,8 @@ from vmcloner_syslinux.choice import MAX_INITRDS, Choice, Kernel, LocalBoot
 from vmcloner_syslinux.config import MAX_CONFIG, MAX_DEPTH, MAX_LINE, ConfigError
 
 MAGICS = (b"#!ipxe", b"#!gpxe")
-MAX_STEPS = 10_000
+MAX_STEPS = 100_000
+"""Commands and words that are run."""
 MAX_SCRIPTS = 64
 
 _NO_EFFECT = {
@@ -95,7 +96,7 @@ class _Machine:
         self._images: list[_Image] = []
         self._selected: _Image | None = None
         self._menus: dict[str, _Menu] = {}
-        self._steps = self._scripts = 0
+        self._steps = self._scripts = self._size = 0
         self._depth = 0
         self._place = ""
         self._goto: str | None = None
@@ -107,6 +108,9 @@ class _Machine:
         self._scripts += 1
         if depth > MAX_DEPTH or self._scripts > MAX_SCRIPTS:
             raise ConfigError(f"{self._place}: too many scripts: do they chain in a circle?")
+        self._size += len(text)
+        if self._size > MAX_CONFIG:
+            raise ConfigError(f"{self._place}: more than {MAX_CONFIG} bytes of scripts")
         lines = list(_lines(text))
         labels = {line.label: at for at, line in reversed(list(enumerate(lines))) if line.label}
         at = 0
@@ -133,7 +137,7 @@ class _Machine:
         succeeded, wanted = True, True
         for words, condition in _commands(line.command.split()):
             if wanted:
-                self._steps += 1
+                self._steps += 1 + len(words)
                 if self._steps > MAX_STEPS:
                     raise ConfigError(f"{line.place}: the script goes on and on")
                 try:

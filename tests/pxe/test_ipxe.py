@@ -3,13 +3,17 @@
 The answers are those of the iPXE in QEMU 7.2.
 """
 
+from ipaddress import IPv4Address
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vmcloner_core.errors import VmclonerError
 from vmcloner_pxe import ipxe
+from vmcloner_pxe.dhcp import Lease
 from vmcloner_pxe.pxelinux import ConfigError, Kernel, LocalBoot
+from vmcloner_pxe.resolver import Guest, _variables
 
 VALUES = {"mac": "52:54:00:00:00:01", "ip": "10.0.2.15", "platform": "pcbios", "uuid": "u-1"}
 
@@ -96,7 +100,7 @@ def test_conditions(text, answer):
     [
         ("", "x=${nosuch}y|x=y"),
         ("", "${mac:hexhyp} ${mac:hexraw} ${net0/mac} ${netX/mac} ${net0.dhcp/ip}|"
-             "52-54-00-00-00-01 525400000001 52:54:00:00:00:01 52:54:00:00:00:01 "),
+             "52-54-00-00-00-01 525400000001 52:54:00:00:00:01 52:54:00:00:00:01 10.0.2.15"),
         ("set a b c/d\n", "${a:uristring} ${a:hex}|b%20c%2Fd 62:20:63:2f:64"),
         ("set a   b   c\n", "${a}|b c"),
         ("set b c\nset c d\n", "${${b}}|d"),
@@ -155,6 +159,8 @@ def test_scripts_without_end():
         chosen("chain x", x="chain x")
     with pytest.raises(ConfigError, match="circle"):
         chosen(":a\nchain x\ngoto a", x="echo")
+    with pytest.raises(ConfigError, match="more than 1048576 bytes of scripts"):
+        chosen(":a\nchain x\ngoto a", x="#\n" * 200_000)
     with pytest.raises(ConfigError, match="goes on and on"):
         chosen(":a\ngoto a")
     with pytest.raises(ConfigError, match=r"without end|characters"):
@@ -210,3 +216,25 @@ def test_any_text_is_a_choice_or_an_error(text, other):
         assert str(error).isprintable()
         return
     assert isinstance(found, Kernel | LocalBoot)
+
+
+def test_what_a_lease_says_can_be_asked_for():
+    lease = Lease(
+        address=IPv4Address("10.0.0.9"),
+        netmask=IPv4Address("255.255.255.0"),
+        router=None,
+        boot_server="10.0.0.1",
+        boot_file="boot.ipxe",
+        config_file=None,
+        path_prefix=None,
+        server=IPv4Address("10.0.0.2"),
+        server_mac=b"\2" * 6,
+        dns=IPv4Address("10.0.0.3"),
+        host_name="web-1",
+        domain="example.org",
+    )
+    values = _variables(Guest(mac="52:54:00:00:00:01"), lease)
+    text = "#!ipxe\nkernel k ${netX/ip} ${dns} ${hostname}.${domain} ${gateway}${uuid}|${filename}"
+    found = ipxe.parse(f"{text}\nboot".encode(), values, lambda _name: None)
+    assert isinstance(found, Kernel)
+    assert found.arguments == "10.0.0.9 10.0.0.3 web-1.example.org |boot.ipxe"
