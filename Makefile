@@ -73,6 +73,7 @@ lint: tools ## Check style, types, layers and scripts
 bench: tools ## Compare vmcloner's speed with other tools (ARGS="create -n 20")
 	@contrib/setup/packages virtinst
 	@$(WITH_LIBVIRTD) $(BIN)/python benchmarks/run.py $(ARGS)
+	@$(if $(ARGS),,$(WITH_LIBVIRTD) $(BIN)/python -m benchmarks.startup)
 
 bench-lvm: tools ## Compare the speed of LVM thin clones with loops of lvcreate, in the lab (ARGS="100 1000 --json -")
 	@$(ROOT) contrib/lab/lab kvm run --seconds 5400 -- python3 - $(ARGS) < benchmarks/lvm.py

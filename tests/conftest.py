@@ -3,11 +3,13 @@
 import io
 import signal
 import sys
+import textwrap
 from pathlib import Path
 
 import attrs
 import hypothesis
 import pytest
+from stevedore import ExtensionManager
 
 # How long an example takes is a matter of what else the machine does; pytest's own limit holds.
 hypothesis.settings.register_profile("vmcloner", deadline=None)
@@ -98,3 +100,32 @@ def run(lab, monkeypatch, capsys):
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def distribution(tmp_path, monkeypatch):
+    """Return a function that puts a distribution with plugins on sys.path.
+
+    Each plugin is a module, given by its source; one of the group ``vmcloner.cli`` is the class
+    ``Command`` in it.
+    """
+    modules = set(sys.modules)
+    monkeypatch.setattr(ExtensionManager, "ENTRY_POINT_CACHE", {})
+
+    def make(dist, group="vmcloner.storage", **plugins):
+        folder = tmp_path / dist
+        info = folder / f"{dist}-1.2.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 1.2\n")
+        attribute = ":Command" if group == "vmcloner.cli" else ""
+        lines = []
+        for name, source in plugins.items():
+            module = f"{dist}_{name}".replace("-", "_")
+            (folder / f"{module}.py").write_text(textwrap.dedent(source.replace("{name}", name)))
+            lines.append(f"{name} = {module}{attribute}")
+        (info / "entry_points.txt").write_text(f"[{group}]\n" + "\n".join(lines))
+        monkeypatch.syspath_prepend(str(folder))
+
+    yield make
+    for name in set(sys.modules) - modules:
+        del sys.modules[name]

@@ -12,14 +12,21 @@ from vmcloner_core import bootfiles
 from vmcloner_core.drivers import BootProvider, BootRequest, HypervisorDriver
 from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError, shown
 from vmcloner_core.hooks import BootBackend
-from vmcloner_core.model import BootConfig, CloneSpec, DomainSpec, Outcome, Seed, State, Volume
+from vmcloner_core.model import (
+    MAX_CMDLINE,
+    BootConfig,
+    CloneSpec,
+    DomainSpec,
+    Outcome,
+    Seed,
+    State,
+    Volume,
+)
 from vmcloner_core.pipeline import Work
 from vmcloner_core.records import Records
 
 STARTED_FROM = "boot.json"
 """What a clone was started from, in its own folder."""
-MAX_CMDLINE = 2047
-"""Bytes: Linux's COMMAND_LINE_SIZE on x86 (arch/x86/include/asm/setup.h) less the final NUL."""
 
 
 def boot_request(

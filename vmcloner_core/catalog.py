@@ -8,6 +8,7 @@ keys over it, table by table; a file that extends its own name means the next of
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from vmcloner_core.names import check_template
 from vmcloner_core.plan import Readiness
 from vmcloner_core.settings import SYSTEM
 from vmcloner_core.tomlfile import keys_of, read_toml, structure
+from vmcloner_core.trusted_files import check_file
 
 MAX_DEPTH = 8
 """Levels of ``extends``."""
@@ -39,14 +41,19 @@ class TemplateInfo:
     error: VmclonerError | None = None
 
 
+@functools.cache
+def shipped() -> Path:
+    """Return the folder of the templates that come with vmcloner, as trusted as its code."""
+    return Path(str(resources.files("vmcloner_core.templates")))
+
+
 def search_path() -> tuple[Path, ...]:
     """Return the folders that are searched, in order, whether they exist or not."""
-    shipped = Path(str(resources.files("vmcloner_core.templates")))
     return (
         Path("templates").absolute(),
         user_config_path("vmcloner") / "templates",
         SYSTEM / "templates",
-        shipped,
+        shipped(),
     )
 
 
@@ -99,6 +106,8 @@ class Catalog:
             raise InvalidRequest(f"{file}: unknown key {key!r}")
         # Paths are the reader's to resolve; what a builder makes lies in a folder of its own.
         template = structure({**data, "name": name}, Template, where=str(file), also=["extends"])
+        if template.domain.xml is not None:
+            check_file(template.domain.xml)
         folder = self._built / name if template.image.builder else kernel_folder
         try:
             Readiness.parse(template.ready)
@@ -125,7 +134,7 @@ class Catalog:
             path = " > ".join([*(file.stem for file in seen), name])
             raise InvalidRequest(f"{seen[0]}: extends: {path}: a loop")
         file = left[0]
-        own = _absolute(read_toml(file), file.parent)
+        own = _absolute(read_toml(file, trusted=file.parent != shipped()), file.parent)
         parent = own.pop("extends", None)
         if parent is None:
             return own, file.parent

@@ -177,12 +177,15 @@ class Engine:
 
     def _planned(self, request: Request, fleets: Collection[str] | None) -> Plan:
         """Return the plan of a request; one at everything means no fleets but these (None: all)."""
+        from vmcloner_core.steps import check_backends
+
         self.plugins.load_observers()
         found = self._host.survey()
         if isinstance(request, CreateRequest):
             plan = self._plan_create(request, found)
         else:
             plan = self._plan_targets(request, found, fleets)
+        check_backends(self._host, plan)
         self.plugins.preflight(plan)
         return plan
 
@@ -199,15 +202,22 @@ class Engine:
         fleets = self._fleets(request)
         with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
             self._host.records.sweep(fleets)
+            self._host.keep_state_id()
             # A fleet that has come since these were counted is another run's: it isn't locked.
             plan = self._planned(request, fleets)
             on_plan(plan)
             return self._carried_out(plan)
 
     def apply(self, plan: Plan) -> RunResult:
-        """Carry a plan out that was made before; what has since been done by others is left."""
+        """Carry a plan out that was made before; what has since been done by others is left.
+
+        :raises WrongState: it was made before the host's state folder had its id.
+        """
         fleets = {clone.labels.fleet for clone in plan.clones}
         with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
+            kept = self._host.keep_state_id()
+            if any(clone.labels.state not in (None, kept) for clone in plan.clones):
+                raise WrongState("the plan is of another state folder", hint="make it again")
             return self._carried_out(plan)
 
     def _carried_out(self, plan: Plan) -> RunResult:
@@ -233,11 +243,7 @@ class Engine:
     @contextlib.contextmanager
     def _held(self, names: Sequence[str]) -> Iterator[None]:
         self._cancel.clear()
-        with self._host.hold(
-            names,
-            self._cancel.is_set,
-            lambda name: log.warning("waiting for another run on %s", name),
-        ):
+        with self._host.hold(names, self._cancel.is_set):
             yield
 
     # --- planning -------------------------------------------------------------------------------
@@ -304,6 +310,7 @@ class Engine:
         return Facts(
             host=self.host.name,
             seed=self._host.seed,
+            state=self._host.state_id,
             hypervisor=hypervisor.name,
             storage=storage.name,
             mode=mode,

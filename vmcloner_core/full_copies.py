@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import time
 from abc import ABC, abstractmethod
@@ -23,7 +24,7 @@ import attrs
 from vmcloner_core.copying import Pace, Target, fan_out
 from vmcloner_core.errors import VmclonerError, WrongState
 from vmcloner_core.extents import length
-from vmcloner_core.model import CloneRequest, Copying, Origin, Outcome, Volume
+from vmcloner_core.model import CloneRequest, Copying, Origin, Outcome, Volume, VolumeProgress
 from vmcloner_core.os_errors import translate
 from vmcloner_core.units import format_size
 
@@ -101,7 +102,7 @@ class Copier:
     delete: Callable[[Sequence[Volume]], Iterator[Outcome[None]]]
     defaults: Copying
 
-    def fill(self, copies: Sequence[Copy]) -> Iterator[Outcome[Volume]]:
+    def fill(self, copies: Sequence[Copy], progress: VolumeProgress) -> Iterator[Outcome[Volume]]:
         """Fill volumes; keys are their names. A volume whose copy fails is removed."""
         if not copies:
             return
@@ -124,7 +125,7 @@ class Copier:
                     else:
                         mine.append(copy)
                         if copy.error is None:
-                            self._open(copy, found, stack)
+                            self._open(copy, found, stack, progress)
                 self._fill(mine)
                 failed = [copy.volume for copy in mine if copy.error is not None]
                 self._finish([copy for copy in mine if copy.error is None])
@@ -133,7 +134,7 @@ class Copier:
             value = attrs.evolve(copy.volume, complete=True) if copy.error is None else None
             yield Outcome(key=copy.name, value=value, error=copy.error)
 
-    def _open(self, copy: Copy, found: Volume, stack: ExitStack) -> None:
+    def _open(self, copy: Copy, found: Volume, stack: ExitStack, progress: VolumeProgress) -> None:
         """Open a locked volume for its copy, with its final size."""
         try:
             copy.volume = found if copy.fresh else self.pool.extend(found, copy.request)
@@ -142,7 +143,7 @@ class Copier:
                 size=copy.volume.size,
                 blank=copy.fresh and self.pool.zeroed,
                 resumed=not copy.fresh,
-                progress=copy.request.copying.progress,
+                progress=functools.partial(progress, copy.name),
             )
             copy.target = stack.enter_context(target.open())
         except (VmclonerError, OSError) as error:

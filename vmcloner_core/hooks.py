@@ -12,7 +12,7 @@ A storage plugin, complete::
     @hookimpl
     def vmcloner_storage_backend():
         return StorageBackend(
-            name="zfs", description="ZFS clones", factory=ZfsDriver, settings=ZfsSettings
+            api=1, name="zfs", description="ZFS clones", factory=ZfsDriver, settings=ZfsSettings
         )
 
 An observer, loaded with every run::
@@ -43,6 +43,9 @@ from vmcloner_core.model import Labels
 from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent
 
 PROJECT = "vmcloner"
+API_VERSION = 1
+"""The driver API: what a backend relies on, see docs/api-changes.md. It goes up with each change
+that a backend built before would not survive. A backend for another version is refused."""
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -56,12 +59,15 @@ class NoSettings:
 class StorageBackend:
     """Describes a storage backend.
 
+    :param api: the version of the driver API that it is built for: a number, not
+        :data:`API_VERSION`, which would say so of any version.
     :param name: the entry point's name. :param settings: an attrs class; the table
         ``[hosts.HOST.storage.NAME]`` of the settings file is read into it, strictly.
     :param factory: called once per pool with (:class:`DriverContext`, settings). It opens nothing:
         the driver does at its first call.
     """
 
+    api: int
     name: str
     description: str
     factory: Callable[[DriverContext, Any], StorageDriver]
@@ -72,6 +78,7 @@ class StorageBackend:
 class HypervisorBackend:
     """Describes a hypervisor backend; fields as in :class:`StorageBackend`."""
 
+    api: int
     name: str
     description: str
     factory: Callable[[DriverContext, Any], HypervisorDriver]
@@ -80,7 +87,7 @@ class HypervisorBackend:
 
 @attrs.frozen(kw_only=True)
 class BootBackend:
-    """Describes a boot provider.
+    """Describes a boot provider; ``api`` as in :class:`StorageBackend`.
 
     :param hypervisors: the kinds that it can boot clones on.
     :param at_start: those of them on which it is asked at each start
@@ -90,6 +97,7 @@ class BootBackend:
     :param networks: whether it is told of the host's networks when it is asked at a start.
     """
 
+    api: int
     name: str
     description: str
     factory: Callable[[DriverContext], BootProvider]
@@ -101,12 +109,13 @@ class BootBackend:
 
 @attrs.frozen(kw_only=True)
 class ImageBackend:
-    """Describes an image builder.
+    """Describes an image builder; ``api`` as in :class:`StorageBackend`.
 
     :param factory: called with :class:`DriverContext`, and with the options where it takes any.
     :param options: an attrs class; a template's table ``image.options`` is read into it, strictly.
     """
 
+    api: int
     name: str
     description: str
     factory: Callable[..., ImageBuilder]
@@ -115,11 +124,12 @@ class ImageBackend:
 
 @attrs.frozen(kw_only=True)
 class IdentityBackend:
-    """Describes an identity provider.
+    """Describes an identity provider; ``api`` as in :class:`StorageBackend`.
 
     :param cmdline: whether it works by the kernel's command line, which then has to be there.
     """
 
+    api: int
     name: str
     description: str
     factory: Callable[[DriverContext], IdentityProvider]

@@ -104,16 +104,19 @@ def authorized_keys(template: Template) -> tuple[str, ...]:
     where = f"template {template.name}: identity.authorized_keys"
     if given is None:
         files = sorted(Path("~/.ssh").expanduser().glob("id_*.pub"))
-        found = [line for file in files for line in _key_lines(str(file), where)]
+        found = [key for file in files for key in _keys_of(file, where)]
     else:
-        found = [line for item in given for line in _key_lines(item, where)]
-    return tuple(dict.fromkeys(check_key(line, where) for line in found))
+        found = []
+        for item in given:
+            if item.startswith(("/", "~")):
+                found += _keys_of(Path(item).expanduser(), where)
+            else:
+                found.append(check_key(item, f"{where}: {item[:40]!r}"))
+    return tuple(dict.fromkeys(found))
 
 
-def _key_lines(item: str, where: str) -> list[str]:
-    if not item.startswith(("/", "~")):
-        return [item]
-    path = Path(item).expanduser()
+def _keys_of(path: Path, where: str) -> list[str]:
+    """Return the keys in a file. Errors name its lines, never what is in them: it may be secret."""
     try:
         with path.open(encoding="utf-8") as stream:
             text = stream.read(MAX_KEYS + 1)
@@ -122,29 +125,31 @@ def _key_lines(item: str, where: str) -> list[str]:
         raise InvalidRequest(f"{where}: can't read {path}: {reason}") from error
     if len(text) > MAX_KEYS:
         raise InvalidRequest(f"{where}: {path} is larger than {MAX_KEYS} bytes")
-    lines = (line.strip() for line in text.splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+    lines = ((n, line.strip()) for n, line in enumerate(text.splitlines(), start=1))
+    return [
+        check_key(line, f"{where}: {path}, line {number}")
+        for number, line in lines
+        if line and not line.startswith("#")
+    ]
 
 
 def check_key(line: str, where: str) -> str:
     """Return a public key in OpenSSH's format (``TYPE BASE64 COMMENT``, sshd(8)), checked.
 
-    :raises InvalidRequest: it isn't one; says why, never more than its beginning.
+    :param where: what is checked, for the message, which says nothing of the line itself.
+    :raises InvalidRequest: it isn't one; says why.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
-    shown = line[:40]
     if "PRIVATE KEY" in line:
         raise InvalidRequest(f"{where}: that is a private key", hint="give the .pub file beside it")
     if not line.isprintable() or not line.startswith(_KEY_TYPES):
-        raise InvalidRequest(
-            f"{where}: {shown!r} is no public key", hint="like: ssh-ed25519 AAAA… user@host"
-        )
+        raise InvalidRequest(f"{where}: not a public key", hint="like: ssh-ed25519 AAAA… user@host")
     if line.startswith("sk-"):  # of a hardware token: not a type that the library reads
         return line
     try:
         load_ssh_public_key(line.encode())
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise InvalidRequest(f"{where}: {shown!r} is no public key: {error}") from error
+        raise InvalidRequest(f"{where}: not a public key: {error}") from error
     return line

@@ -2,7 +2,6 @@
 
 An image is hostile input: it may be truncated, not what its name says, or name files of the host
 as its backing file. All of that is refused here, before any storage backend or QEMU reads it.
-qcow2's layout: docs/interop/qcow2.txt in QEMU's source.
 """
 
 from __future__ import annotations
@@ -12,25 +11,21 @@ import hashlib
 import os
 import shutil
 import stat
-import struct
 import tempfile
-from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import attrs
 
+from vmcloner_core import qcow2
+from vmcloner_core.downloads import fetch
 from vmcloner_core.drivers import ImageBuilder, ImageFile
-from vmcloner_core.errors import HostCommandError, InvalidRequest, NotEnoughResources, NotFound
+from vmcloner_core.errors import InvalidRequest, NotFound
 from vmcloner_core.model import Host, ImageSource, Progress, Template
-from vmcloner_core.units import MAX_SIZE, format_size
+from vmcloner_core.units import MAX_SIZE
 
 BLOCK = 1024**2
-CONNECT_TIMEOUT = 20.0
-READ_TIMEOUT = 60.0
-MAX_L1 = 4 * 1024**2
-"""Entries of a qcow2's level 1 table: 32 MiB, QEMU's own limit."""
 _FOREIGN = {
     b"KDMV": "VMDK",
     b"vhdxfile": "VHDX",
@@ -111,43 +106,17 @@ def _digest(stream: BinaryIO, progress: Progress) -> str:
 
 
 def download(source: ImageSource, folder: Path, progress: Progress) -> ImageSource:
-    """Fetch ``source.url`` to a file in ``folder``, checked by its sha256; returns that source.
+    """Fetch ``source.url`` to a file in ``folder``; returns the source with that file.
 
-    :raises InvalidRequest: there is no sha256, or it doesn't match.
-    :raises HostCommandError: the server doesn't answer, or not with the file.
+    :raises InvalidRequest: there is no sha256 to check it by.
+    :raises HostCommandError: the server doesn't answer, or not with the whole file.
+    :raises NotEnoughResources: it is larger than what is free in ``folder``.
     """
-    import urllib3
-
     assert source.url is not None  # noqa: S101 - the caller chose by it
     if source.sha256 is None:
         raise InvalidRequest(f"image url {source.url}: needs a sha256", hint="give it as --sha256")
     path = folder / (source.url.rpartition("/")[2].partition("?")[0] or "image")
-    timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT)
-    try:
-        with (
-            urllib3.PoolManager(retries=urllib3.Retry(3, redirect=5), timeout=timeout) as pool,
-            path.open("wb") as stream,
-        ):
-            answer = pool.request("GET", source.url, preload_content=False)
-            if answer.status != 200:
-                raise HostCommandError(f"{source.url}: the server answered {answer.status}")
-            total = int(answer.headers.get("Content-Length", "0"))
-            room = shutil.disk_usage(folder).free
-            if total > room:
-                raise NotEnoughResources(
-                    f"{source.url}: {format_size(total)}, {format_size(room)} free in {folder}"
-                )
-            done = 0
-            for block in answer.stream(BLOCK):
-                stream.write(block)
-                done += len(block)
-                progress(done, total)
-            if total and done != total:
-                raise HostCommandError(f"{source.url}: truncated: {done} of {total} bytes")
-    except urllib3.exceptions.HTTPError as error:
-        raise HostCommandError(f"{source.url}: {error}") from error
-    except OSError as error:
-        raise HostCommandError(f"{path}: {error.strerror}") from error
+    fetch(source.url, path, progress)
     return attrs.evolve(source, url=None, path=path)
 
 
@@ -183,6 +152,10 @@ def inspect(
 ) -> tuple[Literal["raw", "qcow2"], int]:
     """Return an image's format and virtual size in bytes.
 
+    The format is what its template or its file name says, and raw where neither does: what a guest
+    wrote at the start of its disk never makes it another. The content is looked at only to refuse
+    an image that contradicts.
+
     :param claimed: the format that it should have; None to go by the file's suffix.
     :raises InvalidRequest: it has another, is truncated, or refers to another file.
     """
@@ -194,78 +167,49 @@ def inspect(
             raise InvalidRequest(
                 f"{path}: is {name}, not raw or qcow2", hint="convert it with qemu-img convert"
             )
-    found: Literal["raw", "qcow2"] = "qcow2" if head.startswith(b"QFI\xfb") else "raw"
-    if expected is not None and found != expected:
+    found: Literal["raw", "qcow2"] = "qcow2" if head.startswith(qcow2.MAGIC) else "raw"
+    if found != (expected or "raw"):
+        whose = "format" if claimed else "name"
         raise InvalidRequest(
-            f"{path}: is {found}, though its {'format' if claimed else 'name'} says {expected}"
+            f"{path}: is {found}, though its {whose} says {expected}"
+            if expected
+            else f"{path}: is {found}, which neither its name nor its template says",
+            hint=f'if that is right: name it *.{found}, or say format = "{found}" in [image]',
         )
     if found == "qcow2":
-        return found, _inspect_qcow2(stream, path, head)
+        return found, _inspect_qcow2(stream, path)
     size = stream.seek(0, os.SEEK_END)
     if size == 0 or size % 512:
         raise InvalidRequest(f"{path}: truncated: {size} bytes are no whole number of sectors")
     return found, size
 
 
-def _inspect_qcow2(stream: BinaryIO, path: Path, head: bytes) -> int:
-    if len(head) < 104:
-        raise InvalidRequest(f"{path}: truncated in its header")
-    version, backing, _, cluster_bits, size, crypt, l1_size, l1_offset, refcount = struct.unpack(
-        ">IQIIQIIQQ", head[4:56]
-    )
-    if version not in (2, 3) or not 9 <= cluster_bits <= 21:
-        raise InvalidRequest(f"{path}: not a qcow2 that this version reads")
-    features = struct.unpack(">Q", head[72:80])[0] if version == 3 else 0
-    if backing:
-        raise InvalidRequest(
-            f"{path}: has a backing file, which could name any file of this host",
-            hint="flatten it where it comes from: qemu-img convert -O qcow2",
-        )
-    if features & 4:
-        raise InvalidRequest(f"{path}: keeps its data in another file, which is refused")
-    if features & 2:
-        raise InvalidRequest(f"{path}: is marked corrupt", hint="qemu-img check -r all")
-    if crypt:
-        raise InvalidRequest(f"{path}: is encrypted, which is not supported")
-    if not 0 < size <= MAX_SIZE or l1_size > MAX_L1:
-        raise InvalidRequest(f"{path}: claims a size that is out of range")
+def _inspect_qcow2(stream: BinaryIO, path: Path) -> int:
     end = stream.seek(0, os.SEEK_END)
-    if refcount >= end or _last_cluster(stream, path, l1_offset, l1_size, cluster_bits) >= end:
-        raise InvalidRequest(f"{path}: truncated: its tables point beyond its {end} bytes")
-    return int(size)
 
-
-def _last_cluster(
-    stream: BinaryIO, path: Path, l1_offset: int, l1_size: int, cluster_bits: int
-) -> int:
-    """Return the highest offset at which the image's tables say that a data cluster starts."""
-    mask = (1 << 56) - 512
-    cluster = 1 << cluster_bits
-    highest = l1_offset
-    packed = (1 << (62 - (cluster_bits - 8))) - 1
-
-    def table(offset: int, entries: int) -> array[int]:
+    def read(offset: int, length: int) -> bytes:
+        if offset >= end:  # it may be more than any file can have
+            return b""
         stream.seek(offset)
-        content = stream.read(entries * 8)
-        if len(content) < entries * 8:
-            raise InvalidRequest(f"{path}: truncated: its tables are cut off")
-        values = array("Q", content)
-        values.byteswap()
-        return values
+        return stream.read(length)
 
-    extended = 2 if _extended_l2(stream) else 1
-    for entry in table(l1_offset, l1_size):
-        if not entry & mask:
-            continue
-        for value in table(entry & mask, cluster // 8)[::extended]:
-            compressed = value >> 62 & 1  # its offset's width depends on the cluster's
-            highest = max(highest, value & (packed if compressed else mask))
-    return highest
-
-
-def _extended_l2(stream: BinaryIO) -> bool:
-    stream.seek(72)
-    return bool(struct.unpack(">Q", stream.read(8))[0] & 16)
+    try:
+        header = qcow2.read_header(read)
+        if header.backing is not None:
+            raise InvalidRequest(
+                f"{path}: has a backing file, which could name any file of this host",
+                hint="flatten it where it comes from: qemu-img convert -O qcow2",
+            )
+        if header.corrupt:
+            raise InvalidRequest(f"{path}: is marked corrupt", hint="qemu-img check -r all")
+        if not 0 < header.size <= MAX_SIZE:
+            raise InvalidRequest(f"{path}: claims a size that is out of range")
+        qcow2.check_tables(header, read, end)
+    except qcow2.Refused as error:
+        raise InvalidRequest(
+            f"{path}: {error}", hint="make it anew: qemu-img convert -f qcow2 -O qcow2 OLD NEW"
+        ) from error
+    return header.size
 
 
 def source_of(text: str, sha256: str | None) -> ImageSource:

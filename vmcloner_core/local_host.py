@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
+import re
 import socket
+import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +23,7 @@ from vmcloner_core.booting import Preview, Starter
 from vmcloner_core.catalog import Catalog
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver
-from vmcloner_core.errors import VmclonerError
+from vmcloner_core.errors import BackendError, VmclonerError
 from vmcloner_core.model import Access, Clone, CloneSpec, Host, Labels, Outcome, State, Volume
 from vmcloner_core.pipeline import Work
 from vmcloner_core.plan import ClonePlan
@@ -29,7 +33,9 @@ from vmcloner_core.records import Records
 from vmcloner_core.runlog import RunLog
 from vmcloner_core.survey import Survey, look
 from vmcloner_core.template_images import TemplateImages
+from vmcloner_core.trusted_files import check_folder
 
+log = logging.getLogger(__name__)
 MACHINE_ID = Path("/etc/machine-id")
 
 
@@ -43,6 +49,8 @@ class LocalHost:
         self.catalog = Catalog(host.templates)
         self.images = TemplateImages(self.drivers, plugins)
         self.starter = Starter(boots=self.drivers.boot, folder=host.boots, records=self.records)
+        self._lock = threading.Lock()
+        self._state_id: str | None = None
 
     @functools.cached_property
     def seed(self) -> str:
@@ -53,22 +61,64 @@ class LocalHost:
             found = ""
         return f"{found or socket.gethostname()}/{self.host.name}"
 
+    @property
+    def state_id(self) -> str:
+        """The id of the state folder; while it has none, the one that it will get."""
+        with self._lock:
+            if self._state_id is None:
+                self._state_id = self._read_id() or uuid.uuid4().hex
+            return self._state_id
+
+    def keep_state_id(self) -> str:
+        """Have the state folder keep its id; returns it.
+
+        :raises BackendError: the folder can't be written.
+        """
+        file = self.host.state_id
+        try:
+            self.host.state.mkdir(parents=True, exist_ok=True)
+            draft = file.with_name(f".id-{self.state_id}")
+            draft.write_text(f"{self.state_id}\n")
+            draft.chmod(0o644)
+            with contextlib.suppress(FileExistsError):  # it has one, or another run was faster
+                file.hardlink_to(draft)
+            draft.unlink(missing_ok=True)
+        except OSError as error:
+            raise BackendError(
+                f"can't write {file}: {error.strerror}",
+                hint=f"run as root, or set hosts.{self.host.name}.state",
+            ) from error
+        with self._lock:
+            self._state_id = self._read_id() or self._state_id
+        return self.state_id
+
+    def _read_id(self) -> str | None:
+        try:
+            found = self.host.state_id.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+        return found if re.fullmatch("[0-9a-f]{32}", found) else None
+
     def close(self) -> None:
         """Close the drivers' connections; they are opened again when needed."""
         self.drivers.close()
 
     def survey(self) -> Survey:
         """Return all that is on the host, as far as it can be read."""
-        return look(self.drivers, self.records)
+        return look(self.drivers, self.records, self.state_id)
 
     def hold(
-        self,
-        names: Sequence[str],
-        cancelled: Callable[[], bool],
-        waiting: Callable[[str], None],
+        self, names: Sequence[str], cancelled: Callable[[], bool]
     ) -> contextlib.AbstractContextManager[None]:
-        """Hold locks between runs; see :func:`locks.hold`."""
-        return locks.hold(self.host.state, names, cancelled=cancelled, waiting=waiting)
+        """Hold locks between runs; the log says what is waited for. See :func:`locks.hold`."""
+        if self.host.state.exists():
+            check_folder(self.host.state)
+        return locks.hold(
+            self.host.state,
+            names,
+            cancelled=cancelled,
+            waiting=lambda name: log.warning("waiting for another run on %s", name),
+        )
 
     def run_log(self) -> RunLog:
         """Return what writes the log of a run."""

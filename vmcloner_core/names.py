@@ -7,6 +7,8 @@ in ``-NUMBER``: ``web-1`` is always a clone, ``web-0`` and ``web-01`` are nothin
 
 from __future__ import annotations
 
+import bisect
+import math
 import re
 from collections.abc import Sequence
 
@@ -17,8 +19,15 @@ from vmcloner_core.errors import InvalidRequest
 MAX_LABEL = 63
 """Characters of a DNS label, RFC 1035 section 2.3.4."""
 MAX_INDEX = 999_999
+MAX_NAMED = 100_000
+"""Clones that one command may name one by one."""
 XEN_HOST = frozenset({"domain-0", "0", "00000000-0000-0000-0000-000000000000"})
 """How Xen's tools spell the domain that is the host itself: name, id, UUID."""
+MAX_WORD = 4096
+"""Characters of one target."""
+_RANGE = r"[0-9]+(?:-[0-9]+(?:/[0-9]+)?)?"
+_NODE = rf"[a-z0-9-]*(?:\[{_RANGE}(?:,{_RANGE})*\][a-z0-9-]*)*"
+_NODE_SET = re.compile(rf"(?!$){_NODE}(?:,{_NODE})*")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 _TEMPLATE = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
 _CLONE = re.compile(r"(?P<fleet>.+)-(?P<index>[1-9][0-9]{0,5})")
@@ -116,7 +125,10 @@ class Target:
 
     def matches(self, fleet: str, index: int) -> bool:
         """Tell whether a clone belongs to this target."""
-        return fleet == self.fleet and (self.indices is None or index in self.indices)
+        if fleet != self.fleet or self.indices is None:
+            return fleet == self.fleet
+        place = bisect.bisect_left(self.indices, index)
+        return self.indices[place : place + 1] == (index,)
 
 
 def parse_targets(words: Sequence[str]) -> tuple[Target, ...]:
@@ -126,8 +138,14 @@ def parse_targets(words: Sequence[str]) -> tuple[Target, ...]:
     wildcards are refused. Targets come back in the order given, one per fleet where clones are
     named, duplicates folded.
 
-    :raises InvalidRequest: a word can't be parsed, or names more than :data:`MAX_INDEX` clones.
+    :raises InvalidRequest: a word can't be parsed, or together they name more than
+        :data:`MAX_NAMED` clones.
     """
+    if sum(map(_count, words)) > MAX_NAMED:
+        raise InvalidRequest(
+            f"more than {MAX_NAMED} clones named one by one",
+            hint="name the fleet (web), which is all of its clones",
+        )
     fleets: dict[str, set[int] | None] = {}
     for word in words:
         for name in _expand(word):
@@ -145,26 +163,31 @@ def parse_targets(words: Sequence[str]) -> tuple[Target, ...]:
     )
 
 
+def _count(word: str) -> int:
+    """Return how many names a node set is at most, without writing it out."""
+    if len(word) > MAX_WORD or not _NODE_SET.fullmatch(word):
+        return 1  # _expand() refuses it
+    nodes = re.split(r",(?![^\[]*\])", word)
+    return sum(math.prod(map(_size, re.findall(r"\[([^\]]*)", node))) for node in nodes)
+
+
+def _size(group: str) -> int:
+    """Return how many numbers ``1-10,15`` are at most."""
+    ranges = re.findall(r"([0-9]+)(?:-([0-9]+))?", group)
+    return sum(max(1, int(high or low) - int(low) + 1) for low, high in ranges)
+
+
 def _expand(word: str) -> list[str]:
     if re.fullmatch(r"[a-z0-9-]+", word):
         return [word]
     hint = "write a fleet (web), a clone (web-3) or a node set (web-[1-10,15])"
-    if not word or not re.fullmatch(r"[a-z0-9,\[\]/-]+", word) or len(word) > 4096:
+    if len(word) > MAX_WORD or not _NODE_SET.fullmatch(word):
         raise InvalidRequest(f"not a target: {_printable(word)}", hint=hint)
-    # A range is written out in memory: bound it by what is written, before it is expanded.
-    for low, high in re.findall(r"([0-9]+)-([0-9]+)", word):
-        if int(high) - int(low) > MAX_INDEX or int(high) > MAX_INDEX:
-            raise InvalidRequest(
-                f"not a target: {_printable(word)}: the range is too large", hint=hint
-            )
     from ClusterShell.NodeSet import NodeSet, NodeSetException
 
     try:
         # No resolver: the groups of the host's ClusterShell configuration are not ours.
-        nodes = NodeSet(word, resolver=False)
-        if len(nodes) > MAX_INDEX:
-            raise InvalidRequest(f"not a target: {_printable(word)}: too many clones", hint=hint)
-        names = [str(node) for node in nodes]
+        names = [str(node) for node in NodeSet(word, resolver=False)]
     except (NodeSetException, ValueError) as error:
         raise InvalidRequest(f"not a target: {_printable(word)}: {error}", hint=hint) from error
     return names

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from jinja2 import StrictUndefined, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from vmcloner_core.errors import InvalidRequest
+from vmcloner_core.errors import InvalidRequest, shown
 from vmcloner_core.model import Labels, Nic
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from vmcloner_core.sandbox import Sandbox
 
 MAX_TEXT = 65536
 """Characters of a text before and after its placeholders are filled in."""
 
 
 @functools.cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+def _environment() -> Sandbox:
+    from jinja2 import StrictUndefined
+
+    from vmcloner_core.sandbox import Sandbox
+
+    return Sandbox(undefined=StrictUndefined, keep_trailing_newline=True)
+
+
+@functools.lru_cache(maxsize=32)  # each clone of a fleet asks for the same
+def _compiled(text: str) -> Template:
+    return _environment().from_string(text)
 
 
 def clone_values(
@@ -52,21 +64,28 @@ def fill(
 
     :param what: what the text is, for the message (``"kernel.cmdline"``).
     :param escape: applied to each string value, where the text has a grammar of its own.
-    :raises InvalidRequest: a placeholder isn't known or can't be evaluated, or it is too long.
+    :raises InvalidRequest: a placeholder isn't known or can't be evaluated, the text is too long,
+        or it takes more work than :data:`vmcloner_core.sandbox.MAX_WORK`.
     """
     if "{" not in text:
         return text
+    from jinja2 import TemplateError
+
+    from vmcloner_core.sandbox import bounded_work
+
     _check_length(text, what)
     if escape is not None:
         values = {k: escape(v) if isinstance(v, str) else v for k, v in values.items()}
     try:
-        filled = _environment().from_string(text).render(values)
+        with bounded_work():
+            filled = _compiled(text).render(values)
     except TemplateError as error:
         raise InvalidRequest(
             f"{what}: {error.message}", hint=f"known placeholders: {', '.join(values)}"
         ) from error
     except Exception as error:  # what an expression comes to is up to who wrote it
-        raise InvalidRequest(f"{what}: {error}") from error
+        reason = str(error) or type(error).__name__
+        raise InvalidRequest(f"{what}: {shown(reason)}") from error
     _check_length(filled, what)
     return filled
 

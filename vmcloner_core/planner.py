@@ -44,6 +44,7 @@ class Facts:
     """What a create needs to know of the host.
 
     :param host: its name. :param seed: what UUIDs and MAC addresses of its clones are made from.
+    :param state: the id of its state folder.
     :param mode: as asked for, or the pool's own.
     :param clones: every clone of the host.
     :param records: those of the fleet's clones, by their names.
@@ -62,6 +63,7 @@ class Facts:
 
     host: str
     seed: str
+    state: str
     hypervisor: str
     storage: str
     mode: CloneMode
@@ -160,6 +162,7 @@ def check_wait(wait: Readiness | None, template: Template) -> None:
 def _check_fleet(clones: Iterable[Clone], template: str, request: CreateRequest) -> None:
     """Check that a fleet's clones are of the template and backends that are asked for."""
     for clone in clones:
+        check_ours([clone])
         if clone.template != template:
             raise Conflict(
                 f"fleet {clone.fleet!r} is made of template {clone.template!r}, not {template!r}",
@@ -174,6 +177,19 @@ def _check_fleet(clones: Iterable[Clone], template: str, request: CreateRequest)
                     f"{clone.name} was made with {what} {has!r}, not {asked!r}",
                     hint=f"--{what} {has}, or choose another fleet name",
                 )
+
+
+def check_ours(clones: Iterable[Clone]) -> None:
+    """Check that clones are of this state folder.
+
+    :raises Conflict: one is another's, which is never touched.
+    """
+    for clone in clones:
+        if not clone.ours:
+            raise Conflict(
+                f"{clone.name} is of another vmcloner's state folder (id {clone.labels.state})",
+                hint="use the settings that it was made with",
+            )
 
 
 def _new_indices(request: CreateRequest, fleet: Mapping[int, Clone]) -> list[int]:
@@ -309,6 +325,7 @@ def _labels(fleet: str, index: int, template: str, facts: Facts, birth: Birth) -
         storage=facts.storage,
         hypervisor=facts.hypervisor,
         boot=facts.boot,
+        state=facts.state,
     )
 
 

@@ -1,8 +1,9 @@
 """The plugin host: the one place that finds, loads and registers plugins, and calls hooks.
 
-Each plugin is an entry point. stevedore imports the one that is named; pluggy registers it, which
+Each plugin is an entry point. The one that is named is imported; pluggy registers it, which
 replays the registration hooks, and the descriptor that comes back is checked here. A plugin that
-fails is reported by :meth:`PluginHost.infos` and harms no other.
+fails, or is built for another driver API, is reported by :meth:`PluginHost.infos` and harms no
+other.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import Any, TypeVar
 
 import attrs
 import pluggy
-from stevedore import NamedExtensionManager
 
+from vmcloner_core import entry_points
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, VmclonerError, did_you_mean
 from vmcloner_core.hooks import (
+    API_VERSION,
     PROJECT,
     Backend,
     BootBackend,
@@ -42,17 +44,24 @@ KINDS: dict[str, type[Any] | None] = {
     "observer": None,
 }
 """Kinds of plugin, by the last part of their entry point group, and what each registers."""
+OBSERVER_API = "VMCLONER_API"
+"""Attribute of an observer that says which driver API it is built for. It may lack it."""
 
 
 @attrs.frozen(kw_only=True)
 class PluginInfo:
-    """One plugin as found on this machine. ``state``: ``ok``, ``broken`` or ``duplicate``."""
+    """One plugin as found on this machine.
+
+    :param state: ``ok``, ``broken``, ``duplicate`` or ``incompatible``.
+    :param api: the version of the driver API that it says it is built for, None where it says none.
+    """
 
     name: str
     kind: str
     distribution: str
     version: str
     state: str = "ok"
+    api: int | None = None
     description: str = ""
     error: str = ""
 
@@ -61,7 +70,7 @@ class PluginHost:
     """Loads plugins by kind and name, each once. Thread-safe.
 
     :param plugins: objects with hook implementations (backends too), beside the entry points.
-    :raises BackendError: one of them registers what is no backend.
+    :raises BackendError: one of them registers what is no backend, or one for another driver API.
     """
 
     def __init__(self, plugins: Sequence[object] = ()) -> None:
@@ -83,7 +92,9 @@ class PluginHost:
             self._manager.register(plugin)
         for found in self._received:
             kind = _kind_of(found)
-            self._loaded[kind, getattr(found, "name", "")] = self._check(kind, None, found)
+            backend = self._check(kind, None, found)
+            _check_api(f"{kind} plugin {backend.name!r}", backend.api)
+            self._loaded[kind, backend.name] = backend
 
     # --- backends ---
 
@@ -115,14 +126,20 @@ class PluginHost:
     def _backend(self, kind: str, name: str, expected: type[B]) -> B:
         """Return the descriptor of the plugin of that kind and name.
 
-        :raises NotFound: there is none. :raises BackendError: it is broken, or there are two.
+        :raises NotFound: there is none. :raises BackendError: it is broken, or built for another
+            driver API, or there are two.
         """
+        backend = self._once(kind, name)
+        if backend.api != API_VERSION:
+            _check_api(f"{kind} plugin {name!r} of {_owners(kind, name)}", backend.api)
+        assert isinstance(backend, expected)  # noqa: S101 - _check saw to it
+        return backend
+
+    def _once(self, kind: str, name: str) -> Backend:
         with self._lock:
             if (kind, name) not in self._loaded:
                 self._loaded[kind, name] = self._load(kind, name)
-            backend = self._loaded[kind, name]
-        assert isinstance(backend, expected)  # noqa: S101 - _check saw to it
-        return backend
+            return self._loaded[kind, name]
 
     def _load(self, kind: str, name: str) -> Backend:
         entries = [entry for entry in _entries(kind) if entry.name == name]
@@ -130,20 +147,19 @@ class PluginHost:
             known = self.names(kind)
             raise NotFound(f"unknown {_KIND_WORDS[kind]} {name!r}", hint=did_you_mean(name, known))
         if len(entries) > 1:
-            owners = " and ".join(sorted(_provenance(entry)[0] for entry in entries))
             raise BackendError(
-                f"{kind} plugin {name!r} comes from {owners}", hint="uninstall one of them"
+                f"{kind} plugin {name!r} comes from {_owners(kind, name)}",
+                hint="uninstall one of them",
             )
-        owner = _provenance(entries[0])[0]
         try:
-            return self._registered(kind, name, _import(kind, name))
+            return self._registered(kind, name, entries[0].load())
         except VmclonerError:
             raise
         except Exception as error:  # a plugin's import may raise anything
             log.debug("plugin %s %s", kind, name, exc_info=True)
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise BackendError(
-                f"{kind} plugin {name!r} of {owner} is broken: {reason}",
+                f"{kind} plugin {name!r} of {_owners(kind, name)} is broken: {reason}",
                 hint="vmcloner plugin list",
             ) from error
 
@@ -151,13 +167,17 @@ class PluginHost:
         self._received.clear()
         self._manager.register(plugin, name=f"{kind}:{name}")
         try:
-            self._manager.check_pending()
+            if not any(_is_foreign(found) for found in self._received):
+                self._manager.check_pending()  # the hooks of another version may be unknown here
             if len(self._received) != 1:
                 raise TypeError(f"it registers {len(self._received)} backends, not one")
-            return self._check(kind, name, self._received[0])
+            backend = self._check(kind, name, self._received[0])
         except Exception:
             self._manager.unregister(plugin)
             raise
+        if _is_foreign(backend):
+            self._manager.unregister(plugin)
+        return backend
 
     @staticmethod
     def _check(kind: str, name: str | None, found: object) -> Backend:
@@ -167,7 +187,7 @@ class PluginHost:
         if name is not None and found.name != name:
             raise ValueError(f"it registers the name {found.name!r}")
         missing = sorted(getattr(found.factory, "__abstractmethods__", ()))
-        if missing:
+        if missing and not _is_foreign(found):
             raise TypeError(f"{found.factory.__name__} lacks {', '.join(missing)}")
         backend: Backend = found
         return backend
@@ -176,21 +196,23 @@ class PluginHost:
         """Load every plugin and tell what became of it, by kind and name."""
         found = []
         for kind in KINDS:
-            for entry in sorted(_entries(kind), key=lambda e: e.name):
+            entries = entry_points.with_distributions(f"vmcloner.{kind}")
+            for entry in sorted(entries, key=lambda e: e.name):
                 found.append(self._info(kind, entry))
         return tuple(found)
 
     def _info(self, kind: str, entry: metadata.EntryPoint) -> PluginInfo:
-        distribution, version = _provenance(entry)
+        distribution, version = entry_points.provenance(entry)
         info = PluginInfo(name=entry.name, kind=kind, distribution=distribution, version=version)
         try:
             if kind == "observer":
-                _import(kind, entry.name)
-                return info
-            with self._lock:
-                backend = self._loaded.get((kind, entry.name)) or self._load(kind, entry.name)
-                self._loaded[kind, entry.name] = backend
-            return attrs.evolve(info, description=backend.description)
+                info = attrs.evolve(info, api=getattr(entry.load(), OBSERVER_API, None))
+            else:
+                backend = self._once(kind, entry.name)
+                info = attrs.evolve(info, api=backend.api, description=backend.description)
+            if info.api not in (API_VERSION, None):
+                return attrs.evolve(info, state="incompatible", error=_other_api(info.api))
+            return info
         except VmclonerError as error:
             twins = [other for other in _entries(kind) if other.name == entry.name]
             state = "duplicate" if len(twins) > 1 else "broken"
@@ -207,13 +229,16 @@ class PluginHost:
             if self._observers_loaded:
                 return
             self._observers_loaded = True
-            for name in sorted({entry.name for entry in _entries("observer")}):
+            for entry in sorted(_entries("observer"), key=lambda e: e.name):
+                name = f"observer:{entry.name}"
                 try:
-                    self._manager.register(_import("observer", name), name=f"observer:{name}")
+                    plugin = entry.load()
+                    _check_api("it", getattr(plugin, OBSERVER_API, API_VERSION))
+                    self._manager.register(plugin, name=name)
                     self._manager.check_pending()
                 except Exception as error:  # a plugin's import may raise anything
-                    self._manager.unregister(name=f"observer:{name}")
-                    log.warning("observer plugin %r is left out: %s", name, error)
+                    self._manager.unregister(name=name)
+                    log.warning("observer plugin %r is left out: %s", entry.name, error)
 
     def preflight(self, plan: Plan) -> None:
         """Let plugins veto a plan.
@@ -282,7 +307,7 @@ class PluginHost:
 
 _KIND_WORDS = {
     "storage": "storage backend",
-    "hypervisor": "engine",
+    "hypervisor": "hypervisor",
     "boot": "boot provider",
     "identity": "identity provider",
     "image": "image builder",
@@ -296,29 +321,32 @@ def _kind_of(found: object) -> str:
     raise BackendError(f"a plugin registers a {type(found).__name__}, which is no backend")
 
 
-def _entries(kind: str) -> tuple[metadata.EntryPoint, ...]:
-    return tuple(metadata.entry_points(group=f"vmcloner.{kind}"))
+def _is_foreign(found: object) -> bool:
+    """Tell whether what a plugin registers is a backend for another driver API."""
+    return isinstance(found, Backend) and found.api != API_VERSION
 
 
-def _provenance(entry: metadata.EntryPoint) -> tuple[str, str]:
-    """Return (distribution, version); stevedore's extensions don't know theirs."""
-    return (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "")
+def _check_api(what: str, api: int) -> None:
+    """Check the version of the driver API that a plugin is built for.
 
-
-def _import(kind: str, name: str) -> object:
-    """Import one plugin.
-
-    :raises Exception: whatever its import raised.
+    :raises BackendError: it is another one.
     """
-    errors: list[BaseException] = []
-    manager: NamedExtensionManager[object] = NamedExtensionManager(
-        f"vmcloner.{kind}",
-        names=[name],
-        on_load_failure_callback=lambda _manager, _entry, error: errors.append(error),
-        on_missing_entrypoints_callback=None,
-    )
-    if errors:
-        raise errors[0]
-    if name not in manager:
-        raise LookupError("it was installed while this process ran; start it again")
-    return manager[name].plugin
+    if api != API_VERSION:
+        raise BackendError(
+            f"{what} is {_other_api(api)}", hint="install a version of it that fits this vmcloner"
+        )
+
+
+def _other_api(api: int | None) -> str:
+    return f"built for driver API {api}, this vmcloner has driver API {API_VERSION}"
+
+
+def _entries(kind: str) -> tuple[metadata.EntryPoint, ...]:
+    return entry_points.of_group(f"vmcloner.{kind}")
+
+
+def _owners(kind: str, name: str) -> str:
+    """Return the names of the distributions that bring a plugin."""
+    entries = entry_points.with_distributions(f"vmcloner.{kind}")
+    owners = {entry_points.provenance(entry)[0] for entry in entries if entry.name == name}
+    return " and ".join(sorted(owners)) or "this process"

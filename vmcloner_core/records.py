@@ -45,6 +45,7 @@ class Record:
 
     :param uuid, macs: of its domain, the same whenever that is defined again.
     :param identity: None for a clone whose template has no identity provider.
+    :param restart: whether a run has stopped it that was to start it again, and hasn't yet.
     """
 
     labels: Labels
@@ -53,6 +54,7 @@ class Record:
     values: Values = attrs.field(factory=dict)
     identity: Identity | None = None
     seed: Seed = attrs.field(factory=Seed)
+    restart: bool = False
 
     @classmethod
     def of(cls, spec: CloneSpec) -> Self:
@@ -157,6 +159,12 @@ class Records:
             path = self.folder / clone / RECORD
             with _translated(clone, path):
                 _write(path, _dumped(attrs.evolve(record, **changes)), 0o600)
+
+    def note_restart(self, clone: str, *, wanted: bool) -> None:
+        """Note whether a clone was stopped to be started again; see :class:`Record`."""
+        record = self.find(clone)
+        if record is not None and record.restart != wanted:
+            self.update(clone, restart=wanted)
 
     def remove(self, labels: Labels) -> bool:
         """Remove a clone's folder; tell whether there was one.
@@ -300,6 +308,7 @@ def _dumped(record: Record) -> str:
         "macs": record.macs,
         "values": dict(record.values),
         "identity": record.identity and attrs.asdict(record.identity),
+        "restart": record.restart,
         "seed": {"image": seed.image and str(seed.image), "cmdline": seed.cmdline},
     }
     text = json.dumps(values, indent=2, default=str, ensure_ascii=False) + "\n"
@@ -327,6 +336,7 @@ def _loaded(path: Path) -> Record | None:
             uuid=uuid.UUID(data["uuid"]),
             macs=tuple(data["macs"]),
             values=data["values"],
+            restart=data.get("restart") is True,
             identity=data["identity"] and _identity(data["identity"]),
             seed=Seed(image=image and Path(image), cmdline=data["seed"]["cmdline"]),
         )

@@ -73,7 +73,10 @@ class PlannedRun:
         assert plan.template is not None and plan.storage is not None  # noqa: S101, PT018
         pool = self._host.drivers.storage(plan.storage)
         images = self._host.images
-        outcome = images.import_image(plan.template, pool, plan.run, self._started, plan.copying)
+        with self._host.hold([f"template/{plan.template.name}"], self._cancelled.is_set):
+            outcome = images.import_image(
+                plan.template, pool, plan.run, self._started, plan.copying
+            )
         check_space(plan, outcome.unwrap(), pool.need, pool.capacity())
 
     def _result(self, error: BaseException | None = None) -> RunResult:

@@ -95,7 +95,7 @@ class Settings:
         found = file or next((place for place in places if place.exists()), None)
         if found is None:
             return cls()
-        data = read_toml(found)
+        data = read_toml(found, trusted=True)
         if "file" in data:
             raise InvalidRequest(f"{found}: unknown key 'file'")
         return attrs.evolve(structure(data, cls, where=str(found)), file=found.absolute())

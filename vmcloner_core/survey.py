@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TypeVar
+import functools
+from collections.abc import Collection, Iterable, Sequence
 
 import attrs
 
+from vmcloner_core.deadlines import DEADLINE, answers
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.errors import BackendError, NotFound, VmclonerError, did_you_mean
-from vmcloner_core.model import Clone, Domain, Labels, State, Volume
+from vmcloner_core.model import Clone, Domain, DomainInventory, Labels, State, Volume
 from vmcloner_core.names import Target, fold
 from vmcloner_core.records import Records
-
-T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True)
@@ -85,38 +84,47 @@ class Survey:
             raise
 
 
-def look(drivers: DriverRegistry, records: Records) -> Survey:
-    """Return all that is on a host. A backend that can't be read is told of, never raised."""
-    host = drivers.host.name
-    unseen: list[Unseen] = []
+def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
+    """Return all that is on a host. A backend that can't be read is told of, never raised.
 
-    def read(kind: str, ask: Callable[[str], T]) -> list[T]:
-        found = []
-        for name in drivers.names(kind):
-            try:
-                found.append(ask(name))
-            except VmclonerError as error:
-                unseen.append(Unseen(host=host, kind=kind, name=name, error=error))
-            except Exception as error:  # a driver's bug must not hide what others hold
-                bug = BackendError(f"{type(error).__name__}: {error}")
-                bug.__cause__ = error
-                unseen.append(Unseen(host=host, kind=kind, name=name, error=bug))
+    :param state: the id of the host's state folder.
+    """
+    host = drivers.host.name
+    names = [(kind, name) for kind in ("hypervisor", "storage") for name in drivers.names(kind)]
+
+    def read(kind: str, name: str) -> DomainInventory | tuple[Volume, ...]:
+        found: object = (
+            drivers.hypervisor(name).inspect()
+            if kind == "hypervisor"
+            else drivers.storage(name).volumes()
+        )
+        if not isinstance(found, DomainInventory if kind == "hypervisor" else tuple):
+            raise BackendError(f"its plugin gave a {type(found).__name__}")
         return found
 
-    inventories = read("hypervisor", lambda n: drivers.hypervisor(n).inspect())
-    volumes = read("storage", lambda n: drivers.storage(n).volumes())
+    found = answers({key: functools.partial(read, *key) for key in names}, DEADLINE)
+    unseen = tuple(
+        Unseen(host=host, kind=kind, name=name, error=answer)
+        for (kind, name), answer in found.items()
+        if isinstance(answer, VmclonerError)
+    )
+    inventories = [each for each in found.values() if isinstance(each, DomainInventory)]
+    pools = [each for each in found.values() if isinstance(each, tuple)]
     clones = merge(
         host,
-        [volume for pool in volumes for volume in pool],
+        [volume for pool in pools for volume in pool],
         [domain for inventory in inventories for domain in inventory.domains],
         records,
         unseen,
     )
     return Survey(
-        clones=clones,
+        clones=tuple(
+            attrs.evolve(clone, ours=False) if clone.labels.state not in (None, state) else clone
+            for clone in clones
+        ),
         foreign_names=frozenset().union(*(each.foreign_names for each in inventories)),
         foreign_macs=frozenset().union(*(each.foreign_macs for each in inventories)),
-        unseen=tuple(unseen),
+        unseen=unseen,
     )
 
 

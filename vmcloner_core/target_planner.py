@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import attrs
+
 from vmcloner_core.clone_spec import clone_spec
 from vmcloner_core.disks import disk_numbers
 from vmcloner_core.errors import InvalidRequest, NotFound
@@ -11,10 +13,11 @@ from vmcloner_core.model import Clone, CloneSpec, Nic, NicSpec, Template, clone_
 from vmcloner_core.names import parse_targets
 from vmcloner_core.placeholders import clone_values
 from vmcloner_core.plan import ALL, ClonePlan, Plan, Readiness
-from vmcloner_core.planner import filled, filled_in
+from vmcloner_core.planner import check_ours, filled, filled_in
 from vmcloner_core.records import Record
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps import ACTIONS, TargetAction
+from vmcloner_core.steps.action import active
 from vmcloner_core.survey import Survey
 
 
@@ -41,7 +44,7 @@ def plan_targets(
     if not isinstance(action, TargetAction):
         raise InvalidRequest(f"{request.action} is not done to clones that exist")
     chosen = _chosen(request, action, found)
-    routes = [(clone, action.steps(request, clone)) for clone in chosen]
+    routes = [(clone, _steps(request, action, clone, record)) for clone in chosen]
     work = [(clone, steps) for clone, steps in routes if steps]
     existing = tuple(clone.name for clone, steps in routes if not steps)
     if request.count is not None:
@@ -68,16 +71,33 @@ def _chosen(request: TargetRequest, action: TargetAction, found: Survey) -> tupl
     targets = parse_targets(request.targets)
     if request.everything:
         found.check_complete(f"{request.action} --all")
-        return found.clones
+        return tuple(clone for clone in found.clones if clone.ours)
     if not action.missing_ok:
-        return found.select(targets)
+        selected = found.select(targets)
+        check_ours(selected)
+        return selected
     named = tuple(c for c in found.clones if any(t.matches(c.fleet, c.index) for t in targets))
+    check_ours(named)
     for target in targets:
         indices = {clone.index for clone in named if clone.fleet == target.fleet}
         if not indices or not indices.issuperset(target.indices or ()):
             # What is gone is as asked, but what could not be read may not be gone.
             found.check_complete(f"{request.action} {target.fleet}")
     return named
+
+
+def _steps(
+    request: TargetRequest,
+    action: TargetAction,
+    clone: Clone,
+    record: Callable[[str], Record | None],
+) -> tuple[str, ...]:
+    """Return what has to be done to a clone, and what a run that was cut off has left to do."""
+    if action.restarts and not request.start and not active(clone):
+        kept = record(clone.name)
+        if kept is not None and kept.restart:
+            request = attrs.evolve(request, start=True)
+    return action.steps(request, clone)
 
 
 class _Context:

@@ -6,38 +6,47 @@ import functools
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
-import cattrs
-from cattrs import Converter, transform_error
-from cattrs.errors import ForbiddenExtraKeysError
 
 from vmcloner_core.errors import InvalidRequest, VmclonerError, did_you_mean
+from vmcloner_core.trusted_files import read_file
 from vmcloner_core.units import Size, parse_size
 
+if TYPE_CHECKING:
+    from cattrs import Converter
+
 T = TypeVar("T")
-MAX_FILE = 1024**2
-"""Bytes of a settings or template file."""
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, *, trusted: bool) -> dict[str, Any]:
     """Return what a TOML file says.
 
-    :raises InvalidRequest: it can't be read, is too large or isn't TOML; names file and line.
+    :param trusted: whether it has to be one that no other user could have written.
+    :raises InvalidRequest: it can't be read, is too large or isn't TOML, or has a number of more
+        than 64 bits; names file and line, or key.
     """
     try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_FILE + 1)
-        if len(content) > MAX_FILE:
-            raise InvalidRequest(f"{path}: larger than {MAX_FILE} bytes")
-        return tomllib.loads(content.decode())
-    except OSError as error:
-        raise InvalidRequest(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = tomllib.loads(read_file(path, trusted=trusted).decode())
+        _check_numbers(table, path)
+        return table
+    except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
         raise InvalidRequest(f"{path}: not TOML: {error}") from error
     except RecursionError as error:
         raise InvalidRequest(f"{path}: nested too deeply") from error
+
+
+def _check_numbers(value: object, path: Path, key: str = "") -> None:
+    """Check that whole numbers have 64 bits, as TOML says: larger ones can't even be printed."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InvalidRequest(f"{path}: {key}: a number of more than 64 bits")
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_numbers(inner, path, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_numbers(inner, path, key)
 
 
 def structure(data: Mapping[str, Any], into: type[T], *, where: str, also: Sequence[str] = ()) -> T:
@@ -50,11 +59,16 @@ def structure(data: Mapping[str, Any], into: type[T], *, where: str, also: Seque
     :raises InvalidRequest: names the key, what is wrong with it, and for an unknown key the one
         that was probably meant.
     """
+    if not data and not _required(into):
+        return into()  # most tables are left out, and loading cattrs takes a while
+    from cattrs import BaseValidationError, transform_error
+    from cattrs.errors import ForbiddenExtraKeysError
+
     try:
-        return _CONVERTER.structure(data, into)
+        return _converter().structure(data, into)
     except VmclonerError as error:
         raise InvalidRequest(f"{where}: {error.message}", hint=error.hint) from error
-    except (cattrs.BaseValidationError, ForbiddenExtraKeysError, TypeError, ValueError) as error:
+    except (BaseValidationError, ForbiddenExtraKeysError, TypeError, ValueError) as error:
         problems = transform_error(
             error, format_exception=functools.partial(_explain, also={into: also}), path=""
         )
@@ -66,6 +80,11 @@ def keys_of(cls: type) -> list[str]:
     return [field.name for field in attrs.fields(cls) if field.metadata.get("key", True)]
 
 
+def _required(cls: type) -> bool:
+    """Tell whether an attrs class has fields without a default."""
+    return any(field.default is attrs.NOTHING for field in attrs.fields(cls))
+
+
 def _first(problems: list[str]) -> str:
     """Return the first problem as ``key: reason``; cattrs says ``reason @ .key``."""
     reason, _, key = problems[0].rpartition(" @ ")
@@ -74,6 +93,8 @@ def _first(problems: list[str]) -> str:
 
 
 def _explain(error: BaseException, _type: type | None, also: Mapping[type, Sequence[str]]) -> str:
+    from cattrs.errors import ForbiddenExtraKeysError
+
     if isinstance(error, ForbiddenExtraKeysError):
         known = [*keys_of(error.cl), *also.get(error.cl, ())]
         key = sorted(error.extra_fields)[0]
@@ -110,7 +131,10 @@ def _tuple_of_strings(value: object, _: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+@functools.cache
 def _converter() -> Converter:
+    from cattrs import Converter
+
     converter = Converter(forbid_extra_keys=True)
     converter.register_structure_hook(str, _strict(str, "a string"))
     converter.register_structure_hook(int, _strict(int, "a whole number"))
@@ -129,6 +153,3 @@ def _path(value: object) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f"must be a path, not {value!r}")
     return Path(value).expanduser()
-
-
-_CONVERTER = _converter()

@@ -18,7 +18,8 @@ from pathlib import Path
 from vmcloner_core.errors import InvalidRequest, VmclonerError
 from vmcloner_core.model import Values
 from vmcloner_core.names import MAX_INDEX, split_clone
-from vmcloner_core.tomlfile import MAX_FILE, read_toml
+from vmcloner_core.tomlfile import read_toml
+from vmcloner_core.trusted_files import read_file
 from vmcloner_core.units import parse_size
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
@@ -42,7 +43,7 @@ def read_values(path: Path, fleet: str) -> dict[int, Values]:
 
 
 def _toml(path: Path) -> Iterator[tuple[str, str, Mapping[str, object]]]:
-    for clone, values in read_toml(path).items():
+    for clone, values in read_toml(path, trusted=False).items():
         where = f"{path}: [{clone}]"
         if not isinstance(values, dict):
             raise InvalidRequest(f"{path}: {clone}: must be a table of a clone's values")
@@ -51,10 +52,7 @@ def _toml(path: Path) -> Iterator[tuple[str, str, Mapping[str, object]]]:
 
 def _csv(path: Path) -> Iterator[tuple[str, str, Mapping[str, object]]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            text = stream.read(MAX_FILE + 1)
-        if len(text) > MAX_FILE:
-            raise InvalidRequest(f"{path}: larger than {MAX_FILE} bytes")
+        text = read_file(path, trusted=False).decode("utf-8-sig")
         reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
         columns = [name.strip() for name in reader.fieldnames or ()]
         reader.fieldnames = columns
@@ -72,8 +70,6 @@ def _csv(path: Path) -> Iterator[tuple[str, str, Mapping[str, object]]]:
             yield where, clone, {name: cell for name, cell in cells.items() if cell}
     except csv.Error as error:
         raise InvalidRequest(f"{path}: not CSV: {error}") from error
-    except OSError as error:
-        raise InvalidRequest(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{path}: not UTF-8") from error
 

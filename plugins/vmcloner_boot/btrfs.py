@@ -10,7 +10,7 @@ import functools
 import zlib
 from typing import Any
 
-from vmcloner_boot.reading import Bytes, Unreadable, unzstd
+from vmcloner_boot.disk_image import Bytes, Unreadable, unzstd
 
 MAX_NODE = 65536
 """Bytes: BTRFS_MAX_METADATA_BLOCKSIZE."""

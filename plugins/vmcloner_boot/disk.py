@@ -30,5 +30,5 @@ class DiskBoot(BootProvider):
 def vmcloner_boot_provider() -> BootBackend:
     """Describe the backend."""
     return BootBackend(
-        name="disk", description="The guest's own firmware and boot loader", factory=DiskBoot
+        api=1, name="disk", description="The guest's own firmware and boot loader", factory=DiskBoot
     )

@@ -7,20 +7,21 @@ https://docs.dissect.tools/
 from __future__ import annotations
 
 import io
+import itertools
 import stat
 from collections.abc import Iterator
 from typing import Any
 
 from vmcloner_boot import btrfs
-from vmcloner_boot.reading import MIB, Bytes, Unreadable
+from vmcloner_boot.disk_image import MIB, Bytes, Unreadable
 from vmcloner_boot.trees import FileSystem, Kind, Node
 from vmcloner_core.errors import VmclonerError
 
 MAX_NAMES = 100_000
 MAX_READ = 4 * MIB
 """Bytes of what a library wants at once: more is the disk's say."""
-SUBVOLUMES = (b"@", b"@rootfs", b"root")
-"""Where distributions have their root file system on btrfs: Ubuntu and openSUSE, Debian, Fedora."""
+MAX_SUBVOLUMES = 200
+"""Subvolumes, and folders of the top level, that are looked at."""
 EXTRA = "vmcloner[filesystems]"
 
 
@@ -88,16 +89,43 @@ class Dissected(FileSystem):
             self._system = _opened(kind, data)
             self.uuid = str(self._system.uuid)
             self._root = self._top()
+            self.label = self._label(data)
         except ImportError:
             raise
         except Exception as error:
             raise self._ours(error) from error
 
     def _top(self) -> Any:
+        return self._system.root if self.kind == "xfs" else self._system.fs_tree.root
+
+    def _label(self, data: Bytes) -> str:
         if self.kind == "xfs":
-            return self._system.root
-        default = self._system.default_subvolume
-        return default.root if default is not None else self._system.fs_tree.root
+            return data.read(108, 12).split(b"\0")[0].decode("utf-8", "replace")
+        return str(self._system.label)
+
+    def subvolumes(self) -> Iterator[tuple[str, bool, FileSystem]]:
+        """Yield subvolumes, and folders at the top, that may be the root of a system.
+
+        Each with its path from the top level, and whether it is the default subvolume. A root has
+        a folder ``boot``, be it empty.
+        """
+        if self.kind != "btrfs":
+            return
+        found: dict[str, tuple[bool, Any]] = {}
+        try:
+            default = self._system.default_subvolume.objectid
+            top = self._system.fs_tree.objectid
+            for subvolume in itertools.islice(self._system.subvolumes(), MAX_SUBVOLUMES):
+                if subvolume.objectid != top:
+                    found[subvolume.path] = subvolume.objectid == default, subvolume.root
+            for name, inode in itertools.islice(self._entries(self.root()), MAX_SUBVOLUMES):
+                found.setdefault(name.decode("utf-8", "surrogateescape"), (False, inode))
+        except Exception as error:
+            raise self._ours(error) from error
+        for path, (is_default, inode) in sorted(found.items(), key=lambda item: not item[1][0]):
+            node = self._node(inode)
+            if node.kind is Kind.FOLDER and self.find(node, b"boot") is not None:
+                yield path, is_default, Under(self, node)
 
     def _ours(self, error: Exception) -> VmclonerError:
         if isinstance(error, VmclonerError):

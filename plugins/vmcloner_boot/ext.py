@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from vmcloner_boot.reading import MIB, Bytes, Unreadable
+from vmcloner_boot.disk_image import MIB, Bytes, Unreadable
 from vmcloner_boot.trees import FileSystem, Kind, Node
 
 ROOT = 2
@@ -140,10 +140,13 @@ class Ext(FileSystem):
         per_block = self._block // self._entry
         index, within = divmod(group, per_block)
         if self._first_meta is None or index < self._first_meta:
-            block = self._first + 1 + index
+            # Behind the superblock, which is in block 1 where blocks are that small: with bigalloc,
+            # the first group may begin at block 0 all the same.
+            block = 1024 // self._block + 1 + index
         else:
             first = index * per_block
-            block = self._first + first * self._per_group + self._has_super(first)
+            at = self._first + first * self._per_group
+            block = (at or 1024 // self._block) + self._has_super(first)
         entry = self._data.exactly(block * self._block + within * self._entry, self._entry)
         high = _int(entry, 0x28) if self._wide and self._entry >= 64 else 0
         return _int(entry, 8) | high << 32

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vmcloner_boot.choice import Choice, Found
-from vmcloner_boot.reading import MIB, Unreadable
+from vmcloner_boot.disk_image import MIB, Unreadable
 from vmcloner_core.errors import HostCommandError, NotEnoughResources, VmclonerError
 
 MAX_KERNEL = 128 * MIB

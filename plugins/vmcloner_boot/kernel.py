@@ -59,6 +59,7 @@ class KernelBoot(BootProvider):
 def vmcloner_boot_provider() -> BootBackend:
     """Describe the backend."""
     return BootBackend(
+        api=1,
         name="kernel",
         description="A kernel and an initrd of the host, with a command line for each clone",
         factory=KernelBoot,

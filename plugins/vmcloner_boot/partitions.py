@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from vmcloner_boot.reading import Bytes, Range, Unreadable
+from vmcloner_boot.disk_image import Bytes, Range, Unreadable
 
 SECTORS = (512, 4096)
 MAX_PARTITIONS = 128
@@ -85,19 +85,27 @@ def _mbr(disk: Bytes, head: bytes) -> Iterator[Partition]:
 
 
 def _logical(disk: Bytes, extended: int, signature: str) -> Iterator[Partition]:
-    """Follow the chain of logical partitions; each link must lie behind the one before it."""
-    at = extended
-    for number in range(5, MAX_PARTITIONS):
+    """Follow the chain of logical partitions, which may lead back on the disk but not in circles.
+
+    As to Linux and GRUB, an empty link of the chain has no number.
+    """
+    at, number = extended, 5
+    seen: set[int] = set()
+    while at not in seen and len(seen) < MAX_PARTITIONS:
+        seen.add(at)
         head = disk.read(at * 512, 512)
         if len(head) < 512 or head[510:] != b"\x55\xaa":
             return
-        _, kind, start, size = _entry(head, 0)
-        if kind and start and size and (part := _part(disk, at + start, size)):
-            yield Partition(
-                number=number, data=part, table="msdos", uuid=f"{signature}-{number:02x}"
-            )
-        _, kind, following, _ = _entry(head, 1)
-        if kind not in _EXTENDED or extended + following <= at:
+        entries = [_entry(head, index) for index in range(4)]
+        for _, kind, start, size in entries:
+            if not kind or kind in _EXTENDED or not start or not size:
+                continue
+            if part := _part(disk, at + start, size):
+                identifier = f"{signature}-{number:02x}"
+                yield Partition(number=number, data=part, table="msdos", uuid=identifier)
+            number += 1
+        following = next((start for _, kind, start, _ in entries if kind in _EXTENDED), 0)
+        if not following:
             return
         at = extended + following
 

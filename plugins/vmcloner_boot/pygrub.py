@@ -11,9 +11,9 @@ from pathlib import Path
 
 from vmcloner_boot.choice import Choice
 from vmcloner_boot.cmdline import check_cmdline, example, fill_cmdline
+from vmcloner_boot.disk_image import Budget, Unreadable, open_image
 from vmcloner_boot.extraction import check, extract
 from vmcloner_boot.loaders import choose
-from vmcloner_boot.reading import Budget, Unreadable, open_image
 from vmcloner_boot.systems import Skipped, systems
 from vmcloner_boot.trees import Tree
 from vmcloner_core.drivers import BootProvider, BootRequest, DriverContext
@@ -81,7 +81,7 @@ def _read(request: BootRequest) -> BootConfig:
     words = fill_cmdline(request.template, request.labels, request.nics, request.values)
     volume = _boot_disk(request.volumes)
     budget = Budget()
-    image = open_image(volume.path, volume.format, budget)
+    image = open_image(volume.path, volume.format, budget, volume.backing)
     try:
         trees, skipped = systems(image)
         choice = _choice(trees, skipped, budget)
@@ -123,6 +123,7 @@ def _choice(trees: Sequence[Tree], skipped: Sequence[Skipped], budget: Budget) -
 def vmcloner_boot_provider() -> BootBackend:
     """Describe the backend."""
     return BootBackend(
+        api=1,
         name="pygrub",
         description="The boot menu on the clone's own disk, read on the host",
         factory=PygrubBoot,

@@ -6,17 +6,15 @@ from collections.abc import Iterator
 
 import attrs
 
-from vmcloner_boot import ext
-from vmcloner_boot.dissected import EXTRA, SUBVOLUMES, Dissected, Under
+from vmcloner_boot import ext, fat
+from vmcloner_boot.disk_image import Bytes, Unreadable
+from vmcloner_boot.dissected import EXTRA, Dissected
 from vmcloner_boot.partitions import Partition, partitions
-from vmcloner_boot.reading import Bytes, Unreadable
-from vmcloner_boot.trees import FileSystem, Kind, Tree
+from vmcloner_boot.trees import FileSystem, Tree
 
 _MAGIC = (
     (0, b"XFSB", "xfs"),
     (0x10040, b"_BHRfS_M", "btrfs"),
-    (0x36, b"FAT", "vfat"),
-    (0x52, b"FAT", "vfat"),
     (0x200, b"LABELONE", "LVM"),
     (0, b"LUKS\xba\xbe", "LUKS"),
 )
@@ -51,7 +49,7 @@ def _each(disk: Bytes) -> Iterator[Tree | Skipped]:
 
 
 def _trees(partition: Partition) -> Iterator[Tree | Skipped]:
-    """Yield a partition's file system; behind it, its subvolumes that are root file systems."""
+    """Yield a partition's file system; behind it, its subvolumes that may be root file systems."""
     if ext.is_ext(partition.data):
         yield _tree(partition, ext.Ext(partition.data))
         return
@@ -63,16 +61,18 @@ def _trees(partition: Partition) -> Iterator[Tree | Skipped]:
             yield Skipped(partition.name, f"{kind}, which needs pip install '{EXTRA}'")
             return
         yield _tree(partition, system)
-        for name in SUBVOLUMES if kind == "btrfs" else ():
-            top = system.find(system.root(), name)
-            if top is not None and top.kind is Kind.FOLDER:
-                yield _tree(partition, Under(system, top))
+        for path, default, subvolume in system.subvolumes():
+            tree = _tree(partition, subvolume)
+            place = f"{tree.place}, subvolume {path}"
+            yield attrs.evolve(tree, place=place, subvolume=path, default=default)
     elif kind:
         yield Skipped(partition.name, kind)
+    elif fat.is_fat(partition.data):
+        yield _tree(partition, fat.Fat(partition.data))
 
 
 def _tree(partition: Partition, system: FileSystem) -> Tree:
-    return Tree(system, partition.name, partition.number, partition.table)
+    return Tree(system, partition.name, partition.number, partition.table, partition.uuid)
 
 
 def _kind(data: Bytes) -> str:

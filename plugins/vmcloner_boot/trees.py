@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from vmcloner_boot.reading import MIB, Unreadable
+from vmcloner_boot.disk_image import MIB, Unreadable
 
 MAX_LINKS = 16
 """Symbolic links on the way to one file."""
@@ -68,12 +68,18 @@ class Tree:
     :param place: what it is called in messages, "partition 2".
     :param partition: its number, 0 where it is the whole disk; with ``table``, ``gpt`` or
         ``msdos``, that is how GRUB names it.
+    :param uuid: the partition's own.
+    :param subvolume: of btrfs, the path of this subvolume from the top level; "" for the top level.
+    :param default: whether it is the subvolume that is mounted where none is named.
     """
 
     system: FileSystem
     place: str
     partition: int = 0
     table: str = ""
+    uuid: str = ""
+    subvolume: str = ""
+    default: bool = False
 
     def find(self, path: str) -> Node | None:
         """Return what a path leads to through all its links, None where that isn't there.

@@ -25,6 +25,7 @@ def _driver(context: DriverContext, settings: DdSettings) -> StorageDriver:
 def vmcloner_storage_backend() -> StorageBackend:
     """Describe the backend."""
     return StorageBackend(
+        api=1,
         name="dd",
         description="full copies in a volume group or a folder; reads the template once for many",
         factory=_driver,

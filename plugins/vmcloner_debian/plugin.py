@@ -11,6 +11,7 @@ from vmcloner_debian.settings import DebianOptions
 def vmcloner_image_builder() -> ImageBackend:
     """Register the builder."""
     return ImageBackend(
+        api=1,
         name="debian",
         description="Debian with cloud-init and an SSH server, by mmdebstrap",
         factory=DebianBuilder,

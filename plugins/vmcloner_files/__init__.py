@@ -1,1 +1,1 @@
-"""Storage plugin ``files``: a pool is a folder of sparse raw templates and of clones' disks."""
+"""Storage plugin ``files``: a pool is a folder of sparse raw templates and clones' disks."""

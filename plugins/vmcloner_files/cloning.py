@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import attrs
 
+from vmcloner_core import qcow2
 from vmcloner_core.copying import Target
 from vmcloner_core.errors import NotFound, VmclonerError, WrongState
 from vmcloner_core.full_copies import copy_one
-from vmcloner_core.model import CloneRequest, Copying, Origin, Outcome, Volume
+from vmcloner_core.model import (
+    CloneRequest,
+    Copying,
+    Origin,
+    Outcome,
+    Progress,
+    Volume,
+    VolumeProgress,
+)
 from vmcloner_core.os_errors import translated
-from vmcloner_files import qcow2
 from vmcloner_files.drafts import Draft
 from vmcloner_files.holders import Holders
 from vmcloner_files.pool import Pool
@@ -79,7 +88,7 @@ class Cloner:
         if record is None:
             vanished = WrongState(f"{path} was removed by another process while it was made")
             return Outcome(key=key, error=vanished)
-        volume = as_volume(path, record, self._pool_name)
+        volume = as_volume(path, record, self._pool, self._pool_name)
         return Outcome(key=key, value=volume, changed=made is not None)
 
     def _make(self, request: CloneRequest, path: Path) -> DiskRecord | None:
@@ -97,35 +106,43 @@ class Cloner:
         return record
 
     def replace(
-        self, requests: Sequence[CloneRequest], holders: Holders, defaults: Copying
+        self,
+        requests: Sequence[CloneRequest],
+        holders: Holders,
+        defaults: Copying,
+        progress: VolumeProgress,
     ) -> Iterator[Outcome[Volume]]:
-        """Make disks anew. At every moment a disk is either the old or the new one, complete.
+        """Replace disks by new ones. At every moment a disk is the old or the new one, complete.
 
         :param defaults: how bytes are copied where a request does not say.
         """
         for request in requests:
             path = self._pool.disk_path(request.labels, request.disk)
             copying = request.copying.with_defaults(defaults)
+            report = functools.partial(progress, request.volume_name)
             try:
                 with translated(path):
-                    record = self._replace(request, path, holders, copying)
+                    record = self._replace(request, path, holders, copying, report)
             except VmclonerError as error:
                 yield Outcome(key=request.volume_name, error=error)
             else:
-                made = as_volume(path, record, self._pool_name)
+                made = as_volume(path, record, self._pool, self._pool_name)
                 yield Outcome(key=request.volume_name, value=made)
 
     def _replace(
-        self, request: CloneRequest, path: Path, holders: Holders, copying: Copying
+        self,
+        request: CloneRequest,
+        path: Path,
+        holders: Holders,
+        copying: Copying,
+        progress: Progress,
     ) -> DiskRecord:
         with self._pool.lock():
             image = self._image(request)
         with self._pool.draft(self._pool.volumes) as draft:
             record = self._fill(request, image, draft)
             if record.full and image is not None:
-                target = Target(
-                    path=draft.path, size=record.size, blank=True, progress=copying.progress
-                )
+                target = Target(path=draft.path, size=record.size, blank=True, progress=progress)
                 copy_one(image.fd, target, copying)
             with self._pool.lock(alone=True):
                 found = self._pool.disk(request.labels, request.disk)
@@ -201,15 +218,16 @@ def open_image(pool: Pool, pool_name: str, origin: Origin) -> Image:
     return Image(fd=fd, path=path, record=record)
 
 
-def as_volume(path: Path, record: DiskRecord, pool: str) -> Volume:
+def as_volume(path: Path, record: DiskRecord, pool: Pool, pool_name: str) -> Volume:
     """Return a disk as the core knows it."""
     return Volume(
         name=path.name,
-        pool=pool,
+        pool=pool_name,
         labels=record.labels,
         path=path,
         size=record.size,
         format=record.format,
+        backing=pool.image_path(record.labels.template) if record.format == "qcow2" else None,
         complete=record.complete,
     )
 

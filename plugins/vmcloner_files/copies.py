@@ -55,7 +55,7 @@ class FolderCopies(CopyPool):
         paths = [self.pool.volumes / name for name in names]
         records = {path: self.pool.record(path) for path in paths}
         return {
-            path.name: as_volume(path, record, self.name)
+            path.name: as_volume(path, record, self.pool, self.name)
             for path, record in records.items()
             if record is not None
         }

@@ -1,4 +1,4 @@
-"""What a pool of files needs of its host, and whether it is there."""
+"""Check what a pool of files needs of its host."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ QEMU_IMG_FIX = "apt-get install qemu-utils"
 
 
 def examine_pool(backend: str, folder: Path, wanted: str, runner: CommandRunner) -> Iterator[Check]:
-    """Yield the checks of the pool in ``folder``. Leaves nothing there, not even the folder.
+    """Yield the checks of the pool in ``folder``. Leaves nothing behind, not even the folder.
 
-    :param wanted: how LINKED clones are to be made, as settings have it.
+    :param wanted: the setting ``clone``.
     """
 
     def check(name: str, status: Status, detail: str = "", fix: str = "") -> Check:
@@ -31,7 +31,7 @@ def examine_pool(backend: str, folder: Path, wanted: str, runner: CommandRunner)
         reason = translate(error, place).message
         yield check("pool", Status.FAILED, reason, f"make {folder} writable, or set another path")
     else:
-        made = "" if place == folder else ", made when first needed"
+        made = "" if place == folder else ", will be made when it is needed"
         yield check("pool", Status.OK, f"{folder}{made}")
         yield check("cloning", *_cloning(features, wanted, file_system(place)))
         kept = "in extended attributes" if has_attributes(place) else "in sidecar files"
@@ -44,27 +44,29 @@ def examine_pool(backend: str, folder: Path, wanted: str, runner: CommandRunner)
 
 
 def _cloning(features: Features, wanted: str, kind: str) -> tuple[Status, str, str]:
+    if wanted == "copy":
+        return Status.OK, "full copies (as set)", ""
     if features.reflink and wanted != "overlay":
         return Status.OK, f"reflinks on {kind}", ""
     if wanted == "reflink":
         return (
             Status.FAILED,
-            f"clone = 'reflink', but {kind} can't share blocks",
+            f"clone = 'reflink', but {kind} does not support reflinks",
             "set clone = 'auto', or put the pool on XFS or btrfs",
         )
-    why = "as set" if wanted == "overlay" else f"{kind} can't share blocks"
+    why = "as set" if wanted == "overlay" else f"{kind} does not support reflinks"
     return Status.OK, f"qcow2 overlays on {kind} ({why})", ""
 
 
 def _access(place: Path) -> tuple[Status, str, str]:
-    """Tell whether a QEMU process of another user gets to the pool: libvirt's, under root."""
+    """Check that QEMU can enter the pool: under root, libvirt runs it as another user."""
     if os.geteuid() != 0:
         return Status.OK, "QEMU runs as this user", ""
     for folder in (place, *place.parents):
         if not folder.stat().st_mode & stat.S_IXOTH:
             return (
                 Status.WARNING,
-                f"{folder} keeps other users out, and libvirt runs QEMU as one",
+                f"other users cannot enter {folder}, and libvirt runs QEMU as one",
                 f"chmod o+x {folder}",
             )
-    return Status.OK, "open to QEMU's user", ""
+    return Status.OK, "QEMU's user can enter the pool", ""

@@ -1,7 +1,7 @@
-"""Files that appear under their names whole, labelled, and only once; or never.
+"""Write files under no name first, so that they appear complete and labelled.
 
-A draft has no name (``O_TMPFILE``, open(2)): if its maker dies, the kernel forgets it. On file
-systems without that it is a file of the pool's ``.tmp`` folder, locked while its maker lives.
+A draft has no name (``O_TMPFILE``, open(2)): if its process dies, the kernel removes it. On
+file systems without O_TMPFILE it is a file in ``.tmp``, locked while its process lives.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ MODE = 0o600
 
 @attrs.frozen
 class Draft:
-    """An open file (``fd``, for reading and writing) that is still to get its name."""
+    """A file, open for reading and writing (``fd``), that has no final name yet."""
 
     fd: int
     name: Path | None
 
     @property
     def path(self) -> Path:
-        """A path by which another process of this user can open it, while it is open here."""
+        """A path by which other processes of this user can open it while it is open here."""
         return self.name or Path(f"/proc/{os.getpid()}/fd/{self.fd}")
 
     def publish(self, path: Path) -> None:
@@ -38,19 +38,19 @@ class Draft:
         if self.name is not None:
             os.link(self.name, path)
             return
-        # A directory descriptor, unused for an absolute path, makes os.link() call linkat(2)
-        # with AT_SYMLINK_FOLLOW, without which the link in /proc itself would be linked.
+        # The directory descriptor is not used with an absolute path, but makes os.link() call
+        # linkat(2) with AT_SYMLINK_FOLLOW. Without that, the link in /proc would be linked.
         os.link(f"/proc/self/fd/{self.fd}", path, dst_dir_fd=self.fd, follow_symlinks=True)
 
     def replace(self, path: Path, folder: Path) -> None:
-        """Give it the name of a file that is there, in one step.
+        """Replace an existing file by it, in one step.
 
-        :param folder: of the same file system, for a name that it has meanwhile.
+        :param folder: in the same file system, for a temporary name.
         """
         name = self.name
         if name is None:
             name = folder / f"{uuid.uuid4().hex}.tmp"
-            fcntl.flock(self.fd, fcntl.LOCK_EX)  # as long as it is held, sweep() leaves it
+            fcntl.flock(self.fd, fcntl.LOCK_EX)  # sweep() skips locked files
             self.publish(name)
         name.replace(path)
 
@@ -84,11 +84,11 @@ def _open_locked(path: Path) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:
             return fd
-        os.close(fd)  # sweep() came between open and lock
+        os.close(fd)  # sweep() removed it before it was locked
 
 
 def sweep(folder: Path) -> None:
-    """Remove the named drafts whose makers are dead."""
+    """Remove named drafts of processes that died."""
     with os.scandir(folder) as entries:
         paths = [Path(entry.path) for entry in entries if entry.name.endswith(".tmp")]
     for path in paths:

@@ -25,8 +25,11 @@ from vmcloner_core.model import (
     Outcome,
     Progress,
     Volume,
+    VolumeProgress,
+    untold,
 )
 from vmcloner_core.os_errors import translated
+from vmcloner_core.qcow2 import overlay
 from vmcloner_files import doctor
 from vmcloner_files.cloning import Cloner, Method, as_volume
 from vmcloner_files.copies import FolderCopies
@@ -34,7 +37,6 @@ from vmcloner_files.features import existing, space
 from vmcloner_files.holders import Holders
 from vmcloner_files.importing import Importer, check_unlinked
 from vmcloner_files.pool import Pool
-from vmcloner_files.qcow2 import overlay
 from vmcloner_files.records import ImageRecord
 from vmcloner_files.settings import FilesSettings
 
@@ -116,7 +118,9 @@ class FilesDriver(StorageDriver):
 
     # --- volumes --------------------------------------------------------------------------------
 
-    def clone(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
+    def clone(
+        self, requests: Sequence[CloneRequest], progress: VolumeProgress = untold
+    ) -> Iterator[Outcome[Volume]]:
         """See :meth:`StorageDriver.clone`."""
         self._pool.prepare()
         with Cloner(self._pool, self.name, self._method) as cloner:
@@ -129,7 +133,7 @@ class FilesDriver(StorageDriver):
                 copy = Copy(request=request, volume=outcome.value, fresh=outcome.changed)
                 copies.append(copy)
         for start in range(0, len(copies), COPIES):
-            yield from self._copier.fill(copies[start : start + COPIES])
+            yield from self._copier.fill(copies[start : start + COPIES], progress)
 
     def delete(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
         """See :meth:`StorageDriver.delete`."""
@@ -153,17 +157,19 @@ class FilesDriver(StorageDriver):
             return Outcome(key=key, error=error)
         return Outcome(key=key)
 
-    def reset(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
+    def reset(
+        self, requests: Sequence[CloneRequest], progress: VolumeProgress = untold
+    ) -> Iterator[Outcome[Volume]]:
         """See :meth:`StorageDriver.reset`. A new file is renamed over the old one."""
         self._pool.prepare()
         if not self._pool.labels.follow_renames:
-            yield from super().reset(self._in_their_formats(requests))
+            yield from super().reset(self._in_their_formats(requests), progress)
             return
         with Cloner(self._pool, self.name, self._reset_method) as cloner:
-            yield from cloner.replace(requests, Holders(), self._copying)
+            yield from cloner.replace(requests, Holders(), self._copying, progress)
 
     def _reset_method(self, request: CloneRequest) -> Method:
-        """Return how a disk is made anew: as before, since its domain knows its format."""
+        """Return how to make a disk again: in its old format, which its domain has."""
         found = self._pool.disk(request.labels, request.disk)
         if found is None:
             return self._method(request)
@@ -182,7 +188,7 @@ class FilesDriver(StorageDriver):
     def volumes(self) -> tuple[Volume, ...]:
         """See :meth:`StorageDriver.volumes`."""
         disks = self._pool.disks().items()
-        return tuple(as_volume(path, record, self.name) for path, record in disks)
+        return tuple(as_volume(path, record, self._pool, self.name) for path, record in disks)
 
     # --- space ----------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""In how many pieces a file's bytes are on the disk, and how to have them in few.
+"""Count a file's extents, and keep their number low.
 
 FIEMAP: Documentation/filesystems/fiemap.rst in the kernel's source.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from vmcloner_core.extents import Run
 
 MAX_RUNS = 32
-"""A reflink's cost grows with the extents of what it copies (about 20 us each)."""
+"""The time of a reflink grows with the number of extents (about 20 us each)."""
 _FIEMAP = struct.Struct("=QQIIII")
 _FS_IOC_FIEMAP = 0xC020660B  # _IOWR('f', 11, struct fiemap)
 _FIEMAP_FLAG_SYNC = 1
@@ -21,8 +21,8 @@ _FIEMAP_FLAG_SYNC = 1
 def coalesce(runs: Iterable[Run], limit: int = MAX_RUNS) -> list[Run]:
     """Return ``runs`` with their smallest gaps filled until at most ``limit`` remain.
 
-    Gaps are filled only while they add up to no more than half of the data: a template is stored
-    once, its extents are paid for with each clone.
+    The filled gaps add up to at most half of the data. Space is used once for a template, but time
+    is used for its extents with each clone.
     """
     joined = list(runs)
     excess = len(joined) - limit
@@ -46,9 +46,9 @@ def coalesce(runs: Iterable[Run], limit: int = MAX_RUNS) -> list[Run]:
 
 
 def count_extents(fd: int) -> int | None:
-    """Return in how many pieces a file lies on the disk, None where that can't be told.
+    """Return the number of a file's extents, None if the file system does not tell.
 
-    What isn't written out yet is written first.
+    Dirty pages are written first.
     """
     request = bytearray(_FIEMAP.pack(0, 2**64 - 1, _FIEMAP_FLAG_SYNC, 0, 0, 0))
     try:

@@ -1,4 +1,4 @@
-"""What the file system of a folder can do, found out by doing it on files without a name."""
+"""Find out what the file system of a folder supports, by trying it on temporary files."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT}  # open(2), under O
 
 @attrs.frozen(kw_only=True)
 class Features:
-    """What was found: files without a name, and sharing of blocks."""
+    """What a file system supports: files without a name (O_TMPFILE), and reflinks."""
 
     unnamed: bool
     reflink: bool
 
 
 def examine(folder: Path) -> Features:
-    """Return what the file system of an existing folder can do. Leaves nothing there.
+    """Return what the file system of an existing folder supports. Leaves nothing there.
 
-    :raises OSError: the folder can't be written to.
+    :raises OSError: the folder is not writable.
     """
     unnamed = _can_unnamed(folder)
     draft = drafts.unnamed if unnamed else drafts.named
@@ -39,7 +39,7 @@ def examine(folder: Path) -> Features:
 
 
 def has_attributes(folder: Path) -> bool:
-    """Tell whether files of an existing folder can have extended attributes of users."""
+    """Tell whether files in an existing folder can have extended attributes of users."""
     try:
         os.getxattr(folder, ATTRIBUTE)
     except OSError as error:
@@ -50,20 +50,20 @@ def has_attributes(folder: Path) -> bool:
 def file_system(path: Path) -> str:
     """Return the type of the file system that holds ``path``, as proc(5)'s mountinfo names it."""
     best, kind = -1, "unknown"
-    # Not by device number: btrfs gives each subvolume one of its own, mountinfo another.
+    # Not by device number: on btrfs, stat(2) and mountinfo have different ones.
     with contextlib.suppress(OSError), Path("/proc/self/mountinfo").open() as lines:
         for line in lines:
             mount, _, source = line.partition(" - ")
-            point = mount.split()[4].encode().decode("unicode_escape")  # blanks are \040
+            point = mount.split()[4].encode().decode("unicode_escape")  # a space is \040
             if path.is_relative_to(point) and len(point) >= best:
                 best, kind = len(point), source.split()[0]
     return kind
 
 
 def space(path: Path) -> Capacity:
-    """Return what the file system that holds ``path``, or is to hold it, has for users.
+    """Return the space of the file system that holds, or will hold, ``path``.
 
-    One that tells nothing (FUSE's default, ramfs) counts as endless: it is tried, not refused.
+    A file system that reports no size (FUSE's default, ramfs) is taken as unlimited.
     """
     status = os.statvfs(next(existing(path)))
     if status.f_blocks == 0:
@@ -96,6 +96,6 @@ def _can_reflink(
 
 
 def existing(path: Path) -> Iterator[Path]:
-    """Yield ``path`` and its parents, nearest first, so far as they exist."""
-    # Not Path.exists(), which raises where a parent may not be entered.
+    """Yield those of ``path`` and its parents that exist, nearest first."""
+    # Not Path.exists(): it raises if a parent must not be entered.
     return (place for place in (path, *path.parents) if os.path.exists(place))  # noqa: PTH110

@@ -1,8 +1,8 @@
-"""Tell whether a file is in use, and by whom.
+"""Tell whether a file is in use, and by which process.
 
-A write lease (fcntl(2), ``F_SETLEASE``) is granted only where nobody else has the file open: one
-system call, whatever the holder's own locks are. Where leases can't be had, and to name the
-holder, ``/proc/PID/fd`` is read (proc(5)), once for all files.
+A write lease (fcntl(2), ``F_SETLEASE``) is granted only if the file is not open elsewhere: one
+system call, whatever locks the other process has. Where leases are not supported, and to name the
+process, ``/proc/PID/fd`` is read (proc(5)), once for all files.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ FileId = tuple[int, int]
 
 
 class Holders:
-    """The processes that hold files open, as of the first time that they are asked for."""
+    """The processes that have files open, read once when they are first needed."""
 
     def __init__(self) -> None:
         self._found: dict[FileId, int] | None = None
 
     def in_use(self, fd: int) -> bool:
-        """Tell whether another than this one descriptor of a file is open anywhere on the host.
+        """Tell whether the file of ``fd`` is open anywhere else on the host.
 
         While ``fd`` stays open, an open() by others waits until it is closed.
         """
         try:
-            # The lease's breaking is announced by a signal: one that is ignored by default.
+            # A lease is broken by a signal: choose one that is ignored by default.
             fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         except OSError as error:
@@ -42,7 +42,7 @@ class Holders:
 
     @contextlib.contextmanager
     def kept_out(self, path: Path) -> Iterator[None]:
-        """Hold a file that nobody uses, for what nobody may see half done.
+        """Keep other processes from opening a file during the block.
 
         :raises WrongState: it is in use.
         """
@@ -59,7 +59,7 @@ class Holders:
             os.close(fd)
 
     def name(self, fd: int) -> str:
-        """Return who holds the file, ``process 123 (qemu-system-x86)``, "" if it can't be told."""
+        """Return its user, like ``process 123 (qemu-system-x86)``; "" if that is not known."""
         pid = self._pid(fd)
         return "" if pid is None else process_shown(pid)
 
@@ -71,5 +71,5 @@ class Holders:
 
 
 def _open_files() -> dict[FileId, int]:
-    """Return which process has a file open, by the file's identity; this one's are left out."""
+    """Return which process has a file open, by the file's identity; leaves out this process."""
     return {(file.st_dev, file.st_ino): pid for pid, file in open_files()}

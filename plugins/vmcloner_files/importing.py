@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterable, Iterator
 
 import attrs
 
-from vmcloner_core.copying import Pace, check_same, copy_runs, flush
+from vmcloner_core.copying import Pace, check_same, copy_runs
 from vmcloner_core.drivers import ImageFile
 from vmcloner_core.errors import (
     Conflict,
-    HostCommandError,
     InvalidRequest,
     NotEnoughResources,
     WrongState,
@@ -23,6 +21,7 @@ from vmcloner_core.model import Copying, Progress
 from vmcloner_core.names import fold
 from vmcloner_core.os_errors import translated
 from vmcloner_core.process import CommandRunner
+from vmcloner_core.qemu_img import convert, measure
 from vmcloner_core.units import format_size
 from vmcloner_files.drafts import Draft
 from vmcloner_files.extents import MAX_RUNS, coalesce, count_extents
@@ -31,8 +30,6 @@ from vmcloner_files.pool import Pool
 from vmcloner_files.records import ImageRecord
 
 MODE = 0o444
-SLOWEST = 8 * 1024**2
-"""Bytes per second; a slower conversion is considered hung."""
 
 
 @attrs.frozen
@@ -74,7 +71,7 @@ class Importer:
                 _fill(source, draft.fd, self._runs(source), image.size, progress, copying)
                 yield draft
                 return
-            self._convert(image, source, draft, copying)
+            convert(self.runner, image, draft.path, copying)
             runs = self._runs(draft.fd)
             extents = count_extents(draft.fd) or 0
             if extents <= max(MAX_RUNS, len(runs)) or _length(runs) > self._free():
@@ -89,24 +86,6 @@ class Importer:
         """Return the runs of an image to store: few, if each is a cost of every reflink."""
         runs = nonzero_runs(source)
         return coalesce(runs) if self.pool.prepare().reflink else list(runs)
-
-    def _convert(self, image: ImageFile, source: int, draft: Draft, copying: Copying) -> None:
-        """Convert a qcow2 image into a draft."""
-        os.ftruncate(draft.fd, image.size)
-        slowest, limit = SLOWEST, []
-        if copying.bandwidth is not None:
-            limit = ["-r", str(copying.bandwidth)]
-            slowest = min(SLOWEST, copying.bandwidth // 2 or 1)
-        allocated = os.fstat(source).st_blocks * 512
-        timeout = 300 + max(allocated, image.size) / slowest
-        paths = [str(image.path.absolute()), str(draft.path)]
-        convert = ["qemu-img", "convert", "-n", "--target-is-zero", "-f", "qcow2", "-O", "raw"]
-        self.runner.run([*convert, *limit, *paths], timeout=timeout)
-        if copying.verify:
-            flush(draft.fd)
-            self.runner.run(
-                ["qemu-img", "compare", "-f", "qcow2", "-F", "raw", *paths], timeout=timeout
-            )
 
     def _publish(self, template: str, image: ImageFile, draft: Draft) -> tuple[ImageRecord, bool]:
         os.fsync(draft.fd)  # all clones depend on it
@@ -138,14 +117,7 @@ class Importer:
         """Return an upper bound of the bytes that the image takes as a sparse raw file."""
         if image.format == "raw":
             return _length(data_runs(source))
-        argv = ["qemu-img", "measure", "--output", "json", "-f", "qcow2", "-O", "raw"]
-        answer = self.runner.run([*argv, str(image.path.absolute())], timeout=300)
-        try:
-            return int(json.loads(answer.stdout)["required"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise HostCommandError(
-                f"qemu-img measure: no size in its output for {image.path}"
-            ) from error
+        return measure(self.runner, image)
 
     def _check_room(self, template: str, need: int) -> None:
         free = self._free()

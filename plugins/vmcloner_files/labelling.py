@@ -1,8 +1,8 @@
-"""Labels on files: one extended attribute, or a sidecar file where the file system has none.
+"""Labels on files: an extended attribute, or a sidecar file if the file system has none.
 
 The attribute ``user.vmcloner`` (xattr(7)) and the sidecar ``.NAME.labels`` hold the same JSON
-object of strings. A sidecar also names the inode that it belongs to: if somebody puts another
-file in the place of ours, it isn't ours.
+object of strings. A sidecar also contains the inode number of its file: it does not label another
+file that was put in its place.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Protocol
 
 ATTRIBUTE = "user.vmcloner"
 MAX_SIDECAR = 64 * 1024
-"""Bytes, as many as an extended attribute can have on Linux."""
+"""Bytes: the maximum of an extended attribute on Linux."""
 _DRAFT = ".labels-draft"
-_UNLABELLED = {errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM}  # EPERM: links and devices have none
+_UNLABELLED = {errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM}  # EPERM: symbolic links, devices
 
 
 class LabelStore(Protocol):
-    """Keeps the labels of files. Thread-safe, but for two writers of one file.
+    """Keeps the labels of files. Thread-safe, except for two writers of one file.
 
-    ``follow_renames``: whether a file that is renamed over another brings its labels along, so
-    that at no moment there is one without.
+    ``follow_renames``: whether labels move with a file that is renamed over another, so that it is
+    never without labels.
     """
 
     follow_renames: bool
@@ -36,14 +36,14 @@ class LabelStore(Protocol):
         ...
 
     def read(self, path: str | Path) -> dict[str, str] | None:
-        """Return a file's labels, None where it has none.
+        """Return a file's labels, None if it has none.
 
-        :raises FileNotFoundError: there is no such file, whether or not labels are left of one.
+        :raises FileNotFoundError: there is no such file, even if its labels are left.
         """
         ...
 
     def forget(self, path: Path) -> None:
-        """Remove what is left of a file's labels once the file is gone."""
+        """Remove the labels of a file that was removed."""
         ...
 
 
@@ -53,7 +53,7 @@ def encode(labels: Mapping[str, str]) -> bytes:
 
 
 def decode(content: bytes) -> dict[str, str] | None:
-    """Return stored labels, or None where ``content`` isn't a JSON object of strings."""
+    """Return stored labels, None if ``content`` is not a JSON object of strings."""
     try:
         values = json.loads(content)
     except (ValueError, RecursionError):
@@ -64,7 +64,7 @@ def decode(content: bytes) -> dict[str, str] | None:
 
 
 class XattrLabels:
-    """Labels in an extended attribute: they live and die with the file."""
+    """Labels in an extended attribute: removed with the file."""
 
     follow_renames = True
 
@@ -86,7 +86,7 @@ class XattrLabels:
 
 
 class SidecarLabels:
-    """Labels in a file beside the labelled one, in place before it is."""
+    """Labels in a file beside the labelled one, written before it appears."""
 
     follow_renames = False
 
@@ -113,7 +113,7 @@ class SidecarLabels:
             _sidecar(path).unlink()
 
     def sweep(self, folder: Path) -> None:
-        """Remove sidecars whose files don't exist; nobody may be writing labels meanwhile."""
+        """Remove sidecars whose files do not exist. No other process may write labels meanwhile."""
         with os.scandir(folder) as entries:
             hidden = [entry.name for entry in entries if entry.name[0] == "."]
         for name in hidden:

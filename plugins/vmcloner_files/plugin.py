@@ -1,4 +1,4 @@
-"""Plugin ``files``: what is registered. The driver is loaded on first use."""
+"""Plugin ``files``: what it registers. The driver is imported when it is first used."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def _driver(context: DriverContext, settings: FilesSettings) -> StorageDriver:
 def vmcloner_storage_backend() -> StorageBackend:
     """Describe the backend."""
     return StorageBackend(
+        api=1,
         name="files",
         description="files in a folder: reflinks, qcow2 overlays or copies",
         factory=_driver,

@@ -1,9 +1,9 @@
-"""The folder that is a pool: where its files are, who may change them now, what they are.
+"""The folder of a pool: its files, their records, and its lock.
 
-``templates/NAME.raw`` are the templates' images, ``volumes/CLONE-diskN`` the clones' disks (raw
-or qcow2: their labels say it, never their content, which is the guest's). ``.lock`` orders
-processes: who adds files holds it shared, who removes or replaces some holds it alone. ``.tmp``
-is for file systems without unnamed files.
+``templates/NAME.raw`` are the templates' images, ``volumes/CLONE-diskN`` the clones' disks. The
+labels say whether a disk is raw or qcow2: its content is under the guest's control. The lock
+``.lock`` is shared by processes that add files; one that removes or replaces files holds it alone.
+``.tmp`` is for file systems without O_TMPFILE.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vmcloner_files.labelling import LabelStore, SidecarLabels, XattrLabels
 from vmcloner_files.records import DiskRecord, ImageRecord
 
 FOLDER_MODE = 0o711
-"""QEMU runs as another user: it must get through, and need not look around."""
+"""QEMU runs as another user: it must enter the folder, and need not list it."""
 LOCK_TIMEOUT = 120.0
 _LOCK_POLL = 0.002
 
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class Pool:
-    """A pool's folder. Makes and opens nothing until asked to. Thread-safe."""
+    """A pool's folder, made when it is first needed. Thread-safe."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,25 +54,25 @@ class Pool:
     # --- the folder -----------------------------------------------------------------------------
 
     def prepare(self) -> Features:
-        """Make the folders that are missing and clear away what the dead left; once per pool.
+        """Make missing folders and remove what dead processes left; once per pool.
 
-        :returns: what its file system can do.
+        :returns: what its file system supports.
         """
         with self._mutex:
             if self._features is None:
                 with translated(self):
                     for folder in (self.templates, self.volumes, self._temporary):
                         _make(folder)
-                    self._labels = None  # what was asked before may have been another's
+                    self._labels = None  # may have been found on a parent folder
                     features = examine(self._temporary)
                     self._sweep()
                 self._features = features
             return self._features
 
     def features(self) -> Features:
-        """Return what its file system can do, without making the folder.
+        """Return what its file system supports, without making the folder.
 
-        :raises VmclonerError: it can't be written to.
+        :raises VmclonerError: it is not writable.
         """
         if self._features is not None:
             return self._features
@@ -88,7 +88,7 @@ class Pool:
 
     @property
     def labels(self) -> LabelStore:
-        """Where labels are kept here: by what the folder's file system can do."""
+        """Where labels are stored: depends on the folder's file system."""
         if self._labels is None:
             place = next(existing(self.volumes))
             self._labels = XattrLabels() if has_attributes(place) else SidecarLabels()
@@ -96,11 +96,11 @@ class Pool:
 
     @contextlib.contextmanager
     def lock(self, *, alone: bool = False) -> Iterator[None]:
-        """Hold the pool's lock: with others that add, or alone.
+        """Hold the pool's lock: shared with others that add files, or alone.
 
-        :raises DeadlineExceeded: somebody else holds it, and goes on holding it.
+        :raises DeadlineExceeded: another process held it until the deadline.
         """
-        # A sidecar and its file are two steps: nobody may be between them at once.
+        # Writing a sidecar and its file are two steps: no other process may come between them.
         alone = alone or isinstance(self.labels, SidecarLabels)
         how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
         deadline = time.monotonic() + LOCK_TIMEOUT
@@ -115,7 +115,7 @@ class Pool:
                     if time.monotonic() > deadline:
                         raise DeadlineExceeded(
                             f"{self} is locked by another process",
-                            hint=f"see who holds it: fuser {self._lock_file}",
+                            hint=f"find that process: fuser {self._lock_file}",
                         ) from None
                     time.sleep(_LOCK_POLL)
             yield
@@ -128,31 +128,31 @@ class Pool:
         return drafts.unnamed(folder) if unnamed else drafts.named(self._temporary)
 
     def replace(self, draft: drafts.Draft, path: Path) -> None:
-        """Put a labelled draft in the place of a file; the caller holds the lock alone."""
+        """Replace a file by a labelled draft; the caller holds the lock alone."""
         draft.replace(path, self._temporary)
 
     # --- its files ------------------------------------------------------------------------------
 
     def image_path(self, template: str) -> Path:
-        """Return where a template's image is or would be."""
+        """Return the path of a template's image."""
         return self.templates / f"{check_template(template)}.raw"
 
     def disk_path(self, labels: Labels, disk: int) -> Path:
-        """Return where a clone's disk of that number is or would be."""
+        """Return the path of a clone's disk of that number."""
         return self.volumes / volume_name(labels.clone, disk)
 
     def image(self, template: str) -> ImageRecord | None:
-        """Return what the image of a template is, None where there is none.
+        """Return the record of a template's image, None if there is no image.
 
-        :raises Conflict: a file that isn't ours has its name.
+        :raises Conflict: its name is taken by a file without our labels.
         """
         path = self.image_path(template)
         return self._read(path, lambda values: _image_named(values, path.name))
 
     def disk(self, labels: Labels, disk: int) -> DiskRecord | None:
-        """Return what a clone's disk of that number is, None where there is none.
+        """Return the record of a clone's disk of that number, None if there is no such disk.
 
-        :raises Conflict: its name is taken by a file that isn't ours, or by another clone's disk.
+        :raises Conflict: the file of that name has no labels of ours, or is another clone's disk.
         """
         path = self.disk_path(labels, disk)
         record = self.record(path)
@@ -165,9 +165,9 @@ class Pool:
         return record
 
     def record(self, path: Path) -> DiskRecord | None:
-        """Return what the disk at ``path`` is, None where there is none.
+        """Return the record of the disk at ``path``, None if there is no file.
 
-        :raises Conflict: it isn't ours.
+        :raises Conflict: the file has no labels of ours.
         """
         return self._read(path, DiskRecord.from_mapping)
 
@@ -180,8 +180,8 @@ class Pool:
         record = parse(values) if values is not None else None
         if record is None:
             raise Conflict(
-                f"{path} exists and isn't vmcloner's",
-                hint="it is left alone: move it away, or choose another name",
+                f"{path} exists and is not vmcloner's",
+                hint="it is not touched: move it away, or choose another name",
             )
         return record
 
@@ -198,7 +198,7 @@ class Pool:
         found = {}
         for path, values in self._labelled(self.volumes):
             record = DiskRecord.from_mapping(values)
-            # A copy under another name, made with its attributes, is not that clone's disk.
+            # A copy that was made with attributes under another name is not that clone's disk.
             name = split_volume(os.path.basename(path))  # noqa: PTH119
             if record is not None and name is not None and name[0] == record.labels.clone:
                 found[Path(path)] = record
@@ -218,7 +218,7 @@ class Pool:
         self.labels.forget(path)
 
     def _labelled(self, folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
-        """Yield (path, labels) of a folder's labelled files; nothing where there is no folder."""
+        """Yield (path, labels) of a folder's labelled files; nothing if there is no folder."""
         with translated(folder):
             try:
                 names = os.listdir(folder)  # noqa: PTH208 - strings, not ten thousand Paths
@@ -237,7 +237,7 @@ def _make(folder: Path) -> None:
         _make(folder.parent)
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
-            folder.chmod(FOLDER_MODE)  # whatever the umask says
+            folder.chmod(FOLDER_MODE)  # regardless of the umask
 
 
 def _image_named(values: dict[str, str], name: str) -> ImageRecord | None:

@@ -1,4 +1,4 @@
-"""Share all blocks of one file with another: ``FICLONE``, see ioctl_ficlone(2)."""
+"""Share all blocks of a file with another: ``FICLONE``, ioctl_ficlone(2)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ _CANNOT = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EXD
 
 
 def reflink(source: int, target: int) -> None:
-    """Make the open file ``target`` a copy of ``source`` that shares its blocks until written to.
+    """Make ``target`` a copy of ``source`` that shares its blocks until they are written to.
 
-    Both are descriptors in one file system. It costs what the source's extents cost, whatever
-    their length.
+    Both are open files in one file system. The time depends on the number of the source's extents,
+    not on their length.
 
-    :raises OSError: as ioctl_ficlone(2) says.
+    :raises OSError: see ioctl_ficlone(2).
     """
     fcntl.ioctl(target, _FICLONE, source)
 
 
 def cannot_reflink(error: OSError) -> bool:
-    """Tell whether an error of :func:`reflink` means that the file system can't share blocks."""
+    """Tell whether an error of :func:`reflink` means that the file system does not support it."""
     return error.errno in _CANNOT

@@ -130,6 +130,7 @@ def _read(template: Template, key: str) -> bytes | None:
 def vmcloner_identity_provider() -> IdentityBackend:
     """Describe the backend."""
     return IdentityBackend(
+        api=1,
         name="cloud-init",
         description="A small disk for cloud-init's datasource NoCloud",
         factory=CloudInit,

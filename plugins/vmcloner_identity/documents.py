@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import email
 import ipaddress
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -10,18 +12,28 @@ import yaml
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import Identity
 
-_KINDS = (
-    b"#cloud-config",
-    b"#!",
-    b"#include",
-    b"#cloud-boothook",
-    b"#part-handler",
-    b"## template: jinja",
-    b"Content-Type:",
-    b"MIME-Version:",
-    b"\x1f\x8b",
-)
-"""How user-data begins: https://docs.cloud-init.io/en/latest/explanation/format.html"""
+_KINDS = {
+    "#cloud-config-archive": "text/cloud-config-archive",
+    "#cloud-config-jsonp": "text/cloud-config-jsonp",
+    "#cloud-config": "text/cloud-config",
+    "#!": "text/x-shellscript",
+    "#include": "text/x-include-url",  # and #include-once
+    "#cloud-boothook": "text/cloud-boothook",
+    "#part-handler": "text/part-handler",
+    "## template: jinja": "text/jinja2",
+}
+"""How user-data begins, in any case, after any white space; longer marks before their beginnings.
+
+https://docs.cloud-init.io/en/latest/explanation/format.html
+"""
+_GUESSED = {"text/plain", "text/x-not-multipart", "text/x-shellscript"}
+"""Types of MIME parts that cloud-init tells by how they begin, as what is not MIME."""
+_BY_TYPE_ONLY = {f"text/x-shellscript-per-{when}" for when in ("boot", "instance", "once")}
+_PACKED = {f"application/{name}" for name in ("gzip", "gzip-compressed", "gzipped", "x-compress",
+           "x-compressed", "x-gunzip", "x-gzip", "x-gzip-compressed")}  # fmt: skip
+"""Types of MIME parts that are unpacked before they are looked at."""
+_MIME_WITHIN = 4096
+"""Bytes from the start in which cloud-init looks for ``MIME-Version:``."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -112,13 +124,43 @@ def check_user_data(content: bytes, what: str) -> None:
 
     :raises InvalidRequest: it won't, and would only say so in a log in the guest.
     """
-    if not content.startswith(_KINDS):
+    if content.startswith(b"\x1f\x8b"):  # gzip; what is in it is looked at in the guest
+        return
+    parts = list(_parts(content, what))
+    known = {kind for kind, _ in parts} & {*_KINDS.values(), *_BY_TYPE_ONLY, *_PACKED}
+    if parts and not known:
         raise InvalidRequest(
-            f"{what}: is nothing that cloud-init knows", hint="its first line: #cloud-config, or #!"
+            f"{what}: is nothing that cloud-init knows",
+            hint="it begins with #cloud-config, #! or MIME headers (MIME-Version: 1.0)",
         )
-    kind = (content.split(maxsplit=1) or [b""])[0]
-    if kind == b"#cloud-config":
-        check_mapping(content, what)
+    for kind, part in parts:
+        if kind == "text/cloud-config":
+            check_mapping(part, what)
+
+
+def _parts(content: bytes, what: str) -> Iterator[tuple[str, bytes]]:
+    """Yield type and content of what cloud-init finds in user-data."""
+    if b"mime-version:" not in content[:_MIME_WITHIN].lower():
+        yield _kind(content, "text/x-not-multipart"), content
+        return
+    try:
+        for part in email.message_from_string(content.decode()).walk():
+            if part.get_content_maintype() != "multipart":
+                payload = part.get_payload(decode=True)  # None where it holds other parts
+                data = payload if isinstance(payload, bytes) else b""
+                yield _kind(data, part.get_content_type()), data
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{what}: a MIME message that is not UTF-8") from error
+    except RecursionError as error:
+        raise InvalidRequest(f"{what}: a MIME message that is nested too deeply") from error
+
+
+def _kind(content: bytes, named: str) -> str:
+    """Return the type of a part, which its beginning says where its headers don't."""
+    if named not in _GUESSED:
+        return named
+    text = content.decode(errors="replace").lstrip().lower()
+    return next((kind for mark, kind in _KINDS.items() if text.startswith(mark)), named)
 
 
 def check_mapping(content: bytes, what: str) -> None:

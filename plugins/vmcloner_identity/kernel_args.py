@@ -69,6 +69,7 @@ def _single_line(text: str, name: str) -> str:
 def vmcloner_identity_provider() -> IdentityBackend:
     """Describe the backend."""
     return IdentityBackend(
+        api=1,
         name="kernel-args",
         description="Host name, addresses and the like on the kernel's command line",
         factory=KernelArgs,

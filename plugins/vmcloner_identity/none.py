@@ -30,6 +30,7 @@ class NoIdentity(IdentityProvider):
 def vmcloner_identity_provider() -> IdentityBackend:
     """Describe the backend."""
     return IdentityBackend(
+        api=1,
         name="none",
         description="Nothing: for images that tell themselves apart, or needn't",
         factory=NoIdentity,

@@ -14,7 +14,7 @@ from vmcloner_core.cli.base import Table, note
 from vmcloner_core.errors import Conflict, HostCommandError
 
 if TYPE_CHECKING:
-    from vmcloner_legacy.reading import Note
+    from vmcloner_legacy.xl_cfg import Note
 
 COLUMNS = ("file", "line", "text", "reason")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vmcloner_legacy.reading import Assignment, Note, read_conf
+from vmcloner_legacy.xl_cfg import Assignment, Note, read_conf
 
 _WHY = {
     "sourcelv": "a template's image.path names what is cloned",

@@ -13,7 +13,9 @@ from vmcloner_core.errors import InvalidRequest, VmclonerError
 from vmcloner_core.model import Template
 from vmcloner_core.names import check_template
 from vmcloner_core.tomlfile import structure
-from vmcloner_legacy.reading import Assignment, Note, Value, is_xl, read_conf, read_xl
+from vmcloner_legacy import xl_disk
+from vmcloner_legacy.xl_cfg import Assignment, Note, Value, is_xl, read_conf, read_xl
+from vmcloner_legacy.xl_disk import Disk
 
 # Tokens of a template, and the keys of its conf file that stand for them.
 TOKENS = {
@@ -29,7 +31,12 @@ _CONF = {
 }  # fmt: skip
 _TAKEN = {"vmname", "swap", "source", "thinpool", "targetvg"}
 # Keys that say what is so anyway, and those that every clone has of its own.
-_AS_IT_IS = {"on_poweroff": {"destroy"}, "on_reboot": {"restart"}, "dhcp": {"dhcp", "off", ""}}
+_AS_IT_IS = {
+    "boot": {"c"},
+    "on_poweroff": {"destroy"},
+    "on_reboot": {"restart"},
+    "dhcp": {"dhcp", "off", ""},
+}
 _OWN = {"name", "uuid"}
 
 
@@ -67,7 +74,7 @@ def convert(xl: Path, conf: Path | None, name: str | None = None) -> Made:
     keys = {a.key: attrs.evolve(a, value=_filled(a.value, tokens)) for a in assignments}
     if not keys:
         raise InvalidRequest(f"{xl}: no assignment in it", hint="is it an xl.cfg file?")
-    made.name = check_template(name or _text(keys, "name") or xl.stem)
+    made.name = _name(name, keys, xl, made)
     made.put("description", f"Imported from {xl.name}")
     made.put("hypervisors", ["xen"])
     _boot(keys, made)
@@ -80,6 +87,19 @@ def convert(xl: Path, conf: Path | None, name: str | None = None) -> Made:
     made.notes.sort(key=lambda note: (made.sources.index(note.file), note.line))
     _check(made, xl)
     return made
+
+
+def _name(name: str | None, keys: Mapping[str, Assignment], xl: Path, made: Made) -> str:
+    """Return the template's name: a machine's own in lower case, as templates have it."""
+    said = name or _text(keys, "name") or xl.stem
+    if name is None and said != said.lower():
+        check_template(said.lower())
+        reason = f"templates have names in lower case: {said.lower()}"
+        made.notes.append(
+            keys["name"].note(reason) if "name" in keys else Note(str(xl), 0, "", reason)
+        )
+        return said.lower()
+    return check_template(said)
 
 
 def _check(made: Made, xl: Path) -> None:
@@ -173,31 +193,60 @@ def _each(assignment: Assignment, made: Made, convert_key: Convert) -> None:
 def _boot(keys: dict[str, Assignment], made: Made) -> None:
     """Take the keys that say how the guest is booted, and what kind it is."""
     kind = _kind(keys, made)
-    loader, kernel = keys.pop("bootloader", None), keys.pop("kernel", None)
-    ramdisk = keys.pop("ramdisk", None) or keys.pop("initrd", None)
-    program = Path(str(loader.value)).name if loader is not None else ""
-    if loader is not None and program in ("pygrub", "pypxeboot"):
-        made.put("boot", program)
-        for other in (kernel, ramdisk):
-            if other is not None:
-                made.notes.append(other.note(f"boot = {program!r} finds the kernel by itself"))
+    _firmware(keys, kind, made)
+    loader = _loader(keys, kind, made)
+    kernel = _given(keys, "kernel")
+    ramdisk = _given(keys, "ramdisk") or _given(keys, "initrd")
+    if kernel is not None and Path(str(kernel.value)).name == "hvmloader":
+        made.notes.append(kernel.note("hvmloader is the firmware of HVM guests, not a kernel"))
+        kernel = None
+    if loader is not None:
+        made.put("boot", loader)
+        why = f"boot = {loader!r} finds the kernel by itself"
     elif kernel is not None:
         made.put("boot", "kernel")
         made.put("kernel.path", str(kernel.value))
         if ramdisk is not None:
             made.put("kernel.initrd", str(ramdisk.value))
+        kernel = ramdisk = None
+        why = ""
     else:
         made.put("boot", "disk" if kind == "hvm" else "pygrub")
-    if loader is not None and program not in ("pygrub", "pypxeboot"):
-        made.notes.append(loader.note("only pygrub and pypxeboot are known"))
+        why = "there is no kernel to go with it"
+    made.notes += [other.note(why) for other in (kernel, ramdisk) if other is not None]
     _cmdline(keys, made)
 
 
+def _given(keys: dict[str, Assignment], key: str) -> Assignment | None:
+    """Take a key whose value isn't empty."""
+    found = keys.pop(key, None)
+    return found if found is not None and found.value != "" else None
+
+
+def _loader(keys: dict[str, Assignment], kind: str, made: Made) -> str | None:
+    """Return the boot provider that a boot loader on the host is."""
+    loader = _given(keys, "bootloader")
+    if loader is None:
+        return None
+    program = Path(str(loader.value)).name
+    if kind == "hvm":
+        made.notes.append(loader.note("an HVM guest boots by its firmware"))
+    elif program not in ("pygrub", "pypxeboot"):
+        made.notes.append(loader.note("only pygrub and pypxeboot are known"))
+    else:
+        return program
+    return None
+
+
 def _kind(keys: dict[str, Assignment], made: Made) -> str:
-    kind, builder = keys.pop("type", None), keys.pop("builder", None)
+    kind, builder, pvh = keys.pop("type", None), keys.pop("builder", None), keys.pop("pvh", None)
     named = str(kind.value if kind is not None else "pv").lower()
     if kind is None and builder is not None and builder.value == "hvm":
         named = "hvm"
+    elif kind is None and pvh is not None and pvh.value in (1, "1"):
+        named = "pvh"
+    if builder is not None and builder.value not in ("hvm", "generic", "linux"):
+        made.notes.append(builder.note("hvm, generic and linux are known"))
     if named in ("pv", "pvh", "hvm"):
         made.put("domain.type", named)
     elif kind is not None:
@@ -205,18 +254,38 @@ def _kind(keys: dict[str, Assignment], made: Made) -> str:
     return named
 
 
+def _firmware(keys: dict[str, Assignment], kind: str, made: Made) -> None:
+    """Take ``firmware`` and, where that doesn't say, ``bios``."""
+    firmware, bios = keys.pop("firmware", None), keys.pop("bios", None)
+    if firmware is not None and bios is not None:
+        made.notes.append(bios.note("firmware= counts"))
+    said = firmware or bios
+    if said is None:
+        return
+    if kind == "hvm" and said.value in ("ovmf", "uefi"):
+        made.put("domain.firmware", "efi")
+    elif kind != "hvm":
+        made.notes.append(said.note("only HVM guests have firmware here"))
+    elif Path(str(said.value)).name not in ("bios", "seabios", "hvmloader"):
+        made.notes.append(said.note("SeaBIOS (bios) and OVMF (efi) are known"))
+
+
 def _cmdline(keys: dict[str, Assignment], made: Made) -> None:
-    root, extra = keys.pop("root", None), keys.pop("extra", None)
-    words = [f"root={root.value}"] if root is not None else []
-    words += [str(extra.value)] if extra is not None else []
-    if not words:
-        return
-    if made.table["boot"] in ("kernel", "pygrub", "pypxeboot"):
-        made.put("kernel.cmdline", " ".join(words))
-        return
-    for lost in (root, extra):
-        if lost is not None:
-            made.notes.append(lost.note(f"boot = {made.table['boot']!r} takes no command line"))
+    """Take the command line: ``cmdline``, or else ``root`` and ``extra``."""
+    cmdline, root, extra = (keys.pop(key, None) for key in ("cmdline", "root", "extra"))
+    if cmdline is not None:
+        words = str(cmdline.value)
+        lost = [(other, "cmdline= counts") for other in (root, extra) if other is not None]
+        said = [cmdline]
+    else:
+        said = [item for item in (root, extra) if item is not None]
+        words = " ".join(f"root={item.value}" if item is root else str(item.value) for item in said)
+        lost = []
+    if made.table["boot"] == "disk":
+        lost += [(item, "boot = 'disk' takes no command line") for item in said]
+    elif words:
+        made.put("kernel.cmdline", words)
+    made.notes += [item.note(reason) for item, reason in lost]
 
 
 def _memory(value: Value, made: Made) -> str:
@@ -256,49 +325,90 @@ def _vif(value: Value, made: Made) -> str:
     """Each network card: ``bridge=BRIDGE,mac=…`` (xl-network-configuration(5))."""
     nics, lost = [], []
     for item in value if isinstance(value, list) else [value]:
-        said = dict(
-            part.strip().partition("=")[::2] for part in str(item).split(",") if part.strip()
-        )
-        nic = {"kind": "bridge", "source": said.pop("bridge", "xenbr0")}
-        if said.pop("type", "vif") == "ioemu":
-            nic["model"] = said.pop("model", "rtl8139")
-        if "mac" in said:
+        said = {
+            key.strip().lower(): text.strip()
+            for key, _, text in (part.partition("=") for part in str(item).split(","))
+            if key.strip()
+        }
+        bridge, vlan = _bridge(said)
+        nic = {"kind": "bridge", "source": bridge}
+        lost += [f"VLAN {vlan} isn't carried over"] if vlan else []
+        lost += _card(said, nic, made.table.get("domain", {}).get("type"))
+        if said.pop("mac", ""):
             lost.append("each clone has a MAC address of its own")
-            del said["mac"]
+        if said.get("script", "").endswith("vif-bridge"):
+            del said["script"]  # what is so anyway
         lost += [f"{key}= isn't carried over" for key in said]
         nics.append(nic)
     made.table["nics"] = nics
-    return "; ".join(lost)
+    return "; ".join(dict.fromkeys(lost))
+
+
+def _bridge(said: dict[str, str]) -> tuple[str, str]:
+    """Take a card's bridge; Open vSwitch's may have a VLAN and trunks: ``ovsbr0.42:43:44``."""
+    bridge = said.pop("bridge", "") or "xenbr0"
+    if not said.get("script", "").endswith("openvswitch"):
+        return bridge, ""
+    name, *vlan = re.split("[.:]", bridge, maxsplit=1)
+    return name, "".join(vlan)
+
+
+def _card(said: dict[str, str], nic: dict[str, str], guest: str | None) -> list[str]:
+    """Take a card's type and model: only HVM guests have any but Xen's own."""
+    kind, model = said.pop("type", ""), said.pop("model", "")
+    if guest == "hvm" and kind not in ("vif", "netfront"):
+        nic["model"] = model or "rtl8139"  # Xen's default
+        return []
+    return [f"model={model}: the card is Xen's own"] if model else []
 
 
 def _disk(value: Value, made: Made) -> str:
-    """The disks: the first is the image, one whose name says swap is a swap area."""
+    """The disks: one is the image, the others are named."""
+    disks = [xl_disk.parse(str(item)) for item in (value if isinstance(value, list) else [value])]
+    image = _boot_disk(
+        [disk for disk in disks if disk.target and not disk.cdrom and not disk.foreign], made
+    )
     lost = []
-    for item in value if isinstance(value, list) else [value]:
-        disk = _one_disk(str(item))
-        if disk.cdrom or not disk.target:
-            lost.append(f"{disk.vdev or item}: no disk of a clone")
-        elif "swap" in Path(disk.target).name.lower():
-            lost.append(f'{disk.vdev}: give its size as swap = "…", each clone gets one (xvdb)')
-        elif "image" not in made.table:
+    for disk in disks:
+        place = disk.vdev or disk.target or "a disk"
+        if disk is image:
             _image(disk, made)
             lost += disk.lost
             if disk.vdev and disk.vdev[-1].isdigit():
                 lost.append(_renamed(disk.vdev, made))
+        elif disk.medium or not disk.target:
+            lost.append(f"{place}: no disk of a clone, but a CD")
+        elif disk.foreign:
+            lost += disk.lost
+        elif disk.swap:
+            lost.append(f'{place}: give its size as swap = "…", each clone gets one (xvdb)')
         else:
-            lost.append(
-                f"{disk.vdev}: give its size as a table [[disks]], each clone gets a new one"
-            )
+            lost.append(f"{place}: give its size as a table [[disks]], each clone gets a new one")
     return "; ".join(part for part in lost if part)
 
 
-def _image(disk: _Disk, made: Made) -> None:
+def _boot_disk(disks: Sequence[Disk], made: Made) -> Disk | None:
+    """Return the disk that the guest boots: the one that root= names, or the likeliest."""
+    root = re.search(r"(?:^|\s)root=/dev/(\S+)", made.table.get("kernel", {}).get("cmdline", ""))
+    for likely in (
+        lambda disk: root is not None and disk.vdev == root[1],
+        lambda disk: root is not None and disk.vdev == root[1].rstrip("0123456789"),
+        lambda disk: not (disk.medium or disk.swap or disk.read_only),
+        lambda disk: not (disk.medium or disk.swap),
+        lambda disk: not disk.medium,
+    ):
+        if found := next(filter(likely, disks), None):
+            return found
+    return None
+
+
+def _image(disk: Disk, made: Made) -> None:
     made.put("image.path", disk.target)
-    if disk.format in ("raw", "qcow2"):
-        made.put("image.format", disk.format)
+    if (disk.format or "raw") in ("raw", "qcow2"):
+        made.put("image.format", disk.format or "raw")
     else:
-        disk.lost.append(
-            f"format={disk.format} can't be cloned: qemu-img convert -O qcow2 makes one"
+        disk.lost.insert(
+            0, f"format={disk.format} can't be cloned: qemu-img convert -O qcow2 makes one"
         )
 
 
@@ -309,56 +419,6 @@ def _renamed(vdev: str, made: Made) -> str:
         made.put("kernel.cmdline", re.sub(rf"/dev/{re.escape(vdev)}\b", "/dev/xvda", cmdline))
         return f"the guest's {vdev} is xvda: root= is adapted, see to its /etc/fstab"
     return f"the guest's {vdev} is xvda: see to its /etc/fstab"
-
-
-_FORMATS = ("qcow2", "qcow", "vhd")
-_KINDS = {"phy", "file", "tap", "tap2", "aio", "raw", *_FORMATS}
-
-
-@attrs.frozen
-class _Disk:
-    target: str
-    format: str = ""
-    vdev: str = ""
-    cdrom: bool = False
-    lost: list[str] = attrs.field(factory=list)
-
-
-def _one_disk(text: str) -> _Disk:
-    """Parse a disk, in the old form or in that of xl-disk-configuration(5)."""
-    old = re.fullmatch(r"((?:[a-z0-9]+:)+)(/?[^,]*),([^,]+),([^,]+)", text.strip())
-    if old is not None:
-        kinds = old[1].rstrip(":").split(":")
-        known = next((kind for kind in kinds if kind in _FORMATS), "raw")
-        vdev, _, kind = old[3].strip().partition(":")
-        others = [f"{kind}: isn't carried over" for kind in kinds if kind not in _KINDS]
-        others += _access(old[4].strip())
-        return _Disk(old[2].strip(), known, vdev, kind == "cdrom", others)
-    places = {"target": "", "format": "", "vdev": "", "access": ""}
-    positions = iter(places)
-    cdrom = False
-    lost: list[str] = []
-    parts = [part.strip() for part in text.split(",")]
-    for number, part in enumerate(parts):
-        key, equals, value = part.partition("=")
-        if key == "target" and equals:
-            places["target"] = ",".join([value, *parts[number + 1 :]])  # takes all that follows
-            break
-        if equals and key in ("format", "vdev", "access"):
-            places[key] = value
-        elif part in ("cdrom", "devtype=cdrom"):
-            cdrom = True
-        elif not equals and (position := next(positions, None)) is not None:
-            places[position] = part
-        elif part and part != "devtype=disk":
-            lost.append(f"{part} isn't carried over")
-    lost += _access(places["access"])
-    return _Disk(places["target"], places["format"] or "raw", places["vdev"], cdrom, lost)
-
-
-def _access(said: str) -> list[str]:
-    """Return what is lost of a disk's access: a clone writes to its own."""
-    return [] if said in ("", "w", "rw") else [f"access={said}: a clone may write to its disk"]
 
 
 def _rest(assignment: Assignment, made: Made) -> None:

@@ -1,5 +1,5 @@
-"""Hypervisors by way of libvirt-python.
+"""Hypervisors through libvirt-python.
 
-``kvm_plugin`` and ``kvm`` hold what is QEMU's own; the rest is what every hypervisor behind
-libvirt shares: the connections, the batches over them, domain XML, labels in it, errors, consoles.
+``kvm*``, ``acceleration`` and ``doctor`` are QEMU's, ``xen*`` and ``libxl`` are Xen's. The rest is
+shared: connections, batches over them, domain XML with labels, networks, errors, consoles.
 """

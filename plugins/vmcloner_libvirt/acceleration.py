@@ -1,7 +1,7 @@
-"""Does KVM work here? Asked by running a guest on it, since ``/dev/kvm`` says too little.
+"""Whether KVM works on a host: a test guest is run on it, since ``/dev/kvm`` alone proves little.
 
-A nested or partly virtualized host may have the device, open it, and yet run guests a thousand
-times slower than emulation does, or stop them dead.
+On nested or partly virtualized hosts the device may exist and open, while guests run a thousand
+times slower than emulated ones, or hang.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def boot_sector(loops: int, text: bytes) -> bytes:
 
 @attrs.frozen(kw_only=True)
 class Acceleration:
-    """Whether guests run on KVM, and if not, why, and what to do about it."""
+    """Whether guests run on KVM; if not, why, and how to fix it."""
 
-    works: bool
+    works: bool = False
     reason: str = ""
     fix: str = ""
 
@@ -68,7 +68,7 @@ class KvmProbe:
     deadline = 4.0
     """Seconds for the test guest; on working KVM it takes a tenth of one."""
     loops = 100_000_000
-    """A loop of processor work: tells KVM that runs guests from KVM that single-steps them."""
+    """Iterations of a busy loop: too many for a KVM that single-steps its guests."""
 
     def __init__(self, context: DriverContext) -> None:
         self._runner = context.runner
@@ -83,17 +83,16 @@ class KvmProbe:
         qemu = self.emulator()
         if qemu is None:
             return Acceleration(
-                works=False, reason="QEMU is not installed", fix="apt-get install qemu-system-x86"
+                reason="QEMU is not installed", fix="apt-get install qemu-system-x86"
             )
         if not self.device.exists():
             return Acceleration(
-                works=False,
                 reason=f"{self.device} is missing",
                 fix="enable virtualization in the firmware and load kvm_intel or kvm_amd",
             )
         if not os.access(self.device, os.R_OK | os.W_OK):
             return Acceleration(
-                works=False, reason=f"no permission for {self.device}", fix="usermod -aG kvm USER"
+                reason=f"no permission for {self.device}", fix="usermod -aG kvm USER"
             )
         return self._run_guest(qemu)
 
@@ -127,11 +126,11 @@ class KvmProbe:
             result = self._runner.run(argv, timeout=self.deadline, input=sector)
         except DeadlineExceeded:
             reason = f"{self.device} opens, but a test guest did not run within {self.deadline:g} s"
-            return Acceleration(works=False, reason=reason)
+            return Acceleration(reason=reason)
         except VmclonerError as error:
-            return Acceleration(works=False, reason=error.message)
+            return Acceleration(reason=error.message)
         if _WORD not in result.stdout:
-            return Acceleration(works=False, reason="the test guest on KVM ended without output")
+            return Acceleration(reason="the test guest on KVM ended without output")
         return Acceleration(works=True)
 
 
@@ -141,7 +140,7 @@ def _recall(file: Path, key: str) -> Acceleration | None:
         if known["key"] == key:
             return Acceleration(works=known["works"] is True, reason=str(known["reason"]))
     except (OSError, ValueError, LookupError, TypeError):
-        pass  # not there, or not as we wrote it: it is only a cache
+        pass  # missing or damaged: it is only a cache
     return None
 
 
@@ -150,7 +149,7 @@ def _remember(file: Path, key: str, found: Acceleration) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=file.parent, prefix=".kvm-")
     except OSError:
-        return  # a folder that isn't ours: it is measured again next time
+        return  # no permission: it is measured again next time
     with os.fdopen(handle, "w", encoding="utf-8") as stream:
         json.dump({"key": key, "works": found.works, "reason": found.reason}, stream)
     Path(name).replace(file)

@@ -1,4 +1,4 @@
-"""libvirt-python, loaded on first use: an optional dependency that is compiled at installation."""
+"""libvirt-python, loaded on first use: an optional dependency, compiled at installation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _loading = threading.Lock()
 
 
 def libvirt() -> Any:
-    """Return the module ``libvirt``, made silent and with its event loop running.
+    """Return the module ``libvirt``, with its error output off and its event loop running.
 
-    :raises BackendError: it isn't installed, or its library can't be loaded.
+    :raises BackendError: it isn't installed, or can't be loaded.
     """
     with _loading:
         return _load()
@@ -33,10 +33,10 @@ def _load() -> Any:
             else f"libvirt-python can't be loaded: {error}",
             hint="pip install 'vmcloner[libvirt]' (needs libvirt-dev, pkg-config and gcc)",
         ) from error
-    # By default libvirt prints every error to stderr, those that we handle too.
+    # By default libvirt prints every error to stderr, even handled ones.
     module.registerErrorHandler(lambda _context, _error: None, None)
-    # Keepalive, by which a hung daemon is noticed, needs an event loop, registered before the
-    # first connection. An embedder's own, if it registered one, stays: ours then isn't used.
+    # Keepalive, which detects a hung daemon, needs an event loop, registered before the first
+    # connection. If the embedding program registered one, that one stays in use.
     module.virEventRegisterDefaultImpl()
     threading.Thread(target=_run_events, args=(module,), name="libvirt-events", daemon=True).start()
     return module
@@ -46,5 +46,5 @@ def _run_events(module: Any) -> None:
     try:
         while True:
             module.virEventRunDefaultImpl()
-    except module.libvirtError:  # another event loop is registered, and serves the connections
+    except module.libvirtError:  # another event loop is registered and serves the connections
         return

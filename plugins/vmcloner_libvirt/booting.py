@@ -1,4 +1,4 @@
-"""A domain's XML for one start, other than its definition says.
+"""A domain's XML for one start that differs from its definition.
 
 Elements: https://libvirt.org/formatdomain.html#operating-system-booting
 """
@@ -13,19 +13,19 @@ from vmcloner_libvirt.metadata import parse
 
 
 def once(definition: str, boot: BootConfig) -> str:
-    """Return a domain's definition, changed to boot what ``boot`` says.
+    """Return a domain's definition, changed to boot what ``boot`` names.
 
     :param definition: the domain's whole XML, as libvirt gives it for its next start.
-    :raises InvalidRequest: libvirt can't boot that once.
+    :raises InvalidRequest: libvirt can't do that for a single start.
     """
     if boot.bootloader is not None:
-        raise InvalidRequest(f"a boot loader of the host can't be run once: {boot.bootloader}")
+        raise InvalidRequest(f"{boot.bootloader}: a boot loader can't be run for one start only")
     root = parse(definition)
     system = root.find("os")
     for tag in ("kernel", "initrd", "cmdline", "boot"):
         for element in system.findall(tag):
             system.remove(element)
-    for element in root.iterfind("devices/*/boot"):  # an order there excludes one in <os>
+    for element in root.iterfind("devices/*/boot"):  # libvirt allows only one of these and <os>
         element.getparent().remove(element)
     if boot.kernel is not None:
         _add(system, "kernel", str(boot.kernel))
@@ -34,7 +34,7 @@ def once(definition: str, boot: BootConfig) -> str:
     else:
         for device in boot.devices:
             etree.SubElement(system, "boot", dev=device)
-    if boot.on_reboot == "destroy":  # else it is as the definition says
+    if boot.on_reboot == "destroy":  # else the definition decides
         reboot = root.find("on_reboot")
         if reboot is None:
             reboot = etree.SubElement(root, "on_reboot")

@@ -1,7 +1,7 @@
-"""A bridge of the host's own for clones: NAT by nftables(8), addresses by dnsmasq(8), no libvirt.
+"""Bridges for clones without libvirt: NAT by nftables(8), addresses by dnsmasq(8).
 
-For hosts whose libvirt has no networks. The bridge carries its label in its alias (ip-link(8)). All
-of it is the running system's: after the next boot of the host it is made again.
+For hosts whose libvirt has no networks. A bridge has its label in its alias (ip-link(8)). Nothing
+is persistent: after a reboot of the host it is made again.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ table ip {table} {{
 
 @attrs.frozen(kw_only=True)
 class _Bridge:
-    """What the kernel knows of a bridge of that name; ``address`` is the label's."""
+    """The bridge as the kernel has it; ``address`` is from the label."""
 
     ours: bool
     address: ipaddress.IPv4Interface | None = None
@@ -70,9 +70,9 @@ class Bridges:
         self._host = host
 
     def prepare(self, request: NetworkRequest) -> NetworkChange:
-        """Have a bridge of our own with room for ``request.count`` guests.
+        """Make or complete a bridge of ours, for ``request.count`` guests.
 
-        :raises Conflict: what has that name isn't ours, or the subnet is taken.
+        :raises Conflict: an interface of that name isn't ours, or the subnet is taken.
         :raises WrongState: it would have to be changed while guests are on it.
         :raises BackendError: a program is missing.
         """
@@ -80,8 +80,8 @@ class Bridges:
         found = _find(self._runner, request.name)
         held = None if found is None or found.address is None else found.address.network
         fits = held is not None and subnets.room(held.prefixlen) >= request.count
-        if held is None or not fits or request.subnet not in (None, str(held)):
-            _refuse_guests(found, request.name, "is too small, or another subnet is asked for")
+        if held is None or not fits or subnets.Subnet(request.subnet or str(held)) != held:
+            _refuse_guests(found, request.name, "can't get another subnet")
             taken = [subnet for subnet in subnets.routed(self._runner) if subnet != held]
             held = subnets.free(request, taken)
         work = _Work(self._runner, self._host, request.name, held)
@@ -94,7 +94,7 @@ class Bridges:
         )
 
     def remove(self, request: NetworkRequest) -> NetworkChange:
-        """Take such a bridge away, with its rules and its DHCP server; forwarding stays as it is.
+        """Remove a bridge of ours, its rules and its DHCP server; forwarding stays on.
 
         :raises Conflict: it isn't ours. :raises WrongState: guests are on it.
         """
@@ -115,7 +115,7 @@ class Bridges:
         )
 
     def inspect(self) -> tuple[Network, ...]:
-        """Return our own bridges, with those who hold addresses of them now."""
+        """Return our bridges, with the MAC addresses that hold leases."""
         if self._runner.which("ip") is None:
             return ()
         found = []
@@ -136,7 +136,7 @@ class Bridges:
         return tuple(found)
 
     def leased(self) -> dict[str, tuple[str, ...]]:
-        """Return the addresses that the bridges' servers gave out, by MAC, the newest first."""
+        """Return the leased addresses by MAC, the newest first."""
         given: dict[str, list[tuple[int, str]]] = {}
         for file in _folder(self._host).glob("*.leases"):
             for expiry, mac, address in _leases(file):
@@ -145,7 +145,7 @@ class Bridges:
 
 
 def _labelled(link: dict[str, Any]) -> ipaddress.IPv4Interface | None:
-    """Return the address that our label says; None where that is another's alias, or none."""
+    """Return the address in our label, None if the alias is missing or not ours."""
     label, _, text = str(link.get("ifalias", "")).rpartition(" ")
     with contextlib.suppress(ValueError):
         return ipaddress.IPv4Interface(text) if label == LABEL else None
@@ -153,7 +153,7 @@ def _labelled(link: dict[str, Any]) -> ipaddress.IPv4Interface | None:
 
 
 def _leases(file: Path) -> list[tuple[int, str, str]]:
-    """Return (when it expires, MAC, address) of each lease in dnsmasq's file that holds."""
+    """Return (expiry, MAC, address) of each valid lease in dnsmasq's file."""
     try:
         lines = file.read_text(errors="replace").splitlines()
     except OSError:
@@ -165,7 +165,7 @@ def _leases(file: Path) -> list[tuple[int, str, str]]:
 
 @attrs.frozen
 class _Work:
-    """The parts of one bridge: whether each is as it should be, and what makes it so."""
+    """The parts of one bridge: which are missing, and how to make them."""
 
     runner: CommandRunner
     host: Host
@@ -174,22 +174,22 @@ class _Work:
 
     @property
     def address(self) -> ipaddress.IPv4Interface:
-        """The host's own, on the bridge."""
+        """The host's address on the bridge."""
         return ipaddress.IPv4Interface(f"{self.subnet[1]}/{self.subnet.prefixlen}")
 
     def missing(self, found: _Bridge | None) -> dict[str, Callable[[], None]]:
-        """Return what makes each part that isn't as it should be, by the part's name, in order."""
+        """Return a function that makes each missing or wrong part, by its name, in order."""
         stands = found is not None and found.ready and found.address == self.address
         parts: dict[str, tuple[bool, Callable[[], None]]] = {
             "bridge": (stands, lambda: self._make_bridge(found)),
             "forwarding": (_FORWARDING.read_text().strip() == "1", self._forward),
             "nat": (self._mark in self.rules(), self._make_rules),
-            # It is bound to the bridge that was there when it began.
+            # dnsmasq is bound to the bridge that existed when it started.
             "dhcp": (stands and self._serves(), self._serve),
         }
         return {name: make for name, (done, make) in parts.items() if not done}
 
-    # --- the bridge ---
+    # --- the bridge ---------------------------------------------------------------------------
 
     def _make_bridge(self, found: _Bridge | None) -> None:
         if found is not None and found.address != self.address:
@@ -207,7 +207,7 @@ class _Work:
     def _forward(self) -> None:
         _FORWARDING.write_text("1\n")
 
-    # --- rules ---
+    # --- rules --------------------------------------------------------------------------------
 
     @property
     def _table(self) -> str:
@@ -218,7 +218,7 @@ class _Work:
         return f"vmcloner {self.subnet}"
 
     def rules(self) -> str:
-        """Return the rules that there are, empty where there are none."""
+        """Return the rules as text, empty if there are none."""
         try:
             listed = self.runner.run(["nft", "list", "table", "ip", self._table])
         except HostCommandError:
@@ -229,9 +229,9 @@ class _Work:
         text = _RULES.format(
             table=self._table, bridge=self.name, subnet=self.subnet, mark=self._mark
         )
-        self.runner.run(["nft", "-f", "-"], input=text.encode())  # all of it at once, or nothing
+        self.runner.run(["nft", "-f", "-"], input=text.encode())  # atomic
 
-    # --- addresses ---
+    # --- addresses ----------------------------------------------------------------------------
 
     def _file(self, suffix: str) -> Path:
         return _folder(self.host) / f"{self.name}.{suffix}"
@@ -248,11 +248,11 @@ class _Work:
         ]
 
     def server(self) -> tuple[int, list[str]] | None:
-        """Return id and command line of the DHCP server that runs, None where none does."""
+        """Return PID and command line of the running DHCP server, None if there is none."""
         with contextlib.suppress(OSError, ValueError):
             pid = int(self._file("pid").read_text())
             words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1]
-            if f"--pid-file={self._file('pid')}" in words:  # else the number is another's by now
+            if f"--pid-file={self._file('pid')}" in words:  # else the PID was reused
                 return pid, words
         return None
 
@@ -267,9 +267,9 @@ class _Work:
 
     def _stop_server(self) -> None:
         deadline = time.monotonic() + _STOPS_WITHIN
-        while (server := self.server()) is not None:  # its sockets are in the next one's way
+        while (server := self.server()) is not None:  # its sockets block the next one
             if time.monotonic() > deadline:
-                raise HostCommandError(f"{self.name}: its dnsmasq, process {server[0]}, stays")
+                raise HostCommandError(f"{self.name}: dnsmasq (process {server[0]}) didn't end")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(server[0], signal.SIGTERM)
             time.sleep(0.05)
@@ -291,8 +291,8 @@ def _folder(host: Host) -> Path:
 def _check(runner: CommandRunner, request: NetworkRequest) -> None:
     if not _NAME.fullmatch(request.name):
         raise InvalidRequest(
-            f"not a bridge's name: {request.name!r}",
-            hint="a letter, then up to 14 letters, digits, dots and underscores",
+            f"not a valid bridge name: {request.name!r}",
+            hint="use a letter, then up to 14 letters, digits, dots and underscores",
         )
     for tool, package in TOOLS.items():
         if runner.which(tool) is None:
@@ -303,11 +303,11 @@ def _refuse_guests(found: _Bridge | None, name: str, why: str) -> None:
     if found is not None and not found.ours:
         raise Conflict(
             f"interface {name!r} exists and isn't vmcloner's",
-            hint="choose another name by --name; it is left as it is",
+            hint="choose another name by --name; it is left unchanged",
         )
     if found is not None and found.ports:
         raise WrongState(
-            f"bridge {name!r} {why}, and guests are on it (ports: {found.ports})",
+            f"bridge {name!r} {why}: guests are on it (ports: {found.ports})",
             hint="stop its guests first",
         )
 
@@ -324,7 +324,7 @@ def _find(runner: CommandRunner, name: str) -> _Bridge | None:
     if address is not None:
         on_it = str(address) in {f"{a.get('local')}/{a.get('prefixlen')}" for a in here}
         return _Bridge(ours=True, address=address, ready=on_it and _is_up(link), ports=ports)
-    # A run that was killed right after its first step leaves a bridge with nothing at all.
+    # A run that was killed after its first step leaves a bare bridge.
     bare = not (link.get("ifalias") or here or ports or _is_up(link))
     return _Bridge(ours=bare and _is_bridge(runner, name), ports=ports)
 

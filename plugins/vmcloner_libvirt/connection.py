@@ -1,8 +1,8 @@
-"""A bounded pool of connections to one libvirt daemon, which outlives the daemon's restarts.
+"""A bounded pool of connections to one libvirt daemon, which survives the daemon's restarts.
 
-The daemon serves a few calls of each connection at once and queues the rest (libvirtd.conf:
-``max_client_requests``, 5), and admits a limited number of connections. A call runs in its
-caller's thread on the connection that has the fewest; where all are full it waits.
+The daemon serves a few calls per connection at once and queues the rest (libvirtd.conf:
+``max_client_requests``, 5), and limits the number of connections. A call runs in its caller's
+thread, on the connection with the fewest calls; where all are full it waits.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from vmcloner_libvirt.errors import is_disconnect, translate
 
 T = TypeVar("T")
 REQUESTS = 5
-"""Calls at once on one connection: libvirtd's default limit."""
+"""Parallel calls on one connection: libvirtd's default limit."""
 KEEPALIVE = (10, 5)
-"""Seconds between probes of a silent daemon, and probes unanswered until it counts as gone."""
+"""Seconds between keepalive probes, and unanswered probes until the daemon counts as gone."""
 RECONNECT = 30.0
-"""Seconds in which a daemon that went away is tried again."""
+"""Seconds for which a lost daemon is retried."""
 
 
 class Unreachable(BackendError):
-    """The daemon can't be reached, now or any more: no other call will do better."""
+    """The daemon can't be reached: no other call will succeed either."""
 
 
 class _Lost(Exception):
-    """The connection broke under a call, or can't be made again yet."""
+    """The connection broke during a call, or can't be opened again yet."""
 
     def __init__(self, cause: VmclonerError) -> None:
         super().__init__(str(cause))
@@ -46,9 +46,9 @@ class _Lost(Exception):
 
 
 class _AfterLoss(tenacity.stop.stop_base):
-    """Ends attempts so many seconds after the first one was lost.
+    """Stops retrying so many seconds after the first loss.
 
-    How long that one had taken doesn't count: a silent daemon is found out late.
+    The time before that loss doesn't count: a hung daemon is detected late.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -98,12 +98,12 @@ class Connections:
         self._was_connected = False
 
     def call(self, operation: Callable[[Any], T], *, about: str) -> T:
-        """Return ``operation(connection)``, an idempotent piece of work.
+        """Return ``operation(connection)``; the operation is idempotent.
 
-        Where the connection breaks, the operation is run again on a new one, at least once, and
-        up to :data:`RECONNECT` seconds later.
+        If the connection breaks, the operation is run again on a new one: at least once, and
+        for up to :data:`RECONNECT` seconds.
 
-        :param about: the domain that it is about, or the host, for messages.
+        :param about: the domain or the host, for messages.
         :raises Unreachable: no daemon answers. :raises VmclonerError: libvirt's error, translated.
         """
         retrying = tenacity.Retrying(
@@ -125,7 +125,7 @@ class Connections:
         return self.call(operation, about=self.uri)
 
     def close(self) -> None:
-        """Let go of all connections."""
+        """Release all connections."""
         with self._changed:
             for slot in self._slots:
                 slot.connection = None  # libvirt counts references: the last one closes it
@@ -158,7 +158,7 @@ class Connections:
                 self._changed.notify()
 
     def _freest(self) -> _Slot:
-        # Among equals an open one: work that comes one call at a time needs one connection.
+        # Prefer an open one: sequential calls then use a single connection.
         return min(self._slots, key=lambda slot: (slot.users, slot.connection is None))
 
     def _connect(self, slot: _Slot) -> Any:
@@ -172,7 +172,7 @@ class Connections:
                     if self._was_connected and is_disconnect(error):
                         raise _Lost(failure) from error
                     raise failure from error
-                # Local drivers, which live in this process, have no keepalive.
+                # Drivers inside this process have no keepalive.
                 with contextlib.suppress(module.libvirtError):
                     connection.setKeepAlive(*KEEPALIVE)
                 slot.connection = connection
@@ -180,7 +180,7 @@ class Connections:
             return slot.connection
 
     def _explain(self, error: Any) -> Unreachable:
-        """Return why the daemon can't be reached, and what to do about it."""
+        """Return why the daemon can't be reached, and how to fix that."""
         failure = translate(error, self.uri)
         number = error.get_int1()
         if not is_disconnect(error):
@@ -188,7 +188,7 @@ class Connections:
         if number in (errno.EACCES, errno.EPERM):
             return Unreachable(
                 f"no permission to use libvirt at {self.uri}",
-                hint="run it as root (sudo), or as a member of the group libvirt",
+                hint="run as root (sudo), or as a member of the group libvirt",
             )
         if number not in (errno.ENOENT, errno.ECONNREFUSED):
             return Unreachable(failure.message, hint="vmcloner host check")

@@ -1,4 +1,4 @@
-"""Serial consoles: the log that the hypervisor's daemon writes, and the live terminal."""
+"""Serial consoles: the log that the hypervisor's daemon writes, and the live session."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Consoles(ConsoleInterface):
             if domain is None:
                 raise NotFound(f"{name}: no such domain", hint="vmcloner list")
             if not domain.isActive():
-                raise WrongState(f"{name}: isn't running", hint=f"vmcloner start {name}")
+                raise WrongState(f"{name}: not running", hint=f"vmcloner start {name}")
             _attach(connection, domain, stdin, stdout, self.flags())
 
         self._connections.call(attach, about=name)
@@ -97,22 +97,24 @@ class Consoles(ConsoleInterface):
         return int(libvirt().VIR_DOMAIN_CONSOLE_SAFE)
 
     def remove(self, name: str) -> None:
-        """Remove a console's log, and the older parts that virtlogd(8) keeps as ``.0``, ``.1`` …"""
-        path = self.log(name)
-        path.unlink(missing_ok=True)
-        number = 0
-        while (old := path.with_name(f"{path.name}.{number}")).exists():
-            old.unlink(missing_ok=True)
-            number += 1
+        """Remove a console's log."""
+        remove_log(self.log(name))
+
+
+def remove_log(file: Path) -> None:
+    """Remove a log and its rotated parts, ``.0``, ``.1`` …, as far as that is permitted."""
+    for old in (file, *file.parent.glob(f"{file.name}.[0-9]*")):
+        with contextlib.suppress(OSError):
+            old.unlink()
 
 
 def _attach(connection: Any, domain: Any, stdin: int, stdout: int, flags: int) -> None:
-    """Connect two descriptors with a running domain's console until either end hangs up.
+    """Connect two descriptors to a running domain's console until either end closes.
 
-    Where ``stdin`` is a terminal it is in raw mode meanwhile. At its end the guest's output goes
-    on until the guest ends it.
+    A terminal is in raw mode meanwhile. After the end of ``stdin`` the guest's output is copied
+    until the guest closes it.
 
-    :param flags: of ``virDomainOpenConsole``. :raises WrongState: someone else is attached.
+    :param flags: of ``virDomainOpenConsole``. :raises WrongState: another session is attached.
     """
     module = libvirt()
     stream = connection.newStream()
@@ -161,7 +163,7 @@ def _copy_out(module: Any, stream: Any, stdout: int, signal_end: int) -> None:
         while data := stream.recv(_CHUNK):
             _write(stdout, data)
     except (module.libvirtError, OSError):
-        return  # the guest went away, the stream was aborted, or nobody reads us
+        return  # the guest ended, the stream was aborted, or the output is closed
     finally:
         os.close(signal_end)
 

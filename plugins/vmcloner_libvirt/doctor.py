@@ -1,4 +1,4 @@
-"""What the backend ``kvm`` needs of its host, looked at piece by piece. Changes nothing."""
+"""Checks of what the backend ``kvm`` needs on its host. Changes nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import pwd
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ TERMINALS = Path("/dev/ptmx")
 
 @attrs.frozen(kw_only=True)
 class _User:
-    """The user that the daemon runs QEMU as, with all of its groups."""
+    """The user that the daemon runs QEMU as, with its groups."""
 
     name: str
     uid: int
@@ -49,11 +49,10 @@ class _User:
 def examine(
     context: DriverContext, connections: Connections, probe: KvmProbe, accel: str
 ) -> Iterator[Check]:
-    """Yield the checks, in the order in which what fails is best mended."""
+    """Yield the checks, in the order in which failures are best fixed."""
     check = partial(Check, backend=context.name)
-    daemon = Daemon()
-    yield from reach(check, connections, daemon)
-    if not daemon.binding or daemon.kind not in ("", "QEMU"):
+    daemon = yield from reach(check, connections)
+    if daemon is None or daemon.kind not in ("", "QEMU"):
         return
     yield _emulator(check, probe)
     yield _acceleration(check, probe, accel)
@@ -64,17 +63,15 @@ def examine(
         yield _state(check, context.host.state, user)
 
 
-@attrs.define
+@attrs.frozen
 class Daemon:
-    """What :func:`reach` found out about libvirt.
+    """What :func:`reach` found about libvirt.
 
-    :param binding: whether libvirt-python can be loaded.
-    :param kind: what answered, ``QEMU``, ``Xen`` or ``TEST``; empty where nothing did.
-    :param version: the hypervisor's, as libvirt has it: 4017000 is 4.17.
+    :param kind: ``QEMU``, ``Xen`` or ``TEST``; empty if nothing answered.
+    :param version: the hypervisor's, as libvirt encodes it: 4017000 is 4.17.
     :param capabilities: the hypervisor's, as XML.
     """
 
-    binding: bool = False
     kind: str = ""
     version: int = 0
     capabilities: str | None = None
@@ -85,38 +82,34 @@ class Daemon:
         return _version(self.version).rpartition(".")[0]
 
 
-def reach(check: partial[Check], connections: Connections, daemon: Daemon) -> Iterator[Check]:
-    """Yield whether libvirt-python and libvirt's daemon are there; fills ``daemon`` in."""
+def reach(check: partial[Check], connections: Connections) -> Generator[Check, None, Daemon | None]:
+    """Yield whether libvirt-python and libvirt's daemon work.
 
-    def ask(connection: Any) -> str:
-        daemon.kind = connection.getType()
-        daemon.version = connection.getVersion()
-        daemon.capabilities = connection.getCapabilities()
-        library = _version(connection.getLibVersion())
-        return f"libvirt {library}, {daemon.kind} {_version(daemon.version)}"
+    :returns: the daemon, None without libvirt-python.
+    """
+
+    def ask(c: Any) -> tuple[str, Daemon]:
+        return _version(c.getLibVersion()), Daemon(c.getType(), c.getVersion(), c.getCapabilities())
 
     try:
         version = _version(libvirt().getVersion())
     except VmclonerError as error:
-        yield check(
-            name="libvirt-python",
-            status=Status.FAILED,
-            detail=error.message,
-            fix=error.hint or "",
-        )
-        return
-    daemon.binding = True
+        fix = error.hint or ""
+        yield check(name="libvirt-python", status=Status.FAILED, detail=error.message, fix=fix)
+        return None
     yield check(name="libvirt-python", status=Status.OK, detail=f"libvirt {version}")
     try:
-        detail = connections.call(ask, about=connections.uri)
+        library, daemon = connections.ask(ask)
     except VmclonerError as error:
         yield check(name="daemon", status=Status.FAILED, detail=error.message, fix=error.hint or "")
-    else:
-        yield check(name="daemon", status=Status.OK, detail=f"{connections.uri}: {detail}")
+        return Daemon()
+    detail = f"libvirt {library}, {daemon.kind} {_version(daemon.version)}"
+    yield check(name="daemon", status=Status.OK, detail=f"{connections.uri}: {detail}")
+    return daemon
 
 
 def _version(number: int) -> str:
-    """Return libvirt's version numbers as people write them: 9000000 is 9.0.0."""
+    """Return a version number of libvirt's as text: 9000000 is 9.0.0."""
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
 
@@ -137,7 +130,7 @@ def _acceleration(check: partial[Check], probe: KvmProbe, accel: str) -> Check:
         return check(name="kvm", status=Status.OK, detail="not used: accel is set to tcg")
     found = probe.cached(fresh=True)
     if found.works:
-        return check(name="kvm", status=Status.OK, detail="a guest ran on it")
+        return check(name="kvm", status=Status.OK, detail="a test guest ran on it")
     if accel == "kvm":
         return check(name="kvm", status=Status.FAILED, detail=found.reason, fix=found.fix)
     detail = f"{found.reason}: guests are emulated, which is much slower"
@@ -150,31 +143,31 @@ def _virtlogd(check: partial[Check]) -> Check:
             connection.settimeout(2)
             connection.connect(str(VIRTLOGD))
     except PermissionError:
-        return check(name="virtlogd", status=Status.WARNING, detail="can't tell: not root")
+        return check(name="virtlogd", status=Status.WARNING, detail="unknown: needs root")
     except OSError as error:
         return check(
             name="virtlogd",
             status=Status.FAILED,
-            detail=f"writes the console logs, and doesn't run ({error.strerror or error})",
-            fix="systemctl start virtlogd, or where there is no systemd: virtlogd -d",
+            detail=f"not running, so there are no console logs ({error.strerror or error})",
+            fix="systemctl start virtlogd, or without systemd: virtlogd -d",
         )
     return check(name="virtlogd", status=Status.OK)
 
 
 def _qemu_user(capabilities: str) -> _User:
-    """Return whom the daemon's security driver ``dac`` runs QEMU as (``+UID:+GID``)."""
+    """Return the user that the security driver ``dac`` runs QEMU as (``+UID:+GID``)."""
     for model in parse(capabilities).iterfind("host/secmodel"):
         if model.findtext("model") == "dac":
             label = model.findtext("baselabel") or ""
             uid, gid = (int(part.lstrip("+")) for part in label.split(":"))
             break
-    else:  # no isolation by users: QEMU runs as the daemon does
+    else:  # no separate user: QEMU runs as the daemon's
         uid, gid = 0, 0
     try:
         entry = pwd.getpwuid(uid)
     except KeyError:
         return _User(name=str(uid), uid=uid, gids=frozenset({gid}))
-    # As libvirt's virGetGroupList: the user's own groups, and the one that is set.
+    # As libvirt's virGetGroupList: the user's groups and the configured one.
     groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
     return _User(name=entry.pw_name, uid=uid, gids=frozenset({gid, *groups}))
 
@@ -182,18 +175,18 @@ def _qemu_user(capabilities: str) -> _User:
 def _device(check: partial[Check], device: Path, user: _User) -> Check:
     check = partial(check, name="qemu user")
     terminal = TERMINALS
-    # The daemon asks QEMU for its capabilities as root, finds KVM, sees that this user can't
-    # use it, takes its cache for outdated, and asks again: for seconds, several times a domain.
+    # The daemon queries QEMU's capabilities as root and finds KVM; since this user can't use it,
+    # the daemon drops its cache and queries again: for seconds, several times per domain.
     if device.exists() and not user.may(device, 6):
         return check(
             status=Status.FAILED,
-            detail=f"{user.name} may not use {device}: libvirt then takes half a minute per domain",
+            detail=f"no permission for {user.name} to use {device}: libvirt takes 30 s per domain",
             fix=f"chgrp kvm {device} && chmod 0660 {device}",
         )
     if not user.may(terminal, 6):
         return check(
             status=Status.FAILED,
-            detail=f"{user.name} may not use {terminal}: no guest gets a console, or starts",
+            detail=f"no permission for {user.name} to use {terminal}: guests can't start",
             fix=f"chmod 0666 {terminal.resolve()}",
         )
     return check(status=Status.OK, detail=user.name)
@@ -210,6 +203,6 @@ def _state(check: partial[Check], folder: Path, user: _User) -> Check:
     return check(
         name="state folder",
         status=Status.FAILED,
-        detail=f"{user.name} can't reach {folder}, where kernels of built templates are",
+        detail=f"{user.name} can't reach {folder} with the kernels of built templates",
         fix=f"chmod o+x {closed[0]}",
     )

@@ -1,4 +1,4 @@
-"""What every hypervisor behind libvirt does alike: the batches over labelled domains."""
+"""Base of the hypervisors behind libvirt: batches over labelled domains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmcloner_core.drivers import NO_BOOTS, DriverContext, HypervisorDriver, Lane
 from vmcloner_core.errors import InvalidRequest, VmclonerError
@@ -29,18 +29,20 @@ from vmcloner_libvirt.console import Consoles
 from vmcloner_libvirt.metadata import labels_of
 from vmcloner_libvirt.networks import Networks
 from vmcloner_libvirt.operations import tolerate
-from vmcloner_libvirt.rendering import Rendered
 from vmcloner_libvirt.whereabouts import GuestAgents
+
+if TYPE_CHECKING:
+    from vmcloner_libvirt.rendering import Rendered
 
 T = TypeVar("T")
 POLL = 0.5
-"""Seconds between looks at guests that were asked to shut down."""
+"""Seconds between polls of guests that were asked to shut down."""
 ASK_AGAIN = 5.0
-"""Seconds after which they are asked again: a guest that is still booting ignores the first."""
+"""Seconds until such a guest is asked again: while it boots it ignores the request."""
 STOPPERS = 8
-"""Domains that one call stops at once: libvirt looks for a process's end only every 200 ms."""
+"""Domains that one call stops in parallel: libvirt polls for a process's end only every 200 ms."""
 ASKERS = 8
-"""Guest agents that are asked at once: a silent one takes all of its time."""
+"""Guest agents that are asked in parallel: one that doesn't answer takes its whole timeout."""
 
 
 class LibvirtDriver(HypervisorDriver):
@@ -49,11 +51,11 @@ class LibvirtDriver(HypervisorDriver):
     networks: Networks
     consoles: Consoles
     agents: GuestAgents
-    # Measured on two processors: 1.8 ms a domain one by one, 1.3 ms so, and no better with more.
+    # Measured on two processors: 1.8 ms a domain one by one, 1.3 ms like this, no less with more.
     define_lane = Lane(batch=20, concurrency=4)
-    # Likewise: 220 ms one by one, 120 ms with two calls a processor, and no better with more.
+    # Likewise: 220 ms one by one, 120 ms with two calls per processor, no less with more.
     start_lane = Lane(batch=1, concurrency=min(8, 2 * (os.cpu_count() or 1)))
-    # One call asks all guests, then waits for them together; it stops several at once by itself.
+    # One call asks all guests, waits for them together, and stops several in parallel by itself.
     stop_lane = Lane(batch=1000, concurrency=1)
     undefine_lane = Lane(batch=20, concurrency=4)
 
@@ -74,7 +76,7 @@ class LibvirtDriver(HypervisorDriver):
         self._validated: set[str] = set()
         self._owned: dict[tuple[str, str], bool] = {}
 
-    # --- what each hypervisor has of its own --------------------------------------------------
+    # --- what hypervisors implement or override -----------------------------------------------
 
     @abstractmethod
     def prepare(self, spec: DomainSpec) -> Rendered:
@@ -82,14 +84,14 @@ class LibvirtDriver(HypervisorDriver):
 
     @abstractmethod
     def undefine_flags(self, connection: Any) -> int:
-        """Return libvirt's flags for what is to go together with a domain."""
+        """Return libvirt's flags for what undefine removes together with a domain."""
 
     def begin(self, connection: Any, name: str, boot: BootConfig | None = None) -> bool:
         """Start a domain; tell whether that was needed. See :func:`operations.start`."""
         return operations.start(connection, name, boot)
 
     def ask(self, connection: Any, name: str) -> bool:
-        """Ask a guest to shut down; tell whether there is one. See :func:`operations.ask`."""
+        """Ask a guest to shut down; tell whether it runs. See :func:`operations.ask`."""
         return operations.ask(connection, name)
 
     def end(self, connection: Any, name: str) -> bool:
@@ -97,7 +99,7 @@ class LibvirtDriver(HypervisorDriver):
         return operations.destroy(connection, name)
 
     def clean(self, name: str) -> None:
-        """Remove the files that were kept for a domain which is gone."""
+        """Remove the files of a domain that is gone."""
         self.consoles.remove(name)
 
     # --- reading ------------------------------------------------------------------------------
@@ -141,7 +143,7 @@ class LibvirtDriver(HypervisorDriver):
     def records(self, connection: Any) -> operations.Records:
         """Yield all domains with their states, by one call.
 
-        Only the state group of libvirt's statistics: the others ask every guest's monitor.
+        Only libvirt's state statistics: the other groups query every guest's monitor.
         """
         module = libvirt()
         for domain, stats in connection.getAllDomainStats(module.VIR_DOMAIN_STATS_STATE):
@@ -175,7 +177,7 @@ class LibvirtDriver(HypervisorDriver):
             time.sleep(min(POLL, left))
             yield from self._gone(asked)
         for outcome in self.destroy(tuple(asked)):
-            # One that ended by itself just now did so since it was asked to.
+            # A guest that ended just before destroy ended because it was asked to: changed.
             yield outcome if outcome.error is not None else Outcome(key=outcome.key)
 
     def destroy(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
@@ -191,13 +193,13 @@ class LibvirtDriver(HypervisorDriver):
         """See :meth:`HypervisorDriver.close`."""
         self.connections.close()
 
-    # --- how ----------------------------------------------------------------------------------
+    # --- helpers ------------------------------------------------------------------------------
 
     def _member(self, name: str, operation: Callable[[Any], Outcome[T]]) -> Outcome[T]:
         try:
             return self.connections.call(operation, about=name)
         except Unreachable:
-            raise  # the whole call's failure: no other member would fare better
+            raise  # the whole call fails: no other member can succeed
         except VmclonerError as error:
             return Outcome(key=name, error=error)
 
@@ -213,14 +215,14 @@ class LibvirtDriver(HypervisorDriver):
             again = next(attempts) > 0
             found = operations.existing(connection, spec)
             if found is not None:
-                # The connection may have broken after libvirt had done it: then it is our doing.
+                # The connection may have broken after libvirt defined it: then this call made it.
                 return Outcome(
                     key=spec.name, value=found, changed=again and found.labels == spec.labels
                 )
             rendered = self.prepare(spec)
-            # libvirt compiles its whole schema anew for each domain that it validates, which
-            # takes several times as long as all the rest. Clones of one shape differ in values
-            # only, and those were checked before.
+            # libvirt compiles its schema for each domain that it validates, which takes several
+            # times as long as the rest. Clones of one shape differ only in values that are
+            # already checked.
             new = rendered.shape not in self._validated
             domain = operations.make(connection, spec, rendered.xml, validate=new)
             self._validated.add(rendered.shape)
@@ -244,7 +246,7 @@ class LibvirtDriver(HypervisorDriver):
                     again.append(name)
                 continue
             del asked[name]
-            if state is State.CRASHED:  # it may be kept, to be looked at
+            if state is State.CRASHED:  # on_crash may have preserved it
                 yield from self.destroy([name])
             else:
                 yield Outcome(key=name)
@@ -254,7 +256,7 @@ class LibvirtDriver(HypervisorDriver):
     def _each(
         self, names: Sequence[str], operation: Callable[[Any, str], bool]
     ) -> Iterator[Outcome[None]]:
-        """Do something to several domains at once; yield what came of it, as it comes."""
+        """Run an operation on several domains in parallel; yield outcomes as they complete."""
         with ThreadPoolExecutor(STOPPERS, thread_name_prefix="domains") as pool:
             futures = [pool.submit(self._change, name, operation) for name in names]
             try:
@@ -264,7 +266,7 @@ class LibvirtDriver(HypervisorDriver):
                     future.cancel()
 
     def _states(self, connection: Any) -> dict[str, State]:
-        # Whose a domain is doesn't change while it exists: it is asked once, not at each poll.
+        # A domain's labels don't change while it exists: they are read once, not at each poll.
         owned: dict[tuple[str, str], bool] = {}
         states: dict[str, State] = {}
         for domain, state, reason in self.records(connection):

@@ -1,4 +1,4 @@
-"""libvirt's errors as ours: by code, with the code's name and the object that it was about.
+"""libvirt's errors as ours: by code, with the code's name and the object concerned.
 
 Codes and domains: https://libvirt.org/html/libvirt-virterror.html
 """
@@ -41,7 +41,7 @@ _CLASSES: dict[str, type[VmclonerError]] = {
     "VIR_ERR_ACCESS_DENIED": BackendError,
     "VIR_ERR_OPERATION_DENIED": BackendError,
 }
-_ACCESS = "run it as root (sudo), or as a member of the group libvirt"
+_ACCESS = "run as root (sudo), or as a member of the group libvirt"
 _HINTS = {
     "VIR_ERR_NO_NETWORK": "virsh net-list --all",
     "VIR_ERR_AUTH_FAILED": _ACCESS,
@@ -50,13 +50,13 @@ _HINTS = {
     "VIR_ERR_ACCESS_DENIED": _ACCESS,
     "VIR_ERR_OPERATION_DENIED": _ACCESS,
 }
-# A guest that can't start is VIR_ERR_INTERNAL_ERROR with what QEMU wrote.
+# For a guest that can't start: VIR_ERR_INTERNAL_ERROR with QEMU's output.
 _WORDS: tuple[tuple[str, type[VmclonerError], str | None], ...] = (
     ("Cannot allocate memory", NotEnoughResources, "stop some clones, or give them less memory"),
     (
         "Permission denied",
         HostCommandError,
-        "the user that runs QEMU must be able to reach that file: vmcloner host check",
+        "QEMU's user must be able to reach that file: vmcloner host check",
     ),
 )
 # Numbers of virErrorLevel, which share their prefix with virErrorNumber.
@@ -83,7 +83,7 @@ def is_code(error: Any, *names: str) -> bool:
 
 
 def is_disconnect(error: Any) -> bool:
-    """Tell whether a call failed because its connection broke, not because it was refused."""
+    """Tell whether a call failed because its connection broke."""
     module = libvirt()
     return error.get_error_domain() in (
         module.VIR_FROM_RPC,

@@ -1,4 +1,4 @@
-"""What ip(8) says of this host's links, addresses, routes and neighbours."""
+"""A host's links, addresses, routes and neighbours, by ip(8)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from vmcloner_core.process import CommandRunner
 
 
 def show(runner: CommandRunner, *words: str) -> list[dict[str, Any]]:
-    """Return what ip(8) says to ``words``, an entry for each thing that it shows.
+    """Return the output of ``ip -j WORDS``.
 
-    :raises HostCommandError: it fails. :raises ValueError: what it says isn't JSON.
+    :raises HostCommandError: it fails. :raises ValueError: its output isn't JSON.
     """
     said: list[dict[str, Any]] = json.loads(runner.run(["ip", "-j", *words]).stdout or b"[]")
-    return [entry for entry in said if entry]  # {} stands for what it filtered out
+    return [entry for entry in said if entry]  # ip prints {} for entries that it filters out

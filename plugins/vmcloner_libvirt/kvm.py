@@ -1,4 +1,4 @@
-"""The hypervisor ``kvm``: QEMU through libvirt, on KVM where it works, else by emulation."""
+"""The hypervisor ``kvm``: QEMU through libvirt, with KVM where it works, else with emulation."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ import functools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import Check, DomainSpec, HostResources
-from vmcloner_libvirt import doctor
 from vmcloner_libvirt.acceleration import KvmProbe
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.driver import LibvirtDriver
 from vmcloner_libvirt.metadata import parse
-from vmcloner_libvirt.rendering import Rendered, Renderer
 from vmcloner_libvirt.settings import KvmSettings
+
+if TYPE_CHECKING:
+    from vmcloner_libvirt.rendering import Rendered, Renderer
 
 MACHINE = "q35"
 EMULATOR_MEMORY = 32 * 1024**2
-"""Bytes that QEMU takes beside a guest's memory and what it has translated (measured, 7.2)."""
-# What stands for the host's processor where the guest's is emulated.
+"""Bytes that QEMU takes beside guest memory and translated code (measured, 7.2)."""
+# CPU modes that need KVM.
 _HOST_CPUS = {"host-passthrough", "host-model"}
 
 
@@ -44,6 +45,8 @@ class KvmDriver(LibvirtDriver):
 
     @functools.cached_property
     def _renderer(self) -> Renderer:
+        from vmcloner_libvirt.rendering import Renderer
+
         return Renderer("domain.xml.j2")
 
     @functools.cached_property
@@ -70,7 +73,7 @@ class KvmDriver(LibvirtDriver):
         """See :meth:`LibvirtDriver.prepare`."""
         if spec.boot.bootloader is not None:
             raise InvalidRequest(
-                f"{spec.name}: QEMU runs no boot loader on the host ({spec.boot.bootloader})"
+                f"{spec.name}: QEMU can't run a boot loader on the host ({spec.boot.bootloader})"
             )
         with self._deciding:  # once, not once for each thread of the first batch
             domain_type, renderer = self._domain_type, self._renderer
@@ -83,20 +86,22 @@ class KvmDriver(LibvirtDriver):
         flags = (
             module.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | module.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
         )
-        if connection.getType() == "QEMU":  # the test driver refuses what it doesn't have
+        if connection.getType() == "QEMU":  # the test driver refuses these flags
             flags |= module.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
             flags |= module.VIR_DOMAIN_UNDEFINE_NVRAM
         return int(flags)
 
     def probe(self) -> Iterator[Check]:
         """See :meth:`HypervisorDriver.probe`."""
+        from vmcloner_libvirt import doctor
+
         return doctor.examine(self.context, self.connections, self._probe, self._accel)
 
 
 def template_values(
     spec: DomainSpec, domain_type: str, console_log: Path, tb_cache: int
 ) -> dict[str, object]:
-    """Return what the template ``domain.xml.j2`` may name beside the common values."""
+    """Return the values for the template ``domain.xml.j2`` beside the common ones."""
     cpu = spec.options.cpu or ("host-passthrough" if domain_type == "kvm" else None)
     if domain_type != "kvm" and cpu in _HOST_CPUS:
         cpu = "maximum"

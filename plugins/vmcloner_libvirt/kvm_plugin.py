@@ -1,4 +1,4 @@
-"""Plugin ``kvm``: what is registered. The driver, and libvirt with it, is loaded on first use."""
+"""Plugin ``kvm``: its registration. The driver and libvirt are loaded on first use."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def _driver(context: DriverContext, settings: KvmSettings) -> HypervisorDriver:
 def vmcloner_hypervisor_backend() -> HypervisorBackend:
     """Describe the backend."""
     return HypervisorBackend(
+        api=1,
         name="kvm",
         description="QEMU/KVM through libvirt; emulation where KVM doesn't work",
         factory=_driver,

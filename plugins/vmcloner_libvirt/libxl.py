@@ -1,9 +1,9 @@
-"""What libxl leaves in files: why a domain wasn't made, and what to remove with it.
+"""libxl's log files: why a domain failed to start, and what to remove with a domain.
 
-libvirt says only "libxenlight failed to create new domain". The cause is in its log of libxl
-(``libxl-driver.log``, by domain id: a domain that fails has no log of its own yet), and where a
-boot loader failed, in that one's log, which holds what it wrote to its terminal. The guest's disk
-has a say in what that is: it is hostile input.
+libvirt reports only "libxenlight failed to create new domain". The cause is in its log of libxl
+(``libxl-driver.log``, by domain id: a failed domain has no log of its own yet), and after a boot
+loader's failure in that one's log, its terminal output. That depends on the guest's disk: it is
+hostile input.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from pathlib import Path
 
 import attrs
 
+from vmcloner_libvirt.console import remove_log
+
 MAX_LOG = 65536
-"""Bytes of a log that are looked at: its last ones."""
+"""Bytes that are read from a log's end."""
 MAX_REASON = 300
 _DOMAIN = re.compile(r": Domain (\d+):(.*)")
 _SCRIPT_KILLED = re.compile(r"killing execution of .* because of timeout")
 _NO_DEVICE = re.compile(r"unable to add (disk|vif|nic) devices")
 _CONTROL = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|[()].|.)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-# What pygrub prints, and what it means. (tools/pygrub/src/pygrub of Xen)
+# Messages of pygrub, and their meaning (Xen: tools/pygrub/src/pygrub).
 _PYGRUB = (
     (
         re.compile(r"Unable to find partition containing kernel"),
@@ -32,15 +34,15 @@ _PYGRUB = (
     ),
     (
         re.compile(r"Error opening (.+) in guest"),
-        "its boot menu names {0}, which its disk hasn't",
+        "boot menu entry {0} does not exist on the disk",
     ),
     (
         re.compile(r"Error writing temporary copy of (\w+)"),
-        "its {0} is too large: more than pygrub may write, or than the host has room for",
+        "its {0} is too large: for pygrub's limit, or for the host's free space",
     ),
     (re.compile(r"No kernel image selected"), "its boot menu has no entry"),
-    (re.compile(r"(mount_tmpfs|bad_mount|remount_tmpfs).*"), "pygrub can't shut itself in: {0}"),
-    (re.compile(r"PermissionError: .*"), "pygrub may not read its disk"),
+    (re.compile(r"(mount_tmpfs|bad_mount|remount_tmpfs).*"), "pygrub can't restrict itself: {0}"),
+    (re.compile(r"PermissionError: .*"), "pygrub has no permission to read its disk"),
 )
 
 
@@ -48,8 +50,8 @@ _PYGRUB = (
 class Failure:
     """Why a domain wasn't made.
 
-    :param log: where more of it is, if anywhere. :param slow: a script of the host's for its disks
-        or cards was given no more time, which tells of the host's load and not of the guest.
+    :param log: a file with details, if any. :param slow: a host script for its disks or cards timed
+        out, which is due to the host's load, not to the guest.
     """
 
     reason: str
@@ -72,19 +74,19 @@ class Logs:
         self.libxl = libxl
 
     def mark(self) -> int:
-        """Return the place in the log that what happens from now on comes behind."""
+        """Return the log's present end."""
         try:
             return self._driver_log.stat().st_size
         except OSError:
             return 0
 
     def failure(self, name: str, mark: int, domid: int | None) -> Failure | None:
-        """Return why the domain that was to be made since ``mark`` wasn't, None if nothing says so.
+        """Return why a domain that was started after ``mark`` failed, None if no log tells.
 
         A boot loader's log is kept as ``bootloader.NAME.log`` until the clone's next start.
 
-        :param domid: the id that it had. Where that isn't known nothing tells what of the log is
-            its own: the host may have domains that aren't ours.
+        :param domid: the id that it had. Without it the domain's lines in the log can't be told
+            from those of other domains.
         """
         if domid is None:
             return None
@@ -96,28 +98,28 @@ class Logs:
             self._numbered(domid).replace(log)
         if not reason:
             return None
-        # The line about the script doesn't say whose it was: at worst one more is tried again.
+        # The script's line names no domain: at worst another domain is retried too.
         device = any(_NO_DEVICE.search(line) for line in said)
         slow = device and _SCRIPT_KILLED.search(text) is not None
         return Failure(reason=reason, log=log if log.exists() else None, slow=slow)
 
     def forget(self, name: str, domid: int) -> None:
-        """Remove what the boot loader of a domain that runs has said, now and when it failed."""
+        """Remove the boot loader's logs of a running domain: of this start and of a failed one."""
         if domid > 0:
-            _remove(self._numbered(domid))
-            _remove(self.bootloader_log(name))
+            remove_log(self._numbered(domid))
+            remove_log(self.bootloader_log(name))
 
     def remove(self, name: str) -> None:
-        """Remove the logs of a domain that is gone; of what isn't there, nothing."""
-        _remove(self.bootloader_log(name))
+        """Remove the logs of a domain that is gone."""
+        remove_log(self.bootloader_log(name))
         for file in (self.libxl / f"{name}.log", self.xen / f"qemu-dm-{name}.log"):
-            remove_rotated(file)
+            remove_log(file)
 
     def bootloader_log(self, name: str) -> Path:
-        """Return where what the boot loader said is kept, of a clone that didn't start."""
+        """Return the file that keeps the boot loader's output of a clone that didn't start."""
         return self.xen / f"bootloader.{name}.log"
 
-    # --- how ----------------------------------------------------------------------------------
+    # --- helpers ----------------------------------------------------------------------------------
 
     @property
     def _driver_log(self) -> Path:
@@ -127,13 +129,13 @@ class Logs:
         return self.xen / f"bootloader.{domid}.log"
 
     def _reason(self, domid: int, said: list[str]) -> str:
-        """Return what became of a domain; empty where nothing says so.
+        """Return why a domain failed; empty if no log tells.
 
-        pygrub ends well in spite of itself when the process that it shut in fails: then libxl
-        misses a kernel, and only what was printed tells why.
+        pygrub exits with 0 even if its restricted process fails: libxl then misses a kernel, and
+        only the output tells why.
         """
         if any("because of timeout" in line for line in said):
-            return "its boot loader took too long, and was killed"
+            return "its boot loader took too long and was killed"
         output = _lines(_tail(self._numbered(domid)))
         for pattern, meaning in _PYGRUB:
             for line in output:
@@ -145,24 +147,13 @@ class Logs:
 
 
 def _said(text: str, domid: int) -> list[str]:
-    """Return what libxl's log says of one domain."""
+    """Return the messages in libxl's log about one domain."""
     lines = filter(None, map(_DOMAIN.search, text.splitlines()))
     return [line[2].strip() for line in lines if int(line[1]) == domid]
 
 
-def remove_rotated(file: Path) -> None:
-    """Remove a log and the older parts of it that are kept as ``.0``, ``.1`` …"""
-    for old in (file, *file.parent.glob(f"{file.name}.[0-9]*")):
-        _remove(old)
-
-
-def _remove(file: Path) -> None:
-    with contextlib.suppress(OSError):
-        file.unlink()
-
-
 def _tail(file: Path, mark: int = 0) -> str:
-    """Return what is in a file behind ``mark``, of its last :data:`MAX_LOG` bytes."""
+    """Return a file's text after ``mark``, at most its last :data:`MAX_LOG` bytes."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -176,7 +167,7 @@ def _tail(file: Path, mark: int = 0) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """Return what a terminal's log says, line by line, without its control characters."""
+    """Return the lines of a terminal's log, without control characters."""
     lines: Iterator[str] = (_CONTROL.sub("", line).strip() for line in re.split(r"[\r\n]+", text))
     return [line for line in lines if line]
 

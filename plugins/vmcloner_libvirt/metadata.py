@@ -1,6 +1,6 @@
-"""Our labels in a domain's ``<metadata>``, and what else we read out of domain XML.
+"""Our labels in a domain's ``<metadata>``, and other values in domain XML.
 
-libvirt keeps one element per namespace there and doesn't look into it:
+libvirt keeps one element per namespace there and ignores its content:
 https://libvirt.org/formatdomain.html#general-metadata
 """
 
@@ -26,7 +26,7 @@ _UNSAFE = re.compile(r"[^\x20-\x24\x26-\x7e]")
 
 
 def parse(text: str) -> Any:
-    """Return the root element of XML that others wrote: no entities, no network, bounded.
+    """Return the root element of untrusted XML: no entities, no network, bounded.
 
     :raises InvalidRequest: it isn't well-formed; names the line.
     """
@@ -40,7 +40,7 @@ def parse(text: str) -> Any:
 
 
 def add_labels(root: Any, labels: Labels) -> None:
-    """Put a clone's labels into its domain's XML, in place of any that are there."""
+    """Put a clone's labels into its domain's XML, replacing any there."""
     metadata = root.find("metadata")
     if metadata is None:
         metadata = etree.SubElement(root, "metadata")
@@ -53,8 +53,8 @@ def add_labels(root: Any, labels: Labels) -> None:
 def labels_in(root: Any) -> Labels | None:
     """Return the labels in a domain's XML, or None where the domain isn't one of ours.
 
-    One whose name isn't its labels' clone is a copy, or was renamed: not ours any more. Xen's
-    own domain is never ours, whatever it is made to carry.
+    A domain whose name isn't its labels' clone is a copy or was renamed: it isn't ours. Neither is
+    Domain-0, whatever its metadata.
     """
     element = root.find(f"metadata/{_TAG}")
     if element is None or root.get("id") == "0" or root.findtext("uuid") == _XEN_HOST:
@@ -63,9 +63,9 @@ def labels_in(root: Any) -> Labels | None:
 
 
 def labels_of(domain: Any) -> Labels | None:
-    """Return a domain's labels as :func:`labels_in`, by one call that fetches nothing else.
+    """Return a domain's labels as :func:`labels_in`, by a call that fetches nothing else.
 
-    :raises libvirt.libvirtError: the domain is gone, or the connection.
+    :raises libvirt.libvirtError: the domain or the connection is gone.
     """
     module = libvirt()
     if domain.ID() == 0 or domain.UUIDString() == _XEN_HOST:  # QEMU's ids begin at 1
@@ -85,7 +85,7 @@ def _ours(element: Any, name: str | None) -> Labels | None:
 
 
 def _quote(value: str) -> str:
-    """Return ``value`` so that XML, which has no control characters, can carry any text."""
+    """Return ``value`` quoted: XML can't contain control characters."""
     return _UNSAFE.sub(
         lambda match: "".join(f"%{b:02X}" for b in match[0].encode("utf-8", "surrogatepass")), value
     )
@@ -101,7 +101,7 @@ def macs(root: Any) -> tuple[str, ...]:
 
 
 def networks_of(root: Any) -> tuple[str, ...]:
-    """Return what each card that has a MAC address is on, as :attr:`Network.key`."""
+    """Return the network of each card with a MAC address, as :attr:`Network.key`."""
     cards = (e for e in root.iterfind("devices/interface") if e.find("mac") is not None)
     return tuple(_network_of(card.get("type", ""), card.find("source")) for card in cards)
 
@@ -112,9 +112,9 @@ def _network_of(kind: str, source: Any) -> str:
 
 
 def disks(root: Any) -> tuple[Path, ...]:
-    """Return the files and devices that a domain's disks are on.
+    """Return the files and devices of a domain's disks.
 
-    CDs, floppies and what is only read (a seed) are left out.
+    Without CDs, floppies and read-only disks (a seed).
     """
     sources = (
         disk.find("source")
@@ -124,8 +124,3 @@ def disks(root: Any) -> tuple[Path, ...]:
     return tuple(
         Path(path) for e in sources if e is not None and (path := e.get("file") or e.get("dev"))
     )
-
-
-def memory(root: Any) -> int:
-    """Return the bytes of memory that a domain has once it runs; libvirt prints kibibytes."""
-    return int(root.findtext("memory") or 0) * 1024

@@ -1,4 +1,4 @@
-"""libvirt's networks: what they have to give, who got what, and one of vmcloner's own.
+"""libvirt's networks: their address ranges and leases, and making vmcloner's own.
 
 https://libvirt.org/formatnetwork.html
 """
@@ -45,7 +45,7 @@ class Networks(NetworkInterface):
             return (*own, *self._connections.ask(networks))
         except BackendError as error:
             if error.__cause__ is not None and is_code(error.__cause__, "VIR_ERR_NO_SUPPORT"):
-                return own or None  # no network driver behind this connection
+                return own or None  # this connection has no network driver
             raise
 
     def prepare(self, request: NetworkRequest) -> NetworkChange:
@@ -78,7 +78,7 @@ class Networks(NetworkInterface):
 
 
 def networks(connection: Any) -> tuple[Network, ...]:
-    """Return all networks, with those who hold addresses of them now."""
+    """Return all networks, with the MAC addresses that hold leases."""
     found: list[Network] = []
     for network in connection.listAllNetworks():
         with tolerate("VIR_ERR_NO_NETWORK"):
@@ -125,7 +125,7 @@ def _leases(network: Any) -> Sequence[Mapping[str, Any]]:
 
 
 def leased(connection: Any) -> dict[str, tuple[str, ...]]:
-    """Return the addresses that networks gave out, by MAC, the newest first."""
+    """Return the leased addresses by MAC, the newest first."""
     module = libvirt()
     given: dict[str, list[tuple[int, str]]] = {}
     for network in connection.listAllNetworks(module.VIR_CONNECT_LIST_NETWORKS_ACTIVE):
@@ -136,13 +136,13 @@ def leased(connection: Any) -> dict[str, tuple[str, ...]]:
 
 
 def neighbours(runner: CommandRunner) -> dict[str, tuple[str, ...]]:
-    """Return the addresses that the host has talked to, by MAC (ip-neighbour(8))."""
+    """Return the host's neighbour entries by MAC (ip-neighbour(8))."""
     if runner.which("ip") is None:
         return {}
     try:
         entries = iproute.show(runner, "-4", "neigh", "show")
     except (VmclonerError, ValueError):
-        return {}  # a further source, not the only one
+        return {}  # only an additional source
     seen: dict[str, list[str]] = {}
     for entry in entries:
         if entry.get("lladdr") and entry.get("dst") and _SEEN & set(entry.get("state", ())):
@@ -150,11 +150,11 @@ def neighbours(runner: CommandRunner) -> dict[str, tuple[str, ...]]:
     return {mac: tuple(addresses) for mac, addresses in seen.items()}
 
 
-# --- making one ---------------------------------------------------------------------------------
+# --- making and removing ------------------------------------------------------------------------
 
 
 def prepare(connection: Any, runner: CommandRunner, request: NetworkRequest) -> NetworkChange:
-    """Have a network of our own with room for ``request.count`` guests, running.
+    """Make, widen or start a network of ours, for ``request.count`` guests.
 
     :raises Conflict: a network of that name isn't ours, or the subnet is taken.
     :raises WrongState: it would have to be changed while guests are on it.
@@ -163,13 +163,20 @@ def prepare(connection: Any, runner: CommandRunner, request: NetworkRequest) -> 
     network = found.get(request.name)
     if network is None:
         subnet = subnets.free(request, _taken(runner, found.values()))
-        return _made(connection, request, subnet)
+        return _defined(connection, request, subnet, "define")
     held = _described(network)
     _check_ours(held)
     subnet = Subnet(ipaddress.IPv4Interface(held.address or "0.0.0.0/32").network)
-    wanted = Subnet(request.subnet) if request.subnet else subnet
+    wanted = Subnet(request.subnet or str(subnet))
     if (held.addresses or 0) < request.count or wanted != subnet:
-        return _widened(connection, runner, request, network, found.values())
+        if users := _users(network):
+            raise WrongState(
+                f"network {request.name!r} can't get another subnet: {users} guests are on it",
+                hint="stop them first, or make another network by --name",
+            )
+        others = [other for name, other in found.items() if name != request.name]
+        taken = [other for other in _taken(runner, others) if other != subnet]
+        return _defined(connection, request, subnets.free(request, taken), "redefine", network)
     steps = () if held.active else ("start",)
     if steps and not request.dry_run:
         network.create()
@@ -179,46 +186,22 @@ def prepare(connection: Any, runner: CommandRunner, request: NetworkRequest) -> 
     return NetworkChange(network=attrs.evolve(held, active=True), steps=steps)
 
 
-def _made(connection: Any, request: NetworkRequest, subnet: Subnet) -> NetworkChange:
-    if not request.dry_run:
-        network = connection.networkDefineXML(document(request.name, subnet))
-        network.setAutostart(1)
-        network.create()
-    return NetworkChange(
-        network=subnets.future(request.name, "network", subnet), steps=("define", "start")
-    )
-
-
-def _widened(
-    connection: Any,
-    runner: CommandRunner,
-    request: NetworkRequest,
-    network: Any,
-    every: Sequence[Any] | Any,
+def _defined(
+    connection: Any, request: NetworkRequest, subnet: Subnet, step: str, old: Any = None
 ) -> NetworkChange:
-    """Give a network another range: only while nobody is on it."""
-    if users := _users(network):
-        raise WrongState(
-            f"network {request.name!r} is too small, and {users} guests are on it",
-            hint="stop them first, or make another one by --name",
-        )
-    others = [other for other in every if other.name() != request.name]
-    own = _host_address(parse(network.XMLDesc(0)))
-    free_of = [s for s in _taken(runner, others) if own is None or s != own.network]
-    subnet = subnets.free(request, free_of)
     if not request.dry_run:
-        if network.isActive():
-            network.destroy()
-        connection.networkDefineXML(document(request.name, subnet, network.UUIDString()))
+        if old is not None and old.isActive():
+            old.destroy()
+        identifier = None if old is None else old.UUIDString()
+        network = connection.networkDefineXML(document(request.name, subnet, identifier))
         network.setAutostart(1)
         network.create()
-    return NetworkChange(
-        network=subnets.future(request.name, "network", subnet), steps=("redefine", "start")
-    )
+    made = subnets.future(request.name, "network", subnet)
+    return NetworkChange(network=made, steps=(step, "start"))
 
 
 def remove(connection: Any, request: NetworkRequest) -> NetworkChange:
-    """Take a network of our own away; nothing is done where it isn't there.
+    """Remove a network of ours, if it exists.
 
     :raises Conflict: it isn't ours. :raises WrongState: guests are on it.
     """
@@ -243,19 +226,19 @@ def _check_ours(network: Network) -> None:
     if not network.ours:
         raise Conflict(
             f"network {network.name!r} exists and isn't vmcloner's",
-            hint="choose another name by --name; it is left as it is",
+            hint="choose another name by --name; it is left unchanged",
         )
 
 
 def _users(network: Any) -> int:
     """Return how many cards of running guests are on a network."""
-    with tolerate("VIR_ERR_NO_SUPPORT"):  # libvirt's test driver keeps no account
+    with tolerate("VIR_ERR_NO_SUPPORT"):  # libvirt's test driver has no ports
         return len(network.listAllPorts()) if network.isActive() else 0
     return 0
 
 
 def document(name: str, subnet: Subnet, identifier: str | None = None) -> str:
-    """Return the XML of a network with NAT that gives out all of a subnet by DHCP."""
+    """Return the XML of a network with NAT and DHCP over a whole subnet."""
     root = etree.Element("network")
     etree.SubElement(root, "name").text = name
     if identifier is not None:
@@ -272,6 +255,6 @@ def document(name: str, subnet: Subnet, identifier: str | None = None) -> str:
 
 
 def _taken(runner: CommandRunner, every: Any) -> list[Subnet]:
-    """Return the subnets that the host can reach already, or would once its networks run."""
+    """Return the subnets that the host's routes and networks use."""
     hosts = (_host_address(parse(network.XMLDesc(0))) for network in every)
     return [*subnets.routed(runner), *(host.network for host in hosts if host is not None)]

@@ -1,7 +1,7 @@
-"""What is done to one domain, on one connection: small, idempotent, safe to run again.
+"""Operations on one domain, over one connection: small and idempotent.
 
 They raise libvirt's errors, which :meth:`Connections.call` translates, and ours. A domain without
-our labels is never changed: its name is a Conflict.
+our labels is never changed: it raises Conflict.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from vmcloner_core.model import (
 from vmcloner_libvirt import booting
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.errors import is_code, is_disconnect
-from vmcloner_libvirt.metadata import disks, labels_in, labels_of, macs, memory, networks_of, parse
+from vmcloner_libvirt.metadata import disks, labels_in, labels_of, macs, networks_of, parse
 
 LOCK_WAITS = 4
-"""How often libvirt may say that it waited for a domain's lock in vain, 30 seconds each time."""
+"""How often libvirt may time out waiting for a domain's lock, after 30 seconds each."""
 Records = Iterator[tuple[Any, int, int]]
 """Domains with their libvirt state and its reason."""
 
 
 @contextlib.contextmanager
 def tolerate(*codes: str) -> Iterator[None]:
-    """Go on after libvirt's errors of these codes: somebody else did it at the same moment."""
+    """Ignore libvirt's errors with these codes: another process did it at the same time."""
     try:
         yield
     except libvirt().libvirtError as error:
@@ -80,14 +80,14 @@ def inventory(records: Records) -> DomainInventory:
 def resources(connection: Any) -> HostResources:
     """Return the host's memory and processors.
 
-    A driver that can't tell what is free (libvirt's test driver) has all of it free.
+    Where the driver doesn't know the free memory (libvirt's test driver), all of it is free.
     """
     module = libvirt()
     _, megabytes, cpus, *_ = connection.getInfo()
     total = free = megabytes * 1024**2
     with tolerate("VIR_ERR_NO_SUPPORT"):
-        # Kibibytes. getInfo and getFreeMemory know less: they count neither caches nor, on
-        # hosts whose memory was plugged in later, all of it.
+        # Kibibytes. getInfo and getFreeMemory leave out caches and, on hosts with memory that
+        # was plugged in later, a part of it.
         stats = connection.getMemoryStats(module.VIR_NODE_MEMORY_STATS_ALL_CELLS)
         total = stats["total"] * 1024
         free = sum(stats.get(part, 0) for part in ("free", "buffers", "cached")) * 1024
@@ -98,9 +98,9 @@ def resources(connection: Any) -> HostResources:
 
 
 def existing(connection: Any, spec: DomainSpec) -> Domain | None:
-    """Return the clone's domain where it is defined.
+    """Return the clone's domain, None where it isn't defined.
 
-    :raises Conflict: the name is taken, by another clone or by what isn't ours.
+    :raises Conflict: the name is taken by another clone or by a foreign domain.
     """
     domain = _lookup(connection, spec.name)
     if domain is None:
@@ -117,9 +117,9 @@ def existing(connection: Any, spec: DomainSpec) -> Domain | None:
 
 
 def make(connection: Any, spec: DomainSpec, xml: str, *, validate: bool) -> Domain:
-    """Define a domain that isn't there.
+    """Define a new domain.
 
-    :raises Conflict: its name was taken meanwhile, or its UUID is.
+    :raises Conflict: its name or its UUID is taken.
     """
     module = libvirt()
     try:
@@ -144,7 +144,7 @@ def make(connection: Any, spec: DomainSpec, xml: str, *, validate: bool) -> Doma
 
 
 def undefine(connection: Any, name: str, flags: int) -> bool:
-    """Forget a stopped domain; tell whether there was one.
+    """Undefine a stopped domain; tell whether there was one.
 
     :raises WrongState: it runs.
     """
@@ -153,7 +153,7 @@ def undefine(connection: Any, name: str, flags: int) -> bool:
         return False
     with tolerate("VIR_ERR_NO_DOMAIN"):
         if domain.isActive():
-            raise WrongState(f"{name}: is running", hint=f"vmcloner stop {name}")
+            raise WrongState(f"{name}: still running", hint=f"vmcloner stop {name}")
         domain.undefineFlags(flags)
         return True
     return False
@@ -165,7 +165,7 @@ def undefine(connection: Any, name: str, flags: int) -> bool:
 def start(connection: Any, name: str, boot: BootConfig | None = None) -> bool:
     """Start or resume a domain; tell whether that was needed.
 
-    :param boot: what it boots this once; its definition stays as it is.
+    :param boot: what it boots at this start; its definition isn't changed.
     """
     module = libvirt()
     domain = find(connection, name)
@@ -182,30 +182,30 @@ def start(connection: Any, name: str, boot: BootConfig | None = None) -> bool:
         elif boot is None:
             domain.create()
         else:
-            # Given the name and UUID of a domain that is defined, libvirt starts it from this
-            # and goes back to the definition when it stops.
+            # Given the name and UUID of a defined domain, libvirt starts it from this XML and
+            # restores the definition when it stops.
             flags = module.VIR_DOMAIN_XML_INACTIVE | module.VIR_DOMAIN_XML_SECURE
             connection.createXML(booting.once(domain.XMLDesc(flags), boot))
     except module.libvirtError as error:
         refused = is_code(error, "VIR_ERR_OPERATION_INVALID")
         if refused and state_of(*domain.state()) is State.RUNNING:
-            return False  # somebody else did it at the same moment
+            return False  # another process started it at the same time
         raise
     return True
 
 
 def ask(connection: Any, name: str) -> bool:
-    """Ask a guest to shut down; tell whether there is one to wait for."""
+    """Ask a guest to shut down; tell whether it runs."""
     module = libvirt()
     domain = active(connection, name)
     if domain is None:
         return False
     try:
         if domain.state()[0] == module.VIR_DOMAIN_PAUSED:
-            domain.resume()  # a guest that stands still doesn't hear
+            domain.resume()  # a paused guest doesn't see the request
         domain.shutdown()
     except module.libvirtError as error:
-        # One that can't be asked is destroyed when its time is over.
+        # A guest that can't be asked is destroyed at the timeout.
         if is_disconnect(error):
             raise
     return True
@@ -214,8 +214,8 @@ def ask(connection: Any, name: str) -> bool:
 def destroy(connection: Any, name: str) -> bool:
     """Stop a domain at once; tell whether it ran.
 
-    Who holds its lock may be libvirt itself, which clears away a guest that has just shut down: for
-    a slow host's scripts longer than libvirt waits for the lock. That is waited for.
+    While libvirt cleans up after a guest that has just shut down, it holds the domain's lock; on a
+    slow host longer than its own timeout for that lock. This waits for it.
     """
     for waits in range(LOCK_WAITS + 1):
         domain = active(connection, name)
@@ -241,7 +241,7 @@ def active(connection: Any, name: str) -> Any:
     return None
 
 
-# --- whose ------------------------------------------------------------------------------------
+# --- ownership --------------------------------------------------------------------------------
 
 
 def _lookup(connection: Any, name: str) -> Any:
@@ -251,7 +251,7 @@ def _lookup(connection: Any, name: str) -> Any:
 
 
 def find(connection: Any, name: str) -> Any:
-    """Return our domain of that name, or None; a foreign one is a Conflict."""
+    """Return our domain of that name, or None; a foreign one raises Conflict."""
     domain = _lookup(connection, name)
     with tolerate("VIR_ERR_NO_DOMAIN"):
         if domain is None or labels_of(domain) is not None:
@@ -262,19 +262,19 @@ def find(connection: Any, name: str) -> Any:
 
 def _foreign(name: str) -> Conflict:
     return Conflict(
-        f"{name}: a domain of this name exists that vmcloner didn't make",
-        hint="use another fleet name; it isn't touched",
+        f"{name}: a domain of this name exists and isn't vmcloner's",
+        hint="choose another fleet name; the domain is left unchanged",
     )
 
 
 def _check_taken(connection: Any, spec: DomainSpec) -> None:
-    """Raise the Conflict that a refused definition was about, if it was about one."""
+    """Raise a Conflict if that is why a definition was refused."""
     existing(connection, spec)
     with tolerate("VIR_ERR_NO_DOMAIN"):
         other = connection.lookupByUUIDString(str(spec.uuid)).name()
         raise Conflict(
             f"{spec.name}: its UUID {spec.uuid} is taken by domain {other!r}",
-            hint=f"virsh undefine {other}, if it is a copy that isn't needed",
+            hint=f"virsh undefine {other}, if that is a copy you don't need",
         )
 
 
@@ -287,7 +287,7 @@ def _describe(root: Any, state: State) -> Domain | None:
         uuid=uuid.UUID(root.findtext("uuid")),
         labels=labels,
         state=state,
-        memory=memory(root),
+        memory=int(root.findtext("memory") or 0) * 1024,  # libvirt prints kibibytes
         macs=macs(root),
         networks=networks_of(root),
         disks=disks(root),

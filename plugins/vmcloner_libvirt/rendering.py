@@ -1,4 +1,4 @@
-"""Domain XML from a jinja2 template: the shipped one, or a template's own in its place."""
+"""Domain XML from a jinja2 template: the shipped one, or a template's own."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any
 
 import attrs
 from jinja2 import FunctionLoader, StrictUndefined, TemplateError, TemplateSyntaxError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lxml import etree
 from markupsafe import Markup, escape
 
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import DomainSpec, clone_generation
 from vmcloner_core.placeholders import clone_values, fill
+from vmcloner_core.sandbox import Sandbox, TooMuch, bounded_work
 from vmcloner_libvirt.metadata import add_labels, parse
 
 MAX_XML = 1024**2
-"""Characters of a template, and of what it renders to."""
+"""Most characters of a template, and of its output."""
 _HINT = "the shipped template is documented in docs/templates.md"
-# libvirt derives a disk's place from its name, and the name's prefix from the bus.
+# libvirt derives a disk's position from its name, whose prefix depends on the bus.
 _DISK_PREFIX = {"virtio": "vd", "ide": "hd", "xen": "xvd"}
 
 
 @attrs.frozen(kw_only=True)
 class Rendered:
-    """A clone's domain XML, and the same without what differs from clone to clone."""
+    """A clone's domain XML, and its shape: the same without values that differ between clones."""
 
     xml: str
     shape: str
@@ -43,7 +43,7 @@ class Renderer:
     def __init__(self, shipped: str) -> None:
         self._shipped = shipped
         self._readable = {shipped}
-        self._environment = ImmutableSandboxedEnvironment(
+        self._environment = Sandbox(
             autoescape=True,
             undefined=StrictUndefined,
             loader=FunctionLoader(self._load),
@@ -55,7 +55,7 @@ class Renderer:
     def render(self, spec: DomainSpec, values: Mapping[str, object]) -> Rendered:
         """Return a clone's domain XML, with its labels.
 
-        :param values: the backend's own values, beside those of :func:`domain_values`.
+        :param values: the backend's own, beside those of :func:`domain_values`.
         :raises InvalidRequest: names the template's file and line, and the reason.
         """
         source = self._shipped
@@ -66,7 +66,7 @@ class Renderer:
         return Rendered(xml=_labelled(source, text, spec), shape=_shape(text, spec))
 
     def _load(self, name: str) -> tuple[str, str, None] | None:
-        # A template may extend the shipped one; it may not include the host's files.
+        # A template may extend the shipped one, but not include files of the host.
         if name not in self._readable:
             return None
         if name == self._shipped:
@@ -83,25 +83,28 @@ class Renderer:
         return text, name, None
 
     def _text(self, source: str, values: dict[str, object]) -> str:
-        parts: list[str] = []
-        size = 0
         try:
-            for part in self._environment.get_template(source).generate(values):
-                parts.append(part)
-                size += len(part)
-                if size > MAX_XML:
-                    raise InvalidRequest(f"{source}: renders to more than {MAX_XML} characters")
+            with bounded_work():
+                text = self._environment.get_template(source).render(values).strip()
         except TemplateError as error:
             raise InvalidRequest(f"{_place(error, source)}: {error.message}", hint=_HINT) from error
+        except TooMuch as error:
+            raise InvalidRequest(
+                f"{_place(error, source)}: renders to more than {MAX_XML} characters, or takes as "
+                f"much work: {error}",
+                hint=_HINT,
+            ) from error
         except (ArithmeticError, LookupError, TypeError, ValueError, MemoryError) as error:
             raise InvalidRequest(f"{_place(error, source)}: {error}", hint=_HINT) from error
-        return "".join(parts).strip()
+        if len(text) > MAX_XML:
+            raise InvalidRequest(f"{source}: renders to more than {MAX_XML} characters")
+        return text
 
 
 def domain_values(spec: DomainSpec) -> dict[str, Any]:
-    """Return what every domain template may name.
+    """Return the values for every domain template.
 
-    Texts and numbers only: a template is not trusted with objects that have methods.
+    Only texts and numbers: templates aren't trusted with objects that have methods.
     """
     boot = spec.boot
     prefix = _DISK_PREFIX.get(spec.options.disk_bus, "sd")
@@ -128,6 +131,7 @@ def domain_values(spec: DomainSpec) -> dict[str, Any]:
                 "kind": volume.kind,
                 "path": str(volume.path),
                 "format": volume.format,
+                "backing": None if volume.backing is None else str(volume.backing),
                 "target": f"{prefix}{chr(ord('a') + number)}",
             }
             for number, volume in enumerate(spec.volumes)
@@ -153,9 +157,9 @@ def domain_values(spec: DomainSpec) -> dict[str, Any]:
 
 
 def _devices(spec: DomainSpec) -> Markup:
-    """Return the devices that a template adds, each value in them escaped.
+    """Return the devices that a template adds, with escaped values.
 
-    :raises InvalidRequest: they are no XML.
+    :raises InvalidRequest: they aren't well-formed XML.
     """
     if spec.options.devices is None:
         return Markup("")
@@ -170,7 +174,7 @@ def _devices(spec: DomainSpec) -> Markup:
 
 
 def _place(error: BaseException, source: str) -> str:
-    """Return ``FILE:LINE`` of the template where an error arose."""
+    """Return ``FILE:LINE`` of the template at an error."""
     if isinstance(error, TemplateSyntaxError):
         return f"{error.filename or source}:{error.lineno}"
     frames = [

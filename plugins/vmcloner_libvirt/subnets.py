@@ -1,4 +1,4 @@
-"""Which addresses a network of vmcloner's own has: a free subnet that is large enough."""
+"""Subnets for networks of vmcloner's own: free and large enough."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vmcloner_core.process import CommandRunner
 from vmcloner_libvirt import iproute
 
 LEASE_MINUTES = 15
-"""How long an address is kept for a clone that is gone. The usual hour empties ranges."""
+"""DHCP lease time. With the usual hour, deleted clones would use up the range."""
 MAX_RANGE = 65535
 """Addresses: libvirt refuses larger ranges."""
 _SMALL = ipaddress.IPv4Network("192.168.0.0/16")
@@ -22,17 +22,17 @@ Subnet = ipaddress.IPv4Network
 
 
 def room(prefix: int) -> int:
-    """Return how many guests a subnet has addresses for: not its ends, not the host's."""
+    """Return the number of guests' addresses in a subnet: without both ends and the host's."""
     return max(0, min(int(2 ** (32 - prefix)) - 3, MAX_RANGE))
 
 
 def span(subnet: Subnet) -> tuple[ipaddress.IPv4Address, ipaddress.IPv4Address]:
-    """Return the first and the last address that guests get; :func:`room` is not 0."""
+    """Return the first and the last address for guests; :func:`room` must not be 0."""
     return subnet[2], subnet[1 + room(subnet.prefixlen)]
 
 
 def future(name: str, kind: Literal["network", "bridge"], subnet: Subnet) -> Network:
-    """Return a network as it is once it is made."""
+    """Return a network as it will be once made."""
     return Network(
         name=name,
         kind=kind,
@@ -44,23 +44,23 @@ def future(name: str, kind: Literal["network", "bridge"], subnet: Subnet) -> Net
 
 
 def routed(runner: CommandRunner) -> list[Subnet]:
-    """Return the subnets that the host can reach already."""
+    """Return the subnets in the host's routes."""
     routes = iproute.show(runner, "-4", "route", "show")
     texts = [route["dst"] for route in routes if route.get("dst") not in (None, "default")]
     return [Subnet(text, strict=False) for text in texts]
 
 
 def free(request: NetworkRequest, taken: Sequence[Subnet]) -> Subnet:
-    """Return the subnet that a request is to have.
+    """Return the subnet for a request.
 
-    :raises NotEnoughResources: none is large enough. :raises Conflict: the one asked for is taken.
+    :raises NotEnoughResources: none is large enough. :raises Conflict: the requested one is taken.
     """
     for subnet in _candidates(request):
         if request.count > room(subnet.prefixlen):
             raise NotEnoughResources(
                 f"network {request.name!r}: {request.count} guests, "
                 f"{room(subnet.prefixlen)} fit in {subnet}",
-                hint="give a larger --subnet, or make several networks",
+                hint="choose a larger --subnet, or make several networks",
             )
         clash = next((other for other in taken if subnet.overlaps(other)), None)
         if clash is None:
@@ -68,11 +68,11 @@ def free(request: NetworkRequest, taken: Sequence[Subnet]) -> Subnet:
         if request.subnet is not None:
             raise Conflict(
                 f"network {request.name!r}: {subnet} overlaps {clash}, which this host uses",
-                hint="choose another --subnet, or leave it away",
+                hint="choose another --subnet, or omit it",
             )
     raise NotEnoughResources(
         f"network {request.name!r}: no subnet is free for {request.count} guests",
-        hint="give one by --subnet",
+        hint="choose one by --subnet",
     )
 
 

@@ -1,7 +1,7 @@
-"""Where running domains are: from leases, from the host's neighbours, else from guests' agents.
+"""Addresses of running domains: from leases, from the host's neighbours, else from guest agents.
 
-What an agent says is a guest's word: it is bounded in time and number, and only taken for the cards
-that the guest was given.
+An agent's answer is a guest's input: its time and number of addresses are bounded, and only
+addresses of the domain's own cards count.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vmcloner_libvirt.operations import tolerate
 
 CHANNEL = "org.qemu.guest_agent.0"
 AGENT_TIMEOUT = 2
-"""Seconds that a guest's agent gets for an answer."""
+"""Seconds for an agent's answer."""
 MAX_ADDRESSES = 16
 
 
@@ -29,7 +29,7 @@ MAX_ADDRESSES = 16
 class Located:
     """A running domain of ours.
 
-    :param macs: of the cards that others can reach. :param agent: whether its agent reported.
+    :param macs: of the cards not in user mode. :param agent: whether its agent has reported.
     """
 
     name: str
@@ -50,7 +50,7 @@ class GuestAgents(AgentInterface):
 
 
 def newest_first(given: Mapping[str, Sequence[tuple[int, str]]]) -> dict[str, tuple[str, ...]]:
-    """Return the addresses that each MAC has, of those that it was given, with their expiry."""
+    """Return each MAC's addresses from its leases (expiry, address)."""
     return {mac: tuple(ip for _, ip in sorted(held)[::-1]) for mac, held in given.items()}
 
 
@@ -79,7 +79,7 @@ def _located(name: str, root: Any) -> Located:
 
 
 def known(domain: Located, sources: Sequence[Mapping[str, tuple[str, ...]]]) -> tuple[str, ...]:
-    """Return a domain's addresses, those of the first source first.
+    """Return a domain's addresses in the order of the sources.
 
     :param sources: addresses by MAC.
     """
@@ -88,7 +88,7 @@ def known(domain: Located, sources: Sequence[Mapping[str, tuple[str, ...]]]) -> 
 
 
 def told(connection: Any, domain: Located) -> tuple[str, ...]:
-    """Return the addresses that a guest's agent tells of its cards; none where it is silent."""
+    """Return the addresses that a guest's agent reports; none if it doesn't answer."""
     module = libvirt()
     try:
         handle = connection.lookupByName(domain.name)

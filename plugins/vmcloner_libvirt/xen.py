@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -21,28 +21,30 @@ from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.console import Consoles
 from vmcloner_libvirt.driver import LibvirtDriver
 from vmcloner_libvirt.errors import is_disconnect
-from vmcloner_libvirt.libxl import Logs, remove_rotated
+from vmcloner_libvirt.libxl import Logs
 from vmcloner_libvirt.metadata import disks, parse
 from vmcloner_libvirt.operations import tolerate
-from vmcloner_libvirt.rendering import Rendered, Renderer
 from vmcloner_libvirt.settings import XenSettings
 from vmcloner_libvirt.xenhost import XenHost
 from vmcloner_libvirt.xenstore import Xenstore
 
+if TYPE_CHECKING:
+    from vmcloner_libvirt.rendering import Rendered, Renderer
+
 OVERHEAD = 4 * 1024**2
 """Bytes that Xen takes for a guest beside its memory (page tables, grants, its own structures)."""
 HEARD = 3.0
-"""Seconds in which a guest that is up acknowledges that it is to shut down."""
-SLOW = "this host is too busy for so many starts: set starts = 1 in [hosts.HOST.hypervisor.xen]"
+"""Seconds for a running guest to acknowledge a shutdown request."""
+SLOW = "too many parallel starts for this host: set starts = 1 in [hosts.HOST.hypervisor.xen]"
 _BACKENDS = {"raw": "file", "qcow2": "qemu"}
 
 
 class _TooSlow(HostCommandError):
-    """libxl gave up on one of its scripts."""
+    """A script of libxl's timed out."""
 
 
 class XenDriver(LibvirtDriver):
-    """Runs clones under Xen. Thread-safe. Domain-0 is none of them, by any name."""
+    """Runs clones under Xen. Thread-safe. Never changes Domain-0, whatever its name."""
 
     kind = "xen"
     mac_prefix = "00:16:3e"
@@ -72,11 +74,13 @@ class XenDriver(LibvirtDriver):
 
     @functools.cached_property
     def _renderer(self) -> Renderer:
+        from vmcloner_libvirt.rendering import Renderer
+
         return Renderer("xen.xml.j2")
 
     @functools.cached_property
     def _kind_and_version(self) -> tuple[str, str]:
-        """What answers at the URI, and its version: ``Xen``, ``4.17``."""
+        """The hypervisor at the URI and its version: ``Xen``, ``4.17``."""
 
         def ask(connection: Any) -> tuple[str, str]:
             number = connection.getVersion()
@@ -95,7 +99,7 @@ class XenDriver(LibvirtDriver):
         if self._balloons:
             spare = max(0, dom0 - self._settings.dom0_memory)
             free += spare
-            kept += f", and gives up {format_size(spare)} of it"
+            kept += f" and can give up {format_size(spare)} of it"
         else:
             kept += " and keeps it"
         return HostResources(
@@ -103,7 +107,7 @@ class XenDriver(LibvirtDriver):
             memory_free=min(free, total),
             cpus=cpus,
             memory_overhead=OVERHEAD,
-            memory_hint=f"{kept}; Xen has no more to give",
+            memory_hint=f"{kept}; Xen has no other free memory",
         )
 
     def probe(self) -> Iterator[Check]:
@@ -119,7 +123,7 @@ class XenDriver(LibvirtDriver):
     def records(self, connection: Any) -> operations.Records:
         """See :meth:`LibvirtDriver.records`; libxl's driver has no statistics of all domains.
 
-        libvirt calls a domain off while libxl is still taking it down, and its disks are in use.
+        libvirt reports a domain as off while libxl still stops it and its disks are in use.
         """
         module = libvirt()
         for domain in connection.listAllDomains():
@@ -130,7 +134,7 @@ class XenDriver(LibvirtDriver):
                     state, reason = module.VIR_DOMAIN_SHUTDOWN, 0
                 yield domain, state, reason
 
-    # --- what a domain is ---------------------------------------------------------------------
+    # --- domain definitions ---------------------------------------------------------------------
 
     def check(self, template: Template) -> None:
         """See :meth:`HypervisorDriver.check`."""
@@ -138,7 +142,7 @@ class XenDriver(LibvirtDriver):
         for number, nic in enumerate(template.nics):
             if nic.kind == "user":
                 raise InvalidRequest(
-                    f"{where}: nics[{number}].kind: Xen has no network of user mode",
+                    f"{where}: nics[{number}].kind: Xen has no user-mode network",
                     hint='kind = "bridge", source = "xenbr0"; or nics = [] for none',
                 )
         if template.domain.type in ("pv", "pvh") and template.boot == "disk":
@@ -159,12 +163,12 @@ class XenDriver(LibvirtDriver):
         domain_type = "test" if kind == "TEST" else "xen"
         return renderer.render(spec, template_values(spec, domain_type, emulator))
 
-    def undefine_flags(self, connection: Any) -> int:  # noqa: ARG002 - all of libxl's take it
+    def undefine_flags(self, connection: Any) -> int:  # noqa: ARG002 - the same for all domains
         """See :meth:`LibvirtDriver.undefine_flags`."""
         return int(libvirt().VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
 
     def _boot(self, spec: DomainSpec, version: str) -> BootConfig:
-        """Return what a clone boots, with the boot loader's whole path."""
+        """Return what a clone boots, with the boot loader's full path."""
         loader = spec.boot.bootloader
         if guest_type(spec) == "hvm":
             if loader is None:
@@ -184,7 +188,7 @@ class XenDriver(LibvirtDriver):
         if overlay and self._bootloader_user() is not None:
             raise InvalidRequest(
                 f"{spec.name}: its disk is an overlay ({spec.volumes[0].format}), which "
-                f"{loader.name} can't read where it is restricted",
+                f"a restricted {loader.name} can't read",
                 hint="--full, or a pool of thin volumes",
             )
         if loader.is_absolute():
@@ -200,15 +204,15 @@ class XenDriver(LibvirtDriver):
     # --- start and stop -----------------------------------------------------------------------
 
     def begin(self, connection: Any, name: str, boot: BootConfig | None = None) -> bool:
-        """See :meth:`LibvirtDriver.begin`; says why where libvirt only says that it failed."""
+        """See :meth:`LibvirtDriver.begin`; adds the cause to libvirt's error."""
         if operations.active(connection, name) is None:
-            self.consoles.remove(name)  # xenconsoled appends to what is there
+            self.consoles.remove(name)  # xenconsoled appends
         self._admit(connection, name)
         try:
             changed = self._start(connection, name, boot)
         except _TooSlow:
-            # libxl's limit can't be set. Other guests' starts are what slowed this one down: those
-            # that failed so come one by one.
+            # libxl's time limit can't be set, and parallel starts are what made this one slow:
+            # retry such starts one by one.
             with self._starting_again:
                 changed = self._start(connection, name, boot)
         self._forget(connection, name)
@@ -232,20 +236,20 @@ class XenDriver(LibvirtDriver):
     def ask(self, connection: Any, name: str) -> bool:
         """See :meth:`LibvirtDriver.ask`; by xl(1).
 
-        libvirt itself waits up to a minute for the guest to acknowledge, and answers no question
-        about any domain meanwhile. The request stays with the guest when xl is no longer there.
+        libvirt would wait up to a minute for the guest to acknowledge, and answer no other call
+        meanwhile. The request stays in effect after xl has ended.
         """
         domain = operations.active(connection, name)
         if domain is None:
             return False
         with tolerate("VIR_ERR_OPERATION_INVALID", "VIR_ERR_NO_DOMAIN"):
             if domain.state()[0] == libvirt().VIR_DOMAIN_PAUSED:
-                domain.resume()  # a guest that stands still doesn't hear
+                domain.resume()  # a paused guest doesn't see the request
         if self.context.runner.which("xl") is None:
             return operations.ask(connection, name)
         domid = domain.ID()
         if domid > 0:  # 0 is the host itself
-            # One that can't be asked is destroyed when its time is over.
+            # A guest that can't be asked is destroyed at the timeout.
             with contextlib.suppress(HostCommandError, DeadlineExceeded):
                 self.context.runner.run(["xl", "shutdown", "-F", str(domid)], timeout=HEARD)
         return True
@@ -257,7 +261,7 @@ class XenDriver(LibvirtDriver):
 
     def clean(self, name: str) -> None:
         """See :meth:`LibvirtDriver.clean`."""
-        remove_rotated(self.consoles.log(name))
+        super().clean(name)
         self._logs.remove(name)
 
     def _forget(self, connection: Any, name: str) -> None:
@@ -266,10 +270,10 @@ class XenDriver(LibvirtDriver):
             self._logs.forget(name, domain.ID())
 
     def _admit(self, connection: Any, name: str) -> None:
-        """Let the user that libxl runs a clone's boot loader as read the disk that it boots.
+        """Let the user that libxl runs the clone's boot loader as read its boot disk.
 
-        That user can't reach anything else: pygrub shuts itself in with this one disk. The disk
-        stays the user's while it exists, for libxl runs the boot loader at each reboot too.
+        pygrub restricts itself to this one disk. The disk stays that user's, since libxl runs the
+        boot loader at each reboot too.
         """
         domain = operations.find(connection, name)
         if domain is None:
@@ -281,21 +285,21 @@ class XenDriver(LibvirtDriver):
         if user is None:
             return
         for disk in disks(root)[:1]:
-            with contextlib.suppress(OSError):  # one that isn't there is for libxl to say
+            with contextlib.suppress(OSError):  # libxl reports a missing disk
                 if disk.stat().st_uid != user:
                     os.chown(disk, user, -1)
 
     def _bootloader_user(self) -> int | None:
-        """Return whom libxl runs boot loaders as, None for root."""
+        """Return the user id that libxl runs boot loaders as, None for root."""
         try:
             user = self._host.bootloader_user()
-        except BackendError:  # host check says so; libxl will too
+        except BackendError:  # host check and libxl report it
             return None
         return None if user is None else user.pw_uid
 
 
 class XenConsoles(Consoles):
-    """Consoles that xenconsoled(8) logs, where it is told to."""
+    """Consoles that xenconsoled(8) logs, if it is configured to."""
 
     def prepare(self) -> None:
         """See :meth:`Consoles.prepare`; the folder is xenconsoled's."""
@@ -325,14 +329,14 @@ class XlCfg(NativeInterface):
 
 
 def guest_type(spec: DomainSpec) -> str:
-    """Return what kind of guest a clone is: as its template says, or as what it boots needs."""
+    """Return a clone's guest type: its template's, or the one that its boot needs."""
     if spec.options.type is not None:
         return spec.options.type
     return "hvm" if spec.boot.kernel is None and spec.boot.bootloader is None else "pv"
 
 
 def template_values(spec: DomainSpec, domain_type: str, emulator: Path | None) -> dict[str, object]:
-    """Return what the template ``xen.xml.j2`` may name beside the common values."""
+    """Return the values for the template ``xen.xml.j2`` beside the common ones."""
     return {
         "domain_type": domain_type,
         "type": guest_type(spec),
@@ -345,7 +349,7 @@ def template_values(spec: DomainSpec, domain_type: str, emulator: Path | None) -
 
 
 def _without_virtio(spec: DomainSpec) -> DomainSpec:
-    """Return the clone with Xen's own devices where its template leaves them to the default."""
+    """Return the clone with Xen's own devices in place of the default, virtio."""
     options = spec.options
     if options.disk_bus == "virtio":
         options = attrs.evolve(options, disk_bus="xen")

@@ -1,4 +1,4 @@
-"""What the backend ``xen`` needs of its host, looked at piece by piece. Changes nothing."""
+"""Checks of what the backend ``xen`` needs on its host. Changes nothing."""
 
 from __future__ import annotations
 
@@ -28,25 +28,28 @@ def examine(
     console_logs: Path,
     dom0_memory: int,
 ) -> Iterator[Check]:
-    """Yield the checks, in the order in which what fails is best mended."""
+    """Yield the checks, in the order in which failures are best fixed."""
     check = partial(Check, backend=backend)
-    daemon = doctor.Daemon()
-    yield from doctor.reach(check, connections, daemon)
-    if not daemon.binding or daemon.kind not in ("", "Xen"):
+    daemon = yield from doctor.reach(check, connections)
+    if daemon is None or daemon.kind not in ("", "Xen"):
         return
+    version = daemon.short_version
     yield _domain0(check, host)
     if not host.is_host:
         return
     yield _console(check, host, console_logs)
-    yield _emulator(check, host, daemon.short_version)
-    yield _pygrub(check, host, daemon.short_version)
+    qemu, pygrub = host.emulator(version), host.program("pygrub", version)
+    without = "no QEMU for Xen: neither HVM guests nor disks in files work"
+    yield _program(partial(check, name="qemu"), qemu, without, "qemu-system-xen")
+    without = f"missing in Xen {version}: boot = 'pygrub' doesn't work"
+    yield _program(partial(check, name="pygrub"), pygrub, without, f"xen-utils-{version}")
     yield _restriction(check, host)
     yield _memory(check, host, dom0_memory)
 
 
 def _domain0(check: partial[Check], host: XenHost) -> Check:
     if host.is_host:
-        return check(name="xen", status=Status.OK, detail="this system is its Domain-0")
+        return check(name="xen", status=Status.OK, detail="this system is Domain-0")
     return check(
         name="xen",
         status=Status.FAILED,
@@ -63,12 +66,12 @@ def _console(check: partial[Check], host: XenHost, folder: Path) -> Check:
         return check(
             name="consoles",
             status=Status.WARNING,
-            detail=f"there is no {folder}, where xenconsoled is to log guests' consoles",
+            detail=f"xenconsoled's log folder {folder} doesn't exist",
             fix=f"mkdir -p {folder}",
         )
-    detail = "xenconsoled keeps no logs: wait --for console and vmcloner console --log see nothing"
+    detail = "xenconsoled keeps no logs: wait --for console and console --log have no input"
     if logs is None:
-        detail = "xenconsoled doesn't run: guests don't start"
+        detail = "xenconsoled isn't running: guests can't start"
     return check(
         name="consoles",
         status=Status.FAILED if logs is None else Status.WARNING,
@@ -78,28 +81,10 @@ def _console(check: partial[Check], host: XenHost, folder: Path) -> Check:
     )
 
 
-def _emulator(check: partial[Check], host: XenHost, version: str) -> Check:
-    found = host.emulator(version)
+def _program(check: partial[Check], found: Path | None, without: str, package: str) -> Check:
     if found is not None:
-        return check(name="qemu", status=Status.OK, detail=str(found))
-    return check(
-        name="qemu",
-        status=Status.WARNING,
-        detail="no QEMU for Xen: no disks in files, and no HVM guests",
-        fix="apt-get install qemu-system-xen",
-    )
-
-
-def _pygrub(check: partial[Check], host: XenHost, version: str) -> Check:
-    found = host.program("pygrub", version)
-    if found is not None:
-        return check(name="pygrub", status=Status.OK, detail=str(found))
-    return check(
-        name="pygrub",
-        status=Status.WARNING,
-        detail=f"Xen {version} has none: boot = 'pygrub' doesn't work",
-        fix=f"apt-get install xen-utils-{version}",
-    )
+        return check(status=Status.OK, detail=str(found))
+    return check(status=Status.WARNING, detail=without, fix=f"apt-get install {package}")
 
 
 def _restriction(check: partial[Check], host: XenHost) -> Check:
@@ -112,7 +97,7 @@ def _restriction(check: partial[Check], host: XenHost) -> Check:
         return check(status=Status.OK, detail=f"restricted: pygrub runs as {user.pw_name}")
     return check(
         status=Status.WARNING,
-        detail="pygrub reads guests' disks as root, without limits: Xen supports that no longer "
+        detail="pygrub reads guests' disks as root, unrestricted: no longer supported by Xen "
         "(XSA-443)",
         fix=_RESTRICT,
     )
@@ -120,12 +105,12 @@ def _restriction(check: partial[Check], host: XenHost) -> Check:
 
 def _memory(check: partial[Check], host: XenHost, dom0_memory: int) -> Check:
     if not host.balloons():
-        return check(name="memory", status=Status.OK, detail="Domain-0's is fixed")
+        return check(name="memory", status=Status.OK, detail="Domain-0's memory is fixed")
     return check(
         name="memory",
         status=Status.WARNING,
-        detail="Domain-0 gives its memory up guest by guest (ballooning), down to "
-        f"{format_size(dom0_memory)}: slow, and the first to fail when many start",
+        detail="Domain-0 gives up its memory guest by guest (ballooning), down to "
+        f"{format_size(dom0_memory)}: slow, and fails first when many guests start",
         fix="dom0_mem=2G,max:2G in GRUB_CMDLINE_XEN_DEFAULT of /etc/default/grub; update-grub; "
         "reboot",
     )

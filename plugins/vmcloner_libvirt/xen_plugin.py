@@ -1,4 +1,4 @@
-"""Plugin ``xen``: what is registered. The driver, and libvirt with it, is loaded on first use."""
+"""Plugin ``xen``: its registration. The driver and libvirt are loaded on first use."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def _driver(context: DriverContext, settings: XenSettings) -> HypervisorDriver:
 def vmcloner_hypervisor_backend() -> HypervisorBackend:
     """Describe the backend."""
     return HypervisorBackend(
+        api=1,
         name="xen",
         description="Xen through libvirt (libxl): PV, PVH and HVM guests",
         factory=_driver,

@@ -1,4 +1,4 @@
-"""The Xen that is installed on this host: its programs, its daemons, what Domain-0 keeps.
+"""The Xen installation of a host: its programs, its daemons, Domain-0's memory.
 
 Sources: xl.cfg(5), xl.conf(5), xl(1) "ENVIRONMENT VARIABLES", libvirt's libxl.conf, and Debian's
 packages xen-utils and xen-utils-common.
@@ -51,18 +51,18 @@ class XenHost:
 
     @property
     def is_host(self) -> bool:
-        """Whether this system is the host of a Xen (its Domain-0)."""
+        """Whether this system is a Xen host (Domain-0)."""
         return "control_d" in self._read("proc/xen/capabilities")
 
     def program(self, name: str, version: str) -> Path | None:
-        """Return the file of one of Xen's own programs, ``pygrub``, or None if it isn't there.
+        """Return the path of one of Xen's own programs (``pygrub``), None if it is missing.
 
-        :param version: of the Xen that runs, ``4.17``.
+        :param version: of the running Xen, ``4.17``.
         """
         return self._first(f"{folder.format(version=version)}/{name}" for folder in _PROGRAMS)
 
     def emulator(self, version: str) -> Path | None:
-        """Return the QEMU that serves disks in files, and HVM guests."""
+        """Return the QEMU for HVM guests and for disks in files."""
         return self._first(place.format(version=version) for place in _EMULATORS)
 
     def console_logs(self) -> bool | None:
@@ -78,7 +78,7 @@ class XenHost:
         return bool(logged & {"guest", "all"})
 
     def bootloader_user(self) -> pwd.struct_passwd | None:
-        """Return whom libxl runs boot loaders as, or None where they run as root.
+        """Return the user that libxl runs boot loaders as, None for root.
 
         :raises BackendError: libvirt's daemon isn't found, or its environment can't be read or
             names a user that doesn't exist.
@@ -91,14 +91,14 @@ class XenHost:
             return pwd.getpwnam(name)
         except KeyError:
             raise BackendError(
-                f"libxl is to run boot loaders as user {name!r}, whom this host doesn't know"
+                f"libxl is set to run boot loaders as user {name!r}, which doesn't exist"
                 if name
-                else "libxl is to restrict boot loaders, and isn't told as which user to run them",
+                else "libxl is set to restrict boot loaders, but not as which user",
                 hint="set LIBXL_BOOTLOADER_USER in the environment of libvirt's daemon",
             ) from None
 
     def balloons(self) -> bool:
-        """Tell whether libvirt takes memory for a guest from Domain-0."""
+        """Tell whether libvirt takes guests' memory from Domain-0."""
         found = _AUTOBALLOON.search(self._read("etc/libvirt/libxl.conf"))
         if found is not None and found[1] in ("0", "1"):
             return found[1] == "1"
@@ -116,7 +116,7 @@ class XenHost:
                 return value.strip()
         return ""
 
-    # --- how ----------------------------------------------------------------------------------
+    # --- helpers ----------------------------------------------------------------------------------
 
     def _first(self, places: Iterator[str]) -> Path | None:
         found = (path for place in places if os.access(path := self.root / place, os.X_OK))
@@ -148,7 +148,7 @@ class XenHost:
             except OSError as error:
                 raise BackendError(
                     f"can't read the environment of libvirt's daemon, {file}: {error.strerror}",
-                    hint="run it as root (sudo)",
+                    hint="run as root (sudo)",
                 ) from error
             pairs = (os.fsdecode(item).partition("=") for item in items)
             return {name: value for name, _, value in pairs}

@@ -1,7 +1,7 @@
-"""Read xenstore: which id a domain has while libxl is still making it.
+"""Read xenstore: the id of a domain that libxl is still making.
 
 Protocol: Xen, docs/misc/xenstore.txt and xen/include/public/io/xs_wire.h; paths:
-docs/misc/xenstore-paths.pandoc. libvirt tells an id only when a domain has been made.
+docs/misc/xenstore-paths.pandoc. libvirt knows an id only once the domain is made.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _MAX_PAYLOAD = 4096
 
 
 class Xenstore:
-    """Asks xenstore, where this host has one and it may be asked. Thread-safe."""
+    """Reads xenstore, where the host has one and permits it. Thread-safe."""
 
     def __init__(self, device: Path = DEVICE) -> None:
         self.device = device
 
     def domains(self) -> dict[str, int]:
-        """Return the ids of all domains by their names; empty where xenstore can't be asked."""
+        """Return the ids of all domains by name; empty if xenstore can't be read."""
         try:
             descriptor = os.open(self.device, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
@@ -46,7 +46,7 @@ class Xenstore:
 
     @contextlib.contextmanager
     def watch(self, name: str) -> Iterator[Seen]:
-        """Look out for a domain of that name which comes to be meanwhile."""
+        """Watch for a new domain of that name."""
         seen = Seen(before=self.domains().get(name))
         ended = threading.Event()
 
@@ -69,14 +69,14 @@ class Xenstore:
 
 @attrs.define
 class Seen:
-    """The id of a domain: before, and the one that was seen since."""
+    """The id of a domain: before, and the new one."""
 
     before: int | None = None
     domid: int | None = None
 
 
 def _ask(descriptor: int, request: int, path: str) -> bytes | None:
-    """Return what xenstore answers, None where there is nothing at the path."""
+    """Return xenstore's answer, None if the path doesn't exist."""
     payload = path.encode() + b"\0"
     os.write(descriptor, _HEADER.pack(request, 0, 0, len(payload)) + payload)
     kind, _, _, length = _HEADER.unpack(_exactly(descriptor, _HEADER.size))
@@ -91,6 +91,6 @@ def _exactly(descriptor: int, size: int) -> bytes:
     while len(data) < size:
         part = os.read(descriptor, size - len(data))
         if not part:
-            raise OSError("xenstore hung up")
+            raise OSError("xenstore closed the connection")
         data += part
     return data

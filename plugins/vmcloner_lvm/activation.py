@@ -17,19 +17,19 @@ from vmcloner_lvm.devmapper import DeviceMapper, device_name
 from vmcloner_lvm.holders import Holders
 
 MANY = 100
-"""Volumes a command."""
+"""Volumes per command."""
 _SETTLING = 5.0
-"""Seconds in which udev is done with looking at a device, or has made its name."""
+"""Seconds that udev may take to probe a device, or to make its name."""
 _PAUSE = 0.1
 
 Results = Mapping[str, VmclonerError | None]
 
 
 def activate(lvm: Lvm, mapper: DeviceMapper, names: Sequence[str]) -> Results:
-    """Activate volumes; returns each one's error, None where it can be used now."""
+    """Activate volumes; returns each one's error, None if it is usable."""
     active = _active(lvm, mapper, names)
     for some in _parts([name for name in names if name not in active]):
-        with contextlib.suppress(HostCommandError):  # which of them, is seen below
+        with contextlib.suppress(HostCommandError):  # the checks below tell which ones failed
             lvm.run("lvchange", "-ay", "-K", *(f"{lvm.group}/{name}" for name in some))
     return {name: _activated(lvm, mapper, name) for name in names}
 
@@ -42,7 +42,7 @@ def _activated(lvm: Lvm, mapper: DeviceMapper, name: str) -> VmclonerError | Non
         deadline = time.monotonic() + _SETTLING
         while not path.exists():
             if time.monotonic() > deadline:
-                raise HostCommandError(f"{path} didn't appear", hint="udevadm settle")
+                raise HostCommandError(f"{path} did not appear", hint="udevadm settle")
             time.sleep(_PAUSE)
     except VmclonerError as error:
         return error
@@ -52,9 +52,9 @@ def _activated(lvm: Lvm, mapper: DeviceMapper, name: str) -> VmclonerError | Non
 def deactivate(
     lvm: Lvm, mapper: DeviceMapper, names: Sequence[str], *, held: bool = False
 ) -> Results:
-    """Deactivate volumes; returns each one's error: WrongState, naming the user, for one in use.
+    """Deactivate volumes; returns each one's error: WrongState, with the user, for one in use.
 
-    udev looks at a device whenever it was written to: it gets a moment to be done with it.
+    udev opens a device for a moment after each write: that is waited for.
 
     :param held: this process holds the group's lock.
     """
@@ -72,7 +72,7 @@ def deactivate(
         holders = {name: users.name(number) for name, (_, number) in left.items()}
         lasting = all(holders.values()) and not any("udev" in user for user in holders.values())
         now = time.monotonic()
-        # From here on: LVM may take longer for a thousand volumes than udev for the last of them.
+        # Counted from here: LVM may need longer for a thousand volumes than udev for the last one.
         deadline = deadline or now + _SETTLING
         if not left or lasting or now > deadline:
             break
@@ -81,7 +81,7 @@ def deactivate(
 
 
 def _active(lvm: Lvm, mapper: DeviceMapper, names: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Return those of ``names`` that are active, with how often each is open and its number."""
+    """Return those of ``names`` that are active, with their open counts and device numbers."""
     found = {}
     for name in names:
         device = mapper.device(device_name(lvm.group, name))

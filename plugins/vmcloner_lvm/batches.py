@@ -1,4 +1,4 @@
-"""Make and remove many volumes: in one transaction where that is provably safe, else by LVM."""
+"""Make and remove many volumes: in one transaction if that is known to be safe, else by LVM."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from vmcloner_lvm.volumegroup import ThinPool, VolumeGroup, strings
 
 Strategy = Literal["auto", "transaction", "lvcreate"]
 _TRIED = ((2, 3, 2), (2, 4, 0))
-"""Versions of LVM whose metadata is edited: from the first to before the last."""
+"""Versions of LVM whose metadata is edited: from the first, up to but without the last."""
 
 
 def doubt(group: VolumeGroup, pool: ThinPool, status: PoolStatus) -> str | None:
-    """Return why the metadata had better not be edited; None if nothing speaks against it."""
+    """Return why it is not safe to edit the metadata, None if it is."""
     return next(_doubts(group, pool, status), None)
 
 
@@ -38,15 +38,18 @@ def _doubts(group: VolumeGroup, pool: ThinPool, status: PoolStatus) -> Iterator[
     if odd or group.missing:
         yield f"{', '.join(sorted(odd) or group.missing)} in the metadata"
     if pool.messages:
-        yield "messages of LVM's own pending"
+        yield "pending messages of LVM"
     if status.transaction_id != pool.transaction_id:
-        yield f"transaction id {status.transaction_id} in the kernel, {pool.transaction_id} noted"
+        yield (
+            f"transaction id {status.transaction_id} in the kernel, "
+            f"{pool.transaction_id} in the metadata"
+        )
 
 
 def create(session: Session, new: Sequence[NewVolume], strategy: Strategy) -> None:
-    """Make volumes, all or none in a transaction, one after the other by LVM.
+    """Make volumes: all or none in a transaction, or one after the other by LVM.
 
-    :raises VmclonerError: some were not made; which, only the metadata tells.
+    :raises VmclonerError: some were not made; the metadata tells which.
     """
     session.check_room([len(each.head) for each in new])
     if _at_once(session, strategy, create=new):
@@ -57,7 +60,7 @@ def create(session: Session, new: Sequence[NewVolume], strategy: Strategy) -> No
 
 
 def remove(session: Session, names: Sequence[str], strategy: Strategy) -> None:
-    """Remove volumes that aren't active; as :func:`create`."""
+    """Remove inactive volumes, in the same ways as :func:`create`."""
     if _at_once(session, strategy, delete=names):
         return
     left = [name for name in names if name in session.reread().thin]
@@ -70,7 +73,7 @@ def remove(session: Session, names: Sequence[str], strategy: Strategy) -> None:
 def replace(
     session: Session, old: Sequence[str], new: Sequence[NewVolume], strategy: Strategy
 ) -> None:
-    """Remove volumes that aren't active, and make others, of the same names too; as both above."""
+    """Remove inactive volumes and make others, in the same ways. Names may be used again."""
     session.check_room([len(each.head) for each in new])
     if not _at_once(session, strategy, create=new, delete=old):
         remove(session, old, strategy)
@@ -84,7 +87,7 @@ def _at_once(
     create: Sequence[NewVolume] = (),
     delete: Sequence[str] = (),
 ) -> bool:
-    """Do it in one transaction; tell whether it is done, or left to LVM's commands."""
+    """Try one transaction; returns False if LVM's commands have to do the work."""
     if strategy == "lvcreate":
         return False
     why = doubt(session.group, session.pool, session.status()) or _active_origin(session, create)
@@ -92,7 +95,8 @@ def _at_once(
         if strategy == "auto":
             return False
         raise HostCommandError(
-            f"thin pool {session}: no transaction: {why}", hint="strategy = 'auto' uses lvcreate"
+            f"thin pool {session}: a transaction is not safe: {why}",
+            hint="strategy = 'auto' uses lvcreate",
         )
     try:
         _transact(session, create=create, delete=delete)
@@ -108,7 +112,7 @@ def _at_once(
 def _active_origin(session: Session, new: Sequence[NewVolume]) -> str | None:
     for name in {each.origin for each in new if each.origin is not None}:
         if session.mapper.device(device_name(session.lvm.group, name)) is not None:
-            return f"{name} is active"  # a snapshot of what may be written needs it suspended
+            return f"{name} is active"  # its device would have to be suspended
     return None
 
 
@@ -117,12 +121,12 @@ def _transact(
 ) -> None:
     """Make and remove volumes in one transaction.
 
-    1. The metadata says what shall be, with a message to the kernel for each volume.
-    2. The kernel is told.
-    3. The metadata says that it is done.
-    4. It is read back and compared.
+    1. Write the metadata with the changes, and with a message to the kernel for each volume.
+    2. Send the messages to the kernel.
+    3. Write the metadata without the messages.
+    4. Read the metadata back and compare.
 
-    A crash before 1 leaves nothing, one after it what ``recover`` brings to an end.
+    After a crash before 1 nothing has changed; after a later crash ``recover`` finishes the work.
     """
     before = session.group
     made_by = (os.uname().nodename, int(time.time()))
@@ -145,12 +149,12 @@ def _verify(session: Session, meant: VolumeGroup, made: Sequence[str], gone: Seq
     pool, kernel = session.pool, session.status().transaction_id
     if pool.messages or pool.transaction_id != kernel or not same or found.thin.keys() & {*gone}:
         raise HostCommandError(
-            f"volume group {found.name}: LVM's metadata isn't what was written", hint="vgck"
+            f"volume group {found.name}: LVM's metadata is not what was written", hint="vgck"
         )
 
 
 def _lvcreate(session: Session, new: NewVolume) -> None:
-    """Make a volume by LVM's own command."""
+    """Make a volume by LVM's command."""
     full, thin = f"{session.lvm.group}/{new.name}", session.group.thin
     unfinished = bool(new.head) or (new.origin is not None and thin[new.origin].size != new.size)
     tagged = [f"--addtag={tag}" for tag in (*new.tags, *([tags.DRAFT] if unfinished else []))]

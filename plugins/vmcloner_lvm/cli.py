@@ -19,8 +19,8 @@ COLUMNS = ("task", "status", "command")
 class PrepareLvm(Table):
     """Make an LVM thin pool for clones: physical volume, volume group, pool, its growth.
 
-    What is there already stays as it is. A device that holds anything at all (a file system, a
-    partition, a volume group) is refused, never overwritten.
+    Existing parts are not changed. A device that holds data (a file system, a partition, a volume
+    group) is refused and never overwritten.
     """
 
     example = "vmcloner host prepare lvm --device /dev/sdb --vg VG01 --thinpool thinpool --dry-run"
@@ -30,33 +30,36 @@ class PrepareLvm(Table):
         parser = super().get_parser(prog_name)
         default = LvmThinSettings()
         parser.add_argument(
-            "--device", type=Path, metavar="DEV", help="An empty disk; not for a group that exists."
+            "--device",
+            type=Path,
+            metavar="DEV",
+            help="An empty disk for the volume group.",
         )
         parser.add_argument(
-            "--vg", default=default.vg, help=f"The volume group (default {default.vg})."
+            "--vg", default=default.vg, help=f"Volume group (default {default.vg})."
         )
         parser.add_argument(
             "--thinpool",
             default=default.thinpool,
             metavar="POOL",
-            help=f"The thin pool in it (default {default.thinpool}).",
+            help=f"Thin pool in the group (default {default.thinpool}).",
         )
         parser.add_argument(
-            "--size", metavar="SIZE", help="Of the pool; default: 80 %% of what is free."
+            "--size", metavar="SIZE", help="Size of the pool (default: 80 %% of the free space)."
         )
         parser.add_argument(
             "--metadatasize",
             default=format_size(AREA).replace(" ", ""),
             metavar="SIZE",
-            help="Of a new disk's metadata area (default %(default)s: for 10,000 clones).",
+            help="Metadata area of a new disk (default %(default)s: for 10,000 clones).",
         )
         parser.add_argument(
-            "--dry-run", action="store_true", help="Print what would be done; change nothing."
+            "--dry-run", action="store_true", help="Show what would change; change nothing."
         )
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
-        """Plan, and unless it is a dry run do it; returns columns and rows."""
+        """Plan, and carry out unless it is a dry run; returns columns and rows."""
         ground = Ground(
             vg=parsed_args.vg,
             thinpool=parsed_args.thinpool,
@@ -73,12 +76,12 @@ class PrepareLvm(Table):
 
 
 def _row(task: Task, *, dry: bool) -> tuple[str, str, str]:
-    status = "already so" if task.done else "to do" if dry else "done"
+    status = "already done" if task.done else "to do" if dry else "done"
     return task.what, status, "" if task.done else " ".join(task.argv)
 
 
 def _settings(ground: Ground) -> str:
     return (
-        "use it by the settings: [hosts.local.storage.lvm-thin] "
+        "to use it, set: [hosts.local.storage.lvm-thin] "
         f'vg = "{ground.vg}", thinpool = "{ground.thinpool}"'
     )

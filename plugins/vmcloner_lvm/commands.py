@@ -1,4 +1,4 @@
-"""Run LVM's commands for one volume group, and read what they say."""
+"""Run LVM's commands for one volume group, and parse their output."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from vmcloner_lvm.metadata import write
 from vmcloner_lvm.volumegroup import VolumeGroup
 
 TIMEOUT = 300.0
-# The signal comes only if the parent dies after it was asked for: hence the look at who it is.
+# The parent may have died before the signal was requested: so its process id is compared.
 _UNLESS_ORPHANED = 'test "$PPID" = "$0" && exec "$@"'
-# Their lock is ours already, and lvcreate takes no --nolocking where volumes are thin: so they
-# lock elsewhere.
+# This process holds their lock, and lvcreate does not support --nolocking for thin volumes: so
+# they use another folder for locks.
 _HELD = ("--config", 'global/locking_dir="/run/lock/vmcloner/lvm"')
 _QUIET = {"LVM_SUPPRESS_FD_WARNINGS": "1"}
 _FACTS = "vg_mda_size,vg_mda_free,vg_free,vg_exported,vg_partial,vg_shared"
@@ -29,10 +29,10 @@ _LOCKING = "/run/lock/lvm"
 
 @attrs.frozen(kw_only=True)
 class GroupFacts:
-    """What LVM says of a volume group that its metadata text doesn't. Sizes in bytes.
+    """Facts of a volume group that are not in its metadata text. Sizes in bytes.
 
-    :param area, area_free: one copy's metadata area, and what is free in it.
-    :param shared: kept by lvmlockd, for several hosts.
+    :param area, area_free: size of one metadata area, and its free space.
+    :param shared: managed by lvmlockd for several hosts.
     """
 
     area: int
@@ -44,9 +44,9 @@ class GroupFacts:
 
 
 def bound(argv: Sequence[str]) -> list[str]:
-    """Return what runs a command that doesn't outlive this process, which may hold the lock for it.
+    """Return a command line that is killed when this process dies: it may rely on our lock.
 
-    See prctl(2), PR_SET_PDEATHSIG. The shell gets a constant script; the command is its arguments.
+    See prctl(2), PR_SET_PDEATHSIG. The shell script is constant; the command is its arguments.
     """
     alive = ["sh", "-c", _UNLESS_ORPHANED, str(os.getpid())]
     return ["setpriv", "--pdeathsig", "KILL", *alive, *argv]
@@ -54,20 +54,20 @@ def bound(argv: Sequence[str]) -> list[str]:
 
 @attrs.frozen
 class Lvm:
-    """LVM's commands, aimed at one volume group. Thread-safe."""
+    """LVM's commands for one volume group. Thread-safe."""
 
     group: str
     runner: CommandRunner
 
     def run(self, command: str, *words: str, held: bool = False, timeout: float = TIMEOUT) -> bytes:
-        """Run a command; returns what it printed.
+        """Run a command; returns its output.
 
         :param held: this process holds the group's lock, so the command must not take it.
-        :raises BackendError: LVM isn't installed.
-        :raises HostCommandError: it failed.
+        :raises BackendError: LVM is not installed.
+        :raises HostCommandError: the command failed.
         """
         if self.runner.which(command) is None:
-            raise BackendError(f"{command}: lvm2 isn't installed", hint="apt-get install lvm2")
+            raise BackendError(f"{command}: lvm2 is not installed", hint="apt-get install lvm2")
         argv = bound([command, *(_HELD if held else ()), *words])
         try:
             return self.runner.run(argv, timeout=timeout, env=_QUIET).stdout
@@ -78,7 +78,7 @@ class Lvm:
         """Return the group's metadata.
 
         :raises NotFound: there is no such group.
-        :raises WrongState: it is exported, or another system's.
+        :raises WrongState: it is exported.
         """
         with tempfile.TemporaryDirectory(prefix="vmcloner-lvm-") as folder:
             path = Path(folder) / "metadata"
@@ -88,19 +88,19 @@ class Lvm:
             except (HostCommandError, OSError) as error:
                 self._explain(held=held)
                 raise HostCommandError(
-                    f"volume group {self.group}: its metadata can't be read: {error}"
+                    f"volume group {self.group}: cannot read its metadata: {error}"
                 ) from error
         return VolumeGroup.parse(text, self.group)
 
     def restore(self, group: VolumeGroup) -> None:
-        """Make ``group`` the group's metadata; this process holds the group's lock."""
+        """Write the group's metadata; this process holds the group's lock."""
         with tempfile.TemporaryDirectory(prefix="vmcloner-lvm-") as folder:
             path = Path(folder) / "metadata"
             path.write_text(write(group.tree))
             self.run("vgcfgrestore", "--force", "-y", "-f", str(path), self.group, held=True)
 
     def facts(self, *, held: bool = False) -> GroupFacts:
-        """Return what is known of the group beside its metadata.
+        """Return facts of the group that are not in its metadata.
 
         :raises NotFound: there is no such group.
         """
@@ -131,7 +131,7 @@ class Lvm:
             [report] = json.loads(output)["report"]
             rows: list[dict[str, Any]] = next(iter(report.values()))
         except (ValueError, KeyError, TypeError, StopIteration) as error:
-            raise HostCommandError(f"{command}: its report can't be read") from error
+            raise HostCommandError(f"{command}: cannot parse its report") from error
         return rows
 
     def locking_folder(self) -> Path:
@@ -140,7 +140,7 @@ class Lvm:
         return Path(output.partition("=")[2].strip('"') or _LOCKING)
 
     def _explain(self, *, held: bool) -> None:
-        """Say why the group's metadata can't be had, where that can be told."""
+        """Raise an error that says why the group's metadata is not readable, if that is known."""
         if self.facts(held=held).exported:
             raise WrongState(
                 f"volume group {self.group} is exported", hint=f"vgimport {self.group}"

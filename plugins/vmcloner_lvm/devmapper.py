@@ -1,4 +1,4 @@
-"""Talk to the kernel's device-mapper by its control device: what ``dmsetup`` does, without a fork.
+"""Use the kernel's device-mapper by its control device, as ``dmsetup`` does, without a process.
 
 Source: ``include/uapi/linux/dm-ioctl.h`` (interface version 4), and thin pools' messages and status
 in ``Documentation/admin-guide/device-mapper/thin-provisioning.rst``.
@@ -26,7 +26,7 @@ _SIZE = 16 * 1024
 _DEV_CREATE, _DEV_REMOVE, _DEV_SUSPEND, _DEV_STATUS = 3, 4, 6, 7
 _TABLE_LOAD, _TABLE_STATUS, _TARGET_MSG = 9, 12, 14
 _NOFLUSH = 1 << 11
-_NO_UDEV_RULES = 0x4F << 16  # libdevmapper.h: DM_UDEV_DISABLE_*, a device for nobody else
+_NO_UDEV_RULES = 0x4F << 16  # libdevmapper.h: DM_UDEV_DISABLE_*: udev ignores it
 _REMOVE_TIMEOUT = 10.0
 SECTOR = 512
 MAX_NAME = 127
@@ -34,7 +34,7 @@ MAX_NAME = 127
 
 @attrs.frozen(kw_only=True)
 class Device:
-    """A device of the device-mapper. ``opened``: how often it is open. ``number``: its dev_t."""
+    """A device of the device-mapper. ``opened``: its open count. ``number``: its dev_t."""
 
     number: int
     opened: int
@@ -42,7 +42,7 @@ class Device:
 
 @attrs.frozen(kw_only=True)
 class PoolStatus:
-    """What a thin pool says of itself. Metadata in blocks of 4 KiB, data in chunks.
+    """The status of a thin pool. Metadata in blocks of 4 KiB, data in chunks.
 
     ``mode`` is ``rw``, ``ro``, ``out_of_data_space`` or ``Fail``.
     """
@@ -60,38 +60,38 @@ class DeviceMapper(Protocol):
     """The device-mapper of a host. Thread-safe."""
 
     def device(self, name: str) -> Device | None:
-        """Return a device by name, None where there is none."""
+        """Return a device by name, None if there is none."""
         ...
 
     def pool(self, name: str) -> PoolStatus | None:
-        """Return a thin pool's status, None where there is no such device."""
+        """Return a thin pool's status, None if there is no such device."""
         ...
 
     def beneath(self, name: str) -> tuple[Path, ...]:
-        """Return the devices that a device lies on, none where there is no such device."""
+        """Return the devices below a device; none if there is no such device."""
         ...
 
     def mapped(self, name: str) -> int:
-        """Return how many bytes of an active thin volume take room in its pool."""
+        """Return the bytes of an active thin volume that are allocated in its pool."""
         ...
 
     def message(self, name: str, text: str) -> None:
         """Send a message to a device's target.
 
-        :raises OSError: as the target answers: EEXIST, ENODATA, EBUSY…
+        :raises OSError: the target refused it: EEXIST, ENODATA, EBUSY…
         """
         ...
 
     def write_head(self, pool: str, device_id: int, size: int, head: bytes) -> None:
-        """Write the first bytes of a device of a thin pool that no volume is active on.
+        """Write the first bytes of a thin volume that is not active.
 
-        :param size: the volume's, bytes.
-        :raises OSError: it couldn't be written.
+        :param size: the volume's bytes.
+        :raises OSError: writing failed.
         """
         ...
 
     def drop_head(self, pool: str, device_id: int) -> None:
-        """Remove what a process left that died in :meth:`write_head`."""
+        """Remove the device of a process that died in :meth:`write_head`."""
         ...
 
 
@@ -132,7 +132,7 @@ class KernelDeviceMapper:
         """See :meth:`DeviceMapper.mapped`."""
         found = self._status(name)
         if found is None or found[0] != "thin" or not found[1][:1].isdigit():
-            raise HostCommandError(f"device {name}: no thin volume that works")
+            raise HostCommandError(f"device {name} is not a working thin volume")
         return int(found[1].split()[0]) * SECTOR
 
     def _status(self, name: str) -> tuple[str, str] | None:
@@ -164,7 +164,7 @@ class KernelDeviceMapper:
             table += bytes(-len(table) % 8)
             spec = _SPEC.pack(0, size // SECTOR, 0, _SPEC.size + len(table), b"thin")
             self._call(_TABLE_LOAD, name, spec + table, targets=1)
-            self._call(_DEV_SUSPEND, name, event=_NO_UDEV_RULES)  # without its flag: resume
+            self._call(_DEV_SUSPEND, name, event=_NO_UDEV_RULES)  # without the suspend flag: resume
             minor = os.minor(_HEADER.unpack_from(created)[10])
             fd = os.open(f"/dev/dm-{minor}", os.O_WRONLY | os.O_CLOEXEC)
             try:
@@ -187,12 +187,12 @@ class KernelDeviceMapper:
                     return
                 if error.errno != errno.EBUSY or time.monotonic() > deadline:
                     raise
-                time.sleep(0.05)  # udev is looking at it
+                time.sleep(0.05)  # udev has it open
             else:
                 return
 
     def close(self) -> None:
-        """Close the control device; it is opened again when it is needed."""
+        """Close the control device; it is opened again when needed."""
         with self._lock:
             if self._fd is not None:
                 os.close(self._fd)
@@ -230,9 +230,9 @@ class KernelDeviceMapper:
 
 
 def parse_status(text: str) -> PoolStatus:
-    """Return what a thin pool's status line says, from ``TRANSACTION USED/TOTAL …`` on.
+    """Parse a thin pool's status line, from ``TRANSACTION USED/TOTAL …`` on.
 
-    :raises HostCommandError: it isn't one.
+    :raises HostCommandError: it is not such a line.
     """
     words = text.split()
     if words[:1] in (["Fail"], ["Error"]):
@@ -253,7 +253,7 @@ def parse_status(text: str) -> PoolStatus:
 
 
 def device_name(group: str, volume: str, layer: str = "") -> str:
-    """Return the device-mapper's name of a logical volume: hyphens are doubled within names."""
+    """Return the device-mapper's name of a logical volume: hyphens in names are doubled."""
     parts = [group, volume, *([layer] if layer else [])]
     return "-".join(part.replace("-", "--") for part in parts)
 

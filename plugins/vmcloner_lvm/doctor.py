@@ -1,4 +1,4 @@
-"""What a thin pool needs of its host, whether it is there, and how much room is left in it."""
+"""Check what a thin pool needs of its host, and how much space is left in the pool."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vmcloner_lvm.session import check_usable, room
 from vmcloner_lvm.volumegroup import VolumeGroup
 
 VOLUME_TEXT = 640
-"""Bytes that a clone takes in a volume group's metadata: measured, with labels of usual length."""
+"""Bytes that a clone takes in a volume group's metadata, measured with labels of usual length."""
 WARNING = 80
-"""Per cent of a pool's data or metadata from where people are warned."""
+"""Per cent in use of a pool's data or metadata above which there is a warning."""
 _TOOLS = {
     "vgcfgbackup": "apt-get install lvm2",
     "setpriv": "apt-get install util-linux",
@@ -26,13 +26,13 @@ _TOOLS = {
 
 
 def examine_pool(backend: str, pool: Pool, strategy: str) -> Iterator[Check]:
-    """Yield the checks of a pool. Changes nothing, not even what a crash left pending."""
+    """Yield the checks of a pool. Changes nothing: a transaction that is pending stays pending."""
 
     def check(name: str, status: Status, detail: str = "", fix: str = "") -> Check:
         return Check(backend=backend, name=name, status=status, detail=detail, fix=fix)
 
     if os.geteuid() != 0:
-        yield check("root", Status.FAILED, "LVM is for root alone", "sudo vmcloner …")
+        yield check("root", Status.FAILED, "LVM requires root", "sudo vmcloner …")
         return
     missing = {tool: fix for tool, fix in _TOOLS.items() if pool.lvm.runner.which(tool) is None}
     for tool, fix in missing.items():
@@ -51,12 +51,12 @@ def examine_pool(backend: str, pool: Pool, strategy: str) -> Iterator[Check]:
         return
     promised = _promised(pool, group) / (found.data_total * pool.chunk_size(group))
     size = format_size(_promised(pool, group))
-    yield check("pool", Status.OK, f"{pool}, {size} promised ({promised:.1f} times its size)")
+    yield check("pool", Status.OK, f"{pool}, {size} provisioned ({promised:.1f} times its size)")
     if not pool.zeroes(group):
         yield check(
             "zeroing",
             Status.WARNING,
-            "clones may see bytes of deleted ones",
+            "clones may contain bytes of deleted clones",
             f"lvchange --zero y {pool}",
         )
     if strategy == "lvcreate":
@@ -69,9 +69,9 @@ def examine_pool(backend: str, pool: Pool, strategy: str) -> Iterator[Check]:
 
 
 def capacity(pool: Pool) -> Capacity:
-    """Return what a pool holds, in the terms that may run out: data, metadata, the VG's text.
+    """Return what a pool holds, and the limits of its data, its metadata and the group's metadata.
 
-    :raises WrongState: the kernel can't say, or nothing can be written.
+    :raises WrongState: the pool is not active, or not writable.
     """
     group = pool.read()
     status, chunk = pool.status(), pool.chunk_size(group)
@@ -91,7 +91,7 @@ def capacity(pool: Pool) -> Capacity:
     if area >= WARNING:
         warnings.append(f"metadata area of {group.name} {area} % full")
     if promised > total and 100 * status.data_used >= WARNING * status.data_total:
-        warnings.append(f"volumes promise {format_size(promised)} of {format_size(total)}")
+        warnings.append(f"{format_size(promised)} are provisioned in {format_size(total)}")
     return Capacity(
         total=total,
         free=(status.data_total - status.data_used) * chunk,

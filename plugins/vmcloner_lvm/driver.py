@@ -1,7 +1,7 @@
 """The storage driver ``lvm-thin``: a pool is a thin pool of a volume group.
 
-Clones are thin snapshots: they share their template's blocks and don't need it afterwards. A
-batch is made, or removed, in one transaction of LVM (see ``batches``), with its labels as tags.
+Clones are thin snapshots: they share their template's blocks, and the template can be deleted. A
+batch is made or removed in one transaction of LVM (see ``batches``), with its labels as tags.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from vmcloner_core.model import (
     Outcome,
     Progress,
     Volume,
+    VolumeProgress,
+    untold,
 )
 from vmcloner_lvm import batches, doctor, tags
 from vmcloner_lvm.activation import activate, deactivate
@@ -54,8 +56,8 @@ Images = Callable[[str], tuple[ThinVolume, ImageRecord] | None]
 class LvmThinDriver(StorageDriver):
     """Keeps a pool in an LVM thin pool."""
 
-    # One transaction costs three commands, however many volumes; a batch is as small as it is
-    # so that the first clones can start while others are being made.
+    # One transaction takes three commands for any number of volumes. Batches are not larger so
+    # that the first clones can start while others are being made.
     clone_lane = Lane(batch=512)
     reset_lane = Lane(batch=512)
     delete_lane = Lane(batch=1024)
@@ -117,7 +119,11 @@ class LvmThinDriver(StorageDriver):
 
     # --- volumes --------------------------------------------------------------------------------
 
-    def clone(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
+    def clone(
+        self,
+        requests: Sequence[CloneRequest],
+        progress: VolumeProgress = untold,  # noqa: ARG002 - no bytes are copied
+    ) -> Iterator[Outcome[Volume]]:
         """See :meth:`StorageDriver.clone`."""
         with self._pool.locked() as session:
             outcomes = self._clone(session, requests)
@@ -144,8 +150,8 @@ class LvmThinDriver(StorageDriver):
             batches.create(session, [each for _, each in new.values()], self._strategy)
         except VmclonerError as error:
             session.reread()
-            told = session.stray_id() is None
-            return outcomes + [self._left(session, each, error, told=told) for each in wanted]
+            same = session.stray_id() is None
+            return outcomes + [self._left(session, each, error, same=same) for each in wanted]
         return outcomes + [self._made(session, each) for each in wanted]
 
     @property
@@ -153,7 +159,7 @@ class LvmThinDriver(StorageDriver):
         return self._settings.strategy
 
     def _found(self, session: Session, request: CloneRequest) -> Volume | None:
-        """Return the volume that is asked for, where it is there.
+        """Return the volume of a request, None if it does not exist.
 
         :raises Conflict: its name is taken.
         """
@@ -165,15 +171,15 @@ class LvmThinDriver(StorageDriver):
         return as_volume(self._lvm.group, found, labels, self.name)
 
     def _new(self, session: Session, request: CloneRequest, images: Images) -> NewVolume:
-        """Return what makes the volume that is asked for.
+        """Return the new volume for a request.
 
-        :raises InvalidRequest: a size or a name that can't be.
+        :raises InvalidRequest: the size or the name is not possible.
         """
         name = checked(request.volume_name, f"clone {request.labels.clone}", self._lvm.group)
         if request.mode is not CloneMode.LINKED and request.origin is not None:
             raise InvalidRequest(
                 f"{request.labels.clone}: pool {self.name} has no full clones",
-                hint="use --mode linked, or a pool of another kind",
+                hint="leave out --full, or use a pool of dd or files",
             )
         size = request.size or 0
         origin = None
@@ -188,14 +194,18 @@ class LvmThinDriver(StorageDriver):
         )
 
     def _origin(self, images: Images, origin: Origin, request: CloneRequest) -> tuple[int, str]:
-        """Return the bytes and the origin's volume of a clone."""
+        """Return the bytes of a clone, and the name of its origin's volume."""
         found = images(origin.template)
         record = check_image(found[1] if found is not None else None, origin)
         size = request.size_over(record.size)
         return max(size, found[0].size if found is not None else 0), origin_name(origin.template)
 
-    def reset(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
-        """See :meth:`StorageDriver.reset`. The old ones go and the new ones come at once."""
+    def reset(
+        self,
+        requests: Sequence[CloneRequest],
+        progress: VolumeProgress = untold,  # noqa: ARG002 - no bytes are copied
+    ) -> Iterator[Outcome[Volume]]:
+        """See :meth:`StorageDriver.reset`. All volumes are replaced in one transaction."""
         with self._pool.locked() as session:
             outcomes = self._reset(session, requests)
         yield from outcomes
@@ -238,20 +248,20 @@ class LvmThinDriver(StorageDriver):
         return Outcome(key=name, value=as_volume(self._lvm.group, made, request.labels, self.name))
 
     def _left(
-        self, session: Session, request: CloneRequest, failure: VmclonerError, *, told: bool
+        self, session: Session, request: CloneRequest, failure: VmclonerError, *, same: bool
     ) -> Outcome[Volume]:
-        """Return what came of a volume of a batch that failed.
+        """Return the outcome for a volume of a batch that failed.
 
-        :param told: False if the kernel is known not to have been told what the metadata says.
+        :param same: False if kernel and metadata are known to differ.
         """
         name = request.volume_name
-        if name in session.pool.messages.creates:  # it couldn't be taken back, nor is it made
+        if name in session.pool.messages.creates:  # neither made nor taken back
             return Outcome(key=name, error=failure)
         try:
             volume = self._found(session, request)
         except VmclonerError as error:
             return Outcome(key=name, error=error)
-        if volume is not None and told:
+        if volume is not None and same:
             return Outcome(key=name, value=volume)
         return Outcome(key=name, error=failure)
 
@@ -285,7 +295,7 @@ class LvmThinDriver(StorageDriver):
                 batches.remove(session, idle, self._strategy)
         except VmclonerError as error:
             left = session.reread().thin
-            stray = session.stray_id() is not None  # noted as gone, yet the kernel has them
+            stray = session.stray_id() is not None  # the kernel still has them
             outcomes |= {
                 name: Outcome(key=name, error=error) for name in idle if stray or name in left
             }
@@ -307,7 +317,7 @@ class LvmThinDriver(StorageDriver):
         return doctor.capacity(self._pool)
 
     def need(self, request: CloneRequest, count: int) -> int:
-        """See :meth:`StorageDriver.need`. Snapshots take nothing of the pool's data."""
+        """See :meth:`StorageDriver.need`. A new snapshot takes none of the pool's data."""
         if request.origin is not None or not request.head:
             return 0
         if self._chunk is None:

@@ -1,4 +1,4 @@
-"""Write an image into a thin volume, and only what isn't zero of it."""
+"""Read an image for its import, and write it to a thin volume."""
 
 from __future__ import annotations
 
@@ -8,59 +8,47 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from vmcloner_core.copying import Pace, Target, fan_out
+from vmcloner_core.copying import Target
 from vmcloner_core.drivers import ImageFile
-from vmcloner_core.errors import HostCommandError, InvalidRequest
-from vmcloner_core.model import Copying, Progress
+from vmcloner_core.errors import InvalidRequest
+from vmcloner_core.full_copies import copy_one
+from vmcloner_core.model import AS_IT_COMES, Copying, Progress
+from vmcloner_core.os_errors import translated
 from vmcloner_core.process import CommandRunner
-
-SLOWEST = 8 * 1024**2
-"""Bytes per second; a conversion that is slower hangs."""
+from vmcloner_core.qemu_img import convert
 
 
 @contextlib.contextmanager
-def opened(image: ImageFile, folder: Path, runner: CommandRunner) -> Iterator[int]:
-    """Yield the image's bytes as an open raw file; one in qcow2 is converted in ``folder``.
+def opened(
+    image: ImageFile, folder: Path, runner: CommandRunner, copying: Copying = AS_IT_COMES
+) -> Iterator[int]:
+    """Yield the image's bytes as an open raw file; a qcow2 image is converted in ``folder``.
 
-    :raises InvalidRequest: it isn't of the size that it was.
+    :raises InvalidRequest: the image became shorter.
     """
     with contextlib.ExitStack() as stack:
         path = image.path.absolute()
         if image.format != "raw":
-            _make_folder(folder)
+            with translated(folder):
+                folder.mkdir(parents=True, exist_ok=True)
             work = Path(stack.enter_context(tempfile.TemporaryDirectory("", "import-", folder)))
-            raw = work / "image.raw"
-            argv = ["qemu-img", "convert", "-f", image.format, "-O", "raw", str(path), str(raw)]
-            runner.run(argv, timeout=300 + image.size / SLOWEST)
-            path = raw
-        try:
+            path = work / "image.raw"
+            path.touch()
+            convert(runner, image, path, Copying(verify=copying.verify))  # not paced: not the pool
+        with translated(path):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise HostCommandError(f"{path}: {error.strerror}") from error
         stack.callback(os.close, fd)
-        if os.fstat(fd).st_size < image.size:
+        if os.lseek(fd, 0, os.SEEK_END) < image.size:  # a device's size too
             raise InvalidRequest(f"{image.path} changed while it was imported")
         yield fd
 
 
 def fill(source: int, path: Path, size: int, copying: Copying, progress: Progress) -> None:
-    """Write an open raw image into a new volume: what isn't zero of it.
+    """Write an open raw image to a new volume, except for its zeros.
 
     :param size: the image's bytes.
-    :raises HostCommandError: reading or writing failed, or other bytes were read back.
+    :raises HostCommandError: reading, writing or verifying failed.
     """
-    target = Target(path=path, size=size, blank=True, progress=progress)
-    try:
-        with target.open():
-            fan_out(source, [target], pace=Pace(copying.bandwidth), verify=copying.verify)
-    except OSError as error:
-        raise HostCommandError(f"{path}: {error.strerror}") from error
-    if target.error is not None:
-        raise HostCommandError(f"{path}: {target.error.strerror}") from target.error
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HostCommandError(f"{folder}: {error.strerror}") from error
+    with translated(path):
+        target = Target(path=path, size=size, blank=True, progress=progress)
+        copy_one(source, target, copying)

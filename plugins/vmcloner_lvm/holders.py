@@ -1,4 +1,4 @@
-"""Tell who has a block device open: processes, mounts, or other devices on top of it."""
+"""Find the user of a block device: a process, a mount, or another device on top of it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from vmcloner_core.process import open_files, process_shown
 
 
 class Holders:
-    """The users of block devices, as of the first time that they are asked for."""
+    """The users of block devices. Processes are read once, when they are first needed."""
 
     def __init__(self) -> None:
         self._processes: dict[int, int] | None = None
 
     def name(self, number: int) -> str:
-        """Return who holds the device ``number`` (a dev_t), "" if it can't be told.
+        """Return the user of the device ``number`` (a dev_t), "" if that is not known.
 
         Like ``process 123 (qemu-system-x86)``, ``a file system on /mnt`` or ``device loop0``.
         """
@@ -35,7 +35,7 @@ def _open_devices() -> dict[int, int]:
 
 
 def _mounted(number: int) -> str:
-    """See proc(5), /proc/PID/mountinfo: the third field is the device, the fifth the place."""
+    """See proc(5), /proc/PID/mountinfo: field 3 is the device, field 5 the mount point."""
     wanted = _shown(number)
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/mountinfo").read_text().splitlines():

@@ -1,4 +1,4 @@
-"""Bring an image into a thin pool: as a volume that is read-only and not active."""
+"""Import an image into a thin pool: as a volume that is read-only and inactive."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ class Importer:
     def run(
         self, template: str, source: ImageFile, progress: Progress, copying: Copying
     ) -> tuple[ImageRecord, bool]:
-        """Make an image the template's; returns its record and whether anything was done.
+        """Make an image the template's; returns its record and whether anything changed.
 
-        What an interrupted import left is removed first: whoever imports this template holds a
-        lock for it.
+        Removes first what an interrupted import left. A lock keeps other imports of the template
+        out.
         """
         checked(origin_name(template), f"template {template}", self.pool.lvm.group)
         found = image(self.pool.read(), self.pool.name, template)
         if found is not None and found[1].digest == source.digest:
             return found[1], False
         with (
-            # Names are the group's: of two pools in it, only one imports a template at a time.
+            # Names are unique in the group: its pools import a template one after the other.
             hold(self.locks, [f"{self.pool.lvm.group}/{origin_name(template)}"]),
-            opened(source, self.folder, self.runner) as fd,
+            opened(source, self.folder, self.runner, copying) as fd,
         ):
             return self._import(template, source, fd, progress, copying)
 
@@ -61,7 +61,7 @@ class Importer:
         record = ImageRecord(template=template, digest=source.digest, size=source.size, allocated=0)
         with self.pool.locked() as session:
             found = image(session.group, self.pool.name, template)
-            if found is not None and found[1].digest == source.digest:  # somebody was faster
+            if found is not None and found[1].digest == source.digest:  # another process was faster
                 return found[1], False
             if found is not None:
                 session.check_removable(found[0].name)
@@ -91,12 +91,12 @@ class Importer:
             raise error
 
     def _publish(self, draft: ImageRecord, done: ImageRecord) -> None:
-        """Give the draft its name, in the place of an image that it replaces."""
+        """Give the draft its final name; removes the image that it replaces."""
         name, final = draft_name(done.template), origin_name(done.template)
         group = self.pool.lvm.group
         old, new = tags.encode(draft.to_mapping())[1], tags.encode(done.to_mapping())[1]
         with self.pool.locked() as session:
-            # Of an image without data they are the same, and to add and delete a tag deletes it.
+            # For an image without data they are equal, and adding and deleting one tag deletes it.
             change = [] if old == new else [f"--deltag={old}", f"--addtag={new}"]
             session.lvm.run("lvchange", "-y", *change, "-pr", "-ky", f"{group}/{name}", held=True)
             if image(session.group, self.pool.name, done.template) is not None:
@@ -104,9 +104,9 @@ class Importer:
             session.lvm.run("lvrename", group, name, final, held=True)
 
     def _sweep(self, session: Session, template: str) -> None:
-        """Remove what an import left that didn't end.
+        """Remove what an interrupted import left.
 
-        :raises Conflict: its name is taken by what isn't a draft of this pool's.
+        :raises Conflict: the volume of that name is not a draft of this pool.
         """
         draft = draft_name(template)
         if draft not in session.group.logical:
@@ -134,7 +134,7 @@ class Importer:
 def remove_image(session: Session, template: str) -> None:
     """Remove a template's image; its clones don't need it.
 
-    :raises WrongState: it is in use. :raises Conflict: others' volumes would go with it.
+    :raises WrongState: it is in use. :raises Conflict: other volumes would be removed with it.
     """
     _drop(session, origin_name(template))
 
@@ -143,7 +143,7 @@ def _drop(session: Session, name: str) -> None:
     session.check_removable(name)
     error = deactivate(session.lvm, session.mapper, [name], held=True)[name]
     if isinstance(error, WrongState):
-        raise WrongState(error.message, hint="stop what uses it")
+        raise WrongState(error.message, hint="stop its user")
     if error is not None:
         raise HostCommandError(str(error))
     session.lvm.run("lvremove", "-y", f"{session.lvm.group}/{name}", held=True)

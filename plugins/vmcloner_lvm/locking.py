@@ -1,7 +1,8 @@
 """Hold LVM's own lock of a volume group: its commands wait for us, and we for them.
 
-Source: lvm2's ``lib/misc/lvm-flock.c``: an flock(2) on ``V_GROUP`` in the locking folder. Who gives
-the lock back may unlink the file, so who gets it looks whether the file is still that one.
+Source: lvm2's ``lib/misc/lvm-flock.c``: an flock(2) on ``V_GROUP`` in the locking folder. The
+previous holder may have unlinked the file, so after locking it is checked that the file still has
+its name.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from pathlib import Path
 from vmcloner_core.errors import BackendError, DeadlineExceeded
 
 LOCKS = Path("/run/lock/vmcloner")
-"""Where imports are locked: one place on the host, whatever state folder a controller has."""
+"""Where imports are locked: one folder per host, for controllers of any state folder."""
 TIMEOUT = 600.0
-"""Seconds; a batch of ten thousand takes a minute or two, and others may be before us."""
+"""Seconds; a batch of 10,000 takes a minute or two, and several may be waiting."""
 _POLL = 0.02
 
 
@@ -29,9 +30,9 @@ def group_lock(
     """Hold the lock of a volume group.
 
     :param folder: LVM's setting ``global/locking_dir``.
-    :param shared: only for reading, beside others that read.
-    :raises DeadlineExceeded: somebody else holds it, and goes on holding it.
-    :raises BackendError: the folder can't be written.
+    :param shared: only for reading; other readers may hold it as well.
+    :raises DeadlineExceeded: another process held it until the deadline.
+    :raises BackendError: the folder is not writable.
     """
     path = folder / f"V_{group}"
     deadline = time.monotonic() + timeout
@@ -39,7 +40,7 @@ def group_lock(
         if time.monotonic() > deadline:
             raise DeadlineExceeded(
                 f"volume group {group} is locked by another process",
-                hint=f"see who holds it: fuser {path}",
+                hint=f"find that process: fuser {path}",
             )
         time.sleep(_POLL)
     try:
@@ -49,7 +50,7 @@ def group_lock(
 
 
 def _take(path: Path, how: int) -> int | None:
-    """Return the locked file, None where another has it."""
+    """Return the locked file, None if another process holds the lock."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

@@ -1,15 +1,15 @@
 """Read and write LVM's metadata text, as ``vgcfgbackup`` writes and ``vgcfgrestore`` reads it.
 
-The grammar is that of lvm2's ``libdm/libdm-config.c``; lvm.conf is of the same::
+The grammar is from lvm2's ``libdm/libdm-config.c``; lvm.conf has the same::
 
     text    = item*
     item    = key "{" item* "}"  |  key "=" value
     value   = scalar  |  "[" [ scalar ("," scalar)* [","] ] "]"
     scalar  = integer | real | '"' with \\" and \\\\ '"' | "'" without quotes "'"
-    comment = "#" up to the end of the line, wherever white space may be
+    comment = "#" up to the end of the line, wherever white space is allowed
 
-A tree is immutable, and keeps the text that it was read from: what isn't changed is written as it
-was, comments and white space included. Two trees are equal if they say the same.
+A tree is immutable and keeps its source text: parts that are not changed are written as they were,
+with their comments and white space. Trees are compared by their content, not by their text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Scalar = int | float | str
 Value = Scalar | tuple[Scalar, ...]
 
 MAX_DEPTH = 32
-"""Nested sections; LVM's own metadata has five."""
+"""Nested sections; LVM's metadata has five."""
 
 _BLANK = r"(?:\s++|\#[^\n]*+)*+"
 _STRING = r"\"(?:[^\"\\]|\\.)*+\"|'[^']*+'"
@@ -48,7 +48,7 @@ _SPECIAL = re.compile(r'(["\\])')
 
 @attrs.frozen
 class Setting:
-    """``key = value``. ``lead`` is what stood before it, ``text`` how it was written."""
+    """``key = value``. ``lead``: the text before it; ``text``: its source."""
 
     key: str
     value: Value
@@ -58,10 +58,9 @@ class Setting:
 
 @attrs.frozen
 class Section:
-    """``key { items }``; the root of a tree is one too, without key and braces.
+    """``key { items }``; the root of a tree is one as well, without key and braces.
 
-    ``lead``, ``text`` and ``tail``: what stood before it, how it opened, and what stood before
-    its end.
+    ``lead``, ``text`` and ``tail``: the text before it, of its opening, and before its end.
     """
 
     key: str
@@ -75,7 +74,7 @@ class Section:
         return (item for item in self.items if isinstance(item, Section))
 
     def section(self, key: str) -> Section | None:
-        """Return its section of that key, None where there is none."""
+        """Return its section of that key, None if there is none."""
         return next((item for item in self.sections() if item.key == key), None)
 
     def values(self) -> dict[str, Value]:
@@ -87,7 +86,7 @@ class Section:
         return attrs.evolve(self, items=tuple(items))
 
     def updated(self, values: Mapping[str, Value]) -> Section:
-        """Return it with some settings changed, in their places, or added before its sections."""
+        """Return it with settings changed in place, or added before its sections."""
         items = [
             attrs.evolve(item, value=values[item.key], text=None)
             if isinstance(item, Setting) and item.key in values
@@ -101,19 +100,19 @@ class Section:
 
 
 def setting(key: str, value: Value) -> Setting:
-    """Return a new setting, spelled."""
+    """Return a new setting with its text."""
     return Setting(key, value, text=f"{key} = {_spell(value)}")
 
 
 def parse(text: str, source: str = "LVM metadata") -> Section:
-    """Return the tree of a metadata text.
+    """Parse a metadata text.
 
-    :param source: where it comes from, for messages.
+    :param source: its name in messages.
     :raises HostCommandError: it breaks the grammar; names the line.
     """
     open_sections: list[tuple[str, str, str]] = []
     found: list[list[Setting | Section]] = [[]]
-    known: dict[str, Setting] = {}  # most of what is said of a volume is said of a thousand others
+    known: dict[str, Setting] = {}  # most settings are the same in all volumes
     position = 0
     while (match := _ITEM.match(text, position)) is not None:
         position = match.end()
@@ -133,7 +132,7 @@ def parse(text: str, source: str = "LVM metadata") -> Section:
                 raise _broken(text, position, source, "too deeply nested")
         elif match["close"]:
             if not open_sections:
-                raise _broken(text, position, source, "a } too many")
+                raise _broken(text, position, source, "unexpected }")
             key, before, opening = open_sections.pop()
             items = tuple(found.pop())
             found[-1].append(Section(key, items, lead=before, text=opening, tail=lead))
@@ -145,7 +144,7 @@ def parse(text: str, source: str = "LVM metadata") -> Section:
 
 
 def write(tree: Section) -> str:
-    """Return a tree as text: what was read and not changed as it stood, the rest in LVM's style."""
+    """Return a tree as text: unchanged parts as they were read, the others in LVM's style."""
     parts: list[str] = []
     for item in tree.items:
         _write(item, 0, parts)
@@ -154,14 +153,14 @@ def write(tree: Section) -> str:
 
 
 def stored(item: Setting | Section) -> str:
-    """Return an item as LVM keeps it on disk: no comments, no indentation, no empty lines."""
+    """Return an item as LVM stores it on disk: without comments, indentation and empty lines."""
     parts: list[str] = []
     _store(item, parts)
     return "".join(parts)
 
 
 def stored_size(tree: Section) -> int:
-    """Return how many bytes a tree takes in a physical volume."""
+    """Return the bytes that a tree takes in a physical volume."""
     return sum(_stored(item) for item in tree.items)
 
 
@@ -229,4 +228,4 @@ def _spell(value: Value) -> str:
 
 def _broken(text: str, position: int, source: str, reason: str) -> HostCommandError:
     line = text.count("\n", 0, position) + 1
-    return HostCommandError(f"{source}, line {line}: can't be read: {reason}")
+    return HostCommandError(f"{source}, line {line}: syntax error: {reason}")

@@ -1,8 +1,8 @@
-"""Read a volume group's metadata: from its disks, or by LVM where they aren't as LVM leaves them.
+"""Read a volume group's metadata: from its disks, or by LVM if the disks are in an unusual state.
 
-A command of LVM looks at all disks of the host and parses all of the metadata, as do we then; a
-thousand volumes cost it, and us, seconds on a slow machine. The disks are read in milliseconds,
-and a text that is known already isn't parsed again.
+A command of LVM scans all disks of the host and parses all of the metadata, and its output is
+parsed again: with a thousand volumes that takes seconds on a slow machine. Reading the disks takes
+milliseconds, and a text that is known is not parsed again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _RESERVE = 2048  # bytes of a metadata area for its header, and for whole sector
 class Reader:
     """Reads one group's metadata while its lock is held. Thread-safe.
 
-    :param devices: returns some of the group's disks, those that are known without asking LVM.
+    :param devices: returns those of the group's disks that are known without LVM.
     """
 
     def __init__(self, lvm: Lvm, devices: Callable[[], Sequence[Path]]) -> None:
@@ -33,7 +33,7 @@ class Reader:
     def read(self, expected: VolumeGroup | None = None) -> VolumeGroup:
         """Return the metadata; this process holds the group's lock.
 
-        :param expected: what it probably is: returned if it says exactly that.
+        :param expected: returned, without parsing, if the disks hold exactly that.
         :raises VmclonerError: see :meth:`Lvm.read`.
         """
         found = read_metadata(self._devices())
@@ -51,13 +51,13 @@ class Reader:
         return group
 
     def area(self, *, held: bool) -> int:
-        """Return how many bytes the group's metadata text may have.
+        """Return the largest possible size of the group's metadata text, in bytes.
 
         :param held: this process holds the group's lock.
         """
         if self._area is None:
             self._area = self._lvm.facts(held=held).area
-        return self._area // 2 - _RESERVE  # a ring that holds the old text and the new one
+        return self._area // 2 - _RESERVE  # a ring buffer that holds the old and the new text
 
 
 def _body(text: str) -> str:

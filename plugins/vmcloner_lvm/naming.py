@@ -1,4 +1,4 @@
-"""Names of our logical volumes: what LVM and the device-mapper let them be."""
+"""Names of our logical volumes, as LVM and the device-mapper allow them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_lvm.devmapper import MAX_NAME, device_name
 
-# lvm2's lib/metadata/metadata.c, apply_lvname_restrictions(): names that LVM keeps for itself.
+# lvm2's lib/metadata/metadata.c, apply_lvname_restrictions(): names that LVM reserves.
 _RESERVED_START = re.compile(r"pvmove|snapshot")
 _RESERVED_PART = re.compile(
     r"_(?:cdata|cmeta|corig|cpool|cvol|wcorig|iorig|mimage|mlog|rimage|rmeta|tdata|tmeta"
@@ -16,9 +16,9 @@ _RESERVED_PART = re.compile(
 
 
 def origin_name(template: str) -> str:
-    """Return the name of a template's volume; no clone's has a dot in it.
+    """Return the name of a template's volume; names of clones contain no dot.
 
-    :raises InvalidRequest: LVM keeps such names for itself.
+    :raises InvalidRequest: LVM reserves such names.
     """
     return checked(f"template.{template}", f"template {template}")
 
@@ -29,18 +29,16 @@ def draft_name(template: str) -> str:
 
 
 def checked(name: str, what: str, group: str = "") -> str:
-    """Return a name that LVM takes.
+    """Return a name if LVM allows it.
 
-    :param what: whose it is, for the message. :param group: the volume group that it is for.
-    :raises InvalidRequest: it doesn't.
+    :param what: the object that is named, for the message. :param group: its volume group.
+    :raises InvalidRequest: LVM does not allow it.
     """
     if _RESERVED_START.match(name) or _RESERVED_PART.search(name):
-        raise InvalidRequest(
-            f"{what}: LVM keeps names like {name} for itself", hint="choose another name"
-        )
+        raise InvalidRequest(f"{what}: LVM reserves names like {name}", hint="choose another name")
     if len(device_name(group, name)) > MAX_NAME:
         raise InvalidRequest(
-            f"{what}: too long for the device-mapper, where each - counts twice: {name}",
+            f"{what}: too long for the device-mapper, where each hyphen counts twice: {name}",
             hint="choose a shorter name, or one with fewer hyphens",
         )
     return name

@@ -1,12 +1,12 @@
 """Read a volume group's metadata from its physical volumes, without a command of LVM.
 
-Source: lvm2's ``lib/format_text/layout.h``, ``lib/label/label.h`` and ``lib/misc/crc.c``. In one of
-the first four sectors of a physical volume is its label: what it is called, and where its metadata
-areas are. An area begins with a header that says where in it the text is; the rest is a ring, so
-that a new text never overwrites the one that is valid.
+Source: lvm2's ``lib/format_text/layout.h``, ``lib/label/label.h`` and ``lib/misc/crc.c``. One of
+the first four sectors of a physical volume contains its label: its UUID, and the location of its
+metadata areas. An area begins with a header that locates the text in it; the rest is a ring buffer,
+so that a new text never overwrites the valid one.
 
-Nothing is guessed. What isn't exactly as LVM leaves it is None: then LVM is asked, which repairs
-it, or says what is wrong. Who reads holds the group's lock, or it changes meanwhile.
+Nothing is guessed. If anything is not exactly as LVM writes it, the result is None; the caller then
+uses LVM, which repairs it or reports the error. The caller holds the group's lock.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ _MAX_AREA = 2 * 1024**3
 _BLOCK = 4096
 _DASHES = (6, 10, 14, 18, 22, 26)
 _DEVICES = re.compile(r'^[ \t]*id = "([^"\n]+)"\n[ \t]*device = "([^"\n]+)"', re.MULTILINE)
-"""Of a physical volume's section; no tag or name has a quotation mark."""
+"""In a physical volume's section; tags and names contain no quotation marks."""
 
 
 class _OddError(Exception):
-    """Something isn't as LVM leaves it."""
+    """Something is not as LVM writes it."""
 
 
 @attrs.frozen(kw_only=True)
 class Metadata:
-    """A group's metadata. ``text``: as it stands on disk; ``area``: bytes of the smallest area."""
+    """A group's metadata. ``text``: as stored on disk; ``area``: bytes of the smallest area."""
 
     text: str
     area: int
 
 
 def read_metadata(devices: Sequence[Path]) -> Metadata | None:
-    """Return the metadata that all of a group's physical volumes have.
+    """Return the metadata, if all of a group's physical volumes hold the same.
 
-    :param devices: where at least one of them is; the text names the others.
-    :return: None where the areas differ, or one of them, or a physical volume, can't be read.
+    :param devices: at least one of the physical volumes; the text names the others.
+    :return: None if the areas differ, or an area or a physical volume is not readable.
     """
     try:
         found = _first(devices)
@@ -66,7 +66,7 @@ def read_metadata(devices: Sequence[Path]) -> Metadata | None:
 
 
 def _first(devices: Sequence[Path]) -> Mapping[str, Sequence[Metadata]] | None:
-    """Return what the first of some devices has that is a physical volume with metadata."""
+    """Return the metadata of the first device that is a physical volume with metadata."""
     for path in devices:
         uuid, copies = _copies(path)
         if copies:
@@ -79,7 +79,7 @@ def _agreed(found: Mapping[str, Sequence[Metadata]]) -> Metadata:
     text = copies[0].text
     places = dict(_DEVICES.findall(text[: text.find("\nlogical_volumes {")]))
     if known not in places:
-        raise _OddError  # a physical volume that was taken out of its group
+        raise _OddError  # a physical volume that was removed from its group
     every = list(copies)
     for uuid, hint in places.items():
         if uuid != known:
@@ -93,7 +93,7 @@ def _agreed(found: Mapping[str, Sequence[Metadata]]) -> Metadata:
 
 
 def _copies(path: Path) -> tuple[str, Sequence[Metadata]]:
-    """Return a physical volume's UUID and the metadata in its areas that are used."""
+    """Return a physical volume's UUID and the metadata in its areas, without unused ones."""
     with _opened(path) as fd:
         uuid, areas = _label(_read(fd, 0, _LABEL_SECTORS * _SECTOR))
         found = [_area(fd, offset, size) for offset, size in areas]
@@ -102,7 +102,7 @@ def _copies(path: Path) -> tuple[str, Sequence[Metadata]]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    # What is on the device, not what somebody's reading of it left in the page cache.
+    # Read the device itself: the page cache may hold older data.
     direct = os.O_DIRECT if stat.S_ISBLK(path.stat().st_mode) else 0
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | direct)
     try:
@@ -112,7 +112,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _read(fd: int, offset: int, size: int) -> bytes:
-    """Return bytes of a file, whatever alignment it wants."""
+    """Return bytes of a file, by an aligned read."""
     start = offset - offset % _BLOCK
     length = offset + size - start
     with mmap.mmap(-1, length + -length % _BLOCK) as buffer:
@@ -122,12 +122,12 @@ def _read(fd: int, offset: int, size: int) -> bytes:
 
 
 def checksum(data: bytes) -> int:
-    """Return LVM's checksum of bytes: a CRC-32 from a number of its own, not inverted."""
+    """Return LVM's checksum of bytes: a CRC-32 with another start value, not inverted."""
     return zlib.crc32(data, 0xF597A6CF ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
 
 
 def _label(head: bytes) -> tuple[str, Sequence[tuple[int, int]]]:
-    """Return the UUID that a label gives, and the offsets and sizes of its metadata areas."""
+    """Return the UUID in a label, and the offsets and sizes of the metadata areas."""
     for number in range(_LABEL_SECTORS):
         sector = head[number * _SECTOR : (number + 1) * _SECTOR]
         mark, place, crc, start, kind = _LABEL.unpack_from(sector)
@@ -139,7 +139,7 @@ def _label(head: bytes) -> tuple[str, Sequence[tuple[int, int]]]:
         lists = sector[start + _PV.size :]
         entries = _DISK_LOCN.iter_unpack(lists[: len(lists) - len(lists) % _DISK_LOCN.size])
         for _ in takewhile(_used, entries):
-            pass  # where the data is; an entry of zeros ends each list
+            pass  # skip the data areas; an entry of zeros ends each list
         return _dashed(uuid.decode("ascii")), list(takewhile(_used, entries))
     raise _OddError
 
@@ -149,12 +149,12 @@ def _used(entry: tuple[int, int]) -> bool:
 
 
 def _dashed(uuid: str) -> str:
-    """Return a UUID as metadata spells it."""
+    """Return a UUID with hyphens, as in the metadata."""
     return "-".join(uuid[start:end] for start, end in pairwise((0, *_DASHES, len(uuid))))
 
 
 def _area(fd: int, offset: int, size: int) -> Metadata | None:
-    """Return what is in a metadata area, None where it isn't used."""
+    """Return the contents of a metadata area, None if it is not used."""
     header = _read(fd, offset, _SECTOR)
     crc, magic, version, start, length = _MDA.unpack_from(header)
     if (crc, magic, version, start) != (checksum(header[4:]), _MAGIC, 1, offset):
@@ -166,7 +166,7 @@ def _area(fd: int, offset: int, size: int) -> Metadata | None:
     )
     if committed[3] & _IGNORED:
         return None
-    if committed[3] or pending[0]:  # a write that was cut off: LVM knows what it is worth
+    if committed[3] or pending[0]:  # an interrupted write: LVM has to decide
         raise _OddError
     at, taken, crc, _ = committed
     if not (_SECTOR <= at < length and 0 < taken <= length - _SECTOR):

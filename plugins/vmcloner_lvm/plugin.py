@@ -1,4 +1,4 @@
-"""Plugin ``lvm-thin``: what is registered. The driver is loaded on first use."""
+"""Plugin ``lvm-thin``: what it registers. The driver is imported when it is first used."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def _driver(context: DriverContext, settings: LvmThinSettings) -> StorageDriver:
 def vmcloner_storage_backend() -> StorageBackend:
     """Describe the backend."""
     return StorageBackend(
+        api=1,
         name="lvm-thin",
         description="LVM thin snapshots, a batch in one transaction",
         factory=_driver,

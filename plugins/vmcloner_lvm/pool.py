@@ -1,4 +1,4 @@
-"""A thin pool of this host: what is in it, and how to change that."""
+"""A thin pool: read its contents, and lock it to change them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vmcloner_lvm.volumegroup import VolumeGroup, strings
 
 
 class Pool:
-    """A thin pool, by the names of its volume group and its own. Thread-safe."""
+    """A thin pool. Thread-safe."""
 
     def __init__(self, lvm: Lvm, name: str, mapper: DeviceMapper) -> None:
         self.lvm = lvm
@@ -34,12 +34,12 @@ class Pool:
         return f"{self.lvm.group}/{self.name}"
 
     def read(self) -> VolumeGroup:
-        """Return the group's metadata, without anything pending in the pool.
+        """Return the group's metadata, after finishing what is pending in the pool.
 
-        The group's lock is held while it is read: what is pending then was left by a crash.
+        The group's lock is held while it is read, so something pending was left by a crash.
 
         :raises NotFound: there is no such group or pool.
-        :raises WrongState: it can't be used as it is.
+        :raises WrongState: the group or pool is not usable.
         """
         group = self._read()
         if not pending(group, self.name):
@@ -49,7 +49,7 @@ class Pool:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[Session]:
-        """Hold the group's lock; yields the pool with nothing pending."""
+        """Hold the group's lock; yields the pool, with nothing pending."""
         with group_lock(self._locking_folder(), self.lvm.group):
             session = Session(
                 lvm=self.lvm,
@@ -62,7 +62,7 @@ class Pool:
             yield session
 
     def look(self) -> tuple[VolumeGroup, str | None]:
-        """Return the metadata as it is, and why it had better not be edited (None: nothing)."""
+        """Return the metadata, and why it is not safe to edit it (None if it is)."""
         group = self._read()
         pool = find_pool(group, self.name)
         return group, doubt(group, pool, self.status())
@@ -72,17 +72,17 @@ class Pool:
         return find_pool(group, self.name).chunk_size
 
     def zeroes(self, group: VolumeGroup) -> bool:
-        """Tell whether the pool zeroes chunks before they are used."""
+        """Tell whether the pool zeroes chunks before use."""
         return find_pool(group, self.name).zeroes
 
     def area(self) -> int:
-        """Return how many bytes the group's metadata text may have."""
+        """Return the largest possible size of the group's metadata text, in bytes."""
         return self._reader.area(held=False)
 
     def status(self) -> PoolStatus:
-        """Return what the kernel says of the pool.
+        """Return the pool's status from the kernel.
 
-        :raises WrongState: it isn't active.
+        :raises WrongState: it is not active.
         """
         return pool_device(self.mapper, self.lvm.group, self.name)[1]
 

@@ -1,7 +1,7 @@
-"""Make the ground for ``lvm-thin``: a physical volume, a volume group, a thin pool.
+"""Prepare a host for ``lvm-thin``: make a physical volume, a volume group, and a thin pool.
 
-A plan first, as a list of commands, then they are run. What is already there stays as it is; a
-device that holds anything is never touched.
+A plan is made first, as a list of commands; then they are run. Existing parts are not changed, and
+a device that holds data is never touched.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ _TOOLS = {"lsblk": "util-linux", "wipefs": "util-linux", "vgs": "lvm2", "lvcreat
 
 @attrs.frozen(kw_only=True)
 class Ground:
-    """What is wanted. Sizes in bytes; ``size`` None for what is free in the group but a reserve.
+    """The wanted pool. Sizes in bytes; ``size`` None for the free space minus a reserve.
 
-    :param device: a whole disk or a partition that is empty; None where the group exists.
+    :param device: an empty disk or partition; None if the group exists.
     """
 
     vg: str
@@ -74,13 +74,14 @@ class Ground:
             )
         if not MIB <= self.area <= GIB:
             raise InvalidRequest(
-                f"a metadata area of {format_size(self.area)}", hint="--metadatasize 1M to 1G"
+                f"a metadata area of {format_size(self.area)} is not possible",
+                hint="--metadatasize 1M to 1G",
             )
 
 
 @attrs.frozen(kw_only=True)
 class Task:
-    """One thing to do: what for, and by which command; ``done`` where it is already so."""
+    """A step and its command; ``done`` if nothing is left to do."""
 
     what: str
     argv: tuple[str, ...]
@@ -89,10 +90,10 @@ class Task:
 
 
 def plan(ground: Ground, runner: CommandRunner) -> tuple[Task, ...]:
-    """Return what is to be done, in order; changes nothing.
+    """Return the steps in order; changes nothing.
 
-    :raises Conflict: the device holds something, or a name is taken by something else.
-    :raises NotFound: there is no such device, or neither a device nor the group.
+    :raises Conflict: the device holds data, or a name is taken.
+    :raises NotFound: the device does not exist, or neither a device is given nor the group exists.
     """
     _check_host(runner)
     lvm = Lvm(ground.vg, runner)
@@ -104,13 +105,13 @@ def plan(ground: Ground, runner: CommandRunner) -> tuple[Task, ...]:
     elif not exists:
         raise NotFound(
             f"no volume group {ground.vg}",
-            hint="name an empty disk for it: --device /dev/…",
+            hint="give an empty disk for it: --device /dev/…",
         )
     return (*tasks, *_pool_tasks(ground, lvm, exists=exists))
 
 
 def carry_out(tasks: Sequence[Task], runner: CommandRunner) -> None:
-    """Run what isn't done yet."""
+    """Run the commands of the steps that are not done."""
     for task in tasks:
         if not task.done:
             runner.run(
@@ -120,10 +121,10 @@ def carry_out(tasks: Sequence[Task], runner: CommandRunner) -> None:
 
 def _check_host(runner: CommandRunner) -> None:
     if os.geteuid() != 0:
-        raise BackendError("LVM is for root alone", hint="run it as root")
+        raise BackendError("LVM requires root", hint="run as root")
     for tool, package in _TOOLS.items():
         if runner.which(tool) is None:
-            raise BackendError(f"{tool} isn't installed", hint=f"apt-get install {package}")
+            raise BackendError(f"{tool} is not installed", hint=f"apt-get install {package}")
 
 
 def _device_tasks(ground: Ground, device: Path, lvm: Lvm, *, exists: bool) -> list[Task]:
@@ -144,9 +145,9 @@ def _device_tasks(ground: Ground, device: Path, lvm: Lvm, *, exists: bool) -> li
 
 
 def _physical(device: Path, lvm: Lvm) -> dict[str, Any] | None:
-    """Return what LVM says of a physical volume, None where the device is none.
+    """Return LVM's report of a physical volume, None if the device is none.
 
-    ``vg_name`` is "" where it is in no volume group.
+    ``vg_name`` is "" if it is in no volume group.
     """
     real = _real(device)
     rows = lvm.report("pvs", "pv_name,vg_name,pv_mda_size")
@@ -154,31 +155,31 @@ def _physical(device: Path, lvm: Lvm) -> dict[str, Any] | None:
 
 
 def _check_area(ground: Ground, device: Path, area: int) -> None:
-    """Check that a physical volume that exists has the metadata area that is wanted.
+    """Check that the metadata area of an existing physical volume is large enough.
 
-    :raises Conflict: it is smaller, and can't be made larger.
+    :raises Conflict: it is smaller, and cannot be enlarged.
     """
-    if area + MIB < ground.area:  # LVM rounds it, to where its data begin
+    if area + MIB < ground.area:  # LVM rounds it to the start of the data
         raise Conflict(
             f"{device} is a physical volume with a metadata area of {format_size(area)}, not "
             f"{format_size(ground.area)}",
-            hint=f"if nobody needs it: pvremove {device}; or take it as it is: --metadatasize 1MiB",
+            hint=f"if it is not needed: pvremove {device}; or accept it: --metadatasize 1MiB",
         )
 
 
 def check_empty(device: Path, runner: CommandRunner, owner: str | None = None) -> None:
-    """Check that a block device holds nothing at all: no signature, partition, holder, mount.
+    """Check that a block device is empty: no signature, partition, holder or mount.
 
-    :param owner: its volume group, "" for a physical volume in none: what an interrupted run left.
-    :raises Conflict: it does; says what.
+    :param owner: its volume group; "" for a physical volume without one, left by an earlier run.
+    :raises Conflict: it is not empty; says what it holds.
     """
     try:
         if not stat.S_ISBLK(device.stat().st_mode):
-            raise InvalidRequest(f"{device} isn't a block device")
+            raise InvalidRequest(f"{device} is not a block device")
     except OSError as error:
         raise NotFound(f"no device {device}: {error.strerror}", hint="lsblk") from error
     if owner:
-        raise Conflict(f"{device} belongs to volume group {owner}", hint="name another device")
+        raise Conflict(f"{device} belongs to volume group {owner}", hint="give another device")
     fields = "NAME,TYPE,FSTYPE,MOUNTPOINTS,RO,SIZE"
     [disk] = _json(runner, "lsblk", "--json", "--bytes", "-o", fields, str(device))["blockdevices"]
     held = [child["name"] for child in disk.get("children", [])]
@@ -189,8 +190,8 @@ def check_empty(device: Path, runner: CommandRunner, owner: str | None = None) -
         raise Conflict(f"{device} is read-only", hint="blockdev --getro")
     if int(disk["size"]) < MIN_DEVICE:
         raise NotEnoughResources(
-            f"{device} has {format_size(int(disk['size']))}, too few for a pool and its metadata",
-            hint=f"name one of at least {format_size(MIN_DEVICE)}",
+            f"{device} has {format_size(int(disk['size']))}, too little for a pool",
+            hint=f"give one of at least {format_size(MIN_DEVICE)}",
         )
     if owner == "":
         return
@@ -198,14 +199,14 @@ def check_empty(device: Path, runner: CommandRunner, owner: str | None = None) -
     if marks:
         kinds = ", ".join(sorted({str(mark["type"]) for mark in marks}))
         raise Conflict(
-            f"{device} isn't empty: {kinds}",
-            hint=f"if nobody needs it: wipefs --all {device}",
+            f"{device} is not empty: {kinds}",
+            hint=f"if it is not needed: wipefs --all {device}",
         )
     _check_unopened(device)
 
 
 def _check_unopened(device: Path) -> None:
-    """O_EXCL on a block device fails while anything has claimed it (open(2))."""
+    """Check that nothing has claimed a block device: O_EXCL fails then (open(2))."""
     try:
         os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
     except OSError as error:
@@ -216,12 +217,12 @@ def _pool_tasks(ground: Ground, lvm: Lvm, *, exists: bool) -> list[Task]:
     full = f"{ground.vg}/{ground.thinpool}"
     found = _pool(ground, lvm) if exists else {}
     if found and found["segtype"] != "thin-pool":
-        raise Conflict(f"{full} exists and isn't a thin pool", hint="choose another --thinpool")
+        raise Conflict(f"{full} exists and is not a thin pool", hint="choose another --thinpool")
     path = PROFILES / f"{PROFILE}.profile"
     tasks = [
         Task(what=f"thin pool {full}", argv=_lvcreate(ground), done=bool(found)),
         Task(
-            what=f"profile {PROFILE}: a pool grows before it is full",
+            what=f"profile {PROFILE}: extend a pool before it is full",
             argv=("tee", str(path)),
             done=path.exists(),
             input=GROWTH.encode(),
@@ -246,7 +247,7 @@ def _pool(ground: Ground, lvm: Lvm) -> dict[str, Any]:
 
 
 def _lvcreate(ground: Ground) -> tuple[str, ...]:
-    # A fifth of the group stays free: for the pool to grow by, and for the pool's own repair.
+    # A fifth of the group stays free, for the pool's growth and its repair.
     size = ("-l", "80%FREE") if ground.size is None else ("-L", f"{ground.size}b")
     return (
         "lvcreate", "-y", "--type", "thin-pool", *size, "-n", ground.thinpool,
@@ -264,5 +265,5 @@ def _json(runner: CommandRunner, *argv: str) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = json.loads(output or b"{}")
     except ValueError as error:
-        raise HostCommandError(f"{argv[0]}: its answer can't be read") from error
+        raise HostCommandError(f"{argv[0]}: cannot parse its output") from error
     return answer

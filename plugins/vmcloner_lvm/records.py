@@ -1,4 +1,4 @@
-"""What the tags of a pool's volumes say: a clone's volume, a template's image."""
+"""The records of volumes, kept as tags: of a clone's volume, of a template's image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VERSION = "1"
 
 @attrs.frozen(kw_only=True)
 class ImageRecord:
-    """A template's image: of which source, its bytes, and those of them that were written."""
+    """A template's image: the digest of its source, its bytes, and its bytes that hold data."""
 
     template: str
     digest: str
@@ -33,7 +33,7 @@ class ImageRecord:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, str]) -> ImageRecord | None:
-        """Return what ``values`` spell, or None where that is no record of an image."""
+        """Return the record in ``values``, None if there is no record of an image."""
         if (values.get("version"), values.get("kind")) != (VERSION, "image"):
             return None
         try:
@@ -58,7 +58,7 @@ class ImageRecord:
 
 
 def image_of(volume: ThinVolume) -> ImageRecord | None:
-    """Return the record of a template's image, None where the volume isn't one."""
+    """Return the record of a template's image, None if the volume is not one."""
     values = tags.decode(volume.tags)
     record = ImageRecord.from_mapping(values) if values is not None else None
     if record is None:
@@ -70,19 +70,19 @@ def image_of(volume: ThinVolume) -> ImageRecord | None:
 
 
 def labels_of(volume: ThinVolume) -> Labels | None:
-    """Return the labels of a clone's volume, None where the volume isn't one."""
+    """Return the labels of a clone's volume, None if the volume is not one."""
     values = tags.decode(volume.tags)
     if values is None or tags.DRAFT in volume.tags:
         return None
     labels, name = Labels.from_mapping(values), split_volume(volume.name)
-    # A snapshot that somebody made with our tags, under another name, is not that clone's.
+    # A snapshot with our tags under another name is not that clone's volume.
     return labels if labels is not None and name is not None and name[0] == labels.clone else None
 
 
 def image(group: VolumeGroup, pool: str, template: str) -> tuple[ThinVolume, ImageRecord] | None:
-    """Return a template's image in a pool, None where there is none.
+    """Return a template's image in a pool, None if there is none.
 
-    :raises Conflict: a volume that isn't ours has its name.
+    :raises Conflict: the volume of that name is not ours.
     """
     name = origin_name(template)
     if name not in group.logical:
@@ -95,9 +95,9 @@ def image(group: VolumeGroup, pool: str, template: str) -> tuple[ThinVolume, Ima
 
 
 def disk(group: VolumeGroup, pool: str, name: str, labels: Labels) -> ThinVolume | None:
-    """Return a clone's volume, None where there is none of that name.
+    """Return a clone's volume, None if there is none of that name.
 
-    :raises Conflict: the name is taken by what isn't ours, or by another clone's volume.
+    :raises Conflict: the volume of that name is not ours, or belongs to another clone.
     """
     if name not in group.logical:
         return None
@@ -111,18 +111,18 @@ def disk(group: VolumeGroup, pool: str, name: str, labels: Labels) -> ThinVolume
 
 
 def foreign(group: VolumeGroup, pool: str, name: str) -> Conflict:
-    """Return the error for a volume that isn't this pool's under a name that we would give."""
+    """Return the error for a name of ours that a volume outside this pool has."""
     volume = group.thin.get(name)
     if volume is not None and volume.pool != pool and tags.decode(volume.tags) is not None:
         return Conflict(
             f"volume {group.name}/{name} belongs to pool {group.name}/{volume.pool}",
-            hint="a name is its whole group's: use that pool, or one in another group",
+            hint="names are unique in a group: use that pool, or one in another group",
         )
     return not_ours(group.name, name)
 
 
 def not_ours(group: str, name: str) -> Conflict:
-    """Return the error for a volume without our labels under a name that we would give."""
+    """Return the error for a name of ours that a volume without our labels has."""
     return Conflict(
         f"volume {group}/{name} exists and is not vmcloner's",
         hint="it is not touched: rename it (lvrename), or choose another name",
@@ -130,7 +130,7 @@ def not_ours(group: str, name: str) -> Conflict:
 
 
 def other_clone(group: str, name: str, found: Labels, wanted: Labels) -> Conflict:
-    """Return the error for a volume of another clone under a name that we would give."""
+    """Return the error for a name of ours that a volume of another clone has."""
     return Conflict(
         f"volume {group}/{name} belongs to clone {found.clone} of template {found.template}, "
         f"not {wanted.template}",
@@ -157,16 +157,16 @@ def check_image(record: ImageRecord | None, origin: Origin) -> ImageRecord:
 
 
 def check_removable(group: str, name: str, dependents: Sequence[str]) -> None:
-    """Check that a volume can be removed without others.
+    """Check that a volume has no dependents; they are not ours, as none of our volumes is one.
 
     :param dependents: the names of the volumes that LVM would remove with it.
-    :raises Conflict: there are some, which aren't ours: nothing of ours hangs on a volume.
+    :raises Conflict: there are some.
     """
     if dependents:
         those = " ".join(f"{group}/{each}" for each in dependents)
         raise Conflict(
-            f"volume {group}/{name} can't be removed: {those} would go with it",
-            hint=f"if nobody needs that: lvremove {those}",
+            f"volume {group}/{name} has dependents that would be removed with it: {those}",
+            hint=f"if they are not needed: lvremove {those}",
         )
 
 

@@ -1,10 +1,10 @@
-"""Bring a transaction to its end that a crash or a power cut left in the middle.
+"""Finish a transaction that a crash or a power cut interrupted.
 
-The metadata then has messages for the pool. dm-thin commits by itself every second, so the kernel
-may have carried out some of them while its transaction id is still the old one; LVM then refuses
-every new volume ("File exists", "manual intervention may be required"). Nobody can have counted
-on those volumes yet. So what exists of them is removed and made anew from their origins; what has
-no origin, and whose first bytes are therefore unknown, is taken back.
+The metadata then contains messages for the pool. dm-thin commits by itself every second, so the
+kernel may have carried out some of them while it still has the old transaction id; LVM then refuses
+every new volume ("File exists", "manual intervention may be required"). The volumes of the
+transaction are not in use yet. So those that exist are removed and made again from their origins.
+Volumes without an origin, whose first bytes are not known any more, are taken out of the metadata.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from vmcloner_lvm.volumegroup import ThinPool, VolumeGroup
 
 
 def pending(group: VolumeGroup, pool: str) -> bool:
-    """Tell whether a group's metadata has something that a crash left, of one of its pools."""
+    """Tell whether a crash left something in the group's metadata for a pool."""
     found = group.pool(pool)
     return (found is not None and bool(found.messages)) or bool(_drafts(group, pool))
 
 
 def recover(session: Session) -> None:
-    """Repair and finish what the pool's metadata has pending. Idempotent: may be killed too.
+    """Finish what is pending in the pool's metadata. Can itself be interrupted and repeated.
 
-    What LVM's own commands left pending is left to them.
+    Pending messages of LVM's own commands are left to LVM.
 
-    :raises WrongState: the ids of kernel and metadata have come apart.
+    :raises WrongState: the transaction ids of kernel and metadata do not match.
     """
     stray = session.stray_id()
     if stray is not None:
@@ -51,7 +51,7 @@ def _apart(session: Session, kernel: int) -> WrongState:
 
 
 def _remove(session: Session, drafts: Sequence[str]) -> None:
-    """Remove drafts; those that somebody uses stay until nobody does."""
+    """Remove drafts, except for those in use."""
     busy = deactivate(session.lvm, session.mapper, drafts, held=True)
     idle = [name for name in drafts if busy[name] is None]
     for name in idle:
@@ -62,7 +62,7 @@ def _remove(session: Session, drafts: Sequence[str]) -> None:
 
 
 def _drafts(group: VolumeGroup, pool: str) -> list[str]:
-    """Return the names of the drafts in a pool, but those with which others' volumes would go."""
+    """Return the names of the drafts in a pool that have no dependents."""
     return [
         volume.name
         for volume in group.thin.values()
@@ -73,7 +73,7 @@ def _drafts(group: VolumeGroup, pool: str) -> list[str]:
 
 def _finish(session: Session, pool: ThinPool) -> None:
     kernel = session.status().transaction_id
-    if kernel == pool.transaction_id:  # all was carried out, but not noted
+    if kernel == pool.transaction_id:  # the kernel has finished; only the metadata has not
         session.restore(settle(session.group, pool.name))
         return
     if kernel != pool.transaction_id - 1:
@@ -81,8 +81,8 @@ def _finish(session: Session, pool: ThinPool) -> None:
     thin = session.group.thin
     blank = [name for name in pool.messages.creates if thin[name].origin is None]
     if blank:
-        # Noted before the kernel closes the transaction: or a crash between would leave volumes
-        # that nobody made.
+        # Written before the kernel closes the transaction: otherwise a crash in between would leave
+        # volumes in the metadata that the kernel does not have.
         _forget(session, blank)
         left = take_back(session.group, pool.name, blank)
         if not find_pool(left, pool.name).messages:
@@ -98,12 +98,12 @@ def _finish(session: Session, pool: ThinPool) -> None:
 
 
 def abandon(session: Session, *, begun_before: bool = False) -> None:
-    """Take back a transaction that the kernel hasn't closed: its new volumes are gone after it.
+    """Undo a transaction that the kernel has not closed: removes its new volumes.
 
-    What it had deleted stays deleted.
+    Volumes that it deleted stay deleted.
 
-    :param begun_before: devices may be there of a process that died, not only the session's own.
-    :raises VmclonerError: not all can be removed; then it stays pending.
+    :param begun_before: an earlier process may have made devices too, not only this session.
+    :raises VmclonerError: not all devices can be removed; the transaction stays pending.
     """
     pool = session.reread().pool(session.pool_name)
     if pool is None or not pool.messages:
@@ -115,9 +115,9 @@ def abandon(session: Session, *, begun_before: bool = False) -> None:
 
 
 def _forget(session: Session, names: Sequence[str], devices: Sequence[int] = ()) -> None:
-    """Remove the devices of volumes that nobody can have counted on yet, and others.
+    """Remove the devices of volumes, and other devices.
 
-    :raises WrongState: a volume is in use: says by whom, and none is removed.
+    :raises WrongState: a volume is in use; names its user. No device is removed then.
     :raises VmclonerError: the kernel refused some; the others are removed.
     """
     busy = deactivate(session.lvm, session.mapper, names, held=True)
@@ -134,7 +134,7 @@ def _forget(session: Session, names: Sequence[str], devices: Sequence[int] = ())
 
 
 def are_ours(group: VolumeGroup, pool: ThinPool) -> bool:
-    """Tell whether what is pending in a pool is a batch of ours: marked, its volumes labelled."""
+    """Tell whether the pending messages are ours: the pool is tagged, the volumes labelled."""
     thin = group.thin
     return f"{BATCH}{pool.transaction_id}" in pool.tags and all(
         name in thin and tags.decode(thin[name].tags) is not None for name in pool.messages.creates

@@ -1,4 +1,4 @@
-"""One pool while this process holds its volume group's lock: the steps that batches are made of."""
+"""A thin pool while its group's lock is held: the steps that batches consist of."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from vmcloner_lvm.transaction import numbered
 from vmcloner_lvm.volumegroup import ThinPool, ThinVolume, VolumeGroup
 
 METADATA_LIMIT = 0.9
-"""A thin pool whose metadata runs full is broken: no more volumes above this share of it."""
+"""Share of a pool's metadata up to which volumes are made: a pool whose metadata is full breaks."""
 VOLUME_METADATA = 4096
-"""Bytes of a pool's metadata that a new volume is reckoned with: its first write's."""
+"""Bytes of a pool's metadata that are assumed for a new volume and its first write."""
 _BLOCK = 4096
 
 
@@ -37,8 +37,8 @@ _BLOCK = 4096
 class Session:
     """A thin pool whose group's lock is held. Not thread-safe.
 
-    :param group: the metadata as last read, or written.
-    :param made: names of the volumes that the last :meth:`tell` made, also where it failed.
+    :param group: the metadata as last read or written.
+    :param made: names of the volumes that the last :meth:`tell` made, even if it failed.
     """
 
     lvm: Lvm
@@ -53,33 +53,33 @@ class Session:
 
     @property
     def pool(self) -> ThinPool:
-        """The pool, as the metadata has it."""
+        """The pool in the metadata."""
         return find_pool(self.group, self.pool_name)
 
     _device: str | None = None
 
     @property
     def device(self) -> str:
-        """The device that takes messages for the pool."""
+        """The device to which the pool's messages are sent."""
         if self._device is None:
             self.status()
         assert self._device is not None  # noqa: S101 - status() raises or finds it
         return self._device
 
     def status(self) -> PoolStatus:
-        """Return what the kernel says of the pool.
+        """Return the pool's status from the kernel.
 
-        :raises WrongState: it isn't active, or can't be written.
+        :raises WrongState: it is not active, or not writable.
         """
-        # LVM may have put its layer over the pool since: what it is called is asked with it.
+        # LVM may have put its layer over the pool meanwhile: so the name is found again.
         self._device, status = pool_device(self.mapper, self.lvm.group, self.pool_name)
         check_usable(str(self), status)
         return status
 
     def stray_id(self) -> int | None:
-        """Return the kernel's transaction id where it should be the metadata's, and isn't.
+        """Return the kernel's transaction id if it is not that of the metadata, as it should be.
 
-        None where messages are pending, or the kernel can't be asked.
+        None if messages are pending, or the kernel's is not known.
         """
         if self.pool.messages:
             return None
@@ -90,7 +90,7 @@ class Session:
         return kernel if kernel != self.pool.transaction_id else None
 
     def check_removable(self, name: str) -> None:
-        """Check that a volume can be removed without others; see ``records``."""
+        """Check that a volume has no dependents; see ``records``."""
         check_removable(self.lvm.group, name, self.group.dependents.get(name, ()))
 
     def reread(self) -> VolumeGroup:
@@ -99,18 +99,17 @@ class Session:
         return self.group
 
     def restore(self, group: VolumeGroup) -> None:
-        """Make ``group`` the volume group's metadata."""
+        """Write the volume group's metadata."""
         self.lvm.restore(group)
         self.group = numbered(group)
 
     # --- the kernel's side ----------------------------------------------------------------------
 
     def tell(self, heads: Mapping[str, bytes] | None = None, *, again: bool = False) -> None:
-        """Carry out the messages that the metadata has for the pool, and close its transaction.
+        """Send the messages in the metadata to the pool, and close the transaction.
 
         :param heads: the first bytes of new volumes, by their names.
-        :param again: it was begun before: what it had made is made anew, what it had deleted is
-            gone.
+        :param again: the transaction was interrupted: volumes that exist are made again.
         :raises VmclonerError: the kernel refused one; ``made`` has the volumes before it.
         """
         self.status()
@@ -137,15 +136,15 @@ class Session:
 
     def _volume(self, name: str) -> ThinVolume:
         if name not in self.group.thin:
-            raise HostCommandError(f"thin pool {self}: the metadata have no volume {name}")
+            raise HostCommandError(f"thin pool {self}: no volume {name} in the metadata")
         return self.group.thin[name]
 
     def write_head(self, volume: ThinVolume, head: bytes) -> None:
-        """Write the first bytes of a volume that isn't active.
+        """Write the first bytes of a volume that is not active.
 
-        Whole chunks: a pool that doesn't zero them would leave others' bytes in the rest.
+        Whole chunks are written: a pool without zeroing would leave old bytes in the rest.
 
-        :raises VmclonerError: they can't be written.
+        :raises VmclonerError: writing failed.
         """
         whole = min(volume.size, whole_chunks(len(head), self.pool.chunk_size))
         head = head.ljust(whole, b"\0")
@@ -153,7 +152,7 @@ class Session:
             self.mapper.write_head(self.device, volume.device_id, volume.size, head)
 
     def forget(self, device: int) -> None:
-        """Remove a device of the pool that no volume has (any more), if it is there.
+        """Remove a device of the pool that has no volume, if it exists.
 
         :raises WrongState: it is in use.
         """
@@ -161,7 +160,7 @@ class Session:
         self._send(f"delete {device}", ignored=errno.ENODATA)
 
     def release(self, device: int) -> None:
-        """Let go of a device of the pool, to which a process that died was writing.
+        """Close a device of the pool that a dead process was writing to.
 
         :raises WrongState: it is in use.
         """
@@ -169,7 +168,7 @@ class Session:
             self.mapper.drop_head(self.device, device)
 
     def _kept(self, volume: ThinVolume) -> bool:
-        """Remove what was made of a volume before; tell whether it is in use, and so is kept."""
+        """Remove a volume's device that was made before; returns True if it is in use and kept."""
         if deactivate(self.lvm, self.mapper, [volume.name], held=True)[volume.name] is not None:
             return True
         try:
@@ -188,7 +187,7 @@ class Session:
 
     @contextlib.contextmanager
     def _asked(self, what: str) -> Iterator[None]:
-        """Say of the kernel's refusals what was asked; WrongState where something is in use."""
+        """Translate the kernel's errors; WrongState if something is in use."""
         try:
             yield
         except OSError as error:
@@ -198,10 +197,10 @@ class Session:
     # --- room -----------------------------------------------------------------------------------
 
     def check_room(self, heads: Sequence[int]) -> None:
-        """Check that the pool has room for more volumes: in its metadata and, for heads, its data.
+        """Check that the pool's metadata and data have room for more volumes.
 
-        :param heads: for each new volume, how many bytes are written to it at once.
-        :raises NotEnoughResources: says how many would fit.
+        :param heads: the bytes that are written to each new volume when it is made.
+        :raises NotEnoughResources: says how many fit.
         """
         status, chunk = self.status(), self.pool.chunk_size
         if status.mode == "out_of_data_space" or status.data_used >= status.data_total:
@@ -213,22 +212,22 @@ class Session:
         fit = sum(total <= free for total in taken)
         if fit < len(heads):
             raise NotEnoughResources(
-                f"thin pool {self}: {format_size(free)} of its data are free, {fit} of "
-                f"{len(heads)} new volumes fit, which take {format_size(taken[-1])} at once",
+                f"thin pool {self}: {format_size(free)} are free, {fit} of {len(heads)} new "
+                f"volumes fit, which take {format_size(taken[-1])}",
                 hint=f"lvextend -L +SIZE {self}, or delete clones",
             )
         fit = room(status)
         if fit < len(heads):
             used = 100 * status.metadata_used // max(1, status.metadata_total)
             raise NotEnoughResources(
-                f"thin pool {self}: {used}% of its metadata are in use, {fit} more volumes fit",
+                f"thin pool {self}: {used}% of its metadata is in use, {fit} more volumes fit",
                 hint=f"lvextend --poolmetadatasize +SIZE {self}",
             )
 
     def check_area(self, group: VolumeGroup, new: int) -> None:
-        """Check that a metadata text fits in the volume group's metadata areas.
+        """Check that a metadata text fits into the volume group's metadata areas.
 
-        :raises NotEnoughResources: says how many of its ``new`` volumes would fit.
+        :raises NotEnoughResources: says how many of its ``new`` volumes fit.
         """
         area, size = self.reader.area(held=True), stored_size(group.tree)
         if size <= area or new == 0:
@@ -237,7 +236,7 @@ class Session:
         fit = max(0, (area - before) * new // max(1, size - before))
         raise NotEnoughResources(
             f"metadata area of volume group {self.lvm.group}: {fit} more volumes fit, not {new}",
-            hint="a larger one is made by pvcreate --metadatasize: vmcloner host prepare lvm",
+            hint="a larger area needs a new disk: vmcloner host prepare lvm --metadatasize",
         )
 
 
@@ -248,29 +247,29 @@ def find_pool(group: VolumeGroup, name: str) -> ThinPool:
     """
     pool = group.pool(name)
     if pool is None:
-        what = "isn't a thin pool" if name in group.logical else "doesn't exist"
+        what = "is not a thin pool" if name in group.logical else "does not exist"
         raise NotFound(f"{group.name}/{name} {what}", hint="vmcloner host prepare lvm --help")
     return pool
 
 
 def pool_device(mapper: DeviceMapper, group: str, pool: str) -> tuple[str, PoolStatus]:
-    """Return the name of the device that is the pool, and its status.
+    """Return the name of the pool's device, and its status.
 
-    LVM puts a layer of its own over it (``-tpool``) once the pool has volumes.
+    LVM puts a layer over it (``-tpool``) when the pool has volumes.
 
-    :raises WrongState: the pool isn't active.
+    :raises WrongState: the pool is not active.
     """
     for name in (device_name(group, pool, "tpool"), device_name(group, pool)):
         status = mapper.pool(name)
         if status is not None:
             return name, status
-    raise WrongState(f"thin pool {group}/{pool} isn't active", hint=f"lvchange -ay {group}/{pool}")
+    raise WrongState(f"thin pool {group}/{pool} is not active", hint=f"lvchange -ay {group}/{pool}")
 
 
 def check_usable(pool: str, status: PoolStatus) -> None:
-    """Check that a pool can be read and its volumes changed; it may be full.
+    """Check that a pool is usable; it may be full.
 
-    :param pool: its name, for the message. :raises WrongState: it can't.
+    :param pool: its name, for the message. :raises WrongState: it is not usable.
     """
     if status.needs_check:
         state = "needs a check"
@@ -282,11 +281,11 @@ def check_usable(pool: str, status: PoolStatus) -> None:
 
 
 def whole_chunks(size: int, chunk: int) -> int:
-    """Return the bytes of the chunks that the first ``size`` bytes of a volume lie in."""
+    """Return a size rounded up to whole chunks."""
     return size + -size % chunk
 
 
 def room(status: PoolStatus) -> int:
-    """Return how many more volumes a pool's own metadata has room for."""
+    """Return how many more volumes fit into a pool's metadata."""
     free = int(status.metadata_total * METADATA_LIMIT) - status.metadata_used
     return max(0, free * _BLOCK // VOLUME_METADATA)

@@ -13,12 +13,12 @@ _NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]*")
 
 
 def check_name(value: str, what: str) -> str:
-    """Return a name that LVM takes for a volume group or a logical volume.
+    """Return a name if LVM allows it for a volume group or a logical volume.
 
-    :raises InvalidRequest: it doesn't.
+    :raises InvalidRequest: LVM does not allow it.
     """
     if not _NAME.fullmatch(value) or value in (".", "..") or len(value) > 127:
-        raise InvalidRequest(f"not a name for a {what}: {value!r}", hint="lvm(8), VALID NAMES")
+        raise InvalidRequest(f"not a valid name of a {what}: {value!r}", hint="lvm(8), VALID NAMES")
     return value
 
 
@@ -28,11 +28,11 @@ def _check(_instance: object, attribute: attrs.Attribute[Any], value: str) -> No
 
 @attrs.frozen(kw_only=True)
 class LvmThinSettings:
-    """Which thin pool, and how clones are made in it.
+    """The thin pool, and how clones are made in it.
 
-    :param vg: the volume group. :param thinpool: the pool's name in it.
-    :param strategy: ``transaction`` edits the group's metadata, a whole batch at once;
-        ``lvcreate`` runs that for each; ``auto`` is the first wherever it is provably safe.
+    :param vg: the volume group. :param thinpool: the pool's name in the group.
+    :param strategy: ``transaction`` edits the group's metadata for a whole batch; ``lvcreate`` runs
+        that command for each clone; ``auto`` is ``transaction`` where that is known to be safe.
     """
 
     vg: str = attrs.field(default="VG01", validator=_check)

@@ -1,11 +1,11 @@
 """Labels as LVM tags.
 
-A tag may hold ``A-Z a-z 0-9 _ + . - / = ! : & #`` and has at most 1,024 characters (lvm(8)). Ours
-are two: ``vmcloner``, to select by (``lvs @vmcloner``), and one that holds everything::
+A tag may hold ``A-Z a-z 0-9 _ + . - / = ! : & #`` and has at most 1,024 characters (lvm(8)). There
+are two of ours: ``vmcloner``, to select by (``lvs @vmcloner``), and one with all labels::
 
     vmcloner/version=1/fleet=web/index=7/template=tiny/owner=Zo&C3&AB/…
 
-where what may not stand in a value is ``&`` and two hexadecimal digits for each byte of UTF-8.
+Characters that are not allowed in a value are ``&`` and two hexadecimal digits per UTF-8 byte.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vmcloner_core.errors import InvalidRequest
 
 MARK = "vmcloner"
 DRAFT = "vmcloner-draft"
-"""Tag of a clone's volume that isn't whole yet: one that has it once its maker is gone goes."""
+"""Tag of a clone's volume that is unfinished: it is removed if its process has died."""
 MAX_TAG = 1024
 _OTHER = re.compile(r"[^A-Za-z0-9_+.:-]")
 _CODE = re.compile(rb"&([0-9A-F]{2})")
@@ -26,7 +26,7 @@ _CODE = re.compile(rb"&([0-9A-F]{2})")
 def encode(values: Mapping[str, str]) -> tuple[str, str]:
     """Return labels as tags.
 
-    :raises InvalidRequest: they are too long for one.
+    :raises InvalidRequest: they are too long for a tag.
     """
     tag = "/".join([MARK, *(f"{key}={_spell(value)}" for key, value in values.items())])
     if len(tag) > MAX_TAG:
@@ -38,7 +38,7 @@ def encode(values: Mapping[str, str]) -> tuple[str, str]:
 
 
 def decode(tags: Iterable[str]) -> dict[str, str] | None:
-    """Return the labels among a volume's tags, None where it has none of ours."""
+    """Return the labels in a volume's tags, None if it has none of ours."""
     tag = next((tag for tag in tags if tag.startswith(f"{MARK}/")), None)
     if tag is None:
         return None

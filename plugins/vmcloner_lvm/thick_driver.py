@@ -23,6 +23,8 @@ from vmcloner_core.model import (
     Progress,
     Status,
     Volume,
+    VolumeProgress,
+    untold,
 )
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper
@@ -128,7 +130,9 @@ class ThickDriver(StorageDriver):
 
     # --- volumes --------------------------------------------------------------------------------
 
-    def clone(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
+    def clone(
+        self, requests: Sequence[CloneRequest], progress: VolumeProgress = untold
+    ) -> Iterator[Outcome[Volume]]:
         """See :meth:`StorageDriver.clone`."""
         there = self._group.read()
         copies = []
@@ -142,7 +146,7 @@ class ThickDriver(StorageDriver):
                 yield Outcome(key=volume.name, value=volume, changed=False)
             else:
                 copies.append(Copy(request=request, volume=volume, fresh=made))
-        yield from self._copier.fill(copies)
+        yield from self._copier.fill(copies, progress)
 
     def _room(self, request: CloneRequest, there: Contents) -> tuple[Volume, bool]:
         """Return the volume of a request and whether it was made now."""

@@ -61,7 +61,8 @@ class ThickImporter:
                 if error is not None:
                     raise error
             target = Target(path=group.path(draft), size=made.size, progress=progress)
-            with opened(image, self.folder, self.runner) as source, translated(target.path):
+            images = opened(image, self.folder, self.runner, copying)
+            with images as source, translated(target.path):
                 copy_one(source, target, copying)
             group.deactivate([draft])
             group.complete([draft], "-pr")

@@ -1,10 +1,9 @@
-"""Edit a volume group's metadata: queue a batch for its thin pool, take it as done, or back.
+"""Edit a volume group's metadata: queue a batch for its thin pool, settle it, or take it back.
 
-Pure functions on the tree. What they do to the text is what LVM itself does (lvm2's
-``lib/metadata/thin_manip.c``, ``lib/format_text/export.c``): a thin volume is written together
-with a ``message`` in its pool that says what the kernel is to be told, and the pool's
-``transaction_id`` is the one that the kernel will have once it was told. LVM does that for one
-volume at a time; here it is done for many, and the id grows by one all the same.
+Pure functions on the tree. They change the text as LVM does (lvm2's ``lib/metadata/thin_manip.c``,
+``lib/format_text/export.c``): a thin volume is written together with a ``message`` in its pool,
+which is to be sent to the kernel. The pool's ``transaction_id`` is the one that the kernel will
+have afterwards. LVM does that for one volume at a time; here it is done for many, with one new id.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from vmcloner_lvm.volumegroup import ThinPool, VolumeGroup, is_message, strings
 MAX_DEVICE_ID = 2**24 - 1
 """dm-thin's device ids have 24 bits."""
 BATCH = "vmcloner-batch-"
-"""Tag of a pool while messages of ours are pending in it, with their transaction's id."""
+"""Tag of a pool while messages of ours are pending, followed by their transaction id."""
 _LETTERS = (string.digits + string.ascii_letters).encode()
 _ALPHABET = bytes(_LETTERS[byte % len(_LETTERS)] for byte in range(256))
 _UUID = (0, 6, 10, 14, 18, 22, 26, 32)
-"""Where the groups of a UUID begin and end."""
+"""Boundaries of the groups in a UUID."""
 
 
 @attrs.frozen(kw_only=True)
 class NewVolume:
-    """A thin volume to be made.
+    """A thin volume to make.
 
     :param size: bytes, whole extents.
-    :param origin: what it is a snapshot of, None for an empty one, which begins with ``head``.
+    :param origin: the volume to snapshot; None for an empty volume that begins with ``head``.
     """
 
     name: str
@@ -54,15 +53,15 @@ def queue(
     delete: Iterable[str] = (),
     created: tuple[str, int] = ("vmcloner", 0),
 ) -> VolumeGroup:
-    """Return the group with volumes added and removed, and the messages for it queued.
+    """Return the group with volumes added and removed, and with their messages queued.
 
-    :param created: the host and the time (seconds since 1970) that new volumes name.
+    :param created: host and time (seconds since 1970) to store in new volumes.
     :raises NotEnoughResources: the pool has no device id left.
     """
     gone = {name: group.thin[name] for name in delete}
     ids = _free_ids(group, pool, len(create))
     transaction = _pool(group, pool).transaction_id
-    spelled = functools.cache(setting)  # most of what is said of one is said of all
+    spelled = functools.cache(setting)  # most settings are the same in all volumes
     made = [_section(spelled, group, pool, new, next(ids), transaction, created) for new in create]
     messages = [setting("create", new.name) for new in create]
     messages += [setting("delete", volume.device_id) for volume in gone.values()]
@@ -73,9 +72,9 @@ def queue(
 
 
 def settle(group: VolumeGroup, pool: str, transaction_id: int | None = None) -> VolumeGroup:
-    """Return the group without messages for the pool: as after they were carried out.
+    """Return the group without messages for the pool.
 
-    :param transaction_id: what the kernel has, where it isn't what the metadata says.
+    :param transaction_id: that of the kernel, if it differs from that in the metadata.
     """
     if transaction_id is None:
         transaction_id = _pool(group, pool).transaction_id
@@ -91,9 +90,9 @@ def take_back(group: VolumeGroup, pool: str, names: Collection[str]) -> VolumeGr
 
 
 def numbered(group: VolumeGroup) -> VolumeGroup:
-    """Return the group with the next sequence number: what it has once LVM has written it.
+    """Return the group with the next sequence number, which it has when LVM has written it.
 
-    Two texts of one number could not be told apart after a crash that left each on some disks.
+    The number tells texts apart after a crash that left different ones on different disks.
     """
     number = group.values.get("seqno")
     if not isinstance(number, int):
@@ -104,7 +103,7 @@ def numbered(group: VolumeGroup) -> VolumeGroup:
 def _pool(group: VolumeGroup, name: str) -> ThinPool:
     pool = group.pool(name)
     if pool is None:
-        raise NotFound(f"{group.name}/{name} isn't a thin pool")
+        raise NotFound(f"{group.name}/{name} is not a thin pool")
     return pool
 
 
@@ -115,7 +114,7 @@ def _volumes(group: VolumeGroup) -> Section:
 
 
 def _without(group: VolumeGroup, names: Iterable[str]) -> list[Setting | Section]:
-    """Return the items of the logical volumes but some, which no other names as its origin."""
+    """Return the items of the logical volumes without some, which are no origins any more."""
     gone = frozenset(names)
     if not gone:
         return list(_volumes(group).items)
@@ -128,7 +127,7 @@ def _without(group: VolumeGroup, names: Iterable[str]) -> list[Setting | Section
 
 
 def _visible(items: Sequence[Setting | Section]) -> int:
-    """Return how many items there are before the hidden volumes, which LVM writes last."""
+    """Return the number of items before the hidden volumes, which LVM writes last."""
     end = len(items)
     while end and isinstance(last := items[end - 1], Section):
         if "VISIBLE" in strings(last.values(), "status"):
@@ -153,20 +152,20 @@ def _with_pool(
     messages: Sequence[Setting],
     transaction_id: int,
 ) -> VolumeGroup:
-    """Return the group with those logical volumes, and other messages in its pool."""
+    """Return the group with these logical volumes, and these messages in its pool."""
 
-    def told(volume: Setting | Section) -> Setting | Section:
+    def changed(volume: Setting | Section) -> Setting | Section:
         if volume.key != pool or not isinstance(volume, Section):
             return volume
-        told = volume.replaced(
-            _told(item, messages, transaction_id)
+        segments = volume.replaced(
+            _with_messages(item, messages, transaction_id)
             if isinstance(item, Section) and item.key == "segment1"
             else item
             for item in volume.items
         )
-        return _marked(told, transaction_id if messages else None)
+        return _marked(segments, transaction_id if messages else None)
 
-    logical = _volumes(group).replaced(map(told, volumes))
+    logical = _volumes(group).replaced(map(changed, volumes))
     section = group.section.replaced(
         logical if item.key == "logical_volumes" else item for item in group.section.items
     )
@@ -181,7 +180,7 @@ def _with_section(group: VolumeGroup, section: Section) -> VolumeGroup:
 
 
 def _marked(pool: Section, batch: int | None) -> Section:
-    """Return a pool's section with the mark of a batch that is pending, or with none."""
+    """Return a pool's section with the tag of a pending batch, or without one."""
     found = strings(pool.values(), "tags")
     tags = tuple(tag for tag in found if not tag.startswith(BATCH))
     if batch is not None:
@@ -193,7 +192,7 @@ def _marked(pool: Section, batch: int | None) -> Section:
     return pool.replaced(item for item in pool.items if item.key != "tags")
 
 
-def _told(segment: Section, messages: Sequence[Setting], transaction_id: int) -> Section:
+def _with_messages(segment: Section, messages: Sequence[Setting], transaction_id: int) -> Section:
     segment = segment.updated({"transaction_id": transaction_id})
     kept = [item for item in segment.items if not is_message(item.key)]
     queued = [Section(f"message{n}", (each,)) for n, each in enumerate(messages, 1)]
@@ -209,7 +208,7 @@ def _section(
     transaction_id: int,
     created: tuple[str, int],
 ) -> Section:
-    """Return the section of a new thin volume, which is not activated at boot."""
+    """Return the section of a new thin volume that is not activated at boot."""
     thin: dict[str, Value] = {
         "start_extent": 0,
         "extent_count": new.size // group.extent,
@@ -234,13 +233,13 @@ def _section(
 
 
 def new_uuid() -> str:
-    """Return a new identifier as LVM makes them (lvm2's ``lib/uuid/uuid.c``)."""
+    """Return a new identifier in LVM's format (lvm2's ``lib/uuid/uuid.c``)."""
     letters = secrets.token_bytes(_UUID[-1]).translate(_ALPHABET).decode()
     return "-".join(letters[start:end] for start, end in itertools.pairwise(_UUID))
 
 
 def _free_ids(group: VolumeGroup, pool: str, count: int) -> Iterator[int]:
-    """Return free device ids of a pool: those after the last, then what is free before it."""
+    """Return free device ids of a pool: after the last one, or else any that are free."""
     used = {each.device_id for each in group.thin.values() if each.pool == pool}
     used.update(_pool(group, pool).messages.deletes)
     if len(used) + count > MAX_DEVICE_ID:

@@ -38,6 +38,7 @@ class EmptyBuilder(ImageBuilder):
 def vmcloner_image_builder() -> ImageBackend:
     """Describe the builder."""
     return ImageBackend(
+        api=1,
         name="empty",
         description="A disk with nothing on it, for what is installed from the network",
         factory=EmptyBuilder,

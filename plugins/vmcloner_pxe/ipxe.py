@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from vmcloner_pxe.errors import shown
+from vmcloner_pxe.errors import CONTROL, shown
 from vmcloner_pxe.pxelinux import (
-    CONTROL,
     MAX_CONFIG,
     MAX_DEPTH,
     MAX_INITRDS,

@@ -21,9 +21,9 @@ from vmcloner_core.drivers import BootProvider, BootRequest, DriverContext
 from vmcloner_core.errors import BackendError, HostCommandError, InvalidRequest, VmclonerError
 from vmcloner_core.hooks import BootBackend, hookimpl
 from vmcloner_core.model import BootConfig, Outcome, Template
+from vmcloner_pxe.errors import CONTROL
 from vmcloner_pxe.messages import Batch, Member, Result
 from vmcloner_pxe.networks import bridge_of, check_cards
-from vmcloner_pxe.pxelinux import CONTROL
 
 TIMEOUT = 110.0
 """Seconds for what the network says and gives, of one batch."""
@@ -202,6 +202,7 @@ def _program() -> Path:
 def vmcloner_boot_provider() -> BootBackend:
     """Describe the backend."""
     return BootBackend(
+        api=1,
         name="pypxeboot",
         networks=True,
         description="DHCP, TFTP and PXELINUX, done by the host for the guest",

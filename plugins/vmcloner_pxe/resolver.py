@@ -119,8 +119,8 @@ class Resolver:
                 " that a configuration could have"
             )
         where, text = found
-        config = pxelinux.parse(text, lambda name: fetcher.text(base.locate(name)))
         try:
+            config = pxelinux.parse(text, lambda name: fetcher.text_if_any(base.locate(name)))
             choice = pxelinux.choose(config)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error

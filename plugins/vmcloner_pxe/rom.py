@@ -31,6 +31,7 @@ class NetworkBoot(BootProvider):
 def vmcloner_boot_provider() -> BootBackend:
     """Describe the backend."""
     return BootBackend(
+        api=1,
         name="network",
         description="The guest's own network boot ROM, then its disk",
         factory=NetworkBoot,

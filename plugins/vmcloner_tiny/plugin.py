@@ -10,6 +10,7 @@ from vmcloner_tiny.builder import TinyBuilder
 def vmcloner_image_builder() -> ImageBackend:
     """Register the builder."""
     return ImageBackend(
+        api=1,
         name="tiny",
         description="Cloud kernel and busybox, from the machine's own package sources",
         factory=TinyBuilder,

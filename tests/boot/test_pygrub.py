@@ -13,7 +13,7 @@ import attrs
 import pytest
 
 from tests.boot.disks import BZIMAGE, MIB, disk, ext, run
-from vmcloner_boot import extraction, pygrub, reading
+from vmcloner_boot import disk_image, extraction, pygrub
 from vmcloner_core.bootfiles import fresh
 from vmcloner_core.drivers import BootProvider, BootRequest, DriverContext
 from vmcloner_core.errors import InvalidRequest, NotEnoughResources, WrongState
@@ -287,7 +287,7 @@ def test_one_that_takes_too_long(
     provider: BootProvider, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     past = time.monotonic() - 1
-    monkeypatch.setattr(pygrub, "Budget", lambda: reading.Budget(deadline=past))
+    monkeypatch.setattr(pygrub, "Budget", lambda: disk_image.Budget(deadline=past))
     (outcome,) = provider.resolve_start([ask(ext(tmp_path / "fs", FILES))])
     assert "web-1: reading what it boots takes too long" in str(outcome.error)
 
@@ -308,10 +308,10 @@ def test_a_full_disk_of_the_host(
 
 
 def test_a_disk_of_another_kind_is_named(provider: BootProvider, ask: Ask, tmp_path: Path) -> None:
-    fat = tmp_path / "fat"
-    fat.write_bytes(bytes(0x36) + b"FAT16".ljust(MIB, b"\0"))
-    (outcome,) = provider.resolve_start([ask(disk(tmp_path / "disk", "gpt", [fat]))])
-    assert "not read: partition 1: vfat" in str(outcome.error)
+    luks = tmp_path / "luks"
+    luks.write_bytes(b"LUKS\xba\xbe".ljust(MIB, b"\0"))
+    (outcome,) = provider.resolve_start([ask(disk(tmp_path / "disk", "gpt", [luks]))])
+    assert "not read: partition 1: LUKS" in str(outcome.error)
 
 
 def test_no_disk(provider: BootProvider, ask: Ask, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 
@@ -162,6 +163,8 @@ def test_delete_asks_where_somebody_can_answer(run, lab, monkeypatch):
         (["create", "web", "-t", "t1", "--min-ready", "150%"], 3, "150%"),
         (["create", "web", "-t", "t1", "--wait", "--for", "ip"], 3, "no card on a network"),
         (["create", "web", "-t", "t1", "-c", "1", "--add", "1"], 2, "not allowed with"),
+        (["create", "web", "-t", "t1", "--hypervisor", "ref"], 4, "unknown hypervisor 'ref'"),
+        (["create", "web", "-t", "t1", "-e", "kvm"], 3, "hypervisor 'kvm' isn't set up"),
         (["create", "web"], 2, "-t"),
         (["create", "web", "-t", "t1", "--wait", "--for", "console:["], 3, "console:["),
         (["start"], 3, "start needs a target (name a fleet"),
@@ -254,6 +257,8 @@ def test_host_check_and_plugin_list(run):
     rows = json.loads(run("plugin", "list", "-f", "json")[1])
     found = {(row["name"], row["kind"]): row for row in rows}
     assert found["kvm", "hypervisor"]["distribution"] == "vmcloner"
+    assert found["kvm", "hypervisor"]["api"] == 1
+    assert found["create", "cli"]["api"] is None
     assert found["create", "cli"]["state"] == "ok"
 
 
@@ -278,21 +283,130 @@ def test_a_log_file_has_steps(run, lab, monkeypatch):
     assert "web-1 shutdown done" in file.read_text()
 
 
-@pytest.mark.parametrize("words", [["--help"], ["create", "--help"], ["template", "--help"]])
-def test_help_imports_nothing_heavy(words):
-    """What help costs is what it imports."""
+HEAVY = {
+    "ClusterShell", "cattrs", "cmd2", "cryptography", "jinja2", "libvirt", "lxml", "pycdlib",
+    "rich", "tenacity", "urllib3", "yaml",
+}  # fmt: skip
+
+
+def imported_by(*words, environment=None):
+    """Return what a command line prints, and the modules that it has imported at its end."""
     program = (
         "import sys; from vmcloner_core.cli.app import main\n"
-        f"code = main({words!r})\n"
-        "heavy = {'libvirt', 'lxml', 'rich', 'jinja2', 'urllib3', 'cattrs'} & set(sys.modules)\n"
-        "sys.exit(f'imported {heavy}' if heavy else code)"
+        f"code = main({list(words)!r})\n"
+        "print(*sys.modules, file=sys.stderr); sys.exit(code)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
-    )
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, timeout=60, check=False, env=environment,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert words[0].lstrip("-")[:4] in done.stdout.lower() or "usage: vmcloner" in done.stdout
+    assert len(done.stderr.splitlines()) == 1
+    return done.stdout, set(done.stderr.split())
+
+
+@pytest.mark.parametrize("words", [["--help"], ["help"], ["create", "--help"], ["list", "--help"]])
+def test_help_imports_nothing_heavy(words):
+    """What help costs is what it imports."""
+    out, modules = imported_by(*words)
+    assert "usage: vmcloner" in out
+    assert not modules & HEAVY
+
+
+def test_help_imports_no_command():
+    out, modules = imported_by("--help")
+    assert "\n  list                    List clones\n" in out
+    assert "\n  host prepare lvm        Make an LVM thin pool for clones" in out
+    assert not modules & {
+        "attr",
+        "vmcloner_core.cli.base",
+        "vmcloner_core.plan",
+        "vmcloner_lvm.cli",
+    }
+
+
+def test_list_imports_only_what_lists(tmp_path):
+    pytest.importorskip("libvirt")
+    config = tmp_path / "vmcloner.toml"
+    config.write_text(
+        f'[hosts.local]\nstate = "{tmp_path}"\n'
+        '[hosts.local.hypervisor.kvm]\nuri = "test:///default"\n'
+    )
+    out, modules = imported_by("--config", str(config), "list")
+    assert out == ""
+    assert {"libvirt", "vmcloner_files.driver"} <= modules
+    assert not modules & (HEAVY - {"cattrs", "libvirt", "lxml", "tenacity"})
+    assert not modules & {"vmcloner_libvirt.doctor", "vmcloner_libvirt.rendering"}
+
+
+def test_help_of_commands_that_others_bring(distribution):
+    """Help runs no module whose source says what the command does, and survives all others."""
+    described = """
+        raise RuntimeError("imported")
+
+        class Command:
+            '''Do something good. And more.
+
+            Much more.
+            '''
+    """
+    bare = "raise RuntimeError\n\nclass Command:\n    pass\n"
+    distribution("acme", group="vmcloner.cli", fine=described, bare=bare, gone="", odd="class (")
+    path = os.pathsep.join(sys.path)
+    out, _ = imported_by("--help", environment={**os.environ, "PYTHONPATH": path})
+    commands = out.partition("Commands:\n")[2].splitlines()
+    said = dict(line.split(maxsplit=1) for line in commands)
+    assert said["fine"] == "Do something good. And more"
+    assert {said[name] for name in ("bare", "gone", "odd")} == {"broken (vmcloner plugin list)"}
+    assert said["list"] == "List clones"
+
+
+def test_commands_that_others_bring(distribution, run):
+    hello = """
+        from vmcloner_core.cli.base import Table
+
+        class Command(Table):
+            '''Greet clones.'''
+
+            def take_action(self, parsed_args):
+                return ("name",), [(clone.name,) for clone in self.engine.list()]
+    """
+    distribution("acme", group="vmcloner.cli", greet_all=hello, bad="raise OSError('no')")
+    run("create", "web", "-t", "t1")
+    assert run("greet", "all", "-f", "value") == (0, "web-1\n", "")
+    code, _, err = run("bad")
+    assert (code, err) == (
+        8,
+        "vmcloner: command 'bad' is broken: OSError: no (vmcloner plugin list)\n",
+    )
+    rows = json.loads(run("plugin", "list", "-f", "json")[1])
+    found = {
+        row["name"]: (row["distribution"], row["state"]) for row in rows if row["kind"] == "cli"
+    }
+    assert found["greet all"] == ("acme", "ok")
+    assert found["bad"] == ("acme", "broken")
+
+
+def test_interactive(tmp_path):
+    """Commands that are typed share the global options of the program."""
+    config = tmp_path / "vmcloner.toml"
+    config.write_text("[hosts.far]\n")
+    ours, theirs = os.openpty()
+    shell = subprocess.Popen(
+        [sys.executable, "-m", "vmcloner_core.cli.app", "--config", str(config), "--host", "nope"],
+        stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    os.write(ours, b"list\nquit\n")
+    try:
+        said = shell.communicate(timeout=60)[0].decode(errors="replace")
+    finally:
+        shell.kill()
+        os.close(ours)
+        os.close(theirs)
+    assert shell.returncode == 0
+    assert "vmcloner: unknown host 'nope'" in said
+    assert "no option" not in said
+    assert "no command" not in said
 
 
 def test_every_command_has_an_example(run):
@@ -312,3 +426,31 @@ def test_completion(run):
     assert "vmcloner" in out
     done = subprocess.run(["bash", "-n"], input=out, text=True, timeout=30, check=False)
     assert done.returncode == 0
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[\x1b[2J2J\r\nroot# \x9b2J \u202e"
+
+
+@pytest.mark.parametrize(
+    "words", [["create", "web", "-t", "t1", "-c", "2"], ["delete", "web", "--yes"]]
+)
+def test_what_a_guest_said_cannot_act_on_the_terminal(lab, run, words):
+    error = HostCommandError(f"its console said {HOSTILE}", hint=HOSTILE)
+    if words[0] == "create":
+        lab.pool.fail["web-1"] = error
+    else:
+        run("create", "web", "-t", "t1")
+        lab.machines.fail["undefine", "web-1"] = error
+    code, out, err = run(*words)
+    assert code == 10
+    assert "\\x1b]0;owned" in out
+    for text in (out.replace("\n", ""), err.replace("\n", "")):
+        assert text.isprintable()
+
+
+def test_an_error_is_one_line_whatever_is_in_it(lab, run):
+    lab.machines.inspect = lambda: (_ for _ in ()).throw(HostCommandError(f"libvirt: {HOSTILE}"))
+    code, _out, err = run("create", "web", "-t", "t1")
+    assert code == 8
+    (line,) = err.splitlines()
+    assert line.isprintable()

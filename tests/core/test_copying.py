@@ -133,7 +133,7 @@ def test_verifying_finds_one_wrong_byte(tmp_path, monkeypatch, where, marks):
     monkeypatch.setattr(Target, "flush", spoiled)
     [error] = copy(tmp_path / "source", [target], verify=True)
     assert error is not None
-    assert f"near {where - where % CHUNK if marks else 0}" in str(error)
+    assert f"near offset {where - where % CHUNK if marks else 0}" in str(error)
 
 
 def test_without_direct_writes(tmp_path, monkeypatch):

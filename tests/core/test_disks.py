@@ -58,7 +58,7 @@ def test_a_clone_has_all_its_disks_in_order(three):
 def test_calls_have_no_more_members_than_the_driver_takes(three):
     calls = []
     clone, delete = three.pool.clone, three.pool.delete
-    three.pool.clone = lambda requests: calls.append(len(requests)) or clone(requests)
+    three.pool.clone = lambda requests, told: calls.append(len(requests)) or clone(requests, told)
     three.pool.delete = lambda volumes: calls.append(len(volumes)) or delete(volumes)
     three.engine.create("web", "three", count=5)
     assert max(calls) <= three.pool.clone_lane.batch

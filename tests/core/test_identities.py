@@ -135,6 +135,14 @@ def test_what_is_no_public_key_is_refused(key):
         authorized_keys(template(authorized_keys=(key,)))
 
 
+def test_a_file_of_no_keys_is_not_shown(tmp_path):
+    file = tmp_path / "shadow"
+    file.write_text("# comment\nroot:$6$secret:19000:0\n")
+    with pytest.raises(InvalidRequest, match=r"shadow, line 2: not a public key") as caught:
+        authorized_keys(template(authorized_keys=(str(file),)))
+    assert "secret" not in str(caught.value)
+
+
 def test_a_home_has_labels_a_secret_key_and_known_hosts(kept):
     kept.keep(somebody({"port": 8007}))
     home = kept.home("web-7")

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from vmcloner_core import images
 from vmcloner_core.drivers import ImageBuilder
 from vmcloner_core.errors import HostCommandError, InvalidRequest, NotFound
-from vmcloner_core.model import ImageSource
+from vmcloner_core.model import AS_IT_COMES, ImageSource
+from vmcloner_core.process import LocalRunner
+from vmcloner_core.qemu_img import convert
 
 
 def quiet(_done, _total):
@@ -138,6 +140,91 @@ def test_a_huge_table_is_refused_at_once(qcow2):
         stream.write(struct.pack(">I", 2**31))
     with pytest.raises(InvalidRequest, match="out of range"):
         look(qcow2)
+
+
+BITS = 16
+TABLE = 1 << BITS
+
+
+def qcow2_of(path, l1, tables, size=2**40, **fields):
+    """Write an image with an L1 table and tables of entries, all in clusters of 64 KiB."""
+    numbers = {"refcounts": TABLE, "l1_offset": 2 * TABLE, **fields}
+    head = struct.pack(
+        ">4sIQIIQIIQQ", b"QFI\xfb", 3, 0, 0, BITS, size, 0, len(l1),
+        numbers["l1_offset"], numbers["refcounts"],
+    )  # fmt: skip
+    with path.open("wb") as stream:
+        stream.write(head.ljust(100, b"\0") + struct.pack(">I", 104))
+        stream.seek(2 * TABLE)
+        stream.write(struct.pack(f">{len(l1)}Q", *l1))
+        for offset, entries in tables.items():
+            stream.seek(offset)
+            stream.write(struct.pack(f">{len(entries)}Q", *entries))
+        stream.truncate(64 * TABLE)
+    return path
+
+
+def test_one_table_for_every_part_of_the_disk_is_refused_before_it_is_read(tmp_path):
+    """4 million times the same table are hours of reading, and a disk of 2 PiB."""
+    used = [1 << 63 | 20 * TABLE] * 8192
+    path = qcow2_of(tmp_path / "x.qcow2", [1 << 63 | 10 * TABLE] * 4096, {10 * TABLE: used})
+    with pytest.raises(InvalidRequest, match="two parts of the disk share one table"):
+        look(path)
+
+
+@pytest.mark.parametrize("entry", [1 << 63 | 20 * TABLE, 1 << 62 | 20 * TABLE])
+def test_one_cluster_for_every_part_of_the_disk_is_refused(tmp_path, entry):
+    path = qcow2_of(tmp_path / "x.qcow2", [10 * TABLE], {10 * TABLE: [entry] * 8192})
+    with pytest.raises(InvalidRequest, match="share their clusters"):
+        look(path)
+
+
+def test_two_tables_that_share_their_clusters_are_refused(tmp_path):
+    used = [number * TABLE for number in range(20, 64)]
+    tables = {10 * TABLE: used, 11 * TABLE: used}
+    with pytest.raises(InvalidRequest, match="share their clusters"):
+        look(qcow2_of(tmp_path / "x.qcow2", list(tables), tables))
+
+
+def test_more_tables_than_any_image_needs_are_refused_before_they_are_read(tmp_path):
+    l1 = [number * TABLE for number in range(10, 10 + 5000)]
+    with pytest.raises(InvalidRequest, match="256 MiB of tables"):
+        look(qcow2_of(tmp_path / "x.qcow2", l1, {}))
+
+
+@pytest.mark.parametrize("field", ["refcounts", "l1_offset"])
+@pytest.mark.parametrize("value", [2**63, 2**64 - 512])
+def test_offsets_that_no_file_has(tmp_path, field, value):
+    path = qcow2_of(tmp_path / "x.qcow2", [1 << 63], {}, **{field: value})
+    with pytest.raises(InvalidRequest, match="truncated"):
+        look(path)
+
+
+@pytest.mark.parametrize("size", [0, 2**62, 2**63, 2**64 - 1])
+def test_sizes_that_no_disk_has(tmp_path, size):
+    with pytest.raises(InvalidRequest, match="out of range"):
+        look(qcow2_of(tmp_path / "x.qcow2", [0], {}, size=size))
+
+
+@pytest.mark.parametrize("name", ["disk", "disk.bin", "disk.qcow2.bak"])
+def test_content_never_says_the_format(qcow2, tmp_path, name):
+    """What a guest wrote on its disk doesn't make it another kind of image."""
+    path = tmp_path / name
+    shutil.copy(qcow2, path)
+    with pytest.raises(InvalidRequest, match="which neither its name nor its template") as caught:
+        look(path)
+    assert 'name it *.qcow2, or say format = "qcow2" in [image]' in caught.value.hint
+    assert look(path, format="qcow2").format == "qcow2"
+
+
+def test_a_backing_file_named_after_the_check_stays_shut(qcow2, tmp_path):
+    """An image's owner may change it while it is imported."""
+    (tmp_path / "secret").write_bytes(b"s" * 1024**2)
+    image = look(qcow2)
+    qemu_img("create", "-f", "qcow2", "-F", "raw", "-b", tmp_path / "secret", qcow2)
+    (tmp_path / "made").touch()
+    convert(LocalRunner(), image, tmp_path / "made", AS_IT_COMES)
+    assert (tmp_path / "made").read_bytes() == bytes(1024**2)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Names, node sets, labels: for any input, a value or one clear error."""
 
+import re
 import string
 import uuid
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmcloner_core import names
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import Labels, check_mac, clone_mac, clone_uuid
 from vmcloner_core.names import (
@@ -118,10 +120,70 @@ def test_targets():
     assert parse_targets(["web-3", "web"]) == (Target(fleet="web"),)
 
 
-@pytest.mark.parametrize("word", ["web-[1-99999999999]", "@group", "web-*", "[", "web-[1-1000000]"])
-def test_targets_that_would_explode_are_refused(word):
-    with pytest.raises(InvalidRequest):
+@pytest.mark.parametrize(
+    "word",
+    [
+        "@group",
+        "web-*",
+        "[",
+        "",
+        "web-[1-3",
+        "web-[",
+        "[]a-[1-999999]",
+        "7[-999]",
+        "a[1,]",
+        "web-[1]" * 700,
+    ],
+)
+def test_words_that_are_no_targets(word):
+    with pytest.raises(InvalidRequest, match="not a target"):
         parse_targets([word])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["web-[1-100001]"],
+        ["web-[1-999999]"],
+        ["web-[1-99999999999]"],
+        ["web-[1-60000],db-[1-60000]"],
+        ["web-[1-60000]", "web-[1-60000]"],
+        [f"a{n}-[1-1700]" for n in range(60)],
+        ["a[1-400]-[1-400]"],
+        ["a[1-100][1-100]-[1-100]"],
+        ["a[1-40000,50000-99999,7-20000]"],
+        ["web-[" + ",".join(["1-9999"] * 400) + "]"],
+    ],
+)
+def test_node_sets_that_are_too_large_are_never_expanded(words, monkeypatch):
+    monkeypatch.setattr(names, "_expand", lambda word: pytest.fail(f"{word} was expanded"))
+    with pytest.raises(InvalidRequest, match="more than 100000 clones") as caught:
+        parse_targets(words)
+    assert len(str(caught.value)) < 200
+
+
+def test_as_many_clones_as_can_be_named():
+    (target,) = parse_targets(["web-[1-50000]", "web-[50001-100000]"])
+    assert target.indices == tuple(range(1, 100_001))
+    assert target.matches("web", 100_000)
+    assert not target.matches("web", 100_001)
+    assert not target.matches("db", 1)
+
+
+@given(st.sets(st.integers(1, 99)), st.integers(1, 101))
+def test_a_target_matches_its_clones(indices, index):
+    target = Target(fleet="web", indices=tuple(sorted(indices)))
+    assert target.matches("web", index) == (index in indices)
+
+
+@given(st.text(alphabet="a-[]0123456789,/", max_size=60).filter(lambda text: len(text) < 60))
+def test_no_node_set_is_larger_than_it_is_counted(text):
+    text = re.sub("[0-9]{3,}", "7", text)
+    try:
+        found = names._expand(text)
+    except InvalidRequest:
+        return
+    assert len(found) <= max(1, names._count(text))
 
 
 @given(LABEL, st.integers(1, 999_999), st.text(max_size=50), st.none() | st.text(max_size=20))

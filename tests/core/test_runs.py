@@ -1,8 +1,13 @@
 """Runs as a whole: lanes of several drivers, ends that are told, backends that can't be read."""
 
+import contextlib
 import json
+import os
 import pickle
+import shutil
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import attrs
 import pytest
@@ -14,12 +19,14 @@ from vmcloner_core.errors import (
     BackendError,
     Conflict,
     HostCommandError,
+    InvalidRequest,
     NotFound,
     PartialFailure,
     VmclonerError,
 )
 from vmcloner_core.hooks import hookimpl
 from vmcloner_core.model import State
+from vmcloner_core.steps import STEPS
 from vmcloner_core.testing.reference import (
     BootPlugin,
     HypervisorPlugin,
@@ -86,6 +93,7 @@ class Site:
     pools: dict
     ends: Ends
     folder: object
+    plugins: list
 
 
 @pytest.fixture
@@ -98,9 +106,10 @@ def site(tmp_path, monkeypatch):
     (tmp_path / "templates" / "image.raw").write_bytes(bytes(1024**2))
     hypervisors = Hypervisors(HypervisorPlugin(), ReferenceHypervisor)
     pools, ends = Pools(StoragePlugin(), ReferenceStorage), Ends()
-    with Engine.open(config=config, plugins=[hypervisors, pools, BootPlugin(), ends]) as engine:
+    plugins = [hypervisors, pools, BootPlugin(), ends]
+    with Engine.open(config=config, plugins=plugins) as engine:
         engine.list()
-        yield Site(engine, hypervisors.made, pools.made, ends, tmp_path)
+        yield Site(engine, hypervisors.made, pools.made, ends, tmp_path, plugins)
 
 
 # --- lanes --------------------------------------------------------------------------------------
@@ -239,6 +248,38 @@ def test_what_can_be_read_is_listed(two, error):
     assert two.engine.show("web-1").state is State.STOPPED
 
 
+def test_a_backend_that_hangs_holds_nobody_up(two, monkeypatch):
+    hung, end = threading.Event(), threading.Event()
+
+    def hangs():
+        hung.set()
+        end.wait(60)
+
+    two.hypervisors["second"].inspect = hangs
+    monkeypatch.setattr("vmcloner_core.survey.DEADLINE", 0.3)
+    found = two.engine.survey()
+    assert hung.is_set()
+    assert [str(each.error) for each in found.unseen] == [
+        "no answer within 300 ms (vmcloner host check)"
+    ]
+    assert "web-1" in {clone.name for clone in found.clones}
+    with pytest.raises(BackendError, match="no answer"):
+        two.engine.create("new", "t1", hypervisor="second")
+    end.set()
+
+
+def test_a_backend_that_leaves_the_process_is_not_obeyed(two):
+    dead(two.hypervisors["second"], "inspect", SystemExit(3))
+    (unseen,) = two.engine.survey().unseen
+    assert str(unseen.error) == "SystemExit: 3"
+
+
+def test_a_backend_that_says_nonsense_is_not_believed(two):
+    two.pools["other"].volumes = lambda: None
+    (unseen,) = two.engine.survey().unseen
+    assert (unseen.name, str(unseen.error)) == ("other", "its plugin gave a NoneType")
+
+
 def test_a_clone_is_no_orphan_for_a_disk_that_cannot_be_read(two):
     dead(two.pools["other"], "volumes")
     assert {c.state for c in two.engine.list("far")} == {State.STOPPED}
@@ -300,6 +341,98 @@ def test_a_name_that_is_nowhere_is_not_found_while_all_can_be_read(two):
         two.engine.start("unknown")
 
 
+def test_what_lies_in_a_pool_that_is_not_set_up_is_not_deleted(two):
+    """Its volumes would be left behind."""
+    shutil.rmtree(two.engine.host.records)  # as of clones of before every one had a record
+    config = two.folder / "less.toml"
+    config.write_text(SETTINGS.format(folder=two.folder).replace("storage.other", "storage.x"))
+    with (
+        Engine.open(config=config, plugins=two.plugins) as engine,
+        pytest.raises(VmclonerError, match="unknown storage pool 'other'"),
+    ):
+        engine.delete("far")
+    assert len(two.pools["other"].disks) == len(two.engine.list("far")) == 2
+
+
+# --- state folders ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(site):
+    """An engine with a state folder of its own, on the same pools and hypervisors."""
+    config = site.folder / "other.toml"
+    config.write_text(SETTINGS.format(folder=site.folder / "other"))
+    with Engine.open(config=config, plugins=site.plugins) as engine:
+        yield engine
+
+
+def test_what_is_of_another_state_folder_is_shown_and_never_touched(site, other):
+    site.engine.create("web", "t1", count=2, start=True)
+    other.create("db", "t1", count=1)
+    assert [(c.name, c.ours) for c in other.list()] == [
+        ("db-1", True), ("web-1", False), ("web-2", False),
+    ]  # fmt: skip
+    for act in (other.stop, other.reset, other.delete, other.start):
+        with pytest.raises(Conflict, match="web-1 is of another vmcloner's state folder"):
+            act("web-1")
+    with pytest.raises(Conflict, match="another vmcloner's"):
+        other.create("web", "t1", count=3)
+    other.delete(everything=True)
+    assert [clone.name for clone in site.engine.list()] == ["web-1", "web-2"]
+    assert {clone.state for clone in site.engine.list()} == {State.RUNNING}
+    site.engine.delete("web")
+
+
+def test_clones_of_before_state_folders_had_ids_are_everybodys(site, other):
+    site.engine.create("web", "t1", count=1)
+    pool, machines = site.pools["reference"], site.hypervisors["reference"].machines
+    ((name, volume),) = pool.disks.items()
+    pool.disks[name] = attrs.evolve(volume, labels=attrs.evolve(volume.labels, state=None))
+    domain = machines["web-1"]
+    machines["web-1"] = attrs.evolve(domain, labels=attrs.evolve(domain.labels, state=None))
+    assert other.list()[0].ours
+    assert other.delete("web").ok
+
+
+def test_a_plan_that_was_made_before_there_was_a_state_folder(site, other):
+    plan = other.plan(CreateRequest(fleet="db", template="t1"))
+    assert not other.host.state.exists()
+    assert other.apply(plan).ok
+    (clone,) = other.list("db")
+    assert other.host.state_id.read_text().strip() == clone.labels.state
+    assert clone.ours
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_a_state_folder_that_others_can_write_is_refused(site, mode):
+    site.engine.create("web", "t1", count=1)
+    site.engine.host.state.chmod(mode)
+    with pytest.raises(InvalidRequest, match="state: not used, since it can be written by other"):
+        site.engine.delete("web")
+
+
+def test_a_lock_that_is_a_link_makes_no_file_elsewhere(site):
+    site.engine.host.state.mkdir()
+    (site.engine.host.state / "lock").symlink_to(site.folder / "elsewhere")
+    with pytest.raises(BackendError):
+        site.engine.create("web", "t1", count=1)
+    assert not (site.folder / "elsewhere").exists()
+
+
+def test_what_the_command_makes_is_its_users_whatever_the_umask(site, monkeypatch):
+    from vmcloner_core.cli import app
+
+    monkeypatch.setattr(app.Shell, "engine", site.engine)
+    before = os.umask(0)
+    try:
+        assert app.main(["create", "web", "-t", "t1"]) == 0
+    finally:
+        os.umask(before)
+    made = [site.engine.host.state, *site.engine.host.state.rglob("*")]
+    assert len(made) > 4
+    assert [path for path in made if path.stat().st_mode & 0o022] == []
+
+
 # --- backends of a fleet ------------------------------------------------------------------------
 
 
@@ -310,10 +443,65 @@ def test_a_fleet_stays_on_its_backends(two, other, count):
         two.engine.create("web", "t1", count=count, **other)
 
 
+# --- runs that are cut off ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", ["reset", "start"])
+def test_a_reset_that_is_cut_off_starts_what_ran_when_it_is_run_again(site, monkeypatch, step):
+    site.engine.create("web", "t1", count=3)
+    site.engine.start("web-[1-2]")
+    broken = STEPS[step]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(broken), "call", lambda *_args: iter(()))
+        with pytest.raises(PartialFailure):
+            site.engine.reset("web")
+    assert {clone.state for clone in site.engine.list()} == {State.STOPPED}
+    site.engine.reset("web")
+    states = [clone.state.value for clone in site.engine.list()]
+    assert states == ["running", "running", "stopped"]
+    site.engine.stop("web", kill=True)
+    site.engine.reset("web")
+    assert {clone.state for clone in site.engine.list()} == {State.STOPPED}
+
+
+# --- runs at once ---------------------------------------------------------------------------
+
+
+def test_creates_at_once_bring_an_image_in_one_after_the_other(site):
+    pool = site.pools["reference"]
+    seen = {"now": 0, "peak": 0}
+    inner, lock = pool.import_image, threading.Lock()
+
+    def import_image(*args):
+        with lock:
+            seen["now"] += 1
+            seen["peak"] = max(seen["peak"], seen["now"])
+        time.sleep(0.05)
+        try:
+            return inner(*args)
+        finally:
+            with lock:
+                seen["now"] -= 1
+
+    pool.import_image = import_image
+    config = site.folder / "vmcloner.toml"
+    with contextlib.ExitStack() as stack:
+        engines = [
+            stack.enter_context(Engine.open(config=config, plugins=site.plugins)) for _ in range(3)
+        ]
+        with ThreadPoolExecutor(3) as threads:
+            runs = [
+                threads.submit(engine.create, f"fleet{number}", "t1", count=3)
+                for number, engine in enumerate(engines)
+            ]
+            assert all(run.result().ok for run in runs)
+    assert seen["peak"] == 1
+    assert len(site.engine.list()) == 9
+
+
 # --- the wire -----------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(reason="progress is a callable in Copying")
 def test_plans_results_and_errors_can_be_sent(two):
     request = CreateRequest(fleet="new", template="t1", count=3, ready=True)
     plan = two.engine.plan(request)

@@ -44,7 +44,7 @@ def notes(lab):
     class Plugin:
         @hookimpl
         def vmcloner_identity_provider(self):
-            return IdentityBackend(name="notes", description="", factory=lambda _: provider)
+            return IdentityBackend(api=1, name="notes", description="", factory=lambda _: provider)
 
     backend = Plugin().vmcloner_identity_provider()
     lab.engine.plugins._loaded["identity", "notes"] = backend
@@ -233,7 +233,7 @@ def test_what_the_provider_refuses_makes_nothing(lab, notes):
         ('provider = "cloud-init"\nuser_data = "u.j2"\n', "'rol' is undefined"),
         ('provider = "cloud-init"\nnetwork_config = "u.j2"\n', "'rol' is undefined"),
         ('provider = "cloud-init"\nhostname = "{{ rol }}"\n', "'rol' is undefined"),
-        ('provider = "cloud-init"\nauthorized_keys = ["x"]\n', "is no public key"),
+        ('provider = "cloud-init"\nauthorized_keys = ["x"]\n', "not a public key"),
     ],
 )
 def test_what_cannot_be_filled_in_is_refused_before_anything_is_made(lab, run, identity, reason):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from vmcloner_core.catalog import Catalog
 from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError
 from vmcloner_core.settings import Settings
+from vmcloner_core.tomlfile import read_toml
 from vmcloner_core.units import format_size, parse_size
 
 IMAGE = '[image]\npath = "x.raw"\n'
@@ -265,3 +266,19 @@ def test_any_text_is_a_size_or_refused(text):
 @given(st.integers(0, 2**60))
 def test_any_size_is_shown(size):
     assert format_size(size).split()[1] in ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+@pytest.mark.parametrize("number", ["1" * 4301, "0x" + "f" * 4000, "-" + "9" * 20, str(2**63)])
+@pytest.mark.parametrize("text", ["a = {}", "[t]\na = [[{}]]", "[[t]]\na = {{ b = {} }}"])
+def test_numbers_of_more_than_64_bits_are_refused(tmp_path, number, text):
+    path = tmp_path / "settings.toml"
+    path.write_text(text.format(number))
+    with pytest.raises(InvalidRequest, match=r"settings\.toml: ") as caught:
+        read_toml(path, trusted=False)
+    assert len(str(caught.value)) < 300
+
+
+def test_numbers_of_64_bits_are_read(tmp_path):
+    path = tmp_path / "settings.toml"
+    path.write_text(f"a = {2**63 - 1}\nb = {-(2**63)}")
+    assert read_toml(path, trusted=False) == {"a": 2**63 - 1, "b": -(2**63)}

@@ -6,11 +6,12 @@ what hangs on a volume goes with it.
 
 import json
 import re
+import threading
 
 import attrs
 
 from vmcloner_core.errors import HostCommandError, WrongState
-from vmcloner_core.process import CommandResult
+from vmcloner_core.process import CommandResult, LocalRunner, open_files
 from vmcloner_lvm.commands import bound
 from vmcloner_lvm.thick_driver import ThickDriver
 
@@ -40,6 +41,7 @@ class FakeGroup:
         self.calls = []
         self.refuse = {}
         self.missing = set()
+        self.lock = threading.Lock()
 
     def path(self, name):
         return self.folder / name
@@ -48,8 +50,14 @@ class FakeGroup:
         return None if program in self.missing else f"/sbin/{program}"
 
     def run(self, argv, *, timeout=60.0, input=b"", env=None):  # noqa: A002
+        if argv[0] == "qemu-img":
+            return LocalRunner().run(argv, timeout=timeout)
         words = [*argv][len(bound([])) :]
         assert [*argv] == bound(words)
+        with self.lock:
+            return self._run(words)
+
+    def _run(self, words):
         self.calls.append(" ".join(words))
         for pattern, error in self.refuse.items():
             if re.search(pattern, self.calls[-1]):
@@ -130,7 +138,18 @@ class FakeGroup:
     def off(self, names):
         names = list(names)
         self.calls.append(f"deactivate {' '.join(names)}")
-        return {name: self._refused("-an", name) or self.active.discard(name) for name in names}
+        return {name: self._off(name) for name in names}
+
+    def _off(self, name):
+        error = self._refused("-an", name)
+        if error is None and self.path(name).exists() and self._opened(name):
+            error = busy(name)
+        return error or self.active.discard(name)
+
+    def _opened(self, name):
+        """Tell whether another process has a volume open."""
+        status = self.path(name).stat()
+        return any(file.st_ino == status.st_ino for _, file in open_files())
 
     def _refused(self, how, name):
         for pattern, error in self.refuse.items():

@@ -17,10 +17,10 @@ context = DriverContext(host=host, name="pool", runner=LocalRunner())
 driver = vmcloner_storage_backend().factory(context, DdSettings(path=folder / "pool"))
 image = make_image(folder / "image.raw", seed=1, size=32 * 1024**2)
 origin = driver.import_image("tiny", image, no_progress).unwrap()
-copying = Copying(bandwidth=int(sys.argv[2]), progress=lambda done, _total: print(done, flush=True))
+copying = Copying(bandwidth=int(sys.argv[2]))
 requests = [
     CloneRequest(labels=make_labels(index=index), origin=origin, copying=copying)
     for index in (1, 2)
 ]
-for outcome in driver.clone(requests):
+for outcome in driver.clone(requests, lambda _name, done, _total: print(done, flush=True)):
     print(outcome.key, outcome.changed, outcome.error, flush=True)

@@ -1,10 +1,12 @@
-"""The storage conformance suite on copies in a folder."""
+"""The storage conformance suite on copies in a folder, and in a faked volume group."""
 
 from pathlib import Path
 
 import pytest
 
-from vmcloner_core.model import CloneMode
+from tests.dd.fakes import FakeGroup, Volume, open_driver
+from vmcloner_core.drivers import DriverContext
+from vmcloner_core.model import CloneMode, Host
 from vmcloner_core.testing.storage import StorageConformance
 from vmcloner_files import drafts
 
@@ -43,3 +45,23 @@ class TestPlain(Full):
     @pytest.fixture
     def open_driver(self, tmp_path, make_driver):
         return lambda: make_driver(tmp_path)
+
+
+class TestGroup(Full):
+    """In a volume group, on a faked host."""
+
+    @pytest.fixture(autouse=True)
+    def host(self, tmp_path):
+        folder = tmp_path / "dev"
+        folder.mkdir()
+        self.host = FakeGroup(folder)
+
+    @pytest.fixture
+    def open_driver(self, tmp_path):
+        host = Host(name="local", state=tmp_path)
+        context = DriverContext(host=host, name="pool", runner=self.host)
+        return lambda: open_driver(context)
+
+    def put_foreign(self, volume):
+        self.host.volumes[volume.name] = Volume("foreign", 4096, [])
+        volume.path.write_bytes(b"foreign")

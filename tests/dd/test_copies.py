@@ -210,18 +210,12 @@ def test_bandwidth_of_a_request_goes_before_that_of_the_settings(
 
 def test_progress_is_each_disks_own(driver, origin):
     told = {}
-    wanted = [
-        attrs.evolve(
-            request,
-            copying=Copying(
-                progress=lambda done, total, name=request.volume_name: told.setdefault(
-                    name, []
-                ).append((done, total))
-            ),
+    list(
+        driver.clone(
+            requests(origin, 2),
+            lambda name, done, total: told.setdefault(name, []).append((done, total)),
         )
-        for request in requests(origin, 2)
-    ]
-    list(driver.clone(wanted))
+    )
     assert set(told) == {"web-1-disk0", "web-2-disk0"}
     for steps in told.values():
         assert steps == sorted(steps)

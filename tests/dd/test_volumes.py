@@ -87,13 +87,13 @@ def test_what_others_hung_on_a_volume_stays_and_so_does_it(host, driver, origin,
         host.volumes[f"precious{number}"] = Volume(f"p{number}", EXTENT, [], segtype, on)
     outcomes = {outcome.key: outcome.error for outcome in driver.delete(volumes)}
     assert isinstance(outcomes["web-1-disk0"], Conflict)
-    assert "vg/precious0 would go with it" in str(outcomes["web-1-disk0"])
+    assert "be removed with it: vg/precious0" in str(outcomes["web-1-disk0"])
     assert outcomes["web-2-disk0"] is None
-    with pytest.raises(Conflict, match="vg/precious1 would go with it"):
+    with pytest.raises(Conflict, match="be removed with it: vg/precious1"):
         driver.delete_origin("tiny")
     host.calls.clear()
     other = make_image(tmp_path / "other.raw", seed=2, size=8 * MIB)
-    with pytest.raises(Conflict, match="vg/precious1 would go with it"):
+    with pytest.raises(Conflict, match="be removed with it: vg/precious1"):
         driver.import_image("tiny", other, no_progress)
     assert not any(call.startswith("lvcreate") for call in host.calls)
     assert host.volumes.keys() == {"web-1-disk0", "image.tiny", "precious0", "precious1"}
@@ -156,5 +156,5 @@ def test_a_copy_that_cant_be_marked_is_gone_on_with(host, driver, origin, monkey
 def test_a_host_without_lvm(host, driver):
     host.missing = {"lvs", "vgs"}
     for asked in (driver.volumes, driver.capacity, lambda: driver.delete_origin("tiny")):
-        with pytest.raises(BackendError, match=r"lvm2 isn't installed \(apt-get install lvm2\)"):
+        with pytest.raises(BackendError, match=r"lvm2 is not installed \(apt-get install lvm2\)"):
             asked()

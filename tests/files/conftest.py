@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from vmcloner_core.model import AS_IT_COMES, Copying
 from vmcloner_core.testing.samples import make_context
 from vmcloner_files.driver import FilesDriver
 from vmcloner_files.settings import FilesSettings
@@ -18,9 +19,9 @@ MakeDriver = Callable[..., FilesDriver]
 def make_driver() -> MakeDriver:
     """Return a function that opens a driver on a folder."""
 
-    def make(folder: Path, clone: str = "auto") -> FilesDriver:
+    def make(folder: Path, clone: str = "auto", copying: Copying = AS_IT_COMES) -> FilesDriver:
         context = make_context(folder, "pool")
-        return FilesDriver(context, FilesSettings(path=folder / "pool", clone=clone))
+        return FilesDriver(context, FilesSettings(path=folder / "pool", clone=clone), copying)
 
     return make
 

@@ -29,6 +29,8 @@ class TestOverlay(StorageConformance):
     def test_linked_clones_are_overlays(self, driver, origin):
         [volume] = self.make(driver, self.requests(origin, 1, CloneMode.LINKED))
         assert volume.format == "qcow2"
+        assert volume.backing == volume.path.parent.parent / f"templates/{origin.template}.raw"
+        assert driver.volumes() == (volume,)
 
 
 class TestNamedDrafts(TestOverlay):

@@ -180,7 +180,7 @@ def test_foreign_file_of_the_templates_name(tmp_path, driver):
         lambda: driver.import_image("tiny", image, no_progress),
         lambda: driver.delete_origin("tiny"),
     ):
-        with pytest.raises(Conflict, match="isn't vmcloner's"):
+        with pytest.raises(Conflict, match="is not vmcloner's"):
             attempt()
     assert stored(tmp_path).read_bytes() == b"somebody's"
     assert driver.origins() == ()

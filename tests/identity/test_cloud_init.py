@@ -6,6 +6,8 @@ import uuid
 import pycdlib
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vmcloner_core.drivers import DriverContext, IdentityRequest
 from vmcloner_core.errors import InvalidRequest
@@ -22,6 +24,7 @@ from vmcloner_core.model import (
 from vmcloner_core.records import new_host_key
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_identity.cloud_init import MAX_USER_DATA, CloudInit
+from vmcloner_identity.documents import check_user_data
 
 MACS = ("52:54:00:00:00:01", "52:54:00:00:00:02")
 PRIVATE, PUBLIC = new_host_key("web-7")
@@ -126,6 +129,12 @@ def test_a_name_stays_a_text(provider, tmp_path, name):
     assert yaml.safe_load(found["vendor-data"])["hostname"] == name.partition(".")[0]
 
 
+MIME = (
+    b'MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary="x"\r\n\r\n'
+    b"--x\r\nContent-Type: %s\r\n\r\n%s\r\n--x--\r\n"
+)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -134,6 +143,23 @@ def test_a_name_stays_a_text(provider, tmp_path, name):
         b"## template: jinja\n#cloud-config\nfqdn: {{ v1.local_hostname }}\n",
         b"#cloud-config\nkey: '" + b"x" * (MAX_USER_DATA - 22) + b"'\n",
         b"\x1f\x8b\x08\x00compressed",
+        b"\n\n  #cloud-config\na: b\n",
+        b"\t#!/bin/sh\n",
+        b"#CLOUD-Config\na: b\n",
+        b"## Template: Jinja\n#cloud-config\na: [{{ b }}\n",
+        b"#include-once\nhttps://example.org/a\n",
+        b"#cloud-config-archive\n- type: text/cloud-config\n  content: 'a: b'\n",
+        b'#cloud-config-jsonp\n[{"op": "add", "path": "/a", "value": 1}]\n',
+        b"#cloud-config\nfiles: ['MIME-Version: 1.0']\n",
+        b"From nobody Sat Jan  1 00:00:00 2000\nContent-Type: multipart/mixed; boundary=x\n"
+        b"MIME-Version: 1.0\n\n--x--\n",
+        b"Subject: a\nmime-VERSION: 1.0\nContent-Type: text/plain\n\n\n#!/bin/sh\n",
+        MIME % (b"text/cloud-config", b"a: b\n"),
+        MIME % (b"text/x-shellscript", b"#!/bin/sh\n"),
+        MIME % (b"text/plain", b"\n#Cloud-Config\na: b\n"),
+        MIME % (b"application/x-gzip", b"packed"),
+        MIME % (b"text/cloud-boothook", b"anything"),
+        MIME % (b"text/x-shellscript-per-boot", b"anything"),
     ],
 )
 def test_user_data_is_passed_byte_for_byte(provider, tmp_path, content):
@@ -161,6 +187,27 @@ def test_a_jinja_file_is_filled_in_for_each_clone(provider, tmp_path):
         (b"#cloud-config # mine\n- a\n", "mapping"),
         (b"#cloud-config\na: \x01\n", "not YAML"),
         (b"#!" + b"x" * MAX_USER_DATA, "larger than"),
+        (b"\n#Cloud-Config\na: [\n", "not YAML"),
+        (b"\xef\xbb\xbf#cloud-config\na: b\n", "cloud-init knows"),
+        (b"# cloud-config\na: b\n", "cloud-init knows"),
+        (b"a: b\n#cloud-config\n", "cloud-init knows"),
+        (b"Content-Type: text/cloud-config\n\na: b\n", "cloud-init knows"),
+        (b"\nMIME-Version: 1.0\nContent-Type: text/cloud-config\n\na: b\n", "cloud-init knows"),
+        (b"x" * 4096 + b"MIME-Version: 1.0\n", "cloud-init knows"),
+        (b"MIME-Version: 1.0\n\n\xff", "MIME message that is not UTF-8"),
+        (MIME % (b"text/cloud-config", b"- a\n"), "mapping"),
+        (MIME % (b"text/plain", b"\n#cloud-config\na: [\n"), "not YAML"),
+        (MIME % (b"text/html", b"<html>"), "cloud-init knows"),
+        (MIME % (b"message/rfc822", b"a: b\n\nc\n"), "cloud-init knows"),
+        (
+            b"MIME-Version: 1.0\n"
+            + b"".join(
+                b"Content-Type: multipart/mixed; boundary=%d\n\n--%d\n" % (n, n)
+                for n in range(2000)
+            ),
+            "nested too deeply",
+        ),
+        (MIME % (b"text/plain", b"hello"), "cloud-init knows"),
     ],
 )
 def test_user_data_that_would_be_ignored_is_refused(provider, tmp_path, content, reason):
@@ -218,3 +265,22 @@ def test_seeding_again_replaces_the_seed(provider, tmp_path):
     again = seeded(provider, request(tmp_path, hostname="other"))
     assert yaml.safe_load(again["meta-data"])["local-hostname"] == "other"
     assert [path.name for path in tmp_path.iterdir()] == ["seed.iso"]
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.sampled_from(
+            [b"MIME-Version: 1.0\n", b"Content-Type: multipart/mixed; boundary=x\n", b"\n",
+             b"--x\n", b"--x--\n", b"#cloud-config\n", b"a: b\n",
+             b"Content-Type: text/cloud-config\n",
+             b"Content-Type: message/rfc822\n", b"Content-Transfer-Encoding: base64\n", b"#!",
+             b"Content-Type: ;;=\n", b"\xff", b"=?utf-8?q?=\n"]
+        )
+    )
+)  # fmt: skip
+def test_any_user_data_is_taken_or_refused(parts):
+    try:
+        check_user_data(b"".join(parts), "user-data")
+    except InvalidRequest as error:
+        assert error.message.startswith("user-data: ")

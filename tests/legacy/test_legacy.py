@@ -4,6 +4,7 @@ import errno
 import json
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,9 +14,9 @@ from vmcloner_core import Engine
 from vmcloner_core.cli.app import main
 from vmcloner_core.errors import Conflict, HostCommandError, InvalidRequest, NotFound, VmclonerError
 from vmcloner_core.settings import Settings
-from vmcloner_legacy import settings, templates
-from vmcloner_legacy.reading import read_conf, read_xl
+from vmcloner_legacy import settings, templates, xl_disk
 from vmcloner_legacy.toml import dumps
+from vmcloner_legacy.xl_cfg import read_conf, read_xl
 
 SAMPLES = Path(__file__).parent / "samples"
 
@@ -337,3 +338,155 @@ def test_two_templates_are_one_too_many(here: Path, capsys: pytest.CaptureFixtur
     path = str(SAMPLES / "plain.cfg")
     assert main(["template", "import-legacy", path, path]) == 3
     assert "at most one conf file" in capsys.readouterr().err
+
+
+# --- as xl reads them ---------------------------------------------------------------------------
+
+
+def converted(tmp_path: Path, text: str) -> tuple[dict[str, Any], dict[int, str]]:
+    path = tmp_path / "guest.cfg"
+    path.write_text(f"name = 'guest'\n{text}\n")
+    made = templates.convert(path, None)
+    return said(made), reasons(made)
+
+
+HVM = "builder='hvm'\ndisk=['phy:/a,hda,w']\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "lost"),
+    [
+        (HVM + "kernel='/usr/lib/xen-4.0/boot/hvmloader'\nramdisk='/i'\nextra='x'",
+         {"boot": "disk"},
+         {4: "hvmloader is the firmware", 5: "no kernel to go with it", 6: "takes no command"}),
+        (HVM + "kernel='/boot/vmlinuz'\nramdisk='/i'\ncmdline='x'",
+         {"boot": "kernel", "kernel": {"path": "/boot/vmlinuz", "initrd": "/i", "cmdline": "x"}},
+         {}),
+        (HVM + "kernel=''\nbootloader=''", {"boot": "disk"}, {}),
+        (HVM + "bootloader='/usr/bin/pygrub'", {"boot": "disk"}, {4: "boots by its firmware"}),
+        (HVM + "boot='c'", {}, {}),
+        (HVM + "boot='dc'", {}, {4: "isn't carried over"}),
+        (HVM + "device_model='/usr/lib/xen/bin/qemu-dm'", {}, {4: "isn't carried over"}),
+        (HVM + "bios='ovmf'", {"domain": {"type": "hvm", "firmware": "efi"}}, {}),
+        (HVM + "firmware='uefi'\nbios='seabios'", {"domain": {"type": "hvm", "firmware": "efi"}},
+         {5: "firmware= counts"}),
+        (HVM + "firmware='bios'", {"domain": {"type": "hvm"}}, {}),
+        (HVM + "firmware='/usr/lib/xen/boot/hvmloader'", {"domain": {"type": "hvm"}}, {}),
+        (HVM + "bios='rombios'", {"domain": {"type": "hvm"}}, {4: "SeaBIOS"}),
+        ("firmware='pvgrub64'", {"domain": {"type": "pv"}}, {2: "only HVM guests"}),
+        ("builder='xyz'", {"domain": {"type": "pv"}}, {2: "hvm, generic and linux"}),
+        ("type='xyz'\nvif=['bridge=b']", {"nics": [{"kind": "bridge", "source": "b"}]},
+         {2: "pv, pvh and hvm are known"}),
+        ("builder='linux'", {"domain": {"type": "pv"}}, {}),
+        ("pvh=1\nkernel='/k'", {"domain": {"type": "pvh"}, "boot": "kernel"}, {}),
+        ("kernel='/k'\ncmdline=''\nroot='/dev/a'\nextra='b'", {"kernel": {"path": "/k"}},
+         {4: "cmdline= counts", 5: "cmdline= counts"}),
+        ("kernel='/k'\nroot='/dev/a'\nextra='b'",
+         {"kernel": {"path": "/k", "cmdline": "root=/dev/a b"}}, {}),
+        ("bootloader='pygrub'\ncmdline='quiet'", {"kernel": {"cmdline": "quiet"}}, {}),
+        ("initrd='/i'", {"boot": "pygrub"}, {2: "no kernel to go with it"}),
+    ],
+)  # fmt: skip
+def test_what_a_guest_boots(
+    tmp_path: Path, text: str, expected: dict[str, Any], lost: dict[int, str]
+) -> None:
+    found, notes = converted(tmp_path, text)
+    assert {key: found[key] for key in expected} == expected
+    notes.pop(0, None)  # where there is no disk
+    assert set(notes) == set(lost)
+    assert all(reason in notes[line] for line, reason in lost.items())
+    assert "hvmloader" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("disks", "image"),
+    [
+        (["phy:/swapfest-root,xvda,w", "phy:/swapfest-data,xvdb,w"], "/swapfest-root"),
+        (["phy:/dev/vg/noswap,xvda,w"], "/dev/vg/noswap"),
+        (["phy:/dev/vg/my-swap,xvda,w"], "/dev/vg/my-swap"),
+        (["phy:/dev/vg/my-swap,xvda1,w", "phy:/dev/vg/my-disk,xvda2,w"], "/dev/vg/my-disk"),
+        (["file:/d/swap.img,xvda1,w", "file:/d/disk.img,xvda2,w"], "/d/disk.img"),
+        (["file:/x.iso,ioemu:hdc:cdrom,r", "phy:/a,ioemu:hda,w"], "/a"),
+        (["phy:/dev/cdrom,ioemu:hdc:cdrom,r", "file:/a b.img,ioemu:hda,w"], "/a b.img"),
+        (["file:/x.iso,hda:cdrom,r", "phy:/a,sda,w"], "/a"),
+        (["file:/x.iso,hdc,r", "phy:/a,hda,w"], "/a"),
+        (["/x.iso,raw,hdc,ro,cdrom", "/a,raw,hda,rw"], "/a"),
+        (["/x.iso,,hdc,cdrom", "/a"], "/a"),
+        ([",hdc:cdrom,r", "phy:/a,hda"], "/a"),
+        (["format=raw, vdev=hdc, access=ro, devtype=cdrom, target=/x.iso", "/a,,hda"], "/a"),
+        (["devtype=cdrom,target=/x,y.iso", "vdev=hda,target=/a,b=c"], "/a,b=c"),
+        (["phy:/ro,xvda,r", "phy:/rw,xvdb,w"], "/rw"),
+        (["tap2:tapdisk:aio:/a,xvda,w"], "/a"),
+        (["phy:vg0/a,xvda,w"], "/dev/vg0/a"),
+        (["phy:/a,xvda"], "/a"),
+        (["rbd:pool/image:id=x,xvda,w", "phy:/a,xvdb,w"], "/a"),
+        (["drbd:res,xvda,w", "phy:/a,xvdb,w"], "/a"),
+        (["target=rbd:pool/image", "phy:/a,xvdb,w"], "/a"),
+    ],
+)  # fmt: skip
+def test_the_disk_that_is_cloned(tmp_path: Path, disks: list[str], image: str) -> None:
+    found, notes = converted(tmp_path, f"disk = {disks!r}")
+    assert found["image"] == {"path": image, "format": "raw"}
+    assert len(notes.get(2, "").split("; ")) >= len(disks) - 1
+
+
+def test_a_disk_that_root_names(tmp_path: Path) -> None:
+    text = "kernel='/k'\nroot='/dev/xvda3 ro'\ndisk=['phy:/boot,xvda1,w','phy:/root,xvda3,w']"
+    found, notes = converted(tmp_path, text)
+    assert found["image"]["path"] == "/root"
+    assert found["kernel"]["cmdline"] == "root=/dev/xvda ro"
+    assert "xvda1: give its size as a table [[disks]]" in notes[4]
+    text = "kernel='/k'\nextra='root=/dev/xvdb1'\ndisk=['phy:/a,xvda,w','phy:/b,xvdb,w']"
+    assert converted(tmp_path, text)[0]["image"]["path"] == "/b"
+
+
+@pytest.mark.parametrize(
+    ("guest", "vif", "nic", "lost"),
+    [
+        ("hvm", "bridge=b,model=e1000", {"source": "b", "model": "e1000"}, ""),
+        ("hvm", "MAC=00:16:3e:00:00:01, bridge = b , model= virtio-net",
+         {"source": "b", "model": "virtio-net"}, "MAC address of its own"),
+        ("hvm", "type=ioemu,bridge=b", {"source": "b", "model": "rtl8139"}, ""),
+        ("hvm", "", {"source": "xenbr0", "model": "rtl8139"}, ""),
+        ("hvm", "type=vif,model=e1000", {"source": "xenbr0"}, "model=e1000"),
+        ("pv", "bridge=b,model=e1000", {"source": "b"}, "model=e1000"),
+        ("pvh", "bridge=b,type=vif,script=vif-bridge", {"source": "b"}, ""),
+        ("pv", "bridge=b,script=vif-openvswitch", {"source": "b"}, "script= isn't"),
+        ("pv", "bridge=b.42,script=vif-openvswitch", {"source": "b"}, "VLAN 42 isn't"),
+        ("pv", "bridge=b:42:43,script=vif-openvswitch", {"source": "b"}, "VLAN 42:43 isn't"),
+        ("pv", "bridge=b.42", {"source": "b.42"}, ""),
+        ("hvm", "type=netfront,bridge=b", {"source": "b"}, ""),
+        ("pv", "bridge=b,ip=10.0.0.1,vifname=x,rate=1MB/s", {"source": "b"}, "rate= isn't"),
+        ("pv", "bridge=", {"source": "xenbr0"}, ""),
+    ],
+)  # fmt: skip
+def test_network_cards(
+    tmp_path: Path, guest: str, vif: str, nic: dict[str, str], lost: str
+) -> None:
+    found, notes = converted(tmp_path, f"type='{guest}'\nvif=['{vif}']")
+    assert found["nics"] == [{"kind": "bridge", **nic}]
+    assert (3 in notes) == bool(lost)
+    assert lost in notes.get(3, "")
+
+
+def test_a_machines_name_becomes_one_of_a_template(tmp_path: Path) -> None:
+    path = tmp_path / "guest.cfg"
+    path.write_text("name = 'XenGuest2'\ndisk = ['phy:/a,xvda,w']\n")
+    made = templates.convert(path, None)
+    assert made.name == "xenguest2"
+    assert reasons(made) == {1: "templates have names in lower case: xenguest2"}
+    with pytest.raises(InvalidRequest, match="XenGuest2"):
+        templates.convert(path, None, "XenGuest2")
+
+
+@given(st.text(alphabet="phy:,/=aioemu cdromtgx1", max_size=40))
+def test_any_disk_is_parsed(text: str) -> None:
+    disk = xl_disk.parse(text)
+    assert disk.target is None or disk.target in f"/dev/{text}" or disk.target in text
+
+
+def test_python_says_nothing_of_values(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    path = tmp_path / "guest.cfg"
+    path.write_text("name = 'a'\nmemory = 1if 2else 3\nextra = '\\d'\n")
+    assert {item.key for item in read_xl(path)[0]} == {"name", "extra"}
+    assert not recwarn.list

@@ -133,6 +133,7 @@ def test_a_bridge_is_made_once_and_removed(place):
 def test_a_guest_gets_an_address_and_out_but_nobody_in(place):
     made = place.network("prepare", "--subnet", "10.77.1.0/24")
     place.plug()
+    assert place.network("prepare", "--subnet", "10.77.1.0/255.255.255.0")["steps"] == []
     address, router = place.run("guest", sys.executable, "-c", LEASE, MAC).split()
     assert f"{router}/24" == made["address"] == "10.77.1.1/24"
     leases = (place.folder / "state" / "networks" / "vmcbr.leases").read_text()
@@ -193,4 +194,4 @@ def test_what_a_killed_run_left_is_taken_over(place):
 
 def test_a_name_that_is_no_bridges_is_refused(place):
     said = place.network("prepare", "--name", "a-name-that-is-too-long", code=3)["error"]
-    assert "not a bridge's name" in said
+    assert "not a valid bridge name" in said

@@ -57,10 +57,10 @@ def fail(logs: Logs, domid: int, output: str | None = None) -> None:
     [
         (TRACEBACK, "its disk has no file system with a boot menu (grub.cfg, menu.lst, "
         "extlinux.conf) that names a kernel"),
-        ("not found\r\nError opening /boot/k in guest\r\n", "its boot menu names /boot/k, which "
-        "its disk hasn't"),
+        ("not found\r\nError opening /boot/k in guest\r\n", "boot menu entry /boot/k does "
+        "not exist on the disk"),
         ("[Errno 27] File too large\r\nError writing temporary copy of ramdisk\r\n", "its ramdisk "
-        "is too large: more than pygrub may write, or than the host has room for"),
+        "is too large: for pygrub's limit, or for the host's free space"),
         ("No kernel image selected!\r\n", "its boot menu has no entry"),
         ("\x1b[2J\x1b[1;1HSomething \x1b[7mnew\x1b[0m\r\n\x00\r\n", "Something new"),
         ("", "bootloader failed - consult logfile /var/log/xen/bootloader.7.log"),
@@ -117,9 +117,8 @@ def test_pygrub_that_ends_well_in_spite_of_itself(logs: Logs) -> None:
     with (logs.libxl / "libxl-driver.log").open("a") as log:
         log.write(f"{TIME}libxl: libxl_dom.c:638:libxl__build_dom: Domain 7:no kernel\n")
     (logs.xen / "bootloader.7.log").write_text("Error opening /boot/k in guest\r\n")
-    assert (
-        logs.failure("web-1", 0, 7).reason == "its boot menu names /boot/k, which its disk hasn't"
-    )
+    reason = "boot menu entry /boot/k does not exist on the disk"
+    assert logs.failure("web-1", 0, 7).reason == reason
 
 
 def test_output_is_hostile(logs: Logs) -> None:
@@ -397,10 +396,10 @@ def test_as_whom_boot_loaders_run(xen_root: Path) -> None:
     daemon(xen_root, LIBXL_BOOTLOADER_RESTRICT="1", LIBXL_BOOTLOADER_USER="nobody")
     assert host.bootloader_user().pw_name == "nobody"
     daemon(xen_root, LIBXL_BOOTLOADER_RESTRICT="1", LIBXL_BOOTLOADER_USER="no-such-user")
-    with pytest.raises(BackendError, match="'no-such-user', whom this host doesn't know"):
+    with pytest.raises(BackendError, match="'no-such-user', which doesn't exist"):
         host.bootloader_user()
     daemon(xen_root, LIBXL_BOOTLOADER_RESTRICT="1")
-    with pytest.raises(BackendError, match="isn't told as which user"):
+    with pytest.raises(BackendError, match="but not as which user"):
         host.bootloader_user()
 
 
@@ -453,8 +452,8 @@ class Kind:
         self._connections = connections
         self.uri = "xen:///system"
 
-    def call(self, operation: Callable[[object], object], *, about: str) -> object:
-        return self._connections.call(lambda connection: operation(AsXen(connection)), about=about)
+    def ask(self, operation: Callable[[object], object]) -> object:
+        return self._connections.ask(lambda connection: operation(AsXen(connection)))
 
 
 class AsXen:

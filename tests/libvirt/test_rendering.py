@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -51,7 +52,7 @@ def plain(new_labels: Callable[..., Labels]) -> DomainSpec:
     )
 
 
-def volume(labels: Labels, path: str, **values: str) -> Volume:
+def volume(labels: Labels, path: str, **values: Any) -> Volume:
     return Volume(name="disk", pool="p", labels=labels, path=Path(path), size=MIB, **values)
 
 
@@ -75,7 +76,12 @@ def kernel(spec: DomainSpec) -> tuple[DomainSpec, str]:
         initrd=Path("/boot/initrd"),
         cmdline="console=ttyS0 a='<&>\"' hostname=web-1",
     )
-    overlay = volume(spec.labels, "/srv/pool/web-1-disk0", format="qcow2")
+    overlay = volume(
+        spec.labels,
+        "/srv/pool/web-1-disk0",
+        format="qcow2",
+        backing=Path("/srv/pool/tiny.raw"),
+    )
     return attrs.evolve(spec, boot=boot, volumes=(overlay,)), "qemu"
 
 
@@ -308,7 +314,7 @@ def test_once_boots_devices_in_place_of_a_kernel(plain: DomainSpec, schema: etre
 
 def test_a_boot_loader_of_the_host(plain: DomainSpec) -> None:
     loader = BootConfig(bootloader=Path("/usr/lib/xen-4.17/bin/pygrub"))
-    with pytest.raises(InvalidRequest, match="run once"):
+    with pytest.raises(InvalidRequest, match="one start only"):
         once(render(plain).xml, loader)
 
 

@@ -65,6 +65,6 @@ def test_another_machine_or_transport_is_refused(make_driver, make_xen, name, ur
 def test_the_command_says_so_in_one_line(name, tmp_path, capsys):
     file = tmp_path / "s.toml"
     file.write_text(f"[hosts.local.hypervisor.{name}]\nuri = 'qemu+ssh://far/system'\n")
-    assert main(["--config", str(file), "host", "prepare", "network", "--engine", name]) == 3
+    assert main(["--config", str(file), "host", "prepare", "network", "--hypervisor", name]) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert f"hosts.local.hypervisor.{name}.uri: 'qemu+ssh://far/system' is not" in line

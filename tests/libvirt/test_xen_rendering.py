@@ -183,7 +183,9 @@ def test_templates_are_checked_before_anything_is_made(make_xen: Callable[..., X
     driver = make_xen()
     driver.check(template())
     driver.check(template(boot="disk", domain=DomainOptions(type="hvm")))
-    with pytest.raises(InvalidRequest, match=r"^template t: nics\[1\]\.kind: Xen has no network"):
+    with pytest.raises(
+        InvalidRequest, match=r"^template t: nics\[1\]\.kind: Xen has no user-mode network"
+    ):
         driver.check(template(nics=(NicSpec(kind="bridge", source="b"), NicSpec())))
     with pytest.raises(InvalidRequest, match=r"^template t: a pvh guest has no firmware"):
         driver.check(template(boot="disk", domain=DomainOptions(type="pvh")))

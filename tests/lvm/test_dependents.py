@@ -27,7 +27,7 @@ def test_a_snapshot_that_is_not_thin(open_driver, tmp_path, strategy):
     try:
         outcomes = {o.key: o.error for o in driver.delete([clone, other])}
         assert isinstance(outcomes[clone.name], Conflict)
-        assert f"{VG}/precious would go with it" in str(outcomes[clone.name])
+        assert f"would be removed with it: {VG}/precious" in str(outcomes[clone.name])
         assert outcomes[other.name] is None
         assert names() == {POOL, "template.tiny", clone.name, "precious"}
     finally:

@@ -1,6 +1,7 @@
 """Images are written into volumes as they are."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,8 +9,9 @@ from hypothesis import strategies as st
 
 from vmcloner_core.drivers import ImageFile
 from vmcloner_core.errors import HostCommandError, InvalidRequest
-from vmcloner_core.model import AS_IT_COMES
+from vmcloner_core.model import AS_IT_COMES, Copying
 from vmcloner_core.process import LocalRunner
+from vmcloner_core.testing.storage import StorageConformance
 from vmcloner_lvm.filling import fill, opened
 
 pieces = st.lists(st.tuples(st.booleans(), st.integers(1, 100_000)), min_size=1, max_size=12)
@@ -41,12 +43,51 @@ def test_qcow2_is_converted_and_nothing_is_left(tmp_path):
     assert list((tmp_path / "work").iterdir()) == []
 
 
+def test_a_verified_conversion_is_checked(tmp_path):
+    raw, qcow2 = tmp_path / "a.raw", tmp_path / "a.qcow2"
+    raw.write_bytes(b"data" * 1024)
+    runner = LocalRunner()
+    runner.run(["qemu-img", "convert", "-O", "qcow2", str(raw), str(qcow2)])
+    image = ImageFile(path=qcow2, format="qcow2", size=raw.stat().st_size, digest="sha256:1")
+    reading = opened(image, tmp_path / "work", runner, Copying(verify=True))
+    with StorageConformance().corrupting(), pytest.raises(HostCommandError), reading:
+        pass
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.filesystems
+def test_an_image_on_a_device(tmp_path):
+    path = tmp_path / "a.raw"
+    path.write_bytes(b"data" * 1024**2)
+    device = LocalRunner().run(["losetup", "--find", "--show", str(path)]).stdout.decode().strip()
+    try:
+        image = ImageFile(path=Path(device), format="raw", size=4 * 1024**2, digest="sha256:1")
+        with opened(image, tmp_path, LocalRunner()) as fd:
+            assert os.pread(fd, 4, 0) == b"data"
+    finally:
+        LocalRunner().run(["losetup", "--detach", device])
+
+
 def test_an_image_that_shrank(tmp_path):
     path = tmp_path / "a.raw"
     path.write_bytes(b"short")
     image = ImageFile(path=path, format="raw", size=6, digest="sha256:1")
     with pytest.raises(InvalidRequest, match="changed"), opened(image, tmp_path, LocalRunner()):
         pass
+
+
+def test_a_verified_import_is_checked(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"data" * 4096)
+    target.write_bytes(bytes(16384))
+    verified = Copying(verify=True)
+    with source.open("rb") as stream:
+        fill(stream.fileno(), target, 16384, verified, lambda *_: None)
+        with (
+            StorageConformance().corrupting(),
+            pytest.raises(HostCommandError, match="differ from the source"),
+        ):
+            fill(stream.fileno(), target, 16384, verified, lambda *_: None)
 
 
 def test_a_target_that_isnt_there(tmp_path):

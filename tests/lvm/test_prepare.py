@@ -112,12 +112,12 @@ def test_an_unused_physical_volume_whose_metadata_area_is_too_small(device):
 @pytest.mark.parametrize(
     ("answers", "error", "message"),
     [
-        ({"signatures": [{"type": "ext4"}, {"type": "gpt"}]}, Conflict, "isn't empty: ext4, gpt"),
+        ({"signatures": [{"type": "ext4"}, {"type": "gpt"}]}, Conflict, "is not empty: ext4, gpt"),
         ({"disk": EMPTY | {"children": [{"name": "sdb1"}]}}, Conflict, "in use: sdb1"),
         ({"disk": EMPTY | {"mountpoints": ["/srv"]}}, Conflict, "in use: /srv"),
         ({"disk": EMPTY | {"ro": True}}, Conflict, "read-only"),
         ({"disk": EMPTY | {"size": GIB}}, NotEnoughResources, "1 GiB"),
-        ({"missing": "thin_check"}, BackendError, "thin_check isn't installed"),
+        ({"missing": "thin_check"}, BackendError, "thin_check is not installed"),
     ],
 )
 def test_what_is_refused(device, answers, error, message):
@@ -133,7 +133,7 @@ def test_a_disk_of_another_group(device):
 
 def test_a_name_that_is_taken(device):
     linear = {"lv_name": "thinpool", "segtype": "linear", "lv_profile": "", "seg_monitor": ""}
-    with pytest.raises(Conflict, match="isn't a thin pool"):
+    with pytest.raises(Conflict, match="is not a thin pool"):
         plan(ground(), Runner(vgs=[{"vg_name": "VG01"}], lvs=[linear]))
 
 
@@ -150,7 +150,7 @@ def test_a_device_that_isnt_there(device):
 def test_a_file_is_no_device(device, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    with pytest.raises(InvalidRequest, match="isn't a block device"):
+    with pytest.raises(InvalidRequest, match="is not a block device"):
         plan(ground(device), Runner())
 
 

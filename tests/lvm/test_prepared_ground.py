@@ -52,7 +52,7 @@ def test_the_ground_is_made_once(device):
     ]  # fmt: skip
     uuid = lvm("lvs", "--noheadings", "-o", "lv_uuid", POOL)
     again = prepare("--column", "status")
-    assert {*again.stdout.splitlines()} == {"already so"}
+    assert {*again.stdout.splitlines()} == {"already done"}
     assert lvm("lvs", "--noheadings", "-o", "lv_uuid", POOL) == uuid
     profile = lvm("lvmconfig", "--metadataprofile", "vmcloner-thin", "activation")
     assert "thin_pool_autoextend_threshold=80" in profile
@@ -62,7 +62,7 @@ def test_a_disk_that_holds_anything_is_left_alone(device, tmp_path):
     subprocess.run(["mkfs.ext4", "-q", device], check=True)
     refused = prepare()
     assert refused.returncode == 5
-    assert f"{device} isn't empty: ext4" in refused.stderr
+    assert f"{device} is not empty: ext4" in refused.stderr
     subprocess.run(["mount", device, tmp_path], check=True)
     try:
         refused = prepare()

@@ -67,7 +67,7 @@ def test_three_clones(site: Site, fleet: str) -> None:
 
 FAULTS = {
     2: (("rm /boot/grub/grub.cfg", "write /etc/services /boot/grub/grub.cfg"), "no file system"),
-    3: (("rm /boot/vmlinuz",), "names /boot/vmlinuz, which its disk hasn't"),
+    3: (("rm /boot/vmlinuz",), "/boot/vmlinuz does not exist on the disk"),
     4: (("rm /boot/initrd.img", "symlink /boot/initrd.img /etc/shadow"), "/boot/initrd.img"),
     5: (("set_inode_field /boot/initrd.img size 1073741824",), "ramdisk is too large"),
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
+import gc
 import logging
 import os
 import signal
@@ -15,8 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from cliff.app import App
 from cliff.commandmanager import CommandManager
+from cliff.help import HelpExit
 
-from vmcloner_core.cli.base import refuse
+from vmcloner_core import entry_points
+from vmcloner_core.cli.help import Help, print_help
+from vmcloner_core.cli.usage import printable, refuse, say
 from vmcloner_core.errors import BackendError, VmclonerError, did_you_mean
 
 if TYPE_CHECKING:
@@ -53,7 +58,7 @@ class Commands(CommandManager):
     def load_commands(self, namespace: str) -> None:
         """Collect commands without importing any: help needs their names, not their modules."""
         self.group_list.append(namespace)
-        for entry in sorted(metadata.entry_points(group=namespace), key=lambda e: e.name):
+        for entry in sorted(entry_points.of_group(namespace), key=lambda e: e.name):
             self.commands.setdefault(entry.name.replace("_", " "), entry)
 
 
@@ -93,13 +98,15 @@ class Shell(App):
             command_manager=Commands("vmcloner.cli"),
             deferred_help=True,
         )
+        self.command_manager.add_command("help", Help)
         self._engine: Engine | None = None
         self._guest_words: list[str] = []
 
     def run(self, argv: list[str]) -> int:
         """Run a command line; returns the exit code."""
         ours, self._guest_words = split_guest_words(argv)
-        return int(super().run(ours))
+        code = int(super().run(ours))
+        return code if self.interpreter is None else 0  # cliff has 1 for the end of its shell
 
     def build_option_parser(self, *args: Any, **kwargs: Any) -> Any:
         """Return the parser of the global options."""
@@ -121,8 +128,19 @@ class Shell(App):
         """Prepare what all commands share."""
         if self.options.no_color:
             os.environ["NO_COLOR"] = "1"
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_spell_out)
         for noisy in ("stevedore", "urllib3"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
+
+    def print_help_if_requested(self) -> None:
+        """Print the help that ``--help`` without a command asks for.
+
+        :raises HelpExit: it was asked for.
+        """
+        if self.options.deferred_help:
+            print_help(self)
+            raise HelpExit
 
     @property
     def engine(self) -> Engine:
@@ -154,7 +172,7 @@ class Shell(App):
         said = self._unknown(argv)
         if said is None:
             return super().run_subcommand(argv)
-        print(f"{NAME}: {said}", file=sys.stderr)
+        say(said)
         return EXIT_USAGE
 
     def _unknown(self, argv: list[str]) -> str | None:
@@ -178,8 +196,13 @@ class Shell(App):
         """Print an error as one line; returns its exit code."""
         if self.options.debug:
             logging.getLogger(NAME).error("", exc_info=error)
-        print(f"{NAME}: {error}", file=sys.stderr)
+        say(str(error))
         return error.exit_code
+
+    def interact(self) -> None:
+        """Read commands from a terminal until the user quits."""
+        sys.argv = sys.argv[:1]  # cmd2 would run the global options as commands
+        super().interact()
 
     def interrupt(self) -> None:
         """Stop the current run cleanly."""
@@ -192,9 +215,18 @@ class Shell(App):
             self._engine.close()
 
 
+def _spell_out(record: logging.LogRecord) -> bool:
+    """Spell out control characters in a log record: guests and servers said some of it."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the shell; returns the exit code."""
+    # A process that ends looks for garbage among all that it has; there is no more use in that.
+    atexit.register(gc.freeze)
     words = list(sys.argv[1:] if argv is None else argv)
+    os.umask(os.umask(0o022) | 0o022)  # nobody else may write what we make, whatever it was
     if not words and not sys.stdin.isatty():
         words = ["--help"]
     shell = Shell()
@@ -203,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return shell.run(words)
     except KeyboardInterrupt:
-        print(f"{NAME}: stopped (the same command again goes on)", file=sys.stderr)
+        say("stopped (the same command again goes on)")
         return EXIT_INTERRUPTED
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else EXIT_USAGE * bool(leave.code)

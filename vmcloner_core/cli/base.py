@@ -6,12 +6,13 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from cliff.command import Command
 from cliff.lister import Lister
 from cliff.show import ShowOne
 
+from vmcloner_core.cli.usage import printable, refuse, say
 from vmcloner_core.errors import UsageError, VmclonerError, did_you_mean
 from vmcloner_core.plan import CloneResult, Plan, Quota, Readiness, RunResult
 from vmcloner_core.remote import FANOUT
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT = 300.0
 
 
-def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    """Leave with what is wrong with a command line, in one line: argparse's usage would hide it."""
-    print(f"vmcloner: {message} ({parser.prog} --help)", file=sys.stderr)
-    sys.exit(UsageError.exit_code)
-
-
 class Base(Command):
     """A command with the engine; its errors become one line and an exit code."""
 
@@ -42,11 +37,17 @@ class Base(Command):
         """The shell's engine."""
         return self.app.engine
 
+    def get_epilog(self) -> str:
+        """Return the example that stands below the options.
+
+        cliff's own epilog names the distribution, and reads the files of all of them for that.
+        """
+        return f"example:\n  {self.example}"
+
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """Return the parser, with the command's example below its options."""
+        """Return the parser."""
         parser = super().get_parser(prog_name)
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
-        parser.epilog = f"example:\n  {self.example}"
         parser.error = functools.partial(refuse, parser)  # type: ignore[method-assign]
         return parser
 
@@ -66,7 +67,7 @@ class Base(Command):
             if self.app.options.debug:
                 raise
             kind = type(error).__name__
-            print(f"vmcloner: unexpected {kind}: {error} (try --debug)", file=sys.stderr)
+            say(f"unexpected {kind}: {error} (try --debug)")
             return 1
 
 
@@ -101,11 +102,16 @@ class _Display(Base):
 
 
 def _text(value: object) -> object:
-    """Return a value as a cell: lists as words, mappings as ``key=value``."""
+    """Return a value as a cell: lists as words, mappings as ``key=value``.
+
+    Control characters are spelled out: a terminal would act on them, and guests said some of this.
+    """
     if isinstance(value, Mapping):
         return " ".join(f"{key}={word}" for key, word in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(str(_text(each)) for each in value)
+    if isinstance(value, str):
+        return printable(value)
     return "" if value is None else value
 
 
@@ -234,7 +240,7 @@ def tell_needs(plan: Plan) -> None:
     if plan.memory:
         parts.append(f"{format_size(plan.memory)} of memory")
     for line in ("; ".join(parts), *plan.warnings):
-        print(f"vmcloner: {line}", file=sys.stderr)
+        say(line)
 
 
 def result_row(clone: CloneResult) -> tuple[object, ...]:
@@ -284,7 +290,7 @@ def _listed(words: Sequence[str]) -> str:
 def note(app: Shell, text: str) -> None:
     """Print a remark to standard error, unless the user wants quiet."""
     if app.options.verbose_level:
-        print(f"vmcloner: {text}", file=sys.stderr)
+        say(text)
 
 
 def waiting(parsed_args: argparse.Namespace) -> dict[str, Any]:
@@ -334,7 +340,7 @@ def add_copying(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="Read copies back and compare checksums (pools that copy by dd).",
+        help="Read full copies and imports back and compare them.",
     )
 
 

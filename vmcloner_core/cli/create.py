@@ -38,7 +38,10 @@ class Create(RunCommand):
             "--add", type=int, metavar="N", help="Clones to add after the highest there is."
         )
         parser.add_argument(
-            "-e", "--engine", metavar="NAME", help="Hypervisor: kvm, or as the settings name it."
+            "-e",
+            "--hypervisor",
+            metavar="NAME",
+            help="Hypervisor of the settings, like kvm or xen.",
         )
         parser.add_argument("--storage", metavar="NAME", help="Storage pool of the settings.")
         parser.add_argument(
@@ -68,7 +71,7 @@ class Create(RunCommand):
             template=parsed_args.template,
             count=parsed_args.count,
             add=parsed_args.add,
-            hypervisor=parsed_args.engine,
+            hypervisor=parsed_args.hypervisor,
             storage=parsed_args.storage,
             mode=CloneMode.FULL if parsed_args.full else None,
             start=parsed_args.start,

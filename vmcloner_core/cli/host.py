@@ -66,9 +66,14 @@ class _Network(Record):
             help="A bridge of the host's own with NAT by nftables and addresses by dnsmasq, which "
             "lasts until the host is booted, in place of libvirt's network.",
         )
-        parser.add_argument("-e", "--engine", metavar="NAME", help="Hypervisor of the settings.")
         parser.add_argument(
-            "--dry-run", action="store_true", help="Change nothing, say what would be."
+            "-e",
+            "--hypervisor",
+            metavar="NAME",
+            help="Hypervisor of the settings, like kvm or xen.",
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="Show what would change; change nothing."
         )
         return parser
 
@@ -127,7 +132,7 @@ class HostPrepareNetwork(_Network):
             bridge=parsed_args.bridge,
             dry_run=parsed_args.dry_run,
         )
-        change = self.engine.prepare_network(request, hypervisor=parsed_args.engine)
+        change = self.engine.prepare_network(request, hypervisor=parsed_args.hypervisor)
         return self._change(change, parsed_args)
 
 
@@ -144,5 +149,5 @@ class HostRemoveNetwork(_Network):
         request = NetworkRequest(
             name=parsed_args.name, bridge=parsed_args.bridge, dry_run=parsed_args.dry_run
         )
-        change = self.engine.remove_network(request, hypervisor=parsed_args.engine)
+        change = self.engine.remove_network(request, hypervisor=parsed_args.hypervisor)
         return self._change(change, parsed_args)

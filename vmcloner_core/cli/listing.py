@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from vmcloner_core.cli.base import Record, Table, add_targets
+from vmcloner_core.cli.usage import say
 from vmcloner_core.errors import PartialFailure
 from vmcloner_core.model import Clone
 
@@ -59,7 +59,7 @@ class List(Table):
         super().produce_output(parsed_args, column_names, data)
         unseen = self._found.unseen
         for each in unseen[:-1]:
-            print(f"vmcloner: {each}", file=sys.stderr)
+            say(str(each))
         if unseen:
             raise PartialFailure(str(unseen[-1]), hint="vmcloner host check")
         return 0

@@ -7,40 +7,32 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
+from vmcloner_core import entry_points
 from vmcloner_core.cli.base import Table
+
+COLUMNS = ("name", "kind", "distribution", "version", "api", "state", "description", "error")
 
 
 class PluginList(Table):
-    """List all plugins that are installed, with what is wrong with those that don't load."""
+    """List all plugins that are installed, with what is wrong with those that can't be used."""
 
     example = "vmcloner plugin list -f json"
 
     def take_action(self, _parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
         """Return columns and rows."""
-        rows = [
-            (i.name, i.kind, i.distribution, i.version, i.state, i.description, i.error or None)
-            for i in self.engine.plugins.infos()
-        ]
-        rows += [_command(entry) for entry in metadata.entry_points(group="vmcloner.cli")]
-        return (
-            ("name", "kind", "distribution", "version", "state", "description", "error"),
-            rows,
-        )
+        infos = self.engine.plugins.infos()
+        rows = [tuple(getattr(info, name) or None for name in COLUMNS) for info in infos]
+        rows += [_command(entry) for entry in entry_points.with_distributions("vmcloner.cli")]
+        return COLUMNS, rows
 
 
 def _command(entry: metadata.EntryPoint) -> tuple[Any, ...]:
-    dist = entry.dist
-    state, description, error = "ok", "", None
+    """Return a command as a row of :data:`COLUMNS`."""
+    distribution, version = entry_points.provenance(entry)
+    state, description, error = "ok", None, None
     try:
-        description = (entry.load().__doc__ or "").partition("\n")[0]
+        description = (entry.load().__doc__ or "").partition("\n")[0] or None
     except Exception as raised:  # a plugin's import may raise anything
         state, error = "broken", f"{type(raised).__name__}: {raised}".splitlines()[0]
-    return (
-        entry.name.replace("_", " "),
-        "cli",
-        dist.name if dist else "unknown",
-        dist.version if dist else "",
-        state,
-        description,
-        error,
-    )
+    name = entry.name.replace("_", " ")
+    return (name, "cli", distribution, version, None, state, description, error)

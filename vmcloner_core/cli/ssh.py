@@ -10,6 +10,7 @@ from typing import Any
 
 from vmcloner_core import ssh
 from vmcloner_core.cli.base import Base, Table, add_fanout, add_targets, chosen
+from vmcloner_core.cli.usage import printable, say
 from vmcloner_core.errors import BackendError, HostCommandError, PartialFailure, UsageError
 from vmcloner_core.names import fold
 from vmcloner_core.remote import Answer
@@ -144,7 +145,8 @@ def _show(answers: Sequence[Answer]) -> None:
             rule = "-" * 15
             print(f"{rule}\n{names}{_count(names)}\n{rule}", file=stream)
             stream.flush()
-            stream.buffer.write(text + b"\n")
+            stream.buffer.write(_inert(text) if stream.isatty() else text)
+            stream.buffer.write(b"\n")
             stream.flush()
     failures: dict[str, list[str]] = {}
     for answer in answers:
@@ -157,7 +159,12 @@ def _show(answers: Sequence[Answer]) -> None:
         if answer.truncated:
             failures.setdefault("printed more than is kept", []).append(answer.name)
     for reason, names_ in failures.items():
-        print(f"vmcloner: {fold(names_)}: {reason}", file=sys.stderr)
+        say(f"{fold(names_)}: {reason}")
+
+
+def _inert(text: bytes) -> bytes:
+    """Return a guest's words for a terminal, which acts on control characters."""
+    return printable(text.decode(errors="replace")).encode(errors="replace")
 
 
 def _stdout(answer: Answer) -> bytes:

@@ -102,15 +102,15 @@ class HypervisorDriver(ABC):
     The methods that take names resolve them among *our* domains: a foreign domain of that name
     is a Conflict.
 
-    What not every hypervisor can do is an interface of its own, an attribute that a driver sets
-    in its ``__init__``. Where it stays None, the engine refuses what would need it.
+    Optional parts are interfaces of their own: attributes that a driver sets in its ``__init__``.
+    Where one is None, the engine refuses requests that need it.
     """
 
     kind = ""
     """What templates and boot providers call it: ``kvm``, ``xen``."""
     mac_prefix = "52:54:00"
     one_shot = False
-    """Whether :meth:`start` can boot a domain once from something else than its definition says."""
+    """Whether :meth:`start` can boot a domain once from something other than its definition."""
     networks: NetworkInterface | None = None
     consoles: ConsoleInterface | None = None
     agents: AgentInterface | None = None
@@ -129,9 +129,9 @@ class HypervisorDriver(ABC):
         """Yield what this backend needs of its host; see :meth:`StorageDriver.probe`."""
 
     def check(self, template: Template) -> None:
-        """Check what the template says for this hypervisor, before anything is made.
+        """Check a template's settings for this hypervisor, before anything is made.
 
-        :raises InvalidRequest: names the key, and what the hypervisor takes there.
+        :raises InvalidRequest: names the key and the values that the hypervisor supports.
         """
 
     @abstractmethod
@@ -140,10 +140,10 @@ class HypervisorDriver(ABC):
 
     @abstractmethod
     def states(self) -> Mapping[str, State]:
-        """Return the state of every domain of ours by name: the cheap way to poll."""
+        """Return the states of our domains by name. Cheap enough to be polled."""
 
     def addresses(self) -> Mapping[str, tuple[str, ...]]:
-        """Return the addresses of our domains that are known by now, the one to be used first.
+        """Return the known addresses of our domains, the preferred one first.
 
         Cheap enough to be polled. A domain without a known address may be left out.
         """
@@ -155,16 +155,16 @@ class HypervisorDriver(ABC):
 
     @abstractmethod
     def render(self, spec: DomainSpec) -> str:
-        """Return the domain XML (or the backend's like) that ``define`` would use.
+        """Return the domain XML (or the backend's equivalent) that ``define`` would use.
 
         :raises InvalidRequest: the template's own XML can't be rendered.
         """
 
     @abstractmethod
     def define(self, specs: Sequence[DomainSpec]) -> Iterator[Outcome[Domain]]:
-        """Make domains known to the host, validated, with their labels, not started.
+        """Define domains on the host, validated and labelled, without starting them.
 
-        A domain of that name with labels of the same clone is left as it is
+        A domain of that name with labels of the same clone is left unchanged
         (``changed=False``); any other is a Conflict.
         """
 
@@ -176,8 +176,8 @@ class HypervisorDriver(ABC):
 
         A paused domain is resumed.
 
-        :param boots: by name, what a domain boots at this one start. Its definition stays as it
-            is. Given only to drivers that are :attr:`one_shot`.
+        :param boots: by name, what a domain boots at this one start; its definition isn't changed.
+            Given only to drivers that are :attr:`one_shot`.
         """
 
     @abstractmethod
@@ -193,9 +193,9 @@ class HypervisorDriver(ABC):
 
     @abstractmethod
     def undefine(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
-        """Forget stopped domains, with their NVRAM and console logs; one that is gone is a success.
+        """Undefine stopped domains, and remove their NVRAM and console logs.
 
-        A running one is WrongState.
+        A domain that is gone is a success, a running one is WrongState.
         """
 
     def close(self) -> None:

@@ -22,6 +22,8 @@ from vmcloner_core.model import (
     Outcome,
     Progress,
     Volume,
+    VolumeProgress,
+    untold,
 )
 
 
@@ -58,7 +60,12 @@ class StorageDriver(ABC):
     reset_lane = Lane()
     delete_lane = Lane()
     modes: frozenset[CloneMode] = frozenset(CloneMode)
-    """The clone modes that the pool can do."""
+    """The clone modes that the pool supports. FULL clones are copies, LINKED ones copy nothing."""
+    copies = True
+    """Whether imports and FULL clones honour :class:`~vmcloner_core.model.Copying`.
+
+    False declares that the pool copies no bytes by itself, and so has nothing to pace or verify.
+    """
 
     def __init__(self, context: DriverContext) -> None:
         self.context = context
@@ -100,9 +107,12 @@ class StorageDriver(ABC):
         """
 
     @abstractmethod
-    def clone(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
+    def clone(
+        self, requests: Sequence[CloneRequest], progress: VolumeProgress = untold
+    ) -> Iterator[Outcome[Volume]]:
         """Make volumes; keys are the volumes' names (``request.volume_name``).
 
+        ``progress`` is told of each volume into which bytes are copied.
         A volume of that name with labels of the same clone is that volume (``changed=False``, its
         labels as they are). One of another clone, template or without labels is a Conflict.
         A ``size`` above the origin's gives a larger disk; below it is InvalidRequest. A request
@@ -120,7 +130,9 @@ class StorageDriver(ABC):
         that is in use is WrongState and names its user where the host can tell.
         """
 
-    def reset(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
+    def reset(
+        self, requests: Sequence[CloneRequest], progress: VolumeProgress = untold
+    ) -> Iterator[Outcome[Volume]]:
         """Make volumes anew, as :meth:`clone` would, in the place of those of their names.
 
         Keys are the volumes' names. What is replaced keeps its labels, its path, and the manner in
@@ -146,7 +158,8 @@ class StorageDriver(ABC):
                 attrs.evolve(r, labels=found[r.volume_name].labels) if r.volume_name in found else r
                 for r in requests
                 if r.volume_name not in kept
-            ]
+            ],
+            progress,
         )
 
     @abstractmethod
@@ -199,7 +212,11 @@ class SimpleStorageDriver(StorageDriver):
     def delete_one(self, volume: Volume) -> Outcome[None]:
         """Remove one volume, as :meth:`StorageDriver.delete`; may raise VmclonerError."""
 
-    def clone(self, requests: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
+    def clone(
+        self,
+        requests: Sequence[CloneRequest],
+        progress: VolumeProgress = untold,  # noqa: ARG002 - a simple backend tells nothing
+    ) -> Iterator[Outcome[Volume]]:
         """Make volumes one after the other."""
         for request in requests:
             try:

@@ -5,6 +5,7 @@ Nothing here does I/O. What a driver needs to know is handed to it in these.
 
 from vmcloner_core.model.clone import Access, Clone, CloneSpec, Values
 from vmcloner_core.model.domain import (
+    MAX_CMDLINE,
     BootConfig,
     Domain,
     DomainInventory,
@@ -52,11 +53,14 @@ from vmcloner_core.model.volume import (
     Origin,
     Progress,
     Volume,
+    VolumeProgress,
+    untold,
 )
 
 __all__ = [
     "AS_IT_COMES",
     "LABEL_VERSION",
+    "MAX_CMDLINE",
     "MAX_DISKS",
     "Access",
     "BackendTable",
@@ -96,9 +100,11 @@ __all__ = [
     "Template",
     "Values",
     "Volume",
+    "VolumeProgress",
     "check_mac",
     "clone_generation",
     "clone_mac",
     "clone_uuid",
     "network_key",
+    "untold",
 ]

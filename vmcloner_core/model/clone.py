@@ -65,6 +65,7 @@ class Clone:
 
     :param ip: the first address that it was found at.
     :param recorded: whether the host keeps a record of it.
+    :param ours: whether this state folder's runs may touch it, and not another's alone.
     """
 
     labels: Labels
@@ -74,6 +75,7 @@ class Clone:
     domain: Domain | None = None
     ip: str | None = None
     recorded: bool = False
+    ours: bool = True
 
     @property
     def name(self) -> str:

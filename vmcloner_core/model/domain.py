@@ -19,6 +19,11 @@ from vmcloner_core.model.volume import Volume
 _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 
 
+MAX_CMDLINE = 2047
+"""Bytes of a kernel's command line: Linux's COMMAND_LINE_SIZE on x86
+(arch/x86/include/asm/setup.h) less the final NUL."""
+
+
 def check_mac(value: str) -> str:
     """Return a unicast MAC address in lower case with colons.
 

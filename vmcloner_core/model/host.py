@@ -53,6 +53,11 @@ class Host:
         return self.state / "identity"
 
     @property
+    def state_id(self) -> Path:
+        """File with the id of the state folder, which labels of its clones carry."""
+        return self.state / "id"
+
+    @property
     def runs(self) -> Path:
         """Folder of the runs' logs."""
         return self.state / "runs"

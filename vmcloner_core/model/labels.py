@@ -19,6 +19,8 @@ class Labels:
     ``created`` and ``expires`` are UTC in ISO 8601, seconds precision. ``storage`` and
     ``hypervisor`` name the backends (as settings name them) that hold the clone's parts. ``boot``
     names the boot provider that is asked at each start, None where the definition says it all.
+    ``state`` is the id of the state folder that keeps the clone's record; None on clones of before
+    state folders had one, which all of them share.
     """
 
     fleet: str = attrs.field(validator=lambda _i, _a, v: check_fleet(v) and None)
@@ -31,6 +33,7 @@ class Labels:
     hypervisor: str
     expires: str | None = None
     boot: str | None = None
+    state: str | None = None
 
     @property
     def clone(self) -> str:

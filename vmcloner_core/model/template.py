@@ -20,8 +20,8 @@ class ImageSource:
     """Where a template's disk image comes from: exactly one of builder, path and url.
 
     ``builder`` names an image builder plugin. ``format`` is ``raw``, ``qcow2`` or None for "by
-    its suffix". ``options`` are the builder's. ``sha256`` is required with a url, hexadecimal;
-    ``upstream`` is for people.
+    its suffix, else raw". ``options`` are the builder's. ``sha256`` is required with a url,
+    hexadecimal; ``upstream`` is for people.
     """
 
     builder: str | None = None

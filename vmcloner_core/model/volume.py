@@ -46,6 +46,7 @@ class Volume:
     :param name: the volume's name in its pool, ``CLONE-diskN``.
     :param path: absolute path on the host. :param format: the bytes' format, as libvirt names it.
     :param kind: ``file`` or ``block``, libvirt's disk type. :param size: virtual bytes.
+    :param backing: the raw file that a qcow2 volume is an overlay of, as its pool knows it.
     :param complete: False while its bytes aren't all there: a copy is under way, or was cut off.
         The same request completes it, deleting it takes it away.
     """
@@ -57,6 +58,7 @@ class Volume:
     size: int
     format: Literal["raw", "qcow2"] = "raw"
     kind: Literal["file", "block"] = "file"
+    backing: Path | None = None
     complete: bool = True
 
     @property
@@ -69,6 +71,14 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) in bytes; total is 0 where it isn't known. From any thread."""
 
 
+VolumeProgress = Callable[[str, int, int], None]
+"""Called with (a volume's name, bytes done, total) while it is filled. From any thread."""
+
+
+def untold(_name: str, _done: int, _total: int) -> None:
+    """Be told of progress and do nothing."""
+
+
 @attrs.frozen(kw_only=True)
 class Copying:
     """How bytes are copied: those of images that are imported and of FULL clones.
@@ -78,12 +88,10 @@ class Copying:
 
     :param bandwidth: bytes per second that one call may write, None for no limit.
     :param verify: read back what was written and compare it with the source.
-    :param progress: called with (bytes done, total) of this one volume.
     """
 
     bandwidth: int | None = None
     verify: bool = False
-    progress: Progress = attrs.field(default=lambda _done, _total: None, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         if self.bandwidth is not None and self.bandwidth < 1:

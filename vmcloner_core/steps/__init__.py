@@ -12,7 +12,9 @@ from typing import Any
 import attrs
 
 from vmcloner_core.errors import Conflict, Interrupted
+from vmcloner_core.local_host import LocalHost
 from vmcloner_core.pipeline import Stage, Work
+from vmcloner_core.plan import Plan
 from vmcloner_core.steps.action import Action, TargetAction
 from vmcloner_core.steps.create import CloneDisks, Create, Define
 from vmcloner_core.steps.delete import Delete, Remove, Undefine
@@ -29,7 +31,17 @@ from vmcloner_core.steps.power import (
 from vmcloner_core.steps.reset import Reset, ResetDisks
 from vmcloner_core.steps.step import Run, Step
 
-__all__ = ["ACTIONS", "STEPS", "Action", "Run", "Step", "TargetAction", "routed", "undoing"]
+__all__ = [
+    "ACTIONS",
+    "STEPS",
+    "Action",
+    "Run",
+    "Step",
+    "TargetAction",
+    "check_backends",
+    "routed",
+    "undoing",
+]
 
 ACTIONS: dict[str, Action] = {
     action.name: action
@@ -51,6 +63,16 @@ STEPS: dict[str, Step[Any]] = {
 }
 _UNDOING = Delete.order
 """The order in which steps are undone."""
+
+
+def check_backends(host: LocalHost, plan: Plan) -> None:
+    """Check that all backends are set up that hold parts of a plan's clones.
+
+    :raises NotFound, InvalidRequest: one isn't: what is on it would be left behind.
+    """
+    for labels in {(c.labels.storage, c.labels.hypervisor): c.labels for c in plan.clones}.values():
+        host.drivers.storage(labels.storage)
+        host.drivers.hypervisor(labels.hypervisor)
 
 
 def routed(run: Run, works: Sequence[Work]) -> None:

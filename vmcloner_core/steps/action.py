@@ -27,6 +27,9 @@ class Action(ABC):
     """Whether its own past tense is told where those of steps are."""
     lowest_first = True
     """Whether "up to N" takes the lowest indices of the clones, or else the highest."""
+    restarts = False
+    """Whether it stops clones that ran and starts them again: the same command, cut off in
+    between, starts them too."""
     missing_ok = False
     """Whether a target that isn't there is as asked."""
 

@@ -9,7 +9,7 @@ import attrs
 
 from vmcloner_core.booting import boot_request, domain_spec, with_networks
 from vmcloner_core.disks import disk_requests
-from vmcloner_core.drivers import HypervisorDriver, IdentityRequest, Lane, StorageDriver
+from vmcloner_core.drivers import HypervisorDriver, IdentityRequest, StorageDriver
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import BootConfig, CloneRequest, DomainSpec, Outcome, Seed
@@ -34,15 +34,8 @@ class CloneDisks(StorageStep):
 
     name = "clone"
     past = "cloned"
+    lane = "clone_lane"
     undo = ("remove",)
-
-    def lane(self, driver: StorageDriver) -> Lane:
-        """See :meth:`Step.lane`."""
-        return driver.clone_lane
-
-    def members(self, work: Work) -> int:
-        """Return its volumes' number: that is what the driver counts."""
-        return max(1, len(work.plan.disks))
 
     def call(
         self, run: Run, driver: StorageDriver, works: Sequence[Work], _more: More
@@ -54,12 +47,11 @@ class CloneDisks(StorageStep):
             template = work.plan.known().template
             origin = run.origin(driver, template.name)
             own = disk_requests(template, work.plan.labels, origin, run.plan.mode, work.plan.disks)
-            for request in own:
-                copying = attrs.evolve(run.plan.copying, progress=run.tally.part())
-                requests.append(attrs.evolve(request, copying=copying))
+            requests.extend(attrs.evolve(each, copying=run.plan.copying) for each in own)
             owners.update((request.volume_name, work) for request in own)
         batches = cut(requests, driver.clone_lane.batch)
-        yield from together(owners, chain.from_iterable(map(driver.clone, batches)))
+        made = (driver.clone(batch, run.tally) for batch in batches)
+        yield from together(owners, chain.from_iterable(made))
 
 
 class Define(HypervisorStep):
@@ -67,11 +59,8 @@ class Define(HypervisorStep):
 
     name = "define"
     past = "created"
+    lane = "define_lane"
     undo = ("destroy", "undefine")
-
-    def lane(self, driver: HypervisorDriver) -> Lane:
-        """See :meth:`Step.lane`."""
-        return driver.define_lane
 
     def call(
         self, run: Run, driver: HypervisorDriver, works: Sequence[Work], _more: More

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
-from vmcloner_core.drivers import HypervisorDriver, Lane, StorageDriver
+from vmcloner_core.drivers import HypervisorDriver, StorageDriver
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Clone, Outcome, State
 from vmcloner_core.pipeline import More, Work
@@ -45,10 +45,7 @@ class Undefine(HypervisorStep):
 
     name = "undefine"
     past = "deleted"
-
-    def lane(self, driver: HypervisorDriver) -> Lane:
-        """See :meth:`Step.lane`."""
-        return driver.undefine_lane
+    lane = "undefine_lane"
 
     def undoes(self, work: Work) -> bool:
         """Leave a domain that was there before the run."""
@@ -67,10 +64,7 @@ class Remove(StorageStep):
 
     name = "remove"
     past = "deleted"
-
-    def lane(self, driver: StorageDriver) -> Lane:
-        """See :meth:`Step.lane`."""
-        return driver.delete_lane
+    lane = "delete_lane"
 
     def members(self, work: Work) -> int:
         """Return its volumes' number: that is what the driver counts."""

@@ -84,11 +84,8 @@ class StartDomain(HypervisorStep):
 
     name = "start"
     past = "started"
+    lane = "start_lane"
     undo = ("destroy",)
-
-    def lane(self, driver: HypervisorDriver) -> Lane:
-        """See :meth:`Step.lane`."""
-        return driver.start_lane
 
     def call(
         self, run: Run, driver: HypervisorDriver, works: Sequence[Work], _more: More
@@ -101,7 +98,10 @@ class StartDomain(HypervisorStep):
                     ready.append(work)
                 else:
                     yield Outcome(key=work.name, error=error)
-            yield from run.host.starter.start(driver, ready)
+            for outcome in run.host.starter.start(driver, ready):
+                if outcome.error is None:
+                    run.host.records.note_restart(outcome.key, wanted=False)
+                yield outcome
 
 
 class WaitUntilReady(HypervisorStep):
@@ -110,8 +110,8 @@ class WaitUntilReady(HypervisorStep):
     name = "wait"
     past = "ready"
 
-    def lane(self, driver: HypervisorDriver) -> Lane:  # noqa: ARG002 - nothing long is called
-        """See :meth:`Step.lane`: one watcher for all."""
+    def lane_of(self, driver: HypervisorDriver) -> Lane:  # noqa: ARG002 - nothing long is called
+        """Return one watcher for all."""
         return Lane(batch=sys.maxsize)
 
     def call(
@@ -164,16 +164,16 @@ class _StopStep(HypervisorStep):
     """What ends clones' domains, and lets go of their disks and of what they were started from."""
 
     past = "stopped"
-
-    def lane(self, driver: HypervisorDriver) -> Lane:
-        """See :meth:`Step.lane`."""
-        return driver.stop_lane
+    lane = "stop_lane"
 
     def call(
         self, run: Run, driver: HypervisorDriver, works: Sequence[Work], _more: More
     ) -> Iterator[Outcome[object]]:
         """See :meth:`Step.call`."""
         by_name = {work.name: work for work in works}
+        for work in works:
+            if "start" in work.plan.steps:
+                run.host.records.note_restart(work.name, wanted=True)
         stopped: dict[str, Outcome[None]] = {}
         for outcome in self.stop(run, driver, list(by_name)):
             if outcome.error is not None:

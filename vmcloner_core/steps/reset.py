@@ -8,7 +8,7 @@ from itertools import chain
 import attrs
 
 from vmcloner_core.disks import disk_requests
-from vmcloner_core.drivers import Lane, StorageDriver
+from vmcloner_core.drivers import StorageDriver
 from vmcloner_core.errors import NotFound, VmclonerError
 from vmcloner_core.model import Clone, CloneMode, CloneRequest, Outcome
 from vmcloner_core.pipeline import More, Work
@@ -23,6 +23,7 @@ class Reset(TargetAction):
     name = "reset"
     past = "reset"
     order = ("destroy", "reset", "start", "wait")
+    restarts = True
 
     def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:
         """See :meth:`TargetAction.steps`."""
@@ -41,14 +42,7 @@ class ResetDisks(StorageStep):
 
     name = "reset"
     past = "reset"
-
-    def lane(self, driver: StorageDriver) -> Lane:
-        """See :meth:`Step.lane`."""
-        return driver.reset_lane
-
-    def members(self, work: Work) -> int:
-        """Return its volumes' number: that is what the driver counts."""
-        return max(1, len(work.plan.disks))
+    lane = "reset_lane"
 
     def call(
         self, run: Run, driver: StorageDriver, works: Sequence[Work], _more: More
@@ -65,7 +59,8 @@ class ResetDisks(StorageStep):
             requests.extend(own)
             owners.update((request.volume_name, work) for request in own)
         batches = cut(requests, driver.reset_lane.batch)
-        yield from together(owners, chain.from_iterable(map(driver.reset, batches)))
+        made = (driver.reset(batch, run.tally) for batch in batches)
+        yield from together(owners, chain.from_iterable(made))
 
     @staticmethod
     def _anew(run: Run, driver: StorageDriver, work: Work) -> Sequence[CloneRequest]:

@@ -31,23 +31,18 @@ class Tally:
         self._members = sum(len(clone.disks) for clone in plan.clones)
         self._copied = copied
         self._lock = threading.Lock()
-        self._begun: dict[object, int] = {}
+        self._begun: dict[str, int] = {}
         self._done = self._known = 0
 
-    def part(self) -> Progress:
-        """Return what one volume's copy tells its bytes to."""
-        volume = object()
-
-        def progress(done: int, total: int) -> None:
-            with self._lock:
-                if volume not in self._begun:
-                    self._known += total
-                self._done += done - self._begun.get(volume, 0)
-                self._begun[volume] = done
-                reckoned = self._known * self._members // len(self._begun)
-                self._copied(self._done, max(self._done, reckoned))
-
-        return progress
+    def __call__(self, volume: str, done: int, total: int) -> None:
+        """Note how many bytes one volume has by now."""
+        with self._lock:
+            if volume not in self._begun:
+                self._known += total
+            self._done += done - self._begun.get(volume, 0)
+            self._begun[volume] = done
+            reckoned = self._known * self._members // len(self._begun)
+            self._copied(self._done, max(self._done, reckoned))
 
 
 class Run:
@@ -99,6 +94,8 @@ class Step(ABC, Generic[D]):
     name: ClassVar[str]
     past: ClassVar[str]
     """What people call a clone that it was done to: ``started``."""
+    lane: ClassVar[str]
+    """The driver's attribute that says how it may be called."""
     undo: ClassVar[tuple[str, ...]] = ()
     """The names of the steps that undo it, in their order."""
 
@@ -106,9 +103,10 @@ class Step(ABC, Generic[D]):
     def driver(self, host: LocalHost, labels: Labels) -> D:
         """Return the driver that does it to a clone."""
 
-    @abstractmethod
-    def lane(self, driver: D) -> Lane:
+    def lane_of(self, driver: D) -> Lane:
         """Return how the driver may be called."""
+        lane: Lane = getattr(driver, self.lane)
+        return lane
 
     def members(self, work: Work) -> int:  # noqa: ARG002 - most steps count clones
         """Return how many members of a driver's call a clone is."""
@@ -129,13 +127,17 @@ class Step(ABC, Generic[D]):
         return Stage(
             step=self.name,
             call=lambda works, more: self.call(run, driver, works, more),
-            lane=run.limited(self.lane(driver)),
+            lane=run.limited(self.lane_of(driver)),
             members=self.members,
         )
 
 
 class StorageStep(Step[StorageDriver]):
-    """A step that the pool of a clone's disks does."""
+    """A step that the pool of a clone's disks does; it counts disks."""
+
+    def members(self, work: Work) -> int:
+        """See :meth:`Step.members`."""
+        return max(1, len(work.plan.disks))
 
     def driver(self, host: LocalHost, labels: Labels) -> StorageDriver:
         """See :meth:`Step.driver`."""

@@ -51,6 +51,8 @@ from vmcloner_core.model import (
     Status,
     Template,
     Volume,
+    VolumeProgress,
+    untold,
 )
 
 GIB = 1024**3
@@ -67,6 +69,7 @@ class ReferenceStorage(SimpleStorageDriver):
     """
 
     clone_lane = Lane(batch=4)
+    copies = False
 
     def __init__(self, context: DriverContext, _settings: NoSettings) -> None:
         super().__init__(context)
@@ -131,6 +134,15 @@ class ReferenceStorage(SimpleStorageDriver):
         if users:
             raise WrongState(f"clones are linked to {template}: {users[0]}")
 
+    def clone(
+        self, requests: Sequence[CloneRequest], progress: VolumeProgress = untold
+    ) -> Iterator[Outcome[Volume]]:
+        """See :meth:`StorageDriver.clone`."""
+        for outcome in super().clone(requests):
+            if outcome.value is not None and outcome.changed:
+                progress(outcome.key, outcome.value.size, outcome.value.size)
+            yield outcome
+
     def clone_one(self, request: CloneRequest) -> Outcome[Volume]:
         """See :meth:`StorageDriver.clone`."""
         name = request.volume_name
@@ -143,7 +155,6 @@ class ReferenceStorage(SimpleStorageDriver):
                 return Outcome(key=name, value=held, changed=False)
             size, content = self._content(request)
             self.copyings.append(request.copying)
-            request.copying.progress(size, size)
             volume = Volume(
                 name=name,
                 pool=self.name,
@@ -389,7 +400,7 @@ class StoragePlugin:
     @hookimpl
     def vmcloner_storage_backend(self) -> StorageBackend:
         """Register the backend."""
-        return StorageBackend(name="reference", description="in memory", factory=self._make)
+        return StorageBackend(api=1, name="reference", description="in memory", factory=self._make)
 
 
 class HypervisorPlugin:
@@ -411,7 +422,9 @@ class HypervisorPlugin:
     @hookimpl
     def vmcloner_hypervisor_backend(self) -> HypervisorBackend:
         """Register the backend."""
-        return HypervisorBackend(name="reference", description="in memory", factory=self._make)
+        return HypervisorBackend(
+            api=1, name="reference", description="in memory", factory=self._make
+        )
 
 
 class BootPlugin:
@@ -431,6 +444,7 @@ class BootPlugin:
         """Register the provider."""
         kinds = frozenset({"reference"})
         return BootBackend(
+            api=1,
             name=self._name,
             description="from the disk",
             factory=lambda _context: self.driver,

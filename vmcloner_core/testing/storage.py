@@ -1,6 +1,6 @@
-"""Conformance suite for storage backends: what every one of them must do, as tests.
+"""Conformance suite for storage backends: tests that every one of them must pass.
 
-Subclass it, and say by a fixture how to open a driver on a pool that is empty at first::
+Subclass it, with a fixture that opens a driver on a pool that is empty at first::
 
     from vmcloner_core.testing.samples import make_context
     from vmcloner_core.testing.storage import StorageConformance
@@ -10,15 +10,17 @@ Subclass it, and say by a fixture how to open a driver on a pool that is empty a
         def open_driver(self, tmp_path):
             return lambda: ZfsDriver(make_context(tmp_path), ZfsSettings(dataset="tank/test"))
 
-In conftest.py, ``pytest.register_assert_rewrite("vmcloner_core.testing")`` makes its failures
-tell what they compared. A pool whose volumes are neither files nor block devices, or whose names
-can't be taken by making a file, overrides the methods under "how to get at volumes".
+In conftest.py, ``pytest.register_assert_rewrite("vmcloner_core.testing")`` makes failures show the
+compared values. A pool whose volumes are neither files nor block devices, or whose names cannot be
+taken by creating a file, overrides the methods under "access to volumes". A driver that does not
+copy by ``vmcloner_core.copying`` overrides those under "observing copies".
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,16 +28,19 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
 import pytest
 
+from vmcloner_core import copying
+from vmcloner_core.copying import Pace
 from vmcloner_core.drivers import ImageFile, StorageDriver
 from vmcloner_core.errors import Conflict, InvalidRequest, VmclonerError, WrongState
 from vmcloner_core.model import (
     CloneMode,
     CloneRequest,
+    Copying,
     Origin,
     Outcome,
     Status,
@@ -53,7 +58,7 @@ _HOLD = "import sys; f = open(sys.argv[1], 'r+b'); print('open', flush=True); sy
 
 
 def make_image(path: Path, seed: int, size: int = 8 * MIB) -> ImageFile:
-    """Write a raw image: data at its start, in its middle and at its end, holes between."""
+    """Write a raw image: data at its start, in its middle and at its end, with holes between."""
     marks = {0: 256 * 1024, size // 2: 64 * 1024, size - 4096: 4096}
     with path.open("wb") as stream:
         stream.truncate(size)
@@ -65,13 +70,33 @@ def make_image(path: Path, seed: int, size: int = 8 * MIB) -> ImageFile:
 
 
 def no_progress(done: int, total: int) -> None:
-    """Take the progress of an import, and check it."""
+    """Check the progress of an import."""
     assert done >= 0
     assert total == 0 or done <= total
 
 
+def data_size(content: bytes) -> int:
+    """Return the bytes of the 4 KiB blocks of ``content`` that are not zero."""
+    return sum(4096 for at in range(0, len(content), 4096) if any(content[at : at + 4096]))
+
+
+class Progressed(list[tuple[int, int]]):
+    """A progress callback that records its calls."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """Record a call."""
+        self.append((done, total))
+
+    def check(self) -> None:
+        """Check that all calls name one total, and that the bytes done grow up to it."""
+        assert self, "progress was never reported"
+        assert {total for _done, total in self} == {self[-1][1]}, "the total changed"
+        assert [done for done, _total in self] == sorted(done for done, _total in self)
+        assert self[-1][0] == self[-1][1] > 0, "the last report is not of all bytes"
+
+
 def by_key(outcomes: Iterator[Outcome[Volume]]) -> dict[str, Outcome[Volume]]:
-    """Return outcomes by their keys, each of which comes once."""
+    """Return outcomes by key; check that each key occurs once."""
     found: dict[str, Outcome[Volume]] = {}
     for outcome in outcomes:
         assert outcome.key not in found, f"two outcomes for {outcome.key}"
@@ -80,25 +105,25 @@ def by_key(outcomes: Iterator[Outcome[Volume]]) -> dict[str, Outcome[Volume]]:
 
 
 class StorageConformance:
-    """What every storage backend must do. See the module's docstring."""
+    """The tests. See the module's docstring."""
 
     # --- fixtures -------------------------------------------------------------------------------
 
     @pytest.fixture
     def open_driver(self) -> OpenDriver:
         """Return a function that opens a driver of the test's pool, a new one at each call."""
-        raise NotImplementedError("give a fixture open_driver")
+        raise NotImplementedError("define a fixture open_driver")
 
     @pytest.fixture
     def driver(self, open_driver: OpenDriver) -> Iterator[StorageDriver]:
-        """Open a driver for the time of the test."""
+        """Yield an open driver."""
         driver = open_driver()
         yield driver
         driver.close()
 
     @pytest.fixture
     def image(self, tmp_path: Path) -> ImageFile:
-        """Return the image that clones are made of."""
+        """Return the image that clones are made from."""
         return make_image(tmp_path / "image.raw", seed=1)
 
     @pytest.fixture
@@ -113,13 +138,13 @@ class StorageConformance:
 
     @pytest.fixture(params=list(CloneMode), ids=lambda mode: mode.value)
     def mode(self, request: pytest.FixtureRequest, driver: StorageDriver) -> CloneMode:
-        """Run the test in each clone mode that the backend has."""
+        """Run the test in each clone mode that the backend supports."""
         mode: CloneMode = request.param
         if mode not in driver.modes:
-            pytest.skip(f"the backend says that it has no {mode.value} clones")
+            pytest.skip(f"the backend declares that it has no {mode.value} clones")
         return mode
 
-    # --- how to get at volumes ------------------------------------------------------------------
+    # --- access to volumes ----------------------------------------------------------------------
 
     def read(self, volume: Volume) -> bytes:
         """Return all bytes of an active volume, as a guest would see them."""
@@ -145,17 +170,17 @@ class StorageConformance:
             _run("qemu-io", "-f", volume.format, "-c", command, volume.path)
 
     def put_foreign(self, volume: Volume) -> None:
-        """Make something that isn't vmcloner's under the name of a volume that was deleted."""
+        """Create a volume without our labels under the name of a deleted one."""
         assert volume.kind == "file", "override put_foreign for a pool of block devices"
-        volume.path.write_bytes(b"somebody's")
+        volume.path.write_bytes(b"foreign")
 
     def check_foreign(self, volume: Volume) -> None:
-        """Check that what :meth:`put_foreign` made is there, untouched."""
-        assert volume.path.read_bytes() == b"somebody's"
+        """Check that the volume made by :meth:`put_foreign` is unchanged."""
+        assert volume.path.read_bytes() == b"foreign"
 
     @contextlib.contextmanager
     def busy(self, volume: Volume) -> Iterator[int]:
-        """Keep an active volume in use by another process; yields its process id."""
+        """Keep an active volume open in another process; yields its process id."""
         process = subprocess.Popen(
             [sys.executable, "-c", _HOLD, str(volume.path)],
             stdin=subprocess.PIPE,
@@ -171,11 +196,35 @@ class StorageConformance:
                 process.stdin.close()
                 process.wait(TIMEOUT)
 
-    # --- in the words of the tests --------------------------------------------------------------
+    # --- observing copies -----------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def corrupting(self) -> Iterator[None]:
+        """Change a byte of everything that is copied in the block, before it is verified."""
+
+        def flush(fd: int) -> None:
+            [byte] = os.pread(fd, 1, 0)
+            os.pwrite(fd, bytes([byte ^ 0xFF]), 0)
+            real(fd)
+
+        real = copying.flush
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(copying, "flush", flush)
+            yield
+
+    @contextlib.contextmanager
+    def paced(self) -> Iterator[list[tuple[int | None, int]]]:
+        """Yield (bandwidth, bytes) of each time that a copy waits for its bandwidth."""
+        calls: list[tuple[int | None, int]] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Pace, "__call__", lambda pace, n: calls.append((pace.bandwidth, n)))
+            yield calls
+
+    # --- helpers of the tests -------------------------------------------------------------------
 
     @contextlib.contextmanager
     def active(self, driver: StorageDriver, volume: Volume) -> Iterator[None]:
-        """Activate a volume for a while."""
+        """Activate a volume during the block."""
         for outcome in driver.activate([volume]):
             assert outcome.ok, outcome.error
         try:
@@ -216,7 +265,7 @@ class StorageConformance:
     # --- host -----------------------------------------------------------------------------------
 
     def test_probe_is_content_and_changes_nothing(self, driver: StorageDriver) -> None:
-        """A host on which the tests run has what the backend needs."""
+        """The checks pass on a host that runs these tests, and change nothing."""
         failed = [check for check in driver.probe() if check.status is Status.FAILED]
         assert failed == []
         assert driver.origins() == ()
@@ -230,7 +279,7 @@ class StorageConformance:
     def test_need_grows_with_the_count(
         self, driver: StorageDriver, origin: Origin, mode: CloneMode
     ) -> None:
-        """No clones need nothing; twice as many need twice as much; a copy needs its data."""
+        """The need is proportional to the count, and at least the data of a full copy."""
         [request] = self.requests(origin, 1, mode)
         for each in (request, self.blank(4 * MIB)):
             assert driver.need(each, 0) == 0
@@ -243,7 +292,7 @@ class StorageConformance:
     def test_import_is_found_again(
         self, driver: StorageDriver, open_driver: OpenDriver, image: ImageFile, origin: Origin
     ) -> None:
-        """An origin says what it is of, to any driver of the pool."""
+        """Every driver of the pool finds an origin with its template, digest and size."""
         assert (origin.template, origin.digest, origin.size) == ("tiny", image.digest, image.size)
         again = open_driver()
         assert driver.origins() == again.origins() == (origin,)
@@ -252,7 +301,7 @@ class StorageConformance:
     def test_import_twice_changes_nothing(
         self, driver: StorageDriver, image: ImageFile, origin: Origin
     ) -> None:
-        """The same image again is no work."""
+        """Importing the same image again changes nothing."""
         outcome = driver.import_image("tiny", image, no_progress)
         assert not outcome.changed
         assert outcome.unwrap() == origin
@@ -260,7 +309,7 @@ class StorageConformance:
     def test_import_of_a_changed_image_replaces(
         self, driver: StorageDriver, origin: Origin, other_image: ImageFile
     ) -> None:
-        """An image with another digest takes the place of one that nobody needs."""
+        """An image with another digest replaces one without clones."""
         outcome = driver.import_image("tiny", other_image, no_progress)
         assert outcome.changed
         replaced = outcome.unwrap()
@@ -277,7 +326,7 @@ class StorageConformance:
         other_image: ImageFile,
         mode: CloneMode,
     ) -> None:
-        """An origin that clones are linked to isn't replaced, or they don't mind."""
+        """Replacing an origin either is refused or does not change its clones."""
         [volume] = self.make(driver, self.requests(origin, 1, mode))
         with contextlib.suppress(WrongState):
             driver.import_image("tiny", other_image, no_progress).unwrap()
@@ -286,14 +335,14 @@ class StorageConformance:
     def test_clones_outlive_their_origin(
         self, driver: StorageDriver, origin: Origin, image: ImageFile, mode: CloneMode
     ) -> None:
-        """An origin that clones are linked to isn't deleted, or they don't mind."""
+        """Deleting an origin either is refused or does not change its clones."""
         [volume] = self.make(driver, self.requests(origin, 1, mode))
         with contextlib.suppress(WrongState):
             _check(driver.delete_origin("tiny"))
         assert self.content(driver, volume) == image.path.read_bytes()
 
     def test_delete_origin(self, driver: StorageDriver, origin: Origin) -> None:
-        """An origin goes once; going again is a success."""
+        """Deleting an origin that does not exist is a success without a change."""
         self.make(driver, self.requests(origin, 2, self.any_mode(driver)))
         for outcome in driver.delete(driver.volumes()):
             assert outcome.ok, outcome.error
@@ -306,7 +355,7 @@ class StorageConformance:
     def test_clone_of_a_missing_origin(
         self, driver: StorageDriver, origin: Origin, mode: CloneMode
     ) -> None:
-        """A clone of an origin that went meanwhile fails, and leaves nothing."""
+        """A clone of an origin that was deleted fails and leaves nothing."""
         _check(driver.delete_origin("tiny"))
         [outcome] = driver.clone(self.requests(origin, 1, mode))
         assert isinstance(outcome.error, VmclonerError)
@@ -317,7 +366,7 @@ class StorageConformance:
     def test_clones_hold_the_origins_bytes(
         self, driver: StorageDriver, origin: Origin, image: ImageFile, mode: CloneMode
     ) -> None:
-        """A new clone is its template, byte for byte, and says what it is."""
+        """A new clone has its template's bytes, and its labels."""
         requests = self.requests(origin, 3, mode)
         outcomes = by_key(driver.clone(requests))
         assert sorted(outcomes) == ["web-1-disk0", "web-2-disk0", "web-3-disk0"]
@@ -334,7 +383,7 @@ class StorageConformance:
     def test_clones_are_isolated(
         self, driver: StorageDriver, origin: Origin, image: ImageFile, mode: CloneMode
     ) -> None:
-        """What is written to a clone is seen in no other, nor in later ones."""
+        """Writes to a clone do not appear in other clones or in later ones."""
         first, second = self.make(driver, self.requests(origin, 2, mode))
         marks = {first.name: b"\xa1" * 4096, second.name: b"\xb2" * 4096}
         for volume in (first, second):
@@ -350,7 +399,7 @@ class StorageConformance:
             assert self.content(driver, volume) == expected
 
     def test_same_clone_twice(self, driver: StorageDriver, origin: Origin, mode: CloneMode) -> None:
-        """The same clone again is the one that is there, with its labels and its bytes."""
+        """The same request again returns the existing clone with its labels and bytes."""
         [request] = self.requests(origin, 1, mode)
         [volume] = self.make(driver, [request])
         with self.active(driver, volume):
@@ -380,7 +429,7 @@ class StorageConformance:
     def test_foreign_volume_is_never_touched(
         self, driver: StorageDriver, origin: Origin, mode: CloneMode
     ) -> None:
-        """What lacks our labels isn't listed, isn't a clone, and isn't deleted."""
+        """A volume without our labels is not listed, not taken as a clone, and not deleted."""
         requests = self.requests(origin, 1, mode)
         [volume] = self.make(driver, requests)
         for outcome in driver.delete([volume]):
@@ -418,7 +467,7 @@ class StorageConformance:
     def test_failure_in_mid_batch(
         self, driver: StorageDriver, origin: Origin, image: ImageFile, mode: CloneMode
     ) -> None:
-        """A disk can't be smaller than its image; the others of its batch are made all the same."""
+        """A disk smaller than its image fails; the others of its batch are made."""
         requests = self.requests(origin, 5, mode)
         requests[2] = attrs.evolve(requests[2], size=image.size - 4096)
         outcomes = by_key(driver.clone(requests))
@@ -432,7 +481,7 @@ class StorageConformance:
     def test_labels_survive(
         self, driver: StorageDriver, open_driver: OpenDriver, origin: Origin, mode: CloneMode
     ) -> None:
-        """Another driver of the pool finds the same volumes, with all that their labels said."""
+        """Another driver of the pool finds the same volumes with all of their labels."""
         requests = self.requests(origin, 3, mode)
         expiring = attrs.evolve(requests[0].labels, expires="2027-01-01T00:00:00Z", owner="Zoë Ω")
         requests[0] = attrs.evolve(requests[0], labels=expiring)
@@ -445,7 +494,7 @@ class StorageConformance:
     def test_concurrent_batches(
         self, driver: StorageDriver, open_driver: OpenDriver, origin: Origin, mode: CloneMode
     ) -> None:
-        """Batches that overlap, by two drivers at once: each clone is made once, by one of them."""
+        """Two drivers run overlapping batches at once: each clone is made by one of them."""
         results = _at_once(
             [driver, open_driver()],
             lambda each: by_key(each.clone(self.requests(origin, 10, mode))),
@@ -458,12 +507,93 @@ class StorageConformance:
         for name in names:
             assert [result[name].changed for result in results].count(True) == 1
 
+    # --- copies ---------------------------------------------------------------------------------
+
+    @pytest.fixture
+    def copier(self, driver: StorageDriver) -> StorageDriver:
+        """Return the driver; skip the test if it declares that it copies nothing."""
+        if not driver.copies:
+            pytest.skip("the backend declares that it copies no bytes by itself")
+        return driver
+
+    def copies(self, origin: Origin, driver: StorageDriver, **options: Any) -> list[CloneRequest]:
+        """Return requests for two full clones; skip the test if the pool makes none."""
+        if CloneMode.FULL not in driver.modes:
+            pytest.skip("the backend declares that it has no full clones")
+        requests = self.requests(origin, 2, CloneMode.FULL)
+        return [attrs.evolve(request, copying=Copying(**options)) for request in requests]
+
+    def test_verified_copies_are_checked(
+        self, copier: StorageDriver, origin: Origin, image: ImageFile
+    ) -> None:
+        """A wrong byte fails a verified copy, and leaves no clone; the request can be repeated."""
+        requests = self.copies(origin, copier, verify=True)
+        with self.corrupting():
+            outcomes = list(copier.clone(requests))
+        assert len(outcomes) == 2
+        assert all(isinstance(o.error, VmclonerError) for o in outcomes), "verified wrong bytes"
+        assert not any(volume.complete for volume in copier.volumes())
+        for volume in self.make(copier, requests):
+            assert volume.complete
+            assert self.content(copier, volume) == image.path.read_bytes()
+
+    def test_verified_resets_are_checked(self, copier: StorageDriver, origin: Origin) -> None:
+        """A wrong byte fails a verified reset of a full clone."""
+        requests = self.copies(origin, copier, verify=True)
+        self.make(copier, requests)
+        with self.corrupting():
+            outcomes = list(copier.reset(requests))
+        assert all(isinstance(o.error, VmclonerError) for o in outcomes), "verified wrong bytes"
+
+    def test_verified_imports_are_checked(self, copier: StorageDriver, image: ImageFile) -> None:
+        """A wrong byte fails a verified import, which leaves no origin and can be repeated."""
+        verified = Copying(verify=True)
+        with self.corrupting(), contextlib.suppress(VmclonerError):
+            outcome = copier.import_image("tiny", image, no_progress, verified)
+            assert isinstance(outcome.error, VmclonerError), "verified wrong bytes"
+        assert copier.origins() == ()
+        origin = copier.import_image("tiny", image, no_progress, verified).unwrap()
+        [volume] = self.make(copier, self.requests(origin, 1, self.any_mode(copier)))
+        assert self.content(copier, volume) == image.path.read_bytes()
+
+    def test_copies_keep_to_a_bandwidth(
+        self, copier: StorageDriver, origin: Origin, image: ImageFile
+    ) -> None:
+        """All copies of one call share the bandwidth: it counts the bytes of each."""
+        requests = self.copies(origin, copier, bandwidth=123456)
+        with self.paced() as calls:
+            self.make(copier, requests)
+        assert {bandwidth for bandwidth, _count in calls} == {123456}
+        assert sum(n for _bandwidth, n in calls) >= 2 * data_size(image.path.read_bytes())
+
+    def test_imports_keep_to_a_bandwidth(self, copier: StorageDriver, image: ImageFile) -> None:
+        """The bandwidth counts what an import writes."""
+        with self.paced() as calls:
+            copier.import_image("tiny", image, no_progress, Copying(bandwidth=123456)).unwrap()
+        assert {bandwidth for bandwidth, _count in calls} == {123456}
+        assert sum(n for _bandwidth, n in calls) >= data_size(image.path.read_bytes())
+
+    def test_progress_of_copies(self, copier: StorageDriver, origin: Origin) -> None:
+        """Each copy reports its own bytes, up to its total."""
+        requests = self.copies(origin, copier)
+        told = {request.volume_name: Progressed() for request in requests}
+        outcomes = copier.clone(requests, lambda name, *bytes_: told[name](*bytes_))
+        assert all(outcome.ok for outcome in outcomes)
+        for progress in told.values():
+            progress.check()
+
+    def test_progress_of_imports(self, copier: StorageDriver, image: ImageFile) -> None:
+        """An import reports its bytes, up to its total."""
+        progress = Progressed()
+        copier.import_image("tiny", image, progress).unwrap()
+        progress.check()
+
     # --- reset ----------------------------------------------------------------------------------
 
     def test_reset(
         self, driver: StorageDriver, origin: Origin, image: ImageFile, mode: CloneMode
     ) -> None:
-        """What was written is gone; the volume is the same one, the others as they were."""
+        """A reset restores the template's bytes, keeps labels, and changes no other volume."""
         requests = self.requests(origin, 3, mode)
         volumes = self.make(driver, requests)
         for volume in volumes:
@@ -483,7 +613,7 @@ class StorageConformance:
     def test_reset_makes_what_is_missing(
         self, driver: StorageDriver, origin: Origin, image: ImageFile, mode: CloneMode
     ) -> None:
-        """As after a crash between a deletion and a clone."""
+        """A missing volume is made, as after a crash between a deletion and a clone."""
         [request] = self.requests(origin, 1, mode)
         [volume] = [outcome.unwrap() for outcome in driver.reset([request])]
         assert driver.volumes() == (volume,)
@@ -492,7 +622,7 @@ class StorageConformance:
     def test_reset_of_a_larger_disk(
         self, driver: StorageDriver, origin: Origin, image: ImageFile, mode: CloneMode
     ) -> None:
-        """Beyond the image there are zeros again."""
+        """After a reset, zeros follow the image again."""
         [request] = self.requests(origin, 1, mode)
         request = attrs.evolve(request, size=2 * origin.size)
         [volume] = self.make(driver, [request])
@@ -505,7 +635,7 @@ class StorageConformance:
         assert content[origin.size :] == bytes(volume.size - origin.size)
 
     def test_reset_of_blank_disks(self, driver: StorageDriver) -> None:
-        """They are blank again, but for what they begin with."""
+        """After a reset, blank disks hold their head and zeros."""
         requests = [self.blank(4 * MIB), self.blank(4 * MIB, disk=2, head=b"SWAP" * 1024)]
         volumes = self.make(driver, requests)
         for volume in volumes:
@@ -520,7 +650,7 @@ class StorageConformance:
     def test_reset_of_another_clone(
         self, driver: StorageDriver, origin: Origin, mode: CloneMode
     ) -> None:
-        """A name that another template's clone has is a Conflict, and stays as it is."""
+        """The name of another template's clone is a Conflict; its volume does not change."""
         [request] = self.requests(origin, 1, mode)
         [volume] = self.make(driver, [request])
         with self.active(driver, volume):
@@ -533,7 +663,7 @@ class StorageConformance:
         assert self.content(driver, volume) == before
 
     def test_reset_busy(self, driver: StorageDriver, origin: Origin, mode: CloneMode) -> None:
-        """What somebody has open stays as it is; the others of its batch are reset."""
+        """A volume in use is not changed; the others of its batch are reset."""
         requests = self.requests(origin, 3, mode)
         volumes = self.make(driver, requests)
         with self.active(driver, volumes[1]):
@@ -550,7 +680,7 @@ class StorageConformance:
     # --- clones with several disks --------------------------------------------------------------
 
     def test_blank_disks(self, driver: StorageDriver) -> None:
-        """A blank disk is zeros but for what it is to begin with; the pool needs no template."""
+        """A blank disk holds its head and zeros; the pool needs no template."""
         head = b"SWAP" * 1024
         requests = [self.blank(4 * MIB), self.blank(8 * MIB, disk=2, head=head)]
         empty, headed = self.make(driver, requests)
@@ -564,7 +694,7 @@ class StorageConformance:
         assert sorted(driver.volumes(), key=lambda v: v.name) == [empty, headed]
 
     def test_blank_disks_hold_nothing_of_the_deleted(self, driver: StorageDriver) -> None:
-        """What a deleted disk held isn't seen in the next one."""
+        """The bytes of a deleted disk do not appear in the next one."""
         [request] = [self.blank(4 * MIB)]
         for _ in range(2):
             [volume] = self.make(driver, [request])
@@ -577,7 +707,7 @@ class StorageConformance:
     def test_disks_of_one_clone(
         self, driver: StorageDriver, origin: Origin, image: ImageFile, mode: CloneMode
     ) -> None:
-        """A clone's disks are made in one call, and each is deleted alone."""
+        """A clone's disks are made in one call and deleted one by one."""
         requests = [
             *self.requests(origin, 2, mode),
             *(self.blank(4 * MIB, disk=disk, index=i) for i in (1, 2) for disk in (1, 2)),
@@ -600,7 +730,7 @@ class StorageConformance:
     def test_a_clone_that_lacks_a_disk(
         self, driver: StorageDriver, origin: Origin, mode: CloneMode
     ) -> None:
-        """The same request makes what is missing, and leaves what is there."""
+        """The same request makes the missing disk and does not change the existing one."""
         requests = [*self.requests(origin, 1, mode), self.blank(4 * MIB)]
         [first] = self.make(driver, requests[:1])
         outcomes = by_key(driver.clone(requests))
@@ -608,7 +738,7 @@ class StorageConformance:
         assert [outcomes[r.volume_name].changed for r in requests] == [False, True]
 
     def test_a_disk_of_another_clone(self, driver: StorageDriver) -> None:
-        """A blank disk, too, belongs to its clone's template."""
+        """A blank disk belongs to its clone's template as well."""
         [volume] = self.make(driver, [self.blank(4 * MIB)])
         other = attrs.evolve(
             self.blank(4 * MIB), labels=attrs.evolve(volume.labels, template="other")
@@ -618,7 +748,7 @@ class StorageConformance:
         assert driver.volumes() == (volume,)
 
     def test_activation_is_by_volume(self, driver: StorageDriver, origin: Origin) -> None:
-        """Activating twice is activating once, and so is deactivating."""
+        """Activation and deactivation are idempotent."""
         requests = [*self.requests(origin, 1, self.any_mode(driver)), self.blank(4 * MIB)]
         volumes = self.make(driver, requests)
         for switch in (driver.activate, driver.activate, driver.deactivate, driver.deactivate):
@@ -629,7 +759,7 @@ class StorageConformance:
     # --- deletion -------------------------------------------------------------------------------
 
     def test_delete_twice(self, driver: StorageDriver, origin: Origin, mode: CloneMode) -> None:
-        """What is gone is a success, whenever it went."""
+        """Deleting a volume that does not exist is a success without a change."""
         volumes = self.make(driver, self.requests(origin, 3, mode))
         first = list(driver.delete(volumes[:2]))
         assert [(o.ok, o.changed) for o in first] == [(True, True)] * 2
@@ -642,7 +772,7 @@ class StorageConformance:
     def test_concurrent_deletes(
         self, driver: StorageDriver, open_driver: OpenDriver, origin: Origin, mode: CloneMode
     ) -> None:
-        """Two drivers that delete the same volumes at once don't take each other for users."""
+        """Two drivers that delete the same volumes at once do not count as users of them."""
         volumes = self.make(driver, self.requests(origin, 30, mode))
         outcomes = _at_once([driver, open_driver()], lambda each: list(each.delete(volumes)))
         assert driver.volumes() == ()
@@ -651,7 +781,7 @@ class StorageConformance:
     def test_delete_of_another_clone(
         self, driver: StorageDriver, origin: Origin, mode: CloneMode
     ) -> None:
-        """A volume is deleted only as the clone that its labels on the host say."""
+        """A volume is deleted only for the clone in its labels on the host."""
         [volume] = self.make(driver, self.requests(origin, 1, mode))
         wrong = attrs.evolve(volume, labels=attrs.evolve(volume.labels, template="other"))
         [outcome] = driver.delete([wrong])
@@ -659,7 +789,7 @@ class StorageConformance:
         assert driver.volumes() == (volume,)
 
     def test_delete_busy(self, driver: StorageDriver, origin: Origin, mode: CloneMode) -> None:
-        """What somebody has open stays; the others of its batch go."""
+        """A volume in use is not deleted; the others of its batch are."""
         volumes = self.make(driver, self.requests(origin, 3, mode))
         with self.active(driver, volumes[1]):
             with self.busy(volumes[1]):
@@ -673,12 +803,12 @@ class StorageConformance:
         assert driver.volumes() == ()
 
     def any_mode(self, driver: StorageDriver) -> CloneMode:
-        """Return a clone mode that the backend has."""
+        """Return a clone mode that the backend supports."""
         return CloneMode.LINKED if CloneMode.LINKED in driver.modes else CloneMode.FULL
 
 
 def _at_once(drivers: Sequence[StorageDriver], work: Callable[[StorageDriver], T]) -> list[T]:
-    """Return what ``work`` returns for each driver, all doing it at once; closes but the first."""
+    """Run ``work`` on all drivers at once; returns its results. Closes all but the first."""
     barrier = threading.Barrier(len(drivers))
 
     def run(driver: StorageDriver) -> T:

@@ -15,9 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.boot.disks import MIB, disk, ext, fill, run
-from vmcloner_boot.ext import Ext, _Inode
-from vmcloner_boot.partitions import partitions
-from vmcloner_boot.reading import (
+from vmcloner_boot.disk_image import (
     Budget,
     Bytes,
     Exhausted,
@@ -26,6 +24,8 @@ from vmcloner_boot.reading import (
     Unreadable,
     open_image,
 )
+from vmcloner_boot.ext import Ext, _Inode
+from vmcloner_boot.partitions import partitions
 from vmcloner_boot.systems import systems
 from vmcloner_boot.trees import Kind, Tree
 from vmcloner_core.errors import DeadlineExceeded, HostCommandError, VmclonerError
@@ -424,13 +424,103 @@ def test_overlays(tmp_path: Path) -> None:
     image.close()
 
 
-def test_overlays_over_one_another_without_end(tmp_path: Path) -> None:
+def named(path: Path, backing: bytes, kind: bytes | None) -> None:
+    """Name a backing file in the header of an image."""
+    data = bytearray(path.read_bytes())
+    data[8:20] = struct.pack(">QI", 0x1000, len(backing))
+    data[0x1000 : 0x1000 + len(backing)] = backing
+    data[112:136] = (
+        bytes(24) if kind is None else struct.pack(">II16s", 0xE2792ACA, len(kind), kind)
+    )
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+def test_a_raw_backing_file_is_never_taken_for_an_image(tmp_path: Path, kind: str) -> None:
+    """A guest's disk that looks like a qcow2 image over a file of the host."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"TOP SECRET".ljust(MIB, b"\0"))
+    disk = tmp_path / "disk.raw"
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", secret, disk)
+    with disk.open("r+b") as stream:
+        stream.truncate(MIB)
+    clone = tmp_path / "clone"
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", disk, clone)
+    if kind == "qcow2":  # the raw file lies under two overlays
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-F", kind, "-b", "clone", tmp_path / "top")
+        clone = tmp_path / "top"
+    image = open_image(clone, "qcow2", Budget())
+    assert image.read(0, MIB) == disk.read_bytes()
+    image.close()
+
+
+@pytest.mark.parametrize(
+    ("backing", "kind", "reason"),
+    [
+        (b"base", None, "which format its backing file has"),
+        (b"base", b"vmdk", "of format 'vmdk'"),
+        (b"base", b"", "of format ''"),
+        (b"json:{'driver': 'raw', 'file': {'filename': '/etc/shadow'}}", b"raw", "no plain file"),
+        (b'file:json:{"driver":"raw"}', b"raw", "no plain file"),
+        (b"nbd://localhost/x", b"raw", "no plain file"),
+        (b"base\0", b"raw", "no plain file"),
+        (b"", b"raw", "no plain file"),
+        (b"base", b"qcow2", "base: can't be read here: is not a qcow2 image"),
+    ],
+)  # fmt: skip
+def test_a_backing_file_that_is_refused(
+    tmp_path: Path, backing: bytes, kind: bytes | None, reason: str
+) -> None:
+    (tmp_path / "base").write_bytes(b"KDMV".ljust(MIB, b"\0"))
+    path = tmp_path / "image"
+    run("qemu-img", "create", "-q", "-f", "qcow2", path, "1M")
+    named(path, backing, kind)
+    with pytest.raises(Unreadable, match=re.escape(reason)):
+        Qcow2Image(path, Budget())
+
+
+def test_a_backing_file_is_read_as_its_header_names_it(tmp_path: Path) -> None:
+    (tmp_path / "base").write_bytes(b"KDMV".ljust(MIB, b"\0"))
+    path = tmp_path / "image"
+    run("qemu-img", "create", "-q", "-f", "qcow2", path, "1M")
+    named(path, b"file:base", b"raw")
+    image = Qcow2Image(path, Budget())
+    assert image.read(0, 4) == b"KDMV"
+    image.close()
+
+
+def test_the_backing_file_that_the_pool_knows_counts(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"s" * MIB)
+    (tmp_path / "base").write_bytes(b"b" * MIB)
+    path = tmp_path / "image"
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", tmp_path / "secret", path)
+    image = open_image(path, "qcow2", Budget(), tmp_path / "base")
+    assert image.read(0, 4) == b"bbbb"
+    image.close()
+
+
+def test_an_external_data_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", f"data_file={tmp_path}/d", path, "1M")
+    with pytest.raises(Unreadable, match="can't be read here: keeps its data in another file"):
+        Qcow2Image(path, Budget())
+
+
+@pytest.mark.parametrize("field", [24, 40], ids=["size", "l1_offset"])
+def test_numbers_that_no_file_has(tmp_path: Path, field: int) -> None:
     path = tmp_path / "image"
     run("qemu-img", "create", "-q", "-f", "qcow2", path, "1M")
     data = bytearray(path.read_bytes())
-    data[8:20] = (0x1000).to_bytes(8, "big") + (5).to_bytes(4, "big")
-    data[0x1000:0x1005] = b"image"
+    data[field : field + 8] = b"\xff" * 8
     path.write_bytes(data)
+    with pytest.raises(Unreadable):
+        Qcow2Image(path, Budget())
+
+
+def test_overlays_over_one_another_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    run("qemu-img", "create", "-q", "-f", "qcow2", path, "1M")
+    named(path, b"image", b"qcow2")
     with pytest.raises(Unreadable, match="over one another"):
         Qcow2Image(path, Budget())
     links = Path("/proc/self/fd").iterdir()

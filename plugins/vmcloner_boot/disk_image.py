@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import stat
-import struct
 import time
 import zlib
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
 
+from vmcloner_core import qcow2
 from vmcloner_core.errors import (
     DeadlineExceeded,
     HostCommandError,
@@ -28,6 +29,8 @@ from vmcloner_core.errors import (
 MAX_BACKING = 8
 """Files that a qcow2 image may be layered over, one over the other."""
 MIB = 1024**2
+MAX_TABLES = 8 * MIB
+"""Bytes of a qcow2 image's tables that are kept."""
 
 
 class Unreadable(WrongState):
@@ -144,57 +147,57 @@ class RawImage(Bytes):
 class Qcow2Image(Bytes):
     """A qcow2 image, with those that it is layered over.
 
-    Format: docs/interop/qcow2.txt of QEMU, versions 2 and 3. The images are the pool's, not the
-    guest's; still nothing in them is trusted. Snapshots within an image aren't looked at.
+    The images are the pool's, not the guest's; still no number in them is trusted. Snapshots within
+    an image aren't looked at.
 
-    :raises Unreadable: it uses what isn't understood here (encryption, an external data file).
+    :param backing: the raw file that it is an overlay of, if it is one: the pool's word counts,
+        not the header's. None where the pool has no such word.
+    :raises Unreadable: it uses what isn't understood here (encryption, an external data file), or
+        doesn't say which format its backing file has.
     """
 
-    _KNOWN = 0b1 | 0b10 | 0b1000  # dirty, corrupt, compression type
-    _MAX_L1 = 32 * MIB  # QEMU's own limit
-
-    def __init__(self, path: Path, budget: Budget, depth: int = 0) -> None:
+    def __init__(
+        self, path: Path, budget: Budget, backing: Path | None = None, depth: int = 0
+    ) -> None:
         self._files: list[RawImage] = []
         self._budget = budget
         try:
-            self._open(path, depth)
+            self._open(path, backing, depth)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, path: Path, depth: int) -> None:
+    def _open(self, path: Path, backing: Path | None, depth: int) -> None:
         if depth > MAX_BACKING:
             raise Unreadable(f"{path}: more than {MAX_BACKING} images over one another")
+        self._path = path
         self._file = RawImage(path, self._budget)
         self._files.append(self._file)
-        head = self._file.read(0, 112).ljust(112, b"\0")
-        magic, version, backing_at, backing_size, bits, self.size, crypt, l1_size, l1_at = (
-            struct.unpack(">4sIQIIQIIQ", head[:48])
-        )
-        if magic != b"QFI\xfb" or version not in (2, 3):
-            raise Unreadable(f"{path}: not a qcow2 image")
-        features = struct.unpack(">Q", head[72:80])[0] if version == 3 else 0
-        compression = head[104] if version == 3 and features & 0b1000 else 0
-        if crypt or features & ~self._KNOWN or not 9 <= bits <= 21 or compression > 1:
-            raise Unreadable(f"{path}: a qcow2 image of a kind that can't be read here")
-        if l1_size * 8 > self._MAX_L1 or self.size < 0:
-            raise Unreadable(f"{path}: damaged")
-        self._bits, self._zstd = bits, compression == 1
-        self._l1 = struct.unpack(f">{l1_size}Q", self._file.exactly(l1_at, l1_size * 8))
-        self._l2: dict[int, tuple[int, ...]] = {}
+        try:
+            self._header = header = qcow2.read_header(self._file.read)
+            if header.extended_l2:
+                raise qcow2.Refused("has extended L2 entries")
+            under = None if header.backing is None else qcow2.backing_file(path, header)
+        except qcow2.Refused as error:
+            raise Unreadable(f"{path}: can't be read here: {error}") from error
+        self.size, self._bits = header.size, header.cluster_bits
+        self._l1 = self._table(header.l1_offset, header.l1_entries)
+        self._l2: dict[int, array[int]] = {}
         self._unpacked: tuple[int, bytes] = (-1, b"")
-        self._backing: Bytes | None = None
-        if backing_at:
-            name = self._file.exactly(backing_at, min(backing_size, 1023))
-            self._backing = self._layer(path, os.fsdecode(name), depth)
+        if under is not None and backing is not None:
+            under = backing, "raw"
+        self._backing = None if under is None else self._layer(*under, depth)
 
-    def _layer(self, path: Path, name: str, depth: int) -> Bytes:
-        under = path.parent / name.removeprefix("file:")
-        head = RawImage(under, self._budget)
-        self._files.append(head)
-        if head.read(0, 4) != b"QFI\xfb":
-            return head
-        image = Qcow2Image(under, self._budget, depth + 1)
+    def _layer(self, path: Path, image_format: str, depth: int) -> Bytes:
+        """Open the image below, in the format that this image's header names.
+
+        Its content doesn't say: a raw image may hold a qcow2 image, whose header a guest wrote.
+        """
+        if image_format == "raw":
+            raw = RawImage(path, self._budget)
+            self._files.append(raw)
+            return raw
+        image = Qcow2Image(path, self._budget, depth=depth + 1)
         self._files.extend(image._files)
         return image
 
@@ -211,8 +214,8 @@ class Qcow2Image(Bytes):
             entry = self._entry(offset)
             within = offset & (size - 1)
             length = min(size - within, end - offset)
-            host = entry & 0x00FFFFFFFFFFFE00
-            if entry & (1 << 62):
+            host = entry & qcow2.OFFSET_MASK
+            if entry & qcow2.COMPRESSED:
                 yield self._decompressed(entry)[within : within + length]
             elif entry & 1 or not host:
                 yield self._below(offset, length) if not entry & 1 else bytes(length)
@@ -235,26 +238,28 @@ class Qcow2Image(Bytes):
         per_table = 1 << (self._bits - 3)
         cluster = offset >> self._bits
         index, within = divmod(cluster, per_table)
-        table_at = self._l1[index] & 0x00FFFFFFFFFFFE00 if index < len(self._l1) else 0
+        table_at = self._l1[index] & qcow2.OFFSET_MASK if index < len(self._l1) else 0
         if not table_at:
             return 0
         if table_at not in self._l2:
-            if len(self._l2) >= 64:
+            if len(self._l2) * per_table * 8 >= MAX_TABLES:
                 self._l2.clear()
-            data = self._file.exactly(table_at, per_table * 8)
-            self._l2[table_at] = struct.unpack(f">{per_table}Q", data)
-        return int(self._l2[table_at][within])
+            self._l2[table_at] = self._table(table_at, per_table)
+        return self._l2[table_at][within]
+
+    def _table(self, offset: int, count: int) -> array[int]:
+        try:
+            return qcow2.entries(self._file.read, offset, count)
+        except qcow2.Refused as error:
+            raise Unreadable(f"{self._path}: can't be read here: {error}") from error
 
     def _decompressed(self, entry: int) -> bytes:
         if self._unpacked[0] == entry:
             return self._unpacked[1]
-        shift = 62 - (self._bits - 8)
-        at = entry & ((1 << shift) - 1)
-        sectors = ((entry >> shift) & ((1 << (62 - shift)) - 1)) + 1
-        packed = self._file.read(at, sectors * 512 - (at & 511))
+        packed = self._file.read(*self._header.packed(entry))
         size = 1 << self._bits
         self._budget.spend(size)
-        data = (unzstd if self._zstd else _inflate)(packed, size)
+        data = (unzstd if self._header.zstd else _inflate)(packed, size)
         self._unpacked = (entry, data)
         return data
 
@@ -286,14 +291,17 @@ def unzstd(packed: bytes, size: int) -> bytes:
     return bytes(data).ljust(size, b"\0")
 
 
-def open_image(path: Path, image_format: str, budget: Budget) -> RawImage | Qcow2Image:
+def open_image(
+    path: Path, image_format: str, budget: Budget, backing: Path | None = None
+) -> RawImage | Qcow2Image:
     """Open a clone's disk.
 
     :param image_format: ``raw`` or ``qcow2``, as its pool says: never guessed from its content.
+    :param backing: see :class:`Qcow2Image`.
     :raises Unreadable, HostCommandError: it can't be read.
     """
     if image_format == "raw":
         return RawImage(path, budget)
     if image_format == "qcow2":
-        return Qcow2Image(path, budget)
+        return Qcow2Image(path, budget, backing)
     raise InvalidRequest(f"{path}: disks of format {image_format!r} can't be read here")

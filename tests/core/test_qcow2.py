@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vmcloner_core import qcow2
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_files import qcow2
 
 sectors = st.one_of(
     st.integers(1, 4096),
@@ -78,7 +78,7 @@ def test_size_that_cannot_be(size):
 
 @pytest.mark.parametrize("path", ["relative.raw", "/" + "x" * qcow2.MAX_BACKING])
 def test_backing_file_that_cannot_be(path):
-    with pytest.raises(InvalidRequest, match="can't be the backing file"):
+    with pytest.raises(InvalidRequest, match="cannot be the backing file"):
         qcow2.overlay(path, 512)
 
 

@@ -1,0 +1,30 @@
+"""Mistakes in a command line: told in one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+from vmcloner_core.errors import UsageError, shown
+
+MAX_LINE = 4000
+"""Characters of a line on standard error."""
+
+
+def say(text: str) -> None:
+    """Print one line to standard error. What guests and servers said in it can't act there."""
+    print(f"vmcloner: {shown(text, MAX_LINE)}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Return lines of text with their control characters spelled out; tabs stay."""
+    return "\n".join(
+        "\t".join(shown(part, len(part)) for part in line.split("\t")) for line in text.split("\n")
+    )
+
+
+def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    """Exit with what is wrong with a command line, in one line: argparse's usage would hide it."""
+    say(f"{message} ({parser.prog} --help)")
+    sys.exit(UsageError.exit_code)

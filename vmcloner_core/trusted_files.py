@@ -1,0 +1,125 @@
+"""Read settings and templates only where no other user could have written them.
+
+They are code: a template's XML or a backend's settings may run programs as the user that reads
+them, often root. So a file counts only if it and all folders above it belong to root or to that
+user, and nobody else can write there; the folder that holds it must not be open to all even with
+the sticky bit, the ones above may (``/tmp``). Under sudo the user who called it counts as well, as
+in git's ``safe.directory``. A group may write where its only member is that user, as it is where
+each user has a group of its own.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+from pathlib import Path
+
+from vmcloner_core.errors import InvalidRequest
+
+MAX_FILE = 1024**2
+"""Bytes of a settings or template file."""
+
+
+def read_file(path: Path, *, trusted: bool) -> bytes:
+    """Return the content of a regular file of :data:`MAX_FILE` bytes at most.
+
+    :param trusted: whether it has to be one that no other user could have written.
+    :raises InvalidRequest: it is no such file; names it and the reason.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as stream:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise InvalidRequest(f"{path}: not a regular file")
+            if trusted:
+                _check(path, path, status, sticky=False)
+                _check_folders(path)
+            content = stream.read(MAX_FILE + 1)
+    except OSError as error:
+        raise InvalidRequest(f"{path}: {error.strerror}") from error
+    if len(content) > MAX_FILE:
+        raise InvalidRequest(f"{path}: larger than {MAX_FILE} bytes")
+    return content
+
+
+def check_file(path: Path) -> None:
+    """Check that no other user could have written a file; one that isn't there passes.
+
+    :raises InvalidRequest: one could; names the file, the reason and the way out.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return
+    _check(path, path, status, sticky=False)
+    _check_folders(path)
+
+
+def check_folder(folder: Path) -> None:
+    """Check that no other user could have put anything into a folder.
+
+    :raises InvalidRequest: one could; names the folder, the reason and the way out.
+    """
+    _check_folder(folder, folder.resolve())
+
+
+def _check_folders(path: Path) -> None:
+    """Check the folders of a file, and of what it links to: who could set a link chose the file."""
+    for folder in {path.parent.resolve(), path.resolve().parent}:
+        _check_folder(path, folder)
+
+
+def _check_folder(asked: Path, folder: Path) -> None:
+    for place in (folder, *folder.parents):
+        try:
+            status = place.stat()
+        except OSError as error:
+            raise InvalidRequest(f"{place}: {error.strerror}") from error
+        _check(asked, place, status, sticky=place != folder)
+
+
+def _check(asked: Path, place: Path, status: os.stat_result, *, sticky: bool) -> None:
+    """Check one file or folder on the way to what was asked for."""
+    where = f"{asked}: not used, since {'it' if place == asked else place}"
+    if status.st_uid not in _users():
+        raise InvalidRequest(
+            f"{where} belongs to {_user(status.st_uid)}",
+            hint=f"if you trust it: chown {_user(os.geteuid())} {place}",
+        )
+    if sticky and status.st_mode & stat.S_ISVTX:
+        return
+    if status.st_mode & stat.S_IWOTH or (
+        status.st_mode & stat.S_IWGRP and not _private(status.st_gid)
+    ):
+        raise InvalidRequest(
+            f"{where} can be written by other users", hint=f"if you trust it: chmod go-w {place}"
+        )
+
+
+def _users() -> set[int]:
+    """Return the users whose files are believed."""
+    users = {0, os.geteuid()}
+    caller = os.environ.get("SUDO_UID", "")
+    if os.geteuid() == 0 and caller.isdecimal():
+        users.add(int(caller))
+    return users
+
+
+def _private(group: int) -> bool:
+    """Tell whether all members of a group are users whose files are believed."""
+    try:
+        named = {pwd.getpwnam(name).pw_uid for name in grp.getgrgid(group).gr_mem}
+    except KeyError:
+        return False
+    primary = {user.pw_uid for user in pwd.getpwall() if user.pw_gid == group}
+    return named | primary <= _users()
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
