@@ -447,3 +447,172 @@ def test_links_are_followed_in_loader_folders() -> None:
     files = {"loader": Path("loader.1"), "loader.1/entries/a.conf": "linux /k1\n", "k1": ""}
     files["grub2/grub.cfg"] = "blscfg"
     assert choose(tree(files, 1, "gpt", UUIDS[0])).kernel.path == "/k1"
+
+
+# --- menus in the manner of distributions --------------------------------------------------------
+
+SUBMENU = """
+submenu 'Advanced options' $menuentry_id_option 'advanced' {
+  menuentry 'Older' --class os $menuentry_id_option 'older' {
+    recordfail
+    load_video
+    gfxmode $linux_gfx_mode
+    insmod gzio
+    linux  /boot/k1 root=UUID=u ro  $vt_handoff
+    initrd  /boot/i1
+  }
+}
+"""
+UBUNTU = (
+    """
+if [ -s $prefix/grubenv ]; then
+  set have_grubenv=true
+  load_env
+fi
+if [ "${next_entry}" ] ; then
+   set default="${next_entry}"
+   set next_entry=
+   save_env next_entry
+   set boot_once=true
+else
+   set default="${saved_entry}"
+fi
+if [ x"${feature_menuentry_id}" = xy ]; then
+  menuentry_id_option="--id"
+else
+  menuentry_id_option=""
+fi
+export menuentry_id_option
+function savedefault {
+  if [ -z "${boot_once}" ]; then
+    saved_entry="${chosen}"
+    save_env saved_entry
+  fi
+}
+function recordfail {
+  set recordfail=1
+  if [ -n "${have_grubenv}" ]; then if [ -z "${boot_once}" ]; then save_env recordfail; fi; fi
+}
+function load_video {
+  if [ x$feature_all_video_module = xy ]; then
+    insmod all_video
+  else
+    insmod efi_gop
+  fi
+}
+if loadfont unicode ; then
+  set gfxmode=auto
+  load_video
+  insmod gfxterm
+fi
+terminal_output gfxterm
+if [ "${recordfail}" = 1 ] ; then
+  set timeout=30
+else
+  set timeout=0
+fi
+function gfxmode {
+  set gfxpayload="${1}"
+  if [ "${1}" = "keep" ]; then
+    set vt_handoff=vt.handoff=7
+  else
+    set vt_handoff=
+  fi
+}
+if [ "${recordfail}" != 1 ]; then
+  if [ -e ${prefix}/gfxblacklist.txt ]; then
+    if [ ${grub_platform} != pc ]; then
+      set linux_gfx_mode=keep
+    elif hwmatch ${prefix}/gfxblacklist.txt 3; then
+      if [ ${match} = 0 ]; then
+        set linux_gfx_mode=keep
+      else
+        set linux_gfx_mode=text
+      fi
+    else
+      set linux_gfx_mode=text
+    fi
+  else
+    set linux_gfx_mode=keep
+  fi
+else
+  set linux_gfx_mode=text
+fi
+export linux_gfx_mode
+menuentry 'Newer' --class os $menuentry_id_option 'newer' {
+  recordfail
+  gfxmode $linux_gfx_mode
+  if [ x$grub_platform = xxen ]; then insmod xzio; insmod lzopio; fi
+  set root='hd0,gpt1'
+  if [ x$feature_platform_search_hint = xy ]; then
+    search --no-floppy --fs-uuid --set=root --hint-bios=hd0,gpt1 --hint-efi=hd0,gpt1 UUID0
+  else
+    search --no-floppy --fs-uuid --set=root UUID0
+  fi
+  linux  /boot/k2 root=UUID=u ro  $vt_handoff
+  initrd  /boot/i2
+}
+"""
+    + SUBMENU
+    + """
+if [ "$grub_platform" = "efi" ]; then
+  fwsetup --is-supported
+  if [ "$?" = 0 ]; then
+    menuentry 'UEFI Firmware Settings' $menuentry_id_option 'uefi-firmware' {
+      fwsetup
+    }
+  fi
+fi
+if [ -f  ${config_directory}/custom.cfg ]; then
+  source ${config_directory}/custom.cfg
+elif [ -z "${config_directory}" -a -f  $prefix/custom.cfg ]; then
+  source $prefix/custom.cfg
+fi
+"""
+).replace("UUID0", UUIDS[0])
+
+
+@pytest.mark.parametrize(
+    ("env", "kernel", "cmdline"),
+    [
+        ({}, "/boot/k2", "root=UUID=u ro vt.handoff=7"),
+        ({"saved_entry": "advanced>older"}, "/boot/k1", "root=UUID=u ro vt.handoff=7"),
+        ({"saved_entry": "1>0", "recordfail": "1"}, "/boot/k1", "root=UUID=u ro"),
+        ({"next_entry": "older"}, "/boot/k2", "root=UUID=u ro vt.handoff=7"),
+    ],
+)
+def test_in_the_manner_of_ubuntu(env: Mapping[str, str], kernel: str, cmdline: str) -> None:
+    """Functions are known in submenus; variables only where they are exported."""
+    more = {"boot/grub/grubenv": grubenv(**env), "boot/grub/gfxblacklist.txt": "x\n"}
+    choice = menu(UBUNTU, more)
+    assert (choice.kernel.path, choice.cmdline) == (kernel, cmdline)
+
+
+SUSE = """
+set btrfs_relative_path="yes"
+export btrfs_relative_path
+if [ -f $prefix/grubenv ]; then load_env; fi
+if [ "${env_block}" ]; then
+  set env_block="(${root})${env_block}"
+  export env_block
+  load_env -f "${env_block}"
+fi
+if [ x"${boot_once}" = xtrue ]; then true; else set default="${saved_entry}"; fi
+if [ -z "${boot_once}" ]; then set lang=en_US; fi
+menuentry 'openSUSE' --class opensuse $menuentry_id_option 'suse' {
+  set root='hd0,gpt1'
+  linux /boot/k1 root=UUID=u ${extra_cmdline} splash=silent
+  initrd /boot/i1
+}
+if [ -f "/.snapshots/grub-snapshot.cfg" ]; then
+  source "/.snapshots/grub-snapshot.cfg"
+fi
+"""
+
+
+def test_in_the_manner_of_opensuse() -> None:
+    name = "@/.snapshots/1/snapshot"
+    trees = list(subvolumes(SUSE, name, default=True))
+    assert choose(*trees).kernel.path == "/boot/k1"
+    assert choose(*trees).cmdline == "root=UUID=u splash=silent"
+    assert "without its initrd" in choose(*trees).source  # that disk has none
