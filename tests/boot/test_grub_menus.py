@@ -41,6 +41,9 @@ def menu(config: str, more: Mapping[str, object] | None = None) -> Choice:
         ("1", "/boot/k2"), ("two", "/boot/k2"), ("Two", "/boot/k2"), ("7", "/boot/k1"),
         ("none", "/boot/k1"), ("more>1", "/boot/k3"), ("2>b", "/boot/k3"),
         ("More>>>B>>C", "/boot/k1"),
+        ("0x1", "/boot/k2"),
+        ("01>0", "/boot/k2"),
+        ("1 0", "/boot/k2"),
         ("more>B>>C", "/boot/k3"), ("2", "/boot/k1"), ("more>7", "/boot/k1"),
     ],
 )  # fmt: skip
@@ -50,6 +53,26 @@ def test_the_default(default: str, kernel: str) -> None:
         "menuentry 'B>C' --id b { linux /boot/k3; }\n}\n"
     )
     assert menu(f"set default='{default}'\n{BOTH}{more}").kernel.path == kernel
+
+
+@pytest.mark.parametrize("default", ["1 of them", "1x", "0"])
+def test_a_default_that_kinds_of_grub_read_in_two_ways(default: str) -> None:
+    """Debian's takes the number that it begins with, Fedora's the title."""
+    entries = f"{BOTH}menuentry '1 of them' {{ linux /boot/k3; }}\n"
+    with pytest.raises(Unreadable, match="may be a number or a name"):
+        menu(f"set default='{default}'\n{entries}menuentry 0 {{ linux /boot/k3; }}")
+
+
+def test_a_failing_submenu_falls_back_to_an_entry_beside_it() -> None:
+    config = (
+        "set fallback=1\nsubmenu S {\nmenuentry Bad { linux /gone; }\n}\n"
+        "menuentry Good { linux /boot/k2; }"
+    )
+    choice = menu(config)
+    assert choice.kernel.path == "/boot/k2"
+    assert "for entry 'S' fails (/gone isn't a file" in choice.source
+    with pytest.raises(Unreadable, match="/gone isn't a file"):
+        menu(config.replace("fallback=1", "fallback="))
 
 
 def test_a_submenu_has_a_context_of_its_own() -> None:
