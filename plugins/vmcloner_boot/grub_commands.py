@@ -143,22 +143,28 @@ class Machine:
 
         :raises Booted: something is booted. :raises Unreadable: nothing is: GRUB would wait.
         """
+        self.problem = ""
+        self._try_menu()
+        raise Unreadable(self.problem or f"its entry {self.booted_entry!r} names no kernel")
+
+    def _try_menu(self) -> None:
+        """Do so, and return where nothing is booted."""
         menu = self.menus.current
         wanted = self.environment.get("default")
         entry = find_entry(menu, wanted) if wanted else menu[0]
         if entry is None:
             self.remark += f", for its default {wanted!r} isn't in its menu"
             entry = menu[0]
-        self.problem = ""
         self._execute(entry)
-        problem = self.problem or f"its entry {entry.title!r} names no kernel"
+        self.problem = self.problem or f"its entry {self.booted_entry!r} names no kernel"
         for name in self._fallbacks():
             other = find_entry(menu, name)
             if other is None:
                 break
-            self.remark += f", for entry {entry.title!r} fails ({problem})"
+            remark = self.remark
+            self.remark += f", for entry {entry.title!r} fails ({self.problem})"
             self._execute(other)
-        raise Unreadable(problem)
+            self.remark = remark
 
     def _fallbacks(self) -> list[str]:
         value = self.environment.get("fallback")
@@ -187,7 +193,7 @@ class Machine:
             raise Booted
         if entry.submenu:
             if self.menus.current:
-                self.show_menu()
+                self._try_menu()
             self.menus.close()
             self.environment.close()
         self.environment.put("chosen", chosen)
@@ -497,7 +503,8 @@ class Machine:
         """Return an entry of GRUB's menu for one of the Boot Loader Specification."""
         name = f"{entry.folder}/{entry.identifier}.conf"
         body = parse(entry.script(self.environment.get), name)
-        return Entry(entry.title, entry.identifier, body, arguments=(entry.title,), script=name)
+        arguments = (entry.title,)
+        return Entry(entry.title, entry.identifier, body, False, arguments, name, bls=True)
 
     def _bls_entries(self, argument: str) -> list[BlsEntry]:
         """Return the entries of the folder that GRUB would look in."""
