@@ -24,7 +24,6 @@ from vmcloner_boot.grub_interpreter import (
     options,
 )
 from vmcloner_boot.grub_menu import Entry, Menus, find_entry, split_default
-from vmcloner_boot.grub_parser import parse
 from vmcloner_boot.grub_test import evaluate, number
 from vmcloner_boot.posix_regex import BadExpression, search
 from vmcloner_boot.trees import Tree
@@ -167,9 +166,10 @@ class Machine:
             self.remark = remark
 
     def _fallbacks(self) -> list[str]:
+        """Return the entries to fall back to: a list, or one whose name may have blanks."""
         value = self.environment.get("fallback")
-        whole = find_entry(self.menus.current, value) if value else None
-        return [value] if whole is not None else value.split()[:16]
+        named = any(value in (entry.title, entry.identifier) for entry in self.menus.current)
+        return [value] if named else value.split()[:16]
 
     def _execute(self, entry: Entry) -> None:
         default = self.environment.get("default")
@@ -183,7 +183,7 @@ class Machine:
         rest = split_default(default)[1]
         if rest:
             self.environment.put("default", rest)
-        elif entry.submenu:
+        else:
             self.environment.unset("default")
         self.booted_entry = entry.title
         script, self._script = self._script, entry.script
@@ -502,7 +502,7 @@ class Machine:
     def bls_entry(self, entry: BlsEntry) -> Entry:
         """Return an entry of GRUB's menu for one of the Boot Loader Specification."""
         name = f"{entry.folder}/{entry.identifier}.conf"
-        body = parse(entry.script(self.environment.get), name)
+        body = self.interpreter.parsed(entry.script(self.environment.get), name)
         arguments = (entry.title,)
         return Entry(entry.title, entry.identifier, body, False, arguments, name, bls=True)
 

@@ -300,7 +300,8 @@ def subvolumes(config: str, name: str = "@system", *, default: bool = False) -> 
     }
     top = tree({f"{name}/{path}": content for path, content in root.items()}, 1, "gpt", UUIDS[0])
     own = tree(root, 1, "gpt", UUIDS[0])
-    return [top, Tree(own.system, own.place, 1, "gpt", "", subvolume=name, default=default)]
+    place = f"{own.place}, subvolume {name}"
+    return [top, Tree(own.system, place, 1, "gpt", "", subvolume=name, default=default)]
 
 
 @pytest.mark.parametrize("name", ["@", "@rootfs", "root", "volumes/any.name"])
@@ -313,6 +314,15 @@ def test_paths_from_the_top_level_of_btrfs(name: str) -> None:
     choice = choose(*subvolumes(config, name))
     assert choice.kernel.path == f"/{name}/boot/k2"
     assert choice.cmdline == f"(hd0,gpt1)/{name}/boot/grub"
+
+
+def test_several_subvolumes_with_menus() -> None:
+    config = "menuentry A { linux /@new/boot/k1; }"
+    one, two = (list(subvolumes(config, name)) for name in ("@new", "@old"))
+    with pytest.raises(Unreadable, match="@old both have a menu of GRUB's"):
+        choose(one[0], one[1], two[1])
+    two = list(subvolumes(config, "snapshots/2"))
+    assert choose(one[0], one[1], two[1]).kernel.path == "/@new/boot/k1"
 
 
 def test_paths_from_the_default_subvolume_of_btrfs() -> None:
