@@ -9,6 +9,7 @@ import attrs
 from vmcloner_boot.bls import BlsEntry, bls_entries
 from vmcloner_boot.choice import MAX_INITRDS, Found
 from vmcloner_boot.disk_image import Budget, Unreadable
+from vmcloner_boot.grub_conditions import evaluate, number
 from vmcloner_boot.grub_devices import Devices, device_name
 from vmcloner_boot.grub_environment import Environment, environment_block
 from vmcloner_boot.grub_interpreter import (
@@ -24,7 +25,6 @@ from vmcloner_boot.grub_interpreter import (
     options,
 )
 from vmcloner_boot.grub_menu import Entry, Menus, find_entry, split_default
-from vmcloner_boot.grub_test import evaluate, number
 from vmcloner_boot.posix_regex import BadExpression, search
 from vmcloner_boot.trees import Tree
 

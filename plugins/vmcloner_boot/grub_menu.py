@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import attrs
 
 from vmcloner_boot.disk_image import Unreadable
+from vmcloner_boot.grub_conditions import number
 from vmcloner_boot.grub_interpreter import BAD_ARGUMENT, SUCCESS, Call, Option, options
 from vmcloner_boot.grub_parser import Statement
-from vmcloner_boot.grub_test import number
 
 MAX_ENTRIES = 1000
 """Entries of one menu."""
