@@ -31,8 +31,8 @@ from vmcloner_core.model import (
 class ImageFile:
     """A disk image that was checked: it is of its format, whole, and names no other file.
 
-    :param size: virtual bytes. :param digest: ``sha256:…`` of the source, or of what it was
-        built from: equal digests mean that a pool need not import it again.
+    :param size: virtual bytes. :param digest: ``sha256:…`` or ``sparse-sha256:…`` of the source,
+        or of what it was built from: equal digests mean that a pool need not import it again.
     """
 
     path: Path

@@ -28,7 +28,7 @@ class Origin:
 
     :param size: virtual bytes. :param allocated: bytes that hold data.
     :param extents: number of extents on disk, None where the pool has no such thing.
-    :param digest: ``sha256:…`` of the source that was imported, to tell whether to import again.
+    :param digest: of the source that was imported, to tell whether to import again.
     """
 
     template: str
