@@ -1,11 +1,11 @@
 """Use settings, templates and pools only where no other user could have written them.
 
 Settings and templates are code: a template's XML or a backend's settings may run programs as the
-user that reads them, often root. So a file counts only if it and all folders above it belong to root or to that
-user, and nobody else can write there; the folder that holds it must not be open to all even with
-the sticky bit, the ones above may (``/tmp``). Under sudo the user who called it counts as well, as
-in git's ``safe.directory``. A group may write where its only member is that user, as it is where
-each user has a group of its own.
+user that reads them, often root. So a file counts only if it and all folders above it belong to
+root or to that user, and nobody else can write there; the folder that holds it must not be open to
+all even with the sticky bit, the ones above may (``/tmp``). Under sudo the user who called it
+counts as well, as in git's ``safe.directory``. A group may write where its only member is that
+user, as it is where each user has a group of its own.
 """
 
 from __future__ import annotations

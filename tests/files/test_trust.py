@@ -120,7 +120,7 @@ def test_another_user_of_qemus_is_a_setting(tmp_path, make_driver, volume, monke
     settings = FilesSettings(path=tmp_path / "pool", qemu_user="alice")
     assert FilesDriver(make_driver(tmp_path).context, settings).volumes() == (volume,)
     with pytest.raises(InvalidRequest, match="no user 'bob'"):
-        structure({"qemu_user": "bob"}, FilesSettings)
+        structure({"qemu_user": "bob"}, FilesSettings, where="settings")
 
 
 def test_a_lock_that_is_a_link_makes_no_file_elsewhere(tmp_path, make_driver, volume):
