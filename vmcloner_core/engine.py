@@ -175,14 +175,13 @@ class Engine:
 
     def plan(self, request: Request) -> Plan:
         """Return what a request would do, checked against the host. Changes nothing."""
-        return self._planned(request, None)
+        return self._planned(request, self._host.survey(), None)
 
-    def _planned(self, request: Request, fleets: Collection[str] | None) -> Plan:
+    def _planned(self, request: Request, found: Survey, fleets: Collection[str] | None) -> Plan:
         """Return the plan of a request; one at everything means no fleets but these (None: all)."""
         from vmcloner_core.steps import check_backends
 
         self.plugins.load_observers()
-        found = self._host.survey()
         if isinstance(request, CreateRequest):
             plan = self._plan_create(request, found)
         else:
@@ -203,10 +202,11 @@ class Engine:
         """
         fleets = self._fleets(request)
         with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
-            self._host.records.sweep(fleets)
             self._host.keep_state_id()
+            found = self._host.survey()
+            self._host.sweep(fleets, found)
             # A fleet that has come since these were counted is another run's: it isn't locked.
-            plan = self._planned(request, fleets)
+            plan = self._planned(request, found, fleets)
             on_plan(plan)
             return self._carried_out(plan)
 

@@ -32,6 +32,8 @@ BLOCK = 1024**2
 _ZEROS = bytes(BLOCK)
 MAX_HOLES = 4 * 1024**3
 """Bytes of a file's holes that are hashed as zeros; with more, holes are left out."""
+DRAFT_PREFIX = ".{}-"
+"""How the folders begin that are filled for a template; the lock ``template/NAME`` is held then."""
 _FOREIGN = {
     b"KDMV": "VMDK",
     b"vhdxfile": "VHDX",
@@ -65,7 +67,8 @@ def obtained(
         yield from_file(template.image, progress)
         return
     host.templates.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=host.templates) as folder:
+    draft = DRAFT_PREFIX.format(template.name)
+    with tempfile.TemporaryDirectory(prefix=draft, dir=host.templates) as folder:
         yield from_file(download(template.image, Path(folder), progress), progress)
 
 
@@ -170,7 +173,7 @@ def build(builder: ImageBuilder, folder: Path, progress: Progress) -> ImageFile:
     stamp = folder / ".fingerprint"
     if not stamp.exists() or stamp.read_text() != fingerprint:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        made = Path(tempfile.mkdtemp(prefix=DRAFT_PREFIX.format(folder.name), dir=folder.parent))
         try:
             image = builder.build(made, progress)
             (made / ".image").write_text(image.relative_to(made).as_posix())

@@ -13,7 +13,7 @@ import re
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import attrs
@@ -32,6 +32,7 @@ from vmcloner_core.process import LocalRunner
 from vmcloner_core.records import Records
 from vmcloner_core.runlog import RunLog
 from vmcloner_core.survey import Survey, look
+from vmcloner_core.sweeping import Sweeper
 from vmcloner_core.template_images import TemplateImages
 from vmcloner_core.trusted_files import check_folder
 
@@ -119,6 +120,13 @@ class LocalHost:
             cancelled=cancelled,
             waiting=lambda name: log.warning("waiting for another run on %s", name),
         )
+
+    def sweep(self, fleets: Collection[str], found: Survey) -> None:
+        """Remove what killed runs left; see :class:`Sweeper`.
+
+        :param fleets: those whose locks the caller holds. :param found: seen under these locks.
+        """
+        Sweeper(self.host, self.drivers, self.records, self.survey)(fleets, found)
 
     def run_log(self) -> RunLog:
         """Return what writes the log of a run."""

@@ -13,7 +13,7 @@ import hashlib
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vmcloner_core.errors import BackendError, Interrupted
@@ -36,8 +36,26 @@ def hold(
     :param folder: holds the lock file; made if it isn't there.
     :param waiting: called once for each name that somebody else holds.
     :raises Interrupted: ``cancelled`` said so while waiting.
-    :raises BackendError: the folder can't be written.
+    :raises BackendError: the folder can't be written, or its file system has no locks.
     """
+    with _opened(folder) as descriptor:
+        for name in sorted(set(names)):
+            _wait_for(descriptor, folder, name, cancelled, waiting)
+        yield
+
+
+@contextlib.contextmanager
+def hold_free(folder: Path, names: Iterable[str]) -> Iterator[frozenset[str]]:
+    """Hold those locks of ``names`` that nobody holds, without waiting; yields their names.
+
+    :raises BackendError: as :func:`hold`.
+    """
+    with _opened(folder) as descriptor:
+        yield frozenset(name for name in sorted(set(names)) if _take(descriptor, folder, name))
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(
@@ -48,27 +66,39 @@ def hold(
             f"can't write {folder}: {error.strerror}", hint="run as root, or set hosts.local.state"
         ) from error
     try:
-        for name in sorted(set(names)):
-            _take(descriptor, name, cancelled, waiting)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _take(
-    descriptor: int, name: str, cancelled: Callable[[], bool], waiting: Callable[[str], None]
+def _wait_for(
+    descriptor: int,
+    folder: Path,
+    name: str,
+    cancelled: Callable[[], bool],
+    waiting: Callable[[str], None],
 ) -> None:
+    announced = False
+    while not _take(descriptor, folder, name):
+        if not announced:
+            waiting(name)
+            announced = True
+        if cancelled():
+            raise Interrupted(f"stopped while waiting for another run on {name}")
+        time.sleep(_POLL)
+
+
+def _take(descriptor: int, folder: Path, name: str) -> bool:
+    """Take a lock; False if somebody else holds it."""
     start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
     wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
-    announced = False
-    while True:
-        try:
-            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
-            return
-        except (BlockingIOError, PermissionError):
-            if not announced:
-                waiting(name)
-                announced = True
-            if cancelled():
-                raise Interrupted(f"stopped while waiting for another run on {name}") from None
-            time.sleep(_POLL)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        raise BackendError(
+            f"can't lock {folder / 'lock'}: {error.strerror}",
+            hint="set hosts.local.state to a folder on a file system that supports locks",
+        ) from error
+    return True

@@ -215,19 +215,16 @@ class Records:
 
     def unfinished(self) -> frozenset[str]:
         """Return the fleets in which a run was killed while it made or removed a folder."""
-        return frozenset(fleet for fleet, _ in self._drafts())
+        return frozenset(self.drafts())
 
-    def sweep(self, fleets: Collection[str]) -> None:
-        """Remove what killed runs left half made, or half removed, in fleets that no run is on."""
-        for fleet, draft in self._drafts():
-            if fleet in fleets:
-                shutil.rmtree(draft, ignore_errors=True)
-
-    def _drafts(self) -> Iterator[tuple[str, Path]]:
+    def drafts(self) -> dict[str, list[Path]]:
+        """Return the folders that killed runs left half made or half removed, by fleet."""
+        found: dict[str, list[Path]] = {}
         for draft in self.folder.glob(_DRAFT.format("*")):
             named = split_clone(draft.name.removeprefix(".").removesuffix(".draft"))
             if named is not None:
-                yield named[0], draft
+                found.setdefault(named[0], []).append(draft)
+        return found
 
     def _paths(self, clone: str) -> tuple[Path, Path]:
         return self.folder / clone, self.folder / _DRAFT.format(clone)

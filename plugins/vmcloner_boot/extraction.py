@@ -17,13 +17,12 @@ from pathlib import Path
 
 from vmcloner_boot.choice import Choice, Found
 from vmcloner_boot.disk_image import MIB, Unreadable
+from vmcloner_core.drivers import SHARED
 from vmcloner_core.errors import HostCommandError, NotEnoughResources, VmclonerError
 
 MAX_KERNEL = 128 * MIB
 MAX_INITRD = 512 * MIB
 """Bytes of all initrds together."""
-SHARED = "shared"
-"""Folder of what clones have in common; no clone is called that."""
 MAX_DRAFT = 3600
 """Seconds, after which a file that wasn't finished is nobody's."""
 _KERNEL_MAGIC = (
@@ -105,7 +104,6 @@ class _Store:
     def keep(self, key: str, size: int, parts: Iterable[bytes], to: Path) -> None:
         """Make ``to`` a file of these parts, ``size`` bytes together."""
         try:
-            self._folder.mkdir(mode=0o700, exist_ok=True)
             self._prune(key)
             self._keep(self._folder / key, size, iter(parts), to)
         except OSError as error:
@@ -133,8 +131,7 @@ class _Store:
     def _write(
         self, shared: Path, to: Path, first: Iterable[bytes], rest: Iterable[bytes], size: int
     ) -> None:
-        descriptor, name = tempfile.mkstemp(prefix=".", dir=self._folder)  # 0600
-        draft = Path(name)
+        draft, descriptor = self._draft()
         try:
             with os.fdopen(descriptor, "wb") as stream:
                 for parts in (first, rest):
@@ -148,13 +145,25 @@ class _Store:
             draft.unlink(missing_ok=True)
             raise
 
+    def _draft(self) -> tuple[Path, int]:
+        """Return a new file of mode 0600, and its descriptor."""
+        while True:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile, as it was empty
+                descriptor, name = tempfile.mkstemp(prefix=".", dir=self._folder)
+                return Path(name), descriptor
+
     def _prune(self, key: str) -> None:
         """Remove what no clone has a name for any more, but what may be wanted now.
 
         A draft is removed when whoever wrote it must have died long ago.
         """
         old = time.time() - MAX_DRAFT
-        for entry in os.scandir(self._folder):
+        try:
+            entries = list(os.scandir(self._folder))
+        except FileNotFoundError:
+            return
+        for entry in entries:
             with contextlib.suppress(FileNotFoundError):
                 found = entry.stat()
                 draft = entry.name.startswith(".")

@@ -190,6 +190,10 @@ class FilesDriver(StorageDriver):
         disks = self._pool.disks().items()
         return tuple(as_volume(path, record, self._pool, self.name) for path, record in disks)
 
+    def sweep(self) -> None:
+        """See :meth:`StorageDriver.sweep`."""
+        self._pool.sweep()
+
     # --- space ----------------------------------------------------------------------------------
 
     def capacity(self) -> Capacity:

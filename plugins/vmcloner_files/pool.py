@@ -74,7 +74,7 @@ class Pool:
                     self.check_folders()
                     self._labels = None  # may have been found on a parent folder
                     features = examine(self._temporary)
-                    self._sweep()
+                    self.sweep()
                 self._features = features
             return self._features
 
@@ -123,12 +123,16 @@ class Pool:
             for _ in self._labelled(folder):
                 pass
 
-    def _sweep(self) -> None:
-        drafts.sweep(self._temporary)
-        if isinstance(self.labels, SidecarLabels):
-            with self.lock(alone=True):
-                for folder in (self.templates, self.volumes):
-                    self.labels.sweep(folder)
+    def sweep(self) -> None:
+        """Remove drafts and sidecars of processes that died."""
+        with translated(self):
+            if not self._temporary.exists():
+                return
+            drafts.sweep(self._temporary)
+            if isinstance(self.labels, SidecarLabels):
+                with self.lock(alone=True):
+                    for folder in (self.templates, self.volumes):
+                        self.labels.sweep(folder)
 
     @property
     def labels(self) -> LabelStore:

@@ -140,3 +140,19 @@ def check_content(volume, image) -> None:
         return
     argv = ["qemu-img", "compare", "-f", "qcow2", "-F", "raw", volume.path, image.path]
     subprocess.run(argv, check=True, capture_output=True, timeout=60)
+
+
+def test_a_sweep_removes_drafts_of_the_dead_only(tmp_path, make_driver):
+    """The reset that made them was killed; the next run need not make anything in the pool."""
+    driver = make_driver(tmp_path)
+    driver.sweep()
+    assert not (tmp_path / "pool").exists()
+    image = make_image(tmp_path / "image.raw", seed=1)
+    driver.import_image("tiny", image, no_progress).unwrap()
+    folder = tmp_path / "pool" / ".tmp"
+    (folder / "0123.tmp").write_bytes(b"half")
+    (folder / "notes").write_bytes(b"not a draft")
+    with drafts.named(folder) as draft:
+        make_driver(tmp_path).sweep()
+        assert sorted(folder.iterdir()) == sorted([draft.path, folder / "notes"])
+    assert len(driver.origins()) == 1

@@ -17,7 +17,7 @@ Foreign exceptions (libvirt's, the operating system's, a command's) are translat
 suites that prove a backend right; docs/plugins.md walks through writing one.
 """
 
-from vmcloner_core.drivers.boot import BootProvider, BootRequest
+from vmcloner_core.drivers.boot import SHARED, BootProvider, BootRequest
 from vmcloner_core.drivers.context import DriverContext, Lane
 from vmcloner_core.drivers.hypervisor import (
     NO_BOOTS,
@@ -33,6 +33,7 @@ from vmcloner_core.drivers.storage import ImageFile, SimpleStorageDriver, Storag
 
 __all__ = [
     "NO_BOOTS",
+    "SHARED",
     "AgentInterface",
     "BootProvider",
     "BootRequest",

@@ -12,6 +12,13 @@ import attrs
 from vmcloner_core.errors import BackendError
 from vmcloner_core.model import BootConfig, Labels, Network, Nic, Outcome, Template, Volume
 
+SHARED = "shared"
+"""The folder beside clones' own ones for files that several clones have.
+
+A clone has such a file as a hard link in its own folder. Files that no clone has are removed when a
+run starts; so are files whose names begin with a dot, once nobody has written them for an hour.
+"""
+
 
 @attrs.frozen(kw_only=True)
 class BootRequest:

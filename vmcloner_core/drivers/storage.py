@@ -197,6 +197,12 @@ class StorageDriver(ABC):
         for volume in volumes:
             yield Outcome(key=volume.name, changed=False)
 
+    def sweep(self) -> None:
+        """Remove what processes that died left half made in the pool, and nothing else.
+
+        Called at the start of each run. Other processes may be at work in the pool.
+        """
+
     def close(self) -> None:
         """Release what the driver holds. It isn't used afterwards."""
 
