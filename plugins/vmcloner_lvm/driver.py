@@ -32,6 +32,7 @@ from vmcloner_lvm import batches, doctor, tags
 from vmcloner_lvm.activation import activate, deactivate
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper
+from vmcloner_lvm.filling import sweep
 from vmcloner_lvm.importing import Importer, remove_image
 from vmcloner_lvm.naming import checked, origin_name
 from vmcloner_lvm.pool import Pool
@@ -309,6 +310,10 @@ class LvmThinDriver(StorageDriver):
             for each in group.thin.values()
             if each.pool == self._pool.name and (labels := labels_of(each)) is not None
         )
+
+    def sweep(self) -> None:
+        """See :meth:`StorageDriver.sweep`."""
+        sweep(self.context.host.state / "import")
 
     # --- space ----------------------------------------------------------------------------------
 

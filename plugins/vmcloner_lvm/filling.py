@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from vmcloner_core.copying import Target
 from vmcloner_core.drivers import ImageFile
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.full_copies import copy_one
+from vmcloner_core.locks import hold, hold_free
 from vmcloner_core.model import AS_IT_COMES, Copying, Progress
 from vmcloner_core.os_errors import translated
 from vmcloner_core.process import CommandRunner
 from vmcloner_core.qemu_img import convert
+
+_PREFIX = "import-"
 
 
 @contextlib.contextmanager
@@ -29,10 +33,7 @@ def opened(
     with contextlib.ExitStack() as stack:
         path = image.path.absolute()
         if image.format != "raw":
-            with translated(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            work = Path(stack.enter_context(tempfile.TemporaryDirectory("", "import-", folder)))
-            path = work / "image.raw"
+            path = stack.enter_context(_work_folder(folder)) / "image.raw"
             path.touch()
             convert(runner, image, path, Copying(verify=copying.verify))  # not paced: not the pool
         with translated(path):
@@ -41,6 +42,34 @@ def opened(
         if os.lseek(fd, 0, os.SEEK_END) < image.size:  # a device's size too
             raise InvalidRequest(f"{image.path} changed while it was imported")
         yield fd
+
+
+@contextlib.contextmanager
+def _work_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder in ``folder``; :func:`sweep` leaves it, since its name is locked."""
+    name = f"{_PREFIX}{uuid.uuid4().hex}"
+    with hold(folder.parent, [name]):
+        work = folder / name
+        with translated(work):
+            work.mkdir(mode=0o700, parents=True)
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what imports that were killed left in ``folder``.
+
+    :raises VmclonerError: something can't be removed.
+    """
+    left = {path.name: path for path in folder.glob(f"{_PREFIX}*")}
+    if not left:
+        return
+    with hold_free(folder.parent, left) as free:
+        for name in free:
+            with translated(left[name]), contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(left[name])
 
 
 def fill(source: int, path: Path, size: int, copying: Copying, progress: Progress) -> None:

@@ -28,6 +28,7 @@ from vmcloner_core.model import (
 )
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper
+from vmcloner_lvm.filling import sweep
 from vmcloner_lvm.locking import LOCKS
 from vmcloner_lvm.naming import checked
 from vmcloner_lvm.thick_copies import ThickCopies
@@ -197,6 +198,10 @@ class ThickDriver(StorageDriver):
         errors = self._group.deactivate([volume.name for volume in volumes])
         for volume in volumes:
             yield Outcome(key=volume.name, error=errors[volume.name])
+
+    def sweep(self) -> None:
+        """See :meth:`StorageDriver.sweep`."""
+        sweep(self.context.host.state / "import")
 
     # --- space ----------------------------------------------------------------------------------
 

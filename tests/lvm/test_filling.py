@@ -12,7 +12,7 @@ from vmcloner_core.errors import HostCommandError, InvalidRequest
 from vmcloner_core.model import AS_IT_COMES, Copying
 from vmcloner_core.process import LocalRunner
 from vmcloner_core.testing.storage import StorageConformance
-from vmcloner_lvm.filling import fill, opened
+from vmcloner_lvm.filling import fill, opened, sweep
 
 pieces = st.lists(st.tuples(st.booleans(), st.integers(1, 100_000)), min_size=1, max_size=12)
 
@@ -53,6 +53,26 @@ def test_a_verified_conversion_is_checked(tmp_path):
     with StorageConformance().corrupting(), pytest.raises(HostCommandError), reading:
         pass
     assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_sweep_removes_conversions_of_the_dead_only(tmp_path):
+    raw, qcow2 = tmp_path / "a.raw", tmp_path / "a.qcow2"
+    raw.write_bytes(b"data" * 1024)
+    runner = LocalRunner()
+    runner.run(["qemu-img", "convert", "-O", "qcow2", str(raw), str(qcow2)])
+    image = ImageFile(path=qcow2, format="qcow2", size=raw.stat().st_size, digest="sha256:1")
+    work = tmp_path / "work"
+    sweep(work)  # there is none yet
+    left = work / "import-left"
+    left.mkdir(parents=True)
+    (left / "image.raw").write_bytes(b"gigabytes")
+    (work / "notes").write_bytes(b"")
+    with opened(image, work, runner) as fd:
+        sweep(work)
+        assert not left.exists()
+        assert len(list(work.iterdir())) == 2
+        assert os.pread(fd, 4, 0) == b"data"
+    assert [path.name for path in work.iterdir()] == ["notes"]
 
 
 @pytest.mark.filesystems
