@@ -26,6 +26,7 @@ from vmcloner_core.drivers import ImageBuilder, ImageFile
 from vmcloner_core.errors import InvalidRequest, NotFound
 from vmcloner_core.extents import data_runs, length, nonzero_pieces
 from vmcloner_core.model import Host, ImageSource, Progress, Template
+from vmcloner_core.os_errors import translated
 from vmcloner_core.units import MAX_SIZE
 
 BLOCK = 1024**2
@@ -66,9 +67,12 @@ def obtained(
     if template.image.url is None:
         yield from_file(template.image, progress)
         return
-    host.templates.mkdir(parents=True, exist_ok=True)
-    draft = DRAFT_PREFIX.format(template.name)
-    with tempfile.TemporaryDirectory(prefix=draft, dir=host.templates) as folder:
+    with contextlib.ExitStack() as stack:
+        with translated(host.templates):
+            host.templates.mkdir(parents=True, exist_ok=True)
+            draft = DRAFT_PREFIX.format(template.name)
+            made = tempfile.TemporaryDirectory(prefix=draft, dir=host.templates)
+        folder = stack.enter_context(made)
         yield from_file(download(template.image, Path(folder), progress), progress)
 
 
@@ -170,6 +174,14 @@ def build(builder: ImageBuilder, folder: Path, progress: Progress) -> ImageFile:
     The folder appears whole or not at all.
     """
     fingerprint = builder.fingerprint()
+    with translated(folder):
+        _build(builder, fingerprint, folder, progress)
+        image = folder / (folder / ".image").read_text()
+    digest = hashlib.sha256(fingerprint.encode()).hexdigest()
+    return from_file(ImageSource(path=image), progress, digest)
+
+
+def _build(builder: ImageBuilder, fingerprint: str, folder: Path, progress: Progress) -> None:
     stamp = folder / ".fingerprint"
     if not stamp.exists() or stamp.read_text() != fingerprint:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -183,9 +195,6 @@ def build(builder: ImageBuilder, folder: Path, progress: Progress) -> ImageFile:
             made.rename(folder)
         finally:
             shutil.rmtree(made, ignore_errors=True)
-    image = folder / (folder / ".image").read_text()
-    digest = hashlib.sha256(fingerprint.encode()).hexdigest()
-    return from_file(ImageSource(path=image), progress, digest)
 
 
 # --- formats ------------------------------------------------------------------------------------

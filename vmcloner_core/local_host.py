@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import re
 import socket
 import threading
@@ -76,6 +77,11 @@ class LocalHost:
         :raises BackendError: the folder can't be written.
         """
         file = self.host.state_id
+        kept = self._read_id()
+        if kept is not None:  # nothing is written: the file system may be full
+            with self._lock:
+                self._state_id = kept
+            return kept
         try:
             self.host.state.mkdir(parents=True, exist_ok=True)
             draft = file.with_name(f".id-{self.state_id}")
@@ -112,7 +118,7 @@ class LocalHost:
         self, names: Sequence[str], cancelled: Callable[[], bool]
     ) -> contextlib.AbstractContextManager[None]:
         """Hold locks between runs; the log says what is waited for. See :func:`locks.hold`."""
-        if self.host.state.exists():
+        if os.path.lexists(self.host.state):
             check_folder(self.host.state)
         return locks.hold(
             self.host.state,

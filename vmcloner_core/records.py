@@ -145,9 +145,13 @@ class Records:
         return Home(folder=self.folder / clone, host_key=private, host_key_public=public)
 
     def known_hosts(self, clone: str) -> Path | None:
-        """Return the file by which ssh(1) knows a clone, None where it has no host key."""
+        """Return the file by which ssh(1) knows a clone, None where it has no host key.
+
+        :raises HostCommandError: its folder can't be read.
+        """
         file = self.folder / clone / KNOWN_HOSTS
-        return file if file.exists() else None
+        with _translated(clone, file):
+            return file if file.exists() else None
 
     def update(self, clone: str, **changes: Any) -> None:
         """Change fields of a clone's record; nothing where there is none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -85,14 +86,21 @@ class RunLog:
 
     def close(self) -> None:
         """Close the file; a run that was killed has a log without an end."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):  # what could not be written was reported
+                file.close()
 
     def _write(self, event: str, **values: object) -> None:
-        if self._file is not None:
+        """Write a line; once one can't be written, the log ends."""
+        if self._file is None:
+            return
+        try:
             self._file.write(json.dumps({"event": event, **values}) + "\n")
             self._file.flush()
+        except OSError as error:
+            log.warning("the run log in %s is incomplete: %s", self._folder, error.strerror)
+            self.close()
 
     def _prune(self) -> None:
         # Names begin with the time: their order is the runs'.

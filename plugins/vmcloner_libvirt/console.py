@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import termios
 import threading
@@ -103,9 +104,12 @@ class Consoles(ConsoleInterface):
 
 def remove_log(file: Path) -> None:
     """Remove a log and its rotated parts, ``.0``, ``.1`` …, as far as that is permitted."""
-    for old in (file, *file.parent.glob(f"{file.name}.[0-9]*")):
-        with contextlib.suppress(OSError):
-            old.unlink()
+    rotated = re.compile(rf"{re.escape(file.name)}(\.[0-9].*)?")
+    with contextlib.suppress(OSError):
+        for name in os.listdir(file.parent):  # noqa: PTH208
+            if rotated.fullmatch(name):
+                with contextlib.suppress(OSError):
+                    (file.parent / name).unlink()
 
 
 def _attach(connection: Any, domain: Any, stdin: int, stdout: int, flags: int) -> None:

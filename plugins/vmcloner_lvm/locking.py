@@ -64,6 +64,12 @@ def _take(path: Path, how: int) -> int | None:
             return fd
     except (BlockingIOError, FileNotFoundError):
         pass
+    except OSError as error:
+        os.close(fd)
+        raise BackendError(
+            f"can't lock {path}: {error.strerror}",
+            hint="set global/locking_dir in lvm.conf to a local file system",
+        ) from error
     except BaseException:
         os.close(fd)
         raise

@@ -401,3 +401,26 @@ def test_only_firmware_variables_of_the_clone_itself_are_removed(
     flags = paper.undefine_flags(domain)
     assert bool(flags & libvirt.VIR_DOMAIN_UNDEFINE_NVRAM) is ours
     assert bool(flags & libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM) is not ours
+
+
+def test_logs_that_cannot_be_removed_keep_no_domain(
+    paper: KvmDriver,
+    new_labels: NewLabels,
+    new_spec: NewSpec,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    specs = [new_spec(new_labels(index)) for index in range(1, 6)]
+    assert all(outcome.ok for outcome in paper.define(specs))
+    paper.consoles.log("web-2").mkdir()  # unlink(2) fails for a folder
+    paper.consoles.log("web-3").write_text("output")
+
+    def fail(_folder: object) -> list[str]:
+        raise OSError(5, "Input/output error")
+
+    names = [spec.name for spec in specs]
+    assert all(outcome.changed for outcome in paper.undefine(names[:3]))
+    assert not paper.consoles.log("web-3").exists()
+    monkeypatch.setattr("os.listdir", fail)
+    monkeypatch.setattr("os.scandir", fail)
+    assert all(outcome.changed for outcome in paper.undefine(names[3:]))
+    assert not paper.states()

@@ -115,5 +115,15 @@ class Define(HypervisorStep):
         for provider, asked in requests.items():
             for outcome in host.drivers.identity(provider)[1].seed(list(asked.values())):
                 if outcome.value is not None and outcome.key in asked:
-                    host.records.update(outcome.key, seed=outcome.value)
-                yield outcome
+                    yield Define._noted(host, outcome)
+                else:
+                    yield outcome
+
+    @staticmethod
+    def _noted(host: LocalHost, seeded: Outcome[Seed]) -> Outcome[Seed]:
+        """Note a clone's seed in its record; one that can't be noted is that clone's failure."""
+        try:
+            host.records.update(seeded.key, seed=seeded.value)
+        except VmclonerError as error:
+            return Outcome(key=seeded.key, error=error)
+        return seeded

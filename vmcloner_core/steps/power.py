@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from vmcloner_core.readiness import Awaited, watch
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps.action import TargetAction, active, waits
 from vmcloner_core.steps.step import HypervisorStep, Run, switched
+
+log = logging.getLogger(__name__)
 
 
 class Start(TargetAction):
@@ -100,8 +103,16 @@ class StartDomain(HypervisorStep):
                     yield Outcome(key=work.name, error=error)
             for outcome in run.host.starter.start(driver, ready):
                 if outcome.error is None:
-                    run.host.records.note_restart(outcome.key, wanted=False)
+                    self._noted(run, outcome.key)
                 yield outcome
+
+    @staticmethod
+    def _noted(run: Run, name: str) -> None:
+        """Note that a clone runs again. Where that can't be, it runs all the same."""
+        try:
+            run.host.records.note_restart(name, wanted=False)
+        except VmclonerError as error:
+            log.warning("%s", error)
 
 
 class WaitUntilReady(HypervisorStep):
@@ -170,10 +181,15 @@ class _StopStep(HypervisorStep):
         self, run: Run, driver: HypervisorDriver, works: Sequence[Work], _more: More
     ) -> Iterator[Outcome[object]]:
         """See :meth:`Step.call`."""
-        by_name = {work.name: work for work in works}
+        by_name: dict[str, Work] = {}
         for work in works:
-            if "start" in work.plan.steps:
-                run.host.records.note_restart(work.name, wanted=True)
+            try:
+                if "start" in work.plan.steps:
+                    run.host.records.note_restart(work.name, wanted=True)
+            except VmclonerError as lost:
+                yield Outcome(key=work.name, error=lost)
+            else:
+                by_name[work.name] = work
         stopped: dict[str, Outcome[None]] = {}
         for outcome in self.stop(run, driver, list(by_name)):
             if outcome.error is not None:
