@@ -66,7 +66,7 @@ def check_folder(folder: Path) -> None:
     _check_folder(folder, folder.resolve())
 
 
-def check_owner(path: Path, status: os.stat_result, *, also: int | None = None) -> None:
+def check_owner(path: str | Path, status: os.stat_result, *, also: int | None = None) -> None:
     """Check that no other user could have written one file, whatever its folders.
 
     :param also: the id of one more user who may own it.
@@ -74,7 +74,9 @@ def check_owner(path: Path, status: os.stat_result, *, also: int | None = None) 
     """
     if not stat.S_ISREG(status.st_mode):
         raise InvalidRequest(f"{path}: not a regular file")
-    _check(path, path, status, sticky=False, also=also)
+    if status.st_uid in (0, also) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return  # thousands of disks are checked at once
+    _check(Path(path), Path(path), status, sticky=False, also=also)
 
 
 def _check_folders(path: Path) -> None:

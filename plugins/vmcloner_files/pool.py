@@ -109,7 +109,7 @@ class Pool:
         """
         owner = status.st_uid
         runs_guests = owner == self._qemu_uid or _is_system_account(owner)
-        check_owner(Path(path), status, also=owner if runs_guests else None)
+        check_owner(path, status, also=owner if runs_guests else None)
 
     def check_all(self) -> None:
         """Check all folders, the lock, and all of our files.
