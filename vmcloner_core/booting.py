@@ -99,7 +99,9 @@ def told(name: str, boot: BootConfig, words: str) -> BootConfig:
         raise InvalidRequest(f"{name}: its identity needs a kernel command line, but it has none")
     cmdline = f"{boot.cmdline or ''} {words}".strip()
     if (size := len(cmdline.encode())) > MAX_CMDLINE:
-        raise InvalidRequest(f"{name}: kernel command line of {size} bytes, over {MAX_CMDLINE}")
+        raise InvalidRequest(
+            f"{name}: its kernel command line has {size} bytes, over {MAX_CMDLINE}"
+        )
     return attrs.evolve(boot, cmdline=cmdline)
 
 
@@ -257,7 +259,7 @@ def with_networks(
 def defined_boot(
     boots: tuple[BootBackend, BootProvider], driver: HypervisorDriver, request: BootRequest
 ) -> BootConfig:
-    """Return what a clone boots by its definition."""
+    """Return what a clone boots according to its definition."""
     backend, provider = boots
     return next(iter(provider.resolve(with_networks(backend, driver, [request])))).unwrap()
 

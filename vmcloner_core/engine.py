@@ -226,7 +226,7 @@ class Engine:
         return PlannedRun(plan, self._host, self.plugins, self._cancel)()
 
     def cancel(self) -> None:
-        """Stop the current run cleanly: calls in progress are finished, none is begun.
+        """Stop the current run cleanly: calls in progress are finished, no new ones begin.
 
         Safe to call from a signal handler and from any thread.
         """

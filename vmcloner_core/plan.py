@@ -107,7 +107,7 @@ def _check_pattern(text: str, pattern: str) -> None:
 
 @attrs.frozen(kw_only=True)
 class Quota:
-    """How many of a run's clones must become ready for the run to count as done."""
+    """How many of a run's clones must become ready for the run to succeed."""
 
     share: float = 1.0
     count: int | None = None

@@ -443,7 +443,7 @@ def _check_addresses(
             if holder != name and {holder, name} & new.keys():
                 raise InvalidRequest(
                     f"{holder} and {name} would both have the address {address}",
-                    hint="use 192.0.2.{{ 10 + index }}/24 or the like, or --values",
+                    hint="use a placeholder, like 192.0.2.{{ 10 + index }}/24, or --values",
                 )
 
 

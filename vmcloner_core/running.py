@@ -21,7 +21,7 @@ from vmcloner_core.steps import Run, routed, undoing
 class PlannedRun:
     """One run of a plan. Used once.
 
-    :param cancelled: once set, calls in progress are finished and none is begun.
+    :param cancelled: once set, calls in progress are finished and no new ones begin.
     """
 
     def __init__(

@@ -216,7 +216,7 @@ class Shell(App):
 
 
 def _spell_out(record: logging.LogRecord) -> bool:
-    """Spell out control characters in a log record: guests and servers said some of it."""
+    """Escape control characters in a log record: parts come from guests and servers."""
     record.msg, record.args = printable(record.getMessage()), ()
     return True
 
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # At exit the garbage collector would look through all objects, for nothing.
     atexit.register(gc.freeze)
     words = list(sys.argv[1:] if argv is None else argv)
-    os.umask(os.umask(0o022) | 0o022)  # nobody else may write what we make, whatever it was
+    os.umask(os.umask(0o022) | 0o022)  # files of ours are writable only by the user
     if not words and not sys.stdin.isatty():
         words = ["--help"]
     shell = Shell()

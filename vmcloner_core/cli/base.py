@@ -104,7 +104,7 @@ class _Display(Base):
 def _text(value: object) -> object:
     """Return a value as a cell: lists as words, mappings as ``key=value``.
 
-    Control characters are spelled out: a terminal would act on them, and guests said some of this.
+    Control characters are escaped: parts come from guests, and a terminal would act on them.
     """
     if isinstance(value, Mapping):
         return " ".join(f"{key}={word}" for key, word in value.items())

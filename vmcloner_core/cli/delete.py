@@ -42,7 +42,7 @@ class Delete(RunCommand):
             jobs=parsed_args.jobs,
         )
         if not (parsed_args.yes or parsed_args.dry_run or sys.stdin.isatty()):
-            raise UsageError("delete asks before it deletes", hint="--yes deletes without asking")
+            raise UsageError("delete needs a terminal to ask for confirmation", hint="or use --yes")
         return request
 
     def confirm(self, plan: Plan, parsed_args: argparse.Namespace) -> None:
