@@ -1,4 +1,4 @@
-# Everything here runs on a bare Debian or Ubuntu machine, as root or by sudo.
+# Everything here runs on a bare Debian or Ubuntu machine, as root or with sudo.
 
 SHELL := /bin/bash
 BIN := .venv/bin
@@ -8,7 +8,7 @@ SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/setup 
 	contrib/lab/lab contrib/lab/customize contrib/lab/here contrib/lab/make-pool \
 	contrib/lab/provision contrib/lab/guest/build-kernel contrib/lab/guest/init \
 	contrib/lab/files/usr/local/sbin/lab-net
-# What is collected in a lab, where that takes long.
+# What pytest collects in a lab: collecting everything takes long there.
 ON_LVM := tests/lab tests/lvm
 ON_XEN := tests/lab tests/pxe tests/xen
 XEN_SHORT := tests/xen/test_fleet.py::test_three_clones \
@@ -22,7 +22,7 @@ SLOW := libvirt or filesystems or lvm or xen or pxe or guests or slow
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## Install what is missing, so that .venv/bin/vmcloner runs (leaves a libvirtd running)
+setup: ## Install what is missing, so that .venv/bin/vmcloner works (leaves a libvirtd running)
 	@contrib/setup/setup
 
 stop: ## Stop the libvirtd that setup left running
@@ -31,8 +31,8 @@ stop: ## Stop the libvirtd that setup left running
 demo: ## Set up, then clone, boot, list and delete five virtual machines
 	@contrib/demo/demo
 
-# With ARGS, which choose tests of this machine, the labs stay out of it.
-test: tools lint test-host $(if $(ARGS),,test-lvm test-xen-short) ## Set up, then run every test, on real machines too
+# ARGS selects tests on this machine, so with ARGS no lab is started.
+test: tools lint test-host $(if $(ARGS),,test-lvm test-xen-short) ## Set up, then run all tests except the slow ones, including those on real machines
 
 test-host: tools ## Run the tests that need neither device-mapper nor Xen (ARGS="tests/core")
 	@$(WITH_LIBVIRTD) $(BIN)/pytest -m "not (lvm or xen or slow)" $(ARGS)
@@ -41,23 +41,23 @@ test-lvm: tools ## Run the tests on device-mapper: in the lab, or here if VMCLON
 	@$(ROOT) contrib/lab/$(if $(VMCLONER_LVM_DEVICE),here $(VMCLONER_LVM_DEVICE) $(BIN)/pytest --ignore tests/lab,lab kvm test --env VMCLONER_EMPTY_DEVICE=/dev/vdc --) \
 		-m "lvm and not slow" $(or $(ARGS),$(ON_LVM))
 
-test-dd: tools ## Run the tests of copies onto volume groups, in the lab
+test-dd: tools ## Run the tests of full copies in volume groups, in the lab
 	@$(ROOT) contrib/lab/lab kvm test --seconds 3600 -- -m lvm $(or $(ARGS),tests/dd)
 
-test-powercut: tools ## Cut the power of labs in the middle of LVM transactions, and see what the next run makes of it
+test-powercut: tools ## Cut the power of labs during LVM transactions, and test the recovery
 	@$(ROOT) $(BIN)/pytest -s -m slow $(or $(ARGS),tests/lab/test_powercut.py)
 
-test-guests: tools ## Boot twenty Debians that are built here at once, and others one by one (30 min)
+test-guests: tools ## Boot twenty clones of a Debian built here at once, and other images one by one (30 min)
 	@$(WITH_LIBVIRTD) $(BIN)/pytest -s -m slow $(or $(ARGS),tests/identity)
 
-test-xen: tools ## Run the tests on Xen, the long ones too, in the lab (PXE_GUESTS=10)
+test-xen: tools ## Run the tests on Xen, including the long ones, in the lab (PXE_GUESTS=10)
 	@$(ROOT) contrib/lab/lab xen test --seconds 5400 $(if $(PXE_GUESTS),--env PXE_GUESTS=$(PXE_GUESTS)) -- -m xen $(or $(ARGS),$(ON_XEN))
 
 test-xen-short: tools
 	@$(ROOT) contrib/lab/lab xen test -- -m "xen and not slow" \
 		$(or $(ARGS),tests/pxe $(XEN_SHORT))
 
-lab: tools ## Build the lab: a KVM host and a Xen host to test on (contrib/lab/README.md)
+lab: tools ## Build the lab: a KVM host and a Xen host for tests (contrib/lab/README.md)
 	@$(ROOT) contrib/lab/lab build
 
 test-fast: tools ## Run the tests that need no daemon and no root
@@ -70,15 +70,15 @@ lint: tools ## Check style, types, layers and scripts
 	@$(BIN)/lint-imports
 	@shellcheck -x $(SCRIPTS) plugins/vmcloner_tiny/init
 
-bench: tools ## Measure vmcloner against what it replaces (ARGS="create -n 20")
+bench: tools ## Compare vmcloner's speed with other tools (ARGS="create -n 20")
 	@contrib/setup/packages virtinst
 	@$(WITH_LIBVIRTD) $(BIN)/python benchmarks/run.py $(ARGS)
 	@$(if $(ARGS),,$(WITH_LIBVIRTD) $(BIN)/python -m benchmarks.startup)
 
-bench-lvm: tools ## Measure LVM thin clones against loops of lvcreate, in the lab (ARGS="100 1000 --json -")
+bench-lvm: tools ## Compare the speed of LVM thin clones with loops of lvcreate, in the lab (ARGS="100 1000 --json -")
 	@$(ROOT) contrib/lab/lab kvm run --seconds 5400 -- python3 - $(ARGS) < benchmarks/lvm.py
 
-clean: ## Remove what was made here: .venv, caches, build results
+clean: ## Remove generated files: .venv, caches, build results
 	rm -rf .venv build dist benchmarks/results .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -rf .import_linter_cache *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

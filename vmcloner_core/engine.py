@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 import attrs
 
 from vmcloner_core.birth import Birth
+from vmcloner_core.deadlines import answers
 from vmcloner_core.errors import (
     BackendError,
     Interrupted,
@@ -51,6 +52,7 @@ from vmcloner_core.model import (
     NetworkRequest,
     Origin,
     Outcome,
+    State,
     Status,
     Template,
     network_key,
@@ -557,15 +559,27 @@ class Engine:
         self._consoles(name).attach(name, stdin, stdout)
 
     def _consoles(self, name: str) -> ConsoleInterface:
-        for backend in self._host.drivers.names("hypervisor"):
-            driver = self._host.drivers.hypervisor(backend)
-            if name in driver.states():
-                if driver.consoles is None:
-                    raise BackendError(
-                        f"{name}: hypervisor {backend!r} has no consoles",
-                        hint=f"vmcloner ssh {name}",
-                    )
-                return driver.consoles
+        drivers = self._host.drivers
+
+        def states_of(backend: str) -> Mapping[str, State]:
+            return drivers.hypervisor(backend).states()
+
+        found = answers(
+            {name: functools.partial(states_of, name) for name in drivers.names("hypervisor")}
+        )
+        for backend, states in found.items():
+            if isinstance(states, VmclonerError) or name not in states:
+                continue
+            consoles = drivers.hypervisor(backend).consoles
+            if consoles is None:
+                raise BackendError(
+                    f"{name}: hypervisor {backend!r} has no consoles",
+                    hint=f"vmcloner ssh {name}",
+                )
+            return consoles
+        for states in found.values():
+            if isinstance(states, VmclonerError):
+                raise states
         self.show(name)
         raise WrongState(f"{name} has no domain", hint="run the same create again")
 

@@ -173,10 +173,10 @@ def _clone(
 ) -> Clone:
     owners = [domain.labels if domain else None, *(v.labels for v in volumes), kept]
     labels = next(labels for labels in owners if labels is not None)
-    state = State.ALLOCATED
+    hidden = {each.kind for each in unseen if each.holds(labels)}
+    state = State.UNKNOWN if "hypervisor" in hidden else State.ALLOCATED
     if domain is not None:
-        hidden = any(each.kind == "storage" and each.holds(labels) for each in unseen)
-        state = domain.state if volumes or hidden else State.ORPHAN
+        state = domain.state if volumes or "storage" in hidden else State.ORPHAN
     return Clone(
         labels=labels,
         state=state,

@@ -1,7 +1,7 @@
-"""Show a fleet's life, every command as it is typed, and what each phase took.
+"""Demonstrate the life of a fleet: show each command, its output, and the time of each phase.
 
-Called by the script ``demo`` beside it, with the times (seconds since the epoch) at which the
-set-up began, had its packages, and had its Python environment.
+Called by the script ``demo`` in the same folder, with the times (seconds since the epoch) at which
+the set-up began, had installed its packages, and had created its Python environment.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Failed(Exception):
 
 
 def show(phase: str, command: str) -> str:
-    """Print a command as it is typed, run it, and return what it printed, printed too."""
+    """Print a command, run it, print its output and return it."""
     console.print(f"\n[bold green]$[/] [bold]{command}[/]", soft_wrap=True)
     begun = time.monotonic()
-    # Progress is drawn on standard error, which stays the terminal's.
+    # Progress goes to standard error, which stays connected to the terminal.
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command], check=False, stdout=subprocess.PIPE, text=True
     )
@@ -43,7 +43,7 @@ def show(phase: str, command: str) -> str:
 
 
 def remains() -> list[dict[str, str]]:
-    """Return the clones of the demo's fleet, as a demo that was killed leaves them."""
+    """Return the existing clones of the demo's fleet, for example from a killed demo."""
     done = subprocess.run(
         ["vmcloner", "list", "-f", "json"], check=False, stdout=subprocess.PIPE, text=True
     )
@@ -53,12 +53,12 @@ def remains() -> list[dict[str, str]]:
 
 
 def tour() -> None:
-    """Create, look at and delete the fleet."""
+    """Create, list and delete the fleet."""
     if found := remains():
         if len(found) > COUNT or {clone["template"] for clone in found} != {"tiny"}:
-            raise Failed(f"there is a fleet {FLEET!r} already, and it isn't this demo's: see list")
-        console.print("\nAn earlier demo didn't get to its end. What is left of it goes first.")
-        show("remove what an earlier demo left", f"vmcloner delete {FLEET} --yes")
+            raise Failed(f"another fleet {FLEET!r} already exists: see vmcloner list")
+        console.print("\nAn earlier demo was interrupted. Its clones are deleted first.")
+        show("remove the clones of an earlier demo", f"vmcloner delete {FLEET} --yes")
     show("build the template", "vmcloner template import tiny")
     try:
         show(
@@ -72,26 +72,26 @@ def tour() -> None:
         show("delete", f"vmcloner delete {FLEET} --yes")
     for number in range(1, COUNT + 1):
         if said.count(f"name={FLEET}-{number} ") != 1:
-            raise Failed(f"{FLEET}-{number} didn't say its name")
+            raise Failed(f"{FLEET}-{number} did not print its name")
     show("list again", "vmcloner list")
     if remains():
-        raise Failed("something is left of the fleet")
+        raise Failed("some clones of the fleet are left")
 
 
 def report() -> None:
-    """Print what each phase took."""
-    table = Table(title="\nWhat each phase took", title_justify="left")
+    """Print the time of each phase."""
+    table = Table(title="\nTime of each phase", title_justify="left")
     table.add_column("phase")
     table.add_column("seconds", justify="right")
     for name, seconds in phases:
         table.add_row(name, f"{seconds:.1f}")
     table.add_section()
-    table.add_row("in all", f"{sum(seconds for _, seconds in phases):.1f}")
+    table.add_row("total", f"{sum(seconds for _, seconds in phases):.1f}")
     console.print(table)
 
 
 def main(times: list[str]) -> int:
-    """Show it all; 1 if something failed."""
+    """Run the demo; return 1 if something failed."""
     begun, packages, venv = map(float, times)
     phases.extend(
         [

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the set-up's scripts share: how they speak, and how they become root.
+# Functions that the set-up scripts share: messages and root access.
 
 say() {
     printf 'set-up: %s\n' "$*"
@@ -14,7 +14,7 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-# need_root WHAT: stop with one line if WHAT needs a root that this user can't be.
+# need_root WHAT: fail with one line if this user cannot become root, which WHAT needs.
 need_root() {
     [ "$(id -u)" = 0 ] || command -v sudo >/dev/null ||
         fail "needs root to $1; run make as root, or install sudo"

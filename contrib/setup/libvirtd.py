@@ -1,23 +1,23 @@
 #!/usr/bin/env python3
-"""Have a libvirtd, on machines without systemd too.
+"""Provide a running libvirtd, with or without systemd.
 
-    libvirtd.py start           start one unless one answers; it stays until "stop"
-    libvirtd.py stop            stop the one that this program started; guests go on running
-    libvirtd.py status          tell whether one answers, and whose it is
-    libvirtd.py run -- COMMAND  run COMMAND with a libvirtd, and stop it afterwards if it was
-                                started for that
+    libvirtd.py start           start a libvirtd unless one is running; it runs until "stop"
+    libvirtd.py stop            stop the libvirtd that this program started; guests keep running
+    libvirtd.py status          report whether a libvirtd is running, and who started it
+    libvirtd.py run -- COMMAND  run COMMAND with a libvirtd; stop the libvirtd afterwards if
+                                it was started for COMMAND
 
-Where systemd runs, starting and stopping is its business: its service is started if need be, and
-left. Elsewhere a supervisor starts virtlogd and libvirtd, and stays their parent. It is also what
-the guests' QEMUs fall to when libvirtd lets go of them (PR_SET_CHILD_SUBREAPER, prctl(2)): libvirt
-waits for a QEMU that it destroyed to vanish, and in containers the first process may be slow to
-reap it (1.9 s a guest against 0.2 s).
+With systemd, its service is started if needed, and left running. Without systemd, a supervisor
+starts virtlogd and libvirtd and stays their parent. When libvirtd ends, the guests' QEMU processes
+become children of the supervisor (PR_SET_CHILD_SUBREAPER, prctl(2)), which reaps them: libvirt
+waits until a destroyed QEMU has vanished, and in containers the first process may reap it late
+(1.9 s per guest instead of 0.2 s).
 
-The supervisor is told nothing; it looks at two files. While "keep" exists, as "start" leaves it,
-or somebody holds a lock on "users", as each "run" does, it keeps libvirtd running. Otherwise it
-stops it, and ends itself with the last guest. So a "run" that is killed leaves no daemon behind.
+The supervisor receives no commands; it watches two files. It keeps libvirtd running while the file
+"keep" exists (created by "start") or the file "users" is locked (by each "run"). Otherwise it stops
+libvirtd, and exits after the last guest has ended. So a killed "run" leaves no daemon behind.
 
-Needs nothing but Python and virsh; and root, except for "status".
+Needs only Python and virsh, and root for everything but "status".
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ KEEP = STATE / "keep"
 USERS = STATE / "users"
 """Locked, shared, by each "run"."""
 SUPERVISOR = STATE / "supervisor"
-"""Locked by the supervisor as long as it lives."""
+"""Locked by the supervisor while it runs."""
 LOG = STATE / "log"
 
 FIRST_ANSWER = 180.0
-"""Seconds: the first connection ever waits until each QEMU was asked what it can do."""
+"""Seconds: the very first connection waits until libvirt has probed each QEMU."""
 STOPS_WITHIN = 30.0
 POLL = 0.5
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 def say(text: str) -> None:
-    """Tell the user, at once."""
+    """Print a message immediately."""
     print(f"libvirtd: {text}", file=sys.stderr, flush=True)
 
 
 def virsh(command: str) -> bool:
-    """Run one of virsh's commands; tell whether it succeeded in time."""
+    """Run a virsh command; return whether it succeeded in time."""
     argv = ["virsh", "-q", "-c", URI, command]
     try:
         done = subprocess.run(argv, check=False, capture_output=True, timeout=FIRST_ANSWER)
@@ -68,12 +68,12 @@ def virsh(command: str) -> bool:
 
 
 def answers() -> bool:
-    """Tell whether a libvirt daemon for QEMU answers."""
+    """Return whether a libvirt daemon for QEMU responds."""
     return virsh("uri")
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Return whether ``condition`` came true in time."""
+    """Wait for ``condition``; return whether it became true in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -84,7 +84,7 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 
 @contextlib.contextmanager
 def locked(path: Path, how: int, patience: float = 0.0) -> Iterator[bool]:
-    """Hold a lock (flock(2)) on a file; False if another's is in the way beyond ``patience``."""
+    """Lock a file (flock(2)); yield False if it is still locked after ``patience`` seconds."""
     with path.open("a") as stream:
 
         def took() -> bool:
@@ -98,7 +98,7 @@ def locked(path: Path, how: int, patience: float = 0.0) -> Iterator[bool]:
 
 
 def is_locked(path: Path) -> bool:
-    """Tell whether somebody holds a lock on a file. It takes it for a moment to find out."""
+    """Return whether a file is locked. Takes the lock briefly to find out."""
     if not path.exists():
         return False
     with locked(path, fcntl.LOCK_EX) as got:
@@ -109,28 +109,28 @@ def is_locked(path: Path) -> bool:
 
 
 class Supervisor:
-    """Parent of virtlogd and libvirtd, and of the guests that libvirtd lets go of."""
+    """Parent of virtlogd and libvirtd, and of guests that outlive libvirtd."""
 
     def __init__(self) -> None:
         self._pids: dict[str, int] = {}
         self._started = 0.0
 
     def run(self) -> None:
-        """Do as the files say, until neither libvirtd nor a guest is left."""
+        """Follow the two files until neither libvirtd nor a guest is left."""
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         while True:
             wanted = KEEP.exists() or is_locked(USERS)
             if wanted and "libvirtd" not in self._pids:
                 if time.monotonic() - self._started < 2:
-                    say("it ended as soon as it had begun")
+                    say("libvirtd exited right after it was started")
                     break
                 self._start()
             elif not wanted and "libvirtd" in self._pids:
                 os.kill(self._pids["libvirtd"], signal.SIGTERM)
             elif not wanted and self._children() <= {self._pids.get("virtlogd")}:
                 break
-            # A child's end is dealt with at once: libvirt waits for it.
+            # Reap a child immediately: libvirt waits for it.
             signal.sigtimedwait({signal.SIGCHLD}, POLL)
             self._reap()
         if "virtlogd" in self._pids:
@@ -138,7 +138,7 @@ class Supervisor:
 
     def _start(self) -> None:
         self._started = time.monotonic()
-        # Where a virtlogd runs already, ours ends at once, and libvirtd uses the other.
+        # If a virtlogd is already running, ours exits, and libvirtd uses the other.
         for name in ("virtlogd", "libvirtd"):
             if name not in self._pids:
                 self._pids[name] = os.posix_spawnp(name, [name], os.environ, setsigmask=[])
@@ -154,7 +154,7 @@ class Supervisor:
 
 
 def supervise() -> int:
-    """Be the supervisor, unless there is one."""
+    """Become the supervisor, unless there already is one."""
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/bin:/bin"
     with locked(SUPERVISOR, fcntl.LOCK_EX, patience=1.0) as got:
         if got:
@@ -166,22 +166,22 @@ def supervise() -> int:
 
 
 def open_kvm() -> None:
-    """Give ``/dev/kvm`` to its group, as udev does where it runs (50-udev-default.rules).
+    """Set the group of ``/dev/kvm``, as udev does if it is running (50-udev-default.rules).
 
-    While root can open it and libvirt's user for QEMU can't, libvirt finds what it knows of QEMU
-    out of date at every turn, and asks it again: ten seconds for every domain that is defined.
+    If root can open it but libvirt's user for QEMU cannot, libvirt considers its cached QEMU
+    capabilities outdated each time and probes again: ten seconds for every domain definition.
     """
     kvm = Path("/dev/kvm")
     if not kvm.exists() or Path("/run/udev/control").exists() or kvm.stat().st_gid != 0:
         return
-    with contextlib.suppress(LookupError):  # there is no such group
+    with contextlib.suppress(LookupError):  # the group does not exist
         shutil.chown(kvm, group="kvm")
         kvm.chmod(0o660)
-        say("gave /dev/kvm to the group kvm, as udev would")
+        say("set the group of /dev/kvm to kvm, as udev would")
 
 
 def ensure() -> None:
-    """Return when a libvirtd answers, and knows what QEMU can do; start one if none does."""
+    """Return once a libvirtd responds and has probed QEMU; start one if necessary."""
     open_kvm()
     if not answers():
         begin()
@@ -189,7 +189,7 @@ def ensure() -> None:
 
 
 def begin_supervising() -> None:
-    """Start a supervisor; return when it has its lock, or has ended."""
+    """Start a supervisor; return when it holds its lock, or has ended."""
     with LOG.open("w") as log:
         supervisor = subprocess.Popen(
             [sys.executable, __file__, "supervise"],
@@ -203,16 +203,16 @@ def begin_supervising() -> None:
 
 
 def begin() -> None:
-    """Start a libvirtd and return when it answers."""
+    """Start a libvirtd and return when it responds."""
     if Path("/run/systemd/system").is_dir():
-        say("starting the system's service; stop it by: systemctl stop libvirtd")
+        say("starting the system's service; stop it with: systemctl stop libvirtd")
         subprocess.run(["systemctl", "start", "libvirtd"], check=True)
         if not wait_until(answers, FIRST_ANSWER):
-            raise SystemExit("libvirtd: no answer; see: journalctl -u libvirtd")
+            raise SystemExit("libvirtd: no response; see: journalctl -u libvirtd")
         return
-    say("starting one (the first time, it asks each QEMU what it can do: about 12 s)")
+    say("starting libvirtd (the first start probes each QEMU: about 12 s)")
     deadline = time.monotonic() + FIRST_ANSWER
-    for _ in range(2):  # the supervisor that there is may be just about to end
+    for _ in range(2):  # the existing supervisor may be about to end
         if not is_locked(SUPERVISOR):
             begin_supervising()
         time.sleep(POLL)
@@ -221,11 +221,11 @@ def begin() -> None:
                 return
             time.sleep(POLL)
     sys.stderr.writelines(LOG.read_text(errors="replace").splitlines(keepends=True)[-10:])
-    raise SystemExit(f"libvirtd: no answer; its last lines are above, all of them in {LOG}")
+    raise SystemExit(f"libvirtd: no response; the end of its log is above, all of it in {LOG}")
 
 
 def start() -> int:
-    """Have a libvirtd that stays."""
+    """Start a libvirtd that keeps running."""
     STATE.mkdir(mode=0o755, exist_ok=True)
     if is_locked(SUPERVISOR) or not answers():
         KEEP.touch()
@@ -241,25 +241,25 @@ def stop() -> int:
     """Stop the libvirtd that this program started."""
     KEEP.unlink(missing_ok=True)
     if is_locked(USERS):
-        say("in use; it stops when its last user ends")
+        say("in use; it stops when its last user exits")
         return 0
     if not is_locked(SUPERVISOR):
         return status()
     wait_until(lambda: not answers(), STOPS_WITHIN)
     if not wait_until(lambda: not is_locked(SUPERVISOR), 4 * POLL):
-        say("stopped; guests still run, and their supervisor stays until they end")
+        say("stopped; guests are still running, and their supervisor stays until they end")
     else:
         say("stopped")
     return 0
 
 
 def status() -> int:
-    """Tell whether one answers; 1 if none does."""
+    """Report whether a libvirtd responds; return 1 if not."""
     if not answers():
-        say("none answers")
+        say("not running")
         return 1
     if KEEP.exists() and is_locked(SUPERVISOR):
-        say("running, and left running; stop it by: make stop")
+        say("running, and stays running; stop it with: make stop")
     else:
         say("running")
     return 0
@@ -270,13 +270,13 @@ def run(argv: list[str]) -> int:
     STATE.mkdir(mode=0o755, exist_ok=True)
     with locked(USERS, fcntl.LOCK_SH, patience=10.0) as got:
         if not got:
-            raise SystemExit(f"libvirtd: can't lock {USERS}")
+            raise SystemExit(f"libvirtd: cannot lock {USERS}")
         ensure()
         try:
             process = subprocess.Popen(argv)
         except OSError as error:
             raise SystemExit(f"libvirtd: {argv[0]}: {error.strerror}") from error
-        # Ctrl-C reaches the command too, and is its to deal with: we wait for it.
+        # Ctrl-C reaches the command too, which handles it; we wait for the command.
         signal.signal(signal.SIGINT, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         code = process.wait()
@@ -286,7 +286,7 @@ def run(argv: list[str]) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Do what the command line says."""
+    """Run the command named on the command line."""
     commands = {"start": start, "stop": stop, "status": status, "supervise": supervise}
     if len(argv) > 2 and argv[:2] == ["run", "--"]:
         return run(argv[2:])

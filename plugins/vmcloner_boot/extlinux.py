@@ -1,87 +1,67 @@
-"""What extlinux would boot from a disk: https://wiki.syslinux.org/wiki/index.php?title=Config"""
+"""What extlinux would boot from a disk."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vmcloner_boot.choice import MAX_INITRDS, Choice, Found
+from vmcloner_boot.choice import Choice, Found
 from vmcloner_boot.disk_image import Budget, Unreadable
-from vmcloner_boot.trees import Tree, pair
+from vmcloner_boot.trees import Tree
+from vmcloner_syslinux.choice import Kernel, choose
+from vmcloner_syslinux.config import ConfigError, parse
 
-EXTLINUX_FILES = (
-    "/boot/extlinux/extlinux.conf",
-    "/boot/extlinux.conf",
-    "/boot/syslinux/syslinux.cfg",
-    "/extlinux/extlinux.conf",
-    "/extlinux.conf",
-    "/syslinux/syslinux.cfg",
-    "/syslinux.cfg",
+_FOLDERS = ("/boot/extlinux", "/boot", "/boot/syslinux", "/extlinux", "", "/syslinux")
+EXTLINUX_FILES = tuple(
+    f"{folder}/{name}" for folder in _FOLDERS for name in ("extlinux.conf", "syslinux.cfg")
 )
 
 
 def extlinux_menu(tree: Tree, _trees: Sequence[Tree], _budget: Budget) -> Choice | None:
-    """Return what extlinux's menu on a file system chooses, None where there is none."""
+    """Return what extlinux's menu on a file system chooses, None where there is none.
+
+    :raises Unreadable: there is one, but it boots nothing that can be booted here.
+    """
     for path in EXTLINUX_FILES:
         text = tree.text(path)
         if text is None:
             continue
         source = f"{path} on {tree.place}"
-        labels, default = _extlinux_labels(text)
-        label = next((name for name in labels if name.lower() == default.lower()), None)
-        label = label or next(iter(labels), None)
-        if label is None:
-            continue
         try:
-            return _extlinux_choice(tree, path, labels[label], f"label {label!r} of {source}")
-        except Unreadable as error:
+            return _choice(tree, path, text, source)
+        except (ConfigError, Unreadable) as error:
             raise Unreadable(f"{source}: {error.message}", hint=error.hint) from error
     return None
 
 
-def _extlinux_labels(text: str) -> tuple[dict[str, dict[str, str]], str]:
-    """Return the labels with their keys in upper case, and the default label."""
-    labels: dict[str, dict[str, str]] = {}
-    common: dict[str, str] = {}
-    current = common
-    default = chosen = ""
-    for line in text.splitlines():
-        key, value = pair(line)
-        key = key.upper()
-        if key == "LABEL":
-            current = labels.setdefault(value, {})
-        elif key in ("DEFAULT", "ONTIMEOUT"):
-            default = default or value
-        elif key == "MENU" and value.upper() == "DEFAULT" and current is not common:
-            chosen = next(name for name, keys in labels.items() if keys is current)
-        elif key in ("LINUX", "KERNEL", "INITRD", "APPEND"):
-            current[key] = value
-    for keys in labels.values():
-        keys.setdefault("APPEND", common.get("APPEND", ""))
-    return labels, default if default.lower() in map(str.lower, labels) else chosen
+def _choice(tree: Tree, path: str, text: str, source: str) -> Choice:
+    folder = path.rpartition("/")[0]
 
+    def full(name: str) -> str:
+        return name if name.startswith("/") else f"{folder}/{name}"
 
-def _extlinux_choice(tree: Tree, config: str, keys: dict[str, str], source: str) -> Choice:
-    folder = config.rpartition("/")[0]
+    def read(name: str) -> bytes | None:
+        included = tree.text(full(name))
+        return None if included is None else _encoded(included)
 
-    def file(path: str) -> Found:
-        full = path if path.startswith("/") else f"{folder}/{path}"
-        node = tree.file(full)
+    def file(name: str) -> Found:
+        node = tree.file(full(name))
         if node is None:
-            raise Unreadable(f"{full} isn't a file on {tree.place}")
-        return Found(tree, node, full)
+            raise Unreadable(f"{full(name)} isn't a file on {tree.place}")
+        return Found(tree, node, full(name))
 
-    kernel = keys.get("LINUX") or keys.get("KERNEL")
-    if not kernel:
-        raise Unreadable("its label names no kernel")
-    words = [] if keys["APPEND"] == "-" else keys["APPEND"].split()
-    initrds = keys.get("INITRD", "").split(",")
-    initrds += [w.removeprefix("initrd=") for w in words if w.startswith("initrd=")]
-    names = [name for part in initrds for name in part.split(",") if name]
-    if len(names) > MAX_INITRDS:
-        raise Unreadable(f"it names more than {MAX_INITRDS} initrds")
+    chosen = choose(parse(_encoded(text), read))
+    if not isinstance(chosen, Kernel):
+        raise Unreadable(
+            f"label {chosen.label} starts another boot loader by LOCALBOOT or chain.c32",
+            hint="boot = 'disk' lets the guest's firmware start it",
+        )
     return Choice(
-        kernel=file(kernel),
-        initrds=tuple(map(file, names)),
-        cmdline=" ".join(word for word in words if not word.startswith("initrd=")),
-        source=source,
+        kernel=file(chosen.kernel),
+        initrds=tuple(map(file, chosen.initrds)),
+        cmdline=chosen.arguments,
+        source=f"label {chosen.label!r} of {source}",
     )
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

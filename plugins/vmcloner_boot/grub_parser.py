@@ -16,7 +16,7 @@ from vmcloner_boot.disk_image import Unreadable
 
 MAX_NESTING = 64
 MAX_WORDS = 100_000
-"""Words of one script."""
+"""Words of one script, with all files that it consists of."""
 
 
 class Broken(Unreadable):
@@ -173,6 +173,9 @@ class _Lexer:
                 self._double(pieces)
             elif char == "\\":
                 self._escaped(pieces)
+            elif self._text.startswith('$"', self._at):
+                self._at += 1  # a text that may be translated, which isn't done
+                self._double(pieces)
             elif char == "$":
                 self._variable(pieces, Kind.VARIABLE)
             else:

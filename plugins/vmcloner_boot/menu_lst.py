@@ -5,6 +5,7 @@ https://www.gnu.org/software/grub/manual/legacy/grub.html
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -65,11 +66,14 @@ def legacy_menu(tree: Tree, trees: Sequence[Tree], budget: Budget) -> Choice | N
 def _menu(text: str, path: str) -> _Menu:
     head: dict[str, str] = {}
     entries: list[_Entry] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    # A backslash at the end of a line joins it with the next.
+    following = 1
+    for line in text.replace("\\\n", "\v").split("\n"):
+        number, following = following, following + 1 + line.count("\v")
         match = re.match(r"\s*([^\s=#]+)[\s=]*(.*)", line)
         if match is None:
             continue
-        command, arguments = match[1], match[2].strip()
+        command, arguments = match[1], " ".join(match[2].split("\v")).strip()
         if command == "title":
             if len(entries) >= MAX_ENTRIES:
                 raise Unreadable(f"it has more than {MAX_ENTRIES} entries")
@@ -112,7 +116,8 @@ class _Legacy:
             raise Unreadable(f"more than {MAX_MENUS} menus lead from one to another")
         menu = _menu(text, path)
         first = self._default(menu)
-        numbers = [first, *map(_number, menu.head.get("fallback", "").split())]
+        others = itertools.takewhile(str.isdecimal, menu.head.get("fallback", "").split())
+        numbers = [first, *map(_number, others)]
         reason = ""
         for number in numbers:
             if number >= len(menu.entries):
@@ -129,7 +134,7 @@ class _Legacy:
         raise Unreadable(reason)
 
     def _default(self, menu: _Menu) -> int:
-        wanted = menu.head.get("default", "0")
+        wanted = (menu.head.get("default", "").split() or ["0"])[0]
         if wanted == "saved":
             saved = self._home.text(f"{menu.path.rpartition('/')[0]}/default", 4096) or "0"
             wanted = saved.split()[0] if saved.split() else "0"

@@ -22,7 +22,7 @@ from vmcloner_debian.settings import DebianOptions
 
 IMAGE, KERNEL, INITRD = "disk.raw", "vmlinuz", "initrd.img"
 PACKAGES = (
-    "linux-image-cloud-amd64",  # drives KVM's and Xen's devices, PV too
+    "linux-image-cloud-amd64",  # has drivers for KVM and Xen, including PV
     "initramfs-tools",
     "zstd",
     "systemd-sysv",
@@ -47,7 +47,7 @@ _LEFT_OUT = ("usr/share/man/*", "usr/share/locale/*", "usr/share/doc/*", "usr/sh
 
 
 class DebianBuilder(ImageBuilder):
-    """Builds Debian images. Thread-safe: it keeps nothing between two calls."""
+    """Builds Debian images. Thread-safe: it keeps no state between calls."""
 
     def __init__(self, context: DriverContext, options: DebianOptions) -> None:
         self._runner = context.runner
@@ -56,8 +56,8 @@ class DebianBuilder(ImageBuilder):
     def fingerprint(self) -> str:
         """Return the options and a hash of this builder's own files.
 
-        What Debian renews meanwhile doesn't count: a template that stays the same is worth more
-        than one that is always the newest. ``revision`` asks for the newest.
+        Newer packages in the archive do not change it: a template that stays the same is more
+        useful than one that is always up to date. A new ``revision`` requests the newest ones.
         """
         options = self._options
         words = [options.suite, *sorted(options.packages), str(options.size)]
@@ -66,7 +66,7 @@ class DebianBuilder(ImageBuilder):
     def build(self, folder: Path, progress: Progress) -> Path:
         """See :meth:`ImageBuilder.build`.
 
-        Two templates with the same options, and two state folders, share one image: it is kept in
+        Templates with the same options share one image, across state folders too. It is stored in
         the user's cache folder, which may be cleared at any time.
         """
         key = hashlib.sha256(self.fingerprint().encode()).hexdigest()[:32]
@@ -79,7 +79,7 @@ class DebianBuilder(ImageBuilder):
     def _make(self, folder: Path, progress: Progress) -> None:
         self._check()
         progress(0, 0)
-        # Inside the folder, so that whoever clears away a killed build clears this too.
+        # Inside the folder, so that cleaning up after a killed build removes this too.
         with tempfile.TemporaryDirectory(dir=folder) as work:
             root, shaped = Path(work, "root"), Path(work, "overlay")
             shaped.mkdir()
@@ -96,11 +96,11 @@ class DebianBuilder(ImageBuilder):
                 raise BackendError(f"{tool} isn't installed", hint=f"apt-get install {package}")
         if not (disk.GRUB / "boot.img").exists():
             raise BackendError(
-                "GRUB's files for BIOS aren't installed", hint="apt-get install grub-pc-bin"
+                "GRUB's BIOS files aren't installed", hint="apt-get install grub-pc-bin"
             )
         if os.geteuid() != 0:
             raise BackendError(
-                "an image with the files of many owners can be made by root only",
+                "only root can build this image: its files have various owners",
                 hint="run it with sudo",
             )
 
@@ -108,8 +108,8 @@ class DebianBuilder(ImageBuilder):
         options = self._options
         self._runner.run(
             [
-                # A mount namespace of its own: what mmdebstrap mounts is gone with it, even if it
-                # is killed, so that nobody who clears the folder away walks into /dev.
+                # In its own mount namespace, mounts made by mmdebstrap vanish with it, even if it
+                # is killed. So cleaning up the folder never descends into /dev.
                 "unshare", "--mount", "--propagation", "private",
                 "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory",
                 '--aptopt=APT::Install-Recommends "false"',
@@ -127,7 +127,7 @@ class DebianBuilder(ImageBuilder):
 
 
 def _take(runner: CommandRunner, kept: Path, folder: Path) -> bool:
-    """Fill a folder from the cache; tell whether it is there."""
+    """Fill a folder from the cache; return whether the cache had the image."""
     if not (kept / IMAGE).exists():
         return False
     _share(runner, kept, folder)
@@ -135,18 +135,18 @@ def _take(runner: CommandRunner, kept: Path, folder: Path) -> bool:
 
 
 def _keep(runner: CommandRunner, folder: Path, kept: Path) -> None:
-    """Put a folder's files into the cache, whole or not at all. It does without where it must."""
+    """Put a folder's files into the cache, all or nothing. Errors are ignored."""
     with contextlib.suppress(OSError, HostCommandError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=kept.parent) as draft:
             filled = Path(draft, "filled")
             filled.mkdir()
             _share(runner, folder, filled)
-            filled.rename(kept)  # fails where another process was faster: it made the same
+            filled.rename(kept)  # fails if another process was faster; its image is the same
 
 
 def _share(runner: CommandRunner, source: Path, target: Path) -> None:
-    """Link files, which nobody writes to, or copy them to another file system."""
+    """Hard-link the files, which are never written to, or copy them to another file system."""
     for name in (KERNEL, INITRD, IMAGE):
         try:
             os.link(source / name, target / name)
@@ -156,7 +156,7 @@ def _share(runner: CommandRunner, source: Path, target: Path) -> None:
 
 
 def _finish(root: Path) -> tuple[Path, Path]:
-    """Take out what must not be alike in two clones, and say what boots; returns that."""
+    """Remove what must differ between clones, write grub.cfg; return (kernel, initrd)."""
     for key in (root / "etc/ssh").glob("ssh_host_*"):
         key.unlink()
     (root / "etc/machine-id").write_text("")
@@ -164,11 +164,11 @@ def _finish(root: Path) -> tuple[Path, Path]:
     (root / "var/lib/systemd/random-seed").unlink(missing_ok=True)
     kernels = sorted((root / "boot").glob("vmlinuz-*"))
     if not kernels:
-        raise BackendError("the packages brought no kernel", hint="this suite isn't supported")
+        raise BackendError("the packages contain no kernel", hint="this suite isn't supported")
     kernel = kernels[-1]
     initrd = kernel.with_name(kernel.name.replace("vmlinuz-", "initrd.img-"))
     if not initrd.exists():
-        raise BackendError(f"no initramfs was made for {kernel.name}")
+        raise BackendError(f"no initramfs was created for {kernel.name}")
     config = root / "boot/grub/grub.cfg"
     config.parent.mkdir(exist_ok=True)
     config.write_text(

@@ -1,4 +1,4 @@
-"""A disk with one bootable ext4 partition, made without mounts, loop devices or an installer.
+"""Create a disk with one bootable ext4 partition, without mounts, loop devices or an installer.
 
 Layout: the MBR with GRUB's ``boot.img`` in it, GRUB's core image in the track after it (where
 ``boot.img`` looks for it by default), the partition from 1 MiB on.
@@ -21,15 +21,15 @@ START = 1024**2
 GRUB = Path("/usr/lib/grub/i386-pc")
 _MODULES = ("biosdisk", "part_msdos", "ext2", "normal", "linux", "configfile")
 _BOOT_CODE = 440
-"""Bytes of the MBR before the disk's signature."""
-_CHS = b"\xfe\xff\xff"  # beyond what cylinders, heads and sectors can say: look at the LBA
+"""Bytes of the MBR before the disk signature."""
+_CHS = b"\xfe\xff\xff"  # out of range for CHS addresses: use the LBA
 _LINUX = 0x83
 
 
 def make(runner: CommandRunner, root: Path, disk: Path, size: int) -> None:
-    """Write a disk of ``size`` bytes with the files under ``root``, owners and all.
+    """Write a disk of ``size`` bytes with the files under ``root``, including their owners.
 
-    :raises HostCommandError: they don't fit, or a tool failed.
+    :raises HostCommandError: the files do not fit, or a tool failed.
     """
     with disk.open("wb") as stream:
         stream.truncate(size)
@@ -38,7 +38,7 @@ def make(runner: CommandRunner, root: Path, disk: Path, size: int) -> None:
             "mke2fs", "-q", "-F", "-t", "ext4",
             "-L", ROOT_LABEL,
             "-U", str(uuid.uuid4()),
-            # All that is written lies in the image already: nothing for each clone to do again.
+            # Initialize everything in the image, so that no clone has to do it.
             "-E", f"offset={START},lazy_itable_init=0,lazy_journal_init=0,nodiscard",
             "-d", str(root),
             str(disk),
@@ -62,14 +62,14 @@ def _install_grub(runner: CommandRunner, disk: Path, size: int) -> None:
     image = core.read_bytes()
     core.unlink()
     if len(image) > START - SECTOR:
-        raise BackendError(f"GRUB's core image takes {len(image)} bytes, {START - SECTOR} are free")
+        raise BackendError(f"GRUB's core image has {len(image)} bytes, only {START - SECTOR} fit")
     with disk.open("r+b") as stream:
         stream.write(boot_record((GRUB / "boot.img").read_bytes(), size))
         stream.write(image)
 
 
 def boot_record(code: bytes, size: int) -> bytes:
-    """Return the first sector of a disk of ``size`` bytes that boots by ``code``."""
+    """Return the first sector of a disk of ``size`` bytes with the boot code ``code``."""
     first, count = START // SECTOR, (size - START) // SECTOR
     active = struct.pack("<B3sB3sII", 0x80, _CHS, _LINUX, _CHS, first, count)
     signature = uuid.uuid4().bytes[:4]

@@ -1,7 +1,7 @@
-"""Files that are in the image before its packages are: they shape what these set up.
+"""Files that are put into the image before its packages, and configure their installation.
 
-No first-boot work that every clone would do again: no package lists fetched, no file systems
-checked at leisure, no waiting for networks; cloud-init asks one datasource and runs few modules.
+They avoid first-boot work that every clone would repeat: no package lists are fetched, no file
+systems checked, no waiting for networks; cloud-init uses one datasource and runs few modules.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _FILES: dict[str, str] = {
     "etc/hostname": "localhost\n",
     "etc/default/locale": "LANG=C.UTF-8\n",
     "etc/initramfs-tools/conf.d/vmcloner": "MODULES=list\nCOMPRESS=zstd\nRESUME=none\n",
-    # What a disk of KVM or Xen hangs on; all else comes from the disk.
+    # Drivers for the disks of KVM and Xen; all other modules are loaded from the disk.
     "usr/share/initramfs-tools/modules.d/vmcloner": (
         "virtio_pci\nvirtio_blk\nvirtio_scsi\nsd_mod\nahci\nxen-blkfront\n"
     ),
@@ -31,7 +31,7 @@ cloud_final_modules: [package-update-upgrade-install, write-files-deferred, scri
   scripts-per-once, scripts-per-boot, scripts-per-instance, scripts-user, final-message,
   power-state-change]
 """,
-    # A clone without an identity has a network all the same.
+    # So that a clone without an identity has a network as well.
     "etc/systemd/network/90-dhcp.network": """\
 [Match]
 Name=e*
@@ -61,7 +61,7 @@ menuentry 'Debian' {{
   initrd {initrd}
 }}
 """
-"""Read by GRUB in the disk's first track, and by pygrub, from outside."""
+"""Read by GRUB in the disk's first track, and from the host by pygrub."""
 ARGUMENTS = f"root=LABEL={ROOT_LABEL} rw console=hvc0 console=ttyS0,115200 net.ifnames=0"
 
 

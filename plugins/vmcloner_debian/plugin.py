@@ -1,4 +1,4 @@
-"""What the entry point ``vmcloner.image: debian`` names."""
+"""The module that the entry point ``vmcloner.image: debian`` refers to."""
 
 from __future__ import annotations
 

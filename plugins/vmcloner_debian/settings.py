@@ -1,4 +1,4 @@
-"""What a template may say to the builder: its table ``image.options``."""
+"""The builder's options: the table ``image.options`` of a template."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _PACKAGE = re.compile(r"[a-z0-9][a-z0-9.+-]{1,127}")  # Debian Policy, 5.6.1
 
 @attrs.frozen(kw_only=True)
 class DebianOptions:
-    """What is put into the image.
+    """The contents of the image.
 
-    :param packages: beside those that every image has. :param size: bytes of the disk.
+    :param packages: in addition to those in every image. :param size: bytes of the disk.
     :param mirror: URL of the archive; None for Debian's own, with its security updates.
-    :param revision: any text; another one has the image made anew, with what is then newest.
+    :param revision: any text; a new text rebuilds the image with the newest packages.
     """
 
     suite: str = "bookworm"
@@ -31,10 +31,12 @@ class DebianOptions:
 
     def __attrs_post_init__(self) -> None:
         if not _SUITE.fullmatch(self.suite):
-            raise InvalidRequest(f"suite: {self.suite!r} is no suite's name", hint="like bookworm")
+            raise InvalidRequest(
+                f"suite: not a valid name: {self.suite!r}", hint="for example bookworm"
+            )
         for package in self.packages:
             if not _PACKAGE.fullmatch(package):
-                raise InvalidRequest(f"packages: {package!r} is no package's name")
+                raise InvalidRequest(f"packages: not a valid name: {package!r}")
         if self.size < MIN_SIZE or self.size % 1024**2:
             raise InvalidRequest(
                 f"size: {self.size} bytes: must be whole MiB, {format_size(MIN_SIZE)} at least"

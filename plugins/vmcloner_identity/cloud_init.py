@@ -1,7 +1,7 @@
-"""Identity provider ``cloud-init``: a disk that its datasource NoCloud reads.
+"""Identity provider ``cloud-init``: a disk for cloud-init's datasource NoCloud.
 
-Who the clone is goes into meta-data, network-config and vendor-data; user-data is the user's alone,
-byte for byte, and what it says wins over vendor-data.
+The identity goes into meta-data, network-config and vendor-data. user-data is the user's file, byte
+for byte, and overrides vendor-data.
 https://docs.cloud-init.io/en/latest/reference/datasources/nocloud.html
 """
 
@@ -17,7 +17,7 @@ from vmcloner_core.model import Outcome, Seed, Template
 
 SEED = "seed.iso"
 MAX_USER_DATA = 1024**2
-"""Bytes; more is a mistake: cloud-init keeps several copies of it in memory."""
+"""Bytes. Larger files are probably a mistake: cloud-init keeps several copies in memory."""
 _NOTHING = b"#cloud-config\n{}\n"
 
 
@@ -75,7 +75,7 @@ def _write(request: IdentityRequest, read: dict[str, bytes | None]) -> Path:
 
 
 def _own(request: IdentityRequest, key: str, content: bytes | None) -> bytes | None:
-    """Return a clone's own of what a template's file holds."""
+    """Return the contents of a template's file, rendered for this clone."""
     from vmcloner_core.placeholders import fill
     from vmcloner_identity import documents
     from vmcloner_identity.values import identity_values
@@ -105,9 +105,9 @@ def _is_template(path: Path | None) -> bool:
 
 
 def _read(template: Template, key: str) -> bytes | None:
-    """Return what a template's file holds, None where it names none.
+    """Return the contents of a template's file, or None if the template has no such file.
 
-    :raises InvalidRequest: it can't be read, or is too large.
+    :raises InvalidRequest: the file cannot be read, or is too large.
     """
     path: Path | None = getattr(template.identity, key)
     if path is None:

@@ -1,4 +1,4 @@
-"""The documents that cloud-init reads, by a YAML writer: whatever a name is, it stays a text."""
+"""The documents that cloud-init reads. A YAML writer keeps every name a string."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ _KINDS = {
     "#part-handler": "text/part-handler",
     "## template: jinja": "text/jinja2",
 }
-"""How user-data begins, in any case, after any white space; longer marks before their beginnings.
+"""How user-data begins: case and leading white space are ignored; longer marks come before their
+prefixes.
 
 https://docs.cloud-init.io/en/latest/explanation/format.html
 """
 _GUESSED = {"text/plain", "text/x-not-multipart", "text/x-shellscript"}
-"""Types of MIME parts that cloud-init tells by how they begin, as what is not MIME."""
+"""Types of MIME parts that cloud-init detects by their beginning, as it does without MIME."""
 _BY_TYPE_ONLY = {f"text/x-shellscript-per-{when}" for when in ("boot", "instance", "once")}
 _PACKED = {f"application/{name}" for name in ("gzip", "gzip-compressed", "gzipped", "x-compress",
            "x-compressed", "x-gunzip", "x-gzip", "x-gzip-compressed")}  # fmt: skip
-"""Types of MIME parts that are unpacked before they are looked at."""
+"""Types of MIME parts that are decompressed before they are examined."""
 _MIME_WITHIN = 4096
 """Bytes from the start in which cloud-init looks for ``MIME-Version:``."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """Quotes every text: YAML 1.1 and 1.2 don't agree on which plain ones are numbers."""
+    """Quotes every string: YAML 1.1 and 1.2 differ in which plain scalars are numbers."""
 
 
 def _quoted(dumper: _Dumper, text: str) -> yaml.ScalarNode:
@@ -54,20 +55,20 @@ def _dump(document: dict[str, Any], head: str = "") -> bytes:
 
 
 def meta_data(identity: Identity) -> bytes:
-    """Return who the instance is. Another generation of a clone is another instance."""
+    """Return the meta-data. A new generation of a clone is a new instance."""
     return _dump(
         {"instance-id": str(identity.generation), "local-hostname": identity.hostname},
     )
 
 
 def network_config(identity: Identity) -> bytes:
-    """Return how the cards are set up: version 2, which is netplan's, each card by its MAC.
+    """Return the network configuration: version 2, as in netplan; cards are matched by MAC.
 
     https://docs.cloud-init.io/en/latest/reference/network-config-format-v2.html
     """
     cards: dict[str, dict[str, Any]] = {}
     for number, interface in enumerate(identity.interfaces):
-        # Without a name the renderer for systemd-networkd takes the key for one.
+        # Without set-name, the renderer for systemd-networkd uses the key as a name.
         card: dict[str, Any] = {
             "match": {"macaddress": interface.mac},
             "set-name": f"eth{number}",
@@ -84,14 +85,14 @@ def network_config(identity: Identity) -> bytes:
 
 
 def _gateway(gateway: str | None, address: str) -> dict[str, str]:
-    """Return the default route by way of a card, if the gateway is on its network."""
+    """Return the default route through a card if the gateway is on its network."""
     if gateway is None or ipaddress.ip_address(gateway) not in ipaddress.ip_network(address, False):
         return {}
     return {"gateway6" if ":" in gateway else "gateway4": gateway}
 
 
 def vendor_data(identity: Identity, host_key: str, host_key_public: str) -> bytes:
-    """Return what makes the guest this clone: names, host key, who may log in, machine-id."""
+    """Return the vendor-data: names, host key, authorized keys, machine-id."""
     name, _, domain = identity.hostname.partition(".")
     keys = list(identity.authorized_keys)
     user: dict[str, Any] = {"name": identity.user, "ssh_authorized_keys": keys}
@@ -107,7 +108,7 @@ def vendor_data(identity: Identity, host_key: str, host_key_public: str) -> byte
         "users": [user],
         "ssh_deletekeys": True,
         "ssh_keys": {"ed25519_private": host_key, "ed25519_public": f"{host_key_public}\n"},
-        # systemd gives itself the domain's UUID; an image that was booted before keeps its own.
+        # systemd uses the domain's UUID, unless the image was booted before and has its own.
         "bootcmd": [
             [
                 "sh",
@@ -120,18 +121,18 @@ def vendor_data(identity: Identity, host_key: str, host_key_public: str) -> byte
 
 
 def check_user_data(content: bytes, what: str) -> None:
-    """Check that cloud-init will know what it is given.
+    """Check that cloud-init will recognize user-data.
 
-    :raises InvalidRequest: it won't, and would only say so in a log in the guest.
+    :raises InvalidRequest: it would not, and would only report that in a log in the guest.
     """
-    if content.startswith(b"\x1f\x8b"):  # gzip; what is in it is looked at in the guest
+    if content.startswith(b"\x1f\x8b"):  # gzip; its contents are examined in the guest
         return
     parts = list(_parts(content, what))
     known = {kind for kind, _ in parts} & {*_KINDS.values(), *_BY_TYPE_ONLY, *_PACKED}
     if parts and not known:
         raise InvalidRequest(
-            f"{what}: is nothing that cloud-init knows",
-            hint="it begins with #cloud-config, #! or MIME headers (MIME-Version: 1.0)",
+            f"{what}: not a format that cloud-init recognizes",
+            hint="begin with #cloud-config, #! or MIME headers (MIME-Version: 1.0)",
         )
     for kind, part in parts:
         if kind == "text/cloud-config":
@@ -139,14 +140,14 @@ def check_user_data(content: bytes, what: str) -> None:
 
 
 def _parts(content: bytes, what: str) -> Iterator[tuple[str, bytes]]:
-    """Yield type and content of what cloud-init finds in user-data."""
+    """Yield the type and content of each part of user-data."""
     if b"mime-version:" not in content[:_MIME_WITHIN].lower():
         yield _kind(content, "text/x-not-multipart"), content
         return
     try:
         for part in email.message_from_string(content.decode()).walk():
             if part.get_content_maintype() != "multipart":
-                payload = part.get_payload(decode=True)  # None where it holds other parts
+                payload = part.get_payload(decode=True)  # None if it contains other parts
                 data = payload if isinstance(payload, bytes) else b""
                 yield _kind(data, part.get_content_type()), data
     except UnicodeDecodeError as error:
@@ -156,7 +157,7 @@ def _parts(content: bytes, what: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _kind(content: bytes, named: str) -> str:
-    """Return the type of a part, which its beginning says where its headers don't."""
+    """Return the type of a part, by its beginning if its headers do not determine it."""
     if named not in _GUESSED:
         return named
     text = content.decode(errors="replace").lstrip().lower()
@@ -166,7 +167,7 @@ def _kind(content: bytes, named: str) -> str:
 def check_mapping(content: bytes, what: str) -> None:
     """Check that a document is a YAML mapping.
 
-    :raises InvalidRequest: it isn't; says where.
+    :raises InvalidRequest: it is not; the message says where.
     """
     try:
         document = yaml.load(content, Loader=_LOADER)  # noqa: S506 - a safe loader

@@ -1,4 +1,4 @@
-"""Small ISO 9660 images, made in this process. Names are kept by Rock Ridge and by Joliet."""
+"""Write small ISO 9660 images in process. Rock Ridge and Joliet preserve the file names."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vmcloner_core.errors import HostCommandError
 
 
 def write(image: Path, label: str, files: Mapping[str, bytes]) -> None:
-    """Put an image in its place, whole, readable by its owner only.
+    """Write an image atomically, readable only by its owner.
 
     :param files: contents by name, in the root folder.
-    :raises HostCommandError: it can't be written.
+    :raises HostCommandError: the image cannot be written.
     """
     iso = pycdlib.PyCdlib()
     try:

@@ -1,8 +1,8 @@
-"""Identity provider ``kernel-args``: words on the kernel's command line.
+"""Identity provider ``kernel-args``: arguments on the kernel's command line.
 
-``systemd.hostname=`` and ``systemd.machine_id=`` are systemd's (kernel-command-line(7)), ``ip=`` is
-the kernel's and most initramfs' (Documentation/admin-guide/nfs/nfsroot.rst), ``hostname=`` is what
-Debian's live system, dracut and many an init script read.
+systemd reads ``systemd.hostname=`` and ``systemd.machine_id=`` (kernel-command-line(7)); the kernel
+and most initramfs read ``ip=`` (Documentation/admin-guide/nfs/nfsroot.rst); Debian's live system,
+dracut and many init scripts read ``hostname=``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class KernelArgs(IdentityProvider):
-    """Fills in the template's ``identity.kernel_args``."""
+    """Renders the template's ``identity.kernel_args``."""
 
     def __init__(self, context: DriverContext) -> None:
         self.context = context
@@ -48,7 +48,7 @@ class KernelArgs(IdentityProvider):
 
 
 def _words(request: IdentityRequest) -> str:
-    from vmcloner_core.placeholders import fill  # brings jinja2 with it
+    from vmcloner_core.placeholders import fill  # imports jinja2
     from vmcloner_identity.values import identity_values
 
     name = request.template.name
@@ -60,7 +60,7 @@ def _words(request: IdentityRequest) -> str:
 def _single_line(text: str, name: str) -> str:
     if _CONTROL.search(text):
         raise InvalidRequest(
-            f"template {name}: identity.kernel_args: has a line break or another control character"
+            f"template {name}: identity.kernel_args: contains a line break or control character"
         )
     return text
 
@@ -71,7 +71,7 @@ def vmcloner_identity_provider() -> IdentityBackend:
     return IdentityBackend(
         api=1,
         name="kernel-args",
-        description="Host name, addresses and the like on the kernel's command line",
+        description="Host name, addresses and other arguments on the kernel's command line",
         factory=KernelArgs,
         cmdline=True,
     )

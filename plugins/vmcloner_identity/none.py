@@ -1,4 +1,4 @@
-"""Identity provider ``none``: clones are what their image makes of itself."""
+"""Identity provider ``none``: the image alone determines the identity of clones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vmcloner_core.model import Outcome, Seed, Template
 
 
 class NoIdentity(IdentityProvider):
-    """Makes nothing."""
+    """Provides no seed."""
 
     seeds = False
 
@@ -18,7 +18,7 @@ class NoIdentity(IdentityProvider):
         self.context = context
 
     def check(self, template: Template) -> None:
-        """See :meth:`IdentityProvider.check`: every template will do."""
+        """See :meth:`IdentityProvider.check`: every template is accepted."""
 
     def seed(self, requests: Sequence[IdentityRequest]) -> Iterator[Outcome[Seed]]:
         """See :meth:`IdentityProvider.seed`."""
@@ -32,6 +32,6 @@ def vmcloner_identity_provider() -> IdentityBackend:
     return IdentityBackend(
         api=1,
         name="none",
-        description="Nothing: for images that tell themselves apart, or needn't",
+        description="No identity: for images that make clones distinct themselves, or need not",
         factory=NoIdentity,
     )

@@ -1,4 +1,4 @@
-"""What a template's identity texts may name: the clone's values, and who it is."""
+"""Placeholders for a template's identity texts: the clone's values and its identity."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from vmcloner_core.placeholders import clone_values
 
 
 def identity_values(request: IdentityRequest) -> dict[str, object]:
-    """Return the values of a clone; its own can't replace those of its identity."""
+    """Return the placeholder values of a clone; per-clone values never override its identity."""
     identity = request.identity
     cards = identity.interfaces
     return {

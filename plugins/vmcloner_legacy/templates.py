@@ -333,7 +333,7 @@ def _vif(value: Value, made: Made) -> str:
         bridge, vlan = _bridge(said)
         nic = {"kind": "bridge", "source": bridge}
         lost += [f"VLAN {vlan} isn't carried over"] if vlan else []
-        lost += _card(said, nic, made.table["domain"].get("type"))
+        lost += _card(said, nic, made.table.get("domain", {}).get("type"))
         if said.pop("mac", ""):
             lost.append("each clone has a MAC address of its own")
         if said.get("script", "").endswith("vif-bridge"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,7 +121,9 @@ def _literal(expression: str) -> Value:
     if len(expression) > MAX_VALUE:
         raise ValueError("longer than any value should be")
     try:
-        return _checked(ast.literal_eval(expression.strip()))
+        with warnings.catch_warnings():  # Python's own, of what isn't ours to mend: "1if"
+            warnings.simplefilter("ignore")
+            return _checked(ast.literal_eval(expression.strip()))
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise ValueError("not a text, a number or a list of them") from error
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import re
 
 from vmcloner_core import errors
 from vmcloner_core.errors import HostCommandError
 
 MAX_SHOWN = 200
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""What no command line, label or name may have."""
 
 
 class NetbootError(HostCommandError):

@@ -15,8 +15,8 @@ from vmcloner_pxe import tftp, web
 from vmcloner_pxe.cache import Cache
 from vmcloner_pxe.errors import NetbootError, Refused, reason
 from vmcloner_pxe.location import Location
-from vmcloner_pxe.pxelinux import MAX_CONFIG
 from vmcloner_pxe.reach import Reach
+from vmcloner_syslinux.config import MAX_CONFIG
 
 MAX_SIZE = 2 * 1024**3
 
@@ -47,6 +47,13 @@ class Fetcher:
         with self._opened(location, MAX_CONFIG) as (_version, read):
             read(buffer.write)
         return buffer.getvalue()
+
+    def text_if_any(self, location: Location) -> bytes | None:
+        """Return a small file's content, None where the server doesn't have it."""
+        try:
+            return self.text(location)
+        except Refused:
+            return None
 
     def file(self, location: Location) -> BinaryIO:
         """Return an open file with what is there; the caller closes it.

@@ -21,8 +21,7 @@ from typing import BinaryIO
 
 from vmcloner_core.errors import UsageError
 from vmcloner_core.model import check_mac
-from vmcloner_pxe.errors import NetbootError, reason, shown
-from vmcloner_pxe.pxelinux import CONTROL
+from vmcloner_pxe.errors import CONTROL, NetbootError, reason, shown
 
 FORMATS = ("simple0", "simple", "sxp")
 MAX_ITEM = 8192

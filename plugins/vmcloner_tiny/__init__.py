@@ -1,6 +1,6 @@
-"""Image builder ``tiny``: a guest that boots in seconds and says who it is.
+"""Image builder ``tiny``: a guest that boots in seconds and prints its identity.
 
-It is the distribution's own cloud kernel with an initramfs of busybox, a few virtio modules and
-a shell script (``init``), made on the spot out of three packages, and an empty disk that counts
-its boots. Made for demonstrations, tests and measurements: real machines at the least cost.
+It consists of the distribution's own cloud kernel, an initramfs with busybox, a few virtio modules
+and a shell script (``init``), built from three packages, and an empty disk that counts its boots.
+It is meant for demonstrations, tests and measurements: real machines at minimal cost.
 """

@@ -20,12 +20,12 @@ MODULES = {
     "kvm": ("virtio_pci", "virtio_net", "virtio_blk", "button", "evdev"),
     "xen": ("xen_netfront", "xen_blkfront"),
 }
-"""What the guest loads, with what these need, by what it runs on; evdev brings the power button to
-acpid, which under Xen nobody presses."""
+"""Modules that the guest loads, by hypervisor; their dependencies are added. evdev passes the power
+button to acpid; Xen does not use the power button."""
 DISK_SIZE = 64 * 1024**2
-"""Bytes of the disk, of which only the first sector holds anything."""
+"""Bytes of the disk; only the first sector contains data."""
 DISK_MARK = b"vmcloner-tiny 0 -\n"
-"""The disk's first line, which ``init`` rewrites at each boot: mark, boots so far, name."""
+"""The first line of the disk, rewritten by ``init`` at each boot: mark, number of boots, name."""
 MAX_KERNEL = 64 * 1024**2
 MAX_BUSYBOX = 16 * 1024**2
 _FOLDERS = (
@@ -36,12 +36,12 @@ _POWER = {
     "sbin/poweroff": "poweroff",
     "sbin/reboot": "reboot",
 }
-"""What busybox's acpid runs when the power button is pressed (busybox, util-linux/acpid.c), and
-what the kernel runs when Xen asks it to (Linux, kernel/reboot.c)."""
+"""Programs that busybox's acpid runs when the power button is pressed (busybox, util-linux/acpid.c)
+and that the kernel runs at Xen's request (Linux, kernel/reboot.c)."""
 
 
 class TinyBuilder(ImageBuilder):
-    """Builds the tiny image. Thread-safe: it keeps nothing between two calls."""
+    """Builds the tiny image. Thread-safe: it keeps no state between calls."""
 
     def __init__(self, context: DriverContext) -> None:
         self._runner = context.runner
@@ -56,7 +56,7 @@ class TinyBuilder(ImageBuilder):
     def build(self, folder: Path, progress: Progress) -> Path:
         """See :meth:`ImageBuilder.build`; ``progress`` counts the bytes of the packages."""
         with ExitStack() as stack:
-            # Inside the folder, so that whoever clears away a killed build clears this too.
+            # Inside the folder, so that cleaning up after a killed build removes this too.
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
             apt = Apt(self._runner, work)
             paths = apt.fetch(apt.select(), progress).values()
@@ -82,7 +82,7 @@ def _load(tree: ModuleTree) -> dict[str, dict[str, bytes]]:
 def _root(busybox: bytes, modules: dict[str, dict[str, bytes]]) -> bytes:
     """Return the guest's root file system, a cpio archive.
 
-    :param modules: those of each hypervisor, in the order in which they are loaded.
+    :param modules: the modules for each hypervisor, in load order.
     """
     files = {name: content for loaded in modules.values() for name, content in loaded.items()}
     return initramfs.pack(
@@ -104,7 +104,7 @@ def _root(busybox: bytes, modules: dict[str, dict[str, bytes]]) -> bytes:
 
 
 def _own_files() -> dict[str, bytes]:
-    """Return what decides how the image is made: the sources of this package, by name."""
+    """Return the files that determine the image: the sources of this package, by name."""
     files = (path for path in resources.files(__package__).iterdir() if path.is_file())
     return {path.name: path.read_bytes() for path in files}
 

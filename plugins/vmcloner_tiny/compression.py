@@ -1,4 +1,4 @@
-"""Read what packages compress with gzip, xz or zstd, and never more than a caller allows."""
+"""Decompress gzip, xz and zstd data from packages, up to a limit that the caller sets."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, "
 
 
 def unpack(name: str, source: IO[bytes], target: IO[bytes], limit: int) -> None:
-    """Copy ``source`` to ``target``, uncompressed as the suffix of ``name`` tells.
+    """Copy ``source`` to ``target``, decompressed according to the suffix of ``name``.
 
-    :param limit: bytes that may come out.
-    :raises BackendError: more would come out, or the data is damaged.
+    :param limit: maximum number of uncompressed bytes.
+    :raises BackendError: the data is larger than ``limit`` when uncompressed, or damaged.
     """
     opener = _OPENERS.get(PurePosixPath(name).suffix)
     stream: IO[bytes] = opener(source, "rb") if opener else source

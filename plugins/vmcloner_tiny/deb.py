@@ -1,7 +1,7 @@
-"""Read files out of a Debian package without unpacking it onto the host's file system.
+"""Read files from a Debian package without unpacking it onto the host's file system.
 
-Nothing is ever written under a name that a package chose, so a hostile one has nothing to aim
-at; what it can do is be large, and that is bounded.
+Nothing is ever written under a name from the package, so a hostile package cannot overwrite files.
+It can only be large, and its size is limited.
 
 Formats: deb(5), ar(5), tar(5).
 """
@@ -34,7 +34,7 @@ class Deb:
     merged file system. Only regular files count: links are not followed.
 
     :param work: a folder for the uncompressed archive, an unnamed temporary file.
-    :raises BackendError: it isn't a package, is damaged, or too large.
+    :raises BackendError: it is not a package, is damaged, or is too large.
     """
 
     def __init__(self, path: Path, work: Path) -> None:
@@ -56,10 +56,10 @@ class Deb:
             self._tar = tarfile.open(fileobj=self._tar_file, mode="r:")  # noqa: SIM115
             for count, member in enumerate(self._tar):
                 if count >= MAX_FILES:
-                    raise BackendError(f"{self._name}: holds more than {MAX_FILES} files")
+                    raise BackendError(f"{self._name}: contains more than {MAX_FILES} files")
                 if member.isreg():
                     files[_normal(member.name)] = member
-        # Beyond its own errors, tarfile lets a bad header's through, and too long a chain of them.
+        # tarfile raises more than its own errors for bad headers, or too long a chain of them.
         except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
             raise BackendError(f"{self._name}: damaged: {error}") from error
         return files
@@ -81,20 +81,20 @@ class Deb:
         return iter(self._files)
 
     def find(self, pattern: str) -> str:
-        """Return the one path that ``pattern``, a regular expression, matches in full.
+        """Return the only path that ``pattern``, a regular expression, matches completely.
 
-        :raises BackendError: there is none, or more than one.
+        :raises BackendError: no path matches, or more than one.
         """
         found = [path for path in self._files if re.fullmatch(pattern, path)]
         if len(found) != 1:
-            raise BackendError(f"{self._name}: {len(found)} files are like {pattern}, not one")
+            raise BackendError(f"{self._name}: {len(found)} files match {pattern}, expected one")
         return found[0]
 
     def read(self, path: str, limit: int) -> bytes:
-        """Return a file's bytes, uncompressed where its suffix says that it is compressed.
+        """Return the contents of a file, decompressed if its suffix says that it is compressed.
 
-        :param limit: bytes that it may have.
-        :raises BackendError: it has more, or is damaged.
+        :param limit: maximum number of bytes.
+        :raises BackendError: it has more bytes, or is damaged.
         """
         source = self._tar.extractfile(self._files[path])
         assert source is not None  # noqa: S101 - only regular files are kept
@@ -108,7 +108,7 @@ def _normal(name: str) -> str:
 
 
 def _data_member(package: str, stream: IO[bytes]) -> tuple[str, IO[bytes]]:
-    """Return name and bytes of the ``data.tar*`` member of an ar archive."""
+    """Return the name and contents of the ``data.tar*`` member of an ar archive."""
     if stream.read(len(_AR_MAGIC)) != _AR_MAGIC:
         raise BackendError(f"{package}: not a Debian package")
     while len(header := stream.read(_AR_HEADER)) == _AR_HEADER:
@@ -120,4 +120,4 @@ def _data_member(package: str, stream: IO[bytes]) -> tuple[str, IO[bytes]]:
         if name.startswith("data.tar"):
             return name, io.BytesIO(stream.read(size))
         stream.seek(size + size % 2, io.SEEK_CUR)
-    raise BackendError(f"{package}: damaged: no data.tar in it")
+    raise BackendError(f"{package}: damaged: contains no data.tar")

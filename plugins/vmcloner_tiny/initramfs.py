@@ -1,8 +1,8 @@
 """Write an initramfs: a cpio archive of the "new ASCII" kind.
 
-Format: kernel, Documentation/driver-api/early-userspace/buffer-format.rst; cpio(5). Written here
-since the archive is ten files, must be the same bytes whenever it holds the same, and should need
-neither root (owners) nor a folder of files to pack.
+Format: kernel, Documentation/driver-api/early-userspace/buffer-format.rst; cpio(5). There is no
+need for a tool: the archive has ten files, must be reproducible, and should need neither root (for
+the owners) nor a folder of files to pack.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ class Entry:
 
 
 def folder(path: str) -> Entry:
-    """Return a folder's entry. It must come before what is in it."""
+    """Return an entry for a folder. It must precede the entries of its contents."""
     return Entry(path, b"", stat.S_IFDIR | 0o755)
 
 
 def file(path: str, content: bytes) -> Entry:
-    """Return an ordinary file's entry."""
+    """Return an entry for a regular file."""
     return Entry(path, content, stat.S_IFREG | 0o644)
 
 
 def executable(path: str, content: bytes) -> Entry:
-    """Return a program's entry."""
+    """Return an entry for a program."""
     return Entry(path, content, stat.S_IFREG | 0o755)
 
 

@@ -1,8 +1,8 @@
-"""Kernel modules: which ones are needed, in the order in which they can be loaded.
+"""Kernel modules: which ones are needed, in load order.
 
-A module names what it depends on in its ``.modinfo`` section, as ``depends=a,b`` (kernel,
-scripts/mod/modpost.c, add_depends): packages don't carry ``modules.dep``, and the section spares
-unpacking thousands of files for depmod.
+A module lists its dependencies in its ``.modinfo`` section, as ``depends=a,b`` (kernel,
+scripts/mod/modpost.c, add_depends). Packages do not contain ``modules.dep``, and with this section
+there is no need to unpack thousands of files for depmod.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class ModuleTree:
                     self._builtin |= _builtin(deb.read(path, MAX_LIST))
 
     def load(self, wanted: Iterable[str]) -> dict[str, bytes]:
-        """Return the wanted modules and what they need, uncompressed, in load order.
+        """Return the wanted modules and their dependencies, uncompressed, in load order.
 
-        What is built into the kernel is left out.
+        Modules that are built into the kernel are left out.
 
-        :raises BackendError: a module isn't there, or depends on itself.
+        :raises BackendError: a module is missing, or depends on itself.
         """
         loaded: dict[str, bytes] = {}
         for name in wanted:
@@ -68,7 +68,7 @@ class ModuleTree:
 def _depends(name: str, content: bytes) -> list[str]:
     match = _DEPENDS.search(content)
     if match is None:
-        raise BackendError(f"kernel module {name}: doesn't say what it depends on")
+        raise BackendError(f"kernel module {name}: has no list of dependencies")
     return [_normal(word) for word in match[1].decode("ascii").split(",") if word]
 
 

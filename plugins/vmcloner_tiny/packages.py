@@ -1,7 +1,7 @@
-"""Find and fetch the packages that tiny is made of, from the machine's own package sources.
+"""Find and download the packages that tiny is built from, using the machine's own package sources.
 
-Only apt knows these sources, their proxies and their keys: it fetches, and checks what it
-fetched. Nothing is installed, and the machine's own package lists are never changed.
+Only apt knows these sources, their proxies and their keys, so apt downloads and verifies the
+packages. Nothing is installed, and the machine's own package lists are never changed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vmcloner_core.model import Progress
 from vmcloner_core.process import CommandRunner
 
 KERNELS = ("linux-image-cloud-amd64", "linux-image-virtual")
-"""Meta packages that depend on the newest kernel for guests: Debian's, Ubuntu's."""
+"""Metapackages that depend on the newest kernel for guests, of Debian and of Ubuntu."""
 BUSYBOX = "busybox-static"
 _IMAGE = re.compile(r"\blinux-image-[0-9][a-z0-9.+-]*")
 _MODULES = re.compile(r"\blinux-modules-[0-9][a-z0-9.+-]*")
@@ -27,7 +27,7 @@ _DOWNLOAD_TIMEOUT = 900.0
 
 @attrs.frozen
 class Package:
-    """A package in one version; ``size`` is that of its file, in bytes."""
+    """One version of a package; ``size`` is the size of its file, in bytes."""
 
     name: str
     version: str
@@ -37,7 +37,7 @@ class Package:
 
 @attrs.frozen
 class Selection:
-    """What tiny is made of: the kernel's image, its modules where they are apart, and busybox."""
+    """The packages for tiny: the kernel image, its modules if they are separate, and busybox."""
 
     kernel: tuple[Package, ...]
     busybox: Package
@@ -51,8 +51,8 @@ class Selection:
 class Apt:
     """The machine's package sources.
 
-    :param work: an empty folder for what is fetched, and for package lists where the machine's
-        own are missing or behind the archive. It has to outlive the object.
+    :param work: an empty folder for downloads, and for package lists if the machine's own are
+        missing or outdated. It has to outlive the object.
     """
 
     def __init__(self, runner: CommandRunner, work: Path) -> None:
@@ -63,11 +63,11 @@ class Apt:
     def select(self) -> Selection:
         """Return the newest packages.
 
-        :raises BackendError: there is no apt, or its sources have no such packages.
+        :raises BackendError: apt is not installed, or its sources lack the packages.
         """
         if self._runner.which("apt-get") is None:
             raise BackendError(
-                "tiny is made of packages of Debian or Ubuntu, and there is no apt-get here",
+                "tiny is built from Debian or Ubuntu packages, and apt-get is not installed",
                 hint="use another template: vmcloner template list",
             )
         selection = self._select()
@@ -76,17 +76,17 @@ class Apt:
             selection = self._select()
         if selection is None:
             raise BackendError(
-                f"apt has no {BUSYBOX}, or neither of {' and '.join(KERNELS)}",
+                f"apt has no {BUSYBOX}, or no kernel ({' or '.join(KERNELS)})",
                 hint="tiny needs the package sources of Debian or Ubuntu for amd64",
             )
         return selection
 
     def fetch(self, selection: Selection, progress: Progress) -> dict[Package, Path]:
-        """Download packages, or newer ones where the archive has dropped these.
+        """Download packages, or newer versions if the archive no longer has these.
 
-        The kernel's image comes first, busybox last.
+        The kernel image comes first, busybox last.
 
-        :raises BackendError: they can't be had.
+        :raises BackendError: they cannot be downloaded.
         """
         try:
             return self._fetch(selection, progress)
@@ -108,7 +108,7 @@ class Apt:
     def _download(self, package: Package) -> Path:
         folder = self._work / f"{package.name}_{package.version.replace(':', '%')}"
         folder.mkdir(exist_ok=True)
-        # apt-get saves to the folder that it runs in, whence env.
+        # apt-get saves to its working directory, which env sets.
         argv = ("env", "-C", str(folder), "apt-get", "-q", *self._options, "download")
         try:
             self._runner.run(
@@ -116,16 +116,18 @@ class Apt:
             )
         except HostCommandError as error:
             raise BackendError(
-                f"{package.name} {package.version}: can't be downloaded: {error.message}",
+                f"{package.name} {package.version}: download failed: {error.message}",
                 hint="check the machine's package sources: apt-get update",
             ) from error
         files = list(folder.glob("*.deb"))
         if len(files) != 1:
-            raise BackendError(f"{package.name}: apt-get downloaded {len(files)} files, not one")
+            raise BackendError(
+                f"{package.name}: apt-get downloaded {len(files)} files, expected one"
+            )
         return files[0]
 
     def _update(self) -> None:
-        """Fetch package lists of our own and use them from now on."""
+        """Download our own package lists and use them from now on."""
         lists = self._work / "lists"
         lists.mkdir(exist_ok=True)
         self._options = (
@@ -136,7 +138,7 @@ class Apt:
             self._runner.run(("apt-get", "-q", *self._options, "update"), timeout=_UPDATE_TIMEOUT)
         except HostCommandError as error:
             raise BackendError(
-                f"package lists can't be fetched: {error.message}",
+                f"download of package lists failed: {error.message}",
                 hint="check the machine's package sources: apt-get update",
             ) from error
 
@@ -155,14 +157,14 @@ class Apt:
         return Selection(kernel=tuple(kernel), busybox=known[BUSYBOX])
 
     def _show(self, *names: str) -> dict[str, Package]:
-        """Return those of the packages that apt knows, in the version that it would install."""
+        """Return the packages that apt knows, in the version that it would install."""
         argv = ("apt-cache", *self._options, "show", "--no-all-versions", *names)
         try:
             text = self._runner.run(argv).stdout.decode(errors="replace")
         except DeadlineExceeded:
             raise
         except HostCommandError:
-            return {}  # apt-cache fails where it knows none of the names
+            return {}  # apt-cache fails if it knows none of the names
         known = {}
         for record in text.split("\n\n"):
             fields = dict(_FIELD.findall(record))

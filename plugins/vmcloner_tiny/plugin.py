@@ -1,4 +1,4 @@
-"""What the entry point ``vmcloner.image: tiny`` names."""
+"""The module that the entry point ``vmcloner.image: tiny`` refers to."""
 
 from __future__ import annotations
 

@@ -204,6 +204,8 @@ def test_scripts_that_are_broken(script: str, reason: str) -> None:
     ("script", "reason"),
     [
         ("#" * 900_000 + "\nsource /boot/grub/grub.cfg", "more than 2097152 characters"),
+        ("echo a b c d;" * 5000 + "\nsource /boot/grub/grub.cfg", "more than 100000 words"),
+        ("true;" * 60_000, "more than 100000 words"),
         ("".join(f"set {c}{n}=1\n" for c in "abcdefghij" for n in range(100)), "1000 variables"),
     ],
 )
@@ -415,7 +417,7 @@ def test_initrd_in_append() -> None:
     )
     files = {"extlinux.conf": text, "k": "k", "i": "i", "j": "j"}
     assert choose([tree(files)]).cmdline == "common"
-    files["extlinux.conf"] = text.replace("default l", "default M")
+    files["extlinux.conf"] = text.replace("default l", "default m")
     choice = choose([tree(files)])
     assert (names(choice), choice.cmdline) == (["/k", "/i", "/j"], "x")
 
@@ -423,9 +425,10 @@ def test_initrd_in_append() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("label l\nkernel /gone\n", "/gone isn't a file"),
-        ("label l\nappend x\n", "names no kernel"),
-        ("label l\nkernel /k\ninitrd " + "/k," * 20, "more than 16 initrds"),
+        ("default l\nlabel l\nkernel /gone\n", "/gone isn't a file"),
+        ("default l\nlabel l\nappend x\n", "/l isn't a file"),
+        ("default l\nlabel l\nkernel /k\ninitrd /k" + ",/k" * 19, "20 initrds, of 16 at most"),
+        ("label l\nkernel /k\n", "names nothing to boot"),
     ],
 )
 def test_extlinux_that_is_broken(text: str, reason: str) -> None:
@@ -459,7 +462,7 @@ def test_links_into_a_boot_of_its_own() -> None:
 def test_the_order() -> None:
     bls = {"boot/loader/entries/x.conf": "linux /boot/vmlinuz-6.1.0-17-amd64\noptions bls\n"}
     config = {"boot/grub/grub.cfg": f"menuentry a {{ linux {K} grub }}"}
-    extlinux = {"boot/extlinux.conf": f"label l\nlinux {K}\nappend extlinux\n"}
+    extlinux = {"boot/extlinux.conf": f"default l\nlabel l\nlinux {K}\nappend extlinux\n"}
     legacy = {"boot/grub/menu.lst": f"title a\nkernel {K} legacy\n"}
     links = {"vmlinuz": Path(K), "etc/fstab": ""}
     everything = [config, legacy, bls, extlinux, links]

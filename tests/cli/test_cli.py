@@ -5,8 +5,12 @@ import io
 import json
 import logging
 import os
+import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import yaml
@@ -455,3 +459,35 @@ def test_an_error_is_one_line_whatever_is_in_it(lab, run):
     assert code == 8
     (line,) = err.splitlines()
     assert line.isprintable()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_ended_says_so_and_what_it_did(lab, run, number):
+    """As a CI job is that is cancelled."""
+    made = threading.Event()
+    clone_one = lab.pool.clone_one
+
+    def slow(request):
+        made.set()
+        time.sleep(0.02)
+        return clone_one(request)
+
+    lab.pool.clone_one = slow
+    end = threading.Thread(target=lambda: made.wait(60) and signal.raise_signal(number))
+    end.start()
+    code, _out, err = run("create", "web", "-t", "t1", "-c", "60")
+    end.join()
+    assert code == 130
+    assert re.search(r"^vmcloner: create: stopped with \d+ of 60 clones done", err, re.MULTILINE)
+    assert 0 < len(lab.engine.list()) < 60
+    lab.pool.clone_one = clone_one
+    assert run("create", "web", "-t", "t1", "-c", "60")[0] == 0
+
+
+def test_what_is_interrupted_outside_of_a_run_says_so(lab, run, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lab.machines, "states", interrupted)
+    monkeypatch.setattr(lab.engine, "survey", lambda *_targets: interrupted())
+    assert run("list") == (130, "", "vmcloner: stopped (run the same command again to continue)\n")

@@ -180,25 +180,28 @@ def test_a_jinja_file_is_filled_in_for_each_clone(provider, tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"hello\n", "cloud-init knows"),
-        (b"", "cloud-init knows"),
+        (b"hello\n", "cloud-init recognizes"),
+        (b"", "cloud-init recognizes"),
         (b"#cloud-config\na: [\n", "not YAML"),
         (b"#cloud-config\n- a\n", "mapping"),
         (b"#cloud-config # mine\n- a\n", "mapping"),
         (b"#cloud-config\na: \x01\n", "not YAML"),
         (b"#!" + b"x" * MAX_USER_DATA, "larger than"),
         (b"\n#Cloud-Config\na: [\n", "not YAML"),
-        (b"\xef\xbb\xbf#cloud-config\na: b\n", "cloud-init knows"),
-        (b"# cloud-config\na: b\n", "cloud-init knows"),
-        (b"a: b\n#cloud-config\n", "cloud-init knows"),
-        (b"Content-Type: text/cloud-config\n\na: b\n", "cloud-init knows"),
-        (b"\nMIME-Version: 1.0\nContent-Type: text/cloud-config\n\na: b\n", "cloud-init knows"),
-        (b"x" * 4096 + b"MIME-Version: 1.0\n", "cloud-init knows"),
+        (b"\xef\xbb\xbf#cloud-config\na: b\n", "cloud-init recognizes"),
+        (b"# cloud-config\na: b\n", "cloud-init recognizes"),
+        (b"a: b\n#cloud-config\n", "cloud-init recognizes"),
+        (b"Content-Type: text/cloud-config\n\na: b\n", "cloud-init recognizes"),
+        (
+            b"\nMIME-Version: 1.0\nContent-Type: text/cloud-config\n\na: b\n",
+            "cloud-init recognizes",
+        ),
+        (b"x" * 4096 + b"MIME-Version: 1.0\n", "cloud-init recognizes"),
         (b"MIME-Version: 1.0\n\n\xff", "MIME message that is not UTF-8"),
         (MIME % (b"text/cloud-config", b"- a\n"), "mapping"),
         (MIME % (b"text/plain", b"\n#cloud-config\na: [\n"), "not YAML"),
-        (MIME % (b"text/html", b"<html>"), "cloud-init knows"),
-        (MIME % (b"message/rfc822", b"a: b\n\nc\n"), "cloud-init knows"),
+        (MIME % (b"text/html", b"<html>"), "cloud-init recognizes"),
+        (MIME % (b"message/rfc822", b"a: b\n\nc\n"), "cloud-init recognizes"),
         (
             b"MIME-Version: 1.0\n"
             + b"".join(
@@ -207,7 +210,7 @@ def test_a_jinja_file_is_filled_in_for_each_clone(provider, tmp_path):
             ),
             "nested too deeply",
         ),
-        (MIME % (b"text/plain", b"hello"), "cloud-init knows"),
+        (MIME % (b"text/plain", b"hello"), "cloud-init recognizes"),
     ],
 )
 def test_user_data_that_would_be_ignored_is_refused(provider, tmp_path, content, reason):

@@ -375,6 +375,8 @@ HVM = "builder='hvm'\ndisk=['phy:/a,hda,w']\n"
         (HVM + "bios='rombios'", {"domain": {"type": "hvm"}}, {4: "SeaBIOS"}),
         ("firmware='pvgrub64'", {"domain": {"type": "pv"}}, {2: "only HVM guests"}),
         ("builder='xyz'", {"domain": {"type": "pv"}}, {2: "hvm, generic and linux"}),
+        ("type='xyz'\nvif=['bridge=b']", {"nics": [{"kind": "bridge", "source": "b"}]},
+         {2: "pv, pvh and hvm are known"}),
         ("builder='linux'", {"domain": {"type": "pv"}}, {}),
         ("pvh=1\nkernel='/k'", {"domain": {"type": "pvh"}, "boot": "kernel"}, {}),
         ("kernel='/k'\ncmdline=''\nroot='/dev/a'\nextra='b'", {"kernel": {"path": "/k"}},
@@ -481,3 +483,10 @@ def test_a_machines_name_becomes_one_of_a_template(tmp_path: Path) -> None:
 def test_any_disk_is_parsed(text: str) -> None:
     disk = xl_disk.parse(text)
     assert disk.target is None or disk.target in f"/dev/{text}" or disk.target in text
+
+
+def test_python_says_nothing_of_values(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    path = tmp_path / "guest.cfg"
+    path.write_text("name = 'a'\nmemory = 1if 2else 3\nextra = '\\d'\n")
+    assert {item.key for item in read_xl(path)[0]} == {"name", "extra"}
+    assert not recwarn.list

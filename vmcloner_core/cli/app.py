@@ -204,11 +204,6 @@ class Shell(App):
         sys.argv = sys.argv[:1]  # cmd2 would run the global options as commands
         super().interact()
 
-    def interrupt(self) -> None:
-        """Stop the current run cleanly."""
-        if self._engine is not None:
-            self._engine.cancel()
-
     def close(self) -> None:
         """Close the engine."""
         if self._engine is not None:
@@ -231,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = ["--help"]
     shell = Shell()
     # SIGTERM ends a run as Ctrl-C does: cleanly, so that it can be continued.
-    signal.signal(signal.SIGTERM, lambda *_: _terminate(shell))
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         return shell.run(words)
     except KeyboardInterrupt:
@@ -243,8 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shell.close()
 
 
-def _terminate(shell: Shell) -> None:
-    shell.interrupt()
+def _terminate(*_: object) -> None:
     raise KeyboardInterrupt
 
 

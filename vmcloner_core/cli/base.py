@@ -13,7 +13,7 @@ from cliff.lister import Lister
 from cliff.show import ShowOne
 
 from vmcloner_core.cli.usage import printable, refuse, say
-from vmcloner_core.errors import UsageError, VmclonerError, did_you_mean
+from vmcloner_core.errors import Interrupted, UsageError, VmclonerError, did_you_mean
 from vmcloner_core.plan import CloneResult, Plan, Quota, Readiness, RunResult
 from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import Request, check_aim
@@ -63,6 +63,10 @@ class Base(Command):
             return self.app.failed(error)
         except BrokenPipeError:
             raise
+        except KeyboardInterrupt:  # cliff would exit silently
+            return self.app.failed(
+                Interrupted("stopped", hint="run the same command again to continue")
+            )
         except Exception as error:
             if self.app.options.debug:
                 raise

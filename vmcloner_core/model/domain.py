@@ -114,11 +114,13 @@ class State(enum.Enum):
     CRASHED = "crashed"
     ORPHAN = "orphan"
     """Its domain exists, its volume is gone."""
+    UNKNOWN = "unknown"
+    """Its hypervisor could not be read."""
 
 
 @attrs.frozen(kw_only=True)
 class Domain:
-    """A labelled domain as found on the host. ``state`` is never ALLOCATED or ORPHAN.
+    """A labelled domain as found on the host. ``state`` is never ALLOCATED, ORPHAN or UNKNOWN.
 
     ``memory`` in bytes: what it takes once it is started. ``networks`` says what each card is
     on, as :attr:`Network.key`; empty where that is nothing that others are on.

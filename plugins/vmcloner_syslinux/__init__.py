@@ -1,0 +1,1 @@
+"""The configuration format of PXELINUX and extlinux: not a plugin, but what two plugins share."""
