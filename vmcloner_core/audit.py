@@ -100,9 +100,9 @@ class Report:
     unread: Mapping[str, VmclonerError]
 
     def check(self) -> None:
-        """Return where all clones are proven to be different machines.
+        """Return if all clones are proven to be unique.
 
-        :raises PartialFailure: they aren't; names the collisions, and who could not be asked.
+        :raises PartialFailure: they aren't; names the collisions, and the clones that failed.
         """
         failures = [*self.unread.items()]
         for verdict in self.verdicts:
@@ -114,8 +114,7 @@ class Report:
         if failures:
             count = len({name for name, _ in failures})
             raise PartialFailure(
-                f"audit: {count} of {len(self.clones)} clones aren't proven to be machines "
-                "of their own",
+                f"audit: {count} of {len(self.clones)} clones aren't proven unique",
                 failures=failures,
             )
 

@@ -119,7 +119,7 @@ class RollbackIncomplete(PartialFailure):
 
 
 class Interrupted(VmclonerError):
-    """The user stopped the run; what was done stays, and the same command goes on."""
+    """The user stopped the run; what was done stays, and the same command continues it."""
 
     exit_code = 130
 

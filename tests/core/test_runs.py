@@ -371,9 +371,9 @@ def test_what_is_of_another_state_folder_is_shown_and_never_touched(site, other)
         ("db-1", True), ("web-1", False), ("web-2", False),
     ]  # fmt: skip
     for act in (other.stop, other.reset, other.delete, other.start):
-        with pytest.raises(Conflict, match="web-1 is of another vmcloner's state folder"):
+        with pytest.raises(Conflict, match="web-1 belongs to another state folder"):
             act("web-1")
-    with pytest.raises(Conflict, match="another vmcloner's"):
+    with pytest.raises(Conflict, match="another state folder"):
         other.create("web", "t1", count=3)
     other.delete(everything=True)
     assert [clone.name for clone in site.engine.list()] == ["web-1", "web-2"]
