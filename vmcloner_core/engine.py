@@ -18,13 +18,12 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
-from vmcloner_core.birth import Birth
 from vmcloner_core.deadlines import answers
 from vmcloner_core.errors import (
     BackendError,
@@ -44,7 +43,6 @@ from vmcloner_core.model import (
     Capacity,
     Check,
     Clone,
-    CloneMode,
     Copying,
     DomainSpec,
     Host,
@@ -57,10 +55,10 @@ from vmcloner_core.model import (
     Template,
     network_key,
 )
-from vmcloner_core.names import check_template, parse_targets, split_clone
+from vmcloner_core.names import check_template, parse_targets
 from vmcloner_core.plan import Plan, RunResult, check_timeout
+from vmcloner_core.planning import Planning
 from vmcloner_core.plugins import PluginHost
-from vmcloner_core.preflight import check_memory
 from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import CreateRequest, Request, TargetRequest, check_jobs
 from vmcloner_core.settings import Settings
@@ -76,12 +74,9 @@ if TYPE_CHECKING:
         HypervisorDriver,
         ImageFile,
         NetworkInterface,
-        StorageDriver,
     )
     from vmcloner_core.model import CloneSpec
-    from vmcloner_core.planner import Facts
     from vmcloner_core.remote import Answer
-    from vmcloner_core.template_checks import TemplateChecks
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +92,7 @@ class Engine:
         self.settings = settings
         self.plugins = plugins
         self._host = host
+        self._planning = Planning(settings, plugins, host)
         self._run_lock = threading.Lock()
         self._cancel = threading.Event()
 
@@ -175,21 +171,7 @@ class Engine:
 
     def plan(self, request: Request) -> Plan:
         """Return what a request would do, checked against the host. Changes nothing."""
-        return self._planned(request, None)
-
-    def _planned(self, request: Request, fleets: Collection[str] | None) -> Plan:
-        """Return the plan of a request; with ``everything``, only for ``fleets`` (None: all)."""
-        from vmcloner_core.steps import check_backends
-
-        self.plugins.load_observers()
-        found = self._host.survey()
-        if isinstance(request, CreateRequest):
-            plan = self._plan_create(request, found)
-        else:
-            plan = self._plan_targets(request, found, fleets)
-        check_backends(self._host, plan)
-        self.plugins.preflight(plan)
-        return plan
+        return self._planning.plan(request, None)
 
     def run(
         self, request: Request, *, on_plan: Callable[[Plan], None] = lambda _plan: None
@@ -206,7 +188,7 @@ class Engine:
             self._host.records.sweep(fleets)
             self._host.keep_state_id()
             # A fleet that was made since these were listed is another run's, and isn't locked.
-            plan = self._planned(request, fleets)
+            plan = self._planning.plan(request, fleets)
             on_plan(plan)
             return self._carried_out(plan)
 
@@ -247,130 +229,6 @@ class Engine:
         self._cancel.clear()
         with self._host.hold(names, self._cancel.is_set):
             yield
-
-    # --- planning -------------------------------------------------------------------------------
-
-    def _plan_create(self, request: CreateRequest, found: Survey) -> Plan:
-        from vmcloner_core.planner import plan_create
-
-        host, checks = self._host, self._checks()
-        template = host.catalog.template(request.template)
-        storage_name = request.storage or self.settings.defaults.storage
-        hypervisor_name = request.hypervisor or self.settings.defaults.hypervisor
-        storage = host.drivers.storage(storage_name)
-        hypervisor = host.drivers.hypervisor(hypervisor_name)
-        checks.pairing(template, hypervisor)
-        self._check_seen(request, found, storage_name, hypervisor_name)
-        facts = self._facts(request, template, found, storage, hypervisor)
-        plan = plan_create(request, template, facts, Birth.now())
-        if plan.import_image:
-            host.images.check(template)
-        first = next((c.spec for c in plan.clones if c.spec and c.spec.identity), None)
-        if first is not None:
-            checks.seed(first)
-        return plan
-
-    def _check_seen(
-        self, request: CreateRequest, found: Survey, storage: str, hypervisor: str
-    ) -> None:
-        """Check that no clone of the fleet may be on a backend that could not be read."""
-        if not found.unseen:
-            return
-        what = f"create {request.fleet}"
-        names = self._host.records.names()
-        fleet = [n for n in names if (split_clone(n) or ("",))[0] == request.fleet]
-        kept = [record.labels for record in self._host.records.of(fleet).values()]
-        there = [clone.labels for clone in found.clones if clone.fleet == request.fleet]
-        found.check_seen(what, [*there, *kept])
-        found.check_backends(what, storage, hypervisor)
-
-    def _facts(
-        self,
-        request: CreateRequest,
-        template: Template,
-        found: Survey,
-        storage: StorageDriver,
-        hypervisor: HypervisorDriver,
-    ) -> Facts:
-        """Return what a create needs to know of the host.
-
-        :raises InvalidRequest: the pool doesn't support the requested clone mode.
-        """
-        from vmcloner_core.identity_rules import authorized_keys
-        from vmcloner_core.planner import Facts
-
-        records = self._host.records
-        default = CloneMode.LINKED if CloneMode.LINKED in storage.modes else CloneMode.FULL
-        mode = request.mode or default
-        if mode not in storage.modes:
-            raise InvalidRequest(f"pool {storage.name!r} can't make {mode.value} clones")
-        identity, identifier = self._host.drivers.identity(template.identity.provider)
-        seeds = identifier.seeds
-        wanted = hypervisor.networks if any(n.network for n in template.nics) else None
-        networks = wanted.inspect() if wanted is not None else None
-        fleet = [c.name for c in found.clones if c.fleet == request.fleet and c.recorded]
-        return Facts(
-            host=self.host.name,
-            seed=self._host.seed,
-            state=self._host.state_id,
-            hypervisor=hypervisor.name,
-            storage=storage.name,
-            mode=mode,
-            clones=found.clones,
-            records=records.of(fleet),
-            foreign_names=found.foreign_names,
-            foreign_macs=found.foreign_macs,
-            static_macs=records.static_macs() if networks else frozenset(),
-            origin=self._host.images.origin(storage, template.name),
-            capacity=storage.capacity(),
-            resources=hypervisor.resources(),
-            memory_overcommit=self.settings.limits.memory_overcommit,
-            need=storage.need,
-            seeds=seeds,
-            authorized_keys=authorized_keys(template) if seeds else (),
-            lets_in=seeds and not identity.cmdline,
-            networks=networks,
-            mac=self.plugins.clone_mac,
-            mac_prefix=hypervisor.mac_prefix,
-            boot=self._checks().boot_at_start(template, hypervisor),
-        )
-
-    def _plan_targets(
-        self, request: TargetRequest, found: Survey, fleets: Collection[str] | None
-    ) -> Plan:
-        from vmcloner_core.target_planner import plan_targets
-
-        if request.everything and fleets is not None:
-            held = tuple(clone for clone in found.clones if clone.fleet in fleets)
-            found = attrs.evolve(found, clones=held)
-        plan = plan_targets(
-            request,
-            found,
-            run=Birth.now().run,
-            host=self.host.name,
-            seed=self._host.seed,
-            template=functools.cache(self._host.catalog.template),
-            record=self._host.records.find,
-        )
-        self._check_memory(plan, found.clones)
-        return plan
-
-    def _check_memory(self, plan: Plan, clones: Sequence[Clone]) -> None:
-        """Check that there is memory for the clones that a plan starts."""
-        starting = {c.name for c in plan.clones if c.steps[:1] == ("start",)}
-        sizes: dict[str, list[int]] = {}
-        for clone in clones:
-            if clone.name in starting and clone.domain is not None:
-                sizes.setdefault(clone.labels.hypervisor, []).append(clone.domain.memory)
-        for name, group in sizes.items():
-            resources = self._host.drivers.hypervisor(name).resources()
-            check_memory(group, resources, self.settings.limits.memory_overcommit)
-
-    def _checks(self) -> TemplateChecks:
-        from vmcloner_core.template_checks import TemplateChecks
-
-        defaults = self.settings.defaults
-        return TemplateChecks(self._host, defaults.hypervisor, defaults.storage)
 
     # --- reads ----------------------------------------------------------------------------------
 
@@ -489,7 +347,7 @@ class Engine:
 
         :raises NotFound: there is none. :raises InvalidRequest: its file is wrong.
         """
-        return self._checks().checks(name)
+        return self._planning.checks.checks(name)
 
     # --- domains and consoles -------------------------------------------------------------------
 
@@ -514,7 +372,7 @@ class Engine:
     def _spec(self, name: str) -> tuple[HypervisorDriver, DomainSpec]:
         clone = self.show(name)
         driver = self._host.drivers.hypervisor(clone.labels.hypervisor)
-        return driver, self._checks().domain(self._known(clone), driver, clone.volumes)
+        return driver, self._planning.checks.domain(self._known(clone), driver, clone.volumes)
 
     def _known(self, clone: Clone) -> CloneSpec:
         """Return the specification of a clone that exists.
@@ -525,7 +383,7 @@ class Engine:
 
         template = self._host.catalog.template(clone.template)
         driver = self._host.drivers.hypervisor(clone.labels.hypervisor)
-        macs = self._checks().macs(clone.labels, template, driver)
+        macs = self._planning.checks.macs(clone.labels, template, driver)
         record = self._host.records.find(clone.name)
         return found_spec(clone, template, record, self._host.seed, macs)
 
@@ -721,7 +579,7 @@ def check_result(result: RunResult) -> RunResult:
         done = total - len(failures)
         raise Interrupted(
             f"{action}: stopped with {done} of {counted(total, 'clone')} done",
-            hint="run the command again to continue",
+            hint="run the same command again",
         )
     if not result.enough:
         raise PartialFailure(

@@ -64,7 +64,7 @@ class Base(Command):
         except BrokenPipeError:
             raise
         except KeyboardInterrupt:  # cliff would exit silently
-            return self.app.failed(Interrupted("stopped", hint="run the command again to continue"))
+            return self.app.failed(Interrupted("stopped", hint="run the same command again"))
         except Exception as error:
             if self.app.options.debug:
                 raise
