@@ -115,8 +115,7 @@ class Report:
         if failures:
             count = len({name for name, _ in failures})
             raise PartialFailure(
-                f"audit: {count} of {len(self.clones)} clones aren't proven to be machines "
-                "of their own",
+                f"audit: {count} of {len(self.clones)} clones aren't proven unique",
                 failures=failures,
             )
 

@@ -48,5 +48,5 @@ def answers(
         # In slices: an untimed wait keeps the interpreter from running signal handlers.
         while thread.is_alive() and time.monotonic() < end:
             thread.join(_SLICE)
-    late = BackendError(f"no answer within {format_seconds(seconds)}", hint="vmcloner host check")
+    late = BackendError(f"no answer within {format_seconds(seconds)}")
     return {key: found.get(key, late) for key in asks}

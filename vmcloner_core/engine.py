@@ -1,4 +1,4 @@
-"""The engine: what the shell, a test suite and a service all call. It prints nothing.
+"""The engine: the API that the shell, test suites and services call. It prints nothing.
 
 Example::
 
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 import attrs
 
 from vmcloner_core.birth import Birth
+from vmcloner_core.deadlines import answers
 from vmcloner_core.errors import (
     BackendError,
     Interrupted,
@@ -51,6 +52,7 @@ from vmcloner_core.model import (
     NetworkRequest,
     Origin,
     Outcome,
+    State,
     Status,
     Template,
     network_key,
@@ -87,7 +89,7 @@ log = logging.getLogger(__name__)
 class Engine:
     """Makes, runs and removes clones on one host.
 
-    Reads may be called from any thread; one run at a time per engine (a second one waits).
+    Reads may be called from any thread. An engine carries out one run at a time: a second waits.
     Errors are :class:`~vmcloner_core.errors.VmclonerError`.
     """
 
@@ -114,9 +116,9 @@ class Engine:
         """Return an engine for a host.
 
         :param config: the settings file; None for the first that exists.
-        :param host: its name in the settings; None for their default.
+        :param host: its name in the settings; None for the default host.
         :param plugins: objects with hook implementations (:mod:`vmcloner_core.hooks`): observers,
-            policies, and backends that needn't be installed as entry points.
+            policies, and backends without entry points.
         :raises NotFound: no such file or host. :raises InvalidRequest: the settings are wrong.
         """
         settings = Settings.load(config)
@@ -130,7 +132,7 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Close connections. The engine can be used again: they are opened when needed."""
+        """Close connections. They are opened again when the engine is used."""
         self._host.close()
 
     # --- runs -----------------------------------------------------------------------------------
@@ -138,12 +140,12 @@ class Engine:
     def create(self, fleet: str, template: str, **options: Any) -> RunResult:
         """Make a fleet; ``options`` are the fields of :class:`CreateRequest`.
 
-        :raises PartialFailure: some clones failed; it carries which, and why.
+        :raises PartialFailure: some clones failed; the error says which, and why.
         """
         return check_result(self.run(CreateRequest(fleet=fleet, template=template, **options)))
 
     def start(self, *targets: str, **options: Any) -> RunResult:
-        """Start clones; ``options`` are the fields of :class:`TargetRequest`, as below."""
+        """Start clones; ``options`` here and below are the fields of :class:`TargetRequest`."""
         return self._target("start", targets, options)
 
     def stop(self, *targets: str, **options: Any) -> RunResult:
@@ -155,11 +157,11 @@ class Engine:
         return self._target("restart", targets, options)
 
     def reset(self, *targets: str, **options: Any) -> RunResult:
-        """Put clones' disks back to what they were made of; those that ran are started again."""
+        """Reset clones' disks to their template; running clones are started again."""
         return self._target("reset", targets, options)
 
     def delete(self, *targets: str, **options: Any) -> RunResult:
-        """Stop and remove clones with all that belongs to them; what is gone is as asked."""
+        """Stop and remove clones with everything that belongs to them; missing ones are fine."""
         return self._target("delete", targets, options)
 
     def wait(self, *targets: str, **options: Any) -> RunResult:
@@ -176,7 +178,7 @@ class Engine:
         return self._planned(request, None)
 
     def _planned(self, request: Request, fleets: Collection[str] | None) -> Plan:
-        """Return the plan of a request; one at everything means no fleets but these (None: all)."""
+        """Return the plan of a request; with ``everything``, only for ``fleets`` (None: all)."""
         from vmcloner_core.steps import check_backends
 
         self.plugins.load_observers()
@@ -192,7 +194,7 @@ class Engine:
     def run(
         self, request: Request, *, on_plan: Callable[[Plan], None] = lambda _plan: None
     ) -> RunResult:
-        """Plan a request and carry the plan out, alone on the fleets that it is about.
+        """Plan a request and carry the plan out, with its fleets locked.
 
         A clone's failure is in the result (see :func:`check_result`), not raised.
 
@@ -203,13 +205,13 @@ class Engine:
         with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
             self._host.records.sweep(fleets)
             self._host.keep_state_id()
-            # A fleet that has come since these were counted is another run's: it isn't locked.
+            # A fleet that was made since these were listed is another run's, and isn't locked.
             plan = self._planned(request, fleets)
             on_plan(plan)
             return self._carried_out(plan)
 
     def apply(self, plan: Plan) -> RunResult:
-        """Carry a plan out that was made before; what has since been done by others is left.
+        """Carry out a plan that was made earlier; what others have done since is left.
 
         :raises WrongState: it was made before the host's state folder had its id.
         """
@@ -217,7 +219,7 @@ class Engine:
         with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
             kept = self._host.keep_state_id()
             if any(clone.labels.state not in (None, kept) for clone in plan.clones):
-                raise WrongState("the plan is of another state folder", hint="make it again")
+                raise WrongState("the plan is for another state folder", hint="plan again")
             return self._carried_out(plan)
 
     def _carried_out(self, plan: Plan) -> RunResult:
@@ -226,7 +228,7 @@ class Engine:
         return PlannedRun(plan, self._host, self.plugins, self._cancel)()
 
     def cancel(self) -> None:
-        """Stop the current run cleanly: calls under way end, nothing new begins.
+        """Stop the current run cleanly: calls in progress are finished, no new ones begin.
 
         Safe to call from a signal handler and from any thread.
         """
@@ -271,7 +273,7 @@ class Engine:
     def _check_seen(
         self, request: CreateRequest, found: Survey, storage: str, hypervisor: str
     ) -> None:
-        """Check that no clone of the fleet can be on a backend that could not be read."""
+        """Check that no clone of the fleet may be on a backend that could not be read."""
         if not found.unseen:
             return
         what = f"create {request.fleet}"
@@ -292,7 +294,7 @@ class Engine:
     ) -> Facts:
         """Return what a create needs to know of the host.
 
-        :raises InvalidRequest: the pool can't make clones as asked.
+        :raises InvalidRequest: the pool doesn't support the requested clone mode.
         """
         from vmcloner_core.identity_rules import authorized_keys
         from vmcloner_core.planner import Facts
@@ -354,7 +356,7 @@ class Engine:
         return plan
 
     def _check_memory(self, plan: Plan, clones: Sequence[Clone]) -> None:
-        """Check that the clones that a plan starts fit beside those that run."""
+        """Check that there is memory for the clones that a plan starts."""
         starting = {c.name for c in plan.clones if c.steps[:1] == ("start",)}
         sizes: dict[str, list[int]] = {}
         for clone in clones:
@@ -375,16 +377,16 @@ class Engine:
     def survey(self, *targets: str) -> Survey:
         """Return clones, sorted by fleet and index, and what could not be read.
 
-        :param targets: what to return the clones of; all where none is named.
+        :param targets: fleets, clones and node sets; all clones if none is given.
         :raises NotFound: a target names no clone.
-        :raises BackendError: a target names no clone, and may be on what could not be read.
+        :raises BackendError: a target names no clone, but a backend could not be read.
         """
         found = self._host.survey()
         clones = self._host.located(found.select(parse_targets(targets)))
         return attrs.evolve(found, clones=clones)
 
     def list(self, *targets: str) -> tuple[Clone, ...]:
-        """Return the clones of :meth:`survey`; what could not be read is a warning in the log."""
+        """Return the clones of :meth:`survey`; log a warning for what could not be read."""
         found = self.survey(*targets)
         for unseen in found.unseen:
             log.warning("%s", unseen)
@@ -394,7 +396,7 @@ class Engine:
         """Return one clone.
 
         :raises NotFound: there is none of that name.
-        :raises BackendError: it may be on what could not be read.
+        :raises BackendError: it may be on a backend that could not be read.
         """
         found = self._host.survey()
         clones = {clone.name: clone for clone in found.clones}
@@ -412,13 +414,13 @@ class Engine:
     # --- templates ------------------------------------------------------------------------------
 
     def templates(self) -> tuple[TemplateInfo, ...]:
-        """Return all templates that are found, the broken ones with their errors."""
+        """Return all templates, broken ones with their errors."""
         return self._host.catalog.infos()
 
     def template(self, name: str) -> Template:
         """Return a template.
 
-        :raises NotFound: there is none. :raises InvalidRequest: names its file, key and reason.
+        :raises NotFound: there is none. :raises InvalidRequest: it is wrong; names file and key.
         """
         return self._host.catalog.template(name)
 
@@ -435,11 +437,11 @@ class Engine:
         sha256: str | None = None,
         copying: Copying = AS_IT_COMES,
     ) -> Outcome[Origin]:
-        """Bring a template's image into a pool; unchanged where it is there already.
+        """Import a template's image into a pool; unchanged if it is already there.
 
-        :param image: a path or an http(s) URL, in the place of the template's own source.
-        :param sha256: of that image; required with a URL.
-        :param copying: how fast, and whether to read back what was written.
+        :param image: a path or an http(s) URL to use instead of the template's own source.
+        :param sha256: of that image; required for a URL.
+        :param copying: bandwidth, and whether to verify what was written.
         :raises WrongState: clones are linked to the image that would be replaced.
         """
         template = self._host.catalog.template(name)
@@ -460,11 +462,11 @@ class Engine:
         builder: str = "debian",
         parent: str = "debian-12-built",
     ) -> tuple[Template, ImageFile]:
-        """Make a template's image; done already where it wouldn't differ.
+        """Build a template's image, unless it is up to date.
 
-        :param options: the builder's. With any, the template is written first, to the user's own,
-            with all else as ``parent`` has it.
-        :raises NotFound: there is no such template, and no options.
+        :param options: the builder's. With any, the template is first written to the user's own
+            templates, with everything else from ``parent``.
+        :raises NotFound: there is no such template, and no options are given.
         :raises Conflict: there is such a template, written by hand.
         """
         with self._run_lock, self._held([f"template/{check_template(name)}"]):
@@ -483,7 +485,7 @@ class Engine:
             return driver.delete_origin(name)
 
     def check_template(self, name: str) -> tuple[Check, ...]:
-        """Check a template as far as that goes without making a clone of it.
+        """Check a template without making a clone of it.
 
         :raises NotFound: there is none. :raises InvalidRequest: its file is wrong.
         """
@@ -497,14 +499,14 @@ class Engine:
         return driver.render(spec)
 
     def domain_native(self, name: str) -> str:
-        """Return a clone's domain as its hypervisor's own toolstack writes it (``xl.cfg``).
+        """Return a clone's domain in its hypervisor's native format (``xl.cfg``).
 
-        :raises InvalidRequest: that hypervisor has no such format.
+        :raises InvalidRequest: the hypervisor has none.
         """
         driver, spec = self._spec(name)
         if driver.native is None:
             raise InvalidRequest(
-                f"{name}: hypervisor {driver.name!r} has no format but its domain XML",
+                f"{name}: hypervisor {driver.name!r} has no native format",
                 hint=f"vmcloner show {name} --xml",
             )
         return driver.native.render(spec)
@@ -515,7 +517,7 @@ class Engine:
         return driver, self._checks().domain(self._known(clone), driver, clone.volumes)
 
     def _known(self, clone: Clone) -> CloneSpec:
-        """Return what a clone that exists is.
+        """Return the specification of a clone that exists.
 
         :raises NotFound: its template is gone.
         """
@@ -528,15 +530,15 @@ class Engine:
         return found_spec(clone, template, record, self._host.seed, macs)
 
     def console_log(self, clone: Clone) -> Path | None:
-        """Return the file that holds a clone's console output, None where consoles aren't kept."""
+        """Return the file with a clone's console output, None if consoles aren't logged."""
         consoles = self._host.drivers.hypervisor(clone.labels.hypervisor).consoles
         return None if consoles is None else consoles.log(clone.name)
 
     def boots(self, *targets: str) -> tuple[Preview, ...]:
         """Return what clones would boot if they were started now: a dry run. All, if none is named.
 
-        Of those that run, what they were started from, or their definition where that isn't known.
-        Of the others disks are read, and servers asked without a lease kept.
+        For running clones: what they were started from, or their definition if that isn't known.
+        For the others, disks are read, and servers are asked without keeping a lease.
 
         :raises NotFound: a target names no clone.
         """
@@ -549,30 +551,42 @@ class Engine:
         return tuple(found[clone.name] for clone in clones if clone.name in found)
 
     def read_console(self, name: str, offset: int = 0, limit: int = 65536) -> tuple[bytes, int]:
-        """Return what a clone's console said from ``offset`` on, and the offset to go on from."""
+        """Return a clone's console output from ``offset``, and the offset to continue from."""
         return self._consoles(name).read(name, offset, limit)
 
     def attach_console(self, name: str, stdin: int, stdout: int) -> None:
-        """Connect two file descriptors with a clone's console until ``^]``."""
+        """Connect two file descriptors to a clone's console until ``^]``."""
         self._consoles(name).attach(name, stdin, stdout)
 
     def _consoles(self, name: str) -> ConsoleInterface:
-        for backend in self._host.drivers.names("hypervisor"):
-            driver = self._host.drivers.hypervisor(backend)
-            if name in driver.states():
-                if driver.consoles is None:
-                    raise BackendError(
-                        f"{name}: hypervisor {backend!r} has no consoles",
-                        hint=f"vmcloner ssh {name}",
-                    )
-                return driver.consoles
+        drivers = self._host.drivers
+
+        def states_of(backend: str) -> Mapping[str, State]:
+            return drivers.hypervisor(backend).states()
+
+        found = answers(
+            {name: functools.partial(states_of, name) for name in drivers.names("hypervisor")}
+        )
+        for backend, states in found.items():
+            if isinstance(states, VmclonerError) or name not in states:
+                continue
+            consoles = drivers.hypervisor(backend).consoles
+            if consoles is None:
+                raise BackendError(
+                    f"{name}: hypervisor {backend!r} has no consoles",
+                    hint=f"vmcloner ssh {name}",
+                )
+            return consoles
+        for states in found.values():
+            if isinstance(states, VmclonerError):
+                raise states
         self.show(name)
-        raise WrongState(f"{name} has no domain", hint="run its create again")
+        raise WrongState(f"{name} has no domain", hint="run the same create again")
 
     # --- reaching clones ------------------------------------------------------------------------
 
     def access(self, *targets: str) -> tuple[Outcome[Access], ...]:
-        """Return how each clone is reached by ssh, or why it can't be; keys are their names.
+        """Return how to reach each clone by ssh, or why it can't be; keys are their names.
 
         :raises NotFound: a target names no clone.
         """
@@ -581,11 +595,11 @@ class Engine:
     def execute(
         self, *targets: str, command: str, timeout: float = 60.0, jobs: int = FANOUT
     ) -> tuple[Answer, ...]:
-        """Run a command on clones by ssh, on many at once; returns each one's answer.
+        """Run a command on many clones at once by ssh; returns each one's answer.
 
-        :param command: read by the guests' shells. :param timeout: seconds for each clone.
+        :param command: for the guests' shells. :param timeout: seconds for each clone.
         :param jobs: clones at once.
-        :raises InvalidRequest: the command is too long, or a number makes no sense.
+        :raises InvalidRequest: the command is too long, or a number is out of range.
         """
         from vmcloner_core import remote
 
@@ -597,7 +611,7 @@ class Engine:
         return tuple(ran.get(o.key) or remote.Answer(name=o.key, error=o.error) for o in outcomes)
 
     def audit(self, *targets: str, timeout: float = 60.0, jobs: int = FANOUT) -> Report:
-        """Ask running clones who they are; returns what proves them different, and what doesn't."""
+        """Read running clones' identities from inside; returns which are unique and which not."""
         from vmcloner_core import audit
 
         return audit.judge(self.execute(*targets, command=audit.SCRIPT, timeout=timeout, jobs=jobs))
@@ -607,9 +621,7 @@ class Engine:
     def prepare_network(
         self, request: NetworkRequest, *, hypervisor: str | None = None
     ) -> NetworkChange:
-        """Make a network of vmcloner's own for so many guests; see
-        :meth:`NetworkInterface.prepare`.
-        """
+        """Make a network of vmcloner's own; see :meth:`NetworkInterface.prepare`."""
         driver = self._host.drivers.hypervisor(hypervisor or self.settings.defaults.hypervisor)
         networks = _networks(driver, request)
         with self._run_lock, self._held([f"network/{request.name}"]):
@@ -620,7 +632,7 @@ class Engine:
     ) -> NetworkChange:
         """Remove a network of vmcloner's own; see :meth:`NetworkInterface.remove`.
 
-        :raises WrongState: clones are defined on it, which couldn't start any more.
+        :raises WrongState: clones are defined on it, and couldn't start without it.
         """
         driver = self._host.drivers.hypervisor(hypervisor or self.settings.defaults.hypervisor)
         networks = _networks(driver, request)
@@ -630,7 +642,7 @@ class Engine:
             except BackendError:
                 if not request.bridge:
                     raise
-                domains = ()  # bridges need no hypervisor that runs
+                domains = ()  # bridges don't need a running hypervisor
             key = network_key("bridge" if request.bridge else "network", request.name)
             if users := [d.name for d in domains if key in d.networks]:
                 raise WrongState(
@@ -640,9 +652,9 @@ class Engine:
             return networks.remove(request)
 
     def check_host(self, *backends: str) -> Iterator[Check]:
-        """Yield what each backend needs of the host; all that are set up where none is named.
+        """Yield what each backend needs on the host; of all configured ones if none is named.
 
-        :raises NotFound: a backend isn't known.
+        :raises NotFound: a backend isn't configured.
         """
         known = {kind: self._host.drivers.names(kind) for kind in ("storage", "hypervisor")}
         for name in backends:
@@ -672,10 +684,10 @@ class Engine:
 
 
 def capacity_checks(pool: str, capacity: Capacity) -> Iterator[Check]:
-    """Yield what a pool has room for, and what it warns of."""
+    """Yield a pool's free space and its warnings."""
     room = f"{format_size(capacity.free)} of {format_size(capacity.total)} free"
     if capacity.volumes_free is not None:
-        room += f", for {capacity.volumes_free} more volumes at most"
+        room += f", for at most {capacity.volumes_free} more volumes"
     yield Check(backend=pool, name="space", status=Status.OK, detail=room)
     for warning in capacity.warnings:
         yield Check(backend=pool, name="space", status=Status.WARNING, detail=warning)
@@ -685,16 +697,16 @@ def _networks(driver: HypervisorDriver, request: NetworkRequest) -> NetworkInter
     if driver.networks is None:
         raise BackendError(
             f"network {request.name!r}: hypervisor {driver.name!r} makes no networks",
-            hint="choose another by --hypervisor",
+            hint="choose another with --hypervisor",
         )
     return driver.networks
 
 
 def check_result(result: RunResult) -> RunResult:
-    """Return the result of a run that did all it was asked.
+    """Return the result of a run that succeeded.
 
     :raises Interrupted: it was stopped. :raises RollbackIncomplete: something was left.
-    :raises PartialFailure: some of it failed; carries each clone's error.
+    :raises PartialFailure: too many clones failed; carries each clone's error.
     """
     action = result.plan.action
     failures = [(r.name, r.error) for r in result.failures if r.error is not None]
@@ -709,7 +721,7 @@ def check_result(result: RunResult) -> RunResult:
         done = total - len(failures)
         raise Interrupted(
             f"{action}: stopped with {done} of {counted(total, 'clone')} done",
-            hint="the same command again goes on",
+            hint="run the same command again to continue",
         )
     if not result.enough:
         raise PartialFailure(

@@ -1,6 +1,6 @@
-"""All that is done beside one host: its drivers, its folders, its locks.
+"""Everything that acts on one host: its drivers, folders and locks.
 
-An engine does nothing on a host but through this: it opens no path there by itself. This one is the
+An engine acts on a host only through this object, and opens no path there itself. This one is the
 host that the process runs on.
 """
 
@@ -40,7 +40,7 @@ MACHINE_ID = Path("/etc/machine-id")
 
 
 class LocalHost:
-    """What is done beside the host that the process runs on. Thread-safe."""
+    """The host that the process runs on. Thread-safe."""
 
     def __init__(self, host: Host, plugins: PluginHost) -> None:
         self.host = host
@@ -54,7 +54,7 @@ class LocalHost:
 
     @functools.cached_property
     def seed(self) -> str:
-        """What UUIDs and MAC addresses of the host's clones are made from: no other host's."""
+        """The seed of its clones' UUIDs and MAC addresses: no other host has the same."""
         try:
             found = MACHINE_ID.read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError):
@@ -63,14 +63,14 @@ class LocalHost:
 
     @property
     def state_id(self) -> str:
-        """The id of the state folder; while it has none, the one that it will get."""
+        """The id of the state folder; until it has one, the one that it will get."""
         with self._lock:
             if self._state_id is None:
                 self._state_id = self._read_id() or uuid.uuid4().hex
             return self._state_id
 
     def keep_state_id(self) -> str:
-        """Have the state folder keep its id; returns it.
+        """Write the state folder's id, unless it has one; returns it.
 
         :raises BackendError: the folder can't be written.
         """
@@ -104,13 +104,13 @@ class LocalHost:
         self.drivers.close()
 
     def survey(self) -> Survey:
-        """Return all that is on the host, as far as it can be read."""
+        """Return everything on the host that can be read."""
         return look(self.drivers, self.records, self.state_id)
 
     def hold(
         self, names: Sequence[str], cancelled: Callable[[], bool]
     ) -> contextlib.AbstractContextManager[None]:
-        """Hold locks between runs; the log says what is waited for. See :func:`locks.hold`."""
+        """Hold locks against other runs, and log what it waits for. See :func:`locks.hold`."""
         if self.host.state.exists():
             check_folder(self.host.state)
         return locks.hold(
@@ -121,11 +121,11 @@ class LocalHost:
         )
 
     def run_log(self) -> RunLog:
-        """Return what writes the log of a run."""
+        """Return a new run log."""
         return RunLog(self.host.runs)
 
     def located(self, clones: Sequence[Clone]) -> tuple[Clone, ...]:
-        """Return clones with the addresses at which they were found, or are by plan."""
+        """Return clones with their known addresses, or else their static ones."""
         running = {c.labels.hypervisor for c in clones if c.state is State.RUNNING}
         found = {name: self.drivers.hypervisor(name).addresses() for name in running}
 
@@ -139,19 +139,19 @@ class LocalHost:
         return tuple(located(clone) for clone in clones)
 
     def access(self, labels: Labels, address: str) -> Access:
-        """Return how a clone is reached at an address; see :func:`ssh_access.access`."""
+        """Return how to reach a clone at an address; see :func:`ssh_access.access`."""
         template = self.catalog.template(labels.template)
         known_hosts = self.records.known_hosts(labels.clone)
         return ssh_access.access(template, labels, address, known_hosts)
 
     def reach(self, clone: Clone) -> Outcome[Access]:
-        """Return how a clone is reached as it is now, or why it can't be."""
+        """Return how to reach a clone as it is now, or why it can't be reached."""
         return ssh_access.reach(clone, self.access)
 
     def previews(
         self, clones: Sequence[Clone], spec: Callable[[Clone], CloneSpec]
     ) -> Iterator[Preview]:
-        """Yield what clones would boot, with their volumes active for as long as it takes."""
+        """Yield what clones would boot; their volumes are activated meanwhile."""
         groups: dict[str, list[Clone]] = {}
         for clone in clones:
             groups.setdefault(clone.labels.hypervisor, []).append(clone)
@@ -183,7 +183,7 @@ class LocalHost:
 
     @contextlib.contextmanager
     def _active(self, volumes: Sequence[Volume]) -> Iterator[None]:
-        """Have volumes active for a while; those that were so before stay so."""
+        """Activate volumes during the block; those that were active before stay active."""
         made: list[Volume] = []
         try:
             for volume in volumes:

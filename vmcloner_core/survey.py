@@ -1,4 +1,4 @@
-"""What is on hosts, put together: volumes, domains and records by their labels, as clones."""
+"""What is on a host: volumes, domains and records, merged by their labels into clones."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from vmcloner_core.records import Records
 
 @attrs.frozen(kw_only=True)
 class Unseen:
-    """A backend that could not be read: what is on it is not known.
+    """A backend that could not be read.
 
-    :param kind: ``storage`` or ``hypervisor``. :param name: the backend's, as labels have it.
+    :param kind: ``storage`` or ``hypervisor``. :param name: the backend's, as in labels.
     """
 
     host: str
@@ -37,7 +37,7 @@ class Unseen:
 
 @attrs.frozen(kw_only=True)
 class Survey:
-    """What could be seen: clones, names and addresses that are taken by others, what is unseen."""
+    """What was found: clones, names and MAC addresses that others use, and unread backends."""
 
     clones: tuple[Clone, ...] = ()
     foreign_names: frozenset[str] = frozenset()
@@ -45,9 +45,9 @@ class Survey:
     unseen: tuple[Unseen, ...] = ()
 
     def check_seen(self, what: str, labels: Iterable[Labels]) -> None:
-        """Check that all backends could be read on which parts of clones are, or shall be.
+        """Check that all backends of clones with these labels could be read.
 
-        :param what: what is asked for, for the message.
+        :param what: the request, for the message.
         :raises BackendError: one couldn't; names it, and why.
         """
         for each in labels:
@@ -75,7 +75,7 @@ class Survey:
     def select(self, targets: Sequence[Target]) -> tuple[Clone, ...]:
         """Return the clones that targets name; see :func:`select`.
 
-        :raises BackendError: a target may be on what could not be read.
+        :raises BackendError: a target may be on a backend that could not be read.
         """
         try:
             return select(self.clones, targets)
@@ -85,7 +85,7 @@ class Survey:
 
 
 def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
-    """Return all that is on a host. A backend that can't be read is told of, never raised.
+    """Return everything on a host. A backend that can't be read is reported, never raised.
 
     :param state: the id of the host's state folder.
     """
@@ -137,10 +137,10 @@ def merge(
 ) -> tuple[Clone, ...]:
     """Return one clone for each (fleet, index) that has a part, sorted by these.
 
-    A record of which nothing else is left is a clone too: that is how it gets deleted, or
-    completed. Only such records are read.
+    A record without other parts is a clone too, so that it can be deleted or completed. Only such
+    records are read.
 
-    :param unseen: what could not be read: a clone isn't called an orphan for a disk there.
+    :param unseen: what could not be read: a clone whose disks are there is no orphan.
     """
     disks: dict[tuple[str, int], list[Volume]] = {}
     for volume in volumes:
@@ -173,10 +173,10 @@ def _clone(
 ) -> Clone:
     owners = [domain.labels if domain else None, *(v.labels for v in volumes), kept]
     labels = next(labels for labels in owners if labels is not None)
-    state = State.ALLOCATED
+    hidden = {each.kind for each in unseen if each.holds(labels)}
+    state = State.UNKNOWN if "hypervisor" in hidden else State.ALLOCATED
     if domain is not None:
-        hidden = any(each.kind == "storage" and each.holds(labels) for each in unseen)
-        state = domain.state if volumes or hidden else State.ORPHAN
+        state = domain.state if volumes or "storage" in hidden else State.ORPHAN
     return Clone(
         labels=labels,
         state=state,
@@ -190,7 +190,7 @@ def _clone(
 def select(clones: Sequence[Clone], targets: Sequence[Target]) -> tuple[Clone, ...]:
     """Return the clones that targets name, in the clones' order; all of them for no targets.
 
-    :raises NotFound: a fleet has no clones, or a clone that is named doesn't exist.
+    :raises NotFound: a fleet has no clones, or a named clone doesn't exist.
     """
     if not targets:
         return tuple(clones)

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.model import Labels, Nic, Template
-
-MAX_CMDLINE = 2047
-"""Bytes: Linux's COMMAND_LINE_SIZE on x86 (arch/x86/include/asm/setup.h) less the final NUL."""
+from vmcloner_core.model import MAX_CMDLINE, Labels, Nic, Template
 
 
 def fill_cmdline(

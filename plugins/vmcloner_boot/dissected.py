@@ -20,6 +20,8 @@ from vmcloner_core.errors import VmclonerError
 MAX_NAMES = 100_000
 MAX_READ = 4 * MIB
 """Bytes of what a library wants at once: more is the disk's say."""
+ROOTS = ("@", "@rootfs", "root")
+"""Subvolumes that are root file systems by their name: of Ubuntu and Arch, Debian, Fedora."""
 MAX_SUBVOLUMES = 200
 """Subvolumes, and folders of the top level, that are looked at."""
 EXTRA = "vmcloner[filesystems]"
@@ -122,7 +124,7 @@ class Dissected(FileSystem):
                 found.setdefault(name.decode("utf-8", "surrogateescape"), (False, inode))
         except Exception as error:
             raise self._ours(error) from error
-        for path, (is_default, inode) in sorted(found.items(), key=lambda item: not item[1][0]):
+        for path, (is_default, inode) in sorted(found.items(), key=_order):
             node = self._node(inode)
             if node.kind is Kind.FOLDER and self.find(node, b"boot") is not None:
                 yield path, is_default, Under(self, node)
@@ -181,6 +183,12 @@ class Dissected(FileSystem):
                     yield name.encode("utf-8", "surrogateescape"), found
         except Exception as error:
             raise self._ours(error) from error
+
+
+def _order(item: tuple[str, tuple[bool, Any]]) -> tuple[bool, bool, int, str]:
+    """Sort subvolumes: the default one, roots by their name, and snapshots in folders last."""
+    path, (default, _) = item
+    return not default, path not in ROOTS, path.count("/"), path
 
 
 class Under(FileSystem):

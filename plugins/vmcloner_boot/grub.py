@@ -11,6 +11,7 @@ import attrs
 
 from vmcloner_boot.choice import Choice
 from vmcloner_boot.disk_image import Budget, Unreadable
+from vmcloner_boot.dissected import ROOTS
 from vmcloner_boot.grub_commands import Booted, Loaded, Machine
 from vmcloner_boot.trees import Tree
 
@@ -62,6 +63,7 @@ def _configurations(trees: Sequence[Tree]) -> Iterator[_Configuration]:
             path = f"{folder}/grub.cfg"
             text = tree.text(path)
             if text is not None:
+                _check_only(tree, trees)
                 yield _seen_by_grub(tree, path, text, trees)
     for tree in trees:
         vendors = [name for name in tree.names("/EFI") if name.upper() != "BOOT"]
@@ -70,6 +72,22 @@ def _configurations(trees: Sequence[Tree]) -> Iterator[_Configuration]:
             text = tree.text(path)
             if text is not None:
                 yield _Configuration(tree, path, text, "efi")
+
+
+def _check_only(tree: Tree, trees: Sequence[Tree]) -> None:
+    """Refuse a subvolume whose menu is one of several, where nothing says which GRUB reads.
+
+    :raises Unreadable: so it is.
+    """
+    if not tree.subvolume or tree.default or tree.subvolume in ROOTS:
+        return
+    depth = tree.subvolume.count("/")
+    for other in trees:
+        beside = other.partition == tree.partition and other.subvolume not in ("", tree.subvolume)
+        if not beside or other.subvolume.count("/") != depth:
+            continue
+        if any(other.file(f"{folder}/grub.cfg") is not None for folder in GRUB_FOLDERS):
+            raise Unreadable(f"{tree.place} and {other.subvolume} both have a menu of GRUB's")
 
 
 def _seen_by_grub(tree: Tree, path: str, text: str, trees: Sequence[Tree]) -> _Configuration:

@@ -9,6 +9,7 @@ import attrs
 from vmcloner_boot.bls import BlsEntry, bls_entries
 from vmcloner_boot.choice import MAX_INITRDS, Found
 from vmcloner_boot.disk_image import Budget, Unreadable
+from vmcloner_boot.grub_conditions import evaluate, number
 from vmcloner_boot.grub_devices import Devices, device_name
 from vmcloner_boot.grub_environment import Environment, environment_block
 from vmcloner_boot.grub_interpreter import (
@@ -24,8 +25,6 @@ from vmcloner_boot.grub_interpreter import (
     options,
 )
 from vmcloner_boot.grub_menu import Entry, Menus, find_entry, split_default
-from vmcloner_boot.grub_parser import parse
-from vmcloner_boot.grub_test import evaluate, number
 from vmcloner_boot.posix_regex import BadExpression, search
 from vmcloner_boot.trees import Tree
 
@@ -143,27 +142,34 @@ class Machine:
 
         :raises Booted: something is booted. :raises Unreadable: nothing is: GRUB would wait.
         """
+        self.problem = ""
+        self._try_menu()
+        raise Unreadable(self.problem or f"its entry {self.booted_entry!r} names no kernel")
+
+    def _try_menu(self) -> None:
+        """Do so, and return where nothing is booted."""
         menu = self.menus.current
         wanted = self.environment.get("default")
         entry = find_entry(menu, wanted) if wanted else menu[0]
         if entry is None:
             self.remark += f", for its default {wanted!r} isn't in its menu"
             entry = menu[0]
-        self.problem = ""
         self._execute(entry)
-        problem = self.problem or f"its entry {entry.title!r} names no kernel"
+        self.problem = self.problem or f"its entry {self.booted_entry!r} names no kernel"
         for name in self._fallbacks():
             other = find_entry(menu, name)
             if other is None:
                 break
-            self.remark += f", for entry {entry.title!r} fails ({problem})"
+            remark = self.remark
+            self.remark += f", for entry {entry.title!r} fails ({self.problem})"
             self._execute(other)
-        raise Unreadable(problem)
+            self.remark = remark
 
     def _fallbacks(self) -> list[str]:
+        """Return the entries to fall back to: a list, or one whose name may have blanks."""
         value = self.environment.get("fallback")
-        whole = find_entry(self.menus.current, value) if value else None
-        return [value] if whole is not None else value.split()[:16]
+        named = any(value in (entry.title, entry.identifier) for entry in self.menus.current)
+        return [value] if named else value.split()[:16]
 
     def _execute(self, entry: Entry) -> None:
         default = self.environment.get("default")
@@ -177,7 +183,7 @@ class Machine:
         rest = split_default(default)[1]
         if rest:
             self.environment.put("default", rest)
-        elif entry.submenu:
+        else:
             self.environment.unset("default")
         self.booted_entry = entry.title
         script, self._script = self._script, entry.script
@@ -187,7 +193,7 @@ class Machine:
             raise Booted
         if entry.submenu:
             if self.menus.current:
-                self.show_menu()
+                self._try_menu()
             self.menus.close()
             self.environment.close()
         self.environment.put("chosen", chosen)
@@ -496,8 +502,9 @@ class Machine:
     def bls_entry(self, entry: BlsEntry) -> Entry:
         """Return an entry of GRUB's menu for one of the Boot Loader Specification."""
         name = f"{entry.folder}/{entry.identifier}.conf"
-        body = parse(entry.script(self.environment.get), name)
-        return Entry(entry.title, entry.identifier, body, arguments=(entry.title,), script=name)
+        body = self.interpreter.parsed(entry.script(self.environment.get), name)
+        arguments = (entry.title,)
+        return Entry(entry.title, entry.identifier, body, False, arguments, name, bls=True)
 
     def _bls_entries(self, argument: str) -> list[BlsEntry]:
         """Return the entries of the folder that GRUB would look in."""

@@ -69,7 +69,7 @@ class Devices:
         found = self.file(path)
         return None if found is None else found[0].text(found[2])
 
-    # --- tests (see Files of grub_test) ---
+    # --- tests (see Files of grub_conditions) ---
 
     def is_there(self, path: str) -> bool:
         """Tell whether there is anything of that name; a link counts as it is."""

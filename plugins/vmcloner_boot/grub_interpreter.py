@@ -16,6 +16,7 @@ import attrs
 from vmcloner_boot.disk_image import MIB, Budget, Unreadable
 from vmcloner_boot.grub_environment import Environment
 from vmcloner_boot.grub_parser import (
+    MAX_WORDS,
     Command,
     For,
     Function,
@@ -36,6 +37,9 @@ MAX_LENGTH = 16384
 """Characters of a command once its variables are filled in, and pieces of its words."""
 MAX_SOURCES = 2 * MIB
 """Characters of all files that a script consists of."""
+
+_WORD = re.compile(r"[^\s;{}]+|[;{}\n]")
+"""What is a word at least; a quoted text may be several."""
 
 SUCCESS, FALSE, NOT_FOUND, INVALID_COMMAND, BAD_ARGUMENT, NO_KERNEL = 0, 1, 5, 17, 18, 22
 """Numbers of GRUB's errors (include/grub/err.h)."""
@@ -75,7 +79,7 @@ class Interpreter:
         self._budget = budget
         self._expand = expand
         self._place = ""
-        self._steps = self._depth = self._sources = 0
+        self._steps = self._depth = self._sources = self._words = 0
         self._scopes: list[tuple[str, ...]] = []
         self._in_function = 0
         self._loops = self._breaks = 0
@@ -89,10 +93,17 @@ class Interpreter:
         :param name: what it is called in messages.
         :raises Unreadable: it isn't one, uses what isn't known here, or doesn't end within bounds.
         """
+        return self.execute(self.parsed(text, name), name)
+
+    def parsed(self, text: str, name: str) -> tuple[Statement, ...]:
+        """Return a script's statements, which are kept for later; all together are bounded."""
         self._sources += len(text)
         if self._sources > MAX_SOURCES:
             raise Unreadable(f"a GRUB script consists of more than {MAX_SOURCES} characters")
-        return self.execute(parse(text, name), name)
+        self._words += sum(1 for _ in _WORD.finditer(text))
+        if self._words > MAX_WORDS:
+            raise Unreadable(f"a GRUB script consists of more than {MAX_WORDS} words")
+        return parse(text, name)
 
     def execute(
         self, statements: Sequence[Statement], name: str, arguments: tuple[str, ...] | None = None

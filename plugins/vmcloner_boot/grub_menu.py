@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import attrs
 
 from vmcloner_boot.disk_image import Unreadable
+from vmcloner_boot.grub_conditions import number
 from vmcloner_boot.grub_interpreter import BAD_ARGUMENT, SUCCESS, Call, Option, options
 from vmcloner_boot.grub_parser import Statement
 
@@ -28,6 +29,7 @@ class Entry:
     """An entry of a menu; ``body`` is run when it is chosen, with ``arguments``.
 
     :param script: what the script that it is part of is called in messages.
+    :param bls: whether it is one of the Boot Loader Specification's.
     """
 
     title: str
@@ -36,6 +38,7 @@ class Entry:
     submenu: bool = False
     arguments: tuple[str, ...] = ()
     script: str = ""
+    bls: bool = False
 
 
 class Menus:
@@ -92,12 +95,22 @@ class Menus:
 
 
 def find_entry(menu: Sequence[Entry], wanted: str) -> Entry | None:
-    """Return the entry with a number, a title or an identifier, None where there is none."""
-    number = re.fullmatch(r"\s*([0-9]{1,5})(\s.*)?", wanted.partition(">")[0], re.DOTALL)
-    if number is not None:
-        return menu[int(number[1])] if int(number[1]) < len(menu) else None
+    """Return the entry with a number, a title or an identifier, None where there is none.
+
+    :raises Unreadable: it is a number to GRUB as it is, and a name to that of Fedora.
+    """
     first = split_default(wanted)[0]
-    return next((e for e in menu if first in (e.title, e.identifier)), None)
+    named = next((e for e in menu if first in (e.title, e.identifier)), None)
+    match = re.match(r"\s*(0[xX][0-9a-fA-F]+|[0-9]+)", first)
+    if match is None or (named is not None and named.bls):
+        return named
+    index = number(match[1]) if len(match[1]) < 10 else len(menu)
+    numbered = menu[index] if index < len(menu) else None
+    strict = first[match.end() :][:1] in ("", " ", "\t", "\n")
+    other = named if named is not None or not strict else numbered
+    if (numbered or menu[0]) is not (other or menu[0]):
+        raise Unreadable(f"its default {wanted!r} may be a number or a name, by the kind of GRUB")
+    return numbered
 
 
 def split_default(wanted: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from vmcloner_boot.disk_image import Unreadable
 
 MAX_NESTING = 64
 MAX_WORDS = 100_000
-"""Words of one script."""
+"""Words of one script, with all files that it consists of."""
 
 
 class Broken(Unreadable):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import select
 import socket
 import struct
@@ -33,6 +34,7 @@ MAX_RESTARTS = 4
 MAX_JITTER = 0.2
 
 _SOL_PACKET, _AUXDATA, _ADD_MEMBERSHIP, _PROMISC = 263, 8, 1, 1  # linux/if_packet.h
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _CHECKSUM_NOT_READY = 1 << 3
 _ATTACH_FILTER = 26
 _ETH_P_IP = 0x0800
@@ -45,6 +47,7 @@ class Lease:
 
     :param boot_server: an IP address or a host's name. :param boot_file: as the server spelled it.
     :param config_file, path_prefix: PXELINUX's options 209 and 210.
+    :param dns, host_name, domain: what iPXE's scripts may ask for.
     :param server, server_mac: whom to give the lease back to.
     :param silent_proxy: a proxyDHCP server that knows what to boot, but didn't say so by itself.
     """
@@ -59,6 +62,9 @@ class Lease:
     server: IPv4Address
     server_mac: bytes
     silent_proxy: IPv4Address | None = None
+    dns: IPv4Address | None = None
+    host_name: str = ""
+    domain: str = ""
 
 
 def open_socket(interface: str) -> socket.socket:
@@ -283,7 +289,16 @@ def _lease(reply: Reply, proxy: Reply | None) -> Lease:
         server=reply.server,
         server_mac=reply.source_mac,
         silent_proxy=None if says is reply or file else says.server,
+        dns=reply.ip_option(packet.DNS),
+        host_name=_name(reply.options.get(packet.HOST_NAME, b"")),
+        domain=_name(reply.options.get(packet.DOMAIN, b"")),
     )
+
+
+def _name(value: bytes) -> str:
+    """Return a host's or a domain's name, "" where it can't be one."""
+    name = value.split(b"\0", 1)[0].decode("ascii", "replace")
+    return name if _NAME.fullmatch(name) else ""
 
 
 def _text(value: bytes, what: str) -> str:

@@ -20,7 +20,7 @@ from vmcloner_core.coalesce import Coalescer
 from vmcloner_core.drivers import BootProvider, BootRequest, DriverContext
 from vmcloner_core.errors import BackendError, HostCommandError, InvalidRequest, VmclonerError
 from vmcloner_core.hooks import BootBackend, hookimpl
-from vmcloner_core.model import BootConfig, Outcome, Template
+from vmcloner_core.model import MAX_CMDLINE, BootConfig, Outcome, Template
 from vmcloner_pxe.errors import CONTROL
 from vmcloner_pxe.messages import Batch, Member, Result
 from vmcloner_pxe.networks import bridge_of, check_cards
@@ -28,8 +28,6 @@ from vmcloner_pxe.networks import bridge_of, check_cards
 TIMEOUT = 110.0
 """Seconds for what the network says and gives, of one batch."""
 MAX_BATCH = 200
-MAX_CMDLINE = 2047
-"""Bytes: Linux's COMMAND_LINE_SIZE on x86 (arch/x86/include/asm/setup.h) less the final NUL."""
 
 
 class Pypxeboot(BootProvider):

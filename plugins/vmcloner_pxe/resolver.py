@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import attrs
 
-from vmcloner_pxe import ipxe, pxelinux
+from vmcloner_pxe import cpio, ipxe, pxelinux
 from vmcloner_pxe.dhcp import TRIES, Client, Lease
 from vmcloner_pxe.errors import NetbootError, shown
 from vmcloner_pxe.fetching import Fetcher, first_found
@@ -37,6 +37,7 @@ class Found:
 
     :param config: the file that says so. :param label: the name that it has there.
     :param kernel: None where the guest is to boot its own disk.
+    :param archived: for each initrd the path that it is to have in an archive, see ``Kernel``.
     """
 
     lease: Lease
@@ -44,6 +45,7 @@ class Found:
     label: str
     kernel: Location | None = None
     initrds: tuple[Location, ...] = ()
+    archived: tuple[str, ...] = ()
     arguments: str = ""
     warnings: tuple[str, ...] = ()
 
@@ -133,7 +135,7 @@ class Resolver:
         choice = ipxe.parse(
             fetcher.text(where),
             _variables(guest, lease),
-            lambda name: fetcher.text(base.locate(name)),
+            lambda name: fetcher.text_if_any(base.locate(name)),
         )
         return _found(guest, lease, where, base, choice, [])
 
@@ -147,11 +149,14 @@ class Resolver:
         files: list[BinaryIO] = []
         size = 0
         try:
-            for location in (found.kernel, *found.initrds):
+            paths = ("", *(found.archived or [""] * len(found.initrds)))
+            for location, path in zip((found.kernel, *found.initrds), paths, strict=True):
                 files.append(fetcher.file(location))
                 if len(files) == 1:
                     check_kernel(files[0], str(location))
                     continue
+                if path:
+                    files.append(cpio.archive(files.pop(), path))
                 size += os.fstat(files[-1].fileno()).st_size
                 if size > fetcher.max_size:
                     raise NetbootError(
@@ -184,12 +189,15 @@ def _found(
     if not isinstance(choice, Kernel):
         return Found(lease=lease, config=where, label=choice.label, warnings=tuple(warnings))
     appended = _system(choice.sysappend, guest, lease)
+    if unknown := pxelinux.unknown_bits(choice.sysappend):
+        warnings = [*warnings, f"SYSAPPEND: nothing is appended for the bits {unknown:#x}"]
     return Found(
         lease=lease,
         config=where,
         label=choice.label,
         kernel=base.locate(choice.kernel),
         initrds=tuple(base.locate(name) for name in choice.initrds),
+        archived=choice.archived,
         arguments=" ".join(filter(None, [choice.arguments, *appended])),
         warnings=tuple(warnings),
     )
@@ -212,14 +220,19 @@ def _variables(guest: Guest, lease: Lease) -> dict[str, str]:
     """Return what an iPXE script may name of the guest (https://ipxe.org/cfg)."""
     values = {
         "mac": guest.mac,
-        "mac:hexhyp": guest.mac.replace(":", "-"),
         "ip": str(lease.address),
         "next-server": lease.boot_server,
         "filename": lease.boot_file,
         "gateway": str(lease.router or ""),
         "netmask": str(lease.netmask or ""),
+        "dhcp-server": str(lease.server),
+        "dns": str(lease.dns or ""),
+        "hostname": lease.host_name,
+        "domain": lease.domain,
+        "platform": "pcbios",
+        "buildarch": "i386",
+        "netX": "net0",
     }
-    values |= {f"net0/{name}": value for name, value in values.items()}
     if guest.machine is not None:
         values["uuid"] = str(guest.machine)
     return values

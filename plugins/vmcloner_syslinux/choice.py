@@ -34,13 +34,18 @@ _HINT = "only KERNEL or LINUX with a kernel, LOCALBOOT, menus, and chain.c32 hd0
 
 @attrs.frozen(kw_only=True)
 class Kernel:
-    """A kernel to boot; names are as the configuration has them. ``label`` is for people."""
+    """A kernel to boot; names are as the configuration has them. ``label`` is for people.
+
+    :param archived: for each initrd the path that it is to have in an archive, "" for none; empty
+        where no initrd has one. Only iPXE's scripts ask for that.
+    """
 
     label: str
     kernel: str
     arguments: str = ""
     initrds: tuple[str, ...] = ()
     sysappend: int = 0
+    archived: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

@@ -1,4 +1,4 @@
-"""Disks for tests, made by the real tools: mke2fs, sfdisk and qemu-img."""
+"""Disks for tests, made by the real tools: mke2fs, mkfs.fat, mtools and sfdisk."""
 
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -40,6 +40,17 @@ def ext(
     root = source or fill(path.with_name(path.name + ".d"), {"lost": None, **files})
     path.write_bytes(b"")
     run("mke2fs", "-q", "-F", "-t", kind, *options, "-d", root, path, f"{size}M")
+    return path
+
+
+def fat(path: Path, bits: int, files: Mapping[str, object], size: int) -> Path:
+    """Make a FAT with files, ``size`` MiB large."""
+    with path.open("wb") as stream:
+        stream.truncate(size * MIB)
+    run("mkfs.fat", "-F", bits, "-n", "MY ESP", "-i", "1234abcd", path)
+    root = fill(path.with_name(f"{path.name}.d"), files)
+    for name in sorted(root.iterdir()):
+        run("mcopy", "-s", "-i", path, name, "::")
     return path
 
 

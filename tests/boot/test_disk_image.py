@@ -73,6 +73,9 @@ FILES = {
     ("kind", "options"),
     [
         ("ext2", ["-b", "1024"]),
+        ("ext4", ["-b", "1024", "-O", "bigalloc"]),
+        ("ext4", ["-b", "1024", "-O", "bigalloc,meta_bg,^resize_inode"]),
+        ("ext4", ["-b", "4096", "-O", "bigalloc", "-C", "65536"]),
         ("ext2", ["-b", "4096"]),
         ("ext2", ["-O", "^sparse_super,^resize_inode", "-b", "1024"]),
         ("ext3", ["-b", "1024"]),
@@ -221,6 +224,32 @@ def test_xfs(tmp_path: Path) -> None:
     assert re.fullmatch(r"[0-9a-f-]{36}", found.system.uuid)
 
 
+def test_labels(tmp_path: Path) -> None:
+    image = xfs(tmp_path / "fs", tmp_path)
+    run("xfs_admin", "-L", "MYDATA", image)
+    assert tree(image).system.label == "MYDATA"
+    with (tmp_path / "b").open("wb") as stream:
+        stream.truncate(128 * MIB)
+    run("mkfs.btrfs", "-q", "-L", "a btrfs", tmp_path / "b")
+    assert tree(tmp_path / "b").system.label == "a btrfs"
+
+
+def test_subvolumes_of_any_name(tmp_path: Path) -> None:
+    """Those with a folder boot, be it empty."""
+    root = fill(
+        tmp_path / "root",
+        {"@arch/boot/k": b"k", "own root/boot": None, "@home/x": b"", "boot/y": b""},
+    )
+    with (tmp_path / "fs").open("wb") as stream:
+        stream.truncate(128 * MIB)
+    run("mkfs.btrfs", "-q", "--rootdir", root, tmp_path / "fs")
+    trees, _ = systems(RawImage(tmp_path / "fs", Budget()))
+    assert {(t.subvolume, t.default) for t in trees} == {
+        ("", False), ("@arch", False), ("own root", False),
+    }  # fmt: skip
+    assert "the disk, subvolume @arch" in [t.place for t in trees]
+
+
 def test_btrfs(tmp_path: Path) -> None:
     """Subvolumes that are root file systems are looked into, too."""
     root = fill(
@@ -323,6 +352,38 @@ def test_damage_to_others_is_an_error_of_ours(tmp_path: Path, kind: str) -> None
 
 
 # --- partitions -------------------------------------------------------------------------------
+
+
+def logical(*links: tuple[int, int, int]) -> Memory:
+    """Return a disk with an extended partition from sector 100: (link, first, next link)."""
+    data = bytearray(4096 * 512)
+
+    def table(sector: int, *entries: tuple[int, int, int]) -> None:
+        for index, entry in enumerate(entries):
+            at = sector * 512 + 446 + 16 * index
+            data[at : at + 16] = struct.pack("<4xB3xII", *entry)
+        data[sector * 512 + 510 : sector * 512 + 512] = b"\x55\xaa"
+
+    table(0, (0x83, 10, 20), (5, 100, 3996))
+    for link, first, following in links:
+        table(link, (0x83, first, 8) if first else (0, 0, 0), (5 * bool(following), following, 9))
+    return Memory(bytes(data))
+
+
+def test_logical_partitions_may_lie_in_any_order() -> None:
+    disk = logical((100, 5, 900), (1000, 6, 400), (500, 7, 0))
+    parts = [(part.number, part.data.start) for part in partitions(disk)]  # type: ignore[attr-defined]
+    assert parts == [(1, 10 * 512), (5, 105 * 512), (6, 1006 * 512), (7, 507 * 512)]
+
+
+def test_an_empty_link_has_no_number() -> None:
+    disk = logical((100, 0, 900), (1000, 6, 0))
+    assert [part.number for part in partitions(disk)] == [1, 5]
+
+
+def test_logical_partitions_in_a_circle() -> None:
+    disk = logical((100, 5, 900), (1000, 6, 400), (500, 7, 900))
+    assert [part.number for part in partitions(disk)] == [1, 5, 6, 7]
 
 
 @pytest.mark.parametrize("table", ["gpt", "dos"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.boot.disks import MIB, disk, fill, run
+from tests.boot.disks import MIB, disk, fat
 from tests.boot.memory import tree as memory
 from vmcloner_boot.disk_image import Budget, RawImage, Unreadable
 from vmcloner_boot.fat import Fat
@@ -23,16 +23,6 @@ FILES = {
     "empty": b"",
     **{f"loader/entries/entry-{n}.conf": b"%d" % n for n in range(60)},
 }
-
-
-def fat(path: Path, bits: int, files: dict[str, bytes], size: int) -> Path:
-    with path.open("wb") as stream:
-        stream.truncate(size * MIB)
-    run("mkfs.fat", "-F", bits, "-n", "MY ESP", "-i", "1234abcd", path)
-    root = fill(path.with_name(f"{path.name}.d"), files)
-    for name in sorted(root.iterdir()):
-        run("mcopy", "-s", "-i", path, name, "::")
-    return path
 
 
 @pytest.mark.parametrize(("bits", "size"), [(12, 4), (16, 32), (32, 64)])

@@ -13,9 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.boot.disks import disk, ext
+from tests.boot.disks import disk, ext, fat
 from tests.boot.memory import tree
-from tests.boot.test_fat import fat
 from vmcloner_boot.disk_image import Budget, Bytes
 from vmcloner_boot.loaders import choose
 from vmcloner_boot.posix_regex import BadExpression, search

@@ -186,10 +186,14 @@ def test_what_grub_script_check_refuses_is_refused(text: str) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
-def emulated(script: str, folder: Path) -> str:
-    """Run a script in GRUB's emulator; returns what it says, without blanks."""
+def emulated(script: str, folder: Path, *, ends: bool = True) -> str:
+    """Run a script in GRUB's emulator; returns what it says, without blanks.
+
+    :param ends: whether it ends by itself; else there is a menu.
+    """
     folder.mkdir(exist_ok=True)
-    (folder / "grub.cfg").write_text(f"set timeout=0\necho @@@\n{script}\necho @@@\nexit\n")
+    end = "echo @@@\nexit\n" if ends else ""
+    (folder / "grub.cfg").write_text(f"set timeout=0\necho @@@\n{script}\n{end}")
     done = subprocess.run(
         ["grub-emu", "-d", folder, "-r", "host"],
         stdin=subprocess.DEVNULL,
@@ -200,7 +204,50 @@ def emulated(script: str, folder: Path) -> str:
     )
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", done.stdout.decode(errors="replace"))
     said = text.split("@@@")[1].split("\n")
-    return "".join("".join(line.split()) for line in said if not line.startswith("error:"))
+    return "".join(
+        "".join(line.split())
+        for line in said
+        if not line.strip().startswith(("error:", "Booting `", "Falling back to `"))
+    )
+
+
+MENU = """
+menuentry 'A a' --id ida { echo 1 $chosen; exit; }
+menuentry B --id idb { echo 2 $chosen; exit; }
+submenu 'S>T' --id 'i>s' {
+menuentry X --id x { echo 3 $chosen $v $w; exit; }
+menuentry Y { echo 4 $chosen $default; exit; }
+}
+menuentry Bad { false; }
+set v=1; set w=2; export w
+"""
+
+
+@pytest.mark.parametrize(
+    ("default", "fallback"),
+    [
+        *((default, "") for default in (
+            "", "1", "0x1", "01", " 1", "1 2", "9", "A a", "idb", "B", "none", "2", "2>1", "2>9",
+            "S>>T>Y", "i>>s>x", "S>>T", "i>>s>Y>z", "1>0",
+        )),
+        ("3", "1"), ("3", "3 2"), ("Bad", "2"),
+    ],
+)  # fmt: skip
+def test_the_default_is_that_of_grub_emu(default: str, fallback: str, tmp_path: Path) -> None:
+    script = f"set default='{default}'\nset fallback='{fallback}'\n{MENU}"
+    disk = tree({}, 1, "gpt")
+    machine = Machine([disk], disk, "/boot/grub", Budget())
+    said: list[str] = []
+
+    def echo(call: Call) -> int:
+        said.extend(call.arguments)
+        return 0
+
+    machine.interpreter._commands["echo"] = echo
+    machine.configure(script, "/boot/grub/grub.cfg", "grub.cfg")
+    with pytest.raises(Unreadable, match="ends with exit"):
+        machine.show_menu()
+    assert emulated(script, tmp_path / "emu", ends=False) == "".join("".join(said).split())
 
 
 WORD = st.sampled_from(

@@ -41,6 +41,9 @@ def menu(config: str, more: Mapping[str, object] | None = None) -> Choice:
         ("1", "/boot/k2"), ("two", "/boot/k2"), ("Two", "/boot/k2"), ("7", "/boot/k1"),
         ("none", "/boot/k1"), ("more>1", "/boot/k3"), ("2>b", "/boot/k3"),
         ("More>>>B>>C", "/boot/k1"),
+        ("0x1", "/boot/k2"),
+        ("01>0", "/boot/k2"),
+        ("1 0", "/boot/k2"),
         ("more>B>>C", "/boot/k3"), ("2", "/boot/k1"), ("more>7", "/boot/k1"),
     ],
 )  # fmt: skip
@@ -50,6 +53,26 @@ def test_the_default(default: str, kernel: str) -> None:
         "menuentry 'B>C' --id b { linux /boot/k3; }\n}\n"
     )
     assert menu(f"set default='{default}'\n{BOTH}{more}").kernel.path == kernel
+
+
+@pytest.mark.parametrize("default", ["1 of them", "1x", "0"])
+def test_a_default_that_kinds_of_grub_read_in_two_ways(default: str) -> None:
+    """Debian's takes the number that it begins with, Fedora's the title."""
+    entries = f"{BOTH}menuentry '1 of them' {{ linux /boot/k3; }}\n"
+    with pytest.raises(Unreadable, match="may be a number or a name"):
+        menu(f"set default='{default}'\n{entries}menuentry 0 {{ linux /boot/k3; }}")
+
+
+def test_a_failing_submenu_falls_back_to_an_entry_beside_it() -> None:
+    config = (
+        "set fallback=1\nsubmenu S {\nmenuentry Bad { linux /gone; }\n}\n"
+        "menuentry Good { linux /boot/k2; }"
+    )
+    choice = menu(config)
+    assert choice.kernel.path == "/boot/k2"
+    assert "for entry 'S' fails (/gone isn't a file" in choice.source
+    with pytest.raises(Unreadable, match="/gone isn't a file"):
+        menu(config.replace("fallback=1", "fallback="))
 
 
 def test_a_submenu_has_a_context_of_its_own() -> None:
@@ -277,7 +300,8 @@ def subvolumes(config: str, name: str = "@system", *, default: bool = False) -> 
     }
     top = tree({f"{name}/{path}": content for path, content in root.items()}, 1, "gpt", UUIDS[0])
     own = tree(root, 1, "gpt", UUIDS[0])
-    return [top, Tree(own.system, own.place, 1, "gpt", "", subvolume=name, default=default)]
+    place = f"{own.place}, subvolume {name}"
+    return [top, Tree(own.system, place, 1, "gpt", "", subvolume=name, default=default)]
 
 
 @pytest.mark.parametrize("name", ["@", "@rootfs", "root", "volumes/any.name"])
@@ -290,6 +314,15 @@ def test_paths_from_the_top_level_of_btrfs(name: str) -> None:
     choice = choose(*subvolumes(config, name))
     assert choice.kernel.path == f"/{name}/boot/k2"
     assert choice.cmdline == f"(hd0,gpt1)/{name}/boot/grub"
+
+
+def test_several_subvolumes_with_menus() -> None:
+    config = "menuentry A { linux /@new/boot/k1; }"
+    one, two = (list(subvolumes(config, name)) for name in ("@new", "@old"))
+    with pytest.raises(Unreadable, match="@old both have a menu of GRUB's"):
+        choose(one[0], one[1], two[1])
+    two = list(subvolumes(config, "snapshots/2"))
+    assert choose(one[0], one[1], two[1]).kernel.path == "/@new/boot/k1"
 
 
 def test_paths_from_the_default_subvolume_of_btrfs() -> None:
@@ -447,3 +480,172 @@ def test_links_are_followed_in_loader_folders() -> None:
     files = {"loader": Path("loader.1"), "loader.1/entries/a.conf": "linux /k1\n", "k1": ""}
     files["grub2/grub.cfg"] = "blscfg"
     assert choose(tree(files, 1, "gpt", UUIDS[0])).kernel.path == "/k1"
+
+
+# --- menus in the manner of distributions --------------------------------------------------------
+
+SUBMENU = """
+submenu 'Advanced options' $menuentry_id_option 'advanced' {
+  menuentry 'Older' --class os $menuentry_id_option 'older' {
+    recordfail
+    load_video
+    gfxmode $linux_gfx_mode
+    insmod gzio
+    linux  /boot/k1 root=UUID=u ro  $vt_handoff
+    initrd  /boot/i1
+  }
+}
+"""
+UBUNTU = (
+    """
+if [ -s $prefix/grubenv ]; then
+  set have_grubenv=true
+  load_env
+fi
+if [ "${next_entry}" ] ; then
+   set default="${next_entry}"
+   set next_entry=
+   save_env next_entry
+   set boot_once=true
+else
+   set default="${saved_entry}"
+fi
+if [ x"${feature_menuentry_id}" = xy ]; then
+  menuentry_id_option="--id"
+else
+  menuentry_id_option=""
+fi
+export menuentry_id_option
+function savedefault {
+  if [ -z "${boot_once}" ]; then
+    saved_entry="${chosen}"
+    save_env saved_entry
+  fi
+}
+function recordfail {
+  set recordfail=1
+  if [ -n "${have_grubenv}" ]; then if [ -z "${boot_once}" ]; then save_env recordfail; fi; fi
+}
+function load_video {
+  if [ x$feature_all_video_module = xy ]; then
+    insmod all_video
+  else
+    insmod efi_gop
+  fi
+}
+if loadfont unicode ; then
+  set gfxmode=auto
+  load_video
+  insmod gfxterm
+fi
+terminal_output gfxterm
+if [ "${recordfail}" = 1 ] ; then
+  set timeout=30
+else
+  set timeout=0
+fi
+function gfxmode {
+  set gfxpayload="${1}"
+  if [ "${1}" = "keep" ]; then
+    set vt_handoff=vt.handoff=7
+  else
+    set vt_handoff=
+  fi
+}
+if [ "${recordfail}" != 1 ]; then
+  if [ -e ${prefix}/gfxblacklist.txt ]; then
+    if [ ${grub_platform} != pc ]; then
+      set linux_gfx_mode=keep
+    elif hwmatch ${prefix}/gfxblacklist.txt 3; then
+      if [ ${match} = 0 ]; then
+        set linux_gfx_mode=keep
+      else
+        set linux_gfx_mode=text
+      fi
+    else
+      set linux_gfx_mode=text
+    fi
+  else
+    set linux_gfx_mode=keep
+  fi
+else
+  set linux_gfx_mode=text
+fi
+export linux_gfx_mode
+menuentry 'Newer' --class os $menuentry_id_option 'newer' {
+  recordfail
+  gfxmode $linux_gfx_mode
+  if [ x$grub_platform = xxen ]; then insmod xzio; insmod lzopio; fi
+  set root='hd0,gpt1'
+  if [ x$feature_platform_search_hint = xy ]; then
+    search --no-floppy --fs-uuid --set=root --hint-bios=hd0,gpt1 --hint-efi=hd0,gpt1 UUID0
+  else
+    search --no-floppy --fs-uuid --set=root UUID0
+  fi
+  linux  /boot/k2 root=UUID=u ro  $vt_handoff
+  initrd  /boot/i2
+}
+"""
+    + SUBMENU
+    + """
+if [ "$grub_platform" = "efi" ]; then
+  fwsetup --is-supported
+  if [ "$?" = 0 ]; then
+    menuentry 'UEFI Firmware Settings' $menuentry_id_option 'uefi-firmware' {
+      fwsetup
+    }
+  fi
+fi
+if [ -f  ${config_directory}/custom.cfg ]; then
+  source ${config_directory}/custom.cfg
+elif [ -z "${config_directory}" -a -f  $prefix/custom.cfg ]; then
+  source $prefix/custom.cfg
+fi
+"""
+).replace("UUID0", UUIDS[0])
+
+
+@pytest.mark.parametrize(
+    ("env", "kernel", "cmdline"),
+    [
+        ({}, "/boot/k2", "root=UUID=u ro vt.handoff=7"),
+        ({"saved_entry": "advanced>older"}, "/boot/k1", "root=UUID=u ro vt.handoff=7"),
+        ({"saved_entry": "1>0", "recordfail": "1"}, "/boot/k1", "root=UUID=u ro"),
+        ({"next_entry": "older"}, "/boot/k2", "root=UUID=u ro vt.handoff=7"),
+    ],
+)
+def test_in_the_manner_of_ubuntu(env: Mapping[str, str], kernel: str, cmdline: str) -> None:
+    """Functions are known in submenus; variables only where they are exported."""
+    more = {"boot/grub/grubenv": grubenv(**env), "boot/grub/gfxblacklist.txt": "x\n"}
+    choice = menu(UBUNTU, more)
+    assert (choice.kernel.path, choice.cmdline) == (kernel, cmdline)
+
+
+SUSE = """
+set btrfs_relative_path="yes"
+export btrfs_relative_path
+if [ -f $prefix/grubenv ]; then load_env; fi
+if [ "${env_block}" ]; then
+  set env_block="(${root})${env_block}"
+  export env_block
+  load_env -f "${env_block}"
+fi
+if [ x"${boot_once}" = xtrue ]; then true; else set default="${saved_entry}"; fi
+if [ -z "${boot_once}" ]; then set lang=en_US; fi
+menuentry 'openSUSE' --class opensuse $menuentry_id_option 'suse' {
+  set root='hd0,gpt1'
+  linux /boot/k1 root=UUID=u ${extra_cmdline} splash=silent
+  initrd /boot/i1
+}
+if [ -f "/.snapshots/grub-snapshot.cfg" ]; then
+  source "/.snapshots/grub-snapshot.cfg"
+fi
+"""
+
+
+def test_in_the_manner_of_opensuse() -> None:
+    name = "@/.snapshots/1/snapshot"
+    trees = list(subvolumes(SUSE, name, default=True))
+    assert choose(*trees).kernel.path == "/boot/k1"
+    assert choose(*trees).cmdline == "root=UUID=u splash=silent"
+    assert "without its initrd" in choose(*trees).source  # that disk has none

@@ -204,6 +204,8 @@ def test_scripts_that_are_broken(script: str, reason: str) -> None:
     ("script", "reason"),
     [
         ("#" * 900_000 + "\nsource /boot/grub/grub.cfg", "more than 2097152 characters"),
+        ("echo a b c d;" * 5000 + "\nsource /boot/grub/grub.cfg", "more than 100000 words"),
+        ("true;" * 60_000, "more than 100000 words"),
         ("".join(f"set {c}{n}=1\n" for c in "abcdefghij" for n in range(100)), "1000 variables"),
     ],
 )

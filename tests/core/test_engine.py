@@ -199,7 +199,7 @@ def test_memory_that_cannot_be_overcommitted():
     with pytest.raises(NotEnoughResources) as caught:
         check_memory([10, 10, 10], host, overcommit=9.0)
     assert str(caught.value) == (
-        "to start 3 clones takes 36 B of memory, 35 B are available "
+        "starting 3 clones takes 36 B of memory, 35 B are available "
         "(2 would fit; the host keeps 29)"
     )
 
@@ -467,7 +467,7 @@ def test_reset_needs_the_template_and_its_image(lab):
     assert "vmcloner template import t1" in str(caught.value.failures[0][1])
     assert len(lab.pool.disks) == 2
     (lab.folder / "templates" / "t1.toml").unlink()
-    with pytest.raises(NotFound, match="what it is made of is up to template 't1'"):
+    with pytest.raises(NotFound, match="its reset needs template 't1'"):
         lab.engine.reset("web")
 
 

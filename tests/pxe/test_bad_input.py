@@ -169,7 +169,7 @@ def test_remote_names_are_never_local_paths(site):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"DEFAULT k\nLABEL k\nKERNEL a\x07b\n", "control character"),
+        (b"DEFAULT k\nLABEL k\nKERNEL a\nAPPEND a\x07b\n", "control character"),
         (b"INCLUDE pxelinux.cfg/01-52-54-00-00-02-01\n", "circle"),
         (b"DEFAULT k\0\n", "NUL"),
         (b"DEFAULT k " + b"x" * 5000, "a line of 5010 bytes"),

@@ -66,7 +66,7 @@ class List(Table):
 
 
 class Show(Record):
-    """Show one clone with all that belongs to it."""
+    """Show one clone in detail."""
 
     example = "vmcloner show web-3"
 
@@ -79,7 +79,7 @@ class Show(Record):
             "--xml", action="store_true", help="Print its domain XML, as it would be defined now."
         )
         form.add_argument(
-            "--show-xl", action="store_true", help="Print it as Xen's xl.cfg(5) has it."
+            "--show-xl", action="store_true", help="Print it in Xen's xl.cfg(5) format."
         )
         return parser
 

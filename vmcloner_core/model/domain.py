@@ -116,11 +116,13 @@ class State(enum.Enum):
     CRASHED = "crashed"
     ORPHAN = "orphan"
     """Its domain exists, but its volume does not."""
+    UNKNOWN = "unknown"
+    """Its hypervisor could not be read."""
 
 
 @attrs.frozen(kw_only=True)
 class Domain:
-    """A labelled domain as found on the host. ``state`` is never ALLOCATED or ORPHAN.
+    """A labelled domain as found on the host. ``state`` is never ALLOCATED, ORPHAN or UNKNOWN.
 
     ``memory`` is in bytes: what it uses once it is started. ``networks`` has the network of each
     card, as :attr:`Network.key`; an empty string for a card without a shared network.
