@@ -212,12 +212,16 @@ def write_built(name: str, parent: str, builder: str, options: Mapping[str, Any]
 
 def _signed(text: str) -> str:
     """Return the text with a first line that reveals later changes."""
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return f"{BUILT_BY} ({digest}), which does not overwrite your changes.\n{text}"
+    return f"{_signature(text)}, which does not overwrite your changes.\n{text}"
+
+
+def _signature(text: str) -> str:
+    return f"{BUILT_BY} ({hashlib.sha256(text.encode()).hexdigest()[:16]})"
 
 
 def _as_written(text: str) -> bool:
-    return text == _signed(text.partition("\n")[2])
+    first, _, rest = text.partition("\n")
+    return first.startswith(_signature(rest))
 
 
 def _literal(value: object) -> str:
