@@ -99,9 +99,7 @@ def told(name: str, boot: BootConfig, words: str) -> BootConfig:
         raise InvalidRequest(f"{name}: its identity needs a kernel command line, but it has none")
     cmdline = f"{boot.cmdline or ''} {words}".strip()
     if (size := len(cmdline.encode())) > MAX_CMDLINE:
-        raise InvalidRequest(
-            f"{name}: its kernel command line has {size} bytes, over {MAX_CMDLINE}"
-        )
+        raise InvalidRequest(f"{name}: kernel command line has {size} bytes, over {MAX_CMDLINE}")
     return attrs.evolve(boot, cmdline=cmdline)
 
 

@@ -579,7 +579,7 @@ def check_result(result: RunResult) -> RunResult:
         done = total - len(failures)
         raise Interrupted(
             f"{action}: stopped with {done} of {counted(total, 'clone')} done",
-            hint="run the same command again to continue",
+            hint="run the command again to continue",
         )
     if not result.enough:
         raise PartialFailure(

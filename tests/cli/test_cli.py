@@ -490,4 +490,4 @@ def test_what_is_interrupted_outside_of_a_run_says_so(lab, run, monkeypatch):
 
     monkeypatch.setattr(lab.machines, "states", interrupted)
     monkeypatch.setattr(lab.engine, "survey", lambda *_targets: interrupted())
-    assert run("list") == (130, "", "vmcloner: stopped (the same command again goes on)\n")
+    assert run("list") == (130, "", "vmcloner: stopped (run the command again to continue)\n")

@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return shell.run(words)
     except KeyboardInterrupt:
-        say("stopped (run the same command again to continue)")
+        say("stopped (run the command again to continue)")
         return EXIT_INTERRUPTED
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else EXIT_USAGE * bool(leave.code)

@@ -63,8 +63,8 @@ class Base(Command):
             return self.app.failed(error)
         except BrokenPipeError:
             raise
-        except KeyboardInterrupt:  # cliff would end without a word
-            return self.app.failed(Interrupted("stopped", hint="the same command again goes on"))
+        except KeyboardInterrupt:  # cliff would exit silently
+            return self.app.failed(Interrupted("stopped", hint="run the command again to continue"))
         except Exception as error:
             if self.app.options.debug:
                 raise

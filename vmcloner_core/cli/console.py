@@ -28,9 +28,7 @@ class Console(Base):
         parser.add_argument(
             "--log", action="store_true", help="Print its output since its last start."
         )
-        parser.add_argument(
-            "--follow", action="store_true", help="Keep printing new output (implies --log)."
-        )
+        parser.add_argument("--follow", action="store_true", help="Keep printing (implies --log).")
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
