@@ -190,7 +190,7 @@ def test_only_a_clones_name_becomes_a_path(tmp_path, name):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "boot").write_text("a file")
-    with pytest.raises(BackendError, match="can't make the folder"):
+    with pytest.raises(BackendError, match="cannot create the folder"):
         fresh(tmp_path / "boot", "web-1")
 
 

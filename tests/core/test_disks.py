@@ -187,7 +187,7 @@ def test_what_a_pool_warns_of_is_told(three):
         ('[[disks]]\nsize = "1MiB"\nkind = "x"\n', "disks.*unknown key 'kind'"),
         ("[[disks]]\n", "disks.*'size' is missing"),
         ('[[disks]]\nsize = "1MiB"\ncontent = "ext4"\n', "disks"),
-        ('[[disks]]\nsize = "1MiB"\n' * 26, "26 disks at most"),
+        ('[[disks]]\nsize = "1MiB"\n' * 26, "at most 26 disks"),
     ],
 )
 def test_disks_that_cannot_be(lab, text, message):
