@@ -41,20 +41,28 @@ def data_runs(fd: int) -> Iterator[Run]:
         yield start, position
 
 
+def nonzero_pieces(fd: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the pieces of GRANULE bytes of a file that are not zeros, with their offsets."""
+    position = 0
+    for low, high in data_runs(fd):
+        for offset in range(max(position, low - low % GRANULE), high, GRANULE):
+            position = offset + GRANULE
+            piece = os.pread(fd, GRANULE, offset)
+            if not is_zero(piece):
+                yield offset, piece
+
+
 def nonzero_runs(fd: int) -> Iterator[Run]:
     """Yield the runs of a file that are not zeros, in steps of GRANULE."""
     start = end = 0
-    for low, high in data_runs(fd):
-        for offset in range(low - low % GRANULE, high, GRANULE):
-            if offset < end or is_zero(os.pread(fd, GRANULE, offset)):
-                continue
-            if offset != end:
-                if end:
-                    yield start, end
-                start = offset
-            end = offset + GRANULE
+    for offset, piece in nonzero_pieces(fd):
+        if offset != end:
+            if end:
+                yield start, end
+            start = offset
+        end = offset + len(piece)
     if end:
-        yield start, min(end, length(fd))
+        yield start, end
 
 
 def is_zero(piece: bytes) -> bool:

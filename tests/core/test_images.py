@@ -306,3 +306,84 @@ def test_a_build_is_made_once_and_whole(tmp_path):
     assert first == again
     assert images.build(Builder("2"), folder, quiet).digest != first.digest
     assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
+
+
+def sparse(path, *, size, holes=True):
+    """Write a few pieces of data far apart, between holes or written zeros."""
+    with path.open("wb") as stream:
+        if not holes:
+            stream.write(bytes(size))
+        for offset in (0, size // 2, size - 4096):
+            stream.seek(offset)
+            stream.write(hashlib.sha256(b"%d" % offset).digest() * 128)
+    return path
+
+
+def hashed_bytes(monkeypatch):
+    """Return a list that gets the length of each piece that is hashed."""
+    sizes, sha256 = [], hashlib.sha256
+
+    class Counting:
+        def __init__(self, data=b""):
+            self._digest = sha256()
+            self.update(data)
+
+        def update(self, data):
+            sizes.append(len(data))
+            self._digest.update(data)
+
+        def hexdigest(self):
+            return self._digest.hexdigest()
+
+    monkeypatch.setattr(images.hashlib, "sha256", Counting)
+    return sizes
+
+
+def test_a_terabyte_of_holes_is_hashed_by_its_data(tmp_path, monkeypatch):
+    path = sparse(tmp_path / "large.raw", size=1024**4)
+    told = []
+    sizes = hashed_bytes(monkeypatch)
+    image = images.from_file(ImageSource(path=path), lambda *done: told.append(done))
+    assert image.size == 1024**4
+    assert image.digest.startswith("sparse-sha256:")
+    assert sum(sizes) < 1024**2
+    assert told[-1] == (1024**4, 1024**4)
+
+
+def test_a_sparse_digest_tells_images_apart_and_not_their_holes(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_HOLES", 0)
+    image = look(sparse(tmp_path / "a.raw", size=4 * 1024**2))
+    more = sparse(tmp_path / "more.raw", size=4 * 1024**2)
+    with more.open("r+b") as stream:
+        stream.write(bytes(300 * 1024))  # zeros, and no hole, where there was data
+    with (tmp_path / "b.raw").open("wb") as stream:
+        stream.write((tmp_path / "a.raw").read_bytes()[:-8192])
+        stream.truncate(4 * 1024**2)
+    zeros = bytearray((tmp_path / "a.raw").read_bytes())
+    written = tmp_path / "written.raw"
+    with written.open("wb") as stream:  # other holes, the same bytes
+        stream.write(zeros[: 3 * 1024**2])
+        stream.seek(4 * 1024**2 - 4096)
+        stream.write(zeros[-4096:])
+    longer = sparse(tmp_path / "longer.raw", size=4 * 1024**2)
+    with longer.open("r+b") as stream:
+        stream.truncate(5 * 1024**2)
+    assert look(written).digest == image.digest
+    others = {look(p).digest for p in (more, tmp_path / "b.raw", longer)}
+    assert len(others) == 3
+    assert image.digest not in others
+
+
+@pytest.mark.parametrize("holes", [True, False])
+def test_digests_of_images_with_small_holes_are_as_before(tmp_path, holes):
+    path = sparse(tmp_path / "small.raw", size=8 * 1024**2, holes=holes)
+    assert look(path).digest == f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def test_a_sha256_that_is_given_is_checked_with_all_holes(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_HOLES", 0)
+    path = sparse(tmp_path / "known.raw", size=8 * 1024**2)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert look(path, sha256=sha256).digest == f"sha256:{sha256}"
+    with pytest.raises(InvalidRequest, match=f"sha256 is {sha256}, not "):
+        look(path, sha256="0" * 64)

@@ -16,7 +16,9 @@ from vmcloner_core.errors import (
     NotEnoughResources,
     WrongState,
 )
-from vmcloner_core.model import CloneMode, CloneRequest
+from vmcloner_core.model import Capacity, CloneMode, CloneRequest
+from vmcloner_core.process import LocalRunner
+from vmcloner_core.qemu_img import measure
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import MIB, make_image, no_progress
 
@@ -210,3 +212,34 @@ def test_an_image_that_changes_size_meanwhile(tmp_path, driver):
     with pytest.raises(InvalidRequest, match="changed while it was imported"):
         driver.import_image("tiny", image, no_progress)
     assert driver.origins() == ()
+
+
+def test_an_empty_qcow2_larger_than_the_free_space_is_imported(tmp_path, driver, monkeypatch):
+    image = attrs.evolve(
+        make_image(tmp_path / "image.raw", seed=1), path=tmp_path / "large.qcow2", format="qcow2"
+    )
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", image.path, "100G"]
+    subprocess.run(argv, check=True, timeout=60)
+    image = attrs.evolve(image, size=100 * 1024**3)
+    free = Capacity(total=66 * MIB, free=66 * MIB)
+    monkeypatch.setattr("vmcloner_files.importing.space", lambda _folder: free)
+    origin = driver.import_image("tiny", image, no_progress).unwrap()
+    assert origin.size == 100 * 1024**3
+    assert origin.allocated < MIB
+
+
+@pytest.mark.parametrize("options", [(), ("-c",), ("-o", "cluster_size=2M")])
+@pytest.mark.parametrize("piece", [4096, 64 * 1024, 100_000])
+def test_the_need_of_a_qcow2_is_a_near_bound_of_what_it_takes(tmp_path, driver, options, piece):
+    path = tmp_path / "scattered.raw"
+    with path.open("wb") as stream:
+        for index in range(40):
+            stream.seek(index * 3 * MIB + index * 4096)
+            stream.write(os.urandom(piece))
+        stream.truncate(256 * MIB)
+    raw = ImageFile(path=path, format="raw", size=256 * MIB, digest="sha256:0")
+    image = qcow2_of(raw, tmp_path / "scattered.qcow2", *options)
+    need = measure(LocalRunner(), image)
+    allocated = driver.import_image("tiny", image, no_progress).unwrap().allocated
+    clusters = 2 * MIB if "cluster_size=2M" in options else 64 * 1024
+    assert allocated <= need <= 40 * (piece + 2 * clusters)

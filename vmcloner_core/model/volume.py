@@ -28,7 +28,7 @@ class Origin:
 
     :param size: virtual bytes. :param allocated: bytes that contain data.
     :param extents: number of extents on disk, None if the pool has no extents.
-    :param digest: ``sha256:…`` of the source that was imported, to tell whether to import again.
+    :param digest: of the source that was imported, to tell whether to import again.
     """
 
     template: str
