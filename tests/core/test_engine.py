@@ -319,7 +319,7 @@ def test_cancel_stops_cleanly_and_the_same_again_goes_on(lab):
                 lab.engine.cancel()
 
     stop = lab.engine.plugins.watch(Stopper())
-    with pytest.raises(Interrupted, match="run the command again to continue"):
+    with pytest.raises(Interrupted, match="run the same command again"):
         lab.engine.create("web", "t1", count=40)
     stop()
     assert len(lab.machines.machines) < 40
