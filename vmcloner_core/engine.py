@@ -502,7 +502,7 @@ class Engine:
                     raise
                 domains = ()  # bridges don't need a running hypervisor
             key = network_key("bridge" if request.bridge else "network", request.name)
-            if users := [d.name for d in domains if key in d.networks]:
+            if users := sorted(d.name for d in domains if key in d.networks):
                 raise WrongState(
                     f"network {key!r}: {len(users)} clones are on it ({users[0]}, …)",
                     hint="delete them first",

@@ -168,13 +168,21 @@ def _count(word: str) -> int:
     if len(word) > MAX_WORD or not _NODE_SET.fullmatch(word):
         return 1  # _expand() refuses it
     nodes = re.split(r",(?![^\[]*\])", word)
-    return sum(math.prod(map(_size, re.findall(r"\[([^\]]*)", node))) for node in nodes)
+    groups = r"([0-9]*)\[([^\]]*)\]?([0-9]*)"
+    return sum(math.prod(_size(*found) for found in re.findall(groups, node)) for node in nodes)
 
 
-def _size(group: str) -> int:
-    """Return an upper bound for the count of numbers in ``1-10,15``."""
+def _size(before: str, group: str, after: str) -> int:
+    """Return an upper bound for the count of numbers in ``1-10,15``.
+
+    :param before, after: digits beside the brackets: ``1[7-10]`` means 17 to 110.
+    """
     ranges = re.findall(r"([0-9]+)(?:-([0-9]+))?", group)
-    return sum(max(1, int(high or low) - int(low) + 1) for low, high in ranges)
+
+    def number(digits: str) -> int:
+        return int(f"{before}{digits}{after}")
+
+    return sum(max(1, number(high or low) - number(low) + 1) for low, high in ranges)
 
 
 def _expand(word: str) -> list[str]:

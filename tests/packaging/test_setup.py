@@ -76,8 +76,8 @@ def sandbox(tmp_path):
     return run
 
 
-KEPT = "libvirtd: running, and left running; stop it by: make stop"
-STARTING = "libvirtd: starting one (the first time, it asks each QEMU what it can do: about 12 s)"
+KEPT = "libvirtd: running, and stays running; stop it with: make stop"
+STARTING = "libvirtd: starting libvirtd (the first start probes each QEMU: about 12 s)"
 
 
 def test_run_leaves_nothing(sandbox):
@@ -141,7 +141,7 @@ def test_guests_outlive_it_and_the_supervisor_sees_to_them(sandbox):
         without supervisor; daemons; echo end
     """)
     assert out == [
-        "libvirtd: stopped; guests still run, and their supervisor stays until they end",
+        "libvirtd: stopped; guests are still running, and their supervisor stays until they end",
         "guest supervisor virtlogd",
         "reaped",
         "",

@@ -31,8 +31,8 @@ from vmcloner_core.model import (
 class ImageFile:
     """A checked disk image: it has the format, is complete, and refers to no other file.
 
-    :param size: virtual bytes. :param digest: ``sha256:…`` or ``sparse-sha256:…`` of the source, or of
-        the build's input: if it is equal, a pool need not import the image again.
+    :param size: virtual bytes. :param digest: ``sha256:…`` or ``sparse-sha256:…`` of the source, or
+        of the build's input: if it is equal, a pool need not import the image again.
     """
 
     path: Path
