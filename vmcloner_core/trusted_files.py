@@ -1,6 +1,6 @@
-"""Read settings and templates only if no other user could have written them.
+"""Use settings, templates and pools only if no other user could have written them.
 
-They are code: a template's XML or a backend's settings may run programs as the user that reads
+Settings and templates are code: a template's XML or a backend's settings may run programs as the user that reads
 them, often root. So a file and all folders above it must belong to root or to that user, and must
 not be writable by others. Folders with the sticky bit (``/tmp``) may be, but not the file's own.
 Under sudo the calling user is trusted too, as in git's ``safe.directory``. A group may write if
@@ -65,6 +65,17 @@ def check_folder(folder: Path) -> None:
     _check_folder(folder, folder.resolve())
 
 
+def check_owner(path: Path, status: os.stat_result, *, also: int | None = None) -> None:
+    """Check that no other user could have written one file, whatever its folders.
+
+    :param also: the id of one more user who may own it.
+    :raises InvalidRequest: one could; names the file, the reason and the way out.
+    """
+    if not stat.S_ISREG(status.st_mode):
+        raise InvalidRequest(f"{path}: not a regular file")
+    _check(path, path, status, sticky=False, also=also)
+
+
 def _check_folders(path: Path) -> None:
     """Check the folders of a file and of its link's target: changing a link changes the file."""
     for folder in {path.parent.resolve(), path.resolve().parent}:
@@ -80,10 +91,12 @@ def _check_folder(asked: Path, folder: Path) -> None:
         _check(asked, place, status, sticky=place != folder)
 
 
-def _check(asked: Path, place: Path, status: os.stat_result, *, sticky: bool) -> None:
+def _check(
+    asked: Path, place: Path, status: os.stat_result, *, sticky: bool, also: int | None = None
+) -> None:
     """Check one file or folder on the path to a file."""
     where = f"{asked}: not used, since {'it' if place == asked else place}"
-    if status.st_uid not in _users():
+    if status.st_uid != also and status.st_uid not in _users():
         raise InvalidRequest(
             f"{where} belongs to {_user(status.st_uid)}",
             hint=f"if you trust it: chown {_user(os.geteuid())} {place}",

@@ -214,7 +214,12 @@ def open_image(pool: Pool, pool_name: str, origin: Origin) -> Image:
     path = pool.image_path(origin.template)
     record = find_image(pool, pool_name, origin)
     with translated(path):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            pool.check_file(path, os.fstat(fd))
+        except BaseException:
+            os.close(fd)
+            raise
     return Image(fd=fd, path=path, record=record)
 
 

@@ -7,16 +7,18 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Check, Status
 from vmcloner_core.os_errors import translate
 from vmcloner_core.process import CommandRunner
 from vmcloner_files.features import Features, examine, existing, file_system, has_attributes
+from vmcloner_files.pool import Pool
 
 QEMU_IMG_FIX = "apt-get install qemu-utils"
 
 
-def examine_pool(backend: str, folder: Path, wanted: str, runner: CommandRunner) -> Iterator[Check]:
-    """Yield the checks of the pool in ``folder``. Leaves nothing behind, not even the folder.
+def examine_pool(backend: str, pool: Pool, wanted: str, runner: CommandRunner) -> Iterator[Check]:
+    """Yield the checks of a pool. Leaves nothing behind, not even its folder.
 
     :param wanted: the setting ``clone``.
     """
@@ -24,6 +26,7 @@ def examine_pool(backend: str, folder: Path, wanted: str, runner: CommandRunner)
     def check(name: str, status: Status, detail: str = "", fix: str = "") -> Check:
         return Check(backend=backend, name=name, status=status, detail=detail, fix=fix)
 
+    folder = pool.folder
     place = next(existing(folder))
     try:
         features = examine(place)
@@ -36,6 +39,7 @@ def examine_pool(backend: str, folder: Path, wanted: str, runner: CommandRunner)
         yield check("cloning", *_cloning(features, wanted, file_system(place)))
         kept = "in extended attributes" if has_attributes(place) else "in sidecar files"
         yield check("labels", Status.OK, kept)
+    yield check("ownership", *_ownership(pool))
     yield check("access", *_access(place))
     if runner.which("qemu-img"):
         yield check("qemu-img", Status.OK)
@@ -56,6 +60,15 @@ def _cloning(features: Features, wanted: str, kind: str) -> tuple[Status, str, s
         )
     why = "as set" if wanted == "overlay" else f"{kind} does not support reflinks"
     return Status.OK, f"qcow2 overlays on {kind} ({why})", ""
+
+
+def _ownership(pool: Pool) -> tuple[Status, str, str]:
+    """Check that no other user could have written the pool or a file in it."""
+    try:
+        pool.check_all()
+    except VmclonerError as error:
+        return Status.FAILED, error.message, error.hint or ""
+    return Status.OK, "no other user can write the pool", ""
 
 
 def _access(place: Path) -> tuple[Status, str, str]:

@@ -63,15 +63,13 @@ class FilesDriver(StorageDriver):
         self._copying = copying
         if settings.clone == "copy":
             self.modes = frozenset({CloneMode.FULL})
-        self._pool = Pool(settings.path or context.host.state / "pool")
+        self._pool = Pool(settings.path or context.host.state / "pool", settings.qemu_user)
         self._importer = Importer(self._pool, context.runner)
         self._copier = Copier(FolderCopies(self._pool, self.name), self.delete, copying)
 
     def probe(self) -> Iterator[Check]:
         """See :meth:`StorageDriver.probe`."""
-        return doctor.examine_pool(
-            self.name, self._pool.folder, self._settings.clone, self.context.runner
-        )
+        return doctor.examine_pool(self.name, self._pool, self._settings.clone, self.context.runner)
 
     # --- origins --------------------------------------------------------------------------------
 
@@ -137,7 +135,9 @@ class FilesDriver(StorageDriver):
 
     def delete(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
         """See :meth:`StorageDriver.delete`."""
-        if not self._pool.volumes.exists():
+        with translated(self._pool):
+            empty = not self._pool.volumes.exists()
+        if empty:
             yield from (Outcome(key=volume.name, changed=False) for volume in volumes)
             return
         holders = Holders()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterable, Iterator
 
 import attrs
@@ -30,6 +31,7 @@ from vmcloner_files.pool import Pool
 from vmcloner_files.records import ImageRecord
 
 MODE = 0o444
+"""Of an image; less where others may not read its source. libvirt gives it to QEMU's user."""
 
 
 @attrs.frozen
@@ -57,7 +59,8 @@ class Importer:
         with contextlib.closing(os.fdopen(source, "rb")), translated(self.pool):
             self._check_room(template, self._need(image, source))
             with self._filled(image, source, progress, copying) as draft:
-                return self._publish(template, image, draft)
+                mode = stat.S_IRUSR | MODE & os.fstat(source).st_mode
+                return self._publish(template, image, draft, mode)
 
     @contextlib.contextmanager
     def _filled(
@@ -87,7 +90,9 @@ class Importer:
         runs = nonzero_runs(source)
         return coalesce(runs) if self.pool.prepare().reflink else list(runs)
 
-    def _publish(self, template: str, image: ImageFile, draft: Draft) -> tuple[ImageRecord, bool]:
+    def _publish(
+        self, template: str, image: ImageFile, draft: Draft, mode: int
+    ) -> tuple[ImageRecord, bool]:
         os.fsync(draft.fd)  # all clones depend on it
         record = ImageRecord(
             template=template,
@@ -104,7 +109,7 @@ class Importer:
                 check_unlinked(self.pool, template)
                 self.pool.remove(path)
             self.pool.labels.write(draft.fd, path, record.to_mapping())
-            os.fchmod(draft.fd, MODE)
+            os.fchmod(draft.fd, mode)
             try:
                 draft.publish(path)
             except FileExistsError as error:

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from vmcloner_core.trusted_files import check_owner
+
 ATTRIBUTE = "user.vmcloner"
 MAX_SIDECAR = 64 * 1024
 """Bytes: the maximum of an extended attribute on Linux."""
@@ -94,6 +96,7 @@ class SidecarLabels:
         """See :meth:`LabelStore.write`."""
         draft = path.with_name(f".{path.name}{_DRAFT}")
         draft.write_bytes(encode({**labels, "inode": str(os.fstat(fd).st_ino)}))
+        draft.chmod(0o644)  # regardless of the umask
         draft.rename(_sidecar(path))
 
     def read(self, path: str | Path) -> dict[str, str] | None:
@@ -102,6 +105,7 @@ class SidecarLabels:
         inode = str(path.lstat().st_ino)
         try:
             with _sidecar(path).open("rb") as stream:
+                check_owner(_sidecar(path), os.fstat(stream.fileno()))
                 labels = decode(stream.read(MAX_SIDECAR))
         except FileNotFoundError:
             return None

@@ -1,7 +1,8 @@
 """The folder of a pool: its files, their records, and its lock.
 
 ``templates/NAME.raw`` are the templates' images, ``volumes/CLONE-diskN`` the clones' disks. The
-labels say whether a disk is raw or qcow2: its content is under the guest's control. The lock
+labels say whether a disk is raw or qcow2: its content is under the guest's control. So nothing in a
+pool is believed that another user could have written. The lock
 ``.lock`` is shared by processes that add files; one that removes or replaces files holds it alone.
 ``.tmp`` is for file systems without O_TMPFILE.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import pwd
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +20,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
-from vmcloner_core.errors import Conflict, DeadlineExceeded
+from vmcloner_core.errors import BackendError, Conflict, DeadlineExceeded
 from vmcloner_core.model import Labels
 from vmcloner_core.names import check_template, split_volume, volume_name
 from vmcloner_core.os_errors import translated
+from vmcloner_core.trusted_files import check_folder, check_owner
 from vmcloner_files import drafts
 from vmcloner_files.features import Features, examine, existing, has_attributes
 from vmcloner_files.labelling import LabelStore, SidecarLabels, XattrLabels
@@ -36,10 +39,14 @@ T = TypeVar("T")
 
 
 class Pool:
-    """A pool's folder, made when it is first needed. Thread-safe."""
+    """A pool's folder, made when it is first needed. Thread-safe.
 
-    def __init__(self, folder: Path) -> None:
+    :param qemu_user: who runs guests, beside system accounts.
+    """
+
+    def __init__(self, folder: Path, qemu_user: str | None = None) -> None:
         self.folder = folder
+        self._qemu_uid = pwd.getpwnam(qemu_user).pw_uid if qemu_user else None
         self.templates = folder / "templates"
         self.volumes = folder / "volumes"
         self._temporary = folder / ".tmp"
@@ -47,6 +54,7 @@ class Pool:
         self._mutex = threading.Lock()
         self._features: Features | None = None
         self._labels: LabelStore | None = None
+        self._trusted = False
 
     def __str__(self) -> str:
         return f"pool {self.folder}"
@@ -63,6 +71,7 @@ class Pool:
                 with translated(self):
                     for folder in (self.templates, self.volumes, self._temporary):
                         _make(folder)
+                    self.check_folders()
                     self._labels = None  # may have been found on a parent folder
                     features = examine(self._temporary)
                     self._sweep()
@@ -78,6 +87,41 @@ class Pool:
             return self._features
         with translated(self):
             return examine(next(existing(self.folder)))
+
+    def check_folders(self) -> None:
+        """Check that no other user could have put anything into those folders that exist; once.
+
+        :raises InvalidRequest: one could; names the folder, the reason and the way out.
+        """
+        if self._trusted or not os.path.lexists(self.folder):
+            return
+        for folder in (self.folder, self.templates, self.volumes, self._temporary):
+            if folder == self.folder or os.path.lexists(folder):
+                check_folder(folder)
+        self._trusted = True
+
+    def check_file(self, path: str | Path, status: os.stat_result) -> None:
+        """Check that no other user could have written a file of the pool.
+
+        QEMU's user may own it: libvirt gives a guest's disks and their backing files to that user.
+
+        :raises InvalidRequest: one could; names the file, the reason and the way out.
+        """
+        owner = status.st_uid
+        runs_guests = owner == self._qemu_uid or _is_system_account(owner)
+        check_owner(Path(path), status, also=owner if runs_guests else None)
+
+    def check_all(self) -> None:
+        """Check all folders, the lock, and all of our files.
+
+        :raises InvalidRequest: another user could have written one.
+        """
+        self.check_folders()
+        with translated(self), contextlib.suppress(FileNotFoundError):
+            self.check_file(self._lock_file, self._lock_file.lstat())
+        for folder in (self.templates, self.volumes):
+            for _ in self._labelled(folder):
+                pass
 
     def _sweep(self) -> None:
         drafts.sweep(self._temporary)
@@ -104,9 +148,12 @@ class Pool:
         alone = alone or isinstance(self.labels, SidecarLabels)
         how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
         deadline = time.monotonic() + LOCK_TIMEOUT
+        self.check_folders()
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         with translated(self._lock_file):
-            fd = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(self._lock_file, flags, 0o600)
         try:
+            self.check_file(self._lock_file, os.fstat(fd))
             while True:
                 try:
                     fcntl.flock(fd, how | fcntl.LOCK_NB)
@@ -118,6 +165,11 @@ class Pool:
                             hint=f"find that process: fuser {self._lock_file}",
                         ) from None
                     time.sleep(_LOCK_POLL)
+                except OSError as error:
+                    raise BackendError(
+                        f"{self}: can't lock {self._lock_file}: {error.strerror}",
+                        hint="put the pool on a file system that supports locks",
+                    ) from error
             yield
         finally:
             os.close(fd)
@@ -172,9 +224,10 @@ class Pool:
         return self._read(path, DiskRecord.from_mapping)
 
     def _read(self, path: Path, parse: Callable[[dict[str, str]], T | None]) -> T | None:
+        self.check_folders()
         with translated(path):
             try:
-                values = self.labels.read(path)
+                values, status = self.labels.read(path), path.lstat()
             except FileNotFoundError:
                 return None
         record = parse(values) if values is not None else None
@@ -183,6 +236,7 @@ class Pool:
                 f"{path} exists and is not vmcloner's",
                 hint="it is not touched: move it away, or choose another name",
             )
+        self.check_file(path, status)
         return record
 
     def images(self) -> dict[Path, ImageRecord]:
@@ -218,7 +272,11 @@ class Pool:
         self.labels.forget(path)
 
     def _labelled(self, folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
-        """Yield (path, labels) of a folder's labelled files; nothing if there is no folder."""
+        """Yield (path, labels) of a folder's labelled files; nothing if there is no folder.
+
+        :raises InvalidRequest: another user could have written one.
+        """
+        self.check_folders()
         with translated(folder):
             try:
                 names = os.listdir(folder)  # noqa: PTH208 - strings, not ten thousand Paths
@@ -229,6 +287,7 @@ class Pool:
                 with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                     values = None if name[0] == "." else self.labels.read(path)
                     if values is not None:
+                        self.check_file(path, os.lstat(path))
                         yield path, values
 
 
@@ -238,6 +297,11 @@ def _make(folder: Path) -> None:
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
             folder.chmod(FOLDER_MODE)  # regardless of the umask
+
+
+def _is_system_account(uid: int) -> bool:
+    """Tell whether a user id is one for daemons: up to 999 (login.defs(5)), or Debian's own."""
+    return 0 < uid < 1000 or 60000 <= uid < 65000
 
 
 def _image_named(values: dict[str, str], name: str) -> ImageRecord | None:

@@ -83,8 +83,8 @@ class LibvirtDriver(HypervisorDriver):
         """Return the domain XML that ``define`` uses."""
 
     @abstractmethod
-    def undefine_flags(self, connection: Any) -> int:
-        """Return libvirt's flags for what undefine removes together with a domain."""
+    def undefine_flags(self, domain: Any) -> int:
+        """Return libvirt's flags for what undefine removes together with a domain of ours."""
 
     def begin(self, connection: Any, name: str, boot: BootConfig | None = None) -> bool:
         """Start a domain; tell whether that was needed. See :func:`operations.start`."""
@@ -231,7 +231,7 @@ class LibvirtDriver(HypervisorDriver):
         return self._member(spec.name, define)
 
     def _undefine(self, connection: Any, name: str) -> bool:
-        was_there = operations.undefine(connection, name, self.undefine_flags(connection))
+        was_there = operations.undefine(connection, name, self.undefine_flags)
         self.clean(name)
         return was_there
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from vmcloner_core.model import Check, DomainSpec, HostResources
 from vmcloner_libvirt.acceleration import KvmProbe
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.driver import LibvirtDriver
-from vmcloner_libvirt.metadata import parse
+from vmcloner_libvirt.metadata import nvram, parse
 from vmcloner_libvirt.settings import KvmSettings
 
 if TYPE_CHECKING:
@@ -80,15 +81,22 @@ class KvmDriver(LibvirtDriver):
         log = self.consoles.log(spec.name)
         return renderer.render(spec, template_values(spec, domain_type, log, self._tb_cache))
 
-    def undefine_flags(self, connection: Any) -> int:
-        """See :meth:`LibvirtDriver.undefine_flags`."""
+    def undefine_flags(self, domain: Any) -> int:
+        """See :meth:`LibvirtDriver.undefine_flags`.
+
+        libvirt unlinks whatever file the definition names as the firmware's variables.
+        """
         module = libvirt()
         flags = (
             module.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | module.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
         )
-        if connection.getType() == "QEMU":  # the test driver refuses these flags
+        if domain.connect().getType() == "QEMU":  # the test driver refuses these flags
             flags |= module.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-            flags |= module.VIR_DOMAIN_UNDEFINE_NVRAM
+            file = nvram(parse(domain.XMLDesc(module.VIR_DOMAIN_XML_INACTIVE)))
+            if file is None or _is_own(file, domain.name(), self.context.host.state):
+                flags |= module.VIR_DOMAIN_UNDEFINE_NVRAM
+            else:
+                flags |= module.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
         return int(flags)
 
     def probe(self) -> Iterator[Check]:
@@ -96,6 +104,13 @@ class KvmDriver(LibvirtDriver):
         from vmcloner_libvirt import doctor
 
         return doctor.examine(self.context, self.connections, self._probe, self._accel)
+
+
+def _is_own(file: Path, name: str, state: Path) -> bool:
+    """Tell whether firmware variables are a clone's own: by their folder and the file's name."""
+    named = re.fullmatch(rf"{re.escape(name)}[._].*", file.name) is not None
+    libvirts = file.parts[-3:-1] == ("qemu", "nvram")  # of the system, of a user's session
+    return named and ".." not in file.parts and (libvirts or file.is_relative_to(state))
 
 
 def template_values(

@@ -111,6 +111,16 @@ def _network_of(kind: str, source: Any) -> str:
     return network_key(kind, name) if name and kind in ("network", "bridge") else ""
 
 
+def nvram(root: Any) -> Path | None:
+    """Return the file with a domain's firmware variables, None where its definition names none."""
+    element = root.find("os/nvram")
+    if element is None:
+        return None
+    source = element.find("source")
+    path = source.get("file") if source is not None else (element.text or "").strip()
+    return Path(path) if path else None
+
+
 def disks(root: Any) -> tuple[Path, ...]:
     """Return the files and devices of a domain's disks.
 

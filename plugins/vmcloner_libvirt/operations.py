@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from vmcloner_core.errors import Conflict, NotFound, WrongState
@@ -143,9 +143,10 @@ def make(connection: Any, spec: DomainSpec, xml: str, *, validate: bool) -> Doma
     )
 
 
-def undefine(connection: Any, name: str, flags: int) -> bool:
+def undefine(connection: Any, name: str, flags: Callable[[Any], int]) -> bool:
     """Undefine a stopped domain; tell whether there was one.
 
+    :param flags: returns libvirt's flags for a domain.
     :raises WrongState: it runs.
     """
     domain = find(connection, name)
@@ -154,7 +155,7 @@ def undefine(connection: Any, name: str, flags: int) -> bool:
     with tolerate("VIR_ERR_NO_DOMAIN"):
         if domain.isActive():
             raise WrongState(f"{name}: still running", hint=f"vmcloner stop {name}")
-        domain.undefineFlags(flags)
+        domain.undefineFlags(flags(domain))
         return True
     return False
 

@@ -163,7 +163,7 @@ class XenDriver(LibvirtDriver):
         domain_type = "test" if kind == "TEST" else "xen"
         return renderer.render(spec, template_values(spec, domain_type, emulator))
 
-    def undefine_flags(self, connection: Any) -> int:  # noqa: ARG002 - the same for all domains
+    def undefine_flags(self, domain: Any) -> int:  # noqa: ARG002 - the same for all domains
         """See :meth:`LibvirtDriver.undefine_flags`."""
         return int(libvirt().VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
 

@@ -357,3 +357,47 @@ def test_qemu_runs_no_boot_loader_of_the_host(
     (outcome,) = paper.define([spec])
     assert isinstance(outcome.error, InvalidRequest)
     assert paper.inspect().domains == ()
+
+
+class QemuDomain:
+    """A domain of QEMU's driver, with firmware variables in a file."""
+
+    def __init__(self, nvram: str) -> None:
+        self.nvram = nvram
+
+    def connect(self) -> "QemuDomain":
+        return self
+
+    def getType(self) -> str:  # noqa: N802 - libvirt's name
+        return "QEMU"
+
+    def name(self) -> str:
+        return "web-1"
+
+    def XMLDesc(self, _flags: int) -> str:  # noqa: N802 - libvirt's name
+        return f"<domain><os>{self.nvram}</os></domain>"
+
+
+@pytest.mark.parametrize(
+    ("nvram", "ours"),
+    [
+        ("", True),
+        ("<nvram>/var/lib/libvirt/qemu/nvram/web-1_VARS.fd</nvram>", True),
+        ("<nvram>/home/u/.config/libvirt/qemu/nvram/web-1_VARS.fd</nvram>", True),
+        ("<nvram type='file'><source file='{state}/nvram/web-1.fd'/></nvram>", True),
+        ("<nvram>/etc/shadow</nvram>", False),
+        ("<nvram>/usr/share/OVMF/OVMF_VARS.fd</nvram>", False),
+        ("<nvram>/var/lib/libvirt/qemu/nvram/web-10_VARS.fd</nvram>", False),
+        ("<nvram>/var/lib/libvirt/qemu/nvram/web-1</nvram>", False),
+        ("<nvram>{state}/../web-1_VARS.fd</nvram>", False),
+        ("<nvram>/srv/web-1_VARS.fd</nvram>", False),
+        ("<nvram type='file'><source file='/etc/shadow'/></nvram>", False),
+    ],
+)
+def test_only_firmware_variables_of_the_clone_itself_are_removed(
+    paper: KvmDriver, nvram: str, ours: bool
+) -> None:
+    domain = QemuDomain(nvram.format(state=paper.context.host.state))
+    flags = paper.undefine_flags(domain)
+    assert bool(flags & libvirt.VIR_DOMAIN_UNDEFINE_NVRAM) is ours
+    assert bool(flags & libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM) is not ours

@@ -129,7 +129,8 @@ def test_one_that_cannot_start_says_why(sandbox):
         without supervisor; without virtlogd; echo end
     """)
     assert "the reason" in out
-    assert any(line.startswith("libvirtd: no response; the end of its log is above") for line in out)
+    said = "libvirtd: no response; the end of its log is above"
+    assert any(line.startswith(said) for line in out)
     assert [word for word in out[-5:] if word != "users"][-4:] == ["1", "log", "supervisor", "end"]
 
 
