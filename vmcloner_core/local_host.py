@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import re
 import socket
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -72,25 +74,38 @@ class LocalHost:
     def keep_state_id(self) -> str:
         """Write the state folder's id, unless it has one; returns it.
 
-        :raises BackendError: the folder can't be written.
+        :raises BackendError: the folder can't be written, or its file holds no id.
         """
-        file = self.host.state_id
+        offered, file = self.state_id, self.host.state_id
+        with self._lock:
+            self._state_id = self._read_id() or self._write_id(offered)
+            if self._state_id is None:
+                raise BackendError(
+                    f"{file} does not contain a state folder's id",
+                    hint="restore it: the clones' labels have it (vmcloner show CLONE --xml)",
+                )
+            return self._state_id
+
+    def _write_id(self, offered: str) -> str | None:
+        """Offer the state folder an id; returns the one that it has, by this run or another."""
+        folder = self.host.state
         try:
-            self.host.state.mkdir(parents=True, exist_ok=True)
-            draft = file.with_name(f".id-{self.state_id}")
-            draft.write_text(f"{self.state_id}\n")
-            draft.chmod(0o644)
-            with contextlib.suppress(FileExistsError):  # it has one, or another run was faster
-                file.hardlink_to(draft)
-            draft.unlink(missing_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, draft = tempfile.mkstemp(prefix=".id-", dir=folder)
+            with os.fdopen(handle, "w") as stream:
+                os.fchmod(handle, 0o644)
+                stream.write(f"{offered}\n")
+                stream.flush()
+                os.fsync(handle)
+            with contextlib.suppress(FileExistsError):  # another run was faster
+                self.host.state_id.hardlink_to(draft)
+            Path(draft).unlink()
         except OSError as error:
             raise BackendError(
-                f"can't write {file}: {error.strerror}",
+                f"can't write {self.host.state_id}: {error.strerror}",
                 hint=f"run as root, or set hosts.{self.host.name}.state",
             ) from error
-        with self._lock:
-            self._state_id = self._read_id() or self._state_id
-        return self.state_id
+        return self._read_id()
 
     def _read_id(self) -> str | None:
         try:

@@ -1,10 +1,10 @@
 """Use settings, templates and pools only if no other user could have written them.
 
-Settings and templates are code: a template's XML or a backend's settings may run programs as the user that reads
-them, often root. So a file and all folders above it must belong to root or to that user, and must
-not be writable by others. Folders with the sticky bit (``/tmp``) may be, but not the file's own.
-Under sudo the calling user is trusted too, as in git's ``safe.directory``. A group may write if
-that user is its only member, as on systems where each user has a group.
+Settings and templates are code: a template's XML or a backend's settings may run programs as the
+user that reads them, often root. So a file and all folders above it must belong to root or to that
+user, and must not be writable by others. Folders with the sticky bit (``/tmp``) may be, but not the
+file's own. Under sudo the calling user is trusted too, as in git's ``safe.directory``. A group may
+write if that user is its only member, as on systems where each user has a group.
 """
 
 from __future__ import annotations

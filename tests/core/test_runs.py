@@ -392,6 +392,18 @@ def test_clones_of_before_state_folders_had_ids_are_everybodys(site, other):
     assert other.delete("web").ok
 
 
+def test_a_file_without_an_id_is_not_guessed(site):
+    """Another id would make strangers of all clones."""
+    site.engine.create("web", "t1", count=1)
+    site.engine.host.state_id.write_text("")
+    config = site.folder / "vmcloner.toml"
+    with (
+        Engine.open(config=config, plugins=site.plugins) as engine,
+        pytest.raises(BackendError, match="does not contain a state folder's id"),
+    ):
+        engine.create("db", "t1", count=1)
+
+
 def test_a_plan_that_was_made_before_there_was_a_state_folder(site, other):
     plan = other.plan(CreateRequest(fleet="db", template="t1"))
     assert not other.host.state.exists()
