@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Collection, Iterable, Sequence
 
@@ -28,7 +29,12 @@ class Unseen:
     error: VmclonerError
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.name!r} could not be read: {self.error}"
+        return f"{self.kind} {self.name!r} could not be read: {self.error.message}"
+
+    @property
+    def hint(self) -> str:
+        """The next thing to do about it."""
+        return self.error.hint or "vmcloner host check"
 
     def holds(self, labels: Labels) -> bool:
         """Tell whether a part of a clone with these labels is on it."""
@@ -53,7 +59,7 @@ class Survey:
         for each in labels:
             for unseen in self.unseen:
                 if unseen.holds(each):
-                    raise BackendError(f"{what}: {unseen}", hint="vmcloner host check")
+                    raise BackendError(f"{what}: {unseen}", hint=unseen.hint)
 
     def check_backends(self, what: str, storage: str, hypervisor: str) -> None:
         """Check that a pool and a hypervisor could be read.
@@ -62,15 +68,15 @@ class Survey:
         """
         for unseen in self.unseen:
             if unseen.name == (storage if unseen.kind == "storage" else hypervisor):
-                raise BackendError(f"{what}: {unseen}", hint="vmcloner host check")
+                raise BackendError(f"{what}: {unseen}", hint=unseen.hint)
 
     def check_complete(self, what: str) -> None:
         """Check that everything could be read.
 
         :raises BackendError: something couldn't; names the first.
         """
-        if self.unseen:
-            raise BackendError(f"{what}: {self.unseen[0]}", hint="vmcloner host check")
+        for unseen in self.unseen:
+            raise BackendError(f"{what}: {unseen}", hint=unseen.hint)
 
     def select(self, targets: Sequence[Target]) -> tuple[Clone, ...]:
         """Return the clones that targets name; see :func:`select`.
@@ -85,9 +91,10 @@ class Survey:
 
 
 def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
-    """Return everything on a host. A backend that can't be read is reported, never raised.
+    """Return everything on a host. A backend that can't be read is reported, not raised.
 
     :param state: the id of the host's state folder.
+    :raises InvalidRequest: the settings of a backend are wrong.
     """
     host = drivers.host.name
     names = [(kind, name) for kind in ("hypervisor", "storage") for name in drivers.names(kind)]
@@ -102,6 +109,9 @@ def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
             raise BackendError(f"its plugin gave a {type(found).__name__}")
         return found
 
+    for kind, name in names:
+        with contextlib.suppress(BackendError):  # a broken plugin: its question says so
+            drivers.hypervisor(name) if kind == "hypervisor" else drivers.storage(name)
     found = answers({key: functools.partial(read, *key) for key in names}, DEADLINE)
     unseen = tuple(
         Unseen(host=host, kind=kind, name=name, error=answer)

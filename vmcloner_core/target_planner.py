@@ -48,7 +48,9 @@ def plan_targets(
     work = [(clone, steps) for clone, steps in routes if steps]
     existing = tuple(clone.name for clone, steps in routes if not steps)
     if request.count is not None:
-        # starts take the lowest indices, stops and deletes the highest
+        # Starts take the lowest indices, stops and deletes the highest. Of clones that a start has
+        # only to wait for, it takes none while there are others.
+        work = [(clone, steps) for clone, steps in work if steps != ("wait",)] or work
         work = work[: request.count] if action.lowest_first else work[-request.count :]
     found.check_seen(request.action, [clone.labels for clone, _ in work])
     context = _Context(request=request, template=template, record=record, seed=seed)

@@ -334,6 +334,16 @@ def test_list_says_what_it_could_not_read_and_ends_with_10(two, monkeypatch, cap
     assert "hypervisor 'second' could not be read: its daemon is down" in line
 
 
+def test_settings_that_are_wrong_are_no_backend_that_cannot_be_read(site):
+    config = site.folder / "wrong.toml"
+    config.write_text(SETTINGS.format(folder=site.folder) + "colour = 1\n")
+    with (
+        Engine.open(config=config, plugins=site.plugins) as engine,
+        pytest.raises(InvalidRequest, match=r"hosts.local.storage.other: unknown key 'colour'"),
+    ):
+        engine.survey()
+
+
 def test_a_name_that_is_nowhere_is_not_found_while_all_can_be_read(two):
     with pytest.raises(NotFound):
         two.engine.start("unknown")

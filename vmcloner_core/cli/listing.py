@@ -59,9 +59,9 @@ class List(Table):
         super().produce_output(parsed_args, column_names, data)
         unseen = self._found.unseen
         for each in unseen[:-1]:
-            say(str(each))
+            say(f"{each} ({each.hint})")
         if unseen:
-            raise PartialFailure(str(unseen[-1]), hint="vmcloner host check")
+            raise PartialFailure(str(unseen[-1]), hint=unseen[-1].hint)
         return 0
 
 
