@@ -15,7 +15,7 @@ import socket
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -23,6 +23,7 @@ import attrs
 from vmcloner_core import locks, ssh_access
 from vmcloner_core.booting import Preview, Starter
 from vmcloner_core.catalog import Catalog
+from vmcloner_core.deadlines import answers
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver
 from vmcloner_core.errors import BackendError, VmclonerError
@@ -142,16 +143,20 @@ class LocalHost:
     def located(self, clones: Sequence[Clone]) -> tuple[Clone, ...]:
         """Return clones with their known addresses, or else their static ones."""
         running = {c.labels.hypervisor for c in clones if c.state is State.RUNNING}
-        found = {name: self.drivers.hypervisor(name).addresses() for name in running}
+        found = answers({n: functools.partial(self._addresses, n) for n in sorted(running)})
 
         def located(clone: Clone) -> Clone:
             if clone.state is not State.RUNNING:
                 return clone
-            addresses = found[clone.labels.hypervisor].get(clone.name)
+            answer = found[clone.labels.hypervisor]
+            addresses = None if isinstance(answer, VmclonerError) else answer.get(clone.name)
             ip = addresses[0] if addresses else self.records.planned_address(clone.name)
             return attrs.evolve(clone, ip=ip)
 
         return tuple(located(clone) for clone in clones)
+
+    def _addresses(self, hypervisor: str) -> Mapping[str, tuple[str, ...]]:
+        return self.drivers.hypervisor(hypervisor).addresses()
 
     def access(self, labels: Labels, address: str) -> Access:
         """Return how to reach a clone at an address; see :func:`ssh_access.access`."""

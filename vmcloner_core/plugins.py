@@ -291,7 +291,9 @@ class PluginHost:
                 wanted = {name: values[name] for name in implementation.argnames}
                 try:
                     implementation.function(**wanted)
-                except Exception:  # an observer can't break a run
+                except KeyboardInterrupt:
+                    raise
+                except BaseException:  # an observer can't break a run, not by sys.exit either
                     log.warning("observer %s failed", implementation.plugin_name, exc_info=True)
 
     def watch(self, observer: object) -> Callable[[], None]:

@@ -25,7 +25,7 @@ from vmcloner_core.errors import (
     VmclonerError,
 )
 from vmcloner_core.hooks import hookimpl
-from vmcloner_core.model import State
+from vmcloner_core.model import Outcome, State
 from vmcloner_core.steps import STEPS
 from vmcloner_core.testing.reference import (
     BootPlugin,
@@ -214,6 +214,39 @@ def test_the_log_of_a_run_is_closed_however_it_ends(site, monkeypatch):
     with pytest.raises(TypeError):
         site.engine.create("web", "t1", count=2)
     assert [log._file for log in opened] == [None]
+
+
+class Leaves:
+    """An observer that wants to end the process."""
+
+    @hookimpl
+    def vmcloner_step_changed(self, event):
+        raise SystemExit(event.clone)
+
+    @hookimpl
+    def vmcloner_clone_ready(self, run, clone):
+        raise SystemExit(clone)
+
+
+def test_an_observer_that_leaves_the_process_hangs_nobody(site):
+    site.engine.plugins.watch(Leaves())
+    assert site.engine.create("web", "t1", count=3, start=True).ok
+
+
+def test_a_pool_that_gives_no_volume_gets_no_domain(site):
+    pool = site.pools["reference"]
+    pool.clone = lambda requests, _told: (Outcome(key=r.volume_name) for r in requests)
+    with pytest.raises(PartialFailure) as caught:
+        site.engine.create("web", "t1", count=2)
+    assert "gave no volume" in str(caught.value.failures[0][1])
+    assert not site.hypervisors["reference"].machines
+
+
+def test_addresses_that_cannot_be_read_are_left_out(site):
+    site.engine.create("web", "t1", count=1, start=True)
+    dead(site.hypervisors["reference"], "addresses")
+    (clone,) = site.engine.list()
+    assert (clone.state, clone.ip) == (State.RUNNING, None)
 
 
 # --- backends that can't be read ----------------------------------------------------------------

@@ -51,7 +51,7 @@ class CloneDisks(StorageStep):
             owners.update((request.volume_name, work) for request in own)
         batches = cut(requests, driver.clone_lane.batch)
         made = (driver.clone(batch, run.tally) for batch in batches)
-        yield from together(owners, chain.from_iterable(made))
+        yield from together(owners, chain.from_iterable(made), volumes=True)
 
 
 class Define(HypervisorStep):

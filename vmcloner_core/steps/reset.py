@@ -60,7 +60,7 @@ class ResetDisks(StorageStep):
             owners.update((request.volume_name, work) for request in own)
         batches = cut(requests, driver.reset_lane.batch)
         made = (driver.reset(batch, run.tally) for batch in batches)
-        yield from together(owners, chain.from_iterable(made))
+        yield from together(owners, chain.from_iterable(made), volumes=True)
 
     @staticmethod
     def _anew(run: Run, driver: StorageDriver, work: Work) -> Sequence[CloneRequest]:

@@ -11,7 +11,7 @@ from typing import ClassVar, Generic, TypeVar
 import attrs
 
 from vmcloner_core.drivers import HypervisorDriver, Lane, StorageDriver
-from vmcloner_core.errors import VmclonerError
+from vmcloner_core.errors import BackendError, VmclonerError
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import Labels, Origin, Outcome, Progress, Volume
 from vmcloner_core.pipeline import More, Stage, Work
@@ -175,11 +175,15 @@ def owners(works: Sequence[Work]) -> dict[str, Work]:
 
 
 def together(
-    members: Mapping[str, Work], outcomes: Iterable[Outcome[Volume]] | Iterable[Outcome[None]]
+    members: Mapping[str, Work],
+    outcomes: Iterable[Outcome[Volume]] | Iterable[Outcome[None]],
+    *,
+    volumes: bool = False,
 ) -> Iterator[Outcome[object]]:
     """Yield each clone's outcome once those of all its volumes are known.
 
     :param members: the works by the names of their volumes, which are the keys of ``outcomes``.
+    :param volumes: whether each outcome that is no error must have a volume.
     """
     waiting = dict(members)
     left = Counter(work.name for work in members.values())
@@ -189,10 +193,13 @@ def together(
         work = waiting.pop(outcome.key, None)
         if work is None:
             continue
+        error = outcome.error
         if outcome.value is not None:
             work.add(outcome.value, made=outcome.changed)
-        if outcome.error is not None:
-            errors.setdefault(work.name, outcome.error)
+        elif error is None and volumes:
+            error = BackendError(f"{outcome.key}: the pool's plugin gave no volume")
+        if error is not None:
+            errors.setdefault(work.name, error)
         if outcome.changed:
             changed.add(work.name)
         left[work.name] -= 1
