@@ -1,4 +1,4 @@
-"""An inventory for Ansible: its YAML plugin reads it, from a file or as a script's output.
+"""Inventories for Ansible, for its YAML plugin: as a file or as the output of a script.
 
 The format: "How to build your inventory" in Ansible's documentation, plugin ``yaml``.
 """
@@ -13,11 +13,11 @@ from vmcloner_core import ssh
 from vmcloner_core.model import Access, Labels
 
 _OWN = ("HostName", "Port", "User", "IdentityFile")
-"""What Ansible has variables of its own for."""
+"""Options for which Ansible has its own variables."""
 
 
 def inventory(clones: Sequence[tuple[Labels, Access]]) -> dict[str, object]:
-    """Return the inventory: a group for each fleet, named as Ansible wants it (``my_fleet``)."""
+    """Return the inventory: a group for each fleet, with a name valid in Ansible (``my_fleet``)."""
     groups: dict[str, dict[str, object]] = {}
     for labels, access in clones:
         groups.setdefault(_group(labels.fleet), {})[access.name] = _variables(labels, access)

@@ -1,6 +1,6 @@
-"""Prove that clones are different machines: what each says of itself, and what any two share.
+"""Check that clones are different machines: collect facts from each, and find shared values.
 
-The facts are read from the guests, by one POSIX shell script in one login each.
+A POSIX shell script collects the facts in one login to each guest.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ say generation_id "$(od -An -v -tx1 -j40 -N16 \
     /sys/firmware/qemu_fw_cfg/by_name/etc/vmgenid_guid/raw 2>/dev/null | tr -d ' \n')"
 say end end
 """
-# The generation id: docs/specs/vmgenid.txt in QEMU's source; its GUID lies 40 bytes into the blob.
+# The generation id: docs/specs/vmgenid.txt in QEMU's source; the GUID is at offset 40 in the blob.
 
 SCRIPT = (
     f"script={shlex.quote(_SCRIPT)}; "
     'if [ "$(id -u)" != 0 ] && sudo -n true 2>/dev/null; then sudo -n sh -c "$script"; '
     'else sh -c "$script"; fi'
 )
-"""What is run on each clone. Some facts are root's: it uses sudo where that asks for nothing."""
+"""The command for each clone. Some facts need root: it uses sudo if no password is needed."""
 
 FACTS: Mapping[str, bool] = {
     "hostname": True,
@@ -61,10 +61,10 @@ FACTS: Mapping[str, bool] = {
     "uuid": False,
     "generation_id": False,
 }
-"""What is read, and whether every machine has it: a client id is DHCP's, a generation id QEMU's."""
+"""The facts, and whether every machine has them: client ids need DHCP, generation ids QEMU."""
 MAX_VALUES = 64
 MAX_VALUE = 1024
-"""Of one fact of one clone: what a guest says is hostile input."""
+"""Limits for one fact of one clone: the output of a guest is hostile input."""
 _LINE = re.compile(rb"vmcloner-fact ([a-z_]+) ([ -~]+)")
 
 Facts = Mapping[str, tuple[str, ...]]
@@ -72,11 +72,11 @@ Facts = Mapping[str, tuple[str, ...]]
 
 @attrs.frozen(kw_only=True)
 class Verdict:
-    """What was found of one fact.
+    """The result for one fact.
 
-    :param read: how many clones have it. :param distinct: how many different values there are.
-    :param missing: clones that should have it, and don't.
-    :param shared: (value, clones) of each value that several clones have.
+    :param read: how many clones have it. :param distinct: the number of different values.
+    :param missing: clones that should have it, but do not.
+    :param shared: (value, clones) for each value that several clones have.
     """
 
     fact: str
@@ -87,22 +87,23 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is against these clones being different machines."""
+        """Whether this fact confirms that the clones are different machines."""
         return not self.missing and not self.shared
 
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """What an audit found. ``unread``: the clones that gave no facts, with the reasons."""
+    """The result of an audit. ``unread``: clones that could not be queried, with the reasons."""
 
     clones: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
     unread: Mapping[str, VmclonerError]
 
     def check(self) -> None:
-        """Return where all clones are proven to be different machines.
+        """Check that all clones are different machines.
 
-        :raises PartialFailure: they aren't; names the collisions, and who could not be asked.
+        :raises PartialFailure: they are not; with the collisions and the clones that could not be
+            queried.
         """
         failures = [*self.unread.items()]
         for verdict in self.verdicts:
@@ -114,16 +115,15 @@ class Report:
         if failures:
             count = len({name for name, _ in failures})
             raise PartialFailure(
-                f"audit: {count} of {len(self.clones)} clones aren't proven to be machines "
-                "of their own",
+                f"audit: {count} of {len(self.clones)} clones aren't proven unique",
                 failures=failures,
             )
 
 
 def facts_of(answer: Answer) -> Facts:
-    """Return what a clone said of itself.
+    """Return the facts in a clone's answer.
 
-    :raises VmclonerError: it wasn't reached, or didn't say all.
+    :raises VmclonerError: it could not be reached, or its answer is incomplete.
     """
     if answer.error is not None:
         raise answer.error
@@ -142,13 +142,13 @@ def facts_of(answer: Answer) -> Facts:
         said = answer.stderr.decode(errors="replace").strip().splitlines()
         raise WrongState(
             f"{answer.name} didn't answer the audit" + (f": {said[-1][:200]}" if said else ""),
-            hint="it takes a POSIX shell in the guest",
+            hint="the guest needs a POSIX shell",
         )
     return {fact: tuple(values) for fact, values in facts.items()}
 
 
 def judge(answers: Sequence[Answer]) -> Report:
-    """Return what the answers to :data:`SCRIPT` prove."""
+    """Evaluate the answers to :data:`SCRIPT`."""
     read: dict[str, Facts] = {}
     unread: dict[str, VmclonerError] = {}
     for answer in answers:

@@ -1,4 +1,4 @@
-"""What all clones of one run have in common: who makes them, when, in which run."""
+"""What all clones of one run have in common: owner, time, and run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class Birth:
-    """Who makes clones, when, in which run. Times are UTC, ISO 8601, in seconds.
+    """The owner, time and run of new clones. Times are UTC, ISO 8601, in seconds.
 
-    :param run: a name that sorts by time, and that no other run has.
+    :param run: a unique name that sorts by time.
     """
 
     run: str
@@ -25,7 +25,7 @@ class Birth:
 
     @classmethod
     def now(cls) -> Self:
-        """Return the birth of clones that are made now by who runs this process."""
+        """Return the birth of clones that this process's user makes now."""
         time = datetime.now(UTC)
         return cls(
             run=time.strftime("%Y%m%dT%H%M%S-") + secrets.token_hex(3),
@@ -35,7 +35,7 @@ class Birth:
 
 
 def owner() -> str:
-    """Return who is asking: the user behind sudo where there is one."""
+    """Return the current user: under sudo, the one who called it."""
     try:
         return os.environ.get("SUDO_USER") or getpass.getuser()
     except (KeyError, OSError):  # a user id without an entry in passwd(5)

@@ -1,4 +1,4 @@
-"""What clones were started from: a folder of a clone's own, from one start to the next."""
+"""Folders for the boot files of clones: one folder per clone, emptied at each start."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ from vmcloner_core.errors import BackendError, InvalidRequest
 from vmcloner_core.names import split_clone
 
 MODE = 0o711
-"""The user that runs guests gets through to a file that it knows; nobody lists what is there."""
+"""The user that runs guests can open a file by its path, but cannot list the folder."""
 
 
 def fresh(folder: Path, clone: str) -> Path:
-    """Return a clone's folder under ``folder``, made anew and empty.
+    """Return a clone's folder under ``folder``, newly created and empty.
 
-    For a clone that doesn't run. Safe for several clones at once.
+    For a clone that is not running. Safe for several clones at the same time.
 
-    :raises BackendError: it can't be made.
+    :raises BackendError: it cannot be created.
     """
     own = _own(folder, clone)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(MODE)  # whatever the umask says
+        folder.chmod(MODE)  # regardless of the umask
         _remove(own)
         own.mkdir()
         own.chmod(MODE)
     except OSError as error:
         raise BackendError(
-            f"{clone}: can't make the folder for what it boots, {own}: {error.strerror}",
-            hint="set hosts.HOST.state to a folder that you may write to, or run it as root (sudo)",
+            f"{clone}: cannot create the folder for its boot files, {own}: {error.strerror}",
+            hint="set hosts.HOST.state to a folder that you can write to, or run it as root (sudo)",
         ) from error
     return own
 
 
 def clear(folder: Path, clone: str) -> None:
-    """Remove a clone's folder with all that is in it; one that isn't there is a success.
+    """Remove a clone's folder and its contents; succeeds if the folder does not exist.
 
-    :raises BackendError: it can't be removed.
+    :raises BackendError: it cannot be removed.
     """
     own = _own(folder, clone)
     try:
         _remove(own)
     except OSError as error:
         raise BackendError(
-            f"{clone}: can't remove {own}: {error.strerror}", hint="run it as root (sudo)"
+            f"{clone}: cannot remove {own}: {error.strerror}", hint="run it as root (sudo)"
         ) from error
 
 
 def _own(folder: Path, clone: str) -> Path:
     if split_clone(clone) is None:  # it becomes part of a path
-        raise InvalidRequest(f"not a clone's name: {clone!r}")
+        raise InvalidRequest(f"not a clone name: {clone!r}")
     return folder / clone
 
 

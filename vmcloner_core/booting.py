@@ -1,4 +1,4 @@
-"""Start clones: ask their boot providers first, where these are asked at each start."""
+"""Start clones, after asking those boot providers that are asked at each start."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from vmcloner_core.pipeline import Work
 from vmcloner_core.records import Records
 
 STARTED_FROM = "boot.json"
-"""What a clone was started from, in its own folder."""
+"""File in a clone's folder that says what the clone was started from."""
 
 
 def boot_request(
     spec: CloneSpec, driver: HypervisorDriver, volumes: tuple[Volume, ...]
 ) -> BootRequest:
-    """Return what a boot provider is asked about a clone."""
+    """Return the boot provider's request for a clone."""
     return BootRequest(
         labels=spec.labels,
         template=spec.template,
@@ -50,16 +50,16 @@ def domain_spec(
     volumes: tuple[Volume, ...],
     seed: Seed = Seed(),  # noqa: B008 - a frozen value
 ) -> DomainSpec:
-    """Return what defines a clone's domain.
+    """Return the specification of a clone's domain.
 
-    :raises InvalidRequest: the seed has words for a kernel, and there is none, or no room.
+    :raises InvalidRequest: the seed has kernel arguments, but there is no kernel, or no room.
     """
     return DomainSpec(
         labels=spec.labels,
         uuid=spec.uuid,
         memory=spec.memory,
         vcpus=spec.vcpus,
-        # A provider that is asked at each start gets the words then.
+        # Where the provider is asked at each start, they are added then.
         boot=boot if spec.labels.boot is not None else told(spec.name, boot, seed.cmdline),
         volumes=volumes,
         nics=spec.nics,
@@ -74,8 +74,8 @@ class Preview:
     """What a clone would boot, or the error that it would get.
 
     :param provider: the boot provider that was asked.
-    :param running: it runs: that is what it was started from, or what its definition says where
-        that isn't known.
+    :param running: it is running: this is what it was started from, or its definition if that
+        isn't known.
     """
 
     name: str
@@ -86,30 +86,30 @@ class Preview:
 
 
 def told(name: str, boot: BootConfig, words: str) -> BootConfig:
-    """Return what a clone boots, with more words on its kernel's command line.
+    """Return what a clone boots, with ``words`` added to its kernel command line.
 
-    :raises InvalidRequest: no command line reaches its kernel, there is no room, or the command
-        line that it has can't be written anywhere.
+    :raises InvalidRequest: it has no kernel command line, there is no room, or the command line
+        has a control character.
     """
     if not (boot.cmdline or "").isprintable():
-        raise InvalidRequest(f"{name}: its kernel command line has a control character in it")
+        raise InvalidRequest(f"{name}: its kernel command line has a control character")
     if not words:
         return boot
     if boot.kernel is None and boot.bootloader is None and not boot.origins:
-        raise InvalidRequest(f"{name}: its identity needs a kernel command line, and it has none")
+        raise InvalidRequest(f"{name}: its identity needs a kernel command line, but it has none")
     cmdline = f"{boot.cmdline or ''} {words}".strip()
     if (size := len(cmdline.encode())) > MAX_CMDLINE:
-        raise InvalidRequest(f"{name}: a kernel command line of {size} bytes, {MAX_CMDLINE} fit")
+        raise InvalidRequest(f"{name}: kernel command line has {size} bytes, over {MAX_CMDLINE}")
     return attrs.evolve(boot, cmdline=cmdline)
 
 
 @attrs.frozen(kw_only=True)
 class Starter:
-    """Starts clones, and keeps what they are started from. Thread-safe.
+    """Starts clones, and stores what they are started from. Thread-safe.
 
-    :param boots: return the boot provider of that name, with its description.
-    :param folder: where each clone has a folder for its files.
-    :param records: where words for clones' kernels are kept.
+    :param boots: returns the boot provider of a name, with its description.
+    :param folder: has a folder for each clone's files.
+    :param records: hold the kernel arguments of clones' identities.
     """
 
     boots: Callable[[str], tuple[BootBackend, BootProvider]]
@@ -117,7 +117,7 @@ class Starter:
     records: Records
 
     def start(self, driver: HypervisorDriver, works: Sequence[Work]) -> Iterator[Outcome[object]]:
-        """Start clones of one hypervisor; a clone that boots nothing isn't started."""
+        """Start clones of one hypervisor, except those with nothing to boot."""
         names = [work.name for work in works]
         boots: dict[str, BootConfig] = {}
         for outcome in self._resolved(driver, works):
@@ -131,7 +131,7 @@ class Starter:
             yield self.forget(started) if failed else started
 
     def forget(self, outcome: Outcome[object]) -> Outcome[object]:
-        """Remove what a clone was started from; an outcome that was a success may fail by it."""
+        """Remove what a clone was started from; if that fails, so does the outcome."""
         try:
             bootfiles.clear(self.folder, outcome.key)
         except VmclonerError as error:
@@ -139,19 +139,18 @@ class Starter:
         return outcome
 
     def ended_to_boot_anew(self, name: str) -> bool:
-        """Tell whether a clone that has ended was started so that a reboot ends it.
+        """Tell whether a clone that has stopped was started so that a reboot stops it.
 
-        Its provider is then to be asked again. False for one that vmcloner has stopped.
+        If so, its provider must be asked again. False for one that vmcloner stopped.
         """
         record = self._record(name)
         return record is not None and record.on_reboot == "destroy"
 
     def preview(self, driver: HypervisorDriver, works: Sequence[Work]) -> Iterator[Preview]:
-        """Yield what clones of one hypervisor would boot now; nothing is started or kept.
+        """Yield what clones of one hypervisor would boot now; starts and stores nothing.
 
-        Of one that runs, what it was started from, or its definition: its disk is in use, and so
-        is the lease that a server would be asked for in its name. The disks of the others must be
-        active.
+        For a running clone: what it was started from, or its definition, since its disk and its
+        DHCP lease are in use. The disks of the others must be active.
         """
         states = driver.states()
         requests: list[BootRequest] = []
@@ -197,7 +196,7 @@ class Starter:
         return kept.seed.cmdline if kept is not None else ""
 
     def _record(self, name: str) -> BootConfig | None:
-        """Return what a clone was started from, None where that isn't known."""
+        """Return what a clone was started from, None if that isn't known."""
         try:
             said = json.loads((self.folder / name / STARTED_FROM).read_text(encoding="utf-8"))
             for key in ("kernel", "initrd", "bootloader"):
@@ -213,13 +212,13 @@ class Starter:
     def _resolved(
         self, driver: HypervisorDriver, works: Sequence[Work]
     ) -> Iterator[Outcome[BootConfig]]:
-        """Yield what those clones boot whose providers are asked at each start."""
+        """Yield what clones boot whose providers are asked at each start."""
         asked = [work for work in works if work.plan.labels.boot is not None]
         states = driver.states() if asked else {}
         requests: dict[str, BootRequest] = {}
         for work in asked:
             if states.get(work.name) not in (State.STOPPED, State.CRASHED):
-                continue  # it runs, or will be resumed: it has booted, and its disks are in use
+                continue  # running or paused: it has booted, and its disks are in use
             try:
                 request = boot_request(work.plan.known(), driver, work.volumes)
                 folder = bootfiles.fresh(self.folder, work.name)
@@ -234,7 +233,7 @@ class Starter:
                 yield Outcome(key=outcome.key, error=error)
 
     def _complete(self, outcome: Outcome[BootConfig]) -> BootConfig:
-        """Return what a clone boots with all that belongs to it, once that is kept."""
+        """Store and return what a clone boots, with its identity's kernel arguments."""
         boot = told(outcome.key, outcome.unwrap(), self._words(outcome.key))
         file = self.folder / outcome.key / STARTED_FROM
         try:
@@ -248,7 +247,7 @@ class Starter:
 def with_networks(
     backend: BootBackend, driver: HypervisorDriver, requests: Sequence[BootRequest]
 ) -> Sequence[BootRequest]:
-    """Return requests with the host's networks, for a provider that asks for them."""
+    """Return requests with the host's networks, if the provider wants them."""
     if not backend.networks or driver.networks is None or not requests:
         return requests
     networks = driver.networks.inspect()
@@ -258,13 +257,13 @@ def with_networks(
 def defined_boot(
     boots: tuple[BootBackend, BootProvider], driver: HypervisorDriver, request: BootRequest
 ) -> BootConfig:
-    """Return what a clone's definition says that it boots."""
+    """Return what a clone boots according to its definition."""
     backend, provider = boots
     return next(iter(provider.resolve(with_networks(backend, driver, [request])))).unwrap()
 
 
 def provider_of(request: BootRequest) -> str:
-    """Return the name of the boot provider that a clone is bound to, or its template names."""
+    """Return the name of the boot provider in a clone's labels, else in its template."""
     return request.labels.boot or request.template.boot
 
 
@@ -275,10 +274,10 @@ def resolve(
     *,
     every: bool = False,
 ) -> Iterator[Outcome[BootConfig]]:
-    """Yield what clones boot, asked as at a start; a provider may hand over to another, once.
+    """Yield what clones boot at a start; a provider may hand over to another, once.
 
     :param driver: the hypervisor that they run on.
-    :param every: ask also on behalf of boot loaders that the hypervisor will run by itself.
+    :param every: also resolve what boot loaders that the hypervisor runs itself would boot.
     """
     handed_over: dict[str, list[BootRequest]] = {}
     by_name = {request.labels.clone: request for request in requests}
@@ -335,9 +334,9 @@ def _answers(
     ask: Callable[[Sequence[BootRequest]], Iterator[Outcome[BootConfig]]],
     requests: Sequence[BootRequest],
 ) -> Iterator[Outcome[BootConfig]]:
-    """Yield a provider's answers; where it breaks off, ask for each clone that is left by itself.
+    """Yield a provider's answers; if it fails, ask for each remaining clone separately.
 
-    So what one clone's disk or server says never keeps the others from starting.
+    So one clone's disk or server never keeps the others from starting.
     """
     left = {request.labels.clone: request for request in requests}
     try:

@@ -1,9 +1,9 @@
-"""The templates that there are: TOML files in a list of folders, the first of a name wins.
+"""Find templates: TOML files in a list of folders. The first with a given name wins.
 
 Searched in this order: ``./templates``, the user's (``~/.config/vmcloner/templates``),
 ``/etc/vmcloner/templates``, then the ones shipped with vmcloner. The file's stem is the
-template's name. ``extends = "NAME"`` takes everything of another template and lays this file's
-keys over it, table by table; a file that extends its own name means the next of that name.
+template's name. ``extends = "NAME"`` takes all keys of another template; the keys of this file
+override them, table by table. A file that extends its own name extends the next file of that name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_DEPTH = 8
 
 @attrs.frozen(kw_only=True)
 class TemplateInfo:
-    """A template that was found: itself, or why it can't be used."""
+    """A template that was found, or the reason why it cannot be used."""
 
     name: str
     file: Path
@@ -43,12 +43,12 @@ class TemplateInfo:
 
 @functools.cache
 def shipped() -> Path:
-    """Return the folder of the templates that come with vmcloner, as trusted as its code."""
+    """Return the folder of the shipped templates, which are trusted like vmcloner's code."""
     return Path(str(resources.files("vmcloner_core.templates")))
 
 
 def search_path() -> tuple[Path, ...]:
-    """Return the folders that are searched, in order, whether they exist or not."""
+    """Return the folders to search, in order, whether they exist or not."""
     return (
         Path("templates").absolute(),
         user_config_path("vmcloner") / "templates",
@@ -60,7 +60,7 @@ def search_path() -> tuple[Path, ...]:
 class Catalog:
     """Reads templates.
 
-    :param built: the folder in which image builders' templates have their files, one folder each.
+    :param built: the folder with the results of image builders, one folder per template.
     :param folders: where templates are searched, in order.
     """
 
@@ -73,7 +73,7 @@ class Catalog:
         return {name: files[0] for name, files in self._all_files().items()}
 
     def _all_files(self) -> dict[str, tuple[Path, ...]]:
-        """Return the files of each name, by name, in the order in which they are searched."""
+        """Return the files with each name, in search order."""
         found: dict[str, tuple[Path, ...]] = {}
         for folder in self._folders:
             if folder.is_dir():
@@ -82,7 +82,7 @@ class Catalog:
         return dict(sorted(found.items()))
 
     def infos(self) -> tuple[TemplateInfo, ...]:
-        """Read every template; one that is broken carries its error."""
+        """Read every template; a broken one is returned with its error."""
         return tuple(self._info(name, file) for name, file in self.files().items())
 
     def _info(self, name: str, file: Path) -> TemplateInfo:
@@ -94,7 +94,7 @@ class Catalog:
     def template(self, name: str) -> Template:
         """Read one template.
 
-        :raises NotFound: there is none of that name; says which there are.
+        :raises NotFound: there is no template of that name; the hint suggests others.
         :raises InvalidRequest: names the file, the line or key, and the reason.
         """
         check_template(name)
@@ -104,7 +104,7 @@ class Catalog:
         reserved = attrs.fields_dict(Template).keys() - keys_of(Template)
         for key in sorted(reserved & data.keys()):
             raise InvalidRequest(f"{file}: unknown key {key!r}")
-        # Paths are the reader's to resolve; what a builder makes lies in a folder of its own.
+        # Readers resolve relative paths; the results of a builder are in their own folder.
         template = structure({**data, "name": name}, Template, where=str(file), also=["extends"])
         if template.domain.xml is not None:
             check_file(template.domain.xml)
@@ -118,7 +118,7 @@ class Catalog:
     def _merged(
         self, name: str, files: Mapping[str, Sequence[Path]], seen: tuple[Path, ...]
     ) -> tuple[dict[str, Any], Path]:
-        """Return a template's keys with those it extends, and the folder of its kernel's files.
+        """Return a template's keys merged with those it extends, and the folder of its kernel.
 
         :param seen: the files that led here, each extending the next.
         """
@@ -127,7 +127,7 @@ class Catalog:
             raise NotFound(
                 f"{said_by}unknown template {name!r}", hint=did_you_mean(name, list(files))
             )
-        # What extends its own name lies over the next file of that name, a shipped one mostly.
+        # A file that extends its own name extends the next one of that name, usually a shipped one.
         again = bool(seen) and seen[-1].stem == name
         left = files[name][files[name].index(seen[-1]) + 1 :] if again else files[name]
         if not left or left[0] in seen or len(seen) >= MAX_DEPTH:
@@ -142,12 +142,12 @@ class Catalog:
             raise InvalidRequest(f"{file}: extends: must be a string, not {parent!r}")
         inherited, folder = self._merged(parent, files, (*seen, file))
         if own.get("boot", inherited.get("boot")) != inherited.get("boot"):
-            inherited.pop("kernel", None)  # what one boot provider boots says nothing to another
+            inherited.pop("kernel", None)  # does not apply to another boot provider
         return _laid_over(inherited, own), file.parent if "kernel" in own else folder
 
 
 def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return ``data`` with the paths that always belong to their own file made absolute."""
+    """Return ``data`` with absolute paths for keys that are relative to their own file."""
     for table, key in (
         ("image", "path"),
         ("domain", "xml"),
@@ -165,7 +165,7 @@ def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, A
     merged = dict(under)
     for key, value in over.items():
         if key == "image":
-            merged[key] = value  # a source is given whole: a path doesn't mix with a builder
+            merged[key] = value  # replaced as a whole: a path and a builder do not mix
         elif isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = _laid_over(merged[key], value)
         else:
@@ -177,11 +177,11 @@ BUILT_BY = "# Written by vmcloner image build"
 
 
 def write_built(name: str, parent: str, builder: str, options: Mapping[str, Any]) -> Path:
-    """Write a template of the user's own whose image a builder makes; returns its file.
+    """Write a user template whose image is made by a builder; return its file.
 
-    :param parent: the template that it takes all the rest of.
-    :param options: the builder's, of texts, whole numbers and lists of texts.
-    :raises Conflict: there is such a file, and somebody has written in it.
+    :param parent: the template that it extends.
+    :param options: the builder's options: strings, integers and lists of strings.
+    :raises Conflict: the file exists, and was written or changed by hand.
     """
     folder = user_config_path("vmcloner") / "templates"
     file = folder / f"{check_template(name)}.toml"
@@ -197,8 +197,8 @@ def write_built(name: str, parent: str, builder: str, options: Mapping[str, Any]
     try:
         if file.exists() and not _as_written(file.read_text(errors="replace")):
             raise Conflict(
-                f"{file} exists, and was written or changed by hand",
-                hint=f"vmcloner image build {name}, without options, builds what it says; "
+                f"{file} exists and was written or changed by hand",
+                hint=f"vmcloner image build {name}, without options, builds it as it is; "
                 "or choose another name",
             )
         folder.mkdir(parents=True, exist_ok=True)
@@ -211,20 +211,24 @@ def write_built(name: str, parent: str, builder: str, options: Mapping[str, Any]
 
 
 def _signed(text: str) -> str:
-    """Return a file's text below a line that tells whether anybody has changed it since."""
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return f"{BUILT_BY} ({digest}), which won't write over what you change here.\n{text}"
+    """Return the text with a first line that reveals later changes."""
+    return f"{_signature(text)}, which does not overwrite your changes.\n{text}"
+
+
+def _signature(text: str) -> str:
+    return f"{BUILT_BY} ({hashlib.sha256(text.encode()).hexdigest()[:16]})"
 
 
 def _as_written(text: str) -> bool:
-    return text == _signed(text.partition("\n")[2])
+    first, _, rest = text.partition("\n")
+    return first.startswith(_signature(rest))
 
 
 def _literal(value: object) -> str:
-    """Return a text, whole number or list of texts in TOML, which JSON is but for DEL."""
+    """Return a string, integer or list of strings as TOML, which equals JSON except for DEL."""
     try:
         text = json.dumps(value, ensure_ascii=False)
         text.encode()
     except UnicodeEncodeError as error:
-        raise InvalidRequest(f"image options: not a text: {value!r}") from error
+        raise InvalidRequest(f"image options: not valid text: {value!r}") from error
     return text.replace("\x7f", "\\u007f")

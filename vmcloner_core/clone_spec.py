@@ -1,4 +1,4 @@
-"""Work out what a clone is, as one value: the model's ``CloneSpec``."""
+"""Work out a clone's specification: the model's ``CloneSpec``."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def clone_spec(
     macs: Sequence[str],
     values: Values | None = None,
 ) -> CloneSpec:
-    """Return what a clone is, without an identity.
+    """Return a clone's specification, without an identity.
 
-    :param values: its own, where they are known; None for those that the template gives it.
+    :param values: its own if they are known; None for the template's.
     :raises InvalidRequest: a placeholder in the template's values can't be filled in.
     """
     nics = tuple(Nic(spec=s, mac=m) for s, m in zip(template.nics, macs, strict=False))

@@ -1,4 +1,4 @@
-"""A template's disks, as what a pool is asked to make."""
+"""A template's disks, as requests to a pool."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def disk_requests(
     mode: CloneMode,
     disks: Collection[int] | None = None,
 ) -> tuple[CloneRequest, ...]:
-    """Return what makes a clone's volumes, in the disks' order.
+    """Return the requests for a clone's volumes, in the disks' order.
 
     :param origin: the template's image; without one, the first disk is left out.
-    :param disks: the numbers of those that are wanted, None for all of them.
+    :param disks: the numbers of those to make, None for all.
     """
     requests = []
     if origin is not None:

@@ -1,4 +1,4 @@
-"""The drivers of one host, made from its settings when they are first asked for."""
+"""The drivers of one host, made from its settings when first used."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ D = TypeVar("D")
 
 
 class DriverRegistry:
-    """Makes and keeps the drivers of a host: one for each name. Thread-safe."""
+    """Makes and keeps a host's drivers, one for each name. Thread-safe."""
 
     def __init__(self, host: Host, plugins: PluginHost, runner: CommandRunner) -> None:
         self.host = host
@@ -59,20 +59,20 @@ class DriverRegistry:
     def builder(self, name: str, options: Mapping[str, object], where: str) -> ImageBuilder:
         """Return an image builder.
 
-        :param options: a template's for it. :param where: that template, for messages.
+        :param options: from a template. :param where: that template, for messages.
         :raises InvalidRequest: it takes no options, or not these.
         """
         backend, context = self._plugins.image(name), self._context(name)
         where = f"{where}: image.options"
         if backend.options is None:
             if options:
-                raise InvalidRequest(f"{where}: image builder {name!r} takes none")
+                raise InvalidRequest(f"{where}: image builder {name!r} takes no options")
             return backend.factory(context)
         made: object = structure(options, backend.options, where=where)
         return backend.factory(context, made)
 
     def names(self, kind: str) -> tuple[str, ...]:
-        """Return the names of the host's backends of a kind: the default, and those set up."""
+        """Return the names of the host's backends of a kind, defaults included."""
         return tuple(self._tables(kind))
 
     def _tables(self, kind: str) -> Mapping[str, BackendTable]:

@@ -1,4 +1,4 @@
-"""The engine: what the shell, a test suite and a service all call. It prints nothing.
+"""The engine: the API that the shell, test suites and services call. It prints nothing.
 
 Example::
 
@@ -18,13 +18,12 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
-from vmcloner_core.birth import Birth
 from vmcloner_core.deadlines import answers
 from vmcloner_core.errors import (
     BackendError,
@@ -44,7 +43,6 @@ from vmcloner_core.model import (
     Capacity,
     Check,
     Clone,
-    CloneMode,
     Copying,
     DomainSpec,
     Host,
@@ -57,10 +55,10 @@ from vmcloner_core.model import (
     Template,
     network_key,
 )
-from vmcloner_core.names import check_template, parse_targets, split_clone
+from vmcloner_core.names import check_template, parse_targets
 from vmcloner_core.plan import Plan, RunResult, check_timeout
+from vmcloner_core.planning import Planning
 from vmcloner_core.plugins import PluginHost
-from vmcloner_core.preflight import check_memory
 from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import CreateRequest, Request, TargetRequest, check_jobs
 from vmcloner_core.settings import Settings
@@ -76,12 +74,9 @@ if TYPE_CHECKING:
         HypervisorDriver,
         ImageFile,
         NetworkInterface,
-        StorageDriver,
     )
     from vmcloner_core.model import CloneSpec
-    from vmcloner_core.planner import Facts
     from vmcloner_core.remote import Answer
-    from vmcloner_core.template_checks import TemplateChecks
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +84,7 @@ log = logging.getLogger(__name__)
 class Engine:
     """Makes, runs and removes clones on one host.
 
-    Reads may be called from any thread; one run at a time per engine (a second one waits).
+    Reads may be called from any thread. An engine carries out one run at a time: a second waits.
     Errors are :class:`~vmcloner_core.errors.VmclonerError`.
     """
 
@@ -97,6 +92,7 @@ class Engine:
         self.settings = settings
         self.plugins = plugins
         self._host = host
+        self._planning = Planning(settings, plugins, host)
         self._run_lock = threading.Lock()
         self._cancel = threading.Event()
 
@@ -116,9 +112,9 @@ class Engine:
         """Return an engine for a host.
 
         :param config: the settings file; None for the first that exists.
-        :param host: its name in the settings; None for their default.
+        :param host: its name in the settings; None for the default host.
         :param plugins: objects with hook implementations (:mod:`vmcloner_core.hooks`): observers,
-            policies, and backends that needn't be installed as entry points.
+            policies, and backends without entry points.
         :raises NotFound: no such file or host. :raises InvalidRequest: the settings are wrong.
         """
         settings = Settings.load(config)
@@ -132,7 +128,7 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Close connections. The engine can be used again: they are opened when needed."""
+        """Close connections. They are opened again when the engine is used."""
         self._host.close()
 
     # --- runs -----------------------------------------------------------------------------------
@@ -140,12 +136,12 @@ class Engine:
     def create(self, fleet: str, template: str, **options: Any) -> RunResult:
         """Make a fleet; ``options`` are the fields of :class:`CreateRequest`.
 
-        :raises PartialFailure: some clones failed; it carries which, and why.
+        :raises PartialFailure: some clones failed; the error says which, and why.
         """
         return check_result(self.run(CreateRequest(fleet=fleet, template=template, **options)))
 
     def start(self, *targets: str, **options: Any) -> RunResult:
-        """Start clones; ``options`` are the fields of :class:`TargetRequest`, as below."""
+        """Start clones; ``options`` here and below are the fields of :class:`TargetRequest`."""
         return self._target("start", targets, options)
 
     def stop(self, *targets: str, **options: Any) -> RunResult:
@@ -157,11 +153,11 @@ class Engine:
         return self._target("restart", targets, options)
 
     def reset(self, *targets: str, **options: Any) -> RunResult:
-        """Put clones' disks back to what they were made of; those that ran are started again."""
+        """Reset clones' disks to their template; running clones are started again."""
         return self._target("reset", targets, options)
 
     def delete(self, *targets: str, **options: Any) -> RunResult:
-        """Stop and remove clones with all that belongs to them; what is gone is as asked."""
+        """Stop and remove clones with everything that belongs to them; missing ones are fine."""
         return self._target("delete", targets, options)
 
     def wait(self, *targets: str, **options: Any) -> RunResult:
@@ -175,25 +171,12 @@ class Engine:
 
     def plan(self, request: Request) -> Plan:
         """Return what a request would do, checked against the host. Changes nothing."""
-        return self._planned(request, self._host.survey(), None)
-
-    def _planned(self, request: Request, found: Survey, fleets: Collection[str] | None) -> Plan:
-        """Return the plan of a request; one at everything means no fleets but these (None: all)."""
-        from vmcloner_core.steps import check_backends
-
-        self.plugins.load_observers()
-        if isinstance(request, CreateRequest):
-            plan = self._plan_create(request, found)
-        else:
-            plan = self._plan_targets(request, found, fleets)
-        check_backends(self._host, plan)
-        self.plugins.preflight(plan)
-        return plan
+        return self._planning.plan(request, self._host.survey(), None)
 
     def run(
         self, request: Request, *, on_plan: Callable[[Plan], None] = lambda _plan: None
     ) -> RunResult:
-        """Plan a request and carry the plan out, alone on the fleets that it is about.
+        """Plan a request and carry the plan out, with its fleets locked.
 
         A clone's failure is in the result (see :func:`check_result`), not raised.
 
@@ -205,13 +188,13 @@ class Engine:
             self._host.keep_state_id()
             found = self._host.survey()
             self._host.sweep(fleets, found)
-            # A fleet that has come since these were counted is another run's: it isn't locked.
-            plan = self._planned(request, found, fleets)
+            # A fleet that was made since these were listed is another run's, and isn't locked.
+            plan = self._planning.plan(request, found, fleets)
             on_plan(plan)
             return self._carried_out(plan)
 
     def apply(self, plan: Plan) -> RunResult:
-        """Carry a plan out that was made before; what has since been done by others is left.
+        """Carry out a plan that was made earlier; what others have done since is left.
 
         :raises WrongState: it was made before the host's state folder had its id.
         """
@@ -219,7 +202,7 @@ class Engine:
         with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
             kept = self._host.keep_state_id()
             if any(clone.labels.state not in (None, kept) for clone in plan.clones):
-                raise WrongState("the plan is of another state folder", hint="make it again")
+                raise WrongState("the plan is for another state folder", hint="plan again")
             return self._carried_out(plan)
 
     def _carried_out(self, plan: Plan) -> RunResult:
@@ -228,7 +211,7 @@ class Engine:
         return PlannedRun(plan, self._host, self.plugins, self._cancel)()
 
     def cancel(self) -> None:
-        """Stop the current run cleanly: calls under way end, nothing new begins.
+        """Stop the current run cleanly: calls in progress are finished, no new ones begin.
 
         Safe to call from a signal handler and from any thread.
         """
@@ -248,145 +231,21 @@ class Engine:
         with self._host.hold(names, self._cancel.is_set):
             yield
 
-    # --- planning -------------------------------------------------------------------------------
-
-    def _plan_create(self, request: CreateRequest, found: Survey) -> Plan:
-        from vmcloner_core.planner import plan_create
-
-        host, checks = self._host, self._checks()
-        template = host.catalog.template(request.template)
-        storage_name = request.storage or self.settings.defaults.storage
-        hypervisor_name = request.hypervisor or self.settings.defaults.hypervisor
-        storage = host.drivers.storage(storage_name)
-        hypervisor = host.drivers.hypervisor(hypervisor_name)
-        checks.pairing(template, hypervisor)
-        self._check_seen(request, found, storage_name, hypervisor_name)
-        facts = self._facts(request, template, found, storage, hypervisor)
-        plan = plan_create(request, template, facts, Birth.now())
-        if plan.import_image:
-            host.images.check(template)
-        first = next((c.spec for c in plan.clones if c.spec and c.spec.identity), None)
-        if first is not None:
-            checks.seed(first)
-        return plan
-
-    def _check_seen(
-        self, request: CreateRequest, found: Survey, storage: str, hypervisor: str
-    ) -> None:
-        """Check that no clone of the fleet can be on a backend that could not be read."""
-        if not found.unseen:
-            return
-        what = f"create {request.fleet}"
-        names = self._host.records.names()
-        fleet = [n for n in names if (split_clone(n) or ("",))[0] == request.fleet]
-        kept = [record.labels for record in self._host.records.of(fleet).values()]
-        there = [clone.labels for clone in found.clones if clone.fleet == request.fleet]
-        found.check_seen(what, [*there, *kept])
-        found.check_backends(what, storage, hypervisor)
-
-    def _facts(
-        self,
-        request: CreateRequest,
-        template: Template,
-        found: Survey,
-        storage: StorageDriver,
-        hypervisor: HypervisorDriver,
-    ) -> Facts:
-        """Return what a create needs to know of the host.
-
-        :raises InvalidRequest: the pool can't make clones as asked.
-        """
-        from vmcloner_core.identity_rules import authorized_keys
-        from vmcloner_core.planner import Facts
-
-        records = self._host.records
-        default = CloneMode.LINKED if CloneMode.LINKED in storage.modes else CloneMode.FULL
-        mode = request.mode or default
-        if mode not in storage.modes:
-            raise InvalidRequest(f"pool {storage.name!r} can't make {mode.value} clones")
-        identity, identifier = self._host.drivers.identity(template.identity.provider)
-        seeds = identifier.seeds
-        wanted = hypervisor.networks if any(n.network for n in template.nics) else None
-        networks = wanted.inspect() if wanted is not None else None
-        fleet = [c.name for c in found.clones if c.fleet == request.fleet and c.recorded]
-        return Facts(
-            host=self.host.name,
-            seed=self._host.seed,
-            state=self._host.state_id,
-            hypervisor=hypervisor.name,
-            storage=storage.name,
-            mode=mode,
-            clones=found.clones,
-            records=records.of(fleet),
-            foreign_names=found.foreign_names,
-            foreign_macs=found.foreign_macs,
-            static_macs=records.static_macs() if networks else frozenset(),
-            origin=self._host.images.origin(storage, template.name),
-            capacity=storage.capacity(),
-            resources=hypervisor.resources(),
-            memory_overcommit=self.settings.limits.memory_overcommit,
-            need=storage.need,
-            seeds=seeds,
-            authorized_keys=authorized_keys(template) if seeds else (),
-            lets_in=seeds and not identity.cmdline,
-            networks=networks,
-            mac=self.plugins.clone_mac,
-            mac_prefix=hypervisor.mac_prefix,
-            boot=self._checks().boot_at_start(template, hypervisor),
-        )
-
-    def _plan_targets(
-        self, request: TargetRequest, found: Survey, fleets: Collection[str] | None
-    ) -> Plan:
-        from vmcloner_core.target_planner import plan_targets
-
-        if request.everything and fleets is not None:
-            held = tuple(clone for clone in found.clones if clone.fleet in fleets)
-            found = attrs.evolve(found, clones=held)
-        plan = plan_targets(
-            request,
-            found,
-            run=Birth.now().run,
-            host=self.host.name,
-            seed=self._host.seed,
-            template=functools.cache(self._host.catalog.template),
-            record=self._host.records.find,
-        )
-        self._check_memory(plan, found.clones)
-        return plan
-
-    def _check_memory(self, plan: Plan, clones: Sequence[Clone]) -> None:
-        """Check that the clones that a plan starts fit beside those that run."""
-        starting = {c.name for c in plan.clones if c.steps[:1] == ("start",)}
-        sizes: dict[str, list[int]] = {}
-        for clone in clones:
-            if clone.name in starting and clone.domain is not None:
-                sizes.setdefault(clone.labels.hypervisor, []).append(clone.domain.memory)
-        for name, group in sizes.items():
-            resources = self._host.drivers.hypervisor(name).resources()
-            check_memory(group, resources, self.settings.limits.memory_overcommit)
-
-    def _checks(self) -> TemplateChecks:
-        from vmcloner_core.template_checks import TemplateChecks
-
-        defaults = self.settings.defaults
-        return TemplateChecks(self._host, defaults.hypervisor, defaults.storage)
-
     # --- reads ----------------------------------------------------------------------------------
 
     def survey(self, *targets: str) -> Survey:
         """Return clones, sorted by fleet and index, and what could not be read.
 
-        :param targets: what to return the clones of; all where none is named.
+        :param targets: fleets, clones and node sets; all clones if none is given.
         :raises NotFound: a target names no clone.
-        :raises BackendError: a target names no clone, and may be on what could not be read.
+        :raises BackendError: a target names no clone, but a backend could not be read.
         """
         found = self._host.survey()
         clones = self._host.located(found.select(parse_targets(targets)))
         return attrs.evolve(found, clones=clones)
 
     def list(self, *targets: str) -> tuple[Clone, ...]:
-        """Return the clones of :meth:`survey`; what could not be read is a warning in the log."""
+        """Return the clones of :meth:`survey`; log a warning for what could not be read."""
         found = self.survey(*targets)
         for unseen in found.unseen:
             log.warning("%s", unseen)
@@ -396,7 +255,7 @@ class Engine:
         """Return one clone.
 
         :raises NotFound: there is none of that name.
-        :raises BackendError: it may be on what could not be read.
+        :raises BackendError: it may be on a backend that could not be read.
         """
         found = self._host.survey()
         clones = {clone.name: clone for clone in found.clones}
@@ -414,13 +273,13 @@ class Engine:
     # --- templates ------------------------------------------------------------------------------
 
     def templates(self) -> tuple[TemplateInfo, ...]:
-        """Return all templates that are found, the broken ones with their errors."""
+        """Return all templates, broken ones with their errors."""
         return self._host.catalog.infos()
 
     def template(self, name: str) -> Template:
         """Return a template.
 
-        :raises NotFound: there is none. :raises InvalidRequest: names its file, key and reason.
+        :raises NotFound: there is none. :raises InvalidRequest: it is wrong; names file and key.
         """
         return self._host.catalog.template(name)
 
@@ -437,11 +296,11 @@ class Engine:
         sha256: str | None = None,
         copying: Copying = AS_IT_COMES,
     ) -> Outcome[Origin]:
-        """Bring a template's image into a pool; unchanged where it is there already.
+        """Import a template's image into a pool; unchanged if it is already there.
 
-        :param image: a path or an http(s) URL, in the place of the template's own source.
-        :param sha256: of that image; required with a URL.
-        :param copying: how fast, and whether to read back what was written.
+        :param image: a path or an http(s) URL to use instead of the template's own source.
+        :param sha256: of that image; required for a URL.
+        :param copying: bandwidth, and whether to verify what was written.
         :raises WrongState: clones are linked to the image that would be replaced.
         """
         template = self._host.catalog.template(name)
@@ -462,11 +321,11 @@ class Engine:
         builder: str = "debian",
         parent: str = "debian-12-built",
     ) -> tuple[Template, ImageFile]:
-        """Make a template's image; done already where it wouldn't differ.
+        """Build a template's image, unless it is up to date.
 
-        :param options: the builder's. With any, the template is written first, to the user's own,
-            with all else as ``parent`` has it.
-        :raises NotFound: there is no such template, and no options.
+        :param options: the builder's. With any, the template is first written to the user's own
+            templates, with everything else from ``parent``.
+        :raises NotFound: there is no such template, and no options are given.
         :raises Conflict: there is such a template, written by hand.
         """
         with self._run_lock, self._held([f"template/{check_template(name)}"]):
@@ -485,11 +344,11 @@ class Engine:
             return driver.delete_origin(name)
 
     def check_template(self, name: str) -> tuple[Check, ...]:
-        """Check a template as far as that goes without making a clone of it.
+        """Check a template without making a clone of it.
 
         :raises NotFound: there is none. :raises InvalidRequest: its file is wrong.
         """
-        return self._checks().checks(name)
+        return self._planning.checks.checks(name)
 
     # --- domains and consoles -------------------------------------------------------------------
 
@@ -499,14 +358,14 @@ class Engine:
         return driver.render(spec)
 
     def domain_native(self, name: str) -> str:
-        """Return a clone's domain as its hypervisor's own toolstack writes it (``xl.cfg``).
+        """Return a clone's domain in its hypervisor's native format (``xl.cfg``).
 
-        :raises InvalidRequest: that hypervisor has no such format.
+        :raises InvalidRequest: the hypervisor has none.
         """
         driver, spec = self._spec(name)
         if driver.native is None:
             raise InvalidRequest(
-                f"{name}: hypervisor {driver.name!r} has no format but its domain XML",
+                f"{name}: hypervisor {driver.name!r} has no native format",
                 hint=f"vmcloner show {name} --xml",
             )
         return driver.native.render(spec)
@@ -514,10 +373,10 @@ class Engine:
     def _spec(self, name: str) -> tuple[HypervisorDriver, DomainSpec]:
         clone = self.show(name)
         driver = self._host.drivers.hypervisor(clone.labels.hypervisor)
-        return driver, self._checks().domain(self._known(clone), driver, clone.volumes)
+        return driver, self._planning.checks.domain(self._known(clone), driver, clone.volumes)
 
     def _known(self, clone: Clone) -> CloneSpec:
-        """Return what a clone that exists is.
+        """Return the specification of a clone that exists.
 
         :raises NotFound: its template is gone.
         """
@@ -525,20 +384,20 @@ class Engine:
 
         template = self._host.catalog.template(clone.template)
         driver = self._host.drivers.hypervisor(clone.labels.hypervisor)
-        macs = self._checks().macs(clone.labels, template, driver)
+        macs = self._planning.checks.macs(clone.labels, template, driver)
         record = self._host.records.find(clone.name)
         return found_spec(clone, template, record, self._host.seed, macs)
 
     def console_log(self, clone: Clone) -> Path | None:
-        """Return the file that holds a clone's console output, None where consoles aren't kept."""
+        """Return the file with a clone's console output, None if consoles aren't logged."""
         consoles = self._host.drivers.hypervisor(clone.labels.hypervisor).consoles
         return None if consoles is None else consoles.log(clone.name)
 
     def boots(self, *targets: str) -> tuple[Preview, ...]:
         """Return what clones would boot if they were started now: a dry run. All, if none is named.
 
-        Of those that run, what they were started from, or their definition where that isn't known.
-        Of the others disks are read, and servers asked without a lease kept.
+        For running clones: what they were started from, or their definition if that isn't known.
+        For the others, disks are read, and servers are asked without keeping a lease.
 
         :raises NotFound: a target names no clone.
         """
@@ -551,11 +410,11 @@ class Engine:
         return tuple(found[clone.name] for clone in clones if clone.name in found)
 
     def read_console(self, name: str, offset: int = 0, limit: int = 65536) -> tuple[bytes, int]:
-        """Return what a clone's console said from ``offset`` on, and the offset to go on from."""
+        """Return a clone's console output from ``offset``, and the offset to continue from."""
         return self._consoles(name).read(name, offset, limit)
 
     def attach_console(self, name: str, stdin: int, stdout: int) -> None:
-        """Connect two file descriptors with a clone's console until ``^]``."""
+        """Connect two file descriptors to a clone's console until ``^]``."""
         self._consoles(name).attach(name, stdin, stdout)
 
     def _consoles(self, name: str) -> ConsoleInterface:
@@ -581,12 +440,12 @@ class Engine:
             if isinstance(states, VmclonerError):
                 raise states
         self.show(name)
-        raise WrongState(f"{name} has no domain", hint="run its create again")
+        raise WrongState(f"{name} has no domain", hint="run the same create again")
 
     # --- reaching clones ------------------------------------------------------------------------
 
     def access(self, *targets: str) -> tuple[Outcome[Access], ...]:
-        """Return how each clone is reached by ssh, or why it can't be; keys are their names.
+        """Return how to reach each clone by ssh, or why it can't be; keys are their names.
 
         :raises NotFound: a target names no clone.
         """
@@ -595,11 +454,11 @@ class Engine:
     def execute(
         self, *targets: str, command: str, timeout: float = 60.0, jobs: int = FANOUT
     ) -> tuple[Answer, ...]:
-        """Run a command on clones by ssh, on many at once; returns each one's answer.
+        """Run a command on many clones at once by ssh; returns each one's answer.
 
-        :param command: read by the guests' shells. :param timeout: seconds for each clone.
+        :param command: for the guests' shells. :param timeout: seconds for each clone.
         :param jobs: clones at once.
-        :raises InvalidRequest: the command is too long, or a number makes no sense.
+        :raises InvalidRequest: the command is too long, or a number is out of range.
         """
         from vmcloner_core import remote
 
@@ -611,7 +470,7 @@ class Engine:
         return tuple(ran.get(o.key) or remote.Answer(name=o.key, error=o.error) for o in outcomes)
 
     def audit(self, *targets: str, timeout: float = 60.0, jobs: int = FANOUT) -> Report:
-        """Ask running clones who they are; returns what proves them different, and what doesn't."""
+        """Read running clones' identities from inside; returns which are unique and which not."""
         from vmcloner_core import audit
 
         return audit.judge(self.execute(*targets, command=audit.SCRIPT, timeout=timeout, jobs=jobs))
@@ -621,9 +480,7 @@ class Engine:
     def prepare_network(
         self, request: NetworkRequest, *, hypervisor: str | None = None
     ) -> NetworkChange:
-        """Make a network of vmcloner's own for so many guests; see
-        :meth:`NetworkInterface.prepare`.
-        """
+        """Make a network of vmcloner's own; see :meth:`NetworkInterface.prepare`."""
         driver = self._host.drivers.hypervisor(hypervisor or self.settings.defaults.hypervisor)
         networks = _networks(driver, request)
         with self._run_lock, self._held([f"network/{request.name}"]):
@@ -634,7 +491,7 @@ class Engine:
     ) -> NetworkChange:
         """Remove a network of vmcloner's own; see :meth:`NetworkInterface.remove`.
 
-        :raises WrongState: clones are defined on it, which couldn't start any more.
+        :raises WrongState: clones are defined on it, and couldn't start without it.
         """
         driver = self._host.drivers.hypervisor(hypervisor or self.settings.defaults.hypervisor)
         networks = _networks(driver, request)
@@ -644,9 +501,9 @@ class Engine:
             except BackendError:
                 if not request.bridge:
                     raise
-                domains = ()  # bridges need no hypervisor that runs
+                domains = ()  # bridges don't need a running hypervisor
             key = network_key("bridge" if request.bridge else "network", request.name)
-            if users := [d.name for d in domains if key in d.networks]:
+            if users := sorted(d.name for d in domains if key in d.networks):
                 raise WrongState(
                     f"network {key!r}: {len(users)} clones are on it ({users[0]}, …)",
                     hint="delete them first",
@@ -654,9 +511,9 @@ class Engine:
             return networks.remove(request)
 
     def check_host(self, *backends: str) -> Iterator[Check]:
-        """Yield what each backend needs of the host; all that are set up where none is named.
+        """Yield what each backend needs on the host; of all configured ones if none is named.
 
-        :raises NotFound: a backend isn't known.
+        :raises NotFound: a backend isn't configured.
         """
         known = {kind: self._host.drivers.names(kind) for kind in ("storage", "hypervisor")}
         for name in backends:
@@ -686,10 +543,10 @@ class Engine:
 
 
 def capacity_checks(pool: str, capacity: Capacity) -> Iterator[Check]:
-    """Yield what a pool has room for, and what it warns of."""
+    """Yield a pool's free space and its warnings."""
     room = f"{format_size(capacity.free)} of {format_size(capacity.total)} free"
     if capacity.volumes_free is not None:
-        room += f", for {capacity.volumes_free} more volumes at most"
+        room += f", for at most {capacity.volumes_free} more volumes"
     yield Check(backend=pool, name="space", status=Status.OK, detail=room)
     for warning in capacity.warnings:
         yield Check(backend=pool, name="space", status=Status.WARNING, detail=warning)
@@ -699,16 +556,16 @@ def _networks(driver: HypervisorDriver, request: NetworkRequest) -> NetworkInter
     if driver.networks is None:
         raise BackendError(
             f"network {request.name!r}: hypervisor {driver.name!r} makes no networks",
-            hint="choose another by --hypervisor",
+            hint="choose another with --hypervisor",
         )
     return driver.networks
 
 
 def check_result(result: RunResult) -> RunResult:
-    """Return the result of a run that did all it was asked.
+    """Return the result of a run that succeeded.
 
     :raises Interrupted: it was stopped. :raises RollbackIncomplete: something was left.
-    :raises PartialFailure: some of it failed; carries each clone's error.
+    :raises PartialFailure: too many clones failed; carries each clone's error.
     """
     action = result.plan.action
     failures = [(r.name, r.error) for r in result.failures if r.error is not None]
@@ -723,7 +580,7 @@ def check_result(result: RunResult) -> RunResult:
         done = total - len(failures)
         raise Interrupted(
             f"{action}: stopped with {done} of {counted(total, 'clone')} done",
-            hint="the same command again goes on",
+            hint="run the same command again",
         )
     if not result.enough:
         raise PartialFailure(

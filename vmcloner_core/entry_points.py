@@ -1,4 +1,4 @@
-"""The entry points of what is installed: the one place that reads them."""
+"""Installed entry points: the one place that reads them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def of_group(group: str) -> tuple[metadata.EntryPoint, ...]:
     """Return the entry points of a group, without importing what they name.
 
     stevedore keeps them in a file under ``~/.cache``, since :mod:`importlib.metadata` opens the
-    files of every installed distribution at each call. It reads them anew when a folder of
+    files of every installed distribution at each call. It reads them again when a folder of
     ``sys.path``, or an ``entry_points.txt`` in one, has changed. Their ``dist`` is None.
     """
     manager: NamedExtensionManager[object] = NamedExtensionManager(group, names=[])
@@ -19,7 +19,7 @@ def of_group(group: str) -> tuple[metadata.EntryPoint, ...]:
 
 
 def with_distributions(group: str) -> tuple[metadata.EntryPoint, ...]:
-    """Return the entry points of a group with their distributions, past stevedore's file."""
+    """Return the entry points of a group with their distributions, bypassing stevedore's file."""
     return tuple(metadata.entry_points(group=group))
 
 

@@ -1,8 +1,8 @@
-"""What can go wrong, as exceptions that a shell, a test suite and a service can all act on.
+"""The exceptions of vmcloner, for use by the command line, test suites and services.
 
 Each class has one exit code (see docs/exit-codes.md). A message is one line: it names the
-object, the reason and, by ``hint``, the way out. Exceptions of libvirt, of the operating
-system and of host commands are translated into these at the boundary, with ``raise … from``.
+object and the reason; ``hint`` says what to do. Exceptions of libvirt, of the operating system and
+of host commands are translated into these at the boundary, with ``raise … from``.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ MAX_SHOWN = 500
 
 
 def shown(text: str, limit: int = MAX_SHOWN) -> str:
-    """Return what a guest or a network says as it may be shown: on one line, unable to act.
+    """Return untrusted text from a guest or a network so that it is safe to display, on one line.
 
-    A terminal acts on control characters, a log file has lines, and bytes that are no text can't be
-    written. What is longer than ``limit`` characters is cut.
+    Control characters, which terminals interpret, line breaks and bytes that are not text are
+    escaped. Text longer than ``limit`` characters is cut.
     """
     cut = text if len(text) <= limit else f"{text[:limit]}…"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
 
 class VmclonerError(Exception):
-    """Base of all errors that vmcloner raises on purpose.
+    """Base class of all errors that vmcloner raises deliberately.
 
     :param message: one line, no trailing full stop.
-    :param hint: the next thing to do, a command where there is one; shown after the message.
+    :param hint: what to do next, a command if possible; shown after the message.
     """
 
     exit_code = 1
@@ -42,7 +42,7 @@ class VmclonerError(Exception):
 
 
 class UsageError(VmclonerError):
-    """The command line can't be understood."""
+    """The command line is invalid."""
 
     exit_code = 2
 
@@ -54,31 +54,31 @@ class InvalidRequest(VmclonerError):
 
 
 class NotFound(VmclonerError):
-    """What was named doesn't exist."""
+    """A named object does not exist."""
 
     exit_code = 4
 
 
 class Conflict(VmclonerError):
-    """A name is taken by something else, which is never touched."""
+    """A name is taken by something else, which is left unchanged."""
 
     exit_code = 5
 
 
 class WrongState(VmclonerError):
-    """The object exists, but its state doesn't allow the operation."""
+    """The object exists, but its state does not allow the operation."""
 
     exit_code = 6
 
 
 class NotEnoughResources(VmclonerError):
-    """Space, memory, names or addresses don't suffice; the message says how many would fit."""
+    """Not enough space, memory, names or addresses; the message says how many would fit."""
 
     exit_code = 7
 
 
 class BackendError(VmclonerError):
-    """A backend is missing, incompatible or broken, or its service doesn't answer."""
+    """A backend is missing, incompatible or broken, or its service does not respond."""
 
     exit_code = 8
 
@@ -90,11 +90,11 @@ class HostCommandError(VmclonerError):
 
 
 class DeadlineExceeded(HostCommandError):
-    """A host command, a hypervisor call or a wait didn't end in its time."""
+    """A host command, a hypervisor call or a wait exceeded its time limit."""
 
 
 class PartialFailure(VmclonerError):
-    """Some of a batch failed.
+    """Some members of a batch failed.
 
     :param failures: (name, error) of each clone that failed.
     """
@@ -113,19 +113,19 @@ class PartialFailure(VmclonerError):
 
 
 class RollbackIncomplete(PartialFailure):
-    """What a failed run had created could not all be removed; the message says what is left."""
+    """A failed run could not remove everything it had created; the message says what is left."""
 
     exit_code = 11
 
 
 class Interrupted(VmclonerError):
-    """The user stopped the run; what was done stays, and the same command goes on."""
+    """The user interrupted the run. Completed work stays; the same command continues."""
 
     exit_code = 130
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """Return a hint for a name that isn't known: its closest relative, or all there are."""
+    """Return a hint for an unknown name: the closest known name, or all known names."""
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"

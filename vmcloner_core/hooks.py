@@ -1,8 +1,8 @@
 """Hook specifications (pluggy): how plugins register backends, watch runs and veto plans.
 
 A plugin is what an entry point names: a module or an object with functions marked
-:data:`hookimpl`. Registration hooks return a frozen descriptor; the plugin host picks by name
-and imports only the plugin that is named. Backends are then called as objects, never by hooks.
+:data:`hookimpl`. Registration hooks return a frozen descriptor; the plugin host imports only
+plugins whose names are used. Backends are then called as objects, never by hooks.
 
 A storage plugin, complete::
 
@@ -44,26 +44,26 @@ from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent
 
 PROJECT = "vmcloner"
 API_VERSION = 1
-"""The driver API: what a backend relies on, see docs/api-changes.md. It goes up with each change
-that a backend built before would not survive. A backend for another version is refused."""
+"""Version of the driver API; see docs/api-changes.md. Each change that breaks existing backends
+raises it. A backend built for another version is refused."""
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @attrs.frozen(kw_only=True)
 class NoSettings:
-    """Settings of a backend that has none."""
+    """For a backend without settings."""
 
 
 @attrs.frozen(kw_only=True)
 class StorageBackend:
     """Describes a storage backend.
 
-    :param api: the version of the driver API that it is built for: a number, not
-        :data:`API_VERSION`, which would say so of any version.
+    :param api: the version of the driver API that it is built for: a literal number, since
+        :data:`API_VERSION` would match every version.
     :param name: the entry point's name. :param settings: an attrs class; the table
         ``[hosts.HOST.storage.NAME]`` of the settings file is read into it, strictly.
-    :param factory: called once per pool with (:class:`DriverContext`, settings). It opens nothing:
+    :param factory: called once per pool with (:class:`DriverContext`, settings). It opens nothing;
         the driver does at its first call.
     """
 
@@ -89,12 +89,12 @@ class HypervisorBackend:
 class BootBackend:
     """Describes a boot provider; ``api`` as in :class:`StorageBackend`.
 
-    :param hypervisors: the kinds that it can boot clones on.
+    :param hypervisors: the kinds of hypervisor that it supports.
     :param at_start: those of them on which it is asked at each start
-        (:meth:`BootProvider.resolve_start`) and not only when a clone is defined. Such a
-        hypervisor must be able to start domains :attr:`one_shot <HypervisorDriver.one_shot>`.
+        (:meth:`BootProvider.resolve_start`), not only when a clone is defined. Such a hypervisor
+        must be :attr:`one_shot <HypervisorDriver.one_shot>`.
     :param cmdline: whether it gives a kernel, and so a command line, to every clone.
-    :param networks: whether it is told of the host's networks when it is asked at a start.
+    :param networks: whether its requests at a start include the host's networks.
     """
 
     api: int
@@ -111,7 +111,7 @@ class BootBackend:
 class ImageBackend:
     """Describes an image builder; ``api`` as in :class:`StorageBackend`.
 
-    :param factory: called with :class:`DriverContext`, and with the options where it takes any.
+    :param factory: called with :class:`DriverContext`, and with the options if it takes any.
     :param options: an attrs class; a template's table ``image.options`` is read into it, strictly.
     """
 
@@ -126,7 +126,7 @@ class ImageBackend:
 class IdentityBackend:
     """Describes an identity provider; ``api`` as in :class:`StorageBackend`.
 
-    :param cmdline: whether it works by the kernel's command line, which then has to be there.
+    :param cmdline: whether it needs a kernel command line.
     """
 
     api: int
@@ -164,13 +164,13 @@ class Hooks:
 
     @hookspec
     def vmcloner_preflight(self, plan: Plan) -> None:
-        """Look at a complete plan before anything is changed; veto it by raising VmclonerError."""
+        """Check a complete plan before anything is changed; raise VmclonerError to veto it."""
 
     @hookspec(firstresult=True)
     def vmcloner_clone_mac(self, labels: Labels, nic: int, attempt: int) -> str | None:
         """Return the MAC address for a clone's card, or None to leave it to the next policy.
 
-        Called with the next ``attempt`` while the address returned is already in use.
+        Called again with the next ``attempt`` if the address is already in use.
         """
 
     @hookspec
@@ -187,7 +187,7 @@ class Hooks:
 
     @hookspec
     def vmcloner_clone_ready(self, run: str, clone: str) -> None:
-        """Observe that a clone has gone through all of its steps."""
+        """Observe that a clone has completed all of its steps."""
 
     @hookspec
     def vmcloner_run_finished(self, result: RunResult) -> None:

@@ -1,4 +1,4 @@
-"""Who clones are: identities by a template's rules, decided in planning. Nothing is kept here."""
+"""Work out clones' identities by a template's rules, when a run is planned. Stores nothing."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ _KEY_TYPES = ("ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-sha2-")
 
 
 def resolve(clone: CloneSpec, keys: Sequence[str], run: str) -> Identity:
-    """Return who a clone will be, by its template's ``[identity]``.
+    """Return a clone's identity by its template's ``[identity]``.
 
-    The clone's own values ``hostname``, ``machine_id`` and ``address`` stand in the place of the
-    template's.
+    The clone's own values ``hostname``, ``machine_id`` and ``address`` override the template's.
 
-    :param keys: the public keys that may log in, as :func:`authorized_keys` gives them.
-    :param run: the run that makes this identity: another run's has another generation.
+    :param keys: the public keys that may log in, from :func:`authorized_keys`.
+    :param run: the run that makes this identity; each run gives another generation.
     :raises InvalidRequest: names the template's key, the clone and the reason.
     """
     template, labels, nics, values = clone.template, clone.labels, clone.nics, clone.values
@@ -48,7 +47,7 @@ def resolve(clone: CloneSpec, keys: Sequence[str], run: str) -> Identity:
 
     hostname = str(values.get("hostname") or text("hostname", spec.hostname))
     if not _HOSTNAME.fullmatch(hostname) or len(hostname) > 253:
-        raise refuse("hostname", f"{hostname[:80]!r} is no host name")
+        raise refuse("hostname", f"{hostname[:80]!r} is not a host name")
     machine_id = str(
         values.get("machine_id")
         or (text("machine_id", spec.machine_id) if spec.machine_id else clone.uuid.hex)
@@ -87,7 +86,7 @@ def _address(text: str) -> str | None:
     interface = ipaddress.ip_interface(text)
     network = interface.network
     if network.num_addresses > 2 and interface.ip in (network[0], network[-1]):
-        raise ValueError(f"{text} is no host's address in {network}")
+        raise ValueError(f"{text} is not a host address in {network}")
     return str(interface)
 
 
@@ -146,7 +145,7 @@ def check_key(line: str, where: str) -> str:
         raise InvalidRequest(f"{where}: that is a private key", hint="give the .pub file beside it")
     if not line.isprintable() or not line.startswith(_KEY_TYPES):
         raise InvalidRequest(f"{where}: not a public key", hint="like: ssh-ed25519 AAAA… user@host")
-    if line.startswith("sk-"):  # of a hardware token: not a type that the library reads
+    if line.startswith("sk-"):  # of a hardware token: the library doesn't read this type
         return line
     try:
         load_ssh_public_key(line.encode())

@@ -1,7 +1,7 @@
-"""Where a template's disk image comes from: a file, a URL, or an image builder; and its checks.
+"""Obtain a template's disk image from a file, a URL or an image builder, and check it.
 
-An image is hostile input: it may be truncated, not what its name says, or name files of the host
-as its backing file. All of that is refused here, before any storage backend or QEMU reads it.
+An image is hostile input: it may be truncated, have a wrong suffix, or name files on the host as
+its backing file. Such images are refused here, before any storage backend or QEMU reads them.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ _SUFFIXES: dict[str, Literal["raw", "qcow2"]] = {
 def obtained(
     template: Template, builder: ImageBuilder | None, host: Host, progress: Progress
 ) -> Iterator[ImageFile]:
-    """Give the checked image of a template; what had to be fetched for it is gone afterwards.
+    """Yield the checked image of a template; a downloaded file is removed afterwards.
 
-    :param builder: the template's image builder, where its source names one.
+    :param builder: the template's image builder, if its source names one.
     """
     if builder is not None:
         yield build(builder, template.folder, progress)
@@ -79,22 +79,22 @@ def obtained(
 def from_file(source: ImageSource, progress: Progress, digest: str | None = None) -> ImageFile:
     """Return the checked image at ``source.path``.
 
-    :param digest: hexadecimal, where its maker knows a shorter way to it than reading it all.
-    :raises NotFound: there is no such file.
-    :raises InvalidRequest: it isn't what it should be; names file and reason.
+    :param digest: hexadecimal, if it can be known without reading the whole image.
+    :raises NotFound: the file does not exist.
+    :raises InvalidRequest: the image is invalid; the message names the file and the reason.
     """
     path = source.path
     assert path is not None  # noqa: S101 - the caller chose by it
     try:
         with open(path, "rb", opener=_nonblocking) as stream:
             mode = os.fstat(stream.fileno()).st_mode
-            if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):  # a logical volume is as good
+            if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):  # a logical volume is allowed
                 raise InvalidRequest(f"{path}: neither a file nor a block device")
             kind, size = inspect(stream, path, source.format)
             digest = f"sha256:{digest}" if digest else _digest(stream, source.sha256, progress)
     except FileNotFoundError as error:
         raise NotFound(
-            f"image {path} doesn't exist", hint="give one by template import --image FILE_OR_URL"
+            f"image {path} doesn't exist", hint="use template import --image FILE_OR_URL"
         ) from error
     except OSError as error:
         raise InvalidRequest(f"{path}: {error.strerror}") from error
@@ -105,7 +105,7 @@ def from_file(source: ImageSource, progress: Progress, digest: str | None = None
 
 
 def _nonblocking(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO must not hang us
+    return os.open(path, flags | os.O_NONBLOCK)  # opening a FIFO must not block
 
 
 def _digest(stream: BinaryIO, sha256: str | None, progress: Progress) -> str:
@@ -154,11 +154,11 @@ def _hash_parts(fd: int, progress: Progress) -> str:
 
 
 def download(source: ImageSource, folder: Path, progress: Progress) -> ImageSource:
-    """Fetch ``source.url`` to a file in ``folder``; returns the source with that file.
+    """Download ``source.url`` to a file in ``folder``; return the source with that file.
 
-    :raises InvalidRequest: there is no sha256 to check it by.
-    :raises HostCommandError: the server doesn't answer, or not with the whole file.
-    :raises NotEnoughResources: it is larger than what is free in ``folder``.
+    :raises InvalidRequest: there is no sha256 to verify it with.
+    :raises HostCommandError: the server does not respond, or does not send the whole file.
+    :raises NotEnoughResources: it is larger than the free space in ``folder``.
     """
     assert source.url is not None  # noqa: S101 - the caller chose by it
     if source.sha256 is None:
@@ -169,9 +169,9 @@ def download(source: ImageSource, folder: Path, progress: Progress) -> ImageSour
 
 
 def build(builder: ImageBuilder, folder: Path, progress: Progress) -> ImageFile:
-    """Return the image that a builder makes in ``folder``, made anew only where it would differ.
+    """Return the image that a builder makes in ``folder``; rebuild it only if it would differ.
 
-    The folder appears whole or not at all.
+    The folder appears complete or not at all.
     """
     fingerprint = builder.fingerprint()
     with translated(folder):
@@ -205,12 +205,12 @@ def inspect(
 ) -> tuple[Literal["raw", "qcow2"], int]:
     """Return an image's format and virtual size in bytes.
 
-    The format is what its template or its file name says, and raw where neither does: what a guest
-    wrote at the start of its disk never makes it another. The content is looked at only to refuse
-    an image that contradicts.
+    The template or the file name determines the format; otherwise it is raw. What a guest wrote at
+    the start of its disk never changes it. The content is read only to refuse an image that
+    contradicts its format.
 
-    :param claimed: the format that it should have; None to go by the file's suffix.
-    :raises InvalidRequest: it has another, is truncated, or refers to another file.
+    :param claimed: the format in the template; None to use the file's suffix.
+    :raises InvalidRequest: it has another format, is truncated, or refers to another file.
     """
     expected = claimed or _SUFFIXES.get(path.suffix.lower())
     stream.seek(0)
@@ -241,7 +241,7 @@ def _inspect_qcow2(stream: BinaryIO, path: Path) -> int:
     end = stream.seek(0, os.SEEK_END)
 
     def read(offset: int, length: int) -> bytes:
-        if offset >= end:  # it may be more than any file can have
+        if offset >= end:  # may be beyond the largest possible offset
             return b""
         stream.seek(offset)
         return stream.read(length)
@@ -266,7 +266,7 @@ def _inspect_qcow2(stream: BinaryIO, path: Path) -> int:
 
 
 def source_of(text: str, sha256: str | None) -> ImageSource:
-    """Return the source that a user named by a path or an http(s) URL."""
+    """Return the source for a path or an http(s) URL."""
     if "://" in text:
         return ImageSource(url=text, sha256=sha256)
     return ImageSource(path=Path(text).expanduser().absolute(), sha256=sha256)

@@ -1,6 +1,6 @@
-"""All that is done beside one host: its drivers, its folders, its locks.
+"""Everything that acts on one host: its drivers, folders and locks.
 
-An engine does nothing on a host but through this: it opens no path there by itself. This one is the
+An engine acts on a host only through this object, and opens no path there itself. This one is the
 host that the process runs on.
 """
 
@@ -12,9 +12,10 @@ import logging
 import os
 import re
 import socket
+import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -22,6 +23,7 @@ import attrs
 from vmcloner_core import locks, ssh_access
 from vmcloner_core.booting import Preview, Starter
 from vmcloner_core.catalog import Catalog
+from vmcloner_core.deadlines import answers
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver
 from vmcloner_core.errors import BackendError, VmclonerError
@@ -42,7 +44,7 @@ MACHINE_ID = Path("/etc/machine-id")
 
 
 class LocalHost:
-    """What is done beside the host that the process runs on. Thread-safe."""
+    """The host that the process runs on. Thread-safe."""
 
     def __init__(self, host: Host, plugins: PluginHost) -> None:
         self.host = host
@@ -56,7 +58,7 @@ class LocalHost:
 
     @functools.cached_property
     def seed(self) -> str:
-        """What UUIDs and MAC addresses of the host's clones are made from: no other host's."""
+        """The seed of its clones' UUIDs and MAC addresses: no other host has the same."""
         try:
             found = MACHINE_ID.read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError):
@@ -65,39 +67,47 @@ class LocalHost:
 
     @property
     def state_id(self) -> str:
-        """The id of the state folder; while it has none, the one that it will get."""
+        """The id of the state folder; until it has one, the one that it will get."""
         with self._lock:
             if self._state_id is None:
                 self._state_id = self._read_id() or uuid.uuid4().hex
             return self._state_id
 
     def keep_state_id(self) -> str:
-        """Have the state folder keep its id; returns it.
+        """Write the state folder's id, unless it has one; returns it.
 
-        :raises BackendError: the folder can't be written.
+        :raises BackendError: the folder can't be written, or its file holds no id.
         """
-        file = self.host.state_id
-        kept = self._read_id()
-        if kept is not None:  # nothing is written: the file system may be full
-            with self._lock:
-                self._state_id = kept
-            return kept
+        offered, file = self.state_id, self.host.state_id
+        with self._lock:
+            self._state_id = self._read_id() or self._write_id(offered)
+            if self._state_id is None:
+                raise BackendError(
+                    f"{file} does not contain a state folder's id",
+                    hint="restore it: the clones' labels have it (vmcloner show CLONE --xml)",
+                )
+            return self._state_id
+
+    def _write_id(self, offered: str) -> str | None:
+        """Offer the state folder an id; returns the one that it has, by this run or another."""
+        folder = self.host.state
         try:
-            self.host.state.mkdir(parents=True, exist_ok=True)
-            draft = file.with_name(f".id-{self.state_id}")
-            draft.write_text(f"{self.state_id}\n")
-            draft.chmod(0o644)
-            with contextlib.suppress(FileExistsError):  # it has one, or another run was faster
-                file.hardlink_to(draft)
-            draft.unlink(missing_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, draft = tempfile.mkstemp(prefix=".id-", dir=folder)
+            with os.fdopen(handle, "w") as stream:
+                os.fchmod(handle, 0o644)
+                stream.write(f"{offered}\n")
+                stream.flush()
+                os.fsync(handle)
+            with contextlib.suppress(FileExistsError):  # another run was faster
+                self.host.state_id.hardlink_to(draft)
+            Path(draft).unlink()
         except OSError as error:
             raise BackendError(
-                f"can't write {file}: {error.strerror}",
+                f"can't write {self.host.state_id}: {error.strerror}",
                 hint=f"run as root, or set hosts.{self.host.name}.state",
             ) from error
-        with self._lock:
-            self._state_id = self._read_id() or self._state_id
-        return self.state_id
+        return self._read_id()
 
     def _read_id(self) -> str | None:
         try:
@@ -111,13 +121,13 @@ class LocalHost:
         self.drivers.close()
 
     def survey(self) -> Survey:
-        """Return all that is on the host, as far as it can be read."""
+        """Return everything on the host that can be read."""
         return look(self.drivers, self.records, self.state_id)
 
     def hold(
         self, names: Sequence[str], cancelled: Callable[[], bool]
     ) -> contextlib.AbstractContextManager[None]:
-        """Hold locks between runs; the log says what is waited for. See :func:`locks.hold`."""
+        """Hold locks against other runs, and log what it waits for. See :func:`locks.hold`."""
         if os.path.lexists(self.host.state):
             check_folder(self.host.state)
         return locks.hold(
@@ -135,37 +145,41 @@ class LocalHost:
         Sweeper(self.host, self.drivers, self.records, self.survey)(fleets, found)
 
     def run_log(self) -> RunLog:
-        """Return what writes the log of a run."""
+        """Return a new run log."""
         return RunLog(self.host.runs)
 
     def located(self, clones: Sequence[Clone]) -> tuple[Clone, ...]:
-        """Return clones with the addresses at which they were found, or are by plan."""
+        """Return clones with their known addresses, or else their static ones."""
         running = {c.labels.hypervisor for c in clones if c.state is State.RUNNING}
-        found = {name: self.drivers.hypervisor(name).addresses() for name in running}
+        found = answers({n: functools.partial(self._addresses, n) for n in sorted(running)})
 
         def located(clone: Clone) -> Clone:
             if clone.state is not State.RUNNING:
                 return clone
-            addresses = found[clone.labels.hypervisor].get(clone.name)
+            answer = found[clone.labels.hypervisor]
+            addresses = None if isinstance(answer, VmclonerError) else answer.get(clone.name)
             ip = addresses[0] if addresses else self.records.planned_address(clone.name)
             return attrs.evolve(clone, ip=ip)
 
         return tuple(located(clone) for clone in clones)
 
+    def _addresses(self, hypervisor: str) -> Mapping[str, tuple[str, ...]]:
+        return self.drivers.hypervisor(hypervisor).addresses()
+
     def access(self, labels: Labels, address: str) -> Access:
-        """Return how a clone is reached at an address; see :func:`ssh_access.access`."""
+        """Return how to reach a clone at an address; see :func:`ssh_access.access`."""
         template = self.catalog.template(labels.template)
         known_hosts = self.records.known_hosts(labels.clone)
         return ssh_access.access(template, labels, address, known_hosts)
 
     def reach(self, clone: Clone) -> Outcome[Access]:
-        """Return how a clone is reached as it is now, or why it can't be."""
+        """Return how to reach a clone as it is now, or why it can't be reached."""
         return ssh_access.reach(clone, self.access)
 
     def previews(
         self, clones: Sequence[Clone], spec: Callable[[Clone], CloneSpec]
     ) -> Iterator[Preview]:
-        """Yield what clones would boot, with their volumes active for as long as it takes."""
+        """Yield what clones would boot; their volumes are activated meanwhile."""
         groups: dict[str, list[Clone]] = {}
         for clone in clones:
             groups.setdefault(clone.labels.hypervisor, []).append(clone)
@@ -197,7 +211,7 @@ class LocalHost:
 
     @contextlib.contextmanager
     def _active(self, volumes: Sequence[Volume]) -> Iterator[None]:
-        """Have volumes active for a while; those that were so before stay so."""
+        """Activate volumes during the block; those that were active before stay active."""
         made: list[Volume] = []
         try:
             for volume in volumes:

@@ -1,8 +1,8 @@
 """Locks between runs on one host: one file, one byte of it per name.
 
-Open file description locks (fcntl(2), ``F_OFD_SETLK``): they hold between threads as well as
-between processes, the kernel drops them with their holder however it dies, and no lock file is
-left behind for each fleet that ever was.
+These are open file description locks (fcntl(2), ``F_OFD_SETLK``). They work between threads as well
+as between processes, the kernel releases them however their holder dies, and no lock files of old
+fleets are left behind.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def hold(
     cancelled: Callable[[], bool] = lambda: False,
     waiting: Callable[[str], None] = lambda _name: None,
 ) -> Iterator[None]:
-    """Hold the locks of ``names``; waits for other holders, without limit.
+    """Hold the locks of ``names``; wait for other holders, without a time limit.
 
-    Locks are taken in one order everywhere, so that two holders can't wait for one another.
+    Locks are always taken in the same order, so holders cannot deadlock.
 
-    :param folder: holds the lock file; made if it isn't there.
-    :param waiting: called once for each name that somebody else holds.
-    :raises Interrupted: ``cancelled`` said so while waiting.
-    :raises BackendError: the folder can't be written, or its file system has no locks.
+    :param folder: folder of the lock file; created if it does not exist.
+    :param waiting: called once for each name that another run holds.
+    :raises Interrupted: ``cancelled`` returned true while waiting.
+    :raises BackendError: the folder cannot be written, or its file system has no locks.
     """
     with _opened(folder) as descriptor:
         for name in sorted(set(names)):

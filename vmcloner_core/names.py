@@ -1,8 +1,8 @@
-"""Names of fleets, clones and templates: the one place that says what a name may be.
+"""The rules for names of fleets, clones and templates.
 
 A fleet's name is a DNS label (RFC 1123, lower case). Its clones are ``FLEET-1`` … ``FLEET-N``
-and are DNS labels too, since each is a host name. A fleet's name may therefore not itself end
-in ``-NUMBER``: ``web-1`` is always a clone, ``web-0`` and ``web-01`` are nothing.
+and are DNS labels too, because each is a host name. So a fleet's name must not end in ``-NUMBER``:
+``web-1`` is always a clone, and ``web-0`` and ``web-01`` are invalid.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_INDEX = 999_999
 MAX_NAMED = 100_000
 """Clones that one command may name one by one."""
 XEN_HOST = frozenset({"domain-0", "0", "00000000-0000-0000-0000-000000000000"})
-"""How Xen's tools spell the domain that is the host itself: name, id, UUID."""
+"""How Xen's tools refer to the domain that is the host itself: name, id, UUID."""
 MAX_WORD = 4096
 """Characters of one target."""
 _RANGE = r"[0-9]+(?:-[0-9]+(?:/[0-9]+)?)?"
@@ -44,7 +44,7 @@ def _printable(text: object) -> str:
 def check_fleet(name: str) -> str:
     """Return ``name`` if it can name a fleet.
 
-    :raises InvalidRequest: it isn't a DNS label, or ends in ``-NUMBER``.
+    :raises InvalidRequest: it is not a DNS label, or it ends in ``-NUMBER``.
     """
     if not isinstance(name, str) or not _LABEL.fullmatch(name) or len(name) > MAX_LABEL - 2:
         raise InvalidRequest(
@@ -62,9 +62,9 @@ def check_fleet(name: str) -> str:
 
 
 def check_template(name: str) -> str:
-    """Return ``name`` if it can name a template (as a fleet, with inner ``.`` and ``_`` too).
+    """Return ``name`` if it can name a template (like a fleet; inner ``.`` and ``_`` are allowed).
 
-    :raises InvalidRequest: it can't.
+    :raises InvalidRequest: it cannot.
     """
     ok = isinstance(name, str) and _TEMPLATE.fullmatch(name) and len(name) <= MAX_LABEL
     if not ok or ".." in name:
@@ -93,7 +93,7 @@ def clone_name(fleet: str, index: int) -> str:
 
 
 def split_clone(name: str) -> tuple[str, int] | None:
-    """Return (fleet, index) of a clone's name, or None if it isn't one."""
+    """Return (fleet, index) of a clone's name, or None if it is not a clone's name."""
     match = _CLONE.fullmatch(name)
     if match is None or not _LABEL.fullmatch(match["fleet"]) or len(name) > MAX_LABEL:
         return None
@@ -101,12 +101,12 @@ def split_clone(name: str) -> tuple[str, int] | None:
 
 
 def volume_name(clone: str, disk: int) -> str:
-    """Return the name of a clone's volume, ``CLONE-diskN``; 0 is of its template's image."""
+    """Return the name of a clone's volume, ``CLONE-diskN``; disk 0 is the template's image."""
     return f"{clone}-disk{disk}"
 
 
 def split_volume(name: str) -> tuple[str, int] | None:
-    """Return (clone's name, disk's number) of a volume's name, or None if it isn't one."""
+    """Return (clone name, disk number) of a volume's name, or None if it is not a volume's name."""
     match = _VOLUME.fullmatch(name)
     if match is None or split_clone(match["clone"]) is None:
         return None
@@ -115,16 +115,16 @@ def split_volume(name: str) -> tuple[str, int] | None:
 
 @attrs.frozen(kw_only=True)
 class Target:
-    """What a command is aimed at: a whole fleet, or some of its clones.
+    """The target of a command: a whole fleet, or some of its clones.
 
-    ``indices`` is None for the whole fleet, else ascending and without repetition.
+    ``indices`` is None for the whole fleet, otherwise ascending and without duplicates.
     """
 
     fleet: str
     indices: tuple[int, ...] | None = None
 
     def matches(self, fleet: str, index: int) -> bool:
-        """Tell whether a clone belongs to this target."""
+        """Return whether a clone belongs to this target."""
         if fleet != self.fleet or self.indices is None:
             return fleet == self.fleet
         place = bisect.bisect_left(self.indices, index)
@@ -135,8 +135,8 @@ def parse_targets(words: Sequence[str]) -> tuple[Target, ...]:
     """Parse targets: ``web``, ``web-3``, ``web-[1-10,15]``, ``web-[1-3],db-2``.
 
     The notation is ClusterShell's NodeSet. Groups (``@``), operators (``!``, ``^``, ``&``) and
-    wildcards are refused. Targets come back in the order given, one per fleet where clones are
-    named, duplicates folded.
+    wildcards are refused. The result keeps the order; clones of the same
+    fleet are merged into one target.
 
     :raises InvalidRequest: a word can't be parsed, or together they name more than
         :data:`MAX_NAMED` clones.
@@ -164,17 +164,25 @@ def parse_targets(words: Sequence[str]) -> tuple[Target, ...]:
 
 
 def _count(word: str) -> int:
-    """Return how many names a node set is at most, without writing it out."""
+    """Return an upper bound for the number of names in a node set, without expanding it."""
     if len(word) > MAX_WORD or not _NODE_SET.fullmatch(word):
         return 1  # _expand() refuses it
     nodes = re.split(r",(?![^\[]*\])", word)
-    return sum(math.prod(map(_size, re.findall(r"\[([^\]]*)", node))) for node in nodes)
+    groups = r"([0-9]*)\[([^\]]*)\]?([0-9]*)"
+    return sum(math.prod(_size(*found) for found in re.findall(groups, node)) for node in nodes)
 
 
-def _size(group: str) -> int:
-    """Return how many numbers ``1-10,15`` are at most."""
+def _size(before: str, group: str, after: str) -> int:
+    """Return an upper bound for the count of numbers in ``1-10,15``.
+
+    :param before, after: digits beside the brackets: ``1[7-10]`` means 17 to 110.
+    """
     ranges = re.findall(r"([0-9]+)(?:-([0-9]+))?", group)
-    return sum(max(1, int(high or low) - int(low) + 1) for low, high in ranges)
+
+    def number(digits: str) -> int:
+        return int(f"{before}{digits}{after}")
+
+    return sum(max(1, number(high or low) - number(low) + 1) for low, high in ranges)
 
 
 def _expand(word: str) -> list[str]:
@@ -186,7 +194,7 @@ def _expand(word: str) -> list[str]:
     from ClusterShell.NodeSet import NodeSet, NodeSetException
 
     try:
-        # No resolver: the groups of the host's ClusterShell configuration are not ours.
+        # No resolver: ignore the groups in the host's ClusterShell configuration.
         names = [str(node) for node in NodeSet(word, resolver=False)]
     except (NodeSetException, ValueError) as error:
         raise InvalidRequest(f"not a target: {_printable(word)}: {error}", hint=hint) from error

@@ -1,9 +1,9 @@
-"""Carry a plan out: clones stream through stages, one for each step of each driver.
+"""Carry out a plan: clones stream through stages, one for each step of each driver.
 
 A clone whose volume is ready is defined and started while others are still being cloned. Each
-stage has a queue of its own and as many threads as its driver allows calls at once, and hands each
-call as many clones as have gathered, up to the driver's batch. So a slow pool or host never holds
-another's clones.
+stage has its own queue and as many threads as its driver allows concurrent calls. Each call takes
+as many waiting clones as the driver's batch allows. So a slow pool or host never delays another's
+clones.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from vmcloner_core.plan import ClonePlan, CloneResult, StepEvent, StepStatus
 
 @attrs.define(eq=False)
 class Work:
-    """One clone on its way: its plan, the stages it goes through, and what they made of it."""
+    """One clone in a run: its plan, the stages it goes through, and what they have done."""
 
     plan: ClonePlan
     route: tuple[Stage, ...] = ()
     """The stages of its plan's steps, in order."""
     volumes: tuple[Volume, ...] = ()
-    """Those that are there by now, in the disks' order."""
+    """The existing ones, in the disks' order."""
     own: tuple[Volume, ...] = ()
     """Those of them that this run made."""
     forget: bool = True
-    """Whether its record goes with what is removed of it."""
+    """Whether removing it removes its record."""
     made: list[str] = attrs.field(factory=list)
     """Steps that changed the host: what a roll-back undoes."""
     error: VmclonerError | None = None
@@ -47,16 +47,16 @@ class Work:
         return self.plan.name
 
     def add(self, volume: Volume, *, made: bool) -> None:
-        """Note a volume that is there now, and whether this run made it."""
+        """Add a volume that exists now; ``made``: by this run."""
         others = (known for known in self.volumes if known.name != volume.name)
         self.volumes = tuple(sorted((*others, volume), key=lambda each: each.disk))
         if made:
             self.own = (*self.own, volume)
 
     def result(self, unfinished: VmclonerError | None = None) -> CloneResult:
-        """Return what became of it.
+        """Return its result.
 
-        :param unfinished: what kept it from its end, if it did not come to one.
+        :param unfinished: its error if it has not finished.
         """
         return CloneResult(
             name=self.name,
@@ -69,10 +69,10 @@ class Work:
 
 More = Callable[[], Sequence[Work]]
 Call = Callable[[Sequence[Work], More], Iterator[Outcome[object]]]
-"""What a stage does: a driver's batch method, told of works; outcomes are keyed by clone.
+"""What a stage does: a driver's batch method, called with works; outcomes are keyed by clone.
 
-A call that takes long over each work (a wait) asks the second argument, time and again, for those
-that have arrived since: they join its batch.
+A call that takes long (a wait) polls the second argument for works that have arrived since: they
+join its batch.
 """
 
 
@@ -82,9 +82,9 @@ def _one(_work: Work) -> int:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Stage:
-    """A step of one driver: what it calls, and how many members and calls at once.
+    """A step of one driver: what it calls, with how many members, and how many calls at once.
 
-    :param members: tells how many members of the driver's call a work is.
+    :param members: returns how many members of the driver's call a work counts as.
     """
 
     step: str
@@ -108,20 +108,20 @@ class _Line:
             self._changed.notify()
 
     def close(self) -> None:
-        """Have no more works: who waits for one gets none."""
+        """Accept no more works; threads that wait for one get none."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def take(self) -> list[Work]:
-        """Wait for a work, then return as many as one call may have; none once closed."""
+        """Wait for a work, then return as many as fit in one call; none once closed."""
         with self._changed:
             while not self._works and not self._closed:
                 self._changed.wait()
             return self._batch()
 
     def gathered(self) -> list[Work]:
-        """Return as many works as one call may have, without waiting for any."""
+        """Return as many works as fit in one call, without waiting."""
         with self._changed:
             return self._batch()
 
@@ -137,11 +137,11 @@ class _Line:
 class Pipeline:
     """Runs works through their routes. Used once.
 
-    :param emit: gets each event; called from the stages' threads.
-    :param ready: gets the name of each clone that has gone through all of its steps.
+    :param emit: called with each event, from the stages' threads.
+    :param ready: called with the name of each clone that has completed all of its steps.
     :param started: :func:`time.monotonic` at the run's start, from which events count.
     :param cancelled: once set, works that wait for a stage fail with
-        :class:`~vmcloner_core.errors.Interrupted`; calls that are under way are finished.
+        :class:`~vmcloner_core.errors.Interrupted`; calls in progress are finished.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Pipeline:
         self._done = threading.Event()
 
     def __call__(self, works: Sequence[Work]) -> None:
-        """Run all works to their ends; each then has its result. Never raises for one of them."""
+        """Run all works to their ends; each then has its result. Never raises a work's error."""
         self._left = len(works)
         if not works:
             return
@@ -186,7 +186,7 @@ class Pipeline:
             thread.join()
 
     def _wait(self) -> None:
-        """Wait for the last work. Ctrl-C stops the run cleanly; a second one is the caller's."""
+        """Wait for the last work. Ctrl-C stops the run cleanly; a second one is raised."""
         while True:
             try:
                 # In slices: an untimed wait keeps the interpreter from running signal handlers.
@@ -226,10 +226,10 @@ class Pipeline:
                 work = under_way.pop(outcome.key, None)
                 if work is not None:
                     self._settle(stage, work, outcome, since(work))
-            error = VmclonerError(f"the driver gave no outcome of {stage.step}")
+            error = VmclonerError(f"the driver yielded no outcome for {stage.step}")
         except VmclonerError as raised:
             error = raised
-        except BaseException as raised:  # a driver's bug, sys.exit too, must not hang the others
+        except BaseException as raised:  # a driver's bug, even sys.exit, must not hang the others
             error = VmclonerError(f"{stage.step}: {type(raised).__name__}: {raised}")
             error.__cause__ = raised
         for work in under_way.values():

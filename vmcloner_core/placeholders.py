@@ -1,4 +1,4 @@
-"""``{{ name }}`` in a template's texts: a clone's own values, in a sandbox."""
+"""Placeholders (``{{ name }}``) in a template's texts, rendered for each clone in a sandbox."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vmcloner_core.sandbox import Sandbox
 
 MAX_TEXT = 65536
-"""Characters of a text before and after its placeholders are filled in."""
+"""Characters of a text, before and after rendering."""
 
 
 @functools.cache
@@ -27,7 +27,7 @@ def _environment() -> Sandbox:
     return Sandbox(undefined=StrictUndefined, keep_trailing_newline=True)
 
 
-@functools.lru_cache(maxsize=32)  # each clone of a fleet asks for the same
+@functools.lru_cache(maxsize=32)  # all clones of a fleet use the same texts
 def _compiled(text: str) -> Template:
     return _environment().from_string(text)
 
@@ -35,9 +35,9 @@ def _compiled(text: str) -> Template:
 def clone_values(
     labels: Labels, nics: tuple[Nic, ...] = (), values: Mapping[str, object] | None = None
 ) -> dict[str, object]:
-    """Return what a text may name: ``name, fleet, index, template, owner, run, mac, macs``.
+    """Return the placeholders: ``name, fleet, index, template, owner, run, mac, macs`` and others.
 
-    :param values: the clone's own, which can't replace those.
+    :param values: per-clone values; they cannot override those named above.
     """
     macs = [nic.mac for nic in nics]
     return {
@@ -60,12 +60,12 @@ def fill(
     what: str,
     escape: Callable[[str], str] | None = None,
 ) -> str:
-    """Return ``text`` with its placeholders filled in.
+    """Return ``text`` with its placeholders replaced.
 
-    :param what: what the text is, for the message (``"kernel.cmdline"``).
-    :param escape: applied to each string value, where the text has a grammar of its own.
-    :raises InvalidRequest: a placeholder isn't known or can't be evaluated, the text is too long,
-        or it takes more work than :data:`vmcloner_core.sandbox.MAX_WORK`.
+    :param what: name of the text for messages (``"kernel.cmdline"``).
+    :param escape: applied to each string value if the text has its own grammar.
+    :raises InvalidRequest: a placeholder is unknown or cannot be evaluated, the text is too long,
+        or it needs more work than :data:`vmcloner_core.sandbox.MAX_WORK`.
     """
     if "{" not in text:
         return text
@@ -83,7 +83,7 @@ def fill(
         raise InvalidRequest(
             f"{what}: {error.message}", hint=f"known placeholders: {', '.join(values)}"
         ) from error
-    except Exception as error:  # what an expression comes to is up to who wrote it
+    except Exception as error:  # an expression can raise anything
         reason = str(error) or type(error).__name__
         raise InvalidRequest(f"{what}: {shown(reason)}") from error
     _check_length(filled, what)

@@ -1,4 +1,4 @@
-"""Plans and results as values: what a run will do, what it is doing, what it did.
+"""Plans, events and results as values: what a run will do, is doing, and did.
 
 A plan is made by :mod:`vmcloner_core.planner`, printed by ``--dry-run`` and carried out by
 :mod:`vmcloner_core.pipeline`. Nothing here does I/O or holds a callable: every value can be pickled
@@ -27,14 +27,14 @@ from vmcloner_core.model import (
 
 
 class OnFailure(enum.Enum):
-    """What becomes of the clones that a run made when some of its clones fail."""
+    """What to do with the clones that a run made if some of its clones fail."""
 
     KEEP = "keep"
     ROLLBACK = "rollback"
 
 
 def check_timeout(seconds: float) -> None:
-    """Check that it is a time that somebody may wait.
+    """Check that a timeout is positive and finite.
 
     :raises InvalidRequest: it isn't.
     """
@@ -46,9 +46,9 @@ def check_timeout(seconds: float) -> None:
 class Readiness:
     """What to wait for.
 
-    :param kind: one of :data:`READINESS`. :param argument: a port, or a console's REGEX, in which
-        ``{{ name }}`` and its kin stand for the clone's own values.
-    :param timeout: seconds, for each clone from the moment it is waited for.
+    :param kind: one of :data:`READINESS`. :param argument: a port, or a console's REGEX with
+        placeholders like ``{{ name }}`` for the clone's own values.
+    :param timeout: seconds for each clone, from the start of its wait.
     """
 
     kind: str = "running"
@@ -59,7 +59,7 @@ class Readiness:
     def parse(cls, text: str, *, timeout: float = 300.0) -> Readiness:
         """Parse ``running``, ``ip``, ``port:N``, ``ssh``, ``agent`` or ``console:REGEX``.
 
-        :raises InvalidRequest: it is none of them, N no port or REGEX no regular expression.
+        :raises InvalidRequest: it is none of them, or N or REGEX is invalid.
         """
         check_timeout(timeout)
         kind, colon, argument = text.partition(":")
@@ -78,7 +78,7 @@ class Readiness:
 
     @property
     def placeholders(self) -> bool:
-        """Whether it names values that are each clone's own, and have to be filled in."""
+        """Whether it has placeholders for the clone's own values."""
         return "{" in self.argument
 
     def __str__(self) -> str:
@@ -107,7 +107,7 @@ def _check_pattern(text: str, pattern: str) -> None:
 
 @attrs.frozen(kw_only=True)
 class Quota:
-    """How many of a run's clones must become ready for the run to count as done."""
+    """How many of a run's clones must become ready for the run to succeed."""
 
     share: float = 1.0
     count: int | None = None
@@ -116,17 +116,17 @@ class Quota:
     def parse(cls, text: str) -> Quota:
         """Parse a share, ``95%``, or a number of clones, ``19``.
 
-        :raises InvalidRequest: it is neither, or beyond all there can be.
+        :raises InvalidRequest: it is neither, or above 100%.
         """
         match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)%|([0-9]{1,6})", text.strip())
         if match is None or (match[1] and float(match[1]) > 100):
-            raise InvalidRequest(f"not a share of clones: {text!r}", hint="like 95%, or a number")
+            raise InvalidRequest(f"not a share of clones: {text!r}", hint="use 95% or a number")
         if match[2]:
             return cls(count=int(match[2]))
         return cls(share=float(match[1]) / 100)
 
     def of(self, total: int) -> int:
-        """Return how many of ``total`` clones that is: never fewer than the share."""
+        """Return how many of ``total`` clones that is; a share is rounded up."""
         if self.count is not None:
             return min(self.count, total)
         return math.ceil(round(self.share * total, 6))
@@ -140,11 +140,11 @@ class ClonePlan:
     """One clone's way through the pipeline: the steps it still needs, in order.
 
     :param steps: names of steps (:mod:`vmcloner_core.steps`).
-    :param state: what it was when this was planned, None where nothing of it was there.
-    :param disks: numbers of the disks that are made, or made anew.
-    :param volumes: those that are there already.
-    :param wait: what is waited for, filled in.
-    :param spec: what it is. None where its template is gone and none of the steps needs to know.
+    :param state: its state when this was planned, None if it didn't exist.
+    :param disks: numbers of the disks that are created or reset.
+    :param volumes: its existing volumes.
+    :param wait: what to wait for, with placeholders filled in.
+    :param spec: its specification. None if its template is gone and no step needs it.
     """
 
     labels: Labels
@@ -161,33 +161,33 @@ class ClonePlan:
         return self.labels.clone
 
     def known(self) -> CloneSpec:
-        """Return what the clone is.
+        """Return the clone's specification.
 
-        :raises NotFound: nothing tells: its template is gone.
+        :raises NotFound: it isn't known, since the template is gone.
         """
         if self.spec is None:
             raise NotFound(
                 f"{self.name}: its template {self.labels.template!r} is gone",
-                hint=f"put its file back, or vmcloner delete {self.name}",
+                hint=f"restore its file, or vmcloner delete {self.name}",
             )
         return self.spec
 
 
 @attrs.frozen(kw_only=True)
 class Plan:
-    """All that a run will do, complete and checked: backends resolved, names and capacity tried.
+    """Everything that a run will do, checked: backends resolved, names and capacity verified.
 
     :param action: name of the action (:mod:`vmcloner_core.steps`).
     :param order: names of the action's steps, in the order in which clones go through them.
     :param host: name of the host that it is carried out on.
-    :param template, hypervisor, storage: what a create makes clones of, and where; None elsewhere.
-    :param import_image: whether the template's image has to be brought into the pool first.
+    :param template, hypervisor, storage: what a create makes clones from, and where; else None.
+    :param import_image: whether the template's image must be imported into the pool first.
     :param copying: how the image and full clones are copied.
-    :param existing: names of clones that are already as asked.
+    :param existing: names of clones that need no change.
     :param space: bytes that the volumes need at once. :param memory: bytes for guests to start.
-    :param min_ready: how many of the clones must get ready, of a plan that waits.
+    :param min_ready: how many of the clones must get ready, if the plan waits.
     :param shutdown_timeout: seconds for a graceful shutdown, 0 to destroy at once.
-    :param jobs: upper bound for calls at once, None for what each driver says it can.
+    :param jobs: upper bound for concurrent calls, None for what each driver allows.
     """
 
     action: str
@@ -212,13 +212,13 @@ class Plan:
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The steps that any of the clones needs, in the pipeline's order."""
+        """The steps that at least one clone needs, in the pipeline's order."""
         used = {step for clone in self.clones for step in clone.steps}
         return tuple(step for step in self.order if step in used)
 
 
 class StepStatus(enum.Enum):
-    """Where a clone's step stands."""
+    """The status of a clone's step."""
 
     STARTED = "started"
     DONE = "done"
@@ -228,7 +228,7 @@ class StepStatus(enum.Enum):
 
 @attrs.frozen(kw_only=True)
 class StepEvent:
-    """One change of one clone's step, as observers and the run log get it.
+    """One status change of one clone's step, for observers and the run log.
 
     :param clone: the clone's name; the template's for the step ``import``.
     :param step: the step's name (:mod:`vmcloner_core.steps`), or ``import``.
@@ -248,7 +248,7 @@ class StepEvent:
 
 @attrs.frozen(kw_only=True)
 class ProgressEvent:
-    """Bytes done of a long step; ``total`` is 0 where not known.
+    """Bytes done of a long step; ``total`` is 0 if not known.
 
     ``what`` is ``import TEMPLATE``, or ``copy`` for all of a run's full copies together.
     """
@@ -261,10 +261,10 @@ class ProgressEvent:
 
 @attrs.frozen(kw_only=True)
 class CloneResult:
-    """What became of one clone in a run.
+    """The result of one clone in a run.
 
-    :param seconds: per step that was run, by the step's name.
-    :param created: whether this run made a part of it (so that a roll-back would remove it).
+    :param seconds: of each step that was run, by the step's name.
+    :param created: whether this run made a part of it (which a roll-back would remove).
     """
 
     name: str
@@ -276,11 +276,11 @@ class CloneResult:
 
 @attrs.frozen(kw_only=True)
 class RunResult:
-    """What a run did.
+    """The result of a run.
 
-    :param left: names that a roll-back could not remove.
-    :param interrupted: whether it was stopped before its end.
-    :param error: what ended the whole run, where it was not its clones' failures.
+    :param left: names of clones that a roll-back could not remove.
+    :param interrupted: whether it was stopped early.
+    :param error: what ended the whole run, other than failures of clones.
     """
 
     plan: Plan
@@ -298,11 +298,11 @@ class RunResult:
 
     @property
     def enough(self) -> bool:
-        """Whether enough clones are as asked: all, or the quota of a plan that waits."""
+        """Whether enough clones succeeded: all, or the quota of a plan that waits."""
         total = len(self.results)
         return total - len(self.failures) >= self.plan.min_ready.of(total)
 
     @property
     def ok(self) -> bool:
-        """Whether the run did what it was asked."""
+        """Whether the run succeeded."""
         return self.enough and not self.left and not self.interrupted and self.error is None

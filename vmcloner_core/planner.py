@@ -1,4 +1,4 @@
-"""Plan a create: a pure function of a request and of what the host was found to hold."""
+"""Plan a create: a pure function of a request and of what was found on the host."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ MAX_MAC_ATTEMPTS = 1000
 class Facts:
     """What a create needs to know of the host.
 
-    :param host: its name. :param seed: what UUIDs and MAC addresses of its clones are made from.
+    :param host: its name. :param seed: the seed of its clones' UUIDs and MAC addresses.
     :param state: the id of its state folder.
-    :param mode: as asked for, or the pool's own.
-    :param clones: every clone of the host.
-    :param records: those of the fleet's clones, by their names.
-    :param static_macs: of all cards on the host that ask nobody for an address.
+    :param mode: as requested, or the pool's default.
+    :param clones: every clone on the host.
+    :param records: those of the fleet's clones, by name.
+    :param static_macs: of all cards on the host with static addresses.
     :param foreign_names, foreign_macs: of domains that aren't ours.
     :param origin: the template's image in the pool, None while it isn't imported.
-    :param need: bytes that so many volumes like the one requested take.
+    :param need: bytes that a number of volumes like the one requested take.
     :param seeds: whether the template's identity provider makes seeds.
     :param authorized_keys: public keys that may log in to the clones.
-    :param lets_in: whether the identity provider brings them in by itself.
-    :param networks: the host's, None where the hypervisor can't tell.
+    :param lets_in: whether the identity provider installs these keys itself.
+    :param networks: the host's, None if the hypervisor doesn't know them.
     :param mac: a policy's address for (labels, card, attempt), or None for the default.
     :param mac_prefix: the hypervisor's, for the default.
-    :param boot: the template's boot provider where it is asked at each start, else None.
+    :param boot: the template's boot provider if it is asked at each start, else None.
     """
 
     host: str
@@ -91,7 +91,7 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
 
     :param birth: what all clones of the run have in common.
     :raises Conflict: a name is taken by a domain that isn't ours, or by another template's clone.
-    :raises NotEnoughResources: space or memory; says how many would fit.
+    :raises NotEnoughResources: of space or memory; says how many would fit.
     :raises InvalidRequest: a name would be too long, or the disk smaller than its image.
     """
     wait = request.wait
@@ -145,28 +145,28 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
 
 
 def check_wait(wait: Readiness | None, template: Template) -> None:
-    """Check that what is waited for can come: an address, for one, has to be found first.
+    """Check that clones of a template can become ready: some kinds need an address.
 
-    :raises InvalidRequest: it can't.
+    :raises InvalidRequest: they can't.
     """
     more = template.domain.xml is not None or bool(template.domain.devices)  # may have other cards
     found = more or any(spec.network for spec in template.nics)
     if wait is not None and wait.kind in ("ip", "port", "ssh") and not found:
         raise InvalidRequest(
-            f"template {template.name} has no card on a network, so there would be no address of "
-            f"its clones to wait for ({wait})",
-            hint='give it one of kind = "network" or "bridge", or wait for console:REGEX',
+            f"can't wait for {wait}: template {template.name} has no network card that gets "
+            "an address",
+            hint='add a card of kind = "network" or "bridge", or wait for console:REGEX',
         )
 
 
 def _check_fleet(clones: Iterable[Clone], template: str, request: CreateRequest) -> None:
-    """Check that a fleet's clones are of the template and backends that are asked for."""
+    """Check that a fleet's clones have the requested template and backends."""
     for clone in clones:
         check_ours([clone])
         if clone.template != template:
             raise Conflict(
-                f"fleet {clone.fleet!r} is made of template {clone.template!r}, not {template!r}",
-                hint="choose another fleet name, or delete this one first",
+                f"fleet {clone.fleet!r} is made from template {clone.template!r}, not {template!r}",
+                hint="choose another fleet name, or delete this fleet first",
             )
         for what, asked, has in (
             ("hypervisor", request.hypervisor, clone.labels.hypervisor),
@@ -180,20 +180,20 @@ def _check_fleet(clones: Iterable[Clone], template: str, request: CreateRequest)
 
 
 def check_ours(clones: Iterable[Clone]) -> None:
-    """Check that clones are of this state folder.
+    """Check that clones belong to this state folder.
 
-    :raises Conflict: one is another's, which is never touched.
+    :raises Conflict: one belongs to another; such clones are never touched.
     """
     for clone in clones:
         if not clone.ours:
             raise Conflict(
-                f"{clone.name} is of another vmcloner's state folder (id {clone.labels.state})",
+                f"{clone.name} belongs to another state folder (id {clone.labels.state})",
                 hint="use the settings that it was made with",
             )
 
 
 def _new_indices(request: CreateRequest, fleet: Mapping[int, Clone]) -> list[int]:
-    """Return the indices to make: the lowest that are free, or those after the highest."""
+    """Return the indices to make: the lowest free ones, or those after the highest."""
     if request.add is not None:
         top = max(fleet, default=0)
         if top + request.add > MAX_INDEX:
@@ -210,12 +210,12 @@ def _new_indices(request: CreateRequest, fleet: Mapping[int, Clone]) -> list[int
 
 
 def _more_than_asked(request: CreateRequest, fleet: Mapping[int, Clone]) -> tuple[str, ...]:
-    """Return the warning that a fleet is larger than asked, where it is."""
+    """Return a warning if a fleet is larger than requested."""
     count, there = request.count, len(fleet)
     if count is None or there <= count:
         return ()
     way = f"vmcloner delete {request.fleet} -c {there - count}"
-    return (f"{request.fleet} has {there} clones already, and create takes none away ({way})",)
+    return (f"{request.fleet} already has {there} clones; create removes none ({way})",)
 
 
 def _check_values(
@@ -224,10 +224,10 @@ def _check_values(
     born: Collection[int],
     records: Mapping[str, Record],
 ) -> tuple[str, ...]:
-    """Check that the values that are given are some clone's, and would change none that is there.
+    """Check that given values are for clones of the fleet, and change no existing clone's.
 
-    :param indices: of the clones that there will be. :param born: of those that are given values.
-    :returns: the warning that some can't be compared with those that a clone was born with.
+    :param indices: of all clones of the fleet. :param born: of those that are made now.
+    :returns: a warning if an existing clone's values aren't known.
     """
     there = set(indices)
     beyond = [
@@ -235,7 +235,7 @@ def _check_values(
     ]
     if beyond:
         raise InvalidRequest(
-            f"values are given for {fold(beyond)}, and there won't be such a clone",
+            f"values are given for {fold(beyond)}, outside the fleet",
             hint=f"the fleet will be {fold([clone_name(request.fleet, n) for n in indices])}",
         )
     changed: dict[str, list[str]] = {}
@@ -251,12 +251,12 @@ def _check_values(
     if changed:
         keys = sorted({key for keys in changed.values() for key in keys})
         raise Conflict(
-            f"{fold(list(changed))} has other values already: {', '.join(keys)}",
-            hint="a clone has those that it was made with: delete it first, or leave them out",
+            f"{fold(list(changed))} was made with other values: {', '.join(keys)}",
+            hint="values of existing clones can't change: delete the clone first, or omit them",
         )
     if not unknown:
         return ()
-    return (f"{fold(unknown)} is there already, and keeps the values that it was made with",)
+    return (f"{fold(unknown)} already exists and keeps the values that it was made with",)
 
 
 def _missing_disks(found: Clone | None, template: Template) -> tuple[int, ...]:
@@ -265,21 +265,21 @@ def _missing_disks(found: Clone | None, template: Template) -> tuple[int, ...]:
     if found is None:
         return tuple(wanted)
     if found.domain is not None:
-        # It was defined with so many: what the template has got since is for other clones.
+        # It keeps the number of disks that it was defined with, whatever the template has now.
         wanted = wanted[: max(1, len(found.domain.disks))]
     there = {volume.disk for volume in found.volumes if volume.complete}
     return tuple(number for number in wanted if number not in there)
 
 
 def _check_backends(found: Clone, facts: Facts) -> None:
-    """Check that what a clone lacks would be made where the rest of it is."""
+    """Check that a clone's missing parts would be made by the backends that have the rest."""
     for what, there, has in (
         ("hypervisor", facts.hypervisor, found.labels.hypervisor),
         ("storage", facts.storage, found.labels.storage),
     ):
         if there != has:
             raise Conflict(
-                f"{found.name} isn't complete, and was made with {what} {has!r}, not {there!r}",
+                f"{found.name} is incomplete and was made with {what} {has!r}, not {there!r}",
                 hint=f"--{what} {has}",
             )
 
@@ -287,7 +287,7 @@ def _check_backends(found: Clone, facts: Facts) -> None:
 def _lost_identity(found: Clone, records: Mapping[str, Record]) -> bool:
     """Tell whether a clone needs an identity again: it had one that was removed.
 
-    While it runs it is who it was, and keeps what it has read.
+    A running clone doesn't: it keeps the identity that it has read.
     """
     domain, record = found.domain, records.get(found.name)
     stopped = domain is not None and domain.state in (State.STOPPED, State.CRASHED)
@@ -297,7 +297,7 @@ def _lost_identity(found: Clone, records: Mapping[str, Record]) -> bool:
 def _create_steps(
     found: Clone | None, disks: Sequence[int], *, lost: bool, start: bool, wait: bool
 ) -> tuple[str, ...]:
-    """Return what a clone still needs; nothing where it is as asked.
+    """Return the steps that a clone still needs; none if it needs no change.
 
     :param lost: its identity has to be made again, which is part of defining it.
     """
@@ -343,10 +343,10 @@ def _clone_plan(
     domain = found.domain if found is not None else None
     kept = facts.records.get(labels.clone)
     defines = "define" in steps
-    # An identity that is made again has another host key: it is of this run.
+    # An identity that is made again has another host key, so it counts as this run's.
     run = found.labels.run if found is not None and domain is None else labels.run
     if found is not None:
-        labels = found.labels  # what is there keeps its birth: so does the rest of the clone
+        labels = found.labels  # the new parts get the labels of the existing ones
     if domain is not None:
         known = domain.uuid
     elif kept is not None:
@@ -374,17 +374,17 @@ def _clone_plan(
 
 
 def filled(wait: Readiness, spec: CloneSpec) -> Readiness:
-    """Return what a clone is waited for, with its own values filled in.
+    """Return a readiness with a clone's own values filled in.
 
-    :raises InvalidRequest: one isn't known, or the whole is no regular expression then.
+    :raises InvalidRequest: one isn't known, or the result is not a regular expression.
     """
     return filled_in(wait, clone_values(spec.labels, spec.nics, spec.values))
 
 
 def filled_in(wait: Readiness, values: Mapping[str, object]) -> Readiness:
-    """Return what is waited for, with ``values`` in the place of its placeholders.
+    """Return a readiness with its placeholders replaced by ``values``.
 
-    :raises InvalidRequest: one isn't known, or the whole is no regular expression then.
+    :raises InvalidRequest: one isn't known, or the result is not a regular expression.
     """
     if not wait.placeholders:
         return wait
@@ -400,7 +400,7 @@ def _used_macs(facts: Facts) -> set[str]:
 def _macs(
     labels: Labels, template: Template, kept: Record | None, facts: Facts, used: set[str]
 ) -> tuple[str, ...]:
-    """Return addresses for a clone's cards: those of its record while they are free."""
+    """Return MAC addresses for a clone's cards: those of its record if they are free."""
     before = dict(enumerate(kept.macs if kept is not None else ()))
     found = []
     for number in range(len(template.nics)):
@@ -427,11 +427,11 @@ def _free_mac(labels: Labels, nic: int, facts: Facts, used: set[str]) -> str:
 def _check_addresses(
     template: Template, plans: Sequence[ClonePlan], records: Mapping[str, Record]
 ) -> None:
-    """Check that no two clones of a fleet would have one address on the same network."""
+    """Check that no two clones of a fleet have the same address on a network."""
     there = {name: r.identity for name, r in records.items() if r.identity is not None}
     specs = [plan.known() for plan in plans]
     new = {spec.name: spec.identity for spec in specs if spec.identity is not None}
-    # In user mode each guest is alone on a network of its own.
+    # In user mode each guest has a network of its own.
     shared = {number for number, nic in enumerate(template.nics) if nic.kind != "user"}
     holders: dict[tuple[int, str], str] = {}
     for name, identity in {**there, **new}.items():
@@ -443,7 +443,7 @@ def _check_addresses(
             if holder != name and {holder, name} & new.keys():
                 raise InvalidRequest(
                     f"{holder} and {name} would both have the address {address}",
-                    hint="like 192.0.2.{{ 10 + index }}/24, or an address for each by --values",
+                    hint="use a placeholder, like 192.0.2.{{ 10 + index }}/24, or --values",
                 )
 
 
@@ -452,12 +452,12 @@ def _check_foreign(names: Sequence[str], facts: Facts) -> None:
     if taken:
         raise Conflict(
             f"domain {fold(taken)} exists and isn't vmcloner's",
-            hint="choose another fleet name; it is left as it is",
+            hint="choose another fleet name",
         )
 
 
 def _with_needs(plan: Plan, facts: Facts) -> Plan:
-    """Return the plan with the space and memory that it takes, checked against what is there."""
+    """Return the plan with the space and memory that it needs, once both are available."""
     space = check_space(plan, facts.origin, facts.need, facts.capacity)
     starts = [clone.known().memory for clone in plan.clones if "start" in clone.steps]
     check_memory(starts, facts.resources, facts.memory_overcommit)
@@ -475,13 +475,13 @@ def _with_needs(plan: Plan, facts: Facts) -> Plan:
 
 
 def _lockout(plan: Plan, facts: Facts) -> tuple[str, ...]:
-    """Return the warning that nobody will get into the clones, where that is no wish."""
+    """Return a warning if no key can log in to the clones and the template doesn't ask for that."""
     template = plan.template
     if template is None or not facts.lets_in or template.identity.authorized_keys is not None:
         return ()
     if facts.authorized_keys or not any("define" in clone.steps for clone in plan.clones):
         return ()
     return (
-        "no public key of yours, ~/.ssh/id_*.pub, is there to let you in: make one by ssh-keygen, "
-        f"or set identity.authorized_keys in template {template.name}",
+        "you can't log in to the clones: there is no ~/.ssh/id_*.pub (make a key with ssh-keygen, "
+        f"or set identity.authorized_keys in template {template.name})",
     )

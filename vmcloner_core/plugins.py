@@ -1,9 +1,8 @@
 """The plugin host: the one place that finds, loads and registers plugins, and calls hooks.
 
-Each plugin is an entry point. The one that is named is imported; pluggy registers it, which
-replays the registration hooks, and the descriptor that comes back is checked here. A plugin that
-fails, or is built for another driver API, is reported by :meth:`PluginHost.infos` and harms no
-other.
+Each plugin is an entry point and is imported when its name is used. pluggy registers it, which
+replays the registration hooks, and the returned descriptor is checked here. A plugin that fails,
+or is built for another driver API, is reported by :meth:`PluginHost.infos` and harms no other.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ KINDS: dict[str, type[Any] | None] = {
 }
 """Kinds of plugin, by the last part of their entry point group, and what each registers."""
 OBSERVER_API = "VMCLONER_API"
-"""Attribute of an observer that says which driver API it is built for. It may lack it."""
+"""Optional attribute of an observer: the version of the driver API that it is built for."""
 
 
 @attrs.frozen(kw_only=True)
@@ -53,7 +52,7 @@ class PluginInfo:
     """One plugin as found on this machine.
 
     :param state: ``ok``, ``broken``, ``duplicate`` or ``incompatible``.
-    :param api: the version of the driver API that it says it is built for, None where it says none.
+    :param api: the version of the driver API that it declares, None if it declares none.
     """
 
     name: str
@@ -70,7 +69,7 @@ class PluginHost:
     """Loads plugins by kind and name, each once. Thread-safe.
 
     :param plugins: objects with hook implementations (backends too), beside the entry points.
-    :raises BackendError: one of them registers what is no backend, or one for another driver API.
+    :raises BackendError: one registers something else than a backend for this driver API.
     """
 
     def __init__(self, plugins: Sequence[object] = ()) -> None:
@@ -132,7 +131,7 @@ class PluginHost:
         backend = self._once(kind, name)
         if backend.api != API_VERSION:
             _check_api(f"{kind} plugin {name!r} of {_owners(kind, name)}", backend.api)
-        assert isinstance(backend, expected)  # noqa: S101 - _check saw to it
+        assert isinstance(backend, expected)  # noqa: S101 - see _check
         return backend
 
     def _once(self, kind: str, name: str) -> Backend:
@@ -193,7 +192,7 @@ class PluginHost:
         return backend
 
     def infos(self) -> tuple[PluginInfo, ...]:
-        """Load every plugin and tell what became of it, by kind and name."""
+        """Load every plugin; return their states by kind and name."""
         found = []
         for kind in KINDS:
             entries = entry_points.with_distributions(f"vmcloner.{kind}")
@@ -238,7 +237,7 @@ class PluginHost:
                     self._manager.check_pending()
                 except Exception as error:  # a plugin's import may raise anything
                     self._manager.unregister(name=name)
-                    log.warning("observer plugin %r is left out: %s", entry.name, error)
+                    log.warning("observer plugin %r is not used: %s", entry.name, error)
 
     def preflight(self, plan: Plan) -> None:
         """Let plugins veto a plan.
@@ -249,13 +248,13 @@ class PluginHost:
             self._manager.hook.vmcloner_preflight(plan=plan)
         except VmclonerError:
             raise
-        except Exception as error:  # a veto must not be lost because it was badly written
+        except Exception as error:  # a failing preflight counts as a veto
             raise BackendError(f"a plugin's preflight failed: {error}") from error
 
     def clone_mac(self, labels: Labels, nic: int, attempt: int) -> str | None:
-        """Return the address that a MAC policy gives, or None where there is no policy.
+        """Return a MAC policy's address, or None if there is no policy.
 
-        :raises InvalidRequest: the policy gave no unicast MAC address.
+        :raises InvalidRequest: the policy's answer is no unicast MAC address.
         """
         found = self._manager.hook.vmcloner_clone_mac(labels=labels, nic=nic, attempt=attempt)
         try:
@@ -278,7 +277,7 @@ class PluginHost:
         self._observe(self._manager.hook.vmcloner_progress, event=event)
 
     def clone_ready(self, run: str, clone: str) -> None:
-        """Tell observers of a clone that is complete."""
+        """Tell observers of a clone that has completed its steps."""
         self._observe(self._manager.hook.vmcloner_clone_ready, run=run, clone=clone)
 
     def run_finished(self, result: RunResult) -> None:
@@ -286,17 +285,19 @@ class PluginHost:
         self._observe(self._manager.hook.vmcloner_run_finished, result=result)
 
     def _observe(self, hook: pluggy.HookCaller, **values: object) -> None:
-        # One by one: pluggy's own broadcast stops at the first exception.
+        # One by one, since pluggy's broadcast stops at the first exception.
         with self._lock:
             for implementation in hook.get_hookimpls():
                 wanted = {name: values[name] for name in implementation.argnames}
                 try:
                     implementation.function(**wanted)
-                except Exception:  # an observer can't break a run
+                except KeyboardInterrupt:
+                    raise
+                except BaseException:  # an observer can't break a run, not by sys.exit either
                     log.warning("observer %s failed", implementation.plugin_name, exc_info=True)
 
     def watch(self, observer: object) -> Callable[[], None]:
-        """Register an observer; returns the function that takes it away again."""
+        """Register an observer; returns the function that unregisters it."""
         self._manager.register(observer)
 
         def stop() -> None:
@@ -318,7 +319,7 @@ def _kind_of(found: object) -> str:
     for kind, expected in KINDS.items():
         if expected is not None and isinstance(found, expected):
             return kind
-    raise BackendError(f"a plugin registers a {type(found).__name__}, which is no backend")
+    raise BackendError(f"a plugin registers a {type(found).__name__}, not a backend")
 
 
 def _is_foreign(found: object) -> bool:
@@ -333,7 +334,7 @@ def _check_api(what: str, api: int) -> None:
     """
     if api != API_VERSION:
         raise BackendError(
-            f"{what} is {_other_api(api)}", hint="install a version of it that fits this vmcloner"
+            f"{what} is {_other_api(api)}", hint="install a version of it for this vmcloner"
         )
 
 
@@ -346,7 +347,7 @@ def _entries(kind: str) -> tuple[metadata.EntryPoint, ...]:
 
 
 def _owners(kind: str, name: str) -> str:
-    """Return the names of the distributions that bring a plugin."""
+    """Return the names of the distributions that provide a plugin."""
     entries = entry_points.with_distributions(f"vmcloner.{kind}")
     owners = {entry_points.provenance(entry)[0] for entry in entries if entry.name == name}
     return " and ".join(sorted(owners)) or "this process"

@@ -1,4 +1,4 @@
-"""Check that a host has room for what a plan makes: addresses, space, memory. Pure functions."""
+"""Check that a host has enough addresses, space and memory for a plan. Pure functions."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def check_networks(
     clones: Iterable[Clone],
     static: Set[str] = frozenset(),
 ) -> None:
-    """Check that a template's networks are there, and have addresses for all who come.
+    """Check that a template's networks exist, and have addresses for all clones.
 
-    :param plans: the clones to be made or started. :param clones: every clone of the host.
-    :param static: the MAC addresses of those cards that ask nobody for an address.
-    :raises NotFound: a network isn't there. :raises WrongState: it doesn't run.
+    :param plans: the clones to make or start. :param clones: every clone on the host.
+    :param static: the MAC addresses of cards with static addresses.
+    :raises NotFound: a network doesn't exist. :raises WrongState: it isn't running.
     :raises NotEnoughResources: its DHCP has too few addresses; says how many clones would fit.
     """
     known = {network.key: network for network in networks}
@@ -52,13 +52,13 @@ def check_networks(
             raise NotEnoughResources(
                 f"network {network.key!r} has {network.addresses} addresses for DHCP, "
                 f"{max(0, free)} of them free: {sum(each)} are needed",
-                hint=f"{fit} clones would fit; a larger one is made by: "
+                hint=f"{fit} clones would fit; to make a larger one: "
                 f"{_prepare(network.kind, '')} --count N",
             )
 
 
 def _network(template: Template, spec: NicSpec, known: Mapping[str, Network]) -> Network | None:
-    """Return what a card is on; None where nothing is known of who gives addresses there."""
+    """Return a card's network; None if its DHCP isn't known."""
     network = known.get(spec.network)
     if network is None and spec.kind != "network":
         return None
@@ -69,22 +69,22 @@ def _network(template: Template, spec: NicSpec, known: Mapping[str, Network]) ->
         )
     if not network.active:
         raise WrongState(
-            f"network {network.key!r} doesn't run",
+            f"network {network.key!r} isn't running",
             hint=mend if network.ours else f"virsh net-start {network.name}",
         )
     return network
 
 
 def _prepare(kind: str, name: str) -> str:
-    """Return the command that makes a network, or makes it larger."""
+    """Return the command that makes or enlarges a network."""
     words = ["vmcloner host prepare network", "--bridge" if kind == "bridge" else ""]
     return " ".join(filter(None, [*words, f"--name {name}" if name else ""]))
 
 
 def _dynamic(plan: ClonePlan, network: str) -> set[str]:
-    """Return the MAC addresses of a clone that is to be defined for which DHCP is asked."""
+    """Return the MAC addresses of a clone to define that use DHCP."""
     if "define" not in plan.steps:
-        return set()  # it is counted among those that hold a place already
+        return set()  # its addresses are already counted
     spec = plan.known()
     static = spec.identity.static_macs if spec.identity is not None else frozenset()
     return {nic.mac for nic in spec.nics if nic.spec.network == network} - static
@@ -96,11 +96,11 @@ def check_space(
     need: Callable[[CloneRequest, int], int],
     capacity: Capacity,
 ) -> int:
-    """Check that what a create makes fits in its pool; returns the bytes that it takes.
+    """Check that a create's volumes fit in its pool; returns the bytes that they take.
 
-    :param origin: the template's image; while there is none, first disks aren't counted.
+    :param origin: the template's image; without one, first disks aren't counted.
     :param need: the pool's :meth:`~vmcloner_core.drivers.StorageDriver.need`.
-    :raises NotEnoughResources: it doesn't; says what it needs, what is free, how many fit.
+    :raises NotEnoughResources: they don't; says what is needed, what is free, how many fit.
     """
     making = [clone for clone in plan.clones if clone.disks]
     if not making or plan.template is None:
@@ -135,10 +135,10 @@ def check_space(
 
 
 def check_memory(sizes: Sequence[int], resources: HostResources, overcommit: float) -> None:
-    """Check that guests of these sizes can be started beside those that run.
+    """Check that there is memory to start guests of these sizes.
 
-    :param overcommit: what guests may have, over what is free, where the host can do so.
-    :raises NotEnoughResources: they can't; says what they need, what there is, how many fit.
+    :param overcommit: the factor of the free memory that guests may use, if the host can do that.
+    :raises NotEnoughResources: there isn't; says what is needed, what is free, how many fit.
     """
     usable = resources.memory_free
     if not resources.memory_hint:
@@ -149,7 +149,7 @@ def check_memory(sizes: Sequence[int], resources: HostResources, overcommit: flo
     fit = sum(total <= usable for total in needs)
     more = resources.memory_hint or "limits.memory_overcommit in the settings allows more"
     raise NotEnoughResources(
-        f"to start {len(sizes)} clones takes {format_size(needs[-1])} of memory, "
+        f"starting {len(sizes)} clones takes {format_size(needs[-1])} of memory, "
         f"{format_size(usable)} are available",
         hint=f"{fit} would fit; {more}",
     )

@@ -1,6 +1,6 @@
-"""Run host commands: argv lists with a deadline, never a shell, the C locale, bounded output.
+"""Run host commands: argv lists with a deadline, no shell, the C locale, bounded output.
 
-And tell which processes have which files open.
+Also find out which processes have which files open.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_OUTPUT = 64 * 1024**2
 
 @attrs.frozen(kw_only=True)
 class CommandResult:
-    """What a command that exited with 0 printed."""
+    """The output of a command that exited with 0."""
 
     stdout: bytes
     stderr: bytes
@@ -42,22 +42,22 @@ class CommandRunner(Protocol):
         argv: Sequence[str],
         *,
         timeout: float = 60.0,
-        input: bytes = b"",  # noqa: A002 - subprocess's own word
+        input: bytes = b"",  # noqa: A002 - the name that subprocess uses
         env: Mapping[str, str] | None = None,
     ) -> CommandResult:
-        """Run ``argv`` and return what it printed.
+        """Run ``argv`` and return its output.
 
-        :param timeout: seconds, after which the command and its children are killed.
+        :param timeout: seconds after which the command and its children are killed.
         :param env: variables added to a minimal environment.
-        :raises BackendError: the program isn't installed.
-        :raises DeadlineExceeded: it didn't end in time.
-        :raises HostCommandError: it exited with another status than 0; the message has the
-            last line that it wrote to standard error.
+        :raises BackendError: the program is not installed.
+        :raises DeadlineExceeded: it did not finish in time.
+        :raises HostCommandError: it exited with a status other than 0; the message contains the
+            last line of its standard error.
         """
         ...
 
     def which(self, program: str) -> str | None:
-        """Return the absolute path of a program, or None if it isn't installed."""
+        """Return the absolute path of a program, or None if it is not installed."""
         ...
 
 
@@ -87,15 +87,27 @@ class LocalRunner:
         env: Mapping[str, str] | None = None,
     ) -> CommandResult:
         """See :meth:`CommandRunner.run`."""
+        try:
+            return self._run(argv, timeout, input, env)
+        except OSError as error:  # of the temporary files
+            raise HostCommandError(
+                f"{argv[0]}: can't be run: {error.strerror}",
+                hint="free space for temporary files, or set TMPDIR",
+            ) from error
+
+    @staticmethod
+    def _run(
+        argv: Sequence[str], timeout: float, stdin_content: bytes, env: Mapping[str, str] | None
+    ) -> CommandResult:
         environment = {k: v for k in _KEPT if (v := os.environ.get(k))}
         environment |= {"PATH": _PATH, "LC_ALL": "C.UTF-8", **(env or {})}
-        # Files, not pipes: a grandchild that keeps a pipe open can't hang us.
+        # Files instead of pipes: a grandchild that keeps a pipe open would block us.
         with (
             tempfile.TemporaryFile() as stdin,
             tempfile.TemporaryFile() as stdout,
             tempfile.TemporaryFile() as stderr,
         ):
-            stdin.write(input)
+            stdin.write(stdin_content)
             stdin.seek(0)
             try:
                 process = subprocess.Popen(
@@ -174,15 +186,15 @@ def _read(stream: IO[bytes], program: str) -> bytes:
 
 
 def open_files() -> Iterator[tuple[int, os.stat_result]]:
-    """Yield each file that another process of this machine has open, with that process's id.
+    """Yield each file that another process on this machine has open, with the process id.
 
-    See proc(5), ``/proc/PID/fd``. What this user may not look into is left out.
+    See proc(5), ``/proc/PID/fd``. Processes that this user may not inspect are left out.
     """
     own = str(os.getpid())
     for pid in os.listdir("/proc"):  # noqa: PTH208
         if not pid.isdecimal() or pid == own:
             continue
-        with contextlib.suppress(OSError):  # it ended, or isn't ours to look into
+        with contextlib.suppress(OSError):  # it ended, or we may not inspect it
             for number in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
                 with contextlib.suppress(OSError):
                     status = os.stat(f"/proc/{pid}/fd/{number}")  # noqa: PTH116
@@ -190,7 +202,7 @@ def open_files() -> Iterator[tuple[int, os.stat_result]]:
 
 
 def process_shown(pid: int) -> str:
-    """Return a process for people to read, ``process 123 (qemu-system-x86)``."""
+    """Return a description of a process: ``process 123 (qemu-system-x86)``."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as stream:  # noqa: PTH123
         return f"process {pid} ({stream.read().strip()})"
     return f"process {pid}"

@@ -1,4 +1,4 @@
-"""Convert and measure images by qemu-img(1)."""
+"""Convert and measure images with qemu-img(1)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Wait until clones are ready: all of them watched at once, in one thread, by cheap looks.
+"""Wait until clones are ready: one thread watches all of them by cheap polls.
 
-Each kind of readiness is a :class:`Condition`, which is asked time and again and never waits. What
-many of them need (states, addresses, agents) a :class:`Sight` asks the drivers for all of them at
-once, no more often than it changes.
+Each kind of readiness is a :class:`Condition`, which is polled and never blocks. A :class:`Sight`
+asks the drivers for what many of them need (states, addresses, agents), for all clones at once.
 """
 
 from __future__ import annotations
@@ -36,37 +35,37 @@ from vmcloner_core.plan import Readiness
 from vmcloner_core.units import format_seconds
 
 POLL = 0.2
-"""Seconds between two looks."""
+"""Seconds between two polls."""
 SLOW_POLL = 1.0
-"""Seconds between two looks at what changes seldom, or costs the host more than a file's length."""
+"""Seconds between two polls of what changes seldom or costs the host more."""
 CHUNK = 65536
 MAX_LINE = 4096
-"""Bytes of a console line that a pattern is tried on: what a guest prints is hostile input."""
+"""Bytes of a console line that a pattern is matched against: guests' output is hostile input."""
 MAX_LOG = 4 * 1024**2
-"""Bytes of a console that are read for its last line."""
+"""Bytes of a console log that are read to find its last line."""
 KNOCK_TIMEOUT = 5.0
-"""Seconds that a guest gets to answer a connection before it is tried anew."""
+"""Seconds for a guest to answer a connection before the next attempt."""
 KNOCKS = 256
-"""Connections tried at once: each takes a descriptor, of which a process often has 1024."""
+"""Connections attempted at once: each takes a descriptor; a process often has only 1024."""
 LOGIN_TIMEOUT = 30.0
-"""Seconds that a login may take, the first time: each that isn't answered doubles it, for a guest
-under emulation on a busy host needs many."""
+"""Seconds for the first login. Each login without an answer doubles it: a guest under emulation on
+a busy host needs long."""
 LOGINS = max(4, 2 * (os.cpu_count() or 1))
-"""Logins tried at once."""
+"""Logins attempted at once."""
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\))")
 _DEAD = (State.STOPPED, State.CRASHED)
 MAX_STARTS = 10
-"""Times that a clone is started again while it is waited for: an installer may never end."""
+"""Times that a clone is restarted during one wait: an installer might reboot forever."""
 
 T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True)
 class Awaited:
-    """A clone to be watched, and what it is waited for.
+    """A clone to watch, and the readiness to wait for.
 
-    :param access: returns how to reach it, once its address is known.
-    :param planned: the address that it has by plan, None where it gets one by DHCP.
+    :param access: returns how to reach it at an address.
+    :param planned: its static address, None if it uses DHCP.
     """
 
     name: str
@@ -77,7 +76,7 @@ class Awaited:
 
 
 class Sight:
-    """What is seen of the host's clones; asked of each driver for all clones at once."""
+    """The observed state of clones; each driver is asked for all of its clones at once."""
 
     def __init__(self) -> None:
         self.now = time.monotonic()
@@ -87,14 +86,14 @@ class Sight:
         self._seen: dict[tuple[str, int], tuple[float, Any]] = {}
 
     def look(self, clones: Iterable[Awaited]) -> None:
-        """Begin a look at these clones."""
+        """Begin a poll of these clones."""
         self.now = time.monotonic()
         self._names = {}
         for clone in clones:
             self._names.setdefault(id(clone.driver), []).append(clone.name)
 
     def forget(self) -> None:
-        """Forget what was seen: it isn't of clones that have come, or were started, since."""
+        """Drop what was seen: it lacks clones that have arrived or started since."""
         self._seen.clear()
 
     def states(self, driver: HypervisorDriver, every: float = SLOW_POLL) -> Mapping[str, State]:
@@ -130,7 +129,7 @@ class Sight:
 class Condition(ABC):
     """One kind of readiness, of one clone.
 
-    ``lacks`` says in a few words what it still wants of the clone.
+    ``lacks`` says in a few words what is still missing.
     """
 
     def __init__(self, clone: Awaited) -> None:
@@ -139,16 +138,16 @@ class Condition(ABC):
 
     @abstractmethod
     def met(self, sight: Sight) -> bool:
-        """Tell whether the clone is ready now, without waiting for anything.
+        """Tell whether the clone is ready now, without blocking.
 
         :raises VmclonerError: it will never be.
         """
 
     def close(self) -> None:
-        """Let go of what was opened."""
+        """Close what was opened."""
 
     def last_line(self) -> str:
-        """Return the last line of the clone's console that isn't blank."""
+        """Return the last non-blank line of the clone's console."""
         return _last_line(self.clone.driver, self.clone.name)
 
 
@@ -184,14 +183,14 @@ class Addressed(Condition):
 
 
 class Port(Addressed):
-    """A TCP port of it accepts connections."""
+    """One of its TCP ports accepts connections."""
 
     def __init__(self, clone: Awaited) -> None:
         super().__init__(clone)
         self.port = int(clone.readiness.argument or 0)
         self._knock: _Knock | None = None
         self._sight: Sight | None = None
-        """Where the knock, or a login after it, is counted."""
+        """Counts the knock, or the login after it."""
         self._next = 0.0
 
     def met(self, sight: Sight) -> bool:
@@ -200,7 +199,7 @@ class Port(Addressed):
         return address is not None and self.open(address, self.port, sight)
 
     def open(self, address: str, port: int, sight: Sight) -> bool:
-        """Tell whether the port has answered; knocks, and knocks again."""
+        """Tell whether the port has answered; knocks until it does."""
         if self._knock is None:
             if sight.now < self._next or sight.knocks >= KNOCKS:
                 return False
@@ -229,7 +228,7 @@ class Port(Addressed):
 
 
 class Ssh(Port):
-    """It lets its user in by ssh, and proves itself by its own host keys."""
+    """Its user can log in by ssh, and it has its own host key."""
 
     def __init__(self, clone: Awaited) -> None:
         super().__init__(clone)
@@ -246,15 +245,15 @@ class Ssh(Port):
             return False
         access = self._access
         if access is None or access.address != address:
-            assert self.clone.access is not None  # noqa: S101 - who waits for ssh gives it
+            assert self.clone.access is not None  # noqa: S101 - set for waits for ssh
             access = self._access = self.clone.access(address)
         if self.open(address, access.port, sight):
             try:
                 self._login, self._sight = _Login(access, sight.now, self._limit), sight
             except OSError as error:
-                self.lacks = f"no login by ssh: {error.strerror}"
+                self.lacks = f"ssh login: {error.strerror}"
                 return False
-            self.lacks = "the login by ssh isn't answered"
+            self.lacks = "no answer to the ssh login"
             sight.logins += 1
         return False
 
@@ -288,7 +287,7 @@ class Console(Condition):
         self._last = ""
 
     def met(self, sight: Sight) -> bool:  # noqa: ARG002 - a console is each clone's own
-        """Take in what the console said since; tell whether a line of it matches."""
+        """Read new console output; tell whether a line of it matches."""
         consoles, name = self.clone.driver.consoles, self.clone.name
         if consoles is None:
             raise _missing(self.clone, "consoles")
@@ -297,7 +296,7 @@ class Console(Condition):
             return False
         *lines, rest = (self._tail + _text(data)).split("\n")
         self._tail = rest[-MAX_LINE:]
-        for line in (*lines, self._tail):  # a prompt has no end of line
+        for line in (*lines, self._tail):  # a prompt ends without a newline
             if line.strip():
                 self._last = line.strip()[:MAX_LINE]
             if self._pattern.search(line[:MAX_LINE]):
@@ -320,7 +319,7 @@ CONDITIONS: Mapping[str, type[Condition]] = {
 
 
 class _Knock:
-    """A TCP connection that is being made."""
+    """An attempt at a TCP connection."""
 
     def __init__(self, address: str, port: int, now: float) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -330,7 +329,7 @@ class _Knock:
         self._error = self._socket.connect_ex((address, port))
 
     def answer(self, now: float) -> int | None:
-        """Return 0 once it is made, an errno once it can't be, None while that is open."""
+        """Return 0 once it is made, an errno once it failed, None until then."""
         if self._error not in (0, errno.EINPROGRESS):
             return self._error
         poll = select.poll()
@@ -340,12 +339,12 @@ class _Knock:
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the socket."""
         self._socket.close()
 
 
 class _Login:
-    """A login by ssh that is under way: it asks nobody anything, and runs ``true``."""
+    """An ssh login in progress: non-interactive, running ``true``."""
 
     def __init__(self, access: Access, now: float, limit: float) -> None:
         self.late = False
@@ -367,19 +366,19 @@ class _Login:
             raise
 
     def answer(self, now: float) -> str | None:
-        """Return "" once it was let in, why it wasn't, or None while it is under way."""
+        """Return "" once it succeeded, the reason once it failed, None until then."""
         code = self._process.poll()
         if code is None:
             self.late = now > self._deadline
-            return "the login by ssh takes too long" if self.late else None
+            return "the ssh login takes too long" if self.late else None
         if code == 0:
             return ""
         self._said.seek(0)
-        lines = _text(self._said.read(CHUNK)).strip().splitlines() or [f"ssh ended with {code}"]
+        lines = _text(self._said.read(CHUNK)).strip().splitlines() or [f"ssh exited with {code}"]
         return lines[-1].strip()[:MAX_LINE]
 
     def close(self) -> None:
-        """End it."""
+        """Kill the login, if it is still running."""
         if self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
@@ -388,7 +387,7 @@ class _Login:
 
 
 def _text(data: bytes) -> str:
-    """Return what a guest printed as lines of text, without escape sequences."""
+    """Return a guest's output as text, without escape sequences."""
     return _ESCAPES.sub("", data.decode(errors="replace").replace("\r", "\n"))
 
 
@@ -403,7 +402,7 @@ def _last_line(driver: HypervisorDriver, name: str) -> str:
     if driver.consoles is None:
         return ""
     last, offset = "", 0
-    with contextlib.suppress(VmclonerError):  # what is asked for is a help, not the matter
+    with contextlib.suppress(VmclonerError):  # the line is only a help in a message
         while offset < MAX_LOG:
             data, offset = driver.consoles.read(name, offset, CHUNK)
             lines = [line.strip() for line in _text(data).split("\n") if line.strip()]
@@ -427,7 +426,7 @@ class _Watched:
 
 
 class _Ended(WrongState):
-    """A clone that is waited for isn't running any more, and not by a crash."""
+    """A clone stopped while it was waited for, without a crash."""
 
 
 Again = Callable[[Sequence[str]], Mapping[str, VmclonerError | None]]
@@ -442,10 +441,10 @@ def watch(
 ) -> Iterator[Outcome[None]]:
     """Yield one outcome per clone, as soon as it is ready, dead or out of time.
 
-    :param more: asked at each look for clones to watch besides, from then on.
-    :param again: starts those again, of clones that have ended, whose boot is to be gone through
-        again; returns their names, with the error of each that couldn't be started. The others
-        have ended for good.
+    :param more: called at each poll; returns further clones to watch.
+    :param again: called with clones that have stopped; restarts those that stopped to reboot, and
+        returns their names with the error of each that couldn't be started. The others stay
+        stopped.
     """
     waiting: dict[str, _Watched] = {}
     arrived, sight = clones, Sight()
@@ -478,7 +477,7 @@ def watch(
 def _changed(
     waiting: Sequence[_Watched], sight: Sight, cancelled: Callable[[], bool], again: Again
 ) -> Iterator[tuple[_Watched, Outcome[None] | None]]:
-    """Look at clones; yield those with an outcome, and without one those that begin anew."""
+    """Poll clones; yield those with an outcome, and without one those that were restarted."""
     ended: list[tuple[_Watched, Outcome[None]]] = []
     for watched in waiting:
         outcome = _look(watched, sight)
@@ -498,7 +497,7 @@ def _changed(
 def _restarted(
     ended: Sequence[tuple[_Watched, Outcome[None]]], again: Again
 ) -> Iterator[tuple[_Watched, Outcome[None] | None]]:
-    """Yield clones that have ended: those that were started again without an outcome."""
+    """Yield clones that have stopped; those that were started again without an outcome."""
     names = [watched.clone.name for watched, _ in ended if watched.starts < MAX_STARTS]
     started = again(names) if names else {}
     for watched, outcome in ended:
@@ -513,7 +512,7 @@ def _restarted(
 
 
 def _look(watched: _Watched, sight: Sight) -> Outcome[None] | None:
-    """Return the clone's outcome, None while there is none yet."""
+    """Return the clone's outcome, None until it has one."""
     clone, condition = watched.clone, watched.condition
     try:
         if condition.met(sight):
@@ -543,4 +542,4 @@ def _look(watched: _Watched, sight: Sight) -> Outcome[None] | None:
 
 def _said(condition: Condition) -> str:
     line = condition.last_line()
-    return f"; its console's last line: {line!r}" if line else ""
+    return f"; last line of its console: {line!r}" if line else ""

@@ -1,15 +1,15 @@
-"""What a host keeps of each clone beside its labels: a record, which may change as it lives.
+"""Records: what a host keeps of each clone beside its labels.
 
-Labels are given at birth and never change. All else that has to be known of a clone is in a folder
-of its own, ``CLONE/`` in the host's state folder::
+Labels are set when a clone is created and never change; a record may. It is in a folder of the
+clone's own, ``CLONE/`` in the host's state folder::
 
     record.json              its labels, UUID, MAC addresses, own values, identity and seed
     ssh_host_ed25519_key     the guest's SSH host key, made before its first boot (a secret)
-    known_hosts              the line by which ssh(1) knows the guest from its first boot on
+    known_hosts              the line by which ssh(1) knows the guest from its first boot
     …                        what the identity provider makes (``seed.iso``)
 
-The key files are there for clones with an identity. The folder is filled under another name and
-then renamed, and renamed back before it is emptied: under its name it always has its labels.
+Only clones with an identity have the key files. The folder is filled under a temporary name and
+then renamed, and renamed back before it is emptied: under its own name it always has labels.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _DRAFT = ".{}.draft"
 
 @attrs.frozen(kw_only=True)
 class Record:
-    """What is kept of a clone. ``seed.image`` is absolute.
+    """A clone's record. ``seed.image`` is absolute.
 
-    :param uuid, macs: of its domain, the same whenever that is defined again.
+    :param uuid, macs: its domain's, the same each time that is defined.
     :param identity: None for a clone whose template has no identity provider.
-    :param restart: whether a run has stopped it that was to start it again, and hasn't yet.
+    :param restart: whether a run stopped it to start it again, and hasn't started it yet.
     """
 
     labels: Labels
@@ -58,7 +58,7 @@ class Record:
 
     @classmethod
     def of(cls, spec: CloneSpec) -> Self:
-        """Return the record of a clone that is about to be made."""
+        """Return the record of a clone to make."""
         return cls(
             labels=spec.labels,
             uuid=spec.uuid,
@@ -69,9 +69,9 @@ class Record:
 
 
 def check_record(spec: CloneSpec) -> None:
-    """Check that a clone's record can be kept.
+    """Check that a clone's record isn't too long.
 
-    :raises InvalidRequest: it is too long.
+    :raises InvalidRequest: it is.
     """
     _dumped(Record.of(spec))
 
@@ -86,8 +86,8 @@ class Home:
 
 
 def identity_request(spec: CloneSpec, home: Home) -> IdentityRequest:
-    """Return what an identity provider is asked about a clone that has an identity."""
-    assert spec.identity is not None  # noqa: S101 - callers ask for those alone
+    """Return the identity provider's request for a clone that has an identity."""
+    assert spec.identity is not None  # noqa: S101 - callers pass only such clones
     return IdentityRequest(
         labels=spec.labels,
         template=spec.template,
@@ -101,21 +101,21 @@ def identity_request(spec: CloneSpec, home: Home) -> IdentityRequest:
 
 
 class Records:
-    """The records of a host's clones. Thread-safe; one run at a time works on a fleet.
+    """The records of a host's clones. Thread-safe; only one run at a time works on a fleet.
 
-    :param folder: made when it is first needed.
+    :param folder: created when first needed.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def keep(self, spec: CloneSpec) -> None:
-        """Keep a clone's record, with a host key where it has an identity.
+        """Write a clone's record, with a host key if it has an identity.
 
-        The host key of an earlier record of the same clone stays.
+        The host key of an earlier record of the same clone is kept.
 
-        :raises Conflict: it is another clone's, or not vmcloner's.
-        :raises InvalidRequest: there is more to be kept than can be.
+        :raises Conflict: the folder is another clone's, or not vmcloner's.
+        :raises InvalidRequest: the record is too long.
         """
         home = self.folder / spec.name
         text = _dumped(Record.of(spec))
@@ -140,12 +140,12 @@ class Records:
         return Home(folder=home, host_key=private, host_key_public=public)
 
     def imagined(self, clone: str) -> Home:
-        """Return what would be a clone's folder, with a host key that is nobody's."""
+        """Return what would be a clone's folder, with a host key that is not used."""
         private, public = new_host_key(clone)
         return Home(folder=self.folder / clone, host_key=private, host_key_public=public)
 
     def known_hosts(self, clone: str) -> Path | None:
-        """Return the file by which ssh(1) knows a clone, None where it has no host key.
+        """Return a clone's known_hosts file for ssh(1), None if it has no host key.
 
         :raises HostCommandError: its folder can't be read.
         """
@@ -154,7 +154,7 @@ class Records:
             return file if file.exists() else None
 
     def update(self, clone: str, **changes: Any) -> None:
-        """Change fields of a clone's record; nothing where there is none.
+        """Change fields of a clone's record, if it has one.
 
         :raises HostCommandError: it can't be written.
         """
@@ -171,7 +171,7 @@ class Records:
             self.update(clone, restart=wanted)
 
     def remove(self, labels: Labels) -> bool:
-        """Remove a clone's folder; tell whether there was one.
+        """Remove a clone's folder; returns whether there was one.
 
         :raises Conflict: it is another clone's, or not vmcloner's.
         """
@@ -186,18 +186,18 @@ class Records:
         return True
 
     def find(self, clone: str) -> Record | None:
-        """Return a clone's record, None where there is none, or none of ours."""
+        """Return a clone's record, None if there is none, or none of ours."""
         return _loaded(self.folder / clone / RECORD)
 
     def planned_address(self, clone: str) -> str | None:
-        """Return the address that a clone has by plan, None where that is left to DHCP."""
+        """Return a clone's static address, None if it uses DHCP."""
         record = self.find(clone)
         if record is None or record.identity is None:
             return None
         return record.identity.address
 
     def names(self) -> frozenset[str]:
-        """Return the names of the clones that have a folder, without reading any."""
+        """Return the names of the clones that have a folder, without reading records."""
         try:
             with os.scandir(self.folder) as entries:
                 return frozenset(e.name for e in entries if not e.name.startswith("."))
@@ -207,22 +207,22 @@ class Records:
             raise HostCommandError(f"{self.folder}: {error.strerror}") from error
 
     def of(self, names: Collection[str]) -> dict[str, Record]:
-        """Return the records that there are of these clones, by name."""
+        """Return the existing records of these clones, by name."""
         found = ((name, self.find(name)) for name in sorted(names))
         return {name: record for name, record in found if record is not None}
 
     def static_macs(self) -> frozenset[str]:
-        """Return the MAC addresses of all cards that ask nobody for an address."""
+        """Return the MAC addresses of all cards with static addresses."""
         records = self.of(self.names()).values()
         identities = (record.identity for record in records)
         return frozenset().union(*(who.static_macs for who in identities if who is not None))
 
     def unfinished(self) -> frozenset[str]:
-        """Return the fleets in which a run was killed while it made or removed a folder."""
+        """Return the fleets in which a run was killed while it created or removed a folder."""
         return frozenset(self.drafts())
 
     def drafts(self) -> dict[str, list[Path]]:
-        """Return the folders that killed runs left half made or half removed, by fleet."""
+        """Return the partial folders that killed runs left, by fleet."""
         found: dict[str, list[Path]] = {}
         for draft in self.folder.glob(_DRAFT.format("*")):
             named = split_clone(draft.name.removeprefix(".").removesuffix(".draft"))
@@ -236,18 +236,18 @@ class Records:
     def _check(self, home: Path, labels: Labels) -> None:
         held = self.find(home.name)
         if held is None:
-            raise Conflict(f"{home} exists and isn't vmcloner's", hint="it is left as it is")
+            raise Conflict(f"{home} exists and isn't vmcloner's", hint="it was not changed")
         if not held.labels.same_clone(labels):
             raise Conflict(
-                f"{labels.clone}: its record is of template {held.labels.template!r}",
+                f"{labels.clone}: its record is for template {held.labels.template!r}",
                 hint=f"vmcloner delete {labels.clone}",
             )
 
     def _fill(self, spec: CloneSpec, record: str) -> None:
         home, draft = self._paths(spec.name)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o755)  # whatever the umask: QEMU's user goes through
-        shutil.rmtree(draft, ignore_errors=True)  # of a run that was killed
+        self.folder.chmod(0o755)  # whatever the umask: QEMU's user must get through
+        shutil.rmtree(draft, ignore_errors=True)  # left by a killed run
         draft.mkdir()
         draft.chmod(0o755)
         _write(draft / RECORD, record, 0o600)
@@ -288,7 +288,7 @@ def new_host_key(comment: str) -> tuple[str, str]:
 
 
 def _write(path: Path, text: str, mode: int) -> None:
-    """Put a file in its place, whole."""
+    """Write a file atomically."""
     handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # 0600 from birth
     try:
         with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass") as stream:
@@ -316,7 +316,7 @@ def _dumped(record: Record) -> str:
     if len(text) > MAX_RECORD:
         raise InvalidRequest(
             f"{record.labels.clone}: its values and keys are {len(text)} characters as JSON, "
-            f"{MAX_RECORD} can be kept"
+            f"more than {MAX_RECORD}"
         )
     return text
 
@@ -328,7 +328,7 @@ def _loaded(path: Path) -> Record | None:
         labels = Labels.from_mapping(data["labels"])
         if labels is None or labels.clone != path.parent.name:
             return None
-        if "uuid" not in data:  # of a version that kept records of clones with an identity alone
+        if "uuid" not in data:  # by a version that kept records only of clones with an identity
             data["uuid"] = data["identity"]["uuid"]
             data["macs"] = [card["mac"] for card in data["identity"]["interfaces"]]
         image = data["seed"]["image"]

@@ -1,4 +1,4 @@
-"""Run one command on many clones by ssh at once (ClusterShell's engine), output kept apart."""
+"""Run a command on many clones at once by ssh (with ClusterShell), with separate outputs."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from vmcloner_core.model import Access
 from vmcloner_core.units import format_seconds
 
 MAX_OUTPUT = 4 * 1024**2
-"""Bytes that are kept of what a command prints on one clone, to each of its two outputs."""
+"""Bytes kept of each of the two output streams of a command, per clone."""
 MAX_COMMAND = 128 * 1024 - 1
-"""Bytes of a command: Linux's limit for one argument (execve(2))."""
+"""Bytes of a command: the limit of Linux for one argument (execve(2))."""
 FANOUT = 32
-"""Clones that the command runs on at once."""
+"""Number of clones on which the command runs at the same time."""
 CONNECT_TIMEOUT = 20
 NOT_CONNECTED = 255
-"""ssh's own exit code; a command's of that number can't be told from it."""
+"""ssh's own exit code; a command that exits with it cannot be distinguished."""
 
 
 @attrs.frozen(kw_only=True)
 class Answer:
-    """What a command did on one clone.
+    """The result of a command on one clone.
 
-    :param code: its exit code, None where it didn't get to its end.
-    :param error: why the clone couldn't be reached, or the command not be ended.
+    :param code: its exit code, None if it did not finish.
+    :param error: why the clone could not be reached, or the command did not finish.
     :param truncated: whether it printed more than :data:`MAX_OUTPUT`.
     """
 
@@ -48,7 +48,7 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether the command ran and said that all is well."""
+        """Whether the command ran and exited with 0."""
         return self.error is None and self.code == 0
 
 
@@ -60,12 +60,12 @@ def run(
     jobs: int = FANOUT,
     done: Callable[[Answer], None] = lambda _answer: None,
 ) -> tuple[Answer, ...]:
-    """Run a command on all clones; returns one answer each, in the clones' order.
+    """Run a command on all clones; return one answer per clone, in the same order.
 
-    :param command: read by the guests' shells. Its standard input is empty.
-    :param timeout: seconds that it may take on each clone, the login included.
-    :param done: called with each answer as soon as it is there.
-    :raises BackendError: ssh isn't installed. :raises InvalidRequest: the command is too long.
+    :param command: interpreted by the guests' shells. Its standard input is empty.
+    :param timeout: seconds that it may take on each clone, including the login.
+    :param done: called with each answer as soon as it is available.
+    :raises BackendError: ssh is not installed. :raises InvalidRequest: the command is too long.
     """
     from ClusterShell.Task import task_self
 
@@ -73,7 +73,8 @@ def run(
         return ()
     if len(command.encode(errors="surrogateescape")) > MAX_COMMAND:
         raise InvalidRequest(
-            f"command: longer than {MAX_COMMAND} bytes", hint="have the guests fetch a script"
+            f"command: longer than {MAX_COMMAND} bytes",
+            hint="let the guests fetch a script instead",
         )
     _check_ssh()
     argvs = {access.name: _argv(access, command) for access in accesses}
@@ -97,7 +98,7 @@ def run(
 
 
 def fold(answers: Sequence[Answer], output: Callable[[Answer], bytes]) -> list[tuple[bytes, str]]:
-    """Return (text, node set) of each different text, as ``clush -b`` gathers them."""
+    """Return (text, node set) for each distinct text, grouped like ``clush -b``."""
     from ClusterShell.MsgTree import MsgTree
     from ClusterShell.NodeSet import NodeSet
 
@@ -148,14 +149,14 @@ def _answer(
 
 
 def _worker_class() -> Any:
-    """Return ClusterShell's worker with our argv, and with bounds on what guests print.
+    """Return a ClusterShell worker that uses our argv and limits the output of guests.
 
-    Made late: ClusterShell reads the host's configuration when it is imported.
+    Imported late: ClusterShell reads the host's configuration at import.
     """
     from ClusterShell.Worker.Exec import ExecClient, ExecWorker
 
     class Client(ExecClient):  # type: ignore[misc]
-        """One ssh."""
+        """One ssh process."""
 
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             super().__init__(*arguments, **keywords)
@@ -173,7 +174,7 @@ def _worker_class() -> Any:
             self.cut = self.cut or len(data) > room
 
     class Worker(ExecWorker):  # type: ignore[misc]
-        """All of them."""
+        """All ssh processes."""
 
         SHELL_CLASS = Client
 
@@ -183,7 +184,7 @@ def _worker_class() -> Any:
             self.argvs = argvs
             self._answered = answered
             self._timeout = timeout
-            # The command itself is in argvs: the worker would look for placeholders in it.
+            # The real command is in argvs: the worker would expand placeholders in it.
             super().__init__(
                 ",".join(argvs), handler=None, timeout=timeout, command="ssh", stderr=True
             )

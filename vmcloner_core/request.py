@@ -12,7 +12,7 @@ from vmcloner_core.names import MAX_INDEX, check_fleet, check_template, clone_na
 from vmcloner_core.plan import ALL, OnFailure, Quota, Readiness, check_timeout
 
 MAX_CLONES = 10_000
-"""Clones in one request; more is taken for a slip of the finger."""
+"""Clones in one request; more is taken for a typing error."""
 
 
 def _positive(_instance: object, attribute: attrs.Attribute[int | None], value: int | None) -> None:
@@ -24,22 +24,22 @@ def _positive(_instance: object, attribute: attrs.Attribute[int | None], value: 
 
 
 def check_aim(what: str, targets: Sequence[str], *, everything: bool) -> None:
-    """Check that ``what`` is aimed at something: at targets, or at everything.
+    """Check that a command has targets or ``--all``.
 
-    :raises InvalidRequest: at neither, or at both.
+    :raises InvalidRequest: it has neither, or both.
     """
     if bool(targets) == everything:
         both = "takes targets or --all, not both"
         raise InvalidRequest(
             f"{what} {both if everything else 'needs a target'}",
-            hint="name a fleet (web), a clone (web-3) or a node set, or say --all",
+            hint="name a fleet (web), a clone (web-3) or a node set, or use --all",
         )
 
 
 def check_jobs(value: int) -> None:
-    """Check that so many things can be done at once.
+    """Check a number of concurrent jobs.
 
-    :raises InvalidRequest: they can't.
+    :raises InvalidRequest: it is out of range.
     """
     if not 1 <= value <= 256:
         raise InvalidRequest(f"jobs must be 1 to 256, not {value}")
@@ -58,20 +58,20 @@ def _seconds(_instance: object, _attribute: object, value: float) -> None:
 class CreateRequest:
     """Ask for a fleet of ``count`` clones in all, or for ``add`` more than there are.
 
-    :param count: the fleet's size in all; what is missing is made. 1 where neither is given.
-    :param add: clones to make with indices after the highest there is.
+    :param count: the fleet's total size; missing clones are made. 1 if neither is given.
+    :param add: clones to make with indices after the highest existing one.
     :param hypervisor: name of a hypervisor backend, None for the settings' default.
     :param storage: name of a storage pool, None for the settings' default.
-    :param mode: None for linked clones, or full ones in a pool that makes no others.
+    :param mode: None for linked clones, or full ones in a pool without linked ones.
     :param start: start them. :param wait: wait for this after starting (implies ``start``).
-    :param ready: wait for what the template calls ready (implies ``start``).
+    :param ready: wait for the template's readiness (implies ``start``).
     :param timeout: seconds to wait for each clone.
-    :param min_ready: how many of them must get ready for the run to count as done.
+    :param min_ready: how many of them must get ready for the run to succeed.
     :param values: clones' own values by index, as :func:`~vmcloner_core.values_file.read_values`
-        gives them: ``memory``, ``vcpus``, ``hostname``, ``machine_id``, ``address`` in the place of
-        the template's, any other for placeholders.
-    :param jobs: upper bound for calls at once of each driver.
-    :param bandwidth: bytes a second at most for an import and for copies, None for no limit.
+        returns them: ``memory``, ``vcpus``, ``hostname``, ``machine_id`` and ``address`` override
+        the template's, any others are for placeholders.
+    :param jobs: upper bound for concurrent calls of each driver.
+    :param bandwidth: bytes per second at most for an import and for copies, None for no limit.
     :param verify: read copies back and compare checksums, in pools that can.
     """
 
@@ -98,7 +98,7 @@ class CreateRequest:
         Copying(bandwidth=self.bandwidth)
         check_template(self.template)
         if self.count is not None and self.add is not None:
-            raise InvalidRequest("count and add exclude one another")
+            raise InvalidRequest("count and add exclude each other")
         clone_name(self.fleet, min(self.count or self.add or 1, MAX_INDEX))
 
     @property
@@ -109,20 +109,20 @@ class CreateRequest:
 
 @attrs.frozen(kw_only=True)
 class TargetRequest:
-    """Ask for something to be done to clones that exist.
+    """Ask for an action on existing clones.
 
     :param action: its name: start, stop, restart, reset, delete or wait.
-    :param targets: fleets, clones and node sets, as :func:`vmcloner_core.names.parse_targets`
-        reads them; empty only with ``everything``.
-    :param everything: all clones of the host.
-    :param count: up to so many of the clones that the action would change: the lowest indices
-        of each are started first, the highest are stopped and deleted first.
-    :param start: start them afterwards whether or not they ran (RESET); waiting implies it.
+    :param targets: fleets, clones and node sets, as for
+        :func:`vmcloner_core.names.parse_targets`; empty only with ``everything``.
+    :param everything: all clones on the host.
+    :param count: at most this many of the clones that the action would change: a start takes the
+        lowest indices, a stop or delete the highest.
+    :param start: start all of them afterwards, also stopped ones (reset); waiting implies it.
     :param kill: stop at once instead of asking the guests to shut down.
-    :param shutdown_timeout: seconds that guests get for a shutdown.
-    :param wait: what to wait for (START, RESTART, WAIT).
-    :param ready: wait for what each clone's template calls ready; ``timeout`` in seconds.
-    :param min_ready: how many of them must get ready for the run to count as done.
+    :param shutdown_timeout: seconds for the guests to shut down.
+    :param wait: what to wait for (start, restart, reset, wait).
+    :param ready: wait for the readiness of each clone's template; ``timeout`` in seconds.
+    :param min_ready: how many of them must get ready for the run to succeed.
     """
 
     action: str

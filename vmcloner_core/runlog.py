@@ -1,4 +1,4 @@
-"""The log of a run: JSON lines, one file per run. History, never truth."""
+"""The log of a run: JSON lines, one file per run. It is never read as state."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from vmcloner_core.plan import Plan, RunResult, StepEvent
 
 log = logging.getLogger(__name__)
 KEPT = 200
-"""Logs in the folder, beyond which the oldest are removed."""
+"""Number of logs in the folder; older ones are removed."""
 
 
 class RunLog:
-    """An observer that writes ``<folder>/<run>.jsonl``, readable by its owner alone.
+    """An observer that writes ``<folder>/<run>.jsonl``, readable only by its owner.
 
-    The first line is the plan, the last the result, between them each step of each clone:
+    The first line is the plan, the last the result; between them is each step of each clone:
     ``{"event": "step", "clone": …, "step": …, "status": …, "at": s, "seconds": s, "error": …}``.
-    A log that can't be written is reported once and breaks nothing.
+    If a log cannot be written, that is reported once, and the run continues.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,7 +58,7 @@ class RunLog:
 
     @hookimpl
     def vmcloner_step_changed(self, event: StepEvent) -> None:
-        """Add a step."""
+        """Log a step."""
         self._write(
             "step",
             clone=event.clone,
@@ -85,7 +85,7 @@ class RunLog:
         self.close()
 
     def close(self) -> None:
-        """Close the file; a run that was killed has a log without an end."""
+        """Close the file. The log of a killed run has no result line."""
         file, self._file = self._file, None
         if file is not None:
             with contextlib.suppress(OSError):  # what could not be written was reported
@@ -103,7 +103,7 @@ class RunLog:
             self.close()
 
     def _prune(self) -> None:
-        # Names begin with the time: their order is the runs'.
+        # Names begin with the time, so they sort by age.
         logs = sorted(self._folder.glob("*.jsonl"))
         for old in logs[: max(0, len(logs) - KEPT + 1)]:
             old.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Carry a plan out from begin to end: import, pipeline, roll-back, and what observers are told."""
+"""Carry out a plan: import, pipeline, roll-back, and events for observers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vmcloner_core.steps import Run, routed, undoing
 class PlannedRun:
     """One run of a plan. Used once.
 
-    :param cancelled: once set, calls under way end and nothing new begins.
+    :param cancelled: once set, calls in progress are finished and no new ones begin.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class PlannedRun:
     def __call__(self) -> RunResult:
         """Carry the plan out; a clone's failure is in the result.
 
-        Whatever happens once observers know of the plan, they are told once how it ended.
+        Once observers got ``plan_ready``, they get exactly one ``run_finished``, whatever happens.
 
-        :raises VmclonerError: the whole run failed, by its import for one.
+        :raises VmclonerError: the whole run failed, for example its import.
         """
         with contextlib.ExitStack() as stack:
             log = self._host.run_log()
@@ -68,7 +68,7 @@ class PlannedRun:
         return result
 
     def _import(self) -> None:
-        """Bring the template's image into the pool, and see whether its clones fit beside it."""
+        """Import the template's image, and check that the clones fit in the space left."""
         plan = self._plan
         assert plan.template is not None and plan.storage is not None  # noqa: S101, PT018
         pool = self._host.drivers.storage(plan.storage)
@@ -80,9 +80,9 @@ class PlannedRun:
         check_space(plan, outcome.unwrap(), pool.need, pool.capacity())
 
     def _result(self, error: BaseException | None = None) -> RunResult:
-        """Return what became of the run by now.
+        """Return the run's result so far.
 
-        :param error: what ended it before its end.
+        :param error: what ended it early.
         """
         ended: VmclonerError | None = None
         if isinstance(error, VmclonerError):

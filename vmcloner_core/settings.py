@@ -1,7 +1,7 @@
 """Settings: one TOML file, the first that exists of ``$VMCLONER_CONFIG``, ``./vmcloner.toml``, the
 user's (``~/.config/vmcloner/vmcloner.toml``) and ``/etc/vmcloner/vmcloner.toml``.
 
-Everything has a default, so none is needed. A full one::
+Everything has a default, so the file is optional. A complete example::
 
     [defaults]
     host = "local"
@@ -9,20 +9,20 @@ Everything has a default, so none is needed. A full one::
     storage = "files"
 
     [limits]
-    memory_overcommit = 1.5         # guests' memory may be so many times what is free
+    memory_overcommit = 1.5         # guests' memory may be this many times the free memory
 
     [hosts.local]
     state = "/var/lib/vmcloner"     # console logs, run logs, built templates
 
-    [hosts.local.hypervisor.kvm]    # keys: see the backend's documentation
+    [hosts.local.hypervisor.kvm]    # for keys, see the backend's documentation
     uri = "qemu:///system"
 
-    [hosts.local.storage.fast]      # a pool named "fast", kept by the backend "files"
+    [hosts.local.storage.fast]      # a pool named "fast" that uses the driver "files"
     driver = "files"
     path = "/srv/fast"
 
-A table under ``storage`` or ``hypervisor`` names a backend instance; ``driver`` names the backend
-and may be left out where both names are the same.
+A table under ``storage`` or ``hypervisor`` configures a backend of that name; ``driver`` selects
+the driver and may be omitted if it has the same name.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LOCAL = "local"
 
 @attrs.frozen(kw_only=True)
 class Defaults:
-    """What is used where a request names nothing."""
+    """What is used if a request does not say."""
 
     host: str = "local"
     hypervisor: str = "kvm"
@@ -56,14 +56,14 @@ class Defaults:
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """Where a request is refused. ``memory_overcommit``: guests' memory over what is free."""
+    """When a request is refused. ``memory_overcommit``: guests' memory relative to free memory."""
 
     memory_overcommit: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
 
 
 @attrs.frozen(kw_only=True)
 class HostSettings:
-    """What settings say of one host; the backends' own tables are kept as they are."""
+    """The settings of one host; the backends' own tables are kept unchanged."""
 
     state: Path | None = None
     address: str | None = None
@@ -73,7 +73,7 @@ class HostSettings:
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """All settings. ``file``: where they were read from, None for the defaults alone."""
+    """All settings. ``file``: where they were read from, None if only defaults are used."""
 
     defaults: Defaults = Defaults()
     limits: Limits = Limits()
@@ -82,9 +82,9 @@ class Settings:
 
     @classmethod
     def load(cls, file: Path | None = None) -> Settings:
-        """Read a settings file: the one that is named, or the first that exists, or none.
+        """Read a settings file: the given one, or the first that exists, or none.
 
-        :raises NotFound: the file that is named doesn't exist.
+        :raises NotFound: the given file does not exist.
         :raises InvalidRequest: names file, key and reason.
         """
         if (env := os.environ.get("VMCLONER_CONFIG")) and file is None:
@@ -103,7 +103,7 @@ class Settings:
     def host(self, name: str | None = None) -> Host:
         """Return the host of that name, or the default one.
 
-        :raises NotFound: settings don't have it (``local`` always exists).
+        :raises NotFound: the settings do not contain it (``local`` always exists).
         :raises InvalidRequest: it is, or may be, another machine.
         """
         name = name or self.defaults.host
@@ -122,9 +122,9 @@ class Settings:
         )
 
     def _check_local(self, name: str, table: HostSettings) -> None:
-        """Check that a host is this machine: this version works on no other.
+        """Check that a host is this machine: this version cannot manage others.
 
-        :raises InvalidRequest: it isn't, or nothing says where it is.
+        :raises InvalidRequest: it is another machine, or its address is missing.
         """
         where = f"{self.file or 'settings'}: hosts.{name}"
         if table.address is not None:
@@ -141,7 +141,7 @@ class Settings:
     def _backends(
         self, host: str, kind: str, tables: Mapping[str, Mapping[str, Any]]
     ) -> Mapping[str, BackendTable]:
-        """Return a host's backends of a kind: the default one, and those that are set up."""
+        """Return a host's backends of a kind: the default one, and those with a table."""
         names = dict.fromkeys([getattr(self.defaults, kind), *tables])
         return {name: self._backend(host, kind, name, tables.get(name, {})) for name in names}
 

@@ -1,7 +1,7 @@
-"""OpenSSH's options for reaching a clone: strict on the host keys it was born with, no questions.
+"""OpenSSH options for reaching a clone: strict host key checking, no questions.
 
-Keywords and quoting: ssh_config(5). A clone is called by its name (``HostKeyAlias``), so that an
-address which was another machine's yesterday proves nothing today.
+Keywords and quoting: ssh_config(5). Host keys are looked up by the clone's name (``HostKeyAlias``),
+so it does not matter if another machine had the same address before.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from vmcloner_core.model import Access
 
 
 def options(access: Access) -> dict[str, str]:
-    """Return ssh_config's keywords and values, quoted, for one clone."""
+    """Return ssh_config keywords with quoted values for one clone."""
     values = {
         "HostName": access.address,
         "Port": str(access.port),
@@ -31,21 +31,21 @@ def options(access: Access) -> dict[str, str]:
 
 
 def _path(text: str) -> str:
-    """Return a path as ssh reads it: tokens begin with %, arguments end at a space.
+    """Return a path quoted for ssh: tokens begin with %, arguments end at a space.
 
-    :raises InvalidRequest: it holds the name of a variable, which ssh has no escape for.
+    :raises InvalidRequest: it contains a variable reference, which ssh cannot escape.
     """
     if "${" in text:
-        raise InvalidRequest(f"ssh can't be told of {text!r}: it would fill in ${{…}}")
+        raise InvalidRequest(f"ssh cannot use the path {text!r}: it would expand ${{…}}")
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"{escaped}"'
 
 
 def command(access: Access, *words: str, **more: str) -> list[str]:
-    """Return the argv of ssh to one clone; the user's and the system's configuration are left out.
+    """Return the ssh argv for one clone; the user's and the system's configuration are not used.
 
-    :param words: the command, joined with spaces by ssh and read by the guest's shell.
-    :param more: further keywords: ``BatchMode="yes"``.
+    :param words: the command, joined with spaces by ssh and interpreted by the guest's shell.
+    :param more: additional keywords: ``BatchMode="yes"``.
     """
     pairs = {**options(access), **more}
     flags = [flag for key, value in pairs.items() for flag in ("-o", f"{key}={value}")]
@@ -53,7 +53,7 @@ def command(access: Access, *words: str, **more: str) -> list[str]:
 
 
 def config(accesses: Iterable[Access]) -> str:
-    """Return an ssh_config by which ``ssh CLONE`` reaches each clone."""
+    """Return an ssh_config with which ``ssh CLONE`` reaches each clone."""
     blocks = []
     for access in accesses:
         lines = [f"    {key} {value}" for key, value in options(access).items()]

@@ -1,4 +1,4 @@
-"""How clones are reached by ssh: address, user, key, and the host keys that prove who they are."""
+"""How to reach clones by ssh: address, user, key, and the host keys that identify them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from vmcloner_core.model import Access, Clone, Labels, Outcome, State, Template
 
 
 def access(template: Template, labels: Labels, address: str, known_hosts: Path | None) -> Access:
-    """Return how a clone is reached at an address.
+    """Return how to reach a clone at an address.
 
-    :param known_hosts: the file with its host keys, None where there is none.
-    :raises WrongState: no host keys are kept for it, so nothing would prove that it is it.
-    :raises NotFound: the key file that its template names is gone.
+    :param known_hosts: the file with its host key, None if there is none.
+    :raises WrongState: it has no known host key, so it couldn't be authenticated.
+    :raises NotFound: the key file that its template names doesn't exist.
     """
     if known_hosts is None:
         raise WrongState(
-            f"{labels.clone} has no host keys of its own here",
-            hint=f"give template {labels.template} an identity, and make the clone anew",
+            f"{labels.clone} has no known host key",
+            hint=f"give template {labels.template} an identity, and create the clone again",
         )
     key = template.ssh.key
     if key is not None and not key.is_file():
         raise NotFound(
             f"template {template.name}: ssh.key: {key} doesn't exist",
-            hint="a private key file; without ssh.key your own keys and agent are used",
+            hint="name a private key file, or remove ssh.key to use your own keys and agent",
         )
     return Access(
         name=labels.clone,
@@ -38,7 +38,7 @@ def access(template: Template, labels: Labels, address: str, known_hosts: Path |
 
 
 def reach(clone: Clone, access: Callable[[Labels, str], Access]) -> Outcome[Access]:
-    """Return how a clone is reached as it is now, or why it can't be."""
+    """Return how to reach a clone as it is now, or why it can't be reached."""
     try:
         if clone.state is not State.RUNNING:
             raise WrongState(
@@ -50,7 +50,7 @@ def reach(clone: Clone, access: Callable[[Labels, str], Access]) -> Outcome[Acce
                 said, hint = "no address is known yet", f"vmcloner wait {clone.name} --for ip"
             else:
                 said = "no address is known"
-                hint = 'cards of kind = "network" or "bridge" get one that is'
+                hint = 'only cards of kind = "network" or "bridge" get known addresses'
             raise WrongState(f"{clone.name}: {said}", hint=hint)
         return Outcome(key=clone.name, value=access(clone.labels, clone.ip))
     except VmclonerError as error:

@@ -1,7 +1,8 @@
-"""What is on hosts, put together: volumes, domains and records by their labels, as clones."""
+"""What is on a host: volumes, domains and records, merged by their labels into clones."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Collection, Iterable, Sequence
 
@@ -17,9 +18,9 @@ from vmcloner_core.records import Records
 
 @attrs.frozen(kw_only=True)
 class Unseen:
-    """A backend that could not be read: what is on it is not known.
+    """A backend that could not be read.
 
-    :param kind: ``storage`` or ``hypervisor``. :param name: the backend's, as labels have it.
+    :param kind: ``storage`` or ``hypervisor``. :param name: the backend's, as in labels.
     """
 
     host: str
@@ -28,7 +29,12 @@ class Unseen:
     error: VmclonerError
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.name!r} could not be read: {self.error}"
+        return f"{self.kind} {self.name!r} could not be read: {self.error.message}"
+
+    @property
+    def hint(self) -> str:
+        """The next thing to do about it."""
+        return self.error.hint or "vmcloner host check"
 
     def holds(self, labels: Labels) -> bool:
         """Tell whether a part of a clone with these labels is on it."""
@@ -37,7 +43,7 @@ class Unseen:
 
 @attrs.frozen(kw_only=True)
 class Survey:
-    """What could be seen: clones, names and addresses that are taken by others, what is unseen."""
+    """What was found: clones, names and MAC addresses that others use, and unread backends."""
 
     clones: tuple[Clone, ...] = ()
     foreign_names: frozenset[str] = frozenset()
@@ -45,15 +51,15 @@ class Survey:
     unseen: tuple[Unseen, ...] = ()
 
     def check_seen(self, what: str, labels: Iterable[Labels]) -> None:
-        """Check that all backends could be read on which parts of clones are, or shall be.
+        """Check that all backends of clones with these labels could be read.
 
-        :param what: what is asked for, for the message.
+        :param what: the request, for the message.
         :raises BackendError: one couldn't; names it, and why.
         """
         for each in labels:
             for unseen in self.unseen:
                 if unseen.holds(each):
-                    raise BackendError(f"{what}: {unseen}", hint="vmcloner host check")
+                    raise BackendError(f"{what}: {unseen}", hint=unseen.hint)
 
     def check_backends(self, what: str, storage: str, hypervisor: str) -> None:
         """Check that a pool and a hypervisor could be read.
@@ -62,20 +68,20 @@ class Survey:
         """
         for unseen in self.unseen:
             if unseen.name == (storage if unseen.kind == "storage" else hypervisor):
-                raise BackendError(f"{what}: {unseen}", hint="vmcloner host check")
+                raise BackendError(f"{what}: {unseen}", hint=unseen.hint)
 
     def check_complete(self, what: str) -> None:
         """Check that everything could be read.
 
         :raises BackendError: something couldn't; names the first.
         """
-        if self.unseen:
-            raise BackendError(f"{what}: {self.unseen[0]}", hint="vmcloner host check")
+        for unseen in self.unseen:
+            raise BackendError(f"{what}: {unseen}", hint=unseen.hint)
 
     def select(self, targets: Sequence[Target]) -> tuple[Clone, ...]:
         """Return the clones that targets name; see :func:`select`.
 
-        :raises BackendError: a target may be on what could not be read.
+        :raises BackendError: a target may be on a backend that could not be read.
         """
         try:
             return select(self.clones, targets)
@@ -85,9 +91,10 @@ class Survey:
 
 
 def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
-    """Return all that is on a host. A backend that can't be read is told of, never raised.
+    """Return everything on a host. A backend that can't be read is reported, not raised.
 
     :param state: the id of the host's state folder.
+    :raises InvalidRequest: the settings of a backend are wrong.
     """
     host = drivers.host.name
     names = [(kind, name) for kind in ("hypervisor", "storage") for name in drivers.names(kind)]
@@ -102,6 +109,9 @@ def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
             raise BackendError(f"its plugin gave a {type(found).__name__}")
         return found
 
+    for kind, name in names:
+        with contextlib.suppress(BackendError):  # a broken plugin: its question says so
+            drivers.hypervisor(name) if kind == "hypervisor" else drivers.storage(name)
     found = answers({key: functools.partial(read, *key) for key in names}, DEADLINE)
     unseen = tuple(
         Unseen(host=host, kind=kind, name=name, error=answer)
@@ -137,10 +147,10 @@ def merge(
 ) -> tuple[Clone, ...]:
     """Return one clone for each (fleet, index) that has a part, sorted by these.
 
-    A record of which nothing else is left is a clone too: that is how it gets deleted, or
-    completed. Only such records are read.
+    A record without other parts is a clone too, so that it can be deleted or completed. Only such
+    records are read.
 
-    :param unseen: what could not be read: a clone isn't called an orphan for a disk there.
+    :param unseen: what could not be read: a clone whose disks are there is no orphan.
     """
     disks: dict[tuple[str, int], list[Volume]] = {}
     for volume in volumes:
@@ -190,7 +200,7 @@ def _clone(
 def select(clones: Sequence[Clone], targets: Sequence[Target]) -> tuple[Clone, ...]:
     """Return the clones that targets name, in the clones' order; all of them for no targets.
 
-    :raises NotFound: a fleet has no clones, or a clone that is named doesn't exist.
+    :raises NotFound: a fleet has no clones, or a named clone doesn't exist.
     """
     if not targets:
         return tuple(clones)

@@ -81,7 +81,7 @@ class Sweeper:
             return
         with hold_free(self.host.state, [f"fleet/{fleet}" for fleet in others]) as free:
             # A run that has just ended may have made what was missing when it was looked for.
-            left = self._left(self.look())
+            left = self._left(self.look()) if free else {}
             for fleet in others & left.keys():
                 if f"fleet/{fleet}" in free:
                     _remove(left[fleet])

@@ -1,4 +1,4 @@
-"""Plan what is done to clones that exist: a pure function of a request and of what was found."""
+"""Plan actions on existing clones: a pure function of a request and of what was found."""
 
 from __future__ import annotations
 
@@ -31,24 +31,26 @@ def plan_targets(
     template: Callable[[str], Template],
     record: Callable[[str], Record | None],
 ) -> Plan:
-    """Return the plan of an action on clones that exist.
+    """Return the plan of an action on existing clones.
 
-    :param seed: what UUIDs of the host's clones are made from.
-    :param template: returns the template of that name; asked only where it is needed.
-    :param record: returns the record of the clone of that name; asked only where it is needed.
-    :raises NotFound: a target names nothing, unless that is as asked; or a template is gone that
-        says what a clone is made of or boots, or what it is waited for.
+    :param seed: the seed of the UUIDs of the host's clones.
+    :param template: returns the template of a name; called only when needed.
+    :param record: returns the record of the clone of a name; called only when needed.
+    :raises NotFound: a target names nothing, in an action that needs it; or a template is gone
+        that a reset, a boot or a wait needs.
     :raises BackendError: a clone is, or may be, on a backend that could not be read.
     """
     action = ACTIONS[request.action]
     if not isinstance(action, TargetAction):
-        raise InvalidRequest(f"{request.action} is not done to clones that exist")
+        raise InvalidRequest(f"{request.action} takes no existing clones")
     chosen = _chosen(request, action, found)
     routes = [(clone, _steps(request, action, clone, record)) for clone in chosen]
     work = [(clone, steps) for clone, steps in routes if steps]
     existing = tuple(clone.name for clone, steps in routes if not steps)
     if request.count is not None:
-        # "up to N": starts fill a fleet from below, stops and deletes empty it from above
+        # Starts take the lowest indices, stops and deletes the highest. Of clones that a start has
+        # only to wait for, it takes none while there are others.
+        work = [(clone, steps) for clone, steps in work if steps != ("wait",)] or work
         work = work[: request.count] if action.lowest_first else work[-request.count :]
     found.check_seen(request.action, [clone.labels for clone, _ in work])
     context = _Context(request=request, template=template, record=record, seed=seed)
@@ -81,7 +83,7 @@ def _chosen(request: TargetRequest, action: TargetAction, found: Survey) -> tupl
     for target in targets:
         indices = {clone.index for clone in named if clone.fleet == target.fleet}
         if not indices or not indices.issuperset(target.indices or ()):
-            # What is gone is as asked, but what could not be read may not be gone.
+            # Missing clones are fine, unless they may be on what could not be read.
             found.check_complete(f"{request.action} {target.fleet}")
     return named
 
@@ -92,7 +94,7 @@ def _steps(
     clone: Clone,
     record: Callable[[str], Record | None],
 ) -> tuple[str, ...]:
-    """Return what has to be done to a clone, and what a run that was cut off has left to do."""
+    """Return a clone's steps, with the start that an interrupted run left undone."""
     if action.restarts and not request.start and not active(clone):
         kept = record(clone.name)
         if kept is not None and kept.restart:
@@ -117,7 +119,7 @@ class _Context:
         self._seed = seed
 
     def plan(self, clone: Clone, steps: tuple[str, ...]) -> ClonePlan:
-        """Return the plan of one clone that needs these steps."""
+        """Return the plan of one clone with these steps."""
         wait = self._wait(clone)
         boots = clone.labels.boot is not None and bool({"start", "wait"} & set(steps))
         spec = None
@@ -146,29 +148,29 @@ class _Context:
         return Readiness.parse(self._template(clone.template).ready, timeout=request.timeout)
 
     def _made_of(self, clone: Clone, steps: Sequence[str]) -> Template | None:
-        """Return the template of a clone; None where it is gone, and is no more than a help.
+        """Return the template of a clone; None if it is gone and not essential.
 
-        :raises NotFound: it is gone, and says what the clone is made of, or boots at this start.
+        :raises NotFound: it is gone, and the clone's reset, or its boot at this start, needs it.
         """
         try:
             return self._template(clone.template)
         except NotFound as error:
             boots = clone.labels.boot is not None and "start" in steps
             if not boots and "reset" not in steps:
-                return None  # nothing but a guest that reboots would need it
-            what = "is made of" if "reset" in steps else "boots"
+                return None  # only a guest that reboots would need it
+            what = "reset" if "reset" in steps else "start"
             raise NotFound(
-                f"{clone.name}: what it {what} is up to template {clone.template!r}, which is gone",
-                hint=f"put its file back, or vmcloner delete {clone.name}",
+                f"{clone.name}: its {what} needs template {clone.template!r}, which is gone",
+                hint=f"restore its file, or vmcloner delete {clone.name}",
             ) from error
 
 
 def found_spec(
     clone: Clone, template: Template, record: Record | None, seed: str, macs: Sequence[str] = ()
 ) -> CloneSpec:
-    """Return what a clone that exists is: by its domain, else its record, else its names.
+    """Return an existing clone's specification from its domain, else its record, else its name.
 
-    :param macs: its addresses, where neither tells.
+    :param macs: its MAC addresses, for a clone with neither.
     """
     domain, labels = clone.domain, clone.labels
     if domain is not None:
@@ -182,14 +184,14 @@ def found_spec(
 
 
 def _bare_values(clone: Clone, record: Record | None) -> Mapping[str, object]:
-    """Return what placeholders stand for in a clone whose template is gone."""
+    """Return the values for placeholders of a clone whose template is gone."""
     macs = clone.domain.macs if clone.domain is not None else ()
     nics = tuple(Nic(spec=NicSpec(), mac=mac) for mac in macs)
     return clone_values(clone.labels, nics, record.values if record is not None else {})
 
 
 def _own_disks(clone: Clone, template: Template) -> tuple[int, ...]:
-    """Return the numbers of a clone's disks, lost ones too, as far as its template has them."""
+    """Return the numbers of a clone's disks, including lost ones, that its template has."""
     there = {volume.disk for volume in clone.volumes}
     defined = len(clone.domain.disks) if clone.domain is not None else 1
     return tuple(n for n in disk_numbers(template) if n in there or n < defined)

@@ -1,4 +1,4 @@
-"""Check templates before anything is made of them: what goes together, and what each key says."""
+"""Check templates before clones are made from them: compatibility, and the value of each key."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from vmcloner_core.records import identity_request
 
 
 class _NotYet(VmclonerError):
-    """Something can't be checked before something else is made."""
+    """Something can't be checked before the template's image is built."""
 
 
 class TemplateChecks:
     """Checks of templates against one host.
 
-    :param hypervisor: name of the one that clones run on where nothing else is asked for.
-    :param storage: name of the pool, likewise.
+    :param hypervisor: name of the default hypervisor.
+    :param storage: name of the default pool.
     """
 
     def __init__(self, host: LocalHost, hypervisor: str, storage: str) -> None:
@@ -47,9 +47,9 @@ class TemplateChecks:
         self._storage = storage
 
     def pairing(self, template: Template, hypervisor: HypervisorDriver) -> None:
-        """Check that template, boot provider, identity provider and hypervisor go together.
+        """Check that template, boot provider, identity provider and hypervisor are compatible.
 
-        :raises InvalidRequest: they don't; names the template and what it would go with.
+        :raises InvalidRequest: they aren't; names the template and compatible ones.
         """
         where = f"template {template.name!r}"
         if hypervisor.kind not in template.hypervisors:
@@ -65,27 +65,27 @@ class TemplateChecks:
             )
         if hypervisor.kind in backend.at_start and not hypervisor.one_shot:
             raise InvalidRequest(
-                f"{where}: boot provider {template.boot!r} is asked at each start, and "
-                f"{hypervisor.name} boots only what a definition says"
+                f"{where}: boot provider {template.boot!r} is asked at each start, but "
+                f"{hypervisor.name} boots only by the definition"
             )
         provider.check(template)
         hypervisor.check(template)
         identity, identifier = self._host.drivers.identity(template.identity.provider)
         if identity.cmdline and not backend.cmdline:
             raise InvalidRequest(
-                f"{where}: identity provider {identity.name!r} works by the kernel's command line, "
-                f"which boot provider {template.boot!r} doesn't give",
+                f"{where}: identity provider {identity.name!r} needs a kernel command line, "
+                f"which boot provider {template.boot!r} doesn't set",
                 hint="use identity provider cloud-init, or boot = 'kernel'",
             )
         identifier.check(template)
 
     def boot_at_start(self, template: Template, hypervisor: HypervisorDriver) -> str | None:
-        """Return the template's boot provider where it is asked at each start, else None."""
+        """Return the template's boot provider if it is asked at each start, else None."""
         backend, _ = self._host.drivers.boot(template.boot)
         return template.boot if hypervisor.kind in backend.at_start else None
 
     def seed(self, spec: CloneSpec) -> None:
-        """Check what the identity of a clone would be made of.
+        """Check that a clone's identity seed can be made.
 
         :raises InvalidRequest: it can't be.
         """
@@ -96,21 +96,21 @@ class TemplateChecks:
     def domain(
         self, spec: CloneSpec, driver: HypervisorDriver, volumes: tuple[Volume, ...] = ()
     ) -> DomainSpec:
-        """Return what a clone's domain would be defined by."""
+        """Return the specification that a clone's domain would be defined from."""
         request = boot_request(spec, driver, volumes)
         boot = defined_boot(self._host.drivers.boot(spec.template.boot), driver, request)
         kept = self._host.records.find(spec.name)
         return domain_spec(spec, boot, volumes, kept.seed if kept is not None else Seed())
 
     def macs(self, labels: Labels, template: Template, driver: HypervisorDriver) -> list[str]:
-        """Return the addresses that the cards of a clone would have, were they all free."""
+        """Return a clone's preferred MAC addresses, without checking that they are free."""
         return [
             clone_mac(driver.mac_prefix, self._host.seed, labels.fleet, labels.index, number)
             for number in range(len(template.nics))
         ]
 
     def checks(self, name: str) -> tuple[Check, ...]:
-        """Check a template as far as that goes without making a clone of it."""
+        """Check a template without making a clone of it."""
         found: list[Check] = []
 
         def look_at(what: str, look: Callable[[], str]) -> None:
@@ -143,7 +143,7 @@ class TemplateChecks:
         if pools:
             return f"in pool {', '.join(pools)}"
         if images.builder(template) is not None:
-            return f"will be made by the builder {template.image.builder!r}"
+            return f"will be built by {template.image.builder!r}"
         images.check(template)
         return f"will be imported from {template.image.path or template.image.url}"
 
@@ -158,7 +158,7 @@ class TemplateChecks:
         except VmclonerError as error:
             if template.image.builder is None or template.folder.exists():
                 raise
-            raise _NotYet(f"can't be told before its image is made: {error.message}") from error
+            raise _NotYet(f"unknown until its image is built: {error.message}") from error
         return f"{len(xml.splitlines())} lines of domain XML"
 
     def _identity(self, template: Template) -> str:
@@ -178,7 +178,7 @@ class TemplateChecks:
         return self._host.drivers.hypervisor(self._hypervisor)
 
     def _sample(self, template: Template) -> CloneSpec:
-        """Return a clone that there will never be."""
+        """Return the specification of a clone that is never made."""
         birth = Birth.now()
         labels = Labels(
             fleet="check",

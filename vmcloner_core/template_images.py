@@ -1,4 +1,4 @@
-"""The images of templates on a host: made, fetched, brought into its pools."""
+"""The images of templates on a host: built, fetched, imported into its pools."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from vmcloner_core.plan import ProgressEvent, StepEvent, StepStatus
 from vmcloner_core.plugins import PluginHost
 
 STEP = "import"
-"""The name of the step that brings a template's image into a pool, in events."""
+"""The name in events of the step that imports a template's image."""
 
 
 class TemplateImages:
-    """Templates' images on one host. Callers see to it that one import runs at a time."""
+    """Templates' images on one host. Callers make sure that only one import runs at a time."""
 
     def __init__(self, drivers: DriverRegistry, plugins: PluginHost) -> None:
         self._drivers = drivers
@@ -37,13 +37,13 @@ class TemplateImages:
         )
 
     def origin(self, pool: StorageDriver, template: str) -> Origin | None:
-        """Return a template's image in a pool, None where it isn't there."""
+        """Return a template's image in a pool, None if it isn't there."""
         return next((o for o in pool.origins() if o.template == template), None)
 
     def check(self, template: Template) -> None:
-        """Check that a template's image is there, where that is a file's to be.
+        """Check that a template's image file exists, if it names one.
 
-        :raises NotFound: it isn't. :raises InvalidRequest: nobody can tell.
+        :raises NotFound: it doesn't. :raises InvalidRequest: its path can't be read.
         """
         path = template.image.path
         try:
@@ -66,9 +66,9 @@ class TemplateImages:
         started: float,
         copying: Copying = AS_IT_COMES,
     ) -> Outcome[Origin]:
-        """Bring a template's image into a pool, telling observers; unchanged where it is there.
+        """Import a template's image into a pool, with events; unchanged if it is there.
 
-        :param run: the run that it is part of, empty for an import alone.
+        :param run: the run that it is part of, empty for a separate import.
         :param started: :func:`time.monotonic` at the run's start, from which events count.
         """
         begun = time.monotonic()
@@ -104,9 +104,9 @@ class TemplateImages:
         return outcome
 
     def build(self, template: Template) -> ImageFile:
-        """Make a template's image, and nothing where it is made already.
+        """Build a template's image, unless it is up to date.
 
-        :raises InvalidRequest: its image is not one that is made here.
+        :raises InvalidRequest: it has no builder.
         """
         builder, name = self.builder(template), template.name
         if builder is None:
@@ -125,7 +125,7 @@ class TemplateImages:
     def declare_built(
         self, name: str, parent: str, builder: str, options: Mapping[str, Any]
     ) -> Path:
-        """Write a template whose image a builder makes; see :func:`catalog.write_built`.
+        """Write a template with an image builder; see :func:`catalog.write_built`.
 
         :raises InvalidRequest: the builder takes no such options.
         """
@@ -133,7 +133,7 @@ class TemplateImages:
         return write_built(name, parent, builder, options)
 
     def builder(self, template: Template) -> ImageBuilder | None:
-        """Return the builder of a template's image, None where it isn't made here."""
+        """Return the builder of a template's image, None if it has none."""
         source, where = template.image, f"template {template.name}"
         if source.builder is None:
             return None

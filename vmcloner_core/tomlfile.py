@@ -1,4 +1,4 @@
-"""Read TOML into attrs classes, strictly: an unknown key or a wrong type names file and key."""
+"""Read TOML into attrs classes, strictly: errors about unknown keys or wrong types name the key."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 
 def read_toml(path: Path, *, trusted: bool) -> dict[str, Any]:
-    """Return what a TOML file says.
+    """Return the contents of a TOML file.
 
-    :param trusted: whether it has to be one that no other user could have written.
-    :raises InvalidRequest: it can't be read, is too large or isn't TOML, or has a number of more
-        than 64 bits; names file and line, or key.
+    :param trusted: require a file that no other user could have written.
+    :raises InvalidRequest: it cannot be read, is too large or is not TOML, or has a number of more
+        than 64 bits; the message names the file and the line or key.
     """
     try:
         table = tomllib.loads(read_file(path, trusted=trusted).decode())
@@ -38,7 +38,7 @@ def read_toml(path: Path, *, trusted: bool) -> dict[str, Any]:
 
 
 def _check_numbers(value: object, path: Path, key: str = "") -> None:
-    """Check that whole numbers have 64 bits, as TOML says: larger ones can't even be printed."""
+    """Check that integers fit into 64 bits, as TOML requires: huge ones cannot even be printed."""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise InvalidRequest(f"{path}: {key}: a number of more than 64 bits")
     if isinstance(value, dict):
@@ -52,15 +52,15 @@ def _check_numbers(value: object, path: Path, key: str = "") -> None:
 def structure(data: Mapping[str, Any], into: type[T], *, where: str, also: Sequence[str] = ()) -> T:
     """Return ``data`` as an instance of the attrs class ``into``.
 
-    Fields with ``metadata={"key": False}`` aren't the file's to say.
+    Fields with ``metadata={"key": False}`` cannot be set by a file.
 
-    :param also: further keys that the file may have, which were taken out of ``data``.
-    :param where: the file (and table) that the data is from, for the message.
-    :raises InvalidRequest: names the key, what is wrong with it, and for an unknown key the one
-        that was probably meant.
+    :param also: other valid keys of the file, which were removed from ``data``.
+    :param where: the file (and table) of the data, for messages.
+    :raises InvalidRequest: names the key and what is wrong with it; for an unknown key it suggests
+        the most similar known one.
     """
     if not data and not _required(into):
-        return into()  # most tables are left out, and loading cattrs takes a while
+        return into()  # most tables are absent, and importing cattrs takes a while
     from cattrs import BaseValidationError, transform_error
     from cattrs.errors import ForbiddenExtraKeysError
 
@@ -76,17 +76,17 @@ def structure(data: Mapping[str, Any], into: type[T], *, where: str, also: Seque
 
 
 def keys_of(cls: type) -> list[str]:
-    """Return the fields of an attrs class that a file may say."""
+    """Return the fields of an attrs class that a file may set."""
     return [field.name for field in attrs.fields(cls) if field.metadata.get("key", True)]
 
 
 def _required(cls: type) -> bool:
-    """Tell whether an attrs class has fields without a default."""
+    """Return whether an attrs class has fields without a default."""
     return any(field.default is attrs.NOTHING for field in attrs.fields(cls))
 
 
 def _first(problems: list[str]) -> str:
-    """Return the first problem as ``key: reason``; cattrs says ``reason @ .key``."""
+    """Return the first problem as ``key: reason``; cattrs formats it as ``reason @ .key``."""
     reason, _, key = problems[0].rpartition(" @ ")
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return (f"{key.lstrip('.')}: {reason}" if key.lstrip(".") else reason or problems[0]) + more

@@ -1,11 +1,10 @@
-"""Use settings, templates and pools only where no other user could have written them.
+"""Use settings, templates and pools only if no other user could have written them.
 
 Settings and templates are code: a template's XML or a backend's settings may run programs as the
-user that reads them, often root. So a file counts only if it and all folders above it belong to
-root or to that user, and nobody else can write there; the folder that holds it must not be open to
-all even with the sticky bit, the ones above may (``/tmp``). Under sudo the user who called it
-counts as well, as in git's ``safe.directory``. A group may write where its only member is that
-user, as it is where each user has a group of its own.
+user that reads them, often root. So a file and all folders above it must belong to root or to that
+user, and must not be writable by others. Folders with the sticky bit (``/tmp``) may be, but not the
+file's own. Under sudo the calling user is trusted too, as in git's ``safe.directory``. A group may
+write if that user is its only member, as on systems where each user has a group.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ MAX_FILE = 1024**2
 def read_file(path: Path, *, trusted: bool) -> bytes:
     """Return the content of a regular file of :data:`MAX_FILE` bytes at most.
 
-    :param trusted: whether it has to be one that no other user could have written.
-    :raises InvalidRequest: it is no such file; names it and the reason.
+    :param trusted: refuse a file that another user could have written.
+    :raises InvalidRequest: it can't be read; names it and the reason.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -80,7 +79,7 @@ def check_owner(path: str | Path, status: os.stat_result, *, also: int | None = 
 
 
 def _check_folders(path: Path) -> None:
-    """Check the folders of a file, and of what it links to: who could set a link chose the file."""
+    """Check the folders of a file and of its link's target: changing a link changes the file."""
     for folder in {path.parent.resolve(), path.resolve().parent}:
         _check_folder(path, folder)
 
@@ -97,7 +96,7 @@ def _check_folder(asked: Path, folder: Path) -> None:
 def _check(
     asked: Path, place: Path, status: os.stat_result, *, sticky: bool, also: int | None = None
 ) -> None:
-    """Check one file or folder on the way to what was asked for."""
+    """Check one file or folder on the path to a file."""
     where = f"{asked}: not used, since {'it' if place == asked else place}"
     if status.st_uid != also and status.st_uid not in _users():
         raise InvalidRequest(
@@ -115,7 +114,7 @@ def _check(
 
 
 def _users() -> set[int]:
-    """Return the users whose files are believed."""
+    """Return the users whose files are trusted."""
     users = {0, os.geteuid()}
     caller = os.environ.get("SUDO_UID", "")
     if os.geteuid() == 0 and caller.isdecimal():
@@ -124,7 +123,7 @@ def _users() -> set[int]:
 
 
 def _private(group: int) -> bool:
-    """Tell whether all members of a group are users whose files are believed."""
+    """Tell whether all members of a group are users whose files are trusted."""
     try:
         named = {pwd.getpwnam(name).pw_uid for name in grp.getgrgid(group).gr_mem}
     except KeyError:

@@ -1,4 +1,4 @@
-"""Sizes and times as people write them, and as the model keeps them (integer bytes, seconds)."""
+"""Convert sizes and times between text and the model's units (integer bytes, seconds)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 from vmcloner_core.errors import InvalidRequest
 
 Size = Annotated[int, "bytes"]
-"""Type of a field that TOML files spell as :func:`parse_size` reads it."""
+"""Type of a field whose value in TOML files is parsed by :func:`parse_size`."""
 
 _FACTORS = {
     "": 1,
@@ -28,7 +28,7 @@ _FACTORS = {
 }
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([A-Za-z]{0,3})")
 MAX_SIZE = 2**60
-"""Bytes; what is larger is a mistake, not a disk."""
+"""Bytes; a larger size must be a mistake."""
 
 
 def parse_size(value: str | int) -> int:
@@ -49,12 +49,12 @@ def parse_size(value: str | int) -> int:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number of things as text: ``1 clone``, ``3 clones``."""
+    """Return a number with its noun: ``1 clone``, ``3 clones``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def format_size(size: int) -> str:
-    """Return ``size`` (bytes) for people: at most one decimal, a binary unit."""
+    """Return ``size`` (bytes) for display: a binary unit, at most one decimal."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(value) < 1024:
@@ -64,7 +64,7 @@ def format_size(size: int) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration for people: ``740 ms``, ``3.2 s``, ``2 min 5 s``."""
+    """Return a duration for display: ``740 ms``, ``3.2 s``, ``2 min 5 s``."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 100:

@@ -1,7 +1,7 @@
-"""A file of values for each clone of a fleet: CSV for spreadsheets, TOML for people.
+"""A file of values for each clone of a fleet: CSV or TOML.
 
-CSV has a line of column names first, one of them ``clone`` (or ``index``); an empty cell is no
-value. TOML has a table for each clone. In both a clone is its name or its index::
+CSV starts with a line of column names, one of them ``clone`` (or ``index``); an empty cell is no
+value. TOML has a table for each clone. Both give a clone's name or its index::
 
     clone,memory,address,role          [1]
     1,1GiB,192.0.2.11/24,primary       memory = "1GiB"
@@ -37,7 +37,7 @@ def read_values(path: Path, fleet: str) -> dict[int, Values]:
     for where, clone, values in rows:
         index = _index(clone, fleet, where)
         if index in found:
-            raise InvalidRequest(f"{where}: {fleet}-{index} is there twice")
+            raise InvalidRequest(f"{where}: {fleet}-{index} is listed twice")
         found[index] = {key: check_value(key, value, where) for key, value in values.items()}
     return found
 
@@ -59,12 +59,12 @@ def _csv(path: Path) -> Iterator[tuple[str, str, Mapping[str, object]]]:
         key = next((name for name in _COLUMNS if name in columns), None)
         if key is None or len(set(columns)) != len(columns):
             raise InvalidRequest(
-                f"{path}: line 1 must name the columns, each once, with 'clone' among them"
+                f"{path}: line 1 must name each column once, with 'clone' among them"
             )
         for row in reader:
             where = f"{path}: line {reader.line_num}"
             if None in row or None in row.values():
-                raise InvalidRequest(f"{where}: not {len(columns)} cells, as line 1 has")
+                raise InvalidRequest(f"{where}: must have {len(columns)} cells, like line 1")
             cells = {name: cell.strip() for name, cell in row.items()}
             clone = cells.pop(key)
             yield where, clone, {name: cell for name, cell in cells.items() if cell}
@@ -77,30 +77,30 @@ def _csv(path: Path) -> Iterator[tuple[str, str, Mapping[str, object]]]:
 def _index(clone: str, fleet: str, where: str) -> int:
     named = split_clone(clone)
     if named is not None and named[0] != fleet:
-        raise InvalidRequest(f"{where}: {clone} is no clone of fleet {fleet!r}")
+        raise InvalidRequest(f"{where}: {clone} is not in fleet {fleet!r}")
     text = clone if named is None else str(named[1])
     if not re.fullmatch(r"[1-9][0-9]{0,5}", text) or int(text) > MAX_INDEX:
-        raise InvalidRequest(f"{where}: {clone!r} is no clone", hint=f"like {fleet}-3, or 3")
+        raise InvalidRequest(f"{where}: {clone!r} is not a clone", hint=f"use {fleet}-3 or 3")
     return int(text)
 
 
 def check_value(key: str, value: object, where: str) -> str | int:
-    """Return a value that a clone may have under that name.
+    """Return a clone's value, checked.
 
-    :raises InvalidRequest: it may not; names ``where``, the key and the reason.
+    :raises InvalidRequest: it is invalid; names ``where``, the key and the reason.
     """
     if not _KEY.fullmatch(key):
-        raise InvalidRequest(f"{where}: {key!r} can't name a value", hint="letters, digits and _")
+        raise InvalidRequest(f"{where}: invalid key {key!r}", hint="use letters, digits and _")
     if key in _FIXED:
-        raise InvalidRequest(f"{where}: {key}: a clone has that by itself")
+        raise InvalidRequest(f"{where}: {key} is set by vmcloner")
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise InvalidRequest(f"{where}: {key}: must be a text or a whole number, not {value!r}")
+        raise InvalidRequest(f"{where}: {key}: must be a string or an integer, not {value!r}")
     try:
         if key == "memory" and parse_size(value) <= 0:
-            raise InvalidRequest("must be more than nothing")
+            raise InvalidRequest("must be positive")
         if key == "vcpus" and not 1 <= int(value) <= 4096:
             raise InvalidRequest(f"must be 1 to 4096, not {value}")
     except (VmclonerError, ValueError) as error:
-        reason = error.message if isinstance(error, VmclonerError) else f"no number: {value!r}"
+        reason = error.message if isinstance(error, VmclonerError) else f"not a number: {value!r}"
         raise InvalidRequest(f"{where}: {key}: {reason}") from error
     return value

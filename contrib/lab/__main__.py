@@ -1,4 +1,4 @@
-"""The command line of the lab: see README.md beside this file."""
+"""The command line of the lab: see README.md in this folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from contrib.lab.states import state
 from contrib.lab.supplies import TOP, supplies
 
 FAILED = 125
-"""Exit code for a lab that fails, as docker and timeout have it; else it is the command's own."""
+"""Exit code if the lab itself fails, as with docker and timeout; otherwise it is the command's."""
 TIME_UP = 124
 INTERRUPTED = 130
 PYTEST = ("pytest", "-p", "no:cacheprovider", "--junitxml=junit.xml")
@@ -33,8 +33,8 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: lab kvm run -- lvs",
     )
     modes = top.add_subparsers(dest="mode", required=True, metavar="kvm|xen|build|status")
-    modes.add_parser("build", help="build all that is missing in the cache")
-    modes.add_parser("status", help="tell which labs run")
+    modes.add_parser("build", help="build everything that is missing in the cache")
+    modes.add_parser("status", help="list running labs")
     for name in MODES:
         mode = modes.add_parser(name, help=f"a {name} host")
         verbs = mode.add_subparsers(dest="verb", required=True)
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
 def _add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     limit = argparse.ArgumentParser(add_help=False)
     limit.add_argument(
-        "--seconds", type=float, help="how long it may take (%(default)s)", default=RUN_SECONDS
+        "--seconds", type=float, help="time limit (%(default)s)", default=RUN_SECONDS
     )
     limit.add_argument(
         "--env",
@@ -53,20 +53,22 @@ def _add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="set a variable for it",
+        help="set an environment variable for the command",
     )
     run = verbs.add_parser("run", parents=[limit], help="run a command inside, as root")
     run.add_argument("command", nargs=argparse.REMAINDER)
     test = verbs.add_parser("test", parents=[limit], help="run this checkout's tests inside")
-    test.add_argument("--junit", type=Path, help="the report (build/lab-MODE.xml)")
-    test.add_argument("--coverage", type=Path, metavar="FILE", help="measure it, and bring it back")
-    test.add_argument("arguments", nargs=argparse.REMAINDER, help="for pytest")
-    verbs.add_parser("shell", help="give a shell inside")
-    up = verbs.add_parser("up", help="start a lab that lasts, for run, test and shell to use")
-    up.add_argument("--seconds", type=float, default=UP_SECONDS, help="at most (%(default)s)")
-    verbs.add_parser("down", help="end it")
-    verbs.add_parser("status", help="tell which labs run")
-    verbs.add_parser("build", help="build all that is missing in the cache")
+    test.add_argument("--junit", type=Path, help="file for the report (build/lab-MODE.xml)")
+    test.add_argument(
+        "--coverage", type=Path, metavar="FILE", help="measure coverage, and save it here"
+    )
+    test.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments for pytest")
+    verbs.add_parser("shell", help="start a shell inside")
+    up = verbs.add_parser("up", help="start a lab that keeps running, for run, test and shell")
+    up.add_argument("--seconds", type=float, default=UP_SECONDS, help="time limit (%(default)s)")
+    verbs.add_parser("down", help="stop the lab that up started")
+    verbs.add_parser("status", help="list running labs")
+    verbs.add_parser("build", help="build everything that is missing in the cache")
 
 
 def _variable(text: str) -> str:
@@ -95,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def test(options: argparse.Namespace) -> int:
-    """Run tests inside and bring their report back, and which lines they ran."""
+    """Run tests inside; save their report and their coverage."""
     arguments = options.arguments[1:] if options.arguments[:1] == ["--"] else options.arguments
     report = options.junit or TOP / "build" / f"lab-{options.mode}.xml"
     report.parent.mkdir(parents=True, exist_ok=True)
@@ -120,13 +122,13 @@ def test(options: argparse.Namespace) -> int:
 
 
 def shell(options: argparse.Namespace) -> int:
-    """Give a shell inside."""
+    """Start a shell inside."""
     with labs.lab(MODES[options.mode], UP_SECONDS) as lab:
         return lab.channel.shell()
 
 
 def dispatch(options: argparse.Namespace) -> int:
-    """Do what the arguments say; return the exit code."""
+    """Run the command given by the arguments; return the exit code."""
     verb = getattr(options, "verb", options.mode)
     if verb == "build":
         return build(list(MODES) if options.mode == "build" else [options.mode])
@@ -141,7 +143,7 @@ def dispatch(options: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """Be ``lab``."""
+    """Entry point of ``lab``."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return dispatch(parser().parse_args())

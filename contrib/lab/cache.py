@@ -1,4 +1,4 @@
-"""Folders that are built once, each named by a hash of all that it is made of."""
+"""Folders that are built once, each named by a hash of everything it is built from."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pathlib import Path
 import platformdirs
 
 UNUSED = 7 * 86400.0
-"""Seconds without use after which an entry goes: the sources have moved on from it."""
+"""Seconds after which an unused entry is removed; the sources have probably changed."""
 VARIABLE = "VMCLONER_LAB_CACHE"
 
 
 def folder() -> Path:
-    """Return the cache's folder; made if it isn't there."""
+    """Return the folder of the cache; create it if it does not exist."""
     named = os.environ.get(VARIABLE)
     path = Path(named).absolute() if named else platformdirs.user_cache_path("vmcloner") / "lab"
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def folder() -> Path:
 
 
 def digest(*parts: bytes | str) -> str:
-    """Return a short hash of the parts, in their order."""
+    """Return a short hash of the parts, in order."""
     sha = hashlib.sha256()
     for part in parts:
         content = part.encode() if isinstance(part, str) else part
@@ -37,7 +37,7 @@ def digest(*parts: bytes | str) -> str:
 
 
 def digest_files(paths: Iterable[Path], base: Path) -> str:
-    """Return a hash of files: their names below ``base``, whether they are executable, contents."""
+    """Return a hash of files: names relative to ``base``, executable or not, contents."""
     parts: list[bytes | str] = []
     for path in sorted(paths):
         executable = bool(path.stat().st_mode & 0o100)
@@ -50,8 +50,8 @@ def locked(path: Path, *, wait: bool = True, create: bool = True) -> Iterator[in
     """Hold an exclusive lock (flock(2)) on a file and yield its descriptor.
 
     :param wait: whether to wait for another holder; otherwise None is yielded if there is one.
-    :param create: whether to make a file that isn't there.
-    :raises FileNotFoundError: it isn't there, and isn't to be made.
+    :param create: whether to create a missing file.
+    :raises FileNotFoundError: the file is missing, and ``create`` is False.
     """
     flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
     descriptor = os.open(path, flags, 0o600)
@@ -67,10 +67,10 @@ def locked(path: Path, *, wait: bool = True, create: bool = True) -> Iterator[in
 
 
 def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
-    """Return the folder ``KIND-KEY`` of the cache; built if it isn't there.
+    """Return the folder ``KIND-KEY`` of the cache; build it if it does not exist.
 
-    Two processes that want the same one don't both build it. A build that is killed leaves a
-    folder that the next build of that kind clears away, with the entries that nobody used lately.
+    Only one of several processes builds it. A killed build leaves a folder, which the next build
+    of that kind removes, as well as entries that were not used recently.
 
     :param build: fills an empty folder.
     """

@@ -14,15 +14,15 @@ from contrib.lab.image import Image
 from contrib.lab.proc import dies_with_us
 
 CONNECTION_LOST = 255
-"""What ssh exits with when it has no exit status of the command."""
+"""Exit code of ssh if it did not get an exit status from the command."""
 _GRACE = 15.0
-"""Seconds that a command inside has for ending when its time is up."""
+"""Seconds for a command inside to end after its time limit."""
 
 
 class Channel:
-    """The way into a lab.
+    """The connection to a lab.
 
-    :param folder: the lab's; holds the socket of the connection that the commands share.
+    :param folder: the lab's folder, with the socket of the connection that all commands share.
     """
 
     def __init__(self, image: Image, folder: Path, port: int) -> None:
@@ -33,14 +33,14 @@ class Channel:
             *("-o", "StrictHostKeyChecking=yes", "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes"),
             *("-o", "ConnectTimeout=60", "-o", "ServerAliveInterval=30"),
             *("-o", "ServerAliveCountMax=10", "-o", "Compression=no"),
-            # Relative to the folder: the path of a socket can't be long.
+            # Relative to the folder, because the length of a socket's path is limited.
             *("-o", "ControlMaster=auto", "-o", "ControlPath=./ssh", "-o", "ControlPersist=60"),
         ]
 
     def call(self, script: str, content: bytes = b"", timeout: float = 120.0) -> bytes:
-        """Run a line of shell inside and return what it printed.
+        """Run a shell command line inside and return its output.
 
-        :raises LabError: it failed; with its last lines.
+        :raises LabError: it failed; the message has its last lines.
         """
         argv = dies_with_us([*self._ssh, "127.0.0.1", f"set -e; {script}"])
         with subprocess.Popen(
@@ -69,13 +69,13 @@ class Channel:
     ) -> int:
         """Run a command inside on our standard input, output and error; return its exit code.
 
-        It ends when we do, and when its time is up.
+        The command is ended with this process, and at its time limit.
 
-        :param variables: ``NAME=VALUE``, set for it.
+        :param variables: ``NAME=VALUE``, set in its environment.
         :raises TimeUp: it took longer than ``seconds``.
         """
         mark = f"/run/lab-{secrets.token_hex(6)}"
-        # sshd makes the shell the leader of a session; its number finds all that belongs to it.
+        # sshd makes the shell a session leader; its PID identifies all processes of the session.
         script = f"echo $$ >{mark}; cd {folder}; exec {shlex.join(['env', *variables, *argv])}"
         with self._ended(mark):
             process = subprocess.Popen(
@@ -89,7 +89,7 @@ class Channel:
                 process.kill()
 
     def start(self, argv: Sequence[str], folder: str = "/root") -> subprocess.Popen[bytes]:
-        """Start a command inside whose output its caller reads; it ends with us or the lab."""
+        """Start a command inside whose output the caller reads. It ends with this process."""
         script = f"cd {folder}; exec {shlex.join(argv)}"
         return subprocess.Popen(
             dies_with_us([*self._ssh, "127.0.0.1", script]),
@@ -111,11 +111,11 @@ class Channel:
             raise
 
     def shell(self) -> int:
-        """Give the user a shell inside; return its exit code."""
+        """Start an interactive shell inside; return its exit code."""
         return subprocess.call([*self._ssh, "-t", "127.0.0.1"], cwd=self._folder)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(
                 [*self._ssh, "-O", "exit", "127.0.0.1"],

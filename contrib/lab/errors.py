@@ -1,11 +1,11 @@
-"""What goes wrong with the lab itself, told apart from what goes wrong inside."""
+"""Failures of the lab itself, as opposed to failures of commands inside."""
 
 from __future__ import annotations
 
 
 class LabError(Exception):
-    """The lab can't do what it was asked. The message says what to do."""
+    """The lab cannot do what was requested. The message says what to do."""
 
 
 class TimeUp(LabError):
-    """It took longer than it was allowed to."""
+    """A time limit was exceeded."""

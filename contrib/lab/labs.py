@@ -1,4 +1,4 @@
-"""Labs that run: one for a single use, or one that lasts until it is taken down."""
+"""Running labs: for a single command, or kept running until they are stopped."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from contrib.lab.supplies import TOP, supplies
 
 RECORD = "lab.json"
 _BOOTED = "LAB-READY"
-"""On the console: all services are up."""
+"""Text on the console once all services are up."""
 _GONE = ".gone-"
-"""How the name of a folder begins that is being removed."""
+"""Prefix of the names of folders that are being removed."""
 _KEY = "/opt/vmcloner/tree"
-"""Inside: which tree's vmcloner is installed."""
+"""File inside with the key of the installed vmcloner."""
 
 
 @attrs.frozen(kw_only=True)
 class Record:
-    """What is known of a lab from outside. Times are seconds since the epoch."""
+    """What the host knows about a lab. Times are seconds since the epoch."""
 
     mode: str
     checkout: str
@@ -50,13 +50,13 @@ class Record:
 
 @attrs.frozen
 class Lab:
-    """A lab that runs."""
+    """A running lab."""
 
     record: Record
     channel: Channel
 
     def prepare(self) -> None:
-        """Set the clock, and install this checkout's vmcloner unless it is there already."""
+        """Set the clock, and install this checkout's vmcloner if it is not installed."""
         key, archive = tree.vmcloner()
         site = f"/{tree.SITE}"
         there = self.channel.call(
@@ -83,7 +83,9 @@ class Lab:
         """
         code = self.channel.run(argv, seconds, folder, variables)
         if code == CONNECTION_LOST:
-            self.channel.call(":", timeout=30)  # tells a lost lab from a command's own 255
+            self.channel.call(
+                ":", timeout=30
+            )  # distinguishes a lost lab from a command that exits with 255
         return code
 
 
@@ -94,13 +96,13 @@ def _top() -> Path:
 
 
 def lasting_name(mode: Mode) -> str:
-    """Return the name of this checkout's lasting lab of a mode."""
+    """Return the name of this checkout's persistent lab of a mode."""
     return f"{mode.name}-up-{cache.digest(str(TOP))}"
 
 
 @contextlib.contextmanager
 def _folder(name: str) -> Iterator[tuple[Path, int]]:
-    """Make a lab's folder and yield it with the descriptor of its lock, which is held."""
+    """Create a lab's folder; yield it with the descriptor of its lock, which is held."""
     top = _top()
     with contextlib.ExitStack() as stack:
         with cache.locked(top / "lock"):
@@ -115,7 +117,7 @@ def _folder(name: str) -> Iterator[tuple[Path, int]]:
 
 
 def sweep() -> None:
-    """Clear away what dead labs left: nobody holds their locks."""
+    """Remove the folders of dead labs: their locks are not held."""
     for path in _top().iterdir():
         if path.name.startswith(_GONE):
             shutil.rmtree(path, ignore_errors=True)
@@ -124,7 +126,7 @@ def sweep() -> None:
 
 
 def _is_held(folder: Path) -> bool:
-    """Tell whether somebody holds a lab's lock. Nothing is made: the lab may just be going."""
+    """Return whether a lab's lock is held. Creates no file: the lab may be ending right now."""
     try:
         with cache.locked(folder / "lock", wait=False, create=False) as descriptor:
             return descriptor is None
@@ -133,7 +135,7 @@ def _is_held(folder: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a lab's folder: first from the eyes of those who look at what runs."""
+    """Remove a lab's folder. It is renamed first, so that it is no longer listed."""
     gone = folder.with_name(f"{_GONE}{folder.name}")
     with contextlib.suppress(FileNotFoundError):
         folder.rename(gone)
@@ -141,12 +143,12 @@ def _remove(folder: Path) -> None:
 
 
 def running() -> list[tuple[Path, Record]]:
-    """Return the labs that run, all checkouts' and modes', with their folders."""
+    """Return the running labs of all checkouts and modes, with their folders."""
     labs = []
     for path in sorted(_top().iterdir()):
         if path.name.startswith(_GONE) or not path.is_dir() or not _is_held(path):
             continue
-        # It is just starting or ending, or another checkout's, which writes another record.
+        # It is starting or ending, or belongs to another checkout with a different record format.
         with contextlib.suppress(OSError, ValueError, TypeError):
             labs.append((path, Record(**json.loads((path / RECORD).read_text()))))
     return labs
@@ -161,7 +163,7 @@ def _start(
     lasting: bool = False,
     boot: bool = False,
 ) -> tuple[Machine, Lab]:
-    """Start a machine: on pristine disks from the saved state, or by booting from what it has."""
+    """Start a machine: from the saved state with pristine disks, or by booting its own disks."""
     built = image()
     saved = state(mode, built)
     disk = supplies(guest=mode.has_guest)
@@ -208,9 +210,9 @@ def _start(
 
 @contextlib.contextmanager
 def lab(mode: Mode, seconds: float) -> Iterator[Lab]:
-    """Yield this checkout's lasting lab if it is up; otherwise one that ends with the block.
+    """Yield this checkout's persistent lab if it is up; otherwise one that ends with the block.
 
-    :param seconds: how long one that ends with the block may run.
+    :param seconds: time limit of a lab that ends with the block.
     """
     attached = attach(mode)
     if attached is not None:
@@ -227,9 +229,9 @@ def lab(mode: Mode, seconds: float) -> Iterator[Lab]:
 
 
 class Breakable:
-    """A lab whose power can be cut: what is on its disks stays, but for the root disk.
+    """A lab whose power can be cut. Its disks keep their contents, except the root disk.
 
-    That one, whose file system has no journal, is a new one at each boot.
+    The file system of the root disk has no journal, so each boot gets a new root disk.
     """
 
     def __init__(self, mode: Mode, folder: Path, lock: int, seconds: float) -> None:
@@ -237,8 +239,8 @@ class Breakable:
         self._host, self.lab = _start(mode, folder, lock, seconds)
 
     def cut(self) -> None:
-        """Cut the power, at once."""
-        pid = self._host.pid  # of what limits its time, and ends after it
+        """Cut the power immediately."""
+        pid = self._host.pid  # the process that enforces its time limit, and ends after it
         if self._host.alive():
             for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
                 os.kill(int(child), signal.SIGKILL)
@@ -248,7 +250,7 @@ class Breakable:
         self.lab.channel.close()
 
     def boot(self) -> None:
-        """Boot from the disks, once the power was cut."""
+        """Boot from the disks after a power cut."""
         overlay = ["-b", str(image().disk), "-F", "qcow2", str(self._folder / "root.qcow2")]
         run(["qemu-img", "create", "-q", "-f", "qcow2", *overlay, machine.DISKS["root"]])
         self._host, self.lab = _start(
@@ -258,9 +260,9 @@ class Breakable:
 
 @contextlib.contextmanager
 def breakable(mode: Mode, seconds: float) -> Iterator[Breakable]:
-    """Yield a lab of its own whose power can be cut; nothing is left of it.
+    """Yield a new lab whose power can be cut; remove it afterwards.
 
-    :param seconds: how long it may run after each boot.
+    :param seconds: time limit after each boot.
     """
     name = f"{mode.name}-{secrets.token_hex(4)}"
     with _folder(name) as (folder, lock), contextlib.ExitStack() as stack:
@@ -271,7 +273,7 @@ def breakable(mode: Mode, seconds: float) -> Iterator[Breakable]:
 
 
 def attach(mode: Mode) -> Lab | None:
-    """Return this checkout's lasting lab of a mode, None if it isn't up."""
+    """Return this checkout's persistent lab of a mode, or None if it is not up."""
     for path, record in running():
         if path.name == lasting_name(mode):
             return Lab(record, Channel(Image(Path(record.image)), path, record.port))
@@ -279,7 +281,7 @@ def attach(mode: Mode) -> Lab | None:
 
 
 def up(mode: Mode, seconds: float) -> None:
-    """Have a lasting lab; unchanged if it is up."""
+    """Start a persistent lab, unless it is already up."""
     if attach(mode) is not None:
         return
     with _folder(lasting_name(mode)) as (folder, lock):
@@ -288,7 +290,7 @@ def up(mode: Mode, seconds: float) -> None:
 
 
 def down(mode: Mode) -> None:
-    """Take the lasting lab down; unchanged if it isn't up."""
+    """Stop the persistent lab, if it is up."""
     attached = attach(mode)
     if attached is None:
         return
@@ -300,10 +302,10 @@ def down(mode: Mode) -> None:
 
 
 def status() -> None:
-    """Print which labs run."""
+    """List running labs."""
     found = running()
     if not found:
-        say("none runs")
+        say("no lab is running")
     for path, record in found:
         until = datetime.fromtimestamp(record.until).strftime("%H:%M:%S")
         kind = "up" if record.lasting else "one use"
@@ -314,5 +316,5 @@ def status() -> None:
 
 
 def mode_named(name: str) -> Mode:
-    """Return a mode by its name."""
+    """Return the mode with this name."""
     return MODES[name]

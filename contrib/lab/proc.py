@@ -1,4 +1,4 @@
-"""Run the host's programs: argv lists, with limits of time, their output kept for errors."""
+"""Run programs on the host: argv lists, time limits, output kept for error messages."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pathlib import Path
 from contrib.lab.errors import LabError, TimeUp
 
 DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
-"""Before an argv: the kernel ends it when its parent ends, however that happens."""
+"""Prefix for an argv: the kernel kills it when its parent ends, for whatever reason."""
 _UNLESS_ORPHANED = 'test "$PPID" = "$0" && exec "$@"'
 
 
 def dies_with_us(argv: Sequence[str]) -> list[str]:
-    """Return what runs a command that the kernel ends with this process.
+    """Return an argv that runs a command which the kernel kills when this process ends.
 
-    Should that have ended before the kernel was told (PR_SET_PDEATHSIG, prctl(2)), nothing is run.
+    If this process ends before that is set up (PR_SET_PDEATHSIG, prctl(2)), nothing is run.
     """
     return [*DIES_WITH_PARENT, "sh", "-c", _UNLESS_ORPHANED, str(os.getpid()), *argv]
 
 
 def say(text: str) -> None:
-    """Tell the user, at once, on standard error: standard output belongs to what runs inside."""
+    """Print a message on standard error; standard output belongs to the command inside."""
     print(f"lab: {text}", file=sys.stderr, flush=True)
 
 
@@ -44,11 +44,11 @@ def run(
     env: Mapping[str, str] | None = None,
     content: bytes | None = None,
 ) -> bytes:
-    """Run a command and return what it printed.
+    """Run a command and return its output.
 
-    :param content: what it reads from its standard input.
-    :raises LabError: it failed; with its last lines.
-    :raises TimeUp: it was killed since it took longer than ``timeout`` seconds.
+    :param content: its standard input.
+    :raises LabError: it failed; the message has its last lines.
+    :raises TimeUp: it was killed because it took longer than ``timeout`` seconds.
     """
     words = [str(word) for word in argv]
     try:

@@ -1,6 +1,6 @@
-"""Speak to a QEMU that we started (QEMU, docs/interop/qmp-spec.rst).
+"""Talk to a QEMU that we started (QEMU, docs/interop/qmp-spec.rst).
 
-Over a pair of connected sockets, one of which QEMU inherits: no file, no port, no race.
+This uses a pair of connected sockets, one of which QEMU inherits: no file, no port, no race.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contrib.lab.errors import LabError, TimeUp
 
 
 class Qmp:
-    """One end of the conversation. Not thread-safe."""
+    """Our end of the connection. Not thread-safe."""
 
     def __init__(self) -> None:
         self._ours, self._theirs = socket.socketpair()
@@ -22,11 +22,11 @@ class Qmp:
 
     @property
     def descriptor(self) -> int:
-        """What QEMU has to inherit."""
+        """The descriptor that QEMU has to inherit."""
         return self._theirs.fileno()
 
     def begin(self, timeout: float = 60.0) -> None:
-        """Begin, once QEMU was started."""
+        """Start the session, after QEMU was started."""
         self._theirs.close()
         self._receive(timeout)  # the greeting
         self.command("qmp_capabilities")
@@ -39,11 +39,11 @@ class Qmp:
         descriptors: Sequence[int] = (),
         timeout: float = 60.0,
     ) -> Any:
-        """Run a command and return what it returns.
+        """Run a command and return its result.
 
-        :param descriptors: open files that QEMU gets with it.
+        :param descriptors: open files to send with it.
         :raises LabError: it failed, or QEMU ended.
-        :raises TimeUp: no answer within ``timeout`` seconds.
+        :raises TimeUp: no response within ``timeout`` seconds.
         """
         message = {"execute": name, "arguments": dict(arguments or {})}
         try:
@@ -58,15 +58,15 @@ class Qmp:
                 return answer["return"]
 
     def pass_descriptor(self, name: str, descriptor: int) -> None:
-        """Give QEMU an open file, under a name that later commands use."""
+        """Send QEMU an open file, with a name that later commands use."""
         self.command("getfd", {"fdname": name}, descriptors=[descriptor])
 
     def human(self, line: str) -> str:
-        """Run a command of the human monitor, for what has no other."""
+        """Run a human monitor command, if there is no QMP command."""
         return str(self.command("human-monitor-command", {"command-line": line}))
 
     def close(self) -> None:
-        """Hang up. QEMU goes on running."""
+        """Close the connection. QEMU keeps running."""
         self._stream.close()
         self._ours.close()
 

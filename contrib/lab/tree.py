@@ -1,4 +1,4 @@
-"""This checkout, as a lab gets it: vmcloner from a wheel, and the tests beside it."""
+"""This checkout as installed in a lab: vmcloner from a wheel, and the tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PREFIX = "opt/vmcloner"
 """The virtual environment inside."""
 SITE = f"{PREFIX}/lib/python{'.'.join(map(str, PYTHON))}/site-packages"
 SOURCES = ("vmcloner_core", "plugins", "templates", "pyproject.toml", "setup.cfg")
-"""What a wheel is made of, with README and LICENSE."""
+"""Sources of a wheel, in addition to README and LICENSE."""
 _DOCUMENTS = ("README.md", "LICENSE")
 _SCRIPT = """#!/{prefix}/bin/python3
 import sys
@@ -31,7 +31,7 @@ _NOT_SENT = {"build", "dist", "results", "vmcloner.egg-info"}
 
 
 def files(names: Iterable[str]) -> Iterator[Path]:
-    """Yield the files of this checkout that the names stand for, or that are below them."""
+    """Yield the files in this checkout with these names, or in folders with these names."""
     for name in names:
         top = TOP / name
         for path in [top] if top.is_file() else top.rglob("*"):
@@ -40,7 +40,7 @@ def files(names: Iterable[str]) -> Iterator[Path]:
 
 
 def vmcloner() -> tuple[str, Path]:
-    """Return a key and a tar archive of the installed vmcloner, made from a wheel of this tree."""
+    """Return a key and a tar archive of the installed vmcloner, built from a wheel of this tree."""
     sources = list(files((*SOURCES, *_DOCUMENTS)))
     key = cache.digest(Path(__file__).read_bytes(), cache.digest_files(sources, TOP))
 
@@ -54,7 +54,7 @@ def vmcloner() -> tuple[str, Path]:
 
 
 def _wheel(sources: Iterable[Path], work: Path) -> Path:
-    # In a copy: setuptools leaves its work in the tree that it builds.
+    # In a copy, because setuptools leaves files in the tree that it builds.
     for path in sources:
         copy = work / "source" / path.relative_to(TOP)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def keep_coverage(data: bytes, path: Path) -> None:
-    """Write coverage's data to a file, with the names that the sources have in this checkout."""
+    """Write the coverage data to a file, with the paths of the sources in this checkout."""
     with tempfile.NamedTemporaryFile() as inside:
         inside.write(data)
         inside.flush()
@@ -102,7 +102,7 @@ def keep_coverage(data: bytes, path: Path) -> None:
 
 
 def tests() -> bytes:
-    """Return a tar archive of this checkout without the sources: those are tested installed."""
+    """Return a tar archive of this checkout without the sources: tests use the installed ones."""
     names = [
         path.name
         for path in TOP.iterdir()

@@ -10,8 +10,8 @@
 With systemd, its service is started if needed, and left running. Without systemd, a supervisor
 starts virtlogd and libvirtd and stays their parent. When libvirtd ends, the guests' QEMU processes
 become children of the supervisor (PR_SET_CHILD_SUBREAPER, prctl(2)), which reaps them: libvirt
-waits until a destroyed QEMU has vanished, and in containers the first process may reap it late
-(1.9 s per guest instead of 0.2 s).
+waits until a destroyed QEMU has vanished, and in containers the first process may be slow to reap
+it (1.9 s per guest instead of 0.2 s).
 
 The supervisor receives no commands; it watches two files. It keeps libvirtd running while the file
 "keep" exists (created by "start") or the file "users" is locked (by each "run"). Otherwise it stops

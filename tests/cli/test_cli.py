@@ -72,10 +72,7 @@ def test_show(run, lab):
     assert run("show", "web-1", "--xml")[1] == "<domain><name>web-1</name></domain>\n"
     code, _, said = run("show", "web-1", "--show-xl")
     assert code == 3
-    assert (
-        "web-1: hypervisor 'reference' has no format but its domain XML"
-        " (vmcloner show web-1 --xml)" in said
-    )
+    assert "web-1: hypervisor 'reference' has no native format (vmcloner show web-1 --xml)" in said
 
 
 def test_a_hypervisor_without_consoles(run, lab):
@@ -165,7 +162,11 @@ def test_delete_asks_where_somebody_can_answer(run, lab, monkeypatch):
         (["create", "web", "-t", "t1", "-c", "10001"], 3, "split a larger fleet"),
         (["create", "web", "-t", "t1", "-c", "two"], 2, "int value: 'two' (vmcloner create --help"),
         (["create", "web", "-t", "t1", "--min-ready", "150%"], 3, "150%"),
-        (["create", "web", "-t", "t1", "--wait", "--for", "ip"], 3, "no card on a network"),
+        (
+            ["create", "web", "-t", "t1", "--wait", "--for", "ip"],
+            3,
+            "no network card that gets an address",
+        ),
         (["create", "web", "-t", "t1", "-c", "1", "--add", "1"], 2, "not allowed with"),
         (["create", "web", "-t", "t1", "--hypervisor", "ref"], 4, "unknown hypervisor 'ref'"),
         (["create", "web", "-t", "t1", "-e", "kvm"], 3, "hypervisor 'kvm' isn't set up"),
@@ -200,7 +201,7 @@ def test_mistakes_about_what_there_is(run):
     assert "no clone 'web' (vmcloner list web)" in run("show", "web")[2]
     code, _, err = run("create", "web", "-t", "t1", "-c", "2")
     assert code == 0
-    assert "web has 3 clones already, and create takes none away (vmcloner delete web -c 1)" in err
+    assert "web already has 3 clones; create removes none (vmcloner delete web -c 1)" in err
     assert "(vmcloner start web-2 --wait)" in run("wait", "web")[1]
 
 
@@ -212,7 +213,7 @@ def test_what_became_of_all_is_said(run):
     assert "3 clones stopped in" in run("stop", "web")[2]
     assert "3 clones started and ready in" in run("start", "web", "--wait")[2]
     assert "3 clones ready in" in run("start", "web", "--wait")[2]
-    assert "0 clones started, 3 already as asked in" in run("start", "web")[2]
+    assert "0 clones started, 3 unchanged in" in run("start", "web")[2]
     assert "3 clones ready in" in run("wait", "web")[2]
     assert "3 clones restarted and ready in" in run("restart", "web", "--wait")[2]
     assert "3 clones deleted in" in run("delete", "web", "--yes")[2]
@@ -489,4 +490,4 @@ def test_what_is_interrupted_outside_of_a_run_says_so(lab, run, monkeypatch):
 
     monkeypatch.setattr(lab.machines, "states", interrupted)
     monkeypatch.setattr(lab.engine, "survey", lambda *_targets: interrupted())
-    assert run("list") == (130, "", "vmcloner: stopped (the same command again goes on)\n")
+    assert run("list") == (130, "", "vmcloner: stopped (run the same command again)\n")

@@ -41,7 +41,7 @@ def test_any_text_is_an_option(config):
     catalog.write_built("ci", "debian-12-built", "debian", options)
     found = catalog.Catalog(config.parent, [config, catalog.search_path()[-1]]).template("ci")
     assert found.image.options == options
-    with pytest.raises(InvalidRequest, match="not a text"):
+    with pytest.raises(InvalidRequest, match="not valid text"):
         catalog.write_built("ci", "debian-12-built", "debian", {"revision": "\udcff"})
 
 

@@ -171,7 +171,7 @@ def test_what_a_pool_warns_of_is_told(three):
     assert plan.warnings == ("pool reference: metadata 83 % full",)
     checks = [c for c in three.engine.check_host("reference") if c.name == "space"]
     assert [(c.status.value, c.detail) for c in checks] == [
-        ("ok", "1.0 TiB of 1.0 TiB free, for 20 more volumes at most"),
+        ("ok", "1.0 TiB of 1.0 TiB free, for at most 20 more volumes"),
         ("warning", "metadata 83 % full"),
     ]
     assert Capacity(total=1, free=1).warnings == ()
@@ -187,7 +187,7 @@ def test_what_a_pool_warns_of_is_told(three):
         ('[[disks]]\nsize = "1MiB"\nkind = "x"\n', "disks.*unknown key 'kind'"),
         ("[[disks]]\n", "disks.*'size' is missing"),
         ('[[disks]]\nsize = "1MiB"\ncontent = "ext4"\n', "disks"),
-        ('[[disks]]\nsize = "1MiB"\n' * 26, "26 disks at most"),
+        ('[[disks]]\nsize = "1MiB"\n' * 26, "at most 26 disks"),
     ],
 )
 def test_disks_that_cannot_be(lab, text, message):

@@ -104,6 +104,18 @@ def test_up_to_n(lab, action, expected):
     assert [clone.name for clone in plan.clones] == expected
 
 
+def test_up_to_n_counts_the_clones_that_are_changed(lab):
+    lab.engine.create("web", "t1", count=6)
+    lab.engine.start("web-1", "web-3")
+    for ready in (False, True):
+        request = TargetRequest(action="start", targets=("web",), count=3, ready=ready)
+        plan = lab.engine.plan(request)
+        assert [clone.name for clone in plan.clones] == ["web-2", "web-4", "web-5"]
+    lab.engine.start("web")
+    plan = lab.engine.plan(TargetRequest(action="start", targets=("web",), count=3, ready=True))
+    assert [clone.name for clone in plan.clones] == ["web-1", "web-2", "web-3"]
+
+
 def test_restart_goes_down_and_up(lab):
     lab.engine.create("web", "t1", count=1, start=True)
     plan = lab.engine.plan(TargetRequest(action="restart", targets=("web",)))
@@ -199,7 +211,7 @@ def test_memory_that_cannot_be_overcommitted():
     with pytest.raises(NotEnoughResources) as caught:
         check_memory([10, 10, 10], host, overcommit=9.0)
     assert str(caught.value) == (
-        "to start 3 clones takes 36 B of memory, 35 B are available "
+        "starting 3 clones takes 36 B of memory, 35 B are available "
         "(2 would fit; the host keeps 29)"
     )
 
@@ -319,7 +331,7 @@ def test_cancel_stops_cleanly_and_the_same_again_goes_on(lab):
                 lab.engine.cancel()
 
     stop = lab.engine.plugins.watch(Stopper())
-    with pytest.raises(Interrupted, match="the same command again"):
+    with pytest.raises(Interrupted, match="run the same command again"):
         lab.engine.create("web", "t1", count=40)
     stop()
     assert len(lab.machines.machines) < 40
@@ -467,7 +479,7 @@ def test_reset_needs_the_template_and_its_image(lab):
     assert "vmcloner template import t1" in str(caught.value.failures[0][1])
     assert len(lab.pool.disks) == 2
     (lab.folder / "templates" / "t1.toml").unlink()
-    with pytest.raises(NotFound, match="what it is made of is up to template 't1'"):
+    with pytest.raises(NotFound, match="its reset needs template 't1'"):
         lab.engine.reset("web")
 
 

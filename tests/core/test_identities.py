@@ -97,7 +97,7 @@ def test_texts_hold_placeholders_and_a_clone_may_have_its_own():
         ({"machine_id": "{{ name }}"}, "machine_id"),
         ({"machine_id": "0" * 32}, "machine_id"),
         ({"addresses": ("10.0.0.1",)}, "addresses: .* prefix length"),
-        ({"addresses": ("10.0.0.0/24",)}, "addresses: .* no host's address"),
+        ({"addresses": ("10.0.0.0/24",)}, "addresses: .* not a host address"),
         ({"addresses": ("10.0.0.300/24",)}, "addresses: '10.0.0.300"),
         ({"addresses": ("dhcp",) * 3}, "addresses: 3 for 2 network cards"),
         ({"gateway": "10.0.0.0/24"}, "gateway: '10.0.0.0/24'"),

@@ -171,7 +171,7 @@ def test_a_hypervisor_that_makes_no_networks_says_so(lab):
             call(NetworkRequest(name="lan"))
         assert str(caught.value) == (
             "network 'lan': hypervisor 'reference' makes no networks"
-            " (choose another by --hypervisor)"
+            " (choose another with --hypervisor)"
         )
 
 

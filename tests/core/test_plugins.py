@@ -157,7 +157,7 @@ def test_a_backend_for_another_api_is_refused_by_name(distribution, source):
             host.storage("later")
         assert str(caught.value) == (
             "storage plugin 'later' of acme is built for driver API 2, this vmcloner has driver "
-            "API 1 (install a version of it that fits this vmcloner)"
+            "API 1 (install a version of it for this vmcloner)"
         )
         assert caught.value.exit_code == 8
     found = info(host, "later")

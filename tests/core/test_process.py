@@ -1,5 +1,6 @@
 """The command runner: deadlines, bounded output, no shell, a minimal environment."""
 
+import errno
 import time
 
 import pytest
@@ -47,3 +48,13 @@ def test_the_environment_is_minimal(monkeypatch):
     assert "SECRET" not in out
     assert "EXTRA=1" in out
     assert "LC_ALL=C" in out
+
+
+def test_no_room_for_temporary_files_is_one_line(monkeypatch):
+    def fail():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vmcloner_core.process.tempfile.TemporaryFile", fail)
+    with pytest.raises(HostCommandError, match=r"true: can't be run: No space left") as caught:
+        RUNNER.run(["true"])
+    assert "TMPDIR" in caught.value.hint

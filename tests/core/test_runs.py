@@ -25,7 +25,7 @@ from vmcloner_core.errors import (
     VmclonerError,
 )
 from vmcloner_core.hooks import hookimpl
-from vmcloner_core.model import State
+from vmcloner_core.model import Outcome, State
 from vmcloner_core.steps import STEPS
 from vmcloner_core.testing.reference import (
     BootPlugin,
@@ -216,6 +216,39 @@ def test_the_log_of_a_run_is_closed_however_it_ends(site, monkeypatch):
     assert [log._file for log in opened] == [None]
 
 
+class Leaves:
+    """An observer that wants to end the process."""
+
+    @hookimpl
+    def vmcloner_step_changed(self, event):
+        raise SystemExit(event.clone)
+
+    @hookimpl
+    def vmcloner_clone_ready(self, run, clone):
+        raise SystemExit(clone)
+
+
+def test_an_observer_that_leaves_the_process_hangs_nobody(site):
+    site.engine.plugins.watch(Leaves())
+    assert site.engine.create("web", "t1", count=3, start=True).ok
+
+
+def test_a_pool_that_gives_no_volume_gets_no_domain(site):
+    pool = site.pools["reference"]
+    pool.clone = lambda requests, _told: (Outcome(key=r.volume_name) for r in requests)
+    with pytest.raises(PartialFailure) as caught:
+        site.engine.create("web", "t1", count=2)
+    assert "gave no volume" in str(caught.value.failures[0][1])
+    assert not site.hypervisors["reference"].machines
+
+
+def test_addresses_that_cannot_be_read_are_left_out(site):
+    site.engine.create("web", "t1", count=1, start=True)
+    dead(site.hypervisors["reference"], "addresses")
+    (clone,) = site.engine.list()
+    assert (clone.state, clone.ip) == (State.RUNNING, None)
+
+
 # --- backends that can't be read ----------------------------------------------------------------
 
 
@@ -334,6 +367,16 @@ def test_list_says_what_it_could_not_read_and_ends_with_10(two, monkeypatch, cap
     assert "hypervisor 'second' could not be read: its daemon is down" in line
 
 
+def test_settings_that_are_wrong_are_no_backend_that_cannot_be_read(site):
+    config = site.folder / "wrong.toml"
+    config.write_text(SETTINGS.format(folder=site.folder) + "colour = 1\n")
+    with (
+        Engine.open(config=config, plugins=site.plugins) as engine,
+        pytest.raises(InvalidRequest, match=r"hosts.local.storage.other: unknown key 'colour'"),
+    ):
+        engine.survey()
+
+
 def test_a_name_that_is_nowhere_is_not_found_while_all_can_be_read(two):
     with pytest.raises(NotFound):
         two.engine.start("unknown")
@@ -371,9 +414,9 @@ def test_what_is_of_another_state_folder_is_shown_and_never_touched(site, other)
         ("db-1", True), ("web-1", False), ("web-2", False),
     ]  # fmt: skip
     for act in (other.stop, other.reset, other.delete, other.start):
-        with pytest.raises(Conflict, match="web-1 is of another vmcloner's state folder"):
+        with pytest.raises(Conflict, match="web-1 belongs to another state folder"):
             act("web-1")
-    with pytest.raises(Conflict, match="another vmcloner's"):
+    with pytest.raises(Conflict, match="another state folder"):
         other.create("web", "t1", count=3)
     other.delete(everything=True)
     assert [clone.name for clone in site.engine.list()] == ["web-1", "web-2"]
@@ -390,6 +433,18 @@ def test_clones_of_before_state_folders_had_ids_are_everybodys(site, other):
     machines["web-1"] = attrs.evolve(domain, labels=attrs.evolve(domain.labels, state=None))
     assert other.list()[0].ours
     assert other.delete("web").ok
+
+
+def test_a_file_without_an_id_is_not_guessed(site):
+    """Another id would make strangers of all clones."""
+    site.engine.create("web", "t1", count=1)
+    site.engine.host.state_id.write_text("")
+    config = site.folder / "vmcloner.toml"
+    with (
+        Engine.open(config=config, plugins=site.plugins) as engine,
+        pytest.raises(BackendError, match="does not contain a state folder's id"),
+    ):
+        engine.create("db", "t1", count=1)
 
 
 def test_a_plan_that_was_made_before_there_was_a_state_folder(site, other):

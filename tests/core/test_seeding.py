@@ -272,7 +272,7 @@ def test_a_template_that_calls_an_unknown_name_ready_fails_its_check(lab):
 
 def test_a_provider_by_the_kernel_needs_a_kernel(lab):
     lab.template("t1", TEMPLATE + '[identity]\nprovider = "kernel-args"\n')
-    with pytest.raises(InvalidRequest, match="kernel's command line"):
+    with pytest.raises(InvalidRequest, match="needs a kernel command line"):
         lab.engine.create("web", "t1", count=1)
 
 

@@ -166,7 +166,7 @@ def test_a_dead_lab_is_not_running_and_is_swept(capsys):
     (dead / labs.RECORD).write_text(record())
     assert labs.running() == []
     labs.status()
-    assert capsys.readouterr().err == "lab: none runs\n"
+    assert capsys.readouterr().err == "lab: no lab is running\n"
     labs.sweep()
     assert not dead.exists()
 

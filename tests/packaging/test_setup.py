@@ -76,8 +76,8 @@ def sandbox(tmp_path):
     return run
 
 
-KEPT = "libvirtd: running, and left running; stop it by: make stop"
-STARTING = "libvirtd: starting one (the first time, it asks each QEMU what it can do: about 12 s)"
+KEPT = "libvirtd: running, and stays running; stop it with: make stop"
+STARTING = "libvirtd: starting libvirtd (the first start probes each QEMU: about 12 s)"
 
 
 def test_run_leaves_nothing(sandbox):
@@ -129,7 +129,8 @@ def test_one_that_cannot_start_says_why(sandbox):
         without supervisor; without virtlogd; echo end
     """)
     assert "the reason" in out
-    assert any(line.startswith("libvirtd: no answer; its last lines are above") for line in out)
+    said = "libvirtd: no response; the end of its log is above"
+    assert any(line.startswith(said) for line in out)
     assert [word for word in out[-5:] if word != "users"][-4:] == ["1", "log", "supervisor", "end"]
 
 
@@ -141,7 +142,7 @@ def test_guests_outlive_it_and_the_supervisor_sees_to_them(sandbox):
         without supervisor; daemons; echo end
     """)
     assert out == [
-        "libvirtd: stopped; guests still run, and their supervisor stays until they end",
+        "libvirtd: stopped; guests are still running, and their supervisor stays until they end",
         "guest supervisor virtlogd",
         "reaped",
         "",

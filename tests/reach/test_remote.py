@@ -131,7 +131,7 @@ def test_paths_are_quoted_as_ssh_reads_them(guests):
 
 def test_a_path_that_ssh_would_fill_in(guests):
     access = guests.access("web-1", known_hosts=guests.folder / "${HOME}")
-    with pytest.raises(InvalidRequest, match="fill in"):
+    with pytest.raises(InvalidRequest, match="expand"):
         remote.run([access], "true", timeout=1)
 
 

@@ -92,7 +92,7 @@ def test_what_guests_do_to_their_boot_menus_stays_with_them(site: Site, fleet: s
 
 def test_memory_is_checked_before(site: Site, fleet: str) -> None:
     said = site.create(fleet, "guest", 500, "--start", code=7)
-    assert re.search(r"to start 500 clones takes .* would fit; Domain-0 has 2 GiB and keeps", said)
+    assert re.search(r"starting 500 clones takes .* would fit; Domain-0 has 2 GiB and keeps", said)
     assert site.run("list", "-f", "value").find(fleet) == -1
 
 

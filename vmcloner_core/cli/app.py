@@ -32,13 +32,13 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 DESCRIPTION = """Mass clones of virtual machines from templates.
 
-  vmcloner create web -t tiny -c 20 --start --wait     twenty machines, each up
-  vmcloner list web                                    what there is
-  vmcloner delete web --yes                            and gone again"""
+  vmcloner create web -t tiny -c 20 --start --wait     make twenty, wait until ready
+  vmcloner list web                                    list them
+  vmcloner delete web --yes                            delete them"""
 
 
 class Commands(CommandManager):
-    """Finds commands by entry points; one that can't be imported fails by itself, by name."""
+    """Finds commands by entry points; one that can't be imported is named and harms no other."""
 
     def find_command(self, argv: list[str]) -> Any:
         """Return what runs a command line.
@@ -69,7 +69,7 @@ _VALUED = ("--config", "--host", "--log-file")
 def split_guest_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return a command line in two parts: ours, and what is meant for a guest.
 
-    The latter follows ``--``, or ``ssh CLONE``: its options are no business of ours.
+    The second follows ``--``, or ``ssh CLONE``: its options aren't ours.
     """
     plain = 0
     for at, word in enumerate(words):
@@ -78,7 +78,7 @@ def split_guest_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
         if word.startswith("-") or (at and words[at - 1] in _VALUED):
             continue
         if plain == 0 and word != "ssh":
-            plain = -len(words)  # another command: only "--" divides its line
+            plain = -len(words)  # another command: only "--" splits its line
         plain += 1
         if plain == 2:
             return list(words[: at + 1]), list(words[at + 1 :])
@@ -86,7 +86,7 @@ def split_guest_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 class Shell(App):
-    """vmcloner's shell. Also cliff's interactive one, where the engine lives on."""
+    """vmcloner's shell. Also cliff's interactive one, which keeps the engine open."""
 
     NAME = NAME
     CONSOLE_MESSAGE_FORMAT = f"{NAME}: %(message)s"
@@ -106,7 +106,7 @@ class Shell(App):
         """Run a command line; returns the exit code."""
         ours, self._guest_words = split_guest_words(argv)
         code = int(super().run(ours))
-        return code if self.interpreter is None else 0  # cliff has 1 for the end of its shell
+        return code if self.interpreter is None else 0  # cliff returns 1 when its shell ends
 
     def build_option_parser(self, *args: Any, **kwargs: Any) -> Any:
         """Return the parser of the global options."""
@@ -114,14 +114,14 @@ class Shell(App):
 
         kwargs.setdefault("argparse_kwargs", {})
         kwargs["argparse_kwargs"]["prog"] = NAME
-        # Global options are looked for in the whole line: --log isn't short for --log-file.
+        # argparse looks for global options in the whole line: --log isn't short for --log-file.
         kwargs["argparse_kwargs"]["allow_abbrev"] = False
         kwargs["argparse_kwargs"]["formatter_class"] = argparse.RawDescriptionHelpFormatter
         parser = super().build_option_parser(*args, **kwargs)
         parser.error = functools.partial(refuse, parser)  # type: ignore[method-assign]
         parser.add_argument("--config", metavar="FILE", type=Path, help="Settings file.")
-        parser.add_argument("--host", metavar="NAME", help="Host of the settings to work on.")
-        parser.add_argument("--no-color", action="store_true", help="As the variable NO_COLOR.")
+        parser.add_argument("--host", metavar="NAME", help="Host from the settings to work on.")
+        parser.add_argument("--no-color", action="store_true", help="Same as NO_COLOR=1.")
         return parser
 
     def initialize_app(self, _argv: list[str]) -> None:
@@ -154,7 +154,7 @@ class Shell(App):
         return self._engine
 
     def _observers(self) -> list[object]:
-        """Return what draws progress, where somebody sees it."""
+        """Return what draws progress, if standard error is a terminal."""
         if not sys.stderr.isatty() or not self.options.verbose_level:
             return []
         from vmcloner_core.cli.progress import Progress
@@ -162,7 +162,7 @@ class Shell(App):
         return [Progress()]
 
     def run_subcommand(self, argv: list[str]) -> int:
-        """Run one command; a mistake gets one line and the exit code of its kind."""
+        """Run one command; an error becomes one line and its exit code."""
         try:
             return self._run_found([*argv, *self._guest_words])
         except VmclonerError as error:
@@ -176,10 +176,10 @@ class Shell(App):
         return EXIT_USAGE
 
     def _unknown(self, argv: list[str]) -> str | None:
-        """Return what there isn't of a command line's first words; None where all is there."""
+        """Return an error if a command line's first words name no command, else None."""
         known = [name for name, _ in self.command_manager]
         if argv[0] == "help":
-            named = argv[1:]  # the beginning of a name will do; options are its own to refuse
+            named = argv[1:]  # the beginning of a name is enough; help refuses options itself
             if not named or named[0].startswith("-") or any(k.startswith(named[0]) for k in known):
                 return None
         else:
@@ -211,26 +211,26 @@ class Shell(App):
 
 
 def _spell_out(record: logging.LogRecord) -> bool:
-    """Spell out control characters in a log record: guests and servers said some of it."""
+    """Escape control characters in a log record: parts come from guests and servers."""
     record.msg, record.args = printable(record.getMessage()), ()
     return True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the shell; returns the exit code."""
-    # A process that ends looks for garbage among all that it has; there is no more use in that.
+    # At exit the garbage collector would look through all objects, for nothing.
     atexit.register(gc.freeze)
     words = list(sys.argv[1:] if argv is None else argv)
-    os.umask(os.umask(0o022) | 0o022)  # nobody else may write what we make, whatever it was
+    os.umask(os.umask(0o022) | 0o022)  # files of ours are writable only by the user
     if not words and not sys.stdin.isatty():
         words = ["--help"]
     shell = Shell()
-    # A terminated run ends as an interrupted one: cleanly, to be gone on with.
+    # SIGTERM ends a run as Ctrl-C does: cleanly, so that it can be continued.
     signal.signal(signal.SIGTERM, _terminate)
     try:
         return shell.run(words)
     except KeyboardInterrupt:
-        say("stopped (the same command again goes on)")
+        say("stopped (run the same command again)")
         return EXIT_INTERRUPTED
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else EXIT_USAGE * bool(leave.code)

@@ -14,10 +14,10 @@ COLUMNS = ("fact", "read", "distinct", "missing", "shared")
 
 
 class Audit(Table):
-    """Prove that running clones are different machines, by what each says of itself.
+    """Check from inside running clones that their identities are unique.
 
-    Asks every clone by one login: hostname, machine-id, SSH host keys, MAC and IP addresses, DHCP
-    client-id, UUID and VM generation id. Exit code 10 if two share one, or it couldn't be read.
+    Reads by one ssh login to each: hostname, machine-id, SSH host keys, MAC and IP addresses, DHCP
+    client-id, UUID and VM generation id. Exit code 10 if clones share one, or one can't be read.
     """
 
     example = "vmcloner audit web"
@@ -42,14 +42,14 @@ class Audit(Table):
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
         """Print what was found.
 
-        :raises PartialFailure: the clones aren't proven to be machines of their own.
+        :raises PartialFailure: clones share an identity, or one couldn't be read.
         """
         super().produce_output(parsed_args, column_names, data)
         assert self._report is not None  # noqa: S101 - take_action was before
         for error in self._report.unread.values():
             note(self.app, str(error))
         self._report.check()
-        note(self.app, f"{len(self._report.clones)} clones, each a machine of its own")
+        note(self.app, f"{len(self._report.clones)} clones, all identities unique")
         return 0
 
 

@@ -1,4 +1,4 @@
-"""What commands share: errors as exit codes, options of runs, how a run's end is told."""
+"""What commands share: errors as exit codes, options of runs, a run's summary."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Base(Command):
         return self.app.engine
 
     def get_epilog(self) -> str:
-        """Return the example that stands below the options.
+        """Return the example that is shown below the options.
 
-        cliff's own epilog names the distribution, and reads the files of all of them for that.
+        cliff's own epilog names the distribution, and reads the files of every one to find it.
         """
         return f"example:\n  {self.example}"
 
@@ -63,8 +63,8 @@ class Base(Command):
             return self.app.failed(error)
         except BrokenPipeError:
             raise
-        except KeyboardInterrupt:  # cliff would end without a word
-            return self.app.failed(Interrupted("stopped", hint="the same command again goes on"))
+        except KeyboardInterrupt:  # cliff would exit silently
+            return self.app.failed(Interrupted("stopped", hint="run the same command again"))
         except Exception as error:
             if self.app.options.debug:
                 raise
@@ -76,18 +76,18 @@ class Base(Command):
 class _Display(Base):
     """What tables and records share."""
 
-    # Our -c is --count, as ever: cliff's --column keeps its long form where both meet.
+    # -c is our --count: cliff's --column keeps only its long form where a command has both.
     conflict_handler = "resolve"
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """Return the parser; tables fold to the terminal unless the user says otherwise."""
+        """Return the parser; tables fit the terminal unless the user says otherwise."""
         parser = super().get_parser(prog_name)
         parser.set_defaults(fit_width=sys.stdout.isatty())
         return parser
 
     @staticmethod
     def check_columns(parsed_args: argparse.Namespace, known: Sequence[str]) -> None:
-        """Check that the columns which the user wants are there.
+        """Check that the columns that the user asks for exist.
 
         :raises UsageError: one isn't.
         """
@@ -97,7 +97,7 @@ class _Display(Base):
 
     @staticmethod
     def shown(parsed_args: argparse.Namespace, values: Iterable[Any]) -> tuple[Any, ...]:
-        """Return values for the output format: JSON and YAML have a word for nothing."""
+        """Return values for the output format: JSON and YAML keep their types and null."""
         if parsed_args.formatter in ("json", "yaml"):
             return tuple(values)
         return tuple(_text(value) for value in values)
@@ -106,7 +106,7 @@ class _Display(Base):
 def _text(value: object) -> object:
     """Return a value as a cell: lists as words, mappings as ``key=value``.
 
-    Control characters are spelled out: a terminal would act on them, and guests said some of this.
+    Control characters are escaped: parts come from guests, and a terminal would act on them.
     """
     if isinstance(value, Mapping):
         return " ".join(f"{key}={word}" for key, word in value.items())
@@ -142,8 +142,8 @@ class Record(_Display, ShowOne):
 class RunCommand(Table):
     """A command that carries out a run.
 
-    Prints the plan with ``--dry-run``; else a table of what failed, or in the other formats of
-    every clone, and one line that sums the run up.
+    Prints the plan with ``--dry-run``; else a table of the clones that failed (in other formats,
+    of all clones) and a one-line summary.
     """
 
     waits = False
@@ -153,16 +153,16 @@ class RunCommand(Table):
         """Return the parser with the options that all runs have."""
         parser = super().get_parser(prog_name)
         parser.add_argument(
-            "--dry-run", action="store_true", help="Print what would be done; change nothing."
+            "--dry-run", action="store_true", help="Show what would change; change nothing."
         )
         parser.add_argument(
-            "-j", "--jobs", type=int, metavar="N", help="At most N calls of a backend at once."
+            "-j", "--jobs", type=int, metavar="N", help="At most N calls to a backend at once."
         )
         if self.waits:
             parser.add_argument(
                 "--wait",
                 action="store_true",
-                help="Wait until each is ready: for what the template says, or --for.",
+                help="Wait until each is ready, as the template or --for says.",
             )
             add_readiness(parser, more="; implies --wait")
         return parser
@@ -172,7 +172,7 @@ class RunCommand(Table):
         raise AssertionError(parsed_args)
 
     def confirm(self, plan: Plan, parsed_args: argparse.Namespace) -> None:
-        """Ask before the plan is carried out, where that is the command's way."""
+        """Ask before the plan is carried out, in commands that do."""
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
         """Plan or run; returns columns and rows."""
@@ -193,9 +193,9 @@ class RunCommand(Table):
         return RESULT_COLUMNS, [result_row(clone) for clone in shown]
 
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
-        """Print the rows, then what became of the run.
+        """Print the rows, then the run's summary.
 
-        :raises VmclonerError: it did not do all it was asked.
+        :raises VmclonerError: the run did not do everything.
         """
         rows = list(data)
         if rows or self._result is None or parsed_args.formatter != "table":
@@ -231,10 +231,10 @@ def plan_rows(plan: Plan) -> list[tuple[object, ...]]:
 
 
 def tell_needs(plan: Plan) -> None:
-    """Say what a plan takes, beside its rows."""
+    """Print a plan's totals and warnings to standard error."""
     parts = [f"{counted(len(plan.clones), 'clone')} to {plan.action}"]
     if plan.existing:
-        parts.append(f"{len(plan.existing)} already as asked")
+        parts.append(f"{len(plan.existing)} unchanged")
     if plan.import_image and plan.template is not None:
         parts.append(f"imports the image of {plan.template.name}")
     if plan.space:
@@ -246,7 +246,7 @@ def tell_needs(plan: Plan) -> None:
 
 
 def result_row(clone: CloneResult) -> tuple[object, ...]:
-    """Return what became of a clone as a row of :data:`RESULT_COLUMNS`."""
+    """Return a clone's result as a row of :data:`RESULT_COLUMNS`."""
     return (
         clone.name,
         "ok" if clone.error is None else "failed",
@@ -257,21 +257,21 @@ def result_row(clone: CloneResult) -> tuple[object, ...]:
 
 
 def summary(result: RunResult) -> str:
-    """Return one line on a run that did all it was asked."""
+    """Return one line on a run that succeeded."""
     plan, total = result.plan, len(result.results)
     done = total - len(result.failures)
     parts = [f"{counted(done, 'clone')} {_past(result)}"]
     if result.failures:
-        parts.append(f"{len(result.failures)} not")
+        parts.append(f"{len(result.failures)} failed")
     if plan.existing:
-        parts.append(f"{len(plan.existing)} already as asked")
+        parts.append(f"{len(plan.existing)} unchanged")
     return f"{', '.join(parts)} in {format_seconds(result.seconds)}"
 
 
 def _past(result: RunResult) -> str:
-    """Return what became of all of a run's clones: created, started and ready.
+    """Return what was done to a run's clones, like ``created, started and ready``.
 
-    Where they came different ways, what is true of each.
+    Only what is true of all of them.
     """
     from vmcloner_core.steps import ACTIONS, STEPS
 
@@ -290,7 +290,7 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def note(app: Shell, text: str) -> None:
-    """Print a remark to standard error, unless the user wants quiet."""
+    """Print a remark to standard error, unless ``--quiet`` is given."""
     if app.options.verbose_level:
         say(text)
 
@@ -304,23 +304,23 @@ def waiting(parsed_args: argparse.Namespace) -> dict[str, Any]:
     if parsed_args.min_ready is not None:
         fields["min_ready"] = Quota.parse(parsed_args.min_ready)
         if not (parsed_args.wait or wait):
-            raise UsageError("--min-ready is about waiting", hint="say --wait too")
+            raise UsageError("--min-ready needs --wait", hint="add --wait, or --for WHAT")
     return fields
 
 
 def add_readiness(parser: argparse.ArgumentParser, more: str = "") -> None:
-    """Add the options that say what is waited for, how long, and how many must get there."""
+    """Add the options that say what to wait for, how long, and how many must get ready."""
     parser.add_argument(
         "--for",
         dest="readiness",
         metavar="WHAT",
-        help="running, ip, port:N, ssh (its user is let in), agent (the guest agent reports), or "
-        f"console:REGEX where {{{{ name }}}} is the clone's{more}.",
+        help="running, ip, port:N, ssh (login succeeds), agent (the guest agent reports), or "
+        f"console:REGEX where {{{{ name }}}} is the clone's name{more}.",
     )
     parser.add_argument(
         "--min-ready",
         metavar="SHARE",
-        help="Success if so many of them get ready: 95%%, or a number (default all).",
+        help="Succeed if this many get ready: 95%%, or a number (default all).",
     )
     parser.add_argument(
         "--timeout",
@@ -332,12 +332,12 @@ def add_readiness(parser: argparse.ArgumentParser, more: str = "") -> None:
 
 
 def add_copying(parser: argparse.ArgumentParser) -> None:
-    """Add how bytes are copied."""
+    """Add the options for copying bytes."""
     parser.add_argument(
         "--bwlimit",
         type=_size,
         metavar="SIZE",
-        help="Write at most so much a second to the pool, like 100MiB.",
+        help="Write at most this much per second to the pool, like 100MiB.",
     )
     parser.add_argument(
         "--verify",
@@ -354,7 +354,7 @@ def _size(text: str) -> int:
 
 
 def add_targets(parser: argparse.ArgumentParser, *, everything: bool) -> None:
-    """Add the targets of a command, with ``--all`` where it may be aimed at all there is."""
+    """Add the targets of a command, with ``--all`` if it may apply to all clones."""
     parser.add_argument(
         "targets",
         nargs="*",
@@ -362,16 +362,16 @@ def add_targets(parser: argparse.ArgumentParser, *, everything: bool) -> None:
         help="A fleet (web), a clone (web-3) or a node set (web-[1-10,15]).",
     )
     if everything:
-        parser.add_argument("--all", action="store_true", help="All clones of the host.")
+        parser.add_argument("--all", action="store_true", help="All clones on the host.")
 
 
 def add_count(parser: argparse.ArgumentParser) -> None:
-    """Add ``--count`` in its sense of "up to N"."""
-    parser.add_argument("-c", "--count", type=int, metavar="N", help="Up to N of them.")
+    """Add ``--count`` in the sense of "at most N"."""
+    parser.add_argument("-c", "--count", type=int, metavar="N", help="At most N of them.")
 
 
 def add_fanout(parser: argparse.ArgumentParser) -> None:
-    """Add the options of what is done in the clones, on many at once."""
+    """Add the options of commands that run in many clones at once."""
     parser.add_argument(
         "-j",
         "--jobs",
@@ -385,14 +385,14 @@ def add_fanout(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=60.0,
         metavar="S",
-        help="Seconds that each clone gets, the login included (default 60).",
+        help="Seconds for each clone, including the login (default 60).",
     )
 
 
 def chosen(parsed_args: argparse.Namespace, what: str) -> tuple[str, ...]:
-    """Return the targets of a command that :func:`add_targets` gave ``--all``; none means all.
+    """Return the targets of a command that has ``--all``; no targets means all clones.
 
-    :param what: the command. :raises InvalidRequest: neither is given, or both.
+    :param what: the command. :raises InvalidRequest: targets and ``--all``, or neither.
     """
     check_aim(what, parsed_args.targets, everything=parsed_args.all)
     return tuple(parsed_args.targets)

@@ -18,11 +18,11 @@ COLUMNS = (
 
 
 class BootResolve(Table):
-    """Show what clones would boot if they were started now. Starts and keeps nothing.
+    """Show what clones would boot if they were started now; change nothing.
 
-    Disks are read, boot servers are asked without keeping a lease. Of a clone that runs, what it
-    was started from is shown, or its definition where that isn't known. Kernel and initrd are
-    named by where they come from: a file of the host, of the clone's disk, of a server.
+    Reads disks, and asks boot servers without keeping a lease. Of a running clone it shows what it
+    was started from, or its definition if that isn't known. Kernel and initrd are named by their
+    origin: a file on the host, on the clone's disk or on a server.
     """
 
     example = "vmcloner boot resolve web-1"
@@ -45,19 +45,19 @@ class BootResolve(Table):
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
         """Print the rows.
 
-        :raises PartialFailure: some clones would boot nothing.
+        :raises PartialFailure: some clones would not boot.
         """
         super().produce_output(parsed_args, column_names, data)
         failures = [(p.name, p.error) for p in self._previews if p.error is not None]
         if failures:
             total = len(self._previews)
-            message = f"boot resolve: {len(failures)} of {total} clones would boot nothing"
+            message = f"boot resolve: {len(failures)} of {total} clones would not boot"
             raise PartialFailure(message, failures=failures)
         return 0
 
 
 def _lines(row: tuple[object, ...]) -> list[tuple[object, ...]]:
-    """Return a clone's values that there are, each with what it is; its name stands once."""
+    """Return a clone's values, each with its column's name; the clone's name only at the first."""
     values = [(what, v) for what, v in zip(COLUMNS[1:], row[1:], strict=True) if v]
     return [(row[0] if number == 0 else "", *pair) for number, pair in enumerate(values)]
 

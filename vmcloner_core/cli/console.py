@@ -14,9 +14,9 @@ CHUNK = 65536
 
 
 class Console(Base):
-    """Attach to a clone's serial console (leave with ^]), or print what it said.
+    """Attach to a clone's serial console (^] to leave), or print its output.
 
-    With --log or --follow the guest's output is printed as it is, control characters and all.
+    --log and --follow print the guest's output unchanged, including control characters.
     """
 
     example = "vmcloner console web-3 --log"
@@ -26,9 +26,9 @@ class Console(Base):
         parser = super().get_parser(prog_name)
         parser.add_argument("clone", metavar="CLONE", help="Name of a clone.")
         parser.add_argument(
-            "--log", action="store_true", help="Print what it said since its last start."
+            "--log", action="store_true", help="Print its output since its last start."
         )
-        parser.add_argument("--follow", action="store_true", help="Go on printing (implies --log).")
+        parser.add_argument("--follow", action="store_true", help="Keep printing (implies --log).")
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
@@ -37,8 +37,8 @@ class Console(Base):
             self._print(parsed_args.clone, follow=parsed_args.follow)
             return
         if not sys.stdin.isatty():
-            raise UsageError("console needs a terminal", hint="--log prints what was said")
-        print("Connecting; ^] leaves.", file=sys.stderr)
+            raise UsageError("console needs a terminal", hint="--log prints its output")
+        print("Connecting; press ^] to leave.", file=sys.stderr)
         self.engine.attach_console(parsed_args.clone, sys.stdin.fileno(), sys.stdout.fileno())
 
     def _print(self, name: str, *, follow: bool) -> None:

@@ -14,10 +14,10 @@ from vmcloner_core.request import CreateRequest
 
 
 class Create(RunCommand):
-    """Create a fleet of clones, or what is missing of it.
+    """Create a fleet of clones, or complete one.
 
-    The clones are FLEET-1 to FLEET-N. On a fleet that exists, --count N means N in all: run it
-    again after a failure, and it finishes the work.
+    The clones are FLEET-1 to FLEET-N. --count N is the size of the whole fleet: after a failure,
+    run the same command again to finish the work.
     """
 
     example = "vmcloner create web -t tiny -c 20 --start --wait"
@@ -28,31 +28,31 @@ class Create(RunCommand):
         parser = super().get_parser(prog_name)
         parser.add_argument("fleet", metavar="FLEET", help="Name of the fleet, a DNS label.")
         parser.add_argument(
-            "-t", "--template", required=True, metavar="NAME", help="What to clone."
+            "-t", "--template", required=True, metavar="NAME", help="Template to clone."
         )
         number = parser.add_mutually_exclusive_group()
         number.add_argument(
-            "-c", "--count", type=int, metavar="N", help="Clones in all (default 1)."
+            "-c", "--count", type=int, metavar="N", help="Size of the fleet (default 1)."
         )
         number.add_argument(
-            "--add", type=int, metavar="N", help="Clones to add after the highest there is."
+            "--add", type=int, metavar="N", help="Clones to add after the highest index."
         )
         parser.add_argument(
             "-e",
             "--hypervisor",
             metavar="NAME",
-            help="Hypervisor of the settings, like kvm or xen.",
+            help="Hypervisor from the settings, like kvm or xen.",
         )
-        parser.add_argument("--storage", metavar="NAME", help="Storage pool of the settings.")
+        parser.add_argument("--storage", metavar="NAME", help="Storage pool from the settings.")
         parser.add_argument(
-            "--full", action="store_true", help="Copies of their own, not linked to the template."
+            "--full", action="store_true", help="Full copies, not linked to the template."
         )
         parser.add_argument(
             "--values",
             type=Path,
             metavar="FILE",
-            help="CSV or TOML with values of single clones: memory, vcpus, address, hostname, "
-            "machine_id, and any other that the template's placeholders name.",
+            help="CSV or TOML with values for each clone: memory, vcpus, address, hostname, "
+            "machine_id, and any others that the template's placeholders use.",
         )
         add_copying(parser)
         parser.add_argument("--start", action="store_true", help="Start them.")
@@ -60,7 +60,7 @@ class Create(RunCommand):
             "--on-failure",
             choices=[policy.value for policy in OnFailure],
             default=OnFailure.KEEP.value,
-            help="When some fail: keep the others (default), or remove all that this run made.",
+            help="If some fail: keep the others (default), or remove all that this run made.",
         )
         return parser
 

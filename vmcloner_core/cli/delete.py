@@ -16,7 +16,7 @@ from vmcloner_core.units import counted
 class Delete(RunCommand):
     """Stop clones and remove them, with their disks, domains and logs.
 
-    What is gone already is as asked. What isn't vmcloner's is never touched.
+    Clones that are already gone are no error. Nothing that isn't vmcloner's is touched.
     """
 
     example = "vmcloner delete web db-[1-3] --yes"
@@ -26,13 +26,13 @@ class Delete(RunCommand):
         parser = super().get_parser(prog_name)
         add_targets(parser, everything=True)
         add_count(parser)
-        parser.add_argument("-y", "--yes", action="store_true", help="Don't ask.")
+        parser.add_argument("-y", "--yes", action="store_true", help="Don't ask first.")
         return parser
 
     def request(self, parsed_args: argparse.Namespace) -> TargetRequest:
         """Return the request.
 
-        :raises UsageError: nobody is there to be asked, and ``--yes`` isn't given.
+        :raises UsageError: standard input isn't a terminal, and ``--yes`` isn't given.
         """
         request = TargetRequest(
             action="delete",
@@ -42,7 +42,7 @@ class Delete(RunCommand):
             jobs=parsed_args.jobs,
         )
         if not (parsed_args.yes or parsed_args.dry_run or sys.stdin.isatty()):
-            raise UsageError("delete asks before it deletes", hint="say --yes to do it unasked")
+            raise UsageError("delete needs a terminal to ask for confirmation", hint="or use --yes")
         return request
 
     def confirm(self, plan: Plan, parsed_args: argparse.Namespace) -> None:

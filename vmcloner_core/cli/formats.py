@@ -11,7 +11,7 @@ from cliff.formatters.commaseparated import CSVLister
 
 
 class CsvRecord(CSVLister, SingleFormatter):
-    """One object as CSV: a line of keys, as of many, and a line of values."""
+    """One object as CSV: a line of keys, then a line of values."""
 
     def emit_one(
         self,

@@ -31,7 +31,7 @@ class Help(HelpCommand):
 
 
 def print_help(app: Shell) -> None:
-    """Print the program's help, through a pager where there is one."""
+    """Print the program's help, through a pager if there is one."""
     pager = autopage.argparse.help_pager(app.stdout)
     color = pager.to_terminal()
     autopage.argparse.use_color_for_parser(app.parser, color)
@@ -47,10 +47,10 @@ def print_help(app: Shell) -> None:
 def summary(entry: Any) -> str:
     """Return the first line of a command's docstring.
 
-    The line is read from the source, since importing every command takes longer than all else that
-    help does. A command without source, or without a docstring of its own, is imported.
+    The line is read from the source, since importing every command takes longer than everything
+    else that help does. A command without source, or without its own docstring, is imported.
 
-    :param entry: an entry point, or what cliff has in its place.
+    :param entry: an entry point, or cliff's substitute for one.
     """
     try:
         module, _, name = entry.value.partition(":")

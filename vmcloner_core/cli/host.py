@@ -19,15 +19,15 @@ def check_row(check: Check) -> tuple[str | None, ...]:
 
 
 def judged(checks: Sequence[Check]) -> int:
-    """Return the exit code for checks: that of a backend that can't work, if one failed."""
+    """Return the exit code for checks: BackendError's if one failed."""
     failed = any(check.status is Status.FAILED for check in checks)
     return BackendError.exit_code if failed else 0
 
 
 class HostCheck(Table):
-    """Check what each backend needs of this host, with what mends it.
+    """Check what each backend needs on this host, and say how to fix what is wrong.
 
-    Exits with 8 if something that is needed is missing.
+    Exit code 8 if something needed is missing.
     """
 
     example = "vmcloner host check kvm"
@@ -36,7 +36,7 @@ class HostCheck(Table):
         """Return the parser."""
         parser = super().get_parser(prog_name)
         parser.add_argument(
-            "backends", nargs="*", metavar="BACKEND", help="Of the settings; all by default."
+            "backends", nargs="*", metavar="BACKEND", help="From the settings (default all)."
         )
         return parser
 
@@ -63,14 +63,14 @@ class _Network(Record):
         parser.add_argument(
             "--bridge",
             action="store_true",
-            help="A bridge of the host's own with NAT by nftables and addresses by dnsmasq, which "
-            "lasts until the host is booted, in place of libvirt's network.",
+            help="A bridge on the host with NAT by nftables and DHCP by dnsmasq, instead of a "
+            "libvirt network; it lasts until the host reboots.",
         )
         parser.add_argument(
             "-e",
             "--hypervisor",
             metavar="NAME",
-            help="Hypervisor of the settings, like kvm or xen.",
+            help="Hypervisor from the settings, like kvm or xen.",
         )
         parser.add_argument(
             "--dry-run", action="store_true", help="Show what would change; change nothing."
@@ -83,7 +83,7 @@ class _Network(Record):
         """Return a change as keys and values."""
         network = change.network
         if not change.steps:
-            note(self.app, f"network {network.name}: as asked already")
+            note(self.app, f"network {network.name}: no change")
         shown = {
             "name": network.name,
             "address": network.address,
@@ -96,10 +96,10 @@ class _Network(Record):
 
 
 class HostPrepareNetwork(_Network):
-    """Make the network that clones are on: NAT, and addresses by DHCP for as many as --count.
+    """Make a network for clones: NAT, and DHCP addresses for --count guests.
 
-    Run again, it starts the network, or gives it a larger range while no guest is on it. A network
-    that vmcloner didn't make is left as it is.
+    Starts a network that exists, or enlarges its range while no guest is on it. Networks that
+    vmcloner didn't make are never changed.
     """
 
     example = "vmcloner host prepare network --count 1000 --dry-run"
@@ -114,10 +114,10 @@ class HostPrepareNetwork(_Network):
             type=int,
             metavar="N",
             default=default,
-            help=f"Addresses that it must have for guests (default {default}).",
+            help=f"Addresses for guests (default {default}).",
         )
         parser.add_argument(
-            "--subnet", metavar="ADDRESS/PREFIX", help="IPv4; by default one that is free here."
+            "--subnet", metavar="ADDRESS/PREFIX", help="IPv4 (default one that is free here)."
         )
         return parser
 
@@ -137,9 +137,9 @@ class HostPrepareNetwork(_Network):
 
 
 class HostRemoveNetwork(_Network):
-    """Take away a network that "host prepare network" made, while no clone is on it.
+    """Remove a network that "host prepare network" made, if no clone is on it.
 
-    A network that vmcloner didn't make is left as it is.
+    Networks that vmcloner didn't make are never changed.
     """
 
     example = "vmcloner host remove network --name vmcloner"

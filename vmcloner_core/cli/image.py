@@ -11,10 +11,10 @@ from vmcloner_core.units import format_size, parse_size
 
 
 class ImageBuild(Record):
-    """Make a template's image on this machine; nothing to do where it is made already.
+    """Build a template's image on this machine, unless it is up to date.
 
-    With --suite, --packages, --size, --mirror or --revision, NAME becomes a template of your own
-    with a Debian made so, and all else as in debian-12-built. Needs root.
+    With --suite, --packages, --size, --mirror or --revision, NAME is first written as a template
+    of your own: debian-12-built with these options. Needs root.
     """
 
     example = "vmcloner image build ci --suite bookworm --packages git,make --size 4GiB"
@@ -24,13 +24,11 @@ class ImageBuild(Record):
         parser = super().get_parser(prog_name)
         parser.add_argument("template", metavar="NAME", help="Name of the template.")
         parser.add_argument("--suite", metavar="SUITE", help="Debian's release: bookworm, trixie.")
+        parser.add_argument("--packages", metavar="P,Q", help="Additional packages.")
+        parser.add_argument("--size", metavar="SIZE", help="Size of the disk (default 2GiB).")
+        parser.add_argument("--mirror", metavar="URL", help="Archive to use instead of Debian's.")
         parser.add_argument(
-            "--packages", metavar="P,Q", help="Packages beside those that every image has."
-        )
-        parser.add_argument("--size", metavar="SIZE", help="Of the disk (default 2GiB).")
-        parser.add_argument("--mirror", metavar="URL", help="Archive, in the place of Debian's.")
-        parser.add_argument(
-            "--revision", metavar="TEXT", help="Another one than before makes the image anew."
+            "--revision", metavar="TEXT", help="Any text; a new one rebuilds the image."
         )
         return parser
 

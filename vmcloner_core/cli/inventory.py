@@ -15,9 +15,9 @@ from vmcloner_core.model import Access
 
 
 class Inventory(Base):
-    """Print how clones are reached: for Ansible, as an ssh configuration, or as JSON.
+    """Print how to reach clones, as an Ansible inventory, an ssh configuration or JSON.
 
-    Clones that can't be reached now are left out; exit code 10 says that there are some.
+    Clones that can't be reached now are left out, with exit code 10.
     """
 
     example = (
@@ -57,8 +57,7 @@ class Inventory(Base):
         failures = [(o.key, o.error) for o in outcomes if o.error is not None]
         if failures:
             raise PartialFailure(
-                f"inventory: {len(failures)} of {len(outcomes)} clones are left out: "
-                f"{failures[0][1]}",
+                f"inventory: {len(failures)} of {len(outcomes)} clones left out: {failures[0][1]}",
                 failures=failures,
             )
 

@@ -59,14 +59,14 @@ class List(Table):
         super().produce_output(parsed_args, column_names, data)
         unseen = self._found.unseen
         for each in unseen[:-1]:
-            say(str(each))
+            say(f"{each} ({each.hint})")
         if unseen:
-            raise PartialFailure(str(unseen[-1]), hint="vmcloner host check")
+            raise PartialFailure(str(unseen[-1]), hint=unseen[-1].hint)
         return 0
 
 
 class Show(Record):
-    """Show one clone with all that belongs to it."""
+    """Show one clone in detail."""
 
     example = "vmcloner show web-3"
 
@@ -79,7 +79,7 @@ class Show(Record):
             "--xml", action="store_true", help="Print its domain XML, as it would be defined now."
         )
         form.add_argument(
-            "--show-xl", action="store_true", help="Print it as Xen's xl.cfg(5) has it."
+            "--show-xl", action="store_true", help="Print it in Xen's xl.cfg(5) format."
         )
         return parser
 

@@ -14,7 +14,7 @@ COLUMNS = ("name", "kind", "distribution", "version", "api", "state", "descripti
 
 
 class PluginList(Table):
-    """List all plugins that are installed, with what is wrong with those that can't be used."""
+    """List installed plugins, and why any of them can't be used."""
 
     example = "vmcloner plugin list -f json"
 

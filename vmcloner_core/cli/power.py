@@ -12,7 +12,7 @@ DEFAULT_SHUTDOWN = 60.0
 
 
 class _Power(RunCommand):
-    """What they have in common."""
+    """What these commands have in common."""
 
     action: str
 
@@ -44,7 +44,7 @@ class _Power(RunCommand):
 
 
 class Start(_Power):
-    """Start clones that don't run."""
+    """Start clones that aren't running."""
 
     action = "start"
     waits = True
@@ -52,7 +52,7 @@ class Start(_Power):
 
 
 class Stop(_Power):
-    """Shut clones down; what still runs after --timeout is stopped at once."""
+    """Shut clones down; those still running after --timeout are stopped at once."""
 
     action = "stop"
     example = "vmcloner stop web-[6-10] --timeout 30"
@@ -65,7 +65,7 @@ class Stop(_Power):
             type=float,
             default=DEFAULT_SHUTDOWN,
             metavar="S",
-            help=f"Seconds that guests get to shut down (default {DEFAULT_SHUTDOWN:.0f}).",
+            help=f"Seconds for guests to shut down (default {DEFAULT_SHUTDOWN:.0f}).",
         )
         return parser
 
@@ -87,10 +87,10 @@ class Restart(_Power):
 
 
 class Reset(_Power):
-    """Put clones back to their template's state, each with its name, addresses and keys.
+    """Reset clones to their template's state, keeping names, addresses and keys.
 
-    They are stopped at once, whatever they do: what is on their disks is thrown away. Those that
-    ran are started again.
+    Running clones are stopped at once, and started again afterwards. Everything on the clones'
+    disks is lost.
     """
 
     action = "reset"
@@ -100,7 +100,7 @@ class Reset(_Power):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
         parser = super().get_parser(prog_name)
-        parser.add_argument("--start", action="store_true", help="Start those too that didn't run.")
+        parser.add_argument("--start", action="store_true", help="Also start stopped clones.")
         return parser
 
     def more(self, parsed_args: argparse.Namespace) -> dict[str, Any]:

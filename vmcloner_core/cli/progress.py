@@ -1,4 +1,4 @@
-"""Progress on a terminal: one bar for each step of a run, and bytes of long ones."""
+"""Progress on a terminal: one bar for each step of a run, with bytes for long ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vmcloner_core.units import format_size
 
 
 class Progress:
-    """An observer that draws to standard error. Shows nothing of what is over within a blink."""
+    """An observer that draws to standard error. Very short runs show nothing."""
 
     def __init__(self) -> None:
         self._bars: Bars | None = None
@@ -52,7 +52,7 @@ class Progress:
 
     @hookimpl
     def vmcloner_step_changed(self, event: StepEvent) -> None:
-        """Move a step's bar."""
+        """Advance a step's bar."""
         if event.step == "import":
             self._imported(event)
             return
@@ -89,7 +89,7 @@ class Progress:
 
     @hookimpl
     def vmcloner_progress(self, event: ProgressEvent) -> None:
-        """Move the bar of an import, or tell beside the clones' how far their copies are."""
+        """Advance the bar of an import, or show beside the clones' bar how much is copied."""
         clones = self._tasks.get("clone")
         if event.what == "copy":
             if self._bars is not None and clones is not None:
@@ -100,7 +100,7 @@ class Progress:
 
     @hookimpl
     def vmcloner_run_finished(self, result: RunResult) -> None:  # noqa: ARG002 - the hook's name
-        """Take the bars away: the summary follows."""
+        """Remove the bars; the summary follows."""
         self._stop()
 
     def _stop(self) -> None:

@@ -20,10 +20,10 @@ COLUMNS = ("name", "status", "code", "stdout", "stderr", "error")
 
 
 class Ssh(Base):
-    """Log in to a clone, or run a command on it: the system's ssh, without a question.
+    """Log in to a clone by ssh, or run a command on it.
 
-    The clone must prove itself by the host keys that it was born with; your ssh configuration and
-    known_hosts are neither read nor changed. The exit code is ssh's.
+    The clone must have the host key that it was created with. Your ssh configuration and
+    known_hosts are neither read nor changed. Asks no questions. The exit code is ssh's.
     """
 
     example = "vmcloner ssh web-3 uptime"
@@ -36,12 +36,12 @@ class Ssh(Base):
             "command",
             nargs=argparse.REMAINDER,
             metavar="COMMAND",
-            help="Read by the guest's shell; none for a login.",
+            help="Command for the guest's shell; without one, log in.",
         )
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
-        """Become ssh.
+        """Replace this process by ssh.
 
         :raises BackendError: it isn't installed.
         """
@@ -71,10 +71,10 @@ def _take_command(parser: argparse.ArgumentParser) -> None:
 
 
 class Exec(Table):
-    """Run a command on clones by ssh, on many at once, and gather what they say.
+    """Run a command on many clones at once by ssh, and gather the output.
 
-    Clones that said the same are shown together. Exit code 0 if the command ended with 0 on all
-    of them, 10 if not.
+    Clones with the same output are shown together. Exit code 0 if the command succeeded on all of
+    them, else 10.
     """
 
     _answers: tuple[Answer, ...] = ()
@@ -105,9 +105,9 @@ class Exec(Table):
         return COLUMNS, [_row(answer) for answer in self._answers]
 
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
-        """Print the answers, then who failed.
+        """Print the answers, then which clones failed.
 
-        :raises PartialFailure: somebody did.
+        :raises PartialFailure: some did.
         """
         if parsed_args.formatter == "table":
             _show(self._answers)
@@ -135,11 +135,11 @@ def _row(answer: Answer) -> tuple[object, ...]:
 
 
 def _ended(answer: Answer) -> HostCommandError:
-    return HostCommandError(f"{answer.name}: the command ended with {answer.code}")
+    return HostCommandError(f"{answer.name}: the command exited with {answer.code}")
 
 
 def _show(answers: Sequence[Answer]) -> None:
-    """Print what clones said, those together that said the same; then who failed, and how."""
+    """Print the clones' output, the same output once; then which clones failed, and how."""
     for stream, output in ((sys.stdout, _stdout), (sys.stderr, _stderr)):
         for text, names in gathered(answers, output):
             rule = "-" * 15
@@ -157,7 +157,7 @@ def _show(answers: Sequence[Answer]) -> None:
         elif answer.code:
             failures.setdefault(f"exited with {answer.code}", []).append(answer.name)
         if answer.truncated:
-            failures.setdefault("printed more than is kept", []).append(answer.name)
+            failures.setdefault("output truncated", []).append(answer.name)
     for reason, names_ in failures.items():
         say(f"{fold(names_)}: {reason}")
 

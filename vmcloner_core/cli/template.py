@@ -13,7 +13,7 @@ from vmcloner_core.units import format_size
 
 
 class TemplateList(Table):
-    """List the templates that are found, and the pools that hold their images."""
+    """List templates, and the pools that hold their images."""
 
     example = "vmcloner template list"
 
@@ -46,7 +46,7 @@ class _Named(Base):
 
 
 class TemplateShow(_Named, Record):
-    """Show one template, with all that it extends."""
+    """Show one template, including what it inherits."""
 
     example = "vmcloner template show tiny"
 
@@ -81,9 +81,9 @@ def _source(template: Template) -> str:
 
 
 class TemplateImport(_Named, Record):
-    """Bring a template's image into a pool; unchanged where it is there already.
+    """Import a template's image into a pool, unless it is already there.
 
-    create does this itself the first time. Import again when the image has changed.
+    create does this by itself the first time. Import again when the image has changed.
     """
 
     example = "vmcloner template import debian-12 --image ./debian-12.qcow2"
@@ -91,11 +91,11 @@ class TemplateImport(_Named, Record):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
         parser = super().get_parser(prog_name)
-        parser.add_argument("--storage", metavar="NAME", help="Storage pool of the settings.")
+        parser.add_argument("--storage", metavar="NAME", help="Storage pool from the settings.")
         parser.add_argument(
-            "--image", metavar="FILE_OR_URL", help="In the place of the template's own source."
+            "--image", metavar="FILE_OR_URL", help="Image to use instead of the template's own."
         )
-        parser.add_argument("--sha256", metavar="HEX", help="Of that image; needed with a URL.")
+        parser.add_argument("--sha256", metavar="HEX", help="Of --image; required for a URL.")
         add_copying(parser)
         return parser
 
@@ -109,7 +109,7 @@ class TemplateImport(_Named, Record):
             copying=Copying(bandwidth=parsed_args.bwlimit, verify=parsed_args.verify),
         )
         origin = outcome.unwrap()
-        what = "imported" if outcome.changed else "was there already"
+        what = "imported" if outcome.changed else "already there"
         note(self.app, f"{origin.template}: {format_size(origin.size)}, {what}")
         keys = ("template", "storage", "size", "allocated", "extents", "digest", "changed")
         return keys, (
@@ -131,7 +131,7 @@ class TemplateDelete(_Named):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
         parser = super().get_parser(prog_name)
-        parser.add_argument("--storage", metavar="NAME", help="Storage pool of the settings.")
+        parser.add_argument("--storage", metavar="NAME", help="Storage pool from the settings.")
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
@@ -142,7 +142,7 @@ class TemplateDelete(_Named):
 
 
 class TemplateCheck(_Named, Table):
-    """Check a template as far as that goes without making a clone."""
+    """Check a template without making a clone."""
 
     example = "vmcloner template check tiny"
 

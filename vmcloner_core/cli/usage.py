@@ -1,4 +1,4 @@
-"""Mistakes in a command line: told in one line."""
+"""Report mistakes in a command line."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def printable(text: str) -> str:
 
 
 def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    """Exit with what is wrong with a command line, in one line: argparse's usage would hide it."""
+    """Print one line on what is wrong, and exit: argparse's usage text would hide it."""
     say(f"{message} ({parser.prog} --help)")
     sys.exit(UsageError.exit_code)

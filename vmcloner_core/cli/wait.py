@@ -9,7 +9,7 @@ from vmcloner_core.request import TargetRequest
 
 
 class Wait(RunCommand):
-    """Wait until clones are ready: for what their template says, or for WHAT."""
+    """Wait until clones are ready, as their template or --for says."""
 
     example = "vmcloner wait web --for 'console:{{ name }} login:' --timeout 120"
 

@@ -1,20 +1,20 @@
 """The contracts of backends: storage, hypervisor, boot and identity provider, image builder.
 
-All of them are **batch-first**: a method takes many and yields one :class:`Outcome` for each, in
-any order, as soon as it is known; a member's failure is an outcome, never an exception, and never
-keeps another member from being done. An exception out of a batch method means that the whole call
-could not be made (no connection, pool gone).
+All of them are **batch-first**: a method takes many members and yields one :class:`Outcome` for
+each, in any order, as soon as it is known. A member's failure is an outcome, never an exception,
+and does not affect other members. An exception from a batch method means that the whole call
+failed (no connection, pool gone).
 
-All of them are **idempotent**: asked for what is already so, they yield a success with
-``changed=False``. What lacks our labels is never touched: a name taken by it is a
-:class:`~vmcloner_core.errors.Conflict`.
+All of them are **idempotent**: if there is nothing to change, they yield a success with
+``changed=False``. Objects without our labels are never touched; if one has the name, the outcome
+is a :class:`~vmcloner_core.errors.Conflict`.
 
-All of them are **thread-safe**: the executor calls a method from up to ``Lane.concurrency``
-threads at once, with at most ``Lane.batch`` members a call.
+All of them are **thread-safe**: the pipeline calls a method from up to ``Lane.concurrency``
+threads at once, with at most ``Lane.batch`` members per call.
 
 Foreign exceptions (libvirt's, the operating system's, a command's) are translated into
-:mod:`vmcloner_core.errors` at this boundary. ``vmcloner_core.testing`` has the conformance
-suites that prove a backend right; docs/plugins.md walks through writing one.
+:mod:`vmcloner_core.errors` at this boundary. ``vmcloner_core.testing`` has conformance suites for
+backends; docs/plugins.md shows how to write one.
 """
 
 from vmcloner_core.drivers.boot import SHARED, BootProvider, BootRequest

@@ -24,15 +24,14 @@ run starts; so are files whose names begin with a dot, once nobody has written t
 class BootRequest:
     """One clone that a boot provider is asked about.
 
-    :param hypervisor: the kind that it is to boot on, ``kvm``, ``xen``.
+    :param hypervisor: the kind that it boots on, ``kvm``, ``xen``.
     :param volumes: its disks; at a start they are active and not in use.
-    :param folder: the clone's own folder for files that it is started from, at a start. Empty;
-        files in it are kept until the clone is stopped, deleted or started again, and only then
-        does somebody else remove them. None where nothing is started.
-    :param networks: those of the host, as :meth:`NetworkInterface.inspect` tells them, for a
-        provider that asks for them (:attr:`~vmcloner_core.hooks.BootBackend.networks`).
-    :param dry_run: somebody wants to know, nothing is started: there is no ``folder``, fetch no
-        files, say their ``origins``, and leave nothing behind (a lease).
+    :param folder: at a start, the clone's own empty folder for files to start from. The engine
+        keeps them until the clone is stopped, deleted or started again. Otherwise None.
+    :param networks: the host's, from :meth:`NetworkInterface.inspect`, for a provider that
+        declares :attr:`~vmcloner_core.hooks.BootBackend.networks`.
+    :param dry_run: nothing is started: there is no ``folder``. Fetch no files, return their
+        ``origins``, and leave nothing behind (like a lease).
     """
 
     labels: Labels
@@ -48,37 +47,37 @@ class BootRequest:
 
 
 class BootProvider(ABC):
-    """Says what a clone boots: once, when its domain is defined, or at each start.
+    """Decides what a clone boots: once, when its domain is defined, or at each start.
 
-    A provider that reads what changes between starts (the guest's own disk, the network) names
-    the kinds of hypervisor on which it is asked at each start in
-    :attr:`~vmcloner_core.hooks.BootBackend.at_start`. There the definition stays a plain one, and
-    what :meth:`resolve_start` says is booted once.
+    A provider that reads what changes between starts (the guest's own disk, the network) lists in
+    :attr:`~vmcloner_core.hooks.BootBackend.at_start` the kinds of hypervisor on which it is asked
+    at each start. There the definition stays unchanged, and the clone boots once what
+    :meth:`resolve_start` returns.
     """
 
     @abstractmethod
     def check(self, template: Template) -> None:
-        """Check what the template says for this provider, before anything is made.
+        """Check the template's keys for this provider, before anything is made.
 
-        :raises InvalidRequest: a key is missing, or a file that it names.
+        :raises InvalidRequest: a key, or a file that it names, is missing.
         """
 
     @abstractmethod
     def resolve(self, requests: Sequence[BootRequest]) -> Iterator[Outcome[BootConfig]]:
-        """Yield what each clone's definition says that it boots; keys are the clones' names.
+        """Yield what each clone boots by its definition; keys are the clones' names.
 
-        Called before define. It reads neither the clones' disks nor the network: at that time a
-        disk may not be active, and what was found would be stale at the next start.
+        Called before define. Must not read the clones' disks or the network: disks may not be
+        active then, and the result would be stale at the next start.
         """
 
     def resolve_start(self, requests: Sequence[BootRequest]) -> Iterator[Outcome[BootConfig]]:
-        """Yield what each clone boots at the start that is about to be made; keys as above.
+        """Yield what each clone boots at the coming start; keys are the clones' names.
 
         Only on the kinds of hypervisor in ``BootBackend.at_start``. Files go into the request's
-        ``folder``, and are made readable there by the user that runs guests: by mode 0644, or
-        left to the hypervisor (libvirt hands files of mode 0600 over). What disks and servers say
-        is hostile input: bound its size and the time it takes.
+        ``folder`` and must be readable by the user that runs guests: with mode 0644, or through
+        the hypervisor (libvirt changes the owner of files with mode 0600). What disks and servers
+        return is hostile input: limit its size and the time it takes.
         """
         for request in requests:
-            error = BackendError(f"{request.labels.boot}: can't be asked at a start")
+            error = BackendError(f"boot provider {request.labels.boot} can't be asked at a start")
             yield Outcome(key=request.labels.clone, error=error)

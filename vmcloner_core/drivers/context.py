@@ -1,4 +1,4 @@
-"""What every driver is made with, and how its methods may be called."""
+"""What every driver is constructed with, and how its methods may be called."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vmcloner_core.process import CommandRunner
 
 @attrs.frozen(kw_only=True)
 class Lane:
-    """How the executor may call one method: members a call, and calls at once."""
+    """How the pipeline may call one method: members per call, and calls at once."""
 
     batch: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     concurrency: int = attrs.field(default=1, validator=attrs.validators.ge(1))
@@ -18,9 +18,9 @@ class Lane:
 
 @attrs.frozen(kw_only=True)
 class DriverContext:
-    """What every driver is made with.
+    """What every driver is constructed with.
 
-    :param name: the backend's name in the settings (a pool's: ``fast``), which labels carry.
+    :param name: the backend's name in the settings and in labels (a pool's: ``fast``).
     :param runner: runs commands on that host.
     """
 

@@ -31,7 +31,7 @@ class NetworkInterface(ABC):
 
     @abstractmethod
     def inspect(self) -> tuple[Network, ...] | None:
-        """Return the networks that cards can be on by name, None where that is unknown."""
+        """Return the networks that cards can be on by name, None if they aren't known."""
 
     @abstractmethod
     def prepare(self, request: NetworkRequest) -> NetworkChange:
@@ -126,7 +126,7 @@ class HypervisorDriver(ABC):
 
     @abstractmethod
     def probe(self) -> Iterator[Check]:
-        """Yield what this backend needs of its host; see :meth:`StorageDriver.probe`."""
+        """Yield what this backend needs on its host; see :meth:`StorageDriver.probe`."""
 
     def check(self, template: Template) -> None:
         """Check a template's settings for this hypervisor, before anything is made.

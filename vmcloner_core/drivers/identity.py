@@ -15,10 +15,10 @@ from vmcloner_core.model import Identity, Labels, Nic, Outcome, Seed, Template
 class IdentityRequest:
     """One clone that an identity provider makes a seed for.
 
-    :param folder: the clone's own folder for the seed's files; it holds nothing of the provider's
-        but what an earlier call for the same clone may have left. It goes with the clone.
-    :param host_key: the guest's SSH host key (ed25519), private, in OpenSSH's format: a secret.
-    :param host_key_public: the same, as a line of ``ssh_host_ed25519_key.pub``.
+    :param folder: the clone's own folder for the seed's files; it may hold files from an earlier
+        call for the same clone. It is removed with the clone.
+    :param host_key: the guest's private SSH host key (ed25519) in OpenSSH's format: a secret.
+    :param host_key_public: its public key, as a line of ``ssh_host_ed25519_key.pub``.
     """
 
     labels: Labels
@@ -34,9 +34,9 @@ class IdentityRequest:
 class IdentityProvider(ABC):
     """Brings a clone's identity into its guest.
 
-    Who a clone is, is decided by the engine (:class:`~vmcloner_core.model.Identity`), which also
-    keeps the folder with the clone's labels and removes it with the clone: a provider only writes
-    a seed, files that no one but their owner can read where there are secrets in them.
+    The engine decides the identity (:class:`~vmcloner_core.model.Identity`). It also creates the
+    clone's folder and removes it with the clone. A provider only writes a seed. Only their owner
+    may be able to read files with secrets.
 
     Example::
 
@@ -51,26 +51,26 @@ class IdentityProvider(ABC):
     """
 
     seeds = True
-    """False for a provider that leaves its clones as they are: none of them has a folder."""
+    """False for a provider that makes no seeds: its clones have no folders."""
 
     @abstractmethod
     def check(self, template: Template) -> None:
-        """Check what the template says for this provider, before anything is made.
+        """Check the template's keys for this provider, before anything is made.
 
-        :raises InvalidRequest: a key is wrong, or a file that it names.
+        :raises InvalidRequest: a key, or a file that it names, is wrong.
         """
 
     def check_seed(self, request: IdentityRequest) -> None:
-        """Check what a clone's seed is made of, before anything is made. Writes nothing.
+        """Check the input for a clone's seed, before anything is made. Writes nothing.
 
-        :param request: of a run's first clone, with a host key that is nobody's; its folder isn't
-            there.
-        :raises InvalidRequest: a text can't be filled in, or what comes out isn't what it must be.
+        :param request: of a run's first clone, with an unused host key and a folder that does not
+            exist.
+        :raises InvalidRequest: a text can't be filled in, or the result is invalid.
         """
 
     @abstractmethod
     def seed(self, requests: Sequence[IdentityRequest]) -> Iterator[Outcome[Seed]]:
         """Make the clones' seeds, before their domains are defined; keys are the clones' names.
 
-        A seed that is there from an earlier call is replaced: no domain uses it yet.
+        A seed from an earlier call is replaced: no domain uses it yet.
         """

@@ -29,10 +29,10 @@ from vmcloner_core.model import (
 
 @attrs.frozen(kw_only=True)
 class ImageFile:
-    """A disk image that was checked: it is of its format, whole, and names no other file.
+    """A checked disk image: it has the format, is complete, and refers to no other file.
 
-    :param size: virtual bytes. :param digest: ``sha256:…`` or ``sparse-sha256:…`` of the source,
-        or of what it was built from: equal digests mean that a pool need not import it again.
+    :param size: virtual bytes. :param digest: ``sha256:…`` or ``sparse-sha256:…`` of the source, or
+        of the build's input: if it is equal, a pool need not import the image again.
     """
 
     path: Path
@@ -44,8 +44,8 @@ class ImageFile:
 class StorageDriver(ABC):
     """Keeps templates' images (origins) and clones' disks (volumes) in one pool of one host.
 
-    Labels are stored with a volume in the same step that makes it: there is no moment at which a
-    crash leaves a volume without labels under its final name.
+    Labels are stored in the same step that makes a volume: a crash never leaves a volume without
+    labels under its final name.
 
     Example::
 
@@ -60,11 +60,11 @@ class StorageDriver(ABC):
     reset_lane = Lane()
     delete_lane = Lane()
     modes: frozenset[CloneMode] = frozenset(CloneMode)
-    """The clone modes that the pool supports. FULL clones are copies, LINKED ones copy nothing."""
+    """The clone modes that the pool supports. FULL clones are copies; LINKED ones copy nothing."""
     copies = True
     """Whether imports and FULL clones honour :class:`~vmcloner_core.model.Copying`.
 
-    False declares that the pool copies no bytes by itself, and so has nothing to pace or verify.
+    False declares that the pool copies no bytes itself, so there is nothing to limit or verify.
     """
 
     def __init__(self, context: DriverContext) -> None:
@@ -73,9 +73,9 @@ class StorageDriver(ABC):
 
     @abstractmethod
     def probe(self) -> Iterator[Check]:
-        """Yield what this backend needs of its host and whether it is there. Changes nothing.
+        """Yield what this backend needs on its host, and whether it is there. Changes nothing.
 
-        Never raises: what is missing is a FAILED check with its fix.
+        Never raises: something missing is a FAILED check with its fix.
         """
 
     @abstractmethod
@@ -86,10 +86,10 @@ class StorageDriver(ABC):
         progress: Progress,
         copying: Copying = AS_IT_COMES,
     ) -> Outcome[Origin]:
-        """Bring an image into the pool as the template's origin, read-only.
+        """Import an image into the pool as the template's read-only origin.
 
-        Idempotent by ``image.digest``. An origin with another digest is replaced, and only while
-        no volume is linked to it. An interrupted import leaves nothing under the origin's name.
+        Idempotent by ``image.digest``. An origin with another digest is replaced, but only if no
+        volume is linked to it. An interrupted import leaves nothing under the origin's name.
 
         :raises WrongState: clones are linked to the origin that would be replaced.
         :raises NotEnoughResources: no room in the pool; the message says how much is needed.
@@ -101,7 +101,7 @@ class StorageDriver(ABC):
 
     @abstractmethod
     def delete_origin(self, template: str) -> Outcome[None]:
-        """Remove a template's origin; success with ``changed=False`` where there is none.
+        """Remove a template's origin; success with ``changed=False`` if there is none.
 
         :raises WrongState: clones are linked to it.
         """
@@ -112,33 +112,33 @@ class StorageDriver(ABC):
     ) -> Iterator[Outcome[Volume]]:
         """Make volumes; keys are the volumes' names (``request.volume_name``).
 
-        ``progress`` is told of each volume into which bytes are copied.
-        A volume of that name with labels of the same clone is that volume (``changed=False``, its
-        labels as they are). One of another clone, template or without labels is a Conflict.
+        ``progress`` is called for each volume into which bytes are copied.
+        An existing volume with labels of the same clone is returned unchanged (``changed=False``).
+        One of another clone or template, or without labels, is a Conflict.
         A ``size`` above the origin's gives a larger disk; below it is InvalidRequest. A request
-        without an origin gives ``size`` bytes of zeros with ``head`` at their start, raw.
-        A pool may round sizes up. A pool that takes time to fill a volume may leave it incomplete
-        when it is killed (``Volume.complete``), under its name and with its labels; it isn't
-        activated then, and the same request goes on with it.
+        without an origin gives a raw volume of ``size`` bytes: ``head``, then zeros.
+        A pool may round sizes up. A pool that takes time to fill a volume may, when killed, leave
+        it incomplete (``Volume.complete``) under its name and with its labels; it isn't activated
+        then, and the same request resumes it.
         """
 
     @abstractmethod
     def delete(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
-        """Remove volumes; keys are the volumes' names. What is gone is a success.
+        """Remove volumes; keys are the volumes' names. A missing volume is a success.
 
-        A volume whose labels on the host are not ``volume.labels``' clone is a Conflict; one
-        that is in use is WrongState and names its user where the host can tell.
+        A volume whose labels on the host name another clone than ``volume.labels`` is a Conflict;
+        one in use is WrongState, and names its user if that is known.
         """
 
     def reset(
         self, requests: Sequence[CloneRequest], progress: VolumeProgress = untold
     ) -> Iterator[Outcome[Volume]]:
-        """Make volumes anew, as :meth:`clone` would, in the place of those of their names.
+        """Replace volumes by new ones, as :meth:`clone` would make them.
 
-        Keys are the volumes' names. What is replaced keeps its labels, its path, and the manner in
-        which it was made (its format); what is missing is made. Errors are those of :meth:`clone`
-        and :meth:`delete`: of another clone is a Conflict, in use is WrongState. Should the host
-        die at any moment, the same call again finishes the work.
+        Keys are the volumes' names. A replaced volume keeps its labels, path and format; a missing
+        one is made. Errors are those of :meth:`clone` and :meth:`delete`: another clone's volume is
+        a Conflict, one in use is WrongState. If the host crashes at any moment, the same call again
+        finishes the work.
 
         This one deletes and clones. A backend that can replace a volume in one step overrides it.
         """
@@ -164,19 +164,19 @@ class StorageDriver(ABC):
 
     @abstractmethod
     def volumes(self) -> tuple[Volume, ...]:
-        """Return all volumes of the pool that carry our labels.
+        """Return all volumes of the pool that have our labels.
 
-        One whose name isn't that of a disk of its labels' clone
-        (:func:`~vmcloner_core.names.split_volume`) is somebody's copy, not ours.
+        Leave out those whose name isn't a disk of the clone in their labels
+        (:func:`~vmcloner_core.names.split_volume`): they are copies that a user made.
         """
 
     @abstractmethod
     def capacity(self) -> Capacity:
-        """Return what the pool holds, and what limits it beside bytes."""
+        """Return the pool's space, and its limits other than bytes."""
 
     @abstractmethod
     def need(self, request: CloneRequest, count: int) -> int:
-        """Return the bytes that ``count`` volumes like this take at the moment they are made."""
+        """Return the bytes that ``count`` volumes like this take when they are made."""
 
     def activate(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
         """Make volumes usable before their domains start; keys are the volumes' names.
@@ -221,7 +221,7 @@ class SimpleStorageDriver(StorageDriver):
     def clone(
         self,
         requests: Sequence[CloneRequest],
-        progress: VolumeProgress = untold,  # noqa: ARG002 - a simple backend tells nothing
+        progress: VolumeProgress = untold,  # noqa: ARG002 - a simple backend reports no progress
     ) -> Iterator[Outcome[Volume]]:
         """Make volumes one after the other."""
         for request in requests:

@@ -1,6 +1,6 @@
-"""The words of vmcloner as values: frozen, typed, in integer bytes and seconds.
+"""vmcloner's vocabulary as values: frozen, typed, in integer bytes and seconds.
 
-Nothing here does I/O. What a driver needs to know is handed to it in these.
+Nothing here does I/O. Drivers receive everything that they need as these values.
 """
 
 from vmcloner_core.model.clone import Access, Clone, CloneSpec, Values

@@ -1,4 +1,4 @@
-"""Clones: what they are, as people see them, how they are reached."""
+"""Clones: their specification, their state as shown to users, and how to reach them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from vmcloner_core.model.volume import Volume
 from vmcloner_core.units import parse_size
 
 Values = Mapping[str, str | int]
-"""A clone's own values, by name: ``memory``, ``vcpus``, and any that placeholders name."""
+"""Per-clone values by name: ``memory``, ``vcpus``, and any others for placeholders."""
 
 
 @attrs.frozen(kw_only=True)
 class CloneSpec:
-    """What a clone is, decided before anything of it exists.
+    """The full description of a clone, decided before any part of it exists.
 
-    :param values: its own values for placeholders; ``memory`` and ``vcpus`` among them stand in
-        the place of the template's.
-    :param identity: who it is, None where its template has no identity provider, or where the
-        step at hand does not change it.
+    :param values: per-clone values for placeholders; ``memory`` and ``vcpus`` override the
+        template's.
+    :param identity: None if its template has no identity provider, or if the current step does
+        not change it.
     """
 
     labels: Labels
@@ -43,7 +43,7 @@ class CloneSpec:
 
     @property
     def macs(self) -> tuple[str, ...]:
-        """The MAC addresses of its cards, in their order."""
+        """The MAC addresses of its network cards, in order."""
         return tuple(nic.mac for nic in self.nics)
 
     @property
@@ -59,13 +59,13 @@ class CloneSpec:
 
 @attrs.frozen(kw_only=True)
 class Clone:
-    """A clone as people see it: the row of ``list``, and the parts that it was put together from.
+    """A clone as shown to users: the row of ``list``, and the parts that it is assembled from.
 
-    ``labels`` are the domain's, or its volume's while there is no domain.
+    ``labels`` are those of the domain, or of its volume while there is no domain.
 
-    :param ip: the first address that it was found at.
-    :param recorded: whether the host keeps a record of it.
-    :param ours: whether this state folder's runs may touch it, and not another's alone.
+    :param ip: its first known address.
+    :param recorded: whether the host has a record of it.
+    :param ours: whether runs of this state folder may change it; False if only another's may.
     """
 
     labels: Labels
@@ -94,7 +94,7 @@ class Clone:
 
     @property
     def template(self) -> str:
-        """Name of the template it was made from."""
+        """Name of the template that it was created from."""
         return self.labels.template
 
     @property
@@ -105,10 +105,10 @@ class Clone:
 
 @attrs.frozen(kw_only=True)
 class Access:
-    """How a clone is reached by ssh, and how it proves who it is.
+    """How to reach a clone by ssh, and how to verify its host key.
 
     :param address: IPv4 or IPv6. :param key: a private key file, None for the caller's own.
-    :param known_hosts: a file of sshd(8)'s format with the clone's host keys under its name.
+    :param known_hosts: a file in the format of sshd(8) with the clone's host keys under its name.
     """
 
     name: str

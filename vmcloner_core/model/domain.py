@@ -1,4 +1,4 @@
-"""Virtual machines: what a hypervisor needs to define one, and what it has."""
+"""Virtual machines: what a hypervisor needs to define one, and what it reports."""
 
 from __future__ import annotations
 
@@ -21,36 +21,38 @@ _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 
 MAX_CMDLINE = 2047
 """Bytes of a kernel's command line: Linux's COMMAND_LINE_SIZE on x86
-(arch/x86/include/asm/setup.h) less the final NUL."""
+(arch/x86/include/asm/setup.h) minus the final NUL."""
 
 
 def check_mac(value: str) -> str:
     """Return a unicast MAC address in lower case with colons.
 
-    :raises InvalidRequest: it isn't one.
+    :raises InvalidRequest: ``value`` is not one.
     """
     mac = str(value).lower().replace("-", ":")
     if not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1:
-        raise InvalidRequest(f"not a unicast MAC address: {value!r}", hint="like 52:54:00:12:34:56")
+        raise InvalidRequest(
+            f"not a unicast MAC address: {value!r}", hint="for example 52:54:00:12:34:56"
+        )
     return mac
 
 
 @attrs.frozen(kw_only=True)
 class BootConfig:
-    """What a domain boots: a kernel, what a boot loader on the host says, or its devices in order.
+    """What a domain boots: a kernel, the choice of a boot loader on the host, or its devices.
 
-    :param kernel: a file of the host; the guest's own boot loader is not run. With ``initrd`` and
-        ``cmdline``, absolute paths and text.
-    :param devices: libvirt's boot devices, ``hd`` and ``network``, where there is no ``kernel``.
-    :param bootloader: an executable of the host that the hypervisor runs at each start and each
-        reboot to get kernel and initrd (Xen's way), absolute or one of its own programs' names;
-        with ``bootloader_args``. ``cmdline`` is then added to what it says.
-    :param on_reboot: what a reboot by the guest does: ``restart`` boots it again from what it has
-        been given, ``destroy`` ends the domain, so that the next start asks the provider again.
-    :param handover: the boot provider to be asked instead, as if the template named it.
-    :param source: where it was found, for people: "entry 'Debian' of /boot/grub/grub.cfg".
-    :param origins: where kernel and initrds come from, for people, in this order. Somebody who
-        only wants to know (``BootRequest.dry_run``) gets these in place of files.
+    :param kernel: a file on the host; the guest's own boot loader is not run. ``initrd`` and
+        ``cmdline`` belong to it. Paths are absolute.
+    :param devices: libvirt's boot devices, ``hd`` and ``network``, if there is no ``kernel``.
+    :param bootloader: an executable on the host that the hypervisor (Xen) runs at each start and
+        each reboot to get kernel and initrd: an absolute path, or the name of one of Xen's own
+        programs; with ``bootloader_args``. ``cmdline`` is then added to its result.
+    :param on_reboot: what a reboot by the guest does: ``restart`` boots it again with the same
+        configuration, ``destroy`` ends the domain, so that the next start resolves again.
+    :param handover: the boot provider to use instead, as if the template named it.
+    :param source: where it was found, for display: "entry 'Debian' of /boot/grub/grub.cfg".
+    :param origins: where kernel and initrds come from, for display, in this order. A dry run
+        (``BootRequest.dry_run``) returns these instead of files.
     """
 
     kernel: Path | None = None
@@ -75,10 +77,10 @@ class Nic:
 
 @attrs.frozen(kw_only=True)
 class DomainSpec:
-    """All that a hypervisor needs to define one clone's domain. ``memory`` in bytes.
+    """Everything that a hypervisor needs to define one clone's domain. ``memory`` in bytes.
 
-    :param seed: an image that the guest reads its identity from, as a further disk, read-only.
-    :param values: the clone's own values, beside those that all clones have.
+    :param seed: an image with the guest's identity, attached as an additional read-only disk.
+    :param values: per-clone values, in addition to those that all clones have.
     """
 
     labels: Labels
@@ -94,12 +96,12 @@ class DomainSpec:
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """What each card is on, see :attr:`NicSpec.network`."""
+        """The network of each card, see :attr:`NicSpec.network`."""
         return tuple(nic.spec.network for nic in self.nics)
 
     @property
     def name(self) -> str:
-        """The domain's name, which is the clone's."""
+        """The name of the domain, equal to that of the clone."""
         return self.labels.clone
 
 
@@ -107,13 +109,13 @@ class State(enum.Enum):
     """State of a clone, as ``list`` shows it."""
 
     ALLOCATED = "allocated"
-    """Its volume exists, its domain doesn't (yet)."""
+    """Its volume exists, but its domain does not (yet)."""
     STOPPED = "stopped"
     RUNNING = "running"
     PAUSED = "paused"
     CRASHED = "crashed"
     ORPHAN = "orphan"
-    """Its domain exists, its volume is gone."""
+    """Its domain exists, but its volume does not."""
     UNKNOWN = "unknown"
     """Its hypervisor could not be read."""
 
@@ -122,8 +124,8 @@ class State(enum.Enum):
 class Domain:
     """A labelled domain as found on the host. ``state`` is never ALLOCATED, ORPHAN or UNKNOWN.
 
-    ``memory`` in bytes: what it takes once it is started. ``networks`` says what each card is
-    on, as :attr:`Network.key`; empty where that is nothing that others are on.
+    ``memory`` is in bytes: what it uses once it is started. ``networks`` has the network of each
+    card, as :attr:`Network.key`; an empty string for a card without a shared network.
     """
 
     name: str
@@ -138,7 +140,7 @@ class Domain:
 
 @attrs.frozen(kw_only=True)
 class DomainInventory:
-    """What a hypervisor holds: our domains, and what of the others must be kept clear of."""
+    """The contents of a hypervisor: our domains, and names and MAC addresses used by others."""
 
     domains: tuple[Domain, ...]
     foreign_names: frozenset[str] = frozenset()

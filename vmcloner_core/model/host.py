@@ -1,4 +1,4 @@
-"""A machine that runs clones: its folders, its networks, what it has for guests."""
+"""A machine that runs clones: its folders, networks and resources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vmcloner_core.errors import InvalidRequest
 
 @attrs.frozen(kw_only=True)
 class BackendTable:
-    """What settings say of one backend: which driver, and the driver's own keys.
+    """The settings of one backend: which driver, and the driver's own keys.
 
     :param where: the table's file and key, for messages.
     """
@@ -28,11 +28,11 @@ class BackendTable:
 
 @attrs.frozen(kw_only=True)
 class Host:
-    """A machine that runs clones. There may be several; each driver is made for one.
+    """A machine that runs clones. There may be several; each driver instance belongs to one.
 
-    :param state: folder of vmcloner's own files on that host (console logs, built templates,
-        what clones were started from).
-    :param address: where it is reached, None for the machine that the process runs on.
+    :param state: folder for vmcloner's own files on that host (console logs, built templates,
+        boot files).
+    :param address: its network address, None for the machine that the process runs on.
     :param storage, hypervisors: its backends, by name.
     """
 
@@ -54,32 +54,32 @@ class Host:
 
     @property
     def state_id(self) -> Path:
-        """File with the id of the state folder, which labels of its clones carry."""
+        """File with the id of the state folder; the labels of its clones contain this id."""
         return self.state / "id"
 
     @property
     def runs(self) -> Path:
-        """Folder of the runs' logs."""
+        """Folder of the run logs."""
         return self.state / "runs"
 
     @property
     def templates(self) -> Path:
-        """Folder of what image builders made, one folder per template."""
+        """Folder for the results of image builders, one folder per template."""
         return self.state / "templates"
 
     @property
     def boots(self) -> Path:
-        """Folder of what boot providers fetched for clones, one folder per clone."""
+        """Folder for files that boot providers fetched for clones, one folder per clone."""
         return self.state / "boot"
 
 
 @attrs.frozen(kw_only=True)
 class HostResources:
-    """What the host has for guests, in bytes.
+    """Resources of the host for guests, in bytes.
 
-    :param memory_free: what guests can get, with what a kernel could reclaim.
-    :param memory_overhead: what a guest takes beside its own memory.
-    :param memory_hint: where memory can't be overcommitted: what would give guests more of it.
+    :param memory_free: memory available to guests, including what the kernel could reclaim.
+    :param memory_overhead: memory that a guest uses in addition to its own.
+    :param memory_hint: if memory cannot be overcommitted: how to get more of it for guests.
     """
 
     memory_total: int
@@ -94,19 +94,19 @@ def _frozen(values: Iterable[str]) -> frozenset[str]:
 
 
 def network_key(kind: str, name: str) -> str:
-    """Return what tells a network from a bridge of the same name."""
+    """Return a key that distinguishes a network from a bridge of the same name."""
     return name if kind == "network" else f"{kind}:{name}"
 
 
 @attrs.frozen(kw_only=True)
 class Network:
-    """A network of the host that cards can be on by its name, or a bridge that gives addresses.
+    """A network on the host that cards can name, or a bridge with a DHCP server.
 
-    :param ours: whether vmcloner made it.
+    :param ours: whether vmcloner created it.
     :param address: the host's own address on it, with prefix length.
-    :param addresses: how many DHCP can give out; None where it isn't the network that does.
-    :param leases: MAC addresses that hold one of them now.
-    :param bridge: the name of its bridge on the host, None where it has none.
+    :param addresses: size of the DHCP range; None if the network itself has no DHCP server.
+    :param leases: MAC addresses with a current lease.
+    :param bridge: the name of its bridge on the host, None if it has none.
     """
 
     name: str
@@ -120,7 +120,7 @@ class Network:
 
     @property
     def key(self) -> str:
-        """What tells it from a network of another kind with the same name."""
+        """Distinguishes it from a network of another kind with the same name."""
         return network_key(self.kind, self.name)
 
 
@@ -137,22 +137,22 @@ def _ipv4_subnet(_instance: object, _attribute: object, value: str | None) -> No
         if any(subnet.overlaps(other) for other in _NOT_FOR_HOSTS):
             raise ValueError(f"{subnet} is not for hosts")
     except ValueError as error:
-        raise InvalidRequest(f"subnet: {error}", hint="like 192.168.150.0/24") from error
+        raise InvalidRequest(f"subnet: {error}", hint="for example 192.168.150.0/24") from error
 
 
 def _network_name(_instance: object, _attribute: object, value: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,49}", value):
-        raise InvalidRequest(f"not a network's name: {value!r}")
+        raise InvalidRequest(f"not a network name: {value!r}")
 
 
 @attrs.frozen(kw_only=True)
 class NetworkRequest:
-    """Ask for a network of vmcloner's own with room for ``count`` guests.
+    """Request a network for vmcloner with addresses for ``count`` guests.
 
-    :param subnet: IPv4, None for one that is free.
-    :param bridge: a bridge of the host's own, with NAT and DHCP, in place of a network of the
-        hypervisor's.
-    :param dry_run: change nothing, tell only what would be.
+    :param subnet: IPv4, None for any free one.
+    :param bridge: create a bridge on the host, with NAT and DHCP, instead of a network of the
+        hypervisor.
+    :param dry_run: show what would change; change nothing.
     """
 
     name: str = attrs.field(default="vmcloner", validator=_network_name)
@@ -164,7 +164,7 @@ class NetworkRequest:
 
 @attrs.frozen(kw_only=True)
 class NetworkChange:
-    """A network as it is now, or would be, and what that took; no steps where it was so before."""
+    """A network as it is or would be, and the steps to get there; none if nothing changes."""
 
     network: Network
     steps: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Who a clone is: what makes it another machine than its siblings, the same at each plan."""
+"""A clone's identity: what distinguishes it from other clones. Each plan computes the same one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vmcloner_core.model.domain import check_mac
 
 @attrs.frozen(kw_only=True)
 class Interface:
-    """How a clone's card is set up in the guest. ``address`` with prefix length; None for DHCP."""
+    """Configuration of a card in the guest. ``address`` with prefix length; None for DHCP."""
 
     mac: str
     address: str | None = None
@@ -21,11 +21,11 @@ class Interface:
 
 @attrs.frozen(kw_only=True)
 class Identity:
-    """Who a clone is, decided before anything of it exists: the same at each plan of it.
+    """A clone's identity, decided before any part of it exists. Each plan computes the same one.
 
     :param machine_id: 32 hexadecimal digits, systemd's ``/etc/machine-id``.
-    :param generation: another one each time that the clone is made anew.
-    :param user: whom ``authorized_keys`` let in.
+    :param generation: a new one each time that the clone is recreated.
+    :param user: the account that ``authorized_keys`` authorize.
     """
 
     hostname: str
@@ -40,19 +40,19 @@ class Identity:
 
     @property
     def static_macs(self) -> frozenset[str]:
-        """The MAC addresses of those cards that ask nobody for an address."""
+        """The MAC addresses of the cards with static addresses."""
         return frozenset(card.mac for card in self.interfaces if card.address is not None)
 
     @property
     def address(self) -> str | None:
-        """The first address that is the clone's by plan, without prefix length; None with DHCP."""
+        """The first static address, without prefix length; None with DHCP."""
         static = (card.address for card in self.interfaces if card.address is not None)
         return next((address.partition("/")[0] for address in static), None)
 
 
 @attrs.frozen(kw_only=True)
 class Seed:
-    """What brings an identity into a guest: an image that it reads, words for its kernel."""
+    """How an identity reaches the guest: an image that it reads, kernel arguments."""
 
     image: Path | None = None
     cmdline: str = ""
@@ -62,20 +62,20 @@ _UUID_SPACE = uuid.UUID("5c7c0f3e-6f0a-5a52-9d7e-0d6a1b8a7f11")
 
 
 def clone_uuid(host: str, fleet: str, index: int, template: str) -> uuid.UUID:
-    """Return the UUID of a clone's domain: the same for the same clone, whoever asks."""
+    """Return the UUID of a clone's domain, which depends only on the arguments."""
     return uuid.uuid5(_UUID_SPACE, f"{host}/{fleet}/{index}/{template}")
 
 
 def clone_generation(clone: uuid.UUID, run: str) -> uuid.UUID:
-    """Return the VM generation id: another run makes another machine of the same name."""
+    """Return the VM generation id: a different run creates a new machine of the same name."""
     return uuid.uuid5(clone, run)
 
 
 def clone_mac(prefix: str, host: str, fleet: str, index: int, nic: int, attempt: int = 0) -> str:
     """Return a stable MAC address for a clone's card.
 
-    24 bits collide at a few thousand clones, so a caller that knows the addresses in use calls
-    again with the next ``attempt`` until it finds a free one.
+    24 bits collide at a few thousand clones, so callers that know the addresses in use increment
+    ``attempt`` until they find a free one.
 
     :param prefix: the first three octets, ``52:54:00`` (QEMU) or ``00:16:3e`` (Xen).
     """

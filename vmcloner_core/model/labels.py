@@ -1,4 +1,4 @@
-"""Whose a resource is: what every volume, domain and seed of vmcloner carries."""
+"""Labels: every volume, domain and seed of vmcloner carries them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ LABEL_VERSION = "1"
 
 @attrs.frozen(kw_only=True)
 class Labels:
-    """Whose a resource is: carried by every volume, domain and seed from the moment it exists.
+    """To whom a resource belongs. Every volume, domain and seed has labels from its creation.
 
     ``created`` and ``expires`` are UTC in ISO 8601, seconds precision. ``storage`` and
-    ``hypervisor`` name the backends (as settings name them) that hold the clone's parts. ``boot``
-    names the boot provider that is asked at each start, None where the definition says it all.
-    ``state`` is the id of the state folder that keeps the clone's record; None on clones of before
-    state folders had one, which all of them share.
+    ``hypervisor`` name the backends (as in the settings) that hold the clone's parts. ``boot``
+    names the boot provider that is called at each start, None if the domain's definition is enough.
+    ``state`` is the id of the state folder with the clone's record; None for clones created before
+    state folders had ids, which belong to all of them.
     """
 
     fleet: str = attrs.field(validator=lambda _i, _a, v: check_fleet(v) and None)
@@ -37,13 +37,13 @@ class Labels:
 
     @property
     def clone(self) -> str:
-        """Name of the clone that these labels belong to."""
+        """Name of the clone that these labels describe."""
         return clone_name(self.fleet, self.index)
 
     def same_clone(self, other: Labels) -> bool:
-        """Tell whether both label parts of one clone: same fleet, index and template.
+        """Return whether both label parts of the same clone: same fleet, index and template.
 
-        Run, owner and times may differ: the same command run again makes the same clone.
+        Run, owner and times may differ: repeating a command creates the same clone.
         """
         return (self.fleet, self.index, self.template) == (other.fleet, other.index, other.template)
 
@@ -58,9 +58,9 @@ class Labels:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, str]) -> Labels | None:
-        """Return the labels that ``values`` spell, or None where they aren't vmcloner's.
+        """Return the labels in ``values``, or None if they are not vmcloner's.
 
-        What a newer version may have added is ignored; what is malformed is not ours.
+        Keys that a newer version may have added are ignored; malformed labels are not ours.
         """
         known = {field.name for field in attrs.fields(cls)}
         wanted: dict[str, object] = {k: v for k, v in values.items() if k in known}
@@ -69,7 +69,7 @@ class Labels:
                 return None
             wanted["index"] = int(values["index"])
             labels = cls(**wanted)  # type: ignore[arg-type]
-            labels.clone  # noqa: B018 - raises where fleet and index make no name
+            labels.clone  # noqa: B018 - raises if fleet and index form no valid name
         except (KeyError, TypeError, ValueError, InvalidRequest):
             return None
         return labels

@@ -1,4 +1,4 @@
-"""What became of a batch's members, and of a doctor's checks."""
+"""Results of the members of a batch, and of the checks of ``host check``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T_co = TypeVar("T_co", covariant=True)
 
 @attrs.frozen(kw_only=True)
 class Outcome(Generic[T_co]):
-    """What became of one member of a batch: a value, or an error.
+    """Result of one member of a batch: a value, or an error.
 
-    :param key: the name of the clone, domain or volume that the member was about.
-    :param changed: False where the host already was as asked: nothing was done, so a roll-back
+    :param key: the name of the clone, domain or volume.
+    :param changed: False if the requested state already existed: nothing was done, so a roll-back
         has nothing to undo.
     """
 
@@ -28,7 +28,7 @@ class Outcome(Generic[T_co]):
 
     @property
     def ok(self) -> bool:
-        """Whether the member is now as asked."""
+        """Whether the member is now in the requested state."""
         return self.error is None
 
     def unwrap(self) -> T_co:
@@ -39,7 +39,7 @@ class Outcome(Generic[T_co]):
 
 
 class Status(enum.Enum):
-    """Result of one check of the doctor."""
+    """Result of one check."""
 
     OK = "ok"
     WARNING = "warning"
@@ -48,7 +48,7 @@ class Status(enum.Enum):
 
 @attrs.frozen(kw_only=True)
 class Check:
-    """One line of ``host check``: what was looked at, what was found, what mends it."""
+    """One line of ``host check``: what was checked, the result, and how to fix it."""
 
     backend: str
     name: str

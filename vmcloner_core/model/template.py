@@ -1,4 +1,4 @@
-"""What is cloned: a template, and the tables of its file."""
+"""Templates, and the tables of their files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from vmcloner_core.units import Size
 class ImageSource:
     """Where a template's disk image comes from: exactly one of builder, path and url.
 
-    ``builder`` names an image builder plugin. ``format`` is ``raw``, ``qcow2`` or None for "by
-    its suffix, else raw". ``options`` are the builder's. ``sha256`` is required with a url,
-    hexadecimal; ``upstream`` is for people.
+    ``builder`` names an image builder plugin; ``options`` are its options. ``format`` is ``raw``,
+    ``qcow2`` or None for "by its suffix, otherwise raw". ``sha256`` (hexadecimal) is required with
+    a url.
     """
 
     builder: str | None = None
@@ -39,7 +39,7 @@ class ImageSource:
                 + (" and ".join(given) or "none")
             )
         if self.options and self.builder is None:
-            raise InvalidRequest("image options: are for a builder, and there is none")
+            raise InvalidRequest("image options: only allowed with a builder")
         if self.url is not None and not re.match(r"https?://", self.url):
             raise InvalidRequest(f"image url: not http or https: {self.url!r}")
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
@@ -48,10 +48,10 @@ class ImageSource:
 
 @attrs.frozen(kw_only=True)
 class KernelSpec:
-    """Direct kernel boot: files of the host, and a command line that may hold ``{{ name }}``.
+    """Direct kernel boot: files on the host, and a command line that may contain ``{{ name }}``.
 
     Relative paths are relative to the template's folder (see :attr:`Template.folder`). A boot
-    provider that finds a kernel by itself takes the command line alone, and adds it to its own.
+    provider that finds a kernel by itself uses only the command line, and adds it to its own.
     """
 
     path: Path | None = None
@@ -61,7 +61,7 @@ class KernelSpec:
 
 @attrs.frozen(kw_only=True)
 class NicSpec:
-    """A network card: of user mode, on a bridge, or in a libvirt network.
+    """A network card: with user-mode networking, on a bridge, or in a libvirt network.
 
     ``source`` is the bridge's or network's name; user mode has none.
     """
@@ -77,17 +77,17 @@ class NicSpec:
 
     @property
     def network(self) -> str:
-        """What it is on, as :attr:`Network.key`; empty in user mode."""
+        """Its network, as :attr:`Network.key`; empty in user mode."""
         return network_key(self.kind, self.source) if self.source is not None else ""
 
 
 MAX_DISKS = 26
-"""Disks of a clone, the first and swap among them: ``vda`` to ``vdz``."""
+"""Disks of a clone, including the first and swap: ``vda`` to ``vdz``."""
 
 
 @attrs.frozen(kw_only=True)
 class DiskSpec:
-    """A further disk of each clone, of ``size`` bytes: zeros, or a swap area."""
+    """An additional disk for each clone, of ``size`` bytes: zeros, or a swap area."""
 
     size: Size
     content: Literal["empty", "swap"] = "empty"
@@ -95,15 +95,14 @@ class DiskSpec:
 
 @attrs.frozen(kw_only=True)
 class DomainOptions:
-    """What a template may say about the virtual machine beyond memory and processors.
+    """Options of the virtual machine other than memory and processors.
 
-    ``xml`` is a file with a jinja2 template that replaces the shipped domain XML; ``machine``,
-    ``cpu`` and ``firmware`` are libvirt's machine type, CPU model (or ``host-passthrough``,
-    ``host-model``) and ``efi`` or ``bios``. ``disk_bus`` is libvirt's, for all disks. ``type`` is
-    Xen's kind of guest, None for the hypervisor's own choice; ``on_crash`` and ``on_reboot`` are
-    libvirt's actions. ``autostart``: start it with the host.
-    ``agent``: have a channel for the guest agent. ``devices`` is XML that is added to
-    the domain's ``<devices>``; it may hold ``{{ name }}`` and the clone's other values.
+    ``xml`` is a file with a jinja2 template that replaces the shipped domain XML. ``machine`` is
+    libvirt's machine type, ``cpu`` its CPU model (or ``host-passthrough``, ``host-model``).
+    ``disk_bus`` is libvirt's, for all disks. ``type`` is the type of a Xen guest, None for the
+    hypervisor's default. ``on_crash`` and ``on_reboot`` are libvirt's actions. ``autostart``: start
+    it with the host. ``agent``: add a channel for the guest agent. ``devices`` is XML to add to the
+    domain's ``<devices>``; it may contain ``{{ name }}`` and the clone's other values.
     """
 
     type: Literal["pv", "pvh", "hvm"] | None = None
@@ -121,14 +120,14 @@ class DomainOptions:
 
 def _login_name(_instance: object, _attribute: object, value: str) -> None:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", value):
-        raise InvalidRequest(f"ssh user: not a user's name: {value!r}")
+        raise InvalidRequest(f"ssh user: not a user name: {value!r}")
 
 
 @attrs.frozen(kw_only=True)
 class SshSpec:
-    """How a template's clones let people in.
+    """How to log in to a template's clones.
 
-    ``key`` is a private key file of this machine, relative to the file that names it; None for the
+    ``key`` is a private key file on this machine, relative to the template's file; None for the
     caller's own keys and agent.
     """
 
@@ -141,20 +140,20 @@ class SshSpec:
 
 @attrs.frozen(kw_only=True)
 class IdentitySpec:
-    """How a template's clones become different machines: its table ``identity``.
+    """How each clone of a template gets its identity: the table ``identity``.
 
-    Texts may hold ``{{ name }}`` and the other values of a clone.
+    Texts may contain ``{{ name }}`` and the other values of a clone.
 
     :param provider: name of an identity provider.
-    :param authorized_keys: public keys that may log in, in OpenSSH's format, or files that hold
-        them (absolute, or starting with ``~``); None for the caller's own, ``~/.ssh/id_*.pub``.
-    :param addresses: for each card ``dhcp``, or an address with its prefix length; what is
-        missing at the end is ``dhcp``.
-    :param machine_id: 32 hexadecimal digits; None for the domain's UUID, which systemd takes by
-        itself in a virtual machine whose image has none.
-    :param user_data, network_config: files that are handed to the guest as they are; where their
-        name ends in ``.j2``, as jinja2 templates.
-    :param kernel_args: what the provider ``kernel-args`` adds to the command line.
+    :param authorized_keys: public keys that may log in, in OpenSSH's format, or files with such
+        keys (absolute, or starting with ``~``); None for the caller's own, ``~/.ssh/id_*.pub``.
+    :param addresses: for each card ``dhcp``, or an address with its prefix length; cards without
+        an entry use ``dhcp``.
+    :param machine_id: 32 hexadecimal digits; None for the domain's UUID, which systemd adopts in
+        a virtual machine whose image has none.
+    :param user_data, network_config: files that are passed to the guest unchanged, or rendered as
+        jinja2 templates if their name ends in ``.j2``.
+    :param kernel_args: arguments that the provider ``kernel-args`` adds to the command line.
     """
 
     provider: str = "none"
@@ -171,18 +170,18 @@ class IdentitySpec:
 
 @attrs.frozen(kw_only=True)
 class Template:
-    """What is cloned.
+    """A template: what clones are created from.
 
     :param memory: bytes.
-    :param disk_size: bytes of the first disk, at least the image's; None for the image's own.
-    :param swap: bytes of a second disk that is a swap area; None for none.
-    :param disks: further disks, which follow.
+    :param disk_size: bytes of the first disk, at least the image's size; None for the image's size.
+    :param swap: bytes of a second disk that is a swap area; None for no such disk.
+    :param disks: the disks after these.
     :param boot: name of a boot provider.
-    :param values: further values for placeholders, each a text that may hold placeholders itself.
+    :param values: additional placeholders; their values may contain placeholders themselves.
     :param ready: what ``--wait`` waits for: ``running``, ``ip``, ``port:N``, ``ssh``, ``agent`` or
         ``console:REGEX``, where ``{{ name }}`` stands for the clone's name.
-    :param folder: where the template's relative paths start: the folder of its file, or, where
-        an image builder makes them, the folder that the builder filled.
+    :param folder: what the template's relative paths are relative to: the folder of its file, or
+        the folder that an image builder filled.
     :param origin_file: the TOML file that the template was read from.
     """
 
@@ -210,10 +209,10 @@ class Template:
 
     def __attrs_post_init__(self) -> None:
         if len(self.blanks) >= MAX_DISKS:
-            raise InvalidRequest(f"disks: a clone has {MAX_DISKS} disks at most")
+            raise InvalidRequest(f"disks: a clone can have at most {MAX_DISKS} disks")
 
     @property
     def blanks(self) -> tuple[DiskSpec, ...]:
-        """The disks beside the image's, in order: number 1, 2, …"""
+        """All disks but the first, in order: number 1, 2, …"""
         swap = () if self.swap is None else (DiskSpec(size=self.swap, content="swap"),)
         return (*swap, *self.disks)

@@ -1,4 +1,4 @@
-"""Disks: a template's image in a pool, clones of it, and what is asked to make them."""
+"""Disks: a template's image in a pool, its clones, and requests to create them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vmcloner_core.units import format_size
 
 
 class CloneMode(enum.Enum):
-    """How a clone's volume comes from its template: sharing its blocks, or a copy of its own."""
+    """How a clone's volume is created from its template: sharing its blocks, or as a full copy."""
 
     LINKED = "linked"
     FULL = "full"
@@ -24,10 +24,10 @@ class CloneMode(enum.Enum):
 
 @attrs.frozen(kw_only=True)
 class Origin:
-    """A template's image in a pool: what clones are made of. Read-only.
+    """A template's image in a pool, which clones are created from. Read-only.
 
-    :param size: virtual bytes. :param allocated: bytes that hold data.
-    :param extents: number of extents on disk, None where the pool has no such thing.
+    :param size: virtual bytes. :param allocated: bytes that contain data.
+    :param extents: number of extents on disk, None if the pool has no extents.
     :param digest: of the source that was imported, to tell whether to import again.
     """
 
@@ -41,14 +41,14 @@ class Origin:
 
 @attrs.frozen(kw_only=True)
 class Volume:
-    """A clone's disk, where the hypervisor finds it.
+    """A clone's disk, and where the hypervisor finds it.
 
     :param name: the volume's name in its pool, ``CLONE-diskN``.
-    :param path: absolute path on the host. :param format: the bytes' format, as libvirt names it.
+    :param path: absolute path on the host. :param format: the image format, as libvirt names it.
     :param kind: ``file`` or ``block``, libvirt's disk type. :param size: virtual bytes.
-    :param backing: the raw file that a qcow2 volume is an overlay of, as its pool knows it.
-    :param complete: False while its bytes aren't all there: a copy is under way, or was cut off.
-        The same request completes it, deleting it takes it away.
+    :param backing: the raw file below a qcow2 overlay, according to its pool.
+    :param complete: False while bytes are missing: a copy is in progress, or was interrupted.
+        The same request completes it, and it can be deleted.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Volume:
 
 
 Progress = Callable[[int, int], None]
-"""Called with (done, total) in bytes; total is 0 where it isn't known. From any thread."""
+"""Called with (done, total) in bytes; total is 0 if unknown. From any thread."""
 
 
 VolumeProgress = Callable[[str, int, int], None]
@@ -76,14 +76,14 @@ VolumeProgress = Callable[[str, int, int], None]
 
 
 def untold(_name: str, _done: int, _total: int) -> None:
-    """Be told of progress and do nothing."""
+    """Ignore progress."""
 
 
 @attrs.frozen(kw_only=True)
 class Copying:
-    """How bytes are copied: those of images that are imported and of FULL clones.
+    """How bytes are copied when images are imported and FULL clones are created.
 
-    LINKED clones share their origin's blocks. No bytes are copied for them, so nothing is paced,
+    LINKED clones share their origin's blocks. No bytes are copied for them, so nothing is limited,
     verified or reported.
 
     :param bandwidth: bytes per second that one call may write, None for no limit.
@@ -98,7 +98,7 @@ class Copying:
             raise InvalidRequest(f"bandwidth must be positive, not {self.bandwidth}")
 
     def with_defaults(self, defaults: Copying) -> Copying:
-        """Return these options with a pool's defaults for those that are not given."""
+        """Return these options with a pool's defaults for options that are not given."""
         return attrs.evolve(
             self,
             bandwidth=self.bandwidth or defaults.bandwidth,
@@ -112,13 +112,13 @@ AS_IT_COMES = Copying()
 
 @attrs.frozen(kw_only=True)
 class CloneRequest:
-    """One volume to be made: a clone of an origin, or a blank one.
+    """Request to create one volume: a clone of an origin, or a blank volume.
 
     :param disk: its number among the clone's disks, from 0.
-    :param origin: what it is a clone of, in the way of ``mode``. None for a blank volume, which
-        is zeros but for ``head`` at its start, and doesn't share anything in either mode.
-    :param size: bytes, at least the origin's; None for the origin's own. A blank one needs it.
-    :param copying: how its bytes are copied, if they are.
+    :param origin: the image to clone, according to ``mode``. None for a blank volume, which
+        contains zeros after ``head``, and shares nothing in either mode.
+    :param size: bytes, at least the origin's; None for the origin's. Required for blank volumes.
+    :param copying: how bytes are copied, if the volume is a copy.
     """
 
     labels: Labels
@@ -149,18 +149,18 @@ class CloneRequest:
             raise InvalidRequest(
                 f"{self.volume_name}: a disk of {format_size(size)} is smaller than its "
                 f"template's image, {format_size(image)}",
-                hint="give disk_size at least that",
+                hint="set disk_size to at least that",
             )
         return size
 
 
 @attrs.frozen(kw_only=True)
 class Capacity:
-    """What a pool holds, in bytes.
+    """The capacity of a pool, in bytes.
 
-    :param volumes_free: how many more volumes fit, whatever their size; None where bytes are all
-        that limits them.
-    :param warnings: what people should know before it is too late (``metadata 83 % full``).
+    :param volumes_free: how many more volumes fit, whatever their size; None if only bytes limit
+        them.
+    :param warnings: problems that users should know about in time (``metadata 83 % full``).
     """
 
     total: int

@@ -1,7 +1,7 @@
-"""Actions and their steps, one module for each kind: a new one is a module here and its line below.
+"""Actions and their steps, one module for each kind. A new one is a module here and a line below.
 
-An :class:`Action` is what a command asks for; a :class:`Step` is one thing that a driver does to
-clones on the way. Plans, events and results call both by their names.
+An :class:`Action` is what a command does; a :class:`Step` is one part of it, done by one driver.
+Plans, events and results refer to both by name.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ _UNDOING = Delete.order
 
 
 def check_backends(host: LocalHost, plan: Plan) -> None:
-    """Check that all backends are set up that hold parts of a plan's clones.
+    """Check that all backends with parts of a plan's clones are set up.
 
-    :raises NotFound, InvalidRequest: one isn't: what is on it would be left behind.
+    :raises NotFound, InvalidRequest: one isn't, and its parts would be left behind.
     """
     for labels in {(c.labels.storage, c.labels.hypervisor): c.labels for c in plan.clones}.values():
         host.drivers.storage(labels.storage)
@@ -76,7 +76,7 @@ def check_backends(host: LocalHost, plan: Plan) -> None:
 
 
 def routed(run: Run, works: Sequence[Work]) -> None:
-    """Give works their routes: a stage for each step and driver, shared by all that go there."""
+    """Give works their routes; works with the same step and driver share a stage."""
     stages: dict[tuple[str, object], Stage] = {}
     for work in works:
         route = []
@@ -89,15 +89,15 @@ def routed(run: Run, works: Sequence[Work]) -> None:
 
 
 def undoing(work: Work) -> Work | None:
-    """Return the work that undoes what a run made of a clone; None where there is nothing.
+    """Return the work that undoes a run's changes to a clone; None if there are none.
 
-    What was there before the run is left.
+    What existed before the run is kept.
     """
     touched = set(work.made)
     if work.failed_step is not None and not isinstance(work.error, Conflict | Interrupted):
         touched.add(work.failed_step)
     undo = {name for step in touched for name in STEPS[step].undo}
-    if work.own:  # a step that failed for one disk has made another
+    if work.own:  # a step that failed for one disk may have made another
         undo.add(Remove.name)
     steps = tuple(name for name in _UNDOING if name in undo and STEPS[name].undoes(work))
     if not steps:

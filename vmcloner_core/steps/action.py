@@ -1,4 +1,4 @@
-"""What an action is: what a command asks for, and the steps by which it comes about."""
+"""Actions: what commands do, and their steps."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from vmcloner_core.model import Clone, State
 from vmcloner_core.request import TargetRequest
 
 ACTIVE = (State.RUNNING, State.PAUSED, State.CRASHED)
-"""The states of a domain that has to be stopped before its disks can be changed."""
+"""The states of a domain that must be stopped before its disks are changed."""
 
 
 class Action(ABC):
-    """What a run does to its clones. Actions hold nothing: there is one object of each."""
+    """What a run does to its clones. Actions have no state: there is one object of each."""
 
     name: ClassVar[str]
     past: ClassVar[str]
-    """What people call a clone that it was done to: ``deleted``."""
+    """The word for its result in summaries: ``deleted``."""
     order: ClassVar[tuple[str, ...]]
     """The names of its steps, in the order of the pipeline. A clone goes through those it needs."""
     tells: ClassVar[tuple[str, ...]] = ("wait",)
-    """The steps whose past tenses are told beside its own."""
+    """The steps whose past tenses the summary mentions too."""
     own_word = True
-    """Whether its own past tense is told where those of steps are."""
+    """Whether the summary has its own past tense beside those of steps."""
     lowest_first = True
-    """Whether "up to N" takes the lowest indices of the clones, or else the highest."""
+    """Whether "at most N" takes the clones with the lowest indices, or else the highest."""
     restarts = False
-    """Whether it stops clones that ran and starts them again: the same command, cut off in
-    between, starts them too."""
+    """Whether it stops running clones and starts them again. Repeated after an interruption, it
+    starts those that were stopped."""
     missing_ok = False
-    """Whether a target that isn't there is as asked."""
+    """Whether a target may be missing."""
 
     def words(self, past: Collection[tuple[str, str]]) -> list[str]:
-        """Return what was done to clones, for people.
+        """Return the words for what was done to clones.
 
         :param past: (name, past tense) of the steps that all of them went through.
         """
@@ -44,18 +44,18 @@ class Action(ABC):
 
 
 class TargetAction(Action):
-    """An action on clones that exist."""
+    """An action on existing clones."""
 
     @abstractmethod
     def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:
-        """Return what has to be done to a clone; nothing where it is as asked."""
+        """Return the steps that a clone needs; none if it needs no change."""
 
 
 def active(clone: Clone) -> bool:
-    """Tell whether a clone's domain has to be stopped before its disks can be changed."""
+    """Tell whether a clone's domain must be stopped before its disks are changed."""
     return clone.domain is not None and clone.domain.state in ACTIVE
 
 
 def waits(request: TargetRequest) -> tuple[str, ...]:
-    """Return the step that waits, where the request asks for it."""
+    """Return the step ``wait`` if the request asks for it."""
     return ("wait",) if request.wait is not None or request.ready else ()

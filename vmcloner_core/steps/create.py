@@ -20,7 +20,7 @@ from vmcloner_core.steps.step import HypervisorStep, Run, StorageStep, cut, toge
 
 
 class Create(Action):
-    """Bring a fleet to its size; what of it clones need is worked out by the planner."""
+    """Bring a fleet to its size; the planner works out the steps of each clone."""
 
     name = "create"
     past = "created"
@@ -51,11 +51,11 @@ class CloneDisks(StorageStep):
             owners.update((request.volume_name, work) for request in own)
         batches = cut(requests, driver.clone_lane.batch)
         made = (driver.clone(batch, run.tally) for batch in batches)
-        yield from together(owners, chain.from_iterable(made))
+        yield from together(owners, chain.from_iterable(made), volumes=True)
 
 
 class Define(HypervisorStep):
-    """Make clones' domains known, each with its record and its seed."""
+    """Define clones' domains, each with its record and its seed."""
 
     name = "define"
     past = "created"
@@ -87,7 +87,7 @@ class Define(HypervisorStep):
     def _resolved(
         host: LocalHost, driver: HypervisorDriver, works: Sequence[Work]
     ) -> Iterator[Outcome[BootConfig]]:
-        """Ask boot providers what the clones' definitions say."""
+        """Ask boot providers what the clones boot by their definitions."""
         providers: dict[str, list[Work]] = {}
         for work in works:
             providers.setdefault(work.plan.known().template.boot, []).append(work)
@@ -98,7 +98,7 @@ class Define(HypervisorStep):
 
     @staticmethod
     def _seeded(host: LocalHost, works: Sequence[Work]) -> Iterator[Outcome[Seed]]:
-        """Keep clones' records before anything is defined, and give them their identities."""
+        """Write clones' records before anything is defined, and make their seeds."""
         requests: dict[str, dict[str, IdentityRequest]] = {}
         for work in works:
             spec = work.plan.known()

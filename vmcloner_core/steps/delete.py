@@ -1,4 +1,4 @@
-"""Delete: stop clones, then remove all that belongs to them."""
+"""Delete: stop clones, then remove everything that belongs to them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vmcloner_core.steps.step import (
 
 
 class Delete(TargetAction):
-    """Stop and remove clones; what is gone is as asked."""
+    """Stop and remove clones; missing ones are a success."""
 
     name = "delete"
     past = "deleted"
@@ -41,14 +41,14 @@ class Delete(TargetAction):
 
 
 class Undefine(HypervisorStep):
-    """Forget clones' domains, and what they were started from."""
+    """Undefine clones' domains, and remove what they were started from."""
 
     name = "undefine"
     past = "deleted"
     lane = "undefine_lane"
 
     def undoes(self, work: Work) -> bool:
-        """Leave a domain that was there before the run."""
+        """Keep a domain that existed before the run."""
         return work.plan.state in (None, State.ALLOCATED)
 
     def call(
@@ -60,24 +60,24 @@ class Undefine(HypervisorStep):
 
 
 class Remove(StorageStep):
-    """Remove clones' volumes, and last of all their records."""
+    """Remove clones' volumes, then their records."""
 
     name = "remove"
     past = "deleted"
     lane = "delete_lane"
 
     def members(self, work: Work) -> int:
-        """Return its volumes' number: that is what the driver counts."""
+        """Return its number of volumes: drivers count these."""
         return max(1, len(work.volumes))
 
     def undoes(self, work: Work) -> bool:
-        """Leave volumes that were there before the run."""
+        """Keep volumes that existed before the run."""
         return bool(work.own)
 
     def call(
         self, run: Run, _driver: StorageDriver, works: Sequence[Work], _more: More
     ) -> Iterator[Outcome[object]]:
-        """See :meth:`Step.call`. A disk that lies in another pool than its clone goes too."""
+        """See :meth:`Step.call`. Also removes disks in another pool than the clone's."""
         drivers = run.host.drivers
         outcomes = (
             outcome
@@ -94,9 +94,9 @@ class Remove(StorageStep):
     def _forgotten(run: Run, work: Work, removed: Outcome[object]) -> Outcome[object]:
         """Remove the record of a clone of which nothing else is left.
 
-        Last of all: as long as a part of a clone is there, the same create again makes the same
-        machine of it, which its own disk and others' ``known_hosts`` know. So a roll-back keeps
-        that of a clone of which a part was there before.
+        The record goes last: while any part of a clone is left, the same create gives it the same
+        identity again, which its disk and ``known_hosts`` files already have. So a roll-back keeps
+        the record of a clone that existed in part before the run.
         """
         if removed.error is not None or not work.forget:
             return removed

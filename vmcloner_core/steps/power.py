@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Start(TargetAction):
-    """Start clones that don't run."""
+    """Start clones that aren't running."""
 
     name = "start"
     past = "started"
@@ -83,7 +83,7 @@ def _stop(request: TargetRequest) -> str:
 
 
 class StartDomain(HypervisorStep):
-    """Start clones' domains, from what their boot providers say where these are asked."""
+    """Start clones' domains, from what their boot providers say if these are asked at starts."""
 
     name = "start"
     past = "started"
@@ -156,7 +156,7 @@ class WaitUntilReady(HypervisorStep):
     def _again(
         run: Run, driver: HypervisorDriver, works: Sequence[Work]
     ) -> Mapping[str, VmclonerError | None]:
-        """Start those clones again that ended so that their boot providers be asked again."""
+        """Restart clones that stopped so that their boot providers are asked again."""
         ended = [
             work
             for work in works
@@ -172,7 +172,7 @@ class WaitUntilReady(HypervisorStep):
 
 
 class _StopStep(HypervisorStep):
-    """What ends clones' domains, and lets go of their disks and of what they were started from."""
+    """Stops clones' domains, deactivates their disks and removes what they were started from."""
 
     past = "stopped"
     lane = "stop_lane"
@@ -208,7 +208,7 @@ class _StopStep(HypervisorStep):
 
 
 class Shutdown(_StopStep):
-    """Ask guests to shut down; those that don't in time are stopped."""
+    """Ask guests to shut down; stop those that don't in time."""
 
     name = "shutdown"
 

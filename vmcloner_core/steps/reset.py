@@ -1,4 +1,4 @@
-"""Reset: put clones' disks back to what they were made of."""
+"""Reset: restore clones' disks to their template's image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vmcloner_core.steps.step import Run, StorageStep, cut, together
 
 
 class Reset(TargetAction):
-    """Put clones back to their template's state; those that ran are started again."""
+    """Reset clones to their template's state; those that were running are started again."""
 
     name = "reset"
     past = "reset"
@@ -38,7 +38,7 @@ class Reset(TargetAction):
 
 
 class ResetDisks(StorageStep):
-    """Make clones' volumes anew, in the place of those that are there."""
+    """Replace clones' volumes by new ones."""
 
     name = "reset"
     past = "reset"
@@ -60,11 +60,11 @@ class ResetDisks(StorageStep):
             owners.update((request.volume_name, work) for request in own)
         batches = cut(requests, driver.reset_lane.batch)
         made = (driver.reset(batch, run.tally) for batch in batches)
-        yield from together(owners, chain.from_iterable(made))
+        yield from together(owners, chain.from_iterable(made), volumes=True)
 
     @staticmethod
     def _anew(run: Run, driver: StorageDriver, work: Work) -> Sequence[CloneRequest]:
-        """Return what makes a clone's disks anew: as large as they are, of the image as it is now.
+        """Return the requests for a clone's new disks: the same sizes, the image's present state.
 
         :raises NotFound: the pool has no image of its template (any more).
         """

@@ -1,4 +1,4 @@
-"""What a step is: one thing that is done to clones, by calls of one driver at a time."""
+"""Steps: what is done to clones, by calls to one driver at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import ClassVar, Generic, TypeVar
 import attrs
 
 from vmcloner_core.drivers import HypervisorDriver, Lane, StorageDriver
-from vmcloner_core.errors import VmclonerError
+from vmcloner_core.errors import BackendError, VmclonerError
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import Labels, Origin, Outcome, Progress, Volume
 from vmcloner_core.pipeline import More, Stage, Work
@@ -24,7 +24,7 @@ T = TypeVar("T")
 class Tally:
     """Adds up the bytes of a run's volumes, each of which counts its own. Thread-safe.
 
-    How many bytes all of them have is reckoned from those that have begun.
+    The total is estimated from the volumes that have begun.
     """
 
     def __init__(self, plan: Plan, copied: Progress) -> None:
@@ -35,7 +35,7 @@ class Tally:
         self._done = self._known = 0
 
     def __call__(self, volume: str, done: int, total: int) -> None:
-        """Note how many bytes one volume has by now."""
+        """Note how many bytes of one volume are done."""
         with self._lock:
             if volume not in self._begun:
                 self._known += total
@@ -48,7 +48,7 @@ class Tally:
 class Run:
     """What the steps of one run share. Thread-safe.
 
-    :param cancelled: tells whether the run is to end. :param copied: told of the run's bytes.
+    :param cancelled: tells whether the run must stop. :param copied: called with the run's bytes.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Run:
         self._gates: dict[HypervisorDriver, threading.BoundedSemaphore] = {}
 
     def origin(self, pool: StorageDriver, template: str) -> Origin | None:
-        """Return a template's image in a pool, None where it isn't there; looked up once."""
+        """Return a template's image in a pool, None if it isn't there; looked up once."""
         with self._lock:
             key = (pool.name, template)
             if key not in self._origins:
@@ -75,12 +75,12 @@ class Run:
             return self._origins[key]
 
     def limited(self, lane: Lane) -> Lane:
-        """Return a lane with no more calls at once than the run may make."""
+        """Return a lane with its concurrency limited by the run's jobs."""
         jobs = self.plan.jobs or lane.concurrency
         return attrs.evolve(lane, concurrency=min(lane.concurrency, jobs))
 
     def start_gate(self, driver: HypervisorDriver) -> threading.BoundedSemaphore:
-        """Return what bounds the calls of a driver's ``start``: a wait starts clones again too."""
+        """Return what limits calls to a driver's ``start``: waits restart clones too."""
         with self._lock:
             if driver not in self._gates:
                 calls = self.limited(driver.start_lane).concurrency
@@ -89,19 +89,19 @@ class Run:
 
 
 class Step(ABC, Generic[D]):
-    """One thing that is done to clones. Steps hold nothing: there is one object of each."""
+    """One thing that is done to clones. Steps have no state: there is one object of each."""
 
     name: ClassVar[str]
     past: ClassVar[str]
-    """What people call a clone that it was done to: ``started``."""
+    """The word for its result in summaries: ``started``."""
     lane: ClassVar[str]
-    """The driver's attribute that says how it may be called."""
+    """The driver's attribute with its lane."""
     undo: ClassVar[tuple[str, ...]] = ()
     """The names of the steps that undo it, in their order."""
 
     @abstractmethod
     def driver(self, host: LocalHost, labels: Labels) -> D:
-        """Return the driver that does it to a clone."""
+        """Return the driver that does it for a clone."""
 
     def lane_of(self, driver: D) -> Lane:
         """Return how the driver may be called."""
@@ -109,11 +109,11 @@ class Step(ABC, Generic[D]):
         return lane
 
     def members(self, work: Work) -> int:  # noqa: ARG002 - most steps count clones
-        """Return how many members of a driver's call a clone is."""
+        """Return how many members of a driver's call a clone counts as."""
         return 1
 
     def undoes(self, work: Work) -> bool:  # noqa: ARG002 - most steps undo whatever was made
-        """Tell whether a roll-back needs this step for what a run made of a clone."""
+        """Tell whether a roll-back of a clone needs this step."""
         return True
 
     @abstractmethod
@@ -133,7 +133,7 @@ class Step(ABC, Generic[D]):
 
 
 class StorageStep(Step[StorageDriver]):
-    """A step that the pool of a clone's disks does; it counts disks."""
+    """A step done by the pool of a clone's disks; members are disks."""
 
     def members(self, work: Work) -> int:
         """See :meth:`Step.members`."""
@@ -145,7 +145,7 @@ class StorageStep(Step[StorageDriver]):
 
 
 class HypervisorStep(Step[HypervisorDriver]):
-    """A step that the hypervisor of a clone's domain does."""
+    """A step done by the hypervisor of a clone's domain."""
 
     def driver(self, host: LocalHost, labels: Labels) -> HypervisorDriver:
         """See :meth:`Step.driver`."""
@@ -175,11 +175,15 @@ def owners(works: Sequence[Work]) -> dict[str, Work]:
 
 
 def together(
-    members: Mapping[str, Work], outcomes: Iterable[Outcome[Volume]] | Iterable[Outcome[None]]
+    members: Mapping[str, Work],
+    outcomes: Iterable[Outcome[Volume]] | Iterable[Outcome[None]],
+    *,
+    volumes: bool = False,
 ) -> Iterator[Outcome[object]]:
-    """Yield each clone's outcome once those of all its volumes are known; one's failure is its own.
+    """Yield each clone's outcome once those of all its volumes are known.
 
     :param members: the works by the names of their volumes, which are the keys of ``outcomes``.
+    :param volumes: whether each outcome that is no error must have a volume.
     """
     waiting = dict(members)
     left = Counter(work.name for work in members.values())
@@ -189,10 +193,13 @@ def together(
         work = waiting.pop(outcome.key, None)
         if work is None:
             continue
+        error = outcome.error
         if outcome.value is not None:
             work.add(outcome.value, made=outcome.changed)
-        if outcome.error is not None:
-            errors.setdefault(work.name, outcome.error)
+        elif error is None and volumes:
+            error = BackendError(f"{outcome.key}: the pool's plugin gave no volume")
+        if error is not None:
+            errors.setdefault(work.name, error)
         if outcome.changed:
             changed.add(work.name)
         left[work.name] -= 1
@@ -207,7 +214,7 @@ def switched(
 ) -> Iterator[tuple[Work, VmclonerError | None]]:
     """Activate or deactivate works' volumes; yields each work with its error, if any.
 
-    A pool that can't be asked fails its own clones alone.
+    A pool that fails as a whole fails only its own clones.
     """
     errors: dict[str, VmclonerError] = {}
     for name, volumes in by_pool(works).items():

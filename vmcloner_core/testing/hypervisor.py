@@ -90,7 +90,7 @@ class HypervisorConformance:
     def test_our_domains_are_not_foreign(
         self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
     ) -> None:
-        """Names and addresses of our own are no reason to keep clear of them."""
+        """Names and MAC addresses of our own domains are not listed as foreign."""
         _all_ok(driver.define(specs))
         inventory = driver.inspect()
         assert not inventory.foreign_names & {spec.name for spec in specs}
@@ -99,7 +99,7 @@ class HypervisorConformance:
     def test_define_twice_changes_nothing(
         self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...], make_spec: MakeSpec
     ) -> None:
-        """The same clone, of a later run too, is left as it is."""
+        """Defining the same clone again, even in a later run, changes nothing."""
         _all_ok(driver.define(specs))
         before = driver.inspect()
         later = [
@@ -114,7 +114,7 @@ class HypervisorConformance:
     def test_another_templates_clone_is_a_conflict(
         self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...], make_spec: MakeSpec
     ) -> None:
-        """A name that another clone has is refused, the rest of the batch is done."""
+        """The name of another template's clone is refused; the rest of the batch is done."""
         _all_ok(driver.define(specs[:1]))
         other = make_spec(make_labels(specs[0].labels.fleet, 1, template="other"))
         outcomes = {o.key: o for o in driver.define([other, specs[1]])}
@@ -124,7 +124,7 @@ class HypervisorConformance:
         assert kept.labels == specs[0].labels
 
     def test_longest_name(self, driver: HypervisorDriver, fleet: str, make_spec: MakeSpec) -> None:
-        """A name of 63 characters, a DNS label's most, is no shorter afterwards."""
+        """A name of 63 characters, the maximum of a DNS label, is not truncated."""
         spec = make_spec(make_labels(fleet.ljust(56, "x"), 999_999))
         assert len(spec.name) == 63
         _all_ok(driver.define([spec]))
@@ -133,7 +133,7 @@ class HypervisorConformance:
     def test_hostile_labels_survive(
         self, driver: HypervisorDriver, fleet: str, make_spec: MakeSpec
     ) -> None:
-        """Labels come back to the letter, whatever they hold."""
+        """Labels are read back unchanged, whatever they contain."""
         text = "<a href='x'>&amp;\"]]>%41\n\t\r\x01 ü\U0001f40d {{ 7*7 }}"
         labels = make_labels(fleet, 1, owner=text, run=text)
         _all_ok(driver.define([make_spec(labels)]))
@@ -142,7 +142,7 @@ class HypervisorConformance:
     def test_batches_at_once(
         self, driver: HypervisorDriver, fleet: str, make_spec: MakeSpec
     ) -> None:
-        """As many calls at once as the lane says lose and double nothing."""
+        """Concurrent calls, as many as the lane allows, lose and duplicate nothing."""
         specs = [make_spec(make_labels(fleet, index)) for index in range(1, 17)]
         with ThreadPoolExecutor(max(2, driver.define_lane.concurrency)) as pool:
             batches = [specs[i : i + 4] for i in range(0, 16, 4)]
@@ -154,7 +154,7 @@ class HypervisorConformance:
     def test_render_is_what_define_uses(
         self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
     ) -> None:
-        """It names the clone, is the same when asked again, and defines nothing."""
+        """Rendering names the clone, gives the same text each time, and defines nothing."""
         text = driver.render(specs[0])
         assert specs[0].name in text
         assert text == driver.render(specs[0])
@@ -165,7 +165,7 @@ class HypervisorConformance:
     def test_start_and_destroy(
         self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
     ) -> None:
-        """Both do it once, and the second time change nothing."""
+        """A second start, or a second destroy, changes nothing."""
         _all_ok(driver.define(specs))
         name = specs[0].name
         assert [o.changed for o in _all_ok(driver.start([name]))] == [True]
@@ -179,7 +179,7 @@ class HypervisorConformance:
     def test_start_of_what_is_not_defined(
         self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
     ) -> None:
-        """NotFound, and the others are started."""
+        """A domain that isn't defined is NotFound; the others are started."""
         _all_ok(driver.define(specs[:1]))
         outcomes = {o.key: o for o in driver.start([specs[1].name, specs[0].name])}
         assert isinstance(outcomes[specs[1].name].error, NotFound)
@@ -189,7 +189,7 @@ class HypervisorConformance:
     def test_shutdown_ends_what_runs(
         self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
     ) -> None:
-        """After the deadline at the latest; what is stopped or gone is a success."""
+        """A shutdown stops domains by its deadline; stopped or missing ones are a success."""
         _all_ok(driver.define(specs[:2]))
         _all_ok(driver.start([specs[0].name]))
         names = [spec.name for spec in specs]
@@ -204,7 +204,7 @@ class HypervisorConformance:
     def test_start_after_stop(
         self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
     ) -> None:
-        """A domain is used more than once."""
+        """A domain can be started again."""
         name = specs[0].name
         _all_ok(driver.define(specs[:1]))
         for _ in range(2):
@@ -215,9 +215,9 @@ class HypervisorConformance:
     def test_a_boot_for_one_start(
         self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
     ) -> None:
-        """It is for that start: the definition, labels and all, is afterwards as it was."""
+        """A boot for one start changes neither the definition nor the labels."""
         if not driver.one_shot:
-            pytest.skip("the driver declares that it boots only what a definition says")
+            pytest.skip("the driver declares that it boots only by the definition")
         _all_ok(driver.define(specs[:2]))
         before = _ours(driver.inspect(), specs)
         name, other = specs[0].name, specs[1].name
@@ -233,7 +233,7 @@ class HypervisorConformance:
     # --- undefine -----------------------------------------------------------------------------
 
     def test_undefine(self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]) -> None:
-        """It is gone then; what is gone already is a success."""
+        """Undefined domains are gone; a missing one is a success."""
         _all_ok(driver.define(specs))
         names = [spec.name for spec in specs]
         assert all(o.changed for o in _all_ok(driver.undefine(names)))
@@ -243,7 +243,7 @@ class HypervisorConformance:
     def test_undefine_of_a_running_domain(
         self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
     ) -> None:
-        """Refused, and it goes on running; the others are undefined."""
+        """A running domain is refused and keeps running; the others are undefined."""
         _all_ok(driver.define(specs))
         name = specs[0].name
         _all_ok(driver.start([name]))
@@ -267,7 +267,7 @@ class HypervisorConformance:
         consoles: ConsoleInterface,
         specs: tuple[DomainSpec, ...],
     ) -> None:
-        """There is no log: nothing is read, from any offset."""
+        """There is no log: nothing is read at any offset."""
         _all_ok(driver.define(specs[:1]))
         assert consoles.read(specs[0].name, 0, 100) == (b"", 0)
         assert consoles.read(specs[0].name, 50, 100) == (b"", 0)
@@ -275,7 +275,7 @@ class HypervisorConformance:
     def test_each_domain_has_a_console_log_of_its_own(
         self, consoles: ConsoleInterface, specs: tuple[DomainSpec, ...]
     ) -> None:
-        """It is the same file each time."""
+        """Each domain has one log file, the same each time."""
         logs = [consoles.log(spec.name) for spec in specs]
         assert len(set(logs)) == len(specs)
         assert logs == [consoles.log(spec.name) for spec in specs]
@@ -286,7 +286,7 @@ class HypervisorConformance:
         consoles: ConsoleInterface,
         specs: tuple[DomainSpec, ...],
     ) -> None:
-        """What doesn't exist is NotFound, what isn't running WrongState."""
+        """A domain that doesn't exist is NotFound; one that isn't running is WrongState."""
         with pytest.raises(NotFound):
             consoles.attach(specs[0].name, 0, 1)
         _all_ok(driver.define(specs[:1]))
@@ -308,7 +308,7 @@ class HypervisorConformance:
     def test_a_network_is_prepared_once_and_removed_once(
         self, networks: NetworkInterface, network: NetworkRequest
     ) -> None:
-        """A dry run tells the steps and changes nothing; the second time there are none."""
+        """A dry run returns the steps and changes nothing; a second call has no steps."""
         dry = attrs.evolve(network, dry_run=True)
         planned = networks.prepare(dry)
         assert planned.steps
@@ -330,14 +330,14 @@ class HypervisorConformance:
     def test_agents_of_domains_that_do_not_run(
         self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
     ) -> None:
-        """None has reported, whatever is asked about."""
+        """No agent has reported, for any list of names."""
         agents = _interface(driver.agents, "guest agents")
         _all_ok(driver.define(specs[:1]))
         assert agents.reported([spec.name for spec in specs]) == frozenset()
         assert agents.reported([]) == frozenset()
 
     def test_native_format(self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]) -> None:
-        """It names the clone, is the same when asked again, and defines nothing."""
+        """The native text names the clone, is the same each time, and defines nothing."""
         native = _interface(driver.native, "native format")
         text = native.render(specs[0])
         assert specs[0].name in text
@@ -347,7 +347,7 @@ class HypervisorConformance:
     # --- the rest -----------------------------------------------------------------------------
 
     def test_empty_batches(self, driver: HypervisorDriver) -> None:
-        """Nothing to do is nothing done."""
+        """Empty batches yield nothing."""
         assert not list(driver.define([]))
         assert not list(driver.start([]))
         assert not list(driver.shutdown([], timeout=1))
@@ -355,14 +355,14 @@ class HypervisorConformance:
         assert not list(driver.undefine([]))
 
     def test_resources(self, driver: HypervisorDriver) -> None:
-        """Bytes, not kibibytes or megabytes."""
+        """Memory is in bytes, not kibibytes or megabytes."""
         found = driver.resources()
         assert found.memory_total > 64 * 1024**2
         assert 0 <= found.memory_free <= found.memory_total
         assert found.cpus >= 1
 
     def test_probe(self, driver: HypervisorDriver) -> None:
-        """Checks bear the backend's name, what isn't well has a reason; here nothing fails."""
+        """Checks have the backend's name; those not OK have a reason; none fails here."""
         checks = list(driver.probe())
         assert checks
         for check in checks:

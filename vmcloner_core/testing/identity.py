@@ -11,7 +11,7 @@ Example::
             return MyProvider(make_context(tmp_path))
 
         @pytest.fixture
-        def spec(self):            # the template's table, where the provider needs one
+        def spec(self):            # the template's table, if the provider needs one
             return IdentitySpec(provider="mine")
 """
 
@@ -42,12 +42,12 @@ Make = Callable[[int], IdentityRequest]
 
 
 class IdentityConformance:
-    """What every identity provider has to do. Override :meth:`provider`."""
+    """What every identity provider must do. Override :meth:`provider`."""
 
     @pytest.fixture
     def provider(self) -> IdentityProvider:
         """Return the provider under test."""
-        raise NotImplementedError("give a fixture provider")
+        raise NotImplementedError("define a fixture provider")
 
     @pytest.fixture
     def spec(self) -> IdentitySpec:
@@ -56,7 +56,7 @@ class IdentityConformance:
 
     @pytest.fixture
     def ask(self, spec: IdentitySpec, tmp_path: Path) -> Make:
-        """Return a function that makes a request for the clone of an index."""
+        """Return a function that makes a request for the clone with an index."""
 
         def make(index: int) -> IdentityRequest:
             labels = make_labels("web", index)
@@ -83,14 +83,14 @@ class IdentityConformance:
         return make
 
     def test_its_own_template_passes_its_check(self, provider: IdentityProvider, ask: Make) -> None:
-        """What the suite asks for, the checks accept; they change nothing."""
+        """The checks accept the suite's requests and change nothing."""
         request = ask(1)
         provider.check(request.template)
         provider.check_seed(request)
         assert list(request.folder.iterdir()) == []
 
     def test_each_clone_has_one_outcome(self, provider: IdentityProvider, ask: Make) -> None:
-        """A batch yields one seed for each, whatever their order."""
+        """A batch yields one seed for each clone, in any order."""
         outcomes = list(provider.seed([ask(n) for n in range(1, 21)]))
         assert sorted(o.key for o in outcomes) == sorted(f"web-{n}" for n in range(1, 21))
         assert all(isinstance(outcome.unwrap(), Seed) for outcome in outcomes)
@@ -100,14 +100,14 @@ class IdentityConformance:
         assert list(provider.seed([])) == []
 
     def test_a_seed_lies_in_its_clones_folder(self, provider: IdentityProvider, ask: Make) -> None:
-        """All that is written lies there: it goes with the folder."""
+        """All files of a seed are in the clone's folder, which is removed with the clone."""
         requests = [ask(1), ask(2)]
         for outcome, request in zip(provider.seed(requests), requests, strict=True):
             image = outcome.unwrap().image
             assert image is None or (image.is_file() and image.parent == request.folder)
 
     def test_secrets_are_the_owners_alone(self, provider: IdentityProvider, ask: Make) -> None:
-        """A file with the private host key can be read by nobody else; the kernel is not told."""
+        """Only the owner can read the private host key, and no command line contains it."""
         request = ask(1)
         (outcome,) = provider.seed([request])
         secret = request.host_key.splitlines()[1].encode()
@@ -117,7 +117,7 @@ class IdentityConformance:
                 assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
 
     def test_seeding_again_replaces_the_seed(self, provider: IdentityProvider, ask: Make) -> None:
-        """The same request again gives the same seed, and leaves nothing beside it."""
+        """The same request again gives the same seed and no further files."""
         request = ask(1)
         (first,) = provider.seed([request])
         before = sorted(path.name for path in request.folder.iterdir())
@@ -126,7 +126,7 @@ class IdentityConformance:
         assert sorted(path.name for path in request.folder.iterdir()) == before
 
     def test_two_clones_are_told_apart(self, provider: IdentityProvider, ask: Make) -> None:
-        """Their seeds differ, if the provider makes any."""
+        """Seeds of two clones differ, if the provider makes any."""
         one, two = (outcome.unwrap() for outcome in provider.seed([ask(1), ask(2)]))
         if not provider.seeds:
             assert one == two == Seed()

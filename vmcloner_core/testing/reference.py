@@ -1,6 +1,6 @@
-"""Reference drivers: the contracts kept in memory, for tests of what is built on them.
+"""Reference drivers: the contracts implemented in memory, for tests of code that uses drivers.
 
-They hold nothing beyond the process and boot nothing. Pass them to an engine of your own tests::
+They keep nothing outside the process and boot nothing. Pass them to an engine in your tests::
 
     pool, machines = StoragePlugin(), HypervisorPlugin()
     engine = Engine.open(config=settings, plugins=[pool, machines, BootPlugin()])
@@ -61,11 +61,11 @@ GIB = 1024**3
 class ReferenceStorage(SimpleStorageDriver):
     """Keeps origins, volumes and their bytes in dictionaries.
 
-    ``contents`` has a volume's bytes, zeros at its end left out. ``foreign`` are names that are
-    taken by what isn't ours, ``busy`` those of volumes that are in use. ``copyings`` are what
-    imports and clones were told of how to copy.
-    ``fail`` maps the name of a volume, or of a clone for its first, to the error that its next
-    ``clone`` gets.
+    ``contents`` has a volume's bytes without zeros at its end. ``foreign`` are names of volumes
+    that aren't ours, ``busy`` those of volumes in use. ``copyings`` are the copy options of all
+    imports and clones.
+    ``fail`` maps the name of a volume, or of a clone for its first, to the error of its next
+    ``clone``.
     """
 
     clone_lane = Lane(batch=4)
@@ -175,7 +175,7 @@ class ReferenceStorage(SimpleStorageDriver):
         return held
 
     def _content(self, request: CloneRequest) -> tuple[int, bytes]:
-        """Return a new volume's size and what it begins with."""
+        """Return a new volume's size and its first bytes."""
         origin = request.origin
         if origin is None:
             return request.size or 0, request.head
@@ -216,11 +216,11 @@ class ReferenceStorage(SimpleStorageDriver):
 
 
 class ReferenceHypervisor(HypervisorDriver):
-    """Keeps domains in a dictionary; a domain that is started says its name on its console.
+    """Keeps domains in a dictionary; a domain that is started prints its name on its console.
 
     It has consoles, and none of the other optional interfaces. ``said`` maps a domain's name to
-    its console's output, ``fail`` (operation, name) to the error that its next call gets,
-    ``found`` a domain's name to the addresses that it has while it runs.
+    its console's output, ``fail`` (operation, name) to the error of its next call,
+    ``found`` a domain's name to its addresses while it runs.
     """
 
     kind = "reference"
@@ -236,7 +236,7 @@ class ReferenceHypervisor(HypervisorDriver):
         self.said: dict[str, bytes] = {}
         self.consoles = ReferenceConsoles(self)
         self.boots: dict[str, BootConfig | None] = {}
-        """What each domain booted at its last start, None for what its definition says."""
+        """What each domain booted at its last start, None for its definition."""
         self.found: dict[str, tuple[str, ...]] = {}
         self.foreign: set[str] = set()
         self.foreign_macs: set[str] = set()
@@ -357,7 +357,7 @@ class ReferenceHypervisor(HypervisorDriver):
 
 
 class ReferenceConsoles(ConsoleInterface):
-    """What a reference hypervisor's domains have said; they can't be typed to."""
+    """The console output of a reference hypervisor's domains; they take no input."""
 
     def __init__(self, driver: ReferenceHypervisor) -> None:
         self._driver = driver
@@ -382,7 +382,7 @@ class ReferenceConsoles(ConsoleInterface):
 
 
 class StoragePlugin:
-    """Registers the storage ``reference``; ``driver`` is the one instance, for tests to look at."""
+    """Registers the storage ``reference``; ``driver`` is its only instance, for tests."""
 
     def __init__(self) -> None:
         self.made: list[ReferenceStorage] = []
@@ -430,8 +430,8 @@ class HypervisorPlugin:
 class BootPlugin:
     """Registers the boot provider ``reference``, which boots every clone from its disk.
 
-    With ``at_start`` it is asked at each start, and hands a kernel over. ``driver`` is the one
-    instance, for tests to look at.
+    With ``at_start`` it is asked at each start, and gives a kernel. ``driver`` is its only
+    instance, for tests.
     """
 
     def __init__(self, name: str = "reference", *, at_start: bool = False) -> None:
@@ -454,10 +454,10 @@ class BootPlugin:
 
 
 class ReferenceBoot(BootProvider):
-    """Boots from the disk; asked at a start, from a kernel that says which start it is of.
+    """Boots from the disk; at a start, from a kernel whose content is the number of the start.
 
-    ``fail`` maps a clone's name to the error that its next start gets; ``on_reboot`` and
-    ``handover`` are what it says at a start.
+    ``fail`` maps a clone's name to the error of its next start; ``on_reboot`` and ``handover`` are
+    part of its answers at a start.
     """
 
     def __init__(self) -> None:
@@ -471,12 +471,12 @@ class ReferenceBoot(BootProvider):
         """Accept every template."""
 
     def resolve(self, requests: Sequence[BootRequest]) -> Iterator[Outcome[BootConfig]]:
-        """Say ``hd`` for every clone."""
+        """Return ``hd`` for every clone."""
         for request in requests:
             yield Outcome(key=request.labels.clone, value=BootConfig())
 
     def resolve_start(self, requests: Sequence[BootRequest]) -> Iterator[Outcome[BootConfig]]:
-        """Hand each clone a kernel of its own."""
+        """Give each clone its own kernel."""
         for request in requests:
             name = request.labels.clone
             with self.lock:

@@ -1,4 +1,4 @@
-"""Made-up values for tests and benchmarks, where what they are doesn't matter."""
+"""Sample values for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from vmcloner_core.process import LocalRunner
 
 
 def make_context(folder: Path, name: str = "test") -> DriverContext:
-    """Return what a driver is made with, on this host.
+    """Return a context for a driver on this host.
 
-    :param folder: takes what vmcloner keeps. :param name: the backend's in the settings.
+    :param folder: for vmcloner's state. :param name: the backend's in the settings.
     """
     host = Host(name="local", state=folder / "state")
     return DriverContext(host=host, name=name, runner=LocalRunner())
 
 
 def make_labels(fleet: str = "web", index: int = 1, **changes: Any) -> Labels:
-    """Return labels of a clone; ``changes`` are further fields of theirs.
+    """Return labels of a clone; ``changes`` override fields.
 
-    :raises InvalidRequest: a name among them is none.
+    :raises InvalidRequest: a name is invalid.
     """
     values = {
         "template": "tiny",

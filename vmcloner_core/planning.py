@@ -1,0 +1,175 @@
+"""Plan requests against a host: survey it, gather what a plan needs to know, check what can be."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+import attrs
+
+from vmcloner_core.birth import Birth
+from vmcloner_core.drivers import HypervisorDriver, StorageDriver
+from vmcloner_core.errors import InvalidRequest
+from vmcloner_core.local_host import LocalHost
+from vmcloner_core.model import Clone, CloneMode, Template
+from vmcloner_core.names import split_clone
+from vmcloner_core.plan import Plan
+from vmcloner_core.plugins import PluginHost
+from vmcloner_core.preflight import check_memory
+from vmcloner_core.request import CreateRequest, Request, TargetRequest
+from vmcloner_core.settings import Settings
+from vmcloner_core.survey import Survey
+
+if TYPE_CHECKING:
+    from vmcloner_core.planner import Facts
+    from vmcloner_core.template_checks import TemplateChecks
+
+
+class Planning:
+    """Makes plans for one host. Thread-safe; imports what a request needs when it is planned."""
+
+    def __init__(self, settings: Settings, plugins: PluginHost, host: LocalHost) -> None:
+        self._settings = settings
+        self._plugins = plugins
+        self._host = host
+
+    @functools.cached_property
+    def checks(self) -> TemplateChecks:
+        """The checks of templates against the host."""
+        from vmcloner_core.template_checks import TemplateChecks
+
+        defaults = self._settings.defaults
+        return TemplateChecks(self._host, defaults.hypervisor, defaults.storage)
+
+    def plan(self, request: Request, found: Survey, fleets: Collection[str] | None) -> Plan:
+        """Return the plan of a request; with ``everything``, only for ``fleets`` (None: all).
+
+        :param found: what is on the host.
+        """
+        from vmcloner_core.steps import check_backends
+
+        self._plugins.load_observers()
+        if isinstance(request, CreateRequest):
+            plan = self._plan_create(request, found)
+        else:
+            plan = self._plan_targets(request, found, fleets)
+        check_backends(self._host, plan)
+        self._plugins.preflight(plan)
+        return plan
+
+    def _plan_create(self, request: CreateRequest, found: Survey) -> Plan:
+        from vmcloner_core.planner import plan_create
+
+        host, checks = self._host, self.checks
+        template = host.catalog.template(request.template)
+        storage_name = request.storage or self._settings.defaults.storage
+        hypervisor_name = request.hypervisor or self._settings.defaults.hypervisor
+        storage = host.drivers.storage(storage_name)
+        hypervisor = host.drivers.hypervisor(hypervisor_name)
+        checks.pairing(template, hypervisor)
+        self._check_seen(request, found, storage_name, hypervisor_name)
+        facts = self._facts(request, template, found, storage, hypervisor)
+        plan = plan_create(request, template, facts, Birth.now())
+        if plan.import_image:
+            host.images.check(template)
+        first = next((c.spec for c in plan.clones if c.spec and c.spec.identity), None)
+        if first is not None:
+            checks.seed(first)
+        return plan
+
+    def _check_seen(
+        self, request: CreateRequest, found: Survey, storage: str, hypervisor: str
+    ) -> None:
+        """Check that no clone of the fleet may be on a backend that could not be read."""
+        if not found.unseen:
+            return
+        what = f"create {request.fleet}"
+        names = self._host.records.names()
+        fleet = [n for n in names if (split_clone(n) or ("",))[0] == request.fleet]
+        kept = [record.labels for record in self._host.records.of(fleet).values()]
+        there = [clone.labels for clone in found.clones if clone.fleet == request.fleet]
+        found.check_seen(what, [*there, *kept])
+        found.check_backends(what, storage, hypervisor)
+
+    def _facts(
+        self,
+        request: CreateRequest,
+        template: Template,
+        found: Survey,
+        storage: StorageDriver,
+        hypervisor: HypervisorDriver,
+    ) -> Facts:
+        """Return what a create needs to know of the host.
+
+        :raises InvalidRequest: the pool doesn't support the requested clone mode.
+        """
+        from vmcloner_core.identity_rules import authorized_keys
+        from vmcloner_core.planner import Facts
+
+        records = self._host.records
+        default = CloneMode.LINKED if CloneMode.LINKED in storage.modes else CloneMode.FULL
+        mode = request.mode or default
+        if mode not in storage.modes:
+            raise InvalidRequest(f"pool {storage.name!r} can't make {mode.value} clones")
+        identity, identifier = self._host.drivers.identity(template.identity.provider)
+        seeds = identifier.seeds
+        wanted = hypervisor.networks if any(n.network for n in template.nics) else None
+        networks = wanted.inspect() if wanted is not None else None
+        fleet = [c.name for c in found.clones if c.fleet == request.fleet and c.recorded]
+        return Facts(
+            host=self._host.host.name,
+            seed=self._host.seed,
+            state=self._host.state_id,
+            hypervisor=hypervisor.name,
+            storage=storage.name,
+            mode=mode,
+            clones=found.clones,
+            records=records.of(fleet),
+            foreign_names=found.foreign_names,
+            foreign_macs=found.foreign_macs,
+            static_macs=records.static_macs() if networks else frozenset(),
+            origin=self._host.images.origin(storage, template.name),
+            capacity=storage.capacity(),
+            resources=hypervisor.resources(),
+            memory_overcommit=self._settings.limits.memory_overcommit,
+            need=storage.need,
+            seeds=seeds,
+            authorized_keys=authorized_keys(template) if seeds else (),
+            lets_in=seeds and not identity.cmdline,
+            networks=networks,
+            mac=self._plugins.clone_mac,
+            mac_prefix=hypervisor.mac_prefix,
+            boot=self.checks.boot_at_start(template, hypervisor),
+        )
+
+    def _plan_targets(
+        self, request: TargetRequest, found: Survey, fleets: Collection[str] | None
+    ) -> Plan:
+        from vmcloner_core.target_planner import plan_targets
+
+        if request.everything and fleets is not None:
+            held = tuple(clone for clone in found.clones if clone.fleet in fleets)
+            found = attrs.evolve(found, clones=held)
+        plan = plan_targets(
+            request,
+            found,
+            run=Birth.now().run,
+            host=self._host.host.name,
+            seed=self._host.seed,
+            template=functools.cache(self._host.catalog.template),
+            record=self._host.records.find,
+        )
+        self._check_memory(plan, found.clones)
+        return plan
+
+    def _check_memory(self, plan: Plan, clones: Sequence[Clone]) -> None:
+        """Check that there is memory for the clones that a plan starts."""
+        starting = {c.name for c in plan.clones if c.steps[:1] == ("start",)}
+        sizes: dict[str, list[int]] = {}
+        for clone in clones:
+            if clone.name in starting and clone.domain is not None:
+                sizes.setdefault(clone.labels.hypervisor, []).append(clone.domain.memory)
+        for name, group in sizes.items():
+            resources = self._host.drivers.hypervisor(name).resources()
+            check_memory(group, resources, self._settings.limits.memory_overcommit)
