@@ -10,6 +10,8 @@ These are, in the host's state folder:
     a record that was half made or half removed
 ``templates/.NAME-…``
     a download, or what an image builder was making
+``.id-…``, ``.kvm-…``
+    drafts of the folder's own files
 
 and what each pool knows of itself (:meth:`StorageDriver.sweep`). What another run may be making is
 left: each thing belongs to a fleet or a template, and is removed under its lock.
@@ -17,6 +19,7 @@ left: each thing belongs to a fleet or a template, and is removed under its lock
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -40,7 +43,8 @@ from vmcloner_core.survey import Survey
 
 log = logging.getLogger(__name__)
 MAX_DRAFT = 3600
-"""Seconds without a write, after which nobody is making a file of ``boot/shared`` any more."""
+"""Seconds without a write, after which nobody is making a small file any more."""
+_STATE_DRAFT = re.compile(r"\.(id|kvm)-[a-z0-9_]{8}")
 _LOG = re.compile(r"(.+)\.log(?:\.\d+)?")
 _DRAFT = re.compile(r"\.(.+)-[a-z0-9_]{8}")
 """:data:`images.DRAFT_PREFIX`, and what :mod:`tempfile` adds."""
@@ -69,7 +73,7 @@ class Sweeper:
             self._sweep_templates()
         except VmclonerError as error:
             log.warning("left behind: %s", error)
-        self._sweep_shared()
+        self._sweep_files()
         self._sweep_pools(found)
 
     def _sweep_fleets(self, fleets: Collection[str], found: Survey) -> None:
@@ -122,25 +126,17 @@ class Sweeper:
             with hold_free(self.host.state, locks.values()) as free:
                 _remove(path for path, lock in locks.items() if lock in free)
 
-    def _sweep_shared(self) -> None:
-        folder = self.host.boots / SHARED
+    def _sweep_files(self) -> None:
+        """Remove drafts that nobody writes any more, and shared files that no clone has."""
+        shared = self.host.boots / SHARED
+        drafts = [p for p in _entries(self.host.state) if _STATE_DRAFT.fullmatch(p.name)]
+        drafts += [p for p in _entries(shared) if p.name.startswith(".")]
+        files = [p for p in _entries(shared) if not p.name.startswith(".")]
         old = time.time() - MAX_DRAFT
-        unused = []
-        for path in _entries(folder):
-            try:
-                status = path.lstat()
-            except OSError:  # another sweeper was faster
-                continue
-            draft = path.name.startswith(".")
-            if stat.S_ISREG(status.st_mode) and (
-                status.st_mtime < old if draft else status.st_nlink == 1
-            ):
-                unused.append(path)
-        _remove(unused)
-        try:
-            folder.rmdir()
-        except OSError:  # it isn't there, or is in use
-            return
+        _remove(_matching(drafts, lambda status: status.st_mtime < old))
+        _remove(_matching(files, lambda status: status.st_nlink == 1))
+        with contextlib.suppress(OSError):  # it isn't there, or is in use
+            shared.rmdir()
 
     def _sweep_pools(self, found: Survey) -> None:
         unseen = {each.name for each in found.unseen if each.kind == "storage"}
@@ -157,6 +153,15 @@ def _entries(folder: Path) -> Iterator[Path]:
     except OSError:  # it isn't there, or it is not this user's
         return
     yield from (folder / name for name in sorted(names))
+
+
+def _matching(paths: Iterable[Path], wanted: Callable[[os.stat_result], bool]) -> Iterator[Path]:
+    """Yield those of these files that are as wanted."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # another sweeper was faster
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode) and wanted(status):
+                yield path
 
 
 def _remove(paths: Iterable[Path]) -> None:

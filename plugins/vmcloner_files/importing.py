@@ -51,6 +51,7 @@ class Importer:
         """
         found = self.pool.image(template)
         if found is not None and found.digest == image.digest:
+            self._restrict(template, image)
             return found, False
         check_unlinked(self.pool, template)
         self.pool.prepare()
@@ -59,8 +60,7 @@ class Importer:
         with contextlib.closing(os.fdopen(source, "rb")), translated(self.pool):
             self._check_room(template, self._need(image, source))
             with self._filled(image, source, progress, copying) as draft:
-                mode = stat.S_IRUSR | MODE & os.fstat(source).st_mode
-                return self._publish(template, image, draft, mode)
+                return self._publish(template, image, draft, _mode(os.fstat(source)))
 
     @contextlib.contextmanager
     def _filled(
@@ -116,6 +116,15 @@ class Importer:
                 raise Conflict(f"{path} exists and is not vmcloner's") from error
         return record, True
 
+    def _restrict(self, template: str, image: ImageFile) -> None:
+        """Keep an image from those who may not read its source (any more)."""
+        path = self.pool.image_path(template)
+        with translated(path):
+            now = stat.S_IMODE(path.stat().st_mode)
+            wanted = now & _mode(image.path.stat())
+            if wanted != now:
+                path.chmod(wanted)
+
     # --- space ----------------------------------------------------------------------------------
 
     def _need(self, image: ImageFile, source: int) -> int:
@@ -135,6 +144,11 @@ class Importer:
 
     def _free(self) -> int:
         return space(self.pool.folder).free
+
+
+def _mode(source: os.stat_result) -> int:
+    """Return the mode of an image with such a source."""
+    return stat.S_IRUSR | MODE & source.st_mode
 
 
 def check_unlinked(pool: Pool, template: str) -> None:

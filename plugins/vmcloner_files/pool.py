@@ -68,6 +68,7 @@ class Pool:
         """
         with self._mutex:
             if self._features is None:
+                self.check_folders()
                 with translated(self):
                     for folder in (self.templates, self.volumes, self._temporary):
                         _make(folder)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from vmcloner_core.errors import BackendError, HostCommandError
+from vmcloner_core.images import DRAFT_PREFIX
 from vmcloner_core.locks import hold, hold_free
 from vmcloner_core.model import State
 from vmcloner_core.survey import Unseen
@@ -139,13 +141,22 @@ def test_a_clone_that_was_made_since_we_looked_keeps_its_files(lab):
 
 def test_downloads_and_builds_of_killed_imports(lab):
     host = lab.engine.host
-    left = leave(
-        host.templates / ".my-image-x1y2_z3w" / "disk.qcow2",
-        host.templates / ".t1-abcdefgh" / "tmpdir" / "root" / "etc" / "passwd",
-    )
+    host.templates.mkdir(parents=True)
+    for name in ("t1", "my-image"):
+        made = Path(tempfile.mkdtemp(prefix=DRAFT_PREFIX.format(name), dir=host.templates))
+        left = leave(made / "disk.qcow2", made / "tmpdir" / "root" / "etc" / "passwd")
     any_run(lab)
     assert there(left) == []
     assert list(host.templates.iterdir()) == []
+
+
+def test_drafts_of_the_state_folders_own_files(lab):
+    state = lab.engine.host.state
+    old, other, new = leave(state / ".id-ab12cd_9", state / ".identity", state / ".kvm-ab12cd_9")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    any_run(lab)
+    assert there([old, other, new]) == [other, new]
 
 
 def test_files_that_no_clone_shares_any_more(lab):

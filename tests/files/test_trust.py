@@ -167,6 +167,18 @@ def test_an_image_is_read_by_those_who_read_its_source(tmp_path, make_driver, so
     assert stat.S_IMODE(mode) == stored
 
 
+def test_an_image_that_all_could_read_is_restricted_when_it_is_imported_again(
+    tmp_path, make_driver
+):
+    image = make_image(tmp_path / "image.raw", seed=1)
+    make_driver(tmp_path).import_image("tiny", image, no_progress).unwrap()
+    stored = tmp_path / "pool" / "templates" / "tiny.raw"
+    assert stat.S_IMODE(stored.stat().st_mode) == 0o444
+    image.path.chmod(0o600)
+    assert not make_driver(tmp_path).import_image("tiny", image, no_progress).changed
+    assert stat.S_IMODE(stored.stat().st_mode) == 0o400
+
+
 def test_sidecars_are_written_by_us_alone_whatever_the_umask(tmp_path):
     path = tmp_path / "web-1-disk0"
     path.write_bytes(b"")
