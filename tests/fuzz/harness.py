@@ -34,8 +34,6 @@ WAIT_SECONDS = 60
 MEMORY = 256 * 1024**2
 MAX_INPUT = 256 * 1024
 MAX_FAULTS = 10
-PROGRESS = 3
-"""File descriptor with the number of the input that is being read."""
 _CODE = tuple(
     {str(ROOT), sys.prefix, sys.base_prefix, *map(sysconfig.get_path, ("stdlib", "platstdlib"))}
 )
@@ -119,8 +117,11 @@ def bounded_time() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def run_inputs(name: str, seed: str, first: int, count: int, seconds: float) -> None:
-    """Read inputs; print each fault as a line of JSON, and at last a line with the figures."""
+def run_inputs(name: str, seed: str, numbers: range, seconds: float, progress: int) -> None:
+    """Read inputs; print each fault as a line of JSON, and at last a line with the figures.
+
+    :param progress: file descriptor to write the number of the input to that is being read.
+    """
     from tests.fuzz.readers import READERS
 
     reader = READERS[name]
@@ -134,11 +135,17 @@ def run_inputs(name: str, seed: str, first: int, count: int, seconds: float) -> 
         limit = _virtual_size() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         with nothing_outside(folder):
-            _feed(name, seed, seeds, range(first, first + count), seconds, Path(folder))
+            _feed(name, seed, seeds, numbers, seconds, Path(folder), progress)
 
 
 def _feed(
-    name: str, seed: str, seeds: list[bytes], numbers: range, seconds: float, folder: Path
+    name: str,
+    seed: str,
+    seeds: list[bytes],
+    numbers: range,
+    seconds: float,
+    folder: Path,
+    progress: int,
 ) -> None:
     from tests.fuzz.readers import READERS
 
@@ -148,7 +155,7 @@ def _feed(
     for number in numbers:
         if time.monotonic() > until or len(faults) > MAX_FAULTS:
             break
-        os.pwrite(PROGRESS, b"%020d" % number, 0)
+        os.pwrite(progress, b"%020d" % number, 0)
         data = mutated(random.Random(f"{name} {seed} {number}"), seeds, reader.words)
         began = time.process_time()
         try:
@@ -199,14 +206,18 @@ def fuzz(name: str, seed: str, *, first: int = 0, count: int = 10**9, seconds: f
     end, until = first + count, time.monotonic() + seconds
     while first < end and (left := until - time.monotonic()) > 0:
         with tempfile.TemporaryFile() as progress, tempfile.TemporaryFile() as errors:
-            os.pwrite(progress.fileno(), b"%020d" % -1, 0)
-            argv = [sys.executable, "-m", "tests.fuzz.harness", name, seed, "--child"]
-            argv += ["--first", str(first), "--count", str(end - first), "--seconds", str(left)]
             number = progress.fileno()
+            os.pwrite(number, b"%020d" % -1, 0)
+            argv = [sys.executable, "-m", "tests.fuzz.harness", name, seed, "--first", str(first)]
+            argv += ["--count", str(end - first), "--seconds", str(left), "--progress", str(number)]
             done = subprocess.run(
-                ["/bin/sh", "-c", f'exec "$@" {PROGRESS}<&{number}', "sh", *argv],
-                cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, pass_fds=[number], check=False,
-            )  # fmt: skip
+                argv,
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                pass_fds=[number],
+                check=False,
+            )
             for line in map(json.loads, done.stdout.splitlines()):
                 if "fault" in line:
                     result.faults.append((line["fault"], line["what"]))
@@ -239,10 +250,11 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=10**9)
     parser.add_argument("--seconds", type=float, default=600, help="of all readers together")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--progress", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child:
-        run_inputs(args.names, args.seed, args.first, args.count, args.seconds)
+    if args.progress is not None:
+        numbers = range(args.first, args.first + args.count)
+        run_inputs(args.names, args.seed, numbers, args.seconds, args.progress)
         return 0
     names = list(READERS) if args.names == "all" else args.names.split(",")
     print(

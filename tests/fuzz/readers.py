@@ -372,7 +372,8 @@ format = "qcow2"
 [[disks]]
 size = "1GiB"
 [[nics]]
-network = "default"
+kind = "network"
+source = "default"
 [identity]
 provider = "cloud-init"
 [ssh]
