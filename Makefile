@@ -17,7 +17,7 @@ XEN_SHORT := tests/xen/test_fleet.py::test_three_clones \
 SLOW := libvirt or filesystems or lvm or xen or pxe or guests or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-xen test-xen-short lab test-fast lint bench bench-lvm clean tools
+.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-xen test-xen-short lab test-fast lint bench bench-lvm clean tools test-fuzz
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ lab: tools ## Build the lab: a KVM host and a Xen host for tests (contrib/lab/RE
 
 test-fast: tools ## Run the tests that need no daemon and no root
 	@$(BIN)/pytest -m "not ($(SLOW))" --ignore tests/packaging $(ARGS)
+
+test-fuzz: tools ## Feed all readers of foreign input with mutated inputs (SECONDS=600 SEED=1)
+	@$(BIN)/python -m tests.fuzz.harness all $(or $(SEED),$(shell date +%s)) --seconds $(or $(SECONDS),600)
 
 lint: tools ## Check style, types, layers and scripts
 	@$(BIN)/ruff check

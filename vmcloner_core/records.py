@@ -341,7 +341,7 @@ def _loaded(path: Path) -> Record | None:
             identity=data["identity"] and _identity(data["identity"]),
             seed=Seed(image=image and Path(image), cmdline=data["seed"]["cmdline"]),
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 

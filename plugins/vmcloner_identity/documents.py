@@ -171,7 +171,10 @@ def check_mapping(content: bytes, what: str) -> None:
     """
     try:
         document = yaml.load(content, Loader=_LOADER)  # noqa: S506 - a safe loader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (
+        *(yaml.YAMLError, ValueError, RecursionError),
+        *(AttributeError, LookupError, TypeError),  # of a tag whose value isn't of its kind
+    ) as error:
         reason = " ".join(str(error).split())[:200]
         raise InvalidRequest(f"{what}: not YAML: {reason}") from error
     if document is not None and not isinstance(document, dict):

@@ -80,7 +80,11 @@ def labels_of(domain: Any) -> Labels | None:
 
 
 def _ours(element: Any, name: str | None) -> Labels | None:
-    labels = Labels.from_mapping({key: _unquote(value) for key, value in element.attrib.items()})
+    try:
+        values = {key: _unquote(value) for key, value in element.attrib.items()}
+    except UnicodeDecodeError:
+        return None  # vmcloner writes no such labels
+    labels = Labels.from_mapping(values)
     return labels if labels is not None and labels.clone == name else None
 
 
@@ -107,8 +111,10 @@ def networks_of(root: Any) -> tuple[str, ...]:
 
 
 def _network_of(kind: str, source: Any) -> str:
-    name = None if source is None else source.get(kind)
-    return network_key(kind, name) if name and kind in ("network", "bridge") else ""
+    if source is None or kind not in ("network", "bridge"):
+        return ""
+    name = source.get(kind)
+    return network_key(kind, name) if name else ""
 
 
 def nvram(root: Any) -> Path | None:

@@ -49,7 +49,7 @@ def decode(tags: Iterable[str]) -> dict[str, str] | None:
             return None
         try:
             values[key] = _read(value)
-        except UnicodeDecodeError:
+        except UnicodeError:
             return None
     return values
 

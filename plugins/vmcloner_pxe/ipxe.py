@@ -280,6 +280,12 @@ class _Machine:
             raise _Exit
         return succeeded
 
+    def _digest(self, words: list[str]) -> bool:
+        """Show checksums: nothing changes but that images are fetched that aren't there yet."""
+        _, names = _options(words)
+        found = [self._acquired([name]) is not None for name in names]
+        return bool(found) and all(found)
+
     def _free(self, words: list[str]) -> bool:
         kept = [image for image in self._images if words and image.name not in words]
         self._images = kept
@@ -356,11 +362,15 @@ _COMMANDS: dict[str, Callable[[_Machine, list[str]], bool]] = {
     "isset": _Machine._is_set,
     "item": _Machine._item,
     "kernel": _Machine._select,
+    "md5sum": _Machine._digest,
     "menu": _Machine._menu,
     "module": _Machine._fetch,
     "prompt": _Machine._prompt,
     "sanboot": _Machine._boot_disk,
     "set": _Machine._set,
+    "sha1sum": _Machine._digest,
+    "sha256sum": _Machine._digest,
+    "sha512sum": _Machine._digest,
 }
 
 

@@ -1,24 +1,19 @@
-"""Readers of boot menus and of what they lie on, fed with anything: an answer or an error of ours.
+"""Boot menus of random commands: an answer or an error of ours (see also tests/fuzz).
 
 A short slice runs with the other tests; ``VMCLONER_FUZZ=100000`` makes it a long one.
 """
 
 import os
-import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.boot.disks import disk, ext, fat
 from tests.boot.memory import tree
-from vmcloner_boot.disk_image import Budget, Bytes
+from vmcloner_boot.disk_image import Budget
 from vmcloner_boot.loaders import choose
-from vmcloner_boot.posix_regex import BadExpression, search
-from vmcloner_boot.systems import systems
 from vmcloner_boot.trees import Tree
 from vmcloner_core.errors import VmclonerError
 
@@ -26,17 +21,6 @@ EXAMPLES = int(os.environ.get("VMCLONER_FUZZ", "60"))
 slice_of_fuzz = settings(
     max_examples=EXAMPLES, deadline=2000, suppress_health_check=[HealthCheck.too_slow]
 )
-
-
-class Data(Bytes):
-    """Bytes in memory."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.size = len(data)
-
-    def read(self, offset: int, length: int) -> bytes:
-        return self.data[offset : offset + length] if offset >= 0 else b""
 
 
 def boots(trees: Sequence[Tree]) -> None:
@@ -115,56 +99,3 @@ def test_menus(script: str, other: str, entry: str, legacy: str, env: str, witho
     files |= {"other.cfg": other, "k": "k", "boot/k": "k", "link": Path("/etc/passwd")}
     files |= {"loop": Path("loop"), "boot/grub/grubenv": f"# GRUB Environment Block\n{env}"}
     boots([tree(files, 1, "gpt", "11111111-2222-4333-8444-555555555555"), tree({}, 2, "gpt")])
-
-
-@slice_of_fuzz
-@given(
-    st.text("ab()|*+?{}[]^$.\\1,-:", max_size=30) | st.text(max_size=10),
-    st.text("ab\n", max_size=40),
-)
-def test_regular_expressions(expression: str, text: str) -> None:
-    try:
-        found = search(expression, text)
-    except (BadExpression, VmclonerError):
-        return
-    assert found is None or (found[0] is not None and found[0] in text)
-
-
-# --- disks ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    """Make small disks of each kind that is made in a moment."""
-    path = tmp_path_factory.mktemp("fuzz")
-    menu = b"menuentry a { linux /k x; }\n"
-    first = ext(path / "ext", {"boot/grub/grub.cfg": menu, "k": "k", "l": Path("k")}, size=2)
-    second = fat(path / "fat", 12, {"EFI/a long name of it/grub.cfg": menu, "k": b"k"}, 2)
-    logical = disk(path / "dos", "dos", [second, first, second], logical=1)
-    return [
-        file.read_bytes()
-        for file in (first, second, logical, disk(path / "gpt", "gpt", [second, first]))
-    ]
-
-
-@slice_of_fuzz
-@given(
-    st.integers(0, 3),
-    st.integers(0, 2**32),
-    st.integers(1, 40),
-    st.sampled_from([b"\0", b"\xff", b"\x01", b"\x80", b""]),
-)
-def test_disks(images: list[bytes], which: int, seed: int, count: int, value: bytes) -> None:
-    """Bytes of what describes partitions and file systems are changed."""
-    data = bytearray(images[which])
-    chance = random.Random(seed)
-    used = [at for at in range(0, len(data), 512) if any(data[at : at + 512])]
-    for _ in range(count):
-        at = chance.choice(used) + chance.randrange(512)
-        data[at] = value[0] if value else chance.randrange(256)
-    try:
-        trees, skipped = systems(Data(bytes(data)))
-    except VmclonerError:
-        return
-    assert all(isinstance(part.reason, str) for part in skipped)
-    boots(trees)

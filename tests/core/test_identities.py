@@ -219,3 +219,10 @@ def test_a_record_of_before_every_clone_had_one_is_read(kept):
     new = kept.find("web-7")
     file.write_text(json.dumps(old))
     assert kept.find("web-7") == new
+
+
+def test_a_record_that_is_nested_too_deeply_is_none(kept):
+    folder = kept.folder / "web-7"
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text("[" * 100_000)
+    assert kept.find("web-7") is None

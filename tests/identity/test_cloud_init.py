@@ -287,3 +287,9 @@ def test_any_user_data_is_taken_or_refused(parts):
         check_user_data(b"".join(parts), "user-data")
     except InvalidRequest as error:
         assert error.message.startswith("user-data: ")
+
+
+@pytest.mark.parametrize("value", ["!!timestamp x", "!!bool x", "!!int ''", "!!float ''"])
+def test_yaml_whose_tag_does_not_fit_its_value_is_refused(value):
+    with pytest.raises(InvalidRequest, match="not YAML"):
+        check_user_data(f"#cloud-config\na: {value}\n".encode(), "user-data")

@@ -42,3 +42,4 @@ def test_what_isnt_ours(tag):
 
 def test_broken_utf8_isnt_ours():
     assert tags.decode(["vmcloner/owner=&FF"]) is None
+    assert tags.decode(["vmcloner/owner=&41\udcff"]) is None

@@ -68,6 +68,8 @@ def test_both_names_begin_a_script(magic):
         ("initrd i1\ninitrd i2\nimgfree i1\nkernel k2\nboot", "k2  i2"),
         ("kernel k1 a # b c\nboot", "k1 a"),
         ("kernel k1 a \\\n  b\nboot", "k1 a b"),
+        ("kernel k1 a\ninitrd i1\nmd5sum k1 i1\nsha1sum k1\nboot", "k1 a i1"),
+        ("md5sum || kernel k1 a\nboot", "k1 a"),
         ("imgstat\nsleep 3\nset x y\nkernel k1 a ||\nboot ||", "k1 a"),
     ],
 )
