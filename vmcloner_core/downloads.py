@@ -60,7 +60,7 @@ def _answer(url: str) -> Iterator[urllib3.BaseHTTPResponse]:
     import urllib3
 
     timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT)
-    retries = urllib3.Retry(3, redirect=REDIRECTS)
+    retries = urllib3.Retry(3, redirect=REDIRECTS, respect_retry_after_header=False)
     with urllib3.PoolManager(retries=retries, timeout=timeout) as pool:
         try:
             answer = pool.request(

@@ -188,7 +188,8 @@ def check_ours(clones: Iterable[Clone]) -> None:
         if not clone.ours:
             raise Conflict(
                 f"{clone.name} belongs to another state folder (id {clone.labels.state})",
-                hint="use the settings that it was made with",
+                hint="use the settings that it was made with; if that folder is lost, write the id "
+                "into the file id of a new one",
             )
 
 

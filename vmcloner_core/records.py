@@ -235,6 +235,11 @@ class Records:
 
     def _check(self, home: Path, labels: Labels) -> None:
         held = self.find(home.name)
+        if held is None and (home / RECORD).exists():
+            raise Conflict(
+                f"{labels.clone}: {home / RECORD} is damaged or another clone's",
+                hint=f"rm -r {home}, then run the same command again",
+            )
         if held is None:
             raise Conflict(f"{home} exists and isn't vmcloner's", hint="it was not changed")
         if not held.labels.same_clone(labels):

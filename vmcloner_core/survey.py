@@ -129,13 +129,19 @@ def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
     )
     return Survey(
         clones=tuple(
-            attrs.evolve(clone, ours=False) if clone.labels.state not in (None, state) else clone
+            clone if _owners(clone) <= {None, state} else attrs.evolve(clone, ours=False)
             for clone in clones
         ),
         foreign_names=frozenset().union(*(each.foreign_names for each in inventories)),
         foreign_macs=frozenset().union(*(each.foreign_macs for each in inventories)),
         unseen=unseen,
     )
+
+
+def _owners(clone: Clone) -> set[str | None]:
+    """Return the ids of the state folders that parts of a clone belong to."""
+    parts = [clone.labels, *(volume.labels for volume in clone.volumes)]
+    return {labels.state for labels in parts}
 
 
 def merge(

@@ -106,7 +106,7 @@ def _check(
     if sticky and status.st_mode & stat.S_ISVTX:
         return
     if status.st_mode & stat.S_IWOTH or (
-        status.st_mode & stat.S_IWGRP and not _private(status.st_gid)
+        status.st_mode & stat.S_IWGRP and (_has_acl(place) or not _private(status.st_gid))
     ):
         raise InvalidRequest(
             f"{where} can be written by other users", hint=f"if you trust it: chmod go-w {place}"
@@ -120,6 +120,14 @@ def _users() -> set[int]:
     if os.geteuid() == 0 and caller.isdecimal():
         users.add(int(caller))
     return users
+
+
+def _has_acl(path: Path) -> bool:
+    """Tell whether a file has an ACL: its group's bits are then the most that any entry gives."""
+    try:
+        return "system.posix_acl_access" in os.listxattr(path)
+    except OSError:  # no extended attributes here
+        return False
 
 
 def _private(group: int) -> bool:

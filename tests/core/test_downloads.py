@@ -136,3 +136,13 @@ def test_a_server_that_stops(serve, tmp_path, monkeypatch):
             get(serve(stall), tmp_path)
     finally:
         stop.set()
+
+
+def test_a_server_does_not_say_when_to_ask_again(serve, tmp_path, monkeypatch):
+    slept = []
+    monkeypatch.setattr("urllib3.util.retry.time.sleep", slept.append)
+    busy = b"HTTP/1.1 503 Busy\r\nRetry-After: 999999\r\nContent-Length: 0\r\n\r\n"
+    url = serve(lambda s: s.sendall(busy))
+    with pytest.raises(HostCommandError, match="503"):
+        get(url, tmp_path)
+    assert sum(slept) < 10

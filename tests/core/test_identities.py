@@ -181,6 +181,10 @@ def test_what_is_another_clones_or_not_ours_is_left(kept):
     (foreign / "record.json").write_text(json.dumps({"labels": {"fleet": "web"}}))
     eighth = attrs.evolve(LABELS, index=8)
     for change in (lambda: kept.keep(somebody(labels=eighth)), lambda: kept.remove(eighth)):
+        with pytest.raises(Conflict, match=r"record\.json is damaged or another clone's"):
+            change()
+    (foreign / "record.json").unlink()
+    for change in (lambda: kept.keep(somebody(labels=eighth)), lambda: kept.remove(eighth)):
         with pytest.raises(Conflict, match="isn't vmcloner's"):
             change()
     assert foreign.exists()

@@ -26,6 +26,7 @@ from vmcloner_core.errors import (
 )
 from vmcloner_core.hooks import hookimpl
 from vmcloner_core.model import Outcome, State
+from vmcloner_core.plan import OnFailure
 from vmcloner_core.steps import STEPS
 from vmcloner_core.testing.reference import (
     BootPlugin,
@@ -574,3 +575,45 @@ def test_errors_keep_what_they_carry():
     ((name, found),) = error.failures
     assert (name, type(found), str(found)) == ("web-1", NotFound, "x (y)")
     assert isinstance(error, VmclonerError)
+
+
+def test_a_disk_of_another_state_folder_in_another_pool_is_never_deleted(site):
+    site.engine.create("web", "t1", count=1)
+    mine = site.engine.show("web-1").volumes[0]
+    labels = attrs.evolve(mine.labels, storage="other", state="f" * 32)
+    other = site.pools["other"]
+    other.volumes = lambda: (attrs.evolve(mine, pool="other", labels=labels),)
+    deleted = []
+    other.delete = lambda volumes: deleted.extend(volumes) or iter(())
+    with pytest.raises(Conflict, match="another state folder"):
+        site.engine.delete("web-1")
+    assert site.engine.delete(everything=True).results == ()
+    assert deleted == []
+    assert site.engine.show("web-1").volumes[0] == mine
+
+
+def test_a_clone_that_was_stopped_after_a_failed_reset_stays_stopped(lab, monkeypatch):
+    lab.engine.create("web", "t1", count=1, start=True)
+
+    def fails(names):
+        for name in names:
+            yield Outcome(key=name, error=HostCommandError("no"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.machines, "destroy", fails)
+        with pytest.raises(PartialFailure):
+            lab.engine.reset("web")
+    lab.engine.stop("web", kill=True)
+    lab.engine.reset("web")
+    assert lab.engine.show("web-1").state is State.STOPPED
+
+
+def test_a_roll_back_stops_no_guest_that_was_paused_before(lab):
+    lab.engine.create("web", "t1", count=2, start=True)
+    lab.engine.stop("web-2", kill=True)
+    held = lab.machines.machines
+    held["web-1"] = attrs.evolve(held["web-1"], state=State.PAUSED)
+    lab.machines.fail["start", "web-2"] = HostCommandError("no")
+    with pytest.raises(PartialFailure):
+        lab.engine.create("web", "t1", count=2, start=True, on_failure=OnFailure.ROLLBACK)
+    assert [clone.state for clone in lab.engine.list()] == [State.RUNNING, State.STOPPED]

@@ -1,6 +1,7 @@
 """Settings and templates that another user could have written are refused."""
 
 import os
+import struct
 
 import pytest
 
@@ -143,3 +144,14 @@ def test_a_templates_own_xml(tmp_path):
     (tmp_path / "d.xml").chmod(0o666)
     with pytest.raises(InvalidRequest, match=r"d\.xml: not used"):
         catalog.template("a")
+
+
+@as_root
+def test_an_acl_that_lets_others_write(file):
+    # acl(5) as the kernel stores it: a version, then (tag, permissions, id) for owner, user,
+    # group, mask and others. The mode's group bits show the mask.
+    none = 0xFFFFFFFF
+    entries = [(1, 6, none), (2, 6, 65534), (4, 4, none), (16, 6, none), (32, 4, none)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    os.setxattr(file, "system.posix_acl_access", acl)
+    assert "can be written by other users" in refused(file)

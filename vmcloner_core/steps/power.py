@@ -184,8 +184,8 @@ class _StopStep(HypervisorStep):
         by_name: dict[str, Work] = {}
         for work in works:
             try:
-                if "start" in work.plan.steps:
-                    run.host.records.note_restart(work.name, wanted=True)
+                wanted = "start" in work.plan.steps
+                run.host.records.note_restart(work.name, wanted=wanted)
             except VmclonerError as lost:
                 yield Outcome(key=work.name, error=lost)
             else:
@@ -223,6 +223,10 @@ class Destroy(_StopStep):
     """Stop domains at once."""
 
     name = "destroy"
+
+    def undoes(self, work: Work) -> bool:
+        """Keep a guest that ran, or was paused, before the run."""
+        return work.plan.state not in (State.RUNNING, State.PAUSED)
 
     def stop(
         self,
