@@ -320,17 +320,17 @@ def _asked(
             yield Outcome(key=request.labels.clone, error=refusal)
     requests = [request for request in requests if request.hypervisor in backend.hypervisors]
     at_start = [request for request in requests if request.hypervisor in backend.at_start]
-    yield from _answers(provider.resolve_start, at_start)
+    yield from each_answer(provider.resolve_start, at_start)
     others = [request for request in requests if request.hypervisor not in backend.at_start]
     by_name = {request.labels.clone: request for request in others}
-    for outcome in _answers(provider.resolve, others):
+    for outcome in each_answer(provider.resolve, others):
         if every and outcome.value is not None and outcome.value.bootloader is not None:
-            yield from _answers(provider.resolve_start, [by_name[outcome.key]])
+            yield from each_answer(provider.resolve_start, [by_name[outcome.key]])
         else:
             yield outcome
 
 
-def _answers(
+def each_answer(
     ask: Callable[[Sequence[BootRequest]], Iterator[Outcome[BootConfig]]],
     requests: Sequence[BootRequest],
 ) -> Iterator[Outcome[BootConfig]]:
@@ -346,7 +346,7 @@ def _answers(
     except Exception as error:
         for name, request in left.items():
             if len(requests) > 1:
-                yield from _answers(ask, [request])
+                yield from each_answer(ask, [request])
             else:
                 why = error if isinstance(error, VmclonerError) else BackendError(_why(name, error))
                 yield Outcome(key=name, error=why)

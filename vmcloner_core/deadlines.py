@@ -17,6 +17,10 @@ DEADLINE = 30.0
 _SLICE = 0.1
 
 
+class _NoAnswer(BackendError):
+    """A backend gave no answer in time."""
+
+
 def answers(
     asks: Mapping[K, Callable[[], T]], seconds: float = DEADLINE
 ) -> dict[K, T | VmclonerError]:
@@ -48,5 +52,19 @@ def answers(
         # In slices: an untimed wait keeps the interpreter from running signal handlers.
         while thread.is_alive() and time.monotonic() < end:
             thread.join(_SLICE)
-    late = BackendError(f"no answer within {format_seconds(seconds)}")
+    late = _NoAnswer(f"no answer within {format_seconds(seconds)}")
     return {key: found.get(key, late) for key in asks}
+
+
+def answer(name: str, ask: Callable[[], T]) -> T:
+    """Return what a call to a backend returns.
+
+    :param name: the backend's, for the message.
+    :raises VmclonerError: what it raises; BackendError if it gives no answer in time.
+    """
+    found = answers({name: ask})[name]
+    if isinstance(found, _NoAnswer):
+        raise BackendError(f"{name}: {found.message}", hint="vmcloner host check")
+    if isinstance(found, VmclonerError):
+        raise found
+    return found

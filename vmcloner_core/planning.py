@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from vmcloner_core.birth import Birth
+from vmcloner_core.deadlines import answer
 from vmcloner_core.drivers import HypervisorDriver, StorageDriver
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.local_host import LocalHost
@@ -115,7 +116,7 @@ class Planning:
         identity, identifier = self._host.drivers.identity(template.identity.provider)
         seeds = identifier.seeds
         wanted = hypervisor.networks if any(n.network for n in template.nics) else None
-        networks = wanted.inspect() if wanted is not None else None
+        networks = answer(hypervisor.name, wanted.inspect) if wanted is not None else None
         fleet = [c.name for c in found.clones if c.fleet == request.fleet and c.recorded]
         return Facts(
             host=self._host.host.name,
@@ -130,8 +131,8 @@ class Planning:
             foreign_macs=found.foreign_macs,
             static_macs=records.static_macs() if networks else frozenset(),
             origin=self._host.images.origin(storage, template.name),
-            capacity=storage.capacity(),
-            resources=hypervisor.resources(),
+            capacity=answer(storage.name, storage.capacity),
+            resources=answer(hypervisor.name, hypervisor.resources),
             memory_overcommit=self._settings.limits.memory_overcommit,
             need=storage.need,
             seeds=seeds,
@@ -165,11 +166,13 @@ class Planning:
 
     def _check_memory(self, plan: Plan, clones: Sequence[Clone]) -> None:
         """Check that there is memory for the clones that a plan starts."""
-        starting = {c.name for c in plan.clones if c.steps[:1] == ("start",)}
+        from vmcloner_core.steps.action import active
+
+        starting = {c.name for c in plan.clones if "start" in c.steps}
         sizes: dict[str, list[int]] = {}
         for clone in clones:
-            if clone.name in starting and clone.domain is not None:
+            if clone.name in starting and clone.domain is not None and not active(clone):
                 sizes.setdefault(clone.labels.hypervisor, []).append(clone.domain.memory)
         for name, group in sizes.items():
-            resources = self._host.drivers.hypervisor(name).resources()
+            resources = answer(name, self._host.drivers.hypervisor(name).resources)
             check_memory(group, resources, self._settings.limits.memory_overcommit)

@@ -463,3 +463,19 @@ def test_the_command(site, capsys, monkeypatch):
     assert [line.strip(" |").split("|")[-1].strip() for line in said.out.splitlines()[3:-1]] == [
         "reference", "kernel", "a kernel of web-1", "memory",
     ]  # fmt: skip
+
+
+def test_a_provider_that_fails_for_one_clone_defines_the_others(site, monkeypatch):
+    run_by_a_loader(site, monkeypatch)
+    resolve = ReferenceBoot.resolve
+
+    def broken(driver, requests):
+        if any(request.labels.index == 2 for request in requests):
+            raise RuntimeError("broken")
+        yield from resolve(driver, requests)
+
+    monkeypatch.setattr(ReferenceBoot, "resolve", broken)
+    with pytest.raises(PartialFailure) as caught:
+        site.engine.create("web", "t", count=3)
+    assert [name for name, _ in caught.value.failures] == ["web-2"]
+    assert sorted(site.machines.machines) == ["web-1", "web-3"]

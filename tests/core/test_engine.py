@@ -201,6 +201,9 @@ def test_memory_is_checked_before(lab):
     with pytest.raises(NotEnoughResources, match="4 would fit"):
         lab.engine.start("web")
     assert lab.engine.start("web", count=4).ok
+    with pytest.raises(NotEnoughResources, match="4 would fit"):
+        lab.engine.restart("web", kill=True)
+    assert lab.engine.restart("web-[1-4]", kill=True).ok
 
 
 def test_memory_that_cannot_be_overcommitted():

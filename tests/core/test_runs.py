@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import TEMPLATE
 from vmcloner_core import CreateRequest, Engine
+from vmcloner_core.deadlines import answers
 from vmcloner_core.drivers import Lane
 from vmcloner_core.errors import (
     BackendError,
@@ -617,3 +618,18 @@ def test_a_roll_back_stops_no_guest_that_was_paused_before(lab):
     with pytest.raises(PartialFailure):
         lab.engine.create("web", "t1", count=2, start=True, on_failure=OnFailure.ROLLBACK)
     assert [clone.state for clone in lab.engine.list()] == [State.RUNNING, State.STOPPED]
+
+
+@pytest.mark.parametrize("request_of", ["create", "start"])
+def test_a_hypervisor_that_hangs_after_it_was_read_ends_the_plan(lab, monkeypatch, request_of):
+    lab.engine.create("web", "t1", count=1)
+    hung = threading.Event()
+    monkeypatch.setattr("vmcloner_core.deadlines.DEADLINE", 0.2)
+    monkeypatch.setattr(answers, "__defaults__", (0.2,))
+    monkeypatch.setattr(lab.machines, "resources", hung.wait)
+    try:
+        with pytest.raises(BackendError, match=r"reference: no answer within"):
+            lab.engine.start("web") if request_of == "start" else lab.engine.create("db", "t1")
+    finally:
+        hung.set()
+    assert [clone.name for clone in lab.engine.list()] == ["web-1"]

@@ -7,7 +7,7 @@ from itertools import chain
 
 import attrs
 
-from vmcloner_core.booting import boot_request, domain_spec, with_networks
+from vmcloner_core.booting import boot_request, domain_spec, each_answer, with_networks
 from vmcloner_core.disks import disk_requests
 from vmcloner_core.drivers import HypervisorDriver, IdentityRequest, StorageDriver
 from vmcloner_core.errors import VmclonerError
@@ -94,7 +94,7 @@ class Define(HypervisorStep):
         for name, group in providers.items():
             requests = [boot_request(w.plan.known(), driver, w.volumes) for w in group]
             backend, provider = host.drivers.boot(name)
-            yield from provider.resolve(with_networks(backend, driver, requests))
+            yield from each_answer(provider.resolve, with_networks(backend, driver, requests))
 
     @staticmethod
     def _seeded(host: LocalHost, works: Sequence[Work]) -> Iterator[Outcome[Seed]]:
