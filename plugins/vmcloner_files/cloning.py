@@ -13,7 +13,7 @@ import attrs
 
 from vmcloner_core import qcow2
 from vmcloner_core.copying import Target
-from vmcloner_core.errors import NotFound, VmclonerError, WrongState
+from vmcloner_core.errors import VmclonerError, WrongState
 from vmcloner_core.full_copies import copy_one
 from vmcloner_core.model import (
     CloneRequest,
@@ -162,7 +162,7 @@ class Cloner:
         if origin is None:
             return None
         if origin.template not in self._images:
-            image = open_image(self._pool, self._pool_name, origin)
+            image = open_image(self._pool, origin)
             self._open.callback(os.close, image.fd)
             self._images[origin.template] = image
         return self._images[origin.template]
@@ -186,33 +186,13 @@ class Cloner:
         return attrs.evolve(record, full=method is Method.COPY)
 
 
-def find_image(pool: Pool, pool_name: str, origin: Origin) -> ImageRecord:
-    """Return the record of an origin's image.
-
-    :raises NotFound: the pool has no image of the template.
-    :raises WrongState: it has another one than ``origin``.
-    """
-    record = pool.image(origin.template)
-    if record is None:
-        raise NotFound(
-            f"template {origin.template} has no image in pool {pool_name}",
-            hint=f"vmcloner template import {origin.template}",
-        )
-    if record.digest != origin.digest:
-        raise WrongState(
-            f"the image of template {origin.template} in pool {pool_name} was replaced",
-            hint="run the same command again",
-        )
-    return record
-
-
-def open_image(pool: Pool, pool_name: str, origin: Origin) -> Image:
+def open_image(pool: Pool, origin: Origin) -> Image:
     """Open an origin's image; the caller holds the pool's lock, and closes it.
 
-    :raises NotFound, WrongState: see :func:`find_image`.
+    :raises NotFound, WrongState: see :meth:`Origin.check_held`.
     """
     path = pool.image_path(origin.template)
-    record = find_image(pool, pool_name, origin)
+    record = origin.check_held(pool.image(origin.template))
     with translated(path):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:

@@ -11,7 +11,7 @@ import attrs
 from vmcloner_core.full_copies import CopyPool
 from vmcloner_core.model import CloneRequest, Origin, Volume
 from vmcloner_core.os_errors import translated
-from vmcloner_files.cloning import as_volume, disk_size, find_image, open_image
+from vmcloner_files.cloning import as_volume, disk_size, open_image
 from vmcloner_files.pool import Pool
 
 
@@ -26,7 +26,9 @@ class FolderCopies(CopyPool):
     def extend(self, volume: Volume, request: CloneRequest) -> Volume:
         """See :meth:`CopyPool.extend`."""
         origin = request.origin
-        image = find_image(self.pool, self.name, origin).size if origin is not None else 0
+        image = 0
+        if origin is not None:
+            image = origin.check_held(self.pool.image(origin.template)).size
         size = disk_size(request, image)
         if size <= volume.size:
             return volume
@@ -64,7 +66,7 @@ class FolderCopies(CopyPool):
     def source(self, origin: Origin) -> Iterator[int]:
         """See :meth:`CopyPool.source`."""
         with self.pool.lock():
-            image = open_image(self.pool, self.name, origin)
+            image = open_image(self.pool, origin)
         try:
             yield image.fd
         finally:

@@ -39,7 +39,6 @@ from vmcloner_lvm.pool import Pool
 from vmcloner_lvm.records import (
     ImageRecord,
     as_volume,
-    check_image,
     disk,
     image,
     image_of,
@@ -197,7 +196,7 @@ class LvmThinDriver(StorageDriver):
     def _origin(self, images: Images, origin: Origin, request: CloneRequest) -> tuple[int, str]:
         """Return the bytes of a clone, and the name of its origin's volume."""
         found = images(origin.template)
-        record = check_image(found[1] if found is not None else None, origin)
+        record = origin.check_held(found[1] if found is not None else None)
         size = request.size_over(record.size)
         return max(size, found[0].size if found is not None else 0), origin_name(origin.template)
 

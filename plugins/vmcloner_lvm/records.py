@@ -7,7 +7,7 @@ from pathlib import Path
 
 import attrs
 
-from vmcloner_core.errors import Conflict, InvalidRequest, NotFound, WrongState
+from vmcloner_core.errors import Conflict, InvalidRequest
 from vmcloner_core.model import Labels, Origin, Volume
 from vmcloner_core.names import split_volume
 from vmcloner_lvm import tags
@@ -136,24 +136,6 @@ def other_clone(group: str, name: str, found: Labels, wanted: Labels) -> Conflic
         f"not {wanted.template}",
         hint="delete that clone first, or choose another name",
     )
-
-
-def check_image(record: ImageRecord | None, origin: Origin) -> ImageRecord:
-    """Return the record of an origin's image.
-
-    :raises NotFound: there is none. :raises WrongState: it is not the image of ``origin``.
-    """
-    if record is None:
-        raise NotFound(
-            f"template {origin.template} has no image in pool {origin.pool}",
-            hint=f"vmcloner template import {origin.template} --storage {origin.pool}",
-        )
-    if record.digest != origin.digest:
-        raise WrongState(
-            f"the image of template {origin.template} in pool {origin.pool} was replaced",
-            hint="run the same command again",
-        )
-    return record
 
 
 def check_removable(group: str, name: str, dependents: Sequence[str]) -> None:

@@ -19,7 +19,6 @@ from vmcloner_lvm.devmapper import DeviceMapper
 from vmcloner_lvm.naming import checked
 from vmcloner_lvm.records import (
     ImageRecord,
-    check_image,
     check_removable,
     not_ours,
     other_clone,
@@ -169,7 +168,7 @@ class ThickGroup:
         :raises WrongState: it has another one than ``origin``.
         """
         found = self.image(there, origin.template)
-        return check_image(found[1] if found is not None else None, origin)
+        return origin.check_held(found[1] if found is not None else None)
 
     def check_removable(self, there: Contents, volume: LogicalVolume) -> None:
         """Check that no other volume would be removed with this one.

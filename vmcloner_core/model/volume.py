@@ -5,11 +5,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import attrs
 
-from vmcloner_core.errors import InvalidRequest
+from vmcloner_core.errors import InvalidRequest, NotFound, WrongState
 from vmcloner_core.model.labels import Labels
 from vmcloner_core.names import split_volume, volume_name
 from vmcloner_core.units import format_size
@@ -20,6 +20,17 @@ class CloneMode(enum.Enum):
 
     LINKED = "linked"
     FULL = "full"
+
+
+class ImageRecord(Protocol):
+    """What a pool notes of a template's image, at least."""
+
+    @property
+    def digest(self) -> str:
+        """The digest of the source that was imported."""
+
+
+R = TypeVar("R", bound=ImageRecord)
 
 
 @attrs.frozen(kw_only=True)
@@ -37,6 +48,24 @@ class Origin:
     allocated: int
     digest: str
     extents: int | None = None
+
+    def check_held(self, record: R | None) -> R:
+        """Return the record of the image that its pool has of the template, if it is this image.
+
+        :param record: None if the pool has none.
+        :raises NotFound: it has none. :raises WrongState: it has another one.
+        """
+        if record is None:
+            raise NotFound(
+                f"template {self.template} has no image in pool {self.pool}",
+                hint=f"vmcloner template import {self.template} --storage {self.pool}",
+            )
+        if record.digest != self.digest:
+            raise WrongState(
+                f"the image of template {self.template} in pool {self.pool} was replaced",
+                hint="run the same command again",
+            )
+        return record
 
 
 @attrs.frozen(kw_only=True)
