@@ -13,7 +13,7 @@ from vmcloner_core.deadlines import answer
 from vmcloner_core.drivers import HypervisorDriver, StorageDriver
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import Clone, CloneMode, Template
+from vmcloner_core.model import Clone, Template
 from vmcloner_core.names import split_clone
 from vmcloner_core.plan import Plan
 from vmcloner_core.plugins import PluginHost
@@ -109,8 +109,7 @@ class Planning:
         from vmcloner_core.planner import Facts
 
         records = self._host.records
-        default = CloneMode.LINKED if CloneMode.LINKED in storage.modes else CloneMode.FULL
-        mode = request.mode or default
+        mode = request.mode or storage.default_mode
         if mode not in storage.modes:
             raise InvalidRequest(f"pool {storage.name!r} can't make {mode.value} clones")
         identity, identifier = self._host.drivers.identity(template.identity.provider)

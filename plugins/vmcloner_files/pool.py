@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from vmcloner_core.errors import BackendError, Conflict, DeadlineExceeded
 from vmcloner_core.model import Labels
-from vmcloner_core.names import check_template, split_volume, volume_name
+from vmcloner_core.names import check_template, volume_name
 from vmcloner_core.os_errors import translated
 from vmcloner_core.trusted_files import check_folder, check_owner
 from vmcloner_files import drafts
@@ -257,9 +257,8 @@ class Pool:
         found = {}
         for path, values in self._labelled(self.volumes):
             record = DiskRecord.from_mapping(values)
-            # A copy that was made with attributes under another name is not that clone's disk.
-            name = split_volume(os.path.basename(path))  # noqa: PTH119
-            if record is not None and name is not None and name[0] == record.labels.clone:
+            name = os.path.basename(path)  # noqa: PTH119
+            if record is not None and record.labels.has_volume(name):
                 found[Path(path)] = record
         return found
 

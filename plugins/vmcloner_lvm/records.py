@@ -9,7 +9,6 @@ import attrs
 
 from vmcloner_core.errors import Conflict, InvalidRequest
 from vmcloner_core.model import Labels, Origin, Volume
-from vmcloner_core.names import split_volume
 from vmcloner_lvm import tags
 from vmcloner_lvm.naming import origin_name
 from vmcloner_lvm.volumegroup import ThinVolume, VolumeGroup
@@ -74,9 +73,8 @@ def labels_of(volume: ThinVolume) -> Labels | None:
     values = tags.decode(volume.tags)
     if values is None or tags.DRAFT in volume.tags:
         return None
-    labels, name = Labels.from_mapping(values), split_volume(volume.name)
-    # A snapshot with our tags under another name is not that clone's volume.
-    return labels if labels is not None and name is not None and name[0] == labels.clone else None
+    labels = Labels.from_mapping(values)
+    return labels if labels is not None and labels.has_volume(volume.name) else None
 
 
 def image(group: VolumeGroup, pool: str, template: str) -> tuple[ThinVolume, ImageRecord] | None:

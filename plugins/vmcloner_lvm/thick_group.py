@@ -10,7 +10,6 @@ import attrs
 from vmcloner_core.coalesce import Coalescer
 from vmcloner_core.errors import HostCommandError, NotEnoughResources, VmclonerError
 from vmcloner_core.model import Labels, Origin
-from vmcloner_core.names import split_volume
 from vmcloner_core.units import format_size
 from vmcloner_lvm import tags
 from vmcloner_lvm.activation import activate, deactivate
@@ -55,8 +54,8 @@ class LogicalVolume:
     @property
     def labels(self) -> Labels | None:
         """The labels of the clone whose disk it is, None if it is not a clone's disk."""
-        labels, name = Labels.from_mapping(self.values), split_volume(self.name)
-        return labels if labels and name and name[0] == labels.clone else None
+        labels = Labels.from_mapping(self.values)
+        return labels if labels is not None and labels.has_volume(self.name) else None
 
     @property
     def image(self) -> ImageRecord | None:

@@ -71,6 +71,11 @@ class StorageDriver(ABC):
         self.context = context
         self.name = context.name
 
+    @property
+    def default_mode(self) -> CloneMode:
+        """The mode of clones for which a request names none: LINKED if the pool supports it."""
+        return CloneMode.LINKED if CloneMode.LINKED in self.modes else CloneMode.FULL
+
     @abstractmethod
     def probe(self) -> Iterator[Check]:
         """Yield what this backend needs on its host, and whether it is there. Changes nothing.
@@ -167,7 +172,7 @@ class StorageDriver(ABC):
         """Return all volumes of the pool that have our labels.
 
         Leave out those whose name isn't a disk of the clone in their labels
-        (:func:`~vmcloner_core.names.split_volume`): they are copies that a user made.
+        (:meth:`Labels.has_volume`): they are copies that a user made.
         """
 
     @abstractmethod

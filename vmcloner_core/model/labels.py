@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import attrs
 
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.names import check_fleet, check_template, clone_name
+from vmcloner_core.names import check_fleet, check_template, clone_name, split_volume
 
 LABEL_VERSION = "1"
 
@@ -46,6 +46,14 @@ class Labels:
         Run, owner and times may differ: repeating a command creates the same clone.
         """
         return (self.fleet, self.index, self.template) == (other.fleet, other.index, other.template)
+
+    def has_volume(self, name: str) -> bool:
+        """Return whether a volume's name is that of a disk of this clone.
+
+        A volume with these labels and another name is a copy that a user made.
+        """
+        found = split_volume(name)
+        return found is not None and found[0] == self.clone
 
     def to_mapping(self) -> dict[str, str]:
         """Return the labels as short strings, for tags, attributes or metadata."""

@@ -10,7 +10,7 @@ import attrs
 from vmcloner_core.disks import disk_requests
 from vmcloner_core.drivers import StorageDriver
 from vmcloner_core.errors import NotFound, VmclonerError
-from vmcloner_core.model import Clone, CloneMode, CloneRequest, Outcome
+from vmcloner_core.model import Clone, CloneRequest, Outcome
 from vmcloner_core.pipeline import More, Work
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps.action import TargetAction, active, waits
@@ -75,7 +75,6 @@ class ResetDisks(StorageStep):
                 f"{work.name}: pool {driver.name!r} has no image of template {template.name!r}",
                 hint=f"vmcloner template import {template.name}",
             )
-        mode = CloneMode.LINKED if CloneMode.LINKED in driver.modes else CloneMode.FULL
         sizes = {volume.disk: volume.size for volume in work.volumes}
 
         def as_large(request: CloneRequest) -> CloneRequest:
@@ -84,5 +83,7 @@ class ResetDisks(StorageStep):
             least = request.origin.size if request.origin is not None else 0
             return attrs.evolve(request, size=max(sizes[request.disk], least))
 
-        wanted = disk_requests(template, work.plan.labels, origin, mode, work.plan.disks)
+        wanted = disk_requests(
+            template, work.plan.labels, origin, driver.default_mode, work.plan.disks
+        )
         return [as_large(request) for request in wanted]

@@ -315,7 +315,7 @@ class StorageConformance:
         replaced = outcome.unwrap()
         assert driver.origins() == (replaced,)
         assert replaced.digest == other_image.digest != origin.digest
-        [volume] = self.make(driver, self.requests(replaced, 1, self.any_mode(driver)))
+        [volume] = self.make(driver, self.requests(replaced, 1, driver.default_mode))
         assert self.content(driver, volume) == other_image.path.read_bytes()
 
     def test_clones_outlive_a_changed_image(
@@ -343,7 +343,7 @@ class StorageConformance:
 
     def test_delete_origin(self, driver: StorageDriver, origin: Origin) -> None:
         """Deleting an origin that does not exist is a success without a change."""
-        self.make(driver, self.requests(origin, 2, self.any_mode(driver)))
+        self.make(driver, self.requests(origin, 2, driver.default_mode))
         for outcome in driver.delete(driver.volumes()):
             assert outcome.ok, outcome.error
         first = driver.delete_origin("tiny")
@@ -553,7 +553,7 @@ class StorageConformance:
             assert isinstance(outcome.error, VmclonerError), "verified wrong bytes"
         assert copier.origins() == ()
         origin = copier.import_image("tiny", image, no_progress, verified).unwrap()
-        [volume] = self.make(copier, self.requests(origin, 1, self.any_mode(copier)))
+        [volume] = self.make(copier, self.requests(origin, 1, copier.default_mode))
         assert self.content(copier, volume) == image.path.read_bytes()
 
     def test_copies_keep_to_a_bandwidth(
@@ -749,7 +749,7 @@ class StorageConformance:
 
     def test_activation_is_by_volume(self, driver: StorageDriver, origin: Origin) -> None:
         """Activation and deactivation are idempotent."""
-        requests = [*self.requests(origin, 1, self.any_mode(driver)), self.blank(4 * MIB)]
+        requests = [*self.requests(origin, 1, driver.default_mode), self.blank(4 * MIB)]
         volumes = self.make(driver, requests)
         for switch in (driver.activate, driver.activate, driver.deactivate, driver.deactivate):
             outcomes = list(switch(volumes))
@@ -801,10 +801,6 @@ class StorageConformance:
         [outcome] = driver.delete([volumes[1]])
         assert outcome.ok, outcome.error
         assert driver.volumes() == ()
-
-    def any_mode(self, driver: StorageDriver) -> CloneMode:
-        """Return a clone mode that the backend supports."""
-        return CloneMode.LINKED if CloneMode.LINKED in driver.modes else CloneMode.FULL
 
 
 def _at_once(drivers: Sequence[StorageDriver], work: Callable[[StorageDriver], T]) -> list[T]:
