@@ -26,13 +26,12 @@ from vmcloner_core.model import (
     Template,
     Values,
     clone_mac,
-    clone_uuid,
 )
 from vmcloner_core.names import MAX_INDEX, clone_name, fold
 from vmcloner_core.placeholders import clone_values, fill
 from vmcloner_core.plan import ALL, ClonePlan, Plan, Readiness
 from vmcloner_core.preflight import check_memory, check_networks, check_space
-from vmcloner_core.records import Record, check_record
+from vmcloner_core.records import Record, check_record, known_uuid
 from vmcloner_core.request import CreateRequest
 from vmcloner_core.steps import ACTIONS
 
@@ -348,12 +347,7 @@ def _clone_plan(
     run = found.labels.run if found is not None and domain is None else labels.run
     if found is not None:
         labels = found.labels  # the new parts get the labels of the existing ones
-    if domain is not None:
-        known = domain.uuid
-    elif kept is not None:
-        known = kept.uuid
-    else:
-        known = clone_uuid(facts.seed, labels.fleet, labels.index, labels.template)
+    known = known_uuid(labels, domain, kept, facts.seed)
     addresses = domain.macs if domain is not None else _macs(labels, template, kept, facts, macs)
     values = kept.values if kept is not None and not defines else None
     spec = clone_spec(template, labels, known, addresses, values)

@@ -28,7 +28,16 @@ import attrs
 
 from vmcloner_core.drivers import IdentityRequest
 from vmcloner_core.errors import Conflict, HostCommandError, InvalidRequest
-from vmcloner_core.model import CloneSpec, Identity, Interface, Labels, Seed, Values
+from vmcloner_core.model import (
+    CloneSpec,
+    Domain,
+    Identity,
+    Interface,
+    Labels,
+    Seed,
+    Values,
+    clone_uuid,
+)
 from vmcloner_core.names import split_clone
 
 RECORD = "record.json"
@@ -100,6 +109,20 @@ def identity_request(spec: CloneSpec, home: Home) -> IdentityRequest:
     )
 
 
+def known_uuid(
+    labels: Labels, domain: Domain | None, record: Record | None, seed: str
+) -> uuid.UUID:
+    """Return a clone's UUID: its domain's, else its record's, else the one that its name gives.
+
+    :param seed: the seed of the UUIDs of the host's clones.
+    """
+    if domain is not None:
+        return domain.uuid
+    if record is not None:
+        return record.uuid
+    return clone_uuid(seed, labels.fleet, labels.index, labels.template)
+
+
 class Records:
     """The records of a host's clones. Thread-safe; only one run at a time works on a fleet.
 
@@ -154,21 +177,20 @@ class Records:
             return file if file.exists() else None
 
     def update(self, clone: str, **changes: Any) -> None:
-        """Change fields of a clone's record, if it has one.
+        """Change fields of a clone's record, if it has one and they differ.
 
         :raises HostCommandError: it can't be written.
         """
         record = self.find(clone)
-        if record is not None:
+        changed = attrs.evolve(record, **changes) if record is not None else None
+        if changed is not None and changed != record:
             path = self.folder / clone / RECORD
             with _translated(clone, path):
-                _write(path, _dumped(attrs.evolve(record, **changes)), 0o600)
+                _write(path, _dumped(changed), 0o600)
 
     def note_restart(self, clone: str, *, wanted: bool) -> None:
         """Note whether a clone was stopped to be started again; see :class:`Record`."""
-        record = self.find(clone)
-        if record is not None and record.restart != wanted:
-            self.update(clone, restart=wanted)
+        self.update(clone, restart=wanted)
 
     def remove(self, labels: Labels) -> bool:
         """Remove a clone's folder; returns whether there was one.

@@ -9,12 +9,12 @@ import attrs
 from vmcloner_core.clone_spec import clone_spec
 from vmcloner_core.disks import disk_numbers
 from vmcloner_core.errors import InvalidRequest, NotFound
-from vmcloner_core.model import Clone, CloneSpec, Nic, NicSpec, Template, clone_uuid
+from vmcloner_core.model import Clone, CloneSpec, Nic, NicSpec, Template
 from vmcloner_core.names import parse_targets
 from vmcloner_core.placeholders import clone_values
 from vmcloner_core.plan import ALL, ClonePlan, Plan, Readiness
 from vmcloner_core.planner import check_ours, filled, filled_in
-from vmcloner_core.records import Record
+from vmcloner_core.records import Record, known_uuid
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps import ACTIONS, TargetAction
 from vmcloner_core.steps.action import active
@@ -174,11 +174,10 @@ def found_spec(
     """
     domain, labels = clone.domain, clone.labels
     if domain is not None:
-        known, macs = domain.uuid, domain.macs
+        macs = domain.macs
     elif record is not None:
-        known, macs = record.uuid, record.macs
-    else:
-        known = clone_uuid(seed, labels.fleet, labels.index, labels.template)
+        macs = record.macs
+    known = known_uuid(labels, domain, record, seed)
     values = record.values if record is not None else None
     return clone_spec(template, labels, known, macs, values)
 
