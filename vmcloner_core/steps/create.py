@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 
 import attrs
 
@@ -16,7 +15,7 @@ from vmcloner_core.model import BootConfig, CloneRequest, DomainSpec, Outcome, S
 from vmcloner_core.pipeline import More, Work
 from vmcloner_core.records import identity_request
 from vmcloner_core.steps.action import Action
-from vmcloner_core.steps.step import HypervisorStep, Run, StorageStep, cut, together
+from vmcloner_core.steps.step import HypervisorStep, Run, StorageStep, made
 
 
 class Create(Action):
@@ -41,17 +40,16 @@ class CloneDisks(StorageStep):
         self, run: Run, driver: StorageDriver, works: Sequence[Work], _more: More
     ) -> Iterator[Outcome[object]]:
         """See :meth:`Step.call`."""
-        requests: list[CloneRequest] = []
-        owners: dict[str, Work] = {}
-        for work in works:
-            template = work.plan.known().template
-            origin = run.origin(driver, template.name)
-            own = disk_requests(template, work.plan.labels, origin, run.plan.mode, work.plan.disks)
-            requests.extend(attrs.evolve(each, copying=run.plan.copying) for each in own)
-            owners.update((request.volume_name, work) for request in own)
-        batches = cut(requests, driver.clone_lane.batch)
-        made = (driver.clone(batch, run.tally) for batch in batches)
-        yield from together(owners, chain.from_iterable(made), volumes=True)
+        wanted = [(work, self._new(run, driver, work)) for work in works]
+        yield from made(driver.clone, driver.clone_lane, wanted, run.tally)
+
+    @staticmethod
+    def _new(run: Run, driver: StorageDriver, work: Work) -> Sequence[CloneRequest]:
+        """Return the requests for a clone's disks."""
+        template, plan = work.plan.known().template, work.plan
+        origin = run.origin(driver, template.name)
+        own = disk_requests(template, plan.labels, origin, run.plan.mode, plan.disks)
+        return [attrs.evolve(request, copying=run.plan.copying) for request in own]
 
 
 class Define(HypervisorStep):

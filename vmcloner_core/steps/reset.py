@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 
 import attrs
 
@@ -14,7 +13,7 @@ from vmcloner_core.model import Clone, CloneRequest, Outcome
 from vmcloner_core.pipeline import More, Work
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps.action import TargetAction, active, waits
-from vmcloner_core.steps.step import Run, StorageStep, cut, together
+from vmcloner_core.steps.step import Run, StorageStep, made
 
 
 class Reset(TargetAction):
@@ -48,19 +47,13 @@ class ResetDisks(StorageStep):
         self, run: Run, driver: StorageDriver, works: Sequence[Work], _more: More
     ) -> Iterator[Outcome[object]]:
         """See :meth:`Step.call`."""
-        requests: list[CloneRequest] = []
-        owners: dict[str, Work] = {}
+        wanted = []
         for work in works:
             try:
-                own = self._anew(run, driver, work)
+                wanted.append((work, self._anew(run, driver, work)))
             except VmclonerError as error:
                 yield Outcome(key=work.name, error=error)
-                continue
-            requests.extend(own)
-            owners.update((request.volume_name, work) for request in own)
-        batches = cut(requests, driver.reset_lane.batch)
-        made = (driver.reset(batch, run.tally) for batch in batches)
-        yield from together(owners, chain.from_iterable(made), volumes=True)
+        yield from made(driver.reset, driver.reset_lane, wanted, run.tally)
 
     @staticmethod
     def _anew(run: Run, driver: StorageDriver, work: Work) -> Sequence[CloneRequest]:

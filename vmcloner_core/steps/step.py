@@ -6,6 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import ClassVar, Generic, TypeVar
 
 import attrs
@@ -13,7 +14,15 @@ import attrs
 from vmcloner_core.drivers import HypervisorDriver, Lane, StorageDriver
 from vmcloner_core.errors import BackendError, VmclonerError
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import Labels, Origin, Outcome, Progress, Volume
+from vmcloner_core.model import (
+    CloneRequest,
+    Labels,
+    Origin,
+    Outcome,
+    Progress,
+    Volume,
+    VolumeProgress,
+)
 from vmcloner_core.pipeline import More, Stage, Work
 from vmcloner_core.plan import Plan
 
@@ -205,6 +214,22 @@ def together(
         left[work.name] -= 1
         if not left[work.name]:
             yield Outcome(key=work.name, error=errors.get(work.name), changed=work.name in changed)
+
+
+def made(
+    make: Callable[[Sequence[CloneRequest], VolumeProgress], Iterator[Outcome[Volume]]],
+    lane: Lane,
+    wanted: Sequence[tuple[Work, Sequence[CloneRequest]]],
+    progress: VolumeProgress,
+) -> Iterator[Outcome[object]]:
+    """Make volumes in batches; yield each clone's outcome once those of all its volumes are known.
+
+    :param make: the driver's method. :param wanted: the requests for each work's volumes.
+    """
+    members = {request.volume_name: work for work, own in wanted for request in own}
+    requests = [request for _, own in wanted for request in own]
+    outcomes = (make(batch, progress) for batch in cut(requests, lane.batch))
+    yield from together(members, chain.from_iterable(outcomes), volumes=True)
 
 
 def switched(
