@@ -39,8 +39,8 @@ CLUSTER = 1 << CLUSTER_BITS
 SECTOR = 512
 MAX_BACKING = 1023
 """Bytes of a backing file's name."""
-MAX_SIZE = (32 * 1024**2 // 8) * (CLUSTER // 8) * CLUSTER
-"""Bytes that the largest L1 table in QEMU, 32 MiB, can map: 2 PiB."""
+MAX_SIZE = MAX_L1 * (CLUSTER // 8) * CLUSTER
+"""Bytes that the largest L1 table can map: 2 PiB."""
 
 _REFCOUNT_ORDER = 4
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import attrs
 
-from vmcloner_boot.choice import MAX_INITRDS, Choice, Found
+from vmcloner_boot.choice import MAX_INITRDS, Choice, Found, located
 from vmcloner_boot.disk_image import MIB, Unreadable
 from vmcloner_boot.trees import Tree, pair
 
@@ -204,11 +204,7 @@ def _choice(entry: BlsEntry, source: str) -> Choice:
         raise Unreadable(f"its entry {entry.title!r} names no kernel")
 
     def file(name: str) -> Found:
-        path = entry.path(name)
-        node = entry.tree.file(path)
-        if node is None:
-            raise Unreadable(f"{path} isn't a file on {entry.tree.place}")
-        return Found(entry.tree, node, path)
+        return located(entry.tree, entry.path(name))
 
     initrds = [name for value in entry.keys.get("initrd", []) for name in value.split()]
     if len(initrds) > MAX_INITRDS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from vmcloner_boot.disk_image import Unreadable
 from vmcloner_boot.trees import Node, Tree
 from vmcloner_core.errors import shown
 
@@ -20,6 +21,17 @@ class Found:
 
     def __str__(self) -> str:
         return shown(f"{self.path} on {self.tree.place}")
+
+
+def located(tree: Tree, path: str) -> Found:
+    """Return the file at a path.
+
+    :raises Unreadable: there is none.
+    """
+    node = tree.file(path)
+    if node is None:
+        raise Unreadable(f"{path} isn't a file on {tree.place}")
+    return Found(tree, node, path)
 
 
 @attrs.frozen(kw_only=True)

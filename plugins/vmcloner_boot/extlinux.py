@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vmcloner_boot.choice import Choice, Found
+from vmcloner_boot.choice import Choice, Found, located
 from vmcloner_boot.disk_image import Budget, Unreadable
 from vmcloner_boot.trees import Tree
 from vmcloner_syslinux.choice import Kernel, choose
@@ -44,10 +44,7 @@ def _choice(tree: Tree, path: str, text: str, source: str) -> Choice:
         return None if included is None else _encoded(included)
 
     def file(name: str) -> Found:
-        node = tree.file(full(name))
-        if node is None:
-            raise Unreadable(f"{full(name)} isn't a file on {tree.place}")
-        return Found(tree, node, full(name))
+        return located(tree, full(name))
 
     chosen = choose(parse(_encoded(text), read))
     if not isinstance(chosen, Kernel):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from vmcloner_boot.disk_image import Budget
+from vmcloner_boot.grub_interpreter import is_pattern, unescaped
 from vmcloner_boot.trees import Kind, Node, Tree
 
 MAX_MATCHES = 1000
@@ -100,8 +101,8 @@ class Devices:
     def expand(self, pattern: str) -> list[str]:
         """Return the paths that a pattern stands for; ``*`` and ``?`` are any characters."""
         first, slash, rest = _split(pattern)
-        found = [_plain(first)]
-        if _is_pattern(first):
+        found = [unescaped(first)]
+        if is_pattern(first):
             names = [
                 f"({name})" for name in self._device_names() if first[0] == "(" or "," not in name
             ]
@@ -119,9 +120,9 @@ class Devices:
 
     def _within(self, above: str, part: str) -> Iterator[str]:
         """Yield the paths in a folder that a part of a pattern stands for."""
-        if not _is_pattern(part):
-            if self.is_there(above + _plain(part)):
-                yield above + _plain(part)
+        if not is_pattern(part):
+            if self.is_there(above + unescaped(part)):
+                yield above + unescaped(part)
             return
         _, tree, folder = self.place(above)
         for name in tree.names(folder) if tree is not None else ():
@@ -132,14 +133,6 @@ class Devices:
 
 def _split(pattern: str) -> tuple[str, str, str]:
     return pattern.partition("/")
-
-
-def _is_pattern(part: str) -> bool:
-    return re.search(r"(?<!\\)(?:\\\\)*[*?]", part) is not None
-
-
-def _plain(part: str) -> str:
-    return re.sub(r"\\([\s\S])", r"\1", part)
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -250,7 +250,7 @@ class Interpreter:
         return found
 
     def _names(self, pattern: str) -> list[str]:
-        if pattern[:1] in ("/", "(", "*") and re.search(r"(?<!\\)(?:\\\\)*[*?]", pattern):
+        if pattern[:1] in ("/", "(", "*") and is_pattern(pattern):
             found = self._expand(pattern)
             if found:
                 return found
@@ -386,6 +386,11 @@ WITHOUT_EFFECT = frozenset(
 )  # fmt: skip
 """Commands about screens, keys, memory and modules. They don't change what is booted, or are
 functions that some menus call without having them."""
+
+
+def is_pattern(text: str) -> bool:
+    """Tell whether a text has a ``*`` or ``?`` without a backslash."""
+    return re.search(r"(?<!\\)(?:\\\\)*[*?]", text) is not None
 
 
 def unescaped(pattern: str) -> str:
