@@ -1,16 +1,17 @@
 """Activate and deactivate volumes, many with one command.
 
 A command of LVM costs the same for one volume and for fifty, so drivers combine the calls of
-concurrent threads (:class:`~vmcloner_core.coalesce.Coalescer`).
+concurrent threads (:func:`combined`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from vmcloner_core.coalesce import Coalescer
 from vmcloner_core.errors import HostCommandError, VmclonerError, WrongState
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, device_name
@@ -23,6 +24,17 @@ _SETTLING = 5.0
 _PAUSE = 0.1
 
 Results = Mapping[str, VmclonerError | None]
+
+
+Change = Callable[[Lvm, DeviceMapper, Sequence[str]], Results]
+""":func:`activate` or :func:`deactivate`."""
+
+
+def combined(
+    change: Change, lvm: Lvm, mapper: DeviceMapper
+) -> Coalescer[str, VmclonerError | None]:
+    """Return a change of one group's volumes that combines the calls of concurrent threads."""
+    return Coalescer(lambda names: change(lvm, mapper, names))
 
 
 def activate(lvm: Lvm, mapper: DeviceMapper, names: Sequence[str]) -> Results:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
-from vmcloner_core.coalesce import Coalescer
 from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
 from vmcloner_core.errors import InvalidRequest, VmclonerError
 from vmcloner_core.model import (
@@ -29,7 +28,7 @@ from vmcloner_core.model import (
     untold,
 )
 from vmcloner_lvm import batches, doctor, tags
-from vmcloner_lvm.activation import activate, deactivate
+from vmcloner_lvm.activation import activate, combined, deactivate
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper
 from vmcloner_lvm.filling import sweep
@@ -76,12 +75,8 @@ class LvmThinDriver(StorageDriver):
         self._pool = Pool(self._lvm, settings.thinpool, self._mapper)
         self._chunk: int | None = None
         self._importer = Importer(self._pool, context.runner, context.host.state / "import")
-        self._activate = Coalescer[str, VmclonerError | None](
-            lambda names: activate(self._lvm, self._mapper, names)
-        )
-        self._deactivate = Coalescer[str, VmclonerError | None](
-            lambda names: deactivate(self._lvm, self._mapper, names)
-        )
+        self._activate = combined(activate, self._lvm, self._mapper)
+        self._deactivate = combined(deactivate, self._lvm, self._mapper)
 
     def probe(self) -> Iterator[Check]:
         """See :meth:`StorageDriver.probe`."""
@@ -312,7 +307,7 @@ class LvmThinDriver(StorageDriver):
 
     def sweep(self) -> None:
         """See :meth:`StorageDriver.sweep`."""
-        sweep(self.context.host.state / "import")
+        sweep(self._importer.folder)
 
     # --- space ----------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -15,9 +14,8 @@ from vmcloner_core.model import Copying, Progress
 from vmcloner_core.process import CommandRunner
 from vmcloner_core.units import format_size
 from vmcloner_lvm import tags
-from vmcloner_lvm.activation import Results, activate, deactivate
-from vmcloner_lvm.commands import Lvm
-from vmcloner_lvm.devmapper import DeviceMapper, device_name
+from vmcloner_lvm.activation import Change, activate, deactivate
+from vmcloner_lvm.devmapper import device_name
 from vmcloner_lvm.filling import fill, opened
 from vmcloner_lvm.locking import LOCKS
 from vmcloner_lvm.naming import checked, draft_name, origin_name
@@ -85,7 +83,7 @@ class Importer:
             raise
         return done, True
 
-    def _check(self, name: str, change: Callable[[Lvm, DeviceMapper, list[str]], Results]) -> None:
+    def _check(self, name: str, change: Change) -> None:
         error = change(self.pool.lvm, self.pool.mapper, [name])[name]
         if error is not None:
             raise error

@@ -201,7 +201,7 @@ class ThickDriver(StorageDriver):
 
     def sweep(self) -> None:
         """See :meth:`StorageDriver.sweep`."""
-        sweep(self.context.host.state / "import")
+        sweep(self._importer.folder)
 
     # --- space ----------------------------------------------------------------------------------
 

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import attrs
 
-from vmcloner_core.coalesce import Coalescer
 from vmcloner_core.errors import HostCommandError, NotEnoughResources, VmclonerError
 from vmcloner_core.model import Labels, Origin
 from vmcloner_core.units import format_size
 from vmcloner_lvm import tags
-from vmcloner_lvm.activation import activate, deactivate
+from vmcloner_lvm.activation import activate, combined, deactivate
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper
 from vmcloner_lvm.naming import checked
@@ -79,12 +78,8 @@ class ThickGroup:
     def __init__(self, lvm: Lvm, mapper: DeviceMapper) -> None:
         self.lvm = lvm
         self.name = lvm.group
-        self.activate = Coalescer[str, VmclonerError | None](
-            lambda names: activate(lvm, mapper, names)
-        )
-        self.deactivate = Coalescer[str, VmclonerError | None](
-            lambda names: deactivate(lvm, mapper, names)
-        )
+        self.activate = combined(activate, lvm, mapper)
+        self.deactivate = combined(deactivate, lvm, mapper)
         self._extent = 0
 
     def path(self, name: str) -> Path:
