@@ -8,14 +8,6 @@ from __future__ import annotations
 import uuid
 from ipaddress import IPv4Address
 
-from vmcloner_syslinux.choice import MAX_INITRDS, Choice, Kernel, LocalBoot, choose
-from vmcloner_syslinux.config import MAX_CONFIG, MAX_DEPTH, MAX_LINE, ConfigError, parse
-
-__all__ = [
-    "BOOTIF", "IP", "MAX_CONFIG", "MAX_DEPTH", "MAX_INITRDS", "MAX_LINE", "SYSUUID", "Choice",
-    "ConfigError", "Kernel", "LocalBoot", "choose", "parse", "search_names", "unknown_bits",
-]  # fmt: skip
-
 IP, BOOTIF, SYSUUID = 1, 2, 4
 """Bits of SYSAPPEND."""
 

@@ -16,7 +16,8 @@ from vmcloner_pxe.dhcp import TRIES, Client, Lease
 from vmcloner_pxe.errors import NetbootError, shown
 from vmcloner_pxe.fetching import Fetcher, first_found
 from vmcloner_pxe.location import Base, Location, base_of, beside
-from vmcloner_pxe.pxelinux import Choice, ConfigError, Kernel
+from vmcloner_syslinux.choice import Choice, Kernel, choose
+from vmcloner_syslinux.config import ConfigError, parse
 
 _IPXE_BINARY = re.compile(r"(?:.*/)?(?:undionly|snponly|ipxe)[^/]*\.(?:k?k?pxe|lkrn|efi|0)")
 _SCRIPT = re.compile(r"https?://.*(?<!\.0)|.*\.ipxe", re.IGNORECASE)
@@ -122,8 +123,8 @@ class Resolver:
             )
         where, text = found
         try:
-            config = pxelinux.parse(text, lambda name: fetcher.text_if_any(base.locate(name)))
-            choice = pxelinux.choose(config)
+            config = parse(text, lambda name: fetcher.text_if_any(base.locate(name)))
+            choice = choose(config)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error
         return _found(guest, lease, where, base, choice, config.warnings)

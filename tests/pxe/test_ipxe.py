@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from vmcloner_core.errors import VmclonerError
 from vmcloner_pxe import ipxe
 from vmcloner_pxe.dhcp import Lease
-from vmcloner_pxe.pxelinux import ConfigError, Kernel, LocalBoot
 from vmcloner_pxe.resolver import Guest, _variables
+from vmcloner_syslinux.choice import Kernel, LocalBoot
+from vmcloner_syslinux.config import ConfigError
 
 VALUES = {"mac": "52:54:00:00:00:01", "ip": "10.0.2.15", "platform": "pcbios", "uuid": "u-1"}
 
