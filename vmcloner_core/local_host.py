@@ -192,9 +192,6 @@ class LocalHost:
         clones: Sequence[Clone],
         spec: Callable[[Clone], CloneSpec],
     ) -> Iterator[Preview]:
-        def failed(clone: Clone, error: VmclonerError) -> Preview:
-            return Preview(name=clone.name, provider=clone.labels.boot or "", error=error)
-
         states = driver.states()
         works = []
         with contextlib.ExitStack() as stack:
@@ -204,7 +201,8 @@ class LocalHost:
                     if states.get(clone.name) is not State.RUNNING:
                         stack.enter_context(self._active(clone.volumes))
                 except VmclonerError as error:
-                    yield failed(clone, error)
+                    provider = clone.labels.boot or ""
+                    yield Preview(name=clone.name, provider=provider, error=error)
                 else:
                     works.append(Work(plan=plan, volumes=clone.volumes))
             yield from self.starter.preview(driver, works)
