@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
 
-from vmcloner_core.errors import BackendError, VmclonerError
+from vmcloner_core.errors import BackendError, VmclonerError, said
 from vmcloner_core.units import format_seconds
 
 K = TypeVar("K", bound=Hashable)
@@ -37,7 +37,7 @@ def answers(
         except VmclonerError as error:
             found[key] = error
         except BaseException as error:  # a driver's bug, sys.exit too, is that driver's alone
-            bug = BackendError(f"{type(error).__name__}: {error}")
+            bug = BackendError(said(error))
             bug.__cause__ = error
             found[key] = bug
 

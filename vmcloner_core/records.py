@@ -17,8 +17,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -45,7 +45,7 @@ HOST_KEY = "ssh_host_ed25519_key"
 KNOWN_HOSTS = "known_hosts"
 MAX_RECORD = 1024**2
 """Characters of a record; a longer one couldn't be read again."""
-_DRAFT = ".{}.draft"
+_DRAFT = re.compile(r"\.(.+)\.draft")
 
 
 @attrs.frozen(kw_only=True)
@@ -220,13 +220,7 @@ class Records:
 
     def names(self) -> frozenset[str]:
         """Return the names of the clones that have a folder, without reading records."""
-        try:
-            with os.scandir(self.folder) as entries:
-                return frozenset(e.name for e in entries if not e.name.startswith("."))
-        except FileNotFoundError:
-            return frozenset()
-        except OSError as error:
-            raise HostCommandError(f"{self.folder}: {error.strerror}") from error
+        return frozenset(name for name in self._entries() if not name.startswith("."))
 
     def of(self, names: Collection[str]) -> dict[str, Record]:
         """Return the existing records of these clones, by name."""
@@ -246,14 +240,23 @@ class Records:
     def drafts(self) -> dict[str, list[Path]]:
         """Return the partial folders that killed runs left, by fleet."""
         found: dict[str, list[Path]] = {}
-        for draft in self.folder.glob(_DRAFT.format("*")):
-            named = split_clone(draft.name.removeprefix(".").removesuffix(".draft"))
+        for name in self._entries():
+            draft = _DRAFT.fullmatch(name)
+            named = split_clone(draft[1]) if draft is not None else None
             if named is not None:
-                found.setdefault(named[0], []).append(draft)
+                found.setdefault(named[0], []).append(self.folder / name)
         return found
 
+    def _entries(self) -> list[str]:
+        try:
+            return os.listdir(self.folder)  # noqa: PTH208 - only names are wanted
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise HostCommandError(f"{self.folder}: {error.strerror}") from error
+
     def _paths(self, clone: str) -> tuple[Path, Path]:
-        return self.folder / clone, self.folder / _DRAFT.format(clone)
+        return self.folder / clone, self.folder / f".{clone}.draft"
 
     def _check(self, home: Path, labels: Labels) -> None:
         held = self.find(home.name)
@@ -315,16 +318,18 @@ def new_host_key(comment: str) -> tuple[str, str]:
 
 
 def _write(path: Path, text: str, mode: int) -> None:
-    """Write a file atomically."""
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # 0600 from birth
+    """Write a file atomically. What a killed run left of it goes."""
+    draft = path.with_name(f".{path.name}.draft")
     try:
+        draft.unlink(missing_ok=True)
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass") as stream:
             stream.write(text)
-        Path(draft).chmod(mode)
-        Path(draft).rename(path)
+        draft.chmod(mode)
+        draft.rename(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            Path(draft).unlink()
+            draft.unlink()
         raise
 
 

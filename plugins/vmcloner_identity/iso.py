@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -44,11 +43,13 @@ def write(image: Path, label: str, files: Mapping[str, bytes]) -> None:
 
 
 def _replace(image: Path, iso: pycdlib.PyCdlib) -> None:
-    handle, draft = tempfile.mkstemp(prefix=f".{image.name}-", dir=image.parent)  # mode 0600
+    draft = image.with_name(f".{image.name}.draft")
     try:
+        draft.unlink(missing_ok=True)  # a killed run's
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(handle, "wb") as stream:
             iso.write_fp(stream)
-        Path(draft).rename(image)
+        draft.rename(image)
     except BaseException:
-        Path(draft).unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
         raise

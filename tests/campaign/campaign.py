@@ -141,6 +141,10 @@ class Campaign:
             total = len(self.calls[name])
             fate |= {"how": "fault", "kinds": ["write", "read"]}
         fate["at"] = self.random.randint(1, total)
+        if how == "faults" and self.random.random() < 0.5:
+            # There are more calls that read than calls that write.
+            writes = [at for at, kind in enumerate(self.calls[name], 1) if kind == "write"]
+            fate["at"] = self.random.choice(writes)
         kind = "write" if how == "kills" else self.calls[name][fate["at"] - 1]
         fate["error"] = self.random.choice(OS_ERRORS[kind])
         fate["libvirt"] = self.random.choice(LIBVIRT_ERRORS)
@@ -171,13 +175,13 @@ class Campaign:
 
     def judged(self, name, fate, hit, ended, *, as_json):
         """Yield what is wrong with how a command that was hit ended."""
-        how, said = fate["how"], ended.err.strip()
+        how, said = fate["how"], f"{ended.err.strip()} {ended.out.strip()}".strip()
         if ended.code is None:
             yield f"it hangs: {said[-300:]}"
             return
         if ended.code == SIGNALS.get(how):
             return
-        for word in (word for word in POOR if word in ended.err):
+        for word in (word for word in POOR if word in said.replace('"error": None', "")):
             yield f"it says {word!r}: {said[-1500:]}"
         if ended.code < 0 or (ended.code and not said):
             yield f"exit {ended.code}, and it says {said!r}"
@@ -311,9 +315,8 @@ def site_on(pool):
             subprocess.run(["mount", "-o", "loop", device, mounted], check=True, timeout=60)
         yield site
     finally:
-        subprocess.run(
-            site.argv("delete", site.fleet("web"), "--yes"), cwd=site.folder, timeout=LIMIT
-        )
+        delete = site.argv("delete", site.fleet("web"), "--yes")
+        subprocess.run(delete, cwd=site.folder, timeout=LIMIT, check=True)
         if mounted.is_mount():
             subprocess.run(["umount", mounted], check=True, timeout=60)
         shutil.rmtree(site.folder)

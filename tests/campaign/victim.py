@@ -22,25 +22,64 @@ from vmcloner_core.errors import HostCommandError
 from vmcloner_core.process import LocalRunner
 
 AUDITED = {
-    "write": (
-        "fcntl.fcntl fcntl.ioctl os.chmod os.chown os.link os.mkdir os.remove os.removexattr "
-        "os.rename os.rmdir os.setxattr os.symlink os.truncate os.utime"
-    ).split(),
-    "read": "os.getxattr os.listdir os.listxattr os.scandir socket.connect".split(),
+    "fcntl.fcntl": "write",
+    "fcntl.ioctl": "write",
+    "os.chmod": "write",
+    "os.chown": "write",
+    "os.getxattr": "read",
+    "os.link": "write",
+    "os.listdir": "read",
+    "os.listxattr": "read",
+    "os.mkdir": "write",
+    "os.remove": "write",
+    "os.removexattr": "write",
+    "os.rename": "write",
+    "os.rmdir": "write",
+    "os.scandir": "read",
+    "os.setxattr": "write",
+    "os.symlink": "write",
+    "os.truncate": "write",
+    "os.utime": "write",
+    "socket.connect": "read",
 }
+"""Audit events, beside ``open``."""
 WRAPPED = {
-    "write": "copy_file_range fdatasync fsync posix_fallocate pwrite sendfile write".split(),
-    "read": "lstat pread stat statvfs".split(),
+    "copy_file_range": "write",
+    "fdatasync": "write",
+    "fsync": "write",
+    "lstat": "read",
+    "posix_fallocate": "write",
+    "pread": "read",
+    "pwrite": "write",
+    "sendfile": "write",
+    "stat": "read",
+    "statvfs": "read",
+    "write": "write",
 }
+"""Functions of :mod:`os` without an audit event."""
 CHANGES = ("Create", "Define", "Destroy", "Resume", "Set", "Shutdown", "Suspend", "Undefine")
 """In the names of libvirt's calls that change something."""
-ALONE = ("Error", "Event", "Free", "GetName", "GetUUID", "Initialize", "_pointer", "SetKeepAlive")
+ALONE = (
+    "Close",
+    "Error",
+    "Event",
+    "Free",
+    "GetName",
+    "GetUUID",
+    "Initialize",
+    "_pointer",
+    "SetKeepAlive",
+)
 """In the names of libvirt's functions that call no daemon."""
 TOP = str(Path(__file__).parents[2])
 CODE = tuple({*filter(None, sys.path), TOP, sys.prefix, sys.base_prefix, "/usr/lib", "/proc/self"})
 """Where the program itself is read from: not what is tested."""
 LIBVIRT_ERRORS = {
-    "timeout": (libvirt.VIR_ERR_OPERATION_TIMEOUT, libvirt.VIR_FROM_QEMU, "cannot acquire state change lock"),
+    "timeout": (
+        libvirt.VIR_ERR_OPERATION_TIMEOUT,
+        libvirt.VIR_FROM_QEMU,
+        "cannot acquire state change lock",
+    ),
     "internal": (libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_FROM_QEMU, "injected: process exited"),
     "failed": (libvirt.VIR_ERR_OPERATION_FAILED, libvirt.VIR_FROM_QEMU, "injected: failed"),
     "lost": (libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_FROM_RPC, "client socket is closed"),
@@ -50,7 +89,9 @@ LIBVIRT_ERRORS = {
 class Fate:
     """Counts calls, and hits the one that is meant."""
 
-    def __init__(self, how, log, at=0, kinds=("write",), error="EIO", libvirt="internal", delay=0.0):
+    def __init__(
+        self, how, log, at=0, kinds=("write",), error="EIO", libvirt="internal", delay=0.0
+    ):
         self.how, self.kinds, self.delay = how, kinds, delay
         self.error, self.libvirt = error, libvirt
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -93,12 +134,21 @@ def _die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _os_error(fate):
-    number = getattr(errno, fate.error)
-    return OSError(number, os.strerror(number))
+def _os_error(path=None):
+    """Return what makes the error of a call, with its path as the system's own has it."""
+
+    def error(fate):
+        number = getattr(errno, fate.error)
+        return OSError(number, os.strerror(number), *([path] if isinstance(path, str) else []))
+
+    return error
 
 
-def _libvirt_error(fate):
+def _libvirt_error(_first):
+    return _libvirt_fault
+
+
+def _libvirt_fault(fate):
     code, domain, message = LIBVIRT_ERRORS[fate.libvirt]
     error = libvirt.libvirtError(message)
     error.err = (code, domain, message, libvirt.VIR_ERR_ERROR, message, None, None, -1, -1)
@@ -107,16 +157,17 @@ def _libvirt_error(fate):
 
 def audit(fate):
     """Count what the interpreter reports."""
-    kinds = {event: kind for kind, events in AUDITED.items() for event in events}
 
     def heard(event, args):
         if event == "open":
             path, _mode, flags = args
             if isinstance(path, str) and not path.startswith(CODE):
                 writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-                fate.call("write" if writes else "read", f"open {path}", _os_error)
-        elif event in kinds and not str(args[0]).startswith(CODE):
-            fate.call(kinds[event], f"{event} {' '.join(map(str, args))[:150]}", _os_error)
+                fate.call("write" if writes else "read", f"open {path}", _os_error(path))
+        elif event in AUDITED and not str(args[0]).startswith(CODE):
+            fate.call(
+                AUDITED[event], f"{event} {' '.join(map(str, args))[:150]}", _os_error(args[0])
+            )
 
     sys.addaudithook(heard)
 
@@ -127,15 +178,17 @@ def wrap(fate):
     def counted(kind, name, function, raised):
         @functools.wraps(function)
         def call(*args, **options):
-            if not (args and str(args[0]).startswith(CODE)):
-                fate.call(kind, f"{name} {str(args[0])[:150] if args else ''}", raised)
+            first = (
+                os.fspath(args[0]) if args and isinstance(args[0], os.PathLike) else (*args, "")[0]
+            )
+            if not str(first).startswith(CODE):
+                fate.call(kind, f"{name} {first!s:.150}", raised(first))
             return function(*args, **options)
 
         return call
 
-    for kind, names in WRAPPED.items():
-        for name in names:
-            setattr(os, name, counted(kind, name, getattr(os, name), _os_error))
+    for name, kind in WRAPPED.items():
+        setattr(os, name, counted(kind, name, getattr(os, name), _os_error))
     module = libvirt.libvirtmod
     for name in dir(module):
         if name.startswith("vir") and not any(word in name for word in ALONE):

@@ -225,8 +225,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words and not sys.stdin.isatty():
         words = ["--help"]
     shell = Shell()
-    # SIGTERM ends a run as Ctrl-C does: cleanly, so that it can be continued.
-    signal.signal(signal.SIGTERM, _terminate)
+    # These end a run as Ctrl-C does: cleanly, so that it can be continued.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) has it
+            signal.signal(number, _terminate)
     try:
         return shell.run(words)
     except KeyboardInterrupt:
