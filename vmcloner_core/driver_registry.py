@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping
 from typing import TypeVar
@@ -17,7 +18,8 @@ from vmcloner_core.drivers import (
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, did_you_mean
 from vmcloner_core.hooks import BootBackend, HypervisorBackend, IdentityBackend, StorageBackend
 from vmcloner_core.model import BackendTable, Host
-from vmcloner_core.plugins import PluginHost
+from vmcloner_core.outcomes import Backend
+from vmcloner_core.plugins import OWN, PluginHost
 from vmcloner_core.process import CommandRunner
 from vmcloner_core.tomlfile import structure
 
@@ -70,6 +72,19 @@ class DriverRegistry:
             return backend.factory(context)
         made: object = structure(options, backend.options, where=where)
         return backend.factory(context, made)
+
+    def backend(self, kind: str, name: str) -> Backend:
+        """Return a backend for messages."""
+        return Backend(f"{kind} {name!r}", functools.partial(self.whose, kind, name))
+
+    def whose(self, kind: str, name: str) -> str:
+        """Return which distribution a backend's plugin is of, for a message's end.
+
+        Empty for vmcloner's own, and for objects that a program gave the engine.
+        """
+        tables = self._tables(kind) if kind in ("storage", "hypervisor") else {}
+        owner = self._plugins.owner(kind, tables[name].driver if name in tables else name)
+        return "" if owner in (None, OWN) else f"; its plugin is of {owner}"
 
     def names(self, kind: str) -> tuple[str, ...]:
         """Return the names of the host's backends of a kind, defaults included."""

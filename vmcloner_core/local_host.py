@@ -52,7 +52,12 @@ class LocalHost:
         self.records = Records(host.records)
         self.catalog = Catalog(host.templates)
         self.images = TemplateImages(self.drivers, plugins)
-        self.starter = Starter(boots=self.drivers.boot, folder=host.boots, records=self.records)
+        self.starter = Starter(
+            boots=self.drivers.boot,
+            backend=self.drivers.backend,
+            folder=host.boots,
+            records=self.records,
+        )
         self._lock = threading.Lock()
         self._state_id: str | None = None
 

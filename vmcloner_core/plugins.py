@@ -43,6 +43,8 @@ KINDS: dict[str, type[Any] | None] = {
     "observer": None,
 }
 """Kinds of plugin, by the last part of their entry point group, and what each registers."""
+OWN = "vmcloner"
+"""The distribution that this is."""
 OBSERVER_API = "VMCLONER_API"
 """Optional attribute of an observer: the version of the driver API that it is built for."""
 
@@ -121,6 +123,10 @@ class PluginHost:
         """Return the names of a kind's plugins, without importing any."""
         loaded = {name for of, name in self._loaded if of == kind}
         return tuple(sorted(loaded | {entry.name for entry in _entries(kind)}))
+
+    def owner(self, kind: str, name: str) -> str | None:
+        """Return the distributions that provide a plugin, None for an object of this process."""
+        return _owners(kind, name) or None
 
     def _backend(self, kind: str, name: str, expected: type[B]) -> B:
         """Return the descriptor of the plugin of that kind and name.
@@ -350,4 +356,4 @@ def _owners(kind: str, name: str) -> str:
     """Return the names of the distributions that provide a plugin."""
     entries = entry_points.with_distributions(f"vmcloner.{kind}")
     owners = {entry_points.provenance(entry)[0] for entry in entries if entry.name == name}
-    return " and ".join(sorted(owners)) or "this process"
+    return " and ".join(sorted(owners))
