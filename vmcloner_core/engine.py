@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
-from vmcloner_core.deadlines import answers
+from vmcloner_core.deadlines import answers, instance
 from vmcloner_core.errors import (
     BackendError,
     Interrupted,
@@ -44,6 +44,7 @@ from vmcloner_core.model import (
     Check,
     Clone,
     Copying,
+    DomainInventory,
     DomainSpec,
     Host,
     NetworkChange,
@@ -421,7 +422,8 @@ class Engine:
         drivers = self._host.drivers
 
         def states_of(backend: str) -> Mapping[str, State]:
-            return drivers.hypervisor(backend).states()
+            found = drivers.hypervisor(backend).states()
+            return instance(found, Mapping)  # type: ignore[type-abstract]
 
         found = answers(
             {name: functools.partial(states_of, name) for name in drivers.names("hypervisor")}
@@ -497,7 +499,10 @@ class Engine:
         networks = _networks(driver, request)
         with self._run_lock, self._held([f"network/{request.name}"]):
             try:
-                domains = driver.inspect().domains
+                inventory = self._host.drivers.ask(
+                    "hypervisor", driver.name, lambda d: d.inspect(), DomainInventory
+                )
+                domains = inventory.domains
             except BackendError:
                 if not request.bridge:
                     raise
@@ -527,11 +532,11 @@ class Engine:
 
     def _probe(self, kind: str, name: str) -> Iterator[Check]:
         try:
-            driver = getattr(self._host.drivers, kind)(name)
-            checks = tuple(driver.probe())
-            yield from checks
-            if kind == "storage" and not any(c.status is Status.FAILED for c in checks):
-                yield from capacity_checks(name, driver.capacity())
+            ask = self._host.drivers.ask
+            found = ask(kind, name, lambda d: tuple(instance(c, Check) for c in d.probe()), tuple)
+            yield from found
+            if kind == "storage" and not any(c.status is Status.FAILED for c in found):
+                yield from capacity_checks(name, ask(kind, name, lambda d: d.capacity(), Capacity))
         except VmclonerError as error:
             yield Check(
                 backend=name,

@@ -23,7 +23,7 @@ import attrs
 from vmcloner_core import locks, ssh_access
 from vmcloner_core.booting import Preview, Starter
 from vmcloner_core.catalog import Catalog
-from vmcloner_core.deadlines import answers
+from vmcloner_core.deadlines import answers, instance
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver
 from vmcloner_core.errors import BackendError, VmclonerError
@@ -169,7 +169,8 @@ class LocalHost:
         return tuple(located(clone) for clone in clones)
 
     def _addresses(self, hypervisor: str) -> Mapping[str, tuple[str, ...]]:
-        return self.drivers.hypervisor(hypervisor).addresses()
+        found = self.drivers.hypervisor(hypervisor).addresses()
+        return instance(found, Mapping)  # type: ignore[type-abstract]
 
     def access(self, labels: Labels, address: str) -> Access:
         """Return how to reach a clone at an address; see :func:`ssh_access.access`."""
@@ -197,7 +198,12 @@ class LocalHost:
         clones: Sequence[Clone],
         spec: Callable[[Clone], CloneSpec],
     ) -> Iterator[Preview]:
-        states = driver.states()
+        states = self.drivers.ask(
+            "hypervisor",
+            driver.name,
+            lambda d: d.states(),
+            Mapping,  # type: ignore[type-abstract]
+        )
         works = []
         with contextlib.ExitStack() as stack:
             for clone in clones:
