@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -225,10 +226,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words and not sys.stdin.isatty():
         words = ["--help"]
     shell = Shell()
-    # These end a run as Ctrl-C does: cleanly, so that it can be continued.
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # All of them end a run as Ctrl-C does: cleanly, so that it can be continued.
+    ending = _Ending()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) has it
-            signal.signal(number, _terminate)
+            signal.signal(number, ending)
     try:
         return shell.run(words)
     except KeyboardInterrupt:
@@ -240,8 +242,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         shell.close()
 
 
-def _terminate(*_: object) -> None:
-    raise KeyboardInterrupt
+class _Ending:
+    """What a signal does that asks the process to end.
+
+    The first ends a run cleanly, the second gives up the calls in progress. If one of these keeps
+    the process from ending, the third ends it at once.
+    """
+
+    SOON = 30.0
+    """Seconds for which signals count as sent to the same run."""
+
+    def __init__(self) -> None:
+        self._times: list[float] = []
+
+    def __call__(self, *_: object) -> None:
+        now = time.monotonic()
+        self._times = [when for when in self._times if now - when < self.SOON] + [now]
+        if len(self._times) > 2:
+            os.write(2, b"\nvmcloner: ended at once (run the same command again)\n")
+            os._exit(EXIT_INTERRUPTED)
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
