@@ -19,6 +19,7 @@ from vmcloner_core.drivers import (
     ImageBuilder,
     StorageDriver,
 )
+from vmcloner_core.entry_points import OWN
 from vmcloner_core.errors import (
     BackendError,
     InvalidRequest,
@@ -30,7 +31,7 @@ from vmcloner_core.errors import (
 from vmcloner_core.hooks import BootBackend, HypervisorBackend, IdentityBackend, StorageBackend
 from vmcloner_core.model import BackendTable, Host
 from vmcloner_core.outcomes import Backend
-from vmcloner_core.plugins import OWN, PluginHost
+from vmcloner_core.plugins import PluginHost
 from vmcloner_core.process import CommandRunner
 from vmcloner_core.tomlfile import structure
 

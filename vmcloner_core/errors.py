@@ -28,7 +28,7 @@ def said(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         what = f"{error.filename}: " if error.filename is not None else ""
         return shown(f"{what}{error.strerror}")
-    reason = next(iter(str(error).splitlines()), "")
+    reason = " ".join(str(error).split())
     return shown(f"{type(error).__name__}: {reason}" if reason else type(error).__name__)
 
 
