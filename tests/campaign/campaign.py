@@ -91,6 +91,8 @@ class Campaign:
         create = ["create", self.fleet, "-t", "seeded", "-c", str(COUNT), "--values", "values.csv"]
         self.operations = {
             "create": create,
+            "delete-stopped": ["delete", self.fleet, "--yes"],
+            "import": create,
             "reset": ["reset", self.fleet],
             "start": ["start", self.fleet],
             "reset-running": ["reset", self.fleet],
@@ -125,6 +127,8 @@ class Campaign:
 
     def prepare(self, name):
         """Write something to the disks that are about to be reset."""
+        if name == "import":
+            self.checked(["template", "delete", "seeded"])
         if name == "reset":
             for volume in self.disks():
                 write = ["qemu-io", "-f", _format(volume), "-c", "write -P 7 0 4096", str(volume)]
@@ -177,7 +181,7 @@ class Campaign:
         """Yield what is wrong with how a command that was hit ended."""
         how, said = fate["how"], f"{ended.err.strip()} {ended.out.strip()}".strip()
         if ended.code is None:
-            yield f"it hangs: {said[-300:]}"
+            yield f"it hangs: {said[-4000:]}"
             return
         if ended.code == SIGNALS.get(how):
             return
@@ -252,6 +256,7 @@ class Campaign:
         with subprocess.Popen(
             argv,
             cwd=self.site.folder,
+            env=os.environ | {"PYTHONFAULTHANDLER": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
