@@ -1,7 +1,7 @@
 """Kill and disturb real commands at any of their calls; the same command again must complete them.
 
-``python -m tests.campaign.campaign --seed 1 --hits 100 --how kills|faults --pool overlay``: make a
-site, and fleets in it. Each create, reset, start, stop and delete is hit once: it is killed
+``python -m tests.campaign.campaign --seed 1 --kills 100 --faults 100 --pool overlay``: make a site,
+and fleets in it. Each create, reset, start, stop and delete is hit once: it is killed
 (SIGKILL, SIGTERM, SIGHUP) at a call to the system, to libvirt or of a program, or that call fails.
 Then the same command is run again. What is on the host after it must be what an undisturbed run
 leaves, and after the delete nothing may be left. See ``victim.py``.
@@ -350,27 +350,26 @@ def campaign(pool, how, seed, hits, seconds=1e9, tell=lambda _line: None):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", default=str(int(time.time())))
-    parser.add_argument("--hits", type=int, default=100, help="in each pool")
-    parser.add_argument("--seconds", type=float, default=1e9, help="in each pool, at most")
-    parser.add_argument("--how", choices=["kills", "faults"], default="kills")
+    parser.add_argument("--kills", type=int, default=500, help="in all")
+    parser.add_argument("--faults", type=int, default=500, help="in all")
     parser.add_argument("--pool", choices=POOLS, nargs="+", default=["overlay", "reflink", "full"])
     parser.add_argument("--messages", action="store_true", help="Print what commands said.")
     words = parser.parse_args()
     print(f"seed {words.seed}")
-    found = 0
-    rows = []
-    for pool in words.pool:
-        run = campaign(pool, words.how, words.seed, words.hits, words.seconds, _tell)
-        found += len(run.findings)
+    runs = []
+    for how in ("kills", "faults"):
+        hits = -(-getattr(words, how) // len(words.pool))
+        for pool in words.pool if hits else ():
+            runs.append((how, campaign(pool, how, words.seed, hits, tell=_tell)))
+    for _how, run in runs if words.messages else ():
+        for message, times in sorted(run.messages.items()):
+            print(f"{times} x {message}")
+    print(f"{'pool':10}{'operation':16}{'how':8}{'hits':>6}{'found':>6}")
+    for how, run in runs:
         wrong = Counter(finding.operation for finding in run.findings)
-        rows += [(pool, name, run.hits[name], wrong[name]) for name in run.operations]
-        if words.messages:
-            for message, times in sorted(run.messages.items()):
-                print(f"{times} x {message}")
-    print(f"{'pool':10}{'operation':16}{words.how:>8}{'found':>8}")
-    for pool, name, hits, wrong in rows:
-        print(f"{pool:10}{name:16}{hits:8}{wrong:8}")
-    return 1 if found else 0
+        for name, hits in run.hits.items():
+            print(f"{run.pool:10}{name:16}{how:8}{hits:6}{wrong[name]:6}")
+    return 1 if any(run.findings for _how, run in runs) else 0
 
 
 def _tell(line):
