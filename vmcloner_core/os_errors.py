@@ -18,6 +18,19 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
+def of_state(error: OSError, what: object) -> HostCommandError:
+    """Return the vmcloner error for an OSError of a file of vmcloner's own."""
+    if error.errno in _FULL:
+        hint = "free space there, then run the same command again"
+    elif error.errno == errno.EROFS:
+        hint = "remount it writable; dmesg may say why it isn't"
+    elif error.errno in _DENIED:
+        hint = "run as root, or as its owner"
+    else:
+        hint = "see dmesg, then run the same command again"
+    return HostCommandError(f"{what}: {error.strerror or error}", hint=hint)
+
+
 def translate(error: OSError, what: object) -> VmclonerError:
     """Return the vmcloner error for an OSError that an operation on ``what`` raised."""
     reason = error.strerror or str(error)

@@ -27,7 +27,7 @@ from typing import Any, Self
 import attrs
 
 from vmcloner_core.drivers import IdentityRequest
-from vmcloner_core.errors import Conflict, HostCommandError, InvalidRequest
+from vmcloner_core.errors import Conflict, InvalidRequest
 from vmcloner_core.model import (
     CloneSpec,
     Domain,
@@ -39,6 +39,7 @@ from vmcloner_core.model import (
     clone_uuid,
 )
 from vmcloner_core.names import split_clone
+from vmcloner_core.os_errors import of_state
 
 RECORD = "record.json"
 HOST_KEY = "ssh_host_ed25519_key"
@@ -253,7 +254,7 @@ class Records:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise HostCommandError(f"{self.folder}: {error.strerror}") from error
+            raise of_state(error, self.folder) from error
 
     def _paths(self, clone: str) -> tuple[Path, Path]:
         return self.folder / clone, self.folder / f".{clone}.draft"
@@ -291,7 +292,7 @@ def _translated(clone: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise HostCommandError(f"{clone}: {path}: {error.strerror}") from error
+        raise of_state(error, f"{clone}: {path}") from error
 
 
 def _write_host_key(folder: Path, clone: str) -> None:

@@ -173,11 +173,8 @@ class Campaign:
 
         for what in self.judged(name, fate, hit, ended, as_json=as_json):
             find(what)
-        if (
-            name == "roll-back"
-            and fate["how"] == "fault"
-            and ended.code not in (0, ROLLED_BACK_IN_PART)
-        ):
+        undone = ended.code not in (0, ROLLED_BACK_IN_PART)
+        if name == "roll-back" and fate["how"] == "fault" and undone:
             for what in self.differences("nothing"):
                 find(f"rolled back, but {what}")
         again = self.run(words)

@@ -567,10 +567,10 @@ def test_an_error_of_a_file_is_one_line_with_a_way_out(lab, run, monkeypatch):
 
     monkeypatch.setattr(lab.engine, "survey", lambda *_targets: full())
     assert run("list") == (
-        7,
+        9,
         "",
         "vmcloner: /var/lib/vmcloner/x: No space left on device "
-        "(delete clones or use another pool)\n",
+        "(free space there, then run the same command again)\n",
     )
 
 

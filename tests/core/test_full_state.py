@@ -154,7 +154,9 @@ def test_an_identities_folder_that_fails_is_one_line(lab, run, monkeypatch, act)
     words = {"create": ("web", "-t", "t1"), "delete": ("web", "--yes"), "start": ("web",)}
     code, _, err = run(act, *words[act])
     assert code == 9
-    assert err == f"vmcloner: {folder}: Input/output error\n"
+    assert err == (
+        f"vmcloner: {folder}: Input/output error (see dmesg, then run the same command again)\n"
+    )
 
 
 def test_locks_that_fail_are_one_line(lab, run, monkeypatch):
