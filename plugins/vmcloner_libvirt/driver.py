@@ -22,7 +22,7 @@ from vmcloner_core.model import (
     Outcome,
     State,
 )
-from vmcloner_libvirt import operations, whereabouts
+from vmcloner_libvirt import conditions, operations, whereabouts
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections, Unreachable, is_local
 from vmcloner_libvirt.console import Consoles
@@ -111,7 +111,9 @@ class LibvirtDriver(HypervisorDriver):
     def inspect(self) -> DomainInventory:
         """See :meth:`HypervisorDriver.inspect`."""
         return self.connections.ask(
-            lambda connection: operations.inventory(self.records(connection))
+            lambda connection: operations.inventory(
+                self.records(connection), conditions.saved(connection)
+            )
         )
 
     def states(self) -> Mapping[str, State]:
@@ -269,6 +271,7 @@ class LibvirtDriver(HypervisorDriver):
         # A domain's labels don't change while it exists: they are read once, not at each poll.
         owned: dict[tuple[str, str], bool] = {}
         states: dict[str, State] = {}
+        saved = conditions.saved(connection)
         for domain, state, reason in self.records(connection):
             name = domain.name()
             key = (domain.UUIDString(), name)
@@ -276,6 +279,6 @@ class LibvirtDriver(HypervisorDriver):
                 known = self._owned.get(key)
                 owned[key] = labels_of(domain) is not None if known is None else known
                 if owned[key]:
-                    states[name] = operations.state_of(state, reason)
+                    states[name] = conditions.state_of(state, reason, saved=key[0] in saved)
         self._owned = owned
         return states

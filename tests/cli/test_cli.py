@@ -22,7 +22,7 @@ from vmcloner_core.errors import HostCommandError
 
 LIST_KEYS = [
     "name", "fleet", "index", "state", "template", "hypervisor",
-    "storage", "host", "mac", "ip", "created", "volumes",
+    "storage", "host", "mac", "ip", "created", "volumes", "reason",
 ]  # fmt: skip
 
 

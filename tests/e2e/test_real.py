@@ -23,7 +23,7 @@ def test_a_fleet_of_tiny_machines(site):
     assert len({row["mac"] for row in rows}) == 10
     assert set(rows[0]) == {
         "name", "fleet", "index", "state", "template", "hypervisor",
-        "storage", "host", "mac", "ip", "created", "volumes",
+        "storage", "host", "mac", "ip", "created", "volumes", "reason",
     }  # fmt: skip
     for row in rows:
         log = site.run("console", row["name"], "--log")

@@ -13,7 +13,7 @@ from vmcloner_core.model import Clone
 
 COLUMNS = (
     "name", "fleet", "index", "state", "template", "hypervisor",
-    "storage", "host", "mac", "ip", "created", "volumes",
+    "storage", "host", "mac", "ip", "created", "volumes", "reason",
 )  # fmt: skip
 
 
@@ -32,6 +32,7 @@ def _row(clone: Clone) -> tuple[Any, ...]:
         clone.ip,
         labels.created,
         [volume.name for volume in clone.volumes],
+        clone.reason,
     )
 
 

@@ -225,8 +225,8 @@ class Destroy(_StopStep):
     name = "destroy"
 
     def undoes(self, work: Work) -> bool:
-        """Keep a guest that ran, or was paused, before the run."""
-        return work.plan.state not in (State.RUNNING, State.PAUSED)
+        """Keep a guest that ran, or was paused or saved, before the run."""
+        return work.plan.state not in (State.RUNNING, State.PAUSED, State.SAVED)
 
     def stop(
         self,
