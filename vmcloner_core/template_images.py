@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vmcloner_core import images
 from vmcloner_core.catalog import write_built
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import ImageBuilder, ImageFile, StorageDriver
@@ -92,6 +91,8 @@ class TemplateImages:
                 ProgressEvent(run=run, what=f"{STEP} {template.name}", done=done, total=total)
             )
 
+        from vmcloner_core import images  # most creates find their image in the pool
+
         event(StepStatus.STARTED)
         try:
             builder, host = self.builder(template), self._drivers.host
@@ -108,6 +109,8 @@ class TemplateImages:
 
         :raises InvalidRequest: it has no builder.
         """
+        from vmcloner_core import images
+
         builder, name = self.builder(template), template.name
         if builder is None:
             raise InvalidRequest(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -74,6 +75,7 @@ class LibvirtDriver(HypervisorDriver):
         self.consoles = Consoles(self.connections, context.host.consoles)
         self.agents = GuestAgents(self.connections)
         self._validated: set[str] = set()
+        self._validating = threading.Lock()
         self._owned: dict[tuple[str, str], bool] = {}
 
     # --- what hypervisors implement or override -----------------------------------------------
@@ -221,16 +223,25 @@ class LibvirtDriver(HypervisorDriver):
                 return Outcome(
                     key=spec.name, value=found, changed=again and found.labels == spec.labels
                 )
-            rendered = self.prepare(spec)
-            # libvirt compiles its schema for each domain that it validates, which takes several
-            # times as long as the rest. Clones of one shape differ only in values that are
-            # already checked.
+            return Outcome(key=spec.name, value=self._make(connection, spec))
+
+        return self._member(spec.name, define)
+
+    def _make(self, connection: Any, spec: DomainSpec) -> Domain:
+        """Define a new domain, which libvirt validates if it is the first of its shape.
+
+        libvirt compiles its schema for each domain that it validates, which takes several times as
+        long as the rest. Clones of one shape differ only in values that are already checked. So
+        other threads wait for the first one's result.
+        """
+        rendered = self.prepare(spec)
+        if rendered.shape in self._validated:
+            return operations.make(connection, spec, rendered.xml, validate=False)
+        with self._validating:
             new = rendered.shape not in self._validated
             domain = operations.make(connection, spec, rendered.xml, validate=new)
             self._validated.add(rendered.shape)
-            return Outcome(key=spec.name, value=domain)
-
-        return self._member(spec.name, define)
+        return domain
 
     def _undefine(self, connection: Any, name: str) -> bool:
         was_there = operations.undefine(connection, name, self.undefine_flags)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,25 @@ def test_libvirt_validates_what_is_defined(
     assert "web-2" in outcomes["web-2"].error.message
     assert outcomes["web-1"].ok
     assert set(paper.states()) == {"web-1"}
+
+
+def test_threads_that_define_the_same_shape_validate_it_once(
+    paper: KvmDriver, new_labels: NewLabels, new_spec: NewSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = operations.make
+    validated: list[bool] = []
+
+    def slow(*args: Any, validate: bool) -> Domain:
+        validated.append(validate)
+        time.sleep(0.05)
+        return make(*args, validate=validate)
+
+    monkeypatch.setattr(operations, "make", slow)
+    batches = [[new_spec(new_labels(index))] for index in range(1, 5)]
+    with ThreadPoolExecutor(len(batches)) as pool:
+        outcomes = list(pool.map(lambda batch: list(paper.define(batch)), batches))
+    assert all(outcome.ok for batch in outcomes for outcome in batch)
+    assert sorted(validated) == [False, False, False, True]
 
 
 def test_names_that_are_no_clones_reach_no_file(paper: KvmDriver) -> None:

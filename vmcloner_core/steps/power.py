@@ -8,6 +8,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -15,10 +16,12 @@ from vmcloner_core.drivers import HypervisorDriver, Lane
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Clone, Outcome, State
 from vmcloner_core.pipeline import More, Work
-from vmcloner_core.readiness import Awaited, watch
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps.action import TargetAction, active, waits
 from vmcloner_core.steps.step import HypervisorStep, Run, switched
+
+if TYPE_CHECKING:
+    from vmcloner_core.readiness import Awaited
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +132,8 @@ class WaitUntilReady(HypervisorStep):
         self, run: Run, driver: HypervisorDriver, works: Sequence[Work], more: More
     ) -> Iterator[Outcome[object]]:
         """See :meth:`Step.call`."""
+        from vmcloner_core.readiness import watch
+
         by_name: dict[str, Work] = {}
 
         def awaited(works: Sequence[Work]) -> list[Awaited]:
@@ -144,6 +149,8 @@ class WaitUntilReady(HypervisorStep):
 
     @staticmethod
     def _awaited(run: Run, driver: HypervisorDriver, work: Work) -> Awaited:
+        from vmcloner_core.readiness import Awaited
+
         return Awaited(
             name=work.name,
             driver=driver,
