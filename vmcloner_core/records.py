@@ -190,10 +190,10 @@ class Records:
             with _translated(next(iter(filled)), self.folder):
                 with ThreadPoolExecutor(_SYNCS) as pool:
                     files = (file for draft in filled.values() for file in draft.iterdir())
-                    list(pool.map(_sync, files))
+                    list(pool.map(sync, files))
                 for clone, draft in filled.items():
                     draft.rename(self.folder / clone)
-                _sync(self.folder)  # and all names before it: file systems keep them in order
+                sync(self.folder)  # and all names before it: file systems keep them in order
         except VmclonerError as error:
             yield from (Outcome(key=clone, error=error) for clone in filled)
         else:
@@ -256,7 +256,7 @@ class Records:
         :raises Conflict: it is damaged, another clone's, or not vmcloner's.
         """
         home = self.folder / labels.clone
-        with _translated(labels.clone, home):
+        with contextlib.suppress(OSError):  # what can't be read fails its own clone
             if home.exists():
                 self._check(home, labels)
 
@@ -311,14 +311,22 @@ class Records:
         """Return the fleets in which a run was killed while it created or removed a folder."""
         return frozenset(self.drafts())
 
-    def drafts(self) -> dict[str, list[Path]]:
-        """Return the partial folders that killed runs left, by fleet."""
+    def drafts(self, inside: Collection[str] = ()) -> dict[str, list[Path]]:
+        """Return the partial folders and files that killed runs left, by fleet.
+
+        :param inside: the fleets in whose clones' folders to look for files too.
+        """
         found: dict[str, list[Path]] = {}
         for draft in self.folder.glob(_DRAFT.format("*")):
             named = split_clone(draft.name.removeprefix(".").removesuffix(".draft"))
             if named is not None:
                 found.setdefault(named[0], []).append(draft)
-        return found
+        for name in self.names() if inside else ():
+            named = split_clone(name)
+            if named is not None and named[0] in inside:
+                drafts = (self.folder / name).glob(".*")
+                found.setdefault(named[0], []).extend(drafts)
+        return {fleet: paths for fleet, paths in found.items() if paths}
 
     def _check(self, home: Path, labels: Labels) -> None:
         held = self.find(home.name)
@@ -349,7 +357,8 @@ class Records:
         return draft
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Write a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         os.fsync(descriptor)

@@ -63,6 +63,7 @@ def plan_targets(
         order=action.order,
         existing=existing,
         shutdown_timeout=request.shutdown_timeout,
+        warnings=(found.others,) if request.everything and found.others else (),
         min_ready=request.min_ready if any("wait" in c.steps for c in clones) else ALL,
         jobs=request.jobs,
     )

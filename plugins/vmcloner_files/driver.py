@@ -21,6 +21,7 @@ from vmcloner_core.model import (
     CloneMode,
     CloneRequest,
     Copying,
+    Leftover,
     Origin,
     Outcome,
     Progress,
@@ -193,6 +194,10 @@ class FilesDriver(StorageDriver):
     def sweep(self) -> None:
         """See :meth:`StorageDriver.sweep`."""
         self._pool.sweep()
+
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """See :meth:`StorageDriver.leftovers`."""
+        return self._pool.leftovers()
 
     # --- space ----------------------------------------------------------------------------------
 
