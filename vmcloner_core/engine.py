@@ -46,6 +46,7 @@ from vmcloner_core.model import (
     Copying,
     DomainSpec,
     Host,
+    Leftover,
     NetworkChange,
     NetworkRequest,
     Origin,
@@ -203,7 +204,33 @@ class Engine:
             kept = self._host.keep_state_id()
             if any(clone.labels.state not in (None, kept) for clone in plan.clones):
                 raise WrongState("the plan is for another state folder", hint="plan again")
+            self._host.sweep(fleets, self._host.survey())
             return self._carried_out(plan)
+
+    def gc(
+        self,
+        *,
+        orphans: bool = False,
+        dry_run: bool = False,
+        on_found: Callable[[Sequence[Leftover]], None] = lambda _left: None,
+    ) -> tuple[Leftover, ...]:
+        """Remove what killed runs left; returns it. What couldn't be removed has its error.
+
+        Nothing of a fleet, template or image that another run works on is touched, nothing of
+        another state folder, and nothing without labels of vmcloner's.
+
+        :param orphans: also delete clones of this state folder that lack a part: those without a
+            domain (ALLOCATED), and stopped ones without disks (ORPHAN).
+        :param dry_run: change nothing; returns what would be removed.
+        :param on_found: called with what will be removed, if there is something, before anything
+            is changed; may raise to stop.
+        :raises Conflict: a clone's record is damaged.
+        """
+        from vmcloner_core.collecting import Collector
+
+        with self._run_lock:
+            collect = Collector(self._host, self._planning, self._carried_out)
+            return collect(orphans=orphans, dry_run=dry_run, on_found=on_found)
 
     def _carried_out(self, plan: Plan) -> RunResult:
         from vmcloner_core.running import PlannedRun

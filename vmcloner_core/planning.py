@@ -161,6 +161,9 @@ class Planning:
             record=self._host.records.find,
         )
         self._check_memory(plan, found.clones)
+        if request.action == "delete":
+            for clone in plan.clones:
+                self._host.records.check(clone.labels)
         return plan
 
     def _check_memory(self, plan: Plan, clones: Sequence[Clone]) -> None:

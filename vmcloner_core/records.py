@@ -10,6 +10,7 @@ clone's own, ``CLONE/`` in the host's state folder::
 
 Only clones with an identity have the key files. The folder is filled under a temporary name and
 then renamed, and renamed back before it is emptied: under its own name it always has labels.
+What is written is on the disk before it gets its name, so a power cut never leaves half a record.
 """
 
 from __future__ import annotations
@@ -20,20 +21,22 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
 import attrs
 
 from vmcloner_core.drivers import IdentityRequest
-from vmcloner_core.errors import Conflict, HostCommandError, InvalidRequest
+from vmcloner_core.errors import Conflict, HostCommandError, InvalidRequest, VmclonerError
 from vmcloner_core.model import (
     CloneSpec,
     Domain,
     Identity,
     Interface,
     Labels,
+    Outcome,
     Seed,
     Values,
     clone_uuid,
@@ -46,6 +49,8 @@ KNOWN_HOSTS = "known_hosts"
 MAX_RECORD = 1024**2
 """Characters of a record; a longer one couldn't be read again."""
 _DRAFT = ".{}.draft"
+_SYNCS = 8
+"""Calls of fsync(2) at once: a file system can serve them all by one write of its journal."""
 
 
 @attrs.frozen(kw_only=True)
@@ -140,16 +145,59 @@ class Records:
         :raises Conflict: the folder is another clone's, or not vmcloner's.
         :raises InvalidRequest: the record is too long.
         """
+        for outcome in self.keep_all([spec]):
+            outcome.unwrap()
+
+    def keep_all(self, specs: Sequence[CloneSpec]) -> Iterator[Outcome[None]]:
+        """Write clones' records as :meth:`keep` does; keys are their names.
+
+        All are on the disk when the first outcome is yielded: one power cut loses no identity
+        whose clone was defined.
+        """
+        outcomes: list[Outcome[None]] = []
+        filled: dict[str, Path] = {}
+        for spec in specs:
+            try:
+                draft = self._kept(spec)
+            except VmclonerError as error:
+                outcomes.append(Outcome(key=spec.name, error=error))
+            else:
+                if draft is None:
+                    outcomes.append(Outcome(key=spec.name))
+                else:
+                    filled[spec.name] = draft
+        outcomes += self._published(filled)
+        yield from outcomes
+
+    def _kept(self, spec: CloneSpec) -> Path | None:
+        """Write a clone's record: into its folder, or for a new one into the draft returned."""
         home = self.folder / spec.name
         text = _dumped(Record.of(spec))
         with _translated(spec.name, home):
             if not home.exists():
-                self._fill(spec, text)
-                return
+                return self._fill(spec.name, text, key=spec.identity is not None)
             self._check(home, spec.labels)
             if spec.identity is not None and not (home / KNOWN_HOSTS).exists():
                 _write_host_key(home, spec.name)
             _write(home / RECORD, text, 0o600)
+        return None
+
+    def _published(self, filled: dict[str, Path]) -> Iterator[Outcome[None]]:
+        """Give new folders, by their clones' names, their own names once they are on the disk."""
+        if not filled:
+            return
+        try:
+            with _translated(next(iter(filled)), self.folder):
+                with ThreadPoolExecutor(_SYNCS) as pool:
+                    files = (file for draft in filled.values() for file in draft.iterdir())
+                    list(pool.map(sync, files))
+                for clone, draft in filled.items():
+                    draft.rename(self.folder / clone)
+                sync(self.folder)  # and all names before it: file systems keep them in order
+        except VmclonerError as error:
+            yield from (Outcome(key=clone, error=error) for clone in filled)
+        else:
+            yield from (Outcome(key=clone) for clone in filled)
 
     def home(self, clone: str) -> Home:
         """Return the folder of a clone with an identity.
@@ -188,16 +236,36 @@ class Records:
             with _translated(clone, path):
                 _write(path, _dumped(changed), 0o600)
 
-    def note_restart(self, clone: str, *, wanted: bool) -> None:
-        """Note whether a clone was stopped to be started again; see :class:`Record`."""
-        self.update(clone, restart=wanted)
+    def note_restart(self, clone: str, *, wanted: bool, missing: Record | None = None) -> None:
+        """Note whether a clone was stopped to be started again; see :class:`Record`.
+
+        :param missing: what to write if a restart is wanted and the clone has no record.
+        """
+        if wanted and missing is not None and not os.path.lexists(self.folder / clone):
+            text = _dumped(attrs.evolve(missing, restart=True))
+            with _translated(clone, self.folder):
+                draft = self._fill(clone, text)
+            for outcome in self._published({clone: draft}):
+                outcome.unwrap()
+        else:
+            self.update(clone, restart=wanted)
+
+    def check(self, labels: Labels) -> None:
+        """Check that :meth:`remove` would remove a clone's folder, if there is one.
+
+        :raises Conflict: it is damaged, another clone's, or not vmcloner's.
+        """
+        home = self.folder / labels.clone
+        with contextlib.suppress(OSError):  # what can't be read fails its own clone
+            if home.exists():
+                self._check(home, labels)
 
     def remove(self, labels: Labels) -> bool:
         """Remove a clone's folder; returns whether there was one.
 
         :raises Conflict: it is another clone's, or not vmcloner's.
         """
-        home, draft = self._paths(labels.clone)
+        home, draft = self.folder / labels.clone, self.folder / _DRAFT.format(labels.clone)
         with _translated(labels.clone, home):
             shutil.rmtree(draft, ignore_errors=True)
             if not home.exists():
@@ -243,17 +311,22 @@ class Records:
         """Return the fleets in which a run was killed while it created or removed a folder."""
         return frozenset(self.drafts())
 
-    def drafts(self) -> dict[str, list[Path]]:
-        """Return the partial folders that killed runs left, by fleet."""
+    def drafts(self, inside: Collection[str] = ()) -> dict[str, list[Path]]:
+        """Return the partial folders and files that killed runs left, by fleet.
+
+        :param inside: the fleets in whose clones' folders to look for files too.
+        """
         found: dict[str, list[Path]] = {}
         for draft in self.folder.glob(_DRAFT.format("*")):
             named = split_clone(draft.name.removeprefix(".").removesuffix(".draft"))
             if named is not None:
                 found.setdefault(named[0], []).append(draft)
-        return found
-
-    def _paths(self, clone: str) -> tuple[Path, Path]:
-        return self.folder / clone, self.folder / _DRAFT.format(clone)
+        for name in self.names() if inside else ():
+            named = split_clone(name)
+            if named is not None and named[0] in inside:
+                drafts = (self.folder / name).glob(".*")
+                found.setdefault(named[0], []).extend(drafts)
+        return {fleet: paths for fleet, paths in found.items() if paths}
 
     def _check(self, home: Path, labels: Labels) -> None:
         held = self.find(home.name)
@@ -270,17 +343,27 @@ class Records:
                 hint=f"vmcloner delete {labels.clone}",
             )
 
-    def _fill(self, spec: CloneSpec, record: str) -> None:
-        home, draft = self._paths(spec.name)
+    def _fill(self, clone: str, record: str, *, key: bool = False) -> Path:
+        """Return a new folder under its temporary name; its files may not be on the disk yet."""
+        draft = self.folder / _DRAFT.format(clone)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)  # whatever the umask: QEMU's user must get through
         shutil.rmtree(draft, ignore_errors=True)  # left by a killed run
         draft.mkdir()
         draft.chmod(0o755)
-        _write(draft / RECORD, record, 0o600)
-        if spec.identity is not None:
-            _write_host_key(draft, spec.name)
-        draft.rename(home)
+        _create(draft / RECORD, record, 0o600)
+        if key:
+            _write_host_key(draft, clone, _create)
+        return draft
+
+
+def sync(path: Path) -> None:
+    """Write a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -291,10 +374,40 @@ def _translated(clone: str, path: Path) -> Iterator[None]:
         raise HostCommandError(f"{clone}: {path}: {error.strerror}") from error
 
 
-def _write_host_key(folder: Path, clone: str) -> None:
+def _create(path: Path, text: str, mode: int) -> None:
+    """Write a file in a folder that nobody reads yet."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    handle = os.open(path, flags, mode)
+    with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass") as stream:
+        os.fchmod(handle, mode)  # whatever the umask
+        stream.write(text)
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    """Replace a file, at once and on the disk. One run at a time writes to a clone's folder."""
+    prefix = f".{path.name}-"
+    for left in path.parent.glob(f"{prefix}*"):  # by a killed run
+        left.unlink()
+    handle, draft = tempfile.mkstemp(prefix=prefix, dir=path.parent)  # 0600 from birth
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fchmod(handle, mode)
+            os.fsync(handle)
+        Path(draft).rename(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(draft).unlink()
+        raise
+
+
+def _write_host_key(
+    folder: Path, clone: str, write: Callable[[Path, str, int], None] = _write
+) -> None:
     private, public = new_host_key(clone)
-    _write(folder / HOST_KEY, private, 0o600)
-    _write(folder / KNOWN_HOSTS, f"{clone} {public}\n", 0o644)
+    write(folder / HOST_KEY, private, 0o600)
+    write(folder / KNOWN_HOSTS, f"{clone} {public}\n", 0o644)
 
 
 def new_host_key(comment: str) -> tuple[str, str]:
@@ -312,20 +425,6 @@ def new_host_key(comment: str) -> tuple[str, str]:
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
     return private.decode(), f"{public.decode()} {comment}"
-
-
-def _write(path: Path, text: str, mode: int) -> None:
-    """Write a file atomically."""
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # 0600 from birth
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass") as stream:
-            stream.write(text)
-        Path(draft).chmod(mode)
-        Path(draft).rename(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(draft).unlink()
-        raise
 
 
 def _dumped(record: Record) -> str:

@@ -63,6 +63,7 @@ def plan_targets(
         order=action.order,
         existing=existing,
         shutdown_timeout=request.shutdown_timeout,
+        warnings=(found.others,) if request.everything and found.others else (),
         min_ready=request.min_ready if any("wait" in c.steps for c in clones) else ALL,
         jobs=request.jobs,
     )
@@ -137,6 +138,7 @@ class _Context:
             state=clone.state,
             disks=_own_disks(clone, spec.template) if spec and "reset" in steps else (),
             volumes=clone.volumes,
+            domain=clone.domain,
             wait=wait,
             spec=spec,
         )

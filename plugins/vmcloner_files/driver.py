@@ -22,6 +22,7 @@ from vmcloner_core.model import (
     CloneMode,
     CloneRequest,
     Copying,
+    Leftover,
     Origin,
     Outcome,
     Progress,
@@ -219,6 +220,10 @@ class FilesDriver(StorageDriver):
     def sweep(self) -> None:
         """See :meth:`StorageDriver.sweep`."""
         self._pool.sweep()
+
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """See :meth:`StorageDriver.leftovers`."""
+        return self._pool.leftovers()
 
     # --- space ----------------------------------------------------------------------------------
 

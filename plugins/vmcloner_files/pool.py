@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from vmcloner_core.errors import BackendError, Conflict, DeadlineExceeded, WrongState
-from vmcloner_core.model import Labels
+from vmcloner_core.model import Labels, Leftover
 from vmcloner_core.names import check_template, fold, volume_name
-from vmcloner_core.os_errors import translated
+from vmcloner_core.os_errors import allocated, translated
 from vmcloner_core.trusted_files import check_folder, check_owner
 from vmcloner_files import drafts
 from vmcloner_files.features import Features, examine, existing, has_attributes
@@ -134,6 +134,22 @@ class Pool:
                 with self.lock(alone=True):
                     for folder in (self.templates, self.volumes):
                         self.labels.sweep(folder)
+
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """Return the drafts and sidecars that :meth:`sweep` would remove."""
+        with translated(self):
+            if not self._temporary.exists():
+                return ()
+            left = list(drafts.left(self._temporary))
+            if isinstance(self.labels, SidecarLabels):
+                with self.lock(alone=True):
+                    for folder in (self.templates, self.volumes):
+                        left += self.labels.left(folder)
+            why = "the process that made it was killed"
+            return tuple(
+                Leftover(kind="draft", name=str(path), size=allocated(path), why=why)
+                for path in left
+            )
 
     @property
     def labels(self) -> LabelStore:

@@ -126,7 +126,7 @@ class Lvm:
         try:
             [report] = json.loads(output)["report"]
             rows: list[dict[str, Any]] = next(iter(report.values()))
-        except (ValueError, KeyError, TypeError, StopIteration) as error:
+        except (ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
             raise HostCommandError(f"{command}: cannot parse its report") from error
         return rows
 

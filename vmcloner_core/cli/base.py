@@ -13,7 +13,7 @@ from cliff.lister import Lister
 from cliff.show import ShowOne
 
 from vmcloner_core.cli.usage import printable, refuse, say
-from vmcloner_core.errors import Interrupted, UsageError, VmclonerError, did_you_mean
+from vmcloner_core.errors import BackendError, Interrupted, UsageError, VmclonerError, did_you_mean
 from vmcloner_core.plan import CloneResult, Plan, Quota, Readiness, RunResult
 from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import Request, check_aim
@@ -65,6 +65,13 @@ class Base(Command):
             raise
         except KeyboardInterrupt:  # cliff would exit silently
             return self.app.failed(Interrupted("stopped", hint="run the same command again"))
+        except PermissionError as error:
+            refusal = BackendError(
+                f"{error.filename or 'a file'}: {error.strerror}",
+                hint="run it as root (sudo), or as the owner of that file",
+            )
+            refusal.__cause__ = error
+            return self.app.failed(refusal)
         except Exception as error:
             if self.app.options.debug:
                 raise

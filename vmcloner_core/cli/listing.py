@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from vmcloner_core.cli.base import Record, Table, add_targets
+from vmcloner_core.cli.base import Record, Table, add_targets, note
 from vmcloner_core.cli.usage import say
 from vmcloner_core.errors import PartialFailure
 from vmcloner_core.model import Clone
@@ -58,6 +58,8 @@ class List(Table):
         :raises PartialFailure: something couldn't.
         """
         super().produce_output(parsed_args, column_names, data)
+        if self._found.others is not None:
+            note(self.app, self._found.others)
         unseen = self._found.unseen
         for each in unseen[:-1]:
             say(f"{each} ({each.hint})")

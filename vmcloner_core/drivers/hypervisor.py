@@ -138,6 +138,13 @@ class HypervisorDriver(ABC):
     def inspect(self) -> DomainInventory:
         """Return our domains, and the names and MAC addresses of all others."""
 
+    def logs(self, name: str) -> tuple[Path, ...]:  # noqa: ARG002 - most keep none
+        """Return the existing files outside of the state folder that a domain of ours left.
+
+        They are removed with the domain; a run that is killed may leave them.
+        """
+        return ()
+
     @abstractmethod
     def states(self) -> Mapping[str, State]:
         """Return the states of our domains by name. Cheap enough to be polled."""

@@ -16,6 +16,7 @@ from vmcloner_core.drivers import HypervisorDriver, Lane
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Clone, Outcome, State
 from vmcloner_core.pipeline import More, Work
+from vmcloner_core.records import Record
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps.action import TargetAction, active, waits
 from vmcloner_core.steps.step import HypervisorStep, Run, switched
@@ -191,8 +192,7 @@ class _StopStep(HypervisorStep):
         by_name: dict[str, Work] = {}
         for work in works:
             try:
-                wanted = "start" in work.plan.steps
-                run.host.records.note_restart(work.name, wanted=wanted)
+                self._note(run, work)
             except VmclonerError as lost:
                 yield Outcome(key=work.name, error=lost)
             else:
@@ -206,6 +206,16 @@ class _StopStep(HypervisorStep):
         ended = [by_name[name] for name in stopped]
         for work, error in switched(run, ended, lambda pool, vs: pool.deactivate(vs)):
             yield run.host.starter.forget(attrs.evolve(stopped[work.name], error=error))
+
+    @staticmethod
+    def _note(run: Run, work: Work) -> None:
+        """Note in its record whether a clone is to be started again."""
+        plan, domain = work.plan, work.plan.domain
+        missing = None
+        if domain is not None:  # clones of older versions have no record
+            missing = Record(labels=plan.labels, uuid=domain.uuid, macs=domain.macs)
+        wanted = "start" in plan.steps
+        run.host.records.note_restart(work.name, wanted=wanted, missing=missing)
 
     @abstractmethod
     def stop(
