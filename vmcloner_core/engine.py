@@ -63,6 +63,7 @@ from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import CreateRequest, Request, TargetRequest, check_jobs
 from vmcloner_core.settings import Settings
 from vmcloner_core.survey import Survey
+from vmcloner_core.trusted_files import check_file
 from vmcloner_core.units import counted, format_size
 
 if TYPE_CHECKING:
@@ -372,17 +373,19 @@ class Engine:
 
     def _spec(self, name: str) -> tuple[HypervisorDriver, DomainSpec]:
         clone = self.show(name)
-        driver = self._host.drivers.hypervisor(clone.labels.hypervisor)
-        return driver, self._planning.checks.domain(self._known(clone), driver, clone.volumes)
+        driver, spec = self._host.drivers.hypervisor(clone.labels.hypervisor), self._known(clone)
+        if spec.template.domain.xml is not None:
+            check_file(spec.template.domain.xml)
+        return driver, self._planning.checks.domain(spec, driver, clone.volumes)
 
     def _known(self, clone: Clone) -> CloneSpec:
         """Return the specification of a clone that exists.
 
-        :raises NotFound: its template is gone.
+        :raises NotFound: its record doesn't have its template, and that is gone.
         """
         from vmcloner_core.target_planner import found_spec
 
-        template = self._host.catalog.template(clone.template)
+        template = self._host.made_of(clone.labels)
         driver = self._host.drivers.hypervisor(clone.labels.hypervisor)
         macs = self._planning.checks.macs(clone.labels, template, driver)
         record = self._host.records.find(clone.name)

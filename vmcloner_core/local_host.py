@@ -27,7 +27,17 @@ from vmcloner_core.deadlines import answers
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver
 from vmcloner_core.errors import BackendError, VmclonerError
-from vmcloner_core.model import Access, Clone, CloneSpec, Host, Labels, Outcome, State, Volume
+from vmcloner_core.model import (
+    Access,
+    Clone,
+    CloneSpec,
+    Host,
+    Labels,
+    Outcome,
+    State,
+    Template,
+    Volume,
+)
 from vmcloner_core.pipeline import Work
 from vmcloner_core.plan import ClonePlan
 from vmcloner_core.plugins import PluginHost
@@ -166,9 +176,19 @@ class LocalHost:
     def _addresses(self, hypervisor: str) -> Mapping[str, tuple[str, ...]]:
         return self.drivers.hypervisor(hypervisor).addresses()
 
+    def made_of(self, labels: Labels) -> Template:
+        """Return the template that a clone was made of, as it was then.
+
+        :raises NotFound: the clone's record doesn't have it, and the template's file is gone.
+        """
+        record = self.records.find(labels.clone)
+        known = record is not None and record.labels.same_clone(labels)
+        kept = record.template() if record is not None and known else None
+        return kept or self.catalog.template(labels.template)
+
     def access(self, labels: Labels, address: str) -> Access:
         """Return how to reach a clone at an address; see :func:`ssh_access.access`."""
-        template = self.catalog.template(labels.template)
+        template = self.made_of(labels)
         known_hosts = self.records.known_hosts(labels.clone)
         return ssh_access.access(template, labels, address, known_hosts)
 
