@@ -267,6 +267,23 @@ class Engine:
             raise NotFound(f"no clone {name!r}", hint=hint)
         return self._host.located([clones[name]])[0]
 
+    def spec(self, clone: Clone) -> CloneSpec:
+        """Return what an existing clone is made from: its template and its own values.
+
+        :raises NotFound: its record doesn't have its template, and that is gone.
+        """
+        return self._known(clone)
+
+    def started(self, clone: Clone) -> float | None:
+        """Return when a running clone was started, in seconds since the epoch; None if unknown."""
+        if clone.state is not State.RUNNING:
+            return None
+        return self._host.drivers.hypervisor(clone.labels.hypervisor).started(clone.name)
+
+    def reach(self, clone: Clone) -> Outcome[Access]:
+        """Return how to reach a clone by ssh as it is now, or why it can't be reached."""
+        return self._host.reach(clone)
+
     def fleets(self) -> tuple[str, ...]:
         """Return the names of the fleets that have clones."""
         return tuple(sorted({clone.fleet for clone in self._host.survey().clones}))
@@ -452,7 +469,7 @@ class Engine:
 
         :raises NotFound: a target names no clone.
         """
-        return tuple(map(self._host.reach, self.list(*targets)))
+        return tuple(map(self.reach, self.list(*targets)))
 
     def execute(
         self, *targets: str, command: str, timeout: float = 60.0, jobs: int = FANOUT

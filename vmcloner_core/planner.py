@@ -228,7 +228,7 @@ def _more_than_asked(request: CreateRequest, fleet: Mapping[int, Clone]) -> tupl
     count, there = request.count, len(fleet)
     if count is None or there <= count:
         return ()
-    way = f"vmcloner delete {request.fleet} -c {there - count}"
+    way = f"vmcloner delete {request.fleet} -n {there - count}"
     return (f"{request.fleet} already has {there} clones; create removes none ({way})",)
 
 
