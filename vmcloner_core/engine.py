@@ -64,6 +64,7 @@ from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import CreateRequest, Request, TargetRequest, check_jobs
 from vmcloner_core.settings import Settings
 from vmcloner_core.survey import Survey
+from vmcloner_core.trusted_files import check_file
 from vmcloner_core.units import counted, format_size
 
 if TYPE_CHECKING:
@@ -293,6 +294,23 @@ class Engine:
             raise NotFound(f"no clone {name!r}", hint=hint)
         return self._host.located([clones[name]])[0]
 
+    def spec(self, clone: Clone) -> CloneSpec:
+        """Return what an existing clone is made from: its template and its own values.
+
+        :raises NotFound: its record doesn't have its template, and that is gone.
+        """
+        return self._known(clone)
+
+    def started(self, clone: Clone) -> float | None:
+        """Return when a running clone was started, in seconds since the epoch; None if unknown."""
+        if clone.state is not State.RUNNING:
+            return None
+        return self._host.drivers.hypervisor(clone.labels.hypervisor).started(clone.name)
+
+    def reach(self, clone: Clone) -> Outcome[Access]:
+        """Return how to reach a clone by ssh as it is now, or why it can't be reached."""
+        return self._host.reach(clone)
+
     def fleets(self) -> tuple[str, ...]:
         """Return the names of the fleets that have clones."""
         return tuple(sorted({clone.fleet for clone in self._host.survey().clones}))
@@ -399,17 +417,19 @@ class Engine:
 
     def _spec(self, name: str) -> tuple[HypervisorDriver, DomainSpec]:
         clone = self.show(name)
-        driver = self._host.drivers.hypervisor(clone.labels.hypervisor)
-        return driver, self._planning.checks.domain(self._known(clone), driver, clone.volumes)
+        driver, spec = self._host.drivers.hypervisor(clone.labels.hypervisor), self._known(clone)
+        if spec.template.domain.xml is not None:
+            check_file(spec.template.domain.xml)
+        return driver, self._planning.checks.domain(spec, driver, clone.volumes)
 
     def _known(self, clone: Clone) -> CloneSpec:
         """Return the specification of a clone that exists.
 
-        :raises NotFound: its template is gone.
+        :raises NotFound: its record doesn't have its template, and that is gone.
         """
         from vmcloner_core.target_planner import found_spec
 
-        template = self._host.catalog.template(clone.template)
+        template = self._host.made_of(clone.labels)
         driver = self._host.drivers.hypervisor(clone.labels.hypervisor)
         macs = self._planning.checks.macs(clone.labels, template, driver)
         record = self._host.records.find(clone.name)
@@ -476,7 +496,7 @@ class Engine:
 
         :raises NotFound: a target names no clone.
         """
-        return tuple(map(self._host.reach, self.list(*targets)))
+        return tuple(map(self.reach, self.list(*targets)))
 
     def execute(
         self, *targets: str, command: str, timeout: float = 60.0, jobs: int = FANOUT

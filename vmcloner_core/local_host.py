@@ -36,6 +36,7 @@ from vmcloner_core.model import (
     Leftover,
     Outcome,
     State,
+    Template,
     Volume,
 )
 from vmcloner_core.pipeline import Work
@@ -200,9 +201,19 @@ class LocalHost:
     def _addresses(self, hypervisor: str) -> Mapping[str, tuple[str, ...]]:
         return self.drivers.hypervisor(hypervisor).addresses()
 
+    def made_of(self, labels: Labels) -> Template:
+        """Return the template that a clone was made of, as it was then.
+
+        :raises NotFound: the clone's record doesn't have it, and the template's file is gone.
+        """
+        record = self.records.find(labels.clone)
+        known = record is not None and record.labels.same_clone(labels)
+        kept = record.template() if record is not None and known else None
+        return kept or self.catalog.template(labels.template)
+
     def access(self, labels: Labels, address: str) -> Access:
         """Return how to reach a clone at an address; see :func:`ssh_access.access`."""
-        template = self.catalog.template(labels.template)
+        template = self.made_of(labels)
         known_hosts = self.records.known_hosts(labels.clone)
         return ssh_access.access(template, labels, address, known_hosts)
 

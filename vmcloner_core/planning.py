@@ -158,7 +158,7 @@ class Planning:
             host=self._host.host.name,
             seed=self._host.seed,
             template=functools.cache(self._host.catalog.template),
-            record=self._host.records.find,
+            record=functools.cache(self._host.records.find),
         )
         self._check_memory(plan, found.clones)
         if request.action == "delete":

@@ -3,10 +3,13 @@
 Labels are set when a clone is created and never change; a record may. It is in a folder of the
 clone's own, ``CLONE/`` in the host's state folder::
 
-    record.json              its labels, UUID, MAC addresses, own values, identity and seed
+    record.json              its labels, UUID, MACs, own values, identity, seed and template
     ssh_host_ed25519_key     the guest's SSH host key, made before its first boot (a secret)
     known_hosts              the line by which ssh(1) knows the guest from its first boot
     …                        what the identity provider makes (``seed.iso``)
+
+The template is kept as it was when the clone was made, so the clone can be reached, started and
+reset from any folder, even after the template's file has changed or is gone.
 
 Only clones with an identity have the key files. The folder is filled under a temporary name and
 then renamed, and renamed back before it is emptied: under its own name it always has labels.
@@ -16,12 +19,13 @@ What is written is on the disk before it gets its name, so a power cut never lea
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -38,10 +42,12 @@ from vmcloner_core.model import (
     Labels,
     Outcome,
     Seed,
+    Template,
     Values,
     clone_uuid,
 )
 from vmcloner_core.names import split_clone
+from vmcloner_core.tomlfile import structure
 
 RECORD = "record.json"
 HOST_KEY = "ssh_host_ed25519_key"
@@ -60,6 +66,8 @@ class Record:
     :param uuid, macs: its domain's, the same each time that is defined.
     :param identity: None for a clone whose template has no identity provider.
     :param restart: whether a run stopped it to start it again, and hasn't started it yet.
+    :param made_of: the template that it was made of, as plain data; None in records by versions
+        that didn't keep it.
     """
 
     labels: Labels
@@ -69,6 +77,7 @@ class Record:
     identity: Identity | None = None
     seed: Seed = attrs.field(factory=Seed)
     restart: bool = False
+    made_of: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, spec: CloneSpec) -> Self:
@@ -79,7 +88,27 @@ class Record:
             macs=spec.macs,
             values=spec.values,
             identity=spec.identity,
+            made_of=_plain(spec.template),
         )
+
+    def template(self) -> Template | None:
+        """Return the template that the clone was made of; None if it isn't known."""
+        return _template(json.dumps(self.made_of)) if self.made_of is not None else None
+
+
+def _plain(template: Template) -> dict[str, Any]:
+    return attrs.asdict(
+        template, value_serializer=lambda _i, _a, v: str(v) if isinstance(v, Path) else v
+    )
+
+
+@functools.lru_cache(maxsize=64)  # all clones of a fleet have the same one
+def _template(text: str) -> Template | None:
+    """Return the template that a record has as JSON; None if this version can't read it."""
+    try:
+        return structure(json.loads(text), Template, where=RECORD)
+    except InvalidRequest:
+        return None
 
 
 def check_record(spec: CloneSpec) -> None:
@@ -435,14 +464,15 @@ def _dumped(record: Record) -> str:
         "macs": record.macs,
         "values": dict(record.values),
         "identity": record.identity and attrs.asdict(record.identity),
+        "template": record.made_of,
         "restart": record.restart,
         "seed": {"image": seed.image and str(seed.image), "cmdline": seed.cmdline},
     }
-    text = json.dumps(values, indent=2, default=str, ensure_ascii=False) + "\n"
+    text = json.dumps(values, default=str, ensure_ascii=False) + "\n"
     if len(text) > MAX_RECORD:
         raise InvalidRequest(
-            f"{record.labels.clone}: its values and keys are {len(text)} characters as JSON, "
-            f"more than {MAX_RECORD}"
+            f"{record.labels.clone}: its values, keys and template are {len(text)} characters "
+            f"as JSON, more than {MAX_RECORD}"
         )
     return text
 
@@ -466,9 +496,14 @@ def _loaded(path: Path) -> Record | None:
             restart=data.get("restart") is True,
             identity=data["identity"] and _identity(data["identity"]),
             seed=Seed(image=image and Path(image), cmdline=data["seed"]["cmdline"]),
+            made_of=_table(data.get("template")),
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def _table(data: object) -> dict[str, Any] | None:
+    return data if isinstance(data, dict) else None
 
 
 def _identity(data: dict[str, Any]) -> Identity:

@@ -32,7 +32,7 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 DESCRIPTION = """Mass clones of virtual machines from templates.
 
-  vmcloner create web -t tiny -c 20 --start --wait     make twenty, wait until ready
+  vmcloner create web -t tiny -n 20 --start --wait     make twenty, wait until ready
   vmcloner list web                                    list them
   vmcloner delete web --yes                            delete them"""
 

@@ -156,6 +156,13 @@ class HypervisorDriver(ABC):
         """
         return {}
 
+    def started(self, name: str) -> float | None:  # noqa: ARG002 - few hypervisors know
+        """Return when a running domain was started, in seconds since the epoch.
+
+        None if that isn't known: the default.
+        """
+        return None
+
     @abstractmethod
     def resources(self) -> HostResources:
         """Return the host's memory and processors."""
