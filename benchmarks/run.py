@@ -114,7 +114,7 @@ def create(count: int) -> Iterator[Row]:
         here.vmcloner("template", "import", "bench")
 
         def by_command() -> None:
-            here.vmcloner("create", "bench", "-t", "bench", "-c", str(count))
+            here.vmcloner("create", "bench", "-t", "bench", "-n", str(count))
 
         yield Row(section="create", work=work, way="vmcloner create", seconds=timed(by_command))
         with contextlib.chdir(here.folder), Engine.open(config=here.config) as engine:
@@ -323,7 +323,7 @@ def start(count: int) -> Iterator[Row]:
     """Machines started, not booted to anything: the cost of the management alone."""
     work = f"{count} machines of 64 MiB started"
     with site() as here, contextlib.chdir(here.folder):
-        here.vmcloner("create", "bench", "-t", "bench", "-c", str(count))
+        here.vmcloner("create", "bench", "-t", "bench", "-n", str(count))
         with Engine.open(config=here.config) as engine:
             engine.list()
             seconds = timed(lambda: engine.start("bench"))
@@ -397,7 +397,7 @@ def listing(count: int) -> Iterator[Row]:
     """What ``list`` costs once there is much to list."""
     work = "a list of 1,000 clones"
     with site() as here:
-        here.vmcloner("create", "bench", "-t", "bench", "-c", "1000")
+        here.vmcloner("create", "bench", "-t", "bench", "-n", "1000")
         way = "vmcloner list -f json"
         seconds = timed(lambda: here.vmcloner("list", "-f", "json"))
         yield Row(section="list", work=work, way=way, seconds=seconds)

@@ -73,7 +73,7 @@ def rows(here: Site, runs: int, clones: int) -> Iterator[Row]:
     yield measure("vmcloner --help", [str(VMCLONER), "--help"], here, runs)
     yield measure("bare libvirt calls, no domain", bare, here, runs)
     yield measure("vmcloner list, no clone", [*vmcloner, "list"], here, runs)
-    here.vmcloner("create", "bench", "-t", "bench", "-c", str(clones))
+    here.vmcloner("create", "bench", "-t", "bench", "-n", str(clones))
     yield measure(f"bare libvirt calls, {clones:,} domains", bare, here, runs)
     for form in ("table", "json"):
         argv = [*vmcloner, "list", "-f", form]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -55,5 +56,7 @@ def _own(folder: Path, clone: str) -> Path:
 
 
 def _remove(own: Path) -> None:
-    if own.is_symlink() or own.exists():
+    if own.is_symlink():
+        raise OSError(errno.ELOOP, "is a symbolic link, which nothing here makes")
+    if own.exists():
         shutil.rmtree(own)

@@ -26,6 +26,7 @@ from vmcloner_core.model import (
 from vmcloner_core.outcomes import Backend, checked
 from vmcloner_core.pipeline import Work
 from vmcloner_core.records import Records
+from vmcloner_core.trusted_files import read_file
 
 STARTED_FROM = "boot.json"
 """File in a clone's folder that says what the clone was started from."""
@@ -204,13 +205,13 @@ class Starter:
     def _record(self, name: str) -> BootConfig | None:
         """Return what a clone was started from, None if that isn't known."""
         try:
-            said = json.loads((self.folder / name / STARTED_FROM).read_text(encoding="utf-8"))
+            said = json.loads(read_file(self.folder / name / STARTED_FROM, trusted=False))
             for key in ("kernel", "initrd", "bootloader"):
                 said[key] = said[key] and Path(said[key])
             for key in ("devices", "bootloader_args", "origins"):
                 said[key] = tuple(said[key])
             return BootConfig(**said)
-        except (OSError, ValueError, TypeError, KeyError):
+        except (VmclonerError, ValueError, TypeError, KeyError, RecursionError):
             return None
 
     # --- asking -------------------------------------------------------------------------------

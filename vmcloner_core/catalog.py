@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -25,7 +26,7 @@ from vmcloner_core.names import check_template
 from vmcloner_core.plan import Readiness
 from vmcloner_core.settings import SYSTEM
 from vmcloner_core.tomlfile import keys_of, read_toml, structure
-from vmcloner_core.trusted_files import check_file
+from vmcloner_core.trusted_files import check_file, exists, read_file
 
 MAX_DEPTH = 8
 """Levels of ``extends``."""
@@ -76,8 +77,9 @@ class Catalog:
         """Return the files with each name, in search order."""
         found: dict[str, tuple[Path, ...]] = {}
         for folder in self._folders:
-            if folder.is_dir():
-                for file in folder.glob("*.toml"):
+            for name in _names(folder):
+                file = folder / name
+                if file.suffix == ".toml" and not name.startswith("."):  # a draft
                     found[file.stem] = (*found.get(file.stem, ()), file)
         return dict(sorted(found.items()))
 
@@ -146,6 +148,16 @@ class Catalog:
         return _laid_over(inherited, own), file.parent if "kernel" in own else folder
 
 
+def _names(folder: Path) -> Sequence[str]:
+    """Return the names in a folder of templates; none if it doesn't exist."""
+    try:
+        return os.listdir(folder)  # noqa: PTH208
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except OSError as error:
+        raise InvalidRequest(f"templates in {folder}: {error.strerror}") from error
+
+
 def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return ``data`` with absolute paths for keys that are relative to their own file."""
     for table, key in (
@@ -195,7 +207,8 @@ def write_built(name: str, parent: str, builder: str, options: Mapping[str, Any]
         *(f"{key} = {_literal(value)}" for key, value in options.items()),
     ]
     try:
-        if file.exists() and not _as_written(file.read_text(errors="replace")):
+        there = read_file(file, trusted=False) if exists(file) else None
+        if there is not None and not _as_written(there.decode(errors="replace")):
             raise Conflict(
                 f"{file} exists and was written or changed by hand",
                 hint=f"vmcloner image build {name}, without options, builds it as it is; "

@@ -48,6 +48,7 @@ from vmcloner_core.model import (
     DomainInventory,
     DomainSpec,
     Host,
+    Leftover,
     NetworkChange,
     NetworkRequest,
     Origin,
@@ -65,6 +66,7 @@ from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import CreateRequest, Request, TargetRequest, check_jobs
 from vmcloner_core.settings import Settings
 from vmcloner_core.survey import Survey
+from vmcloner_core.trusted_files import check_file
 from vmcloner_core.units import counted, format_size
 
 if TYPE_CHECKING:
@@ -223,7 +225,33 @@ class Engine:
             kept = self._host.keep_state_id()
             if any(clone.labels.state not in (None, kept) for clone in plan.clones):
                 raise WrongState("the plan is for another state folder", hint="plan again")
+            self._host.sweep(fleets, self._host.survey())
             return self._carried_out(plan)
+
+    def gc(
+        self,
+        *,
+        orphans: bool = False,
+        dry_run: bool = False,
+        on_found: Callable[[Sequence[Leftover]], None] = lambda _left: None,
+    ) -> tuple[Leftover, ...]:
+        """Remove what killed runs left; returns it. What couldn't be removed has its error.
+
+        Nothing of a fleet, template or image that another run works on is touched, nothing of
+        another state folder, and nothing without labels of vmcloner's.
+
+        :param orphans: also delete clones of this state folder that lack a part: those without a
+            domain (ALLOCATED), and stopped ones without disks (ORPHAN).
+        :param dry_run: change nothing; returns what would be removed.
+        :param on_found: called with what will be removed, if there is something, before anything
+            is changed; may raise to stop.
+        :raises Conflict: a clone's record is damaged.
+        """
+        from vmcloner_core.collecting import Collector
+
+        with self._run_lock:
+            collect = Collector(self._host, self._planning, self._carried_out)
+            return collect(orphans=orphans, dry_run=dry_run, on_found=on_found)
 
     def _carried_out(self, plan: Plan) -> RunResult:
         from vmcloner_core.running import PlannedRun
@@ -287,6 +315,23 @@ class Engine:
             hint = f"vmcloner list {name}" if is_fleet else did_you_mean(name, tuple(clones))
             raise NotFound(f"no clone {name!r}", hint=hint)
         return self._host.located([clones[name]])[0]
+
+    def spec(self, clone: Clone) -> CloneSpec:
+        """Return what an existing clone is made from: its template and its own values.
+
+        :raises NotFound: its record doesn't have its template, and that is gone.
+        """
+        return self._known(clone)
+
+    def started(self, clone: Clone) -> float | None:
+        """Return when a running clone was started, in seconds since the epoch; None if unknown."""
+        if clone.state is not State.RUNNING:
+            return None
+        return self._host.drivers.hypervisor(clone.labels.hypervisor).started(clone.name)
+
+    def reach(self, clone: Clone) -> Outcome[Access]:
+        """Return how to reach a clone by ssh as it is now, or why it can't be reached."""
+        return self._host.reach(clone)
 
     def fleets(self) -> tuple[str, ...]:
         """Return the names of the fleets that have clones."""
@@ -394,17 +439,19 @@ class Engine:
 
     def _spec(self, name: str) -> tuple[HypervisorDriver, DomainSpec]:
         clone = self.show(name)
-        driver = self._host.drivers.hypervisor(clone.labels.hypervisor)
-        return driver, self._planning.checks.domain(self._known(clone), driver, clone.volumes)
+        driver, spec = self._host.drivers.hypervisor(clone.labels.hypervisor), self._known(clone)
+        if spec.template.domain.xml is not None:
+            check_file(spec.template.domain.xml)
+        return driver, self._planning.checks.domain(spec, driver, clone.volumes)
 
     def _known(self, clone: Clone) -> CloneSpec:
         """Return the specification of a clone that exists.
 
-        :raises NotFound: its template is gone.
+        :raises NotFound: its record doesn't have its template, and that is gone.
         """
         from vmcloner_core.target_planner import found_spec
 
-        template = self._host.catalog.template(clone.template)
+        template = self._host.made_of(clone.labels)
         driver = self._host.drivers.hypervisor(clone.labels.hypervisor)
         macs = self._planning.checks.macs(clone.labels, template, driver)
         record = self._host.records.find(clone.name)
@@ -472,7 +519,7 @@ class Engine:
 
         :raises NotFound: a target names no clone.
         """
-        return tuple(map(self._host.reach, self.list(*targets)))
+        return tuple(map(self.reach, self.list(*targets)))
 
     def execute(
         self, *targets: str, command: str, timeout: float = 60.0, jobs: int = FANOUT

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from stat import S_ISDIR
 
 from vmcloner_core.errors import (
     BackendError,
@@ -41,6 +44,17 @@ def translate(error: OSError, what: object) -> VmclonerError:
     if error.errno == errno.EFBIG:
         return InvalidRequest(f"{what}: too large for this file system")
     return HostCommandError(f"{what}: {reason}")
+
+
+def allocated(path: Path) -> int:
+    """Return the bytes that a file or a folder takes on the disk; 0 for what is gone meanwhile."""
+    size = 0
+    with suppress(OSError):
+        status = path.lstat()
+        size = status.st_blocks * 512
+        if S_ISDIR(status.st_mode):
+            size += sum(allocated(path / name) for name in os.listdir(path))  # noqa: PTH208
+    return size
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from vmcloner_core.model import (
     CloneMode,
     CloneSpec,
     Copying,
+    Domain,
     Labels,
     State,
     Template,
@@ -142,7 +143,7 @@ class ClonePlan:
     :param steps: names of steps (:mod:`vmcloner_core.steps`).
     :param state: its state when this was planned, None if it didn't exist.
     :param disks: numbers of the disks that are created or reset.
-    :param volumes: its existing volumes.
+    :param volumes, domain: those that exist, in plans for existing clones.
     :param wait: what to wait for, with placeholders filled in.
     :param spec: its specification. None if its template is gone and no step needs it.
     """
@@ -152,6 +153,7 @@ class ClonePlan:
     state: State | None = None
     disks: tuple[int, ...] = ()
     volumes: tuple[Volume, ...] = ()
+    domain: Domain | None = None
     wait: Readiness = Readiness()
     spec: CloneSpec | None = None
 

@@ -93,9 +93,7 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
     :raises NotEnoughResources: of space or memory; says how many would fit.
     :raises InvalidRequest: a name would be too long, or the disk smaller than its image.
     """
-    wait = request.wait
-    if wait is None and request.ready:
-        wait = Readiness.parse(template.ready, timeout=request.timeout)
+    wait = _wait(request, template)
     start = request.start or wait is not None
     check_wait(wait, template)
     fleet = {c.index: c for c in facts.clones if c.fleet == request.fleet}
@@ -104,7 +102,8 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
     clones, existing, macs = [], [], _used_macs(facts)
     for index in indices:
         found = fleet.get(index)
-        disks = _missing_disks(found, template)
+        made_of = _made_of(found, facts.records) or template
+        disks = _missing_disks(found, made_of)
         lost = facts.seeds and found is not None and _lost_identity(found, facts.records)
         steps = _create_steps(found, disks, lost=lost, start=start, wait=wait is not None)
         if not steps:
@@ -113,8 +112,10 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
         labels = _labels(request.fleet, index, template.name, facts, birth)
         if found is not None:
             _check_backends(found, facts)
-        own = request.values.get(index, {})
-        clones.append(_clone_plan(labels, found, steps, disks, template, facts, macs, wait, own))
+        if "define" in steps:
+            made_of = template
+        own, wait = request.values.get(index, {}), _wait(request, made_of)
+        clones.append(_clone_plan(labels, found, steps, disks, made_of, facts, macs, wait, own))
     born = {clone.labels.index for clone in clones if "define" in clone.steps}
     warnings = _check_values(request, indices, born, facts.records)
     warnings += _more_than_asked(request, fleet)
@@ -141,6 +142,19 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
         warnings=warnings,
     )
     return _with_needs(plan, facts)
+
+
+def _wait(request: CreateRequest, template: Template) -> Readiness | None:
+    """Return what to wait for after starting a clone of a template, if the request asks for it."""
+    if request.wait is not None or not request.ready:
+        return request.wait
+    return Readiness.parse(template.ready, timeout=request.timeout)
+
+
+def _made_of(found: Clone | None, records: Mapping[str, Record]) -> Template | None:
+    """Return the template that a clone with a domain was made of, if its record has it."""
+    record = records.get(found.name) if found is not None and found.domain is not None else None
+    return record.template() if record is not None else None
 
 
 def check_wait(wait: Readiness | None, template: Template) -> None:
@@ -214,7 +228,7 @@ def _more_than_asked(request: CreateRequest, fleet: Mapping[int, Clone]) -> tupl
     count, there = request.count, len(fleet)
     if count is None or there <= count:
         return ()
-    way = f"vmcloner delete {request.fleet} -c {there - count}"
+    way = f"vmcloner delete {request.fleet} -n {there - count}"
     return (f"{request.fleet} already has {there} clones; create removes none ({way})",)
 
 

@@ -160,9 +160,12 @@ class Planning:
             host=self._host.host.name,
             seed=self._host.seed,
             template=functools.cache(self._host.catalog.template),
-            record=self._host.records.find,
+            record=functools.cache(self._host.records.find),
         )
         self._check_memory(plan, found.clones)
+        if request.action == "delete":
+            for clone in plan.clones:
+                self._host.records.check(clone.labels)
         return plan
 
     def _check_memory(self, plan: Plan, clones: Sequence[Clone]) -> None:

@@ -38,6 +38,7 @@ from platformdirs import user_config_path, user_state_path
 from vmcloner_core.errors import InvalidRequest, NotFound, did_you_mean
 from vmcloner_core.model import BackendTable, Host
 from vmcloner_core.tomlfile import read_toml, structure
+from vmcloner_core.trusted_files import exists
 
 FILE = "vmcloner.toml"
 SYSTEM = Path("/etc/vmcloner")
@@ -89,10 +90,10 @@ class Settings:
         """
         if (env := os.environ.get("VMCLONER_CONFIG")) and file is None:
             file = Path(env)
-        if file is not None and not file.exists():
+        if file is not None and not exists(file):
             raise NotFound(f"settings file {file} doesn't exist")
         places = (Path(FILE), user_config_path("vmcloner") / FILE, SYSTEM / FILE)
-        found = file or next((place for place in places if place.exists()), None)
+        found = file or next(filter(exists, places), None)
         if found is None:
             return cls()
         data = read_toml(found, trusted=True)

@@ -14,6 +14,10 @@ from vmcloner_core.errors import BackendError, NotFound, VmclonerError, did_you_
 from vmcloner_core.model import Clone, Domain, DomainInventory, Labels, State, Volume
 from vmcloner_core.names import Target, fold
 from vmcloner_core.records import Records
+from vmcloner_core.units import counted
+
+MAX_IDS = 3
+"""Ids of other state folders in a message."""
 
 
 @attrs.frozen(kw_only=True)
@@ -80,6 +84,21 @@ class Survey:
         for unseen in self.unseen:
             raise BackendError(f"{what}: {unseen}", hint=unseen.hint)
 
+    @property
+    def others(self) -> str | None:
+        """How many clones belong to another state folder, and what to do; None if none does."""
+        others = [clone for clone in self.clones if not clone.ours]
+        if not others:
+            return None
+        found = {owner for clone in others for owner in owners(clone) if owner is not None}
+        more = " and others" if len(found) > MAX_IDS else ""
+        ids = " and ".join(sorted(found)[:MAX_IDS]) + more
+        return (
+            f"{counted(len(others), 'clone')} left alone: of another state folder (id {ids}); use "
+            "the settings that they were made with, or if that folder is lost, a new one with that "
+            "id in its file id"
+        )
+
     def select(self, targets: Sequence[Target]) -> tuple[Clone, ...]:
         """Return the clones that targets name; see :func:`select`.
 
@@ -134,7 +153,7 @@ def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
     )
     return Survey(
         clones=tuple(
-            clone if _owners(clone) <= {None, state} else attrs.evolve(clone, ours=False)
+            clone if owners(clone) <= {None, state} else attrs.evolve(clone, ours=False)
             for clone in clones
         ),
         foreign_names=frozenset().union(*(each.foreign_names for each in inventories)),
@@ -143,7 +162,7 @@ def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
     )
 
 
-def _owners(clone: Clone) -> set[str | None]:
+def owners(clone: Clone) -> set[str | None]:
     """Return the ids of the state folders that parts of a clone belong to."""
     parts = [clone.labels, *(volume.labels for volume in clone.volumes)]
     return {labels.state for labels in parts}

@@ -34,10 +34,11 @@ def plan_targets(
     """Return the plan of an action on existing clones.
 
     :param seed: the seed of the UUIDs of the host's clones.
-    :param template: returns the template of a name; called only when needed.
+    :param template: returns the template of a name; called only for clones whose records don't
+        have theirs.
     :param record: returns the record of the clone of a name; called only when needed.
-    :raises NotFound: a target names nothing, in an action that needs it; or a template is gone
-        that a reset, a boot or a wait needs.
+    :raises NotFound: a target names nothing, in an action that needs it; or a template that a
+        reset, a boot or a wait needs is gone, and isn't in the clone's record.
     :raises BackendError: a clone is, or may be, on a backend that could not be read.
     """
     action = ACTIONS[request.action]
@@ -64,6 +65,7 @@ def plan_targets(
         order=action.order,
         existing=existing,
         shutdown_timeout=request.shutdown_timeout,
+        warnings=(found.others,) if request.everything and found.others else (),
         min_ready=request.min_ready if any("wait" in c.steps for c in clones) else ALL,
         jobs=request.jobs,
     )
@@ -138,6 +140,7 @@ class _Context:
             state=clone.state,
             disks=_own_disks(clone, spec.template) if spec and "reset" in steps else (),
             volumes=clone.volumes,
+            domain=clone.domain,
             wait=wait,
             spec=spec,
         )
@@ -146,7 +149,15 @@ class _Context:
         request = self._request
         if request.wait is not None or not request.ready:
             return request.wait or Readiness()
-        return Readiness.parse(self._template(clone.template).ready, timeout=request.timeout)
+        return Readiness.parse(self._kept(clone).ready, timeout=request.timeout)
+
+    def _kept(self, clone: Clone) -> Template:
+        """Return the template that a clone was made of.
+
+        :raises NotFound: its record doesn't have it, and the template is gone.
+        """
+        record = self._record(clone.name)
+        return (record and record.template()) or self._template(clone.template)
 
     def _made_of(self, clone: Clone, steps: Sequence[str]) -> Template | None:
         """Return the template of a clone; None if it is gone and not essential.
@@ -154,7 +165,7 @@ class _Context:
         :raises NotFound: it is gone, and the clone's reset, or its boot at this start, needs it.
         """
         try:
-            return self._template(clone.template)
+            return self._kept(clone)
         except NotFound as error:
             boots = clone.labels.boot is not None and "start" in steps
             if not boots and "reset" not in steps:

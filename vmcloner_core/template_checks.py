@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import attrs
@@ -156,7 +157,9 @@ class TemplateChecks:
         try:
             xml = driver.render(self.domain(self._sample(template), driver))
         except VmclonerError as error:
-            if template.image.builder is None or template.folder.exists():
+            if template.image.builder is None or os.path.exists(  # noqa: PTH110
+                template.folder
+            ):
                 raise
             raise _NotYet(f"unknown until its image is built: {error.message}") from error
         return f"{len(xml.splitlines())} lines of domain XML"

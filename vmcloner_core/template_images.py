@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vmcloner_core import images
 from vmcloner_core.catalog import write_built
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import ImageBuilder, ImageFile, StorageDriver
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, VmclonerError
 from vmcloner_core.model import AS_IT_COMES, Copying, Origin, Outcome, Template
-from vmcloner_core.outcomes import checked
 from vmcloner_core.plan import ProgressEvent, StepEvent, StepStatus
 from vmcloner_core.plugins import PluginHost
 
@@ -99,17 +97,13 @@ class TemplateImages:
                 ProgressEvent(run=run, what=f"{STEP} {template.name}", done=done, total=total)
             )
 
+        from vmcloner_core import images  # most creates find their image in the pool
+
         event(StepStatus.STARTED)
         try:
             builder, host = self.builder(template), self._drivers.host
             with images.obtained(template, builder, host, progress) as image:
-                made = checked(
-                    lambda: (pool.import_image(template.name, image, progress, copying),),
-                    [template.name],
-                    self._drivers.backend("storage", pool.name),
-                    Origin,
-                )
-                outcome = next(made)
+                outcome = pool.import_image(template.name, image, progress, copying)
         except VmclonerError as error:
             event(StepStatus.FAILED, error)
             raise
@@ -121,6 +115,8 @@ class TemplateImages:
 
         :raises InvalidRequest: it has no builder.
         """
+        from vmcloner_core import images
+
         builder, name = self.builder(template), template.name
         if builder is None:
             raise InvalidRequest(

@@ -63,7 +63,7 @@ def tour() -> None:
     try:
         show(
             f"create {COUNT}, start them, wait for each",
-            f"vmcloner create {FLEET} -t tiny -c {COUNT} --start --wait",
+            f"vmcloner create {FLEET} -t tiny -n {COUNT} --start --wait",
         )
         show("list", f"vmcloner list {FLEET}")
         logs = f"for n in {{1..{COUNT}}}; do vmcloner console {FLEET}-$n --log; done"

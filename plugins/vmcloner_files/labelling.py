@@ -11,7 +11,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -118,16 +118,18 @@ class SidecarLabels:
 
     def sweep(self, folder: Path) -> None:
         """Remove sidecars whose files do not exist. No other process may write labels meanwhile."""
+        for path in self.left(folder):
+            path.unlink(missing_ok=True)
+
+    def left(self, folder: Path) -> Iterator[Path]:
+        """Yield drafts, and sidecars whose files do not exist."""
         with os.scandir(folder) as entries:
             hidden = [entry.name for entry in entries if entry.name[0] == "."]
         for name in hidden:
-            if name.endswith(_DRAFT):
-                (folder / name).unlink()
-            if not name.endswith(".labels"):
-                continue
-            path = folder / name[1 : -len(".labels")]
-            if not os.path.lexists(path):
-                self.forget(path)
+            labelled = folder / name[1:].removesuffix(".labels")
+            unused = name.endswith(".labels") and not os.path.lexists(labelled)
+            if unused or name.endswith(_DRAFT):
+                yield folder / name
 
 
 def _sidecar(path: Path) -> Path:

@@ -20,10 +20,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
-from vmcloner_core.errors import BackendError, Conflict, DeadlineExceeded
-from vmcloner_core.model import Labels
-from vmcloner_core.names import check_template, volume_name
-from vmcloner_core.os_errors import translated
+from vmcloner_core.errors import BackendError, Conflict, DeadlineExceeded, WrongState
+from vmcloner_core.model import Labels, Leftover
+from vmcloner_core.names import check_template, fold, volume_name
+from vmcloner_core.os_errors import allocated, translated
 from vmcloner_core.trusted_files import check_folder, check_owner
 from vmcloner_files import drafts
 from vmcloner_files.features import Features, examine, existing, has_attributes
@@ -134,6 +134,22 @@ class Pool:
                 with self.lock(alone=True):
                     for folder in (self.templates, self.volumes):
                         self.labels.sweep(folder)
+
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """Return the drafts and sidecars that :meth:`sweep` would remove."""
+        with translated(self):
+            if not self._temporary.exists():
+                return ()
+            left = list(drafts.left(self._temporary))
+            if isinstance(self.labels, SidecarLabels):
+                with self.lock(alone=True):
+                    for folder in (self.templates, self.volumes):
+                        left += self.labels.left(folder)
+            why = "the process that made it was killed"
+            return tuple(
+                Leftover(kind="draft", name=str(path), size=allocated(path), why=why)
+                for path in left
+            )
 
     @property
     def labels(self) -> LabelStore:
@@ -262,13 +278,23 @@ class Pool:
                 found[Path(path)] = record
         return found
 
-    def linked(self, template: str) -> list[str]:
-        """Return the names of the clones whose disks read from a template's image."""
-        return [
+    def check_unlinked(self, template: str) -> None:
+        """Check that no clone's disk reads from a template's image.
+
+        :raises WrongState: some do; names them.
+        """
+        linked = [
             record.labels.clone
             for record in self.disks().values()
             if record.format == "qcow2" and record.labels.template == template
         ]
+        if linked:
+            named = fold(linked)
+            few = named if len(named) <= 200 else f"{named[:199]}…"
+            raise WrongState(
+                f"template {template}: clones are linked to its image: {few}",
+                hint="delete them first",
+            )
 
     def remove(self, path: Path) -> None:
         """Remove a file and its labels; the caller holds the lock alone."""

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
-import tenacity
-
 from vmcloner_core.errors import BackendError, VmclonerError
 from vmcloner_core.process import CommandRunner
 from vmcloner_libvirt.binding import libvirt
@@ -45,23 +43,6 @@ class _Lost(Exception):
     def __init__(self, cause: VmclonerError) -> None:
         super().__init__(str(cause))
         self.cause = cause
-
-
-class _AfterLoss(tenacity.stop.stop_base):
-    """Stops retrying so many seconds after the first loss.
-
-    The time before that loss doesn't count: a hung daemon is detected late.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._first: float | None = None
-
-    def __call__(self, retry_state: tenacity.RetryCallState) -> bool:  # noqa: ARG002
-        now = time.monotonic()
-        if self._first is None:
-            self._first = now
-        return now - self._first >= self._seconds
 
 
 class _Slot:
@@ -109,19 +90,22 @@ class Connections:
         :param about: the domain or the host, for messages.
         :raises Unreachable: no daemon answers. :raises VmclonerError: libvirt's error, translated.
         """
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_Lost),
-            stop=_AfterLoss(RECONNECT),
-            wait=tenacity.wait_exponential(multiplier=0.1, max=2.0),
-            reraise=True,
-        )
-        try:
-            result: T = retrying(self._attempt, operation, about)
-        except _Lost as lost:
-            raise Unreachable(
-                f"lost the connection to {self.uri}: {lost.cause.message}", hint=lost.cause.hint
-            ) from lost
-        return result
+        give_up: float | None = None
+        pause = 0.1
+        while True:
+            try:
+                return self._attempt(operation, about)
+            except _Lost as lost:
+                # The time before the first loss doesn't count: a hung daemon is detected late.
+                now = time.monotonic()
+                give_up = now + RECONNECT if give_up is None else give_up
+                if now >= give_up:
+                    raise Unreachable(
+                        f"lost the connection to {self.uri}: {lost.cause.message}",
+                        hint=lost.cause.hint,
+                    ) from lost
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
 
     def ask(self, operation: Callable[[Any], T]) -> T:
         """Return ``operation(connection)``, a question about the host; see :meth:`call`."""

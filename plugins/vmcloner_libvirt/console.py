@@ -104,12 +104,19 @@ class Consoles(ConsoleInterface):
 
 def remove_log(file: Path) -> None:
     """Remove a log and its rotated parts, ``.0``, ``.1`` …, as far as that is permitted."""
+    for path in log_files(file):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def log_files(file: Path) -> list[Path]:
+    """Return the existing log and its rotated parts; none if their folder can't be read."""
     rotated = re.compile(rf"{re.escape(file.name)}(\.[0-9].*)?")
-    with contextlib.suppress(OSError):
-        for name in os.listdir(file.parent):  # noqa: PTH208
-            if rotated.fullmatch(name):
-                with contextlib.suppress(OSError):
-                    (file.parent / name).unlink()
+    try:
+        names = os.listdir(file.parent)  # noqa: PTH208
+    except OSError:
+        return []
+    return [file.parent / name for name in sorted(names) if rotated.fullmatch(name)]
 
 
 def _attach(connection: Any, domain: Any, stdin: int, stdout: int, flags: int) -> None:

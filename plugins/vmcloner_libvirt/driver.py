@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from vmcloner_core.model import (
     Outcome,
     State,
 )
-from vmcloner_libvirt import operations, whereabouts
+from vmcloner_libvirt import conditions, operations, whereabouts
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections, Unreachable, is_local
 from vmcloner_libvirt.console import Consoles
@@ -75,6 +76,7 @@ class LibvirtDriver(HypervisorDriver):
         self.consoles = Consoles(self.connections, context.host.consoles)
         self.agents = GuestAgents(self.connections)
         self._validated: set[str] = set()
+        self._validating = threading.Lock()
         self._owned: dict[tuple[str, str], bool] = {}
 
     # --- what hypervisors implement or override -----------------------------------------------
@@ -112,7 +114,9 @@ class LibvirtDriver(HypervisorDriver):
     def inspect(self) -> DomainInventory:
         """See :meth:`HypervisorDriver.inspect`."""
         return self.connections.ask(
-            lambda connection: operations.inventory(self.records(connection))
+            lambda connection: operations.inventory(
+                self.records(connection), conditions.saved(connection)
+            )
         )
 
     def states(self) -> Mapping[str, State]:
@@ -221,16 +225,25 @@ class LibvirtDriver(HypervisorDriver):
                 return Outcome(
                     key=spec.name, value=found, changed=again and found.labels == spec.labels
                 )
-            rendered = self.prepare(spec)
-            # libvirt compiles its schema for each domain that it validates, which takes several
-            # times as long as the rest. Clones of one shape differ only in values that are
-            # already checked.
+            return Outcome(key=spec.name, value=self._make(connection, spec))
+
+        return self._member(spec.name, define)
+
+    def _make(self, connection: Any, spec: DomainSpec) -> Domain:
+        """Define a new domain, which libvirt validates if it is the first of its shape.
+
+        libvirt compiles its schema for each domain that it validates, which takes several times as
+        long as the rest. Clones of one shape differ only in values that are already checked. So
+        other threads wait for the first one's result.
+        """
+        rendered = self.prepare(spec)
+        if rendered.shape in self._validated:
+            return operations.make(connection, spec, rendered.xml, validate=False)
+        with self._validating:
             new = rendered.shape not in self._validated
             domain = operations.make(connection, spec, rendered.xml, validate=new)
             self._validated.add(rendered.shape)
-            return Outcome(key=spec.name, value=domain)
-
-        return self._member(spec.name, define)
+        return domain
 
     def _undefine(self, connection: Any, name: str) -> bool:
         was_there = operations.undefine(connection, name, self.undefine_flags)
@@ -271,6 +284,7 @@ class LibvirtDriver(HypervisorDriver):
         # A domain's labels don't change while it exists: they are read once, not at each poll.
         owned: dict[tuple[str, str], bool] = {}
         states: dict[str, State] = {}
+        saved = conditions.saved(connection)
         for domain, state, reason in self.records(connection):
             name = domain.name()
             key = (domain.UUIDString(), name)
@@ -278,6 +292,6 @@ class LibvirtDriver(HypervisorDriver):
                 known = self._owned.get(key)
                 owned[key] = labels_of(domain) is not None if known is None else known
                 if owned[key]:
-                    states[name] = operations.state_of(state, reason)
+                    states[name] = conditions.state_of(state, reason, saved=key[0] in saved)
         self._owned = owned
         return states

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -69,6 +71,18 @@ class KvmDriver(LibvirtDriver):
             emulated = self._domain_type == "qemu"
         overhead = self._tb_cache + EMULATOR_MEMORY if emulated else found.memory_overhead
         return attrs.evolve(found, memory_overhead=overhead)
+
+    def started(self, name: str) -> float | None:
+        """See :meth:`HypervisorDriver.started`. libvirt writes QEMU's process id at each start."""
+        user = Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}"))
+        folders = {"qemu:///system": Path("/run"), "qemu:///session": user}
+        folder = folders.get(self.connections.uri)
+        if folder is None:
+            return None
+        for place in ("libvirt/qemu", "libvirt/qemu/run"):
+            with contextlib.suppress(OSError):
+                return (folder / place / f"{name}.pid").stat().st_mtime
+        return None
 
     def prepare(self, spec: DomainSpec) -> Rendered:
         """See :meth:`LibvirtDriver.prepare`."""

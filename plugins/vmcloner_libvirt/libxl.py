@@ -16,7 +16,7 @@ from pathlib import Path
 
 import attrs
 
-from vmcloner_libvirt.console import remove_log
+from vmcloner_libvirt.console import log_files, remove_log
 
 MAX_LOG = 65536
 """Bytes that are read from a log's end."""
@@ -106,7 +106,8 @@ class Logs:
         slow = f"(a script took too long): {_short(killed[1])}" if killed is not None else ""
         if not slow and any(_DEVICE_MODEL.search(line) for line in said):
             slow = "(its device model took too long)"
-        return Failure(reason=reason, log=log if log.exists() else None, slow=slow)
+        kept = log if os.path.exists(log) else None  # noqa: PTH110 - raises nothing
+        return Failure(reason=reason, log=kept, slow=slow)
 
     def forget(self, name: str, domid: int) -> None:
         """Remove the boot loader's logs of a running domain: of this start and of a failed one."""
@@ -116,9 +117,17 @@ class Logs:
 
     def remove(self, name: str) -> None:
         """Remove the logs of a domain that is gone."""
-        remove_log(self.bootloader_log(name))
-        for file in (self.libxl / f"{name}.log", self.xen / f"qemu-dm-{name}.log"):
+        for file in self._named(name):
             remove_log(file)
+
+    def left(self, name: str) -> Iterator[Path]:
+        """Yield the existing logs of a domain."""
+        for file in self._named(name):
+            yield from log_files(file)
+
+    def _named(self, name: str) -> tuple[Path, ...]:
+        libxl, qemu = self.libxl / f"{name}.log", self.xen / f"qemu-dm-{name}.log"
+        return self.bootloader_log(name), libxl, qemu
 
     def bootloader_log(self, name: str) -> Path:
         """Return the file that keeps the boot loader's output of a clone that didn't start."""

@@ -17,6 +17,7 @@ from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import DomainSpec, clone_generation
 from vmcloner_core.placeholders import clone_values, fill
 from vmcloner_core.sandbox import Sandbox, TooMuch, bounded_work
+from vmcloner_core.trusted_files import read_file
 from vmcloner_libvirt.metadata import add_labels, parse
 
 MAX_XML = 1024**2
@@ -73,13 +74,11 @@ class Renderer:
             file = importlib.resources.files(__package__) / name
             return file.read_text(encoding="utf-8"), name, None
         try:
-            with Path(name).open(encoding="utf-8") as stream:
-                text = stream.read(MAX_XML + 1)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "not a text file"
-            raise InvalidRequest(f"domain.xml: can't read {name}: {reason}") from error
-        if len(text) > MAX_XML:
-            raise InvalidRequest(f"domain.xml: {name} is larger than {MAX_XML} characters")
+            text = read_file(Path(name), trusted=False, limit=MAX_XML).decode()
+        except ValueError as error:
+            raise InvalidRequest(f"domain.xml: can't read {name}: not a text file") from error
+        except InvalidRequest as error:
+            raise InvalidRequest(f"domain.xml: can't read {error.message}") from error
         return text, name, None
 
     def _text(self, source: str, values: dict[str, object]) -> str:

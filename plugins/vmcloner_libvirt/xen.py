@@ -18,7 +18,7 @@ from vmcloner_core.model import BootConfig, Check, DomainSpec, HostResources, Te
 from vmcloner_core.units import format_size
 from vmcloner_libvirt import operations, xen_doctor
 from vmcloner_libvirt.binding import libvirt
-from vmcloner_libvirt.console import Consoles
+from vmcloner_libvirt.console import Consoles, log_files
 from vmcloner_libvirt.driver import LibvirtDriver
 from vmcloner_libvirt.errors import is_disconnect
 from vmcloner_libvirt.libxl import Logs
@@ -263,6 +263,10 @@ class XenDriver(LibvirtDriver):
         """See :meth:`LibvirtDriver.clean`."""
         super().clean(name)
         self._logs.remove(name)
+
+    def logs(self, name: str) -> tuple[Path, ...]:
+        """See :meth:`HypervisorDriver.logs`."""
+        return (*log_files(self.consoles.log(name)), *self._logs.left(name))
 
     def _forget(self, connection: Any, name: str) -> None:
         domain = operations.active(connection, name)

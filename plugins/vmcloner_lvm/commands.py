@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,6 @@ from vmcloner_lvm.metadata import write
 from vmcloner_lvm.volumegroup import VolumeGroup
 
 TIMEOUT = 300.0
-# The parent may have died before the signal was requested: so its process id is compared.
-_UNLESS_ORPHANED = 'test "$PPID" = "$0" && exec "$@"'
 # This process holds their lock, and lvcreate does not support --nolocking for thin volumes: so
 # they use another folder for locks.
 _HELD = ("--config", 'global/locking_dir="/run/lock/vmcloner/lvm"')
@@ -46,10 +43,9 @@ class GroupFacts:
 def bound(argv: Sequence[str]) -> list[str]:
     """Return a command line that is killed when this process dies: it may rely on our lock.
 
-    See prctl(2), PR_SET_PDEATHSIG. The shell script is constant; the command is its arguments.
+    The runner alone has it end by SIGTERM, which LVM's commands put off.
     """
-    alive = ["sh", "-c", _UNLESS_ORPHANED, str(os.getpid())]
-    return ["setpriv", "--pdeathsig", "KILL", *alive, *argv]
+    return ["setpriv", "--pdeathsig", "KILL", *argv]
 
 
 @attrs.frozen
@@ -130,7 +126,7 @@ class Lvm:
         try:
             [report] = json.loads(output)["report"]
             rows: list[dict[str, Any]] = next(iter(report.values()))
-        except (ValueError, KeyError, TypeError, StopIteration) as error:
+        except (ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
             raise HostCommandError(f"{command}: cannot parse its report") from error
         return rows
 

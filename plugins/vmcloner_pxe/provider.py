@@ -130,7 +130,7 @@ class Pypxeboot(BootProvider):
         )
         try:
             results = cattrs.structure(json.loads(answer.stdout), list[Result])
-        except (ValueError, cattrs.BaseValidationError) as error:
+        except (ValueError, RecursionError, cattrs.BaseValidationError) as error:
             raise HostCommandError("vmcloner_pxe.batch: no answer that can be read") from error
         return {result.key: result for result in results}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from tests.conftest import forget_templates
 from vmcloner_core import Engine, Readiness, State, readiness
 from vmcloner_core.bootfiles import clear, fresh
 from vmcloner_core.booting import told
@@ -137,6 +138,7 @@ def test_a_template_that_is_gone(site, action):
     site.engine.create("web", "t", count=1)
     if action == "restart":
         site.engine.start("web")
+    forget_templates(site.folder / "state")
     (site.folder / "templates/t.toml").unlink()
     with pytest.raises(NotFound, match=r"template 't', which is gone.*vmcloner delete web-1"):
         getattr(site.engine, action)("web")
@@ -393,6 +395,7 @@ def test_a_preview_of_what_boots_nothing(site):
     first, second = site.engine.boots("web")
     assert str(first.error) == "web-1: nothing there"
     assert second.boot is not None
+    forget_templates(site.folder / "state")
     (site.folder / "templates/t.toml").unlink()
     assert all(isinstance(preview.error, NotFound) for preview in site.engine.boots("web"))
     with pytest.raises(NotFound):

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.conftest import TEMPLATE
+from tests.conftest import TEMPLATE, forget_templates
 from vmcloner_core import (
     CloneMode,
     CreateRequest,
@@ -495,6 +495,7 @@ def test_reset_needs_the_template_and_its_image(lab):
         lab.engine.reset("web")
     assert "vmcloner template import t1" in str(caught.value.failures[0][1])
     assert len(lab.pool.disks) == 2
+    forget_templates(lab.folder / "state")
     (lab.folder / "templates" / "t1.toml").unlink()
     with pytest.raises(NotFound, match="its reset needs template 't1'"):
         lab.engine.reset("web")

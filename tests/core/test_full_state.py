@@ -129,17 +129,6 @@ def test_an_identity_folder_that_cannot_be_read_is_one_line(lab, notes, monkeypa
     assert list(failed(lambda: lab.engine.delete("web"))) == ["web-1"]
 
 
-def test_drafts_of_a_killed_run_are_replaced(lab, notes):  # noqa: F811
-    """A record's, while it was changed."""
-    lab.engine.create("web", "t1", count=1)
-    home = lab.engine._host.records.folder / "web-1"
-    draft = home / ".record.json.draft"
-    draft.write_text("half")
-    lab.engine._host.records.note_restart("web-1", wanted=True)
-    assert not draft.exists()
-    assert lab.engine._host.records.find("web-1").restart
-
-
 @pytest.mark.parametrize("act", ["start", "delete", "create"])
 def test_an_identities_folder_that_fails_is_one_line(lab, run, monkeypatch, act):
     lab.engine.create("web", "t1", count=1)

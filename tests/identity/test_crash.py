@@ -45,7 +45,7 @@ def test_kill_9_in_mid_create_and_mid_delete(site, some):
             process.communicate()
         assert process.returncode == -signal.SIGKILL
 
-    create = ("create", fleet, "-t", "seeded", "-c", "40")
+    create = ("create", fleet, "-t", "seeded", "-n", "40")
     killed(*create, when=lambda made: made >= some)
     before = known_hosts()
     assert some <= len(before) < 40

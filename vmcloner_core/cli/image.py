@@ -18,6 +18,7 @@ class ImageBuild(Record):
     """
 
     example = "vmcloner image build ci --suite bookworm --packages git,make --size 4GiB"
+    columns = ("template", "file", "image", "format", "size", "digest")
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""

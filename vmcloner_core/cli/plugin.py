@@ -22,6 +22,8 @@ class PluginList(Table):
     """List installed plugins, and why any of them can't be used."""
 
     example = "vmcloner plugin list -f json"
+    columns = COLUMNS
+    short = ("name", "kind", "state", "description", "error")
 
     def take_action(self, _parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
         """Return columns and rows."""

@@ -79,6 +79,7 @@ class Exec(Table):
 
     _answers: tuple[Answer, ...] = ()
     example = "vmcloner exec 'web-[1-10]' -- systemctl is-system-running"
+    columns = COLUMNS
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import attrs
 
 from vmcloner_core.cli.base import Base, Record, Table, add_copying, note
 from vmcloner_core.cli.host import CHECK_COLUMNS, check_row, judged
 from vmcloner_core.model import Copying, Template
 from vmcloner_core.units import format_size
 
+LIST_COLUMNS = ("name", "description", "imported", "file", "error")
+IMPORT_COLUMNS = ("template", "storage", "size", "allocated", "extents", "digest", "changed")
+
 
 class TemplateList(Table):
     """List templates, and the pools that hold their images."""
 
     example = "vmcloner template list"
+    columns = LIST_COLUMNS
+    short = ("name", "imported", "description", "error")
+    nothing = "there are no templates (docs/templates.md says how to write one)"
 
     def take_action(self, _parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
         """Return columns and rows."""
@@ -32,7 +41,7 @@ class TemplateList(Table):
             )
             for info in self.engine.templates()
         ]
-        return ("name", "description", "imported", "file", "error"), rows
+        return LIST_COLUMNS, rows
 
 
 class _Named(Base):
@@ -71,8 +80,49 @@ class TemplateShow(_Named, Record):
             "cmdline": template.kernel.cmdline if template.kernel is not None else None,
             "ready": template.ready,
             "imported": [origin.pool for origin in origins],
+            "swap": template.swap,
+            "disks": [attrs.asdict(disk) for disk in template.disks],
+            "identity": _plain(template.identity),
+            "ssh": _plain(template.ssh),
+            "domain": _plain(template.domain),
+            "image_options": dict(template.image.options),
+            "values": dict(template.values),
         }
+        if self.for_people(parsed_args):
+            values |= _worded(template, values)
         return tuple(values), tuple(values.values())
+
+
+def _plain(table: Any) -> dict[str, Any]:
+    """Return a table of a template as values that every format has."""
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in attrs.asdict(table).items()
+    }
+
+
+def _worded(template: Template, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those values that people read in another form: with units, and a line for each key."""
+    sizes = {
+        key: format_size(values[key]) if values[key] is not None else None
+        for key in ("memory", "disk_size", "swap")
+    }
+    tables = {
+        key: "\n".join(
+            f"{name}: {_words(value)}"
+            for name, value in values[key].items()
+            if value not in (None, ())
+        )
+        for key in ("identity", "ssh", "domain", "image_options", "values")
+    }
+    disks = "\n".join(f"{format_size(disk.size)}, {disk.content}" for disk in template.disks)
+    return {**sizes, **tables, "disks": disks}
+
+
+def _words(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _source(template: Template) -> str:
@@ -87,6 +137,7 @@ class TemplateImport(_Named, Record):
     """
 
     example = "vmcloner template import debian-12 --image ./debian-12.qcow2"
+    columns = IMPORT_COLUMNS
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
@@ -111,8 +162,7 @@ class TemplateImport(_Named, Record):
         origin = outcome.unwrap()
         what = "imported" if outcome.changed else "already there"
         note(self.app, f"{origin.template}: {format_size(origin.size)}, {what}")
-        keys = ("template", "storage", "size", "allocated", "extents", "digest", "changed")
-        return keys, (
+        return IMPORT_COLUMNS, (
             origin.template,
             origin.pool,
             origin.size,
@@ -145,6 +195,7 @@ class TemplateCheck(_Named, Table):
     """Check a template without making a clone."""
 
     example = "vmcloner template check tiny"
+    columns = CHECK_COLUMNS
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
         """Return columns and rows."""

@@ -138,6 +138,13 @@ class HypervisorDriver(ABC):
     def inspect(self) -> DomainInventory:
         """Return our domains, and the names and MAC addresses of all others."""
 
+    def logs(self, name: str) -> tuple[Path, ...]:  # noqa: ARG002 - most keep none
+        """Return the existing files outside of the state folder that a domain of ours left.
+
+        They are removed with the domain; a run that is killed may leave them.
+        """
+        return ()
+
     @abstractmethod
     def states(self) -> Mapping[str, State]:
         """Return the states of our domains by name. Cheap enough to be polled."""
@@ -148,6 +155,13 @@ class HypervisorDriver(ABC):
         Cheap enough to be polled. A domain without a known address may be left out.
         """
         return {}
+
+    def started(self, name: str) -> float | None:  # noqa: ARG002 - few hypervisors know
+        """Return when a running domain was started, in seconds since the epoch.
+
+        None if that isn't known: the default.
+        """
+        return None
 
     @abstractmethod
     def resources(self) -> HostResources:

@@ -32,6 +32,7 @@ from vmcloner_core.model.identity import (
     clone_uuid,
 )
 from vmcloner_core.model.labels import LABEL_VERSION, Labels
+from vmcloner_core.model.leftover import Leftover
 from vmcloner_core.model.outcome import Check, Outcome, Status
 from vmcloner_core.model.template import (
     MAX_DISKS,
@@ -85,6 +86,7 @@ __all__ = [
     "Interface",
     "KernelSpec",
     "Labels",
+    "Leftover",
     "Network",
     "NetworkChange",
     "NetworkRequest",

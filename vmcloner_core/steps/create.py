@@ -104,18 +104,19 @@ class Define(HypervisorStep):
     def _seeded(host: LocalHost, works: Sequence[Work]) -> Iterator[Outcome[Seed]]:
         """Write clones' records before anything is defined, and make their seeds."""
         requests: dict[str, dict[str, IdentityRequest]] = {}
-        for work in works:
-            spec = work.plan.known()
+        specs = {work.name: work.plan.known() for work in works}
+        for kept in host.records.keep_all(tuple(specs.values())):
+            spec = specs[kept.key]
             try:
-                host.records.keep(spec)
+                kept.unwrap()
                 if spec.identity is None:
-                    yield Outcome(key=work.name, value=Seed())
+                    yield Outcome(key=kept.key, value=Seed())
                     continue
-                request = identity_request(spec, host.records.home(work.name))
+                request = identity_request(spec, host.records.home(kept.key))
                 provider = spec.template.identity.provider
-                requests.setdefault(provider, {})[work.name] = request
+                requests.setdefault(provider, {})[kept.key] = request
             except VmclonerError as error:
-                yield Outcome(key=work.name, error=error)
+                yield Outcome(key=kept.key, error=error)
         for chosen, asked in requests.items():
             identifier = host.drivers.identity(chosen)[1]
             seeding = functools.partial(identifier.seed, list(asked.values()))
