@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
-from vmcloner_core.deadlines import answers
+from vmcloner_core.deadlines import answers, instance
 from vmcloner_core.errors import (
     BackendError,
     Interrupted,
@@ -44,6 +45,7 @@ from vmcloner_core.model import (
     Check,
     Clone,
     Copying,
+    DomainInventory,
     DomainSpec,
     Host,
     Leftover,
@@ -56,8 +58,8 @@ from vmcloner_core.model import (
     Template,
     network_key,
 )
-from vmcloner_core.names import check_template, parse_targets
-from vmcloner_core.plan import Plan, RunResult, check_timeout
+from vmcloner_core.names import check_template, fold, parse_targets
+from vmcloner_core.plan import OnFailure, Plan, RunResult, check_timeout
 from vmcloner_core.planning import Planning
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.remote import FANOUT
@@ -93,10 +95,24 @@ class Engine:
     def __init__(self, settings: Settings, plugins: PluginHost, host: LocalHost) -> None:
         self.settings = settings
         self.plugins = plugins
-        self._host = host
+        self._pid = os.getpid()
+        self._local = host
         self._planning = Planning(settings, plugins, host)
         self._run_lock = threading.Lock()
         self._cancel = threading.Event()
+
+    @property
+    def _host(self) -> LocalHost:
+        """The host; in a process that was forked off, an error.
+
+        The connections there are the parent's, its threads are missing, and locks may be held.
+        """
+        if os.getpid() != self._pid:
+            raise WrongState(
+                "the engine was opened before this process was forked off",
+                hint="open an engine in each process: Engine.open()",
+            )
+        return self._local
 
     @property
     def host(self) -> Host:
@@ -130,8 +146,12 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Close connections. They are opened again when the engine is used."""
-        self._host.close()
+        """Close connections. They are opened again when the engine is used.
+
+        Does nothing in a process that was forked off: they are its parent's.
+        """
+        if os.getpid() == self._pid:
+            self._host.close()
 
     # --- runs -----------------------------------------------------------------------------------
 
@@ -186,7 +206,7 @@ class Engine:
         :raises VmclonerError: the request can't be carried out at all; nothing was changed.
         """
         fleets = self._fleets(request)
-        with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
+        with self._held([f"fleet/{fleet}" for fleet in fleets]):
             self._host.keep_state_id()
             found = self._host.survey()
             self._host.sweep(fleets, found)
@@ -201,7 +221,7 @@ class Engine:
         :raises WrongState: it was made before the host's state folder had its id.
         """
         fleets = {clone.labels.fleet for clone in plan.clones}
-        with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
+        with self._held([f"fleet/{fleet}" for fleet in fleets]):
             kept = self._host.keep_state_id()
             if any(clone.labels.state not in (None, kept) for clone in plan.clones):
                 raise WrongState("the plan is for another state folder", hint="plan again")
@@ -255,9 +275,11 @@ class Engine:
 
     @contextlib.contextmanager
     def _held(self, names: Sequence[str]) -> Iterator[None]:
-        self._cancel.clear()
-        with self._host.hold(names, self._cancel.is_set):
-            yield
+        host = self._host
+        with self._run_lock:
+            self._cancel.clear()
+            with host.hold(names, self._cancel.is_set):
+                yield
 
     # --- reads ----------------------------------------------------------------------------------
 
@@ -355,7 +377,7 @@ class Engine:
             source = source_of(image, sha256)
             template = attrs.evolve(template, image=source)
         driver = self._host.drivers.storage(storage or self.settings.defaults.storage)
-        with self._run_lock, self._held([f"template/{name}"]):
+        with self._held([f"template/{name}"]):
             return self._host.images.import_image(template, driver, "", time.monotonic(), copying)
 
     def build_image(
@@ -373,7 +395,7 @@ class Engine:
         :raises NotFound: there is no such template, and no options are given.
         :raises Conflict: there is such a template, written by hand.
         """
-        with self._run_lock, self._held([f"template/{check_template(name)}"]):
+        with self._held([f"template/{check_template(name)}"]):
             if options:
                 self._host.images.declare_built(name, parent, builder, options)
             template = self._host.catalog.template(name)
@@ -385,7 +407,7 @@ class Engine:
         :raises WrongState: clones are linked to it.
         """
         driver = self._host.drivers.storage(storage or self.settings.defaults.storage)
-        with self._run_lock, self._held([f"template/{check_template(name)}"]):
+        with self._held([f"template/{check_template(name)}"]):
             return driver.delete_origin(name)
 
     def check_template(self, name: str) -> tuple[Check, ...]:
@@ -450,7 +472,7 @@ class Engine:
         """
         fleets = {target.fleet for target in parse_targets(targets)} or set(self.fleets())
         found: dict[str, Preview] = {}
-        with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
+        with self._held([f"fleet/{fleet}" for fleet in fleets]):
             clones = [clone for clone in self.list(*targets) if clone.fleet in fleets]
             for preview in self._host.previews(clones, self._known):
                 found[preview.name] = preview
@@ -468,7 +490,8 @@ class Engine:
         drivers = self._host.drivers
 
         def states_of(backend: str) -> Mapping[str, State]:
-            return drivers.hypervisor(backend).states()
+            found = drivers.hypervisor(backend).states()
+            return instance(found, Mapping)  # type: ignore[type-abstract]
 
         found = answers(
             {name: functools.partial(states_of, name) for name in drivers.names("hypervisor")}
@@ -530,7 +553,7 @@ class Engine:
         """Make a network of vmcloner's own; see :meth:`NetworkInterface.prepare`."""
         driver = self._host.drivers.hypervisor(hypervisor or self.settings.defaults.hypervisor)
         networks = _networks(driver, request)
-        with self._run_lock, self._held([f"network/{request.name}"]):
+        with self._held([f"network/{request.name}"]):
             return networks.prepare(request)
 
     def remove_network(
@@ -542,9 +565,12 @@ class Engine:
         """
         driver = self._host.drivers.hypervisor(hypervisor or self.settings.defaults.hypervisor)
         networks = _networks(driver, request)
-        with self._run_lock, self._held([f"network/{request.name}"]):
+        with self._held([f"network/{request.name}"]):
             try:
-                domains = driver.inspect().domains
+                inventory = self._host.drivers.ask(
+                    "hypervisor", driver.name, lambda d: d.inspect(), DomainInventory
+                )
+                domains = inventory.domains
             except BackendError:
                 if not request.bridge:
                     raise
@@ -574,11 +600,11 @@ class Engine:
 
     def _probe(self, kind: str, name: str) -> Iterator[Check]:
         try:
-            driver = getattr(self._host.drivers, kind)(name)
-            checks = tuple(driver.probe())
-            yield from checks
-            if kind == "storage" and not any(c.status is Status.FAILED for c in checks):
-                yield from capacity_checks(name, driver.capacity())
+            ask = self._host.drivers.ask
+            found = ask(kind, name, lambda d: tuple(instance(c, Check) for c in d.probe()), tuple)
+            yield from found
+            if kind == "storage" and not any(c.status is Status.FAILED for c in found):
+                yield from capacity_checks(name, ask(kind, name, lambda d: d.capacity(), Capacity))
         except VmclonerError as error:
             yield Check(
                 backend=name,
@@ -617,20 +643,39 @@ def check_result(result: RunResult) -> RunResult:
     action = result.plan.action
     failures = [(r.name, r.error) for r in result.failures if r.error is not None]
     total = len(result.results)
+    undone, removal = _rolled_back(result)
     if result.left:
         raise RollbackIncomplete(
-            f"{action}: rolled back, but {counted(len(result.left), 'clone')} could not be removed",
+            f"{action}: rolled back, but {counted(len(result.left), 'clone')} could not be removed"
+            f"{undone}",
             failures=failures,
-            hint="vmcloner delete " + " ".join(result.left[:3]),
+            hint=f"vmcloner delete {fold(result.left)}",
         )
     if result.interrupted:
         done = total - len(failures)
         raise Interrupted(
-            f"{action}: stopped with {done} of {counted(total, 'clone')} done",
-            hint="run the same command again",
+            f"{action}: stopped with {done} of {counted(total, 'clone')} done{undone}",
+            hint="; ".join(filter(None, ("run the same command again", removal))),
         )
     if not result.enough:
         raise PartialFailure(
-            f"{action}: {len(failures)} of {counted(total, 'clone')} failed", failures=failures
+            f"{action}: {len(failures)} of {counted(total, 'clone')} failed{undone}",
+            failures=failures,
+            hint=removal,
         )
     return result
+
+
+def _rolled_back(result: RunResult) -> tuple[str, str | None]:
+    """Return what a roll-back did and kept, and the command that removes the latter too."""
+    if result.enough or result.plan.on_failure is not OnFailure.ROLLBACK:
+        return "", None
+    kept = fold(result.kept)
+    gone = set(result.rolled_back) - set(result.kept)
+    text = f"; {counted(len(gone), 'clone')} rolled back"
+    if not kept:
+        return text, None
+    return (
+        f"{text}, kept {kept}: there before this run",
+        f"to remove also these: vmcloner delete {kept}",
+    )

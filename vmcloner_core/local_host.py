@@ -23,7 +23,7 @@ import attrs
 from vmcloner_core import locks, ssh_access
 from vmcloner_core.booting import Preview, Starter
 from vmcloner_core.catalog import Catalog
-from vmcloner_core.deadlines import answers
+from vmcloner_core.deadlines import answers, instance
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver
 from vmcloner_core.errors import BackendError, VmclonerError
@@ -63,7 +63,12 @@ class LocalHost:
         self.records = Records(host.records)
         self.catalog = Catalog(host.templates)
         self.images = TemplateImages(self.drivers, plugins)
-        self.starter = Starter(boots=self.drivers.boot, folder=host.boots, records=self.records)
+        self.starter = Starter(
+            boots=self.drivers.boot,
+            backend=self.drivers.backend,
+            folder=host.boots,
+            records=self.records,
+        )
         self._lock = threading.Lock()
         self._state_id: str | None = None
 
@@ -199,7 +204,8 @@ class LocalHost:
         return tuple(located(clone) for clone in clones)
 
     def _addresses(self, hypervisor: str) -> Mapping[str, tuple[str, ...]]:
-        return self.drivers.hypervisor(hypervisor).addresses()
+        found = self.drivers.hypervisor(hypervisor).addresses()
+        return instance(found, Mapping)  # type: ignore[type-abstract]
 
     def made_of(self, labels: Labels) -> Template:
         """Return the template that a clone was made of, as it was then.
@@ -237,7 +243,12 @@ class LocalHost:
         clones: Sequence[Clone],
         spec: Callable[[Clone], CloneSpec],
     ) -> Iterator[Preview]:
-        states = driver.states()
+        states = self.drivers.ask(
+            "hypervisor",
+            driver.name,
+            lambda d: d.states(),
+            Mapping,  # type: ignore[type-abstract]
+        )
         works = []
         with contextlib.ExitStack() as stack:
             for clone in clones:

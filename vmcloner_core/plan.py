@@ -305,6 +305,12 @@ class RunResult:
         return total - len(self.failures) >= self.plan.min_ready.of(total)
 
     @property
+    def kept(self) -> tuple[str, ...]:
+        """The clones that were there before, whole or in part: a roll-back keeps them."""
+        before = [clone.name for clone in self.plan.clones if clone.state is not None]
+        return (*self.plan.existing, *before)
+
+    @property
     def ok(self) -> bool:
         """Whether the run succeeded."""
         return self.enough and not self.left and not self.interrupted and self.error is None

@@ -13,7 +13,7 @@ from vmcloner_core.deadlines import answer
 from vmcloner_core.drivers import HypervisorDriver, StorageDriver
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import Clone, Template
+from vmcloner_core.model import Capacity, Clone, HostResources, Template
 from vmcloner_core.names import split_clone
 from vmcloner_core.plan import Plan
 from vmcloner_core.plugins import PluginHost
@@ -115,7 +115,9 @@ class Planning:
         identity, identifier = self._host.drivers.identity(template.identity.provider)
         seeds = identifier.seeds
         wanted = hypervisor.networks if any(n.network for n in template.nics) else None
-        networks = answer(hypervisor.name, wanted.inspect) if wanted is not None else None
+        ask = self._host.drivers.ask
+        whose = functools.partial(self._host.drivers.whose, "hypervisor", hypervisor.name)
+        networks = answer(hypervisor.name, wanted.inspect, whose) if wanted is not None else None
         fleet = [c.name for c in found.clones if c.fleet == request.fleet and c.recorded]
         return Facts(
             host=self._host.host.name,
@@ -130,8 +132,8 @@ class Planning:
             foreign_macs=found.foreign_macs,
             static_macs=records.static_macs() if networks else frozenset(),
             origin=self._host.images.origin(storage, template.name),
-            capacity=answer(storage.name, storage.capacity),
-            resources=answer(hypervisor.name, hypervisor.resources),
+            capacity=ask("storage", storage.name, lambda d: d.capacity(), Capacity),
+            resources=ask("hypervisor", hypervisor.name, lambda d: d.resources(), HostResources),
             memory_overcommit=self._settings.limits.memory_overcommit,
             need=storage.need,
             seeds=seeds,
@@ -176,5 +178,6 @@ class Planning:
             if clone.name in starting and clone.domain is not None and not active(clone):
                 sizes.setdefault(clone.labels.hypervisor, []).append(clone.domain.memory)
         for name, group in sizes.items():
-            resources = answer(name, self._host.drivers.hypervisor(name).resources)
+            ask = self._host.drivers.ask
+            resources = ask("hypervisor", name, lambda d: d.resources(), HostResources)
             check_memory(group, resources, self._settings.limits.memory_overcommit)

@@ -22,8 +22,8 @@ import contextlib
 import functools
 import json
 import os
+import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,7 +54,7 @@ HOST_KEY = "ssh_host_ed25519_key"
 KNOWN_HOSTS = "known_hosts"
 MAX_RECORD = 1024**2
 """Characters of a record; a longer one couldn't be read again."""
-_DRAFT = ".{}.draft"
+_DRAFT = re.compile(r"\.(.+)\.draft")
 _SYNCS = 8
 """Calls of fsync(2) at once: a file system can serve them all by one write of its journal."""
 
@@ -294,7 +294,7 @@ class Records:
 
         :raises Conflict: it is another clone's, or not vmcloner's.
         """
-        home, draft = self.folder / labels.clone, self.folder / _DRAFT.format(labels.clone)
+        home, draft = self.folder / labels.clone, self._draft(labels.clone)
         with _translated(labels.clone, home):
             shutil.rmtree(draft, ignore_errors=True)
             if not home.exists():
@@ -317,13 +317,7 @@ class Records:
 
     def names(self) -> frozenset[str]:
         """Return the names of the clones that have a folder, without reading records."""
-        try:
-            with os.scandir(self.folder) as entries:
-                return frozenset(e.name for e in entries if not e.name.startswith("."))
-        except FileNotFoundError:
-            return frozenset()
-        except OSError as error:
-            raise HostCommandError(f"{self.folder}: {error.strerror}") from error
+        return frozenset(name for name in self._entries() if not name.startswith("."))
 
     def of(self, names: Collection[str]) -> dict[str, Record]:
         """Return the existing records of these clones, by name."""
@@ -346,16 +340,28 @@ class Records:
         :param inside: the fleets in whose clones' folders to look for files too.
         """
         found: dict[str, list[Path]] = {}
-        for draft in self.folder.glob(_DRAFT.format("*")):
-            named = split_clone(draft.name.removeprefix(".").removesuffix(".draft"))
+        for name in self._entries():
+            draft = _DRAFT.fullmatch(name)
+            named = split_clone(draft[1]) if draft is not None else None
             if named is not None:
-                found.setdefault(named[0], []).append(draft)
+                found.setdefault(named[0], []).append(self.folder / name)
         for name in self.names() if inside else ():
             named = split_clone(name)
             if named is not None and named[0] in inside:
                 drafts = (self.folder / name).glob(".*")
                 found.setdefault(named[0], []).extend(drafts)
         return {fleet: paths for fleet, paths in found.items() if paths}
+
+    def _entries(self) -> list[str]:
+        try:
+            return os.listdir(self.folder)  # noqa: PTH208 - only names are wanted
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise HostCommandError(f"{self.folder}: {error.strerror}") from error
+
+    def _draft(self, clone: str) -> Path:
+        return self.folder / f".{clone}.draft"
 
     def _check(self, home: Path, labels: Labels) -> None:
         held = self.find(home.name)
@@ -374,7 +380,7 @@ class Records:
 
     def _fill(self, clone: str, record: str, *, key: bool = False) -> Path:
         """Return a new folder under its temporary name; its files may not be on the disk yet."""
-        draft = self.folder / _DRAFT.format(clone)
+        draft = self._draft(clone)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)  # whatever the umask: QEMU's user must get through
         shutil.rmtree(draft, ignore_errors=True)  # left by a killed run
@@ -414,20 +420,19 @@ def _create(path: Path, text: str, mode: int) -> None:
 
 def _write(path: Path, text: str, mode: int) -> None:
     """Replace a file, at once and on the disk. One run at a time writes to a clone's folder."""
-    prefix = f".{path.name}-"
-    for left in path.parent.glob(f"{prefix}*"):  # by a killed run
-        left.unlink()
-    handle, draft = tempfile.mkstemp(prefix=prefix, dir=path.parent)  # 0600 from birth
+    draft = path.with_name(f".{path.name}.draft")
     try:
+        draft.unlink(missing_ok=True)  # left by a killed run
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass") as stream:
             stream.write(text)
             stream.flush()
             os.fchmod(handle, mode)
             os.fsync(handle)
-        Path(draft).rename(path)
+        draft.rename(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            Path(draft).unlink()
+            draft.unlink()
         raise
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 import attrs
 
-from vmcloner_core.deadlines import DEADLINE, answers
+from vmcloner_core.deadlines import DEADLINE, answers, instance
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.errors import BackendError, NotFound, VmclonerError, did_you_mean
 from vmcloner_core.model import Clone, Domain, DomainInventory, Labels, State, Volume
@@ -25,15 +25,17 @@ class Unseen:
     """A backend that could not be read.
 
     :param kind: ``storage`` or ``hypervisor``. :param name: the backend's, as in labels.
+    :param whose: which distribution its plugin is of, as the end of a message.
     """
 
     host: str
     kind: str
     name: str
     error: VmclonerError
+    whose: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.name!r} could not be read: {self.error.message}"
+        return f"{self.kind} {self.name!r} could not be read: {self.error.message}{self.whose}"
 
     @property
     def hint(self) -> str:
@@ -124,16 +126,19 @@ def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
             if kind == "hypervisor"
             else drivers.storage(name).volumes()
         )
-        if not isinstance(found, DomainInventory if kind == "hypervisor" else tuple):
-            raise BackendError(f"its plugin gave a {type(found).__name__}")
-        return found
+        if kind == "hypervisor":
+            inventory = instance(found, DomainInventory)
+            for domain in inventory.domains:
+                instance(domain, Domain)
+            return inventory
+        return tuple(instance(volume, Volume) for volume in instance(found, tuple))
 
     for kind, name in names:
         with contextlib.suppress(BackendError):  # a broken plugin: its question says so
             drivers.hypervisor(name) if kind == "hypervisor" else drivers.storage(name)
     found = answers({key: functools.partial(read, *key) for key in names}, DEADLINE)
     unseen = tuple(
-        Unseen(host=host, kind=kind, name=name, error=answer)
+        Unseen(host=host, kind=kind, name=name, error=answer, whose=drivers.whose(kind, name))
         for (kind, name), answer in found.items()
         if isinstance(answer, VmclonerError)
     )

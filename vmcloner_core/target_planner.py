@@ -9,7 +9,7 @@ import attrs
 from vmcloner_core.clone_spec import clone_spec
 from vmcloner_core.disks import disk_numbers
 from vmcloner_core.errors import InvalidRequest, NotFound
-from vmcloner_core.model import Clone, CloneSpec, Nic, NicSpec, Template
+from vmcloner_core.model import Clone, CloneSpec, Nic, NicSpec, State, Template
 from vmcloner_core.names import parse_targets
 from vmcloner_core.placeholders import clone_values
 from vmcloner_core.plan import ALL, ClonePlan, Plan, Readiness
@@ -53,7 +53,8 @@ def plan_targets(
         # only to wait for, it takes none while there are others.
         work = [(clone, steps) for clone, steps in work if steps != ("wait",)] or work
         work = work[: request.count] if action.lowest_first else work[-request.count :]
-    found.check_seen(request.action, [clone.labels for clone, _ in work])
+    unsure = [clone.labels for clone, _ in routes if clone.state is State.UNKNOWN]
+    found.check_seen(request.action, [*(clone.labels for clone, _ in work), *unsure])
     context = _Context(request=request, template=template, record=record, seed=seed)
     clones = tuple(context.plan(clone, steps) for clone, steps in work)
     return Plan(

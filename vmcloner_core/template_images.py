@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 from vmcloner_core.catalog import write_built
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import ImageBuilder, ImageFile, StorageDriver
-from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError
+from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, VmclonerError
 from vmcloner_core.model import AS_IT_COMES, Copying, Origin, Outcome, Template
+from vmcloner_core.outcomes import checked
 from vmcloner_core.plan import ProgressEvent, StepEvent, StepStatus
 from vmcloner_core.plugins import PluginHost
 
+log = logging.getLogger(__name__)
 STEP = "import"
 """The name in events of the step that imports a template's image."""
 
@@ -28,16 +31,20 @@ class TemplateImages:
 
     def origins(self, template: str | None = None) -> tuple[Origin, ...]:
         """Return the images that the host's pools hold, of all templates or of one."""
-        return tuple(
-            origin
-            for name in self._drivers.names("storage")
-            for origin in self._drivers.storage(name).origins()
-            if template in (None, origin.template)
-        )
+        found: list[Origin] = []
+        for name in self._drivers.names("storage"):
+            try:
+                found += self._origins(name)
+            except BackendError as error:
+                log.warning("storage %r could not be read: %s", name, error.message)
+        return tuple(origin for origin in found if template in (None, origin.template))
+
+    def _origins(self, pool: str) -> tuple[Origin, ...]:
+        return self._drivers.ask("storage", pool, lambda driver: driver.origins(), tuple)
 
     def origin(self, pool: StorageDriver, template: str) -> Origin | None:
         """Return a template's image in a pool, None if it isn't there."""
-        return next((o for o in pool.origins() if o.template == template), None)
+        return next((o for o in self._origins(pool.name) if o.template == template), None)
 
     def check(self, template: Template) -> None:
         """Check that a template's image file exists, if it names one.
@@ -97,7 +104,13 @@ class TemplateImages:
         try:
             builder, host = self.builder(template), self._drivers.host
             with images.obtained(template, builder, host, progress) as image:
-                outcome = pool.import_image(template.name, image, progress, copying)
+                made = checked(
+                    lambda: (pool.import_image(template.name, image, progress, copying),),
+                    [template.name],
+                    self._drivers.backend("storage", pool.name),
+                    Origin,
+                )
+                outcome = next(made)
         except VmclonerError as error:
             event(StepStatus.FAILED, error)
             raise

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,6 +74,7 @@ class Connections:
     """
 
     def __init__(self, uri: str, size: int, runner: CommandRunner) -> None:
+        _all.add(self)
         self.uri = uri
         self._runner = runner
         self._slots = [_Slot() for _ in range(size)]
@@ -113,6 +116,15 @@ class Connections:
         with self._changed:
             for slot in self._slots:
                 slot.connection = None  # libvirt counts references: the last one closes it
+
+    def disown(self) -> None:
+        """Forget the connections without closing them: a process that was forked off has them.
+
+        To close one would say goodbye to the daemon in the parent's name.
+        """
+        for slot in self._slots:
+            if slot.connection is not None:
+                slot.connection._o = None  # else its destructor closes it
 
     def _attempt(self, operation: Callable[[Any], T], about: str) -> T:
         module = libvirt()
@@ -186,6 +198,18 @@ class Connections:
             f"libvirt's daemon is not running ({self.uri})",
             hint="systemctl start libvirtd" if booted else "virtlogd -d; libvirtd -d",
         )
+
+
+_all: weakref.WeakSet[Connections] = weakref.WeakSet()
+"""All of this process."""
+
+
+def _disown() -> None:
+    for connections in list(_all):
+        connections.disown()
+
+
+os.register_at_fork(after_in_child=_disown)
 
 
 def _alive(connection: Any) -> bool:

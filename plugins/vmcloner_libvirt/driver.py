@@ -30,6 +30,7 @@ from vmcloner_libvirt.console import Consoles
 from vmcloner_libvirt.metadata import labels_of
 from vmcloner_libvirt.networks import Networks
 from vmcloner_libvirt.operations import tolerate
+from vmcloner_libvirt.retries import persistently
 from vmcloner_libvirt.whereabouts import GuestAgents
 
 if TYPE_CHECKING:
@@ -164,9 +165,10 @@ class LibvirtDriver(HypervisorDriver):
     def start(
         self, names: Sequence[str], boots: Mapping[str, BootConfig] = NO_BOOTS
     ) -> Iterator[Outcome[None]]:
-        """See :meth:`HypervisorDriver.start`."""
+        """See :meth:`HypervisorDriver.start`. What fails by a passing fault is tried again."""
         for name in names:
-            yield self._change(name, functools.partial(self.begin, boot=boots.get(name)))
+            begin = functools.partial(self.begin, boot=boots.get(name))
+            yield persistently(functools.partial(self._change, name, begin))
 
     def shutdown(self, names: Sequence[str], timeout: float) -> Iterator[Outcome[None]]:
         """See :meth:`HypervisorDriver.shutdown`."""

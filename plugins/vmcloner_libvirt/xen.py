@@ -229,7 +229,7 @@ class XenDriver(LibvirtDriver):
                 raise
             message = f"{name}: can't start: {failure.reason}"
             if failure.slow:
-                raise _TooSlow(f"{message} (a script took too long)", hint=SLOW) from error
+                raise _TooSlow(f"{message} {failure.slow}", hint=SLOW) from error
             hint = "vmcloner host check xen" if failure.log is None else f"see {failure.log}"
             raise HostCommandError(message, hint=hint) from error
 

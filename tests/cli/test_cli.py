@@ -398,6 +398,37 @@ def test_commands_that_others_bring(distribution, run):
     assert found["bad"] == ("acme", "broken")
 
 
+def test_a_strangers_command_does_not_replace_a_shipped_one(distribution, run, monkeypatch):
+    other = """
+        from vmcloner_core.cli.base import Base
+
+        class Command(Base):
+            def take_action(self, parsed_args):
+                print("mine")
+    """
+    distribution("acme", group="vmcloner.cli", list=other, greet=other, none="Command = dict")
+    distribution("rival", group="vmcloner.cli", greet=other, leaves="raise SystemExit(3)")
+    run("create", "web", "-t", "t1")
+    # Of other tests' commands: they write to streams that are closed.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    code, out, err = run("list", "-f", "value", "--column", "name")
+    assert (code, out) == (0, "web-1\n")
+    assert err.count("command 'list' of acme is refused: vmcloner itself brings one") == 1
+    code, _, err = run("greet")
+    assert code == 8
+    assert "command 'greet' comes from acme and rival (uninstall one of them)" in err
+    assert run("leaves")[::2] == (
+        8,
+        "vmcloner: command 'leaves' is broken: SystemExit: 3 (vmcloner plugin list)\n",
+    )
+    rows = json.loads(run("plugin", "list", "-f", "json")[1])
+    found = {(row["name"], row["distribution"]): row["state"] for row in rows}
+    assert found["list", "vmcloner"] == "ok"
+    assert found["list", "acme"] == "duplicate"
+    assert {found["greet", "acme"], found["greet", "rival"]} == {"duplicate"}
+    assert {found["none", "acme"], found["leaves", "rival"]} == {"broken"}
+
+
 def test_interactive(tmp_path):
     """Commands that are typed share the global options of the program."""
     config = tmp_path / "vmcloner.toml"

@@ -165,6 +165,20 @@ def test_failed_rollback_names_what_is_left(lab):
     assert caught.value.failures[0][0] == "web-2"
 
 
+def test_a_roll_back_names_what_it_keeps_and_what_removes_that(lab):
+    """As what a killed run had made: whole clones, and a volume."""
+    lab.engine.create("web", "t1", count=2)
+    lab.machines.undefine(["web-2"]).__next__()
+    lab.machines.fail["define", "web-4"] = HostCommandError("no")
+    with pytest.raises(PartialFailure) as caught:
+        lab.engine.create("web", "t1", count=4, on_failure=OnFailure.ROLLBACK)
+    assert str(caught.value) == (
+        "create: 1 of 3 clones failed; 2 clones rolled back, kept web-[1-2]: there before this run "
+        "(to remove also these: vmcloner delete web-[1-2])"
+    )
+    assert names(lab.engine.list()) == ["web-1", "web-2"]
+
+
 def test_fleet_of_another_template_is_a_conflict(lab):
     lab.engine.create("web", "t1", count=1)
     with pytest.raises(Conflict, match="t1"):

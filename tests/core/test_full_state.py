@@ -20,15 +20,16 @@ from vmcloner_core.testing.reference import BootPlugin, HypervisorPlugin, Storag
 @pytest.fixture
 def full(monkeypatch):
     """Return a function that fills the disk, for files of these clones only where it is told."""
-    mkstemp = tempfile.mkstemp
+    real = os.open
 
     def fill(*clones):
-        def fail(**options):
-            if not clones or any(clone in str(options["dir"]).split("/") for clone in clones):
+        def fail(path, flags, *mode, **options):
+            here = not clones or any(clone in str(path).split("/") for clone in clones)
+            if here and str(path).endswith(".draft"):
                 raise OSError(errno.ENOSPC, "No space left on device")
-            return mkstemp(**options)
+            return real(path, flags, *mode, **options)
 
-        monkeypatch.setattr("vmcloner_core.records.tempfile.mkstemp", fail)
+        monkeypatch.setattr("vmcloner_core.records.os.open", fail)
 
     return fill
 
@@ -71,7 +72,7 @@ def test_nothing_is_written_to_delete(lab, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_text", fail)
-    monkeypatch.setattr("vmcloner_core.records.tempfile.mkstemp", fail)
+    monkeypatch.setattr("vmcloner_core.records._write", fail)
     lab.engine.delete("web")
     assert not lab.engine.list()
     assert homes(lab) == []

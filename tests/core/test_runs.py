@@ -307,6 +307,16 @@ def test_a_backend_that_leaves_the_process_is_not_obeyed(two):
     assert str(unseen.error) == "SystemExit: 3"
 
 
+def test_a_stop_of_what_cannot_be_seen_is_refused(two):
+    """It may run: to say that there was nothing to do would be a guess."""
+    two.engine.start("db")
+    dead(two.hypervisors["second"], "inspect")
+    for action in (two.engine.stop, two.engine.start, two.engine.delete):
+        with pytest.raises(BackendError, match="'second' could not be read"):
+            action("db")
+    assert two.engine.stop("web").ok
+
+
 def test_a_backend_that_says_nonsense_is_not_believed(two):
     two.pools["other"].volumes = lambda: None
     (unseen,) = two.engine.survey().unseen

@@ -23,7 +23,7 @@ from vmcloner_core.errors import (
     WrongState,
 )
 from vmcloner_core.model import BootConfig, Domain, DomainOptions, DomainSpec, Labels, State
-from vmcloner_libvirt import conditions, errors, metadata, operations
+from vmcloner_libvirt import conditions, errors, metadata, operations, retries
 from vmcloner_libvirt.kvm import KvmDriver
 
 NewLabels = Callable[..., Labels]
@@ -388,6 +388,67 @@ def test_errors_are_translated(code: str, message: str, kind: type[VmclonerError
     assert found.message == f"web-3: {message.splitlines()[0]} [{code}]"
     if kind is BackendError and code != "VIR_ERR_NO_SUPPORT":
         assert "libvirt" in (found.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            "VIR_ERR_OPERATION_TIMEOUT",
+            "Timed out during operation: cannot acquire state change lock",
+        ),
+        ("VIR_ERR_RESOURCE_BUSY", "busy"),
+        ("VIR_ERR_INTERNAL_ERROR", 'qemu: Failed to get "write" lock'),
+        ("VIR_ERR_OPERATION_FAILED", "timed out waiting for the device model"),
+    ],
+)
+@pytest.mark.parametrize("faults", [2, 10**9])
+def test_a_start_that_fails_by_a_passing_fault_is_made_again(
+    paper: KvmDriver,
+    new_labels: NewLabels,
+    new_spec: NewSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    message: str,
+    faults: int,
+) -> None:
+    spec = new_spec(new_labels())
+    [outcome.unwrap() for outcome in paper.define([spec])]
+    begin, tried = operations.start, 0
+
+    def start(connection: Any, name: str, boot: BootConfig | None = None) -> bool:
+        nonlocal tried
+        tried += 1
+        begun = begin(connection, name, boot)  # as where only the answer was late
+        if tried <= faults:
+            raise libvirt_error(code, message)
+        return begun
+
+    monkeypatch.setattr(operations, "start", start)
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
+    monkeypatch.setattr(retries, "PATIENCE", 0.1 if faults > 2 else 60.0)
+    (outcome,) = paper.start([spec.name])
+    if faults == 2:
+        assert (outcome.error, outcome.changed, tried) == (None, True, 3)
+    else:
+        assert message in str(outcome.error)
+        assert f"tried {tried} times in" in str(outcome.error)
+
+
+def test_a_start_that_fails_otherwise_is_made_once(
+    paper: KvmDriver, new_labels: NewLabels, new_spec: NewSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = new_spec(new_labels())
+    [outcome.unwrap() for outcome in paper.define([spec])]
+    tried: list[str] = []
+
+    def start(_connection: Any, name: str, _boot: BootConfig | None = None) -> bool:
+        tried.append(name)
+        raise libvirt_error("VIR_ERR_INTERNAL_ERROR", "process exited while connecting")
+
+    monkeypatch.setattr(operations, "start", start)
+    (outcome,) = paper.start([spec.name])
+    assert (len(tried), type(outcome.error)) == (1, HostCommandError)
 
 
 @pytest.mark.parametrize(

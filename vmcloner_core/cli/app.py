@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +23,7 @@ from cliff.help import HelpExit
 from vmcloner_core import entry_points
 from vmcloner_core.cli.help import Help, print_help
 from vmcloner_core.cli.usage import printable, refuse, say
-from vmcloner_core.errors import BackendError, VmclonerError, did_you_mean
+from vmcloner_core.errors import BackendError, VmclonerError, did_you_mean, said
 
 if TYPE_CHECKING:
     from vmcloner_core.engine import Engine
@@ -37,29 +38,54 @@ DESCRIPTION = """Mass clones of virtual machines from templates.
   vmcloner delete web --yes                            delete them"""
 
 
-class Commands(CommandManager):
-    """Finds commands by entry points; one that can't be imported is named and harms no other."""
+class _Found:
+    """A command as cliff expects it: what its entry point names, imported when it is used."""
 
-    def find_command(self, argv: list[str]) -> Any:
-        """Return what runs a command line.
+    def __init__(self, words: str) -> None:
+        self.words = words
+        self.entries: list[metadata.EntryPoint] = []
 
-        :raises BackendError: the command's plugin can't be imported.
+    @property
+    def value(self) -> str:
+        """What is imported."""
+        return self.chosen.value
+
+    @functools.cached_property
+    def chosen(self) -> metadata.EntryPoint:
+        """Its entry point, vmcloner's own if there is one; the others are named.
+
+        :raises BackendError: several distributions bring it, and none of them is vmcloner.
+        """
+        if len(self.entries) == 1:
+            return self.entries[0]
+        return entry_points.chosen(f"command {self.words!r}", "vmcloner.cli", self.entries)
+
+    def load(self) -> Any:
+        """Return the command's class.
+
+        :raises BackendError: its plugin can't be imported.
         """
         try:
-            return super().find_command(argv)
-        except ValueError:
+            return self.chosen.load()
+        except (VmclonerError, KeyboardInterrupt):
             raise
-        except Exception as error:  # a plugin's import may raise anything
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        except BaseException as error:  # a plugin's import may raise anything, or end the process
             raise BackendError(
-                f"command {argv[0]!r} is broken: {reason}", hint="vmcloner plugin list"
+                f"command {self.words!r} is broken: {said(error)}", hint="vmcloner plugin list"
             ) from error
+
+
+class Commands(CommandManager):
+    """Finds commands by entry points; one that can't be imported is named and harms no other."""
 
     def load_commands(self, namespace: str) -> None:
         """Collect commands without importing any: help needs their names, not their modules."""
         self.group_list.append(namespace)
+        found: dict[str, _Found] = {}
         for entry in sorted(entry_points.of_group(namespace), key=lambda e: e.name):
-            self.commands.setdefault(entry.name.replace("_", " "), entry)
+            words = entry.name.replace("_", " ")
+            found.setdefault(words, _Found(words)).entries.append(entry)
+        self.commands.update(found)  # type: ignore[arg-type]
 
 
 _VALUED = ("--config", "--host", "--log-file")
@@ -227,8 +253,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words and not sys.stdin.isatty():
         words = ["--help"]
     shell = Shell()
-    # SIGTERM ends a run as Ctrl-C does: cleanly, so that it can be continued.
-    signal.signal(signal.SIGTERM, _terminate)
+    # All of them end a run as Ctrl-C does: cleanly, so that it can be continued.
+    ending = _Ending()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) has it
+            signal.signal(number, ending)
     try:
         return shell.run(words)
     except KeyboardInterrupt:
@@ -240,8 +269,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         shell.close()
 
 
-def _terminate(*_: object) -> None:
-    raise KeyboardInterrupt
+class _Ending:
+    """What a signal does that asks the process to end.
+
+    The first ends a run cleanly, the second gives up the calls in progress. If one of these keeps
+    the process from ending, the third ends it at once.
+    """
+
+    SOON = 30.0
+    """Seconds for which signals count as sent to the same run."""
+
+    def __init__(self) -> None:
+        self._times: list[float] = []
+
+    def __call__(self, *_: object) -> None:
+        now = time.monotonic()
+        self._times = [when for when in self._times if now - when < self.SOON] + [now]
+        if len(self._times) > 2:
+            os.write(2, b"\nvmcloner: ended at once (run the same command again)\n")
+            os._exit(EXIT_INTERRUPTED)
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from cliff.show import ShowOne
 
 from vmcloner_core.cli.formats import PlainTable
 from vmcloner_core.cli.usage import printable, refuse, say
-from vmcloner_core.errors import BackendError, Interrupted, UsageError, VmclonerError, did_you_mean
+from vmcloner_core.errors import Interrupted, UsageError, VmclonerError, did_you_mean, said
 from vmcloner_core.plan import CloneResult, Plan, Quota, Readiness, RunResult
 from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import Request, check_aim
@@ -66,18 +66,14 @@ class Base(Command):
             raise
         except KeyboardInterrupt:  # cliff would exit silently
             return self.app.failed(Interrupted("stopped", hint="run the same command again"))
-        except PermissionError as error:
-            refusal = BackendError(
-                f"{error.filename or 'a file'}: {error.strerror}",
-                hint="run it as root (sudo), or as the owner of that file",
-            )
-            refusal.__cause__ = error
-            return self.app.failed(refusal)
+        except OSError as error:  # of this host's files: no bug, and not for a traceback
+            from vmcloner_core.os_errors import translate
+
+            return self.app.failed(translate(error, error.filename or self.cmd_name))
         except Exception as error:
             if self.app.options.debug:
                 raise
-            kind = type(error).__name__
-            say(f"unexpected {kind}: {error} (try --debug)")
+            say(f"unexpected {said(error)} (try --debug)")
             return 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import attrs
@@ -11,7 +12,8 @@ from vmcloner_core.disks import disk_requests
 from vmcloner_core.drivers import HypervisorDriver, IdentityRequest, StorageDriver
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import BootConfig, CloneRequest, DomainSpec, Outcome, Seed
+from vmcloner_core.model import BootConfig, CloneRequest, Domain, DomainSpec, Outcome, Seed
+from vmcloner_core.outcomes import checked
 from vmcloner_core.pipeline import More, Work
 from vmcloner_core.records import identity_request
 from vmcloner_core.steps.action import Action
@@ -41,7 +43,8 @@ class CloneDisks(StorageStep):
     ) -> Iterator[Outcome[object]]:
         """See :meth:`Step.call`."""
         wanted = [(work, self._new(run, driver, work)) for work in works]
-        yield from made(driver.clone, driver.clone_lane, wanted, run.tally)
+        backend = run.host.drivers.backend("storage", driver.name)
+        yield from made(driver.clone, driver.clone_lane, wanted, run.tally, backend)
 
     @staticmethod
     def _new(run: Run, driver: StorageDriver, work: Work) -> Sequence[CloneRequest]:
@@ -79,7 +82,9 @@ class Define(HypervisorStep):
                 specs.append(domain_spec(work.plan.known(), boot, work.volumes, seed))
             except VmclonerError as error:
                 yield Outcome(key=seeded.key, error=error)
-        yield from driver.define(specs)
+        backend = run.host.drivers.backend("hypervisor", driver.name)
+        names = [spec.name for spec in specs]
+        yield from checked(lambda: driver.define(specs), names, backend, Domain)
 
     @staticmethod
     def _resolved(
@@ -92,7 +97,8 @@ class Define(HypervisorStep):
         for name, group in providers.items():
             requests = [boot_request(w.plan.known(), driver, w.volumes) for w in group]
             backend, provider = host.drivers.boot(name)
-            yield from each_answer(provider.resolve, with_networks(backend, driver, requests))
+            whole = with_networks(backend, driver, requests)
+            yield from each_answer(provider.resolve, whole, host.drivers.backend("boot", name))
 
     @staticmethod
     def _seeded(host: LocalHost, works: Sequence[Work]) -> Iterator[Outcome[Seed]]:
@@ -111,12 +117,12 @@ class Define(HypervisorStep):
                 requests.setdefault(provider, {})[kept.key] = request
             except VmclonerError as error:
                 yield Outcome(key=kept.key, error=error)
-        for provider, asked in requests.items():
-            for outcome in host.drivers.identity(provider)[1].seed(list(asked.values())):
-                if outcome.value is not None and outcome.key in asked:
-                    yield Define._noted(host, outcome)
-                else:
-                    yield outcome
+        for chosen, asked in requests.items():
+            identifier = host.drivers.identity(chosen)[1]
+            seeding = functools.partial(identifier.seed, list(asked.values()))
+            backend = host.drivers.backend("identity", chosen)
+            for outcome in checked(seeding, asked, backend, Seed):
+                yield outcome if outcome.error is not None else Define._noted(host, outcome)
 
     @staticmethod
     def _noted(host: LocalHost, seeded: Outcome[Seed]) -> Outcome[Seed]:

@@ -15,6 +15,7 @@ import attrs
 from vmcloner_core.drivers import HypervisorDriver, Lane
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Clone, Outcome, State
+from vmcloner_core.outcomes import checked
 from vmcloner_core.pipeline import More, Work
 from vmcloner_core.records import Record
 from vmcloner_core.request import TargetRequest
@@ -198,10 +199,12 @@ class _StopStep(HypervisorStep):
             else:
                 by_name[work.name] = work
         stopped: dict[str, Outcome[None]] = {}
-        for outcome in self.stop(run, driver, list(by_name)):
+        stopping = functools.partial(self.stop, run, driver, list(by_name))
+        backend = run.host.drivers.backend("hypervisor", driver.name)
+        for outcome in checked(stopping, by_name, backend):
             if outcome.error is not None:
                 yield Outcome(key=outcome.key, error=outcome.error)
-            elif outcome.key in by_name:
+            else:
                 stopped[outcome.key] = outcome
         ended = [by_name[name] for name in stopped]
         for work, error in switched(run, ended, lambda pool, vs: pool.deactivate(vs)):
