@@ -10,7 +10,7 @@ from vmcloner_core.birth import Birth
 from vmcloner_core.booting import boot_request, defined_boot, domain_spec
 from vmcloner_core.clone_spec import clone_spec
 from vmcloner_core.drivers import HypervisorDriver
-from vmcloner_core.errors import InvalidRequest, VmclonerError
+from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError
 from vmcloner_core.identity_rules import authorized_keys, resolve
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import (
@@ -140,12 +140,17 @@ class TemplateChecks:
     def _image(self, template: Template) -> str:
         images = self._host.images
         pools = [origin.pool for origin in images.origins(template.name)]
-        if pools:
-            return f"in pool {', '.join(pools)}"
+        there = f"in pool {', '.join(pools)}" if pools else ""
         if images.builder(template) is not None:
-            return f"will be built by {template.image.builder!r}"
-        images.check(template)
-        return f"will be imported from {template.image.path or template.image.url}"
+            return there or f"will be built by {template.image.builder!r}"
+        try:
+            kind = images.check(template)
+        except NotFound:
+            if not there:
+                raise
+            return there
+        source = f"{template.image.path or template.image.url}{kind and f' ({kind})'}"
+        return there or f"will be imported from {source}"
 
     def _boot(self, template: Template) -> str:
         self.pairing(template, self._driver())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from vmcloner_core.cli.base import Base, Record, Table, add_copying, note
 from vmcloner_core.cli.host import CHECK_COLUMNS, check_row, judged
-from vmcloner_core.model import Copying, Template
+from vmcloner_core.model import Copying, ImageFormat, Template
 from vmcloner_core.units import format_size
 
 
@@ -96,6 +96,11 @@ class TemplateImport(_Named, Record):
             "--image", metavar="FILE_OR_URL", help="Image to use instead of the template's own."
         )
         parser.add_argument("--sha256", metavar="HEX", help="Of --image; required for a URL.")
+        parser.add_argument(
+            "--image-format",
+            choices=get_args(ImageFormat),
+            help="Of the image, unpacked. Default: what its name says, else the template.",
+        )
         add_copying(parser)
         return parser
 
@@ -106,6 +111,7 @@ class TemplateImport(_Named, Record):
             storage=parsed_args.storage,
             image=parsed_args.image,
             sha256=parsed_args.sha256,
+            format=parsed_args.image_format,
             copying=Copying(bandwidth=parsed_args.bwlimit, verify=parsed_args.verify),
         )
         origin = outcome.unwrap()

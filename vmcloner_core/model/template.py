@@ -14,21 +14,24 @@ from vmcloner_core.model.host import network_key
 from vmcloner_core.names import check_template
 from vmcloner_core.units import Size
 
+ImageFormat = Literal["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc", "qed", "qcow", "parallels"]
+"""Formats of images that can be imported, by QEMU's names; ``vpc`` is VHD."""
+
 
 @attrs.frozen(kw_only=True)
 class ImageSource:
     """Where a template's disk image comes from: exactly one of builder, path and url.
 
-    ``builder`` names an image builder plugin; ``options`` are its options. ``format`` is ``raw``,
-    ``qcow2`` or None for "by its suffix, otherwise raw". ``sha256`` (hexadecimal) is required with
-    a url.
+    ``builder`` names an image builder plugin; ``options`` are its options. ``format`` is that of
+    the image, unpacked; None for "by its suffix, otherwise raw". ``sha256`` (hexadecimal) is that
+    of the file as it comes, and required with a url.
     """
 
     builder: str | None = None
     path: Path | None = None
     url: str | None = None
     sha256: str | None = None
-    format: Literal["raw", "qcow2"] | None = None
+    format: ImageFormat | None = None
     options: Mapping[str, Any] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -40,6 +43,9 @@ class ImageSource:
             )
         if self.options and self.builder is None:
             raise InvalidRequest("image options: only allowed with a builder")
+        for key in ("sha256", "format"):
+            if self.builder is not None and getattr(self, key) is not None:
+                raise InvalidRequest(f"image {key}: not allowed with a builder")
         if self.url is not None and not re.match(r"https?://", self.url):
             raise InvalidRequest(f"image url: not http or https: {self.url!r}")
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
