@@ -13,7 +13,7 @@ import attrs
 
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.model import Check, DomainSpec, HostResources
+from vmcloner_core.model import Check, DomainSpec, HostResources, Template
 from vmcloner_libvirt.acceleration import KvmProbe
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.driver import LibvirtDriver
@@ -62,6 +62,10 @@ class KvmDriver(LibvirtDriver):
         works = "kvm" in types and self._probe.cached().works
         return "kvm" if works else "qemu"
 
+    def unused(self, template: Template) -> tuple[str, ...]:
+        """See :meth:`HypervisorDriver.unused`."""
+        return ("domain.type",) if template.domain.type not in (None, "hvm") else ()
+
     def resources(self) -> HostResources:
         """See :meth:`HypervisorDriver.resources`."""
         found = super().resources()
@@ -69,6 +73,11 @@ class KvmDriver(LibvirtDriver):
             emulated = self._domain_type == "qemu"
         overhead = self._tb_cache + EMULATOR_MEMORY if emulated else found.memory_overhead
         return attrs.evolve(found, memory_overhead=overhead)
+
+    def no_kvm(self) -> tuple[str, str] | None:
+        """See :meth:`LibvirtDriver.no_kvm`."""
+        found = self._probe.cached()
+        return None if found.works else (found.reason, found.fix)
 
     def prepare(self, spec: DomainSpec) -> Rendered:
         """See :meth:`LibvirtDriver.prepare`."""

@@ -14,8 +14,8 @@ from vmcloner_core.model.host import network_key
 from vmcloner_core.names import check_template
 from vmcloner_core.units import Size
 
-ImageFormat = Literal["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc", "qed", "qcow", "parallels"]
-"""Formats of images that can be imported, by QEMU's names; ``vpc`` is VHD."""
+ImageFormat = Literal["raw", "qcow2"]
+"""Formats of images that are imported as they are; others are recognized, and converted."""
 
 
 @attrs.frozen(kw_only=True)
@@ -63,6 +63,11 @@ class KernelSpec:
     path: Path | None = None
     initrd: Path | None = None
     cmdline: str = ""
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The keys that are set, as ``kernel.KEY``."""
+        return tuple(f"kernel.{key}" for key in ("path", "initrd", "cmdline") if getattr(self, key))
 
 
 @attrs.frozen(kw_only=True)
@@ -172,6 +177,13 @@ class IdentitySpec:
     user_data: Path | None = None
     network_config: Path | None = None
     kernel_args: str = "hostname={{ hostname }} systemd.hostname={{ hostname }}"
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The keys that are set to other than their defaults, without ``provider``."""
+        default = IdentitySpec()
+        keys = (field.name for field in attrs.fields(IdentitySpec) if field.name != "provider")
+        return tuple(key for key in keys if getattr(self, key) != getattr(default, key))
 
 
 @attrs.frozen(kw_only=True)
