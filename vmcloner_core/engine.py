@@ -48,6 +48,7 @@ from vmcloner_core.model import (
     DomainInventory,
     DomainSpec,
     Host,
+    ImageFormat,
     Leftover,
     NetworkChange,
     NetworkRequest,
@@ -361,12 +362,14 @@ class Engine:
         storage: str | None = None,
         image: str | None = None,
         sha256: str | None = None,
+        format: ImageFormat | None = None,  # noqa: A002 - the key of [image]
         copying: Copying = AS_IT_COMES,
     ) -> Outcome[Origin]:
         """Import a template's image into a pool; unchanged if it is already there.
 
         :param image: a path or an http(s) URL to use instead of the template's own source.
         :param sha256: of that image; required for a URL.
+        :param format: of the image; None for what its name says, else its template.
         :param copying: bandwidth, and whether to verify what was written.
         :raises WrongState: clones are linked to the image that would be replaced.
         """
@@ -374,8 +377,10 @@ class Engine:
         if image is not None:
             from vmcloner_core.images import source_of
 
-            source = source_of(image, sha256)
+            source = source_of(image, sha256, format, template.image)
             template = attrs.evolve(template, image=source)
+        elif format is not None:
+            template = attrs.evolve(template, image=attrs.evolve(template.image, format=format))
         driver = self._host.drivers.storage(storage or self.settings.defaults.storage)
         with self._held([f"template/{name}"]):
             return self._host.images.import_image(template, driver, "", time.monotonic(), copying)

@@ -20,6 +20,7 @@ from vmcloner_core.model import (
     Copying,
     HostResources,
     Labels,
+    Needs,
     Network,
     Origin,
     State,
@@ -58,6 +59,7 @@ class Facts:
     :param mac: a policy's address for (labels, card, attempt), or None for the default.
     :param mac_prefix: the hypervisor's, for the default.
     :param boot: the template's boot provider if it is asked at each start, else None.
+    :param needs: checks that the host can run a clone like the one given.
     """
 
     host: str
@@ -83,6 +85,7 @@ class Facts:
     mac: Callable[[Labels, int, int], str | None] = lambda _labels, _nic, _attempt: None
     mac_prefix: str = "52:54:00"
     boot: str | None = None
+    needs: Callable[[CloneSpec], Needs] = lambda _clone: Needs()
 
 
 def plan_create(request: CreateRequest, template: Template, facts: Facts, birth: Birth) -> Plan:
@@ -469,7 +472,9 @@ def _with_needs(plan: Plan, facts: Facts) -> Plan:
     """Return the plan with the space and memory that it needs, once both are available."""
     space = check_space(plan, facts.origin, facts.need, facts.capacity)
     starts = [clone.known().memory for clone in plan.clones if "start" in clone.steps]
-    check_memory(starts, facts.resources, facts.memory_overcommit)
+    new = [clone.known() for clone in plan.clones if {"define", "start"} & set(clone.steps)]
+    needs = facts.needs(new[0]) if new else Needs()
+    check_memory(starts, facts.resources, facts.memory_overcommit, needs.page)
     making = any(clone.disks for clone in plan.clones)
     return attrs.evolve(
         plan,
@@ -478,6 +483,7 @@ def _with_needs(plan: Plan, facts: Facts) -> Plan:
         warnings=(
             *plan.warnings,
             *(f"pool {plan.storage}: {w}" for w in facts.capacity.warnings if making),
+            *needs.warnings,
             *_lockout(plan, facts),
         ),
     )

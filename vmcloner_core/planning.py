@@ -11,9 +11,9 @@ import attrs
 from vmcloner_core.birth import Birth
 from vmcloner_core.deadlines import answer
 from vmcloner_core.drivers import HypervisorDriver, StorageDriver
-from vmcloner_core.errors import InvalidRequest
+from vmcloner_core.errors import InvalidRequest, VmclonerError
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import Capacity, Clone, HostResources, Template
+from vmcloner_core.model import Capacity, Clone, HostResources, Needs, Template
 from vmcloner_core.names import split_clone
 from vmcloner_core.plan import Plan
 from vmcloner_core.plugins import PluginHost
@@ -74,6 +74,9 @@ class Planning:
         plan = plan_create(request, template, facts, Birth.now())
         if plan.import_image:
             host.images.check(template)
+        unused = checks.unused(template, hypervisor)
+        if unused and plan.clones:
+            plan = attrs.evolve(plan, warnings=(*plan.warnings, *unused))
         first = next((c.spec for c in plan.clones if c.spec and c.spec.identity), None)
         if first is not None:
             checks.seed(first)
@@ -143,6 +146,9 @@ class Planning:
             mac=self._plugins.clone_mac,
             mac_prefix=hypervisor.mac_prefix,
             boot=self.checks.boot_at_start(template, hypervisor),
+            needs=lambda clone: answer(
+                hypervisor.name, lambda: self.checks.needs(clone, hypervisor), whose
+            ),
         )
 
     def _plan_targets(
@@ -162,22 +168,48 @@ class Planning:
             template=functools.cache(self._host.catalog.template),
             record=functools.cache(self._host.records.find),
         )
-        self._check_memory(plan, found.clones)
         if request.action == "delete":
             for clone in plan.clones:
                 self._host.records.check(clone.labels)
-        return plan
+        return self._checked_starts(plan, found.clones)
 
-    def _check_memory(self, plan: Plan, clones: Sequence[Clone]) -> None:
-        """Check that there is memory for the clones that a plan starts."""
+    def _checked_starts(self, plan: Plan, clones: Sequence[Clone]) -> Plan:
+        """Check that the host can run the clones that a plan starts, and has memory for them.
+
+        One of each fleet and template is looked at. What is wrong with some of them only is a
+        warning: the others can start.
+        """
         from vmcloner_core.steps.action import active
 
         starting = {c.name for c in plan.clones if "start" in c.steps}
-        sizes: dict[str, list[int]] = {}
+        groups: dict[tuple[str, str, str], list[Clone]] = {}
         for clone in clones:
             if clone.name in starting and clone.domain is not None and not active(clone):
-                sizes.setdefault(clone.labels.hypervisor, []).append(clone.domain.memory)
-        for name, group in sizes.items():
-            ask = self._host.drivers.ask
+                labels = clone.labels
+                key = (labels.hypervisor, labels.fleet, labels.template)
+                groups.setdefault(key, []).append(clone)
+        ask = self._host.drivers.ask
+        warnings: list[str] = []
+        errors: list[VmclonerError] = []
+        sizes: dict[tuple[str, int | None], list[int]] = {}
+        for (name, _fleet, _template), group in groups.items():
+            page = None
+            try:
+                needs = ask("hypervisor", name, functools.partial(_needs, group[0].name), Needs)
+                warnings += needs.warnings
+                page = needs.page
+            except VmclonerError as error:
+                errors.append(error)
+            memory = [clone.domain.memory for clone in group if clone.domain is not None]
+            sizes.setdefault((name, page), []).extend(memory)
+        if errors and len(errors) == len(groups):
+            raise errors[0]
+        for (name, page), each in sizes.items():
             resources = ask("hypervisor", name, lambda d: d.resources(), HostResources)
-            check_memory(group, resources, self._settings.limits.memory_overcommit)
+            check_memory(each, resources, self._settings.limits.memory_overcommit, page)
+        lines = (*plan.warnings, *warnings, *map(str, errors))
+        return attrs.evolve(plan, warnings=tuple(dict.fromkeys(lines)))
+
+
+def _needs(clone: str, driver: HypervisorDriver) -> Needs:
+    return driver.check_defined(clone)

@@ -134,22 +134,50 @@ def check_space(
     )
 
 
-def check_memory(sizes: Sequence[int], resources: HostResources, overcommit: float) -> None:
+def check_memory(
+    sizes: Sequence[int], resources: HostResources, overcommit: float, page: int | None = None
+) -> None:
     """Check that there is memory to start guests of these sizes.
 
+    A guest takes its size, and what its hypervisor takes beside it.
+
     :param overcommit: the factor of the free memory that guests may use, if the host can do that.
+    :param page: the size of the huge pages that the guests' own memory is made of, as
+        :attr:`Needs.page`. These are set aside: the guests don't take it from the free memory, and
+        there is no overcommitting them.
     :raises NotEnoughResources: there isn't; says what is needed, what is free, how many fit.
     """
+    if page is not None:
+        _check_pages(sizes, resources, page)
+        sizes = [0] * len(sizes)
     usable = resources.memory_free
     if not resources.memory_hint:
         usable = int(usable * overcommit)
-    needs = list(accumulate(size + resources.memory_overhead for size in sizes))
-    if not needs or needs[-1] <= usable:
-        return
-    fit = sum(total <= usable for total in needs)
     more = resources.memory_hint or "limits.memory_overcommit in the settings allows more"
+    needs = [size + resources.memory_overhead for size in sizes]
+    _check_fit(needs, usable, "memory", more)
+
+
+def _check_pages(sizes: Sequence[int], resources: HostResources, page: int) -> None:
+    page = page or next(iter(resources.pages), 0)
+    if not page:
+        return  # the hypervisor doesn't know
+    needs = [-(-size // page) * page for size in sizes]
+    count = sum(needs) // page
+    more = f"sysctl vm.nr_hugepages={count}"
+    if page != next(iter(resources.pages), page):
+        more = f"write {count} to /sys/kernel/mm/hugepages/hugepages-{page // 1024}kB/nr_hugepages"
+    what = f"huge pages of {format_size(page)}"
+    _check_fit(needs, resources.pages.get(page, 0), what, more)
+
+
+def _check_fit(needs: Sequence[int], usable: int, what: str, more: str) -> None:
+    totals = list(accumulate(needs))
+    if not totals or totals[-1] <= usable:
+        return
+    fit = sum(total <= usable for total in totals)
     raise NotEnoughResources(
-        f"starting {len(sizes)} clones takes {format_size(needs[-1])} of memory, "
+        f"starting {len(needs)} clones takes {format_size(totals[-1])} of {what}, "
         f"{format_size(usable)} are available",
         hint=f"{fit} would fit; {more}",
     )

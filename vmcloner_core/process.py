@@ -66,9 +66,8 @@ _KEPT = (
     "LOGNAME",
     "TMPDIR",
     "SSH_AUTH_SOCK",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
+    *("http_proxy", "https_proxy", "no_proxy", "all_proxy"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
 )
 _UNLESS_ORPHANED = 'test "$PPID" = "$0" && exec "$@"'
 """The parent may have ended before the signal was requested: so its process id is compared."""

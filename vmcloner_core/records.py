@@ -24,7 +24,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -296,7 +295,7 @@ class Records:
 
         :raises Conflict: it is another clone's, or not vmcloner's.
         """
-        home, draft = self.folder / labels.clone, self.folder / f".{labels.clone}.draft"
+        home, draft = self.folder / labels.clone, self._draft(labels.clone)
         with _translated(labels.clone, home):
             shutil.rmtree(draft, ignore_errors=True)
             if not home.exists():
@@ -319,7 +318,7 @@ class Records:
 
     def names(self) -> frozenset[str]:
         """Return the names of the clones that have a folder, without reading records."""
-        return frozenset(name for name in _names(self.folder) if not name.startswith("."))
+        return frozenset(name for name in self._entries() if not name.startswith("."))
 
     def of(self, names: Collection[str]) -> dict[str, Record]:
         """Return the existing records of these clones, by name."""
@@ -342,18 +341,28 @@ class Records:
         :param inside: the fleets in whose clones' folders to look for files too.
         """
         found: dict[str, list[Path]] = {}
-        for name in _names(self.folder):
+        for name in self._entries():
             draft = _DRAFT.fullmatch(name)
-            named = split_clone(name if draft is None else draft[1])
-            if named is None:
-                continue
-            path = self.folder / name
-            if draft is not None:
-                found.setdefault(named[0], []).append(path)
-            elif named[0] in inside:
-                drafts = [path / each for each in _names(path) if each.startswith(".")]
+            named = split_clone(draft[1]) if draft is not None else None
+            if named is not None:
+                found.setdefault(named[0], []).append(self.folder / name)
+        for name in self.names() if inside else ():
+            named = split_clone(name)
+            if named is not None and named[0] in inside:
+                drafts = (self.folder / name).glob(".*")
                 found.setdefault(named[0], []).extend(drafts)
         return {fleet: paths for fleet, paths in found.items() if paths}
+
+    def _entries(self) -> list[str]:
+        try:
+            return os.listdir(self.folder)  # noqa: PTH208 - only names are wanted
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise of_state(error, self.folder) from error
+
+    def _draft(self, clone: str) -> Path:
+        return self.folder / f".{clone}.draft"
 
     def _check(self, home: Path, labels: Labels) -> None:
         held = self.find(home.name)
@@ -372,7 +381,7 @@ class Records:
 
     def _fill(self, clone: str, record: str, *, key: bool = False) -> Path:
         """Return a new folder under its temporary name; its files may not be on the disk yet."""
-        draft = self.folder / f".{clone}.draft"
+        draft = self._draft(clone)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)  # whatever the umask: QEMU's user must get through
         shutil.rmtree(draft, ignore_errors=True)  # left by a killed run
@@ -391,19 +400,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _names(folder: Path) -> list[str]:
-    """Return the names in a folder; none if it isn't there.
-
-    :raises HostCommandError: it can't be read.
-    """
-    try:
-        return os.listdir(folder)  # noqa: PTH208 - only names are wanted
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise of_state(error, folder) from error
 
 
 @contextlib.contextmanager
@@ -425,20 +421,19 @@ def _create(path: Path, text: str, mode: int) -> None:
 
 def _write(path: Path, text: str, mode: int) -> None:
     """Replace a file, at once and on the disk. One run at a time writes to a clone's folder."""
-    prefix = f".{path.name}-"
-    for left in path.parent.glob(f"{prefix}*"):  # by a killed run
-        left.unlink()
-    handle, draft = tempfile.mkstemp(prefix=prefix, dir=path.parent)  # 0600 from birth
+    draft = path.with_name(f".{path.name}.draft")
     try:
+        draft.unlink(missing_ok=True)  # left by a killed run
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass") as stream:
             stream.write(text)
             stream.flush()
             os.fchmod(handle, mode)
             os.fsync(handle)
-        Path(draft).rename(path)
+        draft.rename(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            Path(draft).unlink()
+            draft.unlink()
         raise
 
 

@@ -45,23 +45,25 @@ class TemplateImages:
         """Return a template's image in a pool, None if it isn't there."""
         return next((o for o in self._origins(pool.name) if o.template == template), None)
 
-    def check(self, template: Template) -> None:
-        """Check that a template's image file exists, if it names one.
+    def check(self, template: Template) -> str:
+        """Check a template's image file, if it names one, without reading all of it.
 
-        :raises NotFound: it doesn't. :raises InvalidRequest: its path can't be read.
+        :returns: the image's format, or what it is packed in; empty without a file.
+        :raises NotFound: it doesn't exist. :raises InvalidRequest: it can't be imported.
         """
         path = template.image.path
+        if path is None:
+            return ""
         try:
-            if path is not None:
-                path.stat()
-        except (FileNotFoundError, NotADirectoryError) as error:
+            from vmcloner_core.images import check_file
+
+            return check_file(template.image)
+        except NotFound as error:
             raise NotFound(
                 f"image {path} of template {template.name} doesn't exist",
                 hint=f"vmcloner template import {template.name} --image FILE_OR_URL, "
                 f"or see {template.origin_file}",
             ) from error
-        except OSError as error:
-            raise InvalidRequest(f"{path}: {error.strerror}") from error
 
     def import_image(
         self,

@@ -45,10 +45,10 @@ def write(image: Path, label: str, files: Mapping[str, bytes]) -> None:
 def _replace(image: Path, iso: pycdlib.PyCdlib) -> None:
     """Write an image, and give it its name when it is on the disk. One run at a time does that."""
     draft = image.with_name(f".{image.name}.draft")
-    draft.unlink(missing_ok=True)  # left by a killed run
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    handle = os.open(draft, flags, 0o600)
     try:
+        draft.unlink(missing_ok=True)  # left by a killed run
+        handle = os.open(draft, flags, 0o600)
         with os.fdopen(handle, "w+b") as stream:
             os.fchmod(handle, 0o600)
             iso.write_fp(stream)

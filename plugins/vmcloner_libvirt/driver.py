@@ -10,6 +10,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmcloner_core.drivers import NO_BOOTS, DriverContext, HypervisorDriver, Lane
@@ -20,6 +21,7 @@ from vmcloner_core.model import (
     DomainInventory,
     DomainSpec,
     HostResources,
+    Needs,
     Outcome,
     State,
 )
@@ -27,13 +29,14 @@ from vmcloner_libvirt import conditions, operations, whereabouts
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections, Unreachable, is_local
 from vmcloner_libvirt.console import Consoles
-from vmcloner_libvirt.metadata import labels_of
+from vmcloner_libvirt.metadata import disks, labels_of, parse
 from vmcloner_libvirt.networks import Networks
 from vmcloner_libvirt.operations import tolerate
 from vmcloner_libvirt.retries import persistently
 from vmcloner_libvirt.whereabouts import GuestAgents
 
 if TYPE_CHECKING:
+    from vmcloner_libvirt.needs import Requirements
     from vmcloner_libvirt.rendering import Rendered
 
 T = TypeVar("T")
@@ -153,6 +156,42 @@ class LibvirtDriver(HypervisorDriver):
         module = libvirt()
         for domain, stats in connection.getAllDomainStats(module.VIR_DOMAIN_STATS_STATE):
             yield domain, stats["state.state"], stats["state.reason"]
+
+    # --- checks before anything is made ---------------------------------------------------------
+
+    def no_kvm(self) -> tuple[str, str] | None:
+        """Return why KVM doesn't work, and how to mend that; None where it isn't needed."""
+        return None
+
+    def check_domain(self, spec: DomainSpec) -> Needs:
+        """See :meth:`HypervisorDriver.check_domain`."""
+        volumes = [path for v in spec.volumes for path in (v.path, v.backing)]
+        given = [*volumes, spec.seed, spec.boot.kernel, spec.boot.initrd]
+        own = spec.options.xml is not None or spec.options.devices is not None
+        where = f"template {spec.labels.template}"
+        return self._requirements.check(self.prepare(spec).xml, where, given=given, own=own)
+
+    def check_defined(self, name: str) -> Needs:
+        """See :meth:`HypervisorDriver.check_defined`."""
+        flags = libvirt().VIR_DOMAIN_XML_INACTIVE | libvirt().VIR_DOMAIN_XML_SECURE
+
+        def look(connection: Any) -> str | None:
+            domain = operations.find(connection, name)
+            return None if domain is None else str(domain.XMLDesc(flags))
+
+        xml = self.connections.call(look, about=name)
+        if xml is None:
+            return Needs()  # gone meanwhile: its start says so
+        # Its disks are checked where they are activated, its kernel where it is resolved.
+        root = parse(xml)
+        given = [Path(e.text) for e in root.iterfind("os/*") if e.tag in ("kernel", "initrd")]
+        return self._requirements.check(xml, name, given=(*disks(root), *given))
+
+    @functools.cached_property
+    def _requirements(self) -> Requirements:
+        from vmcloner_libvirt.needs import Requirements
+
+        return Requirements(self.context.runner, self.connections, self.no_kvm)
 
     # --- batches ------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import attrs
 
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.model import Check, DomainSpec, HostResources
+from vmcloner_core.model import Check, DomainSpec, HostResources, Template
 from vmcloner_libvirt.acceleration import KvmProbe
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.driver import LibvirtDriver
@@ -64,6 +64,10 @@ class KvmDriver(LibvirtDriver):
         works = "kvm" in types and self._probe.cached().works
         return "kvm" if works else "qemu"
 
+    def unused(self, template: Template) -> tuple[str, ...]:
+        """See :meth:`HypervisorDriver.unused`."""
+        return ("domain.type",) if template.domain.type not in (None, "hvm") else ()
+
     def resources(self) -> HostResources:
         """See :meth:`HypervisorDriver.resources`."""
         found = super().resources()
@@ -83,6 +87,11 @@ class KvmDriver(LibvirtDriver):
             with contextlib.suppress(OSError):
                 return (folder / place / f"{name}.pid").stat().st_mtime
         return None
+
+    def no_kvm(self) -> tuple[str, str] | None:
+        """See :meth:`LibvirtDriver.no_kvm`."""
+        found = self._probe.cached()
+        return None if found.works else (found.reason, found.fix)
 
     def prepare(self, spec: DomainSpec) -> Rendered:
         """See :meth:`LibvirtDriver.prepare`."""

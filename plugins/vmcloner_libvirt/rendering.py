@@ -196,9 +196,42 @@ def _labelled(source: str, text: str, spec: DomainSpec) -> str:
             f"{source}: <domain> must have the clone's own name and uuid",
             hint="write <name>{{ name }}</name> and <uuid>{{ uuid }}</uuid>",
         )
+    for devices in root.iterfind("devices"):
+        _give_way(devices)
     add_labels(root, spec.labels)
     etree.indent(root)
     return str(etree.tostring(root, encoding="unicode")) + "\n"
+
+
+def _give_way(devices: Any) -> None:
+    """Remove those of the shipped template's devices that contradict a device that a user added.
+
+    A domain has one memory balloon, one ISA panic device and one SCSI controller of number 0; and
+    no USB device where there is no USB. The shipped one of two is the first.
+    """
+    for path in ("memballoon", "panic[@model='isa']"):
+        for shipped in devices.findall(path)[:-1]:
+            devices.remove(shipped)
+    scsi = devices.findall("controller[@type='scsi']")
+    if len(scsi) > 1 and scsi[0].attrib == _SCSI and scsi[-1].get("index", "0") == "0":
+        devices.remove(scsi[0])
+    for without in devices.findall("controller[@type='usb'][@model='none']"):
+        if any(_needs_usb(device) for device in devices if device is not without):
+            devices.remove(without)
+
+
+_SCSI = {"type": "scsi", "model": "virtio-scsi"}
+
+
+def _needs_usb(device: Any) -> bool:
+    """Tell whether a device is a USB controller, or on one."""
+    if device.tag in ("controller", "hostdev", "hub"):
+        return device.get("type") in ("usb", "ccid") and device.get("model") != "none"
+    words = [device.get("bus"), device.get("model")]
+    for part in ("target", "model"):
+        for element in device.iterfind(part):
+            words += [element.get("bus"), element.get("type")]
+    return any((word or "").partition("-")[0] == "usb" for word in words)
 
 
 def _shape(text: str, spec: DomainSpec) -> str:

@@ -151,6 +151,16 @@ class XenDriver(LibvirtDriver):
                 hint='boot = "pygrub" or "kernel", or [domain] type = "hvm"',
             )
 
+    def unused(self, template: Template) -> tuple[str, ...]:
+        """See :meth:`HypervisorDriver.unused`; a PV guest has no firmware."""
+        options = template.domain
+        unused = {
+            "machine": options.machine is not None,
+            "agent": options.agent,
+            "firmware": options.firmware != "bios" and options.type in ("pv", "pvh"),
+        }
+        return tuple(f"domain.{key}" for key, is_so in unused.items() if is_so)
+
     def prepare(self, spec: DomainSpec) -> Rendered:
         """See :meth:`LibvirtDriver.prepare`."""
         with self._deciding:  # once, not once for each thread of the first batch

@@ -89,7 +89,16 @@ class Campaign:
         self.hits = Counter()
         self.messages = Counter()
         self.findings = []
-        create = ["create", self.fleet, "-t", "seeded", "--count", str(COUNT), "--values", "values.csv"]
+        create = [
+            "create",
+            self.fleet,
+            "-t",
+            "seeded",
+            "--count",
+            str(COUNT),
+            "--values",
+            "values.csv",
+        ]
         self.operations = {
             "create": create,
             "delete-stopped": ["delete", self.fleet, "--yes"],

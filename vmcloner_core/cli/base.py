@@ -14,14 +14,7 @@ from cliff.show import ShowOne
 
 from vmcloner_core.cli.formats import PlainTable
 from vmcloner_core.cli.usage import printable, refuse, say
-from vmcloner_core.errors import (
-    BackendError,
-    Interrupted,
-    UsageError,
-    VmclonerError,
-    did_you_mean,
-    said,
-)
+from vmcloner_core.errors import Interrupted, UsageError, VmclonerError, did_you_mean, said
 from vmcloner_core.plan import CloneResult, Plan, Quota, Readiness, RunResult
 from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import Request, check_aim
@@ -73,13 +66,6 @@ class Base(Command):
             raise
         except KeyboardInterrupt:  # cliff would exit silently
             return self.app.failed(Interrupted("stopped", hint="run the same command again"))
-        except PermissionError as error:
-            refusal = BackendError(
-                f"{error.filename or 'a file'}: {error.strerror}",
-                hint="run it as root (sudo), or as the owner of that file",
-            )
-            refusal.__cause__ = error
-            return self.app.failed(refusal)
         except OSError as error:  # of this host's files: no bug, and not for a traceback
             from vmcloner_core.os_errors import of_state
 

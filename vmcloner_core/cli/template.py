@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 
 from vmcloner_core.cli.base import Base, Record, Table, add_copying, note
 from vmcloner_core.cli.host import CHECK_COLUMNS, check_row, judged
-from vmcloner_core.model import Copying, Template
+from vmcloner_core.model import Copying, ImageFormat, Template
 from vmcloner_core.units import format_size
 
 LIST_COLUMNS = ("name", "description", "imported", "file", "error")
@@ -147,6 +147,11 @@ class TemplateImport(_Named, Record):
             "--image", metavar="FILE_OR_URL", help="Image to use instead of the template's own."
         )
         parser.add_argument("--sha256", metavar="HEX", help="Of --image; required for a URL.")
+        parser.add_argument(
+            "--image-format",
+            choices=get_args(ImageFormat),
+            help="Of the image, unpacked. Default: what its name says, else the template.",
+        )
         add_copying(parser)
         return parser
 
@@ -157,6 +162,7 @@ class TemplateImport(_Named, Record):
             storage=parsed_args.storage,
             image=parsed_args.image,
             sha256=parsed_args.sha256,
+            format=parsed_args.image_format,
             copying=Copying(bandwidth=parsed_args.bwlimit, verify=parsed_args.verify),
         )
         origin = outcome.unwrap()
