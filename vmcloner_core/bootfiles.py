@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vmcloner_core.errors import BackendError, InvalidRequest
 from vmcloner_core.names import split_clone
+from vmcloner_core.os_errors import of_state
 
 MODE = 0o711
 """The user that runs guests can open a file by its path, but cannot list the folder."""
@@ -38,15 +39,13 @@ def fresh(folder: Path, clone: str) -> Path:
 def clear(folder: Path, clone: str) -> None:
     """Remove a clone's folder and its contents; succeeds if the folder does not exist.
 
-    :raises BackendError: it cannot be removed.
+    :raises BackendError, HostCommandError: it cannot be removed.
     """
     own = _own(folder, clone)
     try:
         _remove(own)
     except OSError as error:
-        raise BackendError(
-            f"{clone}: cannot remove {own}: {error.strerror}", hint="run it as root (sudo)"
-        ) from error
+        raise of_state(error, f"{clone}: cannot remove {own}") from error
 
 
 def _own(folder: Path, clone: str) -> Path:
