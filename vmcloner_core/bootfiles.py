@@ -39,13 +39,15 @@ def fresh(folder: Path, clone: str) -> Path:
 def clear(folder: Path, clone: str) -> None:
     """Remove a clone's folder and its contents; succeeds if the folder does not exist.
 
-    :raises BackendError, HostCommandError: it cannot be removed.
+    :raises BackendError: it cannot be removed.
     """
     own = _own(folder, clone)
     try:
         _remove(own)
     except OSError as error:
-        raise of_state(error, f"{clone}: cannot remove {own}") from error
+        raise BackendError(
+            f"{clone}: cannot remove {own}: {error.strerror}", hint=of_state(error, own).hint
+        ) from error
 
 
 def _own(folder: Path, clone: str) -> Path:
