@@ -373,6 +373,8 @@ def main():
     parser.add_argument("--pool", choices=POOLS, nargs="+", default=["overlay", "reflink", "full"])
     parser.add_argument("--messages", action="store_true", help="Print what commands said.")
     words = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit("ended"))  # and clean up
     print(f"seed {words.seed}")
     runs = []
     for how in ("kills", "faults"):
