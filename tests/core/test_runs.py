@@ -307,6 +307,46 @@ def test_a_backend_that_leaves_the_process_is_not_obeyed(two):
     assert str(unseen.error) == "SystemExit: 3"
 
 
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("hypervisors", "check"),
+        ("hypervisors", "resources"),
+        ("pools", "capacity"),
+        ("pools", "need"),
+        ("pools", "origins"),
+    ],
+)
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), SystemExit("a bug")])
+def test_a_backend_with_a_bug_is_named(two, kind, method, error):
+    dead(getattr(two, kind)["reference"], method, error)
+    with pytest.raises(BackendError, match=r"reference.*: a bug"):
+        two.engine.create("new", "t1", count=1)
+
+
+def test_what_needs_no_image_goes_on_without_a_pools(two, caplog):
+    dead(two.pools["other"], "origins")
+    assert {origin.pool for origin in two.engine.origins()} == {"reference"}
+    assert "storage 'other' could not be read: its daemon is down" in caplog.text
+
+
+def test_a_check_of_a_host_goes_on_after_a_backend_that_fails(two):
+    dead(two.hypervisors["second"], "probe", RuntimeError("a bug"))
+    two.pools["other"].probe = lambda: ["fine"]
+    found = {check.backend: check for check in two.engine.check_host() if check.name == "plugin"}
+    assert found["second"].detail == "second: RuntimeError: a bug"
+    assert found["other"].detail == "other: its plugin gave a str"
+
+
+def test_a_driver_that_cannot_be_closed_keeps_no_other_open(two, caplog):
+    closed = []
+    dead(two.hypervisors["second"], "close", RuntimeError("a bug"))
+    two.pools["other"].close = lambda: closed.append("other")
+    two.engine.close()
+    assert closed == ["other"]
+    assert "hypervisor 'second': closing: RuntimeError: a bug" in caplog.text
+
+
 def test_a_stop_of_what_cannot_be_seen_is_refused(two):
     """It may run: to say that there was nothing to do would be a guess."""
     two.engine.start("db")
