@@ -363,6 +363,28 @@ def test_a_backend_that_says_nonsense_is_not_believed(two):
     assert (unseen.name, str(unseen.error)) == ("other", "its plugin gave a NoneType")
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [("labels", None, "NoneType"), ("name", 3, "int"), ("labels", {"fleet": "web"}, "dict")],
+)
+def test_volumes_of_nonsense_are_not_believed(two, field, value, kind):
+    pool = two.pools["other"]
+    found = tuple(attrs.evolve(volume, **{field: value}) for volume in pool.volumes())
+    pool.volumes = lambda: found
+    (unseen,) = two.engine.survey().unseen
+    assert (unseen.name, str(unseen.error)) == ("other", f"its plugin gave a {kind}")
+
+
+@pytest.mark.parametrize(("field", "value"), [("labels", "web"), ("state", "running")])
+def test_domains_of_nonsense_are_not_believed(two, field, value):
+    machines = two.hypervisors["second"]
+    found = machines.inspect()
+    domains = tuple(attrs.evolve(domain, **{field: value}) for domain in found.domains)
+    machines.inspect = lambda: attrs.evolve(found, domains=domains)
+    (unseen,) = two.engine.survey().unseen
+    assert (unseen.name, str(unseen.error)) == ("second", "its plugin gave a str")
+
+
 def test_a_clone_is_no_orphan_for_a_disk_that_cannot_be_read(two):
     dead(two.pools["other"], "volumes")
     assert {c.state for c in two.engine.list("far")} == {State.STOPPED}
