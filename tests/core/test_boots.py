@@ -463,8 +463,10 @@ def test_the_command(site, capsys, monkeypatch):
     assert "1 of 2 clones would not boot" in said.err
     assert app.main(["boot", "resolve", "web-1"]) == 0
     said = capsys.readouterr()
-    assert [line.split(maxsplit=1) for line in said.out.splitlines()[1:]] == [
-        ["provider", "reference"],
+    assert [
+        line.split(maxsplit=1 + (n == 0)) for n, line in enumerate(said.out.splitlines()[1:])
+    ] == [
+        ["web-1", "provider", "reference"],
         ["boots", "kernel"],
         ["kernel", "a kernel of web-1"],
         ["source", "memory"],
