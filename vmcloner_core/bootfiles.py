@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vmcloner_core.errors import BackendError, InvalidRequest
 from vmcloner_core.names import split_clone
+from vmcloner_core.os_errors import of_state
 
 MODE = 0o711
 """The user that runs guests can open a file by its path, but cannot list the folder."""
@@ -45,7 +46,7 @@ def clear(folder: Path, clone: str) -> None:
         _remove(own)
     except OSError as error:
         raise BackendError(
-            f"{clone}: cannot remove {own}: {error.strerror}", hint="run it as root (sudo)"
+            f"{clone}: cannot remove {own}: {error.strerror}", hint=of_state(error, own).hint
         ) from error
 
 

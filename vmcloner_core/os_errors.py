@@ -21,6 +21,20 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
+def of_state(error: OSError, what: object) -> VmclonerError:
+    """Return the vmcloner error for an OSError of a file of vmcloner's own."""
+    message = f"{what}: {error.strerror or error}"
+    if error.errno == errno.EROFS:
+        hint = "remount it writable; dmesg may say why it isn't"
+    elif error.errno in _DENIED:
+        return BackendError(message, hint="run it as root (sudo), or as the owner of that file")
+    elif error.errno in _FULL:
+        hint = "free space there, then run the same command again"
+    else:
+        hint = "see dmesg, then run the same command again"
+    return HostCommandError(message, hint=hint)
+
+
 def translate(error: OSError, what: object) -> VmclonerError:
     """Return the vmcloner error for an OSError that an operation on ``what`` raised."""
     reason = error.strerror or str(error)

@@ -33,7 +33,7 @@ from typing import Any, Self
 import attrs
 
 from vmcloner_core.drivers import IdentityRequest
-from vmcloner_core.errors import Conflict, HostCommandError, InvalidRequest, VmclonerError
+from vmcloner_core.errors import Conflict, InvalidRequest, VmclonerError
 from vmcloner_core.model import (
     CloneSpec,
     Domain,
@@ -47,6 +47,7 @@ from vmcloner_core.model import (
     clone_uuid,
 )
 from vmcloner_core.names import split_clone
+from vmcloner_core.os_errors import of_state
 from vmcloner_core.tomlfile import structure
 
 RECORD = "record.json"
@@ -358,7 +359,7 @@ class Records:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise HostCommandError(f"{self.folder}: {error.strerror}") from error
+            raise of_state(error, self.folder) from error
 
     def _draft(self, clone: str) -> Path:
         return self.folder / f".{clone}.draft"
@@ -406,7 +407,7 @@ def _translated(clone: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise HostCommandError(f"{clone}: {path}: {error.strerror}") from error
+        raise of_state(error, f"{clone}: {path}") from error
 
 
 def _create(path: Path, text: str, mode: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
 import re
 import select
@@ -21,6 +23,7 @@ from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections
 from vmcloner_libvirt.errors import is_code
 
+log = logging.getLogger(__name__)
 ESCAPE = b"\x1d"
 """``^]``, which ends a console (as in telnet and virsh)."""
 _CHUNK = 4096
@@ -105,8 +108,16 @@ class Consoles(ConsoleInterface):
 def remove_log(file: Path) -> None:
     """Remove a log and its rotated parts, ``.0``, ``.1`` …, as far as that is permitted."""
     for path in log_files(file):
-        with contextlib.suppress(OSError):
-            path.unlink()
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            _left(path, error)
+
+
+def _left(path: Path, error: OSError) -> None:
+    """Tell of what may be left, unless this user never has access: a later run removes it."""
+    if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM):
+        log.warning("left behind: %s: %s", path, error.strerror)
 
 
 def log_files(file: Path) -> list[Path]:
@@ -114,7 +125,8 @@ def log_files(file: Path) -> list[Path]:
     rotated = re.compile(rf"{re.escape(file.name)}(\.[0-9].*)?")
     try:
         names = os.listdir(file.parent)  # noqa: PTH208
-    except OSError:
+    except OSError as error:
+        _left(file.parent, error)
         return []
     return [file.parent / name for name in sorted(names) if rotated.fullmatch(name)]
 

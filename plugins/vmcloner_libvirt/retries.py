@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import re
 import time
 from collections.abc import Callable
 
 import attrs
-import tenacity
 
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Outcome
@@ -43,15 +43,13 @@ def persistently(attempt: Callable[[], Outcome[None]]) -> Outcome[None]:
 
     For up to :data:`PATIENCE` seconds; the error then says how often it was tried.
     """
-    begun = time.monotonic()
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_result(lambda outcome: is_passing(outcome.error)),
-        stop=tenacity.stop_after_delay(PATIENCE),
-        wait=tenacity.wait_random_exponential(multiplier=1.0, max=LONGEST_PAUSE),
-        retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
-    )
-    outcome: Outcome[None] = retrying(attempt)
-    tries = int(retrying.statistics["attempt_number"])
+    begun, tries, pause = time.monotonic(), 1, 1.0
+    outcome = attempt()
+    while is_passing(outcome.error) and time.monotonic() - begun < PATIENCE:
+        time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - not all at the same moment
+        pause = min(2 * pause, LONGEST_PAUSE)
+        tries += 1
+        outcome = attempt()
     if tries == 1:
         return outcome
     if outcome.error is None:

@@ -1,6 +1,7 @@
 """The command shell on the reference drivers: words in, exit codes and formats out."""
 
 import csv
+import errno
 import io
 import json
 import logging
@@ -498,7 +499,7 @@ def test_an_error_is_one_line_whatever_is_in_it(lab, run):
     assert line.isprintable()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_run_that_is_ended_says_so_and_what_it_did(lab, run, number):
     """As a CI job is that is cancelled."""
     made = threading.Event()
@@ -519,6 +520,64 @@ def test_a_run_that_is_ended_says_so_and_what_it_did(lab, run, number):
     assert 0 < len(lab.engine.list()) < 60
     lab.pool.clone_one = clone_one
     assert run("create", "web", "-t", "t1", "-n", "60")[0] == 0
+
+
+def test_json_of_a_run_that_is_ended_is_whole(lab, run):
+    made = threading.Event()
+    clone_one = lab.pool.clone_one
+
+    def slow(request):
+        made.set()
+        time.sleep(0.02)
+        return clone_one(request)
+
+    lab.pool.clone_one = slow
+    end = threading.Thread(target=lambda: made.wait(60) and signal.raise_signal(signal.SIGTERM))
+    end.start()
+    code, out, err = run("create", "web", "-t", "t1", "--count", "60", "-f", "json")
+    end.join()
+    assert code == 130
+    assert "stopped with" in err
+    rows = json.loads(out)
+    assert len(rows) == 60
+    assert {row["status"] for row in rows} == {"ok", "failed"}
+
+
+def test_a_second_signal_ends_a_run_whose_driver_hangs(lab, run):
+    hung, end = threading.Event(), threading.Event()
+
+    def hangs(_request):
+        hung.set()
+        end.wait(60)
+        raise HostCommandError("too late")
+
+    def twice():
+        hung.wait(60)
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.5)
+
+    lab.pool.clone_one = hangs
+    sender = threading.Thread(target=twice)
+    sender.start()
+    code, _out, err = run("create", "web", "-t", "t1", "--count", "60")
+    end.set()
+    sender.join()
+    assert code == 130
+    assert re.search(r"^vmcloner: .*stopped.*run the same command again", err, re.MULTILINE)
+
+
+def test_an_error_of_a_file_is_one_line_with_a_way_out(lab, run, monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device", "/var/lib/vmcloner/x")
+
+    monkeypatch.setattr(lab.engine, "survey", lambda *_targets: full())
+    assert run("list") == (
+        9,
+        "",
+        "vmcloner: /var/lib/vmcloner/x: No space left on device "
+        "(free space there, then run the same command again)\n",
+    )
 
 
 def test_what_is_interrupted_outside_of_a_run_says_so(lab, run, monkeypatch):

@@ -129,6 +129,25 @@ def test_an_identity_folder_that_cannot_be_read_is_one_line(lab, notes, monkeypa
     assert list(failed(lambda: lab.engine.delete("web"))) == ["web-1"]
 
 
+@pytest.mark.parametrize("act", ["start", "delete", "create"])
+def test_an_identities_folder_that_fails_is_one_line(lab, run, monkeypatch, act):
+    lab.engine.create("web", "t1", count=1)
+    folder, real = lab.engine._host.records.folder, os.listdir
+
+    def fail(path):
+        if path == folder:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path)
+
+    monkeypatch.setattr("vmcloner_core.records.os.listdir", fail)
+    words = {"create": ("web", "-t", "t1"), "delete": ("web", "--yes"), "start": ("web",)}
+    code, _, err = run(act, *words[act])
+    assert code == 9
+    assert err == (
+        f"vmcloner: {folder}: Input/output error (see dmesg, then run the same command again)\n"
+    )
+
+
 def test_locks_that_fail_are_one_line(lab, run, monkeypatch):
     real = fcntl.fcntl
 

@@ -67,9 +67,9 @@ class Base(Command):
         except KeyboardInterrupt:  # cliff would exit silently
             return self.app.failed(Interrupted("stopped", hint="run the same command again"))
         except OSError as error:  # of this host's files: no bug, and not for a traceback
-            from vmcloner_core.os_errors import translate
+            from vmcloner_core.os_errors import of_state
 
-            return self.app.failed(translate(error, error.filename or self.cmd_name))
+            return self.app.failed(of_state(error, error.filename or self.cmd_name))
         except Exception as error:
             if self.app.options.debug:
                 raise
