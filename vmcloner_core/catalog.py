@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,29 @@ class Catalog:
                     found[file.stem] = (*found.get(file.stem, ()), file)
         return dict(sorted(found.items()))
 
+    def stray_images(self) -> dict[str, Path]:
+        """Return the image files in the folders that no template names, by their stems."""
+        infos = self.infos()
+        names = {info.name for info in infos}
+        used = {i.template.image.path for i in infos if i.template is not None}
+        found: dict[str, Path] = {}
+        for folder in self._folders:
+            if folder != shipped() and folder.is_dir():
+                for file in sorted(folder.iterdir()):
+                    stem = _image_stem(file)
+                    if stem is not None and stem not in names and file not in used:
+                        found.setdefault(stem, file)
+        return found
+
+    def _unknown(self, name: str, files: Collection[str], said_by: str) -> NotFound:
+        for stem, file in self.stray_images().items():
+            if not said_by and name in (stem, file.name):
+                return NotFound(
+                    f"no template {name!r}: {file} is only an image",
+                    hint=written_beside(file, stem),
+                )
+        return NotFound(f"{said_by}unknown template {name!r}", hint=did_you_mean(name, list(files)))
+
     def infos(self) -> tuple[TemplateInfo, ...]:
         """Read every template; a broken one is returned with its error."""
         return tuple(self._info(name, file) for name, file in self.files().items())
@@ -125,10 +148,7 @@ class Catalog:
         :param seen: the files that led here, each extending the next.
         """
         if name not in files:
-            said_by = f"{seen[-1]}: extends: " if seen else ""
-            raise NotFound(
-                f"{said_by}unknown template {name!r}", hint=did_you_mean(name, list(files))
-            )
+            raise self._unknown(name, files, f"{seen[-1]}: extends: " if seen else "")
         # A file that extends its own name extends the next one of that name, usually a shipped one.
         again = bool(seen) and seen[-1].stem == name
         left = files[name][files[name].index(seen[-1]) + 1 :] if again else files[name]
@@ -156,6 +176,22 @@ def _names(folder: Path) -> Sequence[str]:
         return ()
     except OSError as error:
         raise InvalidRequest(f"templates in {folder}: {error.strerror}") from error
+
+
+_IMAGES = {".qcow2", ".qcow", ".raw", ".img", ".vmdk", ".vdi", ".vhd", ".vhdx", ".qed", ".ova",
+           ".box"}  # fmt: skip
+_PACKED = {".gz", ".xz", ".zst", ".bz2"}
+
+
+def _image_stem(file: Path) -> str | None:
+    """Return the stem of an image file's name, None if it is called like something else."""
+    name = Path(file.stem) if file.suffix.lower() in _PACKED else Path(file.name)
+    return name.stem if name.suffix.lower() in _IMAGES and file.is_file() else None
+
+
+def written_beside(file: Path, stem: str) -> str:
+    """Return what to write so that an image file becomes a template."""
+    return f"write {file.with_name(stem)}.toml with the table [image], path = {_literal(file.name)}"
 
 
 def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:

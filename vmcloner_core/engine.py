@@ -67,6 +67,7 @@ from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import CreateRequest, Request, TargetRequest, check_jobs
 from vmcloner_core.settings import Settings
 from vmcloner_core.survey import Survey
+from vmcloner_core.template_leftovers import TemplateLeftover, clones_of
 from vmcloner_core.trusted_files import check_file
 from vmcloner_core.units import counted, format_size
 
@@ -407,13 +408,45 @@ class Engine:
             return template, self._host.images.build(template)
 
     def delete_template(self, name: str, *, storage: str | None = None) -> Outcome[None]:
-        """Remove a template's image from a pool. Its TOML file stays.
+        """Remove a template's image from a pool, and what a builder made. Its TOML file stays.
+
+        What a builder made is kept while a clone or another pool has the template's image.
 
         :raises WrongState: clones are linked to it.
         """
         driver = self._host.drivers.storage(storage or self.settings.defaults.storage)
         with self._held([f"template/{check_template(name)}"]):
-            return driver.delete_origin(name)
+            outcome = driver.delete_origin(name)
+            try:
+                used = self._host.images.origins(name) or clones_of(name, self._host.survey())
+            except VmclonerError:  # what can't be read may use it
+                used = ("?",)
+            gone = not used and self._host.leftovers.remove_built(name)
+            return attrs.evolve(outcome, changed=outcome.changed or gone)
+
+    def leftovers(self) -> tuple[TemplateLeftover, ...]:
+        """Return the images in pools, and what builders made, that no template names any more."""
+        return self._host.leftovers.find()
+
+    def stray_images(self) -> Mapping[str, Path]:
+        """Return the image files beside templates that no template names, by their stems."""
+        return self._host.catalog.stray_images()
+
+    def prune_templates(
+        self, left: Sequence[TemplateLeftover]
+    ) -> tuple[Outcome[TemplateLeftover], ...]:
+        """Remove leftovers (:meth:`leftovers`) that are still such; those that clones use stay.
+
+        :returns: one outcome for each.
+        """
+        with self._held([f"template/{each.template}" for each in left]):
+            still, found = self.leftovers(), self._host.survey()
+            return tuple(
+                self._host.leftovers.remove(each, found)
+                if each in still
+                else Outcome(key=each.template, value=each, changed=False)
+                for each in left
+            )
 
     def check_template(self, name: str) -> tuple[Check, ...]:
         """Check a template without making a clone of it.

@@ -48,6 +48,7 @@ from vmcloner_core.runlog import RunLog
 from vmcloner_core.survey import Survey, look
 from vmcloner_core.sweeping import ID_LOCK, Sweeper
 from vmcloner_core.template_images import TemplateImages
+from vmcloner_core.template_leftovers import Leftovers
 from vmcloner_core.trusted_files import check_folder
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class LocalHost:
         self.records = Records(host.records)
         self.catalog = Catalog(host.templates)
         self.images = TemplateImages(self.drivers, plugins)
+        self.leftovers = Leftovers(host.templates, self.catalog, self.images, self.drivers)
         self.starter = Starter(
             boots=self.drivers.boot,
             backend=self.drivers.backend,
