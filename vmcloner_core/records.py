@@ -29,7 +29,13 @@ from typing import Any, Self
 import attrs
 
 from vmcloner_core.drivers import IdentityRequest
-from vmcloner_core.errors import Conflict, HostCommandError, InvalidRequest, VmclonerError
+from vmcloner_core.errors import (
+    BackendError,
+    Conflict,
+    HostCommandError,
+    InvalidRequest,
+    VmclonerError,
+)
 from vmcloner_core.model import (
     CloneSpec,
     Domain,
@@ -294,7 +300,7 @@ class Records:
         except FileNotFoundError:
             return frozenset()
         except OSError as error:
-            raise HostCommandError(f"{self.folder}: {error.strerror}") from error
+            raise _translate(error, f"{self.folder}") from error
 
     def of(self, names: Collection[str]) -> dict[str, Record]:
         """Return the existing records of these clones, by name."""
@@ -371,7 +377,14 @@ def _translated(clone: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise HostCommandError(f"{clone}: {path}: {error.strerror}") from error
+        raise _translate(error, f"{clone}: {path}") from error
+
+
+def _translate(error: OSError, what: str) -> VmclonerError:
+    message = f"{what}: {error.strerror}"
+    if isinstance(error, PermissionError):
+        return BackendError(message, hint="run it as root (sudo)")
+    return HostCommandError(message)
 
 
 def _create(path: Path, text: str, mode: int) -> None:
