@@ -26,7 +26,7 @@ from vmcloner_core.names import check_template
 from vmcloner_core.plan import Readiness
 from vmcloner_core.settings import SYSTEM
 from vmcloner_core.tomlfile import keys_of, read_toml, structure
-from vmcloner_core.trusted_files import check_file, exists, read_file
+from vmcloner_core.trusted_files import check_file, exists, make_folder, read_file
 
 MAX_DEPTH = 8
 """Levels of ``extends``."""
@@ -250,8 +250,10 @@ def write_built(name: str, parent: str, builder: str, options: Mapping[str, Any]
                 hint=f"vmcloner image build {name}, without options, builds it as it is; "
                 "or choose another name",
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         draft = file.with_name(f".{file.name}")
+        draft.unlink(missing_ok=True)
+        draft.touch(mode=0o644)  # no other user could have written it, whatever the umask
         draft.write_text(_signed("\n".join(lines) + "\n"))
         draft.rename(file)
     except OSError as error:

@@ -139,10 +139,15 @@ class KvmDriver(LibvirtDriver):
 
 
 def _is_own(file: Path, name: str, state: Path) -> bool:
-    """Tell whether firmware variables are a clone's own: by their folder and the file's name."""
-    named = re.fullmatch(rf"{re.escape(name)}[._].*", file.name) is not None
-    libvirts = file.parts[-3:-1] == ("qemu", "nvram")  # of the system, of a user's session
-    return named and ".." not in file.parts and (libvirts or file.is_relative_to(state))
+    """Tell whether firmware variables are a clone's own: by their folder and the file's name.
+
+    Links are followed first: they may lead anywhere.
+    """
+    if re.fullmatch(rf"{re.escape(name)}[._].*", file.name) is None or file.is_symlink():
+        return False
+    folder = Path(os.path.realpath(file.parent))
+    libvirts = folder.parts[-2:] == ("qemu", "nvram")  # of the system, of a user's session
+    return libvirts or folder.is_relative_to(os.path.realpath(state))
 
 
 def template_values(

@@ -500,6 +500,18 @@ def test_what_the_command_makes_is_its_users_whatever_the_umask(site, monkeypatc
     assert [path for path in made if path.stat().st_mode & 0o022] == []
 
 
+def test_what_the_engine_makes_is_its_users_whatever_the_umask(site):
+    """A service that uses the engine has an umask of its own."""
+    before = os.umask(0)
+    try:
+        site.engine.create("web", "t1", count=1, start=True)
+    finally:
+        os.umask(before)
+    made = [site.engine.host.state, *site.engine.host.state.rglob("*")]
+    assert len(made) > 4
+    assert [path for path in made if path.stat().st_mode & 0o022] == []
+
+
 # --- backends of a fleet ------------------------------------------------------------------------
 
 
