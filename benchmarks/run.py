@@ -100,7 +100,7 @@ def site() -> Iterator[Site]:
         yield made
     finally:
         with contextlib.suppress(subprocess.CalledProcessError):
-            made.vmcloner("delete", "bench", "embedded", "--yes")
+            made.vmcloner("delete", "bench", "embedded", "--yes", "--missing-ok")
         shutil.rmtree(folder)
 
 
@@ -124,7 +124,7 @@ def create(count: int) -> Iterator[Row]:
             xml = engine.domain_xml("bench-1")
             macs = [clone.mac or "" for clone in engine.list("bench")]
             volume = engine.show("bench-1").volumes[0].path
-        here.vmcloner("delete", "bench", "embedded", "--yes")
+        here.vmcloner("delete", "bench", "embedded", "--yes", "--missing-ok")
         yield from _bare_libvirt(here, count, work, xml, macs, volume)
         yield from _virt_clone(here, count, work)
         yield from _kcli(here, count, work)

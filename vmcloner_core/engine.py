@@ -18,7 +18,8 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,6 +27,7 @@ import attrs
 
 from vmcloner_core.deadlines import answers
 from vmcloner_core.errors import (
+    MAX_SHOWN,
     BackendError,
     Interrupted,
     InvalidRequest,
@@ -55,7 +57,7 @@ from vmcloner_core.model import (
     Template,
     network_key,
 )
-from vmcloner_core.names import check_template, parse_targets
+from vmcloner_core.names import check_template, fold, parse_targets
 from vmcloner_core.plan import Plan, RunResult, check_timeout
 from vmcloner_core.planning import Planning
 from vmcloner_core.plugins import PluginHost
@@ -262,9 +264,12 @@ class Engine:
         clones = {clone.name: clone for clone in found.clones}
         if name not in clones:
             found.check_complete(f"no clone {name!r}")
-            is_fleet = any(clone.fleet == name for clone in clones.values())
-            hint = f"vmcloner list {name}" if is_fleet else did_you_mean(name, tuple(clones))
-            raise NotFound(f"no clone {name!r}", hint=hint)
+            members = [clone.name for clone in clones.values() if clone.fleet == name]
+            if members:
+                raise NotFound(
+                    f"{name!r} is a fleet, not a clone", hint=f"its clones: {_few(fold(members))}"
+                )
+            raise NotFound(f"no clone {name!r}", hint=_like(name, clones))
         return self._host.located([clones[name]])[0]
 
     def spec(self, clone: Clone) -> CloneSpec:
@@ -362,9 +367,9 @@ class Engine:
             return driver.delete_origin(name)
 
     def check_template(self, name: str) -> tuple[Check, ...]:
-        """Check a template without making a clone of it.
+        """Check a template without making a clone of it: one check for each thing that is wrong.
 
-        :raises NotFound: there is none. :raises InvalidRequest: its file is wrong.
+        :raises NotFound: there is none. :raises InvalidRequest: its file can't be read at all.
         """
         return self._planning.checks.checks(name)
 
@@ -525,7 +530,7 @@ class Engine:
             key = network_key("bridge" if request.bridge else "network", request.name)
             if users := sorted(d.name for d in domains if key in d.networks):
                 raise WrongState(
-                    f"network {key!r}: {len(users)} clones are on it ({users[0]}, …)",
+                    f"network {key!r}: {_used(users)}",
                     hint="delete them first",
                 )
             return networks.remove(request)
@@ -562,11 +567,28 @@ class Engine:
             )
 
 
+def _used(names: Sequence[str]) -> str:
+    """Return which clones use something, in a few words."""
+    if len(names) == 1:
+        return f"{names[0]} is on it"
+    return f"{counted(len(names), 'clone')} are on it ({names[0]}, …)"
+
+
+def _few(names: str) -> str:
+    return names if len(names) <= MAX_SHOWN // 2 else f"{names[: MAX_SHOWN // 2]}…"
+
+
+def _like(name: str, clones: Collection[str]) -> str:
+    """Return a hint for the name of a clone that isn't there."""
+    close = get_close_matches(name, clones, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "vmcloner list"
+
+
 def capacity_checks(pool: str, capacity: Capacity) -> Iterator[Check]:
     """Yield a pool's free space and its warnings."""
     room = f"{format_size(capacity.free)} of {format_size(capacity.total)} free"
     if capacity.volumes_free is not None:
-        room += f", for at most {capacity.volumes_free} more volumes"
+        room += f", for at most {counted(capacity.volumes_free, 'more volume')}"
     yield Check(backend=pool, name="space", status=Status.OK, detail=room)
     for warning in capacity.warnings:
         yield Check(backend=pool, name="space", status=Status.WARNING, detail=warning)
@@ -586,6 +608,7 @@ def check_result(result: RunResult) -> RunResult:
 
     :raises Interrupted: it was stopped. :raises RollbackIncomplete: something was left.
     :raises PartialFailure: too many clones failed; carries each clone's error.
+    :raises NotFound: all was done, but something that the user named isn't there.
     """
     action = result.plan.action
     failures = [(r.name, r.error) for r in result.failures if r.error is not None]
@@ -606,4 +629,6 @@ def check_result(result: RunResult) -> RunResult:
         raise PartialFailure(
             f"{action}: {len(failures)} of {counted(total, 'clone')} failed", failures=failures
         )
+    if result.plan.missing is not None:
+        raise result.plan.missing
     return result

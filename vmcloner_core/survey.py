@@ -210,13 +210,21 @@ def select(clones: Sequence[Clone], targets: Sequence[Target]) -> tuple[Clone, .
     """
     if not targets:
         return tuple(clones)
+    error = absent(clones, targets)
+    if error is not None:
+        raise error
+    return tuple(c for c in clones if any(t.matches(c.fleet, c.index) for t in targets))
+
+
+def absent(clones: Sequence[Clone], targets: Sequence[Target]) -> NotFound | None:
+    """Return an error that names the first target of which something isn't there, else None."""
     fleets = sorted({clone.fleet for clone in clones})
     for target in targets:
         if target.fleet not in fleets:
-            raise NotFound(f"no fleet {target.fleet!r}", hint=did_you_mean(target.fleet, fleets))
+            return NotFound(f"no fleet {target.fleet!r}", hint=did_you_mean(target.fleet, fleets))
         here = {clone.index for clone in clones if clone.fleet == target.fleet}
         missing = [i for i in target.indices or () if i not in here]
         if missing:
             names = fold([f"{target.fleet}-{index}" for index in missing])
-            raise NotFound(f"no clone {names}", hint=f"vmcloner list {target.fleet}")
-    return tuple(c for c in clones if any(t.matches(c.fleet, c.index) for t in targets))
+            return NotFound(f"no clone {names}", hint=f"vmcloner list {target.fleet}")
+    return None

@@ -40,7 +40,7 @@ def test_any_text_is_an_option(config):
     options = {"revision": '\U0001f600 "\\\x7f\n'}
     catalog.write_built("ci", "debian-12-built", "debian", options)
     found = catalog.Catalog(config.parent, [config, catalog.search_path()[-1]]).template("ci")
-    assert found.image.options == options
+    assert found.image.options == {"suite": "bookworm", "size": "2GiB", **options}
     with pytest.raises(InvalidRequest, match="not valid text"):
         catalog.write_built("ci", "debian-12-built", "debian", {"revision": "\udcff"})
 

@@ -11,7 +11,8 @@ import attrs
 
 from vmcloner_core.cli.base import Base, Record, Table, add_copying, note
 from vmcloner_core.cli.host import CHECK_COLUMNS, check_row, judged
-from vmcloner_core.model import Copying, Template
+from vmcloner_core.errors import InvalidRequest
+from vmcloner_core.model import Copying, Status, Template
 from vmcloner_core.units import format_size
 
 LIST_COLUMNS = ("name", "description", "imported", "file", "error")
@@ -192,7 +193,11 @@ class TemplateDelete(_Named):
 
 
 class TemplateCheck(_Named, Table):
-    """Check a template without making a clone."""
+    """Check a template without making a clone.
+
+    Shows everything that is wrong at once. Exit code 3 if the file has wrong keys or values, 8 if
+    this host lacks something.
+    """
 
     example = "vmcloner template check tiny"
     columns = CHECK_COLUMNS
@@ -204,4 +209,7 @@ class TemplateCheck(_Named, Table):
 
     def run(self, parsed_args: argparse.Namespace) -> int:
         """Check; fails where a check does."""
-        return super().run(parsed_args) or judged(self.checks)
+        code = super().run(parsed_args)
+        if not code and any(c.name == "file" and c.status is Status.FAILED for c in self.checks):
+            return InvalidRequest.exit_code
+        return code or judged(self.checks)
