@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -103,6 +104,13 @@ class Catalog:
         """
         return self._structured(name, *self._read(name))
 
+    def declared(self, name: str, file: Path, text: str) -> Template:
+        """Return what a template would be if a file had this text; writes nothing.
+
+        :raises NotFound, InvalidRequest: as :meth:`template`.
+        """
+        return self._structured(name, *self._read(name, (file, text)))
+
     def examined(self, name: str) -> tuple[Template | None, tuple[str, ...]]:
         """Read one template; returns all that is wrong with its keys, and what it is without these.
 
@@ -124,11 +132,20 @@ class Catalog:
                 return None, tuple(problems)
             data = left
 
-    def _read(self, name: str) -> tuple[dict[str, Any], Path, Path]:
-        """Return a template's keys with those it extends, its file, and its kernel's folder."""
+    def _read(
+        self, name: str, instead: tuple[Path, str] | None = None
+    ) -> tuple[dict[str, Any], Path, Path]:
+        """Return a template's keys with those it extends, its file, and its kernel's folder.
+
+        :param instead: a file and its text, to be used as the template's first file.
+        """
         check_template(name)
-        files = self._all_files()
-        data, kernel_folder = self._merged(name, files, ())
+        files, own = self._all_files(), None
+        if instead is not None:
+            others = (file for file in files.get(name, ()) if file != instead[0])
+            files[name] = (instead[0], *others)
+            own = tomllib.loads(instead[1])
+        data, kernel_folder = self._merged(name, files, (), own)
         return data, files[name][0], kernel_folder
 
     def _structured(
@@ -150,11 +167,16 @@ class Catalog:
         return attrs.evolve(template, folder=folder, origin_file=file)
 
     def _merged(
-        self, name: str, files: Mapping[str, Sequence[Path]], seen: tuple[Path, ...]
+        self,
+        name: str,
+        files: Mapping[str, Sequence[Path]],
+        seen: tuple[Path, ...],
+        own: dict[str, Any] | None = None,
     ) -> tuple[dict[str, Any], Path]:
         """Return a template's keys merged with those it extends, and the folder of its kernel.
 
         :param seen: the files that led here, each extending the next.
+        :param own: the keys of the file itself, if they aren't to be read from it.
         """
         if name not in files:
             said_by = f"{seen[-1]}: extends: " if seen else ""
@@ -168,7 +190,9 @@ class Catalog:
             path = " > ".join([*(file.stem for file in seen), name])
             raise InvalidRequest(f"{seen[0]}: extends: {path}: a loop")
         file = left[0]
-        own = _absolute(read_toml(file, trusted=file.parent != shipped()), file.parent)
+        if own is None:
+            own = read_toml(file, trusted=file.parent != shipped())
+        own = _absolute(own, file.parent)
         parent = own.pop("extends", None)
         if parent is None:
             return own, file.parent
@@ -249,8 +273,8 @@ def _without(data: Mapping[str, Any], problems: Sequence[tuple[str, str]]) -> di
 BUILT_BY = "# Written by vmcloner image build"
 
 
-def write_built(name: str, parent: str, builder: str, options: Mapping[str, Any]) -> Path:
-    """Write a user template whose image is made by a builder; return its file.
+def built(name: str, parent: str, builder: str, options: Mapping[str, Any]) -> tuple[Path, str]:
+    """Return a user template whose image is made by a builder: its file, and the text to write.
 
     :param parent: the template that it extends.
     :param options: the builder's options: strings, integers and lists of strings.
@@ -274,13 +298,23 @@ def write_built(name: str, parent: str, builder: str, options: Mapping[str, Any]
                 hint=f"vmcloner image build {name}, without options, builds it as it is; "
                 "or choose another name",
             )
-        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidRequest(f"{file}: {error.strerror}") from error
+    return file, _signed("\n".join(lines) + "\n")
+
+
+def write(file: Path, text: str) -> None:
+    """Write a template's file, whole or not at all.
+
+    :raises InvalidRequest: it can't be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_name(f".{file.name}")
-        draft.write_text(_signed("\n".join(lines) + "\n"))
+        draft.write_text(text)
         draft.rename(file)
     except OSError as error:
         raise InvalidRequest(f"{file}: {error.strerror}") from error
-    return file
 
 
 def _signed(text: str) -> str:

@@ -346,16 +346,23 @@ class Engine:
     ) -> tuple[Template, ImageFile]:
         """Build a template's image, unless it is up to date.
 
-        :param options: the builder's. With any, the template is first written to the user's own
-            templates, with everything else from ``parent``.
+        :param options: the builder's. With any, the template is written to the user's own
+            templates once its image is built, with everything else from ``parent``.
         :raises NotFound: there is no such template, and no options are given.
         :raises Conflict: there is such a template, written by hand.
         """
+        from vmcloner_core.catalog import built, write
+
         with self._run_lock, self._held([f"template/{check_template(name)}"]):
-            if options:
-                self._host.images.declare_built(name, parent, builder, options)
-            template = self._host.catalog.template(name)
-            return template, self._host.images.build(template)
+            if not options:
+                template = self._host.catalog.template(name)
+                return template, self._host.images.build(template)
+            self._host.images.check_options(name, builder, options)
+            file, text = built(name, parent, builder, options)
+            template = self._host.catalog.declared(name, file, text)
+            image = self._host.images.build(template)
+            write(file, text)
+            return template, image
 
     def delete_template(self, name: str, *, storage: str | None = None) -> Outcome[None]:
         """Remove a template's image from a pool. Its TOML file stays.
@@ -539,12 +546,14 @@ class Engine:
         """Yield what each backend needs on the host; of all configured ones if none is named.
 
         :raises NotFound: a backend isn't configured.
+        :raises InvalidRequest: the settings of one are wrong.
         """
         known = {kind: self._host.drivers.names(kind) for kind in ("storage", "hypervisor")}
         for name in backends:
             if not any(name in names for names in known.values()):
                 every = [n for names in known.values() for n in names]
                 raise NotFound(f"no backend {name!r} is set up", hint=did_you_mean(name, every))
+        self._host.drivers.check_settings()
         for kind, names in known.items():
             for name in names:
                 if not backends or name in backends:

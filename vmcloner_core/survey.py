@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Collection, Iterable, Sequence
 
@@ -109,9 +108,7 @@ def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
             raise BackendError(f"its plugin gave a {type(found).__name__}")
         return found
 
-    for kind, name in names:
-        with contextlib.suppress(BackendError):  # a broken plugin: its question says so
-            drivers.hypervisor(name) if kind == "hypervisor" else drivers.storage(name)
+    drivers.check_settings()  # what else is wrong with a backend, its answer says
     found = answers({key: functools.partial(read, *key) for key in names}, DEADLINE)
     unseen = tuple(
         Unseen(host=host, kind=kind, name=name, error=answer)

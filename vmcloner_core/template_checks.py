@@ -135,6 +135,7 @@ class TemplateChecks:
                     )
                 )
 
+        self._host.drivers.check_settings()
         template, problems = self._host.catalog.examined(name)
         for problem in problems:
             found.append(Check(backend=name, name=FILE, status=Status.FAILED, detail=problem))
