@@ -110,7 +110,7 @@ def site() -> Iterator[Site]:
         yield made
     finally:
         with contextlib.suppress(subprocess.CalledProcessError):
-            made.vmcloner("delete", "bench", "embedded", "--yes")
+            made.vmcloner("delete", "bench", "embedded", "--yes", "--missing-ok")
         shutil.rmtree(folder)
 
 

@@ -13,8 +13,8 @@ import attrs
 from vmcloner_core.catalog import written_beside
 from vmcloner_core.cli.base import Base, Record, Table, add_copying, note
 from vmcloner_core.cli.host import CHECK_COLUMNS, check_row, judged
-from vmcloner_core.errors import Interrupted, UsageError, WrongState
-from vmcloner_core.model import Copying, ImageFormat, Outcome, Template
+from vmcloner_core.errors import Interrupted, InvalidRequest, UsageError, WrongState
+from vmcloner_core.model import Copying, ImageFormat, Outcome, Status, Template
 from vmcloner_core.template_leftovers import TemplateLeftover, named
 from vmcloner_core.units import format_size
 
@@ -265,7 +265,11 @@ class TemplatePrune(Table):
 
 
 class TemplateCheck(_Named, Table):
-    """Check a template without making a clone."""
+    """Check a template without making a clone.
+
+    Shows everything that is wrong at once. Exit code 3 if the file has wrong keys or values, 8 if
+    this host lacks something.
+    """
 
     example = "vmcloner template check tiny"
     columns = CHECK_COLUMNS
@@ -277,4 +281,7 @@ class TemplateCheck(_Named, Table):
 
     def run(self, parsed_args: argparse.Namespace) -> int:
         """Check; fails where a check does."""
-        return super().run(parsed_args) or judged(self.checks)
+        code = super().run(parsed_args)
+        if not code and any(c.name == "file" and c.status is Status.FAILED for c in self.checks):
+            return InvalidRequest.exit_code
+        return code or judged(self.checks)
