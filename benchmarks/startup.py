@@ -21,7 +21,7 @@ import attrs
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.run import URI, VMCLONER, Site, site
+from benchmarks.run import ENVIRONMENT, URI, VMCLONER, Site, site
 
 CLONES = 1000
 BARE = """
@@ -45,13 +45,11 @@ class Row:
 
 def measure(what: str, argv: list[str], here: Site, runs: int) -> Row:
     """Run a program several times; the first run, which writes bytecode, doesn't count."""
-    # A user's Python keeps its bytecode.
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     measured = []
     for _ in range(runs + 1):
         before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         subprocess.run(
-            argv, check=True, cwd=here.folder, env=environment, timeout=300,
+            argv, check=True, cwd=here.folder, env=ENVIRONMENT, timeout=300,
             stdin=subprocess.DEVNULL, capture_output=True,
         )  # fmt: skip
         elapsed, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -9,6 +9,7 @@ from pathlib import Path
 from vmcloner_core.errors import BackendError, InvalidRequest
 from vmcloner_core.names import split_clone
 from vmcloner_core.os_errors import of_state
+from vmcloner_core.trusted_files import make_folder
 
 MODE = 0o711
 """The user that runs guests can open a file by its path, but cannot list the folder."""
@@ -23,7 +24,7 @@ def fresh(folder: Path, clone: str) -> Path:
     """
     own = _own(folder, clone)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         folder.chmod(MODE)  # regardless of the umask
         _remove(own)
         own.mkdir()

@@ -75,7 +75,8 @@ class Collector:
         hypervisors, pools = set(drivers.names("hypervisor")), set(drivers.names("storage"))
 
         def lacks_a_part(clone: Clone) -> bool:
-            if owners(clone) != {self.host.state_id}:
+            unseen = any(each.holds(clone.labels) for each in found.unseen)
+            if unseen or owners(clone) != {self.host.state_id}:
                 return False
             if clone.state is State.ALLOCATED:
                 return clone.labels.hypervisor in hypervisors

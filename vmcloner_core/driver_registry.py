@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import threading
@@ -119,6 +120,18 @@ class DriverRegistry:
         """Return the names of the host's backends of a kind, defaults included."""
         return tuple(self._tables(kind))
 
+    def check_settings(self) -> None:
+        """Check the settings of all backends; a broken plugin is no matter of theirs.
+
+        :raises InvalidRequest: one's are wrong; names file, key and reason.
+        """
+        for name in self.host.hypervisors:
+            with contextlib.suppress(BackendError):
+                self.hypervisor(name)
+        for name in self.host.storage:
+            with contextlib.suppress(BackendError):
+                self.storage(name)
+
     def _tables(self, kind: str) -> Mapping[str, BackendTable]:
         return self.host.storage if kind == "storage" else self.host.hypervisors
 
@@ -143,11 +156,15 @@ class DriverRegistry:
         """Make a driver from the host's settings.
 
         :raises NotFound: no such backend. :raises BackendError: its plugin is broken.
-        :raises InvalidRequest: it isn't set up on this host, or its settings are wrong.
+        :raises InvalidRequest: it isn't set up on this host, or its settings are wrong, which may
+            name a driver that isn't installed.
         """
         self._check_known(kind, name)
         table = self._tables(kind)[name]
-        backend: StorageBackend | HypervisorBackend = getattr(self._plugins, kind)(table.driver)
+        try:
+            backend: StorageBackend | HypervisorBackend = getattr(self._plugins, kind)(table.driver)
+        except NotFound as error:  # the name is the settings'
+            raise InvalidRequest(f"{table.where}: {error.message}", hint=error.hint) from error
         values: object = structure(table.values, backend.settings, where=table.where)
         return self._built(kind, name, contract, backend.factory, values)
 

@@ -19,7 +19,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,6 +28,7 @@ import attrs
 
 from vmcloner_core.deadlines import answers, instance
 from vmcloner_core.errors import (
+    MAX_SHOWN,
     BackendError,
     Interrupted,
     InvalidRequest,
@@ -68,6 +70,7 @@ from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import CreateRequest, Request, TargetRequest, check_jobs
 from vmcloner_core.settings import Settings
 from vmcloner_core.survey import Survey
+from vmcloner_core.template_leftovers import TemplateLeftover, clones_of
 from vmcloner_core.trusted_files import check_file
 from vmcloner_core.units import counted, format_size
 
@@ -313,9 +316,12 @@ class Engine:
         clones = {clone.name: clone for clone in found.clones}
         if name not in clones:
             found.check_complete(f"no clone {name!r}")
-            is_fleet = any(clone.fleet == name for clone in clones.values())
-            hint = f"vmcloner list {name}" if is_fleet else did_you_mean(name, tuple(clones))
-            raise NotFound(f"no clone {name!r}", hint=hint)
+            members = [clone.name for clone in clones.values() if clone.fleet == name]
+            if members:
+                raise NotFound(
+                    f"{name!r} is a fleet, not a clone", hint=f"its clones: {_few(fold(members))}"
+                )
+            raise NotFound(f"no clone {name!r}", hint=_like(name, clones))
         return self._host.located([clones[name]])[0]
 
     def spec(self, clone: Clone) -> CloneSpec:
@@ -396,30 +402,69 @@ class Engine:
     ) -> tuple[Template, ImageFile]:
         """Build a template's image, unless it is up to date.
 
-        :param options: the builder's. With any, the template is first written to the user's own
-            templates, with everything else from ``parent``.
+        :param options: the builder's. With any, the template is written to the user's own
+            templates once its image is built, with everything else from ``parent``.
         :raises NotFound: there is no such template, and no options are given.
         :raises Conflict: there is such a template, written by hand.
         """
+        from vmcloner_core.catalog import built, write
+
         with self._held([f"template/{check_template(name)}"]):
-            if options:
-                self._host.images.declare_built(name, parent, builder, options)
-            template = self._host.catalog.template(name)
-            return template, self._host.images.build(template)
+            if not options:
+                template = self._host.catalog.template(name)
+                return template, self._host.images.build(template)
+            self._host.images.check_options(name, builder, options)
+            file, text = built(name, parent, builder, options)
+            template = self._host.catalog.declared(name, file, text)
+            image = self._host.images.build(template)
+            write(file, text)
+            return template, image
 
     def delete_template(self, name: str, *, storage: str | None = None) -> Outcome[None]:
-        """Remove a template's image from a pool. Its TOML file stays.
+        """Remove a template's image from a pool, and what a builder made. Its TOML file stays.
+
+        What a builder made is kept while a clone or another pool has the template's image.
 
         :raises WrongState: clones are linked to it.
         """
         driver = self._host.drivers.storage(storage or self.settings.defaults.storage)
         with self._held([f"template/{check_template(name)}"]):
-            return driver.delete_origin(name)
+            outcome = driver.delete_origin(name)
+            try:
+                used = self._host.images.origins(name) or clones_of(name, self._host.survey())
+            except VmclonerError:  # what can't be read may use it
+                used = ("?",)
+            gone = not used and self._host.leftovers.remove_built(name)
+            return attrs.evolve(outcome, changed=outcome.changed or gone)
+
+    def leftovers(self) -> tuple[TemplateLeftover, ...]:
+        """Return the images in pools, and what builders made, that no template names any more."""
+        return self._host.leftovers.find()
+
+    def stray_images(self) -> Mapping[str, Path]:
+        """Return the image files beside templates that no template names, by their stems."""
+        return self._host.catalog.stray_images()
+
+    def prune_templates(
+        self, left: Sequence[TemplateLeftover]
+    ) -> tuple[Outcome[TemplateLeftover], ...]:
+        """Remove leftovers (:meth:`leftovers`) that are still such; those that clones use stay.
+
+        :returns: one outcome for each.
+        """
+        with self._held([f"template/{each.template}" for each in left]):
+            still, found = self.leftovers(), self._host.survey()
+            return tuple(
+                self._host.leftovers.remove(each, found)
+                if each in still
+                else Outcome(key=each.template, value=each, changed=False)
+                for each in left
+            )
 
     def check_template(self, name: str) -> tuple[Check, ...]:
-        """Check a template without making a clone of it.
+        """Check a template without making a clone of it: one check for each thing that is wrong.
 
-        :raises NotFound: there is none. :raises InvalidRequest: its file is wrong.
+        :raises NotFound: there is none. :raises InvalidRequest: its file can't be read at all.
         """
         return self._planning.checks.checks(name)
 
@@ -585,7 +630,7 @@ class Engine:
             key = network_key("bridge" if request.bridge else "network", request.name)
             if users := sorted(d.name for d in domains if key in d.networks):
                 raise WrongState(
-                    f"network {key!r}: {len(users)} clones are on it ({users[0]}, …)",
+                    f"network {key!r}: {_used(users)}",
                     hint="delete them first",
                 )
             return networks.remove(request)
@@ -594,12 +639,14 @@ class Engine:
         """Yield what each backend needs on the host; of all configured ones if none is named.
 
         :raises NotFound: a backend isn't configured.
+        :raises InvalidRequest: the settings of one are wrong.
         """
         known = {kind: self._host.drivers.names(kind) for kind in ("storage", "hypervisor")}
         for name in backends:
             if not any(name in names for names in known.values()):
                 every = [n for names in known.values() for n in names]
                 raise NotFound(f"no backend {name!r} is set up", hint=did_you_mean(name, every))
+        self._host.drivers.check_settings()
         for kind, names in known.items():
             for name in names:
                 if not backends or name in backends:
@@ -622,11 +669,28 @@ class Engine:
             )
 
 
+def _used(names: Sequence[str]) -> str:
+    """Return which clones use something, in a few words."""
+    if len(names) == 1:
+        return f"{names[0]} is on it"
+    return f"{counted(len(names), 'clone')} are on it ({names[0]}, …)"
+
+
+def _few(names: str) -> str:
+    return names if len(names) <= MAX_SHOWN // 2 else f"{names[: MAX_SHOWN // 2]}…"
+
+
+def _like(name: str, clones: Collection[str]) -> str:
+    """Return a hint for the name of a clone that isn't there."""
+    close = get_close_matches(name, clones, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "vmcloner list"
+
+
 def capacity_checks(pool: str, capacity: Capacity) -> Iterator[Check]:
     """Yield a pool's free space and its warnings."""
     room = f"{format_size(capacity.free)} of {format_size(capacity.total)} free"
     if capacity.volumes_free is not None:
-        room += f", for at most {capacity.volumes_free} more volumes"
+        room += f", for at most {counted(capacity.volumes_free, 'more volume')}"
     yield Check(backend=pool, name="space", status=Status.OK, detail=room)
     for warning in capacity.warnings:
         yield Check(backend=pool, name="space", status=Status.WARNING, detail=warning)
@@ -646,6 +710,7 @@ def check_result(result: RunResult) -> RunResult:
 
     :raises Interrupted: it was stopped. :raises RollbackIncomplete: something was left.
     :raises PartialFailure: too many clones failed; carries each clone's error.
+    :raises NotFound: all was done, but something that the user named isn't there.
     """
     action = result.plan.action
     failures = [(r.name, r.error) for r in result.failures if r.error is not None]
@@ -670,6 +735,8 @@ def check_result(result: RunResult) -> RunResult:
             failures=failures,
             hint=removal,
         )
+    if result.plan.missing is not None:
+        raise result.plan.missing
     return result
 
 

@@ -29,6 +29,7 @@ from vmcloner_core.extents import data_runs, length, nonzero_pieces
 from vmcloner_core.model import Host, ImageFormat, ImageSource, Progress, Template
 from vmcloner_core.os_errors import translated
 from vmcloner_core.process import CommandRunner, LocalRunner
+from vmcloner_core.trusted_files import make_folder
 from vmcloner_core.units import MAX_SIZE
 
 BLOCK = 1024**2
@@ -66,7 +67,7 @@ def obtained(
 
         def folder() -> Path:
             with translated(host.templates):
-                host.templates.mkdir(parents=True, exist_ok=True)
+                make_folder(host.templates)
                 draft = DRAFT_PREFIX.format(template.name)
                 made = tempfile.TemporaryDirectory(prefix=draft, dir=host.templates)
             return Path(stack.enter_context(made))
@@ -273,12 +274,15 @@ def build(builder: ImageBuilder, folder: Path, progress: Progress) -> ImageFile:
 def _build(builder: ImageBuilder, fingerprint: str, folder: Path, progress: Progress) -> None:
     stamp = folder / ".fingerprint"
     if not stamp.exists() or stamp.read_text() != fingerprint:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         made = Path(tempfile.mkdtemp(prefix=DRAFT_PREFIX.format(folder.name), dir=folder.parent))
         try:
             image = builder.build(made, progress)
             (made / ".image").write_text(image.relative_to(made).as_posix())
             (made / ".fingerprint").write_text(fingerprint)
+            for path in (made, *made.rglob("*")):  # nobody else may write there, whatever the umask
+                if not path.is_symlink():
+                    path.chmod(path.stat().st_mode & ~0o022)
             made.chmod(0o755)
             shutil.rmtree(folder, ignore_errors=True)
             made.rename(folder)

@@ -26,7 +26,7 @@ from vmcloner_core.catalog import Catalog
 from vmcloner_core.deadlines import answers, instance
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver
-from vmcloner_core.errors import BackendError, VmclonerError
+from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError
 from vmcloner_core.model import (
     Access,
     Clone,
@@ -48,7 +48,8 @@ from vmcloner_core.runlog import RunLog
 from vmcloner_core.survey import Survey, look
 from vmcloner_core.sweeping import ID_LOCK, Sweeper
 from vmcloner_core.template_images import TemplateImages
-from vmcloner_core.trusted_files import check_folder
+from vmcloner_core.template_leftovers import Leftovers
+from vmcloner_core.trusted_files import check_folder, read_file
 
 log = logging.getLogger(__name__)
 MACHINE_ID = Path("/etc/machine-id")
@@ -63,6 +64,7 @@ class LocalHost:
         self.records = Records(host.records)
         self.catalog = Catalog(host.templates)
         self.images = TemplateImages(self.drivers, plugins)
+        self.leftovers = Leftovers(host.templates, self.catalog, self.images, self.drivers)
         self.starter = Starter(
             boots=self.drivers.boot,
             backend=self.drivers.backend,
@@ -134,8 +136,8 @@ class LocalHost:
 
     def _read_id(self) -> str | None:
         try:
-            found = self.host.state_id.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError):
+            found = read_file(self.host.state_id, trusted=False).decode("ascii").strip()
+        except (InvalidRequest, UnicodeDecodeError):
             return None
         return found if re.fullmatch("[0-9a-f]{32}", found) else None
 

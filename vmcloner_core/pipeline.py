@@ -67,6 +67,7 @@ class Work:
             failed_step=self.failed_step,
             seconds=dict(self.seconds),
             created=bool(self.own) or "define" in self.made,
+            changed=tuple(self.made),
         )
 
 

@@ -186,6 +186,7 @@ class Plan:
     :param import_image: whether the template's image must be imported into the pool first.
     :param copying: how the image and full clones are copied.
     :param existing: names of clones that need no change.
+    :param missing: what the user named that isn't there, in a delete that was to find it.
     :param space: bytes that the volumes need at once. :param memory: bytes for guests to start.
     :param min_ready: how many of the clones must get ready, if the plan waits.
     :param shutdown_timeout: seconds for a graceful shutdown, 0 to destroy at once.
@@ -198,6 +199,7 @@ class Plan:
     clones: tuple[ClonePlan, ...]
     order: tuple[str, ...]
     existing: tuple[str, ...] = ()
+    missing: VmclonerError | None = None
     template: Template | None = None
     hypervisor: str | None = None
     storage: str | None = None
@@ -267,6 +269,7 @@ class CloneResult:
 
     :param seconds: of each step that was run, by the step's name.
     :param created: whether this run made a part of it (which a roll-back would remove).
+    :param changed: the steps that changed something.
     """
 
     name: str
@@ -274,6 +277,7 @@ class CloneResult:
     failed_step: str | None = None
     seconds: dict[str, float] = attrs.field(factory=dict)
     created: bool = False
+    changed: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

@@ -35,6 +35,8 @@ from vmcloner_core.preflight import check_memory, check_networks, check_space
 from vmcloner_core.records import Record, check_record, known_uuid
 from vmcloner_core.request import CreateRequest
 from vmcloner_core.steps import ACTIONS
+from vmcloner_core.units import counted
+from vmcloner_core.values_file import check_columns
 
 MAX_MAC_ATTEMPTS = 1000
 
@@ -121,6 +123,7 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
         clones.append(_clone_plan(labels, found, steps, disks, made_of, facts, macs, wait, own))
     born = {clone.labels.index for clone in clones if "define" in clone.steps}
     warnings = _check_values(request, indices, born, facts.records)
+    check_columns(request.values, template)
     warnings += _more_than_asked(request, fleet)
     _check_foreign([clone.name for clone in clones if "define" in clone.steps], facts)
     _check_addresses(template, clones, facts.records)
@@ -232,7 +235,7 @@ def _more_than_asked(request: CreateRequest, fleet: Mapping[int, Clone]) -> tupl
     if count is None or there <= count:
         return ()
     way = f"vmcloner delete {request.fleet} -n {there - count}"
-    return (f"{request.fleet} already has {there} clones; create removes none ({way})",)
+    return (f"{request.fleet} already has {counted(there, 'clone')}; create removes none ({way})",)
 
 
 def _check_values(

@@ -20,7 +20,7 @@ from vmcloner_core.model import (
     Template,
 )
 from vmcloner_core.plan import ClonePlan, Plan
-from vmcloner_core.units import format_size
+from vmcloner_core.units import counted, format_size
 
 
 def check_networks(
@@ -52,7 +52,7 @@ def check_networks(
             raise NotEnoughResources(
                 f"network {network.key!r} has {network.addresses} addresses for DHCP, "
                 f"{max(0, free)} of them free: {sum(each)} are needed",
-                hint=f"{fit} clones would fit; to make a larger one: "
+                hint=f"{counted(fit, 'clone')} would fit; to make a larger one: "
                 f"{_prepare(network.kind, '')} --count N",
             )
 
@@ -126,11 +126,11 @@ def check_space(
         lack = f"need {format_size(space(count))} in pool {plan.storage!r}, "
         lack += f"{format_size(capacity.free)} are free"
     else:
-        lack = f"have {volumes(count).total()} volumes, pool {plan.storage!r} has room "
+        lack = f"have {counted(volumes(count).total(), 'volume')}, pool {plan.storage!r} has room "
         lack += f"for {capacity.volumes_free} more"
     fit = bisect.bisect_left(range(1, count + 1), True, key=full)
     raise NotEnoughResources(
-        f"{count} clones {lack}", hint=f"{fit} would fit" if fit else "none would fit"
+        f"{counted(count, 'clone')} {lack}", hint=f"{fit} would fit" if fit else "none would fit"
     )
 
 
@@ -177,7 +177,7 @@ def _check_fit(needs: Sequence[int], usable: int, what: str, more: str) -> None:
         return
     fit = sum(total <= usable for total in totals)
     raise NotEnoughResources(
-        f"starting {len(needs)} clones takes {format_size(totals[-1])} of {what}, "
+        f"starting {counted(len(needs), 'clone')} takes {format_size(totals[-1])} of {what}, "
         f"{format_size(usable)} are available",
         hint=f"{fit} would fit; {more}",
     )

@@ -49,6 +49,7 @@ from vmcloner_core.model import (
 from vmcloner_core.names import split_clone
 from vmcloner_core.os_errors import of_state
 from vmcloner_core.tomlfile import structure
+from vmcloner_core.trusted_files import make_folder, read_file
 
 RECORD = "record.json"
 HOST_KEY = "ssh_host_ed25519_key"
@@ -382,7 +383,7 @@ class Records:
     def _fill(self, clone: str, record: str, *, key: bool = False) -> Path:
         """Return a new folder under its temporary name; its files may not be on the disk yet."""
         draft = self._draft(clone)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self.folder.chmod(0o755)  # whatever the umask: QEMU's user must get through
         shutil.rmtree(draft, ignore_errors=True)  # left by a killed run
         draft.mkdir()
@@ -485,8 +486,8 @@ def _dumped(record: Record) -> str:
 
 def _loaded(path: Path) -> Record | None:
     try:
-        with path.open(encoding="utf-8", errors="surrogatepass") as stream:
-            data: Any = json.loads(stream.read(MAX_RECORD))
+        content = read_file(path, trusted=False, limit=4 * MAX_RECORD)
+        data: Any = json.loads(content.decode("utf-8", "surrogatepass"))
         labels = Labels.from_mapping(data["labels"])
         if labels is None or labels.clone != path.parent.name:
             return None
@@ -504,7 +505,7 @@ def _loaded(path: Path) -> Record | None:
             seed=Seed(image=image and Path(image), cmdline=data["seed"]["cmdline"]),
             made_of=_table(data.get("template")),
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (VmclonerError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 

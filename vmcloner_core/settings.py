@@ -79,7 +79,7 @@ class Settings:
     defaults: Defaults = Defaults()
     limits: Limits = Limits()
     hosts: Mapping[str, HostSettings] = attrs.field(factory=dict)
-    file: Path | None = None
+    file: Path | None = attrs.field(default=None, metadata={"key": False})
 
     @classmethod
     def load(cls, file: Path | None = None) -> Settings:
@@ -105,10 +105,15 @@ class Settings:
         """Return the host of that name, or the default one.
 
         :raises NotFound: the settings do not contain it (``local`` always exists).
-        :raises InvalidRequest: it is, or may be, another machine.
+        :raises InvalidRequest: it is, or may be, another machine, or the default is unknown.
         """
-        name = name or self.defaults.host
-        known = {LOCAL, *self.hosts}
+        known, default = {LOCAL, *self.hosts}, self.defaults.host
+        if name is None and default not in known:
+            raise InvalidRequest(
+                f"{self.file}: defaults.host: unknown host {default!r}",
+                hint=did_you_mean(default, sorted(known)),
+            )
+        name = name or default
         if name not in known:
             raise NotFound(f"unknown host {name!r}", hint=did_you_mean(name, sorted(known)))
         table = self.hosts.get(name, HostSettings())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Collection, Iterable, Sequence
 
@@ -130,9 +129,7 @@ def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
             return _inventory(instance(found, DomainInventory))
         return tuple(_volume(each) for each in instance(found, tuple))
 
-    for kind, name in names:
-        with contextlib.suppress(BackendError):  # a broken plugin: its question says so
-            drivers.hypervisor(name) if kind == "hypervisor" else drivers.storage(name)
+    drivers.check_settings()  # what else is wrong with a backend, its answer says
     found = answers({key: functools.partial(read, *key) for key in names}, DEADLINE)
     unseen = tuple(
         Unseen(host=host, kind=kind, name=name, error=answer, whose=drivers.whose(kind, name))
@@ -248,13 +245,21 @@ def select(clones: Sequence[Clone], targets: Sequence[Target]) -> tuple[Clone, .
     """
     if not targets:
         return tuple(clones)
+    error = absent(clones, targets)
+    if error is not None:
+        raise error
+    return tuple(c for c in clones if any(t.matches(c.fleet, c.index) for t in targets))
+
+
+def absent(clones: Sequence[Clone], targets: Sequence[Target]) -> NotFound | None:
+    """Return an error that names the first target of which something isn't there, else None."""
     fleets = sorted({clone.fleet for clone in clones})
     for target in targets:
         if target.fleet not in fleets:
-            raise NotFound(f"no fleet {target.fleet!r}", hint=did_you_mean(target.fleet, fleets))
+            return NotFound(f"no fleet {target.fleet!r}", hint=did_you_mean(target.fleet, fleets))
         here = {clone.index for clone in clones if clone.fleet == target.fleet}
         missing = [i for i in target.indices or () if i not in here]
         if missing:
             names = fold([f"{target.fleet}-{index}" for index in missing])
-            raise NotFound(f"no clone {names}", hint=f"vmcloner list {target.fleet}")
-    return tuple(c for c in clones if any(t.matches(c.fleet, c.index) for t in targets))
+            return NotFound(f"no clone {names}", hint=f"vmcloner list {target.fleet}")
+    return None

@@ -18,7 +18,7 @@ from vmcloner_core.records import Record, known_uuid
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps import ACTIONS, TargetAction
 from vmcloner_core.steps.action import active
-from vmcloner_core.survey import Survey
+from vmcloner_core.survey import Survey, absent
 
 
 def plan_targets(
@@ -44,15 +44,17 @@ def plan_targets(
     action = ACTIONS[request.action]
     if not isinstance(action, TargetAction):
         raise InvalidRequest(f"{request.action} takes no existing clones")
-    chosen = _chosen(request, action, found)
+    chosen, missing = _chosen(request, action, found)
     routes = [(clone, _steps(request, action, clone, record)) for clone in chosen]
     work = [(clone, steps) for clone, steps in routes if steps]
     existing = tuple(clone.name for clone, steps in routes if not steps)
     if request.count is not None:
-        # Starts take the lowest indices, stops and deletes the highest. Of clones that a start has
-        # only to wait for, it takes none while there are others.
-        work = [(clone, steps) for clone, steps in work if steps != ("wait",)] or work
+        # Starts take the lowest indices, stops and deletes the highest, of those that change.
+        if action.order != ("wait",):
+            work = [(clone, steps) for clone, steps in work if steps != ("wait",)]
         work = work[: request.count] if action.lowest_first else work[-request.count :]
+        taken = {clone.name for clone, _ in work}
+        existing = tuple(c.name for c, steps in routes if c.name not in taken and _done(steps))
     unsure = [clone.labels for clone, _ in routes if clone.state is State.UNKNOWN]
     found.check_seen(request.action, [*(clone.labels for clone, _ in work), *unsure])
     context = _Context(request=request, template=template, record=record, seed=seed)
@@ -64,6 +66,7 @@ def plan_targets(
         clones=clones,
         order=action.order,
         existing=existing,
+        missing=missing,
         shutdown_timeout=request.shutdown_timeout,
         warnings=(found.others,) if request.everything and found.others else (),
         min_ready=request.min_ready if any("wait" in c.steps for c in clones) else ALL,
@@ -71,16 +74,26 @@ def plan_targets(
     )
 
 
-def _chosen(request: TargetRequest, action: TargetAction, found: Survey) -> tuple[Clone, ...]:
-    """Return the clones that a request names."""
+def _done(steps: Sequence[str]) -> bool:
+    """Tell whether a clone is as a request asks for: what it still has to do is wait."""
+    return not steps or steps == ("wait",)
+
+
+def _chosen(
+    request: TargetRequest, action: TargetAction, found: Survey
+) -> tuple[tuple[Clone, ...], NotFound | None]:
+    """Return the clones that a request names, and an error for those that aren't there.
+
+    :raises NotFound: none is there, and the request needs them.
+    """
     targets = parse_targets(request.targets)
     if request.everything:
         found.check_complete(f"{request.action} --all")
-        return tuple(clone for clone in found.clones if clone.ours)
+        return tuple(clone for clone in found.clones if clone.ours), None
     if not action.missing_ok:
         selected = found.select(targets)
         check_ours(selected)
-        return selected
+        return selected, None
     named = tuple(c for c in found.clones if any(t.matches(c.fleet, c.index) for t in targets))
     check_ours(named)
     for target in targets:
@@ -88,7 +101,13 @@ def _chosen(request: TargetRequest, action: TargetAction, found: Survey) -> tupl
         if not indices or not indices.issuperset(target.indices or ()):
             # Missing clones are fine, unless they may be on what could not be read.
             found.check_complete(f"{request.action} {target.fleet}")
-    return named
+    error = None if request.missing_ok else absent(found.clones, targets)
+    if error is not None:
+        hint = f"{error.hint}; --missing-ok if that is fine"
+        error = NotFound(error.message, hint=hint)
+        if not named:
+            raise error
+    return named, error
 
 
 def _steps(

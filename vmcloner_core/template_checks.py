@@ -35,6 +35,10 @@ from vmcloner_core.plan import Readiness
 from vmcloner_core.planner import check_wait, filled
 from vmcloner_core.preflight import check_networks
 from vmcloner_core.records import identity_request
+from vmcloner_core.units import counted
+
+FILE = "file"
+"""The name of the checks of a template's file itself."""
 
 
 class _Warning(VmclonerError):
@@ -161,7 +165,10 @@ class TemplateChecks:
         ]
 
     def checks(self, name: str) -> tuple[Check, ...]:
-        """Check a template without making a clone of it."""
+        """Check a template without making a clone of it: all of it, whatever is wrong.
+
+        :raises NotFound: there is none. :raises InvalidRequest: its file can't be read at all.
+        """
         found: list[Check] = []
 
         def look_at(what: str, look: Callable[[], str]) -> None:
@@ -179,8 +186,14 @@ class TemplateChecks:
                     )
                 )
 
-        template = self._host.catalog.template(name)
-        look_at("file", lambda: str(template.origin_file))
+        self._host.drivers.check_settings()
+        template, problems = self._host.catalog.examined(name)
+        for problem in problems:
+            found.append(Check(backend=name, name=FILE, status=Status.FAILED, detail=problem))
+        if template is None:
+            return tuple(found)
+        if not problems:
+            look_at(FILE, lambda: str(template.origin_file))
         look_at("image", lambda: self._image(template))
         look_at("boot", lambda: self._boot(template))
         look_at("domain", lambda: self._domain(template))
@@ -219,7 +232,7 @@ class TemplateChecks:
             ):
                 raise
             raise _NotYet(f"unknown until its image is built: {error.message}") from error
-        return f"{len(xml.splitlines())} lines of domain XML"
+        return f"{counted(len(xml.splitlines()), 'line')} of domain XML"
 
     def _needs(self, template: Template) -> str:
         driver = self._driver()
@@ -237,7 +250,7 @@ class TemplateChecks:
             return provider
         spec, keys = self._sample(template), authorized_keys(template)
         self.seed(attrs.evolve(spec, identity=resolve(spec, keys, spec.labels.run)))
-        return f"{provider}, {len(keys)} public keys may log in"
+        return f"{provider}, {counted(len(keys), 'public key')} may log in"
 
     def _keys(self, template: Template) -> str:
         unused = self.unused(template, self._driver())

@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from vmcloner_core.catalog import write_built
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import ImageBuilder, ImageFile, StorageDriver
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, VmclonerError
@@ -133,15 +131,12 @@ class TemplateImages:
 
         return images.build(builder, template.folder, progress)
 
-    def declare_built(
-        self, name: str, parent: str, builder: str, options: Mapping[str, Any]
-    ) -> Path:
-        """Write a template with an image builder; see :func:`catalog.write_built`.
+    def check_options(self, name: str, builder: str, options: Mapping[str, Any]) -> None:
+        """Check the options of an image builder.
 
         :raises InvalidRequest: the builder takes no such options.
         """
         self._drivers.builder(builder, options, f"image {name}")
-        return write_built(name, parent, builder, options)
 
     def builder(self, template: Template) -> ImageBuilder | None:
         """Return the builder of a template's image, None if it has none."""

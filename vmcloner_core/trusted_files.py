@@ -44,6 +44,16 @@ def read_file(path: Path, *, trusted: bool, limit: int = MAX_FILE) -> bytes:
     return content
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that no other user can write there, whatever the umask.
+
+    Idempotent. :raises OSError: it can't be made.
+    """
+    for place in reversed((folder, *folder.parents)):
+        if not os.path.isdir(place):  # noqa: PTH112 - where it can't be told, mkdir says why
+            place.mkdir(mode=0o755, exist_ok=True)
+
+
 def exists(path: Path) -> bool:
     """Tell whether there is a file.
 

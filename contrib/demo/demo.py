@@ -69,7 +69,7 @@ def tour() -> None:
         logs = f"for n in {{1..{COUNT}}}; do vmcloner console {FLEET}-$n --log; done"
         said = show("read their consoles", f"{logs} | grep -o 'vmcloner-ready.*'")
     finally:
-        show("delete", f"vmcloner delete {FLEET} --yes")
+        show("delete", f"vmcloner delete {FLEET} --yes --missing-ok")
     for number in range(1, COUNT + 1):
         if said.count(f"name={FLEET}-{number} ") != 1:
             raise Failed(f"{FLEET}-{number} did not print its name")

@@ -16,7 +16,7 @@ import attrs
 
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import DeadlineExceeded, VmclonerError
-from vmcloner_core.trusted_files import read_file
+from vmcloner_core.trusted_files import make_folder, read_file
 
 EMULATORS = ("qemu-system-x86_64", "/usr/libexec/qemu-kvm")
 _WORD = b"vmcloner-kvm-ok"
@@ -150,7 +150,7 @@ def _remember(file: Path, key: str, found: Acceleration) -> None:
     said = json.dumps({"key": key, "works": found.works, "reason": found.reason})
     # What can't be kept is measured again next time.
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         handle, name = tempfile.mkstemp(dir=file.parent, prefix=".kvm-")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as stream:

@@ -18,6 +18,7 @@ from typing import Any
 from vmcloner_core.drivers import ConsoleInterface
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, WrongState
 from vmcloner_core.names import split_clone
+from vmcloner_core.trusted_files import make_folder
 from vmcloner_libvirt import operations
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections
@@ -45,7 +46,7 @@ class Consoles(ConsoleInterface):
         :raises BackendError: it can't be made.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
         except OSError as error:
             raise BackendError(
                 f"can't make the folder for console logs, {self.folder}: {error.strerror}",

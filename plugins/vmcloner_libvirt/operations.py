@@ -76,7 +76,8 @@ def inventory(records: Records, saved: Collection[str]) -> DomainInventory:
 def resources(connection: Any) -> HostResources:
     """Return the host's memory and processors.
 
-    Where the driver doesn't know the free memory (libvirt's test driver), all of it is free.
+    Where the driver doesn't know the free memory (libvirt's test driver), all of it is free. What
+    is said to be free includes shared memory, which is not: see :mod:`vmcloner_libvirt.memory`.
     """
     module = libvirt()
     _, megabytes, cpus, *_ = connection.getInfo()

@@ -18,6 +18,7 @@ from vmcloner_core.model import AS_IT_COMES, Copying, Leftover, Progress
 from vmcloner_core.os_errors import allocated, translated
 from vmcloner_core.process import CommandRunner
 from vmcloner_core.qemu_img import convert
+from vmcloner_core.trusted_files import make_folder
 
 _PREFIX = "import-"
 
@@ -51,7 +52,8 @@ def _work_folder(folder: Path) -> Iterator[Path]:
     with hold(folder.parent, [name]):
         work = folder / name
         with translated(work):
-            work.mkdir(mode=0o700, parents=True)
+            make_folder(folder)
+            work.mkdir(mode=0o700)
         try:
             yield work
         finally:

@@ -61,7 +61,7 @@ def read_metadata(devices: Sequence[Path]) -> Metadata | None:
     try:
         found = _first(devices)
         return None if found is None else _agreed(found)
-    except (_OddError, OSError, ValueError, struct.error):
+    except (_OddError, OSError, ValueError, OverflowError, struct.error):  # offsets over 2^63
         return None
 
 

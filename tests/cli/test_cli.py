@@ -13,11 +13,12 @@ import sys
 import threading
 import time
 
+import attrs
 import pytest
 import yaml
 
 from tests.conftest import TEMPLATE
-from vmcloner_core import Engine
+from vmcloner_core import Engine, State
 from vmcloner_core.cli.app import main
 from vmcloner_core.errors import HostCommandError
 
@@ -179,7 +180,13 @@ def test_delete_asks_where_somebody_can_answer(run, lab, monkeypatch):
         (["list", "[["], 3, "not a target"),
         (["--config", "/nonexistent", "frobnicate"], 2, "no command 'frobnicate'"),
         (["lst"], 2, "did you mean 'list'"),
-        (["help", "frobnicate"], 2, "no command 'frobnicate'"),
+        (["help", "frobnicate"], 2, "no command 'frobnicate' (vmcloner --help lists them)"),
+        (["foo"], 2, "no command 'foo' (vmcloner --help lists them)"),
+        (["craete", "web", "-t", "tiny"], 2, "no command 'craete' (did you mean 'create'?)"),
+        (["template", "shwo", "x"], 2, "no command 'template shwo' (did you mean 'template show'?"),
+        (["host", "prepare", "netwrk"], 2, "(did you mean 'host prepare network'?)"),
+        (["plugin"], 2, "no command 'plugin' (known: plugin list)"),
+        (["template", "xyzzy"], 2, "no command 'template xyzzy' (known: template check, del"),
         (["--frobnicate"], 2, "no option --frobnicate"),
         (["--frobnicate", "list"], 2, "no option --frobnicate"),
         (["audit"], 3, "audit needs a target"),
@@ -199,7 +206,11 @@ def test_mistakes(run, words, code, message):
 def test_mistakes_about_what_there_is(run):
     run("create", "web", "-t", "t1", "-n", "3")
     assert "no fleet 'db' (known: web)" in run("start", "db")[2]
-    assert "no clone 'web' (vmcloner list web)" in run("show", "web")[2]
+    for words in (("show",), ("ssh",), ("console", "--log")):
+        code, _, err = run(*words, "web")
+        assert code == 4
+        assert err == "vmcloner: 'web' is a fleet, not a clone (its clones: web-[1-3])\n"
+    assert "no clone 'web-4' (did you mean 'web-" in run("show", "web-4")[2]
     code, _, err = run("create", "web", "-t", "t1", "-n", "2")
     assert code == 0
     assert "web already has 3 clones; create removes none (vmcloner delete web -n 1)" in err
@@ -210,14 +221,55 @@ def test_what_became_of_all_is_said(run):
     create = ("create", "web", "-t", "t1", "--wait", "-n")
     assert "2 clones created, started and ready in" in run(*create, "2")[2]
     assert "2 clones ready in" in run(*create, "2")[2]
-    assert "3 clones ready in" in run(*create, "3")[2]
+    assert "1 clone created, started and ready, 2 ready in" in run(*create, "3")[2]
     assert "3 clones stopped in" in run("stop", "web")[2]
     assert "3 clones started and ready in" in run("start", "web", "--wait")[2]
     assert "3 clones ready in" in run("start", "web", "--wait")[2]
     assert "0 clones started, 3 unchanged in" in run("start", "web")[2]
     assert "3 clones ready in" in run("wait", "web")[2]
     assert "3 clones restarted and ready in" in run("restart", "web", "--wait")[2]
-    assert "3 clones deleted in" in run("delete", "web", "--yes")[2]
+    add = ("create", "web", "-t", "t1", "--add", "1", "--wait")
+    assert "1 clone created, started and ready, 3 ready in" in run(*add)[2]
+    run("stop", "web-[1-2]")
+    assert "2 clones started and ready, 2 ready in" in run("start", "web", "--wait")[2]
+    run("stop", "web-[1-2]")
+    assert "1 clone started and ready, 2 unchanged in" in run("start", "web", "-n1", "--wait")[2]
+    assert "1 clone started, 3 unchanged in" in run("start", "web", "-n", "3")[2]
+    for more in ((), ("--wait",)):
+        assert "0 clones started, 4 unchanged in" in run("start", "web", "-n", "3", *more)[2]
+    assert "4 clones deleted in" in run("delete", "web", "--yes")[2]
+
+
+def test_one_that_somebody_else_started_is_not_counted_as_started(run, lab, monkeypatch):
+    run("create", "web", "-t", "t1", "-n", "2")
+    start = lab.machines.start
+
+    def raced(names, *boots):
+        machines = lab.machines.machines
+        machines["web-1"] = attrs.evolve(machines["web-1"], state=State.RUNNING)
+        return start(names, *boots)
+
+    monkeypatch.setattr(lab.machines, "start", raced)
+    assert "1 clone started, 1 unchanged in" in run("start", "web")[2]
+
+
+def test_what_is_not_there_cannot_be_deleted(run, lab):
+    assert run("delete", "nope", "--yes", "--missing-ok")[0] == 0
+    assert run("delete", "nope", "--yes")[0] == 4
+    run("create", "web", "-t", "t1", "-n", "2")
+    for more in (("--yes",), ("--dry-run",)):
+        code, _, err = run("delete", "wbe", *more)
+        assert code == 4
+        assert "no fleet 'wbe' (did you mean 'web'?; --missing-ok if that is fine)" in err
+        assert "web-7" in run("delete", "web-7", *more)[2]
+        assert run("delete", "web-7", *more, "--missing-ok")[0] == 0
+    assert len(lab.engine.list()) == 2
+    assert run("delete", "wbe", "web-[1,3]", "--dry-run")[0] == 4
+    code, _, err = run("delete", "wbe", "web-[1,3]", "--yes")  # what a killed run left to do
+    assert code == 4
+    assert "no fleet 'wbe'" in err
+    assert [clone.name for clone in lab.engine.list()] == ["web-2"]
+    lab.engine.delete("nope")  # the library's is idempotent
 
 
 def test_an_image_that_is_nowhere_is_missed_by_a_dry_run_too(run, lab):
@@ -513,10 +565,11 @@ def test_a_run_that_is_ended_says_so_and_what_it_did(lab, run, number):
     lab.pool.clone_one = slow
     end = threading.Thread(target=lambda: made.wait(60) and signal.raise_signal(number))
     end.start()
-    code, _out, err = run("create", "web", "-t", "t1", "-n", "60")
+    code, out, err = run("create", "web", "-t", "t1", "-n", "60")
     end.join()
     assert code == 130
     assert re.search(r"^vmcloner: create: stopped with \d+ of 60 clones done", err, re.MULTILINE)
+    assert out == ""  # no line for each that was not made
     assert 0 < len(lab.engine.list()) < 60
     lab.pool.clone_one = clone_one
     assert run("create", "web", "-t", "t1", "-n", "60")[0] == 0

@@ -463,9 +463,14 @@ def test_the_command(site, capsys, monkeypatch):
     assert "1 of 2 clones would not boot" in said.err
     assert app.main(["boot", "resolve", "web-1"]) == 0
     said = capsys.readouterr()
-    assert [line.strip(" |").split("|")[-1].strip() for line in said.out.splitlines()[3:-1]] == [
-        "reference", "kernel", "a kernel of web-1", "memory",
-    ]  # fmt: skip
+    assert [
+        line.split(maxsplit=1 + (n == 0)) for n, line in enumerate(said.out.splitlines()[1:])
+    ] == [
+        ["web-1", "provider", "reference"],
+        ["boots", "kernel"],
+        ["kernel", "a kernel of web-1"],
+        ["source", "memory"],
+    ]
 
 
 def test_a_provider_that_fails_for_one_clone_defines_the_others(site, monkeypatch):

@@ -112,8 +112,11 @@ def test_up_to_n_counts_the_clones_that_are_changed(lab):
         plan = lab.engine.plan(request)
         assert [clone.name for clone in plan.clones] == ["web-2", "web-4", "web-5"]
     lab.engine.start("web")
-    plan = lab.engine.plan(TargetRequest(action="start", targets=("web",), count=3, ready=True))
-    assert [clone.name for clone in plan.clones] == ["web-1", "web-2", "web-3"]
+    for ready in (False, True):
+        request = TargetRequest(action="start", targets=("web",), count=3, ready=ready)
+        assert lab.engine.plan(request).clones == ()
+    request = TargetRequest(action="wait", targets=("web",), count=3, ready=True)
+    assert [clone.name for clone in lab.engine.plan(request).clones] == ["web-1", "web-2", "web-3"]
 
 
 def test_restart_goes_down_and_up(lab):

@@ -61,7 +61,7 @@ def test_a_disk_that_fails_fails_the_records(kept, monkeypatch):  # noqa: F811
 
 def test_drafts_of_killed_runs_go_with_the_next_change(kept):  # noqa: F811
     kept.keep(somebody())
-    (kept.folder / "web-7" / ".record.json-abcd1234").write_text("half")
+    (kept.folder / "web-7" / ".record.json.draft").write_text("half")
     kept.update("web-7", restart=True)
     names = {path.name for path in (kept.folder / "web-7").iterdir()}
     assert names == {"record.json", "ssh_host_ed25519_key", "known_hosts"}

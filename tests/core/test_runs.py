@@ -193,13 +193,15 @@ def test_a_run_whose_import_fails_has_an_end(site, monkeypatch):
     assert log_of(site)[-1]["error"] == "pool on fire"
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
-def test_a_run_that_is_broken_off_has_an_end(site, monkeypatch, kind):
+@pytest.mark.parametrize(
+    ("kind", "told"), [(KeyboardInterrupt, KeyboardInterrupt), (RuntimeError, BackendError)]
+)
+def test_a_run_that_is_broken_off_has_an_end(site, monkeypatch, kind, told):
     def broken(*_args):
         raise kind("now")
 
     monkeypatch.setattr(site.pools["reference"], "import_image", broken)
-    with pytest.raises(kind):
+    with pytest.raises(told):
         site.engine.create("web", "t1", count=2)
     assert len(site.ends.plans) == len(site.ends.results) == 1
     assert site.ends.results[0].interrupted == (kind is KeyboardInterrupt)
@@ -213,7 +215,7 @@ def test_the_log_of_a_run_is_closed_however_it_ends(site, monkeypatch):
         type(site.engine._host), "run_log", lambda self: opened.append(inner(self)) or opened[-1]
     )
     monkeypatch.setattr(site.pools["reference"], "import_image", None)
-    with pytest.raises(TypeError):
+    with pytest.raises(BackendError):
         site.engine.create("web", "t1", count=2)
     assert [log._file for log in opened] == [None]
 
@@ -553,6 +555,18 @@ def test_what_the_command_makes_is_its_users_whatever_the_umask(site, monkeypatc
     before = os.umask(0)
     try:
         assert app.main(["create", "web", "-t", "t1"]) == 0
+    finally:
+        os.umask(before)
+    made = [site.engine.host.state, *site.engine.host.state.rglob("*")]
+    assert len(made) > 4
+    assert [path for path in made if path.stat().st_mode & 0o022] == []
+
+
+def test_what_the_engine_makes_is_its_users_whatever_the_umask(site):
+    """A service that uses the engine has an umask of its own."""
+    before = os.umask(0)
+    try:
+        site.engine.create("web", "t1", count=1, start=True)
     finally:
         os.umask(before)
     made = [site.engine.host.state, *site.engine.host.state.rglob("*")]

@@ -551,6 +551,25 @@ def test_only_firmware_variables_of_the_clone_itself_are_removed(
     assert bool(flags & libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM) is not ours
 
 
+def test_firmware_variables_behind_links_are_kept(paper: KvmDriver, tmp_path: Path) -> None:
+    state = paper.context.host.state
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "qemu").mkdir()
+    (tmp_path / "qemu" / "nvram").symlink_to(elsewhere)
+    state.mkdir(parents=True, exist_ok=True)
+    (state / "linked").symlink_to(elsewhere)
+    (state / "web-1_VARS.fd").symlink_to(elsewhere / "file")
+    for file in (
+        tmp_path / "qemu" / "nvram" / "web-1_VARS.fd",
+        state / "linked" / "web-1.fd",
+        state / "web-1_VARS.fd",
+    ):
+        flags = paper.undefine_flags(QemuDomain(f"<nvram>{file}</nvram>"))
+        assert flags & libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
+        assert not flags & libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+
+
 def test_logs_that_cannot_be_removed_keep_no_domain(
     paper: KvmDriver,
     new_labels: NewLabels,

@@ -85,6 +85,14 @@ def test_a_write_that_was_cut_off_is_left_to_lvm(disk):
     assert read_metadata([disk]) is None
 
 
+def test_an_area_beyond_what_a_file_can_have(disk):
+    sector = bytearray(disk.read_bytes()[512:1024])
+    struct.pack_into("<Q", sector, 104, 2**64 - 4096)
+    struct.pack_into("<I", sector, 16, checksum(bytes(sector[20:])))
+    spoil(disk, 512, sector)
+    assert read_metadata([disk]) is None
+
+
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert read_metadata([tmp_path / "pipe"]) is None

@@ -106,7 +106,9 @@ def clones(lab):
     """The lab; what is left of its clones at the test's end is an error."""
     yield lab
     fleets = {str(row["fleet"]) for row in lab.site.rows()}
-    lab.site.run("delete", "--yes", *(fleets or {lab.site.fleet("none")}), timeout=300)
+    lab.site.run(
+        "delete", "--yes", "--missing-ok", *(fleets or {lab.site.fleet("none")}), timeout=300
+    )
     assert lab.site.remains() == []
     files = (lab.site.folder / "state" / "boot").glob("*/*")
     assert [path for path in files if path.parent.name != "shared"] == []

@@ -6,12 +6,14 @@ import atexit
 import contextlib
 import functools
 import gc
+import itertools
 import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,7 @@ from cliff.help import HelpExit
 from vmcloner_core import entry_points
 from vmcloner_core.cli.help import Help, print_help
 from vmcloner_core.cli.usage import printable, refuse, say
-from vmcloner_core.errors import BackendError, VmclonerError, did_you_mean, said
+from vmcloner_core.errors import BackendError, VmclonerError, said
 
 if TYPE_CHECKING:
     from vmcloner_core.engine import Engine
@@ -215,8 +217,7 @@ class Shell(App):
                 return None
         if named[0].startswith("-"):
             return f"no option {named[0]} ({NAME} --help)"
-        words = " ".join(word for word in named if not word.startswith("-"))
-        return f"no command {words!r} ({did_you_mean(words, known)})"
+        return _no_command(list(itertools.takewhile(lambda w: not w.startswith("-"), named)), known)
 
     def failed(self, error: VmclonerError) -> int:
         """Print an error as one line; returns its exit code."""
@@ -234,6 +235,20 @@ class Shell(App):
         """Close the engine."""
         if self._engine is not None:
             self._engine.close()
+
+
+def _no_command(words: Sequence[str], known: Sequence[str]) -> str:
+    """Return an error for words that begin with no command; suggests what they may have meant."""
+    group = [name.partition(" ")[2] for name in known if name.startswith(f"{words[0]} ")]
+    first, names = (1, group) if group else (0, known)
+    for count in (3, 2, 1):
+        close = get_close_matches(" ".join(words[first : first + count]), names, n=1, cutoff=0.7)
+        if close:
+            typed = " ".join(words[: first + len(close[0].split())])
+            meant = " ".join([*words[:first], close[0]])
+            return f"no command {typed!r} (did you mean {meant!r}?)"
+    hint = f"known: {words[0]} {', '.join(sorted(group))}" if group else f"{NAME} --help lists them"
+    return f"no command {' '.join(words[: first + 1])!r} ({hint})"
 
 
 def _spell_out(record: logging.LogRecord) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -209,6 +210,7 @@ class RunCommand(Table):
     """
 
     waits = False
+    _plan: Plan | None = None
     _result: RunResult | None = None
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
@@ -242,9 +244,9 @@ class RunCommand(Table):
         columns = PLAN_COLUMNS if parsed_args.dry_run else RESULT_COLUMNS
         self.check_columns(parsed_args, columns)
         if parsed_args.dry_run:
-            plan = self.engine.plan(request)
-            tell_needs(plan)
-            return columns, plan_rows(plan)
+            self._plan = self.engine.plan(request)
+            tell_needs(self._plan)
+            return columns, plan_rows(self._plan)
 
         def begin(plan: Plan) -> None:
             for warning in plan.warnings:
@@ -253,7 +255,9 @@ class RunCommand(Table):
 
         result = self.engine.run(request, on_plan=begin)
         self._result = result
-        shown = result.failures if parsed_args.formatter == "table" else result.results
+        shown: Sequence[CloneResult] = result.results
+        if self.for_people(parsed_args):  # how many were not done is in the summary
+            shown = [clone for clone in result.failures if not isinstance(clone.error, Interrupted)]
         return columns, [result_row(clone) for clone in shown]
 
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
@@ -272,6 +276,8 @@ class RunCommand(Table):
                 note(self.app, f"log of this run: {runs}/{self._result.plan.run}.jsonl")
             check_result(self._result)
             note(self.app, summary(self._result))
+        elif self._plan is not None and self._plan.missing is not None:
+            raise self._plan.missing
         return 0
 
 
@@ -321,31 +327,43 @@ def result_row(clone: CloneResult) -> tuple[object, ...]:
 
 
 def summary(result: RunResult) -> str:
-    """Return one line on a run that succeeded."""
-    plan, total = result.plan, len(result.results)
-    done = total - len(result.failures)
-    parts = [f"{counted(done, 'clone')} {_past(result)}"]
+    """Return one line on a run that succeeded: how many clones it did what to."""
+    done, unchanged = _done(result)
+    unchanged += len(result.plan.existing)
+    first, *others = done or [(_words(result, ()), 0)]
+    parts = [f"{counted(first[1], 'clone')} {first[0]}"]
+    parts += [f"{number} {words}" for words, number in others]
     if result.failures:
         parts.append(f"{len(result.failures)} failed")
-    if plan.existing:
-        parts.append(f"{len(plan.existing)} unchanged")
+    if unchanged:
+        parts.append(f"{unchanged} unchanged")
     return f"{', '.join(parts)} in {format_seconds(result.seconds)}"
 
 
-def _past(result: RunResult) -> str:
-    """Return what was done to a run's clones, like ``created, started and ready``.
+def _done(result: RunResult) -> tuple[list[tuple[str, int]], int]:
+    """Return what a run did with how many clones, the most first; and with how many it did nothing.
 
-    Only what is true of all of them.
+    A step that found nothing to do isn't counted, but a wait is: the clone is ready.
     """
+    planned = {clone.name: clone.steps for clone in result.plan.clones}
+    groups: Counter[tuple[str, ...]] = Counter()
+    for clone in result.results:
+        if clone.error is None:
+            steps = set(planned[clone.name]) & {"wait", *clone.changed}
+            groups[tuple(step for step in result.plan.order if step in steps)] += 1
+    unchanged = groups.pop((), 0)
+    most_first = sorted(groups, key=len, reverse=True)
+    done: Counter[str] = Counter()
+    for group in most_first:
+        done[_words(result, group)] += groups[group]
+    return list(done.items()), unchanged
+
+
+def _words(result: RunResult, steps: Sequence[str]) -> str:
+    """Return what steps did to clones, like ``created, started and ready``."""
     from vmcloner_core.steps import ACTIONS, STEPS
 
-    clones = result.plan.clones
-    done = [clone for clone in result.results if clone.error is None]
-    common = set.intersection(*(set(clone.steps) for clone in clones)) if clones else set()
-    if not all(clone.created for clone in done):
-        common -= {"clone", "define"}
-    past = [(name, STEPS[name].past) for name in result.plan.order if name in common]
-    return _listed(ACTIONS[result.plan.action].words(past))
+    return _listed(ACTIONS[result.plan.action].words([(name, STEPS[name].past) for name in steps]))
 
 
 def _listed(words: Sequence[str]) -> str:

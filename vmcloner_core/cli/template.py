@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import attrs
 
+from vmcloner_core.catalog import written_beside
 from vmcloner_core.cli.base import Base, Record, Table, add_copying, note
 from vmcloner_core.cli.host import CHECK_COLUMNS, check_row, judged
-from vmcloner_core.model import Copying, ImageFormat, Template
+from vmcloner_core.errors import Interrupted, InvalidRequest, UsageError, WrongState
+from vmcloner_core.model import Copying, ImageFormat, Outcome, Status, Template
+from vmcloner_core.template_leftovers import TemplateLeftover, named
 from vmcloner_core.units import format_size
 
 LIST_COLUMNS = ("name", "description", "imported", "file", "error")
@@ -19,7 +23,7 @@ IMPORT_COLUMNS = ("template", "storage", "size", "allocated", "extents", "digest
 
 
 class TemplateList(Table):
-    """List templates, and the pools that hold their images."""
+    """List templates, the pools that hold their images, and what no template names any more."""
 
     example = "vmcloner template list"
     columns = LIST_COLUMNS
@@ -31,7 +35,7 @@ class TemplateList(Table):
         pools: dict[str, list[str]] = {}
         for origin in self.engine.origins():
             pools.setdefault(origin.template, []).append(origin.pool)
-        rows = [
+        rows: list[tuple[str | None, ...]] = [
             (
                 info.name,
                 info.template.description if info.template is not None else None,
@@ -41,6 +45,15 @@ class TemplateList(Table):
             )
             for info in self.engine.templates()
         ]
+        rows += [
+            (stem, None, None, str(file), f"no template: {written_beside(file, stem)}")
+            for stem, file in self.engine.stray_images().items()
+        ]
+        for name, left in named(self.engine.leftovers()).items():
+            places = ",".join(each.pool for each in left if each.pool is not None)
+            folder = next((str(each.folder) for each in left if each.folder is not None), None)
+            why = f"{format_size(sum(each.size for each in left))} that no template names any more"
+            rows.append((name, None, places or None, folder, f"{why} (vmcloner template prune)"))
         return LIST_COLUMNS, rows
 
 
@@ -180,7 +193,7 @@ class TemplateImport(_Named, Record):
 
 
 class TemplateDelete(_Named):
-    """Remove a template's image from a pool. Its TOML file stays."""
+    """Remove a template's image from a pool, and what its builder made. Its TOML file stays."""
 
     example = "vmcloner template delete tiny"
 
@@ -197,8 +210,66 @@ class TemplateDelete(_Named):
         note(self.app, f"{name}: image {'removed' if outcome.changed else 'was not there'}")
 
 
+class TemplatePrune(Table):
+    """Remove images, in pools and in the state folder, that no template names any more.
+
+    What clones were made from is kept. Templates in the folder templates of other working
+    directories aren't seen: run it where yours are.
+    """
+
+    example = "vmcloner template prune --dry-run"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument("--dry-run", action="store_true", help="Show what would be removed.")
+        parser.add_argument("-y", "--yes", action="store_true", help="Don't ask first.")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
+        """Return columns and rows."""
+        left = self.engine.leftovers()
+        if parsed_args.dry_run:
+            outcomes = [Outcome(key=each.template, value=each, changed=False) for each in left]
+        else:
+            self._confirm(left, parsed_args)
+            outcomes = list(self.engine.prune_templates(left))
+        self.failed = [o for o in outcomes if o.error is not None]
+        rows = []
+        for each, outcome in zip(left, outcomes, strict=True):
+            result = "removed" if outcome.changed else "would be removed"
+            if outcome.error is not None:
+                result = str(outcome.error)
+            elif not outcome.changed and not parsed_args.dry_run:
+                result = "already gone"
+            rows.append((each.template, each.pool, str(each.folder or ""), each.size, result))
+        return ("template", "storage", "folder", "size", "result"), rows
+
+    def _confirm(self, left: Sequence[TemplateLeftover], parsed_args: argparse.Namespace) -> None:
+        """Ask before anything is removed.
+
+        :raises Interrupted: the user said no. :raises UsageError: there is nobody to ask.
+        """
+        if parsed_args.yes or not left:
+            return
+        if not sys.stdin.isatty():
+            raise UsageError("template prune needs a terminal to ask", hint="or use --yes")
+        size = format_size(sum(each.size for each in left))
+        names = ", ".join(named(left))
+        if input(f"Remove {size} of {names}? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise Interrupted("nothing was removed")
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        """Prune; fails if something is kept because clones use it."""
+        return super().run(parsed_args) or (WrongState.exit_code if self.failed else 0)
+
+
 class TemplateCheck(_Named, Table):
-    """Check a template without making a clone."""
+    """Check a template without making a clone.
+
+    Shows everything that is wrong at once. Exit code 3 if the file has wrong keys or values, 8 if
+    this host lacks something.
+    """
 
     example = "vmcloner template check tiny"
     columns = CHECK_COLUMNS
@@ -210,4 +281,7 @@ class TemplateCheck(_Named, Table):
 
     def run(self, parsed_args: argparse.Namespace) -> int:
         """Check; fails where a check does."""
-        return super().run(parsed_args) or judged(self.checks)
+        code = super().run(parsed_args)
+        if not code and any(c.name == "file" and c.status is Status.FAILED for c in self.checks):
+            return InvalidRequest.exit_code
+        return code or judged(self.checks)
