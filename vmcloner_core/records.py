@@ -57,7 +57,7 @@ KNOWN_HOSTS = "known_hosts"
 MAX_RECORD = 1024**2
 """Characters of a record; a longer one couldn't be read again."""
 _DRAFT = re.compile(r"\.(.+)\.draft")
-_SYNCS = 8
+SYNCS = 8
 """Calls of fsync(2) at once: a file system can serve them all by one write of its journal."""
 
 
@@ -219,7 +219,7 @@ class Records:
             return
         try:
             with _translated(next(iter(filled)), self.folder):
-                with ThreadPoolExecutor(_SYNCS) as pool:
+                with ThreadPoolExecutor(SYNCS) as pool:
                     files = (file for draft in filled.values() for file in draft.iterdir())
                     list(pool.map(sync, files))
                 for clone, draft in filled.items():
@@ -266,6 +266,16 @@ class Records:
             path = self.folder / clone / RECORD
             with _translated(clone, path):
                 _write(path, _dumped(changed), 0o600)
+
+    def note_seed(self, clone: str, seed: Seed) -> None:
+        """Write a clone's seed to the disk, and note it in the clone's record.
+
+        :raises HostCommandError: that fails.
+        """
+        if seed.image is not None:
+            with _translated(clone, seed.image):
+                sync(seed.image)
+        self.update(clone, seed=seed)
 
     def note_restart(self, clone: str, *, wanted: bool, missing: Record | None = None) -> None:
         """Note whether a clone was stopped to be started again; see :class:`Record`.
