@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
-import gc
 import itertools
 import logging
 import os
@@ -259,10 +257,6 @@ def _spell_out(record: logging.LogRecord) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the shell; returns the exit code."""
-    # What imports and a run make stays: looking through it for garbage takes a tenth of the time.
-    gc.set_threshold(100_000)
-    # At exit the garbage collector would look through all objects, for nothing.
-    atexit.register(gc.freeze)
     words = list(sys.argv[1:] if argv is None else argv)
     os.umask(os.umask(0o022) | 0o022)  # files of ours are writable only by the user
     if not words and not sys.stdin.isatty():
@@ -304,7 +298,3 @@ class _Ending:
             os.write(2, b"\nvmcloner: ended at once (run the same command again)\n")
             os._exit(EXIT_INTERRUPTED)
         raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    sys.exit(main())
