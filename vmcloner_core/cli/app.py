@@ -112,7 +112,7 @@ def split_guest_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 class Shell(App):
-    """vmcloner's shell. Also cliff's interactive one, which keeps the engine open."""
+    """vmcloner's shell. Also the interactive one, which keeps the engine open."""
 
     NAME = NAME
     CONSOLE_MESSAGE_FORMAT = f"{NAME}: %(message)s"
@@ -125,6 +125,10 @@ class Shell(App):
             deferred_help=True,
         )
         self.command_manager.add_command("help", Help)
+        # Instead of cliff's, which knows no names; imported when it is used.
+        self.command_manager.commands["complete"] = metadata.EntryPoint(
+            "complete", "vmcloner_core.cli.complete:Complete", "vmcloner.cli"
+        )
         self._engine: Engine | None = None
         self._guest_words: list[str] = []
 
@@ -225,9 +229,15 @@ class Shell(App):
         return error.exit_code
 
     def interact(self) -> None:
-        """Read commands from a terminal until the user quits."""
-        sys.argv = sys.argv[:1]  # cmd2 would run the global options as commands
-        super().interact()
+        """Read commands from a terminal until the user quits.
+
+        cliff's own interactive shell adds dozens of commands that have nothing to do with clones.
+        """
+        from vmcloner_core.cli.interactive import Prompt
+
+        prompt = Prompt(self)
+        self.interpreter = prompt  # type: ignore[assignment]
+        prompt.cmdloop()
 
     def close(self) -> None:
         """Close the engine."""
