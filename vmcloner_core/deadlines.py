@@ -21,6 +21,10 @@ class Unanswered(BackendError):
     """A backend gave no answer, or none that could be one: its plugin's fault."""
 
 
+class Late(Unanswered):
+    """A backend gave no answer in time."""
+
+
 def instance(found: object, kind: type[T]) -> T:
     """Return what a backend gave, if it is of the kind that it must be.
 
@@ -62,7 +66,7 @@ def answers(
         # In slices: an untimed wait keeps the interpreter from running signal handlers.
         while thread.is_alive() and time.monotonic() < end:
             thread.join(_SLICE)
-    late = Unanswered(f"no answer within {format_seconds(seconds)}")
+    late = Late(f"no answer within {format_seconds(seconds)}")
     return {key: found.get(key, late) for key in asks}
 
 

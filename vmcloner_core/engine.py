@@ -62,6 +62,7 @@ from vmcloner_core.model import (
     network_key,
 )
 from vmcloner_core.names import check_template, fold, parse_targets
+from vmcloner_core.outcomes import guarded
 from vmcloner_core.plan import OnFailure, Plan, RunResult, check_timeout
 from vmcloner_core.planning import Planning
 from vmcloner_core.plugins import PluginHost
@@ -472,7 +473,8 @@ class Engine:
     def domain_xml(self, name: str) -> str:
         """Return the domain XML of a clone, as it would be defined now."""
         driver, spec = self._spec(name)
-        return driver.render(spec)
+        with guarded(self._host.drivers.backend("hypervisor", driver.name)):
+            return driver.render(spec)
 
     def domain_native(self, name: str) -> str:
         """Return a clone's domain in its hypervisor's native format (``xl.cfg``).

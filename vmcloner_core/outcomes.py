@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -35,6 +36,20 @@ class Backend:
         return BackendError(
             f"{about}: {message}" if about else message, hint="vmcloner plugin list"
         )
+
+
+@contextlib.contextmanager
+def guarded(backend: Backend) -> Iterator[None]:
+    """Translate what a backend raises in the block that is no VmclonerError.
+
+    :raises BackendError: names the backend.
+    """
+    try:
+        yield
+    except (GeneratorExit, KeyboardInterrupt, VmclonerError):
+        raise
+    except BaseException as error:  # a plugin's bug, sys.exit too
+        raise backend.broken(f"failed: {said(error)}") from error
 
 
 def checked(

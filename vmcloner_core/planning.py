@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import attrs
 
 from vmcloner_core.birth import Birth
-from vmcloner_core.deadlines import answer
+from vmcloner_core.deadlines import answer, instance
 from vmcloner_core.drivers import HypervisorDriver, StorageDriver
 from vmcloner_core.errors import InvalidRequest, VmclonerError
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import Capacity, Clone, HostResources, Needs, Template
+from vmcloner_core.model import Capacity, Clone, CloneRequest, HostResources, Needs, Template
 from vmcloner_core.names import split_clone
+from vmcloner_core.outcomes import guarded
 from vmcloner_core.plan import Plan
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.preflight import check_memory
@@ -138,7 +139,7 @@ class Planning:
             capacity=ask("storage", storage.name, lambda d: d.capacity(), Capacity),
             resources=ask("hypervisor", hypervisor.name, lambda d: d.resources(), HostResources),
             memory_overcommit=self._settings.limits.memory_overcommit,
-            need=storage.need,
+            need=functools.partial(self._need, storage),
             seeds=seeds,
             authorized_keys=authorized_keys(template) if seeds else (),
             lets_in=seeds and not identity.cmdline,
@@ -150,6 +151,10 @@ class Planning:
                 hypervisor.name, lambda: self.checks.needs(clone, hypervisor), whose
             ),
         )
+
+    def _need(self, pool: StorageDriver, request: CloneRequest, count: int) -> int:
+        with guarded(self._host.drivers.backend("storage", pool.name)):
+            return instance(pool.need(request, count), int)
 
     def _plan_targets(
         self, request: TargetRequest, found: Survey, fleets: Collection[str] | None

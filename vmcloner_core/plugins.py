@@ -7,6 +7,7 @@ or is built for another driver API, is reported by :meth:`PluginHost.infos` and 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import threading
@@ -21,7 +22,7 @@ import pluggy
 
 from vmcloner_core import entry_points
 from vmcloner_core.contracts import check_class, check_driver
-from vmcloner_core.deadlines import answers
+from vmcloner_core.deadlines import Late, Unanswered, answers
 from vmcloner_core.drivers import (
     BootProvider,
     DriverContext,
@@ -74,6 +75,9 @@ CONTRACTS: dict[str, type[Any]] = {
 """What the factories of each kind make."""
 IMPORTING = 10.0
 """Seconds for the import of one plugin where all are listed."""
+OBSERVING = 30.0
+"""Seconds for an observer to take note of an event."""
+_OBSERVER = "observer:"
 OBSERVER_API = "VMCLONER_API"
 """Optional attribute of an observer: the version of the driver API that it is built for."""
 
@@ -275,7 +279,7 @@ class PluginHost:
             self._observers_loaded = True
             for entry in sorted(_entries("observer"), key=lambda e: e.name):
                 try:
-                    _register_observer(self._manager, f"observer:{entry.name}", entry.load())
+                    _register_observer(self._manager, f"{_OBSERVER}{entry.name}", entry.load())
                 except KeyboardInterrupt:
                     raise
                 except BaseException as error:  # a plugin's import may raise anything
@@ -308,14 +312,24 @@ class PluginHost:
 
         :raises BackendError: names the hook and the failure. :raises VmclonerError: a veto.
         """
+        call = functools.partial(hook, **values)
+        what = hook.name.removeprefix("vmcloner_")
+        found: object
         try:
-            return hook(**values)
+            if not any(each.plugin_name.startswith(_OBSERVER) for each in hook.get_hookimpls()):
+                return call()
+            found = answers({what: call})[what]
         except (VmclonerError, KeyboardInterrupt):
             raise
         except BaseException as error:  # sys.exit too
-            what = hook.name.removeprefix("vmcloner_")
-            message = f"a plugin's {what} failed: {said(error)}{_culprit(hook, error)}"
-            raise BackendError(message, hint="vmcloner plugin list") from error
+            found = Unanswered(said(error))
+            found.__cause__ = error
+        if isinstance(found, Unanswered):
+            message = f"a plugin's {what} failed: {found.message}{_culprit(hook, found.__cause__)}"
+            raise BackendError(message, hint="vmcloner plugin list") from found
+        if isinstance(found, VmclonerError):
+            raise found
+        return found
 
     def plan_ready(self, plan: Plan) -> None:
         """Tell observers of a plan that is about to be carried out."""
@@ -345,11 +359,26 @@ class PluginHost:
             for implementation in hook.get_hookimpls():
                 wanted = {name: values[name] for name in implementation.argnames}
                 try:
-                    implementation.function(**wanted)
+                    self._tell(implementation, functools.partial(implementation.function, **wanted))
                 except KeyboardInterrupt:
                     raise
-                except BaseException:  # an observer can't break a run, not by sys.exit either
-                    log.warning("observer %s failed", implementation.plugin_name, exc_info=True)
+                except BaseException as error:  # an observer can't break a run, nor can sys.exit
+                    why = error.message if isinstance(error, VmclonerError) else said(error)
+                    log.warning("observer %s failed: %s", _title(implementation), why)
+                    log.debug("observer %s", implementation.plugin_name, exc_info=True)
+
+    def _tell(self, observer: pluggy.HookImpl, call: Callable[[], object]) -> None:
+        """Call an observer. One of an entry point has :data:`OBSERVING` seconds, or is dropped."""
+        name = observer.plugin_name
+        if not name.startswith(_OBSERVER):
+            call()
+            return
+        found = answers({name: call}, OBSERVING)[name]
+        if isinstance(found, Late):
+            self._manager.unregister(name=name)
+            log.warning("observer %s hangs, and is not used any more", _title(observer))
+        elif isinstance(found, VmclonerError):
+            raise found
 
     def watch(self, observer: object) -> Callable[[], None]:
         """Register an observer; returns the function that unregisters it."""
@@ -406,15 +435,27 @@ def _try_factory(kind: str, backend: Backend) -> None:
         raise TypeError(wrong)
 
 
-def _culprit(hook: pluggy.HookCaller, error: BaseException) -> str:
-    """Return which plugin's implementation of a hook raised an error, for a message's end."""
-    files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
-    for implementation in hook.get_hookimpls():
-        if inspect.getsourcefile(implementation.function) in files:
-            kind, _, name = implementation.plugin_name.partition(":")
-            owner = _owners(kind, name) if kind in KINDS else ""
-            return f"; it is of {owner}" if owner else ""
-    return ""
+def _title(implementation: pluggy.HookImpl) -> str:
+    """Return a plugin's name, with its distribution if it came by an entry point."""
+    kind, _, name = implementation.plugin_name.partition(":")
+    owner = _owners(kind, name) if kind in KINDS else ""
+    return f"{name!r} of {owner}" if owner else implementation.plugin_name
+
+
+def _culprit(hook: pluggy.HookCaller, error: BaseException | None) -> str:
+    """Return whose implementation of a hook raised an error, for a message's end.
+
+    :param error: None for one that hangs: then it may be any of them.
+    """
+    trace = traceback.extract_tb(error.__traceback__ if error is not None else None)
+    files = {frame.filename for frame in trace}
+    suspects = [
+        _title(each)
+        for each in hook.get_hookimpls()
+        if each.plugin_name.startswith(_OBSERVER)
+        and (error is None or inspect.getsourcefile(each.function) in files)
+    ]
+    return f"; it is {' or '.join(suspects)}" if suspects else ""
 
 
 _KIND_WORDS = {

@@ -126,11 +126,8 @@ def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
             else drivers.storage(name).volumes()
         )
         if kind == "hypervisor":
-            inventory = instance(found, DomainInventory)
-            for domain in inventory.domains:
-                instance(domain, Domain)
-            return inventory
-        return tuple(instance(volume, Volume) for volume in instance(found, tuple))
+            return _inventory(instance(found, DomainInventory))
+        return tuple(_volume(each) for each in instance(found, tuple))
 
     drivers.check_settings()  # what else is wrong with a backend, its answer says
     found = answers({key: functools.partial(read, *key) for key in names}, DEADLINE)
@@ -163,6 +160,23 @@ def owners(clone: Clone) -> set[str | None]:
     """Return the ids of the state folders that parts of a clone belong to."""
     parts = [clone.labels, *(volume.labels for volume in clone.volumes)]
     return {labels.state for labels in parts}
+
+
+def _inventory(found: DomainInventory) -> DomainInventory:
+    """Return what a hypervisor gave, if all of it is of the right types."""
+    for domain in (*found.domains, *found.strays):
+        instance(instance(domain, Domain).labels, Labels)
+        instance(domain.state, State)
+    for names in (found.foreign_names, found.foreign_macs):
+        instance(names, frozenset)
+    return found
+
+
+def _volume(found: object) -> Volume:
+    volume = instance(found, Volume)
+    instance(volume.labels, Labels)
+    instance(volume.name, str)
+    return volume
 
 
 def merge(

@@ -30,6 +30,7 @@ from vmcloner_core.model import (
     clone_uuid,
 )
 from vmcloner_core.names import volume_name
+from vmcloner_core.outcomes import guarded
 from vmcloner_core.plan import Readiness
 from vmcloner_core.planner import check_wait, filled
 from vmcloner_core.preflight import check_networks
@@ -82,8 +83,10 @@ class TemplateChecks:
                 f"{where}: boot provider {template.boot!r} is asked at each start, but "
                 f"{hypervisor.name} boots only by the definition"
             )
-        provider.check(template)
-        hypervisor.check(template)
+        with guarded(self._host.drivers.backend("boot", template.boot)):
+            provider.check(template)
+        with guarded(self._host.drivers.backend("hypervisor", hypervisor.name)):
+            hypervisor.check(template)
         identity, identifier = self._host.drivers.identity(template.identity.provider)
         if identity.cmdline and not backend.cmdline:
             raise InvalidRequest(
@@ -91,7 +94,8 @@ class TemplateChecks:
                 f"which boot provider {template.boot!r} doesn't set",
                 hint="use identity provider cloud-init, or boot = 'kernel'",
             )
-        identifier.check(template)
+        with guarded(self._host.drivers.backend("identity", identity.name)):
+            identifier.check(template)
 
     def unused(self, template: Template, hypervisor: HypervisorDriver) -> tuple[str, ...]:
         """Return a line for each key that a template sets and that has no effect on its clones."""
@@ -120,7 +124,8 @@ class TemplateChecks:
         """
         identifier = self._host.drivers.identity(spec.template.identity.provider)[1]
         home = self._host.records.imagined(spec.name)
-        identifier.check_seed(identity_request(spec, home))
+        with guarded(self._host.drivers.backend("identity", spec.template.identity.provider)):
+            identifier.check_seed(identity_request(spec, home))
 
     def domain(
         self, spec: CloneSpec, driver: HypervisorDriver, volumes: tuple[Volume, ...] = ()

@@ -7,6 +7,7 @@ import attrs
 import pytest
 
 from vmcloner_core import Engine
+from vmcloner_core.deadlines import answers
 from vmcloner_core.errors import BackendError, NotFound
 from vmcloner_core.hooks import API_VERSION, hookimpl
 from vmcloner_core.plugins import PluginHost
@@ -316,8 +317,43 @@ def test_a_mac_policy_comes_by_an_entry_point(distribution, lab):
 @pytest.mark.parametrize("what", ["raise RuntimeError('no')", "raise SystemExit('no')"])
 def test_a_policy_that_fails_is_named(distribution, lab, what):
     distribution("acme", group="vmcloner.observer", macs=POLICY.replace("{what}", what))
-    with pytest.raises(BackendError, match=r"clone_mac failed: \w+: no; it is of acme"):
+    with pytest.raises(BackendError, match=r"clone_mac failed: \w+: no; it is 'macs' of acme"):
         lab.engine.create("web", "t1", count=2)
+
+
+HANGS = """
+    import threading
+    from vmcloner_core.hooks import hookimpl
+
+    @hookimpl
+    def {hook}({argument}):
+        threading.Event().wait(30)
+"""
+
+
+def test_an_observer_that_hangs_is_dropped(distribution, lab, monkeypatch, caplog):
+    source = HANGS.replace("{hook}", "vmcloner_step_changed").replace("{argument}", "event")
+    distribution("acme", group="vmcloner.observer", odd=source)
+    monkeypatch.setattr("vmcloner_core.plugins.OBSERVING", 0.1)
+    assert lab.engine.create("web", "t1", count=3).ok
+    assert caplog.text.count("observer 'odd' of acme hangs, and is not used any more") == 1
+
+
+def test_an_observer_that_fails_is_one_line(distribution, lab, caplog):
+    source = HANGS.replace("{hook}", "vmcloner_clone_ready").replace("{argument}", "clone")
+    source = source.replace("threading.Event().wait(30)", "raise SystemExit('no')")
+    distribution("acme", group="vmcloner.observer", odd=source)
+    caplog.set_level("WARNING")
+    assert lab.engine.create("web", "t1", count=1).ok
+    assert caplog.messages == ["observer 'odd' of acme failed: SystemExit: no"]
+
+
+def test_a_policy_that_hangs_is_named(distribution, lab, monkeypatch):
+    source = HANGS.replace("{hook}", "vmcloner_preflight").replace("{argument}", "plan")
+    distribution("acme", group="vmcloner.observer", odd=source)
+    monkeypatch.setattr(answers, "__defaults__", (0.5,))
+    with pytest.raises(BackendError, match=r"preflight failed: no answer .*'odd' of acme"):
+        lab.engine.create("web", "t1", count=1)
 
 
 def test_docs_tell_of_the_current_api():

@@ -65,6 +65,30 @@ def test_kill_9_in_mid_create(site, seed):
     assert list((site.folder / "state" / "pool" / ".tmp").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("number", "options"), [(signal.SIGTERM, ()), (signal.SIGHUP, ("-f", "json"))]
+)
+def test_a_create_that_is_ended_says_what_it_did(site, number, options):
+    """As by a CI system that cancels a job: its output is a pipe."""
+    web = site.fleet("web")
+    command = ("create", web, "-t", "plain", "-n", "12", "--start")
+    site.run("template", "import", "plain")
+    with site.popen(*command, *options) as process:
+        while not list((site.folder / "state" / "pool" / "volumes").glob(f"{web}-2-*")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=200)
+    assert process.returncode == 130
+    (said,) = re.findall(r"^vmcloner: create: stopped with (\d+) of 12 clones done .*", err, re.M)
+    assert int(said) < 12
+    assert "(run the same command again)" in err
+    if options:
+        assert sum(row["status"] == "ok" for row in json.loads(out)) == int(said)
+    site.run(*command)
+    assert [row["state"] for row in site.rows(web)] == ["running"] * 12
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_kill_9_in_mid_reset(site, seed):
     """No clone is lost, and the same command again makes all of them new."""
