@@ -20,7 +20,12 @@ def template(site, name, more="", top=""):
         ('[[nics]]\nkind = "bridge"\nsource = "nobr0"', 4, "no bridge 'nobr0'", "--name nobr0"),
         ('[[nics]]\nkind = "network"\nsource = "nonet"', 4, "no network 'nonet'", "--name nonet"),
         ('[domain]\nmachine = "q36"', 3, "no machine type 'q36'", "did you mean"),
-        ("[domain]\ndevices = '<emulator>/no/qemu</emulator>'", 8, "no emulator /no/qemu", "apt-get"),
+        (
+            "[domain]\ndevices = '<emulator>/no/qemu</emulator>'",
+            8,
+            "no emulator /no/qemu",
+            "apt-get",
+        ),
         (
             "[domain]\ndevices = '<interface type=\"direct\"><source dev=\"eth77\"/></interface>'",
             4, "no network interface 'eth77'", "eth",
