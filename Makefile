@@ -4,7 +4,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 WITH_LIBVIRTD := $(ROOT) $(BIN)/python contrib/setup/libvirtd.py run --
-SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/setup contrib/setup/venv \
+SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/setup contrib/setup/unpacked \
+	contrib/setup/venv \
 	contrib/lab/lab contrib/lab/customize contrib/lab/here contrib/lab/make-pool \
 	contrib/lab/provision contrib/lab/guest/build-kernel contrib/lab/guest/init \
 	contrib/lab/files/usr/local/sbin/lab-net
@@ -16,7 +17,7 @@ XEN_SHORT := tests/xen/test_fleet.py::test_three_clones \
 	tests/xen/test_conformance.py::TestXen::test_shutdown_ends_what_runs
 SEED := $(or $(SEED),$(shell date +%s))
 KILLS := $(or $(KILLS),500)
-SLOW := libvirt or filesystems or lvm or xen or pxe or guests or slow
+SLOW := libvirt or filesystems or lvm or xen or pxe or guests or others or slow
 
 .DEFAULT_GOAL := help
 .PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-xen test-xen-short lab test-fast test-kills lint bench bench-lvm clean tools test-fuzz
@@ -95,3 +96,4 @@ clean: ## Remove generated files: .venv, caches, build results
 tools:
 	@contrib/setup/packages
 	@contrib/setup/venv
+	@contrib/setup/unpacked

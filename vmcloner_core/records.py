@@ -57,7 +57,7 @@ KNOWN_HOSTS = "known_hosts"
 MAX_RECORD = 1024**2
 """Characters of a record; a longer one couldn't be read again."""
 _DRAFT = re.compile(r"\.(.+)\.draft")
-_SYNCS = 8
+SYNCS = 8
 """Calls of fsync(2) at once: a file system can serve them all by one write of its journal."""
 
 
@@ -213,22 +213,41 @@ class Records:
             _write(home / RECORD, text, 0o600)
         return None
 
-    def _published(self, filled: dict[str, Path]) -> Iterator[Outcome[None]]:
+    def _published(self, filled: Mapping[str, Path]) -> Iterator[Outcome[None]]:
         """Give new folders, by their clones' names, their own names once they are on the disk."""
-        if not filled:
-            return
-        try:
-            with _translated(next(iter(filled)), self.folder):
-                with ThreadPoolExecutor(_SYNCS) as pool:
-                    files = (file for draft in filled.values() for file in draft.iterdir())
-                    list(pool.map(sync, files))
-                for clone, draft in filled.items():
-                    draft.rename(self.folder / clone)
-                sync(self.folder)  # and all names before it: file systems keep them in order
-        except VmclonerError as error:
-            yield from (Outcome(key=clone, error=error) for clone in filled)
-        else:
-            yield from (Outcome(key=clone) for clone in filled)
+
+        def synced(clone: str) -> Outcome[None]:
+            try:
+                with _translated(clone, filled[clone]):
+                    for file in filled[clone].iterdir():
+                        sync(file)
+            except VmclonerError as error:
+                return Outcome(key=clone, error=error)
+            return Outcome(key=clone)
+
+        with ThreadPoolExecutor(SYNCS) as pool:
+            outcomes = list(pool.map(synced, filled))
+        named: list[str] = []
+        for outcome in outcomes:
+            try:
+                outcome.unwrap()
+                with _translated(outcome.key, filled[outcome.key]):
+                    filled[outcome.key].rename(self.folder / outcome.key)
+                named.append(outcome.key)
+            except VmclonerError as error:
+                yield Outcome(key=outcome.key, error=error)
+        yield from self._kept_names(named)
+
+    def _kept_names(self, clones: Sequence[str]) -> Iterator[Outcome[None]]:
+        """Write the folder's names to the disk; and all before them, which file systems order."""
+        error: VmclonerError | None = None
+        if clones:
+            try:
+                with _translated(clones[0], self.folder):
+                    sync(self.folder)
+            except VmclonerError as raised:
+                error = raised
+        yield from (Outcome(key=clone, error=error) for clone in clones)
 
     def home(self, clone: str) -> Home:
         """Return the folder of a clone with an identity.
@@ -266,6 +285,16 @@ class Records:
             path = self.folder / clone / RECORD
             with _translated(clone, path):
                 _write(path, _dumped(changed), 0o600)
+
+    def note_seed(self, clone: str, seed: Seed) -> None:
+        """Write a clone's seed to the disk, and note it in the clone's record.
+
+        :raises HostCommandError: that fails.
+        """
+        if seed.image is not None:
+            with _translated(clone, seed.image):
+                sync(seed.image)
+        self.update(clone, seed=seed)
 
     def note_restart(self, clone: str, *, wanted: bool, missing: Record | None = None) -> None:
         """Note whether a clone was stopped to be started again; see :class:`Record`.

@@ -20,6 +20,7 @@ from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.errors import VmclonerError, WrongState
 from vmcloner_core.images import DRAFT_PREFIX
 from vmcloner_core.model import Outcome
+from vmcloner_core.names import fold
 from vmcloner_core.os_errors import translated
 from vmcloner_core.survey import Survey
 from vmcloner_core.template_images import TemplateImages
@@ -82,7 +83,7 @@ class Leftovers:
         try:
             if users:
                 raise WrongState(
-                    f"{left.template}: {len(users)} clones were made from it ({users[0]}, …)",
+                    f"{left.template}: {fold(users)} was made from it",
                     hint="delete them first, or restore the template's file",
                 )
             if left.pool is not None:

@@ -43,7 +43,7 @@ def write(image: Path, label: str, files: Mapping[str, bytes]) -> None:
 
 
 def _replace(image: Path, iso: pycdlib.PyCdlib) -> None:
-    """Write an image, and give it its name when it is on the disk. One run at a time does that."""
+    """Replace an image by a complete one. One run at a time does that."""
     draft = image.with_name(f".{image.name}.draft")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
@@ -52,8 +52,6 @@ def _replace(image: Path, iso: pycdlib.PyCdlib) -> None:
         with os.fdopen(handle, "w+b") as stream:
             os.fchmod(handle, 0o600)
             iso.write_fp(stream)
-            stream.flush()
-            os.fsync(handle)
         draft.rename(image)
     except BaseException:
         draft.unlink(missing_ok=True)

@@ -42,6 +42,7 @@ T = TypeVar("T")
 INTERFACES = Path("/sys/class/net")
 SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
 VHOST_USER = (Path("/etc/qemu/vhost-user"), Path("/usr/share/qemu/vhost-user"))
+MOUNTS = Path("/proc/mounts")
 CALLS_IPTABLES = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 _KIB = {"b": 1, "bytes": 1, "KB": 1000, "k": 1024, "KiB": 1024, "MB": 10**6, "M": 1024**2,
@@ -88,6 +89,8 @@ class Requirements:
             _check_virtiofs(root, what)
             self._check_emulator(root, what)
             page = _page(root)
+            if page is not None:
+                _check_mounted(what)
             self._rehearse(xml, what)
         return Needs(warnings=self._cut_off(bridges, what), page=page)
 
@@ -211,6 +214,8 @@ class Requirements:
         if given is not None and not os.access(given, os.X_OK):
             raise BackendError(f"{what}: there is no emulator {given}", hint=_EMULATOR)
         os_type = root.find("os/type")
+        if os_type is None:
+            return  # the schema or libvirt says so
         known = parse(self._asked("capabilities", lambda connection: connection.getCapabilities()))
         arch = os_type.get("arch") or known.findtext("host/cpu/arch") or "x86_64"
         found = known.find(f"guest/arch[@name='{arch}']") if '"' not in arch else None
@@ -472,6 +477,16 @@ def _page(root: Any) -> int | None:
     with contextlib.suppress(ValueError):
         return int(page.get("size", "0")) * _KIB.get(page.get("unit", "KiB"), 1024)
     return 0
+
+
+def _check_mounted(what: str) -> None:
+    with contextlib.suppress(OSError):
+        kinds = {line.split()[2] for line in MOUNTS.read_text().splitlines()}
+        if "hugetlbfs" not in kinds:
+            raise BackendError(
+                f"{what}: it has huge pages, but hugetlbfs is not mounted",
+                hint="mount -t hugetlbfs hugetlbfs /dev/hugepages, and restart libvirtd",
+            )
 
 
 @functools.cache

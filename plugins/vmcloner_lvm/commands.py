@@ -20,7 +20,7 @@ TIMEOUT = 300.0
 # they use another folder for locks.
 _HELD = ("--config", 'global/locking_dir="/run/lock/vmcloner/lvm"')
 _QUIET = {"LVM_SUPPRESS_FD_WARNINGS": "1"}
-_FACTS = "vg_mda_size,vg_mda_free,vg_free,vg_exported,vg_partial,vg_shared"
+_FACTS = "vg_mda_size,vg_free,vg_exported,vg_partial,vg_shared"
 _LOCKING = "/run/lock/lvm"
 
 
@@ -28,12 +28,11 @@ _LOCKING = "/run/lock/lvm"
 class GroupFacts:
     """Facts of a volume group that are not in its metadata text. Sizes in bytes.
 
-    :param area, area_free: size of one metadata area, and its free space.
+    :param area: size of one metadata area.
     :param shared: managed by lvmlockd for several hosts.
     """
 
     area: int
-    area_free: int
     free: int
     exported: bool
     partial: bool
@@ -108,7 +107,6 @@ class Lvm:
         row = rows[0]
         return GroupFacts(
             area=int(row["vg_mda_size"]),
-            area_free=int(row["vg_mda_free"]),
             free=int(row["vg_free"]),
             exported=bool(row["vg_exported"]),
             partial=bool(row["vg_partial"]),

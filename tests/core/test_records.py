@@ -59,6 +59,22 @@ def test_a_disk_that_fails_fails_the_records(kept, monkeypatch):  # noqa: F811
     assert kept.names() == frozenset()
 
 
+def test_a_record_that_cannot_be_named_fails_alone(kept, monkeypatch):  # noqa: F811
+    rename = Path.rename
+
+    def fail(path, target):
+        if Path(target).name == "web-2":
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    specs = [somebody(labels=attrs.evolve(LABELS, index=index)) for index in (1, 2, 3)]
+    errors = {outcome.key: outcome.error for outcome in kept.keep_all(specs)}
+    assert errors.pop("web-2") is not None
+    assert errors == {"web-1": None, "web-3": None}
+    assert kept.names() == {"web-1", "web-3"}
+
+
 def test_drafts_of_killed_runs_go_with_the_next_change(kept):  # noqa: F811
     kept.keep(somebody())
     (kept.folder / "web-7" / ".record.json.draft").write_text("half")

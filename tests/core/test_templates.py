@@ -64,7 +64,7 @@ def test_a_check_shows_all_at_once(run, lab):
     ):  # fmt: skip
         assert sum(detail.startswith(text) for detail in details) == 1, (text, details)
     assert len(details) == 8
-    assert {check for check, _ in found} == {"file", "image", "boot", "domain"}
+    assert {check for check, _ in found} == {"file", "keys", "image", "boot", "domain"}
     said = run("create", "web", "-t", "t1")[2]
     assert len(said.splitlines()) == 1
 

@@ -1,12 +1,18 @@
 """The readers of foreign and hostile input, with seeds and words for each."""
 
+import bz2
 import contextlib
+import gzip
+import io
 import json
+import lzma
 import os
 import random
 import shutil
 import socket
 import struct
+import sys
+import tarfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,9 +30,9 @@ from vmcloner_boot.loaders import choose
 from vmcloner_boot.posix_regex import BadExpression, search
 from vmcloner_boot.systems import systems
 from vmcloner_boot.trees import Tree
-from vmcloner_core import names, placeholders, qcow2, records, values_file
+from vmcloner_core import names, placeholders, qcow2, records, unpacking, values_file
 from vmcloner_core.catalog import Catalog
-from vmcloner_core.errors import InvalidRequest, VmclonerError
+from vmcloner_core.errors import HostCommandError, InvalidRequest, VmclonerError
 from vmcloner_core.model import Labels
 from vmcloner_core.settings import Settings
 from vmcloner_core.testing.samples import make_labels
@@ -40,6 +46,11 @@ from vmcloner_pxe import ipxe, location, packet, tftp
 from vmcloner_pxe.errors import Malformed
 from vmcloner_syslinux import choice as syslinux_choice
 from vmcloner_syslinux import config as syslinux
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 UUID = "11111111-2222-4333-8444-555555555555"
 MENU = (
@@ -213,6 +224,47 @@ def read_qcow2(data: bytes, folder: Path) -> None:
     with contextlib.closing(image):
         for offset in (0, 65536, image.size // 2, max(0, image.size - 4096)):
             image.read(offset, 4096)
+
+
+def packed_images(_folder: Path) -> list[bytes]:
+    """Make an image in each compression and archive, some in two layers."""
+    disk = b"a disk " * 500 + bytes(20_000)
+    ova = archive({"a.ovf": OVF.encode(), "a.mf": b"SHA256(a)= 1", "disk1.vmdk": disk})
+    box = archive({"./metadata.json": b"{}", "./box.img": disk, "info/readme.txt": b"x"})
+    plain = [lzma.compress(disk), bz2.compress(disk), zstd.compress(disk), gzip.compress(disk)]
+    return [*plain, ova, box, gzip.compress(box), archive({"d.raw.xz": lzma.compress(disk)})]
+
+
+def archive(members: dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return packed.getvalue().rstrip(b"\0") + bytes(1024)
+
+
+OVF = """<Envelope xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1"><References>
+<File ovf:id="f" ovf:href="disk1.vmdk"/></References>
+<DiskSection><Disk ovf:diskId="d" ovf:fileRef="f"/></DiskSection></Envelope>"""
+
+
+class NoCommands:
+    """A command runner on a host without commands."""
+
+    def run(self, argv: Sequence[str], **_options: object) -> None:
+        raise HostCommandError(f"{argv[0]}: not found")
+
+
+def read_packed(data: bytes, folder: Path) -> None:
+    for layer in folder.glob("layer*"):
+        shutil.rmtree(layer)
+    path = folder / "image"
+    path.write_bytes(data)
+    found = unpacking.unpack(path, folder, NoCommands(), lambda _done, _total: None)  # type: ignore[arg-type]
+    assert found.path.is_relative_to(folder)
+    assert not found.path.is_symlink()
 
 
 def read_regex(data: bytes, _folder: Path) -> None:
@@ -609,6 +661,24 @@ READERS = {
         read=read_qcow2,
         words=[b"QFI\xfb", struct.pack(">Q", 1 << 63 | 65536), struct.pack(">Q", 1 << 62 | 512)],
         errors=(VmclonerError, qcow2.Refused),
+    ),
+    "packed images": Reader(
+        seeds=packed_images,
+        read=read_packed,
+        words=[
+            b"ustar",
+            b"\0" * 12,
+            b"00000001000",
+            b"7777777777",
+            b"../../etc/passwd",
+            b".ovf",
+            b"<!ENTITY",
+            b"ovf:href=",
+            b"chunkSize='1'",
+            b"\xfd7zXZ\0",
+            b"\x1f\x8b\x08",
+            b"BZh9",
+        ],
     ),
     "pxelinux": Reader(
         seeds=given(

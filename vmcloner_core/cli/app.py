@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
-import gc
 import itertools
 import logging
 import os
@@ -114,7 +112,7 @@ def split_guest_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 class Shell(App):
-    """vmcloner's shell. Also cliff's interactive one, which keeps the engine open."""
+    """vmcloner's shell. Also the interactive one, which keeps the engine open."""
 
     NAME = NAME
     CONSOLE_MESSAGE_FORMAT = f"{NAME}: %(message)s"
@@ -127,6 +125,10 @@ class Shell(App):
             deferred_help=True,
         )
         self.command_manager.add_command("help", Help)
+        # Instead of cliff's, which knows no names; imported when it is used.
+        self.command_manager.commands["complete"] = metadata.EntryPoint(
+            "complete", "vmcloner_core.cli.complete:Complete", "vmcloner.cli"
+        )
         self._engine: Engine | None = None
         self._guest_words: list[str] = []
 
@@ -227,9 +229,15 @@ class Shell(App):
         return error.exit_code
 
     def interact(self) -> None:
-        """Read commands from a terminal until the user quits."""
-        sys.argv = sys.argv[:1]  # cmd2 would run the global options as commands
-        super().interact()
+        """Read commands from a terminal until the user quits.
+
+        cliff's own interactive shell adds dozens of commands that have nothing to do with clones.
+        """
+        from vmcloner_core.cli.interactive import Prompt
+
+        prompt = Prompt(self)
+        self.interpreter = prompt  # type: ignore[assignment]
+        prompt.cmdloop()
 
     def close(self) -> None:
         """Close the engine."""
@@ -259,10 +267,6 @@ def _spell_out(record: logging.LogRecord) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the shell; returns the exit code."""
-    # What imports and a run make stays: looking through it for garbage takes a tenth of the time.
-    gc.set_threshold(100_000)
-    # At exit the garbage collector would look through all objects, for nothing.
-    atexit.register(gc.freeze)
     words = list(sys.argv[1:] if argv is None else argv)
     os.umask(os.umask(0o022) | 0o022)  # files of ours are writable only by the user
     if not words and not sys.stdin.isatty():
@@ -304,7 +308,3 @@ class _Ending:
             os.write(2, b"\nvmcloner: ended at once (run the same command again)\n")
             os._exit(EXIT_INTERRUPTED)
         raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,7 +13,12 @@ import attrs
 from vmcloner_core.catalog import written_beside
 from vmcloner_core.cli.base import Base, Record, Table, add_copying, note
 from vmcloner_core.cli.host import CHECK_COLUMNS, check_row, judged
-from vmcloner_core.errors import Interrupted, InvalidRequest, UsageError, WrongState
+from vmcloner_core.errors import (
+    Interrupted,
+    InvalidRequest,
+    PartialFailure,
+    UsageError,
+)
 from vmcloner_core.model import Copying, ImageFormat, Outcome, Status, Template
 from vmcloner_core.template_leftovers import TemplateLeftover, named
 from vmcloner_core.units import format_size
@@ -242,7 +247,9 @@ class TemplatePrune(Table):
                 result = str(outcome.error)
             elif not outcome.changed and not parsed_args.dry_run:
                 result = "already gone"
-            rows.append((each.template, each.pool, str(each.folder or ""), each.size, result))
+            rows.append(
+                (each.template, each.pool, each.folder and str(each.folder), each.size, result)
+            )
         return ("template", "storage", "folder", "size", "result"), rows
 
     def _confirm(self, left: Sequence[TemplateLeftover], parsed_args: argparse.Namespace) -> None:
@@ -261,7 +268,7 @@ class TemplatePrune(Table):
 
     def run(self, parsed_args: argparse.Namespace) -> int:
         """Prune; fails if something is kept because clones use it."""
-        return super().run(parsed_args) or (WrongState.exit_code if self.failed else 0)
+        return super().run(parsed_args) or (PartialFailure.exit_code if self.failed else 0)
 
 
 class TemplateCheck(_Named, Table):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import attrs
 
@@ -15,7 +16,7 @@ from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import BootConfig, CloneRequest, Domain, DomainSpec, Outcome, Seed
 from vmcloner_core.outcomes import checked
 from vmcloner_core.pipeline import More, Work
-from vmcloner_core.records import identity_request
+from vmcloner_core.records import SYNCS, identity_request
 from vmcloner_core.steps.action import Action
 from vmcloner_core.steps.step import HypervisorStep, Run, StorageStep, made
 
@@ -117,18 +118,23 @@ class Define(HypervisorStep):
                 requests.setdefault(provider, {})[kept.key] = request
             except VmclonerError as error:
                 yield Outcome(key=kept.key, error=error)
-        for chosen, asked in requests.items():
-            identifier = host.drivers.identity(chosen)[1]
-            seeding = functools.partial(identifier.seed, list(asked.values()))
-            backend = host.drivers.backend("identity", chosen)
-            for outcome in checked(seeding, asked, backend, Seed):
-                yield outcome if outcome.error is not None else Define._noted(host, outcome)
+        with ThreadPoolExecutor(SYNCS) as pool:
+            for chosen, asked in requests.items():
+                identifier = host.drivers.identity(chosen)[1]
+                seeding = functools.partial(identifier.seed, list(asked.values()))
+                backend = host.drivers.backend("identity", chosen)
+                seeded = checked(seeding, asked, backend, Seed)
+                yield from pool.map(functools.partial(Define._noted, host), seeded)
 
     @staticmethod
     def _noted(host: LocalHost, seeded: Outcome[Seed]) -> Outcome[Seed]:
-        """Note a clone's seed in its record; one that can't be noted is that clone's failure."""
+        """Note a clone's seed, once it is on the disk, in its record.
+
+        One that can't be noted is that clone's failure.
+        """
         try:
-            host.records.update(seeded.key, seed=seeded.value)
+            if seeded.value is not None:
+                host.records.note_seed(seeded.key, seeded.value)
         except VmclonerError as error:
             return Outcome(key=seeded.key, error=error)
         return seeded
