@@ -166,6 +166,7 @@ class Campaign:
         kind = "write" if how == "kills" else self.calls[name][fate["at"] - 1]
         fate["error"] = self.random.choice(OS_ERRORS[kind])
         fate["libvirt"] = self.random.choice(LIBVIRT_ERRORS)
+        fate["lasting"] = how == "faults" and self.random.random() < 0.3
         return fate
 
     def hit(self, name, words, fate):
@@ -183,7 +184,7 @@ class Campaign:
         for what in self.judged(name, fate, hit, ended, as_json=as_json):
             find(what)
         undone = ended.code not in (0, ROLLED_BACK_IN_PART)
-        if name == "roll-back" and fate["how"] == "fault" and undone:
+        if name == "roll-back" and fate["how"] == "fault" and undone and not fate["lasting"]:
             for what in self.differences("nothing"):
                 find(f"rolled back, but {what}")
         again = self.run(words)
