@@ -3,8 +3,8 @@
 ``python victim.py FATE WORD…`` runs ``vmcloner WORD…``. FATE is JSON: ``how`` (``count``, ``kill``,
 ``within``, ``term``, ``hup`` or ``fault``), ``at`` (the number of the call that is hit), ``kinds``
 (which calls count: ``write``, ``read``), ``log`` (a file for what was hit, or all calls that were
-counted), ``error`` (of a fault), ``lasting`` (whether such calls go on failing). The calls are seen by an audit hook of the interpreter and by
-wrapped functions: nothing in vmcloner knows of this.
+counted), ``error`` (of a fault), ``lasting`` (whether such calls go on failing). The calls are seen
+by an audit hook of the interpreter and by wrapped functions: nothing in vmcloner knows of this.
 """
 
 import errno
