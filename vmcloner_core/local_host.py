@@ -39,6 +39,7 @@ from vmcloner_core.model import (
     Template,
     Volume,
 )
+from vmcloner_core.os_errors import of_state
 from vmcloner_core.pipeline import Work
 from vmcloner_core.plan import ClonePlan
 from vmcloner_core.plugins import PluginHost
@@ -52,6 +53,8 @@ from vmcloner_core.template_leftovers import Leftovers
 from vmcloner_core.trusted_files import check_folder, read_file
 
 log = logging.getLogger(__name__)
+_NO_ID = (FileNotFoundError, NotADirectoryError, PermissionError)
+"""What the file of a state folder without an id gives, or of one of another user's."""
 MACHINE_ID = Path("/etc/machine-id")
 
 
@@ -137,7 +140,12 @@ class LocalHost:
     def _read_id(self) -> str | None:
         try:
             found = read_file(self.host.state_id, trusted=False).decode("ascii").strip()
-        except (InvalidRequest, UnicodeDecodeError):
+        except InvalidRequest as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and not isinstance(cause, _NO_ID):
+                raise of_state(cause, self.host.state_id) from error
+            return None
+        except UnicodeDecodeError:
             return None
         return found if re.fullmatch("[0-9a-f]{32}", found) else None
 

@@ -397,6 +397,10 @@ class Records:
     def _check(self, home: Path, labels: Labels) -> None:
         held = self.find(home.name)
         if held is None and (home / RECORD).exists():
+            with (home / RECORD).open("rb") as stream:
+                stream.read(1)  # what can't be read isn't damaged: that is an OSError
+            held = self.find(home.name)
+        if held is None and (home / RECORD).exists():
             raise Conflict(
                 f"{labels.clone}: {home / RECORD} is damaged or another clone's",
                 hint=f"rm -r {home}, then run the same command again",

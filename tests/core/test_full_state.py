@@ -5,6 +5,7 @@ import errno
 import fcntl
 import logging
 import os
+import pathlib
 import subprocess
 import tempfile
 
@@ -145,6 +146,49 @@ def test_an_identities_folder_that_fails_is_one_line(lab, run, monkeypatch, act)
     assert code == 9
     assert err == (
         f"vmcloner: {folder}: Input/output error (see dmesg, then run the same command again)\n"
+    )
+
+
+def test_a_record_that_cannot_be_read_is_not_called_damaged(lab, run, monkeypatch):
+    """The advice for a damaged one is to remove it."""
+    lab.engine.create("web", "t1", count=1)
+    record, real = lab.engine._host.records.folder / "web-1" / "record.json", os.open
+
+    def fail(path, flags, *mode, **options):
+        if str(path) == str(record):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path, flags, *mode, **options)
+
+    opened = pathlib.Path.open
+
+    def fails(path, *args, **options):
+        if path == record:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr("vmcloner_core.trusted_files.os.open", fail)
+    monkeypatch.setattr("pathlib.Path.open", fails)
+    code, out, err = run("delete", "web", "--yes")
+    assert code in (9, 10)
+    assert "Input/output error (see dmesg" in out + err
+    assert "damaged" not in out + err
+
+
+def test_an_id_that_cannot_be_read_is_not_replaced(lab, run, monkeypatch):
+    lab.engine.create("web", "t1", count=1)
+    file = lab.engine.host.state_id
+    lab.engine._host._state_id, real = None, os.open
+
+    def fail(path, flags, *mode, **options):
+        if str(path) == str(file):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path, flags, *mode, **options)
+
+    monkeypatch.setattr("vmcloner_core.trusted_files.os.open", fail)
+    assert run("list") == (
+        9,
+        "",
+        f"vmcloner: {file}: Input/output error (see dmesg, then run the same command again)\n",
     )
 
 
