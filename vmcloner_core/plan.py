@@ -142,6 +142,7 @@ class ClonePlan:
 
     :param steps: names of steps (:mod:`vmcloner_core.steps`).
     :param state: its state when this was planned, None if it didn't exist.
+    :param renamed: its domain's name, if somebody renamed that.
     :param disks: numbers of the disks that are created or reset.
     :param volumes, domain: those that exist, in plans for existing clones.
     :param wait: what to wait for, with placeholders filled in.
@@ -151,6 +152,7 @@ class ClonePlan:
     labels: Labels
     steps: tuple[str, ...]
     state: State | None = None
+    renamed: str | None = None
     disks: tuple[int, ...] = ()
     volumes: tuple[Volume, ...] = ()
     domain: Domain | None = None

@@ -318,7 +318,12 @@ def _create_steps(
 
     :param lost: its identity has to be made again, which is part of defining it.
     """
+    if found is not None and found.renamed is not None:
+        return ("check",)
     steps: list[str] = []
+    domain = found.domain if found is not None else None
+    if disks and domain is not None and domain.state is State.SAVED:
+        steps.append("renew")  # its memory is that of the disk that is gone
     if disks:
         steps.append("clone")
     if found is None or found.state is State.ALLOCATED or lost:
@@ -378,6 +383,7 @@ def _clone_plan(
         labels=labels,
         steps=steps,
         state=found.state if found is not None else None,
+        renamed=found.renamed if found is not None else None,
         disks=disks,
         volumes=found.volumes if found is not None else (),
         wait=filled(wait, spec) if wait is not None else Readiness(),

@@ -111,7 +111,8 @@ class CreateRequest:
 class TargetRequest:
     """Ask for an action on existing clones.
 
-    :param action: its name: start, stop, restart, reset, delete or wait.
+    :param action: its name: start, stop, restart, pause, resume, save, restore, reset, delete or
+        wait.
     :param targets: fleets, clones and node sets, as for
         :func:`vmcloner_core.names.parse_targets`; empty only with ``everything``.
     :param everything: all clones on the host.

@@ -24,6 +24,7 @@ from vmcloner_core.drivers.hypervisor import (
     AgentInterface,
     ConsoleInterface,
     HypervisorDriver,
+    MemoryInterface,
     NativeInterface,
     NetworkInterface,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "ImageBuilder",
     "ImageFile",
     "Lane",
+    "MemoryInterface",
     "NativeInterface",
     "NetworkInterface",
     "SimpleStorageDriver",

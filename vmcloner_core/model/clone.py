@@ -100,7 +100,15 @@ class Clone:
     @property
     def reason(self) -> str:
         """Why it is in its state, in a few words; empty if there is nothing to say."""
+        if self.renamed is not None:
+            return f"its domain was renamed to {self.renamed!r}"
         return self.domain.reason if self.domain is not None else ""
+
+    @property
+    def renamed(self) -> str | None:
+        """The name of its domain, if somebody has renamed that."""
+        domain = self.domain
+        return domain.name if domain is not None and domain.name != self.name else None
 
     @property
     def mac(self) -> str | None:

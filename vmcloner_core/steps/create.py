@@ -25,7 +25,7 @@ class Create(Action):
 
     name = "create"
     past = "created"
-    order = ("clone", "define", "start", "wait")
+    order = ("check", "renew", "clone", "define", "start", "wait")
     tells = ("define", "start", "wait")
     own_word = False
 

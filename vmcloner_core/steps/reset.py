@@ -21,7 +21,7 @@ class Reset(TargetAction):
 
     name = "reset"
     past = "reset"
-    order = ("destroy", "reset", "start", "wait")
+    order = ("check", "destroy", "renew", "reset", "start", "wait")
     restarts = True
 
     def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:
@@ -29,7 +29,9 @@ class Reset(TargetAction):
         stop, wait = active(clone), waits(request)
         start = stop or request.start or bool(wait)
         return (
+            "check",
             *(("destroy",) if stop else ()),
+            *(("renew",) if clone.domain is not None else ()),
             "reset",
             *(("start",) if start else ()),
             *wait,
