@@ -68,8 +68,8 @@ class Record:
     :param restart: whether a run stopped it to start it again, and hasn't started it yet.
     :param made_of: the template that it was made of, as plain data; None in records by versions
         that didn't keep it.
-    :param ready: the run (:meth:`HypervisorDriver.runs`) in which it got ready, and what was waited
-        for; empty if it isn't known to be.
+    :param ready: when the run of its domain was started in which it got ready, and what was waited
+        for; empty if it isn't known to be ready.
     """
 
     labels: Labels

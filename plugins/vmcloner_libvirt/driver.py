@@ -137,16 +137,6 @@ class LibvirtDriver(HypervisorDriver):
         """See :meth:`HypervisorDriver.states`."""
         return self.connections.ask(self._states)
 
-    def runs(self, names: Sequence[str]) -> Mapping[str, str]:
-        """See :meth:`HypervisorDriver.runs`."""
-        found = ((name, self._member_run(name)) for name in names)
-        return {name: run for name, run in found if run is not None}
-
-    def _member_run(self, name: str) -> str | None:
-        return self.connections.call(
-            lambda connection: operations.run_of(connection, name), about=name
-        )
-
     def uses(self, names: Collection[str]) -> tuple[DomainUse, ...]:
         """See :meth:`HypervisorDriver.uses`."""
         return self.connections.ask(lambda connection: tuple(usage.uses(connection, names)))

@@ -10,7 +10,6 @@ import contextlib
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
 from typing import Any
 
 from vmcloner_core.errors import Conflict, NotFound, WrongState
@@ -33,8 +32,6 @@ LOCK_WAITS = 4
 SETTLING = 1.5
 """Seconds in which a guest that was paused by an error pauses again, if that is still there."""
 _POLL = 0.1
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_RUNNING = Path("/run/libvirt/qemu")
 Records = Iterator[tuple[Any, int, int]]
 """Domains with their libvirt state and its reason."""
 
@@ -274,23 +271,6 @@ def active(connection: Any, name: str) -> Any:
         if domain is not None and domain.isActive():
             return domain
     return None
-
-
-def run_of(connection: Any, name: str) -> str | None:
-    """Return what tells a running domain's run from others, None if it doesn't run.
-
-    Its id, which libvirt counts from the host's boot; and the time of its process, since a
-    restarted daemon may count from a lower number.
-    """
-    domain = active(connection, name)
-    if domain is None:
-        return None
-    parts = [str(domain.ID())]
-    with contextlib.suppress(OSError):
-        parts.append(_BOOT_ID.read_text(encoding="ascii").strip())
-    with contextlib.suppress(OSError):
-        parts.append(str((_RUNNING / f"{name}.pid").stat().st_mtime_ns))
-    return ":".join(parts)
 
 
 # --- ownership --------------------------------------------------------------------------------

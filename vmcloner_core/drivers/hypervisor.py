@@ -203,13 +203,6 @@ class HypervisorDriver(ABC):
     def states(self) -> Mapping[str, State]:
         """Return the states of our domains by name. Cheap enough to be polled."""
 
-    def runs(self, names: Sequence[str]) -> Mapping[str, str]:  # noqa: ARG002 - optional
-        """Return what tells the present runs of running domains from others: a text for each.
-
-        It is another one after each start. A domain for which none is known may be left out.
-        """
-        return {}
-
     def addresses(self) -> Mapping[str, tuple[str, ...]]:
         """Return the known addresses of our domains, the preferred one first.
 

@@ -174,8 +174,11 @@ class WaitUntilReady(HypervisorStep):
         """
         consoles = {work.name: work for work in works if work.plan.wait.kind == "console"}
         noted = {name: r.ready for name, r in run.host.records.of(consoles).items() if r.ready}
-        runs = driver.runs(list(noted)) if noted else {}
-        return {n for n, now in runs.items() if noted[n] == f"{now} {consoles[n].plan.wait}"}
+        return {
+            name
+            for name, ready in noted.items()
+            if ready == f"{driver.started(name)} {consoles[name].plan.wait}"
+        }
 
     @staticmethod
     def _awaited(run: Run, driver: HypervisorDriver, work: Work, *, known: bool) -> Awaited:
@@ -216,9 +219,9 @@ def note_ready(run: Run, driver: HypervisorDriver, work: Work) -> None:
     if work.plan.wait.kind != "console":
         return
     try:
-        now = driver.runs([work.name]).get(work.name)
-        if now is not None:
-            run.host.records.update(work.name, ready=f"{now} {work.plan.wait}")
+        started = driver.started(work.name)
+        if started is not None:
+            run.host.records.update(work.name, ready=f"{started} {work.plan.wait}")
     except VmclonerError as error:
         log.warning("%s", error)
 
