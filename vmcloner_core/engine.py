@@ -19,7 +19,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -191,6 +191,10 @@ class Engine:
         """Continue saved clones, and set their clocks where they have guest agents."""
         return self._target("restore", targets, options)
 
+    def set(self, *targets: str, **options: Any) -> RunResult:
+        """Change clones' sizes: ``sizes=Sizes(memory=2 * 1024**3)``."""
+        return self._target("set", targets, options)
+
     def reset(self, *targets: str, **options: Any) -> RunResult:
         """Reset clones' disks to their template; running clones are started again."""
         return self._target("reset", targets, options)
@@ -282,7 +286,7 @@ class Engine:
         """
         self._cancel.set()
 
-    def _fleets(self, request: Request) -> set[str]:
+    def _fleets(self, request: Request) -> Collection[str]:
         """Return the fleets that a request is about."""
         if isinstance(request, CreateRequest):
             return {request.fleet}

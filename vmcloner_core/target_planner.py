@@ -65,6 +65,7 @@ def plan_targets(
         order=action.order,
         existing=existing,
         shutdown_timeout=request.shutdown_timeout,
+        sizes=request.sizes,
         min_ready=request.min_ready if any("wait" in c.steps for c in clones) else ALL,
         jobs=request.jobs,
         warnings=(

@@ -345,3 +345,59 @@ def test_a_restored_machine_is_ready_if_it_was(site):
     site.run("start", f"{web}-1", "--wait", "--timeout", "60")
     site.run("start", f"{web}-2")
     site.run("wait", f"{web}-2", "--timeout", "60")
+
+
+# --- fleets that are changed ----------------------------------------------------------------------
+
+
+def test_pause_resume_save_and_restore(site):
+    web = site.fleet("web")
+    site.run("create", web, "-t", "tiny", "-c", "2", "--start", "--wait")
+    states = []
+    for command in ("pause", "pause", "resume", "resume", "pause", "save", "save"):
+        site.run(command, web)
+        states.append({row["state"] for row in site.rows(web)})
+    wanted = ["paused", "paused", "running", "running", "paused", "saved", "saved"]
+    assert states == [{state} for state in wanted]
+    assert "is saved, not paused" in refused(site, "resume", web)
+    assert "can't be paused" in refused(site, "pause", f"{web}-1")
+    site.run("restore", web, "--wait", "--timeout", "60")
+    assert {row["state"] for row in site.rows(web)} == {"running"}
+    site.run("stop", f"{web}-1", "--kill")
+    assert "is stopped, not saved" in refused(site, "restore", f"{web}-1")
+    site.run("save", f"{web}-2")
+    site.run("reset", web, "--wait")
+    assert boots(site, f"{web}-2") == 1
+
+
+def test_sizes_are_set_and_kept(site):
+    web = site.fleet("web")
+    sizes = ("--memory", "160MiB", "--vcpus", "2", "--disk-size", "80MiB")
+    site.run("create", web, "-t", "tiny", "-c", "2", *sizes, "--start", "--wait")
+    site.run("create", web, "-t", "tiny", "-c", "2", *sizes)
+    site.run("create", web, "-t", "tiny", "-c", "2")
+    assert "memory" in refused(site, "create", web, "-t", "tiny", "--memory", "96MiB", code=5)
+    clone = f"{web}-1"
+
+    def now() -> tuple[int, int, int]:
+        shown = json.loads(site.run("show", clone, "-f", "json"))
+        vcpus = int(virsh("vcpucount", clone, "--maximum", "--config"))
+        return shown["memory"] // 2**20, vcpus, shown["disks"][0]["size"] // 2**20
+
+    assert now() == (160, 2, 80)
+    site.run("set", clone, "--disk-size", "96MiB")
+    assert virsh("domblkinfo", clone, "vda").split()[1] == str(96 * 2**20)
+    assert "can only grow" in refused(site, "set", clone, "--disk-size", "90MiB")
+    with site.popen("set", web, "--memory", "192MiB", "--vcpus", "1") as process:
+        assert "next start" in process.communicate(timeout=200)[1]
+    site.run("stop", web, "--kill")
+    site.run("set", web, "--disk-size", "100MiB")
+    assert now() == (192, 1, 100)
+    site.run("set", web, "--disk-size", "100MiB", "--memory", "192MiB")
+    site.run("reset", web, "--start", "--wait")
+    assert now() == (192, 1, 100)
+    virsh("destroy", clone)
+    virsh("undefine", clone)
+    site.run("create", web, "-t", "tiny", "-c", "2")
+    assert now() == (192, 1, 100)
+    assert "nothing to change" in refused(site, "set", web, code=3)

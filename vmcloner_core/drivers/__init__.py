@@ -27,6 +27,7 @@ from vmcloner_core.drivers.hypervisor import (
     MemoryInterface,
     NativeInterface,
     NetworkInterface,
+    ResizeInterface,
 )
 from vmcloner_core.drivers.identity import IdentityProvider, IdentityRequest
 from vmcloner_core.drivers.image import ImageBuilder, image_cache
@@ -49,6 +50,7 @@ __all__ = [
     "MemoryInterface",
     "NativeInterface",
     "NetworkInterface",
+    "ResizeInterface",
     "SimpleStorageDriver",
     "StorageDriver",
     "image_cache",

@@ -123,6 +123,30 @@ class MemoryInterface(ABC):
         """
 
 
+class ResizeInterface(ABC):
+    """The size of domains: memory, processors, and disks of running ones."""
+
+    @abstractmethod
+    def resize(
+        self, names: Sequence[str], memory: int | None, vcpus: int | None
+    ) -> Iterator[Outcome[bool]]:
+        """Change what domains are started with; running ones at once where that is possible.
+
+        Values: False if a running or saved domain gets it only at its next start.
+
+        :param memory: bytes, None for no change.
+        """
+
+    @abstractmethod
+    def grow_disk(self, name: str, volume: Volume, size: int) -> None:
+        """Make a running domain see a larger disk: a file is made larger by this.
+
+        A disk of at least that size is a success.
+
+        :param size: bytes. :raises NotFound: the volume isn't one of its disks.
+        """
+
+
 class NativeInterface(ABC):
     """Domains in the format of the hypervisor's own toolstack (Xen: ``xl.cfg``)."""
 
@@ -150,6 +174,7 @@ class HypervisorDriver(ABC):
     consoles: ConsoleInterface | None = None
     agents: AgentInterface | None = None
     memory: MemoryInterface | None = None
+    sizes: ResizeInterface | None = None
     native: NativeInterface | None = None
     define_lane = Lane()
     start_lane = Lane()

@@ -16,6 +16,7 @@ from vmcloner_core.local_host import LocalHost
 from vmcloner_core.pipeline import Stage, Work
 from vmcloner_core.plan import Plan
 from vmcloner_core.steps.action import Action, TargetAction
+from vmcloner_core.steps.change import GrowDisk, Resize, Set
 from vmcloner_core.steps.check import CheckUse, Renew
 from vmcloner_core.steps.create import CloneDisks, Create, Define
 from vmcloner_core.steps.delete import Delete, Remove, Undefine
@@ -66,6 +67,7 @@ ACTIONS: dict[str, Action] = {
         Resume(),
         Save(),
         Restore(),
+        Set(),
         Reset(),
         Delete(),
         Wait(),
@@ -84,6 +86,8 @@ STEPS: dict[str, Step[Any]] = {
         PauseDomain(),
         SaveMemory(),
         DiscardMemory(),
+        GrowDisk(),
+        Resize(),
         WaitUntilReady(),
         Shutdown(),
         Destroy(),

@@ -64,7 +64,8 @@ class ResetDisks(StorageStep):
 
         :raises NotFound: the pool has no image of its template (any more).
         """
-        template = work.plan.known().template
+        spec, labels = work.plan.known(), work.plan.labels
+        template = spec.template
         origin = run.origin(driver, template.name)
         if origin is None:
             raise NotFound(
@@ -80,6 +81,6 @@ class ResetDisks(StorageStep):
             return attrs.evolve(request, size=max(sizes[request.disk], least))
 
         wanted = disk_requests(
-            template, work.plan.labels, origin, driver.default_mode, work.plan.disks
+            template, labels, origin, driver.default_mode, work.plan.disks, spec.disk_size
         )
         return [as_large(request) for request in wanted]

@@ -420,6 +420,22 @@ class HypervisorConformance:
         _all_ok(driver.undefine(names))
         assert not set(names) & set(driver.states())
 
+    def test_changed_sizes(self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]) -> None:
+        """A domain that is off has them; one that doesn't exist is NotFound."""
+        sizes = _interface(driver.sizes, "sizes")
+        _all_ok(driver.define(specs[:2]))
+        name, other, gone = (spec.name for spec in specs[:3])
+        memory = 2 * specs[0].memory
+        for changed in (True, False):
+            outcomes = {o.key: o for o in sizes.resize([name, gone], memory, 2)}
+            assert (outcomes[name].value, outcomes[name].changed) == (True, changed)
+            assert isinstance(outcomes[gone].error, NotFound)
+        found = {domain.name: domain.memory for domain in driver.inspect().domains}
+        assert (found[name], found[other]) == (memory, specs[1].memory)
+        _all_ok(sizes.resize([name], specs[0].memory // 2, None))
+        found = {domain.name: domain.memory for domain in driver.inspect().domains}
+        assert found[name] == specs[0].memory // 2
+
     def test_native_format(self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]) -> None:
         """The native text names the clone, is the same each time, and defines nothing."""
         native = _interface(driver.native, "native format")

@@ -28,6 +28,7 @@ from vmcloner_core.drivers import (
     ImageFile,
     Lane,
     MemoryInterface,
+    ResizeInterface,
     SimpleStorageDriver,
 )
 from vmcloner_core.errors import Conflict, InvalidRequest, NotFound, VmclonerError, WrongState
@@ -196,6 +197,16 @@ class ReferenceStorage(SimpleStorageDriver):
             self.contents.pop(name, None)
             return Outcome(key=name, changed=self.disks.pop(name, None) is not None)
 
+    def grow(self, volume: Volume, size: int) -> Outcome[Volume]:
+        """See :meth:`StorageDriver.grow`."""
+        with self.lock:
+            held = self._held(volume.name, volume.labels)
+            if held is None:
+                raise NotFound(f"no volume {volume.name}")
+            new = attrs.evolve(held, size=max(size, held.size))
+            self.disks[volume.name] = new
+            return Outcome(key=volume.name, value=new, changed=new != held)
+
     def volumes(self) -> tuple[Volume, ...]:
         """See :meth:`StorageDriver.volumes`."""
         return tuple(self.disks.values())
@@ -219,7 +230,7 @@ class ReferenceStorage(SimpleStorageDriver):
 class ReferenceHypervisor(HypervisorDriver):
     """Keeps domains in a dictionary; a domain that is started prints its name on its console.
 
-    It has consoles and memory, and none of the other optional interfaces. ``said`` maps a domain's
+    It has consoles, memory and sizes, and no other optional interface. ``said`` maps a domain's
     name to its console's output, ``fail`` (operation, name) to the error of its next call,
     ``found`` a domain's name to its addresses while it runs.
     """
@@ -237,6 +248,7 @@ class ReferenceHypervisor(HypervisorDriver):
         self.said: dict[str, bytes] = {}
         self.consoles = ReferenceConsoles(self)
         self.memory = ReferenceMemory(self)
+        self.sizes = ReferenceSizes(self)
         self.boots: dict[str, BootConfig | None] = {}
         """What each domain booted at its last start, None for its definition."""
         self.found: dict[str, tuple[str, ...]] = {}
@@ -406,6 +418,39 @@ class ReferenceMemory(MemoryInterface):
                 yield Outcome(key=name, error=WrongState(f"{name} is {held.state.value}"))
             else:
                 yield self._driver.set_state(operation, name, state)
+
+
+class ReferenceSizes(ResizeInterface):
+    """The sizes of a reference hypervisor's domains: a running one gets memory at its next start.
+
+    Processors aren't kept.
+    """
+
+    def __init__(self, driver: ReferenceHypervisor) -> None:
+        self._driver = driver
+
+    def resize(
+        self,
+        names: Sequence[str],
+        memory: int | None,
+        vcpus: int | None,  # noqa: ARG002
+    ) -> Iterator[Outcome[bool]]:
+        """See :meth:`ResizeInterface.resize`."""
+        for name in names:
+            held = self._driver.machines.get(name)
+            if held is None:
+                yield Outcome(key=name, error=NotFound(f"no domain {name}"))
+                continue
+            off = held.state in (State.STOPPED, State.CRASHED)
+            new = attrs.evolve(held, memory=memory or held.memory)
+            self._driver.machines[name] = new
+            yield Outcome(key=name, value=off or new == held, changed=new != held)
+
+    def grow_disk(self, name: str, volume: Volume, size: int) -> None:  # noqa: ARG002
+        """See :meth:`ResizeInterface.grow_disk`."""
+        held = self._driver.machines.get(name)
+        if held is None or volume.path not in held.disks:
+            raise NotFound(f"{name}: {volume.path} isn't one of its disks")
 
 
 class ReferenceConsoles(ConsoleInterface):
