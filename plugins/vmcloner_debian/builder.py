@@ -11,7 +11,9 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-from vmcloner_core.drivers import DriverContext, ImageBuilder, image_cache
+from platformdirs import user_cache_path
+
+from vmcloner_core.drivers import DriverContext, ImageBuilder
 from vmcloner_core.errors import BackendError, VmclonerError
 from vmcloner_core.locks import hold
 from vmcloner_core.model import Progress
@@ -69,7 +71,7 @@ class DebianBuilder(ImageBuilder):
         the user's cache folder, which may be cleared at any time.
         """
         key = hashlib.sha256(self.fingerprint().encode()).hexdigest()[:32]
-        kept = image_cache() / key
+        kept = user_cache_path("vmcloner") / "images" / key
         if not _take(self._runner, kept, folder):
             self._make(folder, progress)
             _keep(self._runner, folder, kept)
