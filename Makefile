@@ -10,7 +10,7 @@ SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/setup 
 	contrib/lab/provision contrib/lab/guest/build-kernel contrib/lab/guest/init \
 	contrib/lab/files/usr/local/sbin/lab-net
 # What pytest collects in a lab: collecting everything takes long there.
-ON_LVM := tests/campaign tests/lab tests/lvm
+ON_LVM := tests/lab tests/lvm
 ON_XEN := tests/lab tests/pxe tests/xen
 XEN_SHORT := tests/xen/test_fleet.py::test_three_clones \
 	tests/xen/test_conformance.py::test_a_console_is_typed_into \

@@ -11,7 +11,6 @@ from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import ImageBuilder, ImageFile, StorageDriver
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, VmclonerError
 from vmcloner_core.model import AS_IT_COMES, Copying, Origin, Outcome, Template
-from vmcloner_core.outcomes import checked
 from vmcloner_core.plan import ProgressEvent, StepEvent, StepStatus
 from vmcloner_core.plugins import PluginHost
 
@@ -104,13 +103,7 @@ class TemplateImages:
         try:
             builder, host = self.builder(template), self._drivers.host
             with images.obtained(template, builder, host, progress) as image:
-                made = checked(
-                    lambda: (pool.import_image(template.name, image, progress, copying),),
-                    [template.name],
-                    self._drivers.backend("storage", pool.name),
-                    Origin,
-                )
-                outcome = next(made)
+                outcome = pool.import_image(template.name, image, progress, copying)
         except VmclonerError as error:
             event(StepStatus.FAILED, error)
             raise

@@ -166,6 +166,7 @@ class Campaign:
         kind = "write" if how == "kills" else self.calls[name][fate["at"] - 1]
         fate["error"] = self.random.choice(OS_ERRORS[kind])
         fate["libvirt"] = self.random.choice(LIBVIRT_ERRORS)
+        fate["lasting"] = how == "faults" and self.random.random() < 0.3
         return fate
 
     def hit(self, name, words, fate):
@@ -183,7 +184,7 @@ class Campaign:
         for what in self.judged(name, fate, hit, ended, as_json=as_json):
             find(what)
         undone = ended.code not in (0, ROLLED_BACK_IN_PART)
-        if name == "roll-back" and fate["how"] == "fault" and undone:
+        if name == "roll-back" and fate["how"] == "fault" and undone and not fate["lasting"]:
             for what in self.differences("nothing"):
                 find(f"rolled back, but {what}")
         again = self.run(words)
@@ -212,7 +213,10 @@ class Campaign:
         if as_json and ended.out and not _is_json(ended.out):
             yield f"no JSON: {ended.out[:200]!r}"
         if ended.code == 0 and "left behind" not in ended.err:
-            yield from (f"exit 0, but {what}" for what in self.differences(name))
+            # Where a user never has access to console logs, a delete isn't to say so each time.
+            silent = "/console/" if fate["error"] == "EACCES" else "\0"
+            left = [what for what in self.differences(name) if silent not in what]
+            yield from (f"exit 0, but {what}" for what in left)
         if ended.code:
             self.messages[f"{name} [{hit}] {fate['error']}: {ended.code}: {said[-400:]}"] += 1
 

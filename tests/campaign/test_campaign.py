@@ -10,6 +10,8 @@ SEED = os.environ.get("SEED", "slice")
 HITS = int(os.environ.get("KILLS", "0"))
 """In each pool; else as many as there is time for."""
 libvirt = pytest.mark.libvirt
+in_lab = [pytest.mark.lvm, pytest.mark.slow]
+"""Five minutes each, as the lab is emulated."""
 mounts = [pytest.mark.libvirt, pytest.mark.filesystems]
 
 
@@ -22,10 +24,10 @@ mounts = [pytest.mark.libvirt, pytest.mark.filesystems]
         pytest.param("full", "kills", 5, marks=libvirt),
         pytest.param("dd", "faults", 5, marks=libvirt),
         pytest.param("reflink", "kills", 5, marks=mounts),
-        pytest.param("lvm-thin", "kills", 60, marks=pytest.mark.lvm),
-        pytest.param("lvm-thin", "faults", 60, marks=pytest.mark.lvm),
-        pytest.param("lvm-dd", "kills", 60, marks=pytest.mark.lvm),
-        pytest.param("lvm-dd", "faults", 60, marks=pytest.mark.lvm),
+        pytest.param("lvm-thin", "kills", 60, marks=in_lab),
+        pytest.param("lvm-thin", "faults", 60, marks=in_lab),
+        pytest.param("lvm-dd", "kills", 60, marks=in_lab),
+        pytest.param("lvm-dd", "faults", 60, marks=in_lab),
     ],
 )
 def test_the_same_command_again_completes_it(pool, how, seconds):

@@ -3,8 +3,8 @@
 ``python victim.py FATE WORD…`` runs ``vmcloner WORD…``. FATE is JSON: ``how`` (``count``, ``kill``,
 ``within``, ``term``, ``hup`` or ``fault``), ``at`` (the number of the call that is hit), ``kinds``
 (which calls count: ``write``, ``read``), ``log`` (a file for what was hit, or all calls that were
-counted), ``error`` (of a fault). The calls are seen by an audit hook of the interpreter and by
-wrapped functions: nothing in vmcloner knows of this.
+counted), ``error`` (of a fault), ``lasting`` (whether such calls go on failing). The calls are seen
+by an audit hook of the interpreter and by wrapped functions: nothing in vmcloner knows of this.
 """
 
 import errno
@@ -90,10 +90,20 @@ class Fate:
     """Counts calls, and hits the one that is meant."""
 
     def __init__(
-        self, how, log, at=0, kinds=("write",), error="EIO", libvirt="internal", delay=0.0
+        self,
+        how,
+        log,
+        *,
+        at=0,
+        kinds=("write",),
+        error="EIO",
+        libvirt="internal",
+        delay=0.0,
+        lasting=False,
     ):
         self.how, self.kinds, self.delay = how, kinds, delay
-        self.error, self.libvirt = error, libvirt
+        self.error, self.libvirt, self.lasting = error, libvirt, lasting
+        self._failing = None
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         self._write = os.write
         self._lock = threading.Lock()
@@ -112,12 +122,17 @@ class Fate:
             with self._lock:
                 self._left -= 1
                 hit = self._left == 0
+                if hit and self.lasting:
+                    self._failing = _same(what)
+                again = not hit and self._failing == _same(what)
             if hit or self.how == "count":
                 self._write(self._log, f"{kind} {what}\n".encode(errors="replace"))
         finally:
             self._busy.it = False
         if hit:
             self._hit(raised)
+        elif again:
+            raise raised(self)
 
     def _hit(self, raised):
         if self.how == "fault":
@@ -128,6 +143,11 @@ class Fate:
             _die()
         elif self.how in ("term", "hup"):
             os.kill(os.getpid(), getattr(signal, f"SIG{self.how.upper()}"))
+
+
+def _same(what):
+    """Return what calls have in common that a lasting fault fails: function, and path if any."""
+    return what.partition("<")[0]
 
 
 def _die():

@@ -671,6 +671,44 @@ def test_a_second_signal_ends_a_run_whose_driver_hangs(lab, run):
     assert re.search(r"^vmcloner: .*stopped.*run the same command again", err, re.MULTILINE)
 
 
+HELD = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+from vmcloner_core.cli import app
+
+def run(self, words):
+    ThreadPoolExecutor().submit(time.sleep, 60)
+    for _ in range(2):
+        try:
+            print("waits", flush=True)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass
+    print("leaves", flush=True)
+    return 130
+
+app.Shell.run = run
+sys.exit(app.main(["list"]))
+"""
+
+
+def test_a_third_signal_ends_what_a_call_keeps_from_ending():
+    """The interpreter waits for its threads' ends before its own."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HELD],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in ("waits\n", "waits\n", "leaves\n"):
+            assert process.stdout.readline() == line
+            process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=50)
+    assert process.returncode == 130
+    assert err == "\nvmcloner: ended at once (run the same command again)\n"
+
+
 def test_an_error_of_a_file_is_one_line_with_a_way_out(lab, run, monkeypatch):
     def full():
         raise OSError(errno.ENOSPC, "No space left on device", "/var/lib/vmcloner/x")
