@@ -127,7 +127,10 @@ class _Display(Base):
         """Return values for the output format: JSON and YAML keep their types and null."""
         if parsed_args.formatter in ("json", "yaml"):
             return tuple(values)
-        return tuple(_text(value) for value in values)
+        words = {True: "yes", False: "no"} if parsed_args.formatter == "table" else {}
+        return tuple(
+            words.get(value, value) if isinstance(value, bool) else _text(value) for value in values
+        )
 
 
 def _text(value: object) -> object:
@@ -187,9 +190,18 @@ class Table(_Display, Lister):
             places = [column_names.index(name) for name in self.short]
             rows = [tuple(row[place] for place in places) for row in rows]
             column_names = self.short
-            if column_names[-1] == "error" and not any(row[-1] for row in rows):
-                column_names, rows = column_names[:-1], [row[:-1] for row in rows]
+        if self.for_people(parsed_args) and not parsed_args.columns:
+            column_names, rows = _without_errors(column_names, rows)
         return super().produce_output(parsed_args, column_names, rows) or 0
+
+
+def _without_errors(
+    names: Sequence[str], rows: Sequence[tuple[Any, ...]]
+) -> tuple[Sequence[str], Sequence[tuple[Any, ...]]]:
+    """Return columns and rows without the last column if that is of errors and there are none."""
+    if not rows or names[-1] != "error" or any(row[-1] for row in rows):
+        return names, rows
+    return names[:-1], [row[:-1] for row in rows]
 
 
 class Record(_Display, ShowOne):
