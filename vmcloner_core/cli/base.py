@@ -179,7 +179,7 @@ class Table(_Display, Lister):
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
         """Print the rows."""
         self.check_columns(parsed_args, column_names)
-        rows = [self.shown(parsed_args, row) for row in data]
+        rows: Sequence[tuple[Any, ...]] = [self.shown(parsed_args, row) for row in data]
         if not rows and parsed_args.formatter == "table" and not parsed_args.print_empty:
             if self.nothing:
                 note(self.app, self.nothing)
