@@ -101,16 +101,16 @@ class Campaign:
         ]
         self.operations = {
             "create": create,
-            "delete-stopped": ["delete", self.fleet, "--yes"],
+            "delete-stopped": ["delete", self.fleet, "--yes", "--missing-ok"],
             "import": create,
             "reset": ["reset", self.fleet],
             "start": ["start", self.fleet],
             "reset-running": ["reset", self.fleet],
             "stop": ["stop", self.fleet, "--kill"],
-            "delete": ["delete", self.fleet, "--yes"],
+            "delete": ["delete", self.fleet, "--yes", "--missing-ok"],
             "roll-back": [*create, "--start", "--on-failure", "rollback"],
             "restart": ["restart", self.fleet, "--kill"],
-            "delete-running": ["delete", self.fleet, "--yes"],
+            "delete-running": ["delete", self.fleet, "--yes", "--missing-ok"],
         }
 
     # --- a life ---------------------------------------------------------------------------------
@@ -338,7 +338,7 @@ def site_on(pool):
             subprocess.run(["mount", "-o", "loop", device, mounted], check=True, timeout=60)
         yield site
     finally:
-        delete = site.argv("delete", site.fleet("web"), "--yes")
+        delete = site.argv("delete", site.fleet("web"), "--yes", "--missing-ok")
         subprocess.run(delete, cwd=site.folder, timeout=LIMIT, check=True)
         if mounted.is_mount():
             subprocess.run(["umount", mounted], check=True, timeout=60)

@@ -66,7 +66,7 @@ def test_gc_after_kill_9_in_mid_delete(site, seed):
         delete.kill()
     collect(site, "--orphans", "--yes")
     assert incomplete(site) == []
-    site.run("delete", web, "--yes")
+    site.run("delete", web, "--yes", "--missing-ok")
     collect(site, "--yes")
     assert site.remains() == []
 
