@@ -103,8 +103,10 @@ class Catalog:
         return found
 
     def _unknown(self, name: str, files: Collection[str], said_by: str) -> NotFound:
-        for stem, file in self.stray_images().items():
-            if not said_by and name in (stem, file.name):
+        # Not where a template extends it: the stray images are found by reading all templates.
+        stray = {} if said_by else self.stray_images()
+        for stem, file in stray.items():
+            if name in (stem, file.name):
                 return NotFound(
                     f"no template {name!r}: {file} is only an image",
                     hint=written_beside(file, stem),

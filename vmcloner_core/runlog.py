@@ -105,6 +105,6 @@ class RunLog:
 
     def _prune(self) -> None:
         # Names begin with the time, so they sort by age.
-        logs = sorted(self._folder.glob("*.jsonl"))
+        logs = sorted(name for name in os.listdir(self._folder) if name.endswith(".jsonl"))  # noqa: PTH208
         for old in logs[: max(0, len(logs) - KEPT + 1)]:
-            old.unlink(missing_ok=True)
+            (self._folder / old).unlink(missing_ok=True)

@@ -144,6 +144,7 @@ def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
         [domain for inventory in inventories for domain in inventory.domains],
         records,
         unseen,
+        [stray for inventory in inventories for stray in inventory.strays],
     )
     return Survey(
         clones=tuple(
@@ -185,6 +186,7 @@ def merge(
     domains: Iterable[Domain],
     records: Records,
     unseen: Collection[Unseen] = (),
+    strays: Collection[Domain] = (),
 ) -> tuple[Clone, ...]:
     """Return one clone for each (fleet, index) that has a part, sorted by these.
 
@@ -192,11 +194,16 @@ def merge(
     records are read.
 
     :param unseen: what could not be read: a clone whose disks are there is no orphan.
+    :param strays: domains with clones' labels under other names.
     """
     disks: dict[tuple[str, int], list[Volume]] = {}
     for volume in volumes:
         disks.setdefault((volume.labels.fleet, volume.labels.index), []).append(volume)
     machines = {(d.labels.fleet, d.labels.index): d for d in domains}
+    for stray in strays:
+        key = (stray.labels.fleet, stray.labels.index)
+        if key not in machines and _is_renamed(stray, disks.get(key, ()), records):
+            machines[key] = stray
     recorded = records.names()
     parts = disks.keys() | machines.keys()
     alone = records.of(recorded - {f"{fleet}-{index}" for fleet, index in parts})
@@ -212,6 +219,14 @@ def merge(
         )
         for key in sorted(parts | kept.keys())
     )
+
+
+def _is_renamed(stray: Domain, disks: Iterable[Volume], records: Records) -> bool:
+    """Tell whether a domain under another name is a clone's own, not a copy that a user made."""
+    record = records.find(stray.labels.clone)
+    if record is not None and record.labels.same_clone(stray.labels):
+        return record.uuid == stray.uuid
+    return any(volume.path in stray.disks for volume in disks)
 
 
 def _clone(

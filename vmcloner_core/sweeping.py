@@ -126,7 +126,7 @@ class Sweeper:
         try:
             left += self._of_fleets(fleets, inside, found, taken)
             left += _of_drafts(templates, self.host.state, "template", taken)
-            left += _of_drafts(images, images, "image", taken)
+            left += _of_drafts(images, images.parent, "image", taken)
             left += self._of_state(taken)
         except VmclonerError as error:
             log.warning("left behind: %s", error)

@@ -11,11 +11,14 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-from vmcloner_core.drivers import DriverContext, ImageBuilder, image_cache
+from platformdirs import user_cache_path
+
+from vmcloner_core.drivers import DriverContext, ImageBuilder
 from vmcloner_core.errors import BackendError, VmclonerError
 from vmcloner_core.locks import hold
 from vmcloner_core.model import Progress
 from vmcloner_core.process import CommandRunner
+from vmcloner_core.trusted_files import make_folder
 from vmcloner_debian import disk, overlay
 from vmcloner_debian.settings import DebianOptions
 
@@ -69,7 +72,7 @@ class DebianBuilder(ImageBuilder):
         the user's cache folder, which may be cleared at any time.
         """
         key = hashlib.sha256(self.fingerprint().encode()).hexdigest()[:32]
-        kept = image_cache() / key
+        kept = user_cache_path("vmcloner") / "images" / key
         if not _take(self._runner, kept, folder):
             self._make(folder, progress)
             _keep(self._runner, folder, kept)
@@ -137,9 +140,12 @@ def _keep(runner: CommandRunner, folder: Path, kept: Path) -> None:
     """Put a folder's files into the cache, all or nothing. Errors are ignored."""
     with (
         contextlib.suppress(OSError, VmclonerError),
-        hold(kept.parent, [f"image/{kept.name}"]),
-        tempfile.TemporaryDirectory(prefix=f".{kept.name}-", dir=kept.parent) as draft,
+        hold(kept.parent.parent, [f"image/{kept.name}"]),
+        contextlib.ExitStack() as stack,
     ):
+        make_folder(kept.parent)
+        prefix = f".{kept.name}-"
+        draft = stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix, dir=kept.parent))
         filled = Path(draft, "filled")
         filled.mkdir()
         _share(runner, folder, filled)

@@ -521,6 +521,48 @@ def test_interactive(tmp_path):
     assert "\nvmcloner> " in said
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("[hosts.local.storage.files]\npath = 5\n", "storage.files: path: must be a path, not 5"),
+        (
+            "[hosts.local.storage.files]\npth = 5\n",
+            "storage.files: unknown key 'pth' (did you mean",
+        ),
+        ('[hosts.local.storage.x]\ndriver = "nope"\n', "storage.x: unknown storage backend 'nope'"),
+        ('[hosts.local.hypervisor.x]\ndriver = "nope"\n', "x: unknown hypervisor 'nope'"),
+        ("[hosts.local.hypervisor.kvm]\nuri = 5\n", "hypervisor.kvm: uri: must be a string, not 5"),
+        ('[defaults]\nstorage = "nope"\n', "storage.nope: unknown storage backend 'nope'"),
+        ('[defaults]\nhost = "nope"\n', "defaults.host: unknown host 'nope' (known: local)"),
+        ("[limits]\nmemory_overcommit = -1\n", "limits.memory_overcommit: must be > 0"),
+        ('defaults = "x"\n', "defaults: must be a table, [defaults], not 'x'"),
+        ("frobs = 1\n", "unknown key 'frobs' (known: defaults, hosts, limits)"),
+    ],
+)
+def test_wrong_settings_have_one_exit_code(tmp_path, monkeypatch, capsys, settings, said):
+    pytest.importorskip("libvirt")
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "wrong.toml"
+    kvm = (
+        ""
+        if "hypervisor.kvm" in settings
+        else '[hosts.local.hypervisor.kvm]\nuri = "test:///default"'
+    )
+    config.write_text(f'{settings}{kvm}\n[hosts.local]\nstate = "{tmp_path}/state"\n')
+    for words in (
+        ("list",), ("list", "-f", "json"), ("show", "web-1"), ("console", "web-1", "--log"),
+        ("ssh", "web-1"), ("create", "web", "-t", "tiny", "--dry-run"), ("start", "web"),
+        ("delete", "web", "--yes"), ("inventory", "--all"), ("host", "check"),
+        ("template", "check", "tiny"), ("boot", "resolve", "web"),
+    ):  # fmt: skip
+        code = main(["--config", str(config), *words])
+        captured = capsys.readouterr()
+        assert (code, captured.out) == (3, ""), words
+        assert captured.err.startswith(f"vmcloner: {config}: "), words
+        assert said in captured.err, words
+        assert len(captured.err.splitlines()) == 1, words
+
+
 def test_every_command_has_an_example(run):
     from importlib import metadata
 

@@ -20,7 +20,7 @@ def site(lab, tmp_path, monkeypatch):
     lab.engine.create("db", "t2", count=1)
     program = tmp_path / "bin" / "vmcloner"
     program.parent.mkdir()
-    python = f'exec "{sys.executable}" -m vmcloner_core.cli.app'
+    python = f'exec "{sys.executable}" -m vmcloner_core.cli'
     config = tmp_path / "vmcloner.toml"
     program.write_text(f'#!/bin/sh\nVMCLONER_CONFIG="{config}" {python} "$@"\n')
     program.chmod(0o755)
@@ -37,7 +37,7 @@ def site(lab, tmp_path, monkeypatch):
     ("words", "found"),
     [
         (["lis"], ["list"]),
-        (["template", ""], ["check", "delete", "import", "import-legacy", "list", "show"]),
+        (["template", "i"], ["import", "import-legacy"]),
         (["host", "prepare", ""], ["lvm", "network"]),
         (["help", "cre"], ["create"]),
         (["start", ""], ["db", "web"]),
@@ -166,8 +166,9 @@ def test_mistakes(run):
 def test_the_interactive_shell_completes_names(site):
     """On a terminal of its own, with TAB; it has a prompt, a greeting and no commands of cmd2."""
     ours, theirs = pty.openpty()
-    shell = subprocess.Popen(["vmcloner"], stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
+    # The first terminal that the leader of a session opens is the one whose Ctrl-C interrupts it.
+    argv = ["sh", "-c", 'exec vmcloner <"$0" >"$0" 2>&1', os.ttyname(theirs)]
+    shell = subprocess.Popen(argv, start_new_session=True)
     said = b""
 
     def until(text):
@@ -187,6 +188,9 @@ def test_the_interactive_shell_completes_names(site):
         until(b"unknown storage backend 'reference'")
         os.write(ours, b"show db\t")
         until(b"show db-1 ")
+        for _ in range(4):
+            os.write(ours, b"\x03")
+            time.sleep(0.1)
         os.write(ours, b"\x15shell ls\n'\nexit\n")
         until(b"no command 'shell'")
         until(b"No closing quotation")
@@ -194,4 +198,5 @@ def test_the_interactive_shell_completes_names(site):
     finally:
         shell.kill()
         os.close(ours)
+        os.close(theirs)
     assert b"Traceback" not in said

@@ -40,11 +40,11 @@ def test_what_is_wrong_is_said(run, lab):
     run("create", "web", "-t", "t1", "-n", "4", "--start")
     del lab.machines.machines["web-1"]
     lab.pool.disks.pop("web-2-disk0")
-    change(lab, "web-3", state=State.CRASHED)
+    change(lab, "web-3", state=State.CRASHED, reason="panicked")
     found = {line.split()[0]: line for line in run("list")[1].splitlines()}
     assert found["web-1"].endswith("unfinished: run its create again")
     assert found["web-2"].endswith("its disk is gone: run its create again")
-    assert found["web-3"].endswith("crashed")
+    assert found["web-3"].endswith("crashed: panicked")
     assert found["web-4"].endswith(" s")
     assert (
         "4 clones in 1 fleet: 1 allocated, 1 running, 1 crashed, 1 orphan; 3 with a problem"

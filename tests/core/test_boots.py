@@ -196,6 +196,16 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         fresh(tmp_path / "boot", "web-1")
 
 
+@pytest.mark.parametrize("text", ["", "[", "[" * 99_999, "null", '{"kernel": 1}'])
+def test_a_damaged_note_of_what_a_clone_was_started_from_is_none(lab, text):
+    lab.engine.create("web", "t1", count=1, start=True)
+    file = lab.engine.host.boots / "web-1" / "boot.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    assert not lab.engine._host.starter.ended_to_boot_anew("web-1")
+    assert lab.engine.boots("web")[0].error is None
+
+
 def test_a_link_in_the_folders_place_is_not_followed(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -194,7 +194,7 @@ def test_drafts_of_image_builders_caches(lab, monkeypatch, tmp_path):
     cache = image_cache()
     left = leave(cache / ".0a1b-abcd1234" / "filled" / "disk.raw")
     kept = leave(cache / "0a1b" / "disk.raw")
-    with hold(cache, ["image/0a1b"]):
+    with hold(cache.parent, ["image/0a1b"]):
         lab.engine.create("web", "t1", count=1)
         assert there(left) == list(left)
     assert kinds(lab.engine.gc(dry_run=True)) == ["image"]

@@ -171,7 +171,7 @@ def test_a_foreign_domain_is_never_touched(site):
         error = site.run("create", web, "-t", "plain", "-n", "3", code=5)
         assert f"{web}-2" in error
         assert site.rows() == []
-        site.run("delete", web, "--yes")
+        site.run("delete", web, "--yes", "--missing-ok")
         subprocess.run([*virsh, "dominfo", f"{web}-2"], check=True, timeout=60)
     finally:
         subprocess.run([*virsh, "undefine", f"{web}-2"], check=True, timeout=60)

@@ -188,10 +188,23 @@ def test_it_is_measured_again_after_a_boot_or_an_upgrade(host: Host, qemu: str) 
     assert runner.runs == 3
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"key": 1}', "\x00", '"key"'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"key": 1}', "\x00", '"key"', "[" * 99_999])
 def test_a_broken_memory_is_measured_over(host: Host, qemu: str, text: str) -> None:
     (host.state / "kvm.json").write_text(text)
     assert probe(Runner(OK, qemu), host).cached().works
+
+
+@pytest.mark.parametrize("what", ["mkstemp", "replace"])
+def test_a_memory_that_cannot_be_kept_leaves_no_draft(
+    host: Host, qemu: str, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def fail(*_words: object, **_options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    owner = "vmcloner_libvirt.acceleration.tempfile" if what == "mkstemp" else "pathlib.Path"
+    monkeypatch.setattr(f"{owner}.{what}", fail)
+    assert probe(Runner(OK, qemu), host).cached().works
+    assert [path.name for path in host.state.iterdir() if path.name.startswith(".kvm")] == []
 
 
 def test_no_memory_is_no_error(qemu: str) -> None:

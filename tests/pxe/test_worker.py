@@ -120,6 +120,12 @@ def test_a_message_that_was_cut_is_refused(channel, size, files):
         received(channel, [file.fileno()] * files, b"{}".ljust(size))
 
 
+@pytest.mark.parametrize("message", [b"[" * 60_000, b'{"index":' * 6_000, b"\xff", b"1", b"{}}"])
+def test_a_message_that_is_none_is_refused(channel, message):
+    with pytest.raises(NetbootError, match="its protocol"):
+        received(channel, [], message)
+
+
 @pytest.mark.parametrize("killed", [True, False])
 def test_a_worker_whose_parent_was_killed_at_once_ends_too(killed):
     """The kernel tells the worker only of a death that comes after it asked to be told."""

@@ -16,7 +16,7 @@ from cliff.show import ShowOne
 from vmcloner_core.cli.formats import PlainTable
 from vmcloner_core.cli.usage import printable, refuse, say
 from vmcloner_core.errors import Interrupted, UsageError, VmclonerError, did_you_mean, said
-from vmcloner_core.plan import CloneResult, Plan, Quota, Readiness, RunResult
+from vmcloner_core.plan import CloneResult, Plan, Quota, Readiness, RunResult, Sizes
 from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import Request, check_aim
 from vmcloner_core.units import counted, format_seconds, format_size, parse_size
@@ -127,7 +127,10 @@ class _Display(Base):
         """Return values for the output format: JSON and YAML keep their types and null."""
         if parsed_args.formatter in ("json", "yaml"):
             return tuple(values)
-        return tuple(_text(value) for value in values)
+        words = {True: "yes", False: "no"} if parsed_args.formatter == "table" else {}
+        return tuple(
+            words.get(value, value) if isinstance(value, bool) else _text(value) for value in values
+        )
 
 
 def _text(value: object) -> object:
@@ -176,7 +179,7 @@ class Table(_Display, Lister):
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
         """Print the rows."""
         self.check_columns(parsed_args, column_names)
-        rows = [self.shown(parsed_args, row) for row in data]
+        rows: Sequence[tuple[Any, ...]] = [self.shown(parsed_args, row) for row in data]
         if not rows and parsed_args.formatter == "table" and not parsed_args.print_empty:
             if self.nothing:
                 note(self.app, self.nothing)
@@ -187,9 +190,18 @@ class Table(_Display, Lister):
             places = [column_names.index(name) for name in self.short]
             rows = [tuple(row[place] for place in places) for row in rows]
             column_names = self.short
-            if column_names[-1] == "error" and not any(row[-1] for row in rows):
-                column_names, rows = column_names[:-1], [row[:-1] for row in rows]
+        if self.for_people(parsed_args) and not parsed_args.columns:
+            column_names, rows = _without_errors(column_names, rows)
         return super().produce_output(parsed_args, column_names, rows) or 0
+
+
+def _without_errors(
+    names: Sequence[str], rows: Sequence[tuple[Any, ...]]
+) -> tuple[Sequence[str], Sequence[tuple[Any, ...]]]:
+    """Return columns and rows without the last column if that is of errors and there are none."""
+    if not rows or names[-1] != "error" or any(row[-1] for row in rows):
+        return names, rows
+    return names[:-1], [row[:-1] for row in rows]
 
 
 class Record(_Display, ShowOne):
@@ -426,6 +438,20 @@ def add_copying(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Read full copies and imports back and compare them.",
     )
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the sizes of clones."""
+    parser.add_argument("--memory", type=_size, metavar="SIZE", help="Memory, like 512MiB.")
+    parser.add_argument("--vcpus", type=int, metavar="N", help="Virtual processors.")
+    parser.add_argument(
+        "--disk-size", type=_size, metavar="SIZE", help="Size of the first disk, like 10GiB."
+    )
+
+
+def sizes(parsed_args: argparse.Namespace) -> Sizes:
+    """Return what :func:`add_sizes` was given."""
+    return Sizes(memory=parsed_args.memory, vcpus=parsed_args.vcpus, disk=parsed_args.disk_size)
 
 
 def _size(text: str) -> int:

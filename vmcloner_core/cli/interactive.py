@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import signal
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
 
 PROMPT = "vmcloner> "
 LEAVE = ("quit", "exit")
+
+
+def _asked() -> str:
+    """Return a line that the user types. Ctrl-C gives up the line only, however often."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return input(PROMPT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Prompt:
@@ -32,7 +42,7 @@ class Prompt:
         with self._completion():
             while True:
                 try:
-                    words = shlex.split(input(PROMPT))
+                    words = shlex.split(_asked())
                 except EOFError:
                     print()
                     return

@@ -64,7 +64,8 @@ def problem(clone: Clone) -> str | None:
     """Return what is wrong with a clone, in a few words; None if nothing is."""
     if not clone.ours:
         return "belongs to another state folder"
-    return _PROBLEMS.get(clone.state)
+    words = (_PROBLEMS.get(clone.state), clone.reason)
+    return ": ".join(word for word in words if word) or None
 
 
 def age(clone: Clone, now: datetime) -> str | None:

@@ -14,7 +14,8 @@ def image_cache() -> Path:
     """Return the user's folder for what builders keep, a folder ``KEY`` for each image.
 
     A builder fills a folder ``.KEY-…`` and then renames it, and holds the lock ``image/KEY`` in
-    this folder meanwhile (:func:`vmcloner_core.locks.hold`); what is left without it is removed.
+    the folder above meanwhile (:func:`vmcloner_core.locks.hold`). A draft without its lock held is
+    removed.
     """
     return user_cache_path("vmcloner") / "images"
 
