@@ -11,6 +11,7 @@ from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import ImageBuilder, ImageFile, StorageDriver
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, VmclonerError
 from vmcloner_core.model import AS_IT_COMES, Copying, Origin, Outcome, Template
+from vmcloner_core.outcomes import checked
 from vmcloner_core.plan import ProgressEvent, StepEvent, StepStatus
 from vmcloner_core.plugins import PluginHost
 
@@ -103,7 +104,13 @@ class TemplateImages:
         try:
             builder, host = self.builder(template), self._drivers.host
             with images.obtained(template, builder, host, progress) as image:
-                outcome = pool.import_image(template.name, image, progress, copying)
+                made = checked(
+                    lambda: (pool.import_image(template.name, image, progress, copying),),
+                    [template.name],
+                    self._drivers.backend("storage", pool.name),
+                    Origin,
+                )
+                outcome = next(made)
         except VmclonerError as error:
             event(StepStatus.FAILED, error)
             raise
