@@ -351,10 +351,10 @@ def site_on(pool):
 
 def campaign(pool, how, seed, hits, seconds=1e9, tell=lambda _line: None):
     """Hit so many operations, for at most so many seconds; returns the campaign."""
-    end = time.monotonic() + seconds
     with site_on(pool) as site:
         run = Campaign(site, pool, seed)
         run.rehearse()
+        end = time.monotonic() + seconds
 
         def enough():
             return run.hits.total() >= hits or time.monotonic() > end
