@@ -18,7 +18,6 @@ import attrs
 from vmcloner_core.catalog import Catalog
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.errors import VmclonerError, WrongState
-from vmcloner_core.images import DRAFT_PREFIX
 from vmcloner_core.model import Outcome
 from vmcloner_core.names import fold
 from vmcloner_core.os_errors import translated
@@ -99,6 +98,8 @@ class Leftovers:
 
         It is gone at once: a killed removal leaves a draft, which the next run sweeps.
         """
+        from vmcloner_core.images import DRAFT_PREFIX
+
         folder = self.built / name
         with translated(folder):
             if not folder.is_dir() or folder.is_symlink():
