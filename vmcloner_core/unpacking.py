@@ -87,7 +87,6 @@ _MAGICS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x89LZO\0", "lzop"),
     (0, b"\x5d\0\0", "lzma"),
     (0, b"MSWIM\0\0\0", "WIM"),
-    (0, b"hsqs", "squashfs"),
     (0, b"EVF\x09\x0d\x0a\xff\0", "E01"),
     (0, b"Bochs Virtual HD Image", "Bochs"),
     (0, b"#!/bin/sh\n#V2.0 Format", "cloop"),
@@ -109,7 +108,6 @@ _ADVICE = {
     "VMDK descriptor": "it names other files: give the disk as one file "
     "(qemu-img convert -O qcow2, or export an OVA)",
     "VMDK of ESX": "convert it where it comes from: vmkfstools -i, or export an OVA",
-    "squashfs": "it is a file system, not a disk",
     "WIM": "it holds files, not a disk",
 }
 _NAMED = {".vmdk": "VMDK", ".vdi": "VDI", ".vhdx": "VHDX", ".vhd": "VHD", ".qed": "QED",

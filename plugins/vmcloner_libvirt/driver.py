@@ -33,7 +33,7 @@ from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections, Unreachable, is_local
 from vmcloner_libvirt.console import Consoles
 from vmcloner_libvirt.memory import Memory
-from vmcloner_libvirt.metadata import disks, labels_of, parse
+from vmcloner_libvirt.metadata import disks, labels_of, parse, sources
 from vmcloner_libvirt.networks import Networks
 from vmcloner_libvirt.operations import tolerate
 from vmcloner_libvirt.retries import persistently
@@ -204,9 +204,11 @@ class LibvirtDriver(HypervisorDriver):
         xml = self.connections.call(look, about=name)
         if xml is None:
             return Needs()  # gone meanwhile: its start says so
-        # Its disks are checked where they are activated, its kernel where it is resolved.
+        # What is the clone's alone is seen to where it is activated or resolved: its disks, its
+        # seed, its kernel. The others of its template have their own.
         root = parse(xml)
         given = [Path(e.text) for e in root.iterfind("os/*") if e.tag in ("kernel", "initrd")]
+        given += [path for path in sources(root) if path.is_relative_to(self.context.host.state)]
         return self._requirements.check(xml, name, given=(*disks(root), *given))
 
     @functools.cached_property

@@ -129,6 +129,12 @@ def nvram(root: Any) -> Path | None:
     return Path(path) if path else None
 
 
+def sources(root: Any) -> tuple[Path, ...]:
+    """Return the files and devices behind all of a domain's drives, with CDs and seeds."""
+    found = root.iterfind("devices/disk/source")
+    return tuple(Path(path) for e in found if (path := e.get("file") or e.get("dev")))
+
+
 def disks(root: Any) -> tuple[Path, ...]:
     """Return the files and devices of a domain's disks.
 

@@ -1,6 +1,8 @@
 """What clones need of their host is found missing before any is made, on the real libvirt."""
 
+import os
 import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +37,22 @@ def driver(make_driver: Callable[..., KvmDriver]) -> KvmDriver:
 @pytest.fixture
 def spec(new_spec: Callable[..., DomainSpec], new_labels: Callable[..., Labels]) -> DomainSpec:
     return new_spec(new_labels())
+
+
+@pytest.fixture
+def forwarded() -> Iterator[tuple[str, str]]:
+    """A network whose packets the host forwards, and its bridge."""
+    name = f"preflight-{uuid.uuid4().hex[:8]}"
+    bridge = f"pf{uuid.uuid4().hex[:8]}"
+    xml = (
+        f"<network><name>{name}</name><forward mode='open'/><bridge name='{bridge}'/>"
+        "<dns enable='no'/><ip address='198.18.77.1' prefix='30'/></network>"
+    )
+    virsh = ["virsh", "-q", "-c", "qemu:///system"]
+    create = [*virsh, "net-create", "/dev/stdin"]
+    subprocess.run(create, input=xml.encode(), check=True, timeout=30)
+    yield name, bridge
+    subprocess.run([*virsh, "net-destroy", name], check=True, timeout=30)
 
 
 @pytest.fixture
@@ -199,6 +217,59 @@ def test_a_network_that_does_not_run_and_one_without_its_bridge(
     )
     found = refusal(make_driver("qemu:///system", accel="tcg"), asked)  # asks anew
     assert f"network '{stopped}': this host has no bridge 'nobr0'" in found.message
+
+
+def test_a_network_whose_packets_are_dropped_is_a_warning(
+    driver: KvmDriver,
+    spec: DomainSpec,
+    forwarded: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name, bridge = forwarded
+    nic = Nic(spec=NicSpec(kind="network", source=name), mac="52:54:00:00:00:77")
+    asked = attrs.evolve(spec, nics=(nic,))
+    assert driver.check_domain(asked) == Needs()
+    monkeypatch.setattr(needs.firewall, "dropped", lambda _runner, bridges: tuple(bridges))
+    (warning,) = driver.check_domain(asked).warnings
+    assert f"drops packets that it forwards for {bridge}" in warning
+    assert f"iptables -I FORWARD -i {bridge} -j ACCEPT" in warning
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="rules take root")
+def test_rules_as_the_kernel_has_them() -> None:
+    """In a network namespace of its own."""
+    program = (
+        "from vmcloner_core.process import LocalRunner; from vmcloner_libvirt import firewall;"
+        "print(firewall.dropped(LocalRunner(), ['br0', 'br1']))"
+    )
+    for rules, found in (
+        ("true", "()"),
+        ("iptables -P FORWARD DROP", "('br0', 'br1')"),
+        ("iptables -P FORWARD DROP; iptables -I FORWARD -i br0 -j ACCEPT", "('br1',)"),
+        (
+            "nft 'add table inet f; add chain inet f c { type filter hook forward priority 0; "
+            'policy drop; }; add rule inet f c iifname { "br0", "x" } accept\'',
+            "('br1',)",
+        ),
+    ):
+        script = f'set -e; {rules}; exec {sys.executable} -c "{program}"'
+        argv = ["unshare", "--net", "sh", "-c", script]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout.strip() == found
+
+
+def test_a_clones_own_files_are_not_looked_at_for_the_others(
+    driver: KvmDriver, spec: DomainSpec
+) -> None:
+    seed = driver.context.host.state / "identity/web-1/seed.iso"
+    asked = attrs.evolve(spec, labels=attrs.evolve(spec.labels, fleet="preflight"), seed=seed)
+    (outcome,) = driver.define([asked])
+    outcome.unwrap()
+    try:
+        assert driver.check_defined(asked.name) == Needs()
+    finally:
+        list(driver.undefine([asked.name]))
+    assert driver.check_defined("preflight-7") == Needs()
 
 
 def test_huge_pages_are_said(
