@@ -59,7 +59,8 @@ def test_a_network_that_was_stopped_is_found_before_any_start(site):
         assert {row["state"] for row in site.rows(web)} == {"stopped"}
         site.run("delete", web, "--yes")
     finally:
-        subprocess.run([*virsh, "net-undefine", net], check=False, timeout=30)
+        for command in ("net-destroy", "net-undefine"):
+            subprocess.run([*virsh, command, net], check=False, timeout=30, capture_output=True)
 
 
 def test_a_usb_device_and_a_balloon(site):
@@ -88,9 +89,9 @@ def test_images_as_they_come(site, tmp_path):
         archive.add(disk, "disk.vmdk")
     packed = tmp_path / "vm.ova.xz"
     packed.write_bytes(lzma.compress(ova.read_bytes()))
-    template(site, site.fleet("images"))
+    template(site, "images")
     for file in (image, ova, packed, disk):
-        site.run("template", "import", site.fleet("images"), "--image", str(file))
-        (made,) = (site.folder / "state/pool/templates").glob(f"{site.fleet('images')}*")
+        site.run("template", "import", "images", "--image", str(file))
+        (made,) = (site.folder / "state/pool/templates").glob("images*")
         assert made.read_bytes() == raw.read_bytes()
-    site.run("template", "delete", site.fleet("images"))
+    site.run("template", "delete", "images")
