@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+import uuid
 from collections.abc import Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -22,6 +23,8 @@ from vmcloner_pxe.resolver import Found, Guest, Resolver
 pytestmark = pytest.mark.others
 
 ROUTER = IPv4Address("10.0.2.2")
+MACHINE = uuid.UUID(int=0)
+"""QEMU's, where it is given none."""
 KERNELS = ("k1", "k2", "k3", "d/k1", "d/k4", "a", "b", "c")
 IMAGES = {
     **{name: kernel(name) for name in KERNELS},
@@ -64,7 +67,9 @@ def answer(files: Mapping[str, bytes], boot_file: str) -> Found:
         server_mac=bytes(6),
         dns=IPv4Address("10.0.2.3"),
     )
-    return Resolver(fetcher=Folder(deadline=0, files=files)).find(Guest(mac=MAC), lease)
+    return Resolver(fetcher=Folder(deadline=0, files=files)).find(
+        Guest(mac=MAC, machine=MACHINE), lease
+    )
 
 
 def same(found: Found, booted: Booted) -> None:
@@ -154,8 +159,8 @@ def test_menus_beside_pxelinux(begin: str, config: str, inc: str, other: str) ->
 
 URI = st.sampled_from(["k1", "k2", "d/k1", "tftp://${next-server}/k3", "/k2", "${n}k1", "gone"])
 VALUE = st.sampled_from(
-    ["x", "a b", "${v}", "${w}${v}", "${mac}", "${net0/mac:hexhyp}", "${ip}", "${v:uristring}", "1",
-     "${unset}", "k1", "x${n}", "${v:hexraw}", "${netX/ip}", "${buildarch}", "${platform}", "",
+    ["x", "a b", "${v}", "${w}${v}", "${mac}", "${net0/mac:hexhyp}", "${ip}", "${uuid}", "${v:uristring}",
+     "1", "${unset}", "k1", "x${n}", "${v:hexraw}", "${netX/ip}", "${buildarch}", "${platform}", "",
      "${next-server}", "${n:int32}", "${ip:hexraw}", "${${w}}", "a\\b", "'q r'", '"q"', "a=b#c",
      "${net0/ip}", "${n:uint8}", "${mac:hexraw}", "${net0.dhcp/gateway}", "v"]
 )  # fmt: skip
