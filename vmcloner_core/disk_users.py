@@ -18,7 +18,7 @@ import attrs
 
 from vmcloner_core.errors import WrongState
 from vmcloner_core.model import DiskFile, DomainUse, Volume
-from vmcloner_core.process import arguments_of, open_files, process_shown
+from vmcloner_core.process import arguments_of, device_holder, open_files, process_shown
 from vmcloner_core.qcow2 import MAX_HEADER, Refused, backing_file, read_header
 
 MAX_CHAIN = 32
@@ -92,11 +92,10 @@ class DiskUsers:
                             f"{clone}: its disk {volume.path} is used by {process_shown(pid)}",
                             hint="end that process first",
                         )
-                if key in self._devices:
-                    device = self._devices[key]
+                if holder := self._devices.get(key) or _holder(key):
                     raise WrongState(
-                        f"{clone}: its disk {volume.path} is used by {device}",
-                        hint=f"losetup --detach {device}",
+                        f"{clone}: its disk {volume.path} is used by {holder}",
+                        hint="unmount it, or detach that device, first",
                     )
 
     def domain(self, clone: str) -> DomainUse | None:
@@ -251,9 +250,16 @@ def _processes(wanted: Collection[Key]) -> Mapping[Key, list[int]]:
     return found
 
 
+def _holder(key: Key) -> str:
+    """Return what inside the kernel uses a block device, "" if nothing does."""
+    if isinstance(key, str) or key[0] != "device":
+        return ""
+    return device_holder(os.makedev(key[1], key[2]))
+
+
 def _loops() -> Iterator[tuple[Key, str]]:
     """Yield the files under loop devices: the kernel holds these, no process does."""
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
             for key in keys(Path(backing.read_text().rstrip("\n"))):
-                yield key, f"/dev/{backing.parts[3]}"
+                yield key, f"device {backing.parts[3]}"

@@ -193,6 +193,24 @@ def open_files() -> Iterator[tuple[int, os.stat_result]]:
                     yield int(pid), status
 
 
+def device_holder(number: int) -> str:
+    """Return who uses the block device ``number`` (a dev_t) inside the kernel, "" if nobody.
+
+    Like ``a file system on /mnt`` (proc(5), /proc/PID/mountinfo: field 3 is the device, field 5 the
+    mount point) or ``device dm-3``, one on top of it.
+    """
+    shown = f"{os.major(number)}:{os.minor(number)}"
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo") as stream:  # noqa: PTH123
+        for line in stream:
+            words = line.split()
+            if words[2:3] == [shown]:
+                return f"a file system on {words[4]}"
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(f"/sys/dev/block/{shown}/holders")):  # noqa: PTH208
+            return f"device {name}"
+    return ""
+
+
 def arguments_of(pid: int) -> tuple[str, ...]:
     """Return the words that a process was started with; none if that is not known."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as stream:  # noqa: PTH123

@@ -236,8 +236,8 @@ def test_a_disk_that_is_open_elsewhere_stays(site, who, running):
         )
         if made.returncode:
             pytest.skip("no loop devices here")
-        word = made.stdout.strip()
-        end = lambda: subprocess.run(["losetup", "--detach", word], check=True)  # noqa: E731
+        word = made.stdout.strip().removeprefix("/dev/")
+        end = lambda: subprocess.run(["losetup", "--detach", f"/dev/{word}"], check=True)  # noqa: E731
     try:
         said = refused(site, "delete", web, "--yes")
         assert word in said
