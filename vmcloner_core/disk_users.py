@@ -55,7 +55,7 @@ class DiskUsers:
 
     def __init__(self, uses: Sequence[DomainUse], volumes: Iterable[Volume]) -> None:
         self._chains = _Chains()
-        self._uses = uses
+        self._own = {use.name: use for use in uses}
         self._domains: dict[Key, list[DomainUse]] = {}
         for use in uses:
             files = [*use.files, *use.disks]
@@ -100,7 +100,7 @@ class DiskUsers:
 
     def domain(self, clone: str) -> DomainUse | None:
         """Return what a clone's own domain uses, None if it has no domain."""
-        return next((use for use in self._uses if use.name == clone), None)
+        return self._own.get(clone)
 
     def moved(self, clone: str, volumes: Sequence[Volume]) -> tuple[Moved, ...]:
         """Return the volumes of a clone that its domain doesn't use directly (any more)."""
