@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,11 +19,13 @@ import attrs
 
 from vmcloner_core.errors import WrongState
 from vmcloner_core.model import DiskFile, DomainUse, Volume
-from vmcloner_core.process import arguments_of, device_holder, open_files, process_shown
+from vmcloner_core.process import arguments_of, device_holder, files_of, open_files, process_shown
 from vmcloner_core.qcow2 import MAX_HEADER, Refused, backing_file, read_header
 
 MAX_CHAIN = 32
 """Overlays on one another that are followed."""
+MOMENT = 2.0
+"""Seconds after which a process that has a disk open is one of its users."""
 _LOCKERS = re.compile(r"(.*/)?(virtlockd|sanlock)")
 """libvirt's lock managers hold the disks of running domains open."""
 _MAPPED = re.compile(r"/dev/(?!mapper/)([^/]+)/([^/]+)")
@@ -61,6 +64,7 @@ class DiskUsers:
             files = [*use.files, *use.disks]
             for key in {k for file in files for f in self._chains.of(file) for k in keys(f)}:
                 self._domains.setdefault(key, []).append(use)
+        self._until: float | None = None
         self._devices = dict(_loops())
         self._processes = _processes({key for v in volumes for key in keys(v.path)})
 
@@ -87,7 +91,8 @@ class DiskUsers:
                     words = arguments_of(pid)
                     if _LOCKERS.fullmatch(words[0] if words else ""):
                         continue
-                    if own is None or not is_own(own, words):
+                    mine = own is not None and is_own(own, words)
+                    if not mine and self._stays_open(pid, key):
                         raise WrongState(
                             f"{clone}: its disk {volume.path} is used by {process_shown(pid)}",
                             hint="end that process first",
@@ -97,6 +102,19 @@ class DiskUsers:
                         f"{clone}: its disk {volume.path} is used by {holder}",
                         hint="unmount it, or detach that device, first",
                     )
+
+    def _stays_open(self, pid: int, key: Key) -> bool:
+        """Tell whether a process keeps a file open: udev and LVM look at devices for a moment.
+
+        All processes together get :data:`MOMENT`.
+        """
+        if self._until is None:
+            self._until = time.monotonic() + MOMENT
+        while any(_number(status) == key for status in files_of(pid)):
+            if time.monotonic() >= self._until:
+                return True
+            time.sleep(0.05)
+        return False
 
     def domain(self, clone: str) -> DomainUse | None:
         """Return what a clone's own domain uses, None if it has no domain."""

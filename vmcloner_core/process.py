@@ -186,11 +186,16 @@ def open_files() -> Iterator[tuple[int, os.stat_result]]:
     for pid in os.listdir("/proc"):  # noqa: PTH208
         if not pid.isdecimal() or pid == own:
             continue
-        with contextlib.suppress(OSError):  # it ended, or we may not inspect it
-            for number in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
-                with contextlib.suppress(OSError):
-                    status = os.stat(f"/proc/{pid}/fd/{number}")  # noqa: PTH116
-                    yield int(pid), status
+        for status in files_of(int(pid)):
+            yield int(pid), status
+
+
+def files_of(pid: int) -> Iterator[os.stat_result]:
+    """Yield each file that a process has open; none if it ended, or may not be inspected."""
+    with contextlib.suppress(OSError):
+        for number in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
+            with contextlib.suppress(OSError):
+                yield os.stat(f"/proc/{pid}/fd/{number}")  # noqa: PTH116
 
 
 def device_holder(number: int) -> str:
