@@ -277,9 +277,10 @@ class Records:
         with _translated(clone, file):
             return file if file.exists() else None
 
-    def update(self, clone: str, **changes: Any) -> None:
+    def update(self, clone: str, *, lasting: bool = True, **changes: Any) -> None:
         """Change fields of a clone's record, if it has one and they differ.
 
+        :param lasting: wait until that is on the disk.
         :raises HostCommandError: it can't be written.
         """
         record = self.find(clone)
@@ -287,7 +288,7 @@ class Records:
         if changed is not None and changed != record:
             path = self.folder / clone / RECORD
             with _translated(clone, path):
-                _write(path, _dumped(changed), 0o600)
+                _write(path, _dumped(changed), 0o600, lasting=lasting)
 
     def note_seed(self, clone: str, seed: Seed) -> None:
         """Write a clone's seed to the disk, and note it in the clone's record.
@@ -314,7 +315,8 @@ class Records:
             for outcome in self._published({clone: draft}):
                 outcome.unwrap()
         else:
-            self.update(clone, restart=wanted, **({"ready": ""} if stopped else {}))
+            changes: dict[str, Any] = {"ready": ""} if stopped else {}
+            self.update(clone, restart=wanted, **changes)
 
     def check(self, labels: Labels) -> None:
         """Check that :meth:`remove` would remove a clone's folder, if there is one.
@@ -455,8 +457,11 @@ def _create(path: Path, text: str, mode: int) -> None:
         stream.write(text)
 
 
-def _write(path: Path, text: str, mode: int) -> None:
-    """Replace a file, at once and on the disk. One run at a time writes to a clone's folder."""
+def _write(path: Path, text: str, mode: int, *, lasting: bool = True) -> None:
+    """Replace a file, at once. One run at a time writes to a clone's folder.
+
+    :param lasting: wait until it is on the disk.
+    """
     draft = path.with_name(f".{path.name}.draft")
     try:
         draft.unlink(missing_ok=True)  # left by a killed run
@@ -465,7 +470,8 @@ def _write(path: Path, text: str, mode: int) -> None:
             stream.write(text)
             stream.flush()
             os.fchmod(handle, mode)
-            os.fsync(handle)
+            if lasting:
+                os.fsync(handle)
         draft.rename(path)
     except BaseException:
         with contextlib.suppress(OSError):
