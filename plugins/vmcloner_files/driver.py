@@ -30,6 +30,7 @@ from vmcloner_core.model import (
 )
 from vmcloner_core.os_errors import translated
 from vmcloner_core.qcow2 import overlay
+from vmcloner_core.stored_ids import KnownPool
 from vmcloner_files import doctor
 from vmcloner_files.cloning import Cloner, Method, as_volume
 from vmcloner_files.copies import FolderCopies
@@ -63,7 +64,9 @@ class FilesDriver(StorageDriver):
         self._copying = copying
         if settings.clone == "copy":
             self.modes = frozenset({CloneMode.FULL})
-        self._pool = Pool(settings.path or context.host.state / "pool", settings.qemu_user)
+        folder = settings.path or context.host.state / "pool"
+        known = KnownPool.of(context.host, context.name)
+        self._pool = Pool(folder, known, settings.qemu_user)
         self._importer = Importer(self._pool, context.runner)
         self._copier = Copier(FolderCopies(self._pool, self.name), self.delete, copying)
 
@@ -105,6 +108,7 @@ class FilesDriver(StorageDriver):
 
     def delete_origin(self, template: str) -> Outcome[None]:
         """See :meth:`StorageDriver.delete_origin`. Reflinks and copies don't need their origin."""
+        self._pool.check_identity()
         if self._pool.image(template) is None:
             return Outcome(key=template, changed=False)
         with translated(self._pool), self._pool.lock(alone=True):
@@ -135,6 +139,7 @@ class FilesDriver(StorageDriver):
 
     def delete(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
         """See :meth:`StorageDriver.delete`."""
+        self._pool.check_identity()
         with translated(self._pool):
             empty = not self._pool.volumes.exists()
         if empty:
@@ -143,6 +148,7 @@ class FilesDriver(StorageDriver):
         holders = Holders()
         with self._pool.lock(alone=True):
             outcomes = [self._delete(volume, holders) for volume in volumes]
+        self._pool.sweep_drafts()
         yield from outcomes
 
     def _delete(self, volume: Volume, holders: Holders) -> Outcome[None]:
@@ -162,9 +168,6 @@ class FilesDriver(StorageDriver):
     ) -> Iterator[Outcome[Volume]]:
         """See :meth:`StorageDriver.reset`. A new file is renamed over the old one."""
         self._pool.prepare()
-        if not self._pool.labels.follow_renames:
-            yield from super().reset(self._in_their_formats(requests), progress)
-            return
         with Cloner(self._pool, self.name, self._reset_method) as cloner:
             yield from cloner.replace(requests, Holders(), self._copying, progress)
 
@@ -178,12 +181,6 @@ class FilesDriver(StorageDriver):
         if found.full or self._is_full(request) or not self._pool.features().reflink:
             return Method.COPY
         return Method.REFLINK
-
-    def _in_their_formats(self, requests: Sequence[CloneRequest]) -> list[CloneRequest]:
-        """Return requests with the modes that give the volumes of their names the same formats."""
-        modes = {"raw": CloneMode.FULL, "qcow2": CloneMode.LINKED}
-        found = {volume.name: modes[volume.format] for volume in self.volumes()}
-        return [attrs.evolve(r, mode=found.get(r.volume_name, r.mode)) for r in requests]
 
     def volumes(self) -> tuple[Volume, ...]:
         """See :meth:`StorageDriver.volumes`."""

@@ -2,9 +2,10 @@
 
 ``templates/NAME.raw`` are the templates' images, ``volumes/CLONE-diskN`` the clones' disks. The
 labels say whether a disk is raw or qcow2: its content is under the guest's control. So nothing in a
-pool is believed that another user could have written. The lock
+pool is believed that another user could have written. ``.labels`` has the labels. The lock
 ``.lock`` is shared by processes that add files; one that removes or replaces files holds it alone.
-``.tmp`` is for file systems without O_TMPFILE.
+``.tmp`` is for file systems without O_TMPFILE. ``.id`` says which pool this is: an empty mount point
+is not the pool that was there.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from vmcloner_core.errors import BackendError, Conflict, DeadlineExceeded
 from vmcloner_core.model import Labels
 from vmcloner_core.names import check_template, volume_name
 from vmcloner_core.os_errors import translated
+from vmcloner_core.stored_ids import KnownPool, new_id, read_id
 from vmcloner_core.trusted_files import check_folder, check_owner
 from vmcloner_files import drafts
 from vmcloner_files.features import Features, examine, existing, has_attributes
-from vmcloner_files.labelling import LabelStore, SidecarLabels, XattrLabels
+from vmcloner_files.labelling import FileLabels
 from vmcloner_files.records import DiskRecord, ImageRecord
 
 FOLDER_MODE = 0o711
@@ -41,19 +43,23 @@ T = TypeVar("T")
 class Pool:
     """A pool's folder, made when it is first needed. Thread-safe.
 
-    :param qemu_user: who runs guests, beside system accounts.
+    :param known: remembers which pool it is. :param qemu_user: who runs guests, beside system
+        accounts.
     """
 
-    def __init__(self, folder: Path, qemu_user: str | None = None) -> None:
+    def __init__(self, folder: Path, known: KnownPool, qemu_user: str | None = None) -> None:
         self.folder = folder
+        self._known = known
         self._qemu_uid = pwd.getpwnam(qemu_user).pw_uid if qemu_user else None
         self.templates = folder / "templates"
         self.volumes = folder / "volumes"
         self._temporary = folder / ".tmp"
+        self._stored_labels = folder / ".labels"
+        self._id_file = folder / ".id"
         self._lock_file = folder / ".lock"
         self._mutex = threading.Lock()
         self._features: Features | None = None
-        self._labels: LabelStore | None = None
+        self._labels: FileLabels | None = None
         self._trusted = False
 
     def __str__(self) -> str:
@@ -61,23 +67,51 @@ class Pool:
 
     # --- the folder -----------------------------------------------------------------------------
 
+    @property
+    def _folders(self) -> tuple[Path, ...]:
+        return (self.templates, self.volumes, self._temporary, self._stored_labels)
+
     def prepare(self) -> Features:
         """Make missing folders and remove what dead processes left; once per pool.
 
         :returns: what its file system supports.
+        :raises BackendError: it is not the pool that was used before.
         """
         with self._mutex:
             if self._features is None:
                 self.check_folders()
+                self.check_identity()
                 with translated(self):
-                    for folder in (self.templates, self.volumes, self._temporary):
-                        _make(folder)
+                    _make(self.folder)
+                    for folder in self._folders:
+                        _make(folder, owner=self.folder)
                     self.check_folders()
                     self._labels = None  # may have been found on a parent folder
                     features = examine(self._temporary)
                     self.sweep()
                 self._features = features
             return self._features
+
+    def check_identity(self) -> None:
+        """Check that this is the pool that was used before, if one was.
+
+        :raises BackendError: it is another one, or is not mounted.
+        """
+        with translated(self._id_file):
+            self._known.check(self, read_id(self._id_file))
+
+    def _adopt(self) -> None:
+        """Give the pool an id, unless it has one, and remember it."""
+        if read_id(self._id_file) is None:
+            features = self._features or examine(self._temporary)
+            open_draft = drafts.unnamed if features.unnamed else drafts.named
+            with open_draft(self._temporary) as draft:
+                os.write(draft.fd, new_id().encode())
+                os.fchmod(draft.fd, 0o644)
+                os.fsync(draft.fd)
+                with contextlib.suppress(FileExistsError):  # another process was faster
+                    draft.publish(self._id_file)
+        self._known.remember(read_id(self._id_file))
 
     def features(self) -> Features:
         """Return what its file system supports, without making the folder.
@@ -96,7 +130,7 @@ class Pool:
         """
         if self._trusted or not os.path.lexists(self.folder):
             return
-        for folder in (self.folder, self.templates, self.volumes, self._temporary):
+        for folder in (self.folder, *self._folders):
             if folder == self.folder or os.path.lexists(folder):
                 check_folder(folder)
         self._trusted = True
@@ -125,22 +159,31 @@ class Pool:
                 pass
 
     def sweep(self) -> None:
-        """Remove drafts and sidecars of processes that died."""
+        """Remove drafts and labels of processes that died; complete what an older version made."""
         with translated(self):
             if not self._temporary.exists():
                 return
-            drafts.sweep(self._temporary)
-            if isinstance(self.labels, SidecarLabels):
+            self.check_folders()
+            self.check_identity()
+            _make(self._stored_labels, owner=self.folder)
+            self._adopt()
+            self.sweep_drafts()
+            folders = [folder for folder in (self.templates, self.volumes) if folder.exists()]
+            if self.labels.stale(folders):
                 with self.lock(alone=True):
-                    for folder in (self.templates, self.volumes):
-                        self.labels.sweep(folder)
+                    self.labels.sweep(folders)
+
+    def sweep_drafts(self) -> None:
+        """Remove drafts of processes that died."""
+        with contextlib.suppress(FileNotFoundError):
+            drafts.sweep(self._temporary)
 
     @property
-    def labels(self) -> LabelStore:
-        """Where labels are stored: depends on the folder's file system."""
+    def labels(self) -> FileLabels:
+        """The labels of its files."""
         if self._labels is None:
-            place = next(existing(self.volumes))
-            self._labels = XattrLabels() if has_attributes(place) else SidecarLabels()
+            attributes = has_attributes(next(existing(self.volumes)))
+            self._labels = FileLabels(self._stored_labels, attributes=attributes)
         return self._labels
 
     @contextlib.contextmanager
@@ -149,11 +192,10 @@ class Pool:
 
         :raises DeadlineExceeded: another process held it until the deadline.
         """
-        # Writing a sidecar and its file are two steps: no other process may come between them.
-        alone = alone or isinstance(self.labels, SidecarLabels)
         how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
         deadline = time.monotonic() + LOCK_TIMEOUT
         self.check_folders()
+        self.check_identity()
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         with translated(self._lock_file):
             fd = os.open(self._lock_file, flags, 0o600)
@@ -186,7 +228,9 @@ class Pool:
 
     def replace(self, draft: drafts.Draft, path: Path) -> None:
         """Replace a file by a labelled draft; the caller holds the lock alone."""
+        old = path.lstat().st_ino
         draft.replace(path, self._temporary)
+        self.labels.forget(path, old)
 
     # --- its files ------------------------------------------------------------------------------
 
@@ -272,8 +316,9 @@ class Pool:
 
     def remove(self, path: Path) -> None:
         """Remove a file and its labels; the caller holds the lock alone."""
+        inode = path.lstat().st_ino
         path.unlink()
-        self.labels.forget(path)
+        self.labels.forget(path, inode)
 
     def _labelled(self, folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
         """Yield (path, labels) of a folder's labelled files; nothing if there is no folder.
@@ -281,6 +326,7 @@ class Pool:
         :raises InvalidRequest: another user could have written one.
         """
         self.check_folders()
+        self.check_identity()
         with translated(folder):
             try:
                 names = os.listdir(folder)  # noqa: PTH208 - strings, not ten thousand Paths
@@ -295,12 +341,19 @@ class Pool:
                         yield path, values
 
 
-def _make(folder: Path) -> None:
+def _make(folder: Path, owner: Path | None = None) -> None:
+    """Make a folder and its parents.
+
+    :param owner: a folder; the new one belongs to the same user, also if root makes it.
+    """
     if not folder.is_dir():
         _make(folder.parent)
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
             folder.chmod(FOLDER_MODE)  # regardless of the umask
+            if owner is not None and os.geteuid() == 0:
+                status = owner.stat()
+                os.chown(folder, status.st_uid, status.st_gid)
 
 
 def _is_system_account(uid: int) -> bool:

@@ -14,7 +14,7 @@ from vmcloner_core.errors import Conflict
 from vmcloner_core.model import CloneMode, CloneRequest, Labels
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import make_image, no_progress
-from vmcloner_files.labelling import ATTRIBUTE, SidecarLabels, XattrLabels, decode, encode
+from vmcloner_files.labelling import ATTRIBUTE, FileLabels, decode, encode
 from vmcloner_files.records import DiskRecord, ImageRecord
 
 text = st.text(max_size=100)
@@ -45,7 +45,12 @@ images = st.builds(
 )
 
 
-@pytest.mark.parametrize("store", [XattrLabels(), SidecarLabels()], ids=["xattr", "sidecar"])
+@pytest.fixture(params=[True, False], ids=["attributes", "none"])
+def store(request, tmp_path):
+    (tmp_path / ".labels").mkdir()
+    return FileLabels(tmp_path / ".labels", attributes=request.param)
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(record=disks | images)
 @example(record=ImageRecord(template="t", digest="\ud800", size=1))
@@ -56,7 +61,6 @@ def test_records_come_back_as_they_were(tmp_path, store, record):
     assert type(record).from_mapping(store.read(path)) == record
 
 
-@pytest.mark.parametrize("store", [XattrLabels(), SidecarLabels()], ids=["xattr", "sidecar"])
 def test_files_without_labels(tmp_path, store):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
@@ -92,23 +96,99 @@ def test_what_is_malformed_is_no_record(base, key, value):
         assert record is None or 0 <= record.size < 10**20
 
 
-def test_a_sidecar_belongs_to_its_file_only(tmp_path):
-    store, path = SidecarLabels(), tmp_path / "file"
+def label(store, path, **labels):
     with path.open("wb") as stream:
-        store.write(stream.fileno(), path, {"version": "1"})
+        store.write(stream.fileno(), path, {"version": "1", **labels})
+
+
+def stored(tmp_path):
+    return sorted(path.name for path in (tmp_path / ".labels").iterdir())
+
+
+def test_labels_belong_to_their_file_only(tmp_path, store):
+    path = tmp_path / "file"
+    label(store, path)
     path.rename(tmp_path / "moved")
     path.touch()
     assert store.read(path) is None
 
 
-def test_sidecars_without_files_are_swept(tmp_path):
-    store = SidecarLabels()
+def test_a_file_without_the_attribute_is_not_ours_whatever_its_inode(tmp_path):
+    """ext4 gives the inode of a removed file to the next one."""
+    (tmp_path / ".labels").mkdir()
+    store = FileLabels(tmp_path / ".labels", attributes=True)
+    label(store, tmp_path / "file")
+    os.removexattr(tmp_path / "file", ATTRIBUTE)
+    assert store.read(tmp_path / "file") is None
+
+
+def test_a_disk_can_not_label_itself(tmp_path):
+    """QEMU can write the attribute of the disk that it has open, not what is in .labels."""
+    (tmp_path / ".labels").mkdir()
+    store = FileLabels(tmp_path / ".labels", attributes=True)
+    label(store, tmp_path / "file", format="raw")
+    os.setxattr(tmp_path / "file", ATTRIBUTE, encode({"version": "1", "format": "qcow2"}))
+    assert store.read(tmp_path / "file") == {"version": "1", "format": "raw"}
+
+
+def test_stored_labels_without_files_are_swept(tmp_path, store):
+    folder = tmp_path / "volumes"
+    folder.mkdir()
     for name in ("kept", "gone"):
-        with (tmp_path / name).open("wb") as stream:
-            store.write(stream.fileno(), tmp_path / name, {"version": "1"})
-    (tmp_path / "gone").unlink()
-    store.sweep(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".kept.labels", "kept"]
+        label(store, folder / name)
+    (folder / "gone").unlink()
+    (tmp_path / ".labels" / "kept.1.draft").touch()
+    assert store.stale([folder])
+    store.sweep([folder])
+    inode = (folder / "kept").stat().st_ino
+    assert stored(tmp_path) == [f"kept.{inode}"]
+    assert not store.stale([folder])
+
+
+def test_labels_of_files_themselves_are_stored(tmp_path):
+    """In a pool of an earlier version, or one that was copied with its attributes."""
+    folder = tmp_path / "volumes"
+    for place in (folder, tmp_path / ".labels"):
+        place.mkdir()
+    for name in ("one", "foreign"):
+        (folder / name).touch()
+    os.setxattr(folder / "one", ATTRIBUTE, encode({"version": "1"}))
+    store = FileLabels(tmp_path / ".labels", attributes=True)
+    assert store.read(folder / "one") == {"version": "1"}
+    store.sweep([folder])
+    assert stored(tmp_path) == [f"one.{(folder / 'one').stat().st_ino}"]
+    assert store.read(folder / "foreign") is None
+
+
+def test_sidecars_of_an_earlier_version_are_read_and_stored(tmp_path):
+    folder = tmp_path / "volumes"
+    for place in (folder, tmp_path / ".labels"):
+        place.mkdir()
+    inodes = {}
+    for name in ("one", "replaced"):
+        (folder / name).touch()
+        inodes[name] = (folder / name).stat().st_ino
+    for name, inode in (("one", inodes["one"]), ("replaced", 1), ("gone", 2)):
+        (folder / f".{name}.labels").write_bytes(encode({"version": "1", "inode": str(inode)}))
+    store = FileLabels(tmp_path / ".labels", attributes=False)
+    assert store.read(folder / "one") == {"version": "1"}
+    assert store.read(folder / "replaced") is None
+    store.sweep([folder])
+    assert stored(tmp_path) == [f"one.{inodes['one']}"]
+    assert sorted(p.name for p in folder.iterdir()) == [".replaced.labels", "one", "replaced"]
+    assert store.read(folder / "one") == {"version": "1"}
+
+
+def test_torn_labels_are_made_whole(tmp_path):
+    """The power failed before they were on the disk."""
+    folder = tmp_path / "volumes"
+    for place in (folder, tmp_path / ".labels"):
+        place.mkdir()
+    store = FileLabels(tmp_path / ".labels", attributes=True)
+    label(store, folder / "one")
+    [torn] = (tmp_path / ".labels").iterdir()
+    torn.write_bytes(b"")
+    assert store.read(folder / "one") == {"version": "1"}
 
 
 @pytest.fixture
@@ -123,12 +203,25 @@ def request_one(driver, tmp_path):
     return CloneRequest(labels=make_labels(), origin=origin, mode=CloneMode.FULL)
 
 
-def test_one_attribute_says_it_all(driver, request_one):
+def test_one_attribute_and_one_file_say_it_all(driver, request_one):
     [outcome] = driver.clone([request_one])
     path = outcome.unwrap().path
     assert [n for n in os.listxattr(path) if n.startswith("user.")] == [ATTRIBUTE]
-    stored = json.loads(os.getxattr(path, ATTRIBUTE))
-    assert stored.items() >= request_one.labels.to_mapping().items()
+    attribute = os.getxattr(path, ATTRIBUTE)
+    assert json.loads(attribute).items() >= request_one.labels.to_mapping().items()
+    stored = path.parents[1] / ".labels" / f"{path.name}.{path.stat().st_ino}"
+    assert stored.read_bytes() == attribute
+
+
+def test_a_reset_and_a_delete_leave_no_labels(driver, request_one):
+    list(driver.clone([request_one]))
+    [outcome] = driver.reset([request_one])
+    path = outcome.unwrap().path
+    folder = path.parents[1] / ".labels"
+    names = [entry.name for entry in folder.iterdir() if entry.name.startswith("web")]
+    assert names == [f"{path.name}.{path.stat().st_ino}"]
+    assert next(driver.delete([outcome.unwrap()])).changed
+    assert [entry.name.partition(".")[0] for entry in folder.iterdir()] == ["tiny"]
 
 
 def test_a_copy_with_attributes_is_no_clone(driver, request_one):

@@ -13,14 +13,14 @@ from vmcloner_core.testing.storage import make_image, no_progress
 from vmcloner_core.tomlfile import structure
 from vmcloner_files import pool as pool_module
 from vmcloner_files.driver import FilesDriver
-from vmcloner_files.labelling import SidecarLabels
+from vmcloner_files.labelling import FileLabels
 from vmcloner_files.records import DiskRecord
 from vmcloner_files.settings import FilesSettings
 
 OTHER = 54321
 QEMU = 64055
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user: needs root")
-PARTS = ["", "templates", "volumes", ".tmp"]
+PARTS = ["", "templates", "volumes", ".tmp", ".labels"]
 
 
 @pytest.fixture
@@ -179,19 +179,30 @@ def test_an_image_that_all_could_read_is_restricted_when_it_is_imported_again(
     assert stat.S_IMODE(stored.stat().st_mode) == 0o400
 
 
-def test_sidecars_are_written_by_us_alone_whatever_the_umask(tmp_path):
+def test_labels_are_written_by_us_alone_whatever_the_umask(tmp_path):
     path = tmp_path / "web-1-disk0"
     path.write_bytes(b"")
-    labels = SidecarLabels()
+    (tmp_path / ".labels").mkdir()
+    labels = FileLabels(tmp_path / ".labels", attributes=True)
     old = os.umask(0)
     try:
         with path.open("rb") as stream:
             labels.write(stream.fileno(), path, {"a": "b"})
     finally:
         os.umask(old)
-    sidecar = tmp_path / ".web-1-disk0.labels"
-    assert stat.S_IMODE(sidecar.stat().st_mode) == 0o644
+    [stored] = (tmp_path / ".labels").iterdir()
+    assert stat.S_IMODE(stored.stat().st_mode) == 0o644
     assert labels.read(path) == {"a": "b"}
-    sidecar.chmod(0o666)
+    stored.chmod(0o666)
     with pytest.raises(InvalidRequest, match="can be written by other users"):
         labels.read(path)
+
+
+@as_root
+@pytest.mark.parametrize("user", [OTHER, QEMU])
+def test_labels_of_another_users_are_not_believed(tmp_path, make_driver, volume, user):
+    """Not even of QEMU's user, who may own disks."""
+    [stored] = (tmp_path / "pool" / ".labels").glob("web-1-disk0.*")
+    os.chown(stored, user, -1)
+    with pytest.raises(InvalidRequest, match=r"\.labels/web-1-disk0\.\d+: not used, since it bel"):
+        make_driver(tmp_path).volumes()
