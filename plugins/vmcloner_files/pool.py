@@ -16,7 +16,7 @@ import os
 import pwd
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
@@ -54,7 +54,7 @@ class Pool:
         self.templates = folder / "templates"
         self.volumes = folder / "volumes"
         self._temporary = folder / ".tmp"
-        self._stored_labels = folder / ".labels"
+        self._labels_file = folder / ".labels"
         self._id_file = folder / ".id"
         self._lock_file = folder / ".lock"
         self._mutex = threading.Lock()
@@ -69,7 +69,7 @@ class Pool:
 
     @property
     def _folders(self) -> tuple[Path, ...]:
-        return (self.templates, self.volumes, self._temporary, self._stored_labels)
+        return (self.templates, self.volumes, self._temporary)
 
     def prepare(self) -> Features:
         """Make missing folders and remove what dead processes left; once per pool.
@@ -103,15 +103,23 @@ class Pool:
     def _adopt(self) -> None:
         """Give the pool an id, unless it has one, and remember it."""
         if read_id(self._id_file) is None:
-            features = self._features or examine(self._temporary)
-            open_draft = drafts.unnamed if features.unnamed else drafts.named
-            with open_draft(self._temporary) as draft:
-                os.write(draft.fd, new_id().encode())
-                os.fchmod(draft.fd, 0o644)
-                os.fsync(draft.fd)
+            with self._small_file(new_id().encode()) as draft:
                 with contextlib.suppress(FileExistsError):  # another process was faster
                     draft.publish(self._id_file)
         self._known.remember(read_id(self._id_file))
+
+    @contextlib.contextmanager
+    def _small_file(self, content: bytes) -> Iterator[drafts.Draft]:
+        """Yield a draft of a file that all may read; it belongs to the pool's owner."""
+        features = self._features or examine(self._temporary)
+        open_draft = drafts.unnamed if features.unnamed else drafts.named
+        with open_draft(self._temporary) as draft:
+            os.fchmod(draft.fd, 0o644)
+            _give(draft.fd, self.folder)
+            while content:
+                content = content[os.write(draft.fd, content) :]
+            os.fsync(draft.fd)
+            yield draft
 
     def features(self) -> Features:
         """Return what its file system supports, without making the folder.
@@ -165,13 +173,22 @@ class Pool:
                 return
             self.check_folders()
             self.check_identity()
-            _make(self._stored_labels, owner=self.folder)
             self._adopt()
             self.sweep_drafts()
             folders = [folder for folder in (self.templates, self.volumes) if folder.exists()]
-            if self.labels.stale(folders):
+            if self.labels.compacted(folders) is not None:
                 with self.lock(alone=True):
-                    self.labels.sweep(folders)
+                    self._compact(folders)
+
+    def _compact(self, folders: Sequence[Path]) -> None:
+        content = self.labels.compacted(folders)
+        if content is None:
+            return
+        with self._small_file(content) as draft:
+            draft.replace(self._labels_file, self._temporary)
+        for folder in folders:
+            for left in folder.glob(".*.labels"):  # an earlier version's; their lines are made
+                left.unlink()
 
     def sweep_drafts(self) -> None:
         """Remove drafts of processes that died."""
@@ -183,7 +200,7 @@ class Pool:
         """The labels of its files."""
         if self._labels is None:
             attributes = has_attributes(next(existing(self.volumes)))
-            self._labels = FileLabels(self._stored_labels, attributes=attributes)
+            self._labels = FileLabels(self._labels_file, attributes=attributes)
         return self._labels
 
     @contextlib.contextmanager
@@ -276,7 +293,8 @@ class Pool:
         self.check_folders()
         with translated(path):
             try:
-                values, status = self.labels.read(path), path.lstat()
+                status = path.lstat()
+                values = self.labels.read(path, status)
             except FileNotFoundError:
                 return None
         record = parse(values) if values is not None else None
@@ -332,28 +350,31 @@ class Pool:
                 names = os.listdir(folder)  # noqa: PTH208 - strings, not ten thousand Paths
             except FileNotFoundError:
                 return
-            for name in names:
-                path = f"{folder}/{name}"
-                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                    values = None if name[0] == "." else self.labels.read(path)
-                    if values is not None:
-                        self.check_file(path, os.lstat(path))
-                        yield path, values
+            paths = (f"{folder}/{name}" for name in names if name[0] != ".")
+            for path, status, values in self.labels.read_all(paths):
+                self.check_file(path, status)
+                yield path, values
 
 
 def _make(folder: Path, owner: Path | None = None) -> None:
     """Make a folder and its parents.
 
-    :param owner: a folder; the new one belongs to the same user, also if root makes it.
+    :param owner: a folder that has the owner that the new one gets.
     """
     if not folder.is_dir():
         _make(folder.parent)
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
             folder.chmod(FOLDER_MODE)  # regardless of the umask
-            if owner is not None and os.geteuid() == 0:
-                status = owner.stat()
-                os.chown(folder, status.st_uid, status.st_gid)
+            if owner is not None:
+                _give(folder, owner)
+
+
+def _give(new: int | Path, folder: Path) -> None:
+    """Give what root has made in a user's pool to that user."""
+    if os.geteuid() == 0:
+        status = folder.stat()
+        os.chown(new, status.st_uid, status.st_gid)
 
 
 def _is_system_account(uid: int) -> bool:

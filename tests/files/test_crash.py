@@ -36,10 +36,10 @@ def visible(folder: Path) -> list[str]:
 
 
 def left_over(pool: Path) -> list[str]:
-    """Return drafts, and labels of files that don't exist."""
+    """Return drafts, and other hidden files than those of every pool."""
     drafts = [path.name for path in (pool / ".tmp").iterdir()]
-    files = {f"{p.name}.{p.stat().st_ino}" for p in (*pool.glob("v*/*"), *pool.glob("te*/*"))}
-    return drafts + [p.name for p in (pool / ".labels").iterdir() if p.name not in files]
+    hidden = {path.name for path in pool.iterdir() if path.name.startswith(".")}
+    return drafts + sorted(hidden - {".id", ".labels", ".lock", ".tmp"})
 
 
 everywhere = pytest.mark.parametrize(

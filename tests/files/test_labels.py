@@ -47,8 +47,37 @@ images = st.builds(
 
 @pytest.fixture(params=[True, False], ids=["attributes", "none"])
 def store(request, tmp_path):
-    (tmp_path / ".labels").mkdir()
-    return FileLabels(tmp_path / ".labels", attributes=request.param)
+    return new_store(tmp_path, attributes=request.param)
+
+
+def new_store(tmp_path, *, attributes):
+    (tmp_path / ".labels").touch()
+    return FileLabels(tmp_path / ".labels", attributes=attributes)
+
+
+def read(store, path):
+    return store.read(path, path.lstat())
+
+
+def label(store, path, **labels):
+    with path.open("wb") as stream:
+        store.write(stream.fileno(), path, {"version": "1", **labels})
+
+
+def key(path):
+    return f"{path.name}.{path.lstat().st_ino}"
+
+
+def stored(tmp_path):
+    """Return for which files there are labels."""
+    lines = (tmp_path / ".labels").read_text().splitlines()
+    last = dict(line.split(" ", 1) for line in lines if line and line[0] != "#")
+    return [name for name, labels in last.items() if labels != "-"]
+
+
+def compact(store, folder):
+    (folder.parent / ".labels").write_bytes(store.compacted([folder]))
+    assert store.compacted([folder]) is None
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -58,7 +87,7 @@ def test_records_come_back_as_they_were(tmp_path, store, record):
     path = tmp_path / "file"
     with path.open("wb") as stream:
         store.write(stream.fileno(), path, record.to_mapping())
-    assert type(record).from_mapping(store.read(path)) == record
+    assert type(record).from_mapping(read(store, path)) == record
 
 
 def test_files_without_labels(tmp_path, store):
@@ -67,9 +96,7 @@ def test_files_without_labels(tmp_path, store):
     (tmp_path / "link").symlink_to("file")
     (tmp_path / "dangling").symlink_to("nowhere")
     for name in ("file", "folder", "link", "dangling"):
-        assert store.read(tmp_path / name) is None
-    with pytest.raises(FileNotFoundError):
-        store.read(tmp_path / "none")
+        assert read(store, tmp_path / name) is None
 
 
 @given(st.binary() | st.recursive(st.none() | st.text(), st.lists).map(json.dumps).map(str.encode))
@@ -96,99 +123,107 @@ def test_what_is_malformed_is_no_record(base, key, value):
         assert record is None or 0 <= record.size < 10**20
 
 
-def label(store, path, **labels):
-    with path.open("wb") as stream:
-        store.write(stream.fileno(), path, {"version": "1", **labels})
-
-
-def stored(tmp_path):
-    return sorted(path.name for path in (tmp_path / ".labels").iterdir())
-
-
 def test_labels_belong_to_their_file_only(tmp_path, store):
     path = tmp_path / "file"
     label(store, path)
     path.rename(tmp_path / "moved")
     path.touch()
-    assert store.read(path) is None
+    assert read(store, path) is None
 
 
 def test_a_file_without_the_attribute_is_not_ours_whatever_its_inode(tmp_path):
     """ext4 gives the inode of a removed file to the next one."""
-    (tmp_path / ".labels").mkdir()
-    store = FileLabels(tmp_path / ".labels", attributes=True)
+    store = new_store(tmp_path, attributes=True)
     label(store, tmp_path / "file")
     os.removexattr(tmp_path / "file", ATTRIBUTE)
-    assert store.read(tmp_path / "file") is None
+    assert read(store, tmp_path / "file") is None
 
 
 def test_a_disk_can_not_label_itself(tmp_path):
     """QEMU can write the attribute of the disk that it has open, not what is in .labels."""
-    (tmp_path / ".labels").mkdir()
-    store = FileLabels(tmp_path / ".labels", attributes=True)
+    store = new_store(tmp_path, attributes=True)
     label(store, tmp_path / "file", format="raw")
     os.setxattr(tmp_path / "file", ATTRIBUTE, encode({"version": "1", "format": "qcow2"}))
-    assert store.read(tmp_path / "file") == {"version": "1", "format": "raw"}
+    assert read(store, tmp_path / "file") == {"version": "1", "format": "raw"}
 
 
-def test_stored_labels_without_files_are_swept(tmp_path, store):
+def test_the_last_line_counts_whoever_wrote_it(tmp_path, store):
+    path = tmp_path / "file"
+    label(store, path, complete="no")
+    other = FileLabels(tmp_path / ".labels", attributes=False)
+    for words in ({"complete": "no"}, {"size": "3"}, {}):
+        with path.open("rb") as stream:
+            other.write(stream.fileno(), path, {"version": "1", **words})
+        assert read(store, path) == {"version": "1", **words}
+    other.forget(path, path.stat().st_ino)
+    assert read(FileLabels(tmp_path / ".labels", attributes=False), path) is None
+
+
+@pytest.mark.parametrize("torn", ["web-1", "file.{inode} ", 'file.{inode} {{"version', "\0" * 4096])
+def test_a_torn_line_changes_no_other(tmp_path, store, torn):
+    path = tmp_path / "file"
+    label(store, path)
+    with (tmp_path / ".labels").open("a") as stream:
+        stream.write(torn.format(inode=path.stat().st_ino))
+    for _ in range(2):
+        assert read(store, path) == {"version": "1"}
+        label(store, tmp_path / "next")
+    assert read(store, tmp_path / "next") == {"version": "1"}
+
+
+def test_lines_without_files_go(tmp_path, store):
     folder = tmp_path / "volumes"
     folder.mkdir()
     for name in ("kept", "gone"):
         label(store, folder / name)
     (folder / "gone").unlink()
-    (tmp_path / ".labels" / "kept.1.draft").touch()
-    assert store.stale([folder])
-    store.sweep([folder])
-    inode = (folder / "kept").stat().st_ino
-    assert stored(tmp_path) == [f"kept.{inode}"]
-    assert not store.stale([folder])
+    compact(store, folder)
+    assert stored(tmp_path) == [key(folder / "kept")]
+    assert read(store, folder / "kept") == {"version": "1"}
+
+
+def test_old_lines_go(tmp_path):
+    folder = tmp_path / "volumes"
+    folder.mkdir()
+    store = new_store(tmp_path, attributes=False)
+    for _ in range(3):
+        label(store, folder / "one", owner="x" * 60_000)
+        label(store, folder / "one")
+    compact(store, folder)
+    assert stored(tmp_path) == [key(folder / "one")]
 
 
 def test_labels_of_files_themselves_are_stored(tmp_path):
     """In a pool of an earlier version, or one that was copied with its attributes."""
     folder = tmp_path / "volumes"
-    for place in (folder, tmp_path / ".labels"):
-        place.mkdir()
+    folder.mkdir()
     for name in ("one", "foreign"):
         (folder / name).touch()
     os.setxattr(folder / "one", ATTRIBUTE, encode({"version": "1"}))
-    store = FileLabels(tmp_path / ".labels", attributes=True)
-    assert store.read(folder / "one") == {"version": "1"}
-    store.sweep([folder])
-    assert stored(tmp_path) == [f"one.{(folder / 'one').stat().st_ino}"]
-    assert store.read(folder / "foreign") is None
+    store = new_store(tmp_path, attributes=True)
+    assert read(store, folder / "one") == {"version": "1"}
+    compact(store, folder)
+    assert stored(tmp_path) == [key(folder / "one")]
+    assert read(store, folder / "foreign") is None
 
 
 def test_sidecars_of_an_earlier_version_are_read_and_stored(tmp_path):
     folder = tmp_path / "volumes"
-    for place in (folder, tmp_path / ".labels"):
-        place.mkdir()
+    folder.mkdir()
     inodes = {}
     for name in ("one", "replaced"):
         (folder / name).touch()
         inodes[name] = (folder / name).stat().st_ino
     for name, inode in (("one", inodes["one"]), ("replaced", 1), ("gone", 2)):
         (folder / f".{name}.labels").write_bytes(encode({"version": "1", "inode": str(inode)}))
-    store = FileLabels(tmp_path / ".labels", attributes=False)
-    assert store.read(folder / "one") == {"version": "1"}
-    assert store.read(folder / "replaced") is None
-    store.sweep([folder])
+    store = new_store(tmp_path, attributes=False)
+    assert read(store, folder / "one") == {"version": "1"}
+    assert read(store, folder / "replaced") is None
+    compact(store, folder)
     assert stored(tmp_path) == [f"one.{inodes['one']}"]
-    assert sorted(p.name for p in folder.iterdir()) == [".replaced.labels", "one", "replaced"]
-    assert store.read(folder / "one") == {"version": "1"}
-
-
-def test_torn_labels_are_made_whole(tmp_path):
-    """The power failed before they were on the disk."""
-    folder = tmp_path / "volumes"
-    for place in (folder, tmp_path / ".labels"):
-        place.mkdir()
-    store = FileLabels(tmp_path / ".labels", attributes=True)
-    label(store, folder / "one")
-    [torn] = (tmp_path / ".labels").iterdir()
-    torn.write_bytes(b"")
-    assert store.read(folder / "one") == {"version": "1"}
+    for left in folder.glob(".*"):
+        left.unlink()
+    assert read(store, folder / "one") == {"version": "1"}
 
 
 @pytest.fixture
@@ -209,19 +244,19 @@ def test_one_attribute_and_one_file_say_it_all(driver, request_one):
     assert [n for n in os.listxattr(path) if n.startswith("user.")] == [ATTRIBUTE]
     attribute = os.getxattr(path, ATTRIBUTE)
     assert json.loads(attribute).items() >= request_one.labels.to_mapping().items()
-    stored = path.parents[1] / ".labels" / f"{path.name}.{path.stat().st_ino}"
-    assert stored.read_bytes() == attribute
+    lines = (path.parents[1] / ".labels").read_bytes().splitlines()
+    assert lines[-1] == f"{key(path)} ".encode() + attribute
 
 
 def test_a_reset_and_a_delete_leave_no_labels(driver, request_one):
     list(driver.clone([request_one]))
     [outcome] = driver.reset([request_one])
     path = outcome.unwrap().path
-    folder = path.parents[1] / ".labels"
-    names = [entry.name for entry in folder.iterdir() if entry.name.startswith("web")]
-    assert names == [f"{path.name}.{path.stat().st_ino}"]
+    driver.sweep()
+    assert [name.partition(".")[0] for name in stored(path.parents[1])] == ["tiny", path.name]
     assert next(driver.delete([outcome.unwrap()])).changed
-    assert [entry.name.partition(".")[0] for entry in folder.iterdir()] == ["tiny"]
+    driver.sweep()
+    assert [name.partition(".")[0] for name in stored(path.parents[1])] == ["tiny"]
 
 
 def test_a_copy_with_attributes_is_no_clone(driver, request_one):

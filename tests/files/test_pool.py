@@ -197,12 +197,13 @@ def test_what_the_dead_left_goes_and_what_the_living_hold_stays(tmp_path):
 def test_labels_that_the_dead_left_go(tmp_path, mounts, new_folder, make_driver):
     folder = new_folder(mounts("ramfs"))
     volume = linked(make_driver(folder), tmp_path)
-    left = volume.path.parents[1] / ".labels" / "web-2-disk0.7"
-    left.write_text("{}")
+    labels = volume.path.parents[1] / ".labels"
+    with labels.open("a") as stream:
+        stream.write("web-2-disk0.7 {}\n")
     again = make_driver(folder)
     assert again.volumes() == (volume,)
     linked(again, tmp_path)
-    assert not left.exists()
+    assert "web-2" not in labels.read_text()
     assert again.volumes() == (volume,)
 
 
