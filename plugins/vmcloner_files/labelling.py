@@ -83,8 +83,12 @@ class FileLabels:
             os.setxattr(fd, ATTRIBUTE, content)
 
     def forget(self, path: Path, inode: int) -> None:
-        """Remove the labels of a file that was removed, or replaced by another one."""
-        self._add(_key(path, inode), _GONE)
+        """Remove the labels of a file that was removed, or replaced by another one.
+
+        With attributes, a file that gets its inode number lacks the attribute: that is enough.
+        """
+        if not self._attributes:
+            self._add(_key(path, inode), _GONE)
 
     def _add(self, key: bytes, content: bytes) -> None:
         line = b"\n%b %b\n" % (key, content)  # the last one may have no end
