@@ -143,6 +143,7 @@ class ClonePlan:
     :param state: its state when this was planned, None if it didn't exist.
     :param disks: numbers of the disks that are created or reset.
     :param volumes: its existing volumes.
+    :param unlabelled: see :class:`Clone`.
     :param wait: what to wait for, with placeholders filled in.
     :param spec: its specification. None if its template is gone and no step needs it.
     """
@@ -152,6 +153,7 @@ class ClonePlan:
     state: State | None = None
     disks: tuple[int, ...] = ()
     volumes: tuple[Volume, ...] = ()
+    unlabelled: tuple[str, ...] = ()
     wait: Readiness = Readiness()
     spec: CloneSpec | None = None
 

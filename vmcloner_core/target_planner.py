@@ -137,6 +137,7 @@ class _Context:
             state=clone.state,
             disks=_own_disks(clone, spec.template) if spec and "reset" in steps else (),
             volumes=clone.volumes,
+            unlabelled=clone.unlabelled,
             wait=wait,
             spec=spec,
         )

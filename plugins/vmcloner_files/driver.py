@@ -187,6 +187,11 @@ class FilesDriver(StorageDriver):
         disks = self._pool.disks().items()
         return tuple(as_volume(path, record, self._pool, self.name) for path, record in disks)
 
+    def unlabelled(self, names: Sequence[str]) -> Sequence[str]:
+        """See :meth:`StorageDriver.unlabelled`."""
+        self._pool.check_identity()
+        return [name for name in names if self._pool.is_foreign(name)]
+
     def sweep(self) -> None:
         """See :meth:`StorageDriver.sweep`."""
         self._pool.sweep()

@@ -289,6 +289,14 @@ class Pool:
         """
         return self._read(path, DiskRecord.from_mapping)
 
+    def is_foreign(self, volume: str) -> bool:
+        """Tell whether something has a volume's name, without the labels of that volume's clone."""
+        try:
+            record = self.record(self.volumes / volume)
+        except Conflict:
+            return True
+        return record is not None and not record.labels.has_volume(volume)
+
     def _read(self, path: Path, parse: Callable[[dict[str, str]], T | None]) -> T | None:
         self.check_folders()
         with translated(path):

@@ -305,6 +305,12 @@ class LvmThinDriver(StorageDriver):
             if each.pool == self._pool.name and (labels := labels_of(each)) is not None
         )
 
+    def unlabelled(self, names: Sequence[str]) -> Sequence[str]:
+        """See :meth:`StorageDriver.unlabelled`."""
+        group = self._pool.read()
+        ours = {name for name, each in group.thin.items() if labels_of(each) is not None}
+        return [name for name in names if name in group.logical and name not in ours]
+
     def sweep(self) -> None:
         """See :meth:`StorageDriver.sweep`."""
         sweep(self._importer.folder)

@@ -199,6 +199,11 @@ class ThickDriver(StorageDriver):
         for volume in volumes:
             yield Outcome(key=volume.name, error=errors[volume.name])
 
+    def unlabelled(self, names: Sequence[str]) -> Sequence[str]:
+        """See :meth:`StorageDriver.unlabelled`."""
+        there = self._group.read()
+        return [name for name in names if name in there and there[name].labels is None]
+
     def sweep(self) -> None:
         """See :meth:`StorageDriver.sweep`."""
         sweep(self._importer.folder)
