@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import tempfile
@@ -15,6 +16,7 @@ import attrs
 
 from vmcloner_core.errors import BackendError
 from vmcloner_core.model import Host
+from vmcloner_core.os_errors import translated
 
 DRAFT_PREFIX = ".id-"
 
@@ -22,6 +24,11 @@ DRAFT_PREFIX = ".id-"
 def new_id() -> str:
     """Return a random id: 32 hexadecimal digits."""
     return uuid.uuid4().hex
+
+
+def id_of(*parts: str) -> str:
+    """Return the id that stands for something with ids of another kind, like LVM's UUIDs."""
+    return hashlib.sha256("/".join(parts).encode()).hexdigest()[:32]
 
 
 def read_id(file: Path) -> str | None:
@@ -84,23 +91,24 @@ class KnownPool:
         """Check that a pool is the one that was used before, or that none was.
 
         :param pool: for the message. :param found: the id of what is there, None if it has none.
-        :raises BackendError: it is not that pool.
-        :raises OSError: what is remembered can't be read.
+        :raises VmclonerError: it is not that pool, or what is remembered can't be read.
         """
-        known = read_id(self.file)
+        with translated(self.file):
+            known = read_id(self.file)
         if known is None or known == found:
             return
         what = "it has no id" if found is None else "it has another id"
         raise BackendError(
             f"{pool} is not the one that storage {self.name!r} was before: {what}",
-            hint=f"mount it; or if this is the one to use from now on: rm {self.file}",
+            hint=f"mount or connect that one; to use this one from now on: rm {self.file}",
         )
 
     def remember(self, found: str | None) -> None:
         """Remember a pool's id, unless one is remembered.
 
-        :raises OSError: the state folder can't be written.
+        :raises VmclonerError: the state folder can't be written.
         """
-        if found is not None and read_id(self.file) is None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            keep_id(self.file, found, self.state)
+        with translated(self.file):
+            if found is not None and read_id(self.file) is None:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                keep_id(self.file, found, self.state)

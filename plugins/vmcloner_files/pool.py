@@ -98,7 +98,8 @@ class Pool:
         :raises BackendError: it is another one, or is not mounted.
         """
         with translated(self._id_file):
-            self._known.check(self, read_id(self._id_file))
+            found = read_id(self._id_file)
+        self._known.check(self, found)
 
     def _adopt(self) -> None:
         """Give the pool an id, unless it has one, and remember it."""

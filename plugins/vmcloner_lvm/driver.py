@@ -27,6 +27,7 @@ from vmcloner_core.model import (
     VolumeProgress,
     untold,
 )
+from vmcloner_core.stored_ids import KnownPool
 from vmcloner_lvm import batches, doctor, tags
 from vmcloner_lvm.activation import activate, combined, deactivate
 from vmcloner_lvm.commands import Lvm
@@ -72,7 +73,8 @@ class LvmThinDriver(StorageDriver):
         self._settings = settings
         self._mapper = mapper or KernelDeviceMapper()
         self._lvm = Lvm(settings.vg, context.runner)
-        self._pool = Pool(self._lvm, settings.thinpool, self._mapper)
+        known = KnownPool.of(context.host, context.name)
+        self._pool = Pool(self._lvm, settings.thinpool, self._mapper, known)
         self._chunk: int | None = None
         self._importer = Importer(self._pool, context.runner, context.host.state / "import")
         self._activate = combined(activate, self._lvm, self._mapper)

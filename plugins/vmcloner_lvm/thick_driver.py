@@ -26,6 +26,7 @@ from vmcloner_core.model import (
     VolumeProgress,
     untold,
 )
+from vmcloner_core.stored_ids import KnownPool
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper
 from vmcloner_lvm.filling import sweep
@@ -62,7 +63,8 @@ class ThickDriver(StorageDriver):
         super().__init__(context)
         self._copying = copying
         self._mapper = mapper or KernelDeviceMapper()
-        self._group = ThickGroup(Lvm(group, context.runner), self._mapper)
+        known = KnownPool.of(context.host, context.name)
+        self._group = ThickGroup(Lvm(group, context.runner), self._mapper, known)
         self._copies = ThickCopies(self._group, self.name)
         self._copier = Copier(self._copies, self.delete, copying)
         folder = context.host.state / "import"
