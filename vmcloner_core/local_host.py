@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import hmac
 import logging
 import os
-import re
 import socket
-import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from vmcloner_core.plugins import PluginHost
 from vmcloner_core.process import LocalRunner
 from vmcloner_core.records import Records
 from vmcloner_core.runlog import RunLog
+from vmcloner_core.stored_ids import keep_id, new_id, read_id
 from vmcloner_core.survey import Survey, look
 from vmcloner_core.sweeping import Sweeper
 from vmcloner_core.template_images import TemplateImages
@@ -41,6 +41,13 @@ from vmcloner_core.trusted_files import check_folder
 
 log = logging.getLogger(__name__)
 MACHINE_ID = Path("/etc/machine-id")
+
+
+def _machine_id() -> str | None:
+    """Return this machine's id, None if it has none (yet)."""
+    with contextlib.suppress(OSError):
+        return read_id(MACHINE_ID)
+    return None
 
 
 class LocalHost:
@@ -58,19 +65,20 @@ class LocalHost:
 
     @functools.cached_property
     def seed(self) -> str:
-        """The seed of its clones' UUIDs and MAC addresses: no other host has the same."""
-        try:
-            found = MACHINE_ID.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError):
-            found = ""
-        return f"{found or socket.gethostname()}/{self.host.name}"
+        """The seed of its clones' UUIDs and MAC addresses: no other host has the same.
+
+        Nobody can tell the machine-id from it (machine-id(5)): it is the key of a hash.
+        """
+        own = self.host.seed or _machine_id() or self.state_id
+        text = f"vmcloner/{self.host.name}/{'' if self.host.seed else socket.gethostname()}"
+        return hmac.new(own.encode(), text.encode(), hashlib.sha256).hexdigest()
 
     @property
     def state_id(self) -> str:
         """The id of the state folder; until it has one, the one that it will get."""
         with self._lock:
             if self._state_id is None:
-                self._state_id = self._read_id() or uuid.uuid4().hex
+                self._state_id = self._read_id() or new_id()
             return self._state_id
 
     def keep_state_id(self) -> str:
@@ -93,28 +101,17 @@ class LocalHost:
         folder = self.host.state
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            handle, draft = tempfile.mkstemp(prefix=".id-", dir=folder)
-            with os.fdopen(handle, "w") as stream:
-                os.fchmod(handle, 0o644)
-                stream.write(f"{offered}\n")
-                stream.flush()
-                os.fsync(handle)
-            with contextlib.suppress(FileExistsError):  # another run was faster
-                self.host.state_id.hardlink_to(draft)
-            Path(draft).unlink()
+            return keep_id(self.host.state_id, offered, folder)
         except OSError as error:
             raise BackendError(
                 f"can't write {self.host.state_id}: {error.strerror}",
                 hint=f"run as root, or set hosts.{self.host.name}.state",
             ) from error
-        return self._read_id()
 
     def _read_id(self) -> str | None:
-        try:
-            found = self.host.state_id.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError):
-            return None
-        return found if re.fullmatch("[0-9a-f]{32}", found) else None
+        with contextlib.suppress(OSError):
+            return read_id(self.host.state_id)
+        return None
 
     def close(self) -> None:
         """Close the drivers' connections; they are opened again when needed."""
