@@ -6,6 +6,7 @@ clones are sparse copies.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 
@@ -148,8 +149,9 @@ class FilesDriver(StorageDriver):
         holders = Holders()
         with self._pool.lock(alone=True):
             outcomes = [self._delete(volume, holders) for volume in volumes]
-        self._pool.sweep_drafts()
         yield from outcomes
+        with contextlib.suppress(OSError):  # the next run tries again, and reports it
+            self._pool.sweep_drafts()
 
     def _delete(self, volume: Volume, holders: Holders) -> Outcome[None]:
         key = volume.name

@@ -218,7 +218,8 @@ class Pool:
         with translated(self._lock_file):
             fd = os.open(self._lock_file, flags, 0o600)
         try:
-            self.check_file(self._lock_file, os.fstat(fd))
+            with translated(self._lock_file):
+                self.check_file(self._lock_file, os.fstat(fd))
             while True:
                 try:
                     fcntl.flock(fd, how | fcntl.LOCK_NB)
