@@ -177,7 +177,7 @@ class Cloner:
     def _fill(self, request: CloneRequest, image: Image | None, draft: Draft) -> DiskRecord:
         """Give a draft its length and its bytes, but no copied ones."""
         size = disk_size(request, image.record.size if image is not None else 0)
-        record = DiskRecord(labels=request.labels, format="raw", size=size)
+        record = DiskRecord(labels=request.labels, format="raw", size=size, disk=request.disk)
         if image is None:
             os.ftruncate(draft.fd, size)
             os.pwrite(draft.fd, request.head, 0)

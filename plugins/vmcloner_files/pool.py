@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import pwd
 import threading
@@ -38,6 +39,7 @@ LOCK_TIMEOUT = 120.0
 _LOCK_POLL = 0.002
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class Pool:
@@ -61,6 +63,7 @@ class Pool:
         self._features: Features | None = None
         self._labels: FileLabels | None = None
         self._trusted = False
+        self._copies: set[str] = set()
 
     def __str__(self) -> str:
         return f"pool {self.folder}"
@@ -289,15 +292,15 @@ class Pool:
 
         :raises Conflict: the file has no labels of ours.
         """
-        return self._read(path, DiskRecord.from_mapping)
+        return self._read(path, lambda values: _disk_named(values, path.name))
 
     def is_foreign(self, volume: str) -> bool:
         """Tell whether something has a volume's name, without the labels of that volume's clone."""
         try:
-            record = self.record(self.volumes / volume)
+            self.record(self.volumes / volume)
         except Conflict:
             return True
-        return record is not None and not record.labels.has_volume(volume)
+        return False
 
     def _read(self, path: Path, parse: Callable[[dict[str, str]], T | None]) -> T | None:
         self.check_folders()
@@ -325,13 +328,16 @@ class Pool:
         return found
 
     def disks(self) -> dict[Path, DiskRecord]:
-        """Return the clones' disks."""
+        """Return the clones' disks; name copies of them, once."""
         found = {}
         for path, values in self._labelled(self.volumes):
-            record = DiskRecord.from_mapping(values)
             name = os.path.basename(path)  # noqa: PTH119
-            if record is not None and record.labels.has_volume(name):
+            record = _disk_named(values, name)
+            if record is not None:
                 found[Path(path)] = record
+            elif path not in self._copies and (copied := DiskRecord.from_mapping(values)):
+                self._copies.add(path)
+                log.warning("%s has the labels of a disk of %s: it is left", path, copied.labels.clone)
         return found
 
     def linked(self, template: str) -> list[str]:
@@ -390,6 +396,11 @@ def _give(new: int | Path, folder: Path) -> None:
 def _is_system_account(uid: int) -> bool:
     """Tell whether a user id is one for daemons: up to 999 (login.defs(5)), or Debian's own."""
     return 0 < uid < 1000 or 60000 <= uid < 65000
+
+
+def _disk_named(values: dict[str, str], name: str) -> DiskRecord | None:
+    record = DiskRecord.from_mapping(values)
+    return record if record is not None and record.is_of(name) else None
 
 
 def _image_named(values: dict[str, str], name: str) -> ImageRecord | None:

@@ -6,13 +6,17 @@ another one fails.
 
 import errno
 import fcntl
+import io
 import os
 
 import attrs
 import pytest
 
-from vmcloner_core.errors import VmclonerError
+from tests.conftest import TEMPLATE
+from vmcloner_core import Engine
+from vmcloner_core.errors import PartialFailure, VmclonerError
 from vmcloner_core.model import CloneMode, CloneRequest
+from vmcloner_core.testing.reference import HypervisorPlugin
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import make_image, no_progress
 from vmcloner_files import drafts
@@ -23,10 +27,11 @@ CALLS = [
         "link", "rename", "replace", "unlink", "mkdir", "stat", "lstat", "fstat", "listdir",
         "scandir", "getxattr", "setxattr", "statvfs",
     )),
+    (io, "open"),
     (fcntl, "flock"),
     (fcntl, "fcntl"),
 ]  # fmt: skip
-STEP = int(os.environ.get("WHOSE_STEP", "5"))
+STEP = 11
 """Not a divisor of the number of errors: each comes at other calls."""
 ERRORS = [errno.EIO, errno.EROFS, errno.ENOSPC, errno.EACCES, errno.EDQUOT, errno.ESTALE]
 
@@ -119,14 +124,79 @@ def test_each_fault_is_one_line_and_leaves_nothing(
         reached, faults.at = faults.count > at, -1
         where = f"call {at}, {faults.said}: {os.strerror(faults.error)}"
         for error in failed:
-            assert "\n" not in str(error), where
-            assert "Error" not in error.message, where
+            check_line(error, where)
             assert error.exit_code != 1, where
         unseen += [where] if not failed and reached else []
         assert run(make_driver(tmp_path), image, wanted) == [], where
         assert os.listdir(tmp_path / "pool" / "volumes") == [], where
         assert os.listdir(tmp_path / "pool" / "templates") == [], where
         assert os.listdir(tmp_path / "pool" / ".tmp") == [], where
+        if not reached:
+            break
+        at += STEP
+    assert at > 100
+
+
+SETTINGS = """
+[defaults]
+hypervisor = "reference"
+storage = "pool"
+[hosts.local]
+state = "{folder}/state"
+[hosts.local.storage.pool]
+driver = "files"
+path = "{folder}/pool"
+"""
+
+
+def check_line(error, where):
+    assert isinstance(error, VmclonerError), where
+    assert "\n" not in str(error), where
+    assert "unexpected" not in str(error), where
+    assert "Error" not in error.message, where
+
+
+def test_each_fault_of_a_run_is_one_line_for_each_clone(tmp_path, monkeypatch):
+    """The records and the state folder too. Afterwards the same commands do the rest."""
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "vmcloner.toml"
+    config.write_text(SETTINGS.format(folder=tmp_path))
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates" / "t1.toml").write_text(TEMPLATE)
+    (tmp_path / "templates" / "image.raw").write_bytes(bytes(1024**2))
+    faults = Faults(tmp_path, monkeypatch)
+    hypervisor = HypervisorPlugin()
+
+    def run():
+        failed = []
+        with Engine.open(config=config, plugins=[hypervisor]) as engine:
+            for action in (
+                lambda: engine.create("web", "t1", count=2, start=True),
+                engine.survey,
+                lambda: engine.reset("web"),
+                lambda: engine.delete("web"),
+                lambda: engine.delete_template("t1"),
+            ):
+                try:
+                    action()
+                except PartialFailure as error:
+                    failed += [error, *(each for _name, each in error.failures)]
+                except VmclonerError as error:
+                    failed.append(error)
+        return failed
+
+    at = 0
+    while True:
+        faults.count, faults.at, faults.error = 0, at, ERRORS[at % len(ERRORS)]
+        try:
+            failed = run()
+        except OSError as error:
+            raise AssertionError(f"call {at}, {faults.said}: {error}") from error
+        reached, faults.at = faults.count > at, -1
+        where = f"call {at}, {faults.said}: {os.strerror(faults.error)}"
+        for error in failed:
+            check_line(error, where)
+        assert run() == [], where
         if not reached:
             break
         at += STEP

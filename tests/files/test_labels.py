@@ -259,15 +259,43 @@ def test_a_reset_and_a_delete_leave_no_labels(driver, request_one):
     assert [name.partition(".")[0] for name in stored(path.parents[1])] == ["tiny"]
 
 
-def test_a_copy_with_attributes_is_no_clone(driver, request_one):
+def test_a_copy_with_attributes_is_no_clone(driver, request_one, caplog):
     [outcome] = driver.clone([request_one])
     volume = outcome.unwrap()
-    for name in ("backup", "web-2-disk0"):
+    for name in ("backup", "web-1-disk1", "web-2-disk0"):
         shutil.copy2(volume.path, volume.path.with_name(name))
+    assert driver.volumes() == (volume,)
+    driver.sweep()
     assert driver.volumes() == (volume,)
     second = attrs.evolve(request_one, labels=make_labels(index=2))
     [outcome] = driver.clone([second])
     assert isinstance(outcome.error, Conflict)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 3, "each is named once"
+    assert all("has the labels of a disk of web-1: it is left" in text for text in messages)
+    assert next(driver.delete([volume])).changed
+    for copied in (attrs.evolve(volume, name="web-1-disk1"), attrs.evolve(volume, name="backup")):
+        assert driver.unlabelled([copied.name]) == [copied.name]
+        assert copied.path.with_name(copied.name).exists()
+
+
+def test_a_copied_line_labels_no_other_file(driver, request_one, tmp_path):
+    """Nor does one that is invented: a file that is ours has the attribute too."""
+    [outcome] = driver.clone([request_one])
+    volume = outcome.unwrap()
+    other = volume.path.with_name("web-2-disk0")
+    other.write_bytes(b"another user's")
+    labels = tmp_path / "pool" / ".labels"
+    line = labels.read_text().splitlines()[-1]
+    with labels.open("a") as stream:
+        stream.write(line.replace("web-1-disk0", "web-2-disk0").replace('"1"', '"2"') + "\n")
+        copied = line.replace(key(volume.path), key(other)).replace('"index":"1"', '"index":"2"')
+        stream.write(copied + "\n")
+    assert driver.volumes() == (volume,)
+    second = attrs.evolve(volume, name=other.name, path=other, labels=make_labels(index=2))
+    [outcome] = driver.delete([second])
+    assert isinstance(outcome.error, Conflict)
+    assert other.read_bytes() == b"another user's"
 
 
 def test_a_guest_cannot_choose_its_disks_format(driver, request_one):
