@@ -220,11 +220,13 @@ class Records:
 
     def names(self) -> frozenset[str]:
         """Return the names of the clones that have a folder, without reading records."""
+        return frozenset(name for name in self._entries() if not name.startswith("."))
+
+    def _entries(self) -> list[str]:
         try:
-            with os.scandir(self.folder) as entries:
-                return frozenset(e.name for e in entries if not e.name.startswith("."))
+            return os.listdir(self.folder)  # noqa: PTH208
         except FileNotFoundError:
-            return frozenset()
+            return []
         except OSError as error:
             raise HostCommandError(f"{self.folder}: {error.strerror}") from error
 
@@ -246,10 +248,10 @@ class Records:
     def drafts(self) -> dict[str, list[Path]]:
         """Return the partial folders that killed runs left, by fleet."""
         found: dict[str, list[Path]] = {}
-        for draft in self.folder.glob(_DRAFT.format("*")):
-            named = split_clone(draft.name.removeprefix(".").removesuffix(".draft"))
-            if named is not None:
-                found.setdefault(named[0], []).append(draft)
+        for name in self._entries():
+            named = split_clone(name.removeprefix(".").removesuffix(".draft"))
+            if named is not None and name == _DRAFT.format(f"{named[0]}-{named[1]}"):
+                found.setdefault(named[0], []).append(self.folder / name)
         return found
 
     def _paths(self, clone: str) -> tuple[Path, Path]:

@@ -10,8 +10,6 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 
-import attrs
-
 from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
 from vmcloner_core.errors import BackendError, VmclonerError
 from vmcloner_core.full_copies import Copier, Copy

@@ -2,9 +2,9 @@
 
 A write lease (fcntl(2), ``F_SETLEASE``) is granted only if the file is not open elsewhere: one
 system call, whatever locks the other process has. Where leases are not supported, and to name the
-process, ``/proc/PID/fd`` is read (proc(5)), once for all files. Of another user's file and processes
-only root sees these. So for everybody else the locks count that QEMU has on its images, which
-``/proc/locks`` shows to all.
+process, ``/proc/PID/fd`` is read (proc(5)), once for all files. Only root sees these of other
+users. So for everybody else the locks count that QEMU has on its images: ``/proc/locks`` shows them
+to all.
 """
 
 from __future__ import annotations

@@ -109,7 +109,9 @@ class FileLabels:
         """
         return self._read(path, status.st_ino, self._read_lines())
 
-    def read_all(self, paths: Iterable[str]) -> Iterator[tuple[str, os.stat_result, dict[str, str]]]:
+    def read_all(
+        self, paths: Iterable[str]
+    ) -> Iterator[tuple[str, os.stat_result, dict[str, str]]]:
         """Yield each labelled file, its status, and its labels, see :meth:`read`."""
         paths = list(paths)
         lines = self._read_lines()

@@ -1,11 +1,11 @@
 """The folder of a pool: its files, their records, and its lock.
 
-``templates/NAME.raw`` are the templates' images, ``volumes/CLONE-diskN`` the clones' disks. The
-labels say whether a disk is raw or qcow2: its content is under the guest's control. So nothing in a
-pool is believed that another user could have written. ``.labels`` has the labels. The lock
+``templates/NAME.raw`` are the templates' images, ``volumes/CLONE-diskN`` the clones' disks, and
+``.labels`` has the labels of both. These say whether a disk is raw or qcow2: its content is under
+the guest's control. So nothing in a pool is believed that another user could have written. The lock
 ``.lock`` is shared by processes that add files; one that removes or replaces files holds it alone.
-``.tmp`` is for file systems without O_TMPFILE. ``.id`` says which pool this is: an empty mount point
-is not the pool that was there.
+``.tmp`` is for file systems without O_TMPFILE. ``.id`` says which pool this is: an empty mount
+point is not the pool that was there.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ class Pool:
     def _adopt(self) -> None:
         """Give the pool an id, unless it has one, and remember it."""
         if read_id(self._id_file) is None:
-            with self._small_file(new_id().encode()) as draft:
-                with contextlib.suppress(FileExistsError):  # another process was faster
-                    draft.publish(self._id_file)
+            taken = contextlib.suppress(FileExistsError)  # another process was faster
+            with self._small_file(new_id().encode()) as draft, taken:
+                draft.publish(self._id_file)
         self._known.remember(read_id(self._id_file))
 
     @contextlib.contextmanager
@@ -337,7 +337,9 @@ class Pool:
                 found[Path(path)] = record
             elif path not in self._copies and (copied := DiskRecord.from_mapping(values)):
                 self._copies.add(path)
-                log.warning("%s has the labels of a disk of %s: it is left", path, copied.labels.clone)
+                log.warning(
+                    "%s has the labels of a disk of %s: it is left", path, copied.labels.clone
+                )
         return found
 
     def linked(self, template: str) -> list[str]:

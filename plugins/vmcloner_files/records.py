@@ -54,9 +54,8 @@ class DiskRecord:
             complete=values.get("complete") != "no",
         )
 
-
     def is_of(self, name: str) -> bool:
-        """Tell whether a file of that name is this disk; otherwise it is a copy that a user made."""
+        """Tell whether a file of that name is this disk, and not a copy that a user made."""
         named = split_volume(name)
         return self.labels.has_volume(name) and (named is None or self.disk in (None, named[1]))
 

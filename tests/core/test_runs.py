@@ -391,7 +391,7 @@ def test_what_lies_in_a_pool_that_is_not_set_up_is_not_deleted(two):
     config.write_text(SETTINGS.format(folder=two.folder).replace("storage.other", "storage.x"))
     with (
         Engine.open(config=config, plugins=two.plugins) as engine,
-        pytest.raises(BackendError, match="storage 'other' .* the settings do not have it"),
+        pytest.raises(BackendError, match=r"storage 'other' .* the settings do not have it"),
     ):
         engine.delete("far")
     assert len(two.pools["other"].disks) == len(two.engine.list("far")) == 2
@@ -403,9 +403,7 @@ def test_what_lies_in_a_pool_that_is_not_set_up_is_not_deleted(two):
 def test_clones_on_a_backend_that_the_settings_lack_are_not_deleted(two, kind, name, fleet):
     """Whatever is left of them: domains, volumes, or a record alone."""
     config = two.folder / "less.toml"
-    config.write_text(
-        SETTINGS.format(folder=two.folder).replace(f"{kind}.{name}", f"{kind}.x")
-    )
+    config.write_text(SETTINGS.format(folder=two.folder).replace(f"{kind}.{name}", f"{kind}.x"))
     if kind == "storage":
         two.hypervisors["reference"].undefine([f"{fleet}-2"])
     with Engine.open(config=config, plugins=two.plugins) as engine:

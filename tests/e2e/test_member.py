@@ -42,7 +42,15 @@ class MembersSite(Site):
     user: str
 
     def argv(self, *words: str) -> list[str]:
-        return [*self.enter, f"--wdns={self.folder}", "runuser", "-u", self.user, "--", *super().argv(*words)]
+        return [
+            *self.enter,
+            f"--wdns={self.folder}",
+            "runuser",
+            "-u",
+            self.user,
+            "--",
+            *super().argv(*words),
+        ]
 
     def domains(self) -> list[str]:
         argv = [*self.enter, "virsh", "-q", "-c", "qemu:///system", "list", "--all", "--name"]
@@ -76,7 +84,8 @@ def enter():
                 pid = Path(children).read_text().strip()
                 command = ("nsenter", "-t", pid, "-m", "-n", "-p")
                 virsh = [*command, "virsh", "-c", "qemu:///system", "uri"]
-                if pid and not subprocess.run(virsh, capture_output=True, timeout=180).returncode:
+                asked = subprocess.run(virsh, check=False, capture_output=True, timeout=180)
+                if pid and asked.returncode == 0:
                     break
                 time.sleep(0.5)
             yield command

@@ -16,7 +16,7 @@ from tests.conftest import TEMPLATE
 from vmcloner_core import Engine
 from vmcloner_core.errors import PartialFailure, VmclonerError
 from vmcloner_core.model import CloneMode, CloneRequest
-from vmcloner_core.testing.reference import HypervisorPlugin
+from vmcloner_core.testing.reference import BootPlugin, HypervisorPlugin
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import make_image, no_progress
 from vmcloner_files import drafts
@@ -128,9 +128,8 @@ def test_each_fault_is_one_line_and_leaves_nothing(
             assert error.exit_code != 1, where
         unseen += [where] if not failed and reached else []
         assert run(make_driver(tmp_path), image, wanted) == [], where
-        assert os.listdir(tmp_path / "pool" / "volumes") == [], where
-        assert os.listdir(tmp_path / "pool" / "templates") == [], where
-        assert os.listdir(tmp_path / "pool" / ".tmp") == [], where
+        for folder in ("volumes", "templates", ".tmp"):
+            assert list((tmp_path / "pool" / folder).iterdir()) == [], where
         if not reached:
             break
         at += STEP
@@ -165,11 +164,11 @@ def test_each_fault_of_a_run_is_one_line_for_each_clone(tmp_path, monkeypatch):
     (tmp_path / "templates" / "t1.toml").write_text(TEMPLATE)
     (tmp_path / "templates" / "image.raw").write_bytes(bytes(1024**2))
     faults = Faults(tmp_path, monkeypatch)
-    hypervisor = HypervisorPlugin()
+    plugins = [BootPlugin(), HypervisorPlugin()]
 
     def run():
         failed = []
-        with Engine.open(config=config, plugins=[hypervisor]) as engine:
+        with Engine.open(config=config, plugins=plugins) as engine:
             for action in (
                 lambda: engine.create("web", "t1", count=2, start=True),
                 engine.survey,

@@ -193,7 +193,9 @@ def test_labels_are_written_by_us_alone_whatever_the_umask(tmp_path, make_driver
     assert stat.S_IMODE(labels.stat().st_mode) == 0o644
     assert len(make_driver(tmp_path).origins()) == 1
     labels.chmod(0o666)
-    with pytest.raises(InvalidRequest, match=r"\.labels: not used, since it can be written by other"):
+    with pytest.raises(
+        InvalidRequest, match=r"\.labels: not used, since it can be written by other"
+    ):
         make_driver(tmp_path).origins()
 
 

@@ -55,7 +55,9 @@ def test_what_is_there_instead_is_refused(tmp_path, make_driver, volume, change)
         lambda driver: driver.delete_origin("tiny"),
         lambda driver: driver.import_image("other", image, no_progress).unwrap(),
     ):
-        with pytest.raises(BackendError, match="is not the one that storage 'pool' was before") as e:
+        with pytest.raises(
+            BackendError, match="is not the one that storage 'pool' was before"
+        ) as e:
             ask(make_driver(tmp_path))
         assert "\n" not in str(e.value)
         assert f"rm {tmp_path}/state/pools/pool" in e.value.hint

@@ -878,7 +878,9 @@ def test_another_group_or_pool_of_the_same_name_is_refused(open_driver, tmp_path
         return LvmThinDriver(context, settings, host)
 
     [origin] = opened().origins()
-    [volume] = [o.unwrap() for o in opened().clone([CloneRequest(labels=make_labels(), origin=origin)])]
+    [volume] = [
+        o.unwrap() for o in opened().clone([CloneRequest(labels=make_labels(), origin=origin)])
+    ]
     section = host.group.section if made_anew == "vg" else host.group.logical[POOL]
     old = str(section.values()["id"])
     host.text = host.text.replace(old, old[::-1])
