@@ -44,12 +44,14 @@ class Faults:
         self.count, self.at, self.error = 0, -1, 0
         self.said = ""
         for module, name in CALLS:
-            monkeypatch.setattr(module, name, self._wrapped(name, getattr(module, name)))
+            kinds = str | os.PathLike if module is io else object  # fdopen() makes no call
+            monkeypatch.setattr(module, name, self._wrapped(name, getattr(module, name), kinds))
         self._readlink = os.readlink
 
-    def _wrapped(self, name, real):
+    def _wrapped(self, name, real, kinds):
         def call(*args, **options):
-            if self.at >= 0 and any(self._concerns(arg) for arg in args[:2]):
+            about = [arg for arg in args[:2] if isinstance(arg, kinds)]
+            if self.at >= 0 and any(map(self._concerns, about)):
                 self.count += 1
                 if self.count == self.at + 1:
                     self.said = f"{name}{args[:2]}"
