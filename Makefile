@@ -4,20 +4,23 @@ SHELL := /bin/bash
 BIN := .venv/bin
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 WITH_LIBVIRTD := $(ROOT) $(BIN)/python contrib/setup/libvirtd.py run --
-SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/setup contrib/setup/venv \
+SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/setup contrib/setup/unpacked \
+	contrib/setup/venv \
 	contrib/lab/lab contrib/lab/customize contrib/lab/here contrib/lab/make-pool \
 	contrib/lab/provision contrib/lab/guest/build-kernel contrib/lab/guest/init \
 	contrib/lab/files/usr/local/sbin/lab-net
 # What pytest collects in a lab: collecting everything takes long there.
-ON_LVM := tests/lab tests/lvm
+ON_LVM := tests/campaign tests/lab tests/lvm
 ON_XEN := tests/lab tests/pxe tests/xen
 XEN_SHORT := tests/xen/test_fleet.py::test_three_clones \
 	tests/xen/test_conformance.py::test_a_console_is_typed_into \
 	tests/xen/test_conformance.py::TestXen::test_shutdown_ends_what_runs
-SLOW := libvirt or filesystems or lvm or xen or pxe or guests or slow
+SEED := $(or $(SEED),$(shell date +%s))
+KILLS := $(or $(KILLS),500)
+SLOW := libvirt or filesystems or lvm or xen or pxe or guests or others or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-xen test-xen-short lab test-fast lint bench bench-lvm clean tools test-fuzz
+.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-xen test-xen-short lab test-fast test-kills lint bench bench-lvm clean tools test-fuzz
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,8 +66,12 @@ lab: tools ## Build the lab: a KVM host and a Xen host for tests (contrib/lab/RE
 test-fast: tools ## Run the tests that need no daemon and no root
 	@$(BIN)/pytest -m "not ($(SLOW))" --ignore tests/packaging $(ARGS)
 
+test-kills: tools ## Kill and disturb commands at any of their calls (SEED=1 KILLS=500), on files and in the lab
+	@$(WITH_LIBVIRTD) $(BIN)/python -m tests.campaign.campaign --seed $(SEED) --kills $(KILLS) --faults $(KILLS) $(ARGS)
+	@$(ROOT) contrib/lab/lab kvm test --seconds 14400 --env SEED=$(SEED) --env KILLS=$$(($(KILLS) / 10)) -- -m lvm tests/campaign
+
 test-fuzz: tools ## Feed all readers of foreign input with mutated inputs (SECONDS=600 SEED=1)
-	@$(BIN)/python -m tests.fuzz.harness all $(or $(SEED),$(shell date +%s)) --seconds $(or $(SECONDS),600)
+	@$(BIN)/python -m tests.fuzz.harness all $(SEED) --seconds $(or $(SECONDS),600)
 
 lint: tools ## Check style, types, layers and scripts
 	@$(BIN)/ruff check
@@ -89,3 +96,4 @@ clean: ## Remove generated files: .venv, caches, build results
 tools:
 	@contrib/setup/packages
 	@contrib/setup/venv
+	@contrib/setup/unpacked

@@ -12,10 +12,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import attrs
+from platformdirs import user_cache_path
 from rich.console import Console
 from rich.table import Table
 
@@ -28,6 +29,9 @@ from vmcloner_core.process import LocalRunner
 VMCLONER = Path(sys.executable).with_name("vmcloner")
 URI = "qemu:///system"
 MIB = 1024**2
+ROUNDS = 5
+# A user's Python keeps its bytecode.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
 
 @attrs.frozen(kw_only=True)
@@ -59,10 +63,16 @@ class Site:
         run([str(VMCLONER), "--config", str(self.config), "-q", *words], cwd=self.folder)
 
 
-def run(argv: list[str], cwd: Path | None = None, timeout: float = 900) -> None:
+def run(
+    argv: list[str],
+    cwd: Path | None = None,
+    timeout: float = 900,
+    environment: Mapping[str, str] = ENVIRONMENT,
+) -> None:
     subprocess.run(
-        argv, check=True, cwd=cwd, timeout=timeout, stdin=subprocess.DEVNULL, capture_output=True
-    )
+        argv, check=True, cwd=cwd, timeout=timeout, env=environment, stdin=subprocess.DEVNULL,
+        capture_output=True,
+    )  # fmt: skip
 
 
 def quietly(argv: list[str]) -> None:
@@ -100,79 +110,119 @@ def site() -> Iterator[Site]:
         yield made
     finally:
         with contextlib.suppress(subprocess.CalledProcessError):
-            made.vmcloner("delete", "bench", "embedded", "--yes")
+            made.vmcloner("delete", "bench", "embedded", "--yes", "--missing-ok")
         shutil.rmtree(folder)
 
 
 # --- create -------------------------------------------------------------------------------------
 
 
+@attrs.frozen(kw_only=True)
+class Way:
+    """One way of making N clones. ``undo`` removes them; only ``make`` is measured.
+
+    :param once: whether it takes so long that one round must do.
+    """
+
+    name: str
+    make: Callable[[], object]
+    undo: Callable[[], object]
+    note: str = ""
+    once: bool = False
+
+
 def create(count: int) -> Iterator[Row]:
-    """N clones, created and defined, not started."""
+    """N clones, created and defined, not started: all ways in turn, in several rounds."""
     work = f"{count} clones created and defined"
-    with site() as here:
+    with site() as here, contextlib.chdir(here.folder), contextlib.ExitStack() as stack:
         here.vmcloner("template", "import", "bench")
+        engine = stack.enter_context(Engine.open(config=here.config))
+        engine.list()  # connected, as a service is
 
         def by_command() -> None:
-            here.vmcloner("create", "bench", "-t", "bench", "-c", str(count))
+            here.vmcloner("create", "bench", "-t", "bench", "-n", str(count))
 
-        yield Row(section="create", work=work, way="vmcloner create", seconds=timed(by_command))
-        with contextlib.chdir(here.folder), Engine.open(config=here.config) as engine:
-            engine.list()  # connected, as a service is
-            seconds = timed(lambda: engine.create("embedded", "bench", count=count))
-            yield Row(section="create", work=work, way="Engine.create in process", seconds=seconds)
-            xml = engine.domain_xml("bench-1")
-            macs = [clone.mac or "" for clone in engine.list("bench")]
-            volume = engine.show("bench-1").volumes[0].path
-        here.vmcloner("delete", "bench", "embedded", "--yes")
-        yield from _bare_libvirt(here, count, work, xml, macs, volume)
-        yield from _virt_clone(here, count, work)
-        yield from _kcli(here, count, work)
+        ways = [
+            Way(name="vmcloner create", make=by_command, undo=lambda: engine.delete("bench")),
+            Way(
+                name="Engine.create in process",
+                make=lambda: engine.create("embedded", "bench", count=count),
+                undo=lambda: engine.delete("embedded"),
+            ),
+        ]
+        for other in (_bare_libvirt(here, engine, count), _kcli(here, count)):
+            ways += [way for way in [stack.enter_context(other)] if way is not None]
+        with _virt_clone(here, count) as slow:
+            ways += [slow] if slow is not None else []
+            seconds: dict[str, list[float]] = {way.name: [] for way in ways}
+            for number in range(ROUNDS + 1):
+                for way in ways:
+                    if number == 0 or not way.once:
+                        seconds[way.name].append(timed(way.make))
+                        way.undo()
+        for way in ways:
+            # The first round fills caches: bytecode, the daemon's, the page cache.
+            measured = sorted(seconds[way.name][0 if way.once else 1 :])
+            note = "one round" if way.once else f"median of {ROUNDS}, least {measured[0]:.3f} s"
+            yield Row(
+                section="create", work=work, way=way.name, seconds=measured[len(measured) // 2],
+                note=f"{note}{way.note}",
+            )  # fmt: skip
 
 
-def _bare_libvirt(
-    here: Site, count: int, work: str, xml: str, macs: list[str], volume: Path
-) -> Iterator[Row]:
+@contextlib.contextmanager
+def _bare_libvirt(here: Site, engine: Engine, count: int) -> Iterator[Way]:
     """A storage volume with a backing file and a domain for each, one connection, one thread."""
     import libvirt
 
+    engine.create("bench", "bench")
+    xml = engine.domain_xml("bench-1")
+    [clone] = engine.list("bench")
+    volume, mac = str(clone.volumes[0].path), clone.mac or ""
+    engine.delete("bench")
     connection = libvirt.open(URI)
     folder = here.folder / "bare"
     folder.mkdir()
     pool = connection.storagePoolCreateXML(
-        f"<pool type='dir'><name>{here.folder.name}</name>"
+        f"<pool type='dir'><name>{here.folder.name}-bare</name>"
         f"<target><path>{folder}</path></target></pool>"
     )
-    name = "bench-1"
     volume_xml = (
         "<volume><name>{}</name><capacity>1073741824</capacity>"
         "<target><format type='qcow2'/></target>"
         f"<backingStore><path>{here.image}</path><format type='qcow2'/></backingStore></volume>"
     )
+    start, end = xml.index("<uuid>"), xml.index("</uuid>") + len("</uuid>")
+    xml = xml[:start] + xml[end:]
 
     def make() -> None:
         for number in range(1, count + 1):
-            clone = f"bare-{number}"
-            pool.createXML(volume_xml.format(clone))
-            text = xml.replace(str(volume), str(folder / clone)).replace(name, clone)
-            text = text.replace(macs[0], macs[number - 1])
-            start, end = text.index("<uuid>"), text.index("</uuid>") + len("</uuid>")
-            text = text[:start] + text[end:]
+            name = f"bare-{number}"
+            pool.createXML(volume_xml.format(name))
+            text = xml.replace(volume, str(folder / name)).replace("bench-1", name)
+            text = text.replace(mac, f"{mac[:-5]}{number // 256:02x}:{number % 256:02x}")
             connection.defineXMLFlags(text, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
 
-    try:
-        yield Row(section="create", work=work, way="bare libvirt calls", seconds=timed(make))
-    finally:
+    def undo() -> None:
         for domain in connection.listAllDomains():
             if domain.name().startswith("bare-"):
                 domain.undefine()
+        for file in pool.listAllVolumes():
+            file.delete()
+
+    try:
+        yield Way(name="bare libvirt calls", make=make, undo=undo)
+    finally:
+        undo()
         pool.destroy()
         connection.close()
-        shutil.rmtree(folder)
 
 
-def _virt_clone(here: Site, count: int, work: str) -> Iterator[Row]:
+@contextlib.contextmanager
+def _virt_clone(here: Site, count: int) -> Iterator[Way | None]:
+    """A full copy for each: virt-clone makes no linked clones."""
     if shutil.which("virt-clone") is None:
+        yield None
         return
     original = here.folder / "original.qcow2"
     shutil.copy(here.image, original)
@@ -191,35 +241,67 @@ def _virt_clone(here: Site, count: int, work: str) -> Iterator[Row]:
             run(["virt-clone", "-q", "--connect", URI, "--original", "vcoriginal", "--name", name,
                  "--file", str(here.folder / f"{name}.qcow2")])  # fmt: skip
 
-    try:
-        yield Row(section="create", work=work, way="loop of virt-clone", seconds=timed(make))
-    finally:
-        for name in ("vcoriginal", *names):
+    def undo() -> None:
+        for name in names:
             quietly([*virsh, "undefine", name])
+
+    try:
+        yield Way(name="loop of virt-clone", make=make, undo=undo, note=", full copies", once=True)
+    finally:
+        undo()
+        quietly([*virsh, "undefine", "vcoriginal"])
         # virt-install and virt-clone make a pool of each folder that a disk lies in.
         quietly([*virsh, "pool-destroy", here.folder.name])
         quietly([*virsh, "pool-undefine", here.folder.name])
 
 
-def _kcli(here: Site, count: int, work: str) -> Iterator[Row]:
-    if shutil.which("kcli") is None:
+@contextlib.contextmanager
+def _kcli(here: Site, count: int) -> Iterator[Way | None]:
+    """An overlay and a domain for each, by one command: see benchmarks/README.md."""
+    program = _kcli_program()
+    if program is None:
+        yield None
         return
     folder = here.folder / "kcli"
     folder.mkdir(mode=0o755)
     shutil.copy(here.image, folder / "bench.qcow2")
-    run(["kcli", "create", "pool", "-p", str(folder), "vmclonerbench"])
+    environment = {**ENVIRONMENT, "HOME": str(folder)}  # it writes ~/.kcli
+
+    def kcli(*words: str) -> None:
+        run([str(program), *words], environment=environment)
+
+    kcli("create", "pool", "-p", str(folder), "vmclonerbench")
     names = [f"kc-{number}" for number in range(count)]
 
     def make() -> None:
-        run(["kcli", "create", "vm", "-i", "bench.qcow2", "-c", str(count), "kc",
-             "-P", "pool=vmclonerbench", "-P", "start=false", "-P", "memory=64", "-P", "nets=[]",
-             "-P", "cloudinit=false"])  # fmt: skip
+        kcli("create", "vm", "-i", "bench.qcow2", "-c", str(count), "kc", "-P", "start=false",
+             "-P", "pool=vmclonerbench", "-P", "memory=64", "-P", "numcpus=1", "-P", "nets=[]",
+             "-P", "cloudinit=false")  # fmt: skip
+
+    def undo() -> None:
+        kcli("delete", "vm", "-y", *names)
 
     try:
-        yield Row(section="create", work=work, way="kcli create vm -c N", seconds=timed(make))
+        yield Way(name="kcli create vm -c N", make=make, undo=undo)
     finally:
-        quietly(["kcli", "delete", "vm", "-y", *names])
-        quietly(["kcli", "delete", "pool", "-y", "vmclonerbench"])
+        kcli("delete", "pool", "-y", "vmclonerbench")
+
+
+def _kcli_program() -> Path | None:
+    """Return kcli's program: an installed one, or one in a venv of its own in the user's cache."""
+    if (installed := shutil.which("kcli")) is not None:
+        return Path(installed)
+    folder = user_cache_path("vmcloner") / "benchmarks" / "kcli"
+    program = folder / "bin" / "kcli"
+    if not program.exists():
+        try:
+            run([sys.executable, "-m", "venv", "--clear", str(folder)])
+            run([str(folder / "bin" / "pip"), "install", "--quiet", "kcli"])
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+            print(f"without kcli: it can't be installed: {said[-1]}", file=sys.stderr)
+            return None
+    return program
 
 
 # --- clone --------------------------------------------------------------------------------------
@@ -323,7 +405,7 @@ def start(count: int) -> Iterator[Row]:
     """Machines started, not booted to anything: the cost of the management alone."""
     work = f"{count} machines of 64 MiB started"
     with site() as here, contextlib.chdir(here.folder):
-        here.vmcloner("create", "bench", "-t", "bench", "-c", str(count))
+        here.vmcloner("create", "bench", "-t", "bench", "-n", str(count))
         with Engine.open(config=here.config) as engine:
             engine.list()
             seconds = timed(lambda: engine.start("bench"))
@@ -397,7 +479,7 @@ def listing(count: int) -> Iterator[Row]:
     """What ``list`` costs once there is much to list."""
     work = "a list of 1,000 clones"
     with site() as here:
-        here.vmcloner("create", "bench", "-t", "bench", "-c", "1000")
+        here.vmcloner("create", "bench", "-t", "bench", "-n", "1000")
         way = "vmcloner list -f json"
         seconds = timed(lambda: here.vmcloner("list", "-f", "json"))
         yield Row(section="list", work=work, way=way, seconds=seconds)

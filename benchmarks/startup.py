@@ -21,7 +21,7 @@ import attrs
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.run import URI, VMCLONER, Site, site
+from benchmarks.run import ENVIRONMENT, URI, VMCLONER, Site, site
 
 CLONES = 1000
 BARE = """
@@ -45,13 +45,11 @@ class Row:
 
 def measure(what: str, argv: list[str], here: Site, runs: int) -> Row:
     """Run a program several times; the first run, which writes bytecode, doesn't count."""
-    # A user's Python keeps its bytecode.
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     measured = []
     for _ in range(runs + 1):
         before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         subprocess.run(
-            argv, check=True, cwd=here.folder, env=environment, timeout=300,
+            argv, check=True, cwd=here.folder, env=ENVIRONMENT, timeout=300,
             stdin=subprocess.DEVNULL, capture_output=True,
         )  # fmt: skip
         elapsed, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -73,7 +71,7 @@ def rows(here: Site, runs: int, clones: int) -> Iterator[Row]:
     yield measure("vmcloner --help", [str(VMCLONER), "--help"], here, runs)
     yield measure("bare libvirt calls, no domain", bare, here, runs)
     yield measure("vmcloner list, no clone", [*vmcloner, "list"], here, runs)
-    here.vmcloner("create", "bench", "-t", "bench", "-c", str(clones))
+    here.vmcloner("create", "bench", "-t", "bench", "-n", str(clones))
     yield measure(f"bare libvirt calls, {clones:,} domains", bare, here, runs)
     for form in ("table", "json"):
         argv = [*vmcloner, "list", "-f", form]

@@ -14,6 +14,7 @@ import attrs
 from vmcloner_core.errors import PartialFailure, VmclonerError, WrongState
 from vmcloner_core.names import fold
 from vmcloner_core.remote import Answer
+from vmcloner_core.units import counted
 
 _SCRIPT = r"""
 say() { [ -z "$2" ] || printf 'vmcloner-fact %s %s\n' "$1" "$2"; }
@@ -115,7 +116,7 @@ class Report:
         if failures:
             count = len({name for name, _ in failures})
             raise PartialFailure(
-                f"audit: {count} of {len(self.clones)} clones aren't proven unique",
+                f"audit: {count} of {counted(len(self.clones), 'clone')} not proven unique",
                 failures=failures,
             )
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
 from vmcloner_core.errors import BackendError, InvalidRequest
 from vmcloner_core.names import split_clone
+from vmcloner_core.os_errors import of_state
+from vmcloner_core.trusted_files import make_folder
 
 MODE = 0o711
 """The user that runs guests can open a file by its path, but cannot list the folder."""
@@ -21,7 +24,7 @@ def fresh(folder: Path, clone: str) -> Path:
     """
     own = _own(folder, clone)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         folder.chmod(MODE)  # regardless of the umask
         _remove(own)
         own.mkdir()
@@ -44,7 +47,7 @@ def clear(folder: Path, clone: str) -> None:
         _remove(own)
     except OSError as error:
         raise BackendError(
-            f"{clone}: cannot remove {own}: {error.strerror}", hint="run it as root (sudo)"
+            f"{clone}: cannot remove {own}: {error.strerror}", hint=of_state(error, own).hint
         ) from error
 
 
@@ -55,5 +58,7 @@ def _own(folder: Path, clone: str) -> Path:
 
 
 def _remove(own: Path) -> None:
-    if own.is_symlink() or own.exists():
+    if own.is_symlink():
+        raise OSError(errno.ELOOP, "is a symbolic link, which nothing here makes")
+    if own.exists():
         shutil.rmtree(own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import attrs
 
 from vmcloner_core import bootfiles
 from vmcloner_core.drivers import BootProvider, BootRequest, HypervisorDriver
-from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError, shown
+from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError
 from vmcloner_core.hooks import BootBackend
 from vmcloner_core.model import (
     MAX_CMDLINE,
@@ -22,8 +23,10 @@ from vmcloner_core.model import (
     State,
     Volume,
 )
+from vmcloner_core.outcomes import Backend, checked
 from vmcloner_core.pipeline import Work
 from vmcloner_core.records import Records
+from vmcloner_core.trusted_files import read_file
 
 STARTED_FROM = "boot.json"
 """File in a clone's folder that says what the clone was started from."""
@@ -108,11 +111,13 @@ class Starter:
     """Starts clones, and stores what they are started from. Thread-safe.
 
     :param boots: returns the boot provider of a name, with its description.
+    :param backend: returns the backend of a kind and name, for messages.
     :param folder: has a folder for each clone's files.
     :param records: hold the kernel arguments of clones' identities.
     """
 
     boots: Callable[[str], tuple[BootBackend, BootProvider]]
+    backend: Callable[[str, str], Backend]
     folder: Path
     records: Records
 
@@ -126,7 +131,9 @@ class Starter:
                 yield self.forget(Outcome(key=outcome.key, error=outcome.error))
             else:
                 boots[outcome.key] = outcome.unwrap()
-        for started in driver.start(names, boots) if boots else driver.start(names):
+        given = (names, boots) if boots else (names,)
+        begin = functools.partial(driver.start, *given)
+        for started in checked(begin, names, self.backend("hypervisor", driver.name)):
             failed = started.error is not None and started.key in boots
             yield self.forget(started) if failed else started
 
@@ -198,13 +205,13 @@ class Starter:
     def _record(self, name: str) -> BootConfig | None:
         """Return what a clone was started from, None if that isn't known."""
         try:
-            said = json.loads((self.folder / name / STARTED_FROM).read_text(encoding="utf-8"))
+            said = json.loads(read_file(self.folder / name / STARTED_FROM, trusted=False))
             for key in ("kernel", "initrd", "bootloader"):
                 said[key] = said[key] and Path(said[key])
             for key in ("devices", "bootloader_args", "origins"):
                 said[key] = tuple(said[key])
             return BootConfig(**said)
-        except (OSError, ValueError, TypeError, KeyError):
+        except (VmclonerError, ValueError, TypeError, KeyError, RecursionError):
             return None
 
     # --- asking -------------------------------------------------------------------------------
@@ -320,12 +327,13 @@ def _asked(
             yield Outcome(key=request.labels.clone, error=refusal)
     requests = [request for request in requests if request.hypervisor in backend.hypervisors]
     at_start = [request for request in requests if request.hypervisor in backend.at_start]
-    yield from each_answer(provider.resolve_start, at_start)
+    asked = Backend("its boot provider")
+    yield from each_answer(provider.resolve_start, at_start, asked)
     others = [request for request in requests if request.hypervisor not in backend.at_start]
     by_name = {request.labels.clone: request for request in others}
-    for outcome in each_answer(provider.resolve, others):
+    for outcome in each_answer(provider.resolve, others, asked):
         if every and outcome.value is not None and outcome.value.bootloader is not None:
-            yield from each_answer(provider.resolve_start, [by_name[outcome.key]])
+            yield from each_answer(provider.resolve_start, [by_name[outcome.key]], asked)
         else:
             yield outcome
 
@@ -333,6 +341,7 @@ def _asked(
 def each_answer(
     ask: Callable[[Sequence[BootRequest]], Iterator[Outcome[BootConfig]]],
     requests: Sequence[BootRequest],
+    backend: Backend,
 ) -> Iterator[Outcome[BootConfig]]:
     """Yield a provider's answers; if it fails, ask for each remaining clone separately.
 
@@ -340,17 +349,13 @@ def each_answer(
     """
     left = {request.labels.clone: request for request in requests}
     try:
-        for outcome in ask(requests) if requests else ():
-            left.pop(outcome.key, None)
+        asking = functools.partial(ask, requests) if requests else tuple
+        for outcome in checked(asking, tuple(left), backend, BootConfig):
+            del left[outcome.key]
             yield outcome
-    except Exception as error:
+    except VmclonerError as error:
         for name, request in left.items():
             if len(requests) > 1:
-                yield from each_answer(ask, [request])
+                yield from each_answer(ask, [request], backend)
             else:
-                why = error if isinstance(error, VmclonerError) else BackendError(_why(name, error))
-                yield Outcome(key=name, error=why)
-
-
-def _why(name: str, error: Exception) -> str:
-    return shown(f"{name}: its boot provider failed: {type(error).__name__}: {error}")
+                yield Outcome(key=name, error=error)

@@ -3,7 +3,9 @@
 Searched in this order: ``./templates``, the user's (``~/.config/vmcloner/templates``),
 ``/etc/vmcloner/templates``, then the ones shipped with vmcloner. The file's stem is the
 template's name. ``extends = "NAME"`` takes all keys of another template; the keys of this file
-override them, table by table. A file that extends its own name extends the next file of that name.
+override them, table by table. An image with another kind of source (builder, path or url) takes
+nothing of the other template's image. A file that extends its own name extends the next file of
+that name.
 """
 
 from __future__ import annotations
@@ -11,7 +13,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import re
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,9 +29,10 @@ from vmcloner_core.model import Template
 from vmcloner_core.names import check_template
 from vmcloner_core.plan import Readiness
 from vmcloner_core.settings import SYSTEM
-from vmcloner_core.tomlfile import keys_of, read_toml, structure
-from vmcloner_core.trusted_files import check_file
+from vmcloner_core.tomlfile import InvalidTable, keys_of, problem_text, read_toml, structure
+from vmcloner_core.trusted_files import check_file, exists, make_folder, read_file
 
+_SOURCES = ("builder", "path", "url")
 MAX_DEPTH = 8
 """Levels of ``extends``."""
 
@@ -76,10 +82,34 @@ class Catalog:
         """Return the files with each name, in search order."""
         found: dict[str, tuple[Path, ...]] = {}
         for folder in self._folders:
-            if folder.is_dir():
-                for file in folder.glob("*.toml"):
+            for name in _names(folder):
+                file = folder / name
+                if file.suffix == ".toml" and not name.startswith("."):  # a draft
                     found[file.stem] = (*found.get(file.stem, ()), file)
         return dict(sorted(found.items()))
+
+    def stray_images(self) -> dict[str, Path]:
+        """Return the image files in the folders that no template names, by their stems."""
+        infos = self.infos()
+        names = {info.name for info in infos}
+        used = {i.template.image.path for i in infos if i.template is not None}
+        found: dict[str, Path] = {}
+        for folder in self._folders:
+            if folder != shipped() and folder.is_dir():
+                for file in sorted(folder.iterdir()):
+                    stem = _image_stem(file)
+                    if stem is not None and stem not in names and file not in used:
+                        found.setdefault(stem, file)
+        return found
+
+    def _unknown(self, name: str, files: Collection[str], said_by: str) -> NotFound:
+        for stem, file in self.stray_images().items():
+            if not said_by and name in (stem, file.name):
+                return NotFound(
+                    f"no template {name!r}: {file} is only an image",
+                    hint=written_beside(file, stem),
+                )
+        return NotFound(f"{said_by}unknown template {name!r}", hint=did_you_mean(name, list(files)))
 
     def infos(self) -> tuple[TemplateInfo, ...]:
         """Read every template; a broken one is returned with its error."""
@@ -97,13 +127,58 @@ class Catalog:
         :raises NotFound: there is no template of that name; the hint suggests others.
         :raises InvalidRequest: names the file, the line or key, and the reason.
         """
+        return self._structured(name, *self._read(name))
+
+    def declared(self, name: str, file: Path, text: str) -> Template:
+        """Return what a template would be if a file had this text; writes nothing.
+
+        :raises NotFound, InvalidRequest: as :meth:`template`.
+        """
+        return self._structured(name, *self._read(name, (file, text)))
+
+    def examined(self, name: str) -> tuple[Template | None, tuple[str, ...]]:
+        """Read one template; returns all that is wrong with its keys, and what it is without these.
+
+        :raises NotFound: there is no template of that name.
+        :raises InvalidRequest: its file, or one that it extends, can't be read at all.
+        """
+        data, file, folder = self._read(name)
+        problems: list[str] = []
+        while True:
+            try:
+                return self._structured(name, data, file, folder), tuple(problems)
+            except InvalidTable as error:
+                found = error.problems
+            except InvalidRequest as error:
+                return None, (*problems, error.message)
+            problems += [problem_text(*problem) for problem in found]
+            left = _without(data, found)
+            if left == data:
+                return None, tuple(problems)
+            data = left
+
+    def _read(
+        self, name: str, instead: tuple[Path, str] | None = None
+    ) -> tuple[dict[str, Any], Path, Path]:
+        """Return a template's keys with those it extends, its file, and its kernel's folder.
+
+        :param instead: a file and its text, to be used as the template's first file.
+        """
         check_template(name)
-        files = self._all_files()
-        data, kernel_folder = self._merged(name, files, ())
-        file = files[name][0]
+        files, own = self._all_files(), None
+        if instead is not None:
+            others = (file for file in files.get(name, ()) if file != instead[0])
+            files[name] = (instead[0], *others)
+            own = tomllib.loads(instead[1])
+        data, kernel_folder = self._merged(name, files, (), own)
+        return data, files[name][0], kernel_folder
+
+    def _structured(
+        self, name: str, data: Mapping[str, Any], file: Path, kernel_folder: Path
+    ) -> Template:
         reserved = attrs.fields_dict(Template).keys() - keys_of(Template)
-        for key in sorted(reserved & data.keys()):
-            raise InvalidRequest(f"{file}: unknown key {key!r}")
+        if unknown := sorted(reserved & data.keys()):
+            raise InvalidTable(str(file), [("", f"unknown key {key!r}") for key in unknown])
         # Readers resolve relative paths; the results of a builder are in their own folder.
         template = structure({**data, "name": name}, Template, where=str(file), also=["extends"])
         if template.domain.xml is not None:
@@ -112,21 +187,24 @@ class Catalog:
         try:
             Readiness.parse(template.ready)
         except InvalidRequest as error:
-            raise InvalidRequest(f"{file}: ready: {error.message}", hint=error.hint) from error
+            hint = f" ({error.hint})" if error.hint else ""
+            raise InvalidTable(str(file), [("ready", f"{error.message}{hint}")]) from error
         return attrs.evolve(template, folder=folder, origin_file=file)
 
     def _merged(
-        self, name: str, files: Mapping[str, Sequence[Path]], seen: tuple[Path, ...]
+        self,
+        name: str,
+        files: Mapping[str, Sequence[Path]],
+        seen: tuple[Path, ...],
+        own: dict[str, Any] | None = None,
     ) -> tuple[dict[str, Any], Path]:
         """Return a template's keys merged with those it extends, and the folder of its kernel.
 
         :param seen: the files that led here, each extending the next.
+        :param own: the keys of the file itself, if they aren't to be read from it.
         """
         if name not in files:
-            said_by = f"{seen[-1]}: extends: " if seen else ""
-            raise NotFound(
-                f"{said_by}unknown template {name!r}", hint=did_you_mean(name, list(files))
-            )
+            raise self._unknown(name, files, f"{seen[-1]}: extends: " if seen else "")
         # A file that extends its own name extends the next one of that name, usually a shipped one.
         again = bool(seen) and seen[-1].stem == name
         left = files[name][files[name].index(seen[-1]) + 1 :] if again else files[name]
@@ -134,7 +212,9 @@ class Catalog:
             path = " > ".join([*(file.stem for file in seen), name])
             raise InvalidRequest(f"{seen[0]}: extends: {path}: a loop")
         file = left[0]
-        own = _absolute(read_toml(file, trusted=file.parent != shipped()), file.parent)
+        if own is None:
+            own = read_toml(file, trusted=file.parent != shipped())
+        own = _absolute(own, file.parent)
         parent = own.pop("extends", None)
         if parent is None:
             return own, file.parent
@@ -144,6 +224,32 @@ class Catalog:
         if own.get("boot", inherited.get("boot")) != inherited.get("boot"):
             inherited.pop("kernel", None)  # does not apply to another boot provider
         return _laid_over(inherited, own), file.parent if "kernel" in own else folder
+
+
+def _names(folder: Path) -> Sequence[str]:
+    """Return the names in a folder of templates; none if it doesn't exist."""
+    try:
+        return os.listdir(folder)  # noqa: PTH208
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except OSError as error:
+        raise InvalidRequest(f"templates in {folder}: {error.strerror}") from error
+
+
+_IMAGES = {".qcow2", ".qcow", ".raw", ".img", ".vmdk", ".vdi", ".vhd", ".vhdx", ".qed", ".ova",
+           ".box"}  # fmt: skip
+_PACKED = {".gz", ".xz", ".zst", ".bz2"}
+
+
+def _image_stem(file: Path) -> str | None:
+    """Return the stem of an image file's name, None if it is called like something else."""
+    name = Path(file.stem) if file.suffix.lower() in _PACKED else Path(file.name)
+    return name.stem if name.suffix.lower() in _IMAGES and file.is_file() else None
+
+
+def written_beside(file: Path, stem: str) -> str:
+    """Return what to write so that an image file becomes a template."""
+    return f"write {file.with_name(stem)}.toml with the table [image], path = {_literal(file.name)}"
 
 
 def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -158,26 +264,65 @@ def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         values = data.get(table)
         if isinstance(values, dict) and isinstance(values.get(key), str) and values[key]:
             values[key] = str(folder / Path(values[key]).expanduser())
+    identity = data.get("identity")
+    if isinstance(identity, dict) and isinstance(identity.get("authorized_keys"), list):
+        keys = identity["authorized_keys"]
+        identity["authorized_keys"] = [_located_key(key, folder) for key in keys]
     return data
+
+
+def _located_key(item: object, folder: Path) -> object:
+    """Return an item of ``authorized_keys`` with an absolute path if it is a file.
+
+    A public key has at least two words: its type and itself.
+    """
+    is_file = isinstance(item, str) and re.fullmatch(r"(?!~)\S*[./]\S*", item)
+    return str(folder / str(item)) if is_file else item
 
 
 def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(under)
     for key, value in over.items():
-        if key == "image":
-            merged[key] = value  # replaced as a whole: a path and a builder do not mix
-        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _laid_over(merged[key], value)
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            lay = _image_over if key == "image" else _laid_over
+            merged[key] = lay(merged[key], value)
         else:
             merged[key] = value
     return merged
 
 
+def _image_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table ``image`` laid over another: a source of another kind replaces all of it."""
+    given = [key for key in _SOURCES if key in over]
+    if any(key not in under or (key == "builder" and under[key] != over[key]) for key in given):
+        return dict(over)
+    if any(under[key] != over[key] for key in given):
+        under = {key: value for key, value in under.items() if key != "sha256"}  # of other bytes
+    return _laid_over(under, over)
+
+
+def _without(data: Mapping[str, Any], problems: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Return a template's keys without those that have problems.
+
+    A table goes as a whole, unless the problem is only a key of it that is unknown.
+    """
+    left = dict(data)
+    for place, reason in problems:
+        unknown = re.match(r"unknown key '([^']*)'", reason)
+        table = left.get(place) if place else left
+        if unknown is not None and isinstance(table, dict):
+            table = {key: value for key, value in table.items() if key != unknown[1]}
+            left = {**left, place: table} if place else table
+        else:
+            left.pop(re.split(r"[.\[]", place)[0], None)
+    return left
+
+
 BUILT_BY = "# Written by vmcloner image build"
 
 
-def write_built(name: str, parent: str, builder: str, options: Mapping[str, Any]) -> Path:
-    """Write a user template whose image is made by a builder; return its file.
+def built(name: str, parent: str, builder: str, options: Mapping[str, Any]) -> tuple[Path, str]:
+    """Return a user template whose image is made by a builder: its file, and the text to write.
 
     :param parent: the template that it extends.
     :param options: the builder's options: strings, integers and lists of strings.
@@ -195,19 +340,32 @@ def write_built(name: str, parent: str, builder: str, options: Mapping[str, Any]
         *(f"{key} = {_literal(value)}" for key, value in options.items()),
     ]
     try:
-        if file.exists() and not _as_written(file.read_text(errors="replace")):
+        there = read_file(file, trusted=False) if exists(file) else None
+        if there is not None and not _as_written(there.decode(errors="replace")):
             raise Conflict(
                 f"{file} exists and was written or changed by hand",
                 hint=f"vmcloner image build {name}, without options, builds it as it is; "
                 "or choose another name",
             )
-        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidRequest(f"{file}: {error.strerror}") from error
+    return file, _signed("\n".join(lines) + "\n")
+
+
+def write(file: Path, text: str) -> None:
+    """Write a template's file, whole or not at all.
+
+    :raises InvalidRequest: it can't be written.
+    """
+    try:
+        make_folder(file.parent)
         draft = file.with_name(f".{file.name}")
-        draft.write_text(_signed("\n".join(lines) + "\n"))
+        draft.unlink(missing_ok=True)
+        draft.touch(mode=0o644)  # no other user could have written it, whatever the umask
+        draft.write_text(text)
         draft.rename(file)
     except OSError as error:
         raise InvalidRequest(f"{file}: {error.strerror}") from error
-    return file
 
 
 def _signed(text: str) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
 
-from vmcloner_core.errors import BackendError, VmclonerError
+from vmcloner_core.errors import BackendError, VmclonerError, said
 from vmcloner_core.units import format_seconds
 
 K = TypeVar("K", bound=Hashable)
@@ -17,8 +17,22 @@ DEADLINE = 30.0
 _SLICE = 0.1
 
 
-class _NoAnswer(BackendError):
+class Unanswered(BackendError):
+    """A backend gave no answer, or none that could be one: its plugin's fault."""
+
+
+class Late(Unanswered):
     """A backend gave no answer in time."""
+
+
+def instance(found: object, kind: type[T]) -> T:
+    """Return what a backend gave, if it is of the kind that it must be.
+
+    :raises Unanswered: it isn't.
+    """
+    if not isinstance(found, kind):
+        raise Unanswered(f"its plugin gave a {type(found).__name__}")
+    return found
 
 
 def answers(
@@ -37,7 +51,7 @@ def answers(
         except VmclonerError as error:
             found[key] = error
         except BaseException as error:  # a driver's bug, sys.exit too, is that driver's alone
-            bug = BackendError(f"{type(error).__name__}: {error}")
+            bug = Unanswered(said(error))
             bug.__cause__ = error
             found[key] = bug
 
@@ -52,19 +66,20 @@ def answers(
         # In slices: an untimed wait keeps the interpreter from running signal handlers.
         while thread.is_alive() and time.monotonic() < end:
             thread.join(_SLICE)
-    late = _NoAnswer(f"no answer within {format_seconds(seconds)}")
+    late = Late(f"no answer within {format_seconds(seconds)}")
     return {key: found.get(key, late) for key in asks}
 
 
-def answer(name: str, ask: Callable[[], T]) -> T:
+def answer(name: str, ask: Callable[[], T], whose: Callable[[], str] = str) -> T:
     """Return what a call to a backend returns.
 
-    :param name: the backend's, for the message.
+    :param name: the backend's, for the message. :param whose: returns what ends the message.
     :raises VmclonerError: what it raises; BackendError if it gives no answer in time.
     """
     found = answers({name: ask})[name]
-    if isinstance(found, _NoAnswer):
-        raise BackendError(f"{name}: {found.message}", hint="vmcloner host check")
+    if isinstance(found, Unanswered):
+        message = f"{name}: {found.message}{whose()}"
+        raise BackendError(message, hint="vmcloner host check") from found
     if isinstance(found, VmclonerError):
         raise found
     return found

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urljoin, urlsplit
 
-from vmcloner_core.errors import HostCommandError, NotEnoughResources, shown
+from vmcloner_core.errors import HostCommandError, InvalidRequest, NotEnoughResources, shown
 from vmcloner_core.units import format_size
 
 if TYPE_CHECKING:
@@ -59,24 +60,76 @@ def fetch(url: str, path: Path, progress: Callable[[int, int], None]) -> None:
 def _answer(url: str) -> Iterator[urllib3.BaseHTTPResponse]:
     import urllib3
 
+    with contextlib.ExitStack() as stack:
+        at = url
+        for _ in range(REDIRECTS + 1):
+            pool = stack.enter_context(_pool(at))
+            try:
+                # Not followed by urllib3: another host may need another proxy, or none.
+                answer = pool.request(
+                    "GET",
+                    at,
+                    headers={"Accept-Encoding": "identity"},
+                    preload_content=False,
+                    redirect=False,
+                )
+            except urllib3.exceptions.HTTPError as error:
+                raise HostCommandError(f"{url}: {shown(str(error))}") from error
+            stack.callback(answer.close)
+            onward = answer.get_redirect_location()
+            if not onward:
+                break
+            at = urljoin(at, onward)
+            if not at.startswith(("http://", "https://")):
+                raise HostCommandError(f"{url}: redirects to {shown(at, 80)!r}")
+        else:
+            raise HostCommandError(f"{url}: too many redirects")
+        if answer.status != 200:
+            raise HostCommandError(f"{url}: the server answered {answer.status}")
+        encoding = answer.headers.get("Content-Encoding", "identity")
+        if encoding != "identity":
+            raise HostCommandError(f"{url}: the server encodes it as {shown(encoding, 40)!r}")
+        yield answer
+
+
+def _pool(url: str) -> urllib3.PoolManager:
+    """Return connections to a server, through a proxy if the environment names one for it.
+
+    The variables are ``http_proxy``, ``https_proxy``, ``all_proxy`` and ``no_proxy``, in lower or
+    upper case.
+
+    :raises InvalidRequest: the proxy is none that speaks HTTP.
+    """
+    from urllib.request import getproxies_environment, proxy_bypass
+
+    import urllib3
+
     timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT)
-    retries = urllib3.Retry(3, redirect=REDIRECTS, respect_retry_after_header=False)
-    with urllib3.PoolManager(retries=retries, timeout=timeout) as pool:
-        try:
-            answer = pool.request(
-                "GET", url, headers={"Accept-Encoding": "identity"}, preload_content=False
-            )
-        except urllib3.exceptions.HTTPError as error:
-            raise HostCommandError(f"{url}: {shown(str(error))}") from error
-        try:
-            if answer.status != 200:
-                raise HostCommandError(f"{url}: the server answered {answer.status}")
-            encoding = answer.headers.get("Content-Encoding", "identity")
-            if encoding != "identity":
-                raise HostCommandError(f"{url}: the server encodes it as {shown(encoding, 40)!r}")
-            yield answer
-        finally:
-            answer.close()
+    retries = urllib3.Retry(3, redirect=0, respect_retry_after_header=False)
+    target, proxies = urlsplit(url), getproxies_environment()
+    proxy = proxies.get(target.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(target.netloc.rpartition("@")[2]):
+        return urllib3.PoolManager(retries=retries, timeout=timeout)
+    if "://" not in proxy:
+        proxy = f"http://{proxy}"
+    try:
+        parts = urlsplit(proxy)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{parts.scheme}://{parts.hostname} is no HTTP proxy")
+        login = None
+        if parts.username is not None:
+            login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        return urllib3.ProxyManager(
+            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}",
+            proxy_headers=urllib3.make_headers(proxy_basic_auth=login),
+            retries=retries,
+            timeout=timeout,
+        )
+    except (ValueError, urllib3.exceptions.HTTPError) as error:
+        raise InvalidRequest(
+            f"{url}: the proxy in the environment can't be used: {shown(str(error), 200)}",
+            hint=f"set {target.scheme}_proxy to http://HOST:PORT, or no_proxy to the server's name",
+        ) from error
 
 
 def _length(answer: urllib3.BaseHTTPResponse, url: str) -> int:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import logging
 import threading
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
+from vmcloner_core import deadlines
+from vmcloner_core.contracts import check_driver
+from vmcloner_core.deadlines import answers, instance
 from vmcloner_core.drivers import (
     BootProvider,
     DriverContext,
@@ -14,14 +20,28 @@ from vmcloner_core.drivers import (
     ImageBuilder,
     StorageDriver,
 )
-from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, did_you_mean
+from vmcloner_core.entry_points import OWN
+from vmcloner_core.errors import (
+    BackendError,
+    InvalidRequest,
+    NotFound,
+    VmclonerError,
+    did_you_mean,
+    said,
+)
 from vmcloner_core.hooks import BootBackend, HypervisorBackend, IdentityBackend, StorageBackend
 from vmcloner_core.model import BackendTable, Host
+from vmcloner_core.outcomes import Backend
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.process import CommandRunner
 from vmcloner_core.tomlfile import structure
 
-D = TypeVar("D")
+C = TypeVar("C")
+D = TypeVar("D", StorageDriver, HypervisorDriver)
+T = TypeVar("T")
+CLOSING = 5.0
+"""Seconds for all drivers to release what they hold."""
+log = logging.getLogger(__name__)
 
 
 class DriverRegistry:
@@ -48,13 +68,14 @@ class DriverRegistry:
         with self._lock:
             if name not in self._boots:
                 backend = self._plugins.boot(name)
-                self._boots[name] = (backend, backend.factory(self._context(name)))
+                made = self._built("boot", name, BootProvider, backend.factory)  # type: ignore[type-abstract]
+                self._boots[name] = (backend, made)
             return self._boots[name]
 
     def identity(self, name: str) -> tuple[IdentityBackend, IdentityProvider]:
         """Return an identity provider, with its description."""
         backend = self._plugins.identity(name)
-        return backend, backend.factory(self._context(name))
+        return backend, self._built("identity", name, IdentityProvider, backend.factory)  # type: ignore[type-abstract]
 
     def builder(self, name: str, options: Mapping[str, object], where: str) -> ImageBuilder:
         """Return an image builder.
@@ -62,18 +83,54 @@ class DriverRegistry:
         :param options: from a template. :param where: that template, for messages.
         :raises InvalidRequest: it takes no options, or not these.
         """
-        backend, context = self._plugins.image(name), self._context(name)
+        backend = self._plugins.image(name)
         where = f"{where}: image.options"
         if backend.options is None:
             if options:
                 raise InvalidRequest(f"{where}: image builder {name!r} takes no options")
-            return backend.factory(context)
+            return self._built("image", name, ImageBuilder, backend.factory)  # type: ignore[type-abstract]
         made: object = structure(options, backend.options, where=where)
-        return backend.factory(context, made)
+        return self._built("image", name, ImageBuilder, backend.factory, made)  # type: ignore[type-abstract]
+
+    def ask(self, kind: str, name: str, question: Callable[[Any], object], answer: type[T]) -> T:
+        """Return what a backend answers, within :data:`deadlines.DEADLINE`.
+
+        :param question: asks its driver. :param answer: the type that the answer must have.
+        :raises BackendError: it gives none, or another: names the backend, and whose plugin it is.
+        :raises VmclonerError: what it raises.
+        """
+        driver = self.storage(name) if kind == "storage" else self.hypervisor(name)
+        whose = functools.partial(self.whose, kind, name)
+        return deadlines.answer(name, lambda: instance(question(driver), answer), whose)
+
+    def backend(self, kind: str, name: str) -> Backend:
+        """Return a backend for messages."""
+        return Backend(f"{kind} {name!r}", functools.partial(self.whose, kind, name))
+
+    def whose(self, kind: str, name: str) -> str:
+        """Return which distribution a backend's plugin is of, for a message's end.
+
+        Empty for vmcloner's own, and for objects that a program gave the engine.
+        """
+        tables = self._tables(kind) if kind in ("storage", "hypervisor") else {}
+        owner = self._plugins.owner(kind, tables[name].driver if name in tables else name)
+        return "" if owner in (None, OWN) else f"; its plugin is of {owner}"
 
     def names(self, kind: str) -> tuple[str, ...]:
         """Return the names of the host's backends of a kind, defaults included."""
         return tuple(self._tables(kind))
+
+    def check_settings(self) -> None:
+        """Check the settings of all backends; a broken plugin is no matter of theirs.
+
+        :raises InvalidRequest: one's are wrong; names file, key and reason.
+        """
+        for name in self.host.hypervisors:
+            with contextlib.suppress(BackendError):
+                self.hypervisor(name)
+        for name in self.host.storage:
+            with contextlib.suppress(BackendError):
+                self.storage(name)
 
     def _tables(self, kind: str) -> Mapping[str, BackendTable]:
         return self.host.storage if kind == "storage" else self.host.hypervisors
@@ -81,33 +138,60 @@ class DriverRegistry:
     def close(self) -> None:
         """Close all drivers."""
         with self._lock:
-            for driver in self._drivers.values():
-                driver.close()
+            closing = {key: driver.close for key, driver in self._drivers.items()}
             self._drivers.clear()
+        for (kind, name), closed in answers(closing, CLOSING).items():
+            if isinstance(closed, VmclonerError):
+                log.warning("%s %r: closing: %s%s", kind, name, closed, self.whose(kind, name))
 
     def _made(self, kind: str, name: str, contract: type[D]) -> D:
         with self._lock:
             if (kind, name) not in self._drivers:
-                self._drivers[kind, name] = self._new(kind, name)
+                self._drivers[kind, name] = self._new(kind, name, contract)
             driver = self._drivers[kind, name]
-        if not isinstance(driver, contract):
-            raise BackendError(f"{kind} plugin of {name!r} makes no {contract.__name__}")
+        assert isinstance(driver, contract)  # noqa: S101 - see _built
         return driver
 
-    def _new(self, kind: str, name: str) -> StorageDriver | HypervisorDriver:
+    def _new(self, kind: str, name: str, contract: type[D]) -> D:
         """Make a driver from the host's settings.
 
         :raises NotFound: no such backend. :raises BackendError: its plugin is broken.
-        :raises InvalidRequest: it isn't set up on this host, or its settings are wrong.
+        :raises InvalidRequest: it isn't set up on this host, or its settings are wrong, which may
+            name a driver that isn't installed.
         """
         self._check_known(kind, name)
         table = self._tables(kind)[name]
-        backend: StorageBackend | HypervisorBackend = getattr(self._plugins, kind)(table.driver)
-        values: object = structure(table.values, backend.settings, where=table.where)
         try:
-            return backend.factory(self._context(name), values)
-        except TypeError as error:  # an abstract method that the plugin lacks
-            raise BackendError(f"{kind} plugin {table.driver!r} is broken: {error}") from error
+            backend: StorageBackend | HypervisorBackend = getattr(self._plugins, kind)(table.driver)
+        except NotFound as error:  # the name is the settings'
+            raise InvalidRequest(f"{table.where}: {error.message}", hint=error.hint) from error
+        values: object = structure(table.values, backend.settings, where=table.where)
+        return self._built(kind, name, contract, backend.factory, values)
+
+    def _built(
+        self, kind: str, name: str, contract: type[C], factory: Callable[..., Any], *values: object
+    ) -> C:
+        """Return what a plugin's factory makes for a backend, if it fulfils its contract.
+
+        :raises BackendError: the factory fails, or makes something else.
+        """
+        try:
+            made: object = factory(self._context(name), *values)
+        except (VmclonerError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a plugin's factory may raise anything
+            raise self._broken(kind, name, said(error)) from error
+        wrong = check_driver(made, contract)
+        if wrong is not None:
+            raise self._broken(kind, name, wrong)
+        assert isinstance(made, contract)  # noqa: S101 - see check_driver
+        return made
+
+    def _broken(self, kind: str, name: str, wrong: str) -> BackendError:
+        table = self._tables(kind).get(name) if kind in ("storage", "hypervisor") else None
+        plugin = name if table is None else table.driver
+        message = f"{kind} plugin {plugin!r} is broken: {wrong}{self.whose(kind, name)}"
+        return BackendError(message, hint="vmcloner plugin list")
 
     def _check_known(self, kind: str, name: str) -> None:
         known = self.names(kind)

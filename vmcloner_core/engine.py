@@ -16,16 +16,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
-from vmcloner_core.deadlines import answers
+from vmcloner_core.deadlines import answers, instance
 from vmcloner_core.errors import (
+    MAX_SHOWN,
     BackendError,
     Interrupted,
     InvalidRequest,
@@ -44,8 +47,11 @@ from vmcloner_core.model import (
     Check,
     Clone,
     Copying,
+    DomainInventory,
     DomainSpec,
     Host,
+    ImageFormat,
+    Leftover,
     NetworkChange,
     NetworkRequest,
     Origin,
@@ -55,14 +61,17 @@ from vmcloner_core.model import (
     Template,
     network_key,
 )
-from vmcloner_core.names import check_template, parse_targets
-from vmcloner_core.plan import Plan, RunResult, check_timeout
+from vmcloner_core.names import check_template, fold, parse_targets
+from vmcloner_core.outcomes import guarded
+from vmcloner_core.plan import OnFailure, Plan, RunResult, check_timeout
 from vmcloner_core.planning import Planning
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import CreateRequest, Request, TargetRequest, check_jobs
 from vmcloner_core.settings import Settings
 from vmcloner_core.survey import Survey
+from vmcloner_core.template_leftovers import TemplateLeftover, clones_of
+from vmcloner_core.trusted_files import check_file
 from vmcloner_core.units import counted, format_size
 
 if TYPE_CHECKING:
@@ -91,10 +100,24 @@ class Engine:
     def __init__(self, settings: Settings, plugins: PluginHost, host: LocalHost) -> None:
         self.settings = settings
         self.plugins = plugins
-        self._host = host
+        self._pid = os.getpid()
+        self._local = host
         self._planning = Planning(settings, plugins, host)
         self._run_lock = threading.Lock()
         self._cancel = threading.Event()
+
+    @property
+    def _host(self) -> LocalHost:
+        """The host; in a process that was forked off, an error.
+
+        The connections there are the parent's, its threads are missing, and locks may be held.
+        """
+        if os.getpid() != self._pid:
+            raise WrongState(
+                "the engine was opened before this process was forked off",
+                hint="open an engine in each process: Engine.open()",
+            )
+        return self._local
 
     @property
     def host(self) -> Host:
@@ -128,8 +151,12 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Close connections. They are opened again when the engine is used."""
-        self._host.close()
+        """Close connections. They are opened again when the engine is used.
+
+        Does nothing in a process that was forked off: they are its parent's.
+        """
+        if os.getpid() == self._pid:
+            self._host.close()
 
     # --- runs -----------------------------------------------------------------------------------
 
@@ -184,7 +211,7 @@ class Engine:
         :raises VmclonerError: the request can't be carried out at all; nothing was changed.
         """
         fleets = self._fleets(request)
-        with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
+        with self._held([f"fleet/{fleet}" for fleet in fleets]):
             self._host.keep_state_id()
             found = self._host.survey()
             self._host.sweep(fleets, found)
@@ -199,11 +226,37 @@ class Engine:
         :raises WrongState: it was made before the host's state folder had its id.
         """
         fleets = {clone.labels.fleet for clone in plan.clones}
-        with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
+        with self._held([f"fleet/{fleet}" for fleet in fleets]):
             kept = self._host.keep_state_id()
             if any(clone.labels.state not in (None, kept) for clone in plan.clones):
                 raise WrongState("the plan is for another state folder", hint="plan again")
+            self._host.sweep(fleets, self._host.survey())
             return self._carried_out(plan)
+
+    def gc(
+        self,
+        *,
+        orphans: bool = False,
+        dry_run: bool = False,
+        on_found: Callable[[Sequence[Leftover]], None] = lambda _left: None,
+    ) -> tuple[Leftover, ...]:
+        """Remove what killed runs left; returns it. What couldn't be removed has its error.
+
+        Nothing of a fleet, template or image that another run works on is touched, nothing of
+        another state folder, and nothing without labels of vmcloner's.
+
+        :param orphans: also delete clones of this state folder that lack a part: those without a
+            domain (ALLOCATED), and stopped ones without disks (ORPHAN).
+        :param dry_run: change nothing; returns what would be removed.
+        :param on_found: called with what will be removed, if there is something, before anything
+            is changed; may raise to stop.
+        :raises Conflict: a clone's record is damaged.
+        """
+        from vmcloner_core.collecting import Collector
+
+        with self._run_lock:
+            collect = Collector(self._host, self._planning, self._carried_out)
+            return collect(orphans=orphans, dry_run=dry_run, on_found=on_found)
 
     def _carried_out(self, plan: Plan) -> RunResult:
         from vmcloner_core.running import PlannedRun
@@ -227,9 +280,11 @@ class Engine:
 
     @contextlib.contextmanager
     def _held(self, names: Sequence[str]) -> Iterator[None]:
-        self._cancel.clear()
-        with self._host.hold(names, self._cancel.is_set):
-            yield
+        host = self._host
+        with self._run_lock:
+            self._cancel.clear()
+            with host.hold(names, self._cancel.is_set):
+                yield
 
     # --- reads ----------------------------------------------------------------------------------
 
@@ -261,10 +316,30 @@ class Engine:
         clones = {clone.name: clone for clone in found.clones}
         if name not in clones:
             found.check_complete(f"no clone {name!r}")
-            is_fleet = any(clone.fleet == name for clone in clones.values())
-            hint = f"vmcloner list {name}" if is_fleet else did_you_mean(name, tuple(clones))
-            raise NotFound(f"no clone {name!r}", hint=hint)
+            members = [clone.name for clone in clones.values() if clone.fleet == name]
+            if members:
+                raise NotFound(
+                    f"{name!r} is a fleet, not a clone", hint=f"its clones: {_few(fold(members))}"
+                )
+            raise NotFound(f"no clone {name!r}", hint=_like(name, clones))
         return self._host.located([clones[name]])[0]
+
+    def spec(self, clone: Clone) -> CloneSpec:
+        """Return what an existing clone is made from: its template and its own values.
+
+        :raises NotFound: its record doesn't have its template, and that is gone.
+        """
+        return self._known(clone)
+
+    def started(self, clone: Clone) -> float | None:
+        """Return when a running clone was started, in seconds since the epoch; None if unknown."""
+        if clone.state is not State.RUNNING:
+            return None
+        return self._host.drivers.hypervisor(clone.labels.hypervisor).started(clone.name)
+
+    def reach(self, clone: Clone) -> Outcome[Access]:
+        """Return how to reach a clone by ssh as it is now, or why it can't be reached."""
+        return self._host.reach(clone)
 
     def fleets(self) -> tuple[str, ...]:
         """Return the names of the fleets that have clones."""
@@ -294,12 +369,14 @@ class Engine:
         storage: str | None = None,
         image: str | None = None,
         sha256: str | None = None,
+        format: ImageFormat | None = None,  # noqa: A002 - the key of [image]
         copying: Copying = AS_IT_COMES,
     ) -> Outcome[Origin]:
         """Import a template's image into a pool; unchanged if it is already there.
 
         :param image: a path or an http(s) URL to use instead of the template's own source.
         :param sha256: of that image; required for a URL.
+        :param format: of the image; None for what its name says, else its template.
         :param copying: bandwidth, and whether to verify what was written.
         :raises WrongState: clones are linked to the image that would be replaced.
         """
@@ -307,10 +384,12 @@ class Engine:
         if image is not None:
             from vmcloner_core.images import source_of
 
-            source = source_of(image, sha256)
+            source = source_of(image, sha256, format, template.image)
             template = attrs.evolve(template, image=source)
+        elif format is not None:
+            template = attrs.evolve(template, image=attrs.evolve(template.image, format=format))
         driver = self._host.drivers.storage(storage or self.settings.defaults.storage)
-        with self._run_lock, self._held([f"template/{name}"]):
+        with self._held([f"template/{name}"]):
             return self._host.images.import_image(template, driver, "", time.monotonic(), copying)
 
     def build_image(
@@ -323,30 +402,69 @@ class Engine:
     ) -> tuple[Template, ImageFile]:
         """Build a template's image, unless it is up to date.
 
-        :param options: the builder's. With any, the template is first written to the user's own
-            templates, with everything else from ``parent``.
+        :param options: the builder's. With any, the template is written to the user's own
+            templates once its image is built, with everything else from ``parent``.
         :raises NotFound: there is no such template, and no options are given.
         :raises Conflict: there is such a template, written by hand.
         """
-        with self._run_lock, self._held([f"template/{check_template(name)}"]):
-            if options:
-                self._host.images.declare_built(name, parent, builder, options)
-            template = self._host.catalog.template(name)
-            return template, self._host.images.build(template)
+        from vmcloner_core.catalog import built, write
+
+        with self._held([f"template/{check_template(name)}"]):
+            if not options:
+                template = self._host.catalog.template(name)
+                return template, self._host.images.build(template)
+            self._host.images.check_options(name, builder, options)
+            file, text = built(name, parent, builder, options)
+            template = self._host.catalog.declared(name, file, text)
+            image = self._host.images.build(template)
+            write(file, text)
+            return template, image
 
     def delete_template(self, name: str, *, storage: str | None = None) -> Outcome[None]:
-        """Remove a template's image from a pool. Its TOML file stays.
+        """Remove a template's image from a pool, and what a builder made. Its TOML file stays.
+
+        What a builder made is kept while a clone or another pool has the template's image.
 
         :raises WrongState: clones are linked to it.
         """
         driver = self._host.drivers.storage(storage or self.settings.defaults.storage)
-        with self._run_lock, self._held([f"template/{check_template(name)}"]):
-            return driver.delete_origin(name)
+        with self._held([f"template/{check_template(name)}"]):
+            outcome = driver.delete_origin(name)
+            try:
+                used = self._host.images.origins(name) or clones_of(name, self._host.survey())
+            except VmclonerError:  # what can't be read may use it
+                used = ("?",)
+            gone = not used and self._host.leftovers.remove_built(name)
+            return attrs.evolve(outcome, changed=outcome.changed or gone)
+
+    def leftovers(self) -> tuple[TemplateLeftover, ...]:
+        """Return the images in pools, and what builders made, that no template names any more."""
+        return self._host.leftovers.find()
+
+    def stray_images(self) -> Mapping[str, Path]:
+        """Return the image files beside templates that no template names, by their stems."""
+        return self._host.catalog.stray_images()
+
+    def prune_templates(
+        self, left: Sequence[TemplateLeftover]
+    ) -> tuple[Outcome[TemplateLeftover], ...]:
+        """Remove leftovers (:meth:`leftovers`) that are still such; those that clones use stay.
+
+        :returns: one outcome for each.
+        """
+        with self._held([f"template/{each.template}" for each in left]):
+            still, found = self.leftovers(), self._host.survey()
+            return tuple(
+                self._host.leftovers.remove(each, found)
+                if each in still
+                else Outcome(key=each.template, value=each, changed=False)
+                for each in left
+            )
 
     def check_template(self, name: str) -> tuple[Check, ...]:
-        """Check a template without making a clone of it.
+        """Check a template without making a clone of it: one check for each thing that is wrong.
 
-        :raises NotFound: there is none. :raises InvalidRequest: its file is wrong.
+        :raises NotFound: there is none. :raises InvalidRequest: its file can't be read at all.
         """
         return self._planning.checks.checks(name)
 
@@ -355,7 +473,8 @@ class Engine:
     def domain_xml(self, name: str) -> str:
         """Return the domain XML of a clone, as it would be defined now."""
         driver, spec = self._spec(name)
-        return driver.render(spec)
+        with guarded(self._host.drivers.backend("hypervisor", driver.name)):
+            return driver.render(spec)
 
     def domain_native(self, name: str) -> str:
         """Return a clone's domain in its hypervisor's native format (``xl.cfg``).
@@ -372,17 +491,19 @@ class Engine:
 
     def _spec(self, name: str) -> tuple[HypervisorDriver, DomainSpec]:
         clone = self.show(name)
-        driver = self._host.drivers.hypervisor(clone.labels.hypervisor)
-        return driver, self._planning.checks.domain(self._known(clone), driver, clone.volumes)
+        driver, spec = self._host.drivers.hypervisor(clone.labels.hypervisor), self._known(clone)
+        if spec.template.domain.xml is not None:
+            check_file(spec.template.domain.xml)
+        return driver, self._planning.checks.domain(spec, driver, clone.volumes)
 
     def _known(self, clone: Clone) -> CloneSpec:
         """Return the specification of a clone that exists.
 
-        :raises NotFound: its template is gone.
+        :raises NotFound: its record doesn't have its template, and that is gone.
         """
         from vmcloner_core.target_planner import found_spec
 
-        template = self._host.catalog.template(clone.template)
+        template = self._host.made_of(clone.labels)
         driver = self._host.drivers.hypervisor(clone.labels.hypervisor)
         macs = self._planning.checks.macs(clone.labels, template, driver)
         record = self._host.records.find(clone.name)
@@ -403,7 +524,7 @@ class Engine:
         """
         fleets = {target.fleet for target in parse_targets(targets)} or set(self.fleets())
         found: dict[str, Preview] = {}
-        with self._run_lock, self._held([f"fleet/{fleet}" for fleet in fleets]):
+        with self._held([f"fleet/{fleet}" for fleet in fleets]):
             clones = [clone for clone in self.list(*targets) if clone.fleet in fleets]
             for preview in self._host.previews(clones, self._known):
                 found[preview.name] = preview
@@ -421,7 +542,8 @@ class Engine:
         drivers = self._host.drivers
 
         def states_of(backend: str) -> Mapping[str, State]:
-            return drivers.hypervisor(backend).states()
+            found = drivers.hypervisor(backend).states()
+            return instance(found, Mapping)  # type: ignore[type-abstract]
 
         found = answers(
             {name: functools.partial(states_of, name) for name in drivers.names("hypervisor")}
@@ -449,7 +571,7 @@ class Engine:
 
         :raises NotFound: a target names no clone.
         """
-        return tuple(map(self._host.reach, self.list(*targets)))
+        return tuple(map(self.reach, self.list(*targets)))
 
     def execute(
         self, *targets: str, command: str, timeout: float = 60.0, jobs: int = FANOUT
@@ -483,7 +605,7 @@ class Engine:
         """Make a network of vmcloner's own; see :meth:`NetworkInterface.prepare`."""
         driver = self._host.drivers.hypervisor(hypervisor or self.settings.defaults.hypervisor)
         networks = _networks(driver, request)
-        with self._run_lock, self._held([f"network/{request.name}"]):
+        with self._held([f"network/{request.name}"]):
             return networks.prepare(request)
 
     def remove_network(
@@ -495,9 +617,12 @@ class Engine:
         """
         driver = self._host.drivers.hypervisor(hypervisor or self.settings.defaults.hypervisor)
         networks = _networks(driver, request)
-        with self._run_lock, self._held([f"network/{request.name}"]):
+        with self._held([f"network/{request.name}"]):
             try:
-                domains = driver.inspect().domains
+                inventory = self._host.drivers.ask(
+                    "hypervisor", driver.name, lambda d: d.inspect(), DomainInventory
+                )
+                domains = inventory.domains
             except BackendError:
                 if not request.bridge:
                     raise
@@ -505,7 +630,7 @@ class Engine:
             key = network_key("bridge" if request.bridge else "network", request.name)
             if users := sorted(d.name for d in domains if key in d.networks):
                 raise WrongState(
-                    f"network {key!r}: {len(users)} clones are on it ({users[0]}, …)",
+                    f"network {key!r}: {_used(users)}",
                     hint="delete them first",
                 )
             return networks.remove(request)
@@ -514,12 +639,14 @@ class Engine:
         """Yield what each backend needs on the host; of all configured ones if none is named.
 
         :raises NotFound: a backend isn't configured.
+        :raises InvalidRequest: the settings of one are wrong.
         """
         known = {kind: self._host.drivers.names(kind) for kind in ("storage", "hypervisor")}
         for name in backends:
             if not any(name in names for names in known.values()):
                 every = [n for names in known.values() for n in names]
                 raise NotFound(f"no backend {name!r} is set up", hint=did_you_mean(name, every))
+        self._host.drivers.check_settings()
         for kind, names in known.items():
             for name in names:
                 if not backends or name in backends:
@@ -527,11 +654,11 @@ class Engine:
 
     def _probe(self, kind: str, name: str) -> Iterator[Check]:
         try:
-            driver = getattr(self._host.drivers, kind)(name)
-            checks = tuple(driver.probe())
-            yield from checks
-            if kind == "storage" and not any(c.status is Status.FAILED for c in checks):
-                yield from capacity_checks(name, driver.capacity())
+            ask = self._host.drivers.ask
+            found = ask(kind, name, lambda d: tuple(instance(c, Check) for c in d.probe()), tuple)
+            yield from found
+            if kind == "storage" and not any(c.status is Status.FAILED for c in found):
+                yield from capacity_checks(name, ask(kind, name, lambda d: d.capacity(), Capacity))
         except VmclonerError as error:
             yield Check(
                 backend=name,
@@ -542,11 +669,28 @@ class Engine:
             )
 
 
+def _used(names: Sequence[str]) -> str:
+    """Return which clones use something, in a few words."""
+    if len(names) == 1:
+        return f"{names[0]} is on it"
+    return f"{counted(len(names), 'clone')} are on it ({names[0]}, …)"
+
+
+def _few(names: str) -> str:
+    return names if len(names) <= MAX_SHOWN // 2 else f"{names[: MAX_SHOWN // 2]}…"
+
+
+def _like(name: str, clones: Collection[str]) -> str:
+    """Return a hint for the name of a clone that isn't there."""
+    close = get_close_matches(name, clones, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "vmcloner list"
+
+
 def capacity_checks(pool: str, capacity: Capacity) -> Iterator[Check]:
     """Yield a pool's free space and its warnings."""
     room = f"{format_size(capacity.free)} of {format_size(capacity.total)} free"
     if capacity.volumes_free is not None:
-        room += f", for at most {capacity.volumes_free} more volumes"
+        room += f", for at most {counted(capacity.volumes_free, 'more volume')}"
     yield Check(backend=pool, name="space", status=Status.OK, detail=room)
     for warning in capacity.warnings:
         yield Check(backend=pool, name="space", status=Status.WARNING, detail=warning)
@@ -566,24 +710,46 @@ def check_result(result: RunResult) -> RunResult:
 
     :raises Interrupted: it was stopped. :raises RollbackIncomplete: something was left.
     :raises PartialFailure: too many clones failed; carries each clone's error.
+    :raises NotFound: all was done, but something that the user named isn't there.
     """
     action = result.plan.action
     failures = [(r.name, r.error) for r in result.failures if r.error is not None]
     total = len(result.results)
+    undone, removal = _rolled_back(result)
     if result.left:
         raise RollbackIncomplete(
-            f"{action}: rolled back, but {counted(len(result.left), 'clone')} could not be removed",
+            f"{action}: rolled back, but {counted(len(result.left), 'clone')} could not be removed"
+            f"{undone}",
             failures=failures,
-            hint="vmcloner delete " + " ".join(result.left[:3]),
+            hint=f"vmcloner delete {fold(result.left)}",
         )
     if result.interrupted:
         done = total - len(failures)
         raise Interrupted(
-            f"{action}: stopped with {done} of {counted(total, 'clone')} done",
-            hint="run the same command again",
+            f"{action}: stopped with {done} of {counted(total, 'clone')} done{undone}",
+            hint="; ".join(filter(None, ("run the same command again", removal))),
         )
     if not result.enough:
         raise PartialFailure(
-            f"{action}: {len(failures)} of {counted(total, 'clone')} failed", failures=failures
+            f"{action}: {len(failures)} of {counted(total, 'clone')} failed{undone}",
+            failures=failures,
+            hint=removal,
         )
+    if result.plan.missing is not None:
+        raise result.plan.missing
     return result
+
+
+def _rolled_back(result: RunResult) -> tuple[str, str | None]:
+    """Return what a roll-back did and kept, and the command that removes the latter too."""
+    if result.enough or result.plan.on_failure is not OnFailure.ROLLBACK:
+        return "", None
+    kept = fold(result.kept)
+    gone = set(result.rolled_back) - set(result.kept)
+    text = f"; {counted(len(gone), 'clone')} rolled back"
+    if not kept:
+        return text, None
+    return (
+        f"{text}, kept {kept}: there before this run",
+        f"to remove also these: vmcloner delete {kept}",
+    )

@@ -23,6 +23,15 @@ def shown(text: str, limit: int = MAX_SHOWN) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
 
+def said(error: BaseException) -> str:
+    """Return what an exception that isn't vmcloner's says, on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        what = f"{error.filename}: " if error.filename is not None else ""
+        return shown(f"{what}{error.strerror}")
+    reason = " ".join(str(error).split())
+    return shown(f"{type(error).__name__}: {reason}" if reason else type(error).__name__)
+
+
 class VmclonerError(Exception):
     """Base class of all errors that vmcloner raises deliberately.
 

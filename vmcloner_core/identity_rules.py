@@ -11,6 +11,7 @@ from typing import TypeVar
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import CloneSpec, Identity, Interface, Template, clone_generation
 from vmcloner_core.placeholders import clone_values, fill
+from vmcloner_core.trusted_files import read_file
 
 T = TypeVar("T")
 MAX_KEYS = 65536
@@ -117,13 +118,11 @@ def authorized_keys(template: Template) -> tuple[str, ...]:
 def _keys_of(path: Path, where: str) -> list[str]:
     """Return the keys in a file. Errors name its lines, never what is in them: it may be secret."""
     try:
-        with path.open(encoding="utf-8") as stream:
-            text = stream.read(MAX_KEYS + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise InvalidRequest(f"{where}: can't read {path}: {reason}") from error
-    if len(text) > MAX_KEYS:
-        raise InvalidRequest(f"{where}: {path} is larger than {MAX_KEYS} bytes")
+        text = read_file(path, trusted=False, limit=MAX_KEYS).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{where}: {path}: not a text file") from error
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{where}: {error.message}") from error
     lines = ((n, line.strip()) for n, line in enumerate(text.splitlines(), start=1))
     return [
         check_key(line, f"{where}: {path}, line {number}")

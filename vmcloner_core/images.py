@@ -1,7 +1,8 @@
 """Obtain a template's disk image from a file, a URL or an image builder, and check it.
 
 An image is hostile input: it may be truncated, have a wrong suffix, or name files on the host as
-its backing file. Such images are refused here, before any storage backend or QEMU reads them.
+its backing file. Such images are refused here, before any storage backend or QEMU reads them. Those
+that come packed or in a foreign format are first unpacked (:mod:`vmcloner_core.unpacking`).
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import attrs
 
-from vmcloner_core import qcow2
+from vmcloner_core import qcow2, unpacking
 from vmcloner_core.downloads import fetch
 from vmcloner_core.drivers import ImageBuilder, ImageFile
 from vmcloner_core.errors import InvalidRequest, NotFound
 from vmcloner_core.extents import data_runs, length, nonzero_pieces
-from vmcloner_core.model import Host, ImageSource, Progress, Template
+from vmcloner_core.model import Host, ImageFormat, ImageSource, Progress, Template
 from vmcloner_core.os_errors import translated
+from vmcloner_core.process import CommandRunner, LocalRunner
+from vmcloner_core.trusted_files import make_folder
 from vmcloner_core.units import MAX_SIZE
 
 BLOCK = 1024**2
@@ -35,73 +38,160 @@ MAX_HOLES = 4 * 1024**3
 """Bytes of a file's holes that are hashed as zeros; with more, holes are left out."""
 DRAFT_PREFIX = ".{}-"
 """How the folders begin that are filled for a template; the lock ``template/NAME`` is held then."""
-_FOREIGN = {
-    b"KDMV": "VMDK",
-    b"vhdxfile": "VHDX",
-    b"conectix": "VHD",
-    b"# Disk D": "VMDK",
-    b"<<< ": "VDI",
-    b"\x1f\x8b": "gzip",
-    b"\xfd7zXZ": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-}
 _SUFFIXES: dict[str, Literal["raw", "qcow2"]] = {
     ".qcow2": "qcow2",
     ".qcow": "qcow2",
     ".raw": "raw",
-    ".img": "raw",
 }
+EITHER = ".img"
+"""The suffix that says nothing: distributions use it for raw and for qcow2."""
 
 
 @contextlib.contextmanager
 def obtained(
-    template: Template, builder: ImageBuilder | None, host: Host, progress: Progress
+    template: Template,
+    builder: ImageBuilder | None,
+    host: Host,
+    progress: Progress,
+    runner: CommandRunner | None = None,
 ) -> Iterator[ImageFile]:
-    """Yield the checked image of a template; a downloaded file is removed afterwards.
+    """Yield the checked image of a template; what was downloaded or unpacked is removed afterwards.
 
     :param builder: the template's image builder, if its source names one.
+    :param runner: runs what reads foreign formats; None for this machine's.
     """
     if builder is not None:
         yield build(builder, template.folder, progress)
         return
-    if template.image.url is None:
-        yield from_file(template.image, progress)
-        return
     with contextlib.ExitStack() as stack:
-        with translated(host.templates):
-            host.templates.mkdir(parents=True, exist_ok=True)
-            draft = DRAFT_PREFIX.format(template.name)
-            made = tempfile.TemporaryDirectory(prefix=draft, dir=host.templates)
-        folder = stack.enter_context(made)
-        yield from_file(download(template.image, Path(folder), progress), progress)
+
+        def folder() -> Path:
+            with translated(host.templates):
+                make_folder(host.templates)
+                draft = DRAFT_PREFIX.format(template.name)
+                made = tempfile.TemporaryDirectory(prefix=draft, dir=host.templates)
+            return Path(stack.enter_context(made))
+
+        source = template.image
+        if source.url is not None:
+            source = download(source, folder(), progress)
+        yield _plain(source, folder, runner or LocalRunner(), progress)
+
+
+def _plain(
+    source: ImageSource, folder: Callable[[], Path], runner: CommandRunner, progress: Progress
+) -> ImageFile:
+    """Return the checked image at ``source.path``, unpacked and converted if it needs to be.
+
+    Its digest is that of the file that was given.
+
+    :param folder: makes a folder for what is unpacked.
+    """
+    path = source.path
+    assert path is not None  # noqa: S101 - the caller chose by it
+    if _packing(source) is None:
+        return from_file(source, progress)
+    with _readable(path) as stream:
+        digest = _checked_digest(stream, source, progress)
+    found = unpacking.unpack(path, folder(), runner, progress, source.format)
+    plain = attrs.evolve(source, path=found.path, format=found.format, sha256=None)
+    try:
+        image = from_file(plain, progress, digest)
+    except InvalidRequest as error:
+        reason = error.message.removeprefix(f"{found.path}: ")
+        raise InvalidRequest(f"{path}: the image in it {reason}", hint=error.hint) from error
+    return image
+
+
+def _packing(source: ImageSource) -> str | None:
+    """Return what the file at ``source.path`` is to be unpacked from or converted, None if nothing.
+
+    :raises InvalidRequest: its name or its format says otherwise, or it can't be imported.
+    """
+    path = source.path
+    assert path is not None  # noqa: S101 - the caller chose by it
+    kind = _kind_of(path)
+    if kind is None or path.is_block_device():  # a guest may have written what a device holds
+        return None
+    named = _SUFFIXES.get(path.suffix.lower())
+    if named is not None and kind != "qcow":
+        what = unpacking.CONVERTED.get(kind, kind)
+        raise InvalidRequest(
+            f"{path}: is {what}, though its name says {named}", hint="name it as what it is"
+        )
+    unpacking.check_kind(kind, path, source.format)
+    return kind
+
+
+def _kind_of(path: Path) -> str | None:
+    """Return what a file is packed in, None if it is not or can't be read."""
+    try:
+        return unpacking.kind_of(path)
+    except OSError:
+        return None  # reported where it is opened as an image
 
 
 def from_file(source: ImageSource, progress: Progress, digest: str | None = None) -> ImageFile:
-    """Return the checked image at ``source.path``.
+    """Return the checked image at ``source.path``, which is raw or qcow2.
 
-    :param digest: hexadecimal, if it can be known without reading the whole image.
+    :param digest: if it is known without reading the whole image.
     :raises NotFound: the file does not exist.
     :raises InvalidRequest: the image is invalid; the message names the file and the reason.
     """
     path = source.path
     assert path is not None  # noqa: S101 - the caller chose by it
+    with _readable(path) as stream:
+        kind, size = inspect(stream, path, source.format)
+        digest = digest or _checked_digest(stream, source, progress)
+    return ImageFile(path=path, format=kind, size=size, digest=digest)
+
+
+def check_file(source: ImageSource) -> str:
+    """Check the image file at ``source.path`` without reading all of it; returns what it is.
+
+    A packed file, or one of a foreign format, is not unpacked.
+
+    :raises NotFound: the file does not exist. :raises InvalidRequest: it can't be imported.
+    """
+    path = source.path
+    assert path is not None  # noqa: S101 - the caller chose by it
+    with _readable(path) as stream:
+        kind = _packing(source)
+        if kind is None:
+            return inspect(stream, path, source.format)[0]
+        return unpacking.CONVERTED.get(kind, kind)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[BinaryIO]:
+    """Open an image file.
+
+    :raises NotFound: it does not exist. :raises InvalidRequest: it can't be read, or is no file.
+    """
     try:
         with open(path, "rb", opener=_nonblocking) as stream:
             mode = os.fstat(stream.fileno()).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):  # a logical volume is allowed
                 raise InvalidRequest(f"{path}: neither a file nor a block device")
-            kind, size = inspect(stream, path, source.format)
-            digest = f"sha256:{digest}" if digest else _digest(stream, source.sha256, progress)
+            yield stream
     except FileNotFoundError as error:
         raise NotFound(
             f"image {path} doesn't exist", hint="use template import --image FILE_OR_URL"
         ) from error
     except OSError as error:
         raise InvalidRequest(f"{path}: {error.strerror}") from error
+
+
+def _checked_digest(stream: BinaryIO, source: ImageSource, progress: Progress) -> str:
+    """Return the digest of an image file.
+
+    :raises InvalidRequest: the source says another one.
+    """
+    digest = _digest(stream, source.sha256, progress)
     wanted = source.sha256 and source.sha256.lower()
     if wanted is not None and digest != f"sha256:{wanted}":
-        raise InvalidRequest(f"{path}: sha256 is {digest.partition(':')[2]}, not {wanted}")
-    return ImageFile(path=path, format=kind, size=size, digest=digest)
+        raise InvalidRequest(f"{source.path}: sha256 is {digest.partition(':')[2]}, not {wanted}")
+    return digest
 
 
 def _nonblocking(path: str, flags: int) -> int:
@@ -178,18 +268,21 @@ def build(builder: ImageBuilder, folder: Path, progress: Progress) -> ImageFile:
         _build(builder, fingerprint, folder, progress)
         image = folder / (folder / ".image").read_text()
     digest = hashlib.sha256(fingerprint.encode()).hexdigest()
-    return from_file(ImageSource(path=image), progress, digest)
+    return from_file(ImageSource(path=image), progress, f"sha256:{digest}")
 
 
 def _build(builder: ImageBuilder, fingerprint: str, folder: Path, progress: Progress) -> None:
     stamp = folder / ".fingerprint"
     if not stamp.exists() or stamp.read_text() != fingerprint:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         made = Path(tempfile.mkdtemp(prefix=DRAFT_PREFIX.format(folder.name), dir=folder.parent))
         try:
             image = builder.build(made, progress)
             (made / ".image").write_text(image.relative_to(made).as_posix())
             (made / ".fingerprint").write_text(fingerprint)
+            for path in (made, *made.rglob("*")):  # nobody else may write there, whatever the umask
+                if not path.is_symlink():
+                    path.chmod(path.stat().st_mode & ~0o022)
             made.chmod(0o755)
             shutil.rmtree(folder, ignore_errors=True)
             made.rename(folder)
@@ -201,36 +294,41 @@ def _build(builder: ImageBuilder, fingerprint: str, folder: Path, progress: Prog
 
 
 def inspect(
-    stream: BinaryIO, path: Path, claimed: Literal["raw", "qcow2"] | None
+    stream: BinaryIO, path: Path, claimed: str | None
 ) -> tuple[Literal["raw", "qcow2"], int]:
     """Return an image's format and virtual size in bytes.
 
     The template or the file name determines the format; otherwise it is raw. What a guest wrote at
     the start of its disk never changes it. The content is read only to refuse an image that
-    contradicts its format.
+    contradicts its format, and for ``.img``, which doesn't say one.
 
     :param claimed: the format in the template; None to use the file's suffix.
     :raises InvalidRequest: it has another format, is truncated, or refers to another file.
     """
-    expected = claimed or _SUFFIXES.get(path.suffix.lower())
     stream.seek(0)
-    head = stream.read(512)
-    for magic, name in _FOREIGN.items():
-        if head.startswith(magic):
-            raise InvalidRequest(
-                f"{path}: is {name}, not raw or qcow2", hint="convert it with qemu-img convert"
-            )
-    found: Literal["raw", "qcow2"] = "qcow2" if head.startswith(qcow2.MAGIC) else "raw"
+    found: Literal["raw", "qcow2"]
+    found = "qcow2" if stream.read(4) == qcow2.MAGIC else "raw"
+    suffix = path.suffix.lower()
+    expected = claimed or (found if suffix == EITHER else _SUFFIXES.get(suffix))
+    kind = _kind_of(path)
+    if kind is not None and not (kind == "qcow" and expected == "qcow2"):
+        raise InvalidRequest(
+            f"{path}: is {unpacking.CONVERTED.get(kind, kind)}, not raw or qcow2",
+            hint="vmcloner template import converts it",
+        )
     if found != (expected or "raw"):
         whose = "format" if claimed else "name"
         raise InvalidRequest(
             f"{path}: is {found}, though its {whose} says {expected}"
             if expected
             else f"{path}: is {found}, which neither its name nor its template says",
-            hint=f'if that is right: name it *.{found}, or say format = "{found}" in [image]',
+            hint=f'if that is right: name it *.{found}, or say format = "{found}" in [image] '
+            f"(template import: --image-format {found})",
         )
     if found == "qcow2":
         return found, _inspect_qcow2(stream, path)
+    if claimed is None:
+        unpacking.check_name(path)
     size = stream.seek(0, os.SEEK_END)
     if size == 0 or size % 512:
         raise InvalidRequest(f"{path}: truncated: {size} bytes are no whole number of sectors")
@@ -265,8 +363,18 @@ def _inspect_qcow2(stream: BinaryIO, path: Path) -> int:
     return header.size
 
 
-def source_of(text: str, sha256: str | None) -> ImageSource:
-    """Return the source for a path or an http(s) URL."""
+def source_of(
+    text: str, sha256: str | None, said: ImageFormat | None, own: ImageSource
+) -> ImageSource:
+    """Return the source for a path or an http(s) URL that replaces a template's own.
+
+    :param said: the image's format, if that is said. Otherwise it is the template's, unless the
+        name says one.
+    """
+    name = text.rpartition("/")[2].partition("?")[0] if "://" in text else text
+    suffix = Path(name).suffix.lower()
+    known = suffix in _SUFFIXES or unpacking.is_named(suffix)
+    format = said or (None if known else own.format)  # noqa: A001
     if "://" in text:
-        return ImageSource(url=text, sha256=sha256)
-    return ImageSource(path=Path(text).expanduser().absolute(), sha256=sha256)
+        return ImageSource(url=text, sha256=sha256, format=format)
+    return ImageSource(path=Path(text).expanduser().absolute(), sha256=sha256, format=format)

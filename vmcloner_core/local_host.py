@@ -12,7 +12,9 @@ import hashlib
 import hmac
 import logging
 import os
+import re
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,22 +24,34 @@ import attrs
 from vmcloner_core import locks, ssh_access
 from vmcloner_core.booting import Preview, Starter
 from vmcloner_core.catalog import Catalog
-from vmcloner_core.deadlines import answers
+from vmcloner_core.deadlines import answers, instance
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver
-from vmcloner_core.errors import BackendError, VmclonerError
-from vmcloner_core.model import Access, Clone, CloneSpec, Host, Labels, Outcome, State, Volume
+from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError
+from vmcloner_core.model import (
+    Access,
+    Clone,
+    CloneSpec,
+    Host,
+    Labels,
+    Leftover,
+    Outcome,
+    State,
+    Template,
+    Volume,
+)
 from vmcloner_core.pipeline import Work
 from vmcloner_core.plan import ClonePlan
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.process import LocalRunner
-from vmcloner_core.records import Records
+from vmcloner_core.records import Records, sync
 from vmcloner_core.runlog import RunLog
-from vmcloner_core.stored_ids import keep_id, new_id, read_id
+from vmcloner_core.stored_ids import new_id, read_id
 from vmcloner_core.survey import Survey, look
-from vmcloner_core.sweeping import Sweeper
+from vmcloner_core.sweeping import ID_LOCK, Sweeper
 from vmcloner_core.template_images import TemplateImages
-from vmcloner_core.trusted_files import check_folder
+from vmcloner_core.template_leftovers import Leftovers
+from vmcloner_core.trusted_files import check_folder, read_file
 
 log = logging.getLogger(__name__)
 MACHINE_ID = Path("/etc/machine-id")
@@ -59,7 +73,13 @@ class LocalHost:
         self.records = Records(host.records)
         self.catalog = Catalog(host.templates)
         self.images = TemplateImages(self.drivers, plugins)
-        self.starter = Starter(boots=self.drivers.boot, folder=host.boots, records=self.records)
+        self.leftovers = Leftovers(host.templates, self.catalog, self.images, self.drivers)
+        self.starter = Starter(
+            boots=self.drivers.boot,
+            backend=self.drivers.backend,
+            folder=host.boots,
+            records=self.records,
+        )
         self._lock = threading.Lock()
         self._state_id: str | None = None
 
@@ -98,20 +118,38 @@ class LocalHost:
 
     def _write_id(self, offered: str) -> str | None:
         """Offer the state folder an id; returns the one that it has, by this run or another."""
-        folder = self.host.state
+        folder, file = self.host.state, self.host.state_id
+        with locks.hold(folder, [ID_LOCK]):
+            try:
+                if not os.path.lexists(file):
+                    self._new_id(offered)
+            except OSError as error:
+                raise BackendError(
+                    f"can't write {file}: {error.strerror}",
+                    hint=f"run as root, or set hosts.{self.host.name}.state",
+                ) from error
+        return self._read_id()
+
+    def _new_id(self, offered: str) -> None:
+        handle, draft = tempfile.mkstemp(prefix=".id-", dir=self.host.state)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            return keep_id(self.host.state_id, offered, folder)
-        except OSError as error:
-            raise BackendError(
-                f"can't write {self.host.state_id}: {error.strerror}",
-                hint=f"run as root, or set hosts.{self.host.name}.state",
-            ) from error
+            with os.fdopen(handle, "w") as stream:
+                os.fchmod(handle, 0o644)
+                stream.write(f"{offered}\n")
+                stream.flush()
+                os.fsync(handle)
+            Path(draft).rename(self.host.state_id)
+            sync(self.host.state)
+        except BaseException:
+            Path(draft).unlink(missing_ok=True)
+            raise
 
     def _read_id(self) -> str | None:
-        with contextlib.suppress(OSError):
-            return read_id(self.host.state_id)
-        return None
+        try:
+            found = read_file(self.host.state_id, trusted=False).decode("ascii").strip()
+        except (InvalidRequest, UnicodeDecodeError):
+            return None
+        return found if re.fullmatch("[0-9a-f]{32}", found) else None
 
     def close(self) -> None:
         """Close the drivers' connections; they are opened again when needed."""
@@ -139,7 +177,24 @@ class LocalHost:
 
         :param fleets: those whose locks the caller holds. :param found: seen under these locks.
         """
-        Sweeper(self.host, self.drivers, self.records, self.survey)(fleets, found)
+        self._sweeper()(fleets, found)
+
+    def collect(
+        self, fleets: Collection[str], found: Survey, *, remove: bool
+    ) -> tuple[Leftover, ...]:
+        """Return what killed runs left, and remove it if ``remove``; see :meth:`sweep`."""
+        return self._sweeper().collect(fleets, found, remove=remove)
+
+    def _sweeper(self) -> Sweeper:
+        return Sweeper(self.host, self.drivers, self.records, self.survey)
+
+    def hold_free(
+        self, names: Collection[str]
+    ) -> contextlib.AbstractContextManager[frozenset[str]]:
+        """Hold those locks that nobody holds, without waiting. See :func:`locks.hold_free`."""
+        if os.path.lexists(self.host.state):
+            check_folder(self.host.state)
+        return locks.hold_free(self.host.state, names)
 
     def run_log(self) -> RunLog:
         """Return a new run log."""
@@ -161,11 +216,22 @@ class LocalHost:
         return tuple(located(clone) for clone in clones)
 
     def _addresses(self, hypervisor: str) -> Mapping[str, tuple[str, ...]]:
-        return self.drivers.hypervisor(hypervisor).addresses()
+        found = self.drivers.hypervisor(hypervisor).addresses()
+        return instance(found, Mapping)  # type: ignore[type-abstract]
+
+    def made_of(self, labels: Labels) -> Template:
+        """Return the template that a clone was made of, as it was then.
+
+        :raises NotFound: the clone's record doesn't have it, and the template's file is gone.
+        """
+        record = self.records.find(labels.clone)
+        known = record is not None and record.labels.same_clone(labels)
+        kept = record.template() if record is not None and known else None
+        return kept or self.catalog.template(labels.template)
 
     def access(self, labels: Labels, address: str) -> Access:
         """Return how to reach a clone at an address; see :func:`ssh_access.access`."""
-        template = self.catalog.template(labels.template)
+        template = self.made_of(labels)
         known_hosts = self.records.known_hosts(labels.clone)
         return ssh_access.access(template, labels, address, known_hosts)
 
@@ -189,7 +255,12 @@ class LocalHost:
         clones: Sequence[Clone],
         spec: Callable[[Clone], CloneSpec],
     ) -> Iterator[Preview]:
-        states = driver.states()
+        states = self.drivers.ask(
+            "hypervisor",
+            driver.name,
+            lambda d: d.states(),
+            Mapping,  # type: ignore[type-abstract]
+        )
         works = []
         with contextlib.ExitStack() as stack:
             for clone in clones:

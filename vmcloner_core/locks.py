@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vmcloner_core.errors import BackendError, Interrupted
+from vmcloner_core.trusted_files import make_folder
 
 _POLL = 0.1
 
@@ -57,7 +58,7 @@ def hold_free(folder: Path, names: Iterable[str]) -> Iterator[frozenset[str]]:
 @contextlib.contextmanager
 def _opened(folder: Path) -> Iterator[int]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         descriptor = os.open(
             folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )

@@ -8,6 +8,7 @@ clones.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -16,9 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 import attrs
 
 from vmcloner_core.drivers import Lane
-from vmcloner_core.errors import Interrupted, VmclonerError
+from vmcloner_core.errors import Interrupted, VmclonerError, said
 from vmcloner_core.model import Outcome, Volume
+from vmcloner_core.outcomes import Backend
 from vmcloner_core.plan import ClonePlan, CloneResult, StepEvent, StepStatus
+from vmcloner_core.units import format_seconds
 
 
 @attrs.define(eq=False)
@@ -64,6 +67,7 @@ class Work:
             failed_step=self.failed_step,
             seconds=dict(self.seconds),
             created=bool(self.own) or "define" in self.made,
+            changed=tuple(self.made),
         )
 
 
@@ -85,12 +89,51 @@ class Stage:
     """A step of one driver: what it calls, with how many members, and how many calls at once.
 
     :param members: returns how many members of the driver's call a work counts as.
+    :param patience: seconds without a sign of life after which a call is taken to hang.
+    :param sign: returns when there was one other than an outcome, as :func:`time.monotonic`.
+    :param backend: what hangs, for the message.
     """
 
     step: str
     call: Call
     lane: Lane
     members: Callable[[Work], int] = _one
+    patience: float = math.inf
+    sign: Callable[[], float] = lambda: 0.0
+    backend: Backend = attrs.field(factory=lambda: Backend("the driver"))
+
+
+class _Calling:
+    """A call in progress. Each of its works is taken out once: with its outcome, or given up."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.thread = threading.current_thread()
+        self._begun: dict[str, tuple[Work, float]] = {}
+        self._lock = threading.Lock()
+        self._sign = time.monotonic()
+
+    def begin(self, works: Sequence[Work]) -> None:
+        """Add works; also a sign of life."""
+        now = time.monotonic()
+        with self._lock:
+            self._sign = now
+            self._begun.update((work.name, (work, now)) for work in works)
+
+    def take(self, name: str) -> tuple[Work, float] | None:
+        """Take a work out; returns it with the seconds that it took, None if it isn't there."""
+        with self._lock:
+            self._sign = time.monotonic()
+            found = self._begun.pop(name, None)
+            return None if found is None else (found[0], self._sign - found[1])
+
+    def rest(self) -> list[tuple[Work, float]]:
+        """Take out all that are left."""
+        return [taken for name in list(self._begun) if (taken := self.take(name)) is not None]
+
+    def hangs(self) -> bool:
+        """Tell whether there was no sign of life for too long."""
+        return time.monotonic() - max(self._sign, self.stage.sign()) > self.stage.patience
 
 
 class _Line:
@@ -102,10 +145,13 @@ class _Line:
         self._changed = threading.Condition()
         self._closed = False
 
-    def put(self, work: Work) -> None:
+    def put(self, work: Work) -> bool:
+        """Add a work; returns False if the line is closed."""
         with self._changed:
-            self._works.append(work)
-            self._changed.notify()
+            if not self._closed:
+                self._works.append(work)
+                self._changed.notify()
+            return not self._closed
 
     def close(self) -> None:
         """Accept no more works; threads that wait for one get none."""
@@ -119,6 +165,14 @@ class _Line:
             while not self._works and not self._closed:
                 self._changed.wait()
             return self._batch()
+
+    def emptied(self) -> list[Work]:
+        """Close the line; returns the works that waited."""
+        self.close()
+        with self._changed:
+            works = list(self._works)
+            self._works.clear()
+        return works
 
     def gathered(self) -> list[Work]:
         """Return as many works as fit in one call, without waiting."""
@@ -158,6 +212,8 @@ class Pipeline:
         self._started = started
         self._ready = ready
         self._lines: dict[Stage, _Line] = {}
+        self._calls: set[_Calling] = set()
+        self._hung: dict[Stage, VmclonerError] = {}
         self._lock = threading.Lock()
         self._left = 0
         self._done = threading.Event()
@@ -182,8 +238,10 @@ class Pipeline:
         self._wait()
         for line in self._lines.values():
             line.close()
+        hung = {calling.thread for calling in self._calls.copy() if calling.stage in self._hung}
         for thread in threads:
-            thread.join()
+            if thread not in hung:
+                thread.join()
 
     def _wait(self) -> None:
         """Wait for the last work. Ctrl-C stops the run cleanly; a second one is raised."""
@@ -191,12 +249,23 @@ class Pipeline:
             try:
                 # In slices: an untimed wait keeps the interpreter from running signal handlers.
                 while not self._done.wait(0.2):
-                    pass
+                    self._give_up()
                 return
             except KeyboardInterrupt:
                 if self._cancelled.is_set():
                     raise
                 self._cancelled.set()
+
+    def _give_up(self) -> None:
+        """Fail the works of calls that hang, and those that wait for the same driver."""
+        for calling in [each for each in self._calls.copy() if each.hangs()]:
+            stage = calling.stage
+            late = format_seconds(stage.patience)
+            error = stage.backend.broken(f"gave no sign of life for {late} in {stage.step}")
+            self._hung.setdefault(stage, error)
+            waiting = [(work, 0.0) for work in self._lines[stage].emptied()]
+            for work, seconds in [*calling.rest(), *waiting]:
+                self._failed(stage, work, error, seconds)
 
     def _serve(self, line: _Line) -> None:
         while batch := line.take():
@@ -207,33 +276,29 @@ class Pipeline:
                 self._run_batch(line, batch)
 
     def _run_batch(self, line: _Line, batch: Sequence[Work]) -> None:
-        stage = line.stage
-        begun: dict[str, float] = {}
-        under_way: dict[str, Work] = {}
+        stage, calling = line.stage, _Calling(line.stage)
+        self._calls.add(calling)
 
         def begin(works: Sequence[Work]) -> Sequence[Work]:
+            calling.begin(works)
             for work in works:
-                begun[work.name] = time.monotonic()
-                under_way[work.name] = work
                 self._event(stage, work.name, StepStatus.STARTED)
             return works
 
-        def since(work: Work) -> float:
-            return time.monotonic() - begun[work.name]
-
         try:
             for outcome in stage.call(begin(batch), lambda: begin(line.gathered())):
-                work = under_way.pop(outcome.key, None)
-                if work is not None:
-                    self._settle(stage, work, outcome, since(work))
+                taken = calling.take(outcome.key)
+                if taken is not None:
+                    self._settle(stage, taken[0], outcome, taken[1])
             error = VmclonerError(f"the driver yielded no outcome for {stage.step}")
         except VmclonerError as raised:
             error = raised
         except BaseException as raised:  # a driver's bug, even sys.exit, must not hang the others
-            error = VmclonerError(f"{stage.step}: {type(raised).__name__}: {raised}")
+            error = VmclonerError(f"{stage.step}: {said(raised)}")
             error.__cause__ = raised
-        for work in under_way.values():
-            self._failed(stage, work, error, since(work))
+        for work, seconds in calling.rest():
+            self._failed(stage, work, error, seconds)
+        self._calls.discard(calling)
 
     def _settle(self, stage: Stage, work: Work, outcome: Outcome[object], seconds: float) -> None:
         if outcome.error is not None:
@@ -254,7 +319,9 @@ class Pipeline:
 
     def _forward(self, work: Work, position: int) -> None:
         if position < len(work.route):
-            self._lines[work.route[position]].put(work)
+            stage = work.route[position]
+            if not self._lines[stage].put(work):
+                self._failed(stage, work, self._hung[stage], 0.0)
         else:
             self._ready(work.name)
             self._end(work)

@@ -90,6 +90,18 @@ def fill(
     return filled
 
 
+def names_in(text: str) -> frozenset[str]:
+    """Return the names of the placeholders in a text; none if it is no valid one."""
+    if "{" not in text or len(text) > MAX_TEXT:
+        return frozenset()
+    from jinja2 import TemplateError, meta
+
+    try:
+        return frozenset(meta.find_undeclared_variables(_environment().parse(text)))
+    except (TemplateError, RecursionError):
+        return frozenset()
+
+
 def _check_length(text: str, what: str) -> None:
     if len(text) > MAX_TEXT:
         raise InvalidRequest(f"{what}: with placeholders no longer than {MAX_TEXT} characters")

@@ -19,6 +19,7 @@ from vmcloner_core.model import (
     CloneMode,
     CloneSpec,
     Copying,
+    Domain,
     Labels,
     State,
     Template,
@@ -142,7 +143,7 @@ class ClonePlan:
     :param steps: names of steps (:mod:`vmcloner_core.steps`).
     :param state: its state when this was planned, None if it didn't exist.
     :param disks: numbers of the disks that are created or reset.
-    :param volumes: its existing volumes.
+    :param volumes, domain: those that exist, in plans for existing clones.
     :param unlabelled: see :class:`Clone`.
     :param wait: what to wait for, with placeholders filled in.
     :param spec: its specification. None if its template is gone and no step needs it.
@@ -153,6 +154,7 @@ class ClonePlan:
     state: State | None = None
     disks: tuple[int, ...] = ()
     volumes: tuple[Volume, ...] = ()
+    domain: Domain | None = None
     unlabelled: tuple[str, ...] = ()
     wait: Readiness = Readiness()
     spec: CloneSpec | None = None
@@ -186,6 +188,7 @@ class Plan:
     :param import_image: whether the template's image must be imported into the pool first.
     :param copying: how the image and full clones are copied.
     :param existing: names of clones that need no change.
+    :param missing: what the user named that isn't there, in a delete that was to find it.
     :param space: bytes that the volumes need at once. :param memory: bytes for guests to start.
     :param min_ready: how many of the clones must get ready, if the plan waits.
     :param shutdown_timeout: seconds for a graceful shutdown, 0 to destroy at once.
@@ -198,6 +201,7 @@ class Plan:
     clones: tuple[ClonePlan, ...]
     order: tuple[str, ...]
     existing: tuple[str, ...] = ()
+    missing: VmclonerError | None = None
     template: Template | None = None
     hypervisor: str | None = None
     storage: str | None = None
@@ -267,6 +271,7 @@ class CloneResult:
 
     :param seconds: of each step that was run, by the step's name.
     :param created: whether this run made a part of it (which a roll-back would remove).
+    :param changed: the steps that changed something.
     """
 
     name: str
@@ -274,6 +279,7 @@ class CloneResult:
     failed_step: str | None = None
     seconds: dict[str, float] = attrs.field(factory=dict)
     created: bool = False
+    changed: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -303,6 +309,12 @@ class RunResult:
         """Whether enough clones succeeded: all, or the quota of a plan that waits."""
         total = len(self.results)
         return total - len(self.failures) >= self.plan.min_ready.of(total)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The clones that were there before, whole or in part: a roll-back keeps them."""
+        before = [clone.name for clone in self.plan.clones if clone.state is not None]
+        return (*self.plan.existing, *before)
 
     @property
     def ok(self) -> bool:

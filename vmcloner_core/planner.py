@@ -20,6 +20,7 @@ from vmcloner_core.model import (
     Copying,
     HostResources,
     Labels,
+    Needs,
     Network,
     Origin,
     State,
@@ -34,6 +35,8 @@ from vmcloner_core.preflight import check_memory, check_networks, check_space
 from vmcloner_core.records import Record, check_record, known_uuid
 from vmcloner_core.request import CreateRequest
 from vmcloner_core.steps import ACTIONS
+from vmcloner_core.units import counted
+from vmcloner_core.values_file import check_columns
 
 MAX_MAC_ATTEMPTS = 1000
 
@@ -58,6 +61,7 @@ class Facts:
     :param mac: a policy's address for (labels, card, attempt), or None for the default.
     :param mac_prefix: the hypervisor's, for the default.
     :param boot: the template's boot provider if it is asked at each start, else None.
+    :param needs: checks that the host can run a clone like the one given.
     """
 
     host: str
@@ -83,6 +87,7 @@ class Facts:
     mac: Callable[[Labels, int, int], str | None] = lambda _labels, _nic, _attempt: None
     mac_prefix: str = "52:54:00"
     boot: str | None = None
+    needs: Callable[[CloneSpec], Needs] = lambda _clone: Needs()
 
 
 def plan_create(request: CreateRequest, template: Template, facts: Facts, birth: Birth) -> Plan:
@@ -93,9 +98,7 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
     :raises NotEnoughResources: of space or memory; says how many would fit.
     :raises InvalidRequest: a name would be too long, or the disk smaller than its image.
     """
-    wait = request.wait
-    if wait is None and request.ready:
-        wait = Readiness.parse(template.ready, timeout=request.timeout)
+    wait = _wait(request, template)
     start = request.start or wait is not None
     check_wait(wait, template)
     fleet = {c.index: c for c in facts.clones if c.fleet == request.fleet}
@@ -104,7 +107,8 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
     clones, existing, macs = [], [], _used_macs(facts)
     for index in indices:
         found = fleet.get(index)
-        disks = _missing_disks(found, template)
+        made_of = _made_of(found, facts.records) or template
+        disks = _missing_disks(found, made_of)
         lost = facts.seeds and found is not None and _lost_identity(found, facts.records)
         steps = _create_steps(found, disks, lost=lost, start=start, wait=wait is not None)
         if not steps:
@@ -113,10 +117,13 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
         labels = _labels(request.fleet, index, template.name, facts, birth)
         if found is not None:
             _check_backends(found, facts)
-        own = request.values.get(index, {})
-        clones.append(_clone_plan(labels, found, steps, disks, template, facts, macs, wait, own))
+        if "define" in steps:
+            made_of = template
+        own, wait = request.values.get(index, {}), _wait(request, made_of)
+        clones.append(_clone_plan(labels, found, steps, disks, made_of, facts, macs, wait, own))
     born = {clone.labels.index for clone in clones if "define" in clone.steps}
     warnings = _check_values(request, indices, born, facts.records)
+    check_columns(request.values, template)
     warnings += _more_than_asked(request, fleet)
     _check_foreign([clone.name for clone in clones if "define" in clone.steps], facts)
     _check_addresses(template, clones, facts.records)
@@ -141,6 +148,19 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
         warnings=warnings,
     )
     return _with_needs(plan, facts)
+
+
+def _wait(request: CreateRequest, template: Template) -> Readiness | None:
+    """Return what to wait for after starting a clone of a template, if the request asks for it."""
+    if request.wait is not None or not request.ready:
+        return request.wait
+    return Readiness.parse(template.ready, timeout=request.timeout)
+
+
+def _made_of(found: Clone | None, records: Mapping[str, Record]) -> Template | None:
+    """Return the template that a clone with a domain was made of, if its record has it."""
+    record = records.get(found.name) if found is not None and found.domain is not None else None
+    return record.template() if record is not None else None
 
 
 def check_wait(wait: Readiness | None, template: Template) -> None:
@@ -214,8 +234,8 @@ def _more_than_asked(request: CreateRequest, fleet: Mapping[int, Clone]) -> tupl
     count, there = request.count, len(fleet)
     if count is None or there <= count:
         return ()
-    way = f"vmcloner delete {request.fleet} -c {there - count}"
-    return (f"{request.fleet} already has {there} clones; create removes none ({way})",)
+    way = f"vmcloner delete {request.fleet} -n {there - count}"
+    return (f"{request.fleet} already has {counted(there, 'clone')}; create removes none ({way})",)
 
 
 def _check_values(
@@ -455,7 +475,9 @@ def _with_needs(plan: Plan, facts: Facts) -> Plan:
     """Return the plan with the space and memory that it needs, once both are available."""
     space = check_space(plan, facts.origin, facts.need, facts.capacity)
     starts = [clone.known().memory for clone in plan.clones if "start" in clone.steps]
-    check_memory(starts, facts.resources, facts.memory_overcommit)
+    new = [clone.known() for clone in plan.clones if {"define", "start"} & set(clone.steps)]
+    needs = facts.needs(new[0]) if new else Needs()
+    check_memory(starts, facts.resources, facts.memory_overcommit, needs.page)
     making = any(clone.disks for clone in plan.clones)
     return attrs.evolve(
         plan,
@@ -464,6 +486,7 @@ def _with_needs(plan: Plan, facts: Facts) -> Plan:
         warnings=(
             *plan.warnings,
             *(f"pool {plan.storage}: {w}" for w in facts.capacity.warnings if making),
+            *needs.warnings,
             *_lockout(plan, facts),
         ),
     )

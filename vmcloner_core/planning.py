@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import attrs
 
 from vmcloner_core.birth import Birth
-from vmcloner_core.deadlines import answer
+from vmcloner_core.deadlines import answer, instance
 from vmcloner_core.drivers import HypervisorDriver, StorageDriver
-from vmcloner_core.errors import InvalidRequest
+from vmcloner_core.errors import InvalidRequest, VmclonerError
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import Clone, Template
+from vmcloner_core.model import Capacity, Clone, CloneRequest, HostResources, Needs, Template
 from vmcloner_core.names import split_clone
+from vmcloner_core.outcomes import guarded
 from vmcloner_core.plan import Plan
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.preflight import check_memory
@@ -74,6 +75,9 @@ class Planning:
         plan = plan_create(request, template, facts, Birth.now())
         if plan.import_image:
             host.images.check(template)
+        unused = checks.unused(template, hypervisor)
+        if unused and plan.clones:
+            plan = attrs.evolve(plan, warnings=(*plan.warnings, *unused))
         first = next((c.spec for c in plan.clones if c.spec and c.spec.identity), None)
         if first is not None:
             checks.seed(first)
@@ -115,7 +119,9 @@ class Planning:
         identity, identifier = self._host.drivers.identity(template.identity.provider)
         seeds = identifier.seeds
         wanted = hypervisor.networks if any(n.network for n in template.nics) else None
-        networks = answer(hypervisor.name, wanted.inspect) if wanted is not None else None
+        ask = self._host.drivers.ask
+        whose = functools.partial(self._host.drivers.whose, "hypervisor", hypervisor.name)
+        networks = answer(hypervisor.name, wanted.inspect, whose) if wanted is not None else None
         fleet = [c.name for c in found.clones if c.fleet == request.fleet and c.recorded]
         return Facts(
             host=self._host.host.name,
@@ -130,10 +136,10 @@ class Planning:
             foreign_macs=found.foreign_macs,
             static_macs=records.static_macs() if networks else frozenset(),
             origin=self._host.images.origin(storage, template.name),
-            capacity=answer(storage.name, storage.capacity),
-            resources=answer(hypervisor.name, hypervisor.resources),
+            capacity=ask("storage", storage.name, lambda d: d.capacity(), Capacity),
+            resources=ask("hypervisor", hypervisor.name, lambda d: d.resources(), HostResources),
             memory_overcommit=self._settings.limits.memory_overcommit,
-            need=storage.need,
+            need=functools.partial(self._need, storage),
             seeds=seeds,
             authorized_keys=authorized_keys(template) if seeds else (),
             lets_in=seeds and not identity.cmdline,
@@ -141,7 +147,14 @@ class Planning:
             mac=self._plugins.clone_mac,
             mac_prefix=hypervisor.mac_prefix,
             boot=self.checks.boot_at_start(template, hypervisor),
+            needs=lambda clone: answer(
+                hypervisor.name, lambda: self.checks.needs(clone, hypervisor), whose
+            ),
         )
+
+    def _need(self, pool: StorageDriver, request: CloneRequest, count: int) -> int:
+        with guarded(self._host.drivers.backend("storage", pool.name)):
+            return instance(pool.need(request, count), int)
 
     def _plan_targets(
         self, request: TargetRequest, found: Survey, fleets: Collection[str] | None
@@ -158,20 +171,50 @@ class Planning:
             host=self._host.host.name,
             seed=self._host.seed,
             template=functools.cache(self._host.catalog.template),
-            record=self._host.records.find,
+            record=functools.cache(self._host.records.find),
         )
-        self._check_memory(plan, found.clones)
-        return plan
+        if request.action == "delete":
+            for clone in plan.clones:
+                self._host.records.check(clone.labels)
+        return self._checked_starts(plan, found.clones)
 
-    def _check_memory(self, plan: Plan, clones: Sequence[Clone]) -> None:
-        """Check that there is memory for the clones that a plan starts."""
+    def _checked_starts(self, plan: Plan, clones: Sequence[Clone]) -> Plan:
+        """Check that the host can run the clones that a plan starts, and has memory for them.
+
+        One of each fleet and template is looked at. What is wrong with some of them only is a
+        warning: the others can start.
+        """
         from vmcloner_core.steps.action import active
 
         starting = {c.name for c in plan.clones if "start" in c.steps}
-        sizes: dict[str, list[int]] = {}
+        groups: dict[tuple[str, str, str], list[Clone]] = {}
         for clone in clones:
             if clone.name in starting and clone.domain is not None and not active(clone):
-                sizes.setdefault(clone.labels.hypervisor, []).append(clone.domain.memory)
-        for name, group in sizes.items():
-            resources = answer(name, self._host.drivers.hypervisor(name).resources)
-            check_memory(group, resources, self._settings.limits.memory_overcommit)
+                labels = clone.labels
+                key = (labels.hypervisor, labels.fleet, labels.template)
+                groups.setdefault(key, []).append(clone)
+        ask = self._host.drivers.ask
+        warnings: list[str] = []
+        errors: list[VmclonerError] = []
+        sizes: dict[tuple[str, int | None], list[int]] = {}
+        for (name, _fleet, _template), group in groups.items():
+            page = None
+            try:
+                needs = ask("hypervisor", name, functools.partial(_needs, group[0].name), Needs)
+                warnings += needs.warnings
+                page = needs.page
+            except VmclonerError as error:
+                errors.append(error)
+            memory = [clone.domain.memory for clone in group if clone.domain is not None]
+            sizes.setdefault((name, page), []).extend(memory)
+        if errors and len(errors) == len(groups):
+            raise errors[0]
+        for (name, page), each in sizes.items():
+            resources = ask("hypervisor", name, lambda d: d.resources(), HostResources)
+            check_memory(each, resources, self._settings.limits.memory_overcommit, page)
+        lines = (*plan.warnings, *warnings, *map(str, errors))
+        return attrs.evolve(plan, warnings=tuple(dict.fromkeys(lines)))
+
+
+def _needs(clone: str, driver: HypervisorDriver) -> Needs:
+    return driver.check_defined(clone)

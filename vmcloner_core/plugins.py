@@ -7,17 +7,38 @@ or is built for another driver API, is reported by :meth:`PluginHost.infos` and 
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 import pluggy
 
 from vmcloner_core import entry_points
-from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, VmclonerError, did_you_mean
+from vmcloner_core.contracts import check_class, check_driver
+from vmcloner_core.deadlines import Late, Unanswered, answers
+from vmcloner_core.drivers import (
+    BootProvider,
+    DriverContext,
+    HypervisorDriver,
+    IdentityProvider,
+    ImageBuilder,
+    StorageDriver,
+)
+from vmcloner_core.errors import (
+    BackendError,
+    InvalidRequest,
+    NotFound,
+    VmclonerError,
+    did_you_mean,
+    said,
+)
 from vmcloner_core.hooks import (
     API_VERSION,
     PROJECT,
@@ -29,8 +50,9 @@ from vmcloner_core.hooks import (
     ImageBackend,
     StorageBackend,
 )
-from vmcloner_core.model import Labels, check_mac
+from vmcloner_core.model import Host, Labels, check_mac
 from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent
+from vmcloner_core.process import LocalRunner
 
 log = logging.getLogger(__name__)
 B = TypeVar("B", StorageBackend, HypervisorBackend, BootBackend, ImageBackend, IdentityBackend)
@@ -43,6 +65,19 @@ KINDS: dict[str, type[Any] | None] = {
     "observer": None,
 }
 """Kinds of plugin, by the last part of their entry point group, and what each registers."""
+CONTRACTS: dict[str, type[Any]] = {
+    "storage": StorageDriver,
+    "hypervisor": HypervisorDriver,
+    "boot": BootProvider,
+    "identity": IdentityProvider,
+    "image": ImageBuilder,
+}
+"""What the factories of each kind make."""
+IMPORTING = 10.0
+"""Seconds for the import of one plugin where all are listed."""
+OBSERVING = 30.0
+"""Seconds for an observer to take note of an event."""
+_OBSERVER = "observer:"
 OBSERVER_API = "VMCLONER_API"
 """Optional attribute of an observer: the version of the driver API that it is built for."""
 
@@ -76,8 +111,7 @@ class PluginHost:
         self._lock = threading.RLock()
         self._loaded: dict[tuple[str, str], Backend] = {}
         self._received: list[object] = []
-        self._manager = pluggy.PluginManager(PROJECT)
-        self._manager.add_hookspecs(Hooks)
+        self._manager = _new_manager()
         for hook in (
             self._manager.hook.vmcloner_storage_backend,
             self._manager.hook.vmcloner_hypervisor_backend,
@@ -122,6 +156,10 @@ class PluginHost:
         loaded = {name for of, name in self._loaded if of == kind}
         return tuple(sorted(loaded | {entry.name for entry in _entries(kind)}))
 
+    def owner(self, kind: str, name: str) -> str | None:
+        """Return the distributions that provide a plugin, None for an object of this process."""
+        return _owners(kind, name) or None
+
     def _backend(self, kind: str, name: str, expected: type[B]) -> B:
         """Return the descriptor of the plugin of that kind and name.
 
@@ -145,20 +183,17 @@ class PluginHost:
         if not entries:
             known = self.names(kind)
             raise NotFound(f"unknown {_KIND_WORDS[kind]} {name!r}", hint=did_you_mean(name, known))
+        entry = entries[0]
         if len(entries) > 1:
-            raise BackendError(
-                f"{kind} plugin {name!r} comes from {_owners(kind, name)}",
-                hint="uninstall one of them",
-            )
+            entry = entry_points.chosen(f"{kind} plugin {name!r}", f"vmcloner.{kind}", entries)
         try:
-            return self._registered(kind, name, entries[0].load())
-        except VmclonerError:
+            return self._registered(kind, name, entry.load())
+        except (VmclonerError, KeyboardInterrupt):
             raise
-        except Exception as error:  # a plugin's import may raise anything
+        except BaseException as error:  # a plugin's import may raise anything, or end the process
             log.debug("plugin %s %s", kind, name, exc_info=True)
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise BackendError(
-                f"{kind} plugin {name!r} of {_owners(kind, name)} is broken: {reason}",
+                f"{kind} plugin {name!r} of {_owners(kind, name)} is broken: {said(error)}",
                 hint="vmcloner plugin list",
             ) from error
 
@@ -171,7 +206,7 @@ class PluginHost:
             if len(self._received) != 1:
                 raise TypeError(f"it registers {len(self._received)} backends, not one")
             backend = self._check(kind, name, self._received[0])
-        except Exception:
+        except BaseException:
             self._manager.unregister(plugin)
             raise
         if _is_foreign(backend):
@@ -185,14 +220,18 @@ class PluginHost:
             raise TypeError(f"it registers a {type(found).__name__}")
         if name is not None and found.name != name:
             raise ValueError(f"it registers the name {found.name!r}")
-        missing = sorted(getattr(found.factory, "__abstractmethods__", ()))
-        if missing and not _is_foreign(found):
-            raise TypeError(f"{found.factory.__name__} lacks {', '.join(missing)}")
+        if isinstance(found.factory, type) and not _is_foreign(found):
+            wrong = check_class(found.factory, CONTRACTS[kind])
+            if wrong is not None:
+                raise TypeError(wrong)
         backend: Backend = found
         return backend
 
     def infos(self) -> tuple[PluginInfo, ...]:
-        """Load every plugin; return their states by kind and name."""
+        """Load every plugin; return their states by kind and name.
+
+        Each import has :data:`IMPORTING` seconds. Factories are called, with default settings.
+        """
         found = []
         for kind in KINDS:
             entries = entry_points.with_distributions(f"vmcloner.{kind}")
@@ -203,22 +242,32 @@ class PluginHost:
     def _info(self, kind: str, entry: metadata.EntryPoint) -> PluginInfo:
         distribution, version = entry_points.provenance(entry)
         info = PluginInfo(name=entry.name, kind=kind, distribution=distribution, version=version)
+        twins = entry_points.twins(entry)
+        if twins:
+            return attrs.evolve(info, state="duplicate", error=twins)
+        # In a thread, since an import may hang; the loading below then finds it imported.
+        plugin = answers({entry.name: entry.load}, IMPORTING)[entry.name]
+        if isinstance(plugin, VmclonerError):
+            return attrs.evolve(info, state="broken", error=plugin.message)
         try:
             if kind == "observer":
-                info = attrs.evolve(info, api=getattr(entry.load(), OBSERVER_API, None))
+                info = attrs.evolve(info, api=getattr(plugin, OBSERVER_API, None))
             else:
                 backend = self._once(kind, entry.name)
                 info = attrs.evolve(info, api=backend.api, description=backend.description)
             if info.api not in (API_VERSION, None):
                 return attrs.evolve(info, state="incompatible", error=_other_api(info.api))
+            if kind == "observer":
+                _register_observer(_new_manager(), "observer", plugin)
+            else:
+                _try_factory(kind, backend)
             return info
+        except KeyboardInterrupt:
+            raise
         except VmclonerError as error:
-            twins = [other for other in _entries(kind) if other.name == entry.name]
-            state = "duplicate" if len(twins) > 1 else "broken"
-            return attrs.evolve(info, state=state, error=error.message)
-        except Exception as error:  # an observer's import may raise anything
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            return attrs.evolve(info, state="broken", error=reason)
+            return attrs.evolve(info, state="broken", error=error.message)
+        except BaseException as error:  # a plugin may raise anything
+            return attrs.evolve(info, state="broken", error=said(error))
 
     # --- hooks ---
 
@@ -229,38 +278,58 @@ class PluginHost:
                 return
             self._observers_loaded = True
             for entry in sorted(_entries("observer"), key=lambda e: e.name):
-                name = f"observer:{entry.name}"
                 try:
-                    plugin = entry.load()
-                    _check_api("it", getattr(plugin, OBSERVER_API, API_VERSION))
-                    self._manager.register(plugin, name=name)
-                    self._manager.check_pending()
-                except Exception as error:  # a plugin's import may raise anything
-                    self._manager.unregister(name=name)
-                    log.warning("observer plugin %r is not used: %s", entry.name, error)
+                    _register_observer(self._manager, f"{_OBSERVER}{entry.name}", entry.load())
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:  # a plugin's import may raise anything
+                    why = error.message if isinstance(error, VmclonerError) else said(error)
+                    owner = _owners("observer", entry.name)
+                    log.warning("observer plugin %r of %s is not used: %s", entry.name, owner, why)
 
     def preflight(self, plan: Plan) -> None:
         """Let plugins veto a plan.
 
         :raises VmclonerError: a plugin's veto. :raises BackendError: a plugin's failure.
         """
-        try:
-            self._manager.hook.vmcloner_preflight(plan=plan)
-        except VmclonerError:
-            raise
-        except Exception as error:  # a failing preflight counts as a veto
-            raise BackendError(f"a plugin's preflight failed: {error}") from error
+        self._policy(self._manager.hook.vmcloner_preflight, plan=plan)
 
     def clone_mac(self, labels: Labels, nic: int, attempt: int) -> str | None:
         """Return a MAC policy's address, or None if there is no policy.
 
         :raises InvalidRequest: the policy's answer is no unicast MAC address.
         """
-        found = self._manager.hook.vmcloner_clone_mac(labels=labels, nic=nic, attempt=attempt)
+        hook = self._manager.hook.vmcloner_clone_mac
+        found = self._policy(hook, labels=labels, nic=nic, attempt=attempt)
         try:
             return None if found is None else check_mac(found)
         except InvalidRequest as error:
             raise InvalidRequest(f"the MAC policy gave {error.message}") from error
+
+    @staticmethod
+    def _policy(hook: pluggy.HookCaller, **values: object) -> Any:
+        """Return what policies answer. One that fails counts as a veto.
+
+        :raises BackendError: names the hook and the failure. :raises VmclonerError: a veto.
+        """
+        call = functools.partial(hook, **values)
+        what = hook.name.removeprefix("vmcloner_")
+        found: object
+        try:
+            if not any(each.plugin_name.startswith(_OBSERVER) for each in hook.get_hookimpls()):
+                return call()
+            found = answers({what: call})[what]
+        except (VmclonerError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # sys.exit too
+            found = Unanswered(said(error))
+            found.__cause__ = error
+        if isinstance(found, Unanswered):
+            message = f"a plugin's {what} failed: {found.message}{_culprit(hook, found.__cause__)}"
+            raise BackendError(message, hint="vmcloner plugin list") from found
+        if isinstance(found, VmclonerError):
+            raise found
+        return found
 
     def plan_ready(self, plan: Plan) -> None:
         """Tell observers of a plan that is about to be carried out."""
@@ -290,11 +359,26 @@ class PluginHost:
             for implementation in hook.get_hookimpls():
                 wanted = {name: values[name] for name in implementation.argnames}
                 try:
-                    implementation.function(**wanted)
+                    self._tell(implementation, functools.partial(implementation.function, **wanted))
                 except KeyboardInterrupt:
                     raise
-                except BaseException:  # an observer can't break a run, not by sys.exit either
-                    log.warning("observer %s failed", implementation.plugin_name, exc_info=True)
+                except BaseException as error:  # an observer can't break a run, nor can sys.exit
+                    why = error.message if isinstance(error, VmclonerError) else said(error)
+                    log.warning("observer %s failed: %s", _title(implementation), why)
+                    log.debug("observer %s", implementation.plugin_name, exc_info=True)
+
+    def _tell(self, observer: pluggy.HookImpl, call: Callable[[], object]) -> None:
+        """Call an observer. One of an entry point has :data:`OBSERVING` seconds, or is dropped."""
+        name = observer.plugin_name
+        if not name.startswith(_OBSERVER):
+            call()
+            return
+        found = answers({name: call}, OBSERVING)[name]
+        if isinstance(found, Late):
+            self._manager.unregister(name=name)
+            log.warning("observer %s hangs, and is not used any more", _title(observer))
+        elif isinstance(found, VmclonerError):
+            raise found
 
     def watch(self, observer: object) -> Callable[[], None]:
         """Register an observer; returns the function that unregisters it."""
@@ -304,6 +388,74 @@ class PluginHost:
             self._manager.unregister(observer)
 
         return stop
+
+
+def _new_manager() -> pluggy.PluginManager:
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(Hooks)
+    return manager
+
+
+def _register_observer(manager: pluggy.PluginManager, name: str, plugin: object) -> None:
+    """Register an observer, or nothing.
+
+    :raises Exception: it is for another driver API, or its hooks aren't those of vmcloner.
+    """
+    _check_api("it", getattr(plugin, OBSERVER_API, API_VERSION))
+    manager.register(plugin, name=name)
+    try:
+        manager.check_pending()
+        if not manager.get_hookcallers(plugin):
+            raise TypeError("it has no hook of vmcloner")
+    except BaseException:
+        manager.unregister(plugin)
+        raise
+
+
+def _try_factory(kind: str, backend: Backend) -> None:
+    """Make a driver, unless its class has been checked or its settings have no defaults.
+
+    :raises TypeError: the factory makes something else. :raises Exception: it fails.
+    """
+    if isinstance(backend.factory, type):
+        return
+    context = DriverContext(
+        host=Host(name="none", state=Path("/nonexistent")), name=backend.name, runner=LocalRunner()
+    )
+    values: list[object] = [context]
+    settings = getattr(backend, "settings", getattr(backend, "options", None))
+    if settings is not None:
+        try:
+            values.append(settings())
+        except TypeError:
+            return
+    factory: Callable[..., object] = backend.factory
+    wrong = check_driver(factory(*values), CONTRACTS[kind])
+    if wrong is not None:
+        raise TypeError(wrong)
+
+
+def _title(implementation: pluggy.HookImpl) -> str:
+    """Return a plugin's name, with its distribution if it came by an entry point."""
+    kind, _, name = implementation.plugin_name.partition(":")
+    owner = _owners(kind, name) if kind in KINDS else ""
+    return f"{name!r} of {owner}" if owner else implementation.plugin_name
+
+
+def _culprit(hook: pluggy.HookCaller, error: BaseException | None) -> str:
+    """Return whose implementation of a hook raised an error, for a message's end.
+
+    :param error: None for one that hangs: then it may be any of them.
+    """
+    trace = traceback.extract_tb(error.__traceback__ if error is not None else None)
+    files = {frame.filename for frame in trace}
+    suspects = [
+        _title(each)
+        for each in hook.get_hookimpls()
+        if each.plugin_name.startswith(_OBSERVER)
+        and (error is None or inspect.getsourcefile(each.function) in files)
+    ]
+    return f"; it is {' or '.join(suspects)}" if suspects else ""
 
 
 _KIND_WORDS = {
@@ -350,4 +502,4 @@ def _owners(kind: str, name: str) -> str:
     """Return the names of the distributions that provide a plugin."""
     entries = entry_points.with_distributions(f"vmcloner.{kind}")
     owners = {entry_points.provenance(entry)[0] for entry in entries if entry.name == name}
-    return " and ".join(sorted(owners)) or "this process"
+    return " and ".join(sorted(owners))

@@ -20,7 +20,7 @@ from vmcloner_core.model import (
     Template,
 )
 from vmcloner_core.plan import ClonePlan, Plan
-from vmcloner_core.units import format_size
+from vmcloner_core.units import counted, format_size
 
 
 def check_networks(
@@ -52,7 +52,7 @@ def check_networks(
             raise NotEnoughResources(
                 f"network {network.key!r} has {network.addresses} addresses for DHCP, "
                 f"{max(0, free)} of them free: {sum(each)} are needed",
-                hint=f"{fit} clones would fit; to make a larger one: "
+                hint=f"{counted(fit, 'clone')} would fit; to make a larger one: "
                 f"{_prepare(network.kind, '')} --count N",
             )
 
@@ -126,30 +126,58 @@ def check_space(
         lack = f"need {format_size(space(count))} in pool {plan.storage!r}, "
         lack += f"{format_size(capacity.free)} are free"
     else:
-        lack = f"have {volumes(count).total()} volumes, pool {plan.storage!r} has room "
+        lack = f"have {counted(volumes(count).total(), 'volume')}, pool {plan.storage!r} has room "
         lack += f"for {capacity.volumes_free} more"
     fit = bisect.bisect_left(range(1, count + 1), True, key=full)
     raise NotEnoughResources(
-        f"{count} clones {lack}", hint=f"{fit} would fit" if fit else "none would fit"
+        f"{counted(count, 'clone')} {lack}", hint=f"{fit} would fit" if fit else "none would fit"
     )
 
 
-def check_memory(sizes: Sequence[int], resources: HostResources, overcommit: float) -> None:
+def check_memory(
+    sizes: Sequence[int], resources: HostResources, overcommit: float, page: int | None = None
+) -> None:
     """Check that there is memory to start guests of these sizes.
 
+    A guest takes its size, and what its hypervisor takes beside it.
+
     :param overcommit: the factor of the free memory that guests may use, if the host can do that.
+    :param page: the size of the huge pages that the guests' own memory is made of, as
+        :attr:`Needs.page`. These are set aside: the guests don't take it from the free memory, and
+        there is no overcommitting them.
     :raises NotEnoughResources: there isn't; says what is needed, what is free, how many fit.
     """
+    if page is not None:
+        _check_pages(sizes, resources, page)
+        sizes = [0] * len(sizes)
     usable = resources.memory_free
     if not resources.memory_hint:
         usable = int(usable * overcommit)
-    needs = list(accumulate(size + resources.memory_overhead for size in sizes))
-    if not needs or needs[-1] <= usable:
-        return
-    fit = sum(total <= usable for total in needs)
     more = resources.memory_hint or "limits.memory_overcommit in the settings allows more"
+    needs = [size + resources.memory_overhead for size in sizes]
+    _check_fit(needs, usable, "memory", more)
+
+
+def _check_pages(sizes: Sequence[int], resources: HostResources, page: int) -> None:
+    page = page or next(iter(resources.pages), 0)
+    if not page:
+        return  # the hypervisor doesn't know
+    needs = [-(-size // page) * page for size in sizes]
+    count = sum(needs) // page
+    more = f"sysctl vm.nr_hugepages={count}"
+    if page != next(iter(resources.pages), page):
+        more = f"write {count} to /sys/kernel/mm/hugepages/hugepages-{page // 1024}kB/nr_hugepages"
+    what = f"huge pages of {format_size(page)}"
+    _check_fit(needs, resources.pages.get(page, 0), what, more)
+
+
+def _check_fit(needs: Sequence[int], usable: int, what: str, more: str) -> None:
+    totals = list(accumulate(needs))
+    if not totals or totals[-1] <= usable:
+        return
+    fit = sum(total <= usable for total in totals)
     raise NotEnoughResources(
-        f"starting {len(sizes)} clones takes {format_size(needs[-1])} of memory, "
+        f"starting {counted(len(needs), 'clone')} takes {format_size(totals[-1])} of {what}, "
         f"{format_size(usable)} are available",
         hint=f"{fit} would fit; {more}",
     )

@@ -10,11 +10,10 @@ import logging
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Protocol
 
 import attrs
@@ -45,7 +44,7 @@ class CommandRunner(Protocol):
         input: bytes = b"",  # noqa: A002 - the name that subprocess uses
         env: Mapping[str, str] | None = None,
     ) -> CommandResult:
-        """Run ``argv`` and return its output.
+        """Run ``argv`` and return its output. It doesn't outlive the calling process.
 
         :param timeout: seconds after which the command and its children are killed.
         :param env: variables added to a minimal environment.
@@ -67,11 +66,11 @@ _KEPT = (
     "LOGNAME",
     "TMPDIR",
     "SSH_AUTH_SOCK",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
+    *("http_proxy", "https_proxy", "no_proxy", "all_proxy"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
 )
-_PR_SET_PDEATHSIG = 1
+_UNLESS_ORPHANED = 'test "$PPID" = "$0" && exec "$@"'
+"""The parent may have ended before the signal was requested: so its process id is compared."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -101,6 +100,8 @@ class LocalRunner:
     ) -> CommandResult:
         environment = {k: v for k in _KEPT if (v := os.environ.get(k))}
         environment |= {"PATH": _PATH, "LC_ALL": "C.UTF-8", **(env or {})}
+        if shutil.which(argv[0], path=environment["PATH"]) is None:
+            raise BackendError(f"{argv[0]}: not installed", hint="vmcloner host check")
         # Files instead of pipes: a grandchild that keeps a pipe open would block us.
         with (
             tempfile.TemporaryFile() as stdin,
@@ -111,18 +112,17 @@ class LocalRunner:
             stdin.seek(0)
             try:
                 process = subprocess.Popen(
-                    list(argv),
+                    _bound(argv),
                     stdin=stdin,
                     stdout=stdout,
                     stderr=stderr,
                     env=environment,
                     cwd="/",
                     start_new_session=True,
-                    preexec_fn=_ends_with_parent(),  # noqa: PLW1509 - it takes no lock
                 )
             except FileNotFoundError as error:
                 raise BackendError(
-                    f"{argv[0]}: not installed", hint="vmcloner host check"
+                    "setpriv: not installed", hint="apt-get install util-linux"
                 ) from error
             except OSError as error:
                 raise HostCommandError(f"{argv[0]}: {error.strerror}") from error
@@ -143,22 +143,14 @@ class LocalRunner:
         return shutil.which(program, path=_PATH)
 
 
-def _ends_with_parent() -> Callable[[], None]:
-    """Return what makes the calling process end when its parent dies; see prctl(2).
+def _bound(argv: Sequence[str]) -> list[str]:
+    """Return a command line that gets SIGTERM when the calling thread or its process ends.
 
-    By SIGTERM: LVM's commands finish what they are writing. All that takes locks is done here: the
-    result runs between fork and exec.
+    Not SIGKILL: LVM's commands finish what they are writing. See prctl(2), PR_SET_PDEATHSIG. The
+    shell's script is constant; the command is its arguments.
     """
-    import ctypes
-
-    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
-
-    def end_with_parent() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before
-            os._exit(1)
-
-    return end_with_parent
+    alive = ("sh", "-c", _UNLESS_ORPHANED, str(os.getpid()))
+    return ["setpriv", "--pdeathsig", "TERM", *alive, *argv]
 
 
 def _wait(process: subprocess.Popen[bytes], program: str, timeout: float) -> None:

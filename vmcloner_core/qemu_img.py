@@ -57,7 +57,7 @@ def measure(runner: CommandRunner, image: ImageFile) -> int:
         said = json.loads(answer.stdout)
         tables = int(said["fully-allocated"]) - image.size
         return max(0, int(said["required"]) - max(0, tables))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise HostCommandError(
             f"qemu-img measure: no size in its output for {image.path}"
         ) from error

@@ -3,49 +3,62 @@
 Labels are set when a clone is created and never change; a record may. It is in a folder of the
 clone's own, ``CLONE/`` in the host's state folder::
 
-    record.json              its labels, UUID, MAC addresses, own values, identity and seed
+    record.json              its labels, UUID, MACs, own values, identity, seed and template
     ssh_host_ed25519_key     the guest's SSH host key, made before its first boot (a secret)
     known_hosts              the line by which ssh(1) knows the guest from its first boot
     …                        what the identity provider makes (``seed.iso``)
 
+The template is kept as it was when the clone was made, so the clone can be reached, started and
+reset from any folder, even after the template's file has changed or is gone.
+
 Only clones with an identity have the key files. The folder is filled under a temporary name and
 then renamed, and renamed back before it is emptied: under its own name it always has labels.
+What is written is on the disk before it gets its name, so a power cut never leaves half a record.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
+import re
 import shutil
-import tempfile
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
 import attrs
 
 from vmcloner_core.drivers import IdentityRequest
-from vmcloner_core.errors import Conflict, HostCommandError, InvalidRequest
+from vmcloner_core.errors import Conflict, InvalidRequest, VmclonerError
 from vmcloner_core.model import (
     CloneSpec,
     Domain,
     Identity,
     Interface,
     Labels,
+    Outcome,
     Seed,
+    Template,
     Values,
     clone_uuid,
 )
 from vmcloner_core.names import split_clone
+from vmcloner_core.os_errors import of_state
+from vmcloner_core.tomlfile import structure
+from vmcloner_core.trusted_files import make_folder, read_file
 
 RECORD = "record.json"
 HOST_KEY = "ssh_host_ed25519_key"
 KNOWN_HOSTS = "known_hosts"
 MAX_RECORD = 1024**2
 """Characters of a record; a longer one couldn't be read again."""
-_DRAFT = ".{}.draft"
+_DRAFT = re.compile(r"\.(.+)\.draft")
+SYNCS = 8
+"""Calls of fsync(2) at once: a file system can serve them all by one write of its journal."""
 
 
 @attrs.frozen(kw_only=True)
@@ -55,6 +68,8 @@ class Record:
     :param uuid, macs: its domain's, the same each time that is defined.
     :param identity: None for a clone whose template has no identity provider.
     :param restart: whether a run stopped it to start it again, and hasn't started it yet.
+    :param made_of: the template that it was made of, as plain data; None in records by versions
+        that didn't keep it.
     """
 
     labels: Labels
@@ -64,6 +79,7 @@ class Record:
     identity: Identity | None = None
     seed: Seed = attrs.field(factory=Seed)
     restart: bool = False
+    made_of: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, spec: CloneSpec) -> Self:
@@ -74,7 +90,27 @@ class Record:
             macs=spec.macs,
             values=spec.values,
             identity=spec.identity,
+            made_of=_plain(spec.template),
         )
+
+    def template(self) -> Template | None:
+        """Return the template that the clone was made of; None if it isn't known."""
+        return _template(json.dumps(self.made_of)) if self.made_of is not None else None
+
+
+def _plain(template: Template) -> dict[str, Any]:
+    return attrs.asdict(
+        template, value_serializer=lambda _i, _a, v: str(v) if isinstance(v, Path) else v
+    )
+
+
+@functools.lru_cache(maxsize=64)  # all clones of a fleet have the same one
+def _template(text: str) -> Template | None:
+    """Return the template that a record has as JSON; None if this version can't read it."""
+    try:
+        return structure(json.loads(text), Template, where=RECORD)
+    except InvalidRequest:
+        return None
 
 
 def check_record(spec: CloneSpec) -> None:
@@ -140,16 +176,78 @@ class Records:
         :raises Conflict: the folder is another clone's, or not vmcloner's.
         :raises InvalidRequest: the record is too long.
         """
+        for outcome in self.keep_all([spec]):
+            outcome.unwrap()
+
+    def keep_all(self, specs: Sequence[CloneSpec]) -> Iterator[Outcome[None]]:
+        """Write clones' records as :meth:`keep` does; keys are their names.
+
+        All are on the disk when the first outcome is yielded: one power cut loses no identity
+        whose clone was defined.
+        """
+        outcomes: list[Outcome[None]] = []
+        filled: dict[str, Path] = {}
+        for spec in specs:
+            try:
+                draft = self._kept(spec)
+            except VmclonerError as error:
+                outcomes.append(Outcome(key=spec.name, error=error))
+            else:
+                if draft is None:
+                    outcomes.append(Outcome(key=spec.name))
+                else:
+                    filled[spec.name] = draft
+        outcomes += self._published(filled)
+        yield from outcomes
+
+    def _kept(self, spec: CloneSpec) -> Path | None:
+        """Write a clone's record: into its folder, or for a new one into the draft returned."""
         home = self.folder / spec.name
         text = _dumped(Record.of(spec))
         with _translated(spec.name, home):
             if not home.exists():
-                self._fill(spec, text)
-                return
+                return self._fill(spec.name, text, key=spec.identity is not None)
             self._check(home, spec.labels)
             if spec.identity is not None and not (home / KNOWN_HOSTS).exists():
                 _write_host_key(home, spec.name)
             _write(home / RECORD, text, 0o600)
+        return None
+
+    def _published(self, filled: Mapping[str, Path]) -> Iterator[Outcome[None]]:
+        """Give new folders, by their clones' names, their own names once they are on the disk."""
+
+        def synced(clone: str) -> Outcome[None]:
+            try:
+                with _translated(clone, filled[clone]):
+                    for file in filled[clone].iterdir():
+                        sync(file)
+            except VmclonerError as error:
+                return Outcome(key=clone, error=error)
+            return Outcome(key=clone)
+
+        with ThreadPoolExecutor(SYNCS) as pool:
+            outcomes = list(pool.map(synced, filled))
+        named: list[str] = []
+        for outcome in outcomes:
+            try:
+                outcome.unwrap()
+                with _translated(outcome.key, filled[outcome.key]):
+                    filled[outcome.key].rename(self.folder / outcome.key)
+                named.append(outcome.key)
+            except VmclonerError as error:
+                yield Outcome(key=outcome.key, error=error)
+        yield from self._kept_names(named)
+
+    def _kept_names(self, clones: Sequence[str]) -> Iterator[Outcome[None]]:
+        """Write the folder's names to the disk; and all before them, which file systems order."""
+        error: VmclonerError | None = None
+        if clones:
+            try:
+                with _translated(clones[0], self.folder):
+                    sync(self.folder)
+            except VmclonerError as raised:
+                error = raised
+        yield from (Outcome(key=clone, error=error) for clone in clones)
 
     def home(self, clone: str) -> Home:
         """Return the folder of a clone with an identity.
@@ -188,16 +286,46 @@ class Records:
             with _translated(clone, path):
                 _write(path, _dumped(changed), 0o600)
 
-    def note_restart(self, clone: str, *, wanted: bool) -> None:
-        """Note whether a clone was stopped to be started again; see :class:`Record`."""
-        self.update(clone, restart=wanted)
+    def note_seed(self, clone: str, seed: Seed) -> None:
+        """Write a clone's seed to the disk, and note it in the clone's record.
+
+        :raises HostCommandError: that fails.
+        """
+        if seed.image is not None:
+            with _translated(clone, seed.image):
+                sync(seed.image)
+        self.update(clone, seed=seed)
+
+    def note_restart(self, clone: str, *, wanted: bool, missing: Record | None = None) -> None:
+        """Note whether a clone was stopped to be started again; see :class:`Record`.
+
+        :param missing: what to write if a restart is wanted and the clone has no record.
+        """
+        if wanted and missing is not None and not os.path.lexists(self.folder / clone):
+            text = _dumped(attrs.evolve(missing, restart=True))
+            with _translated(clone, self.folder):
+                draft = self._fill(clone, text)
+            for outcome in self._published({clone: draft}):
+                outcome.unwrap()
+        else:
+            self.update(clone, restart=wanted)
+
+    def check(self, labels: Labels) -> None:
+        """Check that :meth:`remove` would remove a clone's folder, if there is one.
+
+        :raises Conflict: it is damaged, another clone's, or not vmcloner's.
+        """
+        home = self.folder / labels.clone
+        with contextlib.suppress(OSError):  # what can't be read fails its own clone
+            if home.exists():
+                self._check(home, labels)
 
     def remove(self, labels: Labels) -> bool:
         """Remove a clone's folder; returns whether there was one.
 
         :raises Conflict: it is another clone's, or not vmcloner's.
         """
-        home, draft = self._paths(labels.clone)
+        home, draft = self.folder / labels.clone, self._draft(labels.clone)
         with _translated(labels.clone, home):
             shutil.rmtree(draft, ignore_errors=True)
             if not home.exists():
@@ -222,14 +350,6 @@ class Records:
         """Return the names of the clones that have a folder, without reading records."""
         return frozenset(name for name in self._entries() if not name.startswith("."))
 
-    def _entries(self) -> list[str]:
-        try:
-            return os.listdir(self.folder)  # noqa: PTH208
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise HostCommandError(f"{self.folder}: {error.strerror}") from error
-
     def of(self, names: Collection[str]) -> dict[str, Record]:
         """Return the existing records of these clones, by name."""
         found = ((name, self.find(name)) for name in sorted(names))
@@ -245,17 +365,34 @@ class Records:
         """Return the fleets in which a run was killed while it created or removed a folder."""
         return frozenset(self.drafts())
 
-    def drafts(self) -> dict[str, list[Path]]:
-        """Return the partial folders that killed runs left, by fleet."""
+    def drafts(self, inside: Collection[str] = ()) -> dict[str, list[Path]]:
+        """Return the partial folders and files that killed runs left, by fleet.
+
+        :param inside: the fleets in whose clones' folders to look for files too.
+        """
         found: dict[str, list[Path]] = {}
         for name in self._entries():
-            named = split_clone(name.removeprefix(".").removesuffix(".draft"))
-            if named is not None and name == _DRAFT.format(f"{named[0]}-{named[1]}"):
+            draft = _DRAFT.fullmatch(name)
+            named = split_clone(draft[1]) if draft is not None else None
+            if named is not None:
                 found.setdefault(named[0], []).append(self.folder / name)
-        return found
+        for name in self.names() if inside else ():
+            named = split_clone(name)
+            if named is not None and named[0] in inside:
+                drafts = (self.folder / name).glob(".*")
+                found.setdefault(named[0], []).extend(drafts)
+        return {fleet: paths for fleet, paths in found.items() if paths}
 
-    def _paths(self, clone: str) -> tuple[Path, Path]:
-        return self.folder / clone, self.folder / _DRAFT.format(clone)
+    def _entries(self) -> list[str]:
+        try:
+            return os.listdir(self.folder)  # noqa: PTH208 - only names are wanted
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise of_state(error, self.folder) from error
+
+    def _draft(self, clone: str) -> Path:
+        return self.folder / f".{clone}.draft"
 
     def _check(self, home: Path, labels: Labels) -> None:
         held = self.find(home.name)
@@ -272,17 +409,27 @@ class Records:
                 hint=f"vmcloner delete {labels.clone}",
             )
 
-    def _fill(self, spec: CloneSpec, record: str) -> None:
-        home, draft = self._paths(spec.name)
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _fill(self, clone: str, record: str, *, key: bool = False) -> Path:
+        """Return a new folder under its temporary name; its files may not be on the disk yet."""
+        draft = self._draft(clone)
+        make_folder(self.folder)
         self.folder.chmod(0o755)  # whatever the umask: QEMU's user must get through
         shutil.rmtree(draft, ignore_errors=True)  # left by a killed run
         draft.mkdir()
         draft.chmod(0o755)
-        _write(draft / RECORD, record, 0o600)
-        if spec.identity is not None:
-            _write_host_key(draft, spec.name)
-        draft.rename(home)
+        _create(draft / RECORD, record, 0o600)
+        if key:
+            _write_host_key(draft, clone, _create)
+        return draft
+
+
+def sync(path: Path) -> None:
+    """Write a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -290,13 +437,42 @@ def _translated(clone: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise HostCommandError(f"{clone}: {path}: {error.strerror}") from error
+        raise of_state(error, f"{clone}: {path}") from error
 
 
-def _write_host_key(folder: Path, clone: str) -> None:
+def _create(path: Path, text: str, mode: int) -> None:
+    """Write a file in a folder that nobody reads yet."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    handle = os.open(path, flags, mode)
+    with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass") as stream:
+        os.fchmod(handle, mode)  # whatever the umask
+        stream.write(text)
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    """Replace a file, at once and on the disk. One run at a time writes to a clone's folder."""
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        draft.unlink(missing_ok=True)  # left by a killed run
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fchmod(handle, mode)
+            os.fsync(handle)
+        draft.rename(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
+
+
+def _write_host_key(
+    folder: Path, clone: str, write: Callable[[Path, str, int], None] = _write
+) -> None:
     private, public = new_host_key(clone)
-    _write(folder / HOST_KEY, private, 0o600)
-    _write(folder / KNOWN_HOSTS, f"{clone} {public}\n", 0o644)
+    write(folder / HOST_KEY, private, 0o600)
+    write(folder / KNOWN_HOSTS, f"{clone} {public}\n", 0o644)
 
 
 def new_host_key(comment: str) -> tuple[str, str]:
@@ -316,20 +492,6 @@ def new_host_key(comment: str) -> tuple[str, str]:
     return private.decode(), f"{public.decode()} {comment}"
 
 
-def _write(path: Path, text: str, mode: int) -> None:
-    """Write a file atomically."""
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # 0600 from birth
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass") as stream:
-            stream.write(text)
-        Path(draft).chmod(mode)
-        Path(draft).rename(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(draft).unlink()
-        raise
-
-
 def _dumped(record: Record) -> str:
     seed = record.seed
     values = {
@@ -338,22 +500,23 @@ def _dumped(record: Record) -> str:
         "macs": record.macs,
         "values": dict(record.values),
         "identity": record.identity and attrs.asdict(record.identity),
+        "template": record.made_of,
         "restart": record.restart,
         "seed": {"image": seed.image and str(seed.image), "cmdline": seed.cmdline},
     }
-    text = json.dumps(values, indent=2, default=str, ensure_ascii=False) + "\n"
+    text = json.dumps(values, default=str, ensure_ascii=False) + "\n"
     if len(text) > MAX_RECORD:
         raise InvalidRequest(
-            f"{record.labels.clone}: its values and keys are {len(text)} characters as JSON, "
-            f"more than {MAX_RECORD}"
+            f"{record.labels.clone}: its values, keys and template are {len(text)} characters "
+            f"as JSON, more than {MAX_RECORD}"
         )
     return text
 
 
 def _loaded(path: Path) -> Record | None:
     try:
-        with path.open(encoding="utf-8", errors="surrogatepass") as stream:
-            data: Any = json.loads(stream.read(MAX_RECORD))
+        content = read_file(path, trusted=False, limit=4 * MAX_RECORD)
+        data: Any = json.loads(content.decode("utf-8", "surrogatepass"))
         labels = Labels.from_mapping(data["labels"])
         if labels is None or labels.clone != path.parent.name:
             return None
@@ -369,9 +532,14 @@ def _loaded(path: Path) -> Record | None:
             restart=data.get("restart") is True,
             identity=data["identity"] and _identity(data["identity"]),
             seed=Seed(image=image and Path(image), cmdline=data["seed"]["cmdline"]),
+            made_of=_table(data.get("template")),
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (VmclonerError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def _table(data: object) -> dict[str, Any] | None:
+    return data if isinstance(data, dict) else None
 
 
 def _identity(data: dict[str, Any]) -> Identity:

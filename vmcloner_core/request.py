@@ -123,6 +123,8 @@ class TargetRequest:
     :param wait: what to wait for (start, restart, reset, wait).
     :param ready: wait for the readiness of each clone's template; ``timeout`` in seconds.
     :param min_ready: how many of them must get ready for the run to succeed.
+    :param missing_ok: whether a delete succeeds although a target names no clone. If it doesn't,
+        the others are deleted all the same.
     """
 
     action: str
@@ -136,6 +138,7 @@ class TargetRequest:
     ready: bool = False
     timeout: float = attrs.field(default=300.0, validator=_seconds)
     min_ready: Quota = ALL
+    missing_ok: bool = True
     jobs: int | None = attrs.field(default=None, validator=_jobs)
 
     def __attrs_post_init__(self) -> None:

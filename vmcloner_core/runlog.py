@@ -12,6 +12,7 @@ from typing import IO
 
 from vmcloner_core.hooks import hookimpl
 from vmcloner_core.plan import Plan, RunResult, StepEvent
+from vmcloner_core.trusted_files import make_folder
 
 log = logging.getLogger(__name__)
 KEPT = 200
@@ -34,7 +35,7 @@ class RunLog:
     def vmcloner_plan_ready(self, plan: Plan) -> None:
         """Begin the log."""
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             self._prune()
             path = self._folder / f"{plan.run}.jsonl"
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

@@ -39,6 +39,7 @@ from platformdirs import user_config_path, user_state_path
 from vmcloner_core.errors import InvalidRequest, NotFound, did_you_mean
 from vmcloner_core.model import BackendTable, Host
 from vmcloner_core.tomlfile import read_toml, structure
+from vmcloner_core.trusted_files import exists
 
 FILE = "vmcloner.toml"
 SYSTEM = Path("/etc/vmcloner")
@@ -85,7 +86,7 @@ class Settings:
     defaults: Defaults = Defaults()
     limits: Limits = Limits()
     hosts: Mapping[str, HostSettings] = attrs.field(factory=dict)
-    file: Path | None = None
+    file: Path | None = attrs.field(default=None, metadata={"key": False})
 
     @classmethod
     def load(cls, file: Path | None = None) -> Settings:
@@ -96,10 +97,10 @@ class Settings:
         """
         if (env := os.environ.get("VMCLONER_CONFIG")) and file is None:
             file = Path(env)
-        if file is not None and not file.exists():
+        if file is not None and not exists(file):
             raise NotFound(f"settings file {file} doesn't exist")
         places = (Path(FILE), user_config_path("vmcloner") / FILE, SYSTEM / FILE)
-        found = file or next((place for place in places if place.exists()), None)
+        found = file or next(filter(exists, places), None)
         if found is None:
             return cls()
         data = read_toml(found, trusted=True)
@@ -111,10 +112,15 @@ class Settings:
         """Return the host of that name, or the default one.
 
         :raises NotFound: the settings do not contain it (``local`` always exists).
-        :raises InvalidRequest: it is, or may be, another machine.
+        :raises InvalidRequest: it is, or may be, another machine, or the default is unknown.
         """
-        name = name or self.defaults.host
-        known = {LOCAL, *self.hosts}
+        known, default = {LOCAL, *self.hosts}, self.defaults.host
+        if name is None and default not in known:
+            raise InvalidRequest(
+                f"{self.file}: defaults.host: unknown host {default!r}",
+                hint=did_you_mean(default, sorted(known)),
+            )
+        name = name or default
         if name not in known:
             raise NotFound(f"unknown host {name!r}", hint=did_you_mean(name, sorted(known)))
         table = self.hosts.get(name, HostSettings())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def access(template: Template, labels: Labels, address: str, known_hosts: Path |
             hint=f"give template {labels.template} an identity, and create the clone again",
         )
     key = template.ssh.key
-    if key is not None and not key.is_file():
+    if key is not None and not os.path.isfile(key):  # noqa: PTH113 - raises nothing
         raise NotFound(
             f"template {template.name}: ssh.key: {key} doesn't exist",
             hint="name a private key file, or remove ssh.key to use your own keys and agent",

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import attrs
 
-from vmcloner_core.deadlines import DEADLINE, answers
+from vmcloner_core.deadlines import DEADLINE, answers, instance
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.errors import BackendError, NotFound, VmclonerError, did_you_mean
 from vmcloner_core.model import Clone, Domain, DomainInventory, Labels, State, Volume
 from vmcloner_core.names import Target, fold, volume_name
 from vmcloner_core.records import Records
+from vmcloner_core.units import counted
+
+MAX_IDS = 3
+"""Ids of other state folders in a message."""
 
 
 @attrs.frozen(kw_only=True)
@@ -21,15 +24,17 @@ class Unseen:
     """A backend that could not be read.
 
     :param kind: ``storage`` or ``hypervisor``. :param name: the backend's, as in labels.
+    :param whose: which distribution its plugin is of, as the end of a message.
     """
 
     host: str
     kind: str
     name: str
     error: VmclonerError
+    whose: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.name!r} could not be read: {self.error.message}"
+        return f"{self.kind} {self.name!r} could not be read: {self.error.message}{self.whose}"
 
     @property
     def hint(self) -> str:
@@ -78,6 +83,21 @@ class Survey:
         for unseen in self.unseen:
             raise BackendError(f"{what}: {unseen}", hint=unseen.hint)
 
+    @property
+    def others(self) -> str | None:
+        """How many clones belong to another state folder, and what to do; None if none does."""
+        others = [clone for clone in self.clones if not clone.ours]
+        if not others:
+            return None
+        found = {owner for clone in others for owner in owners(clone) if owner is not None}
+        more = " and others" if len(found) > MAX_IDS else ""
+        ids = " and ".join(sorted(found)[:MAX_IDS]) + more
+        return (
+            f"{counted(len(others), 'clone')} left alone: of another state folder (id {ids}); use "
+            "the settings that they were made with, or if that folder is lost, a new one with that "
+            "id in its file id"
+        )
+
     def select(self, targets: Sequence[Target]) -> tuple[Clone, ...]:
         """Return the clones that targets name; see :func:`select`.
 
@@ -105,16 +125,14 @@ def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
             if kind == "hypervisor"
             else drivers.storage(name).volumes()
         )
-        if not isinstance(found, DomainInventory if kind == "hypervisor" else tuple):
-            raise BackendError(f"its plugin gave a {type(found).__name__}")
-        return found
+        if kind == "hypervisor":
+            return _inventory(instance(found, DomainInventory))
+        return tuple(_volume(each) for each in instance(found, tuple))
 
-    for kind, name in names:
-        with contextlib.suppress(BackendError):  # a broken plugin: its question says so
-            drivers.hypervisor(name) if kind == "hypervisor" else drivers.storage(name)
+    drivers.check_settings()  # what else is wrong with a backend, its answer says
     found = answers({key: functools.partial(read, *key) for key in names}, DEADLINE)
     unseen = tuple(
-        Unseen(host=host, kind=kind, name=name, error=answer)
+        Unseen(host=host, kind=kind, name=name, error=answer, whose=drivers.whose(kind, name))
         for (kind, name), answer in found.items()
         if isinstance(answer, VmclonerError)
     )
@@ -127,7 +145,7 @@ def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
         records,
     )
     clones = tuple(
-        clone if _owners(clone) <= {None, state} else attrs.evolve(clone, ours=False)
+        clone if owners(clone) <= {None, state} else attrs.evolve(clone, ours=False)
         for clone in clones
     )
     absent = _absent(drivers, clones)
@@ -176,12 +194,11 @@ def _unlabelled(
         missing = _missing(clone)
         if clone.ours and missing and pool not in hidden:
             wanted.setdefault(pool, []).extend(missing)
-    found = answers(
-        {
-            pool: functools.partial(drivers.storage(pool).unlabelled, names)
-            for pool, names in wanted.items()
-        }
-    )
+
+    def ask(pool: str, names: Sequence[str]) -> frozenset[str]:
+        return frozenset(instance(n, str) for n in drivers.storage(pool).unlabelled(names))
+
+    found = answers({pool: functools.partial(ask, pool, names) for pool, names in wanted.items()})
     failed = tuple(
         Unseen(host=drivers.host.name, kind="storage", name=pool, error=answer)
         for pool, answer in found.items()
@@ -213,10 +230,27 @@ def _as_seen(
     return attrs.evolve(clone, state=state, unlabelled=unlabelled)
 
 
-def _owners(clone: Clone) -> set[str | None]:
+def owners(clone: Clone) -> set[str | None]:
     """Return the ids of the state folders that parts of a clone belong to."""
     parts = [clone.labels, *(volume.labels for volume in clone.volumes)]
     return {labels.state for labels in parts}
+
+
+def _inventory(found: DomainInventory) -> DomainInventory:
+    """Return what a hypervisor gave, if all of it is of the right types."""
+    for domain in (*found.domains, *found.strays):
+        instance(instance(domain, Domain).labels, Labels)
+        instance(domain.state, State)
+    for names in (found.foreign_names, found.foreign_macs):
+        instance(names, frozenset)
+    return found
+
+
+def _volume(found: object) -> Volume:
+    volume = instance(found, Volume)
+    instance(volume.labels, Labels)
+    instance(volume.name, str)
+    return volume
 
 
 def merge(
@@ -279,13 +313,21 @@ def select(clones: Sequence[Clone], targets: Sequence[Target]) -> tuple[Clone, .
     """
     if not targets:
         return tuple(clones)
+    error = absent(clones, targets)
+    if error is not None:
+        raise error
+    return tuple(c for c in clones if any(t.matches(c.fleet, c.index) for t in targets))
+
+
+def absent(clones: Sequence[Clone], targets: Sequence[Target]) -> NotFound | None:
+    """Return an error that names the first target of which something isn't there, else None."""
     fleets = sorted({clone.fleet for clone in clones})
     for target in targets:
         if target.fleet not in fleets:
-            raise NotFound(f"no fleet {target.fleet!r}", hint=did_you_mean(target.fleet, fleets))
+            return NotFound(f"no fleet {target.fleet!r}", hint=did_you_mean(target.fleet, fleets))
         here = {clone.index for clone in clones if clone.fleet == target.fleet}
         missing = [i for i in target.indices or () if i not in here]
         if missing:
             names = fold([f"{target.fleet}-{index}" for index in missing])
-            raise NotFound(f"no clone {names}", hint=f"vmcloner list {target.fleet}")
-    return tuple(c for c in clones if any(t.matches(c.fleet, c.index) for t in targets))
+            return NotFound(f"no clone {names}", hint=f"vmcloner list {target.fleet}")
+    return None

@@ -9,7 +9,7 @@ import attrs
 from vmcloner_core.clone_spec import clone_spec
 from vmcloner_core.disks import disk_numbers
 from vmcloner_core.errors import InvalidRequest, NotFound
-from vmcloner_core.model import Clone, CloneSpec, Nic, NicSpec, Template
+from vmcloner_core.model import Clone, CloneSpec, Nic, NicSpec, State, Template
 from vmcloner_core.names import parse_targets
 from vmcloner_core.placeholders import clone_values
 from vmcloner_core.plan import ALL, ClonePlan, Plan, Readiness
@@ -18,7 +18,7 @@ from vmcloner_core.records import Record, known_uuid
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps import ACTIONS, TargetAction
 from vmcloner_core.steps.action import active
-from vmcloner_core.survey import Survey
+from vmcloner_core.survey import Survey, absent
 
 
 def plan_targets(
@@ -34,25 +34,29 @@ def plan_targets(
     """Return the plan of an action on existing clones.
 
     :param seed: the seed of the UUIDs of the host's clones.
-    :param template: returns the template of a name; called only when needed.
+    :param template: returns the template of a name; called only for clones whose records don't
+        have theirs.
     :param record: returns the record of the clone of a name; called only when needed.
-    :raises NotFound: a target names nothing, in an action that needs it; or a template is gone
-        that a reset, a boot or a wait needs.
+    :raises NotFound: a target names nothing, in an action that needs it; or a template that a
+        reset, a boot or a wait needs is gone, and isn't in the clone's record.
     :raises BackendError: a clone is, or may be, on a backend that could not be read.
     """
     action = ACTIONS[request.action]
     if not isinstance(action, TargetAction):
         raise InvalidRequest(f"{request.action} takes no existing clones")
-    chosen = _chosen(request, action, found)
+    chosen, missing = _chosen(request, action, found)
     routes = [(clone, _steps(request, action, clone, record)) for clone in chosen]
     work = [(clone, steps) for clone, steps in routes if steps]
     existing = tuple(clone.name for clone, steps in routes if not steps)
     if request.count is not None:
-        # Starts take the lowest indices, stops and deletes the highest. Of clones that a start has
-        # only to wait for, it takes none while there are others.
-        work = [(clone, steps) for clone, steps in work if steps != ("wait",)] or work
+        # Starts take the lowest indices, stops and deletes the highest, of those that change.
+        if action.order != ("wait",):
+            work = [(clone, steps) for clone, steps in work if steps != ("wait",)]
         work = work[: request.count] if action.lowest_first else work[-request.count :]
-    found.check_seen(request.action, [clone.labels for clone, _ in work])
+        taken = {clone.name for clone, _ in work}
+        existing = tuple(c.name for c, steps in routes if c.name not in taken and _done(steps))
+    unsure = [clone.labels for clone, _ in routes if clone.state is State.UNKNOWN]
+    found.check_seen(request.action, [*(clone.labels for clone, _ in work), *unsure])
     context = _Context(request=request, template=template, record=record, seed=seed)
     clones = tuple(context.plan(clone, steps) for clone, steps in work)
     return Plan(
@@ -62,22 +66,34 @@ def plan_targets(
         clones=clones,
         order=action.order,
         existing=existing,
+        missing=missing,
         shutdown_timeout=request.shutdown_timeout,
+        warnings=(found.others,) if request.everything and found.others else (),
         min_ready=request.min_ready if any("wait" in c.steps for c in clones) else ALL,
         jobs=request.jobs,
     )
 
 
-def _chosen(request: TargetRequest, action: TargetAction, found: Survey) -> tuple[Clone, ...]:
-    """Return the clones that a request names."""
+def _done(steps: Sequence[str]) -> bool:
+    """Tell whether a clone is as a request asks for: what it still has to do is wait."""
+    return not steps or steps == ("wait",)
+
+
+def _chosen(
+    request: TargetRequest, action: TargetAction, found: Survey
+) -> tuple[tuple[Clone, ...], NotFound | None]:
+    """Return the clones that a request names, and an error for those that aren't there.
+
+    :raises NotFound: none is there, and the request needs them.
+    """
     targets = parse_targets(request.targets)
     if request.everything:
         found.check_complete(f"{request.action} --all")
-        return tuple(clone for clone in found.clones if clone.ours)
+        return tuple(clone for clone in found.clones if clone.ours), None
     if not action.missing_ok:
         selected = found.select(targets)
         check_ours(selected)
-        return selected
+        return selected, None
     named = tuple(c for c in found.clones if any(t.matches(c.fleet, c.index) for t in targets))
     check_ours(named)
     for target in targets:
@@ -85,7 +101,13 @@ def _chosen(request: TargetRequest, action: TargetAction, found: Survey) -> tupl
         if not indices or not indices.issuperset(target.indices or ()):
             # Missing clones are fine, unless they may be on what could not be read.
             found.check_complete(f"{request.action} {target.fleet}")
-    return named
+    error = None if request.missing_ok else absent(found.clones, targets)
+    if error is not None:
+        hint = f"{error.hint}; --missing-ok if that is fine"
+        error = NotFound(error.message, hint=hint)
+        if not named:
+            raise error
+    return named, error
 
 
 def _steps(
@@ -137,6 +159,7 @@ class _Context:
             state=clone.state,
             disks=_own_disks(clone, spec.template) if spec and "reset" in steps else (),
             volumes=clone.volumes,
+            domain=clone.domain,
             unlabelled=clone.unlabelled,
             wait=wait,
             spec=spec,
@@ -146,7 +169,15 @@ class _Context:
         request = self._request
         if request.wait is not None or not request.ready:
             return request.wait or Readiness()
-        return Readiness.parse(self._template(clone.template).ready, timeout=request.timeout)
+        return Readiness.parse(self._kept(clone).ready, timeout=request.timeout)
+
+    def _kept(self, clone: Clone) -> Template:
+        """Return the template that a clone was made of.
+
+        :raises NotFound: its record doesn't have it, and the template is gone.
+        """
+        record = self._record(clone.name)
+        return (record and record.template()) or self._template(clone.template)
 
     def _made_of(self, clone: Clone, steps: Sequence[str]) -> Template | None:
         """Return the template of a clone; None if it is gone and not essential.
@@ -154,7 +185,7 @@ class _Context:
         :raises NotFound: it is gone, and the clone's reset, or its boot at this start, needs it.
         """
         try:
-            return self._template(clone.template)
+            return self._kept(clone)
         except NotFound as error:
             boots = clone.labels.boot is not None and "start" in steps
             if not boots and "reset" not in steps:

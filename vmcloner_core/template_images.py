@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from vmcloner_core import images
-from vmcloner_core.catalog import write_built
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import ImageBuilder, ImageFile, StorageDriver
-from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError
+from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, VmclonerError
 from vmcloner_core.model import AS_IT_COMES, Copying, Origin, Outcome, Template
+from vmcloner_core.outcomes import checked
 from vmcloner_core.plan import ProgressEvent, StepEvent, StepStatus
 from vmcloner_core.plugins import PluginHost
 
+log = logging.getLogger(__name__)
 STEP = "import"
 """The name in events of the step that imports a template's image."""
 
@@ -29,34 +29,40 @@ class TemplateImages:
 
     def origins(self, template: str | None = None) -> tuple[Origin, ...]:
         """Return the images that the host's pools hold, of all templates or of one."""
-        return tuple(
-            origin
-            for name in self._drivers.names("storage")
-            for origin in self._drivers.storage(name).origins()
-            if template in (None, origin.template)
-        )
+        found: list[Origin] = []
+        for name in self._drivers.names("storage"):
+            try:
+                found += self._origins(name)
+            except BackendError as error:
+                log.warning("storage %r could not be read: %s", name, error.message)
+        return tuple(origin for origin in found if template in (None, origin.template))
+
+    def _origins(self, pool: str) -> tuple[Origin, ...]:
+        return self._drivers.ask("storage", pool, lambda driver: driver.origins(), tuple)
 
     def origin(self, pool: StorageDriver, template: str) -> Origin | None:
         """Return a template's image in a pool, None if it isn't there."""
-        return next((o for o in pool.origins() if o.template == template), None)
+        return next((o for o in self._origins(pool.name) if o.template == template), None)
 
-    def check(self, template: Template) -> None:
-        """Check that a template's image file exists, if it names one.
+    def check(self, template: Template) -> str:
+        """Check a template's image file, if it names one, without reading all of it.
 
-        :raises NotFound: it doesn't. :raises InvalidRequest: its path can't be read.
+        :returns: the image's format, or what it is packed in; empty without a file.
+        :raises NotFound: it doesn't exist. :raises InvalidRequest: it can't be imported.
         """
         path = template.image.path
+        if path is None:
+            return ""
         try:
-            if path is not None:
-                path.stat()
-        except (FileNotFoundError, NotADirectoryError) as error:
+            from vmcloner_core.images import check_file
+
+            return check_file(template.image)
+        except NotFound as error:
             raise NotFound(
                 f"image {path} of template {template.name} doesn't exist",
                 hint=f"vmcloner template import {template.name} --image FILE_OR_URL, "
                 f"or see {template.origin_file}",
             ) from error
-        except OSError as error:
-            raise InvalidRequest(f"{path}: {error.strerror}") from error
 
     def import_image(
         self,
@@ -92,11 +98,19 @@ class TemplateImages:
                 ProgressEvent(run=run, what=f"{STEP} {template.name}", done=done, total=total)
             )
 
+        from vmcloner_core import images  # most creates find their image in the pool
+
         event(StepStatus.STARTED)
         try:
             builder, host = self.builder(template), self._drivers.host
             with images.obtained(template, builder, host, progress) as image:
-                outcome = pool.import_image(template.name, image, progress, copying)
+                made = checked(
+                    lambda: (pool.import_image(template.name, image, progress, copying),),
+                    [template.name],
+                    self._drivers.backend("storage", pool.name),
+                    Origin,
+                )
+                outcome = next(made)
         except VmclonerError as error:
             event(StepStatus.FAILED, error)
             raise
@@ -108,6 +122,8 @@ class TemplateImages:
 
         :raises InvalidRequest: it has no builder.
         """
+        from vmcloner_core import images
+
         builder, name = self.builder(template), template.name
         if builder is None:
             raise InvalidRequest(
@@ -122,15 +138,12 @@ class TemplateImages:
 
         return images.build(builder, template.folder, progress)
 
-    def declare_built(
-        self, name: str, parent: str, builder: str, options: Mapping[str, Any]
-    ) -> Path:
-        """Write a template with an image builder; see :func:`catalog.write_built`.
+    def check_options(self, name: str, builder: str, options: Mapping[str, Any]) -> None:
+        """Check the options of an image builder.
 
         :raises InvalidRequest: the builder takes no such options.
         """
         self._drivers.builder(builder, options, f"image {name}")
-        return write_built(name, parent, builder, options)
 
     def builder(self, template: Template) -> ImageBuilder | None:
         """Return the builder of a template's image, None if it has none."""

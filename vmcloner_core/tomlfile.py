@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import attrs
 
@@ -18,6 +19,25 @@ if TYPE_CHECKING:
     from cattrs import Converter
 
 T = TypeVar("T")
+_KEY = "\ue000"
+"""Stands for the key in the reason of a problem, which is found without knowing the key."""
+
+
+class InvalidTable(InvalidRequest):
+    """A table has wrong keys or values.
+
+    :param problems: (key, reason) of each: the key is dotted, and empty for the whole table.
+    """
+
+    def __init__(self, where: str, problems: Sequence[tuple[str, str]]) -> None:
+        self.problems = tuple(problems)
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        super().__init__(f"{where}: {problem_text(*problems[0])}{more}")
+
+
+def problem_text(key: str, reason: str) -> str:
+    """Return a problem as text: ``nics[0].kind: must be …``."""
+    return f"{key}: {reason}" if key else reason
 
 
 def read_toml(path: Path, *, trusted: bool) -> dict[str, Any]:
@@ -56,7 +76,7 @@ def structure(data: Mapping[str, Any], into: type[T], *, where: str, also: Seque
 
     :param also: other valid keys of the file, which were removed from ``data``.
     :param where: the file (and table) of the data, for messages.
-    :raises InvalidRequest: names the key and what is wrong with it; for an unknown key it suggests
+    :raises InvalidTable: names the key and what is wrong with it; for an unknown key it suggests
         the most similar known one.
     """
     if not data and not _required(into):
@@ -72,7 +92,7 @@ def structure(data: Mapping[str, Any], into: type[T], *, where: str, also: Seque
         problems = transform_error(
             error, format_exception=functools.partial(_explain, also={into: also}), path=""
         )
-        raise InvalidRequest(f"{where}: {_first(problems)}") from error
+        raise InvalidTable(where, list(_problems(problems))) from error
 
 
 def keys_of(cls: type) -> list[str]:
@@ -85,11 +105,19 @@ def _required(cls: type) -> bool:
     return any(field.default is attrs.NOTHING for field in attrs.fields(cls))
 
 
-def _first(problems: list[str]) -> str:
-    """Return the first problem as ``key: reason``; cattrs formats it as ``reason @ .key``."""
-    reason, _, key = problems[0].rpartition(" @ ")
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return (f"{key.lstrip('.')}: {reason}" if key.lstrip(".") else reason or problems[0]) + more
+def _problems(found: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """Yield each problem as (key, reason); cattrs formats it as ``reason @ .key``."""
+    for problem in found:
+        reasons, _, key = problem.rpartition(" @ ")
+        key = key.lstrip(".")
+        for reason in (reasons or problem).split("\n"):
+            # The member of a list has no key of its own.
+            text = reason.replace(f", [{_KEY}]", "") if key.endswith("]") else reason
+            field = re.match("'([a-z_]+)' (?=must )", text)  # by a validator of attrs
+            if field is not None:
+                yield f"{key}.{field[1]}".lstrip("."), text[field.end() :]
+            else:
+                yield key, text.replace(_KEY, key.rpartition(".")[2])
 
 
 def _explain(error: BaseException, _type: type | None, also: Mapping[type, Sequence[str]]) -> str:
@@ -97,8 +125,10 @@ def _explain(error: BaseException, _type: type | None, also: Mapping[type, Seque
 
     if isinstance(error, ForbiddenExtraKeysError):
         known = [*keys_of(error.cl), *also.get(error.cl, ())]
-        key = sorted(error.extra_fields)[0]
-        return f"unknown key {key!r} ({did_you_mean(key, known)})"
+        return "\n".join(
+            f"unknown key {key!r} ({did_you_mean(key, known)})"
+            for key in sorted(error.extra_fields)
+        )
     if isinstance(error, KeyError):
         return f"key {error.args[0]!r} is missing"
     return str(error)
@@ -131,11 +161,94 @@ def _tuple_of_strings(value: object, _: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _kind_of(value: object) -> str:
+    """Return what a value is in TOML, for a message."""
+    if isinstance(value, Mapping):
+        return f"a table, [{_KEY}]"
+    if isinstance(value, list):
+        tables = bool(value) and all(isinstance(item, Mapping) for item in value)
+        return f"an array of tables, [[{_KEY}]]" if tables else f"a list, {value!r}"
+    return repr(value)
+
+
+def _table_of(read: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Return a hook that reads a table only."""
+
+    def hook(value: object, kind: object) -> object:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"must be a table, [{_KEY}], not {_kind_of(value)}")
+        return read(value, kind)
+
+    return hook
+
+
+def _members(items: Iterable[tuple[Any, Any]], read: Callable[[Any], Any], kind: Any) -> list[Any]:
+    """Read the members of an array or a table; an error names all that are wrong.
+
+    :param items: (index or key, value) of each.
+    """
+    from cattrs.errors import IterableValidationError, IterableValidationNote
+
+    read_members, errors = [], []
+    for index, value in items:
+        try:
+            read_members.append((index, read(value)))
+        except Exception as error:  # of any kind: they are gathered
+            error.add_note(IterableValidationNote("", index, kind))
+            errors.append(error)
+    if errors:
+        raise IterableValidationError("", errors, kind)
+    return read_members
+
+
+def _array_hook(kind: Any, converter: Converter) -> Callable[[Any, Any], Any]:
+    member = get_args(kind)[0]
+
+    def hook(value: object, _: object) -> object:
+        if not isinstance(value, list | tuple):
+            what = f"an array of tables, [[{_KEY}]]" if attrs.has(member) else "a list"
+            raise ValueError(f"must be {what}, not {_kind_of(value)}")
+        read = _members(enumerate(value), lambda item: converter.structure(item, member), kind)
+        return tuple(item for _, item in read)
+
+    return hook
+
+
+def _mapping_hook(kind: Any, converter: Converter) -> Callable[[Any, Any], Any]:
+    member = get_args(kind)[1]
+
+    def read(value: Any, _: object) -> object:
+        return dict(_members(value.items(), lambda item: converter.structure(item, member), kind))
+
+    return _table_of(read)
+
+
+def _origin(kind: Any) -> Any:
+    return get_origin(kind)
+
+
+def _choice(value: object, kind: object) -> object:
+    choices = get_args(kind)
+    if value not in choices:
+        raise ValueError(f"must be {' or '.join(map(repr, choices))}, not {value!r}")
+    return value
+
+
 @functools.cache
 def _converter() -> Converter:
     from cattrs import Converter
 
     converter = Converter(forbid_extra_keys=True)
+    converter.register_structure_hook_factory(
+        attrs.has, lambda cls: _table_of(converter.gen_structure_attrs_fromdict(cls))
+    )
+    converter.register_structure_hook_factory(
+        lambda kind: _origin(kind) is tuple, lambda kind: _array_hook(kind, converter)
+    )
+    converter.register_structure_hook_factory(
+        lambda kind: _origin(kind) in (Mapping, dict), lambda kind: _mapping_hook(kind, converter)
+    )
+    converter.register_structure_hook_func(lambda kind: _origin(kind) is Literal, _choice)
     converter.register_structure_hook(str, _strict(str, "a string"))
     converter.register_structure_hook(int, _strict(int, "a whole number"))
     converter.register_structure_hook(bool, _strict(bool, "true or false"))

@@ -21,8 +21,8 @@ MAX_FILE = 1024**2
 """Bytes of a settings or template file."""
 
 
-def read_file(path: Path, *, trusted: bool) -> bytes:
-    """Return the content of a regular file of :data:`MAX_FILE` bytes at most.
+def read_file(path: Path, *, trusted: bool, limit: int = MAX_FILE) -> bytes:
+    """Return the content of a regular file of ``limit`` bytes at most.
 
     :param trusted: refuse a file that another user could have written.
     :raises InvalidRequest: it can't be read; names it and the reason.
@@ -36,12 +36,36 @@ def read_file(path: Path, *, trusted: bool) -> bytes:
             if trusted:
                 _check(path, path, status, sticky=False)
                 _check_folders(path)
-            content = stream.read(MAX_FILE + 1)
+            content = stream.read(limit + 1)
     except OSError as error:
         raise InvalidRequest(f"{path}: {error.strerror}") from error
-    if len(content) > MAX_FILE:
-        raise InvalidRequest(f"{path}: larger than {MAX_FILE} bytes")
+    if len(content) > limit:
+        raise InvalidRequest(f"{path}: larger than {limit} bytes")
     return content
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that no other user can write there, whatever the umask.
+
+    Idempotent. :raises OSError: it can't be made.
+    """
+    for place in reversed((folder, *folder.parents)):
+        if not os.path.isdir(place):  # noqa: PTH112 - where it can't be told, mkdir says why
+            place.mkdir(mode=0o755, exist_ok=True)
+
+
+def exists(path: Path) -> bool:
+    """Tell whether there is a file.
+
+    :raises InvalidRequest: that can't be known, for example without permission for its folder.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise InvalidRequest(f"{path}: {error.strerror}") from error
+    return True
 
 
 def check_file(path: Path) -> None:
@@ -62,7 +86,7 @@ def check_folder(folder: Path) -> None:
 
     :raises InvalidRequest: one could; names the folder, the reason and the way out.
     """
-    _check_folder(folder, folder.resolve())
+    _check_folder(folder, _real(folder))
 
 
 def check_owner(path: str | Path, status: os.stat_result, *, also: int | None = None) -> None:
@@ -80,8 +104,13 @@ def check_owner(path: str | Path, status: os.stat_result, *, also: int | None = 
 
 def _check_folders(path: Path) -> None:
     """Check the folders of a file and of its link's target: changing a link changes the file."""
-    for folder in {path.parent.resolve(), path.resolve().parent}:
+    for folder in {_real(path.parent), _real(path).parent}:
         _check_folder(path, folder)
+
+
+def _real(path: Path) -> Path:
+    """Return a path without links. Unlike Path.resolve(), raise nothing if these make a loop."""
+    return Path(os.path.realpath(path))
 
 
 def _check_folder(asked: Path, folder: Path) -> None:

@@ -63,6 +63,14 @@ def format_size(size: int) -> str:
     return f"{value:.1f} TiB"
 
 
+def format_age(seconds: float) -> str:
+    """Return an age for display, in its largest unit: ``45 s``, ``12 min``, ``5 h``, ``3 d``."""
+    for limit, unit, size in ((60, "s", 1), (3600, "min", 60), (86400, "h", 3600)):
+        if seconds < limit:
+            return f"{max(0, int(seconds)) // size} {unit}"
+    return f"{int(seconds) // 86400} d"
+
+
 def format_seconds(seconds: float) -> str:
     """Return a duration for display: ``740 ms``, ``3.2 s``, ``2 min 5 s``."""
     if seconds < 1:

@@ -13,17 +13,23 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 
+import attrs
+
 from vmcloner_core.errors import InvalidRequest, VmclonerError
-from vmcloner_core.model import Values
+from vmcloner_core.model import Template, Values
 from vmcloner_core.names import MAX_INDEX, split_clone
+from vmcloner_core.placeholders import names_in
 from vmcloner_core.tomlfile import read_toml
 from vmcloner_core.trusted_files import read_file
 from vmcloner_core.units import parse_size
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _FIXED = frozenset({"name", "fleet", "index", "template", "owner", "run", "mac", "macs"})
+_USED = frozenset({"memory", "vcpus", "address", "hostname", "machine_id"})
+"""Values that vmcloner itself uses."""
 _COLUMNS = ("clone", "index", "name")
 
 
@@ -82,6 +88,46 @@ def _index(clone: str, fleet: str, where: str) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,5}", text) or int(text) > MAX_INDEX:
         raise InvalidRequest(f"{where}: {clone!r} is not a clone", hint=f"use {fleet}-3 or 3")
     return int(text)
+
+
+def check_columns(values: Mapping[int, Values], template: Template) -> None:
+    """Check that no value of clones has a misspelt name.
+
+    :raises InvalidRequest: one has no use, but nearly the name of one that has; suggests that.
+    """
+    keys = {key for own in values.values() for key in own} - _USED - template.values.keys()
+    if not keys:
+        return
+    known = {*_USED, *template.values, *_placeholders(template)}
+    for key in sorted(keys - known):
+        close = get_close_matches(key, known, n=1, cutoff=0.7)
+        if close:
+            raise InvalidRequest(
+                f"values: nothing in template {template.name} uses {key!r}",
+                hint=f"did you mean {close[0]!r}? If not, declare it in the template's [values]",
+            )
+
+
+def _placeholders(template: Template) -> frozenset[str]:
+    """Return the names of all placeholders in a template's texts, and in the files it names."""
+    texts: list[str] = []
+
+    def gather(value: object) -> None:
+        if isinstance(value, str):
+            texts.append(value)
+        elif isinstance(value, Path):
+            if value in (template.domain.xml, spec.user_data, spec.network_config):
+                texts.append(read_file(value, trusted=False).decode(errors="replace"))
+        elif isinstance(value, Mapping):
+            for member in value.values():
+                gather(member)
+        elif isinstance(value, list | tuple):
+            for member in value:
+                gather(member)
+
+    spec = template.identity
+    gather(attrs.asdict(template))
+    return frozenset().union(*map(names_in, texts))
 
 
 def check_value(key: str, value: object, where: str) -> str | int:

@@ -63,13 +63,13 @@ def tour() -> None:
     try:
         show(
             f"create {COUNT}, start them, wait for each",
-            f"vmcloner create {FLEET} -t tiny -c {COUNT} --start --wait",
+            f"vmcloner create {FLEET} -t tiny -n {COUNT} --start --wait",
         )
         show("list", f"vmcloner list {FLEET}")
         logs = f"for n in {{1..{COUNT}}}; do vmcloner console {FLEET}-$n --log; done"
         said = show("read their consoles", f"{logs} | grep -o 'vmcloner-ready.*'")
     finally:
-        show("delete", f"vmcloner delete {FLEET} --yes")
+        show("delete", f"vmcloner delete {FLEET} --yes --missing-ok")
     for number in range(1, COUNT + 1):
         if said.count(f"name={FLEET}-{number} ") != 1:
             raise Failed(f"{FLEET}-{number} did not print its name")

@@ -18,6 +18,10 @@ class DiskBoot(BootProvider):
     def check(self, template: Template) -> None:
         """See :meth:`BootProvider.check`; any template will do."""
 
+    def unused(self, template: Template) -> tuple[str, ...]:
+        """See :meth:`BootProvider.unused`."""
+        return template.kernel.given if template.kernel is not None else ()
+
     def resolve(self, requests: Sequence[BootRequest]) -> Iterator[Outcome[BootConfig]]:
         """See :meth:`BootProvider.resolve`."""
         for request in requests:

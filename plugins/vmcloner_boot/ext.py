@@ -65,7 +65,7 @@ class Ext(FileSystem):
     def __init__(self, data: Bytes) -> None:
         self._data = data
         block = data.exactly(1024, 1024)
-        self._blocks_low, self._first = _int(block, 4), _int(block, 0x14)
+        self._first = _int(block, 0x14)
         log = _int(block, 0x18)
         features = _int(block, 0x60)
         if log > 6 or not is_ext(data):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class KernelBoot(BootProvider):
         _paths(template)
         fill_cmdline(template, *example(template))
         # What an image builder makes isn't there before it has run.
-        if template.image.builder is None or template.folder.is_dir():
+        if template.image.builder is None or os.path.isdir(template.folder):  # noqa: PTH112
             _files(template)
 
     def resolve(self, requests: Sequence[BootRequest]) -> Iterator[Outcome[BootConfig]]:

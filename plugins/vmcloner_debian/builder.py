@@ -11,10 +11,9 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
-from vmcloner_core.drivers import DriverContext, ImageBuilder
-from vmcloner_core.errors import BackendError, HostCommandError
+from vmcloner_core.drivers import DriverContext, ImageBuilder, image_cache
+from vmcloner_core.errors import BackendError, VmclonerError
+from vmcloner_core.locks import hold
 from vmcloner_core.model import Progress
 from vmcloner_core.process import CommandRunner
 from vmcloner_debian import disk, overlay
@@ -70,7 +69,7 @@ class DebianBuilder(ImageBuilder):
         the user's cache folder, which may be cleared at any time.
         """
         key = hashlib.sha256(self.fingerprint().encode()).hexdigest()[:32]
-        kept = user_cache_path("vmcloner") / "images" / key
+        kept = image_cache() / key
         if not _take(self._runner, kept, folder):
             self._make(folder, progress)
             _keep(self._runner, folder, kept)
@@ -136,13 +135,15 @@ def _take(runner: CommandRunner, kept: Path, folder: Path) -> bool:
 
 def _keep(runner: CommandRunner, folder: Path, kept: Path) -> None:
     """Put a folder's files into the cache, all or nothing. Errors are ignored."""
-    with contextlib.suppress(OSError, HostCommandError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=kept.parent) as draft:
-            filled = Path(draft, "filled")
-            filled.mkdir()
-            _share(runner, folder, filled)
-            filled.rename(kept)  # fails if another process was faster; its image is the same
+    with (
+        contextlib.suppress(OSError, VmclonerError),
+        hold(kept.parent, [f"image/{kept.name}"]),
+        tempfile.TemporaryDirectory(prefix=f".{kept.name}-", dir=kept.parent) as draft,
+    ):
+        filled = Path(draft, "filled")
+        filled.mkdir()
+        _share(runner, folder, filled)
+        filled.rename(kept)  # fails if another process was faster; its image is the same
 
 
 def _share(runner: CommandRunner, source: Path, target: Path) -> None:

@@ -12,9 +12,7 @@ from pathlib import Path
 import attrs
 
 from vmcloner_core import qcow2
-from vmcloner_core.copying import Target
 from vmcloner_core.errors import VmclonerError, WrongState
-from vmcloner_core.full_copies import copy_one
 from vmcloner_core.model import (
     CloneRequest,
     Copying,
@@ -145,6 +143,9 @@ class Cloner:
         with self._pool.draft(self._pool.volumes) as draft:
             record = self._fill(request, image, draft)
             if record.full and image is not None:
+                from vmcloner_core.copying import Target
+                from vmcloner_core.full_copies import copy_one
+
                 target = Target(path=draft.path, size=record.size, blank=True, progress=progress)
                 copy_one(image.fd, target, copying)
             with self._pool.lock(alone=True):

@@ -95,9 +95,16 @@ def _open_locked(path: Path) -> int:
 
 def sweep(folder: Path) -> None:
     """Remove named drafts of processes that died."""
+    for path in left(folder):
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+
+def left(folder: Path) -> Iterator[Path]:
+    """Yield the named drafts of processes that died; each is locked until the next."""
     with os.scandir(folder) as entries:
         paths = [Path(entry.path) for entry in entries if entry.name.endswith(".tmp")]
     for path in paths:
         with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+            yield path

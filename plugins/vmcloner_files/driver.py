@@ -7,12 +7,13 @@ clones are sparse copies.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
 from vmcloner_core.errors import BackendError, VmclonerError
-from vmcloner_core.full_copies import Copier, Copy
 from vmcloner_core.model import (
     AS_IT_COMES,
     Capacity,
@@ -20,6 +21,7 @@ from vmcloner_core.model import (
     CloneMode,
     CloneRequest,
     Copying,
+    Leftover,
     Origin,
     Outcome,
     Progress,
@@ -30,15 +32,16 @@ from vmcloner_core.model import (
 from vmcloner_core.os_errors import translated
 from vmcloner_core.qcow2 import overlay
 from vmcloner_core.stored_ids import KnownPool
-from vmcloner_files import doctor
 from vmcloner_files.cloning import Cloner, Method, as_volume
-from vmcloner_files.copies import FolderCopies
 from vmcloner_files.features import existing, space
 from vmcloner_files.holders import Holders
-from vmcloner_files.importing import Importer, check_unlinked
 from vmcloner_files.pool import Pool
 from vmcloner_files.records import ImageRecord
 from vmcloner_files.settings import FilesSettings
+
+if TYPE_CHECKING:
+    from vmcloner_core.full_copies import Copier
+    from vmcloner_files.importing import Importer
 
 COPIES = 32
 """Copies that are made at once: each has a few open files."""
@@ -66,11 +69,26 @@ class FilesDriver(StorageDriver):
         folder = settings.path or context.host.state / "pool"
         known = KnownPool.of(context.host, context.name)
         self._pool = Pool(folder, known, settings.qemu_user)
-        self._importer = Importer(self._pool, context.runner)
-        self._copier = Copier(FolderCopies(self._pool, self.name), self.delete, copying)
+
+    # What links clones and lists them doesn't import what copies, imports and checks.
+
+    @functools.cached_property
+    def _importer(self) -> Importer:
+        from vmcloner_files.importing import Importer
+
+        return Importer(self._pool, self.context.runner)
+
+    @functools.cached_property
+    def _copier(self) -> Copier:
+        from vmcloner_core.full_copies import Copier
+        from vmcloner_files.copies import FolderCopies
+
+        return Copier(FolderCopies(self._pool, self.name), self.delete, self._copying)
 
     def probe(self) -> Iterator[Check]:
         """See :meth:`StorageDriver.probe`."""
+        from vmcloner_files import doctor
+
         return doctor.examine_pool(self.name, self._pool, self._settings.clone, self.context.runner)
 
     # --- origins --------------------------------------------------------------------------------
@@ -113,7 +131,7 @@ class FilesDriver(StorageDriver):
         with translated(self._pool), self._pool.lock(alone=True):
             found = self._pool.image(template)
             if found is not None:
-                check_unlinked(self._pool, template)
+                self._pool.check_unlinked(template)
                 self._pool.remove(self._pool.image_path(template))
         return Outcome(key=template, changed=found is not None)
 
@@ -126,13 +144,22 @@ class FilesDriver(StorageDriver):
         self._pool.prepare()
         with Cloner(self._pool, self.name, self._method) as cloner:
             outcomes = cloner.make(requests)
-        copies = []
+        begun = []
         for request, outcome in zip(requests, outcomes, strict=True):
             if outcome.value is None or outcome.value.complete:
                 yield outcome
             else:
-                copy = Copy(request=request, volume=outcome.value, fresh=outcome.changed)
-                copies.append(copy)
+                begun.append((request, outcome.value, outcome.changed))
+        if begun:
+            yield from self._filled(begun, progress)
+
+    def _filled(
+        self, begun: Sequence[tuple[CloneRequest, Volume, bool]], progress: VolumeProgress
+    ) -> Iterator[Outcome[Volume]]:
+        """Fill volumes that have no bytes yet: their requests, and whether they were made now."""
+        from vmcloner_core.full_copies import Copy
+
+        copies = [Copy(request=r, volume=volume, fresh=fresh) for r, volume, fresh in begun]
         for start in range(0, len(copies), COPIES):
             yield from self._copier.fill(copies[start : start + COPIES], progress)
 
@@ -195,6 +222,10 @@ class FilesDriver(StorageDriver):
     def sweep(self) -> None:
         """See :meth:`StorageDriver.sweep`."""
         self._pool.sweep()
+
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """See :meth:`StorageDriver.leftovers`."""
+        return self._pool.leftovers()
 
     # --- space ----------------------------------------------------------------------------------
 

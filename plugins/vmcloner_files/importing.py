@@ -11,15 +11,9 @@ import attrs
 
 from vmcloner_core.copying import Pace, check_same, copy_runs
 from vmcloner_core.drivers import ImageFile
-from vmcloner_core.errors import (
-    Conflict,
-    InvalidRequest,
-    NotEnoughResources,
-    WrongState,
-)
+from vmcloner_core.errors import Conflict, InvalidRequest, NotEnoughResources
 from vmcloner_core.extents import Run, data_runs, nonzero_runs
 from vmcloner_core.model import Copying, Progress
-from vmcloner_core.names import fold
 from vmcloner_core.os_errors import translated
 from vmcloner_core.process import CommandRunner
 from vmcloner_core.qemu_img import convert, measure
@@ -53,7 +47,7 @@ class Importer:
         if found is not None and found.digest == image.digest:
             self._restrict(template, image)
             return found, False
-        check_unlinked(self.pool, template)
+        self.pool.check_unlinked(template)
         self.pool.prepare()
         with translated(image.path):
             source = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -106,7 +100,7 @@ class Importer:
             if found is not None:
                 if found.digest == image.digest:  # another process was faster
                     return found, False
-                check_unlinked(self.pool, template)
+                self.pool.check_unlinked(template)
                 self.pool.remove(path)
             self.pool.labels.write(draft.fd, path, record.to_mapping())
             os.fchmod(draft.fd, mode)
@@ -149,23 +143,6 @@ class Importer:
 def _mode(source: os.stat_result) -> int:
     """Return the mode of an image with such a source."""
     return stat.S_IRUSR | MODE & source.st_mode
-
-
-def check_unlinked(pool: Pool, template: str) -> None:
-    """Check that no clone reads from a template's image.
-
-    :raises WrongState: some do; names them.
-    """
-    linked = pool.linked(template)
-    if linked:
-        raise WrongState(
-            f"template {template}: clones are linked to its image: {_few(fold(linked))}",
-            hint="delete them first",
-        )
-
-
-def _few(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:199]}…"
 
 
 def _length(runs: Iterable[Run]) -> int:

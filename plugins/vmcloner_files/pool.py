@@ -22,10 +22,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
-from vmcloner_core.errors import BackendError, Conflict, DeadlineExceeded
-from vmcloner_core.model import Labels
-from vmcloner_core.names import check_template, volume_name
-from vmcloner_core.os_errors import translated
+from vmcloner_core.errors import BackendError, Conflict, DeadlineExceeded, WrongState
+from vmcloner_core.model import Labels, Leftover
+from vmcloner_core.names import check_template, fold, volume_name
+from vmcloner_core.os_errors import allocated, translated
 from vmcloner_core.stored_ids import KnownPool, new_id, read_id
 from vmcloner_core.trusted_files import check_folder, check_owner
 from vmcloner_files import drafts
@@ -199,6 +199,18 @@ class Pool:
         with contextlib.suppress(FileNotFoundError):
             drafts.sweep(self._temporary)
 
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """Return the drafts that :meth:`sweep` would remove."""
+        with translated(self):
+            if not self._temporary.exists():
+                return ()
+            left = list(drafts.left(self._temporary))
+            why = "the process that made it was killed"
+            return tuple(
+                Leftover(kind="draft", name=str(path), size=allocated(path), why=why)
+                for path in left
+            )
+
     @property
     def labels(self) -> FileLabels:
         """The labels of its files."""
@@ -342,13 +354,23 @@ class Pool:
                 )
         return found
 
-    def linked(self, template: str) -> list[str]:
-        """Return the names of the clones whose disks read from a template's image."""
-        return [
+    def check_unlinked(self, template: str) -> None:
+        """Check that no clone's disk reads from a template's image.
+
+        :raises WrongState: some do; names them.
+        """
+        linked = [
             record.labels.clone
             for record in self.disks().values()
             if record.format == "qcow2" and record.labels.template == template
         ]
+        if linked:
+            named = fold(linked)
+            few = named if len(named) <= 200 else f"{named[:199]}…"
+            raise WrongState(
+                f"template {template}: clones are linked to its image: {few}",
+                hint="delete them first",
+            )
 
     def remove(self, path: Path) -> None:
         """Remove a file and its labels; the caller holds the lock alone."""

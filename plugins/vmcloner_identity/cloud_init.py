@@ -37,8 +37,17 @@ class CloudInit(IdentityProvider):
         if network_config is not None and not _is_template(template.identity.network_config):
             documents.check_mapping(network_config, _what(template, "network_config"))
 
+    def unused(self, template: Template) -> tuple[str, ...]:
+        """See :meth:`IdentityProvider.unused`: the user's own network-config replaces ours."""
+        spec, unused = template.identity, {"kernel_args"}
+        if spec.network_config is not None and not _is_template(spec.network_config):
+            unused |= {"gateway", "nameservers"}
+        return tuple(f"identity.{key}" for key in spec.given if key in unused)
+
     def check_seed(self, request: IdentityRequest) -> None:
         """See :meth:`IdentityProvider.check_seed`."""
+        if request.template.identity.network_config is None:
+            _check_gateway(request)
         for key in ("user_data", "network_config"):
             _own(request, key, _read(request.template, key))
 
@@ -94,6 +103,20 @@ def _own(request: IdentityRequest, key: str, content: bytes | None) -> bytes | N
     else:
         documents.check_mapping(filled, what)
     return filled
+
+
+def _check_gateway(request: IdentityRequest) -> None:
+    """Check that a card can reach the gateway: DHCP brings one of its own."""
+    from vmcloner_identity import documents
+
+    identity = request.identity
+    cards = [card.address for card in identity.interfaces if card.address is not None]
+    if identity.gateway and not any(documents.gateway(identity.gateway, card) for card in cards):
+        raise InvalidRequest(
+            f"template {request.template.name}: identity.gateway: {identity.gateway} is not on the "
+            f"network of any card with a static address (clone {request.labels.clone})",
+            hint="set identity.addresses; with DHCP, the server says which gateway to use",
+        )
 
 
 def _what(template: Template, key: str) -> str:

@@ -75,20 +75,22 @@ def network_config(identity: Identity) -> bytes:
         }
         if interface.address is None:
             card["dhcp4"] = True
+            if identity.nameservers:
+                card["dhcp4-overrides"] = {"use-dns": False}  # the template's in place of these
         else:
             card["addresses"] = [interface.address]
-            card |= _gateway(identity.gateway, interface.address)
-            if identity.nameservers:
-                card["nameservers"] = {"addresses": list(identity.nameservers)}
+            card |= gateway(identity.gateway, interface.address)
+        if identity.nameservers:
+            card["nameservers"] = {"addresses": list(identity.nameservers)}
         cards[f"eth{number}"] = card
     return _dump({"version": 2, "ethernets": cards})
 
 
-def _gateway(gateway: str | None, address: str) -> dict[str, str]:
+def gateway(wanted: str | None, address: str) -> dict[str, str]:
     """Return the default route through a card if the gateway is on its network."""
-    if gateway is None or ipaddress.ip_address(gateway) not in ipaddress.ip_network(address, False):
+    if wanted is None or ipaddress.ip_address(wanted) not in ipaddress.ip_network(address, False):
         return {}
-    return {"gateway6" if ":" in gateway else "gateway4": gateway}
+    return {"gateway6" if ":" in wanted else "gateway4": wanted}
 
 
 def vendor_data(identity: Identity, host_key: str, host_key_public: str) -> bytes:
@@ -96,8 +98,12 @@ def vendor_data(identity: Identity, host_key: str, host_key_public: str) -> byte
     name, _, domain = identity.hostname.partition(".")
     keys = list(identity.authorized_keys)
     user: dict[str, Any] = {"name": identity.user, "ssh_authorized_keys": keys}
+    early = []
     if identity.user != "root":
-        user |= {"lock_passwd": True, "shell": "/bin/bash", "sudo": "ALL=(ALL) NOPASSWD:ALL"}
+        user |= {"lock_passwd": True, "sudo": "ALL=(ALL) NOPASSWD:ALL"}
+        # The image may have no bash: new users get it where there is one, else useradd's default.
+        # bootcmd runs before users are made.
+        early.append(["sh", "-c", 'bash=$(command -v bash) && useradd -D -s "$bash" || true'])
     wanted = identity.machine_id
     document = {
         "hostname": name,
@@ -114,7 +120,8 @@ def vendor_data(identity: Identity, host_key: str, host_key_public: str) -> byte
                 "sh",
                 "-c",
                 f'[ "$(cat /etc/machine-id)" = {wanted} ] || echo {wanted} >/etc/machine-id',
-            ]
+            ],
+            *early,
         ],
     }
     return _dump(document, "#cloud-config\n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -44,11 +43,16 @@ def write(image: Path, label: str, files: Mapping[str, bytes]) -> None:
 
 
 def _replace(image: Path, iso: pycdlib.PyCdlib) -> None:
-    handle, draft = tempfile.mkstemp(prefix=f".{image.name}-", dir=image.parent)  # mode 0600
+    """Replace an image by a complete one. One run at a time does that."""
+    draft = image.with_name(f".{image.name}.draft")
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        with os.fdopen(handle, "wb") as stream:
+        draft.unlink(missing_ok=True)  # left by a killed run
+        handle = os.open(draft, flags, 0o600)
+        with os.fdopen(handle, "w+b") as stream:
+            os.fchmod(handle, 0o600)
             iso.write_fp(stream)
-        Path(draft).rename(image)
+        draft.rename(image)
     except BaseException:
-        Path(draft).unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
         raise

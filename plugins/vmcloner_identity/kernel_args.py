@@ -33,6 +33,16 @@ class KernelArgs(IdentityProvider):
                 )
         _single_line(template.identity.kernel_args, template.name)
 
+    def unused(self, template: Template) -> tuple[str, ...]:
+        """See :meth:`IdentityProvider.unused`: what the arguments don't mention."""
+        words = set(re.findall(r"\w+", template.identity.kernel_args))
+        named = {"addresses": {"address", "interfaces"}, "kernel_args": words}
+        return tuple(
+            f"identity.{key}"
+            for key in template.identity.given
+            if not named.get(key, {key}) & words
+        )
+
     def check_seed(self, request: IdentityRequest) -> None:
         """See :meth:`IdentityProvider.check_seed`."""
         _words(request)

@@ -20,6 +20,10 @@ class NoIdentity(IdentityProvider):
     def check(self, template: Template) -> None:
         """See :meth:`IdentityProvider.check`: every template is accepted."""
 
+    def unused(self, template: Template) -> tuple[str, ...]:
+        """See :meth:`IdentityProvider.unused`: all of the table."""
+        return tuple(f"identity.{key}" for key in template.identity.given)
+
     def seed(self, requests: Sequence[IdentityRequest]) -> Iterator[Outcome[Seed]]:
         """See :meth:`IdentityProvider.seed`."""
         for request in requests:

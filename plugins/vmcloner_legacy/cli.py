@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmcloner_core.cli.base import Table, note
 from vmcloner_core.errors import Conflict, HostCommandError
+from vmcloner_core.units import counted
 
 if TYPE_CHECKING:
     from vmcloner_legacy.xl_cfg import Note
@@ -59,8 +60,7 @@ class _Import(Table):
 
     def rows(self, notes: Sequence[Note]) -> tuple[Sequence[str], list[Any]]:
         """Return columns and rows of what couldn't be carried over."""
-        lines = "1 line" if len(notes) == 1 else f"{len(notes)} lines"
-        note(self.app, f"{lines} could not be carried over as written")
+        note(self.app, f"{counted(len(notes), 'line')} could not be carried over as written")
         return COLUMNS, [(n.file, n.line or None, n.text or None, n.reason) for n in notes]
 
 

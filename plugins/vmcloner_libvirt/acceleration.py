@@ -6,6 +6,7 @@ times slower than emulated ones, or hang.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -15,6 +16,7 @@ import attrs
 
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import DeadlineExceeded, VmclonerError
+from vmcloner_core.trusted_files import make_folder, read_file
 
 EMULATORS = ("qemu-system-x86_64", "/usr/libexec/qemu-kvm")
 _WORD = b"vmcloner-kvm-ok"
@@ -136,20 +138,23 @@ class KvmProbe:
 
 def _recall(file: Path, key: str) -> Acceleration | None:
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
+        known = json.loads(read_file(file, trusted=False))
         if known["key"] == key:
             return Acceleration(works=known["works"] is True, reason=str(known["reason"]))
-    except (OSError, ValueError, LookupError, TypeError):
+    except (VmclonerError, ValueError, LookupError, TypeError, RecursionError):
         pass  # missing or damaged: it is only a cache
     return None
 
 
 def _remember(file: Path, key: str, found: Acceleration) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    said = json.dumps({"key": key, "works": found.works, "reason": found.reason})
+    # What can't be kept is measured again next time.
+    with contextlib.suppress(OSError):
+        make_folder(file.parent)
         handle, name = tempfile.mkstemp(dir=file.parent, prefix=".kvm-")
-    except OSError:
-        return  # no permission: it is measured again next time
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        json.dump({"key": key, "works": found.works, "reason": found.reason}, stream)
-    Path(name).replace(file)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(said)
+            Path(name).replace(file)
+        except OSError:
+            Path(name).unlink()

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import threading
 from typing import Any
 
 from vmcloner_core.errors import BackendError
 
 _loading = threading.Lock()
+
+
+def _fork_off() -> None:
+    """Have a free lock in a process that was forked off: its holder may be missing there."""
+    global _loading  # noqa: PLW0603
+    _loading = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_fork_off)
 
 
 def libvirt() -> Any:

@@ -27,6 +27,7 @@ from vmcloner_core.errors import (
 )
 from vmcloner_core.model import Host, Network, NetworkChange, NetworkRequest
 from vmcloner_core.process import CommandRunner
+from vmcloner_core.trusted_files import make_folder
 from vmcloner_libvirt import iproute, subnets, whereabouts
 
 LABEL = "vmcloner network 1"
@@ -262,7 +263,7 @@ class _Work:
 
     def _serve(self) -> None:
         self._stop_server()
-        _folder(self.host).mkdir(parents=True, exist_ok=True)
+        make_folder(_folder(self.host))
         self.runner.run(self._dnsmasq())
 
     def _stop_server(self) -> None:

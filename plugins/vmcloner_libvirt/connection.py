@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
-
-import tenacity
 
 from vmcloner_core.errors import BackendError, VmclonerError
 from vmcloner_core.process import CommandRunner
@@ -43,23 +43,6 @@ class _Lost(Exception):
     def __init__(self, cause: VmclonerError) -> None:
         super().__init__(str(cause))
         self.cause = cause
-
-
-class _AfterLoss(tenacity.stop.stop_base):
-    """Stops retrying so many seconds after the first loss.
-
-    The time before that loss doesn't count: a hung daemon is detected late.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._first: float | None = None
-
-    def __call__(self, retry_state: tenacity.RetryCallState) -> bool:  # noqa: ARG002
-        now = time.monotonic()
-        if self._first is None:
-            self._first = now
-        return now - self._first >= self._seconds
 
 
 class _Slot:
@@ -91,6 +74,7 @@ class Connections:
     """
 
     def __init__(self, uri: str, size: int, runner: CommandRunner) -> None:
+        _all.add(self)
         self.uri = uri
         self._runner = runner
         self._slots = [_Slot() for _ in range(size)]
@@ -106,19 +90,22 @@ class Connections:
         :param about: the domain or the host, for messages.
         :raises Unreachable: no daemon answers. :raises VmclonerError: libvirt's error, translated.
         """
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_Lost),
-            stop=_AfterLoss(RECONNECT),
-            wait=tenacity.wait_exponential(multiplier=0.1, max=2.0),
-            reraise=True,
-        )
-        try:
-            result: T = retrying(self._attempt, operation, about)
-        except _Lost as lost:
-            raise Unreachable(
-                f"lost the connection to {self.uri}: {lost.cause.message}", hint=lost.cause.hint
-            ) from lost
-        return result
+        give_up: float | None = None
+        pause = 0.1
+        while True:
+            try:
+                return self._attempt(operation, about)
+            except _Lost as lost:
+                # The time before the first loss doesn't count: a hung daemon is detected late.
+                now = time.monotonic()
+                give_up = now + RECONNECT if give_up is None else give_up
+                if now >= give_up:
+                    raise Unreachable(
+                        f"lost the connection to {self.uri}: {lost.cause.message}",
+                        hint=lost.cause.hint,
+                    ) from lost
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
 
     def ask(self, operation: Callable[[Any], T]) -> T:
         """Return ``operation(connection)``, a question about the host; see :meth:`call`."""
@@ -129,6 +116,15 @@ class Connections:
         with self._changed:
             for slot in self._slots:
                 slot.connection = None  # libvirt counts references: the last one closes it
+
+    def disown(self) -> None:
+        """Forget the connections without closing them: a process that was forked off has them.
+
+        To close one would say goodbye to the daemon in the parent's name.
+        """
+        for slot in self._slots:
+            if slot.connection is not None:
+                slot.connection._o = None  # else its destructor closes it
 
     def _attempt(self, operation: Callable[[Any], T], about: str) -> T:
         module = libvirt()
@@ -202,6 +198,18 @@ class Connections:
             f"libvirt's daemon is not running ({self.uri})",
             hint="systemctl start libvirtd" if booted else "virtlogd -d; libvirtd -d",
         )
+
+
+_all: weakref.WeakSet[Connections] = weakref.WeakSet()
+"""All of this process."""
+
+
+def _disown() -> None:
+    for connections in list(_all):
+        connections.disown()
+
+
+os.register_at_fork(after_in_child=_disown)
 
 
 def _alive(connection: Any) -> bool:

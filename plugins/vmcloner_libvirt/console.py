@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
 import re
 import select
@@ -16,11 +18,13 @@ from typing import Any
 from vmcloner_core.drivers import ConsoleInterface
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, WrongState
 from vmcloner_core.names import split_clone
+from vmcloner_core.trusted_files import make_folder
 from vmcloner_libvirt import operations
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections
 from vmcloner_libvirt.errors import is_code
 
+log = logging.getLogger(__name__)
 ESCAPE = b"\x1d"
 """``^]``, which ends a console (as in telnet and virsh)."""
 _CHUNK = 4096
@@ -42,7 +46,7 @@ class Consoles(ConsoleInterface):
         :raises BackendError: it can't be made.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
         except OSError as error:
             raise BackendError(
                 f"can't make the folder for console logs, {self.folder}: {error.strerror}",
@@ -104,12 +108,28 @@ class Consoles(ConsoleInterface):
 
 def remove_log(file: Path) -> None:
     """Remove a log and its rotated parts, ``.0``, ``.1`` …, as far as that is permitted."""
+    for path in log_files(file):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            _left(path, error)
+
+
+def _left(path: Path, error: OSError) -> None:
+    """Tell of what may be left, unless this user never has access: a later run removes it."""
+    if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM):
+        log.warning("left behind: %s: %s", path, error.strerror)
+
+
+def log_files(file: Path) -> list[Path]:
+    """Return the existing log and its rotated parts; none if their folder can't be read."""
     rotated = re.compile(rf"{re.escape(file.name)}(\.[0-9].*)?")
-    with contextlib.suppress(OSError):
-        for name in os.listdir(file.parent):  # noqa: PTH208
-            if rotated.fullmatch(name):
-                with contextlib.suppress(OSError):
-                    (file.parent / name).unlink()
+    try:
+        names = os.listdir(file.parent)  # noqa: PTH208
+    except OSError as error:
+        _left(file.parent, error)
+        return []
+    return [file.parent / name for name in sorted(names) if rotated.fullmatch(name)]
 
 
 def _attach(connection: Any, domain: Any, stdin: int, stdout: int, flags: int) -> None:

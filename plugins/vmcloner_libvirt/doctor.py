@@ -16,10 +16,13 @@ import attrs
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Check, Status
+from vmcloner_libvirt import firewall, needs
 from vmcloner_libvirt.acceleration import KvmProbe
 from vmcloner_libvirt.binding import libvirt
+from vmcloner_libvirt.bridges import Bridges
 from vmcloner_libvirt.connection import Connections
 from vmcloner_libvirt.metadata import parse
+from vmcloner_libvirt.networks import networks
 
 VIRTLOGD = Path("/run/libvirt/virtlogd-sock")
 TERMINALS = Path("/dev/ptmx")
@@ -61,6 +64,8 @@ def examine(
         user = _qemu_user(daemon.capabilities)
         yield _device(check, probe.device, user)
         yield _state(check, context.host.state, user)
+    yield _optional(check, connections)
+    yield _forwarding(check, context, connections)
 
 
 @attrs.frozen
@@ -154,6 +159,60 @@ def _virtlogd(check: partial[Check]) -> Check:
     return check(name="virtlogd", status=Status.OK)
 
 
+def _optional(check: partial[Check], connections: Connections) -> Check:
+    """Tell what templates may ask for and not all hosts have."""
+    check = partial(check, name="optional")
+    try:
+        features = parse(
+            connections.ask(lambda c: c.getDomainCapabilities(None, None, "q35", None))
+        )
+    except VmclonerError as error:
+        return check(status=Status.WARNING, detail=f"unknown: {error.message}")
+    parts = {
+        "UEFI firmware": (needs.has_firmware(features), "ovmf"),
+        "TPM emulator": (needs.has_tpm(features), "swtpm swtpm-tools"),
+        "virtiofsd": (needs.has_virtiofsd(), "virtiofsd"),
+    }
+    missing = {name: package for name, (there, package) in parts.items() if not there}
+    if not missing:
+        return check(status=Status.OK, detail=", ".join(parts))
+    return check(
+        status=Status.WARNING,
+        detail=f"no {', no '.join(missing)}: templates that need it are refused",
+        fix=f"apt-get install {' '.join(missing.values())}",
+    )
+
+
+def _forwarding(check: partial[Check], context: DriverContext, connections: Connections) -> Check:
+    """Tell whether the host drops what it forwards, as Docker makes it."""
+    check, runner = partial(check, name="forwarding"), context.runner
+    if os.geteuid() != 0:
+        return check(status=Status.OK, detail="unknown: reading the packet filter needs root")
+    if not firewall.drops(runner):
+        return check(status=Status.OK, detail="the packet filter doesn't drop by default")
+    try:
+        found = connections.ask(networks)
+    except VmclonerError:
+        found = ()
+    bridges = [network.bridge for network in found if network.bridge is not None]
+    bridges += [network.name for network in Bridges(runner, context.host).inspect()]
+    cut_off = firewall.dropped(runner, bridges)
+    if bridges and not cut_off:
+        return check(status=Status.OK, detail="dropped by default, but not for these networks")
+    if not cut_off:
+        return check(
+            status=Status.WARNING,
+            detail="forwarded packets are dropped by default (Docker sets that): guests on a "
+            "network with NAT may reach nothing outside",
+            fix=firewall.mend("BRIDGE"),
+        )
+    return check(
+        status=Status.WARNING,
+        detail=firewall.lost(", ".join(cut_off)),
+        fix=firewall.mend(cut_off[0]),
+    )
+
+
 def _qemu_user(capabilities: str) -> _User:
     """Return the user that the security driver ``dac`` runs QEMU as (``+UID:+GID``)."""
     for model in parse(capabilities).iterfind("host/secmodel"):
@@ -196,7 +255,7 @@ def _state(check: partial[Check], folder: Path, user: _User) -> Check:
     closed = [
         path
         for path in reversed([folder, *folder.parents])
-        if path.exists() and not user.may(path, 1)
+        if os.path.exists(path) and not user.may(path, 1)  # noqa: PTH110 - raises nothing
     ]
     if not closed:
         return check(name="state folder", status=Status.OK, detail=str(folder))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmcloner_core.drivers import NO_BOOTS, DriverContext, HypervisorDriver, Lane
@@ -19,19 +21,22 @@ from vmcloner_core.model import (
     DomainInventory,
     DomainSpec,
     HostResources,
+    Needs,
     Outcome,
     State,
 )
-from vmcloner_libvirt import operations, whereabouts
+from vmcloner_libvirt import conditions, operations, whereabouts
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections, Unreachable, is_local
 from vmcloner_libvirt.console import Consoles
-from vmcloner_libvirt.metadata import labels_of
+from vmcloner_libvirt.metadata import disks, labels_of, parse
 from vmcloner_libvirt.networks import Networks
 from vmcloner_libvirt.operations import tolerate
+from vmcloner_libvirt.retries import persistently
 from vmcloner_libvirt.whereabouts import GuestAgents
 
 if TYPE_CHECKING:
+    from vmcloner_libvirt.needs import Requirements
     from vmcloner_libvirt.rendering import Rendered
 
 T = TypeVar("T")
@@ -74,6 +79,7 @@ class LibvirtDriver(HypervisorDriver):
         self.consoles = Consoles(self.connections, context.host.consoles)
         self.agents = GuestAgents(self.connections)
         self._validated: set[str] = set()
+        self._validating = threading.Lock()
         self._owned: dict[tuple[str, str], bool] = {}
 
     # --- what hypervisors implement or override -----------------------------------------------
@@ -111,7 +117,9 @@ class LibvirtDriver(HypervisorDriver):
     def inspect(self) -> DomainInventory:
         """See :meth:`HypervisorDriver.inspect`."""
         return self.connections.ask(
-            lambda connection: operations.inventory(self.records(connection))
+            lambda connection: operations.inventory(
+                self.records(connection), conditions.saved(connection)
+            )
         )
 
     def states(self) -> Mapping[str, State]:
@@ -149,6 +157,42 @@ class LibvirtDriver(HypervisorDriver):
         for domain, stats in connection.getAllDomainStats(module.VIR_DOMAIN_STATS_STATE):
             yield domain, stats["state.state"], stats["state.reason"]
 
+    # --- checks before anything is made ---------------------------------------------------------
+
+    def no_kvm(self) -> tuple[str, str] | None:
+        """Return why KVM doesn't work, and how to mend that; None where it isn't needed."""
+        return None
+
+    def check_domain(self, spec: DomainSpec) -> Needs:
+        """See :meth:`HypervisorDriver.check_domain`."""
+        volumes = [path for v in spec.volumes for path in (v.path, v.backing)]
+        given = [*volumes, spec.seed, spec.boot.kernel, spec.boot.initrd]
+        own = spec.options.xml is not None or spec.options.devices is not None
+        where = f"template {spec.labels.template}"
+        return self._requirements.check(self.prepare(spec).xml, where, given=given, own=own)
+
+    def check_defined(self, name: str) -> Needs:
+        """See :meth:`HypervisorDriver.check_defined`."""
+        flags = libvirt().VIR_DOMAIN_XML_INACTIVE | libvirt().VIR_DOMAIN_XML_SECURE
+
+        def look(connection: Any) -> str | None:
+            domain = operations.find(connection, name)
+            return None if domain is None else str(domain.XMLDesc(flags))
+
+        xml = self.connections.call(look, about=name)
+        if xml is None:
+            return Needs()  # gone meanwhile: its start says so
+        # Its disks are checked where they are activated, its kernel where it is resolved.
+        root = parse(xml)
+        given = [Path(e.text) for e in root.iterfind("os/*") if e.tag in ("kernel", "initrd")]
+        return self._requirements.check(xml, name, given=(*disks(root), *given))
+
+    @functools.cached_property
+    def _requirements(self) -> Requirements:
+        from vmcloner_libvirt.needs import Requirements
+
+        return Requirements(self.context.runner, self.connections, self.no_kvm)
+
     # --- batches ------------------------------------------------------------------------------
 
     def define(self, specs: Sequence[DomainSpec]) -> Iterator[Outcome[Domain]]:
@@ -160,9 +204,10 @@ class LibvirtDriver(HypervisorDriver):
     def start(
         self, names: Sequence[str], boots: Mapping[str, BootConfig] = NO_BOOTS
     ) -> Iterator[Outcome[None]]:
-        """See :meth:`HypervisorDriver.start`."""
+        """See :meth:`HypervisorDriver.start`. What fails by a passing fault is tried again."""
         for name in names:
-            yield self._change(name, functools.partial(self.begin, boot=boots.get(name)))
+            begin = functools.partial(self.begin, boot=boots.get(name))
+            yield persistently(functools.partial(self._change, name, begin))
 
     def shutdown(self, names: Sequence[str], timeout: float) -> Iterator[Outcome[None]]:
         """See :meth:`HypervisorDriver.shutdown`."""
@@ -219,16 +264,25 @@ class LibvirtDriver(HypervisorDriver):
                 return Outcome(
                     key=spec.name, value=found, changed=again and found.labels == spec.labels
                 )
-            rendered = self.prepare(spec)
-            # libvirt compiles its schema for each domain that it validates, which takes several
-            # times as long as the rest. Clones of one shape differ only in values that are
-            # already checked.
+            return Outcome(key=spec.name, value=self._make(connection, spec))
+
+        return self._member(spec.name, define)
+
+    def _make(self, connection: Any, spec: DomainSpec) -> Domain:
+        """Define a new domain, which libvirt validates if it is the first of its shape.
+
+        libvirt compiles its schema for each domain that it validates, which takes several times as
+        long as the rest. Clones of one shape differ only in values that are already checked. So
+        other threads wait for the first one's result.
+        """
+        rendered = self.prepare(spec)
+        if rendered.shape in self._validated:
+            return operations.make(connection, spec, rendered.xml, validate=False)
+        with self._validating:
             new = rendered.shape not in self._validated
             domain = operations.make(connection, spec, rendered.xml, validate=new)
             self._validated.add(rendered.shape)
-            return Outcome(key=spec.name, value=domain)
-
-        return self._member(spec.name, define)
+        return domain
 
     def _undefine(self, connection: Any, name: str) -> bool:
         was_there = operations.undefine(connection, name, self.undefine_flags)
@@ -269,6 +323,7 @@ class LibvirtDriver(HypervisorDriver):
         # A domain's labels don't change while it exists: they are read once, not at each poll.
         owned: dict[tuple[str, str], bool] = {}
         states: dict[str, State] = {}
+        saved = conditions.saved(connection)
         for domain, state, reason in self.records(connection):
             name = domain.name()
             key = (domain.UUIDString(), name)
@@ -276,6 +331,6 @@ class LibvirtDriver(HypervisorDriver):
                 known = self._owned.get(key)
                 owned[key] = labels_of(domain) is not None if known is None else known
                 if owned[key]:
-                    states[name] = operations.state_of(state, reason)
+                    states[name] = conditions.state_of(state, reason, saved=key[0] in saved)
         self._owned = owned
         return states

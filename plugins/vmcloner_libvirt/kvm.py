@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -13,7 +15,8 @@ import attrs
 
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.model import Check, DomainSpec, HostResources
+from vmcloner_core.model import Check, DomainSpec, HostResources, Template
+from vmcloner_libvirt import memory
 from vmcloner_libvirt.acceleration import KvmProbe
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.driver import LibvirtDriver
@@ -62,13 +65,42 @@ class KvmDriver(LibvirtDriver):
         works = "kvm" in types and self._probe.cached().works
         return "kvm" if works else "qemu"
 
+    def unused(self, template: Template) -> tuple[str, ...]:
+        """See :meth:`HypervisorDriver.unused`."""
+        return ("domain.type",) if template.domain.type not in (None, "hvm") else ()
+
     def resources(self) -> HostResources:
         """See :meth:`HypervisorDriver.resources`."""
         found = super().resources()
         with self._deciding:
-            emulated = self._domain_type == "qemu"
-        overhead = self._tb_cache + EMULATOR_MEMORY if emulated else found.memory_overhead
-        return attrs.evolve(found, memory_overhead=overhead)
+            kind = self._domain_type
+        if kind == "test":
+            return found
+        overhead = self._tb_cache + EMULATOR_MEMORY if kind == "qemu" else 0
+        free = memory.available(overhead)
+        return attrs.evolve(
+            found,
+            memory_free=found.memory_free if free is None else min(free, found.memory_total),
+            memory_overhead=overhead,
+            pages=memory.pages(),
+        )
+
+    def started(self, name: str) -> float | None:
+        """See :meth:`HypervisorDriver.started`. libvirt writes QEMU's process id at each start."""
+        user = Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}"))
+        folders = {"qemu:///system": Path("/run"), "qemu:///session": user}
+        folder = folders.get(self.connections.uri)
+        if folder is None:
+            return None
+        for place in ("libvirt/qemu", "libvirt/qemu/run"):
+            with contextlib.suppress(OSError):
+                return (folder / place / f"{name}.pid").stat().st_mtime
+        return None
+
+    def no_kvm(self) -> tuple[str, str] | None:
+        """See :meth:`LibvirtDriver.no_kvm`."""
+        found = self._probe.cached()
+        return None if found.works else (found.reason, found.fix)
 
     def prepare(self, spec: DomainSpec) -> Rendered:
         """See :meth:`LibvirtDriver.prepare`."""
@@ -107,10 +139,15 @@ class KvmDriver(LibvirtDriver):
 
 
 def _is_own(file: Path, name: str, state: Path) -> bool:
-    """Tell whether firmware variables are a clone's own: by their folder and the file's name."""
-    named = re.fullmatch(rf"{re.escape(name)}[._].*", file.name) is not None
-    libvirts = file.parts[-3:-1] == ("qemu", "nvram")  # of the system, of a user's session
-    return named and ".." not in file.parts and (libvirts or file.is_relative_to(state))
+    """Tell whether firmware variables are a clone's own: by their folder and the file's name.
+
+    Links are followed first: they may lead anywhere.
+    """
+    if re.fullmatch(rf"{re.escape(name)}[._].*", file.name) is None or file.is_symlink():
+        return False
+    folder = Path(os.path.realpath(file.parent))
+    libvirts = folder.parts[-2:] == ("qemu", "nvram")  # of the system, of a user's session
+    return libvirts or folder.is_relative_to(os.path.realpath(state))
 
 
 def template_values(

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import attrs
 
-from vmcloner_libvirt.console import remove_log
+from vmcloner_libvirt.console import log_files, remove_log
 
 MAX_LOG = 65536
 """Bytes that are read from a log's end."""
 MAX_REASON = 300
 _DOMAIN = re.compile(r": Domain (\d+):(.*)")
-_SCRIPT_KILLED = re.compile(r"killing execution of .* because of timeout")
+_SCRIPT_KILLED = re.compile(r"killing execution of (.*) because of timeout")
+_DEVICE_MODEL = re.compile(r"device model.*(timed out|timeout)", re.IGNORECASE)
 _NO_DEVICE = re.compile(r"unable to add (disk|vif|nic) devices")
 _CONTROL = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|[()].|.)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # Messages of pygrub, and their meaning (Xen: tools/pygrub/src/pygrub).
@@ -50,13 +51,14 @@ _PYGRUB = (
 class Failure:
     """Why a domain wasn't made.
 
-    :param log: a file with details, if any. :param slow: a host script for its disks or cards timed
-        out, which is due to the host's load, not to the guest.
+    :param log: a file with details, if any.
+    :param slow: what timed out due to the host's load, not to the guest: a script for its disks or
+        cards, its device model. Empty if nothing did.
     """
 
     reason: str
     log: Path | None = None
-    slow: bool = False
+    slow: str = ""
 
 
 class Logs:
@@ -100,8 +102,12 @@ class Logs:
             return None
         # The script's line names no domain: at worst another domain is retried too.
         device = any(_NO_DEVICE.search(line) for line in said)
-        slow = device and _SCRIPT_KILLED.search(text) is not None
-        return Failure(reason=reason, log=log if log.exists() else None, slow=slow)
+        killed = _SCRIPT_KILLED.search(text) if device else None
+        slow = f"(a script took too long): {_short(killed[1])}" if killed is not None else ""
+        if not slow and any(_DEVICE_MODEL.search(line) for line in said):
+            slow = "(its device model took too long)"
+        kept = log if os.path.exists(log) else None  # noqa: PTH110 - raises nothing
+        return Failure(reason=reason, log=kept, slow=slow)
 
     def forget(self, name: str, domid: int) -> None:
         """Remove the boot loader's logs of a running domain: of this start and of a failed one."""
@@ -111,9 +117,17 @@ class Logs:
 
     def remove(self, name: str) -> None:
         """Remove the logs of a domain that is gone."""
-        remove_log(self.bootloader_log(name))
-        for file in (self.libxl / f"{name}.log", self.xen / f"qemu-dm-{name}.log"):
+        for file in self._named(name):
             remove_log(file)
+
+    def left(self, name: str) -> Iterator[Path]:
+        """Yield the existing logs of a domain."""
+        for file in self._named(name):
+            yield from log_files(file)
+
+    def _named(self, name: str) -> tuple[Path, ...]:
+        libxl, qemu = self.libxl / f"{name}.log", self.xen / f"qemu-dm-{name}.log"
+        return self.bootloader_log(name), libxl, qemu
 
     def bootloader_log(self, name: str) -> Path:
         """Return the file that keeps the boot loader's output of a clone that didn't start."""

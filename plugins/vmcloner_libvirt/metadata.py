@@ -51,19 +51,21 @@ def add_labels(root: Any, labels: Labels) -> None:
 
 
 def labels_in(root: Any) -> Labels | None:
-    """Return the labels in a domain's XML, or None where the domain isn't one of ours.
+    """Return the labels in a domain's XML, or None where there are none.
 
-    A domain whose name isn't its labels' clone is a copy or was renamed: it isn't ours. Neither is
-    Domain-0, whatever its metadata.
+    A domain whose name isn't its labels' clone is a copy or was renamed. Domain-0 has none,
+    whatever its metadata.
     """
     element = root.find(f"metadata/{_TAG}")
     if element is None or root.get("id") == "0" or root.findtext("uuid") == _XEN_HOST:
         return None
-    return _ours(element, root.findtext("name"))
+    return _read(element)
 
 
 def labels_of(domain: Any) -> Labels | None:
-    """Return a domain's labels as :func:`labels_in`, by a call that fetches nothing else.
+    """Return a domain's labels by a call that fetches nothing else.
+
+    None where the domain isn't one of ours: without labels, or with those of another name.
 
     :raises libvirt.libvirtError: the domain or the connection is gone.
     """
@@ -76,16 +78,16 @@ def labels_of(domain: Any) -> Labels | None:
         if is_code(error, "VIR_ERR_NO_DOMAIN_METADATA"):
             return None
         raise
-    return _ours(parse(text), domain.name())
+    labels = _read(parse(text))
+    return labels if labels is not None and labels.clone == domain.name() else None
 
 
-def _ours(element: Any, name: str | None) -> Labels | None:
+def _read(element: Any) -> Labels | None:
     try:
         values = {key: _unquote(value) for key, value in element.attrib.items()}
     except UnicodeDecodeError:
         return None  # vmcloner writes no such labels
-    labels = Labels.from_mapping(values)
-    return labels if labels is not None and labels.clone == name else None
+    return Labels.from_mapping(values)
 
 
 def _quote(value: str) -> str:

@@ -16,6 +16,7 @@ from vmcloner_core.drivers import DriverContext, NetworkInterface
 from vmcloner_core.errors import BackendError, Conflict, VmclonerError, WrongState
 from vmcloner_core.model import Network, NetworkChange, NetworkRequest
 from vmcloner_core.process import CommandRunner
+from vmcloner_core.units import counted
 from vmcloner_libvirt import iproute, subnets, whereabouts
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.bridges import Bridges
@@ -171,7 +172,7 @@ def prepare(connection: Any, runner: CommandRunner, request: NetworkRequest) -> 
     if (held.addresses or 0) < request.count or wanted != subnet:
         if users := _users(network):
             raise WrongState(
-                f"network {request.name!r} can't get another subnet: {users} guests are on it",
+                f"network {request.name!r} can't get another subnet: {_on_it(users)} on it",
                 hint="stop them first, or make another network by --name",
             )
         others = [other for name, other in found.items() if name != request.name]
@@ -213,7 +214,7 @@ def remove(connection: Any, request: NetworkRequest) -> NetworkChange:
     held = _described(network)
     _check_ours(held)
     if users := _users(network):
-        raise WrongState(f"{users} guests are on network {held.name!r}", hint="stop them first")
+        raise WrongState(f"{_on_it(users)} on network {held.name!r}", hint="stop them first")
     if not request.dry_run:
         with tolerate("VIR_ERR_OPERATION_INVALID", "VIR_ERR_NO_NETWORK"):
             network.destroy()
@@ -258,3 +259,7 @@ def _taken(runner: CommandRunner, every: Any) -> list[Subnet]:
     """Return the subnets that the host's routes and networks use."""
     hosts = (_host_address(parse(network.XMLDesc(0))) for network in every)
     return [*subnets.routed(runner), *(host.network for host in hosts if host is not None)]
+
+
+def _on_it(guests: int) -> str:
+    return f"{counted(guests, 'guest')} {'is' if guests == 1 else 'are'}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from vmcloner_core.errors import Conflict, NotFound, WrongState
@@ -22,6 +22,7 @@ from vmcloner_core.model import (
 )
 from vmcloner_libvirt import booting
 from vmcloner_libvirt.binding import libvirt
+from vmcloner_libvirt.conditions import reason_of, state_of
 from vmcloner_libvirt.errors import is_code, is_disconnect
 from vmcloner_libvirt.metadata import disks, labels_in, labels_of, macs, networks_of, parse
 
@@ -41,46 +42,42 @@ def tolerate(*codes: str) -> Iterator[None]:
             raise
 
 
-def state_of(state: int, reason: int) -> State:
-    """Return our state for libvirt's (``virDomainState`` and the enumeration of its reasons)."""
-    module = libvirt()
-    if state == module.VIR_DOMAIN_CRASHED or (
-        state == module.VIR_DOMAIN_SHUTOFF and reason == module.VIR_DOMAIN_SHUTOFF_CRASHED
-    ):
-        return State.CRASHED
-    if state == module.VIR_DOMAIN_SHUTOFF:
-        return State.STOPPED
-    if state in (module.VIR_DOMAIN_PAUSED, module.VIR_DOMAIN_PMSUSPENDED):
-        return State.PAUSED
-    return State.RUNNING
-
-
 # --- reading ----------------------------------------------------------------------------------
 
 
-def inventory(records: Records) -> DomainInventory:
-    """Return our domains, and the names and MAC addresses of the others."""
+def inventory(records: Records, saved: Collection[str]) -> DomainInventory:
+    """Return our domains, and the names and MAC addresses of the others.
+
+    :param saved: UUIDs of the domains with a managed save image.
+    """
     ours: list[Domain] = []
+    strays: list[Domain] = []
     names: set[str] = set()
     addresses: set[str] = set()
     for domain, state, reason in records:
         with tolerate("VIR_ERR_NO_DOMAIN"):
             root = parse(domain.XMLDesc(0))
-            described = _describe(root, state_of(state, reason))
-            if described is not None:
+            condition = state_of(state, reason, saved=domain.UUIDString() in saved)
+            described = _describe(root, condition, reason_of(domain, state, reason))
+            if described is not None and described.name == described.labels.clone:
                 ours.append(described)
-            else:
-                names.add(domain.name())
-                addresses.update(macs(root))
+                continue
+            strays += [described] if described is not None else []
+            names.add(domain.name())
+            addresses.update(macs(root))
     return DomainInventory(
-        domains=tuple(ours), foreign_names=frozenset(names), foreign_macs=frozenset(addresses)
+        domains=tuple(ours),
+        strays=tuple(strays),
+        foreign_names=frozenset(names),
+        foreign_macs=frozenset(addresses),
     )
 
 
 def resources(connection: Any) -> HostResources:
     """Return the host's memory and processors.
 
-    Where the driver doesn't know the free memory (libvirt's test driver), all of it is free.
+    Where the driver doesn't know the free memory (libvirt's test driver), all of it is free. What
+    is said to be free includes shared memory, which is not: see :mod:`vmcloner_libvirt.memory`.
     """
     module = libvirt()
     _, megabytes, cpus, *_ = connection.getInfo()
@@ -105,8 +102,9 @@ def existing(connection: Any, spec: DomainSpec) -> Domain | None:
     domain = _lookup(connection, spec.name)
     if domain is None:
         return None
-    found = _describe(parse(domain.XMLDesc(0)), state_of(*domain.state()))
-    if found is None:
+    saved = domain.hasManagedSaveImage() == 1
+    found = _describe(parse(domain.XMLDesc(0)), state_of(*domain.state(), saved=saved))
+    if found is None or found.name != found.labels.clone:
         raise _foreign(spec.name)
     if not found.labels.same_clone(spec.labels):
         raise Conflict(
@@ -279,15 +277,17 @@ def _check_taken(connection: Any, spec: DomainSpec) -> None:
         )
 
 
-def _describe(root: Any, state: State) -> Domain | None:
+def _describe(root: Any, state: State, reason: str = "") -> Domain | None:
+    """Return a domain with labels of ours, under its own name; None if it has none."""
     labels = labels_in(root)
     if labels is None:
         return None
     return Domain(
-        name=labels.clone,
+        name=root.findtext("name"),
         uuid=uuid.UUID(root.findtext("uuid")),
         labels=labels,
         state=state,
+        reason=reason,
         memory=int(root.findtext("memory") or 0) * 1024,  # libvirt prints kibibytes
         macs=macs(root),
         networks=networks_of(root),

@@ -17,6 +17,7 @@ from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import DomainSpec, clone_generation
 from vmcloner_core.placeholders import clone_values, fill
 from vmcloner_core.sandbox import Sandbox, TooMuch, bounded_work
+from vmcloner_core.trusted_files import read_file
 from vmcloner_libvirt.metadata import add_labels, parse
 
 MAX_XML = 1024**2
@@ -73,13 +74,11 @@ class Renderer:
             file = importlib.resources.files(__package__) / name
             return file.read_text(encoding="utf-8"), name, None
         try:
-            with Path(name).open(encoding="utf-8") as stream:
-                text = stream.read(MAX_XML + 1)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "not a text file"
-            raise InvalidRequest(f"domain.xml: can't read {name}: {reason}") from error
-        if len(text) > MAX_XML:
-            raise InvalidRequest(f"domain.xml: {name} is larger than {MAX_XML} characters")
+            text = read_file(Path(name), trusted=False, limit=MAX_XML).decode()
+        except ValueError as error:
+            raise InvalidRequest(f"domain.xml: can't read {name}: not a text file") from error
+        except InvalidRequest as error:
+            raise InvalidRequest(f"domain.xml: can't read {error.message}") from error
         return text, name, None
 
     def _text(self, source: str, values: dict[str, object]) -> str:
@@ -197,9 +196,42 @@ def _labelled(source: str, text: str, spec: DomainSpec) -> str:
             f"{source}: <domain> must have the clone's own name and uuid",
             hint="write <name>{{ name }}</name> and <uuid>{{ uuid }}</uuid>",
         )
+    for devices in root.iterfind("devices"):
+        _give_way(devices)
     add_labels(root, spec.labels)
     etree.indent(root)
     return str(etree.tostring(root, encoding="unicode")) + "\n"
+
+
+def _give_way(devices: Any) -> None:
+    """Remove those of the shipped template's devices that contradict a device that a user added.
+
+    A domain has one memory balloon, one ISA panic device and one SCSI controller of number 0; and
+    no USB device where there is no USB. The shipped one of two is the first.
+    """
+    for path in ("memballoon", "panic[@model='isa']"):
+        for shipped in devices.findall(path)[:-1]:
+            devices.remove(shipped)
+    scsi = devices.findall("controller[@type='scsi']")
+    if len(scsi) > 1 and scsi[0].attrib == _SCSI and scsi[-1].get("index", "0") == "0":
+        devices.remove(scsi[0])
+    for without in devices.findall("controller[@type='usb'][@model='none']"):
+        if any(_needs_usb(device) for device in devices if device is not without):
+            devices.remove(without)
+
+
+_SCSI = {"type": "scsi", "model": "virtio-scsi"}
+
+
+def _needs_usb(device: Any) -> bool:
+    """Tell whether a device is a USB controller, or on one."""
+    if device.tag in ("controller", "hostdev", "hub"):
+        return device.get("type") in ("usb", "ccid") and device.get("model") != "none"
+    words = [device.get("bus"), device.get("model")]
+    for part in ("target", "model"):
+        for element in device.iterfind(part):
+            words += [element.get("bus"), element.get("type")]
+    return any((word or "").partition("-")[0] == "usb" for word in words)
 
 
 def _shape(text: str, spec: DomainSpec) -> str:

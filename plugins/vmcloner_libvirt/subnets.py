@@ -9,6 +9,7 @@ from typing import Literal
 from vmcloner_core.errors import Conflict, NotEnoughResources
 from vmcloner_core.model import Network, NetworkRequest
 from vmcloner_core.process import CommandRunner
+from vmcloner_core.units import counted
 from vmcloner_libvirt import iproute
 
 LEASE_MINUTES = 15
@@ -58,7 +59,7 @@ def free(request: NetworkRequest, taken: Sequence[Subnet]) -> Subnet:
     for subnet in _candidates(request):
         if request.count > room(subnet.prefixlen):
             raise NotEnoughResources(
-                f"network {request.name!r}: {request.count} guests, "
+                f"network {request.name!r}: {counted(request.count, 'guest')}, "
                 f"{room(subnet.prefixlen)} fit in {subnet}",
                 hint="choose a larger --subnet, or make several networks",
             )
@@ -71,7 +72,7 @@ def free(request: NetworkRequest, taken: Sequence[Subnet]) -> Subnet:
                 hint="choose another --subnet, or omit it",
             )
     raise NotEnoughResources(
-        f"network {request.name!r}: no subnet is free for {request.count} guests",
+        f"network {request.name!r}: no subnet is free for {counted(request.count, 'guest')}",
         hint="choose one by --subnet",
     )
 

@@ -60,7 +60,8 @@ def running(connection: Any) -> tuple[Located, ...]:
     for domain in connection.listAllDomains(libvirt().VIR_CONNECT_LIST_DOMAINS_ACTIVE):
         with tolerate("VIR_ERR_NO_DOMAIN"):
             root = parse(domain.XMLDesc(0))
-            if labels_in(root) is not None:
+            labels = labels_in(root)
+            if labels is not None and labels.clone == domain.name():
                 found.append(_located(domain.name(), root))
     return tuple(found)
 

@@ -18,7 +18,7 @@ from vmcloner_core.model import BootConfig, Check, DomainSpec, HostResources, Te
 from vmcloner_core.units import format_size
 from vmcloner_libvirt import operations, xen_doctor
 from vmcloner_libvirt.binding import libvirt
-from vmcloner_libvirt.console import Consoles
+from vmcloner_libvirt.console import Consoles, log_files
 from vmcloner_libvirt.driver import LibvirtDriver
 from vmcloner_libvirt.errors import is_disconnect
 from vmcloner_libvirt.libxl import Logs
@@ -151,6 +151,16 @@ class XenDriver(LibvirtDriver):
                 hint='boot = "pygrub" or "kernel", or [domain] type = "hvm"',
             )
 
+    def unused(self, template: Template) -> tuple[str, ...]:
+        """See :meth:`HypervisorDriver.unused`; a PV guest has no firmware."""
+        options = template.domain
+        unused = {
+            "machine": options.machine is not None,
+            "agent": options.agent,
+            "firmware": options.firmware != "bios" and options.type in ("pv", "pvh"),
+        }
+        return tuple(f"domain.{key}" for key, is_so in unused.items() if is_so)
+
     def prepare(self, spec: DomainSpec) -> Rendered:
         """See :meth:`LibvirtDriver.prepare`."""
         with self._deciding:  # once, not once for each thread of the first batch
@@ -229,7 +239,7 @@ class XenDriver(LibvirtDriver):
                 raise
             message = f"{name}: can't start: {failure.reason}"
             if failure.slow:
-                raise _TooSlow(f"{message} (a script took too long)", hint=SLOW) from error
+                raise _TooSlow(f"{message} {failure.slow}", hint=SLOW) from error
             hint = "vmcloner host check xen" if failure.log is None else f"see {failure.log}"
             raise HostCommandError(message, hint=hint) from error
 
@@ -263,6 +273,10 @@ class XenDriver(LibvirtDriver):
         """See :meth:`LibvirtDriver.clean`."""
         super().clean(name)
         self._logs.remove(name)
+
+    def logs(self, name: str) -> tuple[Path, ...]:
+        """See :meth:`HypervisorDriver.logs`."""
+        return (*log_files(self.consoles.log(name)), *self._logs.left(name))
 
     def _forget(self, connection: Any, name: str) -> None:
         domain = operations.active(connection, name)

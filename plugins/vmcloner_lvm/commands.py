@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +16,11 @@ from vmcloner_lvm.metadata import write
 from vmcloner_lvm.volumegroup import VolumeGroup
 
 TIMEOUT = 300.0
-# The parent may have died before the signal was requested: so its process id is compared.
-_UNLESS_ORPHANED = 'test "$PPID" = "$0" && exec "$@"'
 # This process holds their lock, and lvcreate does not support --nolocking for thin volumes: so
 # they use another folder for locks.
 _HELD = ("--config", 'global/locking_dir="/run/lock/vmcloner/lvm"')
 _QUIET = {"LVM_SUPPRESS_FD_WARNINGS": "1"}
-_FACTS = "vg_mda_size,vg_mda_free,vg_free,vg_exported,vg_partial,vg_shared"
+_FACTS = "vg_mda_size,vg_free,vg_exported,vg_partial,vg_shared"
 _LOCKING = "/run/lock/lvm"
 
 
@@ -31,12 +28,11 @@ _LOCKING = "/run/lock/lvm"
 class GroupFacts:
     """Facts of a volume group that are not in its metadata text. Sizes in bytes.
 
-    :param area, area_free: size of one metadata area, and its free space.
+    :param area: size of one metadata area.
     :param shared: managed by lvmlockd for several hosts.
     """
 
     area: int
-    area_free: int
     free: int
     exported: bool
     partial: bool
@@ -46,10 +42,9 @@ class GroupFacts:
 def bound(argv: Sequence[str]) -> list[str]:
     """Return a command line that is killed when this process dies: it may rely on our lock.
 
-    See prctl(2), PR_SET_PDEATHSIG. The shell script is constant; the command is its arguments.
+    The runner alone has it end by SIGTERM, which LVM's commands put off.
     """
-    alive = ["sh", "-c", _UNLESS_ORPHANED, str(os.getpid())]
-    return ["setpriv", "--pdeathsig", "KILL", *alive, *argv]
+    return ["setpriv", "--pdeathsig", "KILL", *argv]
 
 
 @attrs.frozen
@@ -112,7 +107,6 @@ class Lvm:
         row = rows[0]
         return GroupFacts(
             area=int(row["vg_mda_size"]),
-            area_free=int(row["vg_mda_free"]),
             free=int(row["vg_free"]),
             exported=bool(row["vg_exported"]),
             partial=bool(row["vg_partial"]),
@@ -130,7 +124,7 @@ class Lvm:
         try:
             [report] = json.loads(output)["report"]
             rows: list[dict[str, Any]] = next(iter(report.values()))
-        except (ValueError, KeyError, TypeError, StopIteration) as error:
+        except (ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
             raise HostCommandError(f"{command}: cannot parse its report") from error
         return rows
 

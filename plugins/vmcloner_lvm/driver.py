@@ -20,6 +20,7 @@ from vmcloner_core.model import (
     CloneMode,
     CloneRequest,
     Copying,
+    Leftover,
     Origin,
     Outcome,
     Progress,
@@ -32,7 +33,7 @@ from vmcloner_lvm import batches, doctor, tags
 from vmcloner_lvm.activation import activate, combined, deactivate
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper
-from vmcloner_lvm.filling import sweep
+from vmcloner_lvm.filling import leftovers, sweep
 from vmcloner_lvm.importing import Importer, remove_image
 from vmcloner_lvm.naming import checked, origin_name
 from vmcloner_lvm.pool import Pool
@@ -316,6 +317,10 @@ class LvmThinDriver(StorageDriver):
     def sweep(self) -> None:
         """See :meth:`StorageDriver.sweep`."""
         sweep(self._importer.folder)
+
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """See :meth:`StorageDriver.leftovers`."""
+        return leftovers(self._importer.folder)
 
     # --- space ----------------------------------------------------------------------------------
 

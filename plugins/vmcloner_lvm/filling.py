@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vmcloner_core.copying import Target
@@ -14,10 +14,11 @@ from vmcloner_core.drivers import ImageFile
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.full_copies import copy_one
 from vmcloner_core.locks import hold, hold_free
-from vmcloner_core.model import AS_IT_COMES, Copying, Progress
-from vmcloner_core.os_errors import translated
+from vmcloner_core.model import AS_IT_COMES, Copying, Leftover, Progress
+from vmcloner_core.os_errors import allocated, translated
 from vmcloner_core.process import CommandRunner
 from vmcloner_core.qemu_img import convert
+from vmcloner_core.trusted_files import make_folder
 
 _PREFIX = "import-"
 
@@ -51,7 +52,8 @@ def _work_folder(folder: Path) -> Iterator[Path]:
     with hold(folder.parent, [name]):
         work = folder / name
         with translated(work):
-            work.mkdir(mode=0o700, parents=True)
+            make_folder(folder)
+            work.mkdir(mode=0o700)
         try:
             yield work
         finally:
@@ -63,13 +65,30 @@ def sweep(folder: Path) -> None:
 
     :raises VmclonerError: something can't be removed.
     """
-    left = {path.name: path for path in folder.glob(f"{_PREFIX}*")}
-    if not left:
+    with _left(folder) as left:
+        for path in left:
+            with translated(path), contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(path)
+
+
+def leftovers(folder: Path) -> tuple[Leftover, ...]:
+    """Return what :func:`sweep` would remove."""
+    with _left(folder) as left:
+        why = "its import was killed"
+        return tuple(
+            Leftover(kind="image", name=str(path), size=allocated(path), why=why) for path in left
+        )
+
+
+@contextlib.contextmanager
+def _left(folder: Path) -> Iterator[Sequence[Path]]:
+    """Yield the folders that no import uses, with their locks held."""
+    found = {path.name: path for path in folder.glob(f"{_PREFIX}*")}
+    if not found:
+        yield ()
         return
-    with hold_free(folder.parent, left) as free:
-        for name in free:
-            with translated(left[name]), contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(left[name])
+    with hold_free(folder.parent, found) as free:
+        yield [found[name] for name in sorted(free)]
 
 
 def fill(source: int, path: Path, size: int, copying: Copying, progress: Progress) -> None:

@@ -61,7 +61,7 @@ def read_metadata(devices: Sequence[Path]) -> Metadata | None:
     try:
         found = _first(devices)
         return None if found is None else _agreed(found)
-    except (_OddError, OSError, ValueError, struct.error):
+    except (_OddError, OSError, ValueError, OverflowError, struct.error):  # offsets over 2^63
         return None
 
 
@@ -102,9 +102,12 @@ def _copies(path: Path) -> tuple[str, Sequence[Metadata]]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
+    mode = path.stat().st_mode
+    if not (stat.S_ISBLK(mode) or stat.S_ISREG(mode)):  # the text may name a pipe, which blocks
+        raise _OddError
     # Read the device itself: the page cache may hold older data.
-    direct = os.O_DIRECT if stat.S_ISBLK(path.stat().st_mode) else 0
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | direct)
+    direct = os.O_DIRECT if stat.S_ISBLK(mode) else 0
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | direct)
     try:
         yield fd
     finally:

@@ -264,6 +264,6 @@ def _json(runner: CommandRunner, *argv: str) -> dict[str, Any]:
     output = runner.run(argv).stdout
     try:
         answer: dict[str, Any] = json.loads(output or b"{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HostCommandError(f"{argv[0]}: cannot parse its output") from error
     return answer

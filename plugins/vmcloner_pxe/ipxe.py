@@ -24,11 +24,13 @@ MAX_STEPS = 100_000
 MAX_SCRIPTS = 64
 
 _NO_EFFECT = {
-    "colour", "console", "cpair", "dhcp", "echo", "ifconf", "ifopen", "ifstat", "imgstat", "ntp",
-    "route", "show", "sleep", "sync",
+    "colour", "console", "cpair", "echo", "ifstat", "imgstat", "ntp", "route", "sync",
 }  # fmt: skip
-"""Commands of which nothing is left to do once there is a lease, and that succeed."""
-_WITH_VALUE = {"--name", "-n", "--timeout", "-t", "--menu", "-m", "--default", "-d", "--key", "-k"}
+"""Commands that change nothing of what is booted, and succeed."""
+_WITH_VALUE = {
+    "--name", "-n", "--timeout", "-t", "--menu", "-m", "--default", "-d", "--key", "-k",
+    "--configurator", "-c",
+}  # fmt: skip
 _FLAGS = {"--autofree", "-a", "--replace", "-r", "--keep", "--gap", "-g", "--no-describe"}
 _INCREMENT = re.compile(r"[0-9]{1,9}")
 _FIRST_DISK = (["--drive", "0x80"], ["-d", "0x80"], ["--drive=0x80"])
@@ -169,13 +171,16 @@ class _Machine:
             raise _Unsupported(f"the command {shown(name)!r}")
         return handle(self, words)
 
+    def _open(self, words: list[str]) -> bool:
+        """Open or configure cards: there is one, and it has its lease."""
+        return all(card in ("net0", "netX") for card in _options(words)[1])
+
     # --- settings and conditions ------------------------------------------------------------------
 
     def _set(self, words: list[str]) -> bool:
         if not words:
             return False
-        self.settings.set(words[0], " ".join(words[1:]))
-        return True
+        return self.settings.set(words[0], " ".join(words[1:]))
 
     def _increase(self, words: list[str]) -> bool:
         if not words or not all(_INCREMENT.fullmatch(word) for word in words[1:]):
@@ -184,6 +189,9 @@ class _Machine:
 
     def _is_equal(self, words: list[str]) -> bool:
         return len(words) == 2 and words[0] == words[1]
+
+    def _show(self, words: list[str]) -> bool:
+        return len(words) == 1 and self.settings.expand(f"${{{words[0]}}}") != ""
 
     def _is_set(self, words: list[str]) -> bool:
         return len(words) == 1 and words[0] != ""
@@ -242,7 +250,7 @@ class _Machine:
         return True
 
     def _select(self, words: list[str]) -> bool:
-        image = self._acquired(words)
+        image = self._acquired(words) if _options(words)[1] else None
         if image is not None:
             self._selected, image.initrd = image, False
         return image is not None
@@ -287,6 +295,8 @@ class _Machine:
         return bool(found) and all(found)
 
     def _free(self, words: list[str]) -> bool:
+        if not set(words) <= {image.name for image in self._images}:
+            return False
         kept = [image for image in self._images if words and image.name not in words]
         self._images = kept
         self._selected = self._selected if self._selected in kept else None
@@ -349,7 +359,10 @@ _COMMANDS: dict[str, Callable[[_Machine, list[str]], bool]] = {
     "choose": _Machine._choose,
     "clear": lambda machine, words: machine._set(words[:1]),
     "cpuid": _Machine._cpuid,
+    "dhcp": _Machine._open,
     "exit": _Machine._exit,
+    "ifconf": _Machine._open,
+    "ifopen": _Machine._open,
     "imgargs": _Machine._set_arguments,
     "imgexec": _Machine._boot,
     "imgfetch": _Machine._fetch,
@@ -371,6 +384,8 @@ _COMMANDS: dict[str, Callable[[_Machine, list[str]], bool]] = {
     "sha1sum": _Machine._digest,
     "sha256sum": _Machine._digest,
     "sha512sum": _Machine._digest,
+    "show": _Machine._show,
+    "sleep": lambda _machine, words: len(words) == 1,
 }
 
 

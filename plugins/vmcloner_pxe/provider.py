@@ -46,6 +46,11 @@ class Pypxeboot(BootProvider):
         """See :meth:`BootProvider.check`: it needs a network card on a bridge or in a network."""
         check_cards(template, "pypxeboot")
 
+    def unused(self, template: Template) -> tuple[str, ...]:
+        """See :meth:`BootProvider.unused`: the kernel is the server's."""
+        given = template.kernel.given if template.kernel is not None else ()
+        return tuple(key for key in given if key != "kernel.cmdline")
+
     def resolve(self, requests: Sequence[BootRequest]) -> Iterator[Outcome[BootConfig]]:
         """See :meth:`BootProvider.resolve`."""
         for request in requests:
@@ -130,7 +135,7 @@ class Pypxeboot(BootProvider):
         )
         try:
             results = cattrs.structure(json.loads(answer.stdout), list[Result])
-        except (ValueError, cattrs.BaseValidationError) as error:
+        except (ValueError, RecursionError, cattrs.BaseValidationError) as error:
             raise HostCommandError("vmcloner_pxe.batch: no answer that can be read") from error
         return {result.key: result for result in results}
 

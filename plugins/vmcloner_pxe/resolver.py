@@ -233,6 +233,7 @@ def _variables(guest: Guest, lease: Lease) -> dict[str, str]:
         "platform": "pcbios",
         "buildarch": "i386",
         "netX": "net0",
+        "ifname": "net0",
     }
     if guest.machine is not None:
         values["uuid"] = str(guest.machine)

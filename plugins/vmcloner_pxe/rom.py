@@ -20,6 +20,10 @@ class NetworkBoot(BootProvider):
         """See :meth:`BootProvider.check`: it needs a network card on a bridge or in a network."""
         check_cards(template, "network")
 
+    def unused(self, template: Template) -> tuple[str, ...]:
+        """See :meth:`BootProvider.unused`."""
+        return template.kernel.given if template.kernel is not None else ()
+
     def resolve(self, requests: Sequence[BootRequest]) -> Iterator[Outcome[BootConfig]]:
         """See :meth:`BootProvider.resolve`."""
         for request in requests:

@@ -218,7 +218,7 @@ def _receive(
             if "configure" not in message:
                 return _answer(message, _files(fds, max_size))
             _configure(message["configure"], link, order)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise NetbootError("the worker broke its protocol") from error
         _tell(ours, {})
     return None

@@ -67,7 +67,8 @@ def choose(config: Config) -> Choice:
 
 
 def _start(config: Config, depth: int) -> Choice:
-    if config.ui is None and config.ontimeout and (config.prompt or not config.default):
+    asks = not config.noescape and (config.prompt or not config.default)
+    if config.ui is None and config.ontimeout and asks:
         return _run(config, config.ontimeout, depth)
     command = config.ui or config.default
     if not command:

@@ -33,8 +33,8 @@ _OTHER_KINDS = ("boot", "bss", "pxe", "fdimage", "comboot", "com32", "config")
 KINDS = ("kernel", "linux", "localboot", *_OTHER_KINDS)
 """Keywords that say what a LABEL starts."""
 _NO_EFFECT = {
-    "allowoptions", "console", "display", "endtext", "font", "kbdmap", "nocomplete", "noescape",
-    "nohalt", "onerror", "path", "pxeretry", "say", "sendcookies", "serial", "timeout",
+    "allowoptions", "console", "display", "endtext", "font", "kbdmap", "nocomplete", "nohalt",
+    "onerror", "path", "pxeretry", "say", "sendcookies", "serial", "timeout",
     "totaltimeout",
 }  # fmt: skip
 """Keywords that don't change what is booted while nobody is at the keyboard."""
@@ -143,7 +143,8 @@ class Config:
     """A configuration with all that it includes.
 
     :param labels: what can be started by name: the first of each name.
-    :param ui: the program that shows a menu. :param start: the menu that is shown first.
+    :param ui: the program that shows a menu. :param noescape: nobody is asked, whatever ``prompt``
+        says. :param start: the menu that is shown first.
     :param append, sysappend: for labels that follow.
     """
 
@@ -152,6 +153,7 @@ class Config:
     ui: str | None = None
     ontimeout: str | None = None
     prompt: bool = False
+    noescape: bool = False
     implicit: bool = True
     append: str | None = None
     sysappend: int = 0
@@ -360,6 +362,7 @@ _LINES: dict[str, Callable[[_Reader, str], None]] = {
     "initrd": _Reader._initrd,
     "ipappend": _Reader._sysappend,
     "label": _Reader._open_label,
+    "noescape": _flag("noescape"),
     "ontimeout": _setting("ontimeout"),
     "prompt": _flag("prompt"),
     "sysappend": _Reader._sysappend,

@@ -13,9 +13,15 @@ def config(tmp_path, monkeypatch):
     return folder / "templates"
 
 
+def write_built(*declaration):
+    file, text = catalog.built(*declaration)
+    catalog.write(file, text)
+    return file
+
+
 def test_a_template_is_written_as_it_was_asked(config):
     options = {"suite": "bookworm", "packages": ["git", "make"], "size": 4 * 1024**3}
-    file = catalog.write_built("ci", "debian-12-built", "debian", options)
+    file = write_built("ci", "debian-12-built", "debian", options)
     shipped = catalog.search_path()[-1]
     found = catalog.Catalog(config.parent, [config, shipped]).template("ci")
     assert found.origin_file == file
@@ -26,23 +32,23 @@ def test_a_template_is_written_as_it_was_asked(config):
 
 
 def test_it_is_replaced_and_one_by_hand_is_not(config):
-    catalog.write_built("ci", "debian-12-built", "debian", {"suite": "bookworm"})
-    file = catalog.write_built("ci", "debian-12-built", "debian", {"suite": "trixie"})
+    write_built("ci", "debian-12-built", "debian", {"suite": "bookworm"})
+    file = write_built("ci", "debian-12-built", "debian", {"suite": "trixie"})
     assert "trixie" in file.read_text()
     for text in ('extends = "tiny"\n', file.read_text() + 'packages = ["git"]\n'):
         file.write_text(text)
         with pytest.raises(Conflict, match="by hand"):
-            catalog.write_built("ci", "debian-12-built", "debian", {"suite": "bookworm"})
+            write_built("ci", "debian-12-built", "debian", {"suite": "bookworm"})
         assert file.read_text() == text
 
 
 def test_any_text_is_an_option(config):
     options = {"revision": '\U0001f600 "\\\x7f\n'}
-    catalog.write_built("ci", "debian-12-built", "debian", options)
+    write_built("ci", "debian-12-built", "debian", options)
     found = catalog.Catalog(config.parent, [config, catalog.search_path()[-1]]).template("ci")
-    assert found.image.options == options
+    assert found.image.options == {"suite": "bookworm", "size": "2GiB", **options}
     with pytest.raises(InvalidRequest, match="not valid text"):
-        catalog.write_built("ci", "debian-12-built", "debian", {"revision": "\udcff"})
+        write_built("ci", "debian-12-built", "debian", {"revision": "\udcff"})
 
 
 def test_options_are_checked_before_anything_is_written(lab, config):
@@ -51,6 +57,39 @@ def test_options_are_checked_before_anything_is_written(lab, config):
     with pytest.raises(InvalidRequest, match="name"):
         lab.engine.build_image("../ci", {"suite": "bookworm"})
     assert not config.exists()
+
+
+def test_a_build_that_fails_leaves_no_template(lab, config, monkeypatch):
+    """Nor changes one that is there: it is written once its image is built."""
+    seen = []
+
+    def build(template):
+        seen.append((template.image.options["suite"], template.origin_file.exists()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lab.engine._host.images, "build", build)
+    with pytest.raises(KeyboardInterrupt):
+        lab.engine.build_image("ci", {"suite": "trixie"})
+    assert seen == [("trixie", False)]
+    assert not config.exists()
+    file = write_built("ci", "debian-12-built", "debian", {"suite": "bookworm"})
+    before = file.read_text()
+    with pytest.raises(KeyboardInterrupt):
+        lab.engine.build_image("ci", {"suite": "trixie"})
+    assert seen[1] == ("trixie", True)
+    assert file.read_text() == before
+    monkeypatch.setattr(lab.engine._host.images, "build", lambda _template: "image")
+    template, image = lab.engine.build_image("ci", {"suite": "trixie"})
+    assert (template.origin_file, image) == (file, "image")
+    assert "trixie" in file.read_text()
+
+
+def test_a_shipped_template_can_be_built_with_other_options(lab, config, monkeypatch):
+    monkeypatch.setattr(lab.engine._host.images, "build", lambda _template: "image")
+    template, _ = lab.engine.build_image("debian-12-built", {"suite": "trixie"})
+    assert template.image.options["suite"] == "trixie"
+    assert template.origin_file == config / "debian-12-built.toml"
+    assert (template.folder.name, template.ready) == ("debian-12-built", "ssh")
 
 
 def test_what_has_no_builder_is_not_built(lab):

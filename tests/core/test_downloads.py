@@ -10,7 +10,7 @@ import pytest
 
 from vmcloner_core import downloads
 from vmcloner_core.downloads import fetch
-from vmcloner_core.errors import HostCommandError, NotEnoughResources
+from vmcloner_core.errors import HostCommandError, InvalidRequest, NotEnoughResources
 
 
 @pytest.fixture
@@ -146,3 +146,50 @@ def test_a_server_does_not_say_when_to_ask_again(serve, tmp_path, monkeypatch):
     with pytest.raises(HostCommandError, match="503"):
         get(url, tmp_path)
     assert sum(slept) < 10
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_the_proxy_of_the_environment_is_asked(serve, tmp_path, monkeypatch, variable):
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    asked = []
+
+    def proxy(connection):
+        connection.sendall(answer(b"by proxy", Content_Length=8))
+        asked.append(True)
+
+    url = serve(proxy)
+    port = url.rpartition(":")[2].partition("/")[0]
+    monkeypatch.setenv(variable, f"http://user:pass%40word@127.0.0.1:{port}")
+    assert get("http://images.example/disk.raw", tmp_path)[0] == b"by proxy"
+    monkeypatch.setenv(variable, f"127.0.0.1:{port}")
+    assert get("http://images.example/disk.raw", tmp_path)[0] == b"by proxy"
+    assert asked == [True, True]
+    direct = serve(lambda s: s.sendall(answer(b"direct", Content_Length=6)))
+    for left_out in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(left_out, "localhost,127.0.0.1")
+        assert get(direct, tmp_path)[0] == b"direct"
+        monkeypatch.delenv(left_out)
+    monkeypatch.setenv(variable, "socks5://127.0.0.1:1")
+    with pytest.raises(InvalidRequest, match="is no HTTP proxy") as caught:
+        get(direct, tmp_path)
+    assert "no_proxy" in caught.value.hint
+
+
+def test_a_redirect_to_another_host_asks_that_hosts_proxy(serve, tmp_path, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    proxy = serve(lambda s: s.sendall(answer(b"by proxy", Content_Length=8)))
+    head = b"HTTP/1.1 302 Found\r\nLocation: http://images.example/x\r\nContent-Length: 0\r\n\r\n"
+    direct = serve(lambda s: s.sendall(head))
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert get(direct, tmp_path)[0] == b"by proxy"
+
+
+def test_redirects_without_an_end_or_to_something_else(serve, tmp_path):
+    for location in ("/again", "ftp://127.0.0.1/x", "file:///etc/passwd"):
+        head = f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"
+        url = serve(lambda s, head=head: s.sendall(head.encode()))
+        with pytest.raises(HostCommandError, match=r"too many redirects|redirects to"):
+            get(url, tmp_path)

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.conftest import TEMPLATE
+from tests.conftest import TEMPLATE, forget_templates
 from vmcloner_core import (
     CloneMode,
     CreateRequest,
@@ -112,8 +112,11 @@ def test_up_to_n_counts_the_clones_that_are_changed(lab):
         plan = lab.engine.plan(request)
         assert [clone.name for clone in plan.clones] == ["web-2", "web-4", "web-5"]
     lab.engine.start("web")
-    plan = lab.engine.plan(TargetRequest(action="start", targets=("web",), count=3, ready=True))
-    assert [clone.name for clone in plan.clones] == ["web-1", "web-2", "web-3"]
+    for ready in (False, True):
+        request = TargetRequest(action="start", targets=("web",), count=3, ready=ready)
+        assert lab.engine.plan(request).clones == ()
+    request = TargetRequest(action="wait", targets=("web",), count=3, ready=True)
+    assert [clone.name for clone in lab.engine.plan(request).clones] == ["web-1", "web-2", "web-3"]
 
 
 def test_restart_goes_down_and_up(lab):
@@ -163,6 +166,20 @@ def test_failed_rollback_names_what_is_left(lab):
     with pytest.raises(RollbackIncomplete, match="web-1") as caught:
         lab.engine.create("web", "t1", count=2, on_failure=OnFailure.ROLLBACK)
     assert caught.value.failures[0][0] == "web-2"
+
+
+def test_a_roll_back_names_what_it_keeps_and_what_removes_that(lab):
+    """As what a killed run had made: whole clones, and a volume."""
+    lab.engine.create("web", "t1", count=2)
+    lab.machines.undefine(["web-2"]).__next__()
+    lab.machines.fail["define", "web-4"] = HostCommandError("no")
+    with pytest.raises(PartialFailure) as caught:
+        lab.engine.create("web", "t1", count=4, on_failure=OnFailure.ROLLBACK)
+    assert str(caught.value) == (
+        "create: 1 of 3 clones failed; 2 clones rolled back, kept web-[1-2]: there before this run "
+        "(to remove also these: vmcloner delete web-[1-2])"
+    )
+    assert names(lab.engine.list()) == ["web-1", "web-2"]
 
 
 def test_fleet_of_another_template_is_a_conflict(lab):
@@ -481,6 +498,7 @@ def test_reset_needs_the_template_and_its_image(lab):
         lab.engine.reset("web")
     assert "vmcloner template import t1" in str(caught.value.failures[0][1])
     assert len(lab.pool.disks) == 2
+    forget_templates(lab.folder / "state")
     (lab.folder / "templates" / "t1.toml").unlink()
     with pytest.raises(NotFound, match="its reset needs template 't1'"):
         lab.engine.reset("web")

@@ -20,15 +20,16 @@ from vmcloner_core.testing.reference import BootPlugin, HypervisorPlugin, Storag
 @pytest.fixture
 def full(monkeypatch):
     """Return a function that fills the disk, for files of these clones only where it is told."""
-    mkstemp = tempfile.mkstemp
+    real = os.open
 
     def fill(*clones):
-        def fail(**options):
-            if not clones or any(clone in str(options["dir"]).split("/") for clone in clones):
+        def fail(path, flags, *mode, **options):
+            here = not clones or any(clone in str(path).split("/") for clone in clones)
+            if here and str(path).endswith(".draft"):
                 raise OSError(errno.ENOSPC, "No space left on device")
-            return mkstemp(**options)
+            return real(path, flags, *mode, **options)
 
-        monkeypatch.setattr("vmcloner_core.records.tempfile.mkstemp", fail)
+        monkeypatch.setattr("vmcloner_core.records.os.open", fail)
 
     return fill
 
@@ -71,7 +72,7 @@ def test_nothing_is_written_to_delete(lab, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_text", fail)
-    monkeypatch.setattr("vmcloner_core.records.tempfile.mkstemp", fail)
+    monkeypatch.setattr("vmcloner_core.records._write", fail)
     lab.engine.delete("web")
     assert not lab.engine.list()
     assert homes(lab) == []
@@ -126,6 +127,25 @@ def test_an_identity_folder_that_cannot_be_read_is_one_line(lab, notes, monkeypa
     assert not isinstance(caught.value, OSError)
     assert lab.engine._host.records.known_hosts("web-2") is not None
     assert list(failed(lambda: lab.engine.delete("web"))) == ["web-1"]
+
+
+@pytest.mark.parametrize("act", ["start", "delete", "create"])
+def test_an_identities_folder_that_fails_is_one_line(lab, run, monkeypatch, act):
+    lab.engine.create("web", "t1", count=1)
+    folder, real = lab.engine._host.records.folder, os.listdir
+
+    def fail(path):
+        if path == folder:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path)
+
+    monkeypatch.setattr("vmcloner_core.records.os.listdir", fail)
+    words = {"create": ("web", "-t", "t1"), "delete": ("web", "--yes"), "start": ("web",)}
+    code, _, err = run(act, *words[act])
+    assert code == 9
+    assert err == (
+        f"vmcloner: {folder}: Input/output error (see dmesg, then run the same command again)\n"
+    )
 
 
 def test_locks_that_fail_are_one_line(lab, run, monkeypatch):

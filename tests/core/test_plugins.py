@@ -6,6 +6,8 @@ from pathlib import Path
 import attrs
 import pytest
 
+from vmcloner_core import Engine
+from vmcloner_core.deadlines import answers
 from vmcloner_core.errors import BackendError, NotFound
 from vmcloner_core.hooks import API_VERSION, hookimpl
 from vmcloner_core.plugins import PluginHost
@@ -197,6 +199,161 @@ def test_an_object_for_another_api_is_refused():
 def test_what_ships_is_whole():
     own = [i for i in PluginHost().infos() if i.distribution == "vmcloner"]
     assert {(i.state, i.api, i.error) for i in own} == {("ok", API_VERSION, "")}
+
+
+SHIPPED = [(kind, name) for kind, name in [("storage", "files"), ("boot", "disk")]]
+
+
+@pytest.mark.parametrize(("kind", "name"), SHIPPED)
+def test_a_strangers_plugin_does_not_replace_a_shipped_one(distribution, caplog, kind, name):
+    distribution("acme", group=f"vmcloner.{kind}", **{name: "raise AssertionError('imported')"})
+    host = PluginHost()
+    assert getattr(host, kind)(name).factory.__module__.startswith("vmcloner_")
+    assert f"{kind} plugin {name!r} of acme is refused: vmcloner itself brings" in caplog.text
+    found = {i.distribution: i for i in host.infos() if (i.kind, i.name) == (kind, name)}
+    assert (found["vmcloner"].state, found["acme"].state) == ("ok", "duplicate")
+    assert found["acme"].error == "comes from acme and vmcloner"
+
+
+@pytest.mark.parametrize("group", ["storage", "observer"])
+def test_an_import_that_ends_the_process_is_contained(distribution, group, caplog):
+    distribution("acme", group=f"vmcloner.{group}", leaves="import sys; sys.exit(3)")
+    host = PluginHost()
+    assert (info(host, "leaves").state, info(host, "leaves").error) == ("broken", "SystemExit: 3")
+    host.load_observers()
+    if group == "observer":
+        assert "observer plugin 'leaves' of acme is not used: SystemExit: 3" in caplog.text
+    else:
+        with pytest.raises(BackendError, match="of acme is broken: SystemExit: 3"):
+            host.storage("leaves")
+
+
+def test_an_import_that_hangs_is_named(distribution, monkeypatch):
+    distribution("acme", hangs="import threading; threading.Event().wait(5)", good=GOOD)
+    monkeypatch.setattr("vmcloner_core.plugins.IMPORTING", 0.2)
+    found = {i.name: i for i in PluginHost().infos() if i.distribution == "acme"}
+    assert found["hangs"].state == "broken"
+    assert found["hangs"].error == "no answer within 200 ms"
+    assert found["good"].state == "ok"
+
+
+OBSERVERS = {
+    "other signature": (
+        "@hookimpl\ndef vmcloner_clone_ready(clone, host):\n    pass",
+        "Argument(s) {'host'} are declared in the hookimpl",
+    ),
+    "unknown hook": ("@hookimpl\ndef vmcloner_clone_gone(clone):\n    pass", "vmcloner_clone_gone"),
+    "no hook": ("def vmcloner_clone_ready(clone):\n    pass", "it has no hook of vmcloner"),
+}
+
+
+@pytest.mark.parametrize(("source", "message"), OBSERVERS.values(), ids=OBSERVERS)
+def test_observers_that_are_not_used_are_not_called_ok(distribution, source, message):
+    text = f"from vmcloner_core.hooks import hookimpl\n{source}\n"
+    distribution("watch", group="vmcloner.observer", odd=text)
+    host = PluginHost()
+    assert info(host, "odd").state == "broken"
+    host.load_observers()
+    assert not any(name == "observer:odd" for name, _ in host._manager.list_name_plugin())
+    assert message in info(host, "odd").error
+
+
+FACTORY = """
+    from vmcloner_core.hooks import NoSettings, StorageBackend, hookimpl
+    from vmcloner_core.testing.reference import ReferenceStorage
+
+    class Old(ReferenceStorage):
+        def clone(self, requests):
+            yield from ()
+
+    def fails(context, settings):
+        raise SystemExit("gone")
+
+    @hookimpl
+    def vmcloner_storage_backend():
+        return StorageBackend(api=1, name="{name}", description="d", factory=FACTORY)
+"""
+FACTORIES = {
+    "no driver": ("lambda context, settings: None", "its factory makes a NoneType"),
+    "no class of drivers": ("dict", "its factory dict is no StorageDriver"),
+    "fails": ("fails", "SystemExit: gone"),
+    "old": ("Old", "Old.clone takes (requests), not (requests, progress)"),
+    "makes old": (
+        "lambda *given: Old(*given)",
+        "Old.clone takes (requests), not (requests, progress)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("factory", "message"), FACTORIES.values(), ids=FACTORIES)
+def test_factories_that_make_no_driver_of_this_contract(distribution, tmp_path, factory, message):
+    distribution("acme", odd=FACTORY.replace("FACTORY", factory))
+    assert info(PluginHost(), "odd").state == "broken"
+    assert message in info(PluginHost(), "odd").error
+    settings = tmp_path / "vmcloner.toml"
+    settings.write_text(f"[hosts.local]\nstate = '{tmp_path}'\n[hosts.local.storage.odd]\n")
+    with Engine.open(config=settings) as engine, pytest.raises(BackendError) as caught:
+        engine._host.drivers.storage("odd")
+    assert "acme" in str(caught.value)
+    assert message in str(caught.value)
+
+
+POLICY = """
+    from vmcloner_core.hooks import hookimpl
+
+    @hookimpl
+    def vmcloner_clone_mac(labels, nic, attempt):
+        {what}
+"""
+
+
+def test_a_mac_policy_comes_by_an_entry_point(distribution, lab):
+    text = POLICY.replace("{what}", "return f'52:54:00:00:0{attempt}:{labels.index:02x}'")
+    distribution("acme", group="vmcloner.observer", macs=text)
+    lab.engine.create("web", "t1", count=2)
+    assert [clone.mac for clone in lab.engine.list()] == ["52:54:00:00:00:01", "52:54:00:00:00:02"]
+
+
+@pytest.mark.parametrize("what", ["raise RuntimeError('no')", "raise SystemExit('no')"])
+def test_a_policy_that_fails_is_named(distribution, lab, what):
+    distribution("acme", group="vmcloner.observer", macs=POLICY.replace("{what}", what))
+    with pytest.raises(BackendError, match=r"clone_mac failed: \w+: no; it is 'macs' of acme"):
+        lab.engine.create("web", "t1", count=2)
+
+
+HANGS = """
+    import threading
+    from vmcloner_core.hooks import hookimpl
+
+    @hookimpl
+    def {hook}({argument}):
+        threading.Event().wait(30)
+"""
+
+
+def test_an_observer_that_hangs_is_dropped(distribution, lab, monkeypatch, caplog):
+    source = HANGS.replace("{hook}", "vmcloner_step_changed").replace("{argument}", "event")
+    distribution("acme", group="vmcloner.observer", odd=source)
+    monkeypatch.setattr("vmcloner_core.plugins.OBSERVING", 0.1)
+    assert lab.engine.create("web", "t1", count=3).ok
+    assert caplog.text.count("observer 'odd' of acme hangs, and is not used any more") == 1
+
+
+def test_an_observer_that_fails_is_one_line(distribution, lab, caplog):
+    source = HANGS.replace("{hook}", "vmcloner_clone_ready").replace("{argument}", "clone")
+    source = source.replace("threading.Event().wait(30)", "raise SystemExit('no')")
+    distribution("acme", group="vmcloner.observer", odd=source)
+    caplog.set_level("WARNING")
+    assert lab.engine.create("web", "t1", count=1).ok
+    assert caplog.messages == ["observer 'odd' of acme failed: SystemExit: no"]
+
+
+def test_a_policy_that_hangs_is_named(distribution, lab, monkeypatch):
+    source = HANGS.replace("{hook}", "vmcloner_preflight").replace("{argument}", "plan")
+    distribution("acme", group="vmcloner.observer", odd=source)
+    monkeypatch.setattr(answers, "__defaults__", (0.5,))
+    with pytest.raises(BackendError, match=r"preflight failed: no answer .*'odd' of acme"):
+        lab.engine.create("web", "t1", count=1)
 
 
 def test_docs_tell_of_the_current_api():

@@ -307,10 +307,82 @@ def test_a_backend_that_leaves_the_process_is_not_obeyed(two):
     assert str(unseen.error) == "SystemExit: 3"
 
 
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("hypervisors", "check"),
+        ("hypervisors", "resources"),
+        ("pools", "capacity"),
+        ("pools", "need"),
+        ("pools", "origins"),
+    ],
+)
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), SystemExit("a bug")])
+def test_a_backend_with_a_bug_is_named(two, kind, method, error):
+    dead(getattr(two, kind)["reference"], method, error)
+    with pytest.raises(BackendError, match=r"reference.*: a bug"):
+        two.engine.create("new", "t1", count=1)
+
+
+def test_what_needs_no_image_goes_on_without_a_pools(two, caplog):
+    dead(two.pools["other"], "origins")
+    assert {origin.pool for origin in two.engine.origins()} == {"reference"}
+    assert "storage 'other' could not be read: its daemon is down" in caplog.text
+
+
+def test_a_check_of_a_host_goes_on_after_a_backend_that_fails(two):
+    dead(two.hypervisors["second"], "probe", RuntimeError("a bug"))
+    two.pools["other"].probe = lambda: ["fine"]
+    found = {check.backend: check for check in two.engine.check_host() if check.name == "plugin"}
+    assert found["second"].detail == "second: RuntimeError: a bug"
+    assert found["other"].detail == "other: its plugin gave a str"
+
+
+def test_a_driver_that_cannot_be_closed_keeps_no_other_open(two, caplog):
+    closed = []
+    dead(two.hypervisors["second"], "close", RuntimeError("a bug"))
+    two.pools["other"].close = lambda: closed.append("other")
+    two.engine.close()
+    assert closed == ["other"]
+    assert "hypervisor 'second': closing: RuntimeError: a bug" in caplog.text
+
+
+def test_a_stop_of_what_cannot_be_seen_is_refused(two):
+    """It may run: to say that there was nothing to do would be a guess."""
+    two.engine.start("db")
+    dead(two.hypervisors["second"], "inspect")
+    for action in (two.engine.stop, two.engine.start, two.engine.delete):
+        with pytest.raises(BackendError, match="'second' could not be read"):
+            action("db")
+    assert two.engine.stop("web").ok
+
+
 def test_a_backend_that_says_nonsense_is_not_believed(two):
     two.pools["other"].volumes = lambda: None
     (unseen,) = two.engine.survey().unseen
     assert (unseen.name, str(unseen.error)) == ("other", "its plugin gave a NoneType")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [("labels", None, "NoneType"), ("name", 3, "int"), ("labels", {"fleet": "web"}, "dict")],
+)
+def test_volumes_of_nonsense_are_not_believed(two, field, value, kind):
+    pool = two.pools["other"]
+    found = tuple(attrs.evolve(volume, **{field: value}) for volume in pool.volumes())
+    pool.volumes = lambda: found
+    (unseen,) = two.engine.survey().unseen
+    assert (unseen.name, str(unseen.error)) == ("other", f"its plugin gave a {kind}")
+
+
+@pytest.mark.parametrize(("field", "value"), [("labels", "web"), ("state", "running")])
+def test_domains_of_nonsense_are_not_believed(two, field, value):
+    machines = two.hypervisors["second"]
+    found = machines.inspect()
+    domains = tuple(attrs.evolve(domain, **{field: value}) for domain in found.domains)
+    machines.inspect = lambda: attrs.evolve(found, domains=domains)
+    (unseen,) = two.engine.survey().unseen
+    assert (unseen.name, str(unseen.error)) == ("second", "its plugin gave a str")
 
 
 def test_a_clone_is_no_orphan_for_a_disk_that_cannot_be_read(two):
@@ -535,6 +607,18 @@ def test_what_the_command_makes_is_its_users_whatever_the_umask(site, monkeypatc
     before = os.umask(0)
     try:
         assert app.main(["create", "web", "-t", "t1"]) == 0
+    finally:
+        os.umask(before)
+    made = [site.engine.host.state, *site.engine.host.state.rglob("*")]
+    assert len(made) > 4
+    assert [path for path in made if path.stat().st_mode & 0o022] == []
+
+
+def test_what_the_engine_makes_is_its_users_whatever_the_umask(site):
+    """A service that uses the engine has an umask of its own."""
+    before = os.umask(0)
+    try:
+        site.engine.create("web", "t1", count=1, start=True)
     finally:
         os.umask(before)
     made = [site.engine.host.state, *site.engine.host.state.rglob("*")]

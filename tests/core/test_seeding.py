@@ -241,7 +241,7 @@ def test_what_cannot_be_filled_in_is_refused_before_anything_is_made(lab, run, i
     lab.template("t1", TEMPLATE + "[identity]\n" + identity)
     (lab.folder / "templates" / "u.j2").write_text("#cloud-config\nx: {{ rol }}\n")
     for words in ([], ["--dry-run"]):
-        code, _, errors = run("create", "web", "-t", "t1", "-c", "3", *words)
+        code, _, errors = run("create", "web", "-t", "t1", "-n", "3", *words)
         assert code == 3
         assert reason in errors
     assert lab.engine.list() == ()

@@ -251,6 +251,31 @@ def test_a_command_ends_when_its_parent_is_killed(tmp_path):
                 os.kill(pid, signal.SIGKILL)
 
 
+def test_a_command_whose_parent_has_ended_does_not_start(tmp_path, monkeypatch):
+    from vmcloner_core.process import LocalRunner
+
+    monkeypatch.setattr("vmcloner_core.process.os.getpid", lambda: 1)
+    with pytest.raises(HostCommandError):
+        LocalRunner().run(["touch", str(tmp_path / "made")])
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_command_runs_no_python_of_ours_between_fork_and_exec(monkeypatch):
+    """Another thread may hold a lock then, which the child could wait for without end."""
+    from vmcloner_core.process import LocalRunner
+
+    given = {}
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess,
+        "Popen",
+        lambda *args, **options: given.update(options) or popen(*args, **options),
+    )
+    LocalRunner().run(["true"])
+    assert given["start_new_session"]
+    assert given.get("preexec_fn") is None
+
+
 def test_a_command_outlives_other_threads(tmp_path):
     """It ends with the thread that waits for it, and with no other."""
     from vmcloner_core.process import LocalRunner

@@ -123,7 +123,7 @@ def site(real_site):
     site = attrs.evolve(real_site, prefix=f"t{secrets.token_hex(3)}x")
     yield site
     fleets = {str(row["fleet"]) for row in site.rows()}
-    site.run("delete", "--yes", *(fleets or {site.fleet("none")}), timeout=300)
+    site.run("delete", "--yes", "--missing-ok", *(fleets or {site.fleet("none")}), timeout=300)
     assert site.remains() == []
 
 

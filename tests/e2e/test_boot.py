@@ -48,7 +48,7 @@ def test_kernels_on_the_clones_own_disks(site, tmp_path):
     image = ext(site.folder / "templates/disk.raw", {}, size=64, source=root)
     (site.folder / "templates/own.toml").write_text(TEMPLATE)
     web = site.fleet("web")
-    site.run("create", web, "-t", "own", "-c", "5", "--full")
+    site.run("create", web, "-t", "own", "-n", "5", "--full")
     disks = {}
     for name in (f"{web}-{number}" for number in range(1, 6)):
         (disk,) = json.loads(site.run("show", name, "-f", "json"))["disks"]

@@ -16,14 +16,14 @@ pytestmark = pytest.mark.libvirt
 def test_a_fleet_of_tiny_machines(site):
     """Each boots, says its own name, and goes without a trace."""
     web = site.fleet("web")
-    site.run("create", web, "-t", "tiny", "-c", "10", "--start", "--wait", timeout=600)
+    site.run("create", web, "-t", "tiny", "-n", "10", "--start", "--wait", timeout=600)
     rows = site.rows(web)
     assert [row["name"] for row in rows] == [f"{web}-{n}" for n in range(1, 11)]
     assert {row["state"] for row in rows} == {"running"}
     assert len({row["mac"] for row in rows}) == 10
     assert set(rows[0]) == {
         "name", "fleet", "index", "state", "template", "hypervisor",
-        "storage", "host", "mac", "ip", "created", "volumes",
+        "storage", "host", "mac", "ip", "created", "volumes", "reason",
     }  # fmt: skip
     for row in rows:
         log = site.run("console", row["name"], "--log")
@@ -34,7 +34,7 @@ def test_a_fleet_of_tiny_machines(site):
     site.run("stop", f"{web}-3", "--kill")
     states = [row["state"] for row in site.rows(web)]
     assert states == ["stopped"] * 3 + ["running"] * 7
-    site.run("start", web, "-c", "1", "--wait")
+    site.run("start", web, "-n", "1", "--wait")
     assert [row["state"] for row in site.rows(web)][:3] == ["running", "stopped", "stopped"]
     site.run("delete", web, "--yes")
     assert site.rows() == []
@@ -45,7 +45,7 @@ def test_a_fleet_of_tiny_machines(site):
 def test_kill_9_in_mid_create(site, seed):
     """The same command again makes it fifty: none twice, nothing else."""
     web = site.fleet("web")
-    command = ("create", web, "-t", "plain", "-c", "50")
+    command = ("create", web, "-t", "plain", "-n", "50")
     site.run("template", "import", "plain")
     with site.popen(*command) as process:
         # From before its first clone to after its last: a create of 50 takes about a second.
@@ -65,11 +65,35 @@ def test_kill_9_in_mid_create(site, seed):
     assert list((site.folder / "state" / "pool" / ".tmp").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("number", "options"), [(signal.SIGTERM, ()), (signal.SIGHUP, ("-f", "json"))]
+)
+def test_a_create_that_is_ended_says_what_it_did(site, number, options):
+    """As by a CI system that cancels a job: its output is a pipe."""
+    web = site.fleet("web")
+    command = ("create", web, "-t", "plain", "-n", "12", "--start")
+    site.run("template", "import", "plain")
+    with site.popen(*command, *options) as process:
+        while not list((site.folder / "state" / "pool" / "volumes").glob(f"{web}-2-*")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=200)
+    assert process.returncode == 130
+    (said,) = re.findall(r"^vmcloner: create: stopped with (\d+) of 12 clones done .*", err, re.M)
+    assert int(said) < 12
+    assert "(run the same command again)" in err
+    if options:
+        assert sum(row["status"] == "ok" for row in json.loads(out)) == int(said)
+    site.run(*command)
+    assert [row["state"] for row in site.rows(web)] == ["running"] * 12
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_kill_9_in_mid_reset(site, seed):
     """No clone is lost, and the same command again makes all of them new."""
     web = site.fleet("web")
-    site.run("create", web, "-t", "plain", "-c", "30")
+    site.run("create", web, "-t", "plain", "-n", "30")
     before = site.rows(web)
     volumes = sorted((site.folder / "state" / "pool" / "volumes").glob(f"{web}-*"))
     for volume in volumes:
@@ -94,7 +118,7 @@ def test_kill_9_in_mid_reset(site, seed):
 def test_reset_machines_boot_for_the_first_time_again(site):
     """The disk of a tiny machine counts its boots."""
     web = site.fleet("web")
-    site.run("create", web, "-t", "tiny", "-c", "2", "--wait", timeout=300)
+    site.run("create", web, "-t", "tiny", "-n", "2", "--wait", timeout=300)
     site.run("restart", f"{web}-1", "--kill", "--wait", timeout=300)
     assert "boots=2" in site.run("console", f"{web}-1", "--log")
     site.run("stop", f"{web}-2", "--kill")
@@ -109,7 +133,7 @@ def test_reset_machines_boot_for_the_first_time_again(site):
 
 def test_two_creates_at_once(site):
     web = site.fleet("web")
-    both = [site.popen("create", web, "-t", "plain", "-c", "30") for _ in range(2)]
+    both = [site.popen("create", web, "-t", "plain", "-n", "30") for _ in range(2)]
     for process in both:
         _, stderr = process.communicate(timeout=120)
         assert process.returncode == 0, stderr
@@ -119,7 +143,7 @@ def test_two_creates_at_once(site):
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(site):
     web = site.fleet("web")
     site.run("template", "import", "plain")
-    command = ("create", web, "-t", "plain", "-c", "400")
+    command = ("create", web, "-t", "plain", "-n", "400")
     with site.popen(*command) as process:
         volumes = site.folder / "state" / "pool" / "volumes"
         while process.poll() is None and not any(volumes.glob(f"{web}-*")):
@@ -144,7 +168,7 @@ def test_a_foreign_domain_is_never_touched(site):
     virsh = ["virsh", "-q", "-c", "qemu:///system"]
     subprocess.run([*virsh, "define", str(file)], check=True, timeout=60)
     try:
-        error = site.run("create", web, "-t", "plain", "-c", "3", code=5)
+        error = site.run("create", web, "-t", "plain", "-n", "3", code=5)
         assert f"{web}-2" in error
         assert site.rows() == []
         site.run("delete", web, "--yes")
@@ -163,12 +187,12 @@ def test_a_foreign_domain_is_never_touched(site):
         (("create", "a;b", "-t", "plain"), 3, "not a fleet name"),
         (("create", "<x>", "-t", "plain"), 3, "not a fleet name"),
         (("create", "a\nb", "-t", "plain"), 3, "not a fleet name"),
-        (("create", "a" * 61, "-t", "plain", "-c", "10"), 3, "too long with its index"),
-        (("create", "w", "-t", "plain", "-c", "0"), 3, "count must be"),
-        (("create", "w", "-t", "plain", "-c", "-1"), 3, "count must be"),
-        (("create", "w", "-t", "plain", "-c", "1000000"), 3, "count must be"),
-        (("create", "w", "-t", "plain", "-c", "many"), 2, "many"),
-        (("create", "w", "-t", "plain", "-c", "9999", "--start"), 7, "would fit"),
+        (("create", "a" * 61, "-t", "plain", "-n", "10"), 3, "too long with its index"),
+        (("create", "w", "-t", "plain", "-n", "0"), 3, "count must be"),
+        (("create", "w", "-t", "plain", "-n", "-1"), 3, "count must be"),
+        (("create", "w", "-t", "plain", "-n", "1000000"), 3, "count must be"),
+        (("create", "w", "-t", "plain", "-n", "many"), 2, "many"),
+        (("create", "w", "-t", "plain", "-n", "9999", "--start"), 7, "would fit"),
         (("start", "gone"), 4, "gone"),
         (("list", "gone"), 4, "gone"),
         (("show", "gone-1"), 4, "gone-1"),
@@ -197,6 +221,6 @@ def test_no_libvirtd_says_how_to_start_it(site):
 
 def test_dry_run_changes_nothing(site):
     web = site.fleet("web")
-    plan = json.loads(site.run("create", web, "-t", "plain", "-c", "3", "--dry-run", "-f", "json"))
+    plan = json.loads(site.run("create", web, "-t", "plain", "-n", "3", "--dry-run", "-f", "json"))
     assert [row["name"] for row in plan] == [f"{web}-{n}" for n in range(1, 4)]
     assert site.rows() == []

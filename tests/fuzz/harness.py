@@ -11,6 +11,7 @@ import faulthandler
 import json
 import os
 import random
+import re
 import resource
 import signal
 import struct
@@ -29,7 +30,7 @@ import attrs
 ROOT = Path(__file__).parents[2]
 CPU_SECONDS = 2
 """Processor time of one input: time on the clock would depend on the machine's load."""
-WAIT_SECONDS = 60
+WAIT_SECONDS = 300
 """Time on the clock, for a reader that waits instead of working."""
 MEMORY = 256 * 1024**2
 MAX_INPUT = 256 * 1024
@@ -75,6 +76,43 @@ def mutated(chance: random.Random, seeds: list[bytes], words: list[bytes]) -> by
             case 7 if chance.random() < 0.2:
                 del data[at:]
     return bytes(data[:MAX_INPUT])
+
+
+_TOKEN = re.compile(rb"\\w+|[ \\t]+|.", re.DOTALL)
+
+
+def reshaped(chance: random.Random, seeds: list[bytes], words: list[bytes]) -> bytes:
+    """Return one of the seeds with lines and words changed so that most of it can be read.
+
+    Lines are dropped, repeated, moved or taken from another seed; a word becomes another word, and
+    what follows a ``=`` becomes what follows another. A quarter of the inputs is then mutated too.
+    """
+    lines = chance.choice(seeds).split(b"\n")
+    others = [line for seed in seeds for line in seed.split(b"\n")]
+    values = [value for line in others if (value := line.partition(b"=")[2])] + words or [b""]
+    for _ in range(min(chance.randrange(1, 6), chance.randrange(1, 6))):
+        at = chance.randrange(len(lines) or 1)
+        match chance.randrange(6):
+            case 0:
+                del lines[at : at + chance.choice((1, 1, 1, 4))]
+            case 1:
+                lines[at:at] = lines[chance.randrange(len(lines) or 1) :][: chance.choice((1, 4))]
+            case 2 if lines:
+                lines.insert(chance.randrange(len(lines)), lines.pop(at))
+            case 3:
+                lines.insert(at, chance.choice(others))
+            case 4 if lines:
+                key, equals, _ = lines[at].partition(b"=")
+                lines[at] = key + equals + chance.choice(values) if equals else lines[at]
+            case 5 if lines:
+                tokens = _TOKEN.findall(lines[at]) or [b""]
+                place = chance.randrange(len(tokens))
+                found = [*_TOKEN.findall(chance.choice(others)), chance.choice(words or [b"0"])]
+                alike = [new for new in found if new.isalnum() == tokens[place].isalnum()]
+                tokens[place] = chance.choice(alike or found)
+                lines[at] = b"".join(tokens)
+    data = b"\n".join(lines)
+    return mutated(chance, [data], words) if chance.random() < 0.25 else data[:MAX_INPUT]
 
 
 # --- the child ------------------------------------------------------------------------------------
@@ -156,7 +194,7 @@ def _feed(
         if time.monotonic() > until or len(faults) > MAX_FAULTS:
             break
         os.pwrite(progress, b"%020d" % number, 0)
-        data = mutated(random.Random(f"{name} {seed} {number}"), seeds, reader.words)
+        data = reader.mutate(random.Random(f"{name} {seed} {number}"), seeds, reader.words)
         began = time.process_time()
         try:
             with bounded_time():

@@ -1,10 +1,18 @@
 """The readers of foreign and hostile input, with seeds and words for each."""
 
+import bz2
 import contextlib
+import gzip
+import io
 import json
+import lzma
+import os
+import random
 import shutil
 import socket
 import struct
+import sys
+import tarfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,15 +22,17 @@ import attrs
 
 from tests.boot.disks import disk, ext, fat, fill, run
 from tests.boot.memory import tree
+from tests.fuzz.harness import mutated, reshaped
+from tests.lvm.fakes import IMPORTED, write_disk
 from tests.pxe.test_packet import reply
 from vmcloner_boot.disk_image import Budget, Bytes, open_image
 from vmcloner_boot.loaders import choose
 from vmcloner_boot.posix_regex import BadExpression, search
 from vmcloner_boot.systems import systems
 from vmcloner_boot.trees import Tree
-from vmcloner_core import names, placeholders, qcow2, records, values_file
+from vmcloner_core import names, placeholders, qcow2, records, unpacking, values_file
 from vmcloner_core.catalog import Catalog
-from vmcloner_core.errors import VmclonerError
+from vmcloner_core.errors import HostCommandError, InvalidRequest, VmclonerError
 from vmcloner_core.model import Labels
 from vmcloner_core.settings import Settings
 from vmcloner_core.testing.samples import make_labels
@@ -37,6 +47,11 @@ from vmcloner_pxe.errors import Malformed
 from vmcloner_syslinux import choice as syslinux_choice
 from vmcloner_syslinux import config as syslinux
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 UUID = "11111111-2222-4333-8444-555555555555"
 MENU = (
     'set a=1\nmenuentry "a b" --id i { search --fs-uuid --set=root 1; linux /k x $a; initrd /i; }\n'
@@ -47,13 +62,20 @@ MENU = (
 class Reader:
     """A reader: makes its seeds in a folder, and reads an input in another.
 
-    :param errors: what it may raise.
+    :param errors: what it may raise. :param mutate: makes an input of the seeds and words.
     """
 
     seeds: Callable[[Path], list[bytes]]
     read: Callable[[bytes, Path], object]
     words: list[bytes] = attrs.field(factory=list)
     errors: tuple[type[Exception], ...] = (VmclonerError,)
+    mutate: Callable[[random.Random, list[bytes], list[bytes]], bytes] = mutated
+
+
+def known(value: object) -> None:
+    """Count an input as refused if its reader says so by None."""
+    if value is None:
+        raise InvalidRequest("none of ours")
 
 
 def given(*texts: str | bytes) -> Callable[[Path], list[bytes]]:
@@ -204,6 +226,47 @@ def read_qcow2(data: bytes, folder: Path) -> None:
             image.read(offset, 4096)
 
 
+def packed_images(_folder: Path) -> list[bytes]:
+    """Make an image in each compression and archive, some in two layers."""
+    disk = b"a disk " * 500 + bytes(20_000)
+    ova = archive({"a.ovf": OVF.encode(), "a.mf": b"SHA256(a)= 1", "disk1.vmdk": disk})
+    box = archive({"./metadata.json": b"{}", "./box.img": disk, "info/readme.txt": b"x"})
+    plain = [lzma.compress(disk), bz2.compress(disk), zstd.compress(disk), gzip.compress(disk)]
+    return [*plain, ova, box, gzip.compress(box), archive({"d.raw.xz": lzma.compress(disk)})]
+
+
+def archive(members: dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return packed.getvalue().rstrip(b"\0") + bytes(1024)
+
+
+OVF = """<Envelope xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1"><References>
+<File ovf:id="f" ovf:href="disk1.vmdk"/></References>
+<DiskSection><Disk ovf:diskId="d" ovf:fileRef="f"/></DiskSection></Envelope>"""
+
+
+class NoCommands:
+    """A command runner on a host without commands."""
+
+    def run(self, argv: Sequence[str], **_options: object) -> None:
+        raise HostCommandError(f"{argv[0]}: not found")
+
+
+def read_packed(data: bytes, folder: Path) -> None:
+    for layer in folder.glob("layer*"):
+        shutil.rmtree(layer)
+    path = folder / "image"
+    path.write_bytes(data)
+    found = unpacking.unpack(path, folder, NoCommands(), lambda _done, _total: None)  # type: ignore[arg-type]
+    assert found.path.is_relative_to(folder)
+    assert not found.path.is_symlink()
+
+
 def read_regex(data: bytes, _folder: Path) -> None:
     expression, _, text = text_of(data)[:400].partition("\n")
     search(expression, text)
@@ -305,6 +368,7 @@ def mapping_of(data: bytes) -> dict[str, str]:
 
 def read_labels(data: bytes, _folder: Path) -> None:
     labels = Labels.from_mapping(mapping_of(data))
+    known(labels)
     assert labels is None or Labels.from_mapping(labels.to_mapping()) == labels
 
 
@@ -319,24 +383,21 @@ def read_record(data: bytes, folder: Path) -> None:
     kept = records.Records(folder)
     (folder / "web-1").mkdir(exist_ok=True)
     (folder / "web-1" / records.RECORD).write_bytes(data)
-    kept.find("web-1")
     kept.of(["web-1"])
+    known(kept.find("web-1"))
 
 
 def record_seeds(_folder: Path) -> list[bytes]:
     labels = make_labels().to_mapping()
     common = {"labels": labels, "uuid": UUID, "macs": ["52:54:00:00:00:01"], "values": {"a": 1}}
     seed = {"image": "/x/seed.iso", "cmdline": "a"}
-    card = {"mac": "52:54:00:00:00:01", "address": "10.0.0.1/24", "gateway": None}
-    identity = {"uuid": UUID, "hostname": "web-1", "interfaces": [card], "user": "root",
-                "authorized_keys": ["ssh-ed25519 A"], "address": None}  # fmt: skip
-    return [
-        json.dumps({**common, "identity": None, "seed": seed, "restart": True}).encode(),
-        json.dumps(
-            {**common, "identity": identity, "seed": {"image": None, "cmdline": ""}}
-        ).encode(),
-        b"[" * 100_000,
-    ]
+    card = {"mac": "52:54:00:00:00:01", "address": "10.0.0.1/24"}
+    identity = {"uuid": UUID, "generation": UUID, "hostname": "web-1", "machine_id": "0" * 32,
+                "interfaces": [card], "gateway": "10.0.0.9", "nameservers": ["10.0.0.2"],
+                "user": "root", "authorized_keys": ["ssh-ed25519 A"]}  # fmt: skip
+    told = {"identity": identity, "seed": {"image": None, "cmdline": ""}}
+    made = ({**common, "identity": None, "seed": seed, "restart": True}, {**common, **told})
+    return [*(json.dumps(record, indent=1).encode() for record in made), b"[" * 100_000]
 
 
 def read_lvm_text(data: bytes, _folder: Path) -> None:
@@ -351,36 +412,125 @@ def lvm_texts(_folder: Path) -> list[bytes]:
 
 def read_lvm_tags(data: bytes, _folder: Path) -> None:
     found = tags.decode(text_of(data).split("\n"))
-    if found is not None:
-        Labels.from_mapping(found)
+    known(found and Labels.from_mapping(found))
 
 
-def make_catalog(path: Path) -> None:
-    Catalog(path.parent / "built", [path.parent]).template("t")
+def lvm_disks(folder: Path) -> list[bytes]:
+    """Make physical volumes that name themselves as their groups' only one: ``pv``."""
+    text = IMPORTED.replace("/dev/ubda", "pv")
+    write_disk(folder / "plain", text, area=8192)
+    write_disk(folder / "wrapped", text, area=8192, at=8192 - 512)
+    return [b"1" + (folder / name).read_bytes() for name in ("plain", "wrapped")]
 
 
+def read_lvm_disk(data: bytes, folder: Path) -> None:
+    """Read a physical volume; after a ``1``, with the checksums of what is in it now."""
+    disk = bytearray(data[1:])
+    if data[:1] == b"1":
+        for label in range(0, min(2048, len(disk) - 511), 512):
+            area, size = struct.unpack_from("<QQ", disk, label + 104)
+            summed(disk, area, size)
+            sector = bytes(disk[label + 20 : label + 512])
+            struct.pack_into("<I", disk, label + 16, ondisk.checksum(sector))
+    (folder / "pv").write_bytes(disk)
+    os.chdir(folder)
+    known(ondisk.read_metadata([Path("pv")]))
+
+
+def summed(disk: bytearray, area: int, size: int) -> None:
+    """Make the checksums of a metadata area fit, if there is one."""
+    if not 512 <= area <= len(disk) - 512:
+        return
+    at, taken = struct.unpack_from("<QQ", disk, area + 40)
+    if at <= size <= 2**20 and taken <= size:
+        text = (disk[area + at : area + size] + disk[area + 512 : area + at])[:taken]
+        struct.pack_into("<I", disk, area + 56, ondisk.checksum(bytes(text)))
+    struct.pack_into("<I", disk, area, ondisk.checksum(bytes(disk[area + 4 : area + 512])))
+
+
+def read_template(data: bytes, folder: Path) -> None:
+    """Read two templates, of which one may extend the other."""
+    own, _, other = data.partition(b"----\n")
+    (folder / "t.toml").write_bytes(own)
+    (folder / "a.toml").write_bytes(other or PARENT)
+    (folder / "own.xml").write_text("<domain/>")
+    Catalog(folder / "built", [folder]).template("t")
+
+
+PARENT = b'[image]\npath = "/x/a.raw"\n[values]\nrole = "db"\n'
 TEMPLATE = """
 extends = "a"
-hypervisors = ["kvm"]
+description = "one of all"
+hypervisors = ["kvm", "xen"]
 memory = "256MiB"
 vcpus = 2
-boot = "disk"
+boot = "kernel"
+disk_size = "3GiB"
+swap = "64MiB"
 ready = 'console:x {{ name }}'
+disks = [{ size = 1073741824, content = "empty" }]
+nics = [{ kind = "network", source = "default" }, { kind = "user", model = "e1000" }]
 [image]
-path = "/x/i.qcow2"
+url = "https://h/i.qcow2"
+sha256 = "%s"
 format = "qcow2"
-[[disks]]
-size = "1GiB"
-[[nics]]
-kind = "network"
-source = "default"
+[kernel]
+path = "vmlinuz"
+initrd = "/x/initrd"
+cmdline = "root=/dev/vda1 {{ name }}"
+[domain]
+type = "hvm"
+machine = "q35"
+cpu = "host-passthrough"
+firmware = "efi"
+disk_bus = "scsi"
+on_crash = "preserve"
+on_reboot = "destroy"
+autostart = true
+agent = false
+devices = "<rng/>"
+xml = "own.xml"
 [identity]
 provider = "cloud-init"
+hostname = "{{ name }}.x"
+authorized_keys = ["ssh-ed25519 A", "~/.ssh/x"]
+addresses = ["dhcp", "10.0.0.{{ index }}/24"]
+gateway = "10.0.0.1"
+nameservers = ["10.0.0.2"]
+machine_id = "{{ index }}"
+user_data = "user-data.j2"
+network_config = "net"
+kernel_args = ""
 [ssh]
 user = "root"
+port = 2222
+key = "id"
+[values]
+role = "db"
+number = 7
+""" % ("0a" * 32)
+BUILT = """
+ready = "port:22"
+[[disks]]
+size = "1GiB"
+[[disks]]
+size = "1GiB"
+content = "swap"
+[[nics]]
+kind = "bridge"
+source = "br0"
+[image]
+builder = "debian"
+[image.options]
+packages = ["a", "b"]
+size = 7
+----
+[image]
+path = "b.qcow2"
 """
 SETTINGS = """
 [defaults]
+host = "local"
 hypervisor = "kvm"
 storage = "files"
 [limits]
@@ -388,7 +538,61 @@ memory_overcommit = 2.0
 [hosts.local]
 state = "/x/state"
 [hosts.local.storage.files]
-pool = "/x"
+path = "/x"
+qemu_user = "qemu"
+[hosts.local.storage.fast]
+driver = "lvm-thin"
+vg = "vg"
+pool = 3
+list = ["a", 1, true, 1979-05-27]
+[hosts.local.hypervisor.kvm]
+uri = "qemu:///system"
+starts = 4
+[hosts.local.hypervisor.xen]
+driver = "xen"
+uri = "xen:///system"
+"""
+XL = """name = 'a'
+type = 'pvh'
+kernel = "/k"
+ramdisk = "/i"
+root = "/dev/xvda1 ro"
+extra = 'x' 'y'
+memory = 512
+maxmem = '1024'
+vcpus = 0x2
+cpus = [0, 1, "2-3"]
+disk = ['phy:/dev/vg/a,xvda,w', 'format=qcow2,vdev=hda,access=rw,target=/x/%n']
+disk += ['tap:aio:/x/a-swap,xvdb2,w', 'file:/x/cd.iso,hdc:cdrom,r', '/x/a.raw,raw,xvdc,rw']
+disk += ['script=iscsi,vdev=xvdd,target=iqn.x', 'nbd:10809,xvde,w', 'devtype=cdrom,hdd,r']
+vif = ['mac=52:54:00:00:00:01,bridge=b,script=vif-openvswitch', '', 'type=ioemu,model=e1000']
+on_poweroff = 'destroy'
+on_reboot = 'restart'
+on_crash = 'destroy'
+"""
+HVM = """name = "WIN"
+builder = 'hvm'
+bios = 'ovmf'
+firmware = 'bios'
+boot = 'c'
+bootloader = "/usr/bin/pygrub"
+pvh = 1
+vnc = 1
+memory = MEM
+kernel = 'KERNEL'
+disk = ['phy:PATH/VMNAME-disk,xvda1,w', 'phy:PATH/VMNAME-swap,sda2,w']
+vif = ['bridge=BRIDGE1']
+cmdline = 'root=/dev/xvda1'
+----vmname precise
+source lvm
+sourcevg vg
+targetvg vg2
+thinpool p
+swap 512M
+mem 256
+kernel /boot/k
+bridge1 br0
+imagepath /x
 """
 
 READERS = {
@@ -458,10 +662,30 @@ READERS = {
         words=[b"QFI\xfb", struct.pack(">Q", 1 << 63 | 65536), struct.pack(">Q", 1 << 62 | 512)],
         errors=(VmclonerError, qcow2.Refused),
     ),
+    "packed images": Reader(
+        seeds=packed_images,
+        read=read_packed,
+        words=[
+            b"ustar",
+            b"\0" * 12,
+            b"00000001000",
+            b"7777777777",
+            b"../../etc/passwd",
+            b".ovf",
+            b"<!ENTITY",
+            b"ovf:href=",
+            b"chunkSize='1'",
+            b"\xfd7zXZ\0",
+            b"\x1f\x8b\x08",
+            b"BZh9",
+        ],
+    ),
     "pxelinux": Reader(
         seeds=given(
             "DEFAULT a\nPROMPT 0\nTIMEOUT 50\nLABEL a\nMENU LABEL x\nKERNEL k\nAPPEND i\n"
             "MENU BEGIN m\nLABEL b\nLOCALBOOT 0\nMENU DEFAULT\nMENU END\nINCLUDE b\n",
+            "DEFAULT a\nONERROR b\nLABEL a\nLINUX k\nINITRD i,j\nAPPEND x y\nIPAPPEND 2\n"
+            "LABEL b\nMENU HIDE\nKERNEL k\nAPPEND -\n",
             "UI menu.c32\nMENU INCLUDE a x\nONTIMEOUT a\nTEXT HELP\nx\nENDTEXT\nLABEL a\n",
         ),
         read=read_syslinux,
@@ -503,6 +727,8 @@ READERS = {
         seeds=given(
             b"\0\6tsize\x005\0blksize\x008\0--\0\3\0\1abcdefgh--\0\3\0\2ab",
             b"\0\3\0\1abc",
+            b"\0\6tsize\x0010\0blksize\x008\0--\0\3\0\1abcdefgh--\0\3\0\2ab",
+            b"\0\6windowsize\x004\0blksize\x008\0--\0\3\0\1abcdefgh--\0\3\0\2abcdefgh--\0\3\0\3",
             b"\0\5\0\1no\0",
             b"\0\6windowsize\x002\0--\0\3\0\2x--\0\5\0\3y\0",
         ),
@@ -515,12 +741,8 @@ READERS = {
         words=words("http:// https:// tftp:// :: .. : // [::1] file:///etc/passwd"),
     ),
     "xl.cfg": Reader(
-        seeds=given(
-            "name = 'a'\nkernel = \"/k\"\nmemory = 512\nvcpus = 0x2\nextra = 'x' 'y'\n"
-            "disk = ['phy:/dev/vg/a,xvda,w', 'format=qcow2,vdev=hda,target=/x/%n']\n"
-            "vif = ['mac=52:54:00:00:00:01,bridge=b', '']\non_crash = 'destroy'\n"
-            "type = 'hvm'\nbios = 'ovmf'\n----TOKEN=x\nBOOT=pxe\n"
-        ),
+        seeds=given(XL, HVM),
+        mutate=reshaped,
         read=read_xl,
         words=words(
             "[ ] ( ) , = += # disk vif kernel ramdisk bootloader builder hvm pv pvh memory"
@@ -533,7 +755,7 @@ READERS = {
             "#!/bin/sh\nx\n",
             "Content-Type: multipart/mixed; boundary=x\nMIME-Version: 1.0\n\n--x\n"
             "Content-Type: text/cloud-config\nContent-Transfer-Encoding: base64\n\nYTog\n--x--\n",
-            "#cloud-config\n"
+            "#cloud-config\na0: &a0 [x]\n"
             + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 9)),
         ),
         read=read_documents,
@@ -544,32 +766,37 @@ READERS = {
         ),
     ),
     "settings": Reader(
-        seeds=given(SETTINGS),
+        seeds=given(SETTINGS, SETTINGS + "address = 'x'\n", "[defaults]\nhost = 'x'\n[hosts.x]\n"),
+        mutate=reshaped,
         read=in_file("vmcloner.toml", lambda path: Settings.load(path).host()),
         words=words(
             "[[ ]] = true 1979-05-27T07:32:00Z 9223372036854775808 nan {a=1} [hosts.x] state"
         ),
     ),
     "templates": Reader(
-        seeds=given(TEMPLATE.replace('extends = "a"', ""), TEMPLATE, 'extends = "t"\n'),
-        read=in_file("t.toml", make_catalog),
+        seeds=given(TEMPLATE, BUILT, 'extends = "a"\n----\nextends = "t"\n'),
+        mutate=reshaped,
+        read=read_template,
         words=words(
             "[[ ]] = true 1979-05-27 99999999999999999999 nan {a=1} extends kernel xml [domain]"
             ' path = "../../../etc/passwd" {{ }} size url sha256'
         ),
     ),
     "values.toml": Reader(
-        seeds=given('[web-1]\na = 1\nmemory = "1GiB"\n[2]\nvcpus = 2\n'),
+        seeds=given('[web-1]\na = 1\nmemory = "1GiB"\n[2]\nvcpus = 2\nb = "é"\n[web-30]\n'),
+        mutate=reshaped,
         read=in_file("v.toml", lambda path: values_file.read_values(path, "web")),
         words=words("[ ] = memory vcpus name 99999999999999999999 1979-05-27 ٣ ²"),
     ),
     "values.csv": Reader(
-        seeds=given('clone,a,memory,vcpus\nweb-1,x,1GiB,2\n2,"y""z",,\n'),
+        seeds=given('clone,a,memory,vcpus\nweb-1,x,1GiB,2\n2,"y""z",,\n30,é,1,4\n'),
+        mutate=reshaped,
         read=in_file("v.csv", lambda path: values_file.read_values(path, "web")),
         words=words('clone index name , "" memory vcpus ٣ ²'),
     ),
     "names": Reader(
-        seeds=given("web\nweb-3\nweb-[1-10,15]", "db-[1-10/2],c-1"),
+        seeds=given("web\nweb-3\nweb-[1-10,15]", "db-[1-10/2],c-1", "a-b-7\na-[7-9]\nc"),
+        mutate=reshaped,
         read=read_names,
         words=words("[ ] - , / [1-999999] @all ! ^ & * 0 00 99999999999 KiB GiB ٣ ² 1e9"),
     ),
@@ -609,6 +836,7 @@ READERS = {
     ),
     "records": Reader(
         seeds=record_seeds,
+        mutate=reshaped,
         read=read_record,
         words=words(
             'null true {} [] "uuid" "macs" "seed" "identity" "labels" 1e999 NaN \\ud800 -1'
@@ -627,9 +855,19 @@ READERS = {
         words=words("vmcloner vmcloner/ = & &FF &C3 / version=1"),
     ),
     "LVM disks": Reader(
-        seeds=lambda _f: [b"LABELONE" + bytes(504), bytes(512) + b"LABELONE" + bytes(1000)],
-        read=in_file("pv", lambda path: ondisk.read_metadata([path])),
-        words=[b"LABELONE", b"LVM2 001", b" LVM2 x[5A%r0N*>", b"\x20\0\0\0"],
+        seeds=lvm_disks,
+        read=read_lvm_disk,
+        words=[
+            b"LABELONE",
+            b"LVM2 001",
+            b" LVM2 x[5A%r0N*>",
+            b"\x20\0\0\0",
+            b'device = "pv"',
+            b'id = "',
+            b"\nlogical_volumes {",
+            bytes(8),
+            bytes(16),
+        ],
     ),
 }
 """Readers by name. Those of file systems without mkfs on this machine are left out."""

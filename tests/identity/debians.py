@@ -108,4 +108,4 @@ def debians(arguments: str = "") -> Iterator[Debians]:
 
 def _delete_all(site: Site) -> None:
     for fleet in {str(row["fleet"]) for row in site.rows()}:
-        site.run("delete", fleet, "--yes", timeout=600)
+        site.run("delete", fleet, "--yes", "--missing-ok", timeout=600)

@@ -1,6 +1,7 @@
 """What the provider cloud-init writes, read back by other eyes: a YAML parser, an ISO reader."""
 
 import io
+import subprocess
 import uuid
 
 import pycdlib
@@ -293,3 +294,50 @@ def test_any_user_data_is_taken_or_refused(parts):
 def test_yaml_whose_tag_does_not_fit_its_value_is_refused(value):
     with pytest.raises(InvalidRequest, match="not YAML"):
         check_user_data(f"#cloud-config\na: {value}\n".encode(), "user-data")
+
+
+def test_nameservers_reach_cards_on_dhcp(provider, tmp_path):
+    """They replace those that DHCP names: the template says them."""
+    asked = request(tmp_path, nameservers=("192.0.2.53", "2001:db8::53"))
+    cards = yaml.safe_load(seeded(provider, asked)["network-config"])["ethernets"].values()
+    for card in cards:
+        assert card["dhcp4"] is True
+        assert card["nameservers"] == {"addresses": ["192.0.2.53", "2001:db8::53"]}
+        assert card["dhcp4-overrides"] == {"use-dns": False}
+    plain = yaml.safe_load(seeded(provider, request(tmp_path))["network-config"])["ethernets"]
+    assert all("nameservers" not in card for card in plain.values())
+    assert all("dhcp4-overrides" not in card for card in plain.values())
+
+
+def test_a_gateway_that_no_card_reaches_is_refused(provider, tmp_path):
+    for cards in (
+        (Interface(mac=MACS[0]),),
+        (Interface(mac=MACS[0], address="10.0.0.7/24"), Interface(mac=MACS[1])),
+        (),
+    ):
+        with pytest.raises(InvalidRequest, match=r"identity\.gateway: 192\.0\.2\.1 is not on"):
+            provider.check_seed(request(tmp_path, interfaces=cards, gateway="192.0.2.1"))
+    near = (Interface(mac=MACS[0]), Interface(mac=MACS[1], address="192.0.2.7/24"))
+    provider.check_seed(request(tmp_path, interfaces=near, gateway="192.0.2.1"))
+
+
+@pytest.mark.parametrize("user", ["ci", "root"])
+def test_the_shell_is_one_that_the_image_has(provider, tmp_path, user):
+    vendor = yaml.safe_load(seeded(provider, request(tmp_path, user=user))["vendor-data"])
+    assert "shell" not in vendor["users"][0]
+    early = [command for command in vendor["bootcmd"] if "useradd" in command[-1]]
+    assert len(early) == (user != "root")
+    for command in early:  # where there is no bash it changes nothing, and succeeds
+        tools = tmp_path / "bin"
+        tools.mkdir()
+        (tools / "sh").symlink_to("/bin/sh")
+        told = tmp_path / "told"
+        (tools / "useradd").write_text(f'#!/bin/sh\necho "$@" >{told}\n')
+        (tools / "useradd").chmod(0o755)
+        subprocess.run(command, env={"PATH": str(tools)}, check=True, timeout=20)
+        assert not told.exists()
+        (tools / "bash").symlink_to("/bin/bash")
+        subprocess.run(command, env={"PATH": str(tools)}, check=True, timeout=20)
+        assert told.read_text() == f"-D -s {tools}/bash\n"
+        (tools / "useradd").unlink()
+        subprocess.run(command, env={"PATH": str(tools)}, check=True, timeout=20)

@@ -48,7 +48,7 @@ def guests():
         values = site.folder / "values.csv"
         values.write_text(f"clone,role,memory,address\n2,primary,320MiB,{prefix}.200/24\n")
         fleet = site.fleet("id")
-        create = ["create", fleet, "-t", "role", "-c", "2", "--values", str(values)]
+        create = ["create", fleet, "-t", "role", "-n", "2", "--values", str(values)]
         site.run(*create, "--start", "--wait", "--timeout", "900", timeout=1700)
         yield Guests(site, prefix, site.rows(fleet))
 
@@ -95,7 +95,7 @@ def test_a_value_of_one_clone_is_its_own(guests):
 
 
 def test_more_than_the_network_has_addresses_for_is_refused(guests):
-    said = guests.site.run("create", guests.site.fleet("many"), "-t", "deb", "-c", "300", code=7)
+    said = guests.site.run("create", guests.site.fleet("many"), "-t", "deb", "-n", "300", code=7)
     assert "addresses for DHCP" in said
     assert "would fit" in said
 
@@ -131,7 +131,7 @@ def test_an_audit_finds_what_two_share_and_a_reset_mends_it(guests):
 def test_the_kernel_on_its_own_disk_boots_with_words_added(guests):
     """And who lost its identity is made somebody again, whom it takes for a new start."""
     site, fleet = guests.site, guests.site.fleet("own")
-    create = ("create", fleet, "-t", "own-kernel", "-c", "1")
+    create = ("create", fleet, "-t", "own-kernel", "-n", "1")
     wait = ("--start", "--wait", "--timeout", "900")
     site.run(*create, *wait, timeout=1000)
     [row] = site.rows(fleet)

@@ -65,7 +65,7 @@ cat >templates/deb.toml <<'END'
 ssh-keygen -q -t ed25519 -N '' -f templates/key
 vmcloner() {{ command vmcloner --config vmcloner.toml "$@"; }}
 vmcloner template import deb
-if ! vmcloner create deb -t deb -c {COUNT} --start --wait --timeout 2400; then
+if ! vmcloner create deb -t deb -n {COUNT} --start --wait --timeout 2400; then
     for index in $(seq {COUNT}); do vmcloner console --log deb-$index | tail -n 30; done
     exit 1
 fi

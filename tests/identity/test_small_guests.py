@@ -41,7 +41,7 @@ def test_kernel_arguments_name_guests_and_give_them_addresses():
         prefix = made["address"].rpartition(".")[0]
         text = TEMPLATE.format(network=network, prefix=prefix)
         (site.folder / "templates" / "args.toml").write_text(text)
-        create = ("create", fleet, "-t", "args", "-c", "2", "--start", "--wait")
+        create = ("create", fleet, "-t", "args", "-n", "2", "--start", "--wait")
         site.run(*create, "--timeout", "600", timeout=800)
         rows = site.rows(fleet)
         assert [row["ip"] for row in rows] == [f"{prefix}.11", f"{prefix}.12"]

@@ -29,7 +29,7 @@ def test_twenty_are_twenty():
         site = made.site
         fleet = site.fleet("id")
         for count in range(AT_ONCE, COUNT + 1, AT_ONCE):
-            create = ("create", fleet, "-t", "deb", "-c", str(count))
+            create = ("create", fleet, "-t", "deb", "-n", str(count))
             wait = ("--start", "--wait", "--for", "ssh", "--timeout", "1800")
             site.run(*create, *wait, timeout=2000)
         rows = site.rows(fleet)

@@ -129,7 +129,7 @@ def test_vmcloner_is_sent_as_installed():
     assert members["opt/vmcloner/bin/vmcloner"].mode & 0o111
     assert {member.uid for member in members.values()} == {0}
     assert script.startswith("#!/opt/vmcloner/bin/python3\n")
-    assert "from vmcloner_core.cli.app import main" in script
+    assert "from vmcloner_core.cli.__main__ import main" in script
     assert tree.vmcloner() == (key, archive)
 
 

@@ -36,7 +36,8 @@ def test_here_all_is_well(probe: Callable[..., dict[str, Check]]) -> None:
     checks = probe()
     assert [check.name for check in checks.values() if check.status is Status.FAILED] == []
     assert list(checks) == [
-        *("libvirt-python", "daemon", "qemu", "kvm", "virtlogd", "qemu user", "state folder")
+        *("libvirt-python", "daemon", "qemu", "kvm", "virtlogd", "qemu user", "state folder"),
+        *("optional", "forwarding"),
     ]
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from vmcloner_core.errors import (
     VmclonerError,
     WrongState,
 )
-from vmcloner_core.model import BootConfig, DomainOptions, DomainSpec, Labels, State
-from vmcloner_libvirt import errors, metadata, operations
+from vmcloner_core.model import BootConfig, Domain, DomainOptions, DomainSpec, Labels, State
+from vmcloner_libvirt import conditions, errors, metadata, operations, retries
 from vmcloner_libvirt.kvm import KvmDriver
 
 NewLabels = Callable[..., Labels]
@@ -162,7 +163,74 @@ def test_a_guest_that_ends_as_its_time_is_over_was_ended(
     ],
 )
 def test_states_of_libvirt(state: str, reason: int, ours: State) -> None:
-    assert operations.state_of(getattr(libvirt, f"VIR_DOMAIN_{state}"), reason) is ours
+    assert conditions.state_of(getattr(libvirt, f"VIR_DOMAIN_{state}"), reason) is ours
+
+
+def test_a_saved_domain_is_not_a_stopped_one(
+    paper: KvmDriver, raw: Any, new_labels: NewLabels, new_spec: NewSpec
+) -> None:
+    list(paper.define([new_spec(new_labels())]))
+    list(paper.start(["web-1"]))
+    raw.lookupByName("web-1").managedSave()
+    assert paper.states()["web-1"] is State.SAVED
+    assert found(paper, "web-1").state is State.SAVED
+    list(paper.start(["web-1"]))
+    assert paper.states()["web-1"] is State.RUNNING
+    assert found(paper, "web-1").reason == ""
+
+
+def test_a_paused_domain_says_why(
+    paper: KvmDriver, raw: Any, new_labels: NewLabels, new_spec: NewSpec
+) -> None:
+    list(paper.define([new_spec(new_labels())]))
+    list(paper.start(["web-1"]))
+    raw.lookupByName("web-1").suspend()
+    assert found(paper, "web-1").reason == "by user"
+
+
+class Paused:
+    """A domain whose disks have errors."""
+
+    def __init__(self, errors: dict[str, int] | None) -> None:
+        self._errors = errors
+
+    def diskErrors(self, _flags: int) -> dict[str, int]:  # noqa: N802 - libvirt's
+        if self._errors is None:
+            raise libvirt_error("VIR_ERR_OPERATION_TIMEOUT", "cannot acquire state change lock")
+        return self._errors
+
+
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [
+        ({"vda": 2}, "I/O error, vda: pool full (ENOSPC)"),
+        ({"vdb": 1}, "I/O error, vdb"),
+        ({"vda": 2, "vdb": 1}, "I/O error, vda: pool full (ENOSPC); vdb"),
+        ({}, "I/O error"),
+        (None, "I/O error"),
+    ],
+)
+def test_an_io_error_names_its_disks(errors: dict[str, int] | None, said: str) -> None:
+    state, reason = libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR
+    assert conditions.reason_of(Paused(errors), state, reason) == said
+
+
+def test_a_renamed_domain_is_a_stray(
+    paper: KvmDriver, raw: Any, new_labels: NewLabels, new_spec: NewSpec
+) -> None:
+    spec = new_spec(new_labels())
+    xml = paper.render(spec).replace("<name>web-1</name>", "<name>other</name>")
+    raw.defineXML(xml)
+    inventory = paper.inspect()
+    (stray,) = inventory.strays
+    assert (stray.name, stray.labels, stray.uuid) == ("other", spec.labels, spec.uuid)
+    assert stray.disks == (spec.volumes[0].path,)
+    assert not inventory.domains
+    assert "other" in inventory.foreign_names
+
+
+def found(driver: KvmDriver, name: str) -> Domain:
+    return next(domain for domain in driver.inspect().domains if domain.name == name)
 
 
 def test_a_domain_defined_behind_our_back_is_noticed(
@@ -192,6 +260,25 @@ def test_libvirt_validates_what_is_defined(
     assert "web-2" in outcomes["web-2"].error.message
     assert outcomes["web-1"].ok
     assert set(paper.states()) == {"web-1"}
+
+
+def test_threads_that_define_the_same_shape_validate_it_once(
+    paper: KvmDriver, new_labels: NewLabels, new_spec: NewSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = operations.make
+    validated: list[bool] = []
+
+    def slow(*args: Any, validate: bool) -> Domain:
+        validated.append(validate)
+        time.sleep(0.05)
+        return make(*args, validate=validate)
+
+    monkeypatch.setattr(operations, "make", slow)
+    batches = [[new_spec(new_labels(index))] for index in range(1, 5)]
+    with ThreadPoolExecutor(len(batches)) as pool:
+        outcomes = list(pool.map(lambda batch: list(paper.define(batch)), batches))
+    assert all(outcome.ok for batch in outcomes for outcome in batch)
+    assert sorted(validated) == [False, False, False, True]
 
 
 def test_names_that_are_no_clones_reach_no_file(paper: KvmDriver) -> None:
@@ -304,6 +391,67 @@ def test_errors_are_translated(code: str, message: str, kind: type[VmclonerError
 
 
 @pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            "VIR_ERR_OPERATION_TIMEOUT",
+            "Timed out during operation: cannot acquire state change lock",
+        ),
+        ("VIR_ERR_RESOURCE_BUSY", "busy"),
+        ("VIR_ERR_INTERNAL_ERROR", 'qemu: Failed to get "write" lock'),
+        ("VIR_ERR_OPERATION_FAILED", "timed out waiting for the device model"),
+    ],
+)
+@pytest.mark.parametrize("faults", [2, 10**9])
+def test_a_start_that_fails_by_a_passing_fault_is_made_again(
+    paper: KvmDriver,
+    new_labels: NewLabels,
+    new_spec: NewSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    message: str,
+    faults: int,
+) -> None:
+    spec = new_spec(new_labels())
+    [outcome.unwrap() for outcome in paper.define([spec])]
+    begin, tried = operations.start, 0
+
+    def start(connection: Any, name: str, boot: BootConfig | None = None) -> bool:
+        nonlocal tried
+        tried += 1
+        begun = begin(connection, name, boot)  # as where only the answer was late
+        if tried <= faults:
+            raise libvirt_error(code, message)
+        return begun
+
+    monkeypatch.setattr(operations, "start", start)
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
+    monkeypatch.setattr(retries, "PATIENCE", 0.1 if faults > 2 else 60.0)
+    (outcome,) = paper.start([spec.name])
+    if faults == 2:
+        assert (outcome.error, outcome.changed, tried) == (None, True, 3)
+    else:
+        assert message in str(outcome.error)
+        assert f"tried {tried} times in" in str(outcome.error)
+
+
+def test_a_start_that_fails_otherwise_is_made_once(
+    paper: KvmDriver, new_labels: NewLabels, new_spec: NewSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = new_spec(new_labels())
+    [outcome.unwrap() for outcome in paper.define([spec])]
+    tried: list[str] = []
+
+    def start(_connection: Any, name: str, _boot: BootConfig | None = None) -> bool:
+        tried.append(name)
+        raise libvirt_error("VIR_ERR_INTERNAL_ERROR", "process exited while connecting")
+
+    monkeypatch.setattr(operations, "start", start)
+    (outcome,) = paper.start([spec.name])
+    assert (len(tried), type(outcome.error)) == (1, HostCommandError)
+
+
+@pytest.mark.parametrize(
     ("code", "domain", "broken"),
     [
         ("VIR_ERR_SYSTEM_ERROR", "VIR_FROM_RPC", True),
@@ -401,6 +549,25 @@ def test_only_firmware_variables_of_the_clone_itself_are_removed(
     flags = paper.undefine_flags(domain)
     assert bool(flags & libvirt.VIR_DOMAIN_UNDEFINE_NVRAM) is ours
     assert bool(flags & libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM) is not ours
+
+
+def test_firmware_variables_behind_links_are_kept(paper: KvmDriver, tmp_path: Path) -> None:
+    state = paper.context.host.state
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "qemu").mkdir()
+    (tmp_path / "qemu" / "nvram").symlink_to(elsewhere)
+    state.mkdir(parents=True, exist_ok=True)
+    (state / "linked").symlink_to(elsewhere)
+    (state / "web-1_VARS.fd").symlink_to(elsewhere / "file")
+    for file in (
+        tmp_path / "qemu" / "nvram" / "web-1_VARS.fd",
+        state / "linked" / "web-1.fd",
+        state / "web-1_VARS.fd",
+    ):
+        flags = paper.undefine_flags(QemuDomain(f"<nvram>{file}</nvram>"))
+        assert flags & libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
+        assert not flags & libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
 
 
 def test_logs_that_cannot_be_removed_keep_no_domain(

@@ -299,6 +299,7 @@ def test_a_start_for_which_the_host_was_too_slow_is_made_once_more(
     assert outcome.ok == (times < starts)
     if outcome.error is not None:
         assert "unable to add vif devices (a script took too long)" in str(outcome.error)
+        assert "/etc/xen/scripts/vif-bridge online" in str(outcome.error)
         assert "starts = 1" in str(outcome.error.hint)
 
 

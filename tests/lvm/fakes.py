@@ -145,8 +145,8 @@ class FakeHost:
         return f'locking_dir="{self.locks}"\n'
 
     def _vgs(self, words):
-        row = {"vg_name": VG, "vg_mda_size": str(self.mda), "vg_mda_free": "1", "vg_free": "0",
-               "vg_exported": "", "vg_partial": "", "vg_shared": ""}  # fmt: skip
+        row = {"vg_name": VG, "vg_mda_size": str(self.mda), "vg_free": "0", "vg_exported": "",
+               "vg_partial": "", "vg_shared": ""}  # fmt: skip
         return json.dumps({"report": [{"vg": [row]}]})
 
     def _vgcfgbackup(self, words):

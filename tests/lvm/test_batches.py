@@ -834,14 +834,6 @@ def test_the_doctor_says_what_is_wrong_with_a_pool(root, host, driver, status, d
 # --- commands ---
 
 
-def test_a_command_runs_for_its_parent_only(tmp_path):
-    mine, orphan = bound(["touch", str(tmp_path / "mine")]), bound(["touch", str(tmp_path / "no")])
-    subprocess.run(mine, check=True)
-    at = orphan.index(str(os.getpid()))
-    assert subprocess.run([*orphan[:at], "1", *orphan[at + 1 :]], check=False).returncode == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-
-
 def test_a_command_dies_with_its_parent(tmp_path):
     """The child of a process that is killed doesn't come to what it would have done later."""
     script = (

@@ -1,5 +1,6 @@
 """Metadata is read from disks as LVM leaves them; from others not at all."""
 
+import os
 import re
 import struct
 from pathlib import Path
@@ -82,6 +83,19 @@ def test_a_write_that_was_cut_off_is_left_to_lvm(disk):
     header[:4] = struct.pack("<I", checksum(bytes(header[4:])))
     spoil(disk, AREA, header)
     assert read_metadata([disk]) is None
+
+
+def test_an_area_beyond_what_a_file_can_have(disk):
+    sector = bytearray(disk.read_bytes()[512:1024])
+    struct.pack_into("<Q", sector, 104, 2**64 - 4096)
+    struct.pack_into("<I", sector, 16, checksum(bytes(sector[20:])))
+    spoil(disk, 512, sector)
+    assert read_metadata([disk]) is None
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert read_metadata([tmp_path / "pipe"]) is None
 
 
 def test_no_disk_is_no_metadata(tmp_path):

@@ -3,6 +3,7 @@
 The answers are those of the iPXE in QEMU 7.2.
 """
 
+import uuid
 from ipaddress import IPv4Address
 
 import pytest
@@ -16,7 +17,10 @@ from vmcloner_pxe.resolver import Guest, _variables
 from vmcloner_syslinux.choice import Kernel, LocalBoot
 from vmcloner_syslinux.config import ConfigError
 
-VALUES = {"mac": "52:54:00:00:00:01", "ip": "10.0.2.15", "platform": "pcbios", "uuid": "u-1"}
+VALUES = {
+    "mac": "52:54:00:00:00:01", "ip": "10.0.2.15", "platform": "pcbios",
+    "uuid": str(uuid.UUID(int=1)),
+}  # fmt: skip
 
 
 def chosen(text: str, **scripts: str):
@@ -190,7 +194,7 @@ def test_scripts_without_end():
         ("kernel k", "ends without boot"),
         ("boot", "fails"),
         ("kernel", "fails"),
-        ("set x:hex zz", "hexadecimal"),
+        ("set x:hex zz", "fails"),
         ("kernel k\nboot\0", "not an iPXE script"),
         ("kernel k a\x07b\nboot", "control character"),
         ("x" * 5000, "5000 characters"),
@@ -241,3 +245,38 @@ def test_what_a_lease_says_can_be_asked_for():
     found = ipxe.parse(f"{text}\nboot".encode(), values, lambda _name: None)
     assert isinstance(found, Kernel)
     assert found.arguments == "10.0.0.9 10.0.0.3 web-1.example.org |boot.ipxe"
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        ("kernel", "no"), ("imgselect", "no"), ("imgload", "no"), ("imgargs k2", "yes"),
+        ("sleep", "no"), ("sleep 1", "yes"), ("show ip", "yes"), ("show gone", "no"),
+        ("ifopen", "yes"), ("ifopen net0", "yes"), ("ifopen net1", "no"), ("dhcp net1", "no"),
+        ("ifconf -c dhcp net0", "yes"), ("imgfree k2", "yes"), ("imgfree gone", "no"),
+        ("set v:int32 x", "no"), ("set v:ipv4 1.2.3", "no"), ("inc ip", "no"), ("inc v x", "no"),
+    ],
+)  # fmt: skip
+def test_what_succeeds(command, answer):
+    text = f"kernel k2 a\n{command} && set v yes || set v no\nkernel k1 ${{v}}\nboot"
+    assert which(text) == f"k1 {answer}"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("set n 5", "${n:int32} ${n:uint8} ${n:hexraw} ${mac:int32}|53 0x35 35"),
+        ("set n:int32 5\ninc n", "${n} ${n:int32} ${n:hex} ${n:string}|6 6 00:00:00:06"),
+        ("inc n", "${n} ${n:hex}|1 00:00:00:01"),
+        ("set n:uint8 200\nset m:int8 0x7f", "${n} ${n:int8} ${m}|0xc8 -56 127"),
+        ("set a:ipv4 10.1.2.3", "${a} ${a:hexraw} ${a:int32} ${ip:hexraw}|"
+                               "10.1.2.3 0a010203 167838211 0a00020f"),
+        ("set 210:string x/\nset 12 h", "${210:string} ${hostname} ${12:string}|x/ h h"),
+        ("set net0/v card\nset v own", "${v} ${net0/v} ${netX/v}|own card card"),
+        ("set v own\nset net0/v card\nclear v", "${v}|card"),
+        ("set a:base64 YWI=\nset b:uristring a%20b", "${a:string} ${b} ${b:string}|ab a%20b a b"),
+    ],
+)  # fmt: skip
+def test_types(text, value):
+    used, _, expected = value.partition("|")
+    assert which(f"{text}\nkernel k1 {used}\nboot") == f"k1 {expected}"

@@ -106,7 +106,9 @@ def clones(lab):
     """The lab; what is left of its clones at the test's end is an error."""
     yield lab
     fleets = {str(row["fleet"]) for row in lab.site.rows()}
-    lab.site.run("delete", "--yes", *(fleets or {lab.site.fleet("none")}), timeout=300)
+    lab.site.run(
+        "delete", "--yes", "--missing-ok", *(fleets or {lab.site.fleet("none")}), timeout=300
+    )
     assert lab.site.remains() == []
     files = (lab.site.folder / "state" / "boot").glob("*/*")
     assert [path for path in files if path.parent.name != "shared"] == []
@@ -114,7 +116,7 @@ def clones(lab):
 
 def planned(lab, fleet, count):
     """Return the MAC addresses that clones will have, before anything of them exists."""
-    words = ("create", fleet, "-t", "netboot", "-c", str(count), "--dry-run", "-f", "json")
+    words = ("create", fleet, "-t", "netboot", "-n", str(count), "--dry-run", "-f", "json")
     return {row["name"]: row["mac"] for row in json.loads(lab.site.run(*words))}
 
 
@@ -132,7 +134,7 @@ def test_one_command_boots_many_with_what_their_own_files_say(clones):
     macs = planned(clones, fleet, GUESTS)
     for mac in macs.values():
         clones.net.config(mac, configuration(mac))
-    create = ("create", fleet, "-t", "netboot", "-c", str(GUESTS), "--start", "--wait")
+    create = ("create", fleet, "-t", "netboot", "-n", str(GUESTS), "--start", "--wait")
     clones.site.run(*create, "--timeout", "600", timeout=800)
     assert clones.macs(fleet) == macs
     addresses = set()
@@ -154,7 +156,7 @@ def test_one_command_boots_many_with_what_their_own_files_say(clones):
 @pytest.mark.timeout(300)
 def test_what_clones_would_boot_is_shown_without_a_lease(clones):
     fleet = clones.site.fleet("dry")
-    clones.site.run("create", fleet, "-t", "netboot", "-c", "2")
+    clones.site.run("create", fleet, "-t", "netboot", "-n", "2")
     macs = clones.macs(fleet)
     for mac in macs.values():
         clones.net.config(mac, configuration(mac))
@@ -169,7 +171,7 @@ def test_what_clones_would_boot_is_shown_without_a_lease(clones):
 @pytest.mark.timeout(900)
 def test_a_clone_boots_by_its_own_rom(clones):
     fleet = clones.site.fleet("rom")
-    clones.site.run("create", fleet, "-t", "rom", "-c", "1", timeout=300)
+    clones.site.run("create", fleet, "-t", "rom", "-n", "1", timeout=300)
     [(name, mac)] = clones.macs(fleet).items()
     (clones.net.tftp / "boot.ipxe").write_text(
         f"#!ipxe\nkernel vmlinuz {ARGUMENTS} host={name} own=${{net0/mac}}\n"
@@ -184,7 +186,7 @@ def test_a_clone_boots_by_its_own_rom(clones):
 @pytest.mark.timeout(600)
 def test_a_clone_that_gets_nothing_says_so_and_is_not_started(clones):
     fleet = clones.site.fleet("none")
-    clones.site.run("create", fleet, "-t", "netboot", "-c", "1")
+    clones.site.run("create", fleet, "-t", "netboot", "-n", "1")
     with clones.site.popen("start", fleet) as process:
         stdout, _stderr = process.communicate(timeout=120)
     assert process.returncode == 10
@@ -203,7 +205,7 @@ def test_an_installer_is_booted_once_then_the_disk(clones, tmp_path):
     ]
     (clones.net.tftp / "stub.img").write_bytes(initramfs.pack(stub))
     clones.net.config(mac, configuration(mac, "stub.img"))
-    words = ("create", fleet, "-t", "netboot", "-c", "1", "--start", "--wait", "--timeout", "600")
+    words = ("create", fleet, "-t", "netboot", "-n", "1", "--start", "--wait", "--timeout", "600")
     with clones.site.popen(*words) as process:
         until_said(clones, name, "stub-begins")
         # What servers say after an installation.

@@ -142,6 +142,7 @@ def test_sysappend(value, bits):
         ("PROMPT 1\nTIMEOUT 5\nDEFAULT a\nONTIMEOUT local\n" + A + LOCAL, "local"),
         ("PROMPT 1\nTIMEOUT 5\nDEFAULT a\n" + A + LOCAL, "k1 which=a"),
         ("PROMPT 0\nTIMEOUT 5\nDEFAULT a\nONTIMEOUT local\n" + A + LOCAL, "k1 which=a"),
+        ("PROMPT 1\nNOESCAPE 1\nTIMEOUT 5\nDEFAULT a\nONTIMEOUT local\n" + A + LOCAL, "k1 which=a"),
         ("TIMEOUT 5\nONTIMEOUT b\n" + A + B, "k2 which=b"),
         (MENU + "ONTIMEOUT b more\n" + A + B, "k2 which=b more"),
         (MENU + "PROMPT 1\n" + A + B, "k1 which=a"),  # UI doesn't prompt
@@ -296,6 +297,7 @@ def test_control_characters_and_help_are_passed_over(text, answer):
         (b"x\n" * 600_000, "more than 1048576 bytes"),
         (b"IMPLICIT 0\nDEFAULT k1\n", "k1: no such label"),
         (b"DEFAULT menu\n", "no LABEL to boot"),
+        (b"NOESCAPE 1\nONTIMEOUT k1\n", "nothing to boot"),
         (b"DEFAULT k initrd=" + b",".join([b"i"] * 17), "17 initrds"),
         (b"DEFAULT k initrd=i,\n", "initrd without a name"),
     ],

@@ -173,7 +173,7 @@ def fleet(site: Site) -> Iterator[str]:
     before = traces()
     name = f"t{secrets.token_hex(3)}"
     yield name
-    site.run("delete", name, "--yes")
+    site.run("delete", name, "--yes", "--missing-ok")
     assert sorted(traces() - before) == []
 
 

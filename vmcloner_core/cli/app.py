@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
-import gc
+import itertools
 import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from cliff.help import HelpExit
 from vmcloner_core import entry_points
 from vmcloner_core.cli.help import Help, print_help
 from vmcloner_core.cli.usage import printable, refuse, say
-from vmcloner_core.errors import BackendError, VmclonerError, did_you_mean
+from vmcloner_core.errors import BackendError, VmclonerError, said
 
 if TYPE_CHECKING:
     from vmcloner_core.engine import Engine
@@ -32,34 +33,59 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 DESCRIPTION = """Mass clones of virtual machines from templates.
 
-  vmcloner create web -t tiny -c 20 --start --wait     make twenty, wait until ready
+  vmcloner create web -t tiny -n 20 --start --wait     make twenty, wait until ready
   vmcloner list web                                    list them
   vmcloner delete web --yes                            delete them"""
+
+
+class _Found:
+    """A command as cliff expects it: what its entry point names, imported when it is used."""
+
+    def __init__(self, words: str) -> None:
+        self.words = words
+        self.entries: list[metadata.EntryPoint] = []
+
+    @property
+    def value(self) -> str:
+        """What is imported."""
+        return self.chosen.value
+
+    @functools.cached_property
+    def chosen(self) -> metadata.EntryPoint:
+        """Its entry point, vmcloner's own if there is one; the others are named.
+
+        :raises BackendError: several distributions bring it, and none of them is vmcloner.
+        """
+        if len(self.entries) == 1:
+            return self.entries[0]
+        return entry_points.chosen(f"command {self.words!r}", "vmcloner.cli", self.entries)
+
+    def load(self) -> Any:
+        """Return the command's class.
+
+        :raises BackendError: its plugin can't be imported.
+        """
+        try:
+            return self.chosen.load()
+        except (VmclonerError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a plugin's import may raise anything, or end the process
+            raise BackendError(
+                f"command {self.words!r} is broken: {said(error)}", hint="vmcloner plugin list"
+            ) from error
 
 
 class Commands(CommandManager):
     """Finds commands by entry points; one that can't be imported is named and harms no other."""
 
-    def find_command(self, argv: list[str]) -> Any:
-        """Return what runs a command line.
-
-        :raises BackendError: the command's plugin can't be imported.
-        """
-        try:
-            return super().find_command(argv)
-        except ValueError:
-            raise
-        except Exception as error:  # a plugin's import may raise anything
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise BackendError(
-                f"command {argv[0]!r} is broken: {reason}", hint="vmcloner plugin list"
-            ) from error
-
     def load_commands(self, namespace: str) -> None:
         """Collect commands without importing any: help needs their names, not their modules."""
         self.group_list.append(namespace)
+        found: dict[str, _Found] = {}
         for entry in sorted(entry_points.of_group(namespace), key=lambda e: e.name):
-            self.commands.setdefault(entry.name.replace("_", " "), entry)
+            words = entry.name.replace("_", " ")
+            found.setdefault(words, _Found(words)).entries.append(entry)
+        self.commands.update(found)  # type: ignore[arg-type]
 
 
 _VALUED = ("--config", "--host", "--log-file")
@@ -86,7 +112,7 @@ def split_guest_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 class Shell(App):
-    """vmcloner's shell. Also cliff's interactive one, which keeps the engine open."""
+    """vmcloner's shell. Also the interactive one, which keeps the engine open."""
 
     NAME = NAME
     CONSOLE_MESSAGE_FORMAT = f"{NAME}: %(message)s"
@@ -99,6 +125,10 @@ class Shell(App):
             deferred_help=True,
         )
         self.command_manager.add_command("help", Help)
+        # Instead of cliff's, which knows no names; imported when it is used.
+        self.command_manager.commands["complete"] = metadata.EntryPoint(
+            "complete", "vmcloner_core.cli.complete:Complete", "vmcloner.cli"
+        )
         self._engine: Engine | None = None
         self._guest_words: list[str] = []
 
@@ -189,8 +219,7 @@ class Shell(App):
                 return None
         if named[0].startswith("-"):
             return f"no option {named[0]} ({NAME} --help)"
-        words = " ".join(word for word in named if not word.startswith("-"))
-        return f"no command {words!r} ({did_you_mean(words, known)})"
+        return _no_command(list(itertools.takewhile(lambda w: not w.startswith("-"), named)), known)
 
     def failed(self, error: VmclonerError) -> int:
         """Print an error as one line; returns its exit code."""
@@ -200,14 +229,34 @@ class Shell(App):
         return error.exit_code
 
     def interact(self) -> None:
-        """Read commands from a terminal until the user quits."""
-        sys.argv = sys.argv[:1]  # cmd2 would run the global options as commands
-        super().interact()
+        """Read commands from a terminal until the user quits.
+
+        cliff's own interactive shell adds dozens of commands that have nothing to do with clones.
+        """
+        from vmcloner_core.cli.interactive import Prompt
+
+        prompt = Prompt(self)
+        self.interpreter = prompt  # type: ignore[assignment]
+        prompt.cmdloop()
 
     def close(self) -> None:
         """Close the engine."""
         if self._engine is not None:
             self._engine.close()
+
+
+def _no_command(words: Sequence[str], known: Sequence[str]) -> str:
+    """Return an error for words that begin with no command; suggests what they may have meant."""
+    group = [name.partition(" ")[2] for name in known if name.startswith(f"{words[0]} ")]
+    first, names = (1, group) if group else (0, known)
+    for count in (3, 2, 1):
+        close = get_close_matches(" ".join(words[first : first + count]), names, n=1, cutoff=0.7)
+        if close:
+            typed = " ".join(words[: first + len(close[0].split())])
+            meant = " ".join([*words[:first], close[0]])
+            return f"no command {typed!r} (did you mean {meant!r}?)"
+    hint = f"known: {words[0]} {', '.join(sorted(group))}" if group else f"{NAME} --help lists them"
+    return f"no command {' '.join(words[: first + 1])!r} ({hint})"
 
 
 def _spell_out(record: logging.LogRecord) -> bool:
@@ -218,15 +267,16 @@ def _spell_out(record: logging.LogRecord) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the shell; returns the exit code."""
-    # At exit the garbage collector would look through all objects, for nothing.
-    atexit.register(gc.freeze)
     words = list(sys.argv[1:] if argv is None else argv)
     os.umask(os.umask(0o022) | 0o022)  # files of ours are writable only by the user
     if not words and not sys.stdin.isatty():
         words = ["--help"]
     shell = Shell()
-    # SIGTERM ends a run as Ctrl-C does: cleanly, so that it can be continued.
-    signal.signal(signal.SIGTERM, _terminate)
+    # All of them end a run as Ctrl-C does: cleanly, so that it can be continued.
+    ending = _Ending()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) has it
+            signal.signal(number, ending)
     try:
         return shell.run(words)
     except KeyboardInterrupt:
@@ -238,9 +288,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         shell.close()
 
 
-def _terminate(*_: object) -> None:
-    raise KeyboardInterrupt
+class _Ending:
+    """What a signal does that asks the process to end.
 
+    The first ends a run cleanly, the second gives up the calls in progress. If one of these keeps
+    the process from ending, the third ends it at once.
+    """
 
-if __name__ == "__main__":
-    sys.exit(main())
+    SOON = 30.0
+    """Seconds for which signals count as sent to the same run."""
+
+    def __init__(self) -> None:
+        self._times: list[float] = []
+
+    def __call__(self, *_: object) -> None:
+        now = time.monotonic()
+        self._times = [when for when in self._times if now - when < self.SOON] + [now]
+        if len(self._times) > 2:
+            os.write(2, b"\nvmcloner: ended at once (run the same command again)\n")
+            os._exit(EXIT_INTERRUPTED)
+        raise KeyboardInterrupt

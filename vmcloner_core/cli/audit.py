@@ -9,6 +9,7 @@ from typing import Any
 from vmcloner_core.audit import Report, Verdict
 from vmcloner_core.cli.base import Table, add_fanout, add_targets, chosen, note
 from vmcloner_core.names import fold
+from vmcloner_core.units import counted
 
 COLUMNS = ("fact", "read", "distinct", "missing", "shared")
 
@@ -21,6 +22,7 @@ class Audit(Table):
     """
 
     example = "vmcloner audit web"
+    columns = COLUMNS
     _report: Report | None = None
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
@@ -49,7 +51,7 @@ class Audit(Table):
         for error in self._report.unread.values():
             note(self.app, str(error))
         self._report.check()
-        note(self.app, f"{len(self._report.clones)} clones, all identities unique")
+        note(self.app, f"{counted(len(self._report.clones), 'clone')}, all identities unique")
         return 0
 
 

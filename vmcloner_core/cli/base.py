@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ from cliff.command import Command
 from cliff.lister import Lister
 from cliff.show import ShowOne
 
+from vmcloner_core.cli.formats import PlainTable
 from vmcloner_core.cli.usage import printable, refuse, say
-from vmcloner_core.errors import Interrupted, UsageError, VmclonerError, did_you_mean
+from vmcloner_core.errors import Interrupted, UsageError, VmclonerError, did_you_mean, said
 from vmcloner_core.plan import CloneResult, Plan, Quota, Readiness, RunResult
 from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import Request, check_aim
@@ -65,35 +67,60 @@ class Base(Command):
             raise
         except KeyboardInterrupt:  # cliff would exit silently
             return self.app.failed(Interrupted("stopped", hint="run the same command again"))
+        except OSError as error:  # of this host's files: no bug, and not for a traceback
+            from vmcloner_core.os_errors import of_state
+
+            return self.app.failed(of_state(error, error.filename or self.cmd_name))
         except Exception as error:
             if self.app.options.debug:
                 raise
-            kind = type(error).__name__
-            say(f"unexpected {kind}: {error} (try --debug)")
+            say(f"unexpected {said(error)} (try --debug)")
             return 1
 
 
 class _Display(Base):
     """What tables and records share."""
 
-    # -c is our --count: cliff's --column keeps only its long form where a command has both.
-    conflict_handler = "resolve"
+    columns: Sequence[str] = ()
+    """The names of all columns. If given, a wrong ``-c`` is refused before anything is done."""
+
+    _formatter_plugins: Any
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser; tables fit the terminal unless the user says otherwise."""
+        self._formatter_plugins["table"].obj = PlainTable()
         parser = super().get_parser(prog_name)
         parser.set_defaults(fit_width=sys.stdout.isatty())
+        (column,) = (a for a in parser._actions if "--column" in a.option_strings)
+        column.type = functools.partial(_column, parser)
         return parser
 
-    @staticmethod
-    def check_columns(parsed_args: argparse.Namespace, known: Sequence[str]) -> None:
-        """Check that the columns that the user asks for exist.
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        """Run the command; returns its exit code."""
+        if not self.columns:
+            return super().run(parsed_args)
+        return self.guarded(lambda: self.check_columns(parsed_args, self.columns)) or super().run(
+            parsed_args
+        )
 
-        :raises UsageError: one isn't.
+    @staticmethod
+    def for_people(parsed_args: argparse.Namespace) -> bool:
+        """Tell whether the output is for people: sizes have units, and not all columns are shown.
+
+        Other formats than ``table`` are for programs.
+        """
+        return bool(parsed_args.formatter == "table")
+
+    @staticmethod
+    def check_columns(parsed_args: argparse.Namespace, known: Sequence[str]) -> int:
+        """Check that the columns that the user asks for exist; returns 0.
+
+        :raises UsageError: one doesn't.
         """
         for column in parsed_args.columns:
             if column not in known:
                 raise UsageError(f"no column {column!r}", hint=did_you_mean(column, known))
+        return 0
 
     @staticmethod
     def shown(parsed_args: argparse.Namespace, values: Iterable[Any]) -> tuple[Any, ...]:
@@ -109,7 +136,7 @@ def _text(value: object) -> object:
     Control characters are escaped: parts come from guests, and a terminal would act on them.
     """
     if isinstance(value, Mapping):
-        return " ".join(f"{key}={word}" for key, word in value.items())
+        return " ".join(f"{key}={_text(word)}" for key, word in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(str(_text(each)) for each in value)
     if isinstance(value, str):
@@ -117,15 +144,51 @@ def _text(value: object) -> object:
     return "" if value is None else value
 
 
+def _column(parser: argparse.ArgumentParser, text: str) -> str:
+    """Return the argument of ``-c``, which was a number of clones in earlier versions."""
+    if text.removeprefix("-").isdecimal():
+        counts = "--count" in parser._option_string_actions
+        more = f"; a number of clones is -n {text}" if counts else ""
+        raise argparse.ArgumentTypeError(f"{text} is not the name of a column{more}")
+    return text
+
+
 class Table(_Display, Lister):
     """A command that prints rows."""
+
+    nothing = ""
+    """The sentence for people if there are no rows, with the next thing to do."""
+    short: Sequence[str] = ()
+    """The columns for people, if not all. ``--wide`` shows all; the other formats always do."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser; with ``--wide`` if there are columns that people don't see."""
+        parser = super().get_parser(prog_name)
+        if self.short:
+            parser.add_argument(
+                "-w",
+                "--wide",
+                action="store_true",
+                help="All columns; lines as long as they are (for less -S).",
+            )
+        return parser
 
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
         """Print the rows."""
         self.check_columns(parsed_args, column_names)
         rows = [self.shown(parsed_args, row) for row in data]
         if not rows and parsed_args.formatter == "table" and not parsed_args.print_empty:
-            return 0  # an empty table is an empty line
+            if self.nothing:
+                note(self.app, self.nothing)
+            return 0
+        if self.short and parsed_args.wide:
+            parsed_args.fit_width = False
+        elif self.short and self.for_people(parsed_args) and not parsed_args.columns:
+            places = [column_names.index(name) for name in self.short]
+            rows = [tuple(row[place] for place in places) for row in rows]
+            column_names = self.short
+            if column_names[-1] == "error" and not any(row[-1] for row in rows):
+                column_names, rows = column_names[:-1], [row[:-1] for row in rows]
         return super().produce_output(parsed_args, column_names, rows) or 0
 
 
@@ -147,6 +210,7 @@ class RunCommand(Table):
     """
 
     waits = False
+    _plan: Plan | None = None
     _result: RunResult | None = None
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
@@ -177,10 +241,12 @@ class RunCommand(Table):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
         """Plan or run; returns columns and rows."""
         request = self.request(parsed_args)
+        columns = PLAN_COLUMNS if parsed_args.dry_run else RESULT_COLUMNS
+        self.check_columns(parsed_args, columns)
         if parsed_args.dry_run:
-            plan = self.engine.plan(request)
-            tell_needs(plan)
-            return PLAN_COLUMNS, plan_rows(plan)
+            self._plan = self.engine.plan(request)
+            tell_needs(self._plan)
+            return columns, plan_rows(self._plan)
 
         def begin(plan: Plan) -> None:
             for warning in plan.warnings:
@@ -189,8 +255,10 @@ class RunCommand(Table):
 
         result = self.engine.run(request, on_plan=begin)
         self._result = result
-        shown = result.failures if parsed_args.formatter == "table" else result.results
-        return RESULT_COLUMNS, [result_row(clone) for clone in shown]
+        shown: Sequence[CloneResult] = result.results
+        if self.for_people(parsed_args):  # how many were not done is in the summary
+            shown = [clone for clone in result.failures if not isinstance(clone.error, Interrupted)]
+        return columns, [result_row(clone) for clone in shown]
 
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
         """Print the rows, then the run's summary.
@@ -208,6 +276,8 @@ class RunCommand(Table):
                 note(self.app, f"log of this run: {runs}/{self._result.plan.run}.jsonl")
             check_result(self._result)
             note(self.app, summary(self._result))
+        elif self._plan is not None and self._plan.missing is not None:
+            raise self._plan.missing
         return 0
 
 
@@ -257,31 +327,43 @@ def result_row(clone: CloneResult) -> tuple[object, ...]:
 
 
 def summary(result: RunResult) -> str:
-    """Return one line on a run that succeeded."""
-    plan, total = result.plan, len(result.results)
-    done = total - len(result.failures)
-    parts = [f"{counted(done, 'clone')} {_past(result)}"]
+    """Return one line on a run that succeeded: how many clones it did what to."""
+    done, unchanged = _done(result)
+    unchanged += len(result.plan.existing)
+    first, *others = done or [(_words(result, ()), 0)]
+    parts = [f"{counted(first[1], 'clone')} {first[0]}"]
+    parts += [f"{number} {words}" for words, number in others]
     if result.failures:
         parts.append(f"{len(result.failures)} failed")
-    if plan.existing:
-        parts.append(f"{len(plan.existing)} unchanged")
+    if unchanged:
+        parts.append(f"{unchanged} unchanged")
     return f"{', '.join(parts)} in {format_seconds(result.seconds)}"
 
 
-def _past(result: RunResult) -> str:
-    """Return what was done to a run's clones, like ``created, started and ready``.
+def _done(result: RunResult) -> tuple[list[tuple[str, int]], int]:
+    """Return what a run did with how many clones, the most first; and with how many it did nothing.
 
-    Only what is true of all of them.
+    A step that found nothing to do isn't counted, but a wait is: the clone is ready.
     """
+    planned = {clone.name: clone.steps for clone in result.plan.clones}
+    groups: Counter[tuple[str, ...]] = Counter()
+    for clone in result.results:
+        if clone.error is None:
+            steps = set(planned[clone.name]) & {"wait", *clone.changed}
+            groups[tuple(step for step in result.plan.order if step in steps)] += 1
+    unchanged = groups.pop((), 0)
+    most_first = sorted(groups, key=len, reverse=True)
+    done: Counter[str] = Counter()
+    for group in most_first:
+        done[_words(result, group)] += groups[group]
+    return list(done.items()), unchanged
+
+
+def _words(result: RunResult, steps: Sequence[str]) -> str:
+    """Return what steps did to clones, like ``created, started and ready``."""
     from vmcloner_core.steps import ACTIONS, STEPS
 
-    clones = result.plan.clones
-    done = [clone for clone in result.results if clone.error is None]
-    common = set.intersection(*(set(clone.steps) for clone in clones)) if clones else set()
-    if not all(clone.created for clone in done):
-        common -= {"clone", "define"}
-    past = [(name, STEPS[name].past) for name in result.plan.order if name in common]
-    return _listed(ACTIONS[result.plan.action].words(past))
+    return _listed(ACTIONS[result.plan.action].words([(name, STEPS[name].past) for name in steps]))
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -367,7 +449,7 @@ def add_targets(parser: argparse.ArgumentParser, *, everything: bool) -> None:
 
 def add_count(parser: argparse.ArgumentParser) -> None:
     """Add ``--count`` in the sense of "at most N"."""
-    parser.add_argument("-c", "--count", type=int, metavar="N", help="At most N of them.")
+    parser.add_argument("-n", "--count", type=int, metavar="N", help="At most N of them.")
 
 
 def add_fanout(parser: argparse.ArgumentParser) -> None:

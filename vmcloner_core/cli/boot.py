@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmcloner_core.cli.base import Table, add_targets
 from vmcloner_core.errors import PartialFailure
+from vmcloner_core.units import counted
 
 if TYPE_CHECKING:
     from vmcloner_core.booting import Preview
@@ -26,6 +27,7 @@ class BootResolve(Table):
     """
 
     example = "vmcloner boot resolve web-1"
+    nothing = "there are no clones to boot"
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
@@ -51,7 +53,7 @@ class BootResolve(Table):
         failures = [(p.name, p.error) for p in self._previews if p.error is not None]
         if failures:
             total = len(self._previews)
-            message = f"boot resolve: {len(failures)} of {total} clones would not boot"
+            message = f"boot resolve: {len(failures)} of {counted(total, 'clone')} would not boot"
             raise PartialFailure(message, failures=failures)
         return 0
 

@@ -20,7 +20,7 @@ class Create(RunCommand):
     run the same command again to finish the work.
     """
 
-    example = "vmcloner create web -t tiny -c 20 --start --wait"
+    example = "vmcloner create web -t tiny -n 20 --start --wait"
     waits = True
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
@@ -32,7 +32,7 @@ class Create(RunCommand):
         )
         number = parser.add_mutually_exclusive_group()
         number.add_argument(
-            "-c", "--count", type=int, metavar="N", help="Size of the fleet (default 1)."
+            "-n", "--count", type=int, metavar="N", help="Size of the fleet (default 1)."
         )
         number.add_argument(
             "--add", type=int, metavar="N", help="Clones to add after the highest index."

@@ -16,7 +16,8 @@ from vmcloner_core.units import counted
 class Delete(RunCommand):
     """Stop clones and remove them, with their disks, domains and logs.
 
-    Clones that are already gone are no error. Nothing that isn't vmcloner's is touched.
+    What isn't there gives exit code 4, after all else was deleted; --missing-ok makes it no error.
+    Nothing that isn't vmcloner's is touched.
     """
 
     example = "vmcloner delete web db-[1-3] --yes"
@@ -27,6 +28,9 @@ class Delete(RunCommand):
         add_targets(parser, everything=True)
         add_count(parser)
         parser.add_argument("-y", "--yes", action="store_true", help="Don't ask first.")
+        parser.add_argument(
+            "--missing-ok", action="store_true", help="Succeed although a target isn't there."
+        )
         return parser
 
     def request(self, parsed_args: argparse.Namespace) -> TargetRequest:
@@ -39,6 +43,7 @@ class Delete(RunCommand):
             targets=tuple(parsed_args.targets),
             everything=parsed_args.all,
             count=parsed_args.count,
+            missing_ok=parsed_args.missing_ok,
             jobs=parsed_args.jobs,
         )
         if not (parsed_args.yes or parsed_args.dry_run or sys.stdin.isatty()):

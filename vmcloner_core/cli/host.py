@@ -31,6 +31,7 @@ class HostCheck(Table):
     """
 
     example = "vmcloner host check kvm"
+    columns = CHECK_COLUMNS
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
@@ -52,6 +53,8 @@ class HostCheck(Table):
 
 class _Network(Record):
     """What making and removing a network have in common."""
+
+    columns = ("name", "address", "addresses", "active", "steps", "dry_run")
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
@@ -109,7 +112,7 @@ class HostPrepareNetwork(_Network):
         parser = super().get_parser(prog_name)
         default = NetworkRequest().count
         parser.add_argument(
-            "-c",
+            "-n",
             "--count",
             type=int,
             metavar="N",

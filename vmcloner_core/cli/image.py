@@ -13,11 +13,12 @@ from vmcloner_core.units import format_size, parse_size
 class ImageBuild(Record):
     """Build a template's image on this machine, unless it is up to date.
 
-    With --suite, --packages, --size, --mirror or --revision, NAME is first written as a template
-    of your own: debian-12-built with these options. Needs root.
+    With --suite, --packages, --size, --mirror or --revision, NAME becomes a template of your own,
+    once its image is built: debian-12-built with these options. Needs root.
     """
 
     example = "vmcloner image build ci --suite bookworm --packages git,make --size 4GiB"
+    columns = ("template", "file", "image", "format", "size", "digest")
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""

@@ -12,6 +12,7 @@ from vmcloner_core import ansible, ssh
 from vmcloner_core.cli.base import Base, add_targets, chosen
 from vmcloner_core.errors import PartialFailure
 from vmcloner_core.model import Access
+from vmcloner_core.units import counted
 
 
 class Inventory(Base):
@@ -57,7 +58,8 @@ class Inventory(Base):
         failures = [(o.key, o.error) for o in outcomes if o.error is not None]
         if failures:
             raise PartialFailure(
-                f"inventory: {len(failures)} of {len(outcomes)} clones left out: {failures[0][1]}",
+                f"inventory: {len(failures)} of {counted(len(outcomes), 'clone')} left out: "
+                f"{failures[0][1]}",
                 failures=failures,
             )
 

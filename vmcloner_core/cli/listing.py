@@ -1,23 +1,47 @@
-"""``vmcloner list`` and ``vmcloner show``."""
+"""``vmcloner list``."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import io
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
-from vmcloner_core.cli.base import Record, Table, add_targets
+from vmcloner_core.cli.base import Table, add_targets, note
+from vmcloner_core.cli.formats import PlainTable
 from vmcloner_core.cli.usage import say
-from vmcloner_core.errors import PartialFailure
-from vmcloner_core.model import Clone
+from vmcloner_core.errors import PartialFailure, UsageError, VmclonerError, shown
+from vmcloner_core.model import Clone, State
+from vmcloner_core.survey import Survey
+from vmcloner_core.units import counted, format_age
 
-COLUMNS = (
+KEYS = (
     "name", "fleet", "index", "state", "template", "hypervisor",
-    "storage", "host", "mac", "ip", "created", "volumes",
+    "storage", "host", "mac", "ip", "created", "volumes", "reason",
 )  # fmt: skip
+"""What programs get; stable."""
+SHORT = ("name", "state", "ip", "template", "age", "problem")
+"""What people get: it fits 80 columns."""
+ALL = (*SHORT[:-1], *(key for key in KEYS if key not in SHORT), "problem")
+FLEET_KEYS = ("fleet", "template", "clones", *(state.value for state in State))
+INTERVAL = 2.0
+"""Seconds between two looks of ``--watch``."""
+
+_PROBLEMS = {
+    State.ALLOCATED: "unfinished: run its create again",
+    State.ORPHAN: "its disk is gone: run its create again",
+    State.CRASHED: "crashed",
+    State.UNKNOWN: "its hypervisor can't be read",
+}
 
 
-def _row(clone: Clone) -> tuple[Any, ...]:
+def row(clone: Clone) -> tuple[Any, ...]:
+    """Return a clone as values of :data:`KEYS`."""
     labels = clone.labels
     return (
         clone.name,
@@ -32,31 +56,106 @@ def _row(clone: Clone) -> tuple[Any, ...]:
         clone.ip,
         labels.created,
         [volume.name for volume in clone.volumes],
+        clone.reason,
     )
 
 
-class List(Table):
-    """List clones."""
+def problem(clone: Clone) -> str | None:
+    """Return what is wrong with a clone, in a few words; None if nothing is."""
+    if not clone.ours:
+        return "belongs to another state folder"
+    return _PROBLEMS.get(clone.state)
 
-    example = "vmcloner list web-[1-10] -f json"
+
+def age(clone: Clone, now: datetime) -> str | None:
+    """Return how long ago a clone was created, None if its label has no valid time."""
+    try:
+        created = datetime.fromisoformat(clone.labels.created)
+        return format_age((now - created).total_seconds())
+    except (ValueError, TypeError):  # not a time, or one without a zone
+        return None
+
+
+class List(Table):
+    """List clones.
+
+    Shows their states, addresses and ages, and what is wrong with them. --wide shows everything;
+    -f json, yaml, csv and value always have everything.
+    """
+
+    example = "vmcloner list web-[1-10] --state running"
+    columns = tuple(dict.fromkeys((*KEYS, *SHORT, *FLEET_KEYS)))
+    short: Sequence[str] = SHORT
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
         parser = super().get_parser(prog_name)
         add_targets(parser, everything=False)
+        parser.add_argument(
+            "--state",
+            action="append",
+            choices=[state.value for state in State],
+            help="Only clones in this state; can be repeated.",
+        )
+        parser.add_argument(
+            "--fleets", action="store_true", help="A line for each fleet: how many in each state."
+        )
+        parser.add_argument(
+            "--watch",
+            action="store_true",
+            help=f"Show it again every {INTERVAL:.0f} s until Ctrl-C; needs a terminal.",
+        )
         return parser
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        """List once, or until the user presses Ctrl-C."""
+        if not parsed_args.watch:
+            return super().run(parsed_args)
+        return self.guarded(lambda: self._watch(parsed_args))
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
         """Return columns and rows of what could be read."""
         self._found = self.engine.survey(*parsed_args.targets)
-        return COLUMNS, [_row(clone) for clone in self._found.clones]
+        wanted = parsed_args.state or [state.value for state in State]
+        self._clones = [clone for clone in self._found.clones if clone.state.value in wanted]
+        self.nothing = _nothing(self._found, parsed_args)
+        if parsed_args.fleets:
+            return self._of_fleets()
+        programs = not (self.for_people(parsed_args) or parsed_args.columns)
+        columns = KEYS if programs else ALL
+        now = datetime.now(UTC)
+        rows = []
+        for clone in self._clones:
+            values = dict(zip(KEYS, row(clone), strict=True))
+            values |= {"age": age(clone, now), "problem": problem(clone)}
+            rows.append(tuple(values[name] for name in columns))
+        return columns, rows
+
+    def _of_fleets(self) -> tuple[Sequence[str], list[Any]]:
+        """Return columns and rows of fleets; people don't see states that no clone is in."""
+        fleets: dict[str, list[Clone]] = {}
+        for clone in self._clones:
+            fleets.setdefault(clone.fleet, []).append(clone)
+        there = {"fleet", "template", "clones", *(clone.state.value for clone in self._clones)}
+        self.short = tuple(name for name in FLEET_KEYS if name in there)
+        rows = []
+        for fleet, clones in fleets.items():
+            counts = Counter(clone.state.value for clone in clones)
+            templates = ", ".join(dict.fromkeys(clone.template for clone in clones))
+            values = {"fleet": fleet, "template": templates, "clones": len(clones)}
+            rows.append(tuple(values.get(name, counts[name]) for name in FLEET_KEYS))
+        return FLEET_KEYS, rows
 
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
-        """Print the rows, then what could not be read.
+        """Print the rows and a line of totals, then what could not be read.
 
         :raises PartialFailure: something couldn't.
         """
         super().produce_output(parsed_args, column_names, data)
+        if self._clones and self.for_people(parsed_args) and not parsed_args.columns:
+            self.app.stdout.write(f"{totals(self._clones)}\n")
+        if self._found.others is not None:
+            note(self.app, self._found.others)
         unseen = self._found.unseen
         for each in unseen[:-1]:
             say(f"{each} ({each.hint})")
@@ -64,56 +163,63 @@ class List(Table):
             raise PartialFailure(str(unseen[-1]), hint=unseen[-1].hint)
         return 0
 
+    def _watch(self, parsed_args: argparse.Namespace) -> int:
+        """List again and again on the terminal; returns 0 when the user presses Ctrl-C.
 
-class Show(Record):
-    """Show one clone in detail."""
+        :raises UsageError: the output isn't a terminal, or not a table.
+        """
+        if not sys.stdout.isatty() or not self.for_people(parsed_args):
+            raise UsageError("--watch needs a terminal, and no other format than table")
+        self.formatter = PlainTable()
+        self.app.stdout.write("\033[2J")
+        try:
+            while True:
+                self.app.stdout.write(_frame(self._drawn(parsed_args)))
+                self.app.stdout.flush()
+                time.sleep(INTERVAL)
+        except KeyboardInterrupt:
+            return 0
 
-    example = "vmcloner show web-3"
+    def _drawn(self, parsed_args: argparse.Namespace) -> list[str]:
+        """Return the lines of a list as it is now."""
+        screen, self.app.stdout = self.app.stdout, io.StringIO()
+        try:
+            columns, rows = self.take_action(parsed_args)
+            if not rows:
+                return [self.nothing]
+            self.produce_output(parsed_args, columns, rows)
+        except VmclonerError as error:  # it may be over at the next look
+            self.app.stdout.write(f"{shown(str(error))}\n")
+        finally:
+            drawn, self.app.stdout = self.app.stdout, screen
+        return drawn.getvalue().splitlines()
 
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """Return the parser."""
-        parser = super().get_parser(prog_name)
-        parser.add_argument("clone", metavar="CLONE", help="Name of a clone.")
-        form = parser.add_mutually_exclusive_group()
-        form.add_argument(
-            "--xml", action="store_true", help="Print its domain XML, as it would be defined now."
-        )
-        form.add_argument(
-            "--show-xl", action="store_true", help="Print it in Xen's xl.cfg(5) format."
-        )
-        return parser
 
-    def run(self, parsed_args: argparse.Namespace) -> int:
-        """Show the clone, or its domain alone."""
-        if parsed_args.show_xl:
-            return self.guarded(lambda: self._print(self.engine.domain_native(parsed_args.clone)))
-        if parsed_args.xml:
-            return self.guarded(lambda: self._print(self.engine.domain_xml(parsed_args.clone)))
-        return super().run(parsed_args)
+def _frame(text: Sequence[str]) -> str:
+    """Return what draws lines over the terminal's contents, the last of them if it is full."""
+    size = shutil.get_terminal_size()
+    room = size.lines - 1
+    if len(text) > room:
+        hidden = len(text) - room + 1
+        text = [*text[: room - 2], f"… {counted(hidden, 'more line')}", text[-1]]
+    lines = "".join(f"{line[: size.columns]}\033[K\n" for line in text)
+    return f"\033[H{lines}\033[J"
 
-    def _print(self, text: str) -> int:
-        self.app.stdout.write(text.rstrip() + "\n")
-        return 0
 
-    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
-        """Return keys and values."""
-        clone = self.engine.show(parsed_args.clone)
-        more = {
-            "uuid": str(clone.domain.uuid) if clone.domain is not None else None,
-            "memory": clone.domain.memory if clone.domain is not None else None,
-            "owner": clone.labels.owner,
-            "run": clone.labels.run,
-            "expires": clone.labels.expires,
-            "disks": [
-                {
-                    "path": str(volume.path),
-                    "size": volume.size,
-                    "format": volume.format,
-                    "pool": volume.pool,
-                }
-                for volume in clone.volumes
-            ],
-            "macs": list(clone.domain.macs) if clone.domain is not None else [],
-            "console_log": str(self.engine.console_log(clone) or ""),
-        }
-        return (*COLUMNS, *more), (*_row(clone), *more.values())
+def totals(clones: Iterable[Clone]) -> str:
+    """Return one line: how many clones there are, in which states, and how many have a problem."""
+    clones = list(clones)
+    fleets = len({clone.fleet for clone in clones})
+    states = Counter(clone.state for clone in clones)
+    counts = ", ".join(f"{states[state]} {state.value}" for state in State if states[state])
+    troubled = sum(problem(clone) is not None for clone in clones)
+    more = f"; {troubled} with a problem" if troubled else ""
+    return f"{counted(len(clones), 'clone')} in {counted(fleets, 'fleet')}: {counts}{more}"
+
+
+def _nothing(found: Survey, parsed_args: argparse.Namespace) -> str:
+    """Return the sentence for a list without clones."""
+    if found.clones:
+        states = " or ".join(parsed_args.state or ())
+        return f"no clone is {states} ({counted(len(found.clones), 'clone')}: vmcloner list)"
+    return "there are no clones yet (vmcloner create web -t tiny -n 3 --start --wait)"

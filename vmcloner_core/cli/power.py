@@ -48,7 +48,7 @@ class Start(_Power):
 
     action = "start"
     waits = True
-    example = "vmcloner start web -c 5 --wait"
+    example = "vmcloner start web -n 5 --wait"
 
 
 class Stop(_Power):

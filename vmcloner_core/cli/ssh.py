@@ -15,6 +15,7 @@ from vmcloner_core.errors import BackendError, HostCommandError, PartialFailure,
 from vmcloner_core.names import fold
 from vmcloner_core.remote import Answer
 from vmcloner_core.remote import fold as gathered
+from vmcloner_core.units import counted
 
 COLUMNS = ("name", "status", "code", "stdout", "stderr", "error")
 
@@ -79,6 +80,7 @@ class Exec(Table):
 
     _answers: tuple[Answer, ...] = ()
     example = "vmcloner exec 'web-[1-10]' -- systemctl is-system-running"
+    columns = COLUMNS
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
@@ -116,7 +118,7 @@ class Exec(Table):
         failed = [answer for answer in self._answers if not answer.ok]
         if failed:
             raise PartialFailure(
-                f"exec: {len(failed)} of {len(self._answers)} clones failed: "
+                f"exec: {len(failed)} of {counted(len(self._answers), 'clone')} failed: "
                 f"{fold([answer.name for answer in failed])}",
                 failures=[(a.name, a.error or _ended(a)) for a in failed],
             )

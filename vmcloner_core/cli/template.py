@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import Any
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
 
+import attrs
+
+from vmcloner_core.catalog import written_beside
 from vmcloner_core.cli.base import Base, Record, Table, add_copying, note
 from vmcloner_core.cli.host import CHECK_COLUMNS, check_row, judged
-from vmcloner_core.model import Copying, Template
+from vmcloner_core.errors import (
+    Interrupted,
+    InvalidRequest,
+    PartialFailure,
+    UsageError,
+)
+from vmcloner_core.model import Copying, ImageFormat, Outcome, Status, Template
+from vmcloner_core.template_leftovers import TemplateLeftover, named
 from vmcloner_core.units import format_size
+
+LIST_COLUMNS = ("name", "description", "imported", "file", "error")
+IMPORT_COLUMNS = ("template", "storage", "size", "allocated", "extents", "digest", "changed")
 
 
 class TemplateList(Table):
-    """List templates, and the pools that hold their images."""
+    """List templates, the pools that hold their images, and what no template names any more."""
 
     example = "vmcloner template list"
+    columns = LIST_COLUMNS
+    short = ("name", "imported", "description", "error")
+    nothing = "there are no templates (docs/templates.md says how to write one)"
 
     def take_action(self, _parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
         """Return columns and rows."""
         pools: dict[str, list[str]] = {}
         for origin in self.engine.origins():
             pools.setdefault(origin.template, []).append(origin.pool)
-        rows = [
+        rows: list[tuple[str | None, ...]] = [
             (
                 info.name,
                 info.template.description if info.template is not None else None,
@@ -32,7 +50,16 @@ class TemplateList(Table):
             )
             for info in self.engine.templates()
         ]
-        return ("name", "description", "imported", "file", "error"), rows
+        rows += [
+            (stem, None, None, str(file), f"no template: {written_beside(file, stem)}")
+            for stem, file in self.engine.stray_images().items()
+        ]
+        for name, left in named(self.engine.leftovers()).items():
+            places = ",".join(each.pool for each in left if each.pool is not None)
+            folder = next((str(each.folder) for each in left if each.folder is not None), None)
+            why = f"{format_size(sum(each.size for each in left))} that no template names any more"
+            rows.append((name, None, places or None, folder, f"{why} (vmcloner template prune)"))
+        return LIST_COLUMNS, rows
 
 
 class _Named(Base):
@@ -71,8 +98,49 @@ class TemplateShow(_Named, Record):
             "cmdline": template.kernel.cmdline if template.kernel is not None else None,
             "ready": template.ready,
             "imported": [origin.pool for origin in origins],
+            "swap": template.swap,
+            "disks": [attrs.asdict(disk) for disk in template.disks],
+            "identity": _plain(template.identity),
+            "ssh": _plain(template.ssh),
+            "domain": _plain(template.domain),
+            "image_options": dict(template.image.options),
+            "values": dict(template.values),
         }
+        if self.for_people(parsed_args):
+            values |= _worded(template, values)
         return tuple(values), tuple(values.values())
+
+
+def _plain(table: Any) -> dict[str, Any]:
+    """Return a table of a template as values that every format has."""
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in attrs.asdict(table).items()
+    }
+
+
+def _worded(template: Template, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those values that people read in another form: with units, and a line for each key."""
+    sizes = {
+        key: format_size(values[key]) if values[key] is not None else None
+        for key in ("memory", "disk_size", "swap")
+    }
+    tables = {
+        key: "\n".join(
+            f"{name}: {_words(value)}"
+            for name, value in values[key].items()
+            if value not in (None, ())
+        )
+        for key in ("identity", "ssh", "domain", "image_options", "values")
+    }
+    disks = "\n".join(f"{format_size(disk.size)}, {disk.content}" for disk in template.disks)
+    return {**sizes, **tables, "disks": disks}
+
+
+def _words(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _source(template: Template) -> str:
@@ -87,6 +155,7 @@ class TemplateImport(_Named, Record):
     """
 
     example = "vmcloner template import debian-12 --image ./debian-12.qcow2"
+    columns = IMPORT_COLUMNS
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
@@ -96,6 +165,11 @@ class TemplateImport(_Named, Record):
             "--image", metavar="FILE_OR_URL", help="Image to use instead of the template's own."
         )
         parser.add_argument("--sha256", metavar="HEX", help="Of --image; required for a URL.")
+        parser.add_argument(
+            "--image-format",
+            choices=get_args(ImageFormat),
+            help="Of the image, unpacked. Default: what its name says, else the template.",
+        )
         add_copying(parser)
         return parser
 
@@ -106,13 +180,13 @@ class TemplateImport(_Named, Record):
             storage=parsed_args.storage,
             image=parsed_args.image,
             sha256=parsed_args.sha256,
+            format=parsed_args.image_format,
             copying=Copying(bandwidth=parsed_args.bwlimit, verify=parsed_args.verify),
         )
         origin = outcome.unwrap()
         what = "imported" if outcome.changed else "already there"
         note(self.app, f"{origin.template}: {format_size(origin.size)}, {what}")
-        keys = ("template", "storage", "size", "allocated", "extents", "digest", "changed")
-        return keys, (
+        return IMPORT_COLUMNS, (
             origin.template,
             origin.pool,
             origin.size,
@@ -124,7 +198,7 @@ class TemplateImport(_Named, Record):
 
 
 class TemplateDelete(_Named):
-    """Remove a template's image from a pool. Its TOML file stays."""
+    """Remove a template's image from a pool, and what its builder made. Its TOML file stays."""
 
     example = "vmcloner template delete tiny"
 
@@ -141,10 +215,71 @@ class TemplateDelete(_Named):
         note(self.app, f"{name}: image {'removed' if outcome.changed else 'was not there'}")
 
 
+class TemplatePrune(Table):
+    """Remove images, in pools and in the state folder, that no template names any more.
+
+    What clones were made from is kept. Templates in the folder templates of other working
+    directories aren't seen: run it where yours are.
+    """
+
+    example = "vmcloner template prune --dry-run"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument("--dry-run", action="store_true", help="Show what would be removed.")
+        parser.add_argument("-y", "--yes", action="store_true", help="Don't ask first.")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
+        """Return columns and rows."""
+        left = self.engine.leftovers()
+        if parsed_args.dry_run:
+            outcomes = [Outcome(key=each.template, value=each, changed=False) for each in left]
+        else:
+            self._confirm(left, parsed_args)
+            outcomes = list(self.engine.prune_templates(left))
+        self.failed = [o for o in outcomes if o.error is not None]
+        rows = []
+        for each, outcome in zip(left, outcomes, strict=True):
+            result = "removed" if outcome.changed else "would be removed"
+            if outcome.error is not None:
+                result = str(outcome.error)
+            elif not outcome.changed and not parsed_args.dry_run:
+                result = "already gone"
+            rows.append(
+                (each.template, each.pool, each.folder and str(each.folder), each.size, result)
+            )
+        return ("template", "storage", "folder", "size", "result"), rows
+
+    def _confirm(self, left: Sequence[TemplateLeftover], parsed_args: argparse.Namespace) -> None:
+        """Ask before anything is removed.
+
+        :raises Interrupted: the user said no. :raises UsageError: there is nobody to ask.
+        """
+        if parsed_args.yes or not left:
+            return
+        if not sys.stdin.isatty():
+            raise UsageError("template prune needs a terminal to ask", hint="or use --yes")
+        size = format_size(sum(each.size for each in left))
+        names = ", ".join(named(left))
+        if input(f"Remove {size} of {names}? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise Interrupted("nothing was removed")
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        """Prune; fails if something is kept because clones use it."""
+        return super().run(parsed_args) or (PartialFailure.exit_code if self.failed else 0)
+
+
 class TemplateCheck(_Named, Table):
-    """Check a template without making a clone."""
+    """Check a template without making a clone.
+
+    Shows everything that is wrong at once. Exit code 3 if the file has wrong keys or values, 8 if
+    this host lacks something.
+    """
 
     example = "vmcloner template check tiny"
+    columns = CHECK_COLUMNS
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
         """Return columns and rows."""
@@ -153,4 +288,7 @@ class TemplateCheck(_Named, Table):
 
     def run(self, parsed_args: argparse.Namespace) -> int:
         """Check; fails where a check does."""
-        return super().run(parsed_args) or judged(self.checks)
+        code = super().run(parsed_args)
+        if not code and any(c.name == "file" and c.status is Status.FAILED for c in self.checks):
+            return InvalidRequest.exit_code
+        return code or judged(self.checks)

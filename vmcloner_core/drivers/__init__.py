@@ -28,7 +28,7 @@ from vmcloner_core.drivers.hypervisor import (
     NetworkInterface,
 )
 from vmcloner_core.drivers.identity import IdentityProvider, IdentityRequest
-from vmcloner_core.drivers.image import ImageBuilder
+from vmcloner_core.drivers.image import ImageBuilder, image_cache
 from vmcloner_core.drivers.storage import ImageFile, SimpleStorageDriver, StorageDriver
 
 __all__ = [
@@ -49,4 +49,5 @@ __all__ = [
     "NetworkInterface",
     "SimpleStorageDriver",
     "StorageDriver",
+    "image_cache",
 ]

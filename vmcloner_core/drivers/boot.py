@@ -62,6 +62,10 @@ class BootProvider(ABC):
         :raises InvalidRequest: a key, or a file that it names, is missing.
         """
 
+    def unused(self, template: Template) -> tuple[str, ...]:  # noqa: ARG002 - for overriding it
+        """Return the keys that a template sets and this provider ignores (``kernel.initrd``)."""
+        return ()
+
     @abstractmethod
     def resolve(self, requests: Sequence[BootRequest]) -> Iterator[Outcome[BootConfig]]:
         """Yield what each clone boots by its definition; keys are the clones' names.

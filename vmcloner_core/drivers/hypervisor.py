@@ -15,6 +15,7 @@ from vmcloner_core.model import (
     DomainInventory,
     DomainSpec,
     HostResources,
+    Needs,
     Network,
     NetworkChange,
     NetworkRequest,
@@ -134,9 +135,34 @@ class HypervisorDriver(ABC):
         :raises InvalidRequest: names the key and the values that the hypervisor supports.
         """
 
+    def unused(self, template: Template) -> tuple[str, ...]:  # noqa: ARG002 - for overriding it
+        """Return the keys that a template sets and this hypervisor ignores (``domain.type``)."""
+        return ()
+
+    def check_domain(self, spec: DomainSpec) -> Needs:  # noqa: ARG002 - for those that override it
+        """Check that this host has what a domain needs, before clones like it are made.
+
+        Called once for the clones of a template, and by ``template check``. Its volumes and its
+        seed don't exist yet, and may be missing; its kernel may not be built yet. Changes nothing.
+
+        :raises VmclonerError: the host lacks something; one line with the way out.
+        """
+        return Needs()
+
+    def check_defined(self, name: str) -> Needs:  # noqa: ARG002 - likewise
+        """Check the same of one of our domains that is to be started; as :meth:`check_domain`."""
+        return Needs()
+
     @abstractmethod
     def inspect(self) -> DomainInventory:
         """Return our domains, and the names and MAC addresses of all others."""
+
+    def logs(self, name: str) -> tuple[Path, ...]:  # noqa: ARG002 - most keep none
+        """Return the existing files outside of the state folder that a domain of ours left.
+
+        They are removed with the domain; a run that is killed may leave them.
+        """
+        return ()
 
     @abstractmethod
     def states(self) -> Mapping[str, State]:
@@ -148,6 +174,13 @@ class HypervisorDriver(ABC):
         Cheap enough to be polled. A domain without a known address may be left out.
         """
         return {}
+
+    def started(self, name: str) -> float | None:  # noqa: ARG002 - few hypervisors know
+        """Return when a running domain was started, in seconds since the epoch.
+
+        None if that isn't known: the default.
+        """
+        return None
 
     @abstractmethod
     def resources(self) -> HostResources:

@@ -60,6 +60,10 @@ class IdentityProvider(ABC):
         :raises InvalidRequest: a key, or a file that it names, is wrong.
         """
 
+    def unused(self, template: Template) -> tuple[str, ...]:  # noqa: ARG002 - for overriding it
+        """Return the keys that a template sets and this provider ignores (``identity.gateway``)."""
+        return ()
+
     def check_seed(self, request: IdentityRequest) -> None:
         """Check the input for a clone's seed, before anything is made. Writes nothing.
 

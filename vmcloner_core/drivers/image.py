@@ -5,7 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 from vmcloner_core.model import Progress
+
+
+def image_cache() -> Path:
+    """Return the user's folder for what builders keep, a folder ``KEY`` for each image.
+
+    A builder fills a folder ``.KEY-…`` and then renames it, and holds the lock ``image/KEY`` in
+    this folder meanwhile (:func:`vmcloner_core.locks.hold`); what is left without it is removed.
+    """
+    return user_cache_path("vmcloner") / "images"
 
 
 class ImageBuilder(ABC):

@@ -18,6 +18,7 @@ from vmcloner_core.model import (
     CloneMode,
     CloneRequest,
     Copying,
+    Leftover,
     Origin,
     Outcome,
     Progress,
@@ -214,6 +215,10 @@ class StorageDriver(ABC):
 
         Called at the start of each run. Other processes may be at work in the pool.
         """
+
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """Return what :meth:`sweep` would remove now."""
+        return ()
 
     def close(self) -> None:
         """Release what the driver holds. It isn't used afterwards."""

@@ -18,6 +18,7 @@ from vmcloner_core.model.host import (
     BackendTable,
     Host,
     HostResources,
+    Needs,
     Network,
     NetworkChange,
     NetworkRequest,
@@ -32,12 +33,14 @@ from vmcloner_core.model.identity import (
     clone_uuid,
 )
 from vmcloner_core.model.labels import LABEL_VERSION, Labels
+from vmcloner_core.model.leftover import Leftover
 from vmcloner_core.model.outcome import Check, Outcome, Status
 from vmcloner_core.model.template import (
     MAX_DISKS,
     DiskSpec,
     DomainOptions,
     IdentitySpec,
+    ImageFormat,
     ImageSource,
     KernelSpec,
     NicSpec,
@@ -81,10 +84,13 @@ __all__ = [
     "HostResources",
     "Identity",
     "IdentitySpec",
+    "ImageFormat",
     "ImageSource",
     "Interface",
     "KernelSpec",
     "Labels",
+    "Leftover",
+    "Needs",
     "Network",
     "NetworkChange",
     "NetworkRequest",

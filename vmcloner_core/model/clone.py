@@ -100,6 +100,11 @@ class Clone:
         return self.labels.template
 
     @property
+    def reason(self) -> str:
+        """Why it is in its state, in a few words; empty if there is nothing to say."""
+        return self.domain.reason if self.domain is not None else ""
+
+    @property
     def mac(self) -> str | None:
         """Address of its first network card."""
         return self.domain.macs[0] if self.domain is not None and self.domain.macs else None

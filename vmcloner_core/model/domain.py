@@ -111,6 +111,8 @@ class State(enum.Enum):
     ALLOCATED = "allocated"
     """Its volume exists, but its domain does not (yet)."""
     STOPPED = "stopped"
+    SAVED = "saved"
+    """Off, with its memory in a file: the next start continues from there."""
     RUNNING = "running"
     PAUSED = "paused"
     CRASHED = "crashed"
@@ -125,7 +127,11 @@ class Domain:
     """A labelled domain as found on the host. ``state`` is never ALLOCATED, ORPHAN or UNKNOWN.
 
     ``memory`` is in bytes: what it uses once it is started. ``networks`` has the network of each
-    card, as :attr:`Network.key`; an empty string for a card without a shared network.
+    card, as :attr:`Network.key`; an empty string for a card without a shared network. ``disks`` has
+    the file or device that each disk uses now; otherwise, that it will use at its next start.
+
+    :param reason: why it is in that state, in a few words ("I/O error"); empty if there is nothing
+        to say.
     """
 
     name: str
@@ -133,6 +139,7 @@ class Domain:
     labels: Labels
     state: State
     memory: int
+    reason: str = ""
     macs: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
     disks: tuple[Path, ...] = ()
@@ -140,8 +147,13 @@ class Domain:
 
 @attrs.frozen(kw_only=True)
 class DomainInventory:
-    """The contents of a hypervisor: our domains, and names and MAC addresses used by others."""
+    """The contents of a hypervisor: our domains, and names and MAC addresses used by others.
+
+    :param strays: domains with the labels of a clone of another name: that clone's domain, renamed,
+        or a copy of it. Their names and addresses are foreign ones too.
+    """
 
     domains: tuple[Domain, ...]
+    strays: tuple[Domain, ...] = ()
     foreign_names: frozenset[str] = frozenset()
     foreign_macs: frozenset[str] = frozenset()

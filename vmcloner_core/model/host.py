@@ -82,6 +82,7 @@ class HostResources:
     :param memory_free: memory available to guests, including what the kernel could reclaim.
     :param memory_overhead: memory that a guest uses in addition to its own.
     :param memory_hint: if memory cannot be overcommitted: how to get more of it for guests.
+    :param pages: free bytes in huge pages, by the size of these pages; the default size first.
     """
 
     memory_total: int
@@ -89,6 +90,20 @@ class HostResources:
     cpus: int
     memory_overhead: int = 0
     memory_hint: str = ""
+    pages: Mapping[int, int] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Needs:
+    """What is to be said of a host before clones like one are made, which it can run.
+
+    :param warnings: what the clones will lack.
+    :param page: bytes of the huge pages that a clone's memory is made of, 0 for the host's default
+        size; None if it has ordinary memory.
+    """
+
+    warnings: tuple[str, ...] = ()
+    page: int | None = None
 
 
 def _frozen(values: Iterable[str]) -> frozenset[str]:

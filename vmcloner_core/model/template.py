@@ -14,21 +14,24 @@ from vmcloner_core.model.host import network_key
 from vmcloner_core.names import check_template
 from vmcloner_core.units import Size
 
+ImageFormat = Literal["raw", "qcow2"]
+"""Formats of images that are imported as they are; others are recognized, and converted."""
+
 
 @attrs.frozen(kw_only=True)
 class ImageSource:
     """Where a template's disk image comes from: exactly one of builder, path and url.
 
-    ``builder`` names an image builder plugin; ``options`` are its options. ``format`` is ``raw``,
-    ``qcow2`` or None for "by its suffix, otherwise raw". ``sha256`` (hexadecimal) is required with
-    a url.
+    ``builder`` names an image builder plugin; ``options`` are its options. ``format`` is that of
+    the image, unpacked; None for "by its suffix, otherwise raw". ``sha256`` (hexadecimal) is that
+    of the file as it comes, and required with a url.
     """
 
     builder: str | None = None
     path: Path | None = None
     url: str | None = None
     sha256: str | None = None
-    format: Literal["raw", "qcow2"] | None = None
+    format: ImageFormat | None = None
     options: Mapping[str, Any] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -40,6 +43,9 @@ class ImageSource:
             )
         if self.options and self.builder is None:
             raise InvalidRequest("image options: only allowed with a builder")
+        for key in ("sha256", "format"):
+            if self.builder is not None and getattr(self, key) is not None:
+                raise InvalidRequest(f"image {key}: not allowed with a builder")
         if self.url is not None and not re.match(r"https?://", self.url):
             raise InvalidRequest(f"image url: not http or https: {self.url!r}")
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
@@ -57,6 +63,11 @@ class KernelSpec:
     path: Path | None = None
     initrd: Path | None = None
     cmdline: str = ""
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The keys that are set, as ``kernel.KEY``."""
+        return tuple(f"kernel.{key}" for key in ("path", "initrd", "cmdline") if getattr(self, key))
 
 
 @attrs.frozen(kw_only=True)
@@ -166,6 +177,13 @@ class IdentitySpec:
     user_data: Path | None = None
     network_config: Path | None = None
     kernel_args: str = "hostname={{ hostname }} systemd.hostname={{ hostname }}"
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The keys that are set to other than their defaults, without ``provider``."""
+        default = IdentitySpec()
+        keys = (field.name for field in attrs.fields(IdentitySpec) if field.name != "provider")
+        return tuple(key for key in keys if getattr(self, key) != getattr(default, key))
 
 
 @attrs.frozen(kw_only=True)

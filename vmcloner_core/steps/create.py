@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import attrs
 
@@ -11,9 +13,10 @@ from vmcloner_core.disks import disk_requests
 from vmcloner_core.drivers import HypervisorDriver, IdentityRequest, StorageDriver
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import BootConfig, CloneRequest, DomainSpec, Outcome, Seed
+from vmcloner_core.model import BootConfig, CloneRequest, Domain, DomainSpec, Outcome, Seed
+from vmcloner_core.outcomes import checked
 from vmcloner_core.pipeline import More, Work
-from vmcloner_core.records import identity_request
+from vmcloner_core.records import SYNCS, identity_request
 from vmcloner_core.steps.action import Action
 from vmcloner_core.steps.step import HypervisorStep, Run, StorageStep, made
 
@@ -41,7 +44,8 @@ class CloneDisks(StorageStep):
     ) -> Iterator[Outcome[object]]:
         """See :meth:`Step.call`."""
         wanted = [(work, self._new(run, driver, work)) for work in works]
-        yield from made(driver.clone, driver.clone_lane, wanted, run.tally)
+        backend = run.host.drivers.backend("storage", driver.name)
+        yield from made(driver.clone, driver.clone_lane, wanted, run.tally, backend)
 
     @staticmethod
     def _new(run: Run, driver: StorageDriver, work: Work) -> Sequence[CloneRequest]:
@@ -79,7 +83,9 @@ class Define(HypervisorStep):
                 specs.append(domain_spec(work.plan.known(), boot, work.volumes, seed))
             except VmclonerError as error:
                 yield Outcome(key=seeded.key, error=error)
-        yield from driver.define(specs)
+        backend = run.host.drivers.backend("hypervisor", driver.name)
+        names = [spec.name for spec in specs]
+        yield from checked(lambda: driver.define(specs), names, backend, Domain)
 
     @staticmethod
     def _resolved(
@@ -92,36 +98,43 @@ class Define(HypervisorStep):
         for name, group in providers.items():
             requests = [boot_request(w.plan.known(), driver, w.volumes) for w in group]
             backend, provider = host.drivers.boot(name)
-            yield from each_answer(provider.resolve, with_networks(backend, driver, requests))
+            whole = with_networks(backend, driver, requests)
+            yield from each_answer(provider.resolve, whole, host.drivers.backend("boot", name))
 
     @staticmethod
     def _seeded(host: LocalHost, works: Sequence[Work]) -> Iterator[Outcome[Seed]]:
         """Write clones' records before anything is defined, and make their seeds."""
         requests: dict[str, dict[str, IdentityRequest]] = {}
-        for work in works:
-            spec = work.plan.known()
+        specs = {work.name: work.plan.known() for work in works}
+        for kept in host.records.keep_all(tuple(specs.values())):
+            spec = specs[kept.key]
             try:
-                host.records.keep(spec)
+                kept.unwrap()
                 if spec.identity is None:
-                    yield Outcome(key=work.name, value=Seed())
+                    yield Outcome(key=kept.key, value=Seed())
                     continue
-                request = identity_request(spec, host.records.home(work.name))
+                request = identity_request(spec, host.records.home(kept.key))
                 provider = spec.template.identity.provider
-                requests.setdefault(provider, {})[work.name] = request
+                requests.setdefault(provider, {})[kept.key] = request
             except VmclonerError as error:
-                yield Outcome(key=work.name, error=error)
-        for provider, asked in requests.items():
-            for outcome in host.drivers.identity(provider)[1].seed(list(asked.values())):
-                if outcome.value is not None and outcome.key in asked:
-                    yield Define._noted(host, outcome)
-                else:
-                    yield outcome
+                yield Outcome(key=kept.key, error=error)
+        with ThreadPoolExecutor(SYNCS) as pool:
+            for chosen, asked in requests.items():
+                identifier = host.drivers.identity(chosen)[1]
+                seeding = functools.partial(identifier.seed, list(asked.values()))
+                backend = host.drivers.backend("identity", chosen)
+                seeded = checked(seeding, asked, backend, Seed)
+                yield from pool.map(functools.partial(Define._noted, host), seeded)
 
     @staticmethod
     def _noted(host: LocalHost, seeded: Outcome[Seed]) -> Outcome[Seed]:
-        """Note a clone's seed in its record; one that can't be noted is that clone's failure."""
+        """Note a clone's seed, once it is on the disk, in its record.
+
+        One that can't be noted is that clone's failure.
+        """
         try:
-            host.records.update(seeded.key, seed=seeded.value)
+            if seeded.value is not None:
+                host.records.note_seed(seeded.key, seeded.value)
         except VmclonerError as error:
             return Outcome(key=seeded.key, error=error)
         return seeded

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from vmcloner_core.drivers import HypervisorDriver, StorageDriver
 from vmcloner_core.errors import Conflict, VmclonerError
 from vmcloner_core.model import Clone, Outcome, State
+from vmcloner_core.outcomes import checked
 from vmcloner_core.pipeline import More, Work
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps.action import TargetAction, active
@@ -57,7 +59,9 @@ class Undefine(HypervisorStep):
         self, run: Run, driver: HypervisorDriver, works: Sequence[Work], _more: More
     ) -> Iterator[Outcome[object]]:
         """See :meth:`Step.call`."""
-        for outcome in driver.undefine([work.name for work in works]):
+        names = [work.name for work in works]
+        backend = run.host.drivers.backend("hypervisor", driver.name)
+        for outcome in checked(lambda: driver.undefine(names), names, backend):
             yield outcome if outcome.error is not None else run.host.starter.forget(outcome)
 
 
@@ -87,7 +91,11 @@ class Remove(StorageStep):
             outcome
             for name, volumes in by_pool(works).items()
             for batch in cut(volumes, drivers.storage(name).delete_lane.batch)
-            for outcome in drivers.storage(name).delete(batch)
+            for outcome in checked(
+                functools.partial(drivers.storage(name).delete, batch),
+                [volume.name for volume in batch],
+                drivers.backend("storage", name),
+            )
         )
         by_name = {work.name: work for work in works}
         empty = (Outcome[object](key=work.name) for work in works if not work.volumes)

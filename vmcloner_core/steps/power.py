@@ -8,17 +8,22 @@ import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import attrs
 
 from vmcloner_core.drivers import HypervisorDriver, Lane
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Clone, Outcome, State
+from vmcloner_core.outcomes import checked
 from vmcloner_core.pipeline import More, Work
-from vmcloner_core.readiness import Awaited, watch
+from vmcloner_core.records import Record
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps.action import TargetAction, active, waits
 from vmcloner_core.steps.step import HypervisorStep, Run, switched
+
+if TYPE_CHECKING:
+    from vmcloner_core.readiness import Awaited
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +134,8 @@ class WaitUntilReady(HypervisorStep):
         self, run: Run, driver: HypervisorDriver, works: Sequence[Work], more: More
     ) -> Iterator[Outcome[object]]:
         """See :meth:`Step.call`."""
+        from vmcloner_core.readiness import watch
+
         by_name: dict[str, Work] = {}
 
         def awaited(works: Sequence[Work]) -> list[Awaited]:
@@ -144,6 +151,8 @@ class WaitUntilReady(HypervisorStep):
 
     @staticmethod
     def _awaited(run: Run, driver: HypervisorDriver, work: Work) -> Awaited:
+        from vmcloner_core.readiness import Awaited
+
         return Awaited(
             name=work.name,
             driver=driver,
@@ -184,21 +193,32 @@ class _StopStep(HypervisorStep):
         by_name: dict[str, Work] = {}
         for work in works:
             try:
-                wanted = "start" in work.plan.steps
-                run.host.records.note_restart(work.name, wanted=wanted)
+                self._note(run, work)
             except VmclonerError as lost:
                 yield Outcome(key=work.name, error=lost)
             else:
                 by_name[work.name] = work
         stopped: dict[str, Outcome[None]] = {}
-        for outcome in self.stop(run, driver, list(by_name)):
+        stopping = functools.partial(self.stop, run, driver, list(by_name))
+        backend = run.host.drivers.backend("hypervisor", driver.name)
+        for outcome in checked(stopping, by_name, backend):
             if outcome.error is not None:
                 yield Outcome(key=outcome.key, error=outcome.error)
-            elif outcome.key in by_name:
+            else:
                 stopped[outcome.key] = outcome
         ended = [by_name[name] for name in stopped]
         for work, error in switched(run, ended, lambda pool, vs: pool.deactivate(vs)):
             yield run.host.starter.forget(attrs.evolve(stopped[work.name], error=error))
+
+    @staticmethod
+    def _note(run: Run, work: Work) -> None:
+        """Note in its record whether a clone is to be started again."""
+        plan, domain = work.plan, work.plan.domain
+        missing = None
+        if domain is not None:  # clones of older versions have no record
+            missing = Record(labels=plan.labels, uuid=domain.uuid, macs=domain.macs)
+        wanted = "start" in plan.steps
+        run.host.records.note_restart(work.name, wanted=wanted, missing=missing)
 
     @abstractmethod
     def stop(
@@ -225,8 +245,8 @@ class Destroy(_StopStep):
     name = "destroy"
 
     def undoes(self, work: Work) -> bool:
-        """Keep a guest that ran, or was paused, before the run."""
-        return work.plan.state not in (State.RUNNING, State.PAUSED)
+        """Keep a guest that ran, or was paused or saved, before the run."""
+        return work.plan.state not in (State.RUNNING, State.PAUSED, State.SAVED)
 
     def stop(
         self,

@@ -53,7 +53,8 @@ class ResetDisks(StorageStep):
                 wanted.append((work, self._anew(run, driver, work)))
             except VmclonerError as error:
                 yield Outcome(key=work.name, error=error)
-        yield from made(driver.reset, driver.reset_lane, wanted, run.tally)
+        backend = run.host.drivers.backend("storage", driver.name)
+        yield from made(driver.reset, driver.reset_lane, wanted, run.tally, backend)
 
     @staticmethod
     def _anew(run: Run, driver: StorageDriver, work: Work) -> Sequence[CloneRequest]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +14,7 @@ from typing import ClassVar, Generic, TypeVar
 import attrs
 
 from vmcloner_core.drivers import HypervisorDriver, Lane, StorageDriver
-from vmcloner_core.errors import BackendError, VmclonerError
+from vmcloner_core.errors import VmclonerError
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import (
     CloneRequest,
@@ -23,6 +25,7 @@ from vmcloner_core.model import (
     Volume,
     VolumeProgress,
 )
+from vmcloner_core.outcomes import Backend, checked
 from vmcloner_core.pipeline import More, Stage, Work
 from vmcloner_core.plan import Plan
 
@@ -42,10 +45,13 @@ class Tally:
         self._lock = threading.Lock()
         self._begun: dict[str, int] = {}
         self._done = self._known = 0
+        self.told = 0.0
+        """When bytes were last told of, as :func:`time.monotonic`."""
 
     def __call__(self, volume: str, done: int, total: int) -> None:
         """Note how many bytes of one volume are done."""
         with self._lock:
+            self.told = time.monotonic()
             if volume not in self._begun:
                 self._known += total
             self._done += done - self._begun.get(volume, 0)
@@ -105,6 +111,10 @@ class Step(ABC, Generic[D]):
     """The word for its result in summaries: ``started``."""
     lane: ClassVar[str]
     """The driver's attribute with its lane."""
+    kind: ClassVar[str]
+    """The kind of the driver, as in the settings."""
+    patience: ClassVar[float]
+    """Seconds without a sign of life after which a call of the driver is taken to hang."""
     undo: ClassVar[tuple[str, ...]] = ()
     """The names of the steps that undo it, in their order."""
 
@@ -138,11 +148,17 @@ class Step(ABC, Generic[D]):
             call=lambda works, more: self.call(run, driver, works, more),
             lane=run.limited(self.lane_of(driver)),
             members=self.members,
+            patience=self.patience + run.plan.shutdown_timeout,
+            sign=lambda: run.tally.told,
+            backend=run.host.drivers.backend(self.kind, driver.name),
         )
 
 
 class StorageStep(Step[StorageDriver]):
     """A step done by the pool of a clone's disks; members are disks."""
+
+    kind = "storage"
+    patience = 3600.0  # a copy that tells of no bytes may take long
 
     def members(self, work: Work) -> int:
         """See :meth:`Step.members`."""
@@ -155,6 +171,9 @@ class StorageStep(Step[StorageDriver]):
 
 class HypervisorStep(Step[HypervisorDriver]):
     """A step done by the hypervisor of a clone's domain."""
+
+    kind = "hypervisor"
+    patience = 600.0
 
     def driver(self, host: LocalHost, labels: Labels) -> HypervisorDriver:
         """See :meth:`Step.driver`."""
@@ -186,29 +205,20 @@ def owners(works: Sequence[Work]) -> dict[str, Work]:
 def together(
     members: Mapping[str, Work],
     outcomes: Iterable[Outcome[Volume]] | Iterable[Outcome[None]],
-    *,
-    volumes: bool = False,
 ) -> Iterator[Outcome[object]]:
     """Yield each clone's outcome once those of all its volumes are known.
 
     :param members: the works by the names of their volumes, which are the keys of ``outcomes``.
-    :param volumes: whether each outcome that is no error must have a volume.
     """
-    waiting = dict(members)
     left = Counter(work.name for work in members.values())
     errors: dict[str, VmclonerError] = {}
     changed: set[str] = set()
     for outcome in outcomes:
-        work = waiting.pop(outcome.key, None)
-        if work is None:
-            continue
-        error = outcome.error
+        work = members[outcome.key]
         if outcome.value is not None:
             work.add(outcome.value, made=outcome.changed)
-        elif error is None and volumes:
-            error = BackendError(f"{outcome.key}: the pool's plugin gave no volume")
-        if error is not None:
-            errors.setdefault(work.name, error)
+        if outcome.error is not None:
+            errors.setdefault(work.name, outcome.error)
         if outcome.changed:
             changed.add(work.name)
         left[work.name] -= 1
@@ -221,6 +231,7 @@ def made(
     lane: Lane,
     wanted: Sequence[tuple[Work, Sequence[CloneRequest]]],
     progress: VolumeProgress,
+    backend: Backend,
 ) -> Iterator[Outcome[object]]:
     """Make volumes in batches; yield each clone's outcome once those of all its volumes are known.
 
@@ -228,8 +239,12 @@ def made(
     """
     members = {request.volume_name: work for work, own in wanted for request in own}
     requests = [request for _, own in wanted for request in own]
-    outcomes = (make(batch, progress) for batch in cut(requests, lane.batch))
-    yield from together(members, chain.from_iterable(outcomes), volumes=True)
+
+    def each(batch: Sequence[CloneRequest]) -> Iterator[Outcome[Volume]]:
+        names = [request.volume_name for request in batch]
+        return checked(lambda: make(batch, progress), names, backend, Volume)
+
+    yield from together(members, chain.from_iterable(map(each, cut(requests, lane.batch))))
 
 
 def switched(
@@ -244,7 +259,10 @@ def switched(
     errors: dict[str, VmclonerError] = {}
     for name, volumes in by_pool(works).items():
         try:
-            for outcome in switch(run.host.drivers.storage(name), volumes):
+            switching = functools.partial(switch, run.host.drivers.storage(name), volumes)
+            names = [volume.name for volume in volumes]
+            backend = run.host.drivers.backend("storage", name)
+            for outcome in checked(switching, names, backend):
                 if outcome.error is not None:
                     errors[outcome.key] = outcome.error
         except VmclonerError as error:

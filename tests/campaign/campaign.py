@@ -1,0 +1,400 @@
+"""Kill and disturb real commands at any of their calls; the same command again must complete them.
+
+``python -m tests.campaign.campaign --seed 1 --kills 100 --faults 100 --pool overlay``: make a site,
+and fleets in it. Each create, reset, start, stop and delete is hit once: it is killed
+(SIGKILL, SIGTERM, SIGHUP) at a call to the system, to libvirt or of a program, or that call fails.
+Then the same command is run again. What is on the host after it must be what an undisturbed run
+leaves, and after the delete nothing may be left. See ``victim.py``.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import attrs
+
+from tests.e2e.conftest import make_site
+
+VICTIM = Path(__file__).with_name("victim.py")
+COUNT = 3
+LIMIT = 180
+"""Seconds after which a command is taken to hang."""
+TEMPLATE = """
+extends = "plain"
+swap = "1MiB"
+[[disks]]
+size = "2MiB"
+[identity]
+provider = "cloud-init"
+authorized_keys = []
+"""
+VALUES = "clone,memory,role\n1,33MiB,first\n2,,second\n"
+POOLS = {
+    "overlay": 'files]\nclone = "overlay"',
+    "reflink": 'files]\nclone = "reflink"\npath = "{folder}/xfs/pool"',
+    "full": 'files]\nclone = "copy"',
+    "dd": "dd]",
+    "lvm-thin": 'lvm-thin]\nvg = "vg"\nthinpool = "pool"',
+    "lvm-dd": 'dd]\nvg = "vg"',
+}
+SIGNALS = {"kill": -signal.SIGKILL, "within": -signal.SIGKILL}
+OS_ERRORS = {"write": ("EIO", "ENOSPC", "EROFS", "EACCES"), "read": ("EIO", "EACCES")}
+LIBVIRT_ERRORS = ("timeout", "internal", "failed", "lost")
+ROLLED_BACK_IN_PART = 11
+POOR = ("Traceback", "unexpected", "Exception", "[Errno", "None")
+"""What no message may contain."""
+
+
+@attrs.frozen
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@attrs.frozen
+class Finding:
+    """Something that is wrong."""
+
+    pool: str
+    operation: str
+    fate: dict
+    hit: str
+    what: str
+
+    def __str__(self):
+        how = " ".join(f"{k}={v}" for k, v in self.fate.items() if k != "log")
+        return f"{self.pool} {self.operation}: {self.what}\n    {how}\n    at: {self.hit}"
+
+
+class Campaign:
+    """A site with one fleet, whose operations are hit one after the other."""
+
+    def __init__(self, site, pool, seed):
+        self.site, self.pool, self.random = site, pool, random.Random(f"{pool} {seed}")
+        self.fleet = site.fleet("web")
+        self.calls = {}
+        self.expected = {}
+        self.hits = Counter()
+        self.messages = Counter()
+        self.findings = []
+        create = [
+            "create",
+            self.fleet,
+            "-t",
+            "seeded",
+            "--count",
+            str(COUNT),
+            "--values",
+            "values.csv",
+        ]
+        self.operations = {
+            "create": create,
+            "delete-stopped": ["delete", self.fleet, "--yes"],
+            "import": create,
+            "reset": ["reset", self.fleet],
+            "start": ["start", self.fleet],
+            "reset-running": ["reset", self.fleet],
+            "stop": ["stop", self.fleet, "--kill"],
+            "delete": ["delete", self.fleet, "--yes"],
+            "roll-back": [*create, "--start", "--on-failure", "rollback"],
+            "restart": ["restart", self.fleet, "--kill"],
+            "delete-running": ["delete", self.fleet, "--yes"],
+        }
+
+    # --- a life ---------------------------------------------------------------------------------
+
+    def rehearse(self):
+        """Learn what each operation calls, and what it leaves on the host."""
+        self.checked(self.operations["create"])
+        self.checked(self.operations["delete"])
+        self.expected["nothing"] = self.found()
+        for name, words in self.operations.items():
+            self.prepare(name)
+            log = self.site.folder / "calls"
+            ended = self.run(words, {"how": "count", "kinds": ["write", "read"], "log": str(log)})
+            assert ended.code == 0, (words, ended)
+            self.calls[name] = [line.split()[0] for line in log.read_text().splitlines()]
+            self.expected[name] = self.found()
+            if name.startswith("delete"):
+                assert self.expected[name] == self.expected["nothing"], "a delete leaves something"
+
+    def live(self, how, enough):
+        """Go through all operations, each hit once, until ``enough()``."""
+        for name, words in self.operations.items():
+            if enough():
+                break
+            self.prepare(name)
+            self.hit(name, words, self.fate(name, how))
+        self.checked(self.operations["delete"])
+
+    def prepare(self, name):
+        """Write something to the disks that are about to be reset."""
+        if name == "import":
+            self.checked(["template", "delete", "seeded"])
+        if name == "reset":
+            for volume in self.disks():
+                write = ["qemu-io", "-f", _format(volume), "-c", "write -P 7 0 4096", str(volume)]
+                subprocess.run(write, check=True, timeout=60, capture_output=True)
+
+    def fate(self, name, how):
+        """Choose what becomes of an operation."""
+        fate = {"log": str(self.site.folder / "hit")}
+        if how == "kills":
+            total = self.calls[name].count("write")
+            signals = ("kill", "kill", "kill", "within", "within", "within", "term", "hup")
+            fate |= {"how": self.random.choice(signals), "delay": self.random.uniform(0, 0.1)}
+        else:
+            total = len(self.calls[name])
+            fate |= {"how": "fault", "kinds": ["write", "read"]}
+        fate["at"] = self.random.randint(1, total)
+        if how == "faults" and self.random.random() < 0.5:
+            # There are more calls that read than calls that write.
+            writes = [at for at, kind in enumerate(self.calls[name], 1) if kind == "write"]
+            fate["at"] = self.random.choice(writes)
+        kind = "write" if how == "kills" else self.calls[name][fate["at"] - 1]
+        fate["error"] = self.random.choice(OS_ERRORS[kind])
+        fate["libvirt"] = self.random.choice(LIBVIRT_ERRORS)
+        return fate
+
+    def hit(self, name, words, fate):
+        """Disturb an operation, then repeat it; note whatever is wrong."""
+        self.hits[name] += 1
+        as_json = fate["how"] != "fault" and self.random.random() < 0.5
+        log = Path(fate["log"])
+        log.write_text("")
+        ended = self.run([*words, *(["-f", "json"] if as_json else [])], fate)
+        hit = log.read_text().strip() or "nothing: it made fewer calls"
+
+        def find(what):
+            self.findings.append(Finding(self.pool, name, fate, hit, what))
+
+        for what in self.judged(name, fate, hit, ended, as_json=as_json):
+            find(what)
+        undone = ended.code not in (0, ROLLED_BACK_IN_PART)
+        if name == "roll-back" and fate["how"] == "fault" and undone:
+            for what in self.differences("nothing"):
+                find(f"rolled back, but {what}")
+        again = self.run(words)
+        if again.code != 0:
+            find(f"the same command again: exit {again.code}: {again.err.strip()[-600:]}")
+            again = self.run(words)
+        for word in (word for word in POOR if word in again.err):
+            find(f"the same command again says {word!r}: {again.err.strip()[-600:]}")
+        for what in self.differences(name):
+            find(f"afterwards: {what}")
+
+    def judged(self, name, fate, hit, ended, *, as_json):
+        """Yield what is wrong with how a command that was hit ended."""
+        how, said = fate["how"], f"{ended.err.strip()} {ended.out.strip()}".strip()
+        if ended.code is None:
+            yield f"it hangs: {said[-4000:]}"
+            return
+        if ended.code == SIGNALS.get(how):
+            return
+        for word in (word for word in POOR if word in said.replace('"error": None', "")):
+            yield f"it says {word!r}: {said[-1500:]}"
+        if ended.code < 0 or (ended.code and not said):
+            yield f"exit {ended.code}, and it says {said!r}"
+        if how in ("term", "hup") and not hit.startswith("nothing") and ended.code not in (0, 130):
+            yield f"exit {ended.code} after a SIG{how.upper()}: {said[-300:]}"
+        if as_json and ended.out and not _is_json(ended.out):
+            yield f"no JSON: {ended.out[:200]!r}"
+        if ended.code == 0 and "left behind" not in ended.err:
+            yield from (f"exit 0, but {what}" for what in self.differences(name))
+        if ended.code:
+            self.messages[f"{name} [{hit}] {fate['error']}: {ended.code}: {said[-400:]}"] += 1
+
+    # --- what is there --------------------------------------------------------------------------
+
+    def differences(self, name):
+        """Yield what differs from what an undisturbed operation leaves."""
+        found, expected = self.found(), self.expected[name]
+        for what, there in found.items():
+            if what not in expected or expected[what] != there:
+                yield f"{what}: {there}, not {expected.get(what, 'absent')}"
+        yield from (f"{what} is missing" for what in expected.keys() - found.keys())
+        if name == "reset":
+            for volume in self.disks():
+                image = self.site.folder / "templates" / "image.raw"
+                compare = ["qemu-img", "compare", "-F", "raw", "-f", _format(volume)]
+                argv = [*compare, str(volume), str(image)]
+                if subprocess.run(argv, timeout=60, capture_output=True, check=False).returncode:
+                    yield f"{volume} isn't as its template"
+
+    def found(self):
+        """Return what of this site is on the host: files, volumes, domains, processes."""
+        state = self.site.folder / "state"
+        found = {}
+        for top in (state, self.site.folder / "xfs"):
+            for folder, _folders, names in os.walk(top):
+                if Path(folder) != state / "runs":
+                    found |= {f"{folder}/{name}": "file" for name in names}
+        ours = [f for f in found if f.rpartition("/")[2] in ("lock", "id") or "/kvm-" in f]
+        found = {name: what for name, what in found.items() if name not in ours}
+        if self.pool.startswith("lvm"):
+            argv = ["lvs", "--noheadings", "-o", "lv_name", "vg"]
+            found |= {f"volume {name}": "there" for name in _words(argv)}
+            maps = _words(["dmsetup", "ls"])
+            found |= {f"map {m}": "there" for m in maps if self.site.prefix in m}
+        virsh = ["virsh", "-q", "-c", "qemu:///system"]
+        for line in _lines([*virsh, "list", "--all"]):
+            _number, name, domain = line.split(maxsplit=2)
+            if name.startswith(self.site.prefix):
+                (uuid,) = _words([*virsh, "domuuid", name])
+                found[f"domain {name}"] = f"{domain} {uuid}"
+        return found
+
+    def disks(self):
+        """Return the first disks of the clones."""
+        if self.pool.startswith("lvm"):
+            return []  # they are inactive while their guests are
+        folders = [self.site.folder / "state", self.site.folder / "xfs"]
+        found = [p for f in folders for p in f.rglob(f"{self.fleet}-*-disk0*") if p.is_file()]
+        return sorted(path for path in found if path.suffix in (".raw", ".qcow2"))
+
+    # --- commands -------------------------------------------------------------------------------
+
+    def run(self, words, fate=None):
+        """Run a command, with a fate or without; returns how it ended."""
+        argv = self.site.argv(*words)
+        if fate is not None:
+            argv = [sys.executable, str(VICTIM), json.dumps(fate), *argv[1:]]
+        with subprocess.Popen(
+            argv,
+            cwd=self.site.folder,
+            env=os.environ | {"PYTHONFAULTHANDLER": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=LIMIT)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGABRT)
+                out, err = process.communicate()
+                return Ended(None, out, err)
+        return Ended(process.returncode, out, err)
+
+    def checked(self, words):
+        """Run a command that nothing disturbs."""
+        ended = self.run(words)
+        assert ended.code == 0, (words, ended)
+
+
+def _format(volume):
+    return volume.suffix.removeprefix(".")
+
+
+def _is_json(text):
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _lines(argv):
+    done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=120)
+    return [line for line in done.stdout.splitlines() if line.strip()]
+
+
+def _words(argv):
+    return " ".join(_lines(argv)).split()
+
+
+@contextlib.contextmanager
+def site_on(pool):
+    """Make a site with a pool of a kind, and remove it."""
+    site = make_site("qemu:///system")
+    site = attrs.evolve(site, prefix=f"kills{site.prefix}")
+    table = POOLS[pool].format(folder=site.folder)
+    name = table.partition("]")[0]
+    settings = site.folder / "vmcloner.toml"
+    text = f"[defaults]\nstorage = '{name}'\n{settings.read_text()}\n[hosts.local.storage.{table}\n"
+    settings.write_text(text)
+    (site.folder / "templates" / "seeded.toml").write_text(TEMPLATE)
+    (site.folder / "values.csv").write_text(VALUES)
+    mounted = site.folder / "xfs"
+    try:
+        if pool == "reflink":
+            mounted.mkdir()
+            device = site.folder / "device"
+            with device.open("wb") as stream:
+                stream.truncate(1024**3)
+            subprocess.run(["mkfs.xfs", "-q", device], check=True, timeout=60)
+            subprocess.run(["mount", "-o", "loop", device, mounted], check=True, timeout=60)
+        yield site
+    finally:
+        delete = site.argv("delete", site.fleet("web"), "--yes")
+        subprocess.run(delete, cwd=site.folder, timeout=LIMIT, check=True)
+        if mounted.is_mount():
+            subprocess.run(["umount", mounted], check=True, timeout=60)
+        shutil.rmtree(site.folder)
+
+
+def campaign(pool, how, seed, hits, seconds=1e9, tell=lambda _line: None):
+    """Hit so many operations, for at most so many seconds; returns the campaign."""
+    end = time.monotonic() + seconds
+    with site_on(pool) as site:
+        run = Campaign(site, pool, seed)
+        run.rehearse()
+
+        def enough():
+            return run.hits.total() >= hits or time.monotonic() > end
+
+        told = 0
+        while not enough():
+            run.live(how, enough)
+            tell(f"{pool} {how}: {run.hits.total()} hits, {len(run.findings)} findings")
+            for finding in run.findings[told:]:
+                tell(str(finding))
+            told = len(run.findings)
+    return run
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seed", default=str(int(time.time())))
+    parser.add_argument("--kills", type=int, default=500, help="in all")
+    parser.add_argument("--faults", type=int, default=500, help="in all")
+    parser.add_argument("--pool", choices=POOLS, nargs="+", default=["overlay", "reflink", "full"])
+    parser.add_argument("--messages", action="store_true", help="Print what commands said.")
+    words = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit("ended"))  # and clean up
+    print(f"seed {words.seed}")
+    runs = []
+    for how in ("kills", "faults"):
+        hits = -(-getattr(words, how) // len(words.pool))
+        for pool in words.pool if hits else ():
+            runs.append((how, campaign(pool, how, words.seed, hits, tell=_tell)))
+    for _how, run in runs if words.messages else ():
+        for message, times in sorted(run.messages.items()):
+            print(f"{times} x {message}")
+    print(f"{'pool':10}{'operation':16}{'how':8}{'hits':>6}{'found':>6}")
+    for how, run in runs:
+        wrong = Counter(finding.operation for finding in run.findings)
+        for name, hits in run.hits.items():
+            print(f"{run.pool:10}{name:16}{how:8}{hits:6}{wrong[name]:6}")
+    return 1 if any(run.findings for _how, run in runs) else 0
+
+
+def _tell(line):
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

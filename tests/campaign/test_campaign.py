@@ -1,0 +1,34 @@
+"""A short slice of the campaign: ``make test-kills`` runs more of it."""
+
+import os
+
+import pytest
+
+from tests.campaign.campaign import campaign
+
+SEED = os.environ.get("SEED", "slice")
+HITS = int(os.environ.get("KILLS", "0"))
+"""In each pool; else as many as there is time for."""
+libvirt = pytest.mark.libvirt
+mounts = [pytest.mark.libvirt, pytest.mark.filesystems]
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("pool", "how", "seconds"),
+    [
+        pytest.param("overlay", "kills", 12, marks=libvirt),
+        pytest.param("overlay", "faults", 12, marks=libvirt),
+        pytest.param("full", "kills", 5, marks=libvirt),
+        pytest.param("dd", "faults", 5, marks=libvirt),
+        pytest.param("reflink", "kills", 5, marks=mounts),
+        pytest.param("lvm-thin", "kills", 60, marks=pytest.mark.lvm),
+        pytest.param("lvm-thin", "faults", 60, marks=pytest.mark.lvm),
+        pytest.param("lvm-dd", "kills", 60, marks=pytest.mark.lvm),
+        pytest.param("lvm-dd", "faults", 60, marks=pytest.mark.lvm),
+    ],
+)
+def test_the_same_command_again_completes_it(pool, how, seconds):
+    run = campaign(pool, how, SEED, HITS or 10**6, 3000 if HITS else seconds, tell=print)
+    assert run.findings == [], f"seed {SEED}\n" + "\n".join(map(str, run.findings))
+    assert run.hits.total() >= len(run.operations)

@@ -1,0 +1,26 @@
+"""vmcloner with thirty clones on the reference drivers, as a program of its own."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from tests.conftest import TEMPLATE
+from vmcloner_core import Engine
+from vmcloner_core.cli import app
+from vmcloner_core.testing.reference import BootPlugin, HypervisorPlugin, StoragePlugin
+
+
+def main(words):
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        Path("vmcloner.toml").write_text(
+            '[defaults]\nhypervisor = "reference"\nstorage = "reference"\n'
+            f'[hosts.local]\nstate = "{folder}/state"\n'
+        )
+        Path("templates").mkdir()
+        Path("templates/t1.toml").write_text(TEMPLATE)
+        Path("templates/image.raw").write_bytes(bytes(1024**2))
+        engine = Engine.open(plugins=[StoragePlugin(), HypervisorPlugin(), BootPlugin()])
+        engine.create("web", "t1", count=30, start=True)
+        Engine.open = classmethod(lambda _cls, **_: engine)
+        return app.main(words)
