@@ -22,16 +22,18 @@ def disk_requests(
     origin: Origin | None,
     mode: CloneMode,
     disks: Collection[int] | None = None,
+    size: int | None = None,
 ) -> tuple[CloneRequest, ...]:
     """Return the requests for a clone's volumes, in the disks' order.
 
     :param origin: the template's image; without one, the first disk is left out.
     :param disks: the numbers of those to make, None for all.
+    :param size: bytes of the first, None for the template's.
     """
     requests = []
     if origin is not None:
         requests.append(
-            CloneRequest(labels=labels, origin=origin, mode=mode, size=template.disk_size)
+            CloneRequest(labels=labels, origin=origin, mode=mode, size=size or template.disk_size)
         )
     for number, spec in enumerate(template.blanks, start=1):
         swap = spec.content == "swap"

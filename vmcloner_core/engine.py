@@ -179,6 +179,26 @@ class Engine:
         """Stop clones and start them again."""
         return self._target("restart", targets, options)
 
+    def pause(self, *targets: str, **options: Any) -> RunResult:
+        """Pause running clones; :meth:`resume` and :meth:`start` continue them."""
+        return self._target("pause", targets, options)
+
+    def resume(self, *targets: str, **options: Any) -> RunResult:
+        """Continue paused clones, and set their clocks where they have guest agents."""
+        return self._target("resume", targets, options)
+
+    def save(self, *targets: str, **options: Any) -> RunResult:
+        """Save clones' memory and stop them; :meth:`restore` and :meth:`start` continue them."""
+        return self._target("save", targets, options)
+
+    def restore(self, *targets: str, **options: Any) -> RunResult:
+        """Continue saved clones, and set their clocks where they have guest agents."""
+        return self._target("restore", targets, options)
+
+    def set(self, *targets: str, **options: Any) -> RunResult:
+        """Change clones' sizes: ``sizes=Sizes(memory=2 * 1024**3)``."""
+        return self._target("set", targets, options)
+
     def reset(self, *targets: str, **options: Any) -> RunResult:
         """Reset clones' disks to their template; running clones are started again."""
         return self._target("reset", targets, options)
@@ -270,7 +290,7 @@ class Engine:
         """
         self._cancel.set()
 
-    def _fleets(self, request: Request) -> set[str]:
+    def _fleets(self, request: Request) -> Collection[str]:
         """Return the fleets that a request is about."""
         if isinstance(request, CreateRequest):
             return {request.fleet}

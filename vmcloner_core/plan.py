@@ -25,6 +25,9 @@ from vmcloner_core.model import (
     Template,
     Volume,
 )
+from vmcloner_core.units import MAX_SIZE
+
+MAX_VCPUS = 4096
 
 
 class OnFailure(enum.Enum):
@@ -137,11 +140,37 @@ ALL = Quota()
 
 
 @attrs.frozen(kw_only=True)
+class Sizes:
+    """New sizes of clones, each None for no change: bytes of memory and of the first disk."""
+
+    memory: int | None = None
+    vcpus: int | None = None
+    disk: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        for what, size in (("memory", self.memory), ("disk size", self.disk)):
+            if size is not None and not 0 < size <= MAX_SIZE:
+                raise InvalidRequest(f"{what} out of range: {size}")
+        if self.vcpus is not None and not 1 <= self.vcpus <= MAX_VCPUS:
+            raise InvalidRequest(f"vcpus must be 1 to {MAX_VCPUS}, not {self.vcpus}")
+
+    @property
+    def values(self) -> dict[str, int]:
+        """These as a clone's own values, by which its record keeps them."""
+        named = {"memory": self.memory, "vcpus": self.vcpus, "disk_size": self.disk}
+        return {key: value for key, value in named.items() if value is not None}
+
+
+NO_SIZES = Sizes()
+
+
+@attrs.frozen(kw_only=True)
 class ClonePlan:
     """One clone's way through the pipeline: the steps it still needs, in order.
 
     :param steps: names of steps (:mod:`vmcloner_core.steps`).
     :param state: its state when this was planned, None if it didn't exist.
+    :param renamed: its domain's name, if somebody renamed that.
     :param disks: numbers of the disks that are created or reset.
     :param volumes, domain: those that exist, in plans for existing clones.
     :param unlabelled: see :class:`Clone`.
@@ -152,6 +181,7 @@ class ClonePlan:
     labels: Labels
     steps: tuple[str, ...]
     state: State | None = None
+    renamed: str | None = None
     disks: tuple[int, ...] = ()
     volumes: tuple[Volume, ...] = ()
     domain: Domain | None = None
@@ -192,6 +222,7 @@ class Plan:
     :param space: bytes that the volumes need at once. :param memory: bytes for guests to start.
     :param min_ready: how many of the clones must get ready, if the plan waits.
     :param shutdown_timeout: seconds for a graceful shutdown, 0 to destroy at once.
+    :param sizes: what a ``set`` changes.
     :param jobs: upper bound for concurrent calls, None for what each driver allows.
     """
 
@@ -211,6 +242,7 @@ class Plan:
     on_failure: OnFailure = OnFailure.KEEP
     min_ready: Quota = ALL
     shutdown_timeout: float = 60.0
+    sizes: Sizes = NO_SIZES
     jobs: int | None = None
     space: int = 0
     memory: int = 0

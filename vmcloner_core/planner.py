@@ -35,10 +35,12 @@ from vmcloner_core.preflight import check_memory, check_networks, check_space
 from vmcloner_core.records import Record, check_record, known_uuid
 from vmcloner_core.request import CreateRequest
 from vmcloner_core.steps import ACTIONS
-from vmcloner_core.units import counted
+from vmcloner_core.units import counted, parse_size
 from vmcloner_core.values_file import check_columns
 
 MAX_MAC_ATTEMPTS = 1000
+SIZES = ("memory", "vcpus", "disk_size")
+"""Values by which a clone differs in size from its template; ``set`` changes them."""
 
 
 @attrs.frozen(kw_only=True)
@@ -119,10 +121,10 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
             _check_backends(found, facts)
         if "define" in steps:
             made_of = template
-        own, wait = request.values.get(index, {}), _wait(request, made_of)
+        own, wait = _given(request, index), _wait(request, made_of)
         clones.append(_clone_plan(labels, found, steps, disks, made_of, facts, macs, wait, own))
     born = {clone.labels.index for clone in clones if "define" in clone.steps}
-    warnings = _check_values(request, indices, born, facts.records)
+    warnings = _check_values(request, template, indices, born, facts.records)
     check_columns(request.values, template)
     warnings += _more_than_asked(request, fleet)
     _check_foreign([clone.name for clone in clones if "define" in clone.steps], facts)
@@ -238,8 +240,24 @@ def _more_than_asked(request: CreateRequest, fleet: Mapping[int, Clone]) -> tupl
     return (f"{request.fleet} already has {counted(there, 'clone')}; create removes none ({way})",)
 
 
+def _given(request: CreateRequest, index: int) -> Values:
+    """Return the values that a request gives a clone: those of all, then its own."""
+    return {**request.sizes.values, **request.values.get(index, {})}
+
+
+def _has(record: Record, template: Template, key: str, value: str | int) -> bool:
+    """Tell whether a clone was made with a value, its own or its template's."""
+    there = record.values.get(key)
+    if key not in SIZES:
+        return str(there) == str(value)
+    if there is None:
+        there = getattr(record.template() or template, key)
+    return there is not None and parse_size(there) == parse_size(value)
+
+
 def _check_values(
     request: CreateRequest,
+    template: Template,
     indices: Collection[int],
     born: Collection[int],
     records: Mapping[str, Record],
@@ -260,19 +278,20 @@ def _check_values(
         )
     changed: dict[str, list[str]] = {}
     unknown = []
-    for index in sorted(request.values.keys() - born):
-        name, own = clone_name(request.fleet, index), request.values[index]
-        kept = records[name].values if name in records else None
-        if kept is None and own:
+    for index in sorted(there - set(born)):
+        name, own = clone_name(request.fleet, index), _given(request, index)
+        record = records.get(name)
+        if record is None and own:
             unknown.append(name)
-        elif kept is not None:
-            keys = [key for key, value in own.items() if str(kept.get(key)) != str(value)]
+        elif record is not None:
+            keys = [key for key, value in own.items() if not _has(record, template, key, value)]
             changed |= {name: keys} if keys else {}
     if changed:
         keys = sorted({key for keys in changed.values() for key in keys})
         raise Conflict(
             f"{fold(list(changed))} was made with other values: {', '.join(keys)}",
-            hint="values of existing clones can't change: delete the clone first, or omit them",
+            hint="vmcloner set changes memory, vcpus and disk sizes; for others, delete the clone "
+            "first, or omit them",
         )
     if not unknown:
         return ()
@@ -321,7 +340,12 @@ def _create_steps(
 
     :param lost: its identity has to be made again, which is part of defining it.
     """
+    if found is not None and found.renamed is not None:
+        return ("check",)
     steps: list[str] = []
+    domain = found.domain if found is not None else None
+    if disks and domain is not None and domain.state is State.SAVED:
+        steps.append("renew")  # its memory is that of the disk that is gone
     if disks:
         steps.append("clone")
     if found is None or found.state is State.ALLOCATED or lost:
@@ -372,7 +396,9 @@ def _clone_plan(
     values = kept.values if kept is not None and not defines else None
     spec = clone_spec(template, labels, known, addresses, values)
     if defines:
-        spec = attrs.evolve(spec, values={**spec.values, **own})
+        before = kept.values if kept is not None and found is not None else {}
+        sizes = {key: before[key] for key in SIZES if key in before}
+        spec = attrs.evolve(spec, values={**spec.values, **sizes, **own})
         if facts.seeds:
             identity = resolve(spec, facts.authorized_keys, run)
             spec = attrs.evolve(spec, identity=identity)
@@ -381,6 +407,7 @@ def _clone_plan(
         labels=labels,
         steps=steps,
         state=found.state if found is not None else None,
+        renamed=found.renamed if found is not None else None,
         disks=disks,
         volumes=found.volumes if found is not None else (),
         wait=filled(wait, spec) if wait is not None else Readiness(),

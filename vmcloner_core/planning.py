@@ -186,7 +186,7 @@ class Planning:
         """
         from vmcloner_core.steps.action import active
 
-        starting = {c.name for c in plan.clones if "start" in c.steps}
+        starting = {c.name for c in plan.clones if {"start", "restore"} & set(c.steps)}
         groups: dict[tuple[str, str, str], list[Clone]] = {}
         for clone in clones:
             if clone.name in starting and clone.domain is not None and not active(clone):

@@ -105,7 +105,9 @@ def check_space(
     making = [clone for clone in plan.clones if clone.disks]
     if not making or plan.template is None:
         return 0
-    samples = disk_requests(plan.template, making[0].labels, origin, plan.mode)
+    sizes = [c.spec.disk_size or 0 for c in making if c.spec is not None and 0 in c.disks]
+    labels, largest = making[0].labels, max(sizes, default=0)
+    samples = disk_requests(plan.template, labels, origin, plan.mode, None, largest)
 
     def volumes(clones: int) -> Counter[int]:
         return Counter(disk for clone in making[:clones] for disk in clone.disks)

@@ -193,6 +193,13 @@ def open_files() -> Iterator[tuple[int, os.stat_result]]:
                     yield int(pid), status
 
 
+def arguments_of(pid: int) -> tuple[str, ...]:
+    """Return the words that a process was started with; none if that is not known."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as stream:  # noqa: PTH123
+        return tuple(word.decode(errors="replace") for word in stream.read(2**20).split(b"\0"))
+    return ()
+
+
 def process_shown(pid: int) -> str:
     """Return a description of a process: ``process 123 (qemu-system-x86)``."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as stream:  # noqa: PTH123

@@ -41,7 +41,7 @@ SLOW_POLL = 1.0
 CHUNK = 65536
 MAX_LINE = 4096
 """Bytes of a console line that a pattern is matched against: guests' output is hostile input."""
-MAX_LOG = 4 * 1024**2
+MAX_LOG = 16 * 1024**2
 """Bytes of a console log that are read to find its last line."""
 KNOCK_TIMEOUT = 5.0
 """Seconds for a guest to answer a connection before the next attempt."""
@@ -53,7 +53,9 @@ a busy host needs long."""
 LOGINS = max(4, 2 * (os.cpu_count() or 1))
 """Logins attempted at once."""
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\))")
-_DEAD = (State.STOPPED, State.CRASHED)
+_DEAD = (State.STOPPED, State.SAVED, State.CRASHED)
+PAUSED = 5.0
+"""Seconds for which a guest may be paused: by a snapshot, for example, or while it is started."""
 MAX_STARTS = 10
 """Times that a clone is restarted during one wait: an installer might reboot forever."""
 
@@ -106,6 +108,12 @@ class Sight:
         seen = self._asked("addresses", driver, SLOW_POLL, lambda _names: driver.addresses())
         return next(iter(seen.get(clone.name, ())), clone.planned)
 
+    def reason(self, clone: Awaited) -> str:
+        """Return why a clone is in its state."""
+        driver = clone.driver
+        found = self._asked("domains", driver, SLOW_POLL, lambda _names: driver.inspect().domains)
+        return next((domain.reason for domain in found if domain.name == clone.name), "")
+
     def agent(self, clone: Awaited) -> bool:
         """Tell whether a clone's guest agent has reported."""
         driver = clone.driver
@@ -127,7 +135,7 @@ class Sight:
 
 
 class Condition(ABC):
-    """One kind of readiness, of one clone.
+    """One kind of readiness, of one clone that runs.
 
     ``lacks`` says in a few words what is still missing.
     """
@@ -152,11 +160,11 @@ class Condition(ABC):
 
 
 class Running(Condition):
-    """Its domain runs."""
+    """Its domain runs, which every readiness needs."""
 
-    def met(self, sight: Sight) -> bool:
+    def met(self, sight: Sight) -> bool:  # noqa: ARG002
         """See :meth:`Condition.met`."""
-        return sight.states(self.clone.driver, POLL).get(self.clone.name) is State.RUNNING
+        return True
 
 
 class Agent(Condition):
@@ -282,30 +290,21 @@ class Console(Condition):
     def __init__(self, clone: Awaited) -> None:
         super().__init__(clone)
         self._pattern = re.compile(clone.readiness.argument)
-        self._offset = 0
+        self.offset = 0
         self._tail = ""
-        self._last = ""
 
     def met(self, sight: Sight) -> bool:  # noqa: ARG002 - a console is each clone's own
         """Read new console output; tell whether a line of it matches."""
         consoles, name = self.clone.driver.consoles, self.clone.name
         if consoles is None:
             raise _missing(self.clone, "consoles")
-        data, self._offset = consoles.read(name, self._offset, CHUNK)
+        data, self.offset = consoles.read(name, self.offset, CHUNK)
         if not data:
             return False
         *lines, rest = (self._tail + _text(data)).split("\n")
         self._tail = rest[-MAX_LINE:]
-        for line in (*lines, self._tail):  # a prompt ends without a newline
-            if line.strip():
-                self._last = line.strip()[:MAX_LINE]
-            if self._pattern.search(line[:MAX_LINE]):
-                return True
-        return False
-
-    def last_line(self) -> str:
-        """See :meth:`Condition.last_line`."""
-        return self._last
+        # A prompt ends without a newline.
+        return any(self._pattern.search(line[:MAX_LINE]) for line in (*lines, self._tail))
 
 
 CONDITIONS: Mapping[str, type[Condition]] = {
@@ -316,6 +315,20 @@ CONDITIONS: Mapping[str, type[Condition]] = {
     "agent": Agent,
     "console": Console,
 }
+
+
+def has_said(driver: HypervisorDriver, name: str, readiness: Readiness) -> bool:
+    """Tell whether a clone's console log has what a ``console`` readiness waits for."""
+    if driver.consoles is None:
+        return False
+    console = Console(Awaited(name=name, driver=driver, readiness=readiness))
+    with contextlib.suppress(VmclonerError):
+        before = -1
+        while console.offset != before and console.offset <= MAX_LOG:
+            before = console.offset
+            if console.met(Sight()):
+                return True
+    return False
 
 
 class _Knock:
@@ -415,7 +428,7 @@ def _last_line(driver: HypervisorDriver, name: str) -> str:
 # --- the watcher --------------------------------------------------------------------------------
 
 
-@attrs.frozen
+@attrs.define
 class _Watched:
     """A clone that is being watched."""
 
@@ -423,6 +436,8 @@ class _Watched:
     condition: Condition
     deadline: float
     starts: int = 0
+    paused: float | None = None
+    """Since when it has been seen paused, None if it wasn't when it was last looked at."""
 
 
 class _Ended(WrongState):
@@ -515,16 +530,24 @@ def _look(watched: _Watched, sight: Sight) -> Outcome[None] | None:
     """Return the clone's outcome, None until it has one."""
     clone, condition = watched.clone, watched.condition
     try:
-        if condition.met(sight):
-            return Outcome(key=clone.name, changed=False)
         state = sight.states(clone.driver).get(clone.name)
+        if (
+            state is State.RUNNING
+            and condition.met(sight)
+            and sight.states(clone.driver, POLL).get(clone.name) is State.RUNNING
+        ):
+            return Outcome(key=clone.name, changed=False)
+        if state is State.PAUSED:
+            return _paused(watched, sight)
     except VmclonerError as error:
         return Outcome(key=clone.name, error=error)
+    watched.paused = None
     if state is None or state in _DEAD:
         what = state.value if state is not None else "gone"
         message = f"{clone.name} is {what}, not {clone.readiness}{_said(condition)}"
         kind = _Ended if state is State.STOPPED else WrongState
-        hint = f"vmcloner start {clone.name} --wait" if state is State.STOPPED else None
+        off = state in (State.STOPPED, State.SAVED)
+        hint = f"vmcloner start {clone.name} --wait" if off else None
         return Outcome(key=clone.name, error=kind(message, hint=hint))
     if sight.now <= watched.deadline:
         return None
@@ -538,6 +561,18 @@ def _look(watched: _Watched, sight: Sight) -> Outcome[None] | None:
             hint=f"vmcloner console --log {clone.name}",
         ),
     )
+
+
+def _paused(watched: _Watched, sight: Sight) -> Outcome[None] | None:
+    """Return the outcome of a clone that is paused: an error if it has been for long."""
+    clone = watched.clone
+    watched.paused = sight.now if watched.paused is None else watched.paused
+    if sight.now - watched.paused < PAUSED and sight.now <= watched.deadline:
+        return None
+    reason = sight.reason(clone)
+    message = f"{clone.name} is paused{reason and f' ({reason})'}, not {clone.readiness}"
+    error = WrongState(message, hint=f"vmcloner start {clone.name} resumes it")
+    return Outcome(key=clone.name, error=error)
 
 
 def _said(condition: Condition) -> str:

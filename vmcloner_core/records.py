@@ -70,6 +70,8 @@ class Record:
     :param restart: whether a run stopped it to start it again, and hasn't started it yet.
     :param made_of: the template that it was made of, as plain data; None in records by versions
         that didn't keep it.
+    :param ready: when the run of its domain was started in which it got ready, and what was waited
+        for; empty if it isn't known to be ready.
     """
 
     labels: Labels
@@ -80,6 +82,7 @@ class Record:
     seed: Seed = attrs.field(factory=Seed)
     restart: bool = False
     made_of: Mapping[str, Any] | None = None
+    ready: str = ""
 
     @classmethod
     def of(cls, spec: CloneSpec) -> Self:
@@ -296,9 +299,12 @@ class Records:
                 sync(seed.image)
         self.update(clone, seed=seed)
 
-    def note_restart(self, clone: str, *, wanted: bool, missing: Record | None = None) -> None:
+    def note_restart(
+        self, clone: str, *, wanted: bool, stopped: bool = False, missing: Record | None = None
+    ) -> None:
         """Note whether a clone was stopped to be started again; see :class:`Record`.
 
+        :param stopped: it is being stopped now, and so isn't ready any more.
         :param missing: what to write if a restart is wanted and the clone has no record.
         """
         if wanted and missing is not None and not os.path.lexists(self.folder / clone):
@@ -308,7 +314,7 @@ class Records:
             for outcome in self._published({clone: draft}):
                 outcome.unwrap()
         else:
-            self.update(clone, restart=wanted)
+            self.update(clone, restart=wanted, **({"ready": ""} if stopped else {}))
 
     def check(self, labels: Labels) -> None:
         """Check that :meth:`remove` would remove a clone's folder, if there is one.
@@ -502,6 +508,7 @@ def _dumped(record: Record) -> str:
         "identity": record.identity and attrs.asdict(record.identity),
         "template": record.made_of,
         "restart": record.restart,
+        "ready": record.ready,
         "seed": {"image": seed.image and str(seed.image), "cmdline": seed.cmdline},
     }
     text = json.dumps(values, default=str, ensure_ascii=False) + "\n"
@@ -530,6 +537,7 @@ def _loaded(path: Path) -> Record | None:
             macs=tuple(data["macs"]),
             values=data["values"],
             restart=data.get("restart") is True,
+            ready=str(data.get("ready") or ""),
             identity=data["identity"] and _identity(data["identity"]),
             seed=Seed(image=image and Path(image), cmdline=data["seed"]["cmdline"]),
             made_of=_table(data.get("template")),

@@ -9,7 +9,7 @@ import attrs
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import CloneMode, Copying
 from vmcloner_core.names import MAX_INDEX, check_fleet, check_template, clone_name
-from vmcloner_core.plan import ALL, OnFailure, Quota, Readiness, check_timeout
+from vmcloner_core.plan import ALL, NO_SIZES, OnFailure, Quota, Readiness, Sizes, check_timeout
 
 MAX_CLONES = 10_000
 """Clones in one request; more is taken for a typing error."""
@@ -73,6 +73,7 @@ class CreateRequest:
     :param jobs: upper bound for concurrent calls of each driver.
     :param bandwidth: bytes per second at most for an import and for copies, None for no limit.
     :param verify: read copies back and compare checksums, in pools that can.
+    :param sizes: memory, processors and first disk of all of its clones, instead of the template's.
     """
 
     fleet: str
@@ -92,6 +93,7 @@ class CreateRequest:
     jobs: int | None = attrs.field(default=None, validator=_jobs)
     bandwidth: int | None = None
     verify: bool = False
+    sizes: Sizes = NO_SIZES
 
     def __attrs_post_init__(self) -> None:
         check_fleet(self.fleet)
@@ -111,7 +113,8 @@ class CreateRequest:
 class TargetRequest:
     """Ask for an action on existing clones.
 
-    :param action: its name: start, stop, restart, reset, delete or wait.
+    :param action: its name: start, stop, restart, pause, resume, save, restore, reset, delete or
+        wait.
     :param targets: fleets, clones and node sets, as for
         :func:`vmcloner_core.names.parse_targets`; empty only with ``everything``.
     :param everything: all clones on the host.
@@ -125,6 +128,7 @@ class TargetRequest:
     :param min_ready: how many of them must get ready for the run to succeed.
     :param missing_ok: whether a delete succeeds although a target names no clone. If it doesn't,
         the others are deleted all the same.
+    :param sizes: new memory, processors and disk size (set).
     """
 
     action: str
@@ -140,8 +144,16 @@ class TargetRequest:
     min_ready: Quota = ALL
     missing_ok: bool = True
     jobs: int | None = attrs.field(default=None, validator=_jobs)
+    sizes: Sizes = NO_SIZES
 
     def __attrs_post_init__(self) -> None:
+        if (self.action == "set") != (self.sizes != NO_SIZES):
+            raise InvalidRequest(
+                f"{self.action}: nothing to change"
+                if self.action == "set"
+                else f"{self.action} changes no sizes",
+                hint="give memory, vcpus or a disk size",
+            )
         check_aim(self.action, self.targets, everything=self.everything)
         if not 0 <= self.shutdown_timeout <= 86_400:
             raise InvalidRequest(f"shutdown timeout out of range: {self.shutdown_timeout:g} s")

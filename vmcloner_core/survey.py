@@ -143,6 +143,7 @@ def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
         [volume for pool in pools for volume in pool],
         [domain for inventory in inventories for domain in inventory.domains],
         records,
+        [stray for inventory in inventories for stray in inventory.strays],
     )
     clones = tuple(
         clone if owners(clone) <= {None, state} else attrs.evolve(clone, ours=False)
@@ -258,16 +259,23 @@ def merge(
     volumes: Iterable[Volume],
     domains: Iterable[Domain],
     records: Records,
+    strays: Collection[Domain] = (),
 ) -> tuple[Clone, ...]:
     """Return one clone for each (fleet, index) that has a part, sorted by these.
 
     A record without other parts is a clone too, so that it can be deleted or completed. Only such
     records are read.
+
+    :param strays: domains with clones' labels under other names.
     """
     disks: dict[tuple[str, int], list[Volume]] = {}
     for volume in volumes:
         disks.setdefault((volume.labels.fleet, volume.labels.index), []).append(volume)
     machines = {(d.labels.fleet, d.labels.index): d for d in domains}
+    for stray in strays:
+        key = (stray.labels.fleet, stray.labels.index)
+        if key not in machines and _is_renamed(stray, disks.get(key, ()), records):
+            machines[key] = stray
     recorded = records.names()
     parts = disks.keys() | machines.keys()
     alone = records.of(recorded - {f"{fleet}-{index}" for fleet, index in parts})
@@ -282,6 +290,14 @@ def merge(
         )
         for key in sorted(parts | kept.keys())
     )
+
+
+def _is_renamed(stray: Domain, disks: Iterable[Volume], records: Records) -> bool:
+    """Tell whether a domain under another name is a clone's own, not a copy that a user made."""
+    record = records.find(stray.labels.clone)
+    if record is not None and record.labels.same_clone(stray.labels):
+        return record.uuid == stray.uuid
+    return any(volume.path in stray.disks for volume in disks)
 
 
 def _clone(

@@ -10,7 +10,7 @@ from vmcloner_core.clone_spec import clone_spec
 from vmcloner_core.disks import disk_numbers
 from vmcloner_core.errors import InvalidRequest, NotFound
 from vmcloner_core.model import Clone, CloneSpec, Nic, NicSpec, State, Template
-from vmcloner_core.names import parse_targets
+from vmcloner_core.names import fold, parse_targets
 from vmcloner_core.placeholders import clone_values
 from vmcloner_core.plan import ALL, ClonePlan, Plan, Readiness
 from vmcloner_core.planner import check_ours, filled, filled_in
@@ -50,7 +50,7 @@ def plan_targets(
     existing = tuple(clone.name for clone, steps in routes if not steps)
     if request.count is not None:
         # Starts take the lowest indices, stops and deletes the highest, of those that change.
-        if action.order != ("wait",):
+        if action.name != "wait":
             work = [(clone, steps) for clone, steps in work if steps != ("wait",)]
         work = work[: request.count] if action.lowest_first else work[-request.count :]
         taken = {clone.name for clone, _ in work}
@@ -68,10 +68,22 @@ def plan_targets(
         existing=existing,
         missing=missing,
         shutdown_timeout=request.shutdown_timeout,
-        warnings=(found.others,) if request.everything and found.others else (),
+        sizes=request.sizes,
         min_ready=request.min_ready if any("wait" in c.steps for c in clones) else ALL,
         jobs=request.jobs,
+        warnings=(
+            *((found.others,) if request.everything and found.others else ()),
+            *_continued(clones),
+        ),
     )
+
+
+def _continued(clones: Sequence[ClonePlan]) -> tuple[str, ...]:
+    """Return a remark if clones continue from saved memory: they don't boot."""
+    saved = [clone.name for clone in clones if "restore" in clone.steps]
+    if not saved:
+        return ()
+    return (f"{fold(saved)} continues from saved memory (vmcloner stop --kill discards it)",)
 
 
 def _done(steps: Sequence[str]) -> bool:
@@ -117,6 +129,8 @@ def _steps(
     record: Callable[[str], Record | None],
 ) -> tuple[str, ...]:
     """Return a clone's steps, with the start that an interrupted run left undone."""
+    if clone.renamed is not None:
+        return ("check",)
     if action.restarts and not request.start and not active(clone):
         kept = record(clone.name)
         if kept is not None and kept.restart:
@@ -142,7 +156,7 @@ class _Context:
 
     def plan(self, clone: Clone, steps: tuple[str, ...]) -> ClonePlan:
         """Return the plan of one clone with these steps."""
-        wait = self._wait(clone)
+        wait = self._wait(clone, restores="restore" in steps)
         boots = clone.labels.boot is not None and bool({"start", "wait"} & set(steps))
         spec = None
         if boots or wait.placeholders or "reset" in steps:
@@ -157,6 +171,7 @@ class _Context:
             labels=clone.labels,
             steps=steps,
             state=clone.state,
+            renamed=clone.renamed,
             disks=_own_disks(clone, spec.template) if spec and "reset" in steps else (),
             volumes=clone.volumes,
             domain=clone.domain,
@@ -165,11 +180,21 @@ class _Context:
             spec=spec,
         )
 
-    def _wait(self, clone: Clone) -> Readiness:
+    def _wait(self, clone: Clone, *, restores: bool) -> Readiness:
+        """Return what to wait for.
+
+        :param restores: it continues from saved memory: then what its template waits for is noted
+            if it was so before, even if this request doesn't wait.
+        """
         request = self._request
-        if request.wait is not None or not request.ready:
+        if request.wait is not None or not (request.ready or restores):
             return request.wait or Readiness()
-        return Readiness.parse(self._kept(clone).ready, timeout=request.timeout)
+        try:
+            return Readiness.parse(self._kept(clone).ready, timeout=request.timeout)
+        except NotFound:
+            if request.ready:
+                raise
+            return Readiness()
 
     def _kept(self, clone: Clone) -> Template:
         """Return the template that a clone was made of.

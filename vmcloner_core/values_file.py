@@ -142,7 +142,7 @@ def check_value(key: str, value: object, where: str) -> str | int:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise InvalidRequest(f"{where}: {key}: must be a string or an integer, not {value!r}")
     try:
-        if key == "memory" and parse_size(value) <= 0:
+        if key in ("memory", "disk_size") and parse_size(value) <= 0:
             raise InvalidRequest("must be positive")
         if key == "vcpus" and not 1 <= int(value) <= 4096:
             raise InvalidRequest(f"must be 1 to 4096, not {value}")

@@ -10,10 +10,13 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attrs
+
 from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
-from vmcloner_core.errors import BackendError, VmclonerError
+from vmcloner_core.errors import BackendError, NotFound, VmclonerError
 from vmcloner_core.model import (
     AS_IT_COMES,
     Capacity,
@@ -30,13 +33,13 @@ from vmcloner_core.model import (
     untold,
 )
 from vmcloner_core.os_errors import translated
-from vmcloner_core.qcow2 import overlay
+from vmcloner_core.qcow2 import SECTOR, overlay, read_header
 from vmcloner_core.stored_ids import KnownPool
 from vmcloner_files.cloning import Cloner, Method, as_volume
 from vmcloner_files.features import existing, space
 from vmcloner_files.holders import Holders
 from vmcloner_files.pool import Pool
-from vmcloner_files.records import ImageRecord
+from vmcloner_files.records import DiskRecord, ImageRecord
 from vmcloner_files.settings import FilesSettings
 
 if TYPE_CHECKING:
@@ -208,6 +211,36 @@ class FilesDriver(StorageDriver):
         if found.full or self._is_full(request) or not self._pool.features().reflink:
             return Method.COPY
         return Method.REFLINK
+
+    def grow(self, volume: Volume, size: int) -> Outcome[Volume]:
+        """See :meth:`StorageDriver.grow`. A new size is noted last: a killed call is repeated."""
+        path = self._pool.disk_path(volume.labels, volume.disk)
+        size += -size % SECTOR
+        with translated(path), self._pool.lock(alone=True):
+            record = self._pool.disk(volume.labels, volume.disk)
+            if record is None:
+                raise NotFound(f"volume {path} is gone", hint="run its create again")
+            changed = size > record.size
+            if changed:
+                record = attrs.evolve(record, size=size)
+                self._extend(path, record)
+        return Outcome(
+            key=volume.name, value=as_volume(path, record, self._pool, self.name), changed=changed
+        )
+
+    def _extend(self, path: Path, record: DiskRecord) -> None:
+        """Make a file as large as its record says, unless it is, and note that."""
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            if record.format == "raw":
+                if os.fstat(fd).st_size < record.size:
+                    os.ftruncate(fd, record.size)
+            elif read_header(lambda at, length: os.pread(fd, length, at)).size < record.size:
+                argv = ["qemu-img", "resize", "-q", "-f", "qcow2", str(path), str(record.size)]
+                self.context.runner.run(argv, timeout=60)
+            self._pool.labels.write(fd, path, record.to_mapping())
+        finally:
+            os.close(fd)
 
     def volumes(self) -> tuple[Volume, ...]:
         """See :meth:`StorageDriver.volumes`."""

@@ -19,7 +19,7 @@ from vmcloner_core.drivers import ConsoleInterface
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, WrongState
 from vmcloner_core.names import split_clone
 from vmcloner_core.trusted_files import make_folder
-from vmcloner_libvirt import operations
+from vmcloner_libvirt import operations, rotated
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections
 from vmcloner_libvirt.errors import is_code
@@ -39,6 +39,8 @@ class Consoles(ConsoleInterface):
     def __init__(self, connections: Connections, folder: Path) -> None:
         self._connections = connections
         self.folder = folder
+        self._lock = threading.Lock()
+        self._logs: dict[str, rotated.Log] = {}
 
     def prepare(self) -> None:
         """Make the folder that the hypervisor's daemon, which runs as root, writes the logs to.
@@ -69,20 +71,15 @@ class Consoles(ConsoleInterface):
         """
         path = self.log(name)
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return b"", 0
+            with rotated.opened(path) as parts, self._lock:
+                log = self._logs.get(name, rotated.EMPTY).followed(parts)
+                self._logs[name] = log
+                return log.read(parts, offset, limit)
         except OSError as error:
             raise BackendError(
                 f"can't read the console log {path}: {error.strerror}",
                 hint="console logs belong to root: run as root (sudo)",
             ) from error
-        try:
-            start = offset if offset <= os.fstat(descriptor).st_size else 0
-            data = os.pread(descriptor, limit, start)
-        finally:
-            os.close(descriptor)
-        return data, start + len(data)
 
     def attach(self, name: str, stdin: int, stdout: int) -> None:
         """See :meth:`ConsoleInterface.attach`."""
@@ -123,13 +120,13 @@ def _left(path: Path, error: OSError) -> None:
 
 def log_files(file: Path) -> list[Path]:
     """Return the existing log and its rotated parts; none if their folder can't be read."""
-    rotated = re.compile(rf"{re.escape(file.name)}(\.[0-9].*)?")
+    parts = re.compile(rf"{re.escape(file.name)}(\.[0-9].*)?")
     try:
         names = os.listdir(file.parent)  # noqa: PTH208
     except OSError as error:
         _left(file.parent, error)
         return []
-    return [file.parent / name for name in sorted(names) if rotated.fullmatch(name)]
+    return [file.parent / name for name in sorted(names) if parts.fullmatch(name)]
 
 
 def _attach(connection: Any, domain: Any, stdin: int, stdout: int, flags: int) -> None:

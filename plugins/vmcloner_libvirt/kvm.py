@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,8 @@ import attrs
 
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.model import Check, DomainSpec, HostResources, Template
-from vmcloner_libvirt import memory
+from vmcloner_core.model import Check, DomainSpec, DomainUse, HostResources, Template
+from vmcloner_libvirt import host_memory
 from vmcloner_libvirt.acceleration import KvmProbe
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.driver import LibvirtDriver
@@ -77,12 +76,12 @@ class KvmDriver(LibvirtDriver):
         if kind == "test":
             return found
         overhead = self._tb_cache + EMULATOR_MEMORY if kind == "qemu" else 0
-        free = memory.available(overhead)
+        free = host_memory.available(overhead)
         return attrs.evolve(
             found,
             memory_free=found.memory_free if free is None else min(free, found.memory_total),
             memory_overhead=overhead,
-            pages=memory.pages(),
+            pages=host_memory.pages(),
         )
 
     def started(self, name: str) -> float | None:
@@ -124,30 +123,23 @@ class KvmDriver(LibvirtDriver):
         )
         if domain.connect().getType() == "QEMU":  # the test driver refuses these flags
             flags |= module.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+            flags |= getattr(module, "VIR_DOMAIN_UNDEFINE_TPM", 0)  # libvirt 8.9
             file = nvram(parse(domain.XMLDesc(module.VIR_DOMAIN_XML_INACTIVE)))
-            if file is None or _is_own(file, domain.name(), self.context.host.state):
+            if file is None or self.is_own_nvram(domain.name(), file):
                 flags |= module.VIR_DOMAIN_UNDEFINE_NVRAM
             else:
                 flags |= module.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
         return int(flags)
+
+    def is_own_process(self, domain: DomainUse, arguments: Sequence[str]) -> bool:
+        """See :meth:`HypervisorDriver.is_own_process`; QEMU is told its domain's UUID."""
+        return str(domain.uuid) in arguments
 
     def probe(self) -> Iterator[Check]:
         """See :meth:`HypervisorDriver.probe`."""
         from vmcloner_libvirt import doctor
 
         return doctor.examine(self.context, self.connections, self._probe, self._accel)
-
-
-def _is_own(file: Path, name: str, state: Path) -> bool:
-    """Tell whether firmware variables are a clone's own: by their folder and the file's name.
-
-    Links are followed first: they may lead anywhere.
-    """
-    if re.fullmatch(rf"{re.escape(name)}[._].*", file.name) is None or file.is_symlink():
-        return False
-    folder = Path(os.path.realpath(file.parent))
-    libvirts = folder.parts[-2:] == ("qemu", "nvram")  # of the system, of a user's session
-    return libvirts or folder.is_relative_to(os.path.realpath(state))
 
 
 def template_values(

@@ -1,94 +1,87 @@
-"""How much of the host's memory guests can have.
+"""The memory of domains: paused, saved by libvirt ("managed save"), and forgotten.
 
-    available = MemAvailable - promised            (at most CommitLimit - Committed_AS, if the
-                                                    kernel doesn't overcommit)
-    promised  = sum over running QEMUs of max(0, guest memory + overhead - resident memory)
-
-MemAvailable is the kernel's own estimate (proc(5), /proc/meminfo): free memory and the caches that
-it can drop. Shared memory (tmpfs) is among the caches, but can't be dropped; huge pages that are
-set aside aren't free. A guest that has just started has touched little of its memory, and will
-touch the rest.
+https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainManagedSave
 """
 
 from __future__ import annotations
 
-import contextlib
-import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-PROC = Path("/proc")
-HUGE_PAGES = Path("/sys/kernel/mm/hugepages")
-_NAME = re.compile(r"hugepages-(\d+)kB")
-_SIZE = re.compile(r"(?:size=)?(\d+)([KMGTkmgt]?)[bB]?")
-_UNITS = {"": 1024**2, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
-_STRICT = "2"  # vm.overcommit_memory
+from vmcloner_core.drivers import MemoryInterface
+from vmcloner_core.errors import NotFound, WrongState
+from vmcloner_core.model import Outcome, State
+from vmcloner_libvirt import operations
+from vmcloner_libvirt.conditions import state_of
+
+Each = Callable[[Sequence[str], Callable[[Any, str], bool]], Iterator[Outcome[None]]]
 
 
-def available(overhead: int) -> int | None:
-    """Return the bytes that more guests can have, None where the kernel doesn't say.
+class Memory(MemoryInterface):
+    """The memory of one hypervisor's domains. Thread-safe.
 
-    :param overhead: bytes that QEMU takes beside a guest's memory.
+    :param each: runs an operation on several domains; it tells whether it changed something.
     """
-    found = _meminfo()
-    if "MemAvailable" not in found:
-        return None
-    free = found["MemAvailable"]
-    with contextlib.suppress(OSError, KeyError):
-        if (PROC / "sys/vm/overcommit_memory").read_text().strip() == _STRICT:
-            free = min(free, found["CommitLimit"] - found["Committed_AS"])
-    return max(0, free - promised(overhead))
+
+    def __init__(self, each: Each) -> None:
+        self._each = each
+
+    def pause(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """See :meth:`MemoryInterface.pause`."""
+        yield from self._each(names, pause)
+
+    def save(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """See :meth:`MemoryInterface.save`."""
+        yield from self._each(names, save)
+
+    def discard(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """See :meth:`MemoryInterface.discard`."""
+        yield from self._each(names, discard)
 
 
-def _meminfo() -> dict[str, int]:
-    found: dict[str, int] = {}
-    with contextlib.suppress(OSError, ValueError):
-        for line in (PROC / "meminfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            found[key] = int(value.split()[0]) * 1024
-    return found
+def pause(connection: Any, name: str) -> bool:
+    """Pause a domain; tell whether it ran."""
+    domain, state = _known(connection, name)
+    if state is State.PAUSED:
+        return False
+    _check(name, state, "paused", State.RUNNING)
+    domain.suspend()
+    return True
 
 
-def promised(overhead: int) -> int:
-    """Return the bytes that running guests may still touch."""
-    return sum(max(0, size + overhead - resident) for size, resident in _guests())
+def save(connection: Any, name: str) -> bool:
+    """Save a domain's memory; tell whether it ran."""
+    domain, state = _known(connection, name)
+    if state is State.SAVED:
+        return False
+    _check(name, state, "saved", State.RUNNING, State.PAUSED)
+    if state is State.PAUSED and connection.getType() == "Xen":
+        domain.resume()  # a guest of Xen's takes part in being saved
+    domain.managedSave()
+    return True
 
 
-def _guests() -> Iterator[tuple[int, int]]:
-    """Yield (memory, resident memory) of each QEMU on the host, whoever started it."""
-    for folder in PROC.iterdir():
-        if not folder.name.isdecimal():
-            continue
-        with contextlib.suppress(OSError, ValueError, IndexError):  # it ended, or isn't ours to see
-            if not (folder / "comm").read_text().startswith(("qemu-system", "qemu-kvm")):
-                continue
-            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            size = _size(words[words.index("-m") + 1])
-            yield size, _resident((folder / "status").read_text())
+def discard(connection: Any, name: str) -> bool:
+    """Remove a domain's saved memory; tell whether there was one."""
+    domain = operations.find(connection, name)
+    if domain is None:
+        return False
+    with operations.tolerate("VIR_ERR_NO_DOMAIN"):
+        if domain.hasManagedSaveImage() == 1:
+            domain.managedSaveRemove()
+            return True
+    return False
 
 
-def _size(text: str) -> int:
-    """Return the bytes of QEMU's option ``-m``: ``size=1048576k,slots=2``, ``512``, ``1G``."""
-    match = _SIZE.match(text)
-    return int(match[1]) * _UNITS[match[2].upper()] if match is not None else 0
+def _known(connection: Any, name: str) -> tuple[Any, State]:
+    domain = operations.find(connection, name)
+    if domain is None:
+        raise NotFound(f"{name}: no such domain", hint="vmcloner list")
+    return domain, state_of(*domain.state(), saved=domain.hasManagedSaveImage() == 1)
 
 
-def _resident(status: str) -> int:
-    """Return the resident memory in ``/proc/PID/status``, with huge pages."""
-    lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    return sum(int(lines.get(key, "0").split()[0]) * 1024 for key in ("VmRSS", "HugetlbPages"))
-
-
-def pages() -> dict[int, int]:
-    """Return the free bytes in huge pages, by the size of these pages; the default size first."""
-    found: dict[int, int] = {}
-    with contextlib.suppress(OSError, ValueError):
-        for folder in sorted(HUGE_PAGES.iterdir()):
-            match = _NAME.fullmatch(folder.name)
-            if match is not None:
-                size = int(match[1]) * 1024
-                free = int((folder / "free_hugepages").read_text())
-                reserved = int((folder / "resv_hugepages").read_text())
-                found[size] = max(0, free - reserved) * size
-    default = _meminfo().get("Hugepagesize", 0)
-    return dict(sorted(found.items(), key=lambda item: (item[0] != default, item[0])))
+def _check(name: str, state: State, what: str, *needed: State) -> None:
+    if state not in needed:
+        raise WrongState(
+            f"{name} is {state.value}: it can't be {what}", hint=f"vmcloner start {name}"
+        )

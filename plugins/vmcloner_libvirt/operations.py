@@ -7,6 +7,7 @@ our labels is never changed: it raises Conflict.
 from __future__ import annotations
 
 import contextlib
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -28,6 +29,9 @@ from vmcloner_libvirt.metadata import disks, labels_in, labels_of, macs, network
 
 LOCK_WAITS = 4
 """How often libvirt may time out waiting for a domain's lock, after 30 seconds each."""
+SETTLING = 1.5
+"""Seconds in which a guest that was paused by an error pauses again, if that is still there."""
+_POLL = 0.1
 Records = Iterator[tuple[Any, int, int]]
 """Domains with their libvirt state and its reason."""
 
@@ -77,7 +81,8 @@ def resources(connection: Any) -> HostResources:
     """Return the host's memory and processors.
 
     Where the driver doesn't know the free memory (libvirt's test driver), all of it is free. What
-    is said to be free includes shared memory, which is not: see :mod:`vmcloner_libvirt.memory`.
+    is said to be free includes shared memory, which is not: see
+    :mod:`vmcloner_libvirt.host_memory`.
     """
     module = libvirt()
     _, megabytes, cpus, *_ = connection.getInfo()
@@ -162,9 +167,10 @@ def undefine(connection: Any, name: str, flags: Callable[[Any], int]) -> bool:
 
 
 def start(connection: Any, name: str, boot: BootConfig | None = None) -> bool:
-    """Start or resume a domain; tell whether that was needed.
+    """Start a domain, or continue a paused or saved one; tell whether that was needed.
 
     :param boot: what it boots at this start; its definition isn't changed.
+    :raises WrongState: it pauses again at once.
     """
     module = libvirt()
     domain = find(connection, name)
@@ -178,7 +184,7 @@ def start(connection: Any, name: str, boot: BootConfig | None = None) -> bool:
             domain.resume()
         elif state == module.VIR_DOMAIN_PMSUSPENDED:
             domain.pMWakeup()
-        elif boot is None:
+        elif boot is None or domain.hasManagedSaveImage() == 1:
             domain.create()
         else:
             # Given the name and UUID of a defined domain, libvirt starts it from this XML and
@@ -190,7 +196,36 @@ def start(connection: Any, name: str, boot: BootConfig | None = None) -> bool:
         if refused and state_of(*domain.state()) is State.RUNNING:
             return False  # another process started it at the same time
         raise
+    by_user = reason == module.VIR_DOMAIN_PAUSED_USER
+    failed = state == module.VIR_DOMAIN_PAUSED and not by_user
+    _check_goes_on(domain, name, SETTLING if failed else 0.0)
     return True
+
+
+def _check_goes_on(domain: Any, name: str, seconds: float) -> None:
+    """Check that a guest that was started or continued isn't paused (again).
+
+    One that was saved while it was paused is resumed.
+
+    :param seconds: to watch it for.
+    :raises WrongState: it is; says why.
+    """
+    module = libvirt()
+    end = time.monotonic() + seconds
+    resumed = False
+    while True:
+        state, reason = domain.state()
+        if state == module.VIR_DOMAIN_PAUSED and reason != module.VIR_DOMAIN_PAUSED_STARTING_UP:
+            if resumed or seconds:
+                raise WrongState(
+                    f"{name} is paused again: {reason_of(domain, state, reason)}",
+                    hint=f"mend what its disks lack, then vmcloner start {name}",
+                )
+            domain.resume()
+            resumed, end = True, time.monotonic() + SETTLING
+        if time.monotonic() >= end:
+            return
+        time.sleep(_POLL)
 
 
 def ask(connection: Any, name: str) -> bool:

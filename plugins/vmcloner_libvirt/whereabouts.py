@@ -7,7 +7,9 @@ addresses of the domain's own cards count.
 from __future__ import annotations
 
 import ipaddress
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import attrs
@@ -23,18 +25,25 @@ CHANNEL = "org.qemu.guest_agent.0"
 AGENT_TIMEOUT = 2
 """Seconds for an agent's answer."""
 MAX_ADDRESSES = 16
+ASKERS = 8
+"""Guest agents that are asked in parallel: one that doesn't answer takes its whole timeout."""
+CLOCK_TRIES = 3
+CLOCK_PAUSE = 0.3
+"""Seconds between the tries to set a guest's clock."""
 
 
 @attrs.frozen(kw_only=True)
 class Located:
     """A running domain of ours.
 
-    :param macs: of the cards not in user mode. :param agent: whether its agent has reported.
+    :param macs: of the cards not in user mode. :param channel: whether there is a channel for an
+        agent. :param agent: whether its agent has reported.
     """
 
     name: str
     macs: tuple[str, ...]
     agent: bool
+    channel: bool = False
 
 
 class GuestAgents(AgentInterface):
@@ -47,6 +56,25 @@ class GuestAgents(AgentInterface):
         """See :meth:`AgentInterface.reported`."""
         domains = self._connections.ask(running)
         return frozenset(names) & {domain.name for domain in domains if domain.agent}
+
+    def set_clocks(self, names: Sequence[str]) -> None:
+        """See :meth:`AgentInterface.set_clocks`.
+
+        QEMU tells libvirt a moment after a restore that the agent is there: hence the second try.
+        """
+        domains = self._connections.ask(running)
+        left = [domain.name for domain in domains if domain.name in names and domain.channel]
+        for tries in range(CLOCK_TRIES):
+            if not left:
+                return
+            time.sleep(CLOCK_PAUSE if tries else 0)
+            with ThreadPoolExecutor(ASKERS, thread_name_prefix="clocks") as pool:
+                left = [name for name, done in pool.map(self._set, left) if not done]
+
+    def _set(self, name: str) -> tuple[str, bool]:
+        return name, self._connections.call(
+            lambda connection: set_clock(connection, name), about=name
+        )
 
 
 def newest_first(given: Mapping[str, Sequence[tuple[int, str]]]) -> dict[str, tuple[str, ...]]:
@@ -68,14 +96,16 @@ def running(connection: Any) -> tuple[Located, ...]:
 
 def _located(name: str, root: Any) -> Located:
     cards = (card for card in root.iterfind("devices/interface") if card.get("type") != "user")
-    channels = root.iterfind("devices/channel/target")
+    channels = [
+        channel
+        for channel in root.iterfind("devices/channel/target")
+        if channel.get("name") == CHANNEL
+    ]
     return Located(
         name=name,
         macs=tuple(mac.get("address", "").lower() for c in cards for mac in c.iterfind("mac")),
-        agent=any(
-            channel.get("name") == CHANNEL and channel.get("state") == "connected"
-            for channel in channels
-        ),
+        agent=any(channel.get("state") == "connected" for channel in channels),
+        channel=bool(channels),
     )
 
 
@@ -107,6 +137,29 @@ def told(connection: Any, domain: Located) -> tuple[str, ...]:
         for address in card.get("addrs") or ()
     )
     return tuple(ip for ip in found if _usable(ip))[:MAX_ADDRESSES]
+
+
+def set_clock(connection: Any, name: str) -> bool:
+    """Set a guest's clock by its agent: to its hardware clock's time, which went on.
+
+    Tell whether that worked.
+    """
+    module = libvirt()
+    try:
+        handle = connection.lookupByName(name)
+        handle.agentSetResponseTimeout(AGENT_TIMEOUT, 0)
+        try:
+            handle.setTime(None, module.VIR_DOMAIN_TIME_SYNC)
+        except module.libvirtError as error:
+            if is_disconnect(error):
+                raise
+            seconds, fraction = divmod(time.time_ns(), 10**9)
+            handle.setTime({"seconds": seconds, "nseconds": fraction}, 0)
+    except module.libvirtError as error:
+        if is_disconnect(error):
+            raise
+        return False
+    return True
 
 
 def _usable(text: str) -> bool:

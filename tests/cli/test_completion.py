@@ -20,7 +20,7 @@ def site(lab, tmp_path, monkeypatch):
     lab.engine.create("db", "t2", count=1)
     program = tmp_path / "bin" / "vmcloner"
     program.parent.mkdir()
-    python = f'exec "{sys.executable}" -m vmcloner_core.cli.app'
+    python = f'exec "{sys.executable}" -m vmcloner_core.cli'
     config = tmp_path / "vmcloner.toml"
     program.write_text(f'#!/bin/sh\nVMCLONER_CONFIG="{config}" {python} "$@"\n')
     program.chmod(0o755)
@@ -37,7 +37,7 @@ def site(lab, tmp_path, monkeypatch):
     ("words", "found"),
     [
         (["lis"], ["list"]),
-        (["template", ""], ["check", "delete", "import", "import-legacy", "list", "show"]),
+        (["template", ""], ["check", "delete", "import", "import-legacy", "list", "prune", "show"]),
         (["host", "prepare", ""], ["lvm", "network"]),
         (["help", "cre"], ["create"]),
         (["start", ""], ["db", "web"]),

@@ -459,10 +459,10 @@ def test_reset_starts_again_what_ran(lab):
     before = lab.engine.list("web")
     plan = lab.engine.plan(TargetRequest(action="reset", targets=("web",)))
     assert [clone.steps for clone in plan.clones] == [
-        ("destroy", "reset", "start"),
-        ("destroy", "reset", "start"),
-        ("reset",),
-        ("reset",),
+        ("check", "destroy", "renew", "reset", "start"),
+        ("check", "destroy", "renew", "reset", "start"),
+        ("check", "renew", "reset"),
+        ("check", "renew", "reset"),
     ]
     assert lab.engine.reset("web").ok
     assert lab.engine.list("web") == before
@@ -473,7 +473,7 @@ def test_reset_starts_again_what_ran(lab):
 def test_reset_waits_for_what_it_starts(lab):
     lab.engine.create("web", "t1", count=2)
     plan = lab.engine.plan(TargetRequest(action="reset", targets=("web",), ready=True))
-    assert plan.clones[0].steps == ("reset", "start", "wait")
+    assert plan.clones[0].steps == ("check", "renew", "reset", "start", "wait")
     assert lab.engine.reset("web", ready=True).ok
 
 

@@ -98,7 +98,7 @@ def test_where_only_some_can_start_the_others_do(lab, monkeypatch, run):
 
 def test_warnings_are_told_once(lab, host, run):
     host(Needs(warnings=("this host drops packets",)))
-    code, _, err = run("create", "web", "-t", "t1", "-c", "3")
+    code, _, err = run("create", "web", "-t", "t1", "-n", "3")
     assert code == 0
     assert err.count("this host drops packets") == 1
 

@@ -23,7 +23,7 @@ def incomplete(site):
 def test_gc_beside_a_create_takes_nothing_of_it(site):
     web = site.fleet("web")
     rounds = 0
-    with site.popen("create", web, "-t", "plain", "-c", "12", "--start") as create:
+    with site.popen("create", web, "-t", "plain", "-n", "12", "--start") as create:
         while create.poll() is None:
             collect(site, "--orphans", "--yes")
             rounds += 1
@@ -38,7 +38,7 @@ def test_gc_beside_a_create_takes_nothing_of_it(site):
 @pytest.mark.timeout(600)
 def test_gc_after_kill_9_in_mid_create(site, seed):
     web = site.fleet("web")
-    with site.popen("create", web, "-t", "plain", "-c", "12", "--start") as create:
+    with site.popen("create", web, "-t", "plain", "-n", "12", "--start") as create:
         time.sleep(random.Random(seed).uniform(0.3, 6))
         create.kill()
     planned = collect(site, "--orphans", "--dry-run")
@@ -52,7 +52,7 @@ def test_gc_after_kill_9_in_mid_create(site, seed):
     left = site.remains()
     assert not [path for path in left for name in broken if f"{name}-disk" in path]
     assert collect(site, "--orphans", "--yes") == []
-    site.run("create", web, "-t", "plain", "-c", "12", "--start")
+    site.run("create", web, "-t", "plain", "-n", "12", "--start")
     assert [row["state"] for row in site.rows(web)] == ["running"] * 12
 
 
@@ -60,7 +60,7 @@ def test_gc_after_kill_9_in_mid_create(site, seed):
 @pytest.mark.timeout(600)
 def test_gc_after_kill_9_in_mid_delete(site, seed):
     web = site.fleet("web")
-    site.run("create", web, "-t", "plain", "-c", "8", "--start")
+    site.run("create", web, "-t", "plain", "-n", "8", "--start")
     with site.popen("delete", web, "--yes") as delete:
         time.sleep(random.Random(seed).uniform(0.3, 2))
         delete.kill()
@@ -74,7 +74,7 @@ def test_gc_after_kill_9_in_mid_delete(site, seed):
 @pytest.mark.timeout(300)
 def test_domains_and_disks_without_the_other(site):
     web = site.fleet("web")
-    site.run("create", web, "-t", "plain", "-c", "3")
+    site.run("create", web, "-t", "plain", "-n", "3")
     subprocess.run(
         ["virsh", "-q", "-c", "qemu:///system", "undefine", f"{web}-1"], check=True, timeout=60
     )

@@ -35,7 +35,7 @@ def template(site, name, more="", top=""):
 def test_one_line_and_nothing_made(site, more, code, reason, way):
     web = site.fleet("web")
     template(site, "lacking", more)
-    for words in (("-c", "3"), ("-c", "3", "--start"), ("-c", "3", "--dry-run")):
+    for words in (("-n", "3"), ("-n", "3", "--start"), ("-n", "3", "--dry-run")):
         said = site.run("create", web, "-t", "lacking", *words, code=code)
         assert said.count("\n") == 1
         assert reason in said
@@ -54,7 +54,7 @@ def test_a_network_that_was_stopped_is_found_before_any_start(site):
     try:
         subprocess.run([*virsh, "net-start", net], check=True, timeout=30)
         template(site, "lan", f'[[nics]]\nkind = "network"\nsource = "{net}"')
-        site.run("create", web, "-t", "lan", "-c", "3")
+        site.run("create", web, "-t", "lan", "-n", "3")
         subprocess.run([*virsh, "net-destroy", net], check=True, timeout=30)
         said = site.run("start", web, code=6)
         assert said.count("\n") == 1
@@ -70,7 +70,7 @@ def test_a_usb_device_and_a_balloon(site):
     devices = '<input type="tablet" bus="usb"/><memballoon model="virtio"/>'
     template(site, "usb", f"[domain]\ndevices = '{devices}'")
     site.run("template", "check", "usb")
-    site.run("create", web, "-t", "usb", "-c", "2", "--start")
+    site.run("create", web, "-t", "usb", "-n", "2", "--start")
     assert {row["state"] for row in site.rows(web)} == {"running"}
     site.run("delete", web, "--yes")
 

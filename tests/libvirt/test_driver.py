@@ -317,7 +317,49 @@ def test_console_log_is_read_from_where_one_was(paper: KvmDriver) -> None:
     assert paper.consoles.read("web-1", 4, 100) == (b"456789", 10)
     assert paper.consoles.read("web-1", 10, 100) == (b"", 10)
     log.write_bytes(b"again")
-    assert paper.consoles.read("web-1", 10, 100) == (b"again", 5)
+    assert paper.consoles.read("web-1", 10, 100) == (b"again", 15)
+
+
+def test_a_rotated_console_log_is_read_as_one(paper: KvmDriver) -> None:
+    """virtlogd renames web-1.log to .0, .0 to .1, and removes what is older."""
+    folder = paper.context.host.consoles
+    folder.mkdir(parents=True)
+    log, parts = folder / "web-1.log", [folder / f"web-1.log.{n}" for n in range(2)]
+    log.write_bytes(b"first ")
+    assert paper.consoles.read("web-1", 0, 100) == (b"first ", 6)
+    log.write_bytes(b"first second ")
+    log.rename(parts[0])
+    log.write_bytes(b"third ")
+    assert paper.consoles.read("web-1", 6, 100) == (b"second ", 13)
+    assert paper.consoles.read("web-1", 13, 100) == (b"third ", 19)
+    parts[0].rename(parts[1])
+    log.rename(parts[0])
+    log.write_bytes(b"fourth ")
+    assert paper.consoles.read("web-1", 0, 6) == (b"first ", 6)
+    assert paper.consoles.read("web-1", 19, 100) == (b"fourth ", 26)
+    parts[1].unlink()
+    parts[0].rename(parts[1])
+    log.rename(parts[0])
+    log.write_bytes(b"fifth")
+    assert paper.consoles.read("web-1", 26, 100) == (b"fifth", 31)
+    assert paper.consoles.read("web-1", 0, 100) == (b"third ", 19)
+    for path in parts:
+        path.unlink()
+    log.unlink()
+    log.write_bytes(b"next")
+    data, offset = paper.consoles.read("web-1", 31, 100)
+    assert (data, offset > 31) == (b"next", True)
+
+
+def test_a_fresh_reader_begins_with_the_oldest_part(paper: KvmDriver) -> None:
+    folder = paper.context.host.consoles
+    folder.mkdir(parents=True)
+    for name, content in (("1", b"a"), ("0", b"b"), ("", b"c")):
+        (folder / f"web-1.log{'.' * bool(name)}{name}").write_bytes(content)
+    said, offset = b"", 0
+    while data := (read := paper.consoles.read("web-1", offset, 100))[0]:
+        said, offset = said + data, read[1]
+    assert said == b"abc"
 
 
 def test_a_link_in_place_of_a_log_is_not_followed(paper: KvmDriver) -> None:

@@ -31,7 +31,9 @@ CARDS = f"""
 )
 def test_cards_that_others_can_reach_and_an_agent_that_reported(name, state, agent):
     root = parse(CARDS.replace("NAME", name).replace("STATE", state))
-    assert whereabouts._located("web-1", root) == attrs.evolve(DOMAIN, agent=agent)
+    channel = name == whereabouts.CHANNEL
+    expected = attrs.evolve(DOMAIN, agent=agent, channel=channel)
+    assert whereabouts._located("web-1", root) == expected
 
 
 def test_leases_come_before_neighbours():

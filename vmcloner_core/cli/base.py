@@ -16,7 +16,7 @@ from cliff.show import ShowOne
 from vmcloner_core.cli.formats import PlainTable
 from vmcloner_core.cli.usage import printable, refuse, say
 from vmcloner_core.errors import Interrupted, UsageError, VmclonerError, did_you_mean, said
-from vmcloner_core.plan import CloneResult, Plan, Quota, Readiness, RunResult
+from vmcloner_core.plan import CloneResult, Plan, Quota, Readiness, RunResult, Sizes
 from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import Request, check_aim
 from vmcloner_core.units import counted, format_seconds, format_size, parse_size
@@ -426,6 +426,20 @@ def add_copying(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Read full copies and imports back and compare them.",
     )
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the sizes of clones."""
+    parser.add_argument("--memory", type=_size, metavar="SIZE", help="Memory, like 512MiB.")
+    parser.add_argument("--vcpus", type=int, metavar="N", help="Virtual processors.")
+    parser.add_argument(
+        "--disk-size", type=_size, metavar="SIZE", help="Size of the first disk, like 10GiB."
+    )
+
+
+def sizes(parsed_args: argparse.Namespace) -> Sizes:
+    """Return what :func:`add_sizes` was given."""
+    return Sizes(memory=parsed_args.memory, vcpus=parsed_args.vcpus, disk=parsed_args.disk_size)
 
 
 def _size(text: str) -> int:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from vmcloner_core.cli.base import RunCommand, add_copying, waiting
+from vmcloner_core.cli.base import RunCommand, add_copying, add_sizes, sizes, waiting
 from vmcloner_core.model import CloneMode
 from vmcloner_core.names import check_fleet
 from vmcloner_core.plan import OnFailure
@@ -54,6 +54,7 @@ class Create(RunCommand):
             help="CSV or TOML with values for each clone: memory, vcpus, address, hostname, "
             "machine_id, and any others that the template's placeholders use.",
         )
+        add_sizes(parser)
         add_copying(parser)
         parser.add_argument("--start", action="store_true", help="Start them.")
         parser.add_argument(
@@ -80,6 +81,7 @@ class Create(RunCommand):
             jobs=parsed_args.jobs,
             bandwidth=parsed_args.bwlimit,
             verify=parsed_args.verify,
+            sizes=sizes(parsed_args),
             **waiting(parsed_args),
         )
 

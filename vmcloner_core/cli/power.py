@@ -1,4 +1,4 @@
-"""``vmcloner start``, ``stop``, ``restart`` and ``reset``."""
+"""``vmcloner start``, ``stop``, ``restart``, ``pause``, ``save``, ``reset`` and so on."""
 
 from __future__ import annotations
 
@@ -84,6 +84,47 @@ class Restart(_Power):
     def more(self, parsed_args: argparse.Namespace) -> dict[str, Any]:
         """Return the fields that are this command's own."""
         return {"kill": parsed_args.kill, **waiting(parsed_args)}
+
+
+class Pause(_Power):
+    """Pause running clones: they keep their memory, and use no processor."""
+
+    action = "pause"
+    example = "vmcloner pause web-[1-5]"
+
+    def more(self, parsed_args: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG002
+        """Return the fields that are this command's own: none."""
+        return {}
+
+
+class Resume(_Power):
+    """Continue paused clones."""
+
+    action = "resume"
+    waits = True
+    example = "vmcloner resume web"
+
+
+class Save(_Power):
+    """Save the memory of running clones to files, and stop them.
+
+    vmcloner restore, or start, continues them from there; stop --kill discards the saved memory.
+    """
+
+    action = "save"
+    example = "vmcloner save web"
+
+    def more(self, parsed_args: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG002
+        """Return the fields that are this command's own: none."""
+        return {}
+
+
+class Restore(_Power):
+    """Continue saved clones from their saved memory."""
+
+    action = "restore"
+    waits = True
+    example = "vmcloner restore web --wait"
 
 
 class Reset(_Power):

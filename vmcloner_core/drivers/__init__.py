@@ -24,8 +24,10 @@ from vmcloner_core.drivers.hypervisor import (
     AgentInterface,
     ConsoleInterface,
     HypervisorDriver,
+    MemoryInterface,
     NativeInterface,
     NetworkInterface,
+    ResizeInterface,
 )
 from vmcloner_core.drivers.identity import IdentityProvider, IdentityRequest
 from vmcloner_core.drivers.image import ImageBuilder, image_cache
@@ -45,8 +47,10 @@ __all__ = [
     "ImageBuilder",
     "ImageFile",
     "Lane",
+    "MemoryInterface",
     "NativeInterface",
     "NetworkInterface",
+    "ResizeInterface",
     "SimpleStorageDriver",
     "StorageDriver",
     "image_cache",

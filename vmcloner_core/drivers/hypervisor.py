@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,9 +11,11 @@ from vmcloner_core.drivers.context import DriverContext, Lane
 from vmcloner_core.model import (
     BootConfig,
     Check,
+    DiskFile,
     Domain,
     DomainInventory,
     DomainSpec,
+    DomainUse,
     HostResources,
     Needs,
     Network,
@@ -22,6 +24,7 @@ from vmcloner_core.model import (
     Outcome,
     State,
     Template,
+    Volume,
 )
 
 NO_BOOTS: Mapping[str, BootConfig] = MappingProxyType({})
@@ -65,9 +68,9 @@ class ConsoleInterface(ABC):
     def read(self, name: str, offset: int, limit: int) -> tuple[bytes, int]:
         """Return what the guest wrote to its console, and the offset to continue from.
 
-        At most ``limit`` bytes from ``offset``. A log is emptied at each start of the domain and
-        when it is rotated: an offset beyond its end is taken as 0. Empty at the log's end, and
-        where there is no log (yet).
+        At most ``limit`` bytes from ``offset``, from all parts of a log that is rotated. A log is
+        emptied at each start of the domain: an offset beyond its end, or of a part that is gone,
+        is taken as its begin. Empty at the log's end, and where there is no log (yet).
         """
 
     @abstractmethod
@@ -86,6 +89,61 @@ class AgentInterface(ABC):
         """Return those of our domains whose guest agent has reported to the host.
 
         Cheap enough to be polled.
+        """
+
+    def set_clocks(self, names: Sequence[str]) -> None:
+        """Set the clocks of guests whose agents have reported to the host's time.
+
+        For guests that were paused or saved. As far as that is possible: a guest's failure is
+        ignored, and this does nothing by default.
+        """
+
+
+class MemoryInterface(ABC):
+    """The memory of running domains: paused, or saved to a file. :meth:`HypervisorDriver.start`
+    continues both.
+    """
+
+    @abstractmethod
+    def pause(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """Pause running domains; a paused one is a success, any other WrongState."""
+
+    @abstractmethod
+    def save(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """Save the memory of running and paused domains, and stop them.
+
+        Their state is SAVED then. A saved one is a success, any other WrongState.
+        """
+
+    @abstractmethod
+    def discard(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """Remove the saved memory of domains, so that their next start boots them.
+
+        A domain without one, or that is gone, is a success.
+        """
+
+
+class ResizeInterface(ABC):
+    """The size of domains: memory, processors, and disks of running ones."""
+
+    @abstractmethod
+    def resize(
+        self, names: Sequence[str], memory: int | None, vcpus: int | None
+    ) -> Iterator[Outcome[bool]]:
+        """Change what domains are started with; running ones at once where that is possible.
+
+        Values: False if a running or saved domain gets it only at its next start.
+
+        :param memory: bytes, None for no change.
+        """
+
+    @abstractmethod
+    def grow_disk(self, name: str, volume: Volume, size: int) -> None:
+        """Make a running domain see a larger disk: a file is made larger by this.
+
+        A disk of at least that size is a success.
+
+        :param size: bytes. :raises NotFound: the volume isn't one of its disks.
         """
 
 
@@ -115,6 +173,8 @@ class HypervisorDriver(ABC):
     networks: NetworkInterface | None = None
     consoles: ConsoleInterface | None = None
     agents: AgentInterface | None = None
+    memory: MemoryInterface | None = None
+    sizes: ResizeInterface | None = None
     native: NativeInterface | None = None
     define_lane = Lane()
     start_lane = Lane()
@@ -207,7 +267,8 @@ class HypervisorDriver(ABC):
     ) -> Iterator[Outcome[None]]:
         """Start domains; a running one is a success, one that isn't defined NotFound.
 
-        A paused domain is resumed.
+        A paused domain is resumed, a saved one continues from its memory. WrongState if it
+        pauses again at once: its disk has no room, for example.
 
         :param boots: by name, what a domain boots at this one start; its definition isn't changed.
             Given only to drivers that are :attr:`one_shot`.
@@ -226,10 +287,43 @@ class HypervisorDriver(ABC):
 
     @abstractmethod
     def undefine(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
-        """Undefine stopped domains, and remove their NVRAM and console logs.
+        """Undefine domains that don't run, and remove what the hypervisor keeps of them.
 
+        That is saved memory, snapshots' descriptions, NVRAM, TPM state and console logs.
         A domain that is gone is a success, a running one is WrongState.
         """
+
+    def uses(self, names: Collection[str]) -> tuple[DomainUse, ...]:  # noqa: ARG002 - optional
+        """Return what the host's domains use of its files and devices, foreign domains too.
+
+        :param names: our domains for which snapshots and block jobs are wanted.
+        """
+        return tuple(
+            DomainUse(name=d.name, uuid=d.uuid, disks=files, files=files)
+            for d in self.inspect().domains
+            for files in [tuple(DiskFile(path=path) for path in d.disks)]
+        )
+
+    def is_own_process(self, domain: DomainUse, arguments: Sequence[str]) -> bool:  # noqa: ARG002
+        """Tell whether a process that uses a running domain's disk is that domain's own.
+
+        :param arguments: its command line.
+        """
+        return True
+
+    def renew(self, disks: Mapping[str, Mapping[Path, Volume]]) -> Iterator[Outcome[None]]:
+        """Make domains that don't run as they were defined, before their disks are replaced.
+
+        Whatever belongs to the old disks is removed: saved memory (a reset disk under an old
+        memory would be damaged), snapshots' descriptions, NVRAM and TPM state. A domain that is
+        gone is a success, a running one is WrongState. By default nothing is kept, and there is
+        nothing to do.
+
+        :param disks: by the domains' names, the volumes that are to be their disks again, by the
+            files that these disks use instead.
+        """
+        for name in disks:
+            yield Outcome(key=name, changed=False)
 
     def close(self) -> None:
         """Release what the driver holds. It isn't used afterwards."""

@@ -10,7 +10,7 @@ from typing import Literal
 import attrs
 
 from vmcloner_core.drivers.context import DriverContext, Lane
-from vmcloner_core.errors import VmclonerError, WrongState
+from vmcloner_core.errors import InvalidRequest, VmclonerError, WrongState
 from vmcloner_core.model import (
     AS_IT_COMES,
     Capacity,
@@ -166,6 +166,20 @@ class StorageDriver(ABC):
                 if r.volume_name not in kept
             ],
             progress,
+        )
+
+    def grow(self, volume: Volume, size: int) -> Outcome[Volume]:
+        """Make a volume larger; one of at least that size is returned unchanged.
+
+        While a guest uses a file, its hypervisor has made that larger before: then only what the
+        pool notes of it changes.
+
+        :param size: bytes; a pool may round it up.
+        :raises InvalidRequest: the pool can't, which is so by default.
+        """
+        raise InvalidRequest(
+            f"{volume.name}: pool {self.name!r} can't make its disks larger ({size} bytes)",
+            hint="set disk_size in the template, and create the clone again",
         )
 
     @abstractmethod

@@ -16,7 +16,7 @@ from vmcloner_core.model.volume import Volume
 from vmcloner_core.units import parse_size
 
 Values = Mapping[str, str | int]
-"""Per-clone values by name: ``memory``, ``vcpus``, and any others for placeholders."""
+"""Per-clone values by name: ``memory``, ``vcpus``, ``disk_size``, others for placeholders."""
 
 
 @attrs.frozen(kw_only=True)
@@ -50,6 +50,12 @@ class CloneSpec:
     def memory(self) -> int:
         """Bytes of memory."""
         return parse_size(self.values.get("memory", self.template.memory))
+
+    @property
+    def disk_size(self) -> int | None:
+        """Bytes of the first disk, None for its image's size."""
+        own = self.values.get("disk_size", self.template.disk_size)
+        return None if own is None else parse_size(own)
 
     @property
     def vcpus(self) -> int:
@@ -102,7 +108,15 @@ class Clone:
     @property
     def reason(self) -> str:
         """Why it is in its state, in a few words; empty if there is nothing to say."""
+        if self.renamed is not None:
+            return f"its domain was renamed to {self.renamed!r}"
         return self.domain.reason if self.domain is not None else ""
+
+    @property
+    def renamed(self) -> str | None:
+        """The name of its domain, if somebody has renamed that."""
+        domain = self.domain
+        return domain.name if domain is not None and domain.name != self.name else None
 
     @property
     def mac(self) -> str | None:

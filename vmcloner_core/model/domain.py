@@ -146,6 +146,33 @@ class Domain:
 
 
 @attrs.frozen(kw_only=True)
+class DiskFile:
+    """A file or device that a domain uses. ``format`` as libvirt names it, "" if not known."""
+
+    path: Path
+    format: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class DomainUse:
+    """What a domain, ours or not, uses of the host's files and devices.
+
+    :param disks: what its writable disks use now, and what they will use at its next start.
+    :param files: all that it refers to, the former too: what its disks are overlays of, and the
+        copies that block jobs are making.
+    :param snapshots: files that its snapshots' descriptions name.
+    :param job: the block job on one of its disks, in a few words ("copy of vda"); "" for none.
+    """
+
+    name: str
+    uuid: uuid.UUID
+    disks: tuple[DiskFile, ...] = ()
+    files: tuple[DiskFile, ...] = ()
+    snapshots: tuple[Path, ...] = ()
+    job: str = ""
+
+
+@attrs.frozen(kw_only=True)
 class DomainInventory:
     """The contents of a hypervisor: our domains, and names and MAC addresses used by others.
 

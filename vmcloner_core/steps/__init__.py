@@ -16,8 +16,21 @@ from vmcloner_core.local_host import LocalHost
 from vmcloner_core.pipeline import Stage, Work
 from vmcloner_core.plan import Plan
 from vmcloner_core.steps.action import Action, TargetAction
+from vmcloner_core.steps.change import GrowDisk, Resize, Set
+from vmcloner_core.steps.check import CheckUse, Renew
 from vmcloner_core.steps.create import CloneDisks, Create, Define
 from vmcloner_core.steps.delete import Delete, Remove, Undefine
+from vmcloner_core.steps.memory import (
+    DiscardMemory,
+    Pause,
+    PauseDomain,
+    Restore,
+    RestoreMemory,
+    Resume,
+    ResumeDomain,
+    Save,
+    SaveMemory,
+)
 from vmcloner_core.steps.power import (
     Destroy,
     Restart,
@@ -45,14 +58,36 @@ __all__ = [
 
 ACTIONS: dict[str, Action] = {
     action.name: action
-    for action in (Create(), Start(), Stop(), Restart(), Reset(), Delete(), Wait())
+    for action in (
+        Create(),
+        Start(),
+        Stop(),
+        Restart(),
+        Pause(),
+        Resume(),
+        Save(),
+        Restore(),
+        Set(),
+        Reset(),
+        Delete(),
+        Wait(),
+    )
 }
 STEPS: dict[str, Step[Any]] = {
     step.name: step
     for step in (
+        CheckUse(),
+        Renew(),
         CloneDisks(),
         Define(),
         StartDomain(),
+        ResumeDomain(),
+        RestoreMemory(),
+        PauseDomain(),
+        SaveMemory(),
+        DiscardMemory(),
+        GrowDisk(),
+        Resize(),
         WaitUntilReady(),
         Shutdown(),
         Destroy(),

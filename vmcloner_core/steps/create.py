@@ -26,7 +26,7 @@ class Create(Action):
 
     name = "create"
     past = "created"
-    order = ("clone", "define", "start", "wait")
+    order = ("check", "renew", "clone", "define", "start", "wait")
     tells = ("define", "start", "wait")
     own_word = False
 
@@ -50,9 +50,10 @@ class CloneDisks(StorageStep):
     @staticmethod
     def _new(run: Run, driver: StorageDriver, work: Work) -> Sequence[CloneRequest]:
         """Return the requests for a clone's disks."""
-        template, plan = work.plan.known().template, work.plan
+        spec, plan = work.plan.known(), work.plan
+        template, size = spec.template, spec.disk_size
         origin = run.origin(driver, template.name)
-        own = disk_requests(template, plan.labels, origin, run.plan.mode, plan.disks)
+        own = disk_requests(template, plan.labels, origin, run.plan.mode, plan.disks, size)
         return [attrs.evolve(request, copying=run.plan.copying) for request in own]
 
 

@@ -13,6 +13,7 @@ from vmcloner_core.outcomes import checked
 from vmcloner_core.pipeline import More, Work
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps.action import TargetAction, active
+from vmcloner_core.steps.check import remove_overlays
 from vmcloner_core.steps.step import (
     HypervisorStep,
     Run,
@@ -29,7 +30,7 @@ class Delete(TargetAction):
 
     name = "delete"
     past = "deleted"
-    order = ("destroy", "undefine", "remove")
+    order = ("check", "destroy", "undefine", "remove")
     lowest_first = False
     missing_ok = True
 
@@ -38,6 +39,7 @@ class Delete(TargetAction):
         if clone.unlabelled:
             return ("remove",)  # which fails, before anything of it is changed
         return (
+            "check",
             *(("destroy",) if active(clone) else ()),
             *(("undefine",) if clone.domain is not None else ()),
             *(("remove",) if clone.volumes or clone.recorded else ()),
@@ -59,7 +61,14 @@ class Undefine(HypervisorStep):
         self, run: Run, driver: HypervisorDriver, works: Sequence[Work], _more: More
     ) -> Iterator[Outcome[object]]:
         """See :meth:`Step.call`."""
-        names = [work.name for work in works]
+        names = []
+        for work in works:
+            try:
+                if run.plan.action == Delete.name:  # a roll-back's domains have had no snapshots
+                    remove_overlays(run.users(), work)
+                names.append(work.name)
+            except VmclonerError as error:
+                yield Outcome(key=work.name, error=error)
         backend = run.host.drivers.backend("hypervisor", driver.name)
         for outcome in checked(lambda: driver.undefine(names), names, backend):
             yield outcome if outcome.error is not None else run.host.starter.forget(outcome)

@@ -6,7 +6,7 @@ import functools
 import logging
 import sys
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -33,12 +33,14 @@ class Start(TargetAction):
 
     name = "start"
     past = "started"
-    order = ("start", "wait")
-    tells = ("start", "wait")
+    order = ("check", "restore", "start", "wait")
+    tells = ("restore", "start", "wait")
     own_word = False
 
     def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:
         """See :meth:`TargetAction.steps`."""
+        if clone.state is State.SAVED:
+            return ("restore", *waits(request))
         return (*(("start",) if clone.state is not State.RUNNING else ()), *waits(request))
 
 
@@ -47,24 +49,29 @@ class Stop(TargetAction):
 
     name = "stop"
     past = "stopped"
-    order = ("shutdown", "destroy")
+    order = ("check", "discard", "shutdown", "destroy")
     lowest_first = False
 
     def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:
         """See :meth:`TargetAction.steps`."""
+        if clone.state is State.SAVED and request.kill:
+            return ("discard",)
         return (_stop(request),) if active(clone) else ()
 
 
 class Restart(TargetAction):
-    """Stop clones and start them again."""
+    """Stop clones and start them again; saved ones continue first, to be shut down."""
 
     name = "restart"
     past = "restarted"
-    order = ("shutdown", "destroy", "start", "wait")
+    order = ("check", "restore", "discard", "shutdown", "destroy", "start", "wait")
 
     def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:
         """See :meth:`TargetAction.steps`."""
-        return (*((_stop(request),) if active(clone) else ()), "start", *waits(request))
+        stop: tuple[str, ...] = (_stop(request),) if active(clone) else ()
+        if clone.state is State.SAVED:
+            stop = ("discard",) if request.kill else ("restore", "shutdown")
+        return (*stop, "start", *waits(request))
 
 
 class Wait(TargetAction):
@@ -72,7 +79,7 @@ class Wait(TargetAction):
 
     name = "wait"
     past = "ready"
-    order = ("wait",)
+    order = ("check", "wait")
     own_word = False
 
     def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:  # noqa: ARG002
@@ -100,7 +107,7 @@ class StartDomain(HypervisorStep):
     ) -> Iterator[Outcome[object]]:
         """See :meth:`Step.call`."""
         with run.start_gate(driver):
-            ready = []
+            ready, started = [], []
             for work, error in switched(run, works, lambda pool, vs: pool.activate(vs)):
                 if error is None:
                     ready.append(work)
@@ -109,7 +116,13 @@ class StartDomain(HypervisorStep):
             for outcome in run.host.starter.start(driver, ready):
                 if outcome.error is None:
                     self._noted(run, outcome.key)
+                    started.append(outcome.key)
                 yield outcome
+            # A guest's clock stood still while it was paused or saved.
+            was = (State.PAUSED, State.SAVED)
+            late = [w.name for w in ready if w.plan.state in was and w.name in started]
+            if late and driver.agents is not None:
+                driver.agents.set_clocks(late)
 
     @staticmethod
     def _noted(run: Run, name: str) -> None:
@@ -140,23 +153,41 @@ class WaitUntilReady(HypervisorStep):
 
         def awaited(works: Sequence[Work]) -> list[Awaited]:
             by_name.update((work.name, work) for work in works)
-            return [self._awaited(run, driver, work) for work in works]
+            ready = self._known_ready(run, driver, works)
+            return [self._awaited(run, driver, work, known=work.name in ready) for work in works]
 
-        yield from watch(
+        for outcome in watch(
             awaited(works),
             more=lambda: awaited(more()),
             cancelled=run.cancelled,
             again=lambda names: self._again(run, driver, [by_name[name] for name in names]),
-        )
+        ):
+            if outcome.ok:
+                note_ready(run, driver, by_name[outcome.key])
+            yield outcome
 
     @staticmethod
-    def _awaited(run: Run, driver: HypervisorDriver, work: Work) -> Awaited:
+    def _known_ready(run: Run, driver: HypervisorDriver, works: Sequence[Work]) -> Collection[str]:
+        """Return the clones whose consoles were ready before in their present runs.
+
+        A log keeps only its end. Anything else that is waited for can be seen again.
+        """
+        consoles = {work.name: work for work in works if work.plan.wait.kind == "console"}
+        noted = {name: r.ready for name, r in run.host.records.of(consoles).items() if r.ready}
+        return {
+            name
+            for name, ready in noted.items()
+            if ready == f"{driver.started(name)} {consoles[name].plan.wait}"
+        }
+
+    @staticmethod
+    def _awaited(run: Run, driver: HypervisorDriver, work: Work, *, known: bool) -> Awaited:
         from vmcloner_core.readiness import Awaited
 
         return Awaited(
             name=work.name,
             driver=driver,
-            readiness=work.plan.wait,
+            readiness=attrs.evolve(work.plan.wait, kind="running") if known else work.plan.wait,
             access=functools.partial(run.host.access, work.plan.labels),
             planned=run.host.records.planned_address(work.name),
         )
@@ -178,6 +209,21 @@ class WaitUntilReady(HypervisorStep):
             for batch in pool.map(lambda w: list(start.call(run, driver, [w], tuple)), ended):
                 outcomes.extend(batch)
         return {outcome.key: outcome.error for outcome in outcomes}
+
+
+def note_ready(run: Run, driver: HypervisorDriver, work: Work) -> None:
+    """Note that a clone's console has said what was waited for, in its present run.
+
+    Where that can't be noted, it is ready all the same.
+    """
+    if work.plan.wait.kind != "console":
+        return
+    try:
+        started = driver.started(work.name)
+        if started is not None:
+            run.host.records.update(work.name, ready=f"{started} {work.plan.wait}")
+    except VmclonerError as error:
+        log.warning("%s", error)
 
 
 class _StopStep(HypervisorStep):
@@ -218,7 +264,7 @@ class _StopStep(HypervisorStep):
         if domain is not None:  # clones of older versions have no record
             missing = Record(labels=plan.labels, uuid=domain.uuid, macs=domain.macs)
         wanted = "start" in plan.steps
-        run.host.records.note_restart(work.name, wanted=wanted, missing=missing)
+        run.host.records.note_restart(work.name, wanted=wanted, stopped=True, missing=missing)
 
     @abstractmethod
     def stop(

@@ -21,7 +21,7 @@ class Reset(TargetAction):
 
     name = "reset"
     past = "reset"
-    order = ("destroy", "reset", "start", "wait")
+    order = ("check", "destroy", "renew", "reset", "start", "wait")
     restarts = True
 
     def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:
@@ -29,7 +29,9 @@ class Reset(TargetAction):
         stop, wait = active(clone), waits(request)
         start = stop or request.start or bool(wait)
         return (
+            "check",
             *(("destroy",) if stop else ()),
+            *(("renew",) if clone.domain is not None else ()),
             "reset",
             *(("start",) if start else ()),
             *wait,
@@ -62,7 +64,8 @@ class ResetDisks(StorageStep):
 
         :raises NotFound: the pool has no image of its template (any more).
         """
-        template = work.plan.known().template
+        spec, labels = work.plan.known(), work.plan.labels
+        template = spec.template
         origin = run.origin(driver, template.name)
         if origin is None:
             raise NotFound(
@@ -78,6 +81,6 @@ class ResetDisks(StorageStep):
             return attrs.evolve(request, size=max(sizes[request.disk], least))
 
         wanted = disk_requests(
-            template, work.plan.labels, origin, driver.default_mode, work.plan.disks
+            template, labels, origin, driver.default_mode, work.plan.disks, spec.disk_size
         )
         return [as_large(request) for request in wanted]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -13,11 +14,14 @@ from typing import ClassVar, Generic, TypeVar
 
 import attrs
 
+from vmcloner_core.deadlines import answers
+from vmcloner_core.disk_users import DiskUsers
 from vmcloner_core.drivers import HypervisorDriver, Lane, StorageDriver
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import (
     CloneRequest,
+    DomainUse,
     Labels,
     Origin,
     Outcome,
@@ -29,6 +33,7 @@ from vmcloner_core.outcomes import Backend, checked
 from vmcloner_core.pipeline import More, Stage, Work
 from vmcloner_core.plan import Plan
 
+log = logging.getLogger(__name__)
 D = TypeVar("D", StorageDriver, HypervisorDriver)
 T = TypeVar("T")
 
@@ -80,6 +85,7 @@ class Run:
         self._lock = threading.Lock()
         self._origins: dict[tuple[str, str], Origin | None] = {}
         self._gates: dict[HypervisorDriver, threading.BoundedSemaphore] = {}
+        self._users: DiskUsers | None = None
 
     def origin(self, pool: StorageDriver, template: str) -> Origin | None:
         """Return a template's image in a pool, None if it isn't there; looked up once."""
@@ -88,6 +94,36 @@ class Run:
             if key not in self._origins:
                 self._origins[key] = self.host.images.origin(pool, template)
             return self._origins[key]
+
+    def users(self) -> DiskUsers:
+        """Return who uses the disks of the run's clones; looked up once.
+
+        A hypervisor without clones of the run that can't be read is left out.
+        """
+        with self._lock:
+            if self._users is None:
+                self._users = self._found_users()
+            return self._users
+
+    def _found_users(self) -> DiskUsers:
+        drivers, clones = self.host.drivers, self.plan.clones
+        names: dict[str, list[str]] = {name: [] for name in drivers.names("hypervisor")}
+        for clone in clones:
+            names.setdefault(clone.labels.hypervisor, []).append(clone.name)
+
+        def ask(name: str) -> tuple[DomainUse, ...]:
+            return drivers.hypervisor(name).uses(names[name])
+
+        found = answers({name: functools.partial(ask, name) for name in names})
+        uses: list[DomainUse] = []
+        for name, said in found.items():
+            if isinstance(said, VmclonerError):
+                if names[name]:
+                    raise said
+                log.debug("%s: %s", name, said)
+            else:
+                uses.extend(said)
+        return DiskUsers(uses, (volume for clone in clones for volume in clone.volumes))
 
     def limited(self, lane: Lane) -> Lane:
         """Return a lane with its concurrency limited by the run's jobs."""

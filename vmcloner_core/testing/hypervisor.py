@@ -32,7 +32,12 @@ from typing import TypeVar
 import attrs
 import pytest
 
-from vmcloner_core.drivers import ConsoleInterface, HypervisorDriver, NetworkInterface
+from vmcloner_core.drivers import (
+    ConsoleInterface,
+    HypervisorDriver,
+    MemoryInterface,
+    NetworkInterface,
+)
 from vmcloner_core.errors import Conflict, NotFound, WrongState
 from vmcloner_core.model import (
     Domain,
@@ -254,6 +259,35 @@ class HypervisorConformance:
         assert states[name] is State.RUNNING
         assert specs[1].name not in states
 
+    # --- disks that are replaced --------------------------------------------------------------
+
+    def test_renewed_domains_have_no_memory_of_their_old_disks(
+        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """Saved memory is gone; a domain without any, or that is gone, is a success."""
+        _all_ok(driver.define(specs[:2]))
+        names = [spec.name for spec in specs]
+        if driver.memory is not None:
+            _all_ok(driver.start(names[:1]))
+            _all_ok(driver.memory.save(names[:1]))
+        before = _ours(driver.inspect(), specs[1:2])
+        _all_ok(driver.renew({name: {} for name in names}))
+        assert driver.states()[names[0]] is State.STOPPED
+        assert _ours(driver.inspect(), specs[1:2]) == before
+        assert not any(o.changed for o in _all_ok(driver.renew({name: {} for name in names})))
+
+    def test_uses_name_the_disks_of_domains(
+        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """Each domain is listed once, with its UUID and its disks' files."""
+        _all_ok(driver.define(specs))
+        uses = [use for use in driver.uses([specs[0].name]) if use.uuid == specs[0].uuid]
+        assert [use.name for use in uses] == [specs[0].name]
+        wanted = {volume.path for volume in specs[0].volumes}
+        assert {file.path for file in uses[0].disks} == wanted
+        assert {file.path for file in uses[0].files} >= wanted
+        assert not uses[0].job
+
     # --- optional interfaces ------------------------------------------------------------------
 
     @pytest.fixture
@@ -335,6 +369,72 @@ class HypervisorConformance:
         _all_ok(driver.define(specs[:1]))
         assert agents.reported([spec.name for spec in specs]) == frozenset()
         assert agents.reported([]) == frozenset()
+
+    @pytest.fixture
+    def memory(self, driver: HypervisorDriver) -> MemoryInterface:
+        """Return the driver's interface for memory."""
+        return _interface(driver.memory, "memory states")
+
+    def test_paused_domains_continue(
+        self, driver: HypervisorDriver, memory: MemoryInterface, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """A second pause changes nothing; a domain that doesn't run can't be paused."""
+        _all_ok(driver.define(specs[:2]))
+        name, stopped = specs[0].name, specs[1].name
+        _all_ok(driver.start([name]))
+        outcomes = {o.key: o for o in memory.pause([name, stopped])}
+        assert outcomes[name].changed
+        assert isinstance(outcomes[stopped].error, WrongState)
+        assert driver.states()[name] is State.PAUSED
+        assert [o.changed for o in _all_ok(memory.pause([name]))] == [False]
+        assert [o.changed for o in _all_ok(driver.start([name]))] == [True]
+        assert driver.states()[name] is State.RUNNING
+
+    def test_saved_domains_continue(
+        self, driver: HypervisorDriver, memory: MemoryInterface, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """A saved domain isn't stopped; it is started, even if it was paused before."""
+        _all_ok(driver.define(specs[:3]))
+        names = [spec.name for spec in specs[:3]]
+        _all_ok(driver.start(names[:2]))
+        _all_ok(memory.pause(names[1:2]))
+        outcomes = {o.key: o for o in memory.save(names)}
+        assert [outcomes[name].ok for name in names] == [True, True, False]
+        assert isinstance(outcomes[names[2]].error, WrongState)
+        assert [driver.states()[name] for name in names[:2]] == [State.SAVED] * 2
+        assert not any(o.changed for o in _all_ok(memory.save(names[:2])))
+        _all_ok(driver.start(names[:2]))
+        assert [driver.states()[name] for name in names[:2]] == [State.RUNNING] * 2
+
+    def test_discarded_memory(
+        self, driver: HypervisorDriver, memory: MemoryInterface, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """A domain is stopped then; one without saved memory is unchanged; deletes take both."""
+        _all_ok(driver.define(specs[:2]))
+        names = [spec.name for spec in specs[:2]]
+        _all_ok(driver.start(names))
+        _all_ok(memory.save(names))
+        assert [o.changed for o in _all_ok(memory.discard(names[:1]))] == [True]
+        assert driver.states()[names[0]] is State.STOPPED
+        assert [o.changed for o in _all_ok(memory.discard([names[0], "gone-1"]))] == [False] * 2
+        _all_ok(driver.undefine(names))
+        assert not set(names) & set(driver.states())
+
+    def test_changed_sizes(self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]) -> None:
+        """A domain that is off has them; one that doesn't exist is NotFound."""
+        sizes = _interface(driver.sizes, "sizes")
+        _all_ok(driver.define(specs[:2]))
+        name, other, gone = (spec.name for spec in specs[:3])
+        memory = 2 * specs[0].memory
+        for changed in (True, False):
+            outcomes = {o.key: o for o in sizes.resize([name, gone], memory, 2)}
+            assert (outcomes[name].value, outcomes[name].changed) == (True, changed)
+            assert isinstance(outcomes[gone].error, NotFound)
+        found = {domain.name: domain.memory for domain in driver.inspect().domains}
+        assert (found[name], found[other]) == (memory, specs[1].memory)
+        _all_ok(sizes.resize([name], specs[0].memory // 2, None))
+        found = {domain.name: domain.memory for domain in driver.inspect().domains}
+        assert found[name] == specs[0].memory // 2
 
     def test_native_format(self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]) -> None:
         """The native text names the clone, is the same each time, and defines nothing."""

@@ -27,6 +27,8 @@ from vmcloner_core.drivers import (
     HypervisorDriver,
     ImageFile,
     Lane,
+    MemoryInterface,
+    ResizeInterface,
     SimpleStorageDriver,
 )
 from vmcloner_core.errors import Conflict, InvalidRequest, NotFound, VmclonerError, WrongState
@@ -195,6 +197,16 @@ class ReferenceStorage(SimpleStorageDriver):
             self.contents.pop(name, None)
             return Outcome(key=name, changed=self.disks.pop(name, None) is not None)
 
+    def grow(self, volume: Volume, size: int) -> Outcome[Volume]:
+        """See :meth:`StorageDriver.grow`."""
+        with self.lock:
+            held = self._held(volume.name, volume.labels)
+            if held is None:
+                raise NotFound(f"no volume {volume.name}")
+            new = attrs.evolve(held, size=max(size, held.size))
+            self.disks[volume.name] = new
+            return Outcome(key=volume.name, value=new, changed=new != held)
+
     def volumes(self) -> tuple[Volume, ...]:
         """See :meth:`StorageDriver.volumes`."""
         return tuple(self.disks.values())
@@ -222,8 +234,8 @@ class ReferenceStorage(SimpleStorageDriver):
 class ReferenceHypervisor(HypervisorDriver):
     """Keeps domains in a dictionary; a domain that is started prints its name on its console.
 
-    It has consoles, and none of the other optional interfaces. ``said`` maps a domain's name to
-    its console's output, ``fail`` (operation, name) to the error of its next call,
+    It has consoles, memory and sizes, and no other optional interface. ``said`` maps a domain's
+    name to its console's output, ``fail`` (operation, name) to the error of its next call,
     ``found`` a domain's name to its addresses while it runs.
     """
 
@@ -239,6 +251,8 @@ class ReferenceHypervisor(HypervisorDriver):
         self.machines: dict[str, Domain] = {}
         self.said: dict[str, bytes] = {}
         self.consoles = ReferenceConsoles(self)
+        self.memory = ReferenceMemory(self)
+        self.sizes = ReferenceSizes(self)
         self.boots: dict[str, BootConfig | None] = {}
         """What each domain booted at its last start, None for its definition."""
         self.found: dict[str, tuple[str, ...]] = {}
@@ -316,13 +330,16 @@ class ReferenceHypervisor(HypervisorDriver):
             if name not in self.machines and name not in self.foreign:
                 yield Outcome(key=name, error=NotFound(f"no domain {name}"))
                 continue
-            outcome = self._set("start", name, State.RUNNING)
-            if outcome.ok and outcome.changed:
+            held = self.machines.get(name)
+            outcome = self.set_state("start", name, State.RUNNING)
+            booted = held is not None and held.state in (State.STOPPED, State.CRASHED)
+            if outcome.ok and booted:
                 self.said[name] = f"ready name={name} \n".encode()
                 self.boots[name] = boots.get(name)
             yield outcome
 
-    def _set(self, operation: str, name: str, state: State) -> Outcome[None]:
+    def set_state(self, operation: str, name: str, state: State) -> Outcome[None]:
+        """Change a domain's state, unless the operation is to fail."""
         with self.lock:
             if error := self._error(operation, name):
                 return Outcome(key=name, error=error)
@@ -339,12 +356,23 @@ class ReferenceHypervisor(HypervisorDriver):
     ) -> Iterator[Outcome[None]]:
         """See :meth:`HypervisorDriver.shutdown`; guests that obey need no ``timeout``."""
         for name in names:
-            yield self._set("shutdown", name, State.STOPPED)
+            yield self.set_state("shutdown", name, State.STOPPED)
 
     def destroy(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
         """See :meth:`HypervisorDriver.destroy`."""
         for name in names:
-            yield self._set("destroy", name, State.STOPPED)
+            yield self.set_state("destroy", name, State.STOPPED)
+
+    def renew(self, disks: Mapping[str, Mapping[Path, Volume]]) -> Iterator[Outcome[None]]:
+        """See :meth:`HypervisorDriver.renew`; only saved memory is kept here."""
+        for name in disks:
+            held = self.machines.get(name)
+            if held is not None and held.state in (State.RUNNING, State.PAUSED):
+                yield Outcome(key=name, error=WrongState(f"{name} is {held.state.value}"))
+            elif held is not None and held.state is State.SAVED:
+                yield self.set_state("renew", name, State.STOPPED)
+            else:
+                yield Outcome(key=name, changed=False)
 
     def undefine(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
         """See :meth:`HypervisorDriver.undefine`."""
@@ -353,11 +381,80 @@ class ReferenceHypervisor(HypervisorDriver):
                 held = self.machines.get(name)
                 if error := self._error("undefine", name):
                     yield Outcome(key=name, error=error)
-                elif held is not None and held.state is not State.STOPPED:
+                elif held is not None and held.state in (State.RUNNING, State.PAUSED):
                     yield Outcome(key=name, error=WrongState(f"{name} is {held.state.value}"))
                 else:
                     self.said.pop(name, None)
                     yield Outcome(key=name, changed=self.machines.pop(name, None) is not None)
+
+
+class ReferenceMemory(MemoryInterface):
+    """The memory of a reference hypervisor's domains: only their states change."""
+
+    def __init__(self, driver: ReferenceHypervisor) -> None:
+        self._driver = driver
+
+    def pause(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """See :meth:`MemoryInterface.pause`."""
+        yield from self._each("pause", names, State.PAUSED, State.RUNNING)
+
+    def save(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """See :meth:`MemoryInterface.save`."""
+        yield from self._each("save", names, State.SAVED, State.RUNNING, State.PAUSED)
+
+    def discard(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """See :meth:`MemoryInterface.discard`."""
+        for name in names:
+            held = self._driver.machines.get(name)
+            if held is not None and held.state is State.SAVED:
+                yield self._driver.set_state("discard", name, State.STOPPED)
+            else:
+                yield Outcome(key=name, changed=False)
+
+    def _each(
+        self, operation: str, names: Sequence[str], state: State, *needed: State
+    ) -> Iterator[Outcome[None]]:
+        for name in names:
+            held = self._driver.machines.get(name)
+            if held is None:
+                yield Outcome(key=name, error=NotFound(f"no domain {name}"))
+            elif held.state not in (state, *needed):
+                yield Outcome(key=name, error=WrongState(f"{name} is {held.state.value}"))
+            else:
+                yield self._driver.set_state(operation, name, state)
+
+
+class ReferenceSizes(ResizeInterface):
+    """The sizes of a reference hypervisor's domains: a running one gets memory at its next start.
+
+    Processors aren't kept.
+    """
+
+    def __init__(self, driver: ReferenceHypervisor) -> None:
+        self._driver = driver
+
+    def resize(
+        self,
+        names: Sequence[str],
+        memory: int | None,
+        vcpus: int | None,  # noqa: ARG002
+    ) -> Iterator[Outcome[bool]]:
+        """See :meth:`ResizeInterface.resize`."""
+        for name in names:
+            held = self._driver.machines.get(name)
+            if held is None:
+                yield Outcome(key=name, error=NotFound(f"no domain {name}"))
+                continue
+            off = held.state in (State.STOPPED, State.CRASHED)
+            new = attrs.evolve(held, memory=memory or held.memory)
+            self._driver.machines[name] = new
+            yield Outcome(key=name, value=off or new == held, changed=new != held)
+
+    def grow_disk(self, name: str, volume: Volume, size: int) -> None:  # noqa: ARG002
+        """See :meth:`ResizeInterface.grow_disk`."""
+        held = self._driver.machines.get(name)
+        if held is None or volume.path not in held.disks:
+            raise NotFound(f"{name}: {volume.path} isn't one of its disks")
 
 
 class ReferenceConsoles(ConsoleInterface):

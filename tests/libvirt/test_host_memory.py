@@ -2,7 +2,7 @@
 
 import pytest
 
-from vmcloner_libvirt import memory
+from vmcloner_libvirt import host_memory
 
 MIB = 1024**2
 MEMINFO = """MemTotal:       24684528 kB
@@ -23,7 +23,7 @@ def host(tmp_path, monkeypatch):
     (tmp_path / "sys/vm/overcommit_memory").write_text("0\n")
     (tmp_path / "meminfo").write_text(MEMINFO)
     (tmp_path / "self").mkdir()
-    monkeypatch.setattr(memory, "PROC", tmp_path)
+    monkeypatch.setattr(host_memory, "PROC", tmp_path)
     return tmp_path
 
 
@@ -37,12 +37,12 @@ def guest(host, pid, *words, resident, huge=0, comm="qemu-system-x86"):
 
 
 def test_shared_memory_is_not_free(host):
-    assert memory.available(0) == 20286464 * 1024  # free, buffers and caches are 2.5 GiB more
+    assert host_memory.available(0) == 20286464 * 1024  # free, buffers and caches are 2.5 GiB more
 
 
 def test_a_kernel_that_does_not_overcommit(host):
     (host / "sys/vm/overcommit_memory").write_text("2\n")
-    assert memory.available(0) == 10_000_000 * 1024
+    assert host_memory.available(0) == 10_000_000 * 1024
 
 
 @pytest.mark.parametrize(
@@ -50,29 +50,29 @@ def test_a_kernel_that_does_not_overcommit(host):
 )
 def test_what_guests_have_not_touched_yet_is_promised(host, size):
     guest(host, 7, "-name", "guest=web-1", "-m", size, resident=100 * MIB)
-    assert memory.promised(0) == 924 * MIB
-    assert memory.available(50 * MIB) == 20286464 * 1024 - 974 * MIB
+    assert host_memory.promised(0) == 924 * MIB
+    assert host_memory.available(50 * MIB) == 20286464 * 1024 - 974 * MIB
     guest(host, 8, "-m", "64", resident=100 * MIB)  # has more than its own
     guest(host, 9, "-m", "1024", resident=10 * MIB, huge=1024 * MIB)
     guest(host, 10, "-m", "1024", resident=MIB, comm="qemu-img")
-    assert memory.promised(0) == 924 * MIB
+    assert host_memory.promised(0) == 924 * MIB
 
 
 def test_what_can_not_be_read_is_left_out(host):
     (host / "11").mkdir()
     guest(host, 12, "-m", resident=0)
-    assert memory.promised(0) == 0
+    assert host_memory.promised(0) == 0
     (host / "meminfo").unlink()
-    assert memory.available(0) is None
+    assert host_memory.available(0) is None
 
 
 def test_huge_pages(host, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "HUGE_PAGES", tmp_path / "pages")
+    monkeypatch.setattr(host_memory, "HUGE_PAGES", tmp_path / "pages")
     for size, free, reserved in ((1048576, 3, 1), (2048, 10, 0)):
         folder = tmp_path / f"pages/hugepages-{size}kB"
         folder.mkdir(parents=True)
         (folder / "free_hugepages").write_text(f"{free}\n")
         (folder / "resv_hugepages").write_text(f"{reserved}\n")
-    found = memory.pages()
+    found = host_memory.pages()
     assert found == {2 * MIB: 20 * MIB, 1024 * MIB: 2048 * MIB}
     assert next(iter(found)) == 2 * MIB, "the default size is the first"

@@ -1,0 +1,127 @@
+"""What the domains of a host use of its files and devices: ours, foreign and renamed ones."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from vmcloner_core.model import DiskFile, DomainUse
+from vmcloner_libvirt.binding import libvirt
+from vmcloner_libvirt.metadata import parse
+from vmcloner_libvirt.operations import tolerate
+
+_JOBS = {1: "pull", 2: "copy", 3: "commit", 4: "commit", 5: "backup"}
+"""virDomainBlockJobType."""
+
+
+def uses(connection: Any, names: Collection[str]) -> Iterator[DomainUse]:
+    """Yield what each domain uses, now and by its definition.
+
+    :param names: our domains for which snapshots and block jobs are wanted.
+    """
+    module = libvirt()
+    flag = module.VIR_CONNECT_LIST_DOMAINS_HAS_SNAPSHOT
+    with_snapshots = {domain.UUIDString() for domain in connection.listAllDomains(flag)}
+    for domain in connection.listAllDomains():
+        with tolerate("VIR_ERR_NO_DOMAIN"):
+            ours = domain.name() in names
+            there = ours and domain.UUIDString() in with_snapshots
+            yield _use(domain, ours=ours, snapshots=_snapshots(domain) if there else ())
+
+
+def _use(domain: Any, *, ours: bool, snapshots: tuple[Path, ...]) -> DomainUse:
+    module = libvirt()
+    roots = [parse(domain.XMLDesc(0))]
+    active = domain.isActive()
+    if active and domain.isPersistent():
+        roots.append(parse(domain.XMLDesc(module.VIR_DOMAIN_XML_INACTIVE)))
+    connection = domain.connect()
+    disks: dict[DiskFile, None] = {}
+    files: dict[DiskFile, None] = {}
+    for root in roots:
+        for disk in root.iterfind("devices/disk"):
+            top = _source(connection, disk, disk.find("driver"))
+            writable = disk.get("device", "disk") == "disk" and disk.find("readonly") is None
+            if top is not None and writable:
+                disks[top] = None
+            files |= dict.fromkeys(_below(connection, disk))
+        files |= dict.fromkeys(_devices(root))
+    return DomainUse(
+        name=domain.name(),
+        uuid=uuid.UUID(domain.UUIDString()),
+        disks=tuple(disks),
+        files=tuple(disks | files),
+        snapshots=snapshots,
+        job=_job(domain, roots[0]) if ours and active else "",
+    )
+
+
+def _source(connection: Any, element: Any, form: Any) -> DiskFile | None:
+    """Return the file or device of a disk, of a layer below it or of a copy that is being made.
+
+    :param form: the child that has its format in the attribute ``type``.
+    """
+    source = element.find("source")
+    if source is None:
+        return None
+    path = source.get("file") or source.get("dev")
+    if path is None and source.get("pool") and source.get("volume"):
+        path = _in_pool(connection, source.get("pool"), source.get("volume"))
+    kind = form.get("type", "") if form is not None else ""
+    return DiskFile(path=Path(path), format=kind) if path else None
+
+
+def _in_pool(connection: Any, pool: str, volume: str) -> str | None:
+    with tolerate("VIR_ERR_NO_STORAGE_POOL", "VIR_ERR_NO_STORAGE_VOL", "VIR_ERR_OPERATION_INVALID"):
+        found = connection.storagePoolLookupByName(pool).storageVolLookupByName(volume)
+        return str(found.path())
+    return None
+
+
+def _below(connection: Any, disk: Any) -> Iterator[DiskFile]:
+    """Yield the source of a disk, the layers below it, and the copies that jobs make of it."""
+    for element in (disk, *disk.iter("backingStore", "mirror")):
+        form = element.find("driver" if element is disk else "format")
+        found = _source(connection, element, form)
+        if found is not None:
+            yield found
+
+
+def _devices(root: Any) -> Iterator[DiskFile]:
+    """Yield other devices' files: block devices that are handed through, persistent memory."""
+    for place in ("devices/hostdev/source/block", "devices/memory/source/path"):
+        for element in root.iterfind(place):
+            if element.text:
+                yield DiskFile(path=Path(element.text))
+
+
+def _snapshots(domain: Any) -> tuple[Path, ...]:
+    """Return the files that the descriptions of a domain's external snapshots name."""
+    found = []
+    for snapshot in domain.listAllSnapshots():
+        with tolerate("VIR_ERR_NO_DOMAIN_SNAPSHOT"):
+            root = parse(snapshot.getXMLDesc())
+            memory = root.find("memory")
+            places = [memory.get("file")] if memory is not None else []
+            places += [disk.get("file") for disk in root.iterfind("disks/disk/source")]
+            found += [Path(place) for place in places if place]
+    return tuple(found)
+
+
+def _job(domain: Any, root: Any) -> str:
+    """Return the block job on one of a running domain's disks, "" if there is none."""
+    for disk in root.iterfind("devices/disk"):
+        target = disk.find("target")
+        if target is None or disk.get("device", "disk") != "disk":
+            continue
+        name = target.get("dev", "")
+        mirror = disk.find("mirror")
+        if mirror is not None:
+            return f"{mirror.get('job', 'copy')} of {name}"
+        with tolerate("VIR_ERR_NO_SUPPORT", "VIR_ERR_OPERATION_INVALID", "VIR_ERR_INVALID_ARG"):
+            job = domain.blockJobInfo(name, 0)
+            if job:
+                return f"{_JOBS.get(job['type'], 'job')} of {name}"
+    return ""

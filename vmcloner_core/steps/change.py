@@ -1,0 +1,144 @@
+"""Set: change the memory, the processors and the first disk of clones that exist."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+from vmcloner_core.drivers import HypervisorDriver, Lane, ResizeInterface, StorageDriver
+from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError, WrongState
+from vmcloner_core.local_host import LocalHost
+from vmcloner_core.model import Clone, Outcome, State, Volume
+from vmcloner_core.names import fold
+from vmcloner_core.pipeline import More, Work
+from vmcloner_core.request import TargetRequest
+from vmcloner_core.steps.action import TargetAction
+from vmcloner_core.steps.step import HypervisorStep, Run, StorageStep
+from vmcloner_core.units import format_size
+
+log = logging.getLogger(__name__)
+
+
+class Set(TargetAction):
+    """Change clones' memory, processors and disks."""
+
+    name = "set"
+    past = "changed"
+    order = ("check", "grow", "resize")
+
+    def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:
+        """See :meth:`TargetAction.steps`."""
+        size = request.sizes
+        grow = size.disk is not None and not (clone.volumes and clone.volumes[0].size == size.disk)
+        resize = (size.memory, size.vcpus) != (None, None)
+        return (*(("grow",) if grow else ()), *(("resize",) if resize else ()))
+
+
+# --- steps --------------------------------------------------------------------------------------
+
+
+class GrowDisk(StorageStep):
+    """Make clones' first disks larger; a running guest sees it at once."""
+
+    name = "grow"
+    past = "changed"
+    lane = "reset_lane"
+
+    def call(
+        self, run: Run, driver: StorageDriver, works: Sequence[Work], _more: More
+    ) -> Iterator[Outcome[object]]:
+        """See :meth:`Step.call`."""
+        size = run.plan.sizes.disk
+        assert size is not None  # noqa: S101 - the step is only in plans with it
+        for work in works:
+            try:
+                changed = self._grow(run.host, driver, work, size)
+                keep_values(run, work, disk_size=size)
+            except VmclonerError as error:
+                yield Outcome(key=work.name, error=error)
+            else:
+                yield Outcome(key=work.name, changed=changed)
+
+    def _grow(self, host: LocalHost, pool: StorageDriver, work: Work, size: int) -> bool:
+        volume = next((each for each in work.volumes if each.disk == 0), None)
+        if volume is None or not volume.complete:
+            raise WrongState(f"{work.name} has no complete disk", hint="run its create again")
+        if size < volume.size:
+            raise InvalidRequest(
+                f"{work.name}: its disk has {format_size(volume.size)}, and can only grow"
+            )
+        hypervisor = host.drivers.hypervisor(work.plan.labels.hypervisor)
+        state = hypervisor.states().get(work.name)
+        if state is State.SAVED:
+            raise WrongState(
+                f"{work.name} is saved: its memory knows its disk as it is",
+                hint=f"vmcloner restore {work.name}, or vmcloner stop {work.name} --kill",
+            )
+        if state not in (State.RUNNING, State.PAUSED):
+            return pool.grow(volume, size).changed
+        return self._grow_live(resizes(hypervisor, work.name), pool, work.name, volume, size)
+
+    @staticmethod
+    def _grow_live(
+        live: ResizeInterface, pool: StorageDriver, name: str, volume: Volume, size: int
+    ) -> bool:
+        """Grow the disk of a running guest: who writes to a file also makes it larger."""
+        if volume.kind == "file":
+            live.grow_disk(name, volume, size)
+            return pool.grow(volume, size).changed
+        changed = pool.grow(volume, size).changed
+        live.grow_disk(name, volume, size)
+        return changed
+
+
+class Resize(HypervisorStep):
+    """Change clones' memory and processors: at once where that is possible."""
+
+    name = "resize"
+    past = "changed"
+    lane = "define_lane"
+
+    def lane_of(self, driver: HypervisorDriver) -> Lane:
+        """Return the lane of definitions: this changes these."""
+        return driver.define_lane
+
+    def call(
+        self, run: Run, driver: HypervisorDriver, works: Sequence[Work], _more: More
+    ) -> Iterator[Outcome[object]]:
+        """See :meth:`Step.call`."""
+        sizes, by_name = run.plan.sizes, {work.name: work for work in works}
+        given = {"memory": sizes.memory, "vcpus": sizes.vcpus}
+        later = []
+        interface = resizes(driver, works[0].name)
+        for outcome in interface.resize(list(by_name), sizes.memory, sizes.vcpus):
+            error = outcome.error
+            if error is None:
+                try:
+                    keep_values(run, by_name[outcome.key], **given)
+                except VmclonerError as lost:
+                    error = lost
+                later += [outcome.key] if outcome.value is False else []
+            yield Outcome(key=outcome.key, error=error, changed=outcome.changed)
+        if later:
+            log.warning("%s: memory and vcpus change at the next start", fold(later))
+
+
+def resizes(driver: HypervisorDriver, name: str) -> ResizeInterface:
+    """Return a driver's interface for sizes.
+
+    :raises BackendError: it has none.
+    """
+    if driver.sizes is None:
+        raise BackendError(
+            f"{name}: hypervisor {driver.name!r} can't change the size of domains",
+            hint=f"vmcloner delete {name}, and create it again",
+        )
+    return driver.sizes
+
+
+def keep_values(run: Run, work: Work, **values: int | None) -> None:
+    """Keep changed values in a clone's record, from which it is made again."""
+    record = run.host.records.find(work.name)
+    if record is not None:
+        new = {key: value for key, value in values.items() if value is not None}
+        run.host.records.update(work.name, values={**record.values, **new})
