@@ -108,11 +108,11 @@ def member(user, enter):
 def test_a_members_fleet(member):
     fleet = member.fleet("web")
     one, two, three = (f"{fleet}-{index}" for index in (1, 2, 3))
-    member.run("create", fleet, "-t", "plain", "-c", "2", "--start")
+    member.run("create", fleet, "-t", "plain", "-n", "2", "--start")
     disk = member.folder / "state" / "pool" / "volumes" / f"{one}-disk0"
     assert disk.owner() != member.user, "libvirt gave it to QEMU's user"
     assert member.states() == {one: "running", two: "running"}
-    assert json.loads(member.run("create", fleet, "-t", "plain", "-c", "3", "-f", "json"))
+    assert json.loads(member.run("create", fleet, "-t", "plain", "-n", "3", "-f", "json"))
     assert member.states() == {one: "running", two: "running", three: "stopped"}
     member.run("stop", one, "-k")
     member.run("reset", one)
@@ -126,7 +126,7 @@ def test_a_members_fleet(member):
 def test_a_disk_that_libvirt_never_gave_back(member):
     """libvirtd was killed with its guest, say: it belongs to QEMU's user, who has left it."""
     fleet = member.fleet("db")
-    member.run("create", fleet, "-t", "plain", "-c", "2")
+    member.run("create", fleet, "-t", "plain", "-n", "2")
     volumes = member.folder / "state" / "pool" / "volumes"
     for index in (1, 2):
         shutil.chown(volumes / f"{fleet}-{index}-disk0", "libvirt-qemu", "libvirt-qemu")
