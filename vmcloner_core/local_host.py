@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import hmac
 import logging
 import os
 import re
 import socket
 import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -45,6 +46,7 @@ from vmcloner_core.plugins import PluginHost
 from vmcloner_core.process import LocalRunner
 from vmcloner_core.records import Records, sync
 from vmcloner_core.runlog import RunLog
+from vmcloner_core.stored_ids import new_id, read_id
 from vmcloner_core.survey import Survey, look
 from vmcloner_core.sweeping import ID_LOCK, Sweeper
 from vmcloner_core.template_images import TemplateImages
@@ -53,6 +55,13 @@ from vmcloner_core.trusted_files import check_folder, read_file
 
 log = logging.getLogger(__name__)
 MACHINE_ID = Path("/etc/machine-id")
+
+
+def _machine_id() -> str | None:
+    """Return this machine's id, None if it has none (yet)."""
+    with contextlib.suppress(OSError):
+        return read_id(MACHINE_ID)
+    return None
 
 
 class LocalHost:
@@ -76,19 +85,20 @@ class LocalHost:
 
     @functools.cached_property
     def seed(self) -> str:
-        """The seed of its clones' UUIDs and MAC addresses: no other host has the same."""
-        try:
-            found = MACHINE_ID.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError):
-            found = ""
-        return f"{found or socket.gethostname()}/{self.host.name}"
+        """The seed of its clones' UUIDs and MAC addresses: no other host has the same.
+
+        Nobody can tell the machine-id from it (machine-id(5)): it is the key of a hash.
+        """
+        own = self.host.seed or _machine_id() or self.state_id
+        text = f"vmcloner/{self.host.name}/{'' if self.host.seed else socket.gethostname()}"
+        return hmac.new(own.encode(), text.encode(), hashlib.sha256).hexdigest()
 
     @property
     def state_id(self) -> str:
         """The id of the state folder; until it has one, the one that it will get."""
         with self._lock:
             if self._state_id is None:
-                self._state_id = self._read_id() or uuid.uuid4().hex
+                self._state_id = self._read_id() or new_id()
             return self._state_id
 
     def keep_state_id(self) -> str:

@@ -356,7 +356,7 @@ class Records:
 
     def names(self) -> frozenset[str]:
         """Return the names of the clones that have a folder, without reading records."""
-        return frozenset(name for name in self._entries() if not name.startswith("."))
+        return frozenset(name for name in _entries(self.folder) if not name.startswith("."))
 
     def of(self, names: Collection[str]) -> dict[str, Record]:
         """Return the existing records of these clones, by name."""
@@ -379,7 +379,7 @@ class Records:
         :param inside: the fleets in whose clones' folders to look for files too.
         """
         found: dict[str, list[Path]] = {}
-        for name in self._entries():
+        for name in _entries(self.folder):
             draft = _DRAFT.fullmatch(name)
             named = split_clone(draft[1]) if draft is not None else None
             if named is not None:
@@ -387,17 +387,10 @@ class Records:
         for name in self.names() if inside else ():
             named = split_clone(name)
             if named is not None and named[0] in inside:
-                drafts = (self.folder / name).glob(".*")
+                home = self.folder / name
+                drafts = [home / file for file in _entries(home) if file.startswith(".")]
                 found.setdefault(named[0], []).extend(drafts)
         return {fleet: paths for fleet, paths in found.items() if paths}
-
-    def _entries(self) -> list[str]:
-        try:
-            return os.listdir(self.folder)  # noqa: PTH208 - only names are wanted
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise of_state(error, self.folder) from error
 
     def _draft(self, clone: str) -> Path:
         return self.folder / f".{clone}.draft"
@@ -438,6 +431,16 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _entries(folder: Path) -> list[str]:
+    """Return the names in a folder, none if it isn't there or is no folder."""
+    try:
+        return os.listdir(folder)  # noqa: PTH208 - only names are wanted
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise of_state(error, folder) from error
 
 
 @contextlib.contextmanager
