@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vmcloner_core.engine import Engine, check_result
     from vmcloner_core.errors import VmclonerError
     from vmcloner_core.model import Clone, CloneMode, State
-    from vmcloner_core.plan import OnFailure, Plan, Readiness, RunResult
+    from vmcloner_core.plan import OnFailure, Plan, Readiness, RunResult, Sizes
     from vmcloner_core.request import CreateRequest, TargetRequest
 
 _HOMES = {
@@ -23,6 +23,7 @@ _HOMES = {
     "Plan": "plan",
     "Readiness": "plan",
     "RunResult": "plan",
+    "Sizes": "plan",
     "State": "model",
     "TargetRequest": "request",
     "VmclonerError": "errors",
@@ -38,6 +39,7 @@ __all__ = [
     "Plan",
     "Readiness",
     "RunResult",
+    "Sizes",
     "State",
     "TargetRequest",
     "VmclonerError",

@@ -150,8 +150,8 @@ class Target:
         """
         flags = os.O_RDWR | os.O_CLOEXEC
         self._plain = os.open(self.path, flags)
-        self._is_block = stat.S_ISBLK(os.fstat(self._plain).st_mode)
         try:
+            self._is_block = stat.S_ISBLK(os.fstat(self._plain).st_mode)
             with contextlib.suppress(OSError):  # not supported by tmpfs and others
                 self._direct = os.open(self.path, flags | os.O_DIRECT)
             yield self

@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,11 +19,13 @@ import attrs
 
 from vmcloner_core.errors import WrongState
 from vmcloner_core.model import DiskFile, DomainUse, Volume
-from vmcloner_core.process import arguments_of, open_files, process_shown
+from vmcloner_core.process import arguments_of, device_holder, files_of, open_files, process_shown
 from vmcloner_core.qcow2 import MAX_HEADER, Refused, backing_file, read_header
 
 MAX_CHAIN = 32
 """Overlays on one another that are followed."""
+MOMENT = 2.0
+"""Seconds after which a process that has a disk open is one of its users."""
 _LOCKERS = re.compile(r"(.*/)?(virtlockd|sanlock)")
 """libvirt's lock managers hold the disks of running domains open."""
 _MAPPED = re.compile(r"/dev/(?!mapper/)([^/]+)/([^/]+)")
@@ -55,12 +58,13 @@ class DiskUsers:
 
     def __init__(self, uses: Sequence[DomainUse], volumes: Iterable[Volume]) -> None:
         self._chains = _Chains()
-        self._uses = uses
+        self._own = {use.name: use for use in uses}
         self._domains: dict[Key, list[DomainUse]] = {}
         for use in uses:
             files = [*use.files, *use.disks]
             for key in {k for file in files for f in self._chains.of(file) for k in keys(f)}:
                 self._domains.setdefault(key, []).append(use)
+        self._until: float | None = None
         self._devices = dict(_loops())
         self._processes = _processes({key for v in volumes for key in keys(v.path)})
 
@@ -87,21 +91,34 @@ class DiskUsers:
                     words = arguments_of(pid)
                     if _LOCKERS.fullmatch(words[0] if words else ""):
                         continue
-                    if own is None or not is_own(own, words):
+                    mine = own is not None and is_own(own, words)
+                    if not mine and self._stays_open(pid, key):
                         raise WrongState(
                             f"{clone}: its disk {volume.path} is used by {process_shown(pid)}",
                             hint="end that process first",
                         )
-                if key in self._devices:
-                    device = self._devices[key]
+                if holder := self._devices.get(key) or _holder(key):
                     raise WrongState(
-                        f"{clone}: its disk {volume.path} is used by {device}",
-                        hint=f"losetup --detach {device}",
+                        f"{clone}: its disk {volume.path} is used by {holder}",
+                        hint="unmount it, or detach that device, first",
                     )
+
+    def _stays_open(self, pid: int, key: Key) -> bool:
+        """Tell whether a process keeps a file open: udev and LVM look at devices for a moment.
+
+        All processes together get :data:`MOMENT`.
+        """
+        if self._until is None:
+            self._until = time.monotonic() + MOMENT
+        while any(_number(status) == key for status in files_of(pid)):
+            if time.monotonic() >= self._until:
+                return True
+            time.sleep(0.05)
+        return False
 
     def domain(self, clone: str) -> DomainUse | None:
         """Return what a clone's own domain uses, None if it has no domain."""
-        return next((use for use in self._uses if use.name == clone), None)
+        return self._own.get(clone)
 
     def moved(self, clone: str, volumes: Sequence[Volume]) -> tuple[Moved, ...]:
         """Return the volumes of a clone that its domain doesn't use directly (any more)."""
@@ -251,9 +268,16 @@ def _processes(wanted: Collection[Key]) -> Mapping[Key, list[int]]:
     return found
 
 
+def _holder(key: Key) -> str:
+    """Return what inside the kernel uses a block device, "" if nothing does."""
+    if isinstance(key, str) or key[0] != "device":
+        return ""
+    return device_holder(os.makedev(key[1], key[2]))
+
+
 def _loops() -> Iterator[tuple[Key, str]]:
     """Yield the files under loop devices: the kernel holds these, no process does."""
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
             for key in keys(Path(backing.read_text().rstrip("\n"))):
-                yield key, f"/dev/{backing.parts[3]}"
+                yield key, f"device {backing.parts[3]}"

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import hmac
 import logging
 import os
 import re
 import socket
 import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -46,6 +47,7 @@ from vmcloner_core.plugins import PluginHost
 from vmcloner_core.process import LocalRunner
 from vmcloner_core.records import Records, sync
 from vmcloner_core.runlog import RunLog
+from vmcloner_core.stored_ids import new_id, read_id
 from vmcloner_core.survey import Survey, look
 from vmcloner_core.sweeping import ID_LOCK, Sweeper
 from vmcloner_core.template_images import TemplateImages
@@ -56,6 +58,13 @@ log = logging.getLogger(__name__)
 _NO_ID = (FileNotFoundError, NotADirectoryError, PermissionError)
 """What the file of a state folder without an id gives, or of one of another user's."""
 MACHINE_ID = Path("/etc/machine-id")
+
+
+def _machine_id() -> str | None:
+    """Return this machine's id, None if it has none (yet)."""
+    with contextlib.suppress(OSError):
+        return read_id(MACHINE_ID)
+    return None
 
 
 class LocalHost:
@@ -79,19 +88,20 @@ class LocalHost:
 
     @functools.cached_property
     def seed(self) -> str:
-        """The seed of its clones' UUIDs and MAC addresses: no other host has the same."""
-        try:
-            found = MACHINE_ID.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError):
-            found = ""
-        return f"{found or socket.gethostname()}/{self.host.name}"
+        """The seed of its clones' UUIDs and MAC addresses: no other host has the same.
+
+        Nobody can tell the machine-id from it (machine-id(5)): it is the key of a hash.
+        """
+        own = self.host.seed or _machine_id() or self.state_id
+        text = f"vmcloner/{self.host.name}/{'' if self.host.seed else socket.gethostname()}"
+        return hmac.new(own.encode(), text.encode(), hashlib.sha256).hexdigest()
 
     @property
     def state_id(self) -> str:
         """The id of the state folder; until it has one, the one that it will get."""
         with self._lock:
             if self._state_id is None:
-                self._state_id = self._read_id() or uuid.uuid4().hex
+                self._state_id = self._read_id() or new_id()
             return self._state_id
 
     def keep_state_id(self) -> str:

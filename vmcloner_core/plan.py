@@ -173,6 +173,7 @@ class ClonePlan:
     :param renamed: its domain's name, if somebody renamed that.
     :param disks: numbers of the disks that are created or reset.
     :param volumes, domain: those that exist, in plans for existing clones.
+    :param unlabelled: see :class:`Clone`.
     :param wait: what to wait for, with placeholders filled in.
     :param spec: its specification. None if its template is gone and no step needs it.
     """
@@ -184,6 +185,7 @@ class ClonePlan:
     disks: tuple[int, ...] = ()
     volumes: tuple[Volume, ...] = ()
     domain: Domain | None = None
+    unlabelled: tuple[str, ...] = ()
     wait: Readiness = Readiness()
     spec: CloneSpec | None = None
 

@@ -186,11 +186,34 @@ def open_files() -> Iterator[tuple[int, os.stat_result]]:
     for pid in os.listdir("/proc"):  # noqa: PTH208
         if not pid.isdecimal() or pid == own:
             continue
-        with contextlib.suppress(OSError):  # it ended, or we may not inspect it
-            for number in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
-                with contextlib.suppress(OSError):
-                    status = os.stat(f"/proc/{pid}/fd/{number}")  # noqa: PTH116
-                    yield int(pid), status
+        for status in files_of(int(pid)):
+            yield int(pid), status
+
+
+def files_of(pid: int) -> Iterator[os.stat_result]:
+    """Yield each file that a process has open; none if it ended, or may not be inspected."""
+    with contextlib.suppress(OSError):
+        for number in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
+            with contextlib.suppress(OSError):
+                yield os.stat(f"/proc/{pid}/fd/{number}")  # noqa: PTH116
+
+
+def device_holder(number: int) -> str:
+    """Return who uses the block device ``number`` (a dev_t) inside the kernel, "" if nobody.
+
+    Like ``a file system on /mnt`` (proc(5), /proc/PID/mountinfo: field 3 is the device, field 5 the
+    mount point) or ``device dm-3``, one on top of it.
+    """
+    shown = f"{os.major(number)}:{os.minor(number)}"
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo") as stream:  # noqa: PTH123
+        for line in stream:
+            words = line.split()
+            if words[2:3] == [shown]:
+                return f"a file system on {words[4]}"
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(f"/sys/dev/block/{shown}/holders")):  # noqa: PTH208
+            return f"device {name}"
+    return ""
 
 
 def arguments_of(pid: int) -> tuple[str, ...]:

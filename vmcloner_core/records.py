@@ -277,9 +277,10 @@ class Records:
         with _translated(clone, file):
             return file if file.exists() else None
 
-    def update(self, clone: str, **changes: Any) -> None:
+    def update(self, clone: str, *, lasting: bool = True, **changes: Any) -> None:
         """Change fields of a clone's record, if it has one and they differ.
 
+        :param lasting: wait until that is on the disk.
         :raises HostCommandError: it can't be written.
         """
         record = self.find(clone)
@@ -287,7 +288,7 @@ class Records:
         if changed is not None and changed != record:
             path = self.folder / clone / RECORD
             with _translated(clone, path):
-                _write(path, _dumped(changed), 0o600)
+                _write(path, _dumped(changed), 0o600, lasting=lasting)
 
     def note_seed(self, clone: str, seed: Seed) -> None:
         """Write a clone's seed to the disk, and note it in the clone's record.
@@ -314,7 +315,8 @@ class Records:
             for outcome in self._published({clone: draft}):
                 outcome.unwrap()
         else:
-            self.update(clone, restart=wanted, **({"ready": ""} if stopped else {}))
+            changes: dict[str, Any] = {"ready": ""} if stopped else {}
+            self.update(clone, restart=wanted, **changes)
 
     def check(self, labels: Labels) -> None:
         """Check that :meth:`remove` would remove a clone's folder, if there is one.
@@ -354,7 +356,7 @@ class Records:
 
     def names(self) -> frozenset[str]:
         """Return the names of the clones that have a folder, without reading records."""
-        return frozenset(name for name in self._entries() if not name.startswith("."))
+        return frozenset(name for name in _entries(self.folder) if not name.startswith("."))
 
     def of(self, names: Collection[str]) -> dict[str, Record]:
         """Return the existing records of these clones, by name."""
@@ -377,7 +379,7 @@ class Records:
         :param inside: the fleets in whose clones' folders to look for files too.
         """
         found: dict[str, list[Path]] = {}
-        for name in self._entries():
+        for name in _entries(self.folder):
             draft = _DRAFT.fullmatch(name)
             named = split_clone(draft[1]) if draft is not None else None
             if named is not None:
@@ -385,17 +387,10 @@ class Records:
         for name in self.names() if inside else ():
             named = split_clone(name)
             if named is not None and named[0] in inside:
-                drafts = (self.folder / name).glob(".*")
+                home = self.folder / name
+                drafts = [home / file for file in _entries(home) if file.startswith(".")]
                 found.setdefault(named[0], []).extend(drafts)
         return {fleet: paths for fleet, paths in found.items() if paths}
-
-    def _entries(self) -> list[str]:
-        try:
-            return os.listdir(self.folder)  # noqa: PTH208 - only names are wanted
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise of_state(error, self.folder) from error
 
     def _draft(self, clone: str) -> Path:
         return self.folder / f".{clone}.draft"
@@ -442,6 +437,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _entries(folder: Path) -> list[str]:
+    """Return the names in a folder, none if it isn't there or is no folder."""
+    try:
+        return os.listdir(folder)  # noqa: PTH208 - only names are wanted
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise of_state(error, folder) from error
+
+
 @contextlib.contextmanager
 def _translated(clone: str, path: Path) -> Iterator[None]:
     try:
@@ -459,8 +464,11 @@ def _create(path: Path, text: str, mode: int) -> None:
         stream.write(text)
 
 
-def _write(path: Path, text: str, mode: int) -> None:
-    """Replace a file, at once and on the disk. One run at a time writes to a clone's folder."""
+def _write(path: Path, text: str, mode: int, *, lasting: bool = True) -> None:
+    """Replace a file, at once. One run at a time writes to a clone's folder.
+
+    :param lasting: wait until it is on the disk.
+    """
     draft = path.with_name(f".{path.name}.draft")
     try:
         draft.unlink(missing_ok=True)  # left by a killed run
@@ -469,7 +477,8 @@ def _write(path: Path, text: str, mode: int) -> None:
             stream.write(text)
             stream.flush()
             os.fchmod(handle, mode)
-            os.fsync(handle)
+            if lasting:
+                os.fsync(handle)
         draft.rename(path)
     except BaseException:
         with contextlib.suppress(OSError):

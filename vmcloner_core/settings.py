@@ -13,6 +13,7 @@ Everything has a default, so the file is optional. A complete example::
 
     [hosts.local]
     state = "/var/lib/vmcloner"     # console logs, run logs, built templates
+    seed = "rack 7, host 2"         # only if this host has the machine-id and name of another one
 
     [hosts.local.hypervisor.kvm]    # for keys, see the backend's documentation
     uri = "qemu:///system"
@@ -62,12 +63,18 @@ class Limits:
     memory_overcommit: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
 
 
+def _not_empty(_instance: object, _attribute: object, value: str | None) -> None:
+    if value is not None and not value.strip():
+        raise InvalidRequest("seed: must not be empty")
+
+
 @attrs.frozen(kw_only=True)
 class HostSettings:
     """The settings of one host; the backends' own tables are kept unchanged."""
 
     state: Path | None = None
     address: str | None = None
+    seed: str | None = attrs.field(default=None, validator=_not_empty)
     hypervisor: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     storage: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
 
@@ -123,6 +130,7 @@ class Settings:
             name=name,
             state=state.absolute(),
             address=table.address,
+            seed=table.seed,
             storage=self._backends(name, "storage", table.storage),
             hypervisors=self._backends(name, "hypervisor", table.hypervisor),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import attrs
 
@@ -11,7 +11,7 @@ from vmcloner_core.deadlines import DEADLINE, answers, instance
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.errors import BackendError, NotFound, VmclonerError, did_you_mean
 from vmcloner_core.model import Clone, Domain, DomainInventory, Labels, State, Volume
-from vmcloner_core.names import Target, fold
+from vmcloner_core.names import Target, fold, volume_name
 from vmcloner_core.records import Records
 from vmcloner_core.units import counted
 
@@ -143,18 +143,92 @@ def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
         [volume for pool in pools for volume in pool],
         [domain for inventory in inventories for domain in inventory.domains],
         records,
-        unseen,
         [stray for inventory in inventories for stray in inventory.strays],
     )
+    clones = tuple(
+        clone if owners(clone) <= {None, state} else attrs.evolve(clone, ours=False)
+        for clone in clones
+    )
+    absent = _absent(drivers, clones)
+    lost, failed = _unlabelled(drivers, clones, (*unseen, *absent))
+    unseen = (*unseen, *absent, *failed)
     return Survey(
-        clones=tuple(
-            clone if owners(clone) <= {None, state} else attrs.evolve(clone, ours=False)
-            for clone in clones
-        ),
+        clones=tuple(_as_seen(clone, unseen, lost) for clone in clones),
         foreign_names=frozenset().union(*(each.foreign_names for each in inventories)),
         foreign_macs=frozenset().union(*(each.foreign_macs for each in inventories)),
         unseen=unseen,
     )
+
+
+def _absent(drivers: DriverRegistry, clones: Iterable[Clone]) -> tuple[Unseen, ...]:
+    """Return the backends of our clones that the settings do not have."""
+    wanted = {
+        (kind, getattr(clone.labels, kind))
+        for clone in clones
+        if clone.ours
+        for kind in ("hypervisor", "storage")
+    }
+    host = drivers.host.name
+    return tuple(
+        Unseen(
+            host=host,
+            kind=kind,
+            name=name,
+            error=BackendError(
+                "the settings do not have it",
+                hint=f"add its table [hosts.{host}.{kind}.{name}] again",
+            ),
+        )
+        for kind, name in sorted(wanted)
+        if name not in drivers.names(kind)
+    )
+
+
+def _unlabelled(
+    drivers: DriverRegistry, clones: Iterable[Clone], unseen: Collection[Unseen]
+) -> tuple[Mapping[str, Collection[str]], tuple[Unseen, ...]]:
+    """Return the names of our clones' missing volumes that are taken, by pool; and what failed."""
+    wanted: dict[str, list[str]] = {}
+    hidden = {each.name for each in unseen if each.kind == "storage"}
+    for clone in clones:
+        pool = clone.labels.storage
+        missing = _missing(clone)
+        if clone.ours and missing and pool not in hidden:
+            wanted.setdefault(pool, []).extend(missing)
+
+    def ask(pool: str, names: Sequence[str]) -> frozenset[str]:
+        return frozenset(instance(n, str) for n in drivers.storage(pool).unlabelled(names))
+
+    found = answers({pool: functools.partial(ask, pool, names) for pool, names in wanted.items()})
+    failed = tuple(
+        Unseen(host=drivers.host.name, kind="storage", name=pool, error=answer)
+        for pool, answer in found.items()
+        if isinstance(answer, VmclonerError)
+    )
+    return {k: v for k, v in found.items() if not isinstance(v, VmclonerError)}, failed
+
+
+def _missing(clone: Clone) -> list[str]:
+    """Return the names of the volumes that a clone has lost, or does not have yet."""
+    there = {volume.name for volume in clone.volumes}
+    named = [path.name for path in clone.domain.disks] if clone.domain is not None else []
+    wanted = [volume_name(clone.name, 0), *filter(clone.labels.has_volume, named)]
+    return [name for name in dict.fromkeys(wanted) if name not in there]
+
+
+def _as_seen(
+    clone: Clone, unseen: Collection[Unseen], lost: Mapping[str, Collection[str]]
+) -> Clone:
+    """Return a clone with its state if a backend was not seen, and with its unlabelled volumes."""
+    taken = lost.get(clone.labels.storage, ())
+    unlabelled = tuple(n for n in _missing(clone) if n in taken) if taken and clone.ours else ()
+    hidden = {each.kind for each in unseen if each.holds(clone.labels)}
+    state = clone.state
+    if clone.domain is None and "hypervisor" in hidden:
+        state = State.UNKNOWN
+    elif clone.domain is not None and state is State.ORPHAN and "storage" in hidden:
+        state = clone.domain.state
+    return attrs.evolve(clone, state=state, unlabelled=unlabelled)
 
 
 def owners(clone: Clone) -> set[str | None]:
@@ -185,7 +259,6 @@ def merge(
     volumes: Iterable[Volume],
     domains: Iterable[Domain],
     records: Records,
-    unseen: Collection[Unseen] = (),
     strays: Collection[Domain] = (),
 ) -> tuple[Clone, ...]:
     """Return one clone for each (fleet, index) that has a part, sorted by these.
@@ -193,7 +266,6 @@ def merge(
     A record without other parts is a clone too, so that it can be deleted or completed. Only such
     records are read.
 
-    :param unseen: what could not be read: a clone whose disks are there is no orphan.
     :param strays: domains with clones' labels under other names.
     """
     disks: dict[tuple[str, int], list[Volume]] = {}
@@ -215,7 +287,6 @@ def merge(
             machines.get(key),
             kept.get(key),
             recorded,
-            unseen,
         )
         for key in sorted(parts | kept.keys())
     )
@@ -235,14 +306,12 @@ def _clone(
     domain: Domain | None,
     kept: Labels | None,
     recorded: Collection[str],
-    unseen: Collection[Unseen],
 ) -> Clone:
     owners = [domain.labels if domain else None, *(v.labels for v in volumes), kept]
     labels = next(labels for labels in owners if labels is not None)
-    hidden = {each.kind for each in unseen if each.holds(labels)}
-    state = State.UNKNOWN if "hypervisor" in hidden else State.ALLOCATED
+    state = State.ALLOCATED
     if domain is not None:
-        state = domain.state if volumes or "storage" in hidden else State.ORPHAN
+        state = domain.state if volumes else State.ORPHAN
     return Clone(
         labels=labels,
         state=state,

@@ -175,6 +175,7 @@ class _Context:
             disks=_own_disks(clone, spec.template) if spec and "reset" in steps else (),
             volumes=clone.volumes,
             domain=clone.domain,
+            unlabelled=clone.unlabelled,
             wait=wait,
             spec=spec,
         )

@@ -28,7 +28,7 @@ from vmcloner_core.units import parse_size
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _FIXED = frozenset({"name", "fleet", "index", "template", "owner", "run", "mac", "macs"})
-_USED = frozenset({"memory", "vcpus", "address", "hostname", "machine_id"})
+_USED = frozenset({"memory", "vcpus", "disk_size", "address", "hostname", "machine_id"})
 """Values that vmcloner itself uses."""
 _COLUMNS = ("clone", "index", "name")
 

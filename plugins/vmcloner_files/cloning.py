@@ -40,7 +40,10 @@ class Method(enum.Enum):
 
 @attrs.frozen(kw_only=True)
 class Image:
-    """A template's image, open for reading."""
+    """A template's image, open for reading; ``fd`` is -1 if only its name is needed.
+
+    libvirt gives images below overlays to QEMU's user, who may be the only one that may read them.
+    """
 
     fd: int
     path: Path
@@ -60,7 +63,7 @@ class Cloner:
         self._pool_name = pool_name
         self._method = method
         self._open = contextlib.ExitStack()
-        self._images: dict[str, Image] = {}
+        self._images: dict[tuple[str, Method], Image] = {}
 
     def __enter__(self) -> Cloner:
         return self
@@ -162,16 +165,20 @@ class Cloner:
         origin = request.origin
         if origin is None:
             return None
-        if origin.template not in self._images:
-            image = open_image(self._pool, origin)
-            self._open.callback(os.close, image.fd)
-            self._images[origin.template] = image
-        return self._images[origin.template]
+        key = origin.template, self._method(request)
+        if key not in self._images:
+            if key[1] is Method.OVERLAY:
+                path, record = _held(self._pool, origin)
+                self._images[key] = Image(fd=-1, path=path, record=record)
+            else:
+                self._images[key] = image = open_image(self._pool, origin)
+                self._open.callback(os.close, image.fd)
+        return self._images[key]
 
     def _fill(self, request: CloneRequest, image: Image | None, draft: Draft) -> DiskRecord:
         """Give a draft its length and its bytes, but no copied ones."""
         size = disk_size(request, image.record.size if image is not None else 0)
-        record = DiskRecord(labels=request.labels, format="raw", size=size)
+        record = DiskRecord(labels=request.labels, format="raw", size=size, disk=request.disk)
         if image is None:
             os.ftruncate(draft.fd, size)
             os.pwrite(draft.fd, request.head, 0)
@@ -192,8 +199,7 @@ def open_image(pool: Pool, origin: Origin) -> Image:
 
     :raises NotFound, WrongState: see :meth:`Origin.check_held`.
     """
-    path = pool.image_path(origin.template)
-    record = origin.check_held(pool.image(origin.template))
+    path, record = _held(pool, origin)
     with translated(path):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
@@ -202,6 +208,11 @@ def open_image(pool: Pool, origin: Origin) -> Image:
             os.close(fd)
             raise
     return Image(fd=fd, path=path, record=record)
+
+
+def _held(pool: Pool, origin: Origin) -> tuple[Path, ImageRecord]:
+    record = origin.check_held(pool.image(origin.template))
+    return pool.image_path(origin.template), record
 
 
 def as_volume(path: Path, record: DiskRecord, pool: Pool, pool_name: str) -> Volume:

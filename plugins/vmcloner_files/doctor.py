@@ -37,8 +37,9 @@ def examine_pool(backend: str, pool: Pool, wanted: str, runner: CommandRunner) -
         made = "" if place == folder else ", will be made when it is needed"
         yield check("pool", Status.OK, f"{folder}{made}")
         yield check("cloning", *_cloning(features, wanted, file_system(place)))
-        kept = "in extended attributes" if has_attributes(place) else "in sidecar files"
-        yield check("labels", Status.OK, kept)
+        kept = ", and in extended attributes" if has_attributes(place) else ""
+        yield check("labels", Status.OK, f"in {folder}/.labels{kept}")
+    yield check("identity", *_identity(pool))
     yield check("ownership", *_ownership(pool))
     yield check("access", *_access(place))
     if runner.which("qemu-img"):
@@ -72,14 +73,22 @@ def _ownership(pool: Pool) -> tuple[Status, str, str]:
 
 
 def _access(place: Path) -> tuple[Status, str, str]:
-    """Check that QEMU can enter the pool: under root, libvirt runs it as another user."""
-    if os.geteuid() != 0:
-        return Status.OK, "QEMU runs as this user", ""
+    """Check that QEMU can enter the pool: all libvirtds but a user's own run it as another user."""
     for folder in (place, *place.parents):
         if not folder.stat().st_mode & stat.S_IXOTH:
+            own = "" if os.geteuid() == 0 else " (except in qemu:///session)"
             return (
                 Status.WARNING,
-                f"other users cannot enter {folder}, and libvirt runs QEMU as one",
+                f"other users cannot enter {folder}, and libvirt runs QEMU as one{own}",
                 f"chmod o+x {folder}",
             )
     return Status.OK, "QEMU's user can enter the pool", ""
+
+
+def _identity(pool: Pool) -> tuple[Status, str, str]:
+    """Check that it is the pool that was used before."""
+    try:
+        pool.check_identity()
+    except VmclonerError as error:
+        return Status.FAILED, error.message, error.hint or ""
+    return Status.OK, "the same pool as before", ""

@@ -73,17 +73,23 @@ def named(folder: Path) -> Iterator[Draft]:
     try:
         yield Draft(fd, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-        os.close(fd)
+        try:
+            path.unlink(missing_ok=True)
+        finally:
+            os.close(fd)
 
 
 def _open_locked(path: Path) -> int:
     while True:
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, MODE)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        if os.fstat(fd).st_nlink:
-            return fd
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                return fd
+        except BaseException:
+            os.close(fd)
+            path.unlink(missing_ok=True)
+            raise
         os.close(fd)  # sweep() removed it before it was locked
 
 

@@ -6,6 +6,7 @@ clones are sparse copies.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ from vmcloner_core.model import (
 )
 from vmcloner_core.os_errors import translated
 from vmcloner_core.qcow2 import SECTOR, overlay, read_header
+from vmcloner_core.stored_ids import KnownPool
 from vmcloner_files.cloning import Cloner, Method, as_volume
 from vmcloner_files.features import existing, space
 from vmcloner_files.holders import Holders
@@ -67,7 +69,9 @@ class FilesDriver(StorageDriver):
         self._copying = copying
         if settings.clone == "copy":
             self.modes = frozenset({CloneMode.FULL})
-        self._pool = Pool(settings.path or context.host.state / "pool", settings.qemu_user)
+        folder = settings.path or context.host.state / "pool"
+        known = KnownPool.of(context.host, context.name)
+        self._pool = Pool(folder, known, settings.qemu_user)
 
     # What links clones and lists them doesn't import what copies, imports and checks.
 
@@ -124,6 +128,7 @@ class FilesDriver(StorageDriver):
 
     def delete_origin(self, template: str) -> Outcome[None]:
         """See :meth:`StorageDriver.delete_origin`. Reflinks and copies don't need their origin."""
+        self._pool.check_identity()
         if self._pool.image(template) is None:
             return Outcome(key=template, changed=False)
         with translated(self._pool), self._pool.lock(alone=True):
@@ -163,6 +168,7 @@ class FilesDriver(StorageDriver):
 
     def delete(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
         """See :meth:`StorageDriver.delete`."""
+        self._pool.check_identity()
         with translated(self._pool):
             empty = not self._pool.volumes.exists()
         if empty:
@@ -172,6 +178,8 @@ class FilesDriver(StorageDriver):
         with self._pool.lock(alone=True):
             outcomes = [self._delete(volume, holders) for volume in volumes]
         yield from outcomes
+        with contextlib.suppress(OSError):  # the next run tries again, and reports it
+            self._pool.sweep_drafts()
 
     def _delete(self, volume: Volume, holders: Holders) -> Outcome[None]:
         key = volume.name
@@ -190,9 +198,6 @@ class FilesDriver(StorageDriver):
     ) -> Iterator[Outcome[Volume]]:
         """See :meth:`StorageDriver.reset`. A new file is renamed over the old one."""
         self._pool.prepare()
-        if not self._pool.labels.follow_renames:
-            yield from super().reset(self._in_their_formats(requests), progress)
-            return
         with Cloner(self._pool, self.name, self._reset_method) as cloner:
             yield from cloner.replace(requests, Holders(), self._copying, progress)
 
@@ -206,12 +211,6 @@ class FilesDriver(StorageDriver):
         if found.full or self._is_full(request) or not self._pool.features().reflink:
             return Method.COPY
         return Method.REFLINK
-
-    def _in_their_formats(self, requests: Sequence[CloneRequest]) -> list[CloneRequest]:
-        """Return requests with the modes that give the volumes of their names the same formats."""
-        modes = {"raw": CloneMode.FULL, "qcow2": CloneMode.LINKED}
-        found = {volume.name: modes[volume.format] for volume in self.volumes()}
-        return [attrs.evolve(r, mode=found.get(r.volume_name, r.mode)) for r in requests]
 
     def grow(self, volume: Volume, size: int) -> Outcome[Volume]:
         """See :meth:`StorageDriver.grow`. A new size is noted last: a killed call is repeated."""
@@ -247,6 +246,11 @@ class FilesDriver(StorageDriver):
         """See :meth:`StorageDriver.volumes`."""
         disks = self._pool.disks().items()
         return tuple(as_volume(path, record, self._pool, self.name) for path, record in disks)
+
+    def unlabelled(self, names: Sequence[str]) -> Sequence[str]:
+        """See :meth:`StorageDriver.unlabelled`."""
+        self._pool.check_identity()
+        return [name for name in names if self._pool.is_foreign(name)]
 
     def sweep(self) -> None:
         """See :meth:`StorageDriver.sweep`."""

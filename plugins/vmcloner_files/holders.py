@@ -2,7 +2,9 @@
 
 A write lease (fcntl(2), ``F_SETLEASE``) is granted only if the file is not open elsewhere: one
 system call, whatever locks the other process has. Where leases are not supported, and to name the
-process, ``/proc/PID/fd`` is read (proc(5)), once for all files.
+process, ``/proc/PID/fd`` is read (proc(5)), once for all files. Only root sees these of other
+users. So for everybody else the locks count that QEMU has on its images: ``/proc/locks`` shows them
+to all.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ class Holders:
             fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         except OSError as error:
-            return error.errno == errno.EAGAIN or self._pid(fd) is not None
+            if error.errno == errno.EAGAIN or self._pid(fd) is not None:
+                return True
+            return os.geteuid() != 0 and _is_locked(os.fstat(fd))
         return False
 
     @contextlib.contextmanager
@@ -46,14 +50,16 @@ class Holders:
 
         :raises WrongState: it is in use.
         """
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except PermissionError:  # QEMU's user has it, and did not give it back
+            if _is_locked(path.lstat()):
+                raise _in_use(path, "") from None
+            yield
+            return
         try:
             if self.in_use(fd):
-                user = self.name(fd)
-                raise WrongState(
-                    f"volume {path} is in use" + (f" by {user}" if user else ""),
-                    hint="stop the clone first",
-                )
+                raise _in_use(path, self.name(fd))
             yield
         finally:
             os.close(fd)
@@ -68,6 +74,25 @@ class Holders:
             self._found = _open_files()
         status = os.fstat(fd)
         return self._found.get((status.st_dev, status.st_ino))
+
+
+def _in_use(path: Path, user: str) -> WrongState:
+    by = f" by {user}" if user else ""
+    return WrongState(f"volume {path} is in use{by}", hint="stop the clone first")
+
+
+def _is_locked(file: os.stat_result) -> bool:
+    """Tell whether any process has a lock on a file (proc_locks(5))."""
+    device = os.major(file.st_dev), os.minor(file.st_dev)
+    with open("/proc/locks", encoding="ascii", errors="replace") as lines:  # noqa: PTH123
+        for line in lines:
+            for word in line.split():
+                if word.count(":") == 2:
+                    major, minor, inode = word.split(":")
+                    same = not device[0] or (int(major, 16), int(minor, 16)) == device
+                    if same and int(inode) == file.st_ino:  # btrfs' numbers differ: major is 0
+                        return True
+    return False
 
 
 def _open_files() -> dict[FileId, int]:

@@ -1,52 +1,42 @@
-"""Labels on files: an extended attribute, or a sidecar file if the file system has none.
+"""Labels on files: in the pool's file ``.labels``, and in an extended attribute.
 
-The attribute ``user.vmcloner`` (xattr(7)) and the sidecar ``.NAME.labels`` hold the same JSON
-object of strings. A sidecar also contains the inode number of its file: it does not label another
-file that was put in its place.
+``.labels`` has a line ``NAME.INODE LABELS`` for each file; the attribute ``user.vmcloner``
+(xattr(7)) of that file has the same LABELS, a JSON object of strings. The line counts. Whoever may
+use the pool can read it, even while libvirt lets only QEMU's user read the disk; and QEMU can't
+write it. It has the inode number of its file: so it labels no other file that is put in that place,
+and a disk that is renamed over another is never without labels.
+
+The attribute marks the file itself: where the file system has attributes, a file without one is not
+ours, whatever ``.labels`` says. It stays with a file that is moved or copied with its attributes:
+lines that are missing are made from it.
+
+Lines are only added, each by one write(2), until :meth:`FileLabels.compacted` leaves out the old
+ones. Of two lines for a file the last one counts; ``NAME.INODE -`` takes its labels away. The first
+line identifies the file, so that only what is new is read again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
 
+from vmcloner_core.errors import BackendError, VmclonerError
 from vmcloner_core.trusted_files import check_owner
 
 ATTRIBUTE = "user.vmcloner"
-MAX_SIDECAR = 64 * 1024
+MAX_LABELS = 64 * 1024
 """Bytes: the maximum of an extended attribute on Linux."""
-_DRAFT = ".labels-draft"
+_GARBAGE = 64 * 1024
+"""Bytes of lines that don't count any more, beside as many as those that do."""
+_HEADER = 35
+"""Bytes of the first line: ``# ``, 32 digits, the end of the line."""
 _UNLABELLED = {errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM}  # EPERM: symbolic links, devices
-
-
-class LabelStore(Protocol):
-    """Keeps the labels of files. Thread-safe, except for two writers of one file.
-
-    ``follow_renames``: whether labels move with a file that is renamed over another, so that it is
-    never without labels.
-    """
-
-    follow_renames: bool
-
-    def write(self, fd: int, path: Path, labels: Mapping[str, str]) -> None:
-        """Label the open file ``fd``, which is about to appear as ``path``."""
-        ...
-
-    def read(self, path: str | Path) -> dict[str, str] | None:
-        """Return a file's labels, None if it has none.
-
-        :raises FileNotFoundError: there is no such file, even if its labels are left.
-        """
-        ...
-
-    def forget(self, path: Path) -> None:
-        """Remove the labels of a file that was removed."""
-        ...
+_GONE = b"-"
 
 
 def encode(labels: Mapping[str, str]) -> bytes:
@@ -65,72 +55,174 @@ def decode(content: bytes) -> dict[str, str] | None:
     return values
 
 
-class XattrLabels:
-    """Labels in an extended attribute: removed with the file."""
+class FileLabels:
+    """The labels of a pool's files. Thread-safe, except for two writers of one file.
 
-    follow_renames = True
+    :param file: the pool's ``.labels``. :meth:`write` needs it, other calls do not.
+    :param attributes: whether the file system has extended attributes.
+    """
 
-    def write(self, fd: int, path: Path, labels: Mapping[str, str]) -> None:  # noqa: ARG002
-        """See :meth:`LabelStore.write`."""
-        os.setxattr(fd, ATTRIBUTE, encode(labels))
-
-    def read(self, path: str | Path) -> dict[str, str] | None:
-        """See :meth:`LabelStore.read`."""
-        try:
-            return decode(os.getxattr(path, ATTRIBUTE, follow_symlinks=False))
-        except OSError as error:
-            if error.errno in _UNLABELLED:
-                return None
-            raise
-
-    def forget(self, path: Path) -> None:
-        """See :meth:`LabelStore.forget`."""
-
-
-class SidecarLabels:
-    """Labels in a file beside the labelled one, written before it appears."""
-
-    follow_renames = False
+    def __init__(self, file: Path, *, attributes: bool) -> None:
+        self._file = file
+        self._attributes = attributes
+        self._mutex = threading.Lock()
+        self._header = b""
+        self._end = 0
+        self._lines: dict[bytes, bytes] = {}
 
     def write(self, fd: int, path: Path, labels: Mapping[str, str]) -> None:
-        """See :meth:`LabelStore.write`."""
-        draft = path.with_name(f".{path.name}{_DRAFT}")
-        draft.write_bytes(encode({**labels, "inode": str(os.fstat(fd).st_ino)}))
-        draft.chmod(0o644)  # regardless of the umask
-        draft.rename(_sidecar(path))
+        """Label the open file ``fd``, which is about to appear as ``path``, or has.
 
-    def read(self, path: str | Path) -> dict[str, str] | None:
-        """See :meth:`LabelStore.read`."""
-        path = Path(path)
-        inode = str(path.lstat().st_ino)
+        :raises OSError: they are too long, or can't be written.
+        """
+        content = encode(labels)
+        if len(content) > MAX_LABELS:
+            raise OSError(errno.E2BIG, "its labels are too long")
+        self._add(_key(path, os.fstat(fd).st_ino), content)
+        if self._attributes:
+            os.setxattr(fd, ATTRIBUTE, content)
+
+    def forget(self, path: Path, inode: int) -> None:
+        """Remove the labels of a file that was removed, or replaced by another one.
+
+        With attributes, a file that gets its inode number lacks the attribute: that is enough.
+        """
+        if not self._attributes:
+            self._add(_key(path, inode), _GONE)
+
+    def _add(self, key: bytes, content: bytes) -> None:
+        line = b"\n%b %b\n" % (key, content)  # the last one may have no end
+        fd = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            with _sidecar(path).open("rb") as stream:
-                check_owner(_sidecar(path), os.fstat(stream.fileno()))
-                labels = decode(stream.read(MAX_SIDECAR))
-        except FileNotFoundError:
+            if os.write(fd, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(fd)
+
+    def read(self, path: str | Path, status: os.stat_result) -> dict[str, str] | None:
+        """Return a file's labels, None if it has none.
+
+        :param status: of that file. Lines that are older than this call need not be read again.
+        :raises FileNotFoundError: the file was removed.
+        :raises InvalidRequest: another user could have written the labels.
+        :raises BackendError: only QEMU's user may read them.
+        """
+        return self._read(path, status.st_ino, self._read_lines())
+
+    def read_all(
+        self, paths: Iterable[str]
+    ) -> Iterator[tuple[str, os.stat_result, dict[str, str]]]:
+        """Yield each labelled file, its status, and its labels, see :meth:`read`."""
+        paths = list(paths)
+        lines = self._read_lines()
+        for path in paths:
+            try:
+                status = os.lstat(path)
+                labels = self._read(path, status.st_ino, lines)
+            except FileNotFoundError:
+                continue  # removed meanwhile
+            if labels is not None:
+                yield path, status, labels
+
+    def _read(
+        self, path: str | Path, inode: int, lines: Mapping[bytes, bytes]
+    ) -> dict[str, str] | None:
+        own, unreadable = self._attribute(path) if self._attributes else (b"", None)
+        if own is None and unreadable is None:
             return None
-        return labels if labels is not None and labels.pop("inode", "") == inode else None
+        line = lines.get(_key(path, inode))
+        if line is None and not self._attributes:
+            return _beside(Path(path), inode)
+        labels = decode(line) if line is not None else None
+        if labels is None and own is None:
+            raise BackendError(
+                f"{path}: only QEMU's user may read its labels",
+                hint="stop its guest, or run the same command once as root",
+            ) from unreadable
+        return decode(own) if labels is None and own else labels
 
-    def forget(self, path: Path) -> None:
-        """See :meth:`LabelStore.forget`."""
-        with contextlib.suppress(FileNotFoundError):
-            _sidecar(path).unlink()
+    def _attribute(self, path: str | Path) -> tuple[bytes | None, OSError | None]:
+        """Return a file's attribute, None if it has none; and why it can't be read."""
+        try:
+            return os.getxattr(path, ATTRIBUTE, follow_symlinks=False), None
+        except OSError as error:
+            if error.errno in _UNLABELLED:
+                return None, None
+            if error.errno == errno.EACCES:
+                return None, error
+            raise
 
-    def sweep(self, folder: Path) -> None:
-        """Remove sidecars whose files do not exist. No other process may write labels meanwhile."""
-        for path in self.left(folder):
-            path.unlink(missing_ok=True)
+    def _read_lines(self) -> Mapping[bytes, bytes]:
+        """Return what ``.labels`` says of files; reads what is new."""
+        with self._mutex:
+            try:
+                fd = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            except FileNotFoundError:
+                return {}
+            try:
+                status = os.fstat(fd)
+                check_owner(self._file, status)
+                header = os.pread(fd, _HEADER, 0)
+                if header != self._header:
+                    self._header, self._end, self._lines = header, 0, {}
+                if status.st_size > self._end:
+                    new = os.pread(fd, status.st_size - self._end, self._end)
+                    whole = new.rfind(b"\n") + 1
+                    self._take(new[:whole])
+                    self._end += whole
+            finally:
+                os.close(fd)
+            return self._lines
 
-    def left(self, folder: Path) -> Iterator[Path]:
-        """Yield drafts, and sidecars whose files do not exist."""
-        with os.scandir(folder) as entries:
-            hidden = [entry.name for entry in entries if entry.name[0] == "."]
-        for name in hidden:
-            labelled = folder / name[1:].removesuffix(".labels")
-            unused = name.endswith(".labels") and not os.path.lexists(labelled)
-            if unused or name.endswith(_DRAFT):
-                yield folder / name
+    def _take(self, new: bytes) -> None:
+        for line in new.split(b"\n"):
+            key, _, content = line.partition(b" ")
+            if content == _GONE:
+                self._lines.pop(key, None)
+            elif content.endswith(b"}"):  # not torn by a full disk or a power failure
+                self._lines[key] = content
+
+    def compacted(self, folders: Iterable[Path]) -> bytes | None:
+        """Return what ``.labels`` should contain, None if that is what it contains.
+
+        These are the lines of files that are there, those too that only the files themselves have.
+        No other process may write labels until it is replaced.
+
+        :param folders: those of the labelled files.
+        """
+        files: dict[bytes, tuple[str, int]] = {}
+        for folder in folders:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name[0] != ".":
+                        files[_key(entry.name, entry.inode())] = entry.path, entry.inode()
+        lines = dict(self._read_lines())
+        kept = {key: line for key, line in lines.items() if key in files}
+        for key in files.keys() - lines.keys():
+            try:
+                labels = self._read(*files[key], {})
+            except (OSError, VmclonerError):  # removed meanwhile, or not readable now
+                continue
+            if labels is not None:
+                kept[key] = encode(labels)
+        size = sum(len(key) + len(line) for key, line in kept.items())
+        if kept == lines and self._header and self._end < 2 * size + _GARBAGE:
+            return None
+        header = b"# %b\n" % uuid.uuid4().hex.encode()
+        return header + b"".join(b"%b %b\n" % each for each in kept.items())
 
 
-def _sidecar(path: Path) -> Path:
-    return path.with_name(f".{path.name}.labels")
+def _key(path: str | Path, inode: int) -> bytes:
+    return os.fsencode(f"{os.path.basename(path)}.{inode}")  # noqa: PTH119
+
+
+def _beside(path: Path, inode: int) -> dict[str, str] | None:
+    """Return the labels that an earlier version kept beside a file, without attributes."""
+    sidecar = path.with_name(f".{path.name}.labels")
+    try:
+        with sidecar.open("rb") as stream:
+            check_owner(sidecar, os.fstat(stream.fileno()))
+            labels = decode(stream.read(MAX_LABELS))
+    except FileNotFoundError:
+        return None
+    return labels if labels is not None and labels.pop("inode", "") == str(inode) else None

@@ -1,21 +1,23 @@
 """The folder of a pool: its files, their records, and its lock.
 
-``templates/NAME.raw`` are the templates' images, ``volumes/CLONE-diskN`` the clones' disks. The
-labels say whether a disk is raw or qcow2: its content is under the guest's control. So nothing in a
-pool is believed that another user could have written. The lock
+``templates/NAME.raw`` are the templates' images, ``volumes/CLONE-diskN`` the clones' disks, and
+``.labels`` has the labels of both. These say whether a disk is raw or qcow2: its content is under
+the guest's control. So nothing in a pool is believed that another user could have written. The lock
 ``.lock`` is shared by processes that add files; one that removes or replaces files holds it alone.
-``.tmp`` is for file systems without O_TMPFILE.
+``.tmp`` is for file systems without O_TMPFILE. ``.id`` says which pool this is: an empty mount
+point is not the pool that was there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import pwd
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
@@ -24,10 +26,11 @@ from vmcloner_core.errors import BackendError, Conflict, DeadlineExceeded, Wrong
 from vmcloner_core.model import Labels, Leftover
 from vmcloner_core.names import check_template, fold, volume_name
 from vmcloner_core.os_errors import allocated, translated
+from vmcloner_core.stored_ids import KnownPool, new_id, read_id
 from vmcloner_core.trusted_files import check_folder, check_owner
 from vmcloner_files import drafts
 from vmcloner_files.features import Features, examine, existing, has_attributes
-from vmcloner_files.labelling import LabelStore, SidecarLabels, XattrLabels
+from vmcloner_files.labelling import FileLabels
 from vmcloner_files.records import DiskRecord, ImageRecord
 
 FOLDER_MODE = 0o711
@@ -36,48 +39,91 @@ LOCK_TIMEOUT = 120.0
 _LOCK_POLL = 0.002
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class Pool:
     """A pool's folder, made when it is first needed. Thread-safe.
 
-    :param qemu_user: who runs guests, beside system accounts.
+    :param known: remembers which pool it is. :param qemu_user: who runs guests, beside system
+        accounts.
     """
 
-    def __init__(self, folder: Path, qemu_user: str | None = None) -> None:
+    def __init__(self, folder: Path, known: KnownPool, qemu_user: str | None = None) -> None:
         self.folder = folder
+        self._known = known
         self._qemu_uid = pwd.getpwnam(qemu_user).pw_uid if qemu_user else None
         self.templates = folder / "templates"
         self.volumes = folder / "volumes"
         self._temporary = folder / ".tmp"
+        self._labels_file = folder / ".labels"
+        self._id_file = folder / ".id"
         self._lock_file = folder / ".lock"
         self._mutex = threading.Lock()
         self._features: Features | None = None
-        self._labels: LabelStore | None = None
+        self._labels: FileLabels | None = None
         self._trusted = False
+        self._copies: set[str] = set()
 
     def __str__(self) -> str:
         return f"pool {self.folder}"
 
     # --- the folder -----------------------------------------------------------------------------
 
+    @property
+    def _folders(self) -> tuple[Path, ...]:
+        return (self.templates, self.volumes, self._temporary)
+
     def prepare(self) -> Features:
         """Make missing folders and remove what dead processes left; once per pool.
 
         :returns: what its file system supports.
+        :raises BackendError: it is not the pool that was used before.
         """
         with self._mutex:
             if self._features is None:
                 self.check_folders()
+                self.check_identity()
                 with translated(self):
-                    for folder in (self.templates, self.volumes, self._temporary):
-                        _make(folder)
+                    _make(self.folder)
+                    for folder in self._folders:
+                        _make(folder, owner=self.folder)
                     self.check_folders()
                     self._labels = None  # may have been found on a parent folder
                     features = examine(self._temporary)
                     self.sweep()
                 self._features = features
             return self._features
+
+    def check_identity(self) -> None:
+        """Check that this is the pool that was used before, if one was.
+
+        :raises BackendError: it is another one, or is not mounted.
+        """
+        with translated(self._id_file):
+            found = read_id(self._id_file)
+        self._known.check(self, found)
+
+    def _adopt(self) -> None:
+        """Give the pool an id, unless it has one, and remember it."""
+        if read_id(self._id_file) is None:
+            taken = contextlib.suppress(FileExistsError)  # another process was faster
+            with self._small_file(new_id().encode()) as draft, taken:
+                draft.publish(self._id_file)
+        self._known.remember(read_id(self._id_file))
+
+    @contextlib.contextmanager
+    def _small_file(self, content: bytes) -> Iterator[drafts.Draft]:
+        """Yield a draft of a file that all may read; it belongs to the pool's owner."""
+        features = self._features or examine(self._temporary)
+        open_draft = drafts.unnamed if features.unnamed else drafts.named
+        with open_draft(self._temporary) as draft:
+            os.fchmod(draft.fd, 0o644)
+            _give(draft.fd, self.folder)
+            while content:
+                content = content[os.write(draft.fd, content) :]
+            os.fsync(draft.fd)
+            yield draft
 
     def features(self) -> Features:
         """Return what its file system supports, without making the folder.
@@ -96,7 +142,7 @@ class Pool:
         """
         if self._trusted or not os.path.lexists(self.folder):
             return
-        for folder in (self.folder, self.templates, self.volumes, self._temporary):
+        for folder in (self.folder, *self._folders):
             if folder == self.folder or os.path.lexists(folder):
                 check_folder(folder)
         self._trusted = True
@@ -125,26 +171,40 @@ class Pool:
                 pass
 
     def sweep(self) -> None:
-        """Remove drafts and sidecars of processes that died."""
+        """Remove drafts and labels of processes that died; complete what an older version made."""
         with translated(self):
             if not self._temporary.exists():
                 return
-            drafts.sweep(self._temporary)
-            if isinstance(self.labels, SidecarLabels):
+            self.check_folders()
+            self.check_identity()
+            self._adopt()
+            self.sweep_drafts()
+            folders = [folder for folder in (self.templates, self.volumes) if folder.exists()]
+            if self.labels.compacted(folders) is not None:
                 with self.lock(alone=True):
-                    for folder in (self.templates, self.volumes):
-                        self.labels.sweep(folder)
+                    self._compact(folders)
+
+    def _compact(self, folders: Sequence[Path]) -> None:
+        content = self.labels.compacted(folders)
+        if content is None:
+            return
+        with self._small_file(content) as draft:
+            draft.replace(self._labels_file, self._temporary)
+        for folder in folders:
+            for left in folder.glob(".*.labels"):  # an earlier version's; their lines are made
+                left.unlink()
+
+    def sweep_drafts(self) -> None:
+        """Remove drafts of processes that died."""
+        with contextlib.suppress(FileNotFoundError):
+            drafts.sweep(self._temporary)
 
     def leftovers(self) -> tuple[Leftover, ...]:
-        """Return the drafts and sidecars that :meth:`sweep` would remove."""
+        """Return the drafts that :meth:`sweep` would remove."""
         with translated(self):
             if not self._temporary.exists():
                 return ()
             left = list(drafts.left(self._temporary))
-            if isinstance(self.labels, SidecarLabels):
-                with self.lock(alone=True):
-                    for folder in (self.templates, self.volumes):
-                        left += self.labels.left(folder)
             why = "the process that made it was killed"
             return tuple(
                 Leftover(kind="draft", name=str(path), size=allocated(path), why=why)
@@ -152,11 +212,11 @@ class Pool:
             )
 
     @property
-    def labels(self) -> LabelStore:
-        """Where labels are stored: depends on the folder's file system."""
+    def labels(self) -> FileLabels:
+        """The labels of its files."""
         if self._labels is None:
-            place = next(existing(self.volumes))
-            self._labels = XattrLabels() if has_attributes(place) else SidecarLabels()
+            attributes = has_attributes(next(existing(self.volumes)))
+            self._labels = FileLabels(self._labels_file, attributes=attributes)
         return self._labels
 
     @contextlib.contextmanager
@@ -165,16 +225,16 @@ class Pool:
 
         :raises DeadlineExceeded: another process held it until the deadline.
         """
-        # Writing a sidecar and its file are two steps: no other process may come between them.
-        alone = alone or isinstance(self.labels, SidecarLabels)
         how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
         deadline = time.monotonic() + LOCK_TIMEOUT
         self.check_folders()
+        self.check_identity()
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         with translated(self._lock_file):
             fd = os.open(self._lock_file, flags, 0o600)
         try:
-            self.check_file(self._lock_file, os.fstat(fd))
+            with translated(self._lock_file):
+                self.check_file(self._lock_file, os.fstat(fd))
             while True:
                 try:
                     fcntl.flock(fd, how | fcntl.LOCK_NB)
@@ -202,7 +262,9 @@ class Pool:
 
     def replace(self, draft: drafts.Draft, path: Path) -> None:
         """Replace a file by a labelled draft; the caller holds the lock alone."""
+        old = path.lstat().st_ino
         draft.replace(path, self._temporary)
+        self.labels.forget(path, old)
 
     # --- its files ------------------------------------------------------------------------------
 
@@ -242,13 +304,22 @@ class Pool:
 
         :raises Conflict: the file has no labels of ours.
         """
-        return self._read(path, DiskRecord.from_mapping)
+        return self._read(path, lambda values: _disk_named(values, path.name))
+
+    def is_foreign(self, volume: str) -> bool:
+        """Tell whether something has a volume's name, without the labels of that volume's clone."""
+        try:
+            self.record(self.volumes / volume)
+        except Conflict:
+            return True
+        return False
 
     def _read(self, path: Path, parse: Callable[[dict[str, str]], T | None]) -> T | None:
         self.check_folders()
         with translated(path):
             try:
-                values, status = self.labels.read(path), path.lstat()
+                status = path.lstat()
+                values = self.labels.read(path, status)
             except FileNotFoundError:
                 return None
         record = parse(values) if values is not None else None
@@ -269,13 +340,18 @@ class Pool:
         return found
 
     def disks(self) -> dict[Path, DiskRecord]:
-        """Return the clones' disks."""
+        """Return the clones' disks; name copies of them, once."""
         found = {}
         for path, values in self._labelled(self.volumes):
-            record = DiskRecord.from_mapping(values)
             name = os.path.basename(path)  # noqa: PTH119
-            if record is not None and record.labels.has_volume(name):
+            record = _disk_named(values, name)
+            if record is not None:
                 found[Path(path)] = record
+            elif path not in self._copies and (copied := DiskRecord.from_mapping(values)):
+                self._copies.add(path)
+                log.warning(
+                    "%s has the labels of a disk of %s: it is left", path, copied.labels.clone
+                )
         return found
 
     def check_unlinked(self, template: str) -> None:
@@ -298,8 +374,9 @@ class Pool:
 
     def remove(self, path: Path) -> None:
         """Remove a file and its labels; the caller holds the lock alone."""
+        inode = path.lstat().st_ino
         path.unlink()
-        self.labels.forget(path)
+        self.labels.forget(path, inode)
 
     def _labelled(self, folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
         """Yield (path, labels) of a folder's labelled files; nothing if there is no folder.
@@ -307,31 +384,47 @@ class Pool:
         :raises InvalidRequest: another user could have written one.
         """
         self.check_folders()
+        self.check_identity()
         with translated(folder):
             try:
                 names = os.listdir(folder)  # noqa: PTH208 - strings, not ten thousand Paths
             except FileNotFoundError:
                 return
-            for name in names:
-                path = f"{folder}/{name}"
-                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                    values = None if name[0] == "." else self.labels.read(path)
-                    if values is not None:
-                        self.check_file(path, os.lstat(path))
-                        yield path, values
+            paths = (f"{folder}/{name}" for name in names if name[0] != ".")
+            for path, status, values in self.labels.read_all(paths):
+                self.check_file(path, status)
+                yield path, values
 
 
-def _make(folder: Path) -> None:
+def _make(folder: Path, owner: Path | None = None) -> None:
+    """Make a folder and its parents.
+
+    :param owner: a folder that has the owner that the new one gets.
+    """
     if not folder.is_dir():
         _make(folder.parent)
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
             folder.chmod(FOLDER_MODE)  # regardless of the umask
+            if owner is not None:
+                _give(folder, owner)
+
+
+def _give(new: int | Path, folder: Path) -> None:
+    """Give what root has made in a user's pool to that user."""
+    if os.geteuid() == 0:
+        status = folder.stat()
+        os.chown(new, status.st_uid, status.st_gid)
 
 
 def _is_system_account(uid: int) -> bool:
     """Tell whether a user id is one for daemons: up to 999 (login.defs(5)), or Debian's own."""
     return 0 < uid < 1000 or 60000 <= uid < 65000
+
+
+def _disk_named(values: dict[str, str], name: str) -> DiskRecord | None:
+    record = DiskRecord.from_mapping(values)
+    return record if record is not None and record.is_of(name) else None
 
 
 def _image_named(values: dict[str, str], name: str) -> ImageRecord | None:

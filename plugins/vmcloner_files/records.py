@@ -8,6 +8,7 @@ from typing import Literal, cast
 import attrs
 
 from vmcloner_core.model import Labels
+from vmcloner_core.names import split_volume
 
 VERSION = "1"
 
@@ -18,6 +19,7 @@ class DiskRecord:
 
     A qcow2 disk is an overlay over its template's image; a raw one needs no other file.
 
+    :param disk: its number; None in records of earlier versions.
     :param full: it is a copy of its template's image; a reset copies again.
     :param complete: False during its copy, and after a copy that was interrupted.
     """
@@ -25,12 +27,14 @@ class DiskRecord:
     labels: Labels
     format: Literal["raw", "qcow2"]
     size: int
+    disk: int | None = None
     full: bool = False
     complete: bool = True
 
     def to_mapping(self) -> dict[str, str]:
         """Return it as strings."""
         values = {**self.labels.to_mapping(), "format": self.format, "size": str(self.size)}
+        values |= {"disk": str(self.disk)} if self.disk is not None else {}
         values |= {"mode": "full"} if self.full else {}
         return values if self.complete else {**values, "complete": "no"}
 
@@ -45,9 +49,15 @@ class DiskRecord:
             labels=labels,
             format=cast(Literal["raw", "qcow2"], kind),
             size=size,
+            disk=_number(values.get("disk")),
             full=values.get("mode") == "full",
             complete=values.get("complete") != "no",
         )
+
+    def is_of(self, name: str) -> bool:
+        """Tell whether a file of that name is this disk, and not a copy that a user made."""
+        named = split_volume(name)
+        return self.labels.has_volume(name) and (named is None or self.disk in (None, named[1]))
 
 
 @attrs.frozen(kw_only=True)

@@ -5,7 +5,9 @@ https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainState and the enum
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import threading
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -34,6 +36,7 @@ _REASONS = {
     "SHUTOFF_FROM_SNAPSHOT": "reverted to a snapshot",
 }
 """By the names of libvirt's constants, without ``VIR_DOMAIN_``. What isn't here needs no words."""
+DISK_ERRORS_TIMEOUT = 2.0
 _STATES = ("PAUSED", "PMSUSPENDED", "CRASHED", "SHUTOFF")
 
 
@@ -71,15 +74,29 @@ def reason_of(domain: Any, state: int, reason: int) -> str:
     said = _known().get((state, reason), "")
     if (state, reason) != (module.VIR_DOMAIN_PAUSED, module.VIR_DOMAIN_PAUSED_IOERROR):
         return said
-    try:
-        errors = domain.diskErrors(0)
-    except module.libvirtError:  # another job works on it, or the hypervisor can't tell
-        return said
+    errors = _disk_errors(domain)
     full = sorted(disk for disk, e in errors.items() if e == module.VIR_DOMAIN_DISK_ERROR_NO_SPACE)
     failed = sorted(errors.keys() - set(full))
     parts = [f"{', '.join(full)}: pool full (ENOSPC)"] if full else []
     parts += [f"{', '.join(failed)}"] if failed else []
     return f"{said}, {'; '.join(parts)}" if parts else said
+
+
+def _disk_errors(domain: Any) -> Mapping[str, int]:
+    """Return the errors of a domain's disks; none if QEMU's monitor gives no answer in time.
+
+    Its storage has failed: it may hang.
+    """
+    found: dict[str, int] = {}
+
+    def ask() -> None:
+        with contextlib.suppress(libvirt().libvirtError):
+            found.update(domain.diskErrors(0))
+
+    asking = threading.Thread(target=ask, name="disk errors", daemon=True)
+    asking.start()
+    asking.join(DISK_ERRORS_TIMEOUT)
+    return dict(found)
 
 
 @functools.cache

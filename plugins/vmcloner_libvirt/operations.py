@@ -223,7 +223,7 @@ def _check_goes_on(domain: Any, name: str, seconds: float) -> None:
                 )
             domain.resume()
             resumed, end = True, time.monotonic() + SETTLING
-        if time.monotonic() >= end:
+        elif time.monotonic() >= end:
             return
         time.sleep(_POLL)
 

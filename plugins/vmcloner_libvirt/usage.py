@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import DiskFile, DomainUse
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.metadata import parse
 from vmcloner_libvirt.operations import tolerate
 
-_JOBS = {1: "pull", 2: "copy", 3: "commit", 4: "commit", 5: "backup"}
-"""virDomainBlockJobType."""
+_STATUS = Path("/run/libvirt/qemu")
 
 
 def uses(connection: Any, names: Collection[str]) -> Iterator[DomainUse]:
@@ -54,7 +55,7 @@ def _use(domain: Any, *, ours: bool, snapshots: tuple[Path, ...]) -> DomainUse:
         disks=tuple(disks),
         files=tuple(disks | files),
         snapshots=snapshots,
-        job=_job(domain, roots[0]) if ours and active else "",
+        job=_job(domain.name(), roots[0]) if ours and active else "",
     )
 
 
@@ -110,18 +111,20 @@ def _snapshots(domain: Any) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def _job(domain: Any, root: Any) -> str:
-    """Return the block job on one of a running domain's disks, "" if there is none."""
+def _job(name: str, root: Any) -> str:
+    """Return the block job on one of a running domain's disks, "" if none is known.
+
+    Without a question to QEMU's monitor, which might hang: the definition tells of copies and of
+    commits that wait to be ended; of the others, the file in which libvirtd keeps its state.
+    """
     for disk in root.iterfind("devices/disk"):
-        target = disk.find("target")
-        if target is None or disk.get("device", "disk") != "disk":
-            continue
-        name = target.get("dev", "")
-        mirror = disk.find("mirror")
-        if mirror is not None:
-            return f"{mirror.get('job', 'copy')} of {name}"
-        with tolerate("VIR_ERR_NO_SUPPORT", "VIR_ERR_OPERATION_INVALID", "VIR_ERR_INVALID_ARG"):
-            job = domain.blockJobInfo(name, 0)
-            if job:
-                return f"{_JOBS.get(job['type'], 'job')} of {name}"
+        mirror, target = disk.find("mirror"), disk.find("target")
+        if mirror is not None and target is not None:
+            return f"{mirror.get('job', 'copy')} of {target.get('dev', '')}"
+    with contextlib.suppress(OSError, VmclonerError):
+        status = parse((_STATUS / f"{name}.xml").read_text(encoding="utf-8"))
+        for job in status.iterfind("blockjobs/blockjob"):
+            disk = job.find("disk")
+            on = f" of {disk.get('dst')}" if disk is not None else ""
+            return f"{job.get('type', 'job')}{on}"
     return ""

@@ -28,6 +28,7 @@ from vmcloner_core.model import (
     VolumeProgress,
     untold,
 )
+from vmcloner_core.stored_ids import KnownPool
 from vmcloner_lvm import batches, doctor, tags
 from vmcloner_lvm.activation import activate, combined, deactivate
 from vmcloner_lvm.commands import Lvm
@@ -73,7 +74,8 @@ class LvmThinDriver(StorageDriver):
         self._settings = settings
         self._mapper = mapper or KernelDeviceMapper()
         self._lvm = Lvm(settings.vg, context.runner)
-        self._pool = Pool(self._lvm, settings.thinpool, self._mapper)
+        known = KnownPool.of(context.host, context.name)
+        self._pool = Pool(self._lvm, settings.thinpool, self._mapper, known)
         self._chunk: int | None = None
         self._importer = Importer(self._pool, context.runner, context.host.state / "import")
         self._activate = combined(activate, self._lvm, self._mapper)
@@ -305,6 +307,12 @@ class LvmThinDriver(StorageDriver):
             for each in group.thin.values()
             if each.pool == self._pool.name and (labels := labels_of(each)) is not None
         )
+
+    def unlabelled(self, names: Sequence[str]) -> Sequence[str]:
+        """See :meth:`StorageDriver.unlabelled`."""
+        group = self._pool.read()
+        ours = {name for name, each in group.thin.items() if labels_of(each) is not None}
+        return [name for name in names if name in group.logical and name not in ours]
 
     def sweep(self) -> None:
         """See :meth:`StorageDriver.sweep`."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import stat
-from pathlib import Path
 
-from vmcloner_core.process import open_files, process_shown
+from vmcloner_core.process import device_holder, open_files, process_shown
 
 
 class Holders:
@@ -26,32 +23,9 @@ class Holders:
         pid = self._processes.get(number)
         if pid is not None:
             return process_shown(pid)
-        return _mounted(number) or _above(number)
+        return device_holder(number)
 
 
 def _open_devices() -> dict[int, int]:
     """Return which process has a block device open, by the device's number."""
     return {file.st_rdev: pid for pid, file in open_files() if stat.S_ISBLK(file.st_mode)}
-
-
-def _mounted(number: int) -> str:
-    """See proc(5), /proc/PID/mountinfo: field 3 is the device, field 5 the mount point."""
-    wanted = _shown(number)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            words = line.split()
-            if words[2:3] == [wanted]:
-                return f"a file system on {words[4]}"
-    return ""
-
-
-def _above(number: int) -> str:
-    with contextlib.suppress(OSError):
-        names = sorted(os.listdir(f"/sys/dev/block/{_shown(number)}/holders"))  # noqa: PTH208
-        if names:
-            return f"device {names[0]}"
-    return ""
-
-
-def _shown(number: int) -> str:
-    return f"{os.major(number)}:{os.minor(number)}"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vmcloner_core.errors import BackendError, WrongState
+from vmcloner_core.stored_ids import KnownPool, id_of
 from vmcloner_lvm.batches import doubt
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, PoolStatus, device_name
@@ -19,12 +20,16 @@ from vmcloner_lvm.volumegroup import VolumeGroup, strings
 
 
 class Pool:
-    """A thin pool. Thread-safe."""
+    """A thin pool. Thread-safe.
 
-    def __init__(self, lvm: Lvm, name: str, mapper: DeviceMapper) -> None:
+    :param known: remembers which pool it is.
+    """
+
+    def __init__(self, lvm: Lvm, name: str, mapper: DeviceMapper, known: KnownPool) -> None:
         self.lvm = lvm
         self.name = name
         self.mapper = mapper
+        self._known = known
         self._lock = threading.Lock()
         self._folder: Path | None = None
         data = device_name(lvm.group, f"{name}_tdata")
@@ -39,6 +44,7 @@ class Pool:
         The group's lock is held while it is read, so something pending was left by a crash.
 
         :raises NotFound: there is no such group or pool.
+        :raises BackendError: it is not the pool that was used before.
         :raises WrongState: the group or pool is not usable.
         """
         group = self._read()
@@ -59,6 +65,7 @@ class Pool:
                 reader=self._reader,
             )
             recover(session)
+            self._known.remember(_identity(session.group, self.name))
             yield session
 
     def look(self) -> tuple[VolumeGroup, str | None]:
@@ -92,6 +99,7 @@ class Pool:
 
     def _checked(self, group: VolumeGroup) -> VolumeGroup:
         find_pool(group, self.name)
+        self._known.check(f"pool {self}", _identity(group, self.name))
         name = self.lvm.group
         if group.missing:
             raise WrongState(
@@ -112,3 +120,8 @@ class Pool:
             if self._folder is None:
                 self._folder = self.lvm.locking_folder()
             return self._folder
+
+
+def _identity(group: VolumeGroup, pool: str) -> str:
+    """Return the id of a pool: no other group or pool of these names has it."""
+    return id_of(str(group.values.get("id")), str(group.logical[pool].values().get("id")))

@@ -27,6 +27,7 @@ from vmcloner_core.model import (
     VolumeProgress,
     untold,
 )
+from vmcloner_core.stored_ids import KnownPool
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper
 from vmcloner_lvm.filling import leftovers, sweep
@@ -63,7 +64,8 @@ class ThickDriver(StorageDriver):
         super().__init__(context)
         self._copying = copying
         self._mapper = mapper or KernelDeviceMapper()
-        self._group = ThickGroup(Lvm(group, context.runner), self._mapper)
+        known = KnownPool.of(context.host, context.name)
+        self._group = ThickGroup(Lvm(group, context.runner), self._mapper, known)
         self._copies = ThickCopies(self._group, self.name)
         self._copier = Copier(self._copies, self.delete, copying)
         folder = context.host.state / "import"
@@ -199,6 +201,11 @@ class ThickDriver(StorageDriver):
         errors = self._group.deactivate([volume.name for volume in volumes])
         for volume in volumes:
             yield Outcome(key=volume.name, error=errors[volume.name])
+
+    def unlabelled(self, names: Sequence[str]) -> Sequence[str]:
+        """See :meth:`StorageDriver.unlabelled`."""
+        there = self._group.read()
+        return [name for name in names if name in there and there[name].labels is None]
 
     def sweep(self) -> None:
         """See :meth:`StorageDriver.sweep`."""

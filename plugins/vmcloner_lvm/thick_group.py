@@ -9,6 +9,7 @@ import attrs
 
 from vmcloner_core.errors import HostCommandError, NotEnoughResources, VmclonerError
 from vmcloner_core.model import Labels, Origin
+from vmcloner_core.stored_ids import KnownPool, id_of
 from vmcloner_core.units import format_size
 from vmcloner_lvm import tags
 from vmcloner_lvm.activation import activate, combined, deactivate
@@ -26,7 +27,7 @@ COPYING = "vmcloner-copying"
 """Tag of a volume that is incomplete."""
 _THICK = {"linear", "striped", "raid1", "mirror"}
 _FEW = 100
-_FIELDS = "lv_name,lv_uuid,lv_size,lv_tags,segtype,origin"
+_FIELDS = "vg_uuid,lv_name,lv_uuid,lv_size,lv_tags,segtype,origin"
 _FIGURES = "vg_size,vg_free,vg_extent_size,vg_mda_free"
 
 
@@ -73,14 +74,19 @@ def image_name(template: str) -> str:
 
 
 class ThickGroup:
-    """A volume group. Thread-safe."""
+    """A volume group. Thread-safe.
 
-    def __init__(self, lvm: Lvm, mapper: DeviceMapper) -> None:
+    :param known: remembers which group it is.
+    """
+
+    def __init__(self, lvm: Lvm, mapper: DeviceMapper, known: KnownPool) -> None:
         self.lvm = lvm
+        self._known = known
         self.name = lvm.group
         self.activate = combined(activate, lvm, mapper)
         self.deactivate = combined(deactivate, lvm, mapper)
         self._extent = 0
+        self._remembered = False
 
     def path(self, name: str) -> Path:
         """Return the device of a volume."""
@@ -92,12 +98,14 @@ class ThickGroup:
         """Return the group's logical volumes.
 
         :raises NotFound: there is no such group.
+        :raises BackendError: it is not the group that was used before.
         """
         try:
             rows = self.lvm.report("lvs", _FIELDS, self.name)
         except HostCommandError:
             self.lvm.facts()  # raises NotFound if there is no such group
             raise
+        self._known.check(f"volume group {self.name}", self._identity(rows))
         return {
             str(row["lv_name"]): LogicalVolume(
                 name=str(row["lv_name"]),
@@ -109,6 +117,15 @@ class ThickGroup:
             )
             for row in rows
         }
+
+    def _identity(self, rows: Sequence[Mapping[str, object]]) -> str:
+        """Return the group's id: no other group of its name has it.
+
+        :param rows: its logical volumes, if they are known.
+        """
+        if not rows:
+            rows = self.lvm.report("vgs", "vg_uuid", self.name)
+        return id_of(str(rows[0]["vg_uuid"]))
 
     def figures(self) -> Mapping[str, int]:
         """Return the group's size, free bytes, extent size and free metadata, by LVM's names.
@@ -180,6 +197,9 @@ class ThickGroup:
         LVM makes one volume at a time, and waits longest for udev. So a batch is made inactive,
         and then activated by one command.
         """
+        if not self._remembered:
+            self._known.remember(self._identity(()))
+            self._remembered = True
         marks = (*tags.encode(values), COPYING)
         words = [word for tag in marks for word in ("--addtag", tag)]
         size = self.whole(size)

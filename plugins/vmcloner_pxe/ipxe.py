@@ -229,12 +229,15 @@ class _Machine:
         return True
 
     def _choose(self, words: list[str]) -> bool:
-        options, rest = _options([word for word in words if word != "-k"])
-        menu = self._menus.get(_first(options, "--menu", "-m"))
+        options, rest = _options(["--keep" if word == "-k" else word for word in words])
+        name = _first(options, "--menu", "-m")
+        menu = self._menus.get(name)
         if menu is None or not menu.labels or len(rest) != 1:
             return False
         if not _timeout(options):
             raise _Unsupported("it waits for a key")
+        if "--keep" not in options:
+            del self._menus[name]
         asked = _first(options, "--default", "-d") or menu.default
         self.settings.set(rest[0], asked if asked in menu.labels else menu.labels[0])
         return True
@@ -437,12 +440,15 @@ def _options(words: list[str]) -> tuple[dict[str, str], list[str]]:
     options: dict[str, str] = {}
     rest = list(words)
     while rest and rest[0].startswith("-") and rest[0] != "-":
-        name, equals, value = rest.pop(0).partition("=")
-        if name == "--":
+        word = rest.pop(0)
+        if word == "--":
             break
+        name, equals, value = word.partition("=") if word[1] == "-" else (word[:2], "", word[2:])
         if name not in _WITH_VALUE | _FLAGS:
             raise _Unsupported(f"the option {shown(name)}")
-        if name in _WITH_VALUE and not equals:
+        if name in _FLAGS and value:  # -ar is -a -r
+            rest.insert(0, f"-{value}")
+        elif name in _WITH_VALUE and not (equals or value):
             if not rest:
                 raise _Unsupported(f"the option {shown(name)} without a value")
             value = rest.pop(0)

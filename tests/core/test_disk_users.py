@@ -84,7 +84,8 @@ def test_overlays_in_a_circle_end(tmp_path):
     DiskUsers([use("other", tmp_path / "a")], [volume]).check("web-1", [volume], none_is_own)
 
 
-def test_a_process_is_named(tmp_path):
+def test_a_process_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("vmcloner_core.disk_users.MOMENT", 0.0)
     volume = make_volume(tmp_path)
     with volume.path.open("rb") as stream, subprocess.Popen(["sleep", "60"], stdin=stream) as user:
         users = DiskUsers([use("web-1", volume.path)], [volume])
@@ -143,3 +144,12 @@ def test_a_snapshot_that_another_domain_uses_is_kept(tmp_path):
     assert users.overlays("web-1", [volume]) == ()
     users = DiskUsers([use("web-1", volume.path, snapshots=(first,))], [])
     assert users.overlays("web-1", [volume]) == (first,)
+
+
+def test_a_process_that_only_looks_is_none(tmp_path):
+    """As udev does, when a device has changed."""
+    volume = make_volume(tmp_path)
+    with volume.path.open("rb") as stream, subprocess.Popen(["sleep", "0.5"], stdin=stream) as user:
+        users = DiskUsers([], [volume])
+        assert user.poll() is None
+        users.check("web-1", [volume], none_is_own)

@@ -465,10 +465,64 @@ def test_what_lies_in_a_pool_that_is_not_set_up_is_not_deleted(two):
     config.write_text(SETTINGS.format(folder=two.folder).replace("storage.other", "storage.x"))
     with (
         Engine.open(config=config, plugins=two.plugins) as engine,
-        pytest.raises(VmclonerError, match="unknown storage pool 'other'"),
+        pytest.raises(BackendError, match=r"storage 'other' .* the settings do not have it"),
     ):
         engine.delete("far")
     assert len(two.pools["other"].disks) == len(two.engine.list("far")) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "fleet"), [("storage", "other", "far"), ("hypervisor", "second", "db")]
+)
+def test_clones_on_a_backend_that_the_settings_lack_are_not_deleted(two, kind, name, fleet):
+    """Whatever is left of them: domains, volumes, or a record alone."""
+    config = two.folder / "less.toml"
+    config.write_text(SETTINGS.format(folder=two.folder).replace(f"{kind}.{name}", f"{kind}.x"))
+    if kind == "storage":
+        two.hypervisors["reference"].undefine([f"{fleet}-2"])
+    with Engine.open(config=config, plugins=two.plugins) as engine:
+        found = engine.survey()
+        assert [(each.kind, each.name) for each in found.unseen] == [(kind, name)]
+        for targets in ([fleet], [f"{fleet}-1"], [f"{fleet}-2"]):
+            with pytest.raises(BackendError, match="the settings do not have it") as caught:
+                engine.delete(*targets)
+            assert f"[hosts.local.{kind}.{name}]" in caught.value.hint
+        engine.delete("web")
+    assert [clone.name for clone in two.engine.list(fleet)] == [f"{fleet}-1", f"{fleet}-2"]
+
+
+def test_a_clone_that_lost_its_volumes_labels_is_not_deleted(site):
+    """Its pool was copied without them, say. The others are."""
+    site.engine.create("web", "t1", count=3, start=True)
+    pool = site.pools["reference"]
+    pool.foreign.add("web-2-disk0")
+    del pool.disks["web-2-disk0"]
+    [clone] = site.engine.list("web-2")
+    assert clone.unlabelled == ("web-2-disk0",)
+    for _ in range(2):
+        with pytest.raises(PartialFailure) as caught:
+            site.engine.delete("web")
+        [(name, error)] = caught.value.failures
+        assert name == "web-2"
+        assert isinstance(error, Conflict)
+        assert "volume web-2-disk0 in storage 'reference'" in error.message
+        assert error.hint
+    [clone] = site.engine.list("web")
+    assert clone.domain.state is State.RUNNING
+    pool.foreign.clear()
+    site.engine.delete("web")
+    assert site.engine.list() == ()
+
+
+def test_a_record_whose_volume_lost_its_labels_is_kept(site):
+    site.engine.create("web", "t1", count=1)
+    pool = site.pools["reference"]
+    list(site.hypervisors["reference"].undefine(["web-1"]))
+    pool.foreign.add("web-1-disk0")
+    del pool.disks["web-1-disk0"]
+    with pytest.raises(PartialFailure):
+        site.engine.delete("web")
+    assert [clone.name for clone in site.engine.list()] == ["web-1"]
 
 
 # --- state folders ------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ class FakeGroup:
         self.folder = folder
         self.volumes = {}
         self.active = set()
+        self.uuid = "first"
         self.free = 10**9
         self.calls = []
         self.refuse = {}
@@ -72,12 +73,12 @@ class FakeGroup:
         return self._report("vg", [{
             "vg_name": VG, "vg_size": str(self.free), "vg_free": str(self.free),
             "vg_extent_size": str(EXTENT), "vg_mda_size": str(2**20), "vg_mda_free": str(2**19),
-            "vg_exported": "", "vg_partial": "", "vg_shared": "",
+            "vg_uuid": self.uuid, "vg_exported": "", "vg_partial": "", "vg_shared": "",
         }])  # fmt: skip
 
     def _lvs(self, words):
         return self._report("lv", [
-            {"lv_name": name, "lv_uuid": each.uuid, "lv_size": str(each.size),
+            {"vg_uuid": self.uuid, "lv_name": name, "lv_uuid": each.uuid, "lv_size": str(each.size),
              "lv_tags": ",".join(each.tags), "segtype": each.segtype, "origin": each.origin}
             for name, each in self.volumes.items()
         ])  # fmt: skip

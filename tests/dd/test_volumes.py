@@ -158,3 +158,23 @@ def test_a_host_without_lvm(host, driver):
     for asked in (driver.volumes, driver.capacity, lambda: driver.delete_origin("tiny")):
         with pytest.raises(BackendError, match=r"lvm2 is not installed \(apt-get install lvm2\)"):
             asked()
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_another_group_of_the_same_name_is_refused(host, driver, origin, tmp_path, empty):
+    """The disks of the one that has the clones are not connected, say."""
+    [volume] = [outcome.unwrap() for outcome in driver.clone(requests(origin, 1))]
+    host.uuid = "second"
+    if empty:
+        host.volumes.clear()
+    context = DriverContext(host=Host(name="local", state=tmp_path), name="pool", runner=host)
+    again = open_driver(context)
+    for ask in (
+        again.volumes,
+        lambda: list(again.delete([volume])),
+        lambda: list(again.clone(requests(origin, 2))),
+    ):
+        with pytest.raises(BackendError, match="is not the one that storage 'pool' was before"):
+            ask()
+    host.uuid = "first"
+    assert [each.name for each in again.volumes()] == ([] if empty else [volume.name])

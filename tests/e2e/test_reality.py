@@ -236,8 +236,8 @@ def test_a_disk_that_is_open_elsewhere_stays(site, who, running):
         )
         if made.returncode:
             pytest.skip("no loop devices here")
-        word = made.stdout.strip()
-        end = lambda: subprocess.run(["losetup", "--detach", word], check=True)  # noqa: E731
+        word = made.stdout.strip().removeprefix("/dev/")
+        end = lambda: subprocess.run(["losetup", "--detach", f"/dev/{word}"], check=True)  # noqa: E731
     try:
         said = refused(site, "delete", web, "--yes")
         assert word in said
@@ -249,14 +249,18 @@ def test_a_disk_that_is_open_elsewhere_stays(site, who, running):
     site.run("delete", web, "--yes")
 
 
-def test_a_block_job_is_left_to_finish(site):
+@pytest.mark.parametrize("job", ["copy", "pull"])
+def test_a_block_job_is_left_to_finish(site, job):
     web = site.fleet("web")
     clone = f"{web}-1"
     site.run("create", web, "-t", "tiny", "--start", "--wait")
-    copy = site.folder / "copy.qcow2"
-    virsh("blockcopy", clone, "vda", str(copy), "--transient-job", "--wait", "--format", "qcow2")
-    assert "copy of vda" in refused(site, "reset", clone)
-    assert "copy of vda" in refused(site, "delete", web, "--yes")
+    if job == "copy":
+        copy = str(site.folder / "copy.qcow2")
+        virsh("blockcopy", clone, "vda", copy, "--transient-job", "--wait", "--format", "qcow2")
+    else:
+        virsh("blockpull", clone, "vda", "--bandwidth", "1024", "--bytes")
+    assert f"{job} of vda" in refused(site, "reset", clone)
+    assert f"{job} of vda" in refused(site, "delete", web, "--yes")
     assert state(site, clone)[0] == "running"
     virsh("blockjob", clone, "vda", "--abort")
 

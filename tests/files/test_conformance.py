@@ -1,5 +1,6 @@
 """The storage conformance suite on each kind of pool that files can make."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class TestNamedDrafts(TestOverlay):
 
 
 @pytest.mark.filesystems
-class TestSidecar(TestOverlay):
+class TestWithoutAttributes(TestOverlay):
     """On a file system without extended attributes."""
 
     @pytest.fixture
@@ -53,9 +54,9 @@ class TestSidecar(TestOverlay):
         folder = new_folder(mounts("ramfs"))
         return lambda: make_driver(folder)
 
-    def test_labels_are_in_sidecars(self, driver, origin):
+    def test_labels_are_in_files(self, driver, origin):
         [volume] = self.make(driver, self.requests(origin, 1, CloneMode.LINKED))
-        assert volume.path.with_name(f".{volume.path.name}.labels").exists()
+        assert os.listxattr(volume.path) == []
 
 
 class Reflinks(StorageConformance):

@@ -101,7 +101,7 @@ def test_defaults_of_a_pool_hold_for_resets(tmp_path, make_driver, image):
 
 
 def test_a_reset_without_attributes_keeps_the_format(tmp_path, make_driver, image, monkeypatch):
-    """It deletes and clones; whoever resets does not know how the disk was made."""
+    """Whoever resets does not know how the disk was made."""
     monkeypatch.setattr("vmcloner_files.pool.has_attributes", lambda _folder: False)
     driver = make_driver(tmp_path)
     origin = driver.import_image("tiny", image, no_progress).unwrap()

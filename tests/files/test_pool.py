@@ -7,6 +7,7 @@ import pytest
 
 from vmcloner_core.errors import BackendError, DeadlineExceeded, InvalidRequest, VmclonerError
 from vmcloner_core.model import CloneMode, CloneRequest, Origin, Status
+from vmcloner_core.stored_ids import KnownPool
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import make_image, no_progress
 from vmcloner_core.tomlfile import structure
@@ -17,6 +18,10 @@ from vmcloner_files.pool import Pool
 from vmcloner_files.settings import FilesSettings
 
 ORIGIN = Origin(template="tiny", pool="pool", size=2**30, allocated=2**20, digest="sha256:0")
+
+
+def new_pool(folder):
+    return Pool(folder / "pool", KnownPool(folder / "state", "pool"))
 
 
 def checks(driver):
@@ -160,7 +165,7 @@ def test_without_permission(open_folder, make_driver, exists):
 
 def test_lock_that_is_never_given_back(tmp_path, monkeypatch):
     monkeypatch.setattr(pool_module, "LOCK_TIMEOUT", 0.05)
-    pool = Pool(tmp_path / "pool")
+    pool = new_pool(tmp_path)
     pool.prepare()
     with (
         pool.lock(),
@@ -175,7 +180,7 @@ def test_lock_that_is_never_given_back(tmp_path, monkeypatch):
 
 def test_what_the_dead_left_goes_and_what_the_living_hold_stays(tmp_path):
     folder = tmp_path / "pool" / ".tmp"
-    first = Pool(tmp_path / "pool")
+    first = new_pool(tmp_path)
     first.prepare()
     dead = folder / "0123.tmp"
     dead.touch()
@@ -183,7 +188,7 @@ def test_what_the_dead_left_goes_and_what_the_living_hold_stays(tmp_path):
     other.touch()
 
     with drafts.named(folder) as living:
-        Pool(tmp_path / "pool").prepare()
+        new_pool(tmp_path).prepare()
         assert sorted(folder.iterdir()) == sorted([living.name, other])
     assert list(folder.iterdir()) == [other]
 
@@ -192,12 +197,13 @@ def test_what_the_dead_left_goes_and_what_the_living_hold_stays(tmp_path):
 def test_labels_that_the_dead_left_go(tmp_path, mounts, new_folder, make_driver):
     folder = new_folder(mounts("ramfs"))
     volume = linked(make_driver(folder), tmp_path)
-    left = volume.path.with_name(".web-2-disk0.labels")
-    left.write_text("{}")
+    labels = volume.path.parents[1] / ".labels"
+    with labels.open("a") as stream:
+        stream.write("web-2-disk0.7 {}\n")
     again = make_driver(folder)
     assert again.volumes() == (volume,)
     linked(again, tmp_path)
-    assert not left.exists()
+    assert "web-2" not in labels.read_text()
     assert again.volumes() == (volume,)
 
 

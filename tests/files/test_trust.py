@@ -13,7 +13,6 @@ from vmcloner_core.testing.storage import make_image, no_progress
 from vmcloner_core.tomlfile import structure
 from vmcloner_files import pool as pool_module
 from vmcloner_files.driver import FilesDriver
-from vmcloner_files.labelling import SidecarLabels
 from vmcloner_files.records import DiskRecord
 from vmcloner_files.settings import FilesSettings
 
@@ -24,9 +23,13 @@ PARTS = ["", "templates", "volumes", ".tmp"]
 
 
 @pytest.fixture
-def volume(tmp_path, make_driver):
+def image(tmp_path):
+    return make_image(tmp_path / "image.raw", seed=1)
+
+
+@pytest.fixture
+def volume(tmp_path, make_driver, image):
     driver = make_driver(tmp_path, clone="overlay")
-    image = make_image(tmp_path / "image.raw", seed=1)
     origin = driver.import_image("tiny", image, no_progress).unwrap()
     return next(driver.clone([CloneRequest(labels=make_labels(), origin=origin)])).unwrap()
 
@@ -179,19 +182,39 @@ def test_an_image_that_all_could_read_is_restricted_when_it_is_imported_again(
     assert stat.S_IMODE(stored.stat().st_mode) == 0o400
 
 
-def test_sidecars_are_written_by_us_alone_whatever_the_umask(tmp_path):
-    path = tmp_path / "web-1-disk0"
-    path.write_bytes(b"")
-    labels = SidecarLabels()
-    old = os.umask(0)
+@pytest.mark.parametrize("umask", [0, 0o77])
+def test_labels_are_written_by_us_alone_whatever_the_umask(tmp_path, make_driver, image, umask):
+    old = os.umask(umask)
     try:
-        with path.open("rb") as stream:
-            labels.write(stream.fileno(), path, {"a": "b"})
+        make_driver(tmp_path).import_image("tiny", image, no_progress)
     finally:
         os.umask(old)
-    sidecar = tmp_path / ".web-1-disk0.labels"
-    assert stat.S_IMODE(sidecar.stat().st_mode) == 0o644
-    assert labels.read(path) == {"a": "b"}
-    sidecar.chmod(0o666)
-    with pytest.raises(InvalidRequest, match="can be written by other users"):
-        labels.read(path)
+    labels = tmp_path / "pool" / ".labels"
+    assert stat.S_IMODE(labels.stat().st_mode) == 0o644
+    assert len(make_driver(tmp_path).origins()) == 1
+    labels.chmod(0o666)
+    with pytest.raises(
+        InvalidRequest, match=r"\.labels: not used, since it can be written by other"
+    ):
+        make_driver(tmp_path).origins()
+
+
+@as_root
+@pytest.mark.parametrize("user", [OTHER, QEMU])
+def test_labels_of_another_users_are_not_believed(tmp_path, make_driver, volume, user):
+    """Not even of QEMU's user, who may own disks."""
+    os.chown(tmp_path / "pool" / ".labels", user, -1)
+    refused(make_driver(tmp_path), volume, r"\.labels: not used, since it belongs to")
+
+
+@as_root
+def test_what_root_makes_in_a_users_pool_is_the_users(tmp_path, make_driver, image, monkeypatch):
+    monkeypatch.setenv("SUDO_UID", str(OTHER))
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    os.chown(pool, OTHER, OTHER)
+    driver = make_driver(tmp_path)
+    origin = driver.import_image("tiny", image, no_progress).unwrap()
+    next(driver.clone([CloneRequest(labels=make_labels(), origin=origin)])).unwrap()
+    for name in (".labels", ".id", ".tmp", "volumes", "templates"):
+        assert (pool / name).stat().st_uid == OTHER

@@ -86,7 +86,7 @@ TYPE = st.sampled_from(
     ["text/cloud-config", "text/x-shellscript", "text/plain", "text/x-not-multipart", "text/html",
      "text/cloud-boothook", "TEXT/CLOUD-CONFIG", "application/octet-stream", "text/jinja2",
      "text/x-shellscript-per-boot", "text/part-handler", "text/cloud-config; charset=utf-8", "x",
-     "text/x-include-url", "text/cloud-config-archive", "text/cloud-config-jsonp"]
+     "text/x-include-url", "text/cloud-config-jsonp"]
 )  # fmt: skip
 PLAIN = st.tuples(BLANK, BEGINNING).map("".join)
 

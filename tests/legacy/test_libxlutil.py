@@ -13,7 +13,7 @@ from vmcloner_legacy.xl_cfg import read_xl
 
 pytestmark = pytest.mark.others
 
-FORMATS = {0: "", 1: "qcow", 2: "qcow2", 3: "vhd", 4: "raw", 5: "", 6: "qed"}
+FORMATS = {0: "", 1: "qcow", 2: "qcow2", 3: "vhd", 4: "raw", 5: "empty", 6: "qed"}
 
 
 class Disk(ctypes.Structure):

@@ -1,5 +1,6 @@
 """What the driver does beyond the contract's suite, on libvirt's test driver."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from vmcloner_core.errors import (
     WrongState,
 )
 from vmcloner_core.model import BootConfig, Domain, DomainOptions, DomainSpec, Labels, State
-from vmcloner_libvirt import conditions, errors, metadata, operations, retries
+from vmcloner_libvirt import conditions, errors, metadata, operations, renewing, retries
 from vmcloner_libvirt.kvm import KvmDriver
 
 NewLabels = Callable[..., Labels]
@@ -633,3 +634,82 @@ def test_logs_that_cannot_be_removed_keep_no_domain(
     monkeypatch.setattr("os.scandir", fail)
     assert all(outcome.changed for outcome in paper.undefine(names[3:]))
     assert not paper.states()
+
+
+FIRMWARE = """<os><type>hvm</type><loader readonly="yes" type="pflash">/x.fd</loader>
+<nvram template="/y.fd">{nvram}</nvram></os>"""
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_renewed_domain_has_new_firmware_variables(
+    paper: KvmDriver, raw: Any, new_labels: NewLabels, new_spec: NewSpec, own: bool
+) -> None:
+    """libvirt makes them from the template's when they are gone; others' files stay."""
+    spec = new_spec(new_labels())
+    file = paper.context.host.state / ("web-1_VARS.fd" if own else "all_VARS.fd")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"variables")
+    xml = re.sub("(?s)<os>.*</os>", FIRMWARE.format(nvram=file), paper.render(spec))
+    raw.defineXML(xml)
+    (outcome,) = paper.renew({"web-1": {}})
+    assert outcome.ok, outcome.error
+    assert (outcome.changed, file.exists()) == (own, not own)
+
+
+def test_a_renewed_domain_has_its_volume_again(
+    paper: KvmDriver, raw: Any, new_labels: NewLabels, new_spec: NewSpec
+) -> None:
+    spec = new_spec(new_labels())
+    volume = spec.volumes[0]
+    list(paper.define([spec]))
+    before = raw.lookupByName("web-1").XMLDesc(0)
+    other = volume.path.with_name(f"{volume.path.name}.s1")
+    raw.defineXML(
+        before.replace(str(volume.path), str(other)).replace('type="raw"', 'type="qcow2"')
+    )
+    (outcome,) = paper.renew({"web-1": {other: volume}})
+    assert outcome.ok, outcome.error
+    assert outcome.changed
+    assert raw.lookupByName("web-1").XMLDesc(0) == before
+    list(paper.start(["web-1"]))
+    (outcome,) = paper.renew({"web-1": {}})
+    assert isinstance(outcome.error, WrongState)
+
+
+def test_a_tpms_state_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renewing, "_TPM_STATE", tmp_path)
+    number = "6f5150ea-791c-578e-9d00-56a7a00d08ef"
+    tpm = '<tpm model="tpm-crb"><backend type="emulator" version="2.0"/></tpm>'
+    root = metadata.parse(f"<domain><uuid>{number}</uuid><devices>{tpm}</devices></domain>")
+    assert list(renewing._state(root, "qemu:///system")) == [tmp_path / number]
+    (tmp_path / number / "tpm2").mkdir(parents=True)
+    assert renewing._removed("web-1", tmp_path / number)
+    assert not renewing._removed("web-1", tmp_path / number)
+
+
+class Restored:
+    """A domain that was saved, and pauses as often as is said when it continues."""
+
+    def __init__(self, *reasons: int) -> None:
+        self._states = [(libvirt.VIR_DOMAIN_PAUSED, reason) for reason in reasons]
+        self.resumed = 0
+
+    def state(self) -> tuple[int, int]:
+        return self._states[0] if self._states else (libvirt.VIR_DOMAIN_RUNNING, 1)
+
+    def resume(self) -> None:
+        self.resumed += 1
+        self._states.pop(0)
+
+    def diskErrors(self, _flags: int) -> dict[str, int]:  # noqa: N802 - libvirt's
+        return {"vda": 2}
+
+
+def test_a_guest_that_was_saved_while_it_was_paused_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "SETTLING", 0.0)
+    domain = Restored(libvirt.VIR_DOMAIN_PAUSED_USER)
+    operations._check_goes_on(domain, "web-1", 0.0)
+    assert domain.resumed == 1
+    domain = Restored(libvirt.VIR_DOMAIN_PAUSED_USER, libvirt.VIR_DOMAIN_PAUSED_IOERROR)
+    with pytest.raises(WrongState, match="paused again: I/O error, vda: pool full"):
+        operations._check_goes_on(domain, "web-1", 0.0)

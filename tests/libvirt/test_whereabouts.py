@@ -1,6 +1,8 @@
 """Where guests are: what is taken of what hosts and agents say."""
 
 import threading
+import time
+from types import SimpleNamespace
 
 import attrs
 import pytest
@@ -93,3 +95,53 @@ def test_silent_agents_are_waited_for_together(paper, monkeypatch):
     monkeypatch.setattr(whereabouts, "running", lambda _connection: guests)
     monkeypatch.setattr(whereabouts, "told", told)
     assert paper.addresses() == {"web-3": ("10.0.0.5",)}
+
+
+class Guest:
+    """A domain whose agent sets the clock, as libvirt shows it: or says that it can't."""
+
+    def __init__(self, *failures: str) -> None:
+        self.failures, self.calls = list(failures), []
+
+    def agentSetResponseTimeout(self, seconds, _flags):  # noqa: N802 - libvirt's
+        assert seconds == whereabouts.AGENT_TIMEOUT
+
+    def setTime(self, time, flags):  # noqa: N802
+        self.calls.append((time, flags))
+        if self.failures:
+            error = libvirt.libvirtError("no")
+            error.err = (getattr(libvirt, self.failures.pop(0)), 0, "no", 2, "", "", "", 0, 0)
+            raise error
+
+    def lookupByName(self, _name):  # noqa: N802 - it is its own connection
+        return self
+
+
+def test_a_clock_is_set_to_the_hardware_clock_or_to_the_hosts():
+    guest = Guest()
+    assert whereabouts.set_clock(guest, "web-1")
+    assert guest.calls == [(None, libvirt.VIR_DOMAIN_TIME_SYNC)]
+    guest = Guest("VIR_ERR_INTERNAL_ERROR")  # no /sbin/hwclock in the guest
+    before = time.time()
+    assert whereabouts.set_clock(guest, "web-1")
+    given, flags = guest.calls[-1]
+    assert (flags, before - 1 < given["seconds"] <= time.time()) == (0, True)
+    assert not whereabouts.set_clock(Guest(*["VIR_ERR_AGENT_UNRESPONSIVE"] * 2), "web-1")
+
+
+def test_clocks_are_set_where_there_is_an_agent_and_tried_again(monkeypatch):
+    domains = [attrs.evolve(DOMAIN, name=f"web-{n}", channel=n < 3) for n in (1, 2, 3)]
+    tried = []
+
+    def set_clock(_connection, name):
+        tried.append(name)
+        return name == "web-1" or tried.count(name) > 1
+
+    monkeypatch.setattr(whereabouts, "running", lambda _connection: tuple(domains))
+    monkeypatch.setattr(whereabouts, "set_clock", set_clock)
+    monkeypatch.setattr(whereabouts, "CLOCK_PAUSE", 0.0)
+    connections = SimpleNamespace(
+        ask=lambda call: call(None), call=lambda call, **_about: call(None)
+    )
+    whereabouts.GuestAgents(connections).set_clocks(["web-1", "web-2", "web-3"])
+    assert sorted(tried) == ["web-1", "web-2", "web-2"]

@@ -856,3 +856,32 @@ def _state(pid):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except OSError:
         return "Z"
+
+
+@pytest.mark.parametrize("made_anew", ["vg", "pool"])
+def test_another_group_or_pool_of_the_same_name_is_refused(open_driver, tmp_path, made_anew):
+    """The disks of the one that has the clones are not connected, say."""
+    host = FakeHost()
+    host.locks = tmp_path / "locks"
+    context = DriverContext(host=Host(name="local", state=tmp_path), name="p", runner=host)
+    settings = LvmThinSettings(vg=VG, thinpool=POOL, strategy="auto")
+
+    def opened():
+        return LvmThinDriver(context, settings, host)
+
+    [origin] = opened().origins()
+    [volume] = [
+        o.unwrap() for o in opened().clone([CloneRequest(labels=make_labels(), origin=origin)])
+    ]
+    section = host.group.section if made_anew == "vg" else host.group.logical[POOL]
+    old = str(section.values()["id"])
+    host.text = host.text.replace(old, old[::-1])
+    for ask in (
+        opened().volumes,
+        lambda: list(opened().delete([volume])),
+        lambda: list(opened().clone([CloneRequest(labels=make_labels(index=2), origin=origin)])),
+    ):
+        with pytest.raises(BackendError, match=f"pool {VG}/{POOL} is not the one that storage 'p'"):
+            ask()
+    (tmp_path / "pools" / "p").unlink()
+    assert [each.name for each in opened().volumes()] == [volume.name]

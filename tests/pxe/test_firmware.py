@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+import uuid
 from collections.abc import Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -22,6 +23,8 @@ from vmcloner_pxe.resolver import Found, Guest, Resolver
 pytestmark = pytest.mark.others
 
 ROUTER = IPv4Address("10.0.2.2")
+MACHINE = uuid.UUID(int=0)
+"""QEMU's, where it is given none."""
 KERNELS = ("k1", "k2", "k3", "d/k1", "d/k4", "a", "b", "c")
 IMAGES = {
     **{name: kernel(name) for name in KERNELS},
@@ -64,7 +67,9 @@ def answer(files: Mapping[str, bytes], boot_file: str) -> Found:
         server_mac=bytes(6),
         dns=IPv4Address("10.0.2.3"),
     )
-    return Resolver(fetcher=Folder(deadline=0, files=files)).find(Guest(mac=MAC), lease)
+    return Resolver(fetcher=Folder(deadline=0, files=files)).find(
+        Guest(mac=MAC, machine=MACHINE), lease
+    )
 
 
 def same(found: Found, booted: Booted) -> None:
@@ -152,12 +157,13 @@ def test_menus_beside_pxelinux(begin: str, config: str, inc: str, other: str) ->
 
 # --- iPXE ---------------------------------------------------------------------------------------
 
-URI = st.sampled_from(["k1", "k2", "d/k1", "tftp://${next-server}/k3", "/k2", "${n}k1", "gone"])
+URI = st.sampled_from(["k1", "k2", "d/k1", "tftp://${next-server}/k3", "/k2", "${n}k1"])
 VALUE = st.sampled_from(
-    ["x", "a b", "${v}", "${w}${v}", "${mac}", "${net0/mac:hexhyp}", "${ip}", "${v:uristring}", "1",
-     "${unset}", "k1", "x${n}", "${v:hexraw}", "${netX/ip}", "${buildarch}", "${platform}", "",
-     "${next-server}", "${n:int32}", "${ip:hexraw}", "${${w}}", "a\\b", "'q r'", '"q"', "a=b#c",
-     "${net0/ip}", "${n:uint8}", "${mac:hexraw}", "${net0.dhcp/gateway}", "v"]
+    ["x", "a b", "${v}", "${w}${v}", "${mac}", "${net0/mac:hexhyp}", "${ip}", "${uuid}",
+     "${v:uristring}", "1", "${unset}", "k1", "x${n}", "${v:hexraw}", "${netX/ip}", "${buildarch}",
+     "${platform}", "", "${next-server}", "${n:int32}", "${ip:hexraw}", "${${w}}",
+     "a\\b", "'q r'", '"q"', "a=b#c", "${net0/ip}", "${n:uint8}", "${mac:hexraw}",
+     "${net0.dhcp/gateway}", "v"]
 )  # fmt: skip
 COMMAND = st.one_of(
     st.tuples(st.sampled_from(["set v", "set w", "echo", "set n", "set v:string"]), VALUE)
@@ -173,8 +179,9 @@ COMMAND = st.one_of(
     st.sampled_from(
         ["initrd i1", "initrd i2", "initrd i1 /etc/x", "initrd --name i d/i1", "imgfree",
          "imgfree i1", "inc n", "inc n 5", "clear v", "isset ${n}", "isset ${mac}", "goto end",
-         "goto gone", ":end", ":l", "exit", "exit 1", "chain other", "chain --replace other",
-         "chain --autofree other", "imgargs k1 z", "boot", "sleep 1", "menu M", "item a A",
+         "goto gone", "chain gone", ":end", ":l", "exit", "exit 1", "chain other",
+         "chain --replace other", "chain --autofree other", "imgargs k1 z", "boot",
+         "sleep 1", "menu M", "item a A",
          "item --gap -- G", "item --default b B", "item --key x c C", "choose --timeout 500 v",
          "choose --default b --timeout 500 v", "choose -d none -t 500 v", "prompt --timeout 500 hm",
          "cpuid --ext 29", "imgstat", "sanboot --drive 0x80", "sanboot --no-describe --drive 0x80",

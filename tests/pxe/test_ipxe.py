@@ -130,6 +130,10 @@ MENU = "menu title\nitem --gap -- choices\nitem a A\nitem\nitem --key x b B\n"
     [
         ("choose --timeout 500 --default b x", "b"),
         ("choose --timeout 500 x", "a"),
+        ("choose -t500 -db x", "b"),
+        ("choose -t 500 y\nchoose -t 500 -d b x || set x none", "none"),  # a menu is shown once
+        ("choose --keep -t 500 y\nchoose -t 500 -d b x", "b"),
+        ("choose -k -t 500 y\nchoose -t 500 -d b x", "b"),
         ("choose --timeout 500 --default gone x", "a"),
         ("item --default c C\nchoose -t 500 x", "c"),
         ("choose --menu other -t 500 x || set x none", "none"),
@@ -152,6 +156,7 @@ def test_chained_scripts_share_what_is_set_and_come_back():
     assert which("chain two || kernel k2 b\nboot", two="goto gone") == "k2 b"
     assert which("chain two || kernel k2 b\nboot", two="exit 1") == "k2 b"
     assert which("chain gone || kernel k1 a\nboot") == "k1 a"
+    assert which("chain -ar two\nkernel k1 after\nboot", two="exit") == "local"
     assert which("kernel k1 a\nchain k1 b") == "k1 b"
 
 

@@ -51,8 +51,8 @@ class Create(RunCommand):
             "--values",
             type=Path,
             metavar="FILE",
-            help="CSV or TOML with values for each clone: memory, vcpus, address, hostname, "
-            "machine_id, and any others that the template's placeholders use.",
+            help="CSV or TOML with values for each clone: memory, vcpus, disk_size, address, "
+            "hostname, machine_id, and any others that the template's placeholders use.",
         )
         add_sizes(parser)
         add_copying(parser)

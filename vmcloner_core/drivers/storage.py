@@ -217,6 +217,13 @@ class StorageDriver(ABC):
         for volume in volumes:
             yield Outcome(key=volume.name, changed=False)
 
+    def unlabelled(self, names: Sequence[str]) -> Sequence[str]:  # noqa: ARG002
+        """Return those of these names of volumes that something without a clone's labels has.
+
+        A clone that has lost such a volume is not deleted: the user is told what it may be.
+        """
+        return ()
+
     def sweep(self) -> None:
         """Remove what processes that died left half made in the pool, and nothing else.
 

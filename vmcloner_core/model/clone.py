@@ -72,6 +72,7 @@ class Clone:
     :param ip: its first known address.
     :param recorded: whether the host has a record of it.
     :param ours: whether runs of this state folder may change it; False if only another's may.
+    :param unlabelled: names of volumes under which its pool has something without its labels.
     """
 
     labels: Labels
@@ -82,6 +83,7 @@ class Clone:
     ip: str | None = None
     recorded: bool = False
     ours: bool = True
+    unlabelled: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -33,12 +33,14 @@ class Host:
     :param state: folder for vmcloner's own files on that host (console logs, built templates,
         boot files).
     :param address: its network address, None for the machine that the process runs on.
+    :param seed: of its clones' UUIDs and MAC addresses; None for the host's own identity.
     :param storage, hypervisors: its backends, by name.
     """
 
     name: str
     state: Path
     address: str | None = None
+    seed: str | None = None
     storage: Mapping[str, BackendTable] = attrs.field(factory=dict, repr=False)
     hypervisors: Mapping[str, BackendTable] = attrs.field(factory=dict, repr=False)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from vmcloner_core.drivers import HypervisorDriver, StorageDriver
-from vmcloner_core.errors import VmclonerError
+from vmcloner_core.errors import Conflict, VmclonerError
 from vmcloner_core.model import Clone, Outcome, State
 from vmcloner_core.outcomes import checked
 from vmcloner_core.pipeline import More, Work
@@ -36,6 +36,8 @@ class Delete(TargetAction):
 
     def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:  # noqa: ARG002
         """See :meth:`TargetAction.steps`."""
+        if clone.unlabelled:
+            return ("remove",)  # which fails, before anything of it is changed
         return (
             "check",
             *(("destroy",) if active(clone) else ()),
@@ -92,6 +94,8 @@ class Remove(StorageStep):
     ) -> Iterator[Outcome[object]]:
         """See :meth:`Step.call`. Also removes disks in another pool than the clone's."""
         drivers = run.host.drivers
+        yield from (_refused(work) for work in works if work.plan.unlabelled)
+        works = [work for work in works if not work.plan.unlabelled]
         outcomes = (
             outcome
             for name, volumes in by_pool(works).items()
@@ -122,3 +126,15 @@ class Remove(StorageStep):
         except VmclonerError as error:
             return Outcome(key=work.name, error=error)
         return removed
+
+
+def _refused(work: Work) -> Outcome[object]:
+    """Return the outcome of a clone whose disks may be what has lost its labels."""
+    plan = work.plan
+    names = ", ".join(plan.unlabelled)
+    error = Conflict(
+        f"volume {names} in storage {plan.labels.storage!r} does not have the labels of "
+        f"{plan.name}: nothing of it was removed",
+        hint="remove that volume yourself or restore its labels, then run the same command again",
+    )
+    return Outcome(key=work.name, error=error)

@@ -221,7 +221,8 @@ def note_ready(run: Run, driver: HypervisorDriver, work: Work) -> None:
     try:
         started = driver.started(work.name)
         if started is not None:
-            run.host.records.update(work.name, ready=f"{started} {work.plan.wait}")
+            ready = f"{started} {work.plan.wait}"
+            run.host.records.update(work.name, lasting=False, ready=ready)
     except VmclonerError as error:
         log.warning("%s", error)
 

@@ -211,6 +211,10 @@ class ReferenceStorage(SimpleStorageDriver):
         """See :meth:`StorageDriver.volumes`."""
         return tuple(self.disks.values())
 
+    def unlabelled(self, names: Sequence[str]) -> Sequence[str]:
+        """See :meth:`StorageDriver.unlabelled`."""
+        return [name for name in names if name in self.foreign]
+
     def capacity(self) -> Capacity:
         """See :meth:`StorageDriver.capacity`."""
         return Capacity(

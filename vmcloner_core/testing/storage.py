@@ -434,8 +434,11 @@ class StorageConformance:
         [volume] = self.make(driver, requests)
         for outcome in driver.delete([volume]):
             assert outcome.ok, outcome.error
+        assert list(driver.unlabelled([volume.name])) == []
         self.put_foreign(volume)
         assert driver.volumes() == ()
+        if type(driver).unlabelled is not StorageDriver.unlabelled:  # it is optional
+            assert list(driver.unlabelled([volume.name, f"{volume.name}9"])) == [volume.name]
         [made] = driver.clone(requests)
         assert isinstance(made.error, Conflict)
         [deleted] = driver.delete([volume])
