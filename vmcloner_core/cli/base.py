@@ -92,7 +92,7 @@ class _Display(Base):
         parser = super().get_parser(prog_name)
         parser.set_defaults(fit_width=sys.stdout.isatty())
         (column,) = (a for a in parser._actions if "--column" in a.option_strings)
-        column.type = functools.partial(_column, parser)
+        column.__class__ = _Columns  # cliff makes the option
         return parser
 
     def run(self, parsed_args: argparse.Namespace) -> int:
@@ -147,13 +147,24 @@ def _text(value: object) -> object:
     return "" if value is None else value
 
 
-def _column(parser: argparse.ArgumentParser, text: str) -> str:
-    """Return the argument of ``-c``, which was a number of clones in earlier versions."""
-    if text.removeprefix("-").isdecimal():
-        counts = "--count" in parser._option_string_actions
-        more = f"; a number of clones is -n {text}" if counts else ""
-        raise argparse.ArgumentTypeError(f"{text} is not the name of a column{more}")
-    return text
+class _Columns(argparse._AppendAction):
+    """``-c COLUMN``. In commands that count, a number is still what it was before: ``--count``."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Take one argument."""
+        if option_string != "-c" or not values.isdecimal():
+            super().__call__(parser, namespace, values, option_string)
+        elif "--count" in parser._option_string_actions:
+            say(f"-c {values} is taken as --count {values}: write -n {values}, -c is for --column")
+            namespace.count = int(values)
+        else:
+            raise argparse.ArgumentError(self, f"{values} is not the name of a column")
 
 
 class Table(_Display, Lister):
