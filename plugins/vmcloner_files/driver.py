@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from vmcloner_core.full_copies import Copier
     from vmcloner_files.importing import Importer
 
+_NODES = 2 * 16 * 1024
+"""Bytes of Btrfs' tree that a reflink may take until the next commit: a node that is split."""
 COPIES = 32
 """Copies that are made at once: each has a few open files."""
 
@@ -281,7 +283,7 @@ class FilesDriver(StorageDriver):
         if method is Method.OVERLAY:
             path = str(self._pool.image_path(origin.template))
             return count * (overlay(path, origin.size).blocks(block) * block + labels)
-        return count * (block + labels)  # a reflink's inode and its part of the extent tree
+        return count * (block + labels + _NODES)  # its inode and its part of the extent tree
 
     def _method(self, request: CloneRequest) -> Method:
         """Return how a clone's disk is made.

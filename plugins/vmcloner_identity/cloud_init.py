@@ -106,16 +106,21 @@ def _own(request: IdentityRequest, key: str, content: bytes | None) -> bytes | N
 
 
 def _check_gateway(request: IdentityRequest) -> None:
-    """Check that a card can reach the gateway: DHCP brings one of its own."""
+    """Check that a card can reach the gateway, unless all have DHCP, which brings one of its own.
+
+    Clones of one template may differ in that: a table of values gives addresses to some.
+    """
     from vmcloner_identity import documents
 
     identity = request.identity
     cards = [card.address for card in identity.interfaces if card.address is not None]
-    if identity.gateway and not any(documents.gateway(identity.gateway, card) for card in cards):
+    if not identity.gateway or not cards:
+        return
+    if not any(documents.gateway(identity.gateway, card) for card in cards):
         raise InvalidRequest(
             f"template {request.template.name}: identity.gateway: {identity.gateway} is not on the "
             f"network of any card with a static address (clone {request.labels.clone})",
-            hint="set identity.addresses; with DHCP, the server says which gateway to use",
+            hint="set identity.addresses on its network",
         )
 
 

@@ -62,6 +62,6 @@ def test_kernel_arguments_name_guests_and_give_them_addresses():
         assert network not in subprocess.check_output(listed, text=True).split()
         assert site.remains() == []
     finally:
-        site.run("delete", fleet, "--yes")
+        site.run("delete", fleet, "--yes", "--missing-ok")
         site.run("host", "remove", *words)
         shutil.rmtree(site.folder)

@@ -1,5 +1,6 @@
 """Menus and scripts beside the real PXELINUX and iPXE, in QEMU: both boot the same or we refuse."""
 
+import functools
 import re
 import tempfile
 import uuid
@@ -138,10 +139,14 @@ CONFIG = st.lists(ENTRY | ENTRY | BETWEEN, min_size=1, max_size=7).map("\n".join
 BEGIN = st.sampled_from(["UI menu.c32", "DEFAULT menu.c32", "DEFAULT a", "DEFAULT b\nPROMPT 1"])
 
 
-PXELINUX = {"pxelinux.0": FIRMWARE.read_bytes()} | {
-    f"{name}.c32": (MODULES / f"{name}.c32").read_bytes()
-    for name in ("ldlinux", "menu", "libutil", "libcom32", "chain", "linux")
-}
+@functools.cache
+def pxelinux() -> dict[str, bytes]:
+    """Return PXELINUX and its modules, as files."""
+    modules = (
+        f"{name}.c32" for name in ("ldlinux", "menu", "libutil", "libcom32", "chain", "linux")
+    )
+    found = {name: (MODULES / name).read_bytes() for name in modules}
+    return {"pxelinux.0": FIRMWARE.read_bytes(), **found}
 
 
 @FEW
@@ -152,7 +157,7 @@ def test_menus_beside_pxelinux(begin: str, config: str, inc: str, other: str) ->
         "inc": f"{inc}\n".encode(),
         "other": f"TIMEOUT 5\n{other}\n".encode(),
     }
-    beside("pxelinux.0", files, PXELINUX)
+    beside("pxelinux.0", files, pxelinux())
 
 
 # --- iPXE ---------------------------------------------------------------------------------------
