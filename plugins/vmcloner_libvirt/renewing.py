@@ -104,7 +104,8 @@ def _tpm(root: Any, uri: str) -> Path:
     """Return where the state of a domain's TPM is."""
     config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     session = Path(config).expanduser() / _SESSION_TPM_STATE
-    return (session if urlsplit(uri).path == "/session" else _TPM_STATE) / root.findtext("uuid")
+    folder = session if urlsplit(uri).path == "/session" else _TPM_STATE
+    return folder / str(root.findtext("uuid"))
 
 
 def _removed(name: str, path: Path) -> bool:
