@@ -84,7 +84,8 @@ class Catalog:
         for folder in self._folders:
             for name in _names(folder):
                 file = folder / name
-                if file.suffix == ".toml" and not name.startswith("."):  # a draft
+                # Not a draft, nor what another user put into the current folder to deceive.
+                if file.suffix == ".toml" and not name.startswith(".") and name.isprintable():
                     found[file.stem] = (*found.get(file.stem, ()), file)
         return dict(sorted(found.items()))
 

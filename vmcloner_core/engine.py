@@ -667,6 +667,10 @@ class Engine:
                 every = [n for names in known.values() for n in names]
                 raise NotFound(f"no backend {name!r} is set up", hint=did_you_mean(name, every))
         self._host.drivers.check_settings()
+        try:
+            self._host.check_state()
+        except InvalidRequest as error:
+            yield _failed("host", "state folder", error)
         for kind, names in known.items():
             for name in names:
                 if not backends or name in backends:
@@ -680,13 +684,12 @@ class Engine:
             if kind == "storage" and not any(c.status is Status.FAILED for c in found):
                 yield from capacity_checks(name, ask(kind, name, lambda d: d.capacity(), Capacity))
         except VmclonerError as error:
-            yield Check(
-                backend=name,
-                name="plugin",
-                status=Status.FAILED,
-                detail=error.message,
-                fix=error.hint or "",
-            )
+            yield _failed(name, "plugin", error)
+
+
+def _failed(backend: str, name: str, error: VmclonerError) -> Check:
+    status, fix = Status.FAILED, error.hint or ""
+    return Check(backend=backend, name=name, status=status, detail=error.message, fix=fix)
 
 
 def _used(names: Sequence[str]) -> str:

@@ -163,16 +163,31 @@ class LocalHost:
         """Close the drivers' connections; they are opened again when needed."""
         self.drivers.close()
 
+    def check_state(self) -> None:
+        """Check that no other user could have written what the state folder has.
+
+        Records are believed, with the templates in them, and what was built is booted.
+
+        :raises InvalidRequest: one could; names the folder, the reason and the way out.
+        """
+        host = self.host
+        for folder in (host.state, host.records, host.boots, host.templates):
+            if os.path.lexists(folder):
+                check_folder(folder)
+
     def survey(self) -> Survey:
-        """Return everything on the host that can be read."""
+        """Return everything on the host that can be read.
+
+        :raises InvalidRequest: another user could have written the state folder.
+        """
+        self.check_state()
         return look(self.drivers, self.records, self.state_id)
 
     def hold(
         self, names: Sequence[str], cancelled: Callable[[], bool]
     ) -> contextlib.AbstractContextManager[None]:
         """Hold locks against other runs, and log what it waits for. See :func:`locks.hold`."""
-        if os.path.lexists(self.host.state):
-            check_folder(self.host.state)
+        self.check_state()
         return locks.hold(
             self.host.state,
             names,
@@ -200,8 +215,7 @@ class LocalHost:
         self, names: Collection[str]
     ) -> contextlib.AbstractContextManager[frozenset[str]]:
         """Hold those locks that nobody holds, without waiting. See :func:`locks.hold_free`."""
-        if os.path.lexists(self.host.state):
-            check_folder(self.host.state)
+        self.check_state()
         return locks.hold_free(self.host.state, names)
 
     def run_log(self) -> RunLog:

@@ -25,6 +25,7 @@ from vmcloner_core.model import (
     Template,
     Volume,
 )
+from vmcloner_core.qcow2 import SECTOR
 from vmcloner_core.units import MAX_SIZE
 
 MAX_VCPUS = 4096
@@ -139,13 +140,22 @@ class Quota:
 ALL = Quota()
 
 
+def _whole_sectors(size: int) -> int:
+    return size + -size % SECTOR
+
+
 @attrs.frozen(kw_only=True)
 class Sizes:
-    """New sizes of clones, each None for no change: bytes of memory and of the first disk."""
+    """New sizes of clones, each None for no change: bytes of memory and of the first disk.
+
+    A disk's is rounded up to whole sectors, as pools do: so the same request finds it done.
+    """
 
     memory: int | None = None
     vcpus: int | None = None
-    disk: int | None = None
+    disk: int | None = attrs.field(
+        default=None, converter=attrs.converters.optional(_whole_sectors)
+    )
 
     def __attrs_post_init__(self) -> None:
         for what, size in (("memory", self.memory), ("disk size", self.disk)):

@@ -12,7 +12,10 @@ https://developer.hashicorp.com/vagrant/docs/boxes/format
 from __future__ import annotations
 
 import bz2
+import contextlib
+import functools
 import gzip
+import io
 import json
 import lzma
 import os
@@ -45,6 +48,12 @@ MAX_LAYERS = 4
 MAX_MEMBERS = 1000
 MAX_DESCRIPTION = 1024**2
 """Bytes of an archive's own description (OVF, ``metadata.json``)."""
+MAX_HEADER = 64 * 1024
+"""Bytes of one header of an archive: names of 4 GiB could be said there."""
+MAX_HEADERS_SECONDS = 60.0
+"""Of reading an archive's headers."""
+MAX_MEMORY = 256 * 1024**2
+"""Bytes that unpacking xz may take: ``xz -9`` needs 65 MiB, and a hostile file says 4 GiB."""
 MAX_RATIO = 1000
 FREE_RATIO = 4 * 1024**3
 """Bytes that may come out whatever the ratio: an empty disk is small when it is compressed."""
@@ -57,9 +66,9 @@ _CHUNK = 1024**2
 _BLOCK = 65536
 _ZEROS = bytes(_BLOCK)
 
-_COMPRESSED: dict[str, Callable[..., Any]] = {
+_COMPRESSED = {"gzip", "xz", "bzip2", "zstd"}
+_OPEN: dict[str, Callable[..., Any]] = {
     "gzip": gzip.open,
-    "xz": lzma.open,
     "bzip2": bz2.open,
     "zstd": zstd.open,
 }
@@ -281,10 +290,33 @@ def _copy(
         stream.truncate(done)
 
 
-def _chunks(stream: IO[bytes], first: Path, kind: str) -> Iterator[bytes]:
+def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
+    return iter(functools.partial(stream.read, _CHUNK), b"")
+
+
+def _unxz(packed: IO[bytes]) -> Iterator[bytes]:
+    """Yield what a file's xz streams hold. Unlike lzma.open(), with a bound to the memory."""
+    decoder, data = None, b""
+    while data or (data := packed.read(_CHUNK)):
+        if decoder is None:
+            data = data.lstrip(b"\0")  # streams may be padded
+            if not data:
+                continue
+            decoder = lzma.LZMADecompressor(memlimit=MAX_MEMORY)
+        yield decoder.decompress(data, _CHUNK)
+        while not decoder.eof and not decoder.needs_input:
+            yield decoder.decompress(b"", _CHUNK)
+        data = decoder.unused_data
+        if decoder.eof:
+            decoder = None
+    if decoder is not None:
+        raise EOFError
+
+
+def _damages(pieces: Iterator[bytes], first: Path, kind: str) -> Iterator[bytes]:
+    """Yield pieces; name the file if its content is damaged."""
     try:
-        while chunk := stream.read(_CHUNK):
-            yield chunk
+        yield from pieces
     except EOFError as error:
         raise InvalidRequest(f"{first}: truncated: its {kind} data ends too early") from error
     except (
@@ -299,18 +331,39 @@ def _chunks(stream: IO[bytes], first: Path, kind: str) -> Iterator[bytes]:
 
 
 def _decompressed(kind: str, path: Path, first: Path, target: Path, progress: Progress) -> None:
-    with path.open("rb") as packed, _COMPRESSED[kind](packed, "rb") as stream:
-        _copy(_chunks(stream, first, kind), target, first, path.stat().st_size, progress)
+    with path.open("rb") as packed, contextlib.ExitStack() as stack:
+        if kind == "xz":
+            pieces = _unxz(packed)
+        else:
+            pieces = _pieces(stack.enter_context(_OPEN[kind](packed, "rb")))
+        _copy(_damages(pieces, first, kind), target, first, path.stat().st_size, progress)
 
 
 # --- archives -----------------------------------------------------------------------------------
 
 
+class _Archive(io.BufferedReader):
+    """An archive's file. Headers are read with bounds, which tarfile lacks."""
+
+    due = 0.0
+    """When its headers must have been read, 0 once they are."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.due and not 0 <= (-1 if size is None else size) <= MAX_HEADER:
+            raise tarfile.ReadError("a header is too long")
+        if self.due and time.monotonic() > self.due:
+            raise tarfile.ReadError("its headers take too long")
+        return super().read(size)
+
+
 def _extracted(path: Path, first: Path, folder: Path, progress: Progress) -> PurePosixPath:
     """Extract the one disk image in an archive; returns its name there."""
     try:
-        with tarfile.open(path, "r:") as archive:
+        with _Archive(io.FileIO(path)) as file, contextlib.ExitStack() as stack:
+            file.due = time.monotonic() + MAX_HEADERS_SECONDS
+            archive = stack.enter_context(tarfile.open(fileobj=file, mode="r:"))
             members = _members(archive, first)
+            file.due = 0
             chosen = _chosen(archive, members, first)
             stream = archive.extractfile(members[chosen])
             if stream is None:
@@ -318,9 +371,13 @@ def _extracted(path: Path, first: Path, folder: Path, progress: Progress) -> Pur
             name = PurePosixPath(chosen)
             suffix = name.suffix if name.suffix.lower() in _DISKS or _is_packed(name) else ""
             target = folder / f"image{suffix}"
-            _copy(_chunks(stream, first, "tar"), target, first, path.stat().st_size, progress)
+            pieces = _damages(_pieces(stream), first, "tar")
+            _copy(pieces, target, first, path.stat().st_size, progress)
             return PurePosixPath(f"{name.stem}{suffix}")
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except (
+        *(tarfile.TarError, EOFError, ValueError),
+        *(OverflowError, RecursionError, IndexError),  # by headers that tarfile doesn't check
+    ) as error:
         raise InvalidRequest(f"{first}: damaged archive: {shown(str(error), 200)}") from error
 
 
@@ -375,10 +432,13 @@ def _text(archive: tarfile.TarFile, member: tarfile.TarInfo, first: Path) -> byt
 
 def _ovf_disks(content: bytes, first: Path) -> list[str]:
     """Return the files of the disks that an OVF description names, in order."""
-    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-        raise InvalidRequest(f"{first}: its OVF description declares entities")
     try:
-        root = ET.fromstring(content)  # noqa: S314 - without entities, and bounded
+        # Decoded here: no encoding, declared or guessed from zeros by expat, may hide a word.
+        wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+        if "\0" in text or "<!DOCTYPE" in text or "<!ENTITY" in text:
+            raise InvalidRequest(f"{first}: its OVF description declares entities")
+        root = ET.fromstring(text)  # noqa: S314 - without entities, and bounded
     except (ET.ParseError, ValueError, LookupError) as error:
         raise InvalidRequest(f"{first}: its OVF description isn't XML: {error}") from error
     files: dict[str, dict[str, str]] = {}
@@ -427,6 +487,8 @@ def convert(kind: str, path: Path, first: Path, target: Path, runner: CommandRun
         )
         return runner.run(argv, timeout=seconds).stdout
 
+    if kind == "vmdk":
+        _check_sparse(path, first)
     what = f"{first}: not readable as {CONVERTED[kind]}"
     try:
         # Runners keep what a command prints in files: a limit of 0 would be one on these.
@@ -453,6 +515,17 @@ def convert(kind: str, path: Path, first: Path, target: Path, runner: CommandRun
 
 _SLOWEST = 8 * 1024**2
 """Bytes per second; a slower conversion is considered hung."""
+
+
+def _check_sparse(path: Path, first: Path) -> None:
+    """Check that a VMDK has a capacity: QEMU opens what the descriptor of another one names.
+
+    Where the kernel has no Landlock, nothing else keeps it from that.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(20)
+    if not int.from_bytes(head[12:20], "little"):
+        raise InvalidRequest(f"{first}: keeps its data in other files, which is refused")
 
 
 def _virtual_size(said: bytes, kind: str, first: Path) -> int:

@@ -18,7 +18,8 @@ def _driver(context: DriverContext, settings: DdSettings) -> StorageDriver:
     from vmcloner_files.settings import FilesSettings
 
     folder = settings.path or context.host.state / "dd"
-    return FilesDriver(context, FilesSettings(path=folder, clone="copy"), copying)
+    files = FilesSettings(path=folder, clone="copy", qemu_user=settings.qemu_user)
+    return FilesDriver(context, files, copying)
 
 
 @hookimpl

@@ -31,6 +31,7 @@ class DdSettings:
     :param vg: the volume group in which copies are logical volumes.
     :param path: the folder in which copies are files, if there is no ``vg``; None for ``dd`` in the
         host's state folder.
+    :param qemu_user: who runs guests, as in pools of ``files``; only with a folder.
     :param bandwidth: default of ``--bwlimit``: bytes per second that copies and imports may write;
         None for no limit.
     :param verify: verify every copy and import, even without ``--verify``.
@@ -38,9 +39,12 @@ class DdSettings:
 
     vg: str | None = attrs.field(default=None, validator=_check_group)
     path: Path | None = attrs.field(default=None, validator=_check_absolute)
+    qemu_user: str | None = None
     bandwidth: Size | None = None
     verify: bool = False
 
     def __attrs_post_init__(self) -> None:
         if self.vg is not None and self.path is not None:
             raise InvalidRequest("a dd pool has either a vg or a path, not both")
+        if self.vg is not None and self.qemu_user is not None:
+            raise InvalidRequest("qemu_user: only for a dd pool in a folder")

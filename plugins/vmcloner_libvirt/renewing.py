@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lxml import etree
 
@@ -47,9 +48,11 @@ def renew(
     if _switch(root, disks):
         connection.defineXML(etree.tostring(root, encoding="unicode"))
         changed = True
-    for path in _state(root, connection.getURI()):
-        if path.name == root.findtext("uuid") or is_own(path):
-            changed = _removed(name, path) or changed
+    variables = nvram(root)
+    if variables is not None and is_own(variables):
+        changed = _removed(name, variables) or changed
+    if root.find("devices/tpm/backend[@type='emulator']") is not None:
+        changed = _removed(name, _tpm(root, connection.getURI())) or changed
     return changed
 
 
@@ -97,15 +100,12 @@ def _add_backing(source: Any, volume: Volume) -> None:
     source.addnext(below)
 
 
-def _state(root: Any, uri: str) -> Iterator[Path]:
-    """Yield where a domain's firmware variables and the state of its TPM are."""
-    variables = nvram(root)
-    if variables is not None:
-        yield variables
-    if root.find("devices/tpm/backend[@type='emulator']") is not None:
-        config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-        session = Path(config).expanduser() / _SESSION_TPM_STATE
-        yield (session if uri.endswith("/session") else _TPM_STATE) / root.findtext("uuid")
+def _tpm(root: Any, uri: str) -> Path:
+    """Return where the state of a domain's TPM is."""
+    config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    session = Path(config).expanduser() / _SESSION_TPM_STATE
+    folder = session if urlsplit(uri).path == "/session" else _TPM_STATE
+    return folder / str(root.findtext("uuid"))
 
 
 def _removed(name: str, path: Path) -> bool:

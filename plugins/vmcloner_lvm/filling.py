@@ -91,12 +91,15 @@ def _left(folder: Path) -> Iterator[Sequence[Path]]:
         yield [found[name] for name in sorted(free)]
 
 
-def fill(source: int, path: Path, size: int, copying: Copying, progress: Progress) -> None:
-    """Write an open raw image to a new volume, except for its zeros.
+def fill(
+    source: int, path: Path, size: int, copying: Copying, progress: Progress, *, blank: bool = True
+) -> None:
+    """Write an open raw image to a new volume.
 
-    :param size: the image's bytes.
+    :param size: the image's bytes. :param blank: the volume reads as zeros, so that the image's
+        zeros need not be written.
     :raises HostCommandError: reading, writing or verifying failed.
     """
     with translated(path):
-        target = Target(path=path, size=size, blank=True, progress=progress)
+        target = Target(path=path, size=size, blank=blank, progress=progress)
         copy_one(source, target, copying)

@@ -64,7 +64,10 @@ class Importer:
             if found is not None:
                 session.check_removable(found[0].name)
             self._sweep(session, template)
-            self._check_room(session, template, sum(b - a for a, b in data_runs(fd)))
+            # A pool that doesn't zero its chunks has old bytes around what is written to one.
+            blank = session.pool.zeroes
+            data = sum(b - a for a, b in data_runs(fd)) if blank else source.size
+            self._check_room(session, template, data)
             size = source.size + -source.size % session.group.extent
             named = [f"--addtag={tag}" for tag in tags.encode(record.to_mapping())]
             where = ["-T", str(self.pool), "-V", f"{size}b", "-n", draft]
@@ -72,7 +75,7 @@ class Importer:
         try:
             self._check(draft, activate)
             path = Path(f"/dev/{self.pool.lvm.group}/{draft}")
-            fill(fd, path, source.size, copying, progress)
+            fill(fd, path, source.size, copying, progress, blank=blank)
             written = self.pool.mapper.mapped(device_name(self.pool.lvm.group, draft))
             self._check(draft, deactivate)
             done = attrs.evolve(record, allocated=written)

@@ -75,6 +75,17 @@ def test_words(lab, run, words, found):
     assert run("complete", "--words", "--", *words) == (0, "".join(f"{w}\n" for w in found), "")
 
 
+def test_names_that_are_none_are_not_completed(run, tmp_path, monkeypatch):
+    """Another user's folder may have files of any name; in quotes, a shell runs what is in one."""
+    for name in ("a$(touch pwned)", 'a"; touch pwned "', "a\x1b]0;b\x07", "a\nb", "ab"):
+        (tmp_path / "templates" / f"{name}.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    words = ("create", "x", "-t", '"a')
+    assert run("complete", "--words", "--", *words)[1].split() == ["ab", "alpine"]
+    listed = run("template", "list", "-f", "value", "-c", "name")[1].splitlines()
+    assert [name for name in listed if "b" in name and name < "b"] == ["ab"]
+
+
 def test_a_file_is_left_to_the_shell(run):
     assert run("complete", "--words", "--", "create", "x", "--values", "") == (1, "", "")
 

@@ -1,5 +1,6 @@
 """Clones that somebody saved, paused, renamed or shares disks with, on the reference drivers."""
 
+import json
 import uuid
 
 import attrs
@@ -177,10 +178,27 @@ def test_sizes_are_set_and_kept(lab):
     del lab.machines.machines["web-1"]
     lab.engine.create("web", "t1", count=2)
     assert lab.engine.show("web-1").domain.memory == 96 * MIB
+    again = lab.engine.set("web-1", sizes=Sizes(disk=8 * MIB))
+    assert [result.changed for result in again.results] == [()]
+    assert Sizes(disk=8 * MIB - 1) == Sizes(disk=8 * MIB)  # pools round up: the same request again
     assert "can only grow" in failures(lab.engine.set, "web-1", sizes=Sizes(disk=MIB))["web-1"]
     lab.engine.start("web-1")
     lab.engine.save("web-1")
     assert "is saved" in failures(lab.engine.set, "web-1", sizes=Sizes(disk=9 * MIB))["web-1"]
+
+
+def test_a_size_whose_run_was_killed_is_told_and_noted(lab, monkeypatch):
+    """The disk has its size already: the guest and the record don't know of it."""
+    lab.engine.create("web", "t1", count=1, start=True)
+    (volume,) = lab.pool.disks.values()
+    lab.pool.grow(volume, 8 * MIB)
+    lab.pool.disks = {n: attrs.evolve(v, kind="block") for n, v in lab.pool.disks.items()}
+    told = []
+    monkeypatch.setattr(lab.machines.sizes, "grow_disk", lambda *words: told.append(words[2]))
+    assert lab.engine.set("web", sizes=Sizes(disk=8 * MIB)).ok
+    assert told == [8 * MIB]
+    record = json.loads((lab.engine.host.records / "web-1" / "record.json").read_text())
+    assert record["values"]["disk_size"] == 8 * MIB
 
 
 @pytest.mark.parametrize(

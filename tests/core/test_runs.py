@@ -589,9 +589,18 @@ def test_a_plan_that_was_made_before_there_was_a_state_folder(site, other):
 @pytest.mark.parametrize("mode", [0o777, 0o1777])
 def test_a_state_folder_that_others_can_write_is_refused(site, mode):
     site.engine.create("web", "t1", count=1)
-    site.engine.host.state.chmod(mode)
-    with pytest.raises(InvalidRequest, match="state: not used, since it can be written by other"):
-        site.engine.delete("web")
+    state = site.engine.host.state
+    for folder in (state, state / "identity"):
+        folder.chmod(mode)
+        refused = pytest.raises(InvalidRequest, match="not used, since it can be written by other")
+        with refused as error:
+            site.engine.delete("web")
+        with refused:  # records are believed where clones are only reached, too
+            site.engine.list()
+        checks = [c for c in site.engine.check_host() if c.name == "state folder"]
+        assert [(c.detail, c.status.value) for c in checks] == [(error.value.message, "failed")]
+        folder.chmod(0o755)
+        assert site.engine.list("web")
 
 
 def test_a_lock_that_is_a_link_makes_no_file_elsewhere(site):

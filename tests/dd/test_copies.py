@@ -9,10 +9,12 @@ import attrs
 import pytest
 
 from vmcloner_core.copying import Pace, Target
+from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import HostCommandError, InvalidRequest, WrongState
-from vmcloner_core.model import CloneRequest, Copying
+from vmcloner_core.model import CloneRequest, Copying, Host
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import make_image, no_progress
+from vmcloner_dd.plugin import vmcloner_storage_backend
 from vmcloner_dd.settings import DdSettings
 
 MIB = 1024**2
@@ -225,3 +227,13 @@ def test_progress_is_each_disks_own(driver, origin):
 def test_settings_are_checked():
     with pytest.raises(InvalidRequest, match="must be absolute"):
         DdSettings(path=Path("relative"))
+    with pytest.raises(InvalidRequest, match="only for a dd pool in a folder"):
+        DdSettings(vg="VG01", qemu_user="root")
+
+
+def test_disks_may_belong_to_the_user_that_runs_qemu(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("vmcloner_files.driver.FilesDriver", lambda *words: made.append(words[1]))
+    context = DriverContext(host=Host(name="local", state=tmp_path), name="dd", runner=None)
+    vmcloner_storage_backend().factory(context, DdSettings(path=tmp_path, qemu_user="root"))
+    assert [settings.qemu_user for settings in made] == ["root"]

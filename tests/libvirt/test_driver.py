@@ -640,16 +640,19 @@ FIRMWARE = """<os><type>hvm</type><loader readonly="yes" type="pflash">/x.fd</lo
 <nvram template="/y.fd">{nvram}</nvram></os>"""
 
 
-@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("whose", ["own", "another", "uuid"])
 def test_a_renewed_domain_has_new_firmware_variables(
-    paper: KvmDriver, raw: Any, new_labels: NewLabels, new_spec: NewSpec, own: bool
+    paper: KvmDriver, raw: Any, new_labels: NewLabels, new_spec: NewSpec, whose: str
 ) -> None:
     """libvirt makes them from the template's when they are gone; others' files stay."""
+    own = whose == "own"
     spec = new_spec(new_labels())
-    file = paper.context.host.state / ("web-1_VARS.fd" if own else "all_VARS.fd")
+    xml = paper.render(spec)
+    names = {"own": "web-1_VARS.fd", "another": "all_VARS.fd", "uuid": str(spec.uuid)}
+    file = paper.context.host.state / names[whose]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(b"variables")
-    xml = re.sub("(?s)<os>.*</os>", FIRMWARE.format(nvram=file), paper.render(spec))
+    xml = re.sub("(?s)<os>.*</os>", FIRMWARE.format(nvram=file), xml)
     raw.defineXML(xml)
     (outcome,) = paper.renew({"web-1": {}})
     assert outcome.ok, outcome.error
@@ -681,7 +684,8 @@ def test_a_tpms_state_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     number = "6f5150ea-791c-578e-9d00-56a7a00d08ef"
     tpm = '<tpm model="tpm-crb"><backend type="emulator" version="2.0"/></tpm>'
     root = metadata.parse(f"<domain><uuid>{number}</uuid><devices>{tpm}</devices></domain>")
-    assert list(renewing._state(root, "qemu:///system")) == [tmp_path / number]
+    assert renewing._tpm(root, "qemu:///system") == tmp_path / number
+    assert renewing._tpm(root, "qemu:///session?socket=/run/x") != tmp_path / number
     (tmp_path / number / "tpm2").mkdir(parents=True)
     assert renewing._removed("web-1", tmp_path / number)
     assert not renewing._removed("web-1", tmp_path / number)

@@ -31,6 +31,18 @@ def test_what_is_written_is_the_image(tmp_path, pieces):
     assert seen[-1] == (len(content), len(content))
 
 
+def test_zeros_are_written_where_old_bytes_may_be(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    with source.open("wb") as stream:
+        stream.seek(4096)
+        stream.write(b"data" * 1024)
+        stream.truncate(1024**2)
+    target.write_bytes(b"old!" * (256 * 1024))
+    with source.open("rb") as stream:
+        fill(stream.fileno(), target, 1024**2, AS_IT_COMES, lambda *_: None, blank=False)
+    assert target.read_bytes() == source.read_bytes()
+
+
 def test_qcow2_is_converted_and_nothing_is_left(tmp_path):
     raw, qcow2 = tmp_path / "a.raw", tmp_path / "a.qcow2"
     raw.write_bytes(b"data" * 1024 + bytes(1024**2))

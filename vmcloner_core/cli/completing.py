@@ -187,7 +187,16 @@ def _targets(shell: Shell, current: str) -> Iterable[str]:
 def _templates(shell: Shell, _current: str) -> Iterable[str]:
     from vmcloner_core.catalog import Catalog
 
-    return Catalog(_host(shell).templates).files()
+    return filter(_is_plain, Catalog(_host(shell).templates).files())
+
+
+def _is_plain(name: str) -> bool:
+    """Tell whether a template's name is one: the shell may run what is in another's."""
+    from vmcloner_core.names import check_template
+
+    with contextlib.suppress(VmclonerError):
+        return bool(check_template(name))
+    return False
 
 
 def _backends(shell: Shell, _current: str, kinds: Sequence[str]) -> Iterable[str]:

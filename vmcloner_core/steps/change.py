@@ -26,12 +26,12 @@ class Set(TargetAction):
     past = "changed"
     order = ("check", "grow", "resize")
 
-    def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:
+    def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:  # noqa: ARG002
         """See :meth:`TargetAction.steps`."""
         size = request.sizes
-        grow = size.disk is not None and not (clone.volumes and clone.volumes[0].size == size.disk)
         resize = (size.memory, size.vcpus) != (None, None)
-        return (*(("grow",) if grow else ()), *(("resize",) if resize else ()))
+        # Whatever size the disk has: a killed run may not have told the guest or the record.
+        return (*(("grow",) if size.disk is not None else ()), *(("resize",) if resize else ()))
 
 
 # --- steps --------------------------------------------------------------------------------------
@@ -69,6 +69,8 @@ class GrowDisk(StorageStep):
             )
         hypervisor = host.drivers.hypervisor(work.plan.labels.hypervisor)
         state = hypervisor.states().get(work.name)
+        if state is State.SAVED and size == volume.size:
+            return False
         if state is State.SAVED:
             raise WrongState(
                 f"{work.name} is saved: its memory knows its disk as it is",
