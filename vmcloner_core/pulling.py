@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from vmcloner_core.model import ImageFormat, ImageSource, Outcome, Progress, Tem
 from vmcloner_core.os_errors import translated
 from vmcloner_core.trusted_files import make_folder, read_file
 
+log = logging.getLogger(__name__)
 BLOCK = 1024**2
 MAX_CHECKSUMS = 1024**2
 """Bytes of a file of checksums."""
@@ -106,7 +108,13 @@ def pull(template: Template, progress: Progress, mirror: str | None = None) -> O
         )
         raise InvalidRequest(f"the image of template {name} has no url to pull it from", hint=way)
     folder = _folder(source.url)
-    with locks.hold(cache(), [folder.name]), translated(folder):
+    with translated(cache()):
+        make_folder(cache())  # the locks' own message speaks of the state folder
+
+    def waiting(_lock: str) -> None:
+        log.warning("waiting for another run that pulls %s", source.url)
+
+    with locks.hold(cache(), [folder.name], waiting=waiting), translated(folder):
         wanted = published(source, mirror)
         there = find(source)
         if there is not None and there.checksum == wanted:

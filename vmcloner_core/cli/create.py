@@ -97,7 +97,11 @@ class Create(RunCommand):
         size = self.engine.pull_size(template)
         how_much = f" ({format_size(size)})" if size else ""
         say(missing.message)
-        if input(f"Download it{how_much}? [y/N] ").strip().lower() not in ("y", "yes"):
+        try:
+            answer = input(f"Download it{how_much}? [y/N] ")
+        except EOFError:
+            answer = ""
+        if answer.strip().lower() not in ("y", "yes"):
             raise Interrupted("nothing was made", hint=missing.hint)
         return True
 

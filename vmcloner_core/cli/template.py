@@ -233,8 +233,9 @@ class TemplatePull(_Named, Record):
                     f"pool {origin.pool} has another image of it, which new clones get until: "
                     f"vmcloner template import {name} --storage {origin.pool}",
                 )
+        size = format_size(image.size) if self.for_people(parsed_args) else image.size
         return PULL_COLUMNS, (
-            *(name, image.url, str(image.path), image.size),
+            *(name, image.url, str(image.path), size),
             *(str(image.checksum), image.sha256, outcome.changed),
         )
 
