@@ -299,8 +299,10 @@ def _image_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, 
     given = [key for key in _SOURCES if key in over]
     if any(key not in under or (key == "builder" and under[key] != over[key]) for key in given):
         return dict(over)
-    if any(under[key] != over[key] for key in given):
-        under = {key: value for key, value in under.items() if key != "sha256"}  # of other bytes
+    checks = ("sha256", "checksums")
+    if any(under[key] != over[key] for key in given) or any(key in over for key in checks):
+        # They are of other bytes, or say it in another way.
+        under = {key: value for key, value in under.items() if key not in checks}
     return _laid_over(under, over)
 
 

@@ -85,6 +85,7 @@ if TYPE_CHECKING:
         NetworkInterface,
     )
     from vmcloner_core.model import CloneSpec
+    from vmcloner_core.pulling import PulledImage
     from vmcloner_core.remote import Answer
 
 log = logging.getLogger(__name__)
@@ -411,6 +412,28 @@ class Engine:
         driver = self._host.drivers.storage(storage or self.settings.defaults.storage)
         with self._held([f"template/{name}"]):
             return self._host.images.import_image(template, driver, "", time.monotonic(), copying)
+
+    def pull_template(self, name: str, *, mirror: str | None = None) -> Outcome[PulledImage]:
+        """Download a template's image and check it, unless what is here is still what is published.
+
+        It is kept in the user's cache for all pools. What pools have imported stays as it is, and
+        so do clones.
+
+        :param mirror: a URL that stands for scheme and host of the template's URLs.
+        :raises InvalidRequest: the template's image has no URL, or the checksum doesn't match.
+        :raises HostCommandError: the server doesn't answer or isn't trusted; what came is kept.
+        """
+        return self._host.images.pull(self._host.catalog.template(name), mirror)
+
+    def pull_size(self, name: str) -> int:
+        """Return how many bytes the server says a template's image has, 0 if it doesn't say.
+
+        :raises HostCommandError: the server doesn't answer.
+        """
+        from vmcloner_core.downloads import size
+
+        url = self._host.catalog.template(name).image.url
+        return size(url) if url is not None else 0
 
     def build_image(
         self,

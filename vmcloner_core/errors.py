@@ -68,6 +68,10 @@ class NotFound(VmclonerError):
     exit_code = 4
 
 
+class NotPulled(NotFound):
+    """A template's image was not downloaded yet, and nobody said that it should be."""
+
+
 class Conflict(VmclonerError):
     """A name is taken by something else, which is left unchanged."""
 

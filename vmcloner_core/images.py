@@ -21,7 +21,7 @@ from typing import BinaryIO, Literal
 
 import attrs
 
-from vmcloner_core import qcow2, unpacking
+from vmcloner_core import pulling, qcow2, unpacking
 from vmcloner_core.downloads import fetch
 from vmcloner_core.drivers import ImageBuilder, ImageFile
 from vmcloner_core.errors import InvalidRequest, NotFound
@@ -73,7 +73,11 @@ def obtained(
             return Path(stack.enter_context(made))
 
         source = template.image
-        if source.url is not None:
+        pulling.check(template)
+        there = pulling.find(source)
+        if there is not None:
+            source = there.as_source(source.format)
+        elif source.url is not None:
             source = download(source, folder(), progress)
         yield _plain(source, folder, runner or LocalRunner(), progress)
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import ImageBuilder, ImageFile, StorageDriver
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, VmclonerError
-from vmcloner_core.model import AS_IT_COMES, Copying, Origin, Outcome, Template
+from vmcloner_core.model import AS_IT_COMES, Copying, Origin, Outcome, Progress, Template
 from vmcloner_core.outcomes import checked
 from vmcloner_core.plan import ProgressEvent, StepEvent, StepStatus
 from vmcloner_core.plugins import PluginHost
 
+if TYPE_CHECKING:
+    from vmcloner_core.pulling import PulledImage
+
 log = logging.getLogger(__name__)
-STEP = "import"
-"""The name in events of the step that imports a template's image."""
+STEP, PULL = "import", "pull"
+"""The names in events of the steps that import and download a template's image."""
+T = TypeVar("T")
 
 
 class TemplateImages:
@@ -48,8 +52,12 @@ class TemplateImages:
         """Check a template's image file, if it names one, without reading all of it.
 
         :returns: the image's format, or what it is packed in; empty without a file.
-        :raises NotFound: it doesn't exist. :raises InvalidRequest: it can't be imported.
+        :raises NotFound: it doesn't exist. :raises NotPulled: it is to be pulled first.
+        :raises InvalidRequest: it can't be imported.
         """
+        from vmcloner_core import pulling
+
+        pulling.check(template)
         path = template.image.path
         if path is None:
             return ""
@@ -77,6 +85,39 @@ class TemplateImages:
         :param run: the run that it is part of, empty for a separate import.
         :param started: :func:`time.monotonic` at the run's start, from which events count.
         """
+        from vmcloner_core import images  # most creates find their image in the pool
+
+        def work(progress: Progress) -> Outcome[Origin]:
+            builder, host = self.builder(template), self._drivers.host
+            with images.obtained(template, builder, host, progress) as image:
+                made = checked(
+                    lambda: (pool.import_image(template.name, image, progress, copying),),
+                    [template.name],
+                    self._drivers.backend("storage", pool.name),
+                    Origin,
+                )
+                return next(made)
+
+        return self._told(STEP, template.name, run, started, work)
+
+    def pull(self, template: Template, mirror: str | None = None) -> Outcome[PulledImage]:
+        """Download a template's image, with events; see :func:`vmcloner_core.pulling.pull`."""
+        from vmcloner_core import pulling
+
+        def work(progress: Progress) -> Outcome[PulledImage]:
+            return pulling.pull(template, progress, mirror)
+
+        return self._told(PULL, template.name, "", time.monotonic(), work)
+
+    def _told(
+        self,
+        step: str,
+        template: str,
+        run: str,
+        started: float,
+        work: Callable[[Progress], Outcome[T]],
+    ) -> Outcome[T]:
+        """Do work on a template's image, and tell observers."""
         begun = time.monotonic()
 
         def event(status: StepStatus, error: VmclonerError | None = None) -> None:
@@ -84,8 +125,8 @@ class TemplateImages:
             self._plugins.step_changed(
                 StepEvent(
                     run=run,
-                    clone=template.name,
-                    step=STEP,
+                    clone=template,
+                    step=step,
                     status=status,
                     at=now - started,
                     seconds=now - begun,
@@ -95,22 +136,12 @@ class TemplateImages:
 
         def progress(done: int, total: int) -> None:
             self._plugins.progress(
-                ProgressEvent(run=run, what=f"{STEP} {template.name}", done=done, total=total)
+                ProgressEvent(run=run, what=f"{step} {template}", done=done, total=total)
             )
-
-        from vmcloner_core import images  # most creates find their image in the pool
 
         event(StepStatus.STARTED)
         try:
-            builder, host = self.builder(template), self._drivers.host
-            with images.obtained(template, builder, host, progress) as image:
-                made = checked(
-                    lambda: (pool.import_image(template.name, image, progress, copying),),
-                    [template.name],
-                    self._drivers.backend("storage", pool.name),
-                    Origin,
-                )
-                outcome = next(made)
+            outcome = work(progress)
         except VmclonerError as error:
             event(StepStatus.FAILED, error)
             raise

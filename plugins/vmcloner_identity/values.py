@@ -18,6 +18,7 @@ def identity_values(request: IdentityRequest) -> dict[str, object]:
         "generation": str(identity.generation),
         "user": identity.user,
         "authorized_keys": list(identity.authorized_keys),
+        "host_key": request.host_key,
         "host_key_public": request.host_key_public,
         "interfaces": [{"mac": card.mac, "address": card.address} for card in cards],
         "address": next((card.address for card in cards if card.address), ""),

@@ -75,6 +75,7 @@ def test_every_package_is_there_with_its_files(names):
         "vmcloner_core/templates/debian-12.toml",
         "vmcloner_core/templates/ubuntu-24.04.toml",
         "vmcloner_core/templates/alpine.toml",
+        "vmcloner_core/templates/cloud-image.toml",
     ],
 )
 def test_files_that_are_promised(names, name):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vmcloner_core.cli.base import RunCommand, add_copying, add_sizes, sizes, waiting
+from vmcloner_core.cli.usage import say
+from vmcloner_core.errors import Interrupted, NotPulled
 from vmcloner_core.model import CloneMode
 from vmcloner_core.names import check_fleet
 from vmcloner_core.plan import OnFailure
 from vmcloner_core.request import CreateRequest
+from vmcloner_core.units import format_size
 
 
 class Create(RunCommand):
@@ -56,6 +61,11 @@ class Create(RunCommand):
         )
         add_sizes(parser)
         add_copying(parser)
+        parser.add_argument(
+            "--pull",
+            action="store_true",
+            help="Download the template's image if it isn't here (template pull), without asking.",
+        )
         parser.add_argument("--start", action="store_true", help="Start them.")
         parser.add_argument(
             "--on-failure",
@@ -64,6 +74,36 @@ class Create(RunCommand):
             help="If some fail: keep the others (default), or remove all that this run made.",
         )
         return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
+        """Plan or run, after pulling the template's image if need be; returns columns and rows."""
+        try:
+            return super().take_action(parsed_args)
+        except NotPulled as missing:
+            if parsed_args.dry_run or not (
+                parsed_args.pull or self._may_pull(parsed_args.template, missing)
+            ):
+                raise
+            self.engine.pull_template(parsed_args.template)
+        return super().take_action(parsed_args)
+
+    def _may_pull(self, template: str, missing: NotPulled) -> bool:
+        """Ask whether to pull an image; False if there is nobody to ask.
+
+        :raises Interrupted: the user said no.
+        """
+        if not sys.stdin.isatty():
+            return False
+        size = self.engine.pull_size(template)
+        how_much = f" ({format_size(size)})" if size else ""
+        say(missing.message)
+        try:
+            answer = input(f"Download it{how_much}? [y/N] ")
+        except EOFError:
+            answer = ""
+        if answer.strip().lower() not in ("y", "yes"):
+            raise Interrupted("nothing was made", hint=missing.hint)
+        return True
 
     def request(self, parsed_args: argparse.Namespace) -> CreateRequest:
         """Return the request."""

@@ -53,7 +53,7 @@ class Progress:
     @hookimpl
     def vmcloner_step_changed(self, event: StepEvent) -> None:
         """Advance a step's bar."""
-        if event.step == "import":
+        if event.step in ("import", "pull"):
             self._imported(event)
             return
         if event.status is StepStatus.STARTED or self._bars is None:
@@ -78,7 +78,7 @@ class Progress:
                 console=self._console,
                 transient=True,
             )
-            self._import = self._bytes.add_task(f"import {event.clone}", total=None)
+            self._import = self._bytes.add_task(f"{event.step} {event.clone}", total=None)
             self._bytes.start()
             return
         if self._bytes is not None:

@@ -24,6 +24,7 @@ from vmcloner_core.template_leftovers import TemplateLeftover, named
 from vmcloner_core.units import format_size
 
 LIST_COLUMNS = ("name", "description", "imported", "file", "error")
+PULL_COLUMNS = ("template", "url", "file", "size", "checksum", "sha256", "changed")
 IMPORT_COLUMNS = ("template", "storage", "size", "allocated", "extents", "digest", "changed")
 
 
@@ -90,6 +91,7 @@ class TemplateShow(_Named, Record):
             "memory": template.memory,
             "vcpus": template.vcpus,
             "image": _source(template),
+            "checksums": template.image.checksums,
             "disk_size": template.disk_size,
             "nics": [f"{nic.kind}:{nic.source or ''}".rstrip(":") for nic in template.nics],
             "kernel": str(template.kernel.path)
@@ -194,6 +196,47 @@ class TemplateImport(_Named, Record):
             origin.extents,
             origin.digest,
             outcome.changed,
+        )
+
+
+class TemplatePull(_Named, Record):
+    """Download a template's image from its publisher, and check it.
+
+    Goes on where an earlier download stopped. Downloads again what the publisher has replaced.
+    The image is kept for all pools; what they have imported, and clones, stay as they are.
+    """
+
+    example = "vmcloner template pull debian-13"
+    columns = PULL_COLUMNS
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            "--mirror",
+            metavar="URL",
+            help="Fetch from there: it replaces https://HOST in the template's URLs.",
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
+        """Pull; returns keys and values of the image."""
+        name = parsed_args.template
+        outcome = self.engine.pull_template(name, mirror=parsed_args.mirror)
+        image = outcome.unwrap()
+        what = "downloaded" if outcome.changed else "already here"
+        note(self.app, f"{name}: {format_size(image.size)}, {what}")
+        for origin in self.engine.origins(name):
+            if origin.digest != f"sha256:{image.sha256}":
+                note(
+                    self.app,
+                    f"pool {origin.pool} has another image of it, which new clones get until: "
+                    f"vmcloner template import {name} --storage {origin.pool}",
+                )
+        size = format_size(image.size) if self.for_people(parsed_args) else image.size
+        return PULL_COLUMNS, (
+            *(name, image.url, str(image.path), size),
+            *(str(image.checksum), image.sha256, outcome.changed),
         )
 
 

@@ -24,13 +24,15 @@ class ImageSource:
 
     ``builder`` names an image builder plugin; ``options`` are its options. ``format`` is that of
     the image, unpacked; None for "by its suffix, otherwise raw". ``sha256`` (hexadecimal) is that
-    of the file as it comes, and required with a url.
+    of the file as it comes. ``checksums`` is the https URL of a file in which the publisher lists
+    the image's checksum. A url needs one of these two.
     """
 
     builder: str | None = None
     path: Path | None = None
     url: str | None = None
     sha256: str | None = None
+    checksums: str | None = None
     format: ImageFormat | None = None
     options: Mapping[str, Any] = attrs.field(factory=dict)
 
@@ -43,6 +45,8 @@ class ImageSource:
             )
         if self.options and self.builder is None:
             raise InvalidRequest("image options: only allowed with a builder")
+        if self.checksums is not None:
+            self._check_checksums(self.checksums)
         for key in ("sha256", "format"):
             if self.builder is not None and getattr(self, key) is not None:
                 raise InvalidRequest(f"image {key}: not allowed with a builder")
@@ -50,6 +54,14 @@ class ImageSource:
             raise InvalidRequest(f"image url: not http or https: {self.url!r}")
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
             raise InvalidRequest("image sha256: not 64 hexadecimal digits")
+
+    def _check_checksums(self, url: str) -> None:
+        if self.url is None:
+            raise InvalidRequest("image checksums: only allowed with a url")
+        if self.sha256 is not None:
+            raise InvalidRequest("image needs one of sha256 and checksums, not both")
+        if not re.match(r"https://[^/]", url):
+            raise InvalidRequest(f"image checksums: not https: {url!r}")
 
 
 @attrs.frozen(kw_only=True)
