@@ -53,14 +53,15 @@ class Planning:
 
         self._plugins.load_observers()
         if isinstance(request, CreateRequest):
-            plan = self._plan_create(request, found)
+            plan = self._plan_create(request, found, makes=fleets is not None)
         else:
             plan = self._plan_targets(request, found, fleets)
         check_backends(self._host, plan)
         self._plugins.preflight(plan)
         return plan
 
-    def _plan_create(self, request: CreateRequest, found: Survey) -> Plan:
+    def _plan_create(self, request: CreateRequest, found: Survey, *, makes: bool) -> Plan:
+        from vmcloner_core import own_key
         from vmcloner_core.planner import plan_create
 
         host, checks = self._host, self.checks
@@ -72,6 +73,10 @@ class Planning:
         checks.pairing(template, hypervisor)
         self._check_seen(request, found, storage_name, hypervisor_name)
         facts = self._facts(request, template, found, storage, hypervisor)
+        if facts.seeds and template.identity.authorized_keys != ():
+            own = own_key.made_key() if makes else own_key.public_key()
+            keys = (*facts.authorized_keys, *((own,) if own is not None else ()))
+            facts = attrs.evolve(facts, authorized_keys=tuple(dict.fromkeys(keys)))
         plan = plan_create(request, template, facts, Birth.now())
         if plan.import_image:
             host.images.check(template)
@@ -116,7 +121,7 @@ class Planning:
         mode = request.mode or storage.default_mode
         if mode not in storage.modes:
             raise InvalidRequest(f"pool {storage.name!r} can't make {mode.value} clones")
-        identity, identifier = self._host.drivers.identity(template.identity.provider)
+        _, identifier = self._host.drivers.identity(template.identity.provider)
         seeds = identifier.seeds
         wanted = hypervisor.networks if any(n.network for n in template.nics) else None
         ask = self._host.drivers.ask
@@ -142,7 +147,6 @@ class Planning:
             need=functools.partial(self._need, storage),
             seeds=seeds,
             authorized_keys=authorized_keys(template) if seeds else (),
-            lets_in=seeds and not identity.cmdline,
             networks=networks,
             mac=self._plugins.clone_mac,
             mac_prefix=hypervisor.mac_prefix,
