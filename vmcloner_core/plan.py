@@ -30,6 +30,12 @@ from vmcloner_core.units import MAX_SIZE
 MAX_VCPUS = 4096
 
 
+DEFAULT_TIMEOUT = 300.0
+"""Seconds to wait for a clone where nothing else is asked for."""
+EMULATED = 4
+"""How many times as long a clone is waited for by default where guests are emulated."""
+
+
 class OnFailure(enum.Enum):
     """What to do with the clones that a run made if some of its clones fail."""
 
@@ -52,20 +58,22 @@ class Readiness:
 
     :param kind: one of :data:`READINESS`. :param argument: a port, or a console's REGEX with
         placeholders like ``{{ name }}`` for the clone's own values.
-    :param timeout: seconds for each clone, from the start of its wait.
+    :param timeout: seconds for each clone, from the start of its wait; None for the default:
+        :data:`DEFAULT_TIMEOUT`, where guests are emulated :data:`EMULATED` times that.
     """
 
     kind: str = "running"
     argument: str = ""
-    timeout: float = 300.0
+    timeout: float | None = None
 
     @classmethod
-    def parse(cls, text: str, *, timeout: float = 300.0) -> Readiness:
+    def parse(cls, text: str, *, timeout: float | None = None) -> Readiness:
         """Parse ``running``, ``ip``, ``port:N``, ``ssh``, ``agent`` or ``console:REGEX``.
 
         :raises InvalidRequest: it is none of them, or N or REGEX is invalid.
         """
-        check_timeout(timeout)
+        if timeout is not None:
+            check_timeout(timeout)
         kind, colon, argument = text.partition(":")
         if kind not in READINESS or bool(argument) != READINESS[kind] or (colon and not argument):
             raise InvalidRequest(
@@ -79,6 +87,16 @@ class Readiness:
         if kind == "console":
             _check_pattern(text, argument)
         return cls(kind=kind, argument=argument, timeout=timeout)
+
+    def limited(self, *, emulated: bool) -> Readiness:
+        """Return it with a time limit: its own, or the default for guests on a host."""
+        default = DEFAULT_TIMEOUT * (EMULATED if emulated else 1)
+        return self if self.timeout is not None else attrs.evolve(self, timeout=default)
+
+    @property
+    def seconds(self) -> float:
+        """The time limit; :data:`DEFAULT_TIMEOUT` if there is none yet."""
+        return DEFAULT_TIMEOUT if self.timeout is None else self.timeout
 
     @property
     def placeholders(self) -> bool:

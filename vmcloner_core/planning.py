@@ -16,7 +16,7 @@ from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import Capacity, Clone, CloneRequest, HostResources, Needs, Template
 from vmcloner_core.names import split_clone
 from vmcloner_core.outcomes import guarded
-from vmcloner_core.plan import Plan
+from vmcloner_core.plan import ClonePlan, Plan
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.preflight import check_memory
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
@@ -56,9 +56,25 @@ class Planning:
             plan = self._plan_create(request, found, makes=fleets is not None)
         else:
             plan = self._plan_targets(request, found, fleets)
+        plan = self._with_limits(plan)
         check_backends(self._host, plan)
         self._plugins.preflight(plan)
         return plan
+
+    def _with_limits(self, plan: Plan) -> Plan:
+        """Return a plan with the time limits of its waits, which depend on the host."""
+        unlimited = [c for c in plan.clones if "wait" in c.steps and c.wait.timeout is None]
+        ask = self._host.drivers.ask
+        emulated = {
+            name: ask("hypervisor", name, lambda d: d.resources(), HostResources).emulated
+            for name in {clone.labels.hypervisor for clone in unlimited}
+        }
+
+        def limited(clone: ClonePlan) -> ClonePlan:
+            wait = clone.wait.limited(emulated=emulated.get(clone.labels.hypervisor, False))
+            return attrs.evolve(clone, wait=wait)
+
+        return attrs.evolve(plan, clones=tuple(map(limited, plan.clones)))
 
     def _plan_create(self, request: CreateRequest, found: Survey, *, makes: bool) -> Plan:
         from vmcloner_core import own_key

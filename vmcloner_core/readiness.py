@@ -468,7 +468,7 @@ def watch(
             now = time.monotonic()
             for clone in arrived:
                 condition = CONDITIONS[clone.readiness.kind](clone)
-                waiting[clone.name] = _Watched(clone, condition, now + clone.readiness.timeout)
+                waiting[clone.name] = _Watched(clone, condition, now + clone.readiness.seconds)
             if arrived:
                 sight.forget()
             sight.look(watched.clone for watched in waiting.values())
@@ -552,7 +552,7 @@ def _look(watched: _Watched, sight: Sight) -> Outcome[None] | None:
     if sight.now <= watched.deadline:
         return None
     lacks = f": {condition.lacks}" if condition.lacks else ""
-    limit = format_seconds(clone.readiness.timeout)
+    limit = format_seconds(clone.readiness.seconds)
     return Outcome(
         key=clone.name,
         error=DeadlineExceeded(

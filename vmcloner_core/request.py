@@ -50,8 +50,9 @@ def _jobs(_instance: object, _attribute: object, value: int | None) -> None:
         check_jobs(value)
 
 
-def _seconds(_instance: object, _attribute: object, value: float) -> None:
-    check_timeout(value)
+def _seconds(_instance: object, _attribute: object, value: float | None) -> None:
+    if value is not None:
+        check_timeout(value)
 
 
 @attrs.frozen(kw_only=True)
@@ -65,7 +66,7 @@ class CreateRequest:
     :param mode: None for linked clones, or full ones in a pool without linked ones.
     :param start: start them. :param wait: wait for this after starting (implies ``start``).
     :param ready: wait for the template's readiness (implies ``start``).
-    :param timeout: seconds to wait for each clone.
+    :param timeout: seconds to wait for each clone, None for :class:`Readiness`'s default.
     :param min_ready: how many of them must get ready for the run to succeed.
     :param values: clones' own values by index, as :func:`~vmcloner_core.values_file.read_values`
         returns them: ``memory``, ``vcpus``, ``hostname``, ``machine_id`` and ``address`` override
@@ -86,7 +87,7 @@ class CreateRequest:
     start: bool = False
     ready: bool = False
     wait: Readiness | None = None
-    timeout: float = attrs.field(default=300.0, validator=_seconds)
+    timeout: float | None = attrs.field(default=None, validator=_seconds)
     min_ready: Quota = ALL
     on_failure: OnFailure = OnFailure.KEEP
     values: Mapping[int, Mapping[str, str | int]] = attrs.field(factory=dict)
@@ -124,7 +125,8 @@ class TargetRequest:
     :param kill: stop at once instead of asking the guests to shut down.
     :param shutdown_timeout: seconds for the guests to shut down.
     :param wait: what to wait for (start, restart, reset, wait).
-    :param ready: wait for the readiness of each clone's template; ``timeout`` in seconds.
+    :param ready: wait for the readiness of each clone's template; ``timeout`` in seconds, None for
+        :class:`Readiness`'s default.
     :param min_ready: how many of them must get ready for the run to succeed.
     :param missing_ok: whether a delete succeeds although a target names no clone. If it doesn't,
         the others are deleted all the same.
@@ -140,7 +142,7 @@ class TargetRequest:
     shutdown_timeout: float = 60.0
     wait: Readiness | None = None
     ready: bool = False
-    timeout: float = attrs.field(default=300.0, validator=_seconds)
+    timeout: float | None = attrs.field(default=None, validator=_seconds)
     min_ready: Quota = ALL
     missing_ok: bool = True
     jobs: int | None = attrs.field(default=None, validator=_jobs)

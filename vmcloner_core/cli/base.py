@@ -16,7 +16,16 @@ from cliff.show import ShowOne
 from vmcloner_core.cli.formats import PlainTable
 from vmcloner_core.cli.usage import printable, refuse, say
 from vmcloner_core.errors import Interrupted, UsageError, VmclonerError, did_you_mean, said
-from vmcloner_core.plan import CloneResult, Plan, Quota, Readiness, RunResult, Sizes
+from vmcloner_core.plan import (
+    DEFAULT_TIMEOUT,
+    EMULATED,
+    CloneResult,
+    Plan,
+    Quota,
+    Readiness,
+    RunResult,
+    Sizes,
+)
 from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import Request, check_aim
 from vmcloner_core.units import counted, format_seconds, format_size, parse_size
@@ -24,8 +33,6 @@ from vmcloner_core.units import counted, format_seconds, format_size, parse_size
 if TYPE_CHECKING:
     from vmcloner_core.cli.app import Shell
     from vmcloner_core.engine import Engine
-
-DEFAULT_TIMEOUT = 300.0
 
 
 class Base(Command):
@@ -323,6 +330,9 @@ def tell_needs(plan: Plan) -> None:
         parts.append(f"{format_size(plan.space)} of space")
     if plan.memory:
         parts.append(f"{format_size(plan.memory)} of memory")
+    waits = [clone.wait.seconds for clone in plan.clones if "wait" in clone.steps]
+    if waits:
+        parts.append(f"waits up to {format_seconds(max(waits))} for each")
     for line in ("; ".join(parts), *plan.warnings):
         say(line)
 
@@ -419,9 +429,9 @@ def add_readiness(parser: argparse.ArgumentParser, more: str = "") -> None:
     parser.add_argument(
         "--timeout",
         type=float,
-        default=DEFAULT_TIMEOUT,
         metavar="S",
-        help=f"Seconds to wait for each (default {DEFAULT_TIMEOUT:.0f}).",
+        help=f"Seconds to wait for each (default {DEFAULT_TIMEOUT:.0f}; where guests are "
+        f"emulated, {EMULATED} times as long).",
     )
 
 
