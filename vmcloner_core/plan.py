@@ -68,7 +68,8 @@ class Readiness:
 
     @classmethod
     def parse(cls, text: str, *, timeout: float | None = None) -> Readiness:
-        """Parse ``running``, ``ip``, ``port:N``, ``ssh``, ``agent`` or ``console:REGEX``.
+        """Parse ``running``, ``ip``, ``port:N``, ``ssh``, ``cloud-init``, ``agent`` or
+        ``console:REGEX``.
 
         :raises InvalidRequest: it is none of them, or N or REGEX is invalid.
         """
@@ -78,7 +79,7 @@ class Readiness:
         if kind not in READINESS or bool(argument) != READINESS[kind] or (colon and not argument):
             raise InvalidRequest(
                 f"can't wait for {text!r}",
-                hint="use running, ip, port:N, ssh, agent or console:REGEX",
+                hint="use running, ip, port:N, ssh, cloud-init, agent or console:REGEX",
             )
         if kind == "port" and not (
             re.fullmatch("[0-9]{1,5}", argument) and 0 < int(argument) < 2**16
@@ -112,6 +113,7 @@ READINESS = {
     "ip": False,
     "port": True,
     "ssh": False,
+    "cloud-init": False,
     "agent": False,
     "console": True,
 }

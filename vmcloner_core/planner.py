@@ -154,7 +154,7 @@ def _wait(request: CreateRequest, template: Template) -> Readiness | None:
     """Return what to wait for after starting a clone of a template, if the request asks for it."""
     if request.wait is not None or not request.ready:
         return request.wait
-    return Readiness.parse(template.ready, timeout=request.timeout)
+    return Readiness.parse(template.readiness, timeout=request.timeout)
 
 
 def _made_of(found: Clone | None, records: Mapping[str, Record]) -> Template | None:

@@ -418,8 +418,8 @@ def add_readiness(parser: argparse.ArgumentParser, more: str = "") -> None:
         "--for",
         dest="readiness",
         metavar="WHAT",
-        help="running, ip, port:N, ssh (login succeeds), agent (the guest agent reports), or "
-        f"console:REGEX where {{{{ name }}}} is the clone's name{more}.",
+        help="running, ip, port:N, ssh (login succeeds), cloud-init (it has finished), agent (the "
+        f"guest agent reports), or console:REGEX where {{{{ name }}}} is the clone's name{more}.",
     )
     parser.add_argument(
         "--min-ready",
