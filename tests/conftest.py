@@ -84,6 +84,8 @@ def lab(tmp_path, monkeypatch):
         [defaults]
         hypervisor = "reference"
         storage = "reference"
+        [limits]
+        boot_jobs = 256
         [hosts.local]
         state = "{tmp_path}/state"
         """

@@ -28,6 +28,10 @@ from vmcloner_core.model import (
 from vmcloner_core.units import MAX_SIZE
 
 MAX_VCPUS = 4096
+MAX_JOBS = 256
+"""Of anything that is done at once."""
+AUTO = "auto"
+"""As many guests boot at once as the host can carry."""
 
 
 DEFAULT_TIMEOUT = 300.0
@@ -50,6 +54,15 @@ def check_timeout(seconds: float) -> None:
     """
     if not 0 < seconds < math.inf:
         raise InvalidRequest(f"timeout must be positive, not {seconds:g}")
+
+
+def check_boot_jobs(value: int | str) -> None:
+    """Check how many guests are to boot at once.
+
+    :raises InvalidRequest: it is neither :data:`AUTO` nor a number in range.
+    """
+    if value != AUTO and not (isinstance(value, int) and 1 <= value <= MAX_JOBS):
+        raise InvalidRequest(f"boot jobs must be {AUTO} or 1 to {MAX_JOBS}, not {value!r}")
 
 
 @attrs.frozen(kw_only=True)
@@ -244,6 +257,7 @@ class Plan:
     :param shutdown_timeout: seconds for a graceful shutdown, 0 to destroy at once.
     :param sizes: what a ``set`` changes.
     :param jobs: upper bound for concurrent calls, None for what each driver allows.
+    :param boot_jobs: how many guests may boot at once, None for what the host can carry.
     """
 
     action: str
@@ -264,6 +278,7 @@ class Plan:
     shutdown_timeout: float = 60.0
     sizes: Sizes = NO_SIZES
     jobs: int | None = None
+    boot_jobs: int | None = None
     space: int = 0
     memory: int = 0
     warnings: tuple[str, ...] = ()

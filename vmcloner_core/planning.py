@@ -56,7 +56,9 @@ class Planning:
             plan = self._plan_create(request, found, makes=fleets is not None)
         else:
             plan = self._plan_targets(request, found, fleets)
+        boots = request.boot_jobs or self._settings.limits.boot_jobs
         plan = self._with_limits(plan)
+        plan = attrs.evolve(plan, boot_jobs=boots if isinstance(boots, int) else None)
         check_backends(self._host, plan)
         self._plugins.preflight(plan)
         return plan

@@ -248,6 +248,12 @@ class RunCommand(Table):
                 help="Wait until each is ready, as the template or --for says.",
             )
             add_readiness(parser, more="; implies --wait")
+            parser.add_argument(
+                "--boot-jobs",
+                type=_boot_jobs,
+                metavar="N",
+                help="At most N guests boot at once, or auto: as many as the host can carry.",
+            )
         return parser
 
     def request(self, parsed_args: argparse.Namespace) -> Request:
@@ -405,6 +411,7 @@ def waiting(parsed_args: argparse.Namespace) -> dict[str, Any]:
     if parsed_args.readiness is not None:
         wait = Readiness.parse(parsed_args.readiness, timeout=parsed_args.timeout)
     fields = {"ready": parsed_args.wait, "wait": wait, "timeout": parsed_args.timeout}
+    fields["boot_jobs"] = getattr(parsed_args, "boot_jobs", None)
     if parsed_args.min_ready is not None:
         fields["min_ready"] = Quota.parse(parsed_args.min_ready)
         if not (parsed_args.wait or wait):
@@ -462,6 +469,11 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
 def sizes(parsed_args: argparse.Namespace) -> Sizes:
     """Return what :func:`add_sizes` was given."""
     return Sizes(memory=parsed_args.memory, vcpus=parsed_args.vcpus, disk=parsed_args.disk_size)
+
+
+def _boot_jobs(text: str) -> int | str:
+    """Return the argument of ``--boot-jobs``; the request checks it."""
+    return int(text) if text.isdecimal() else text
 
 
 def _size(text: str) -> int:

@@ -197,8 +197,8 @@ class Template:
     :param boot: name of a boot provider.
     :param values: additional placeholders; their values may contain placeholders themselves.
     :param ready: what ``--wait`` waits for: ``running``, ``ip``, ``port:N``, ``ssh``,
-        ``cloud-init``, ``agent`` or ``console:REGEX``, where ``{{ name }}`` stands for the clone's name. See
-        :attr:`readiness`.
+        ``cloud-init``, ``agent`` or ``console:REGEX``, where ``{{ name }}`` stands for the clone's
+        name. See :attr:`readiness`.
     :param folder: what the template's relative paths are relative to: the folder of its file, or
         the folder that an image builder filled.
     :param origin_file: the TOML file that the template was read from.
