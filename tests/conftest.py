@@ -77,12 +77,15 @@ def forget_templates(state: Path) -> None:
 def lab(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VMCLONER_CONFIG", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     config = tmp_path / "vmcloner.toml"
     config.write_text(
         f"""
         [defaults]
         hypervisor = "reference"
         storage = "reference"
+        [limits]
+        boot_jobs = 256
         [hosts.local]
         state = "{tmp_path}/state"
         """

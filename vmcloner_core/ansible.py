@@ -36,6 +36,7 @@ def _variables(labels: Labels, access: Access) -> dict[str, object]:
         for key, value in ssh.options(access).items()
         if key not in _OWN
     ]
+    options += [f"-o {shlex.quote(f'IdentityFile={file}')}" for file in ssh.identities(access)]
     values: dict[str, object] = {
         "ansible_host": access.address,
         "ansible_port": access.port,

@@ -255,7 +255,10 @@ class LocalHost:
         """Return how to reach a clone at an address; see :func:`ssh_access.access`."""
         template = self.made_of(labels)
         known_hosts = self.records.known_hosts(labels.clone)
-        return ssh_access.access(template, labels, address, known_hosts)
+        record = self.records.find(labels.clone)
+        identity = record.identity if record is not None else None
+        keys = identity.authorized_keys if identity is not None else ()
+        return ssh_access.access(template, labels, address, known_hosts, keys)
 
     def reach(self, clone: Clone) -> Outcome[Access]:
         """Return how to reach a clone as it is now, or why it can't be reached."""

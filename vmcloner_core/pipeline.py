@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
+from vmcloner_core.admission import Gate
 from vmcloner_core.drivers import Lane
 from vmcloner_core.errors import Interrupted, VmclonerError, said
 from vmcloner_core.model import Outcome, Volume
@@ -88,6 +89,7 @@ def _one(_work: Work) -> int:
 class Stage:
     """A step of one driver: what it calls, with how many members, and how many calls at once.
 
+    :param gate: decides when a work that waits for it may begin.
     :param members: returns how many members of the driver's call a work counts as.
     :param patience: seconds without a sign of life after which a call is taken to hang.
     :param sign: returns when there was one other than an outcome, as :func:`time.monotonic`.
@@ -97,10 +99,15 @@ class Stage:
     step: str
     call: Call
     lane: Lane
+    gate: Gate = attrs.field(factory=Gate)
     members: Callable[[Work], int] = _one
     patience: float = math.inf
     sign: Callable[[], float] = lambda: 0.0
     backend: Backend = attrs.field(factory=lambda: Backend("the driver"))
+
+
+ADMITTING = 0.1
+"""Seconds between two looks at a gate that admits nothing."""
 
 
 class _Calling:
@@ -162,8 +169,8 @@ class _Line:
     def take(self) -> list[Work]:
         """Wait for a work, then return as many as fit in one call; none once closed."""
         with self._changed:
-            while not self._works and not self._closed:
-                self._changed.wait()
+            while not self._closed and not (self._works and self._admits(self._works[0])):
+                self._changed.wait(ADMITTING if self._works else None)
             return self._batch()
 
     def emptied(self) -> list[Work]:
@@ -179,10 +186,15 @@ class _Line:
         with self._changed:
             return self._batch()
 
+    def _admits(self, work: Work) -> bool:
+        return self.stage.gate.admit(work.name)
+
     def _batch(self) -> list[Work]:
         batch: list[Work] = []
         room = self.stage.lane.batch
         while self._works and (not batch or self.stage.members(self._works[0]) <= room):
+            if not self._admits(self._works[0]):
+                break
             room -= self.stage.members(self._works[0])
             batch.append(self._works.popleft())
         return batch
@@ -327,6 +339,8 @@ class Pipeline:
             self._end(work)
 
     def _end(self, work: Work) -> None:
+        for stage in work.route:
+            stage.gate.left(work.name, failed=work.error is not None)
         with self._lock:
             work.ended = True
             self._left -= 1

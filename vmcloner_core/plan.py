@@ -29,6 +29,16 @@ from vmcloner_core.qcow2 import SECTOR
 from vmcloner_core.units import MAX_SIZE
 
 MAX_VCPUS = 4096
+MAX_JOBS = 256
+"""Of anything that is done at once."""
+AUTO = "auto"
+"""As many guests boot at once as the host can carry."""
+
+
+DEFAULT_TIMEOUT = 300.0
+"""Seconds to wait for a clone where nothing else is asked for."""
+EMULATED = 4
+"""How many times as long a clone is waited for by default where guests are emulated."""
 
 
 class OnFailure(enum.Enum):
@@ -47,31 +57,43 @@ def check_timeout(seconds: float) -> None:
         raise InvalidRequest(f"timeout must be positive, not {seconds:g}")
 
 
+def check_boot_jobs(value: int | str) -> None:
+    """Check how many guests are to boot at once.
+
+    :raises InvalidRequest: it is neither :data:`AUTO` nor a number in range.
+    """
+    if value != AUTO and not (isinstance(value, int) and 1 <= value <= MAX_JOBS):
+        raise InvalidRequest(f"boot jobs must be {AUTO} or 1 to {MAX_JOBS}, not {value!r}")
+
+
 @attrs.frozen(kw_only=True)
 class Readiness:
     """What to wait for.
 
     :param kind: one of :data:`READINESS`. :param argument: a port, or a console's REGEX with
         placeholders like ``{{ name }}`` for the clone's own values.
-    :param timeout: seconds for each clone, from the start of its wait.
+    :param timeout: seconds for each clone, from the start of its wait; None for the default:
+        :data:`DEFAULT_TIMEOUT`, where guests are emulated :data:`EMULATED` times that.
     """
 
     kind: str = "running"
     argument: str = ""
-    timeout: float = 300.0
+    timeout: float | None = None
 
     @classmethod
-    def parse(cls, text: str, *, timeout: float = 300.0) -> Readiness:
-        """Parse ``running``, ``ip``, ``port:N``, ``ssh``, ``agent`` or ``console:REGEX``.
+    def parse(cls, text: str, *, timeout: float | None = None) -> Readiness:
+        """Parse ``running``, ``ip``, ``port:N``, ``ssh``, ``cloud-init``, ``agent`` or
+        ``console:REGEX``.
 
         :raises InvalidRequest: it is none of them, or N or REGEX is invalid.
         """
-        check_timeout(timeout)
+        if timeout is not None:
+            check_timeout(timeout)
         kind, colon, argument = text.partition(":")
         if kind not in READINESS or bool(argument) != READINESS[kind] or (colon and not argument):
             raise InvalidRequest(
                 f"can't wait for {text!r}",
-                hint="use running, ip, port:N, ssh, agent or console:REGEX",
+                hint="use running, ip, port:N, ssh, cloud-init, agent or console:REGEX",
             )
         if kind == "port" and not (
             re.fullmatch("[0-9]{1,5}", argument) and 0 < int(argument) < 2**16
@@ -80,6 +102,16 @@ class Readiness:
         if kind == "console":
             _check_pattern(text, argument)
         return cls(kind=kind, argument=argument, timeout=timeout)
+
+    def limited(self, *, emulated: bool) -> Readiness:
+        """Return it with a time limit: its own, or the default for guests on a host."""
+        default = DEFAULT_TIMEOUT * (EMULATED if emulated else 1)
+        return self if self.timeout is not None else attrs.evolve(self, timeout=default)
+
+    @property
+    def seconds(self) -> float:
+        """The time limit; :data:`DEFAULT_TIMEOUT` if there is none yet."""
+        return DEFAULT_TIMEOUT if self.timeout is None else self.timeout
 
     @property
     def placeholders(self) -> bool:
@@ -95,6 +127,7 @@ READINESS = {
     "ip": False,
     "port": True,
     "ssh": False,
+    "cloud-init": False,
     "agent": False,
     "console": True,
 }
@@ -234,6 +267,7 @@ class Plan:
     :param shutdown_timeout: seconds for a graceful shutdown, 0 to destroy at once.
     :param sizes: what a ``set`` changes.
     :param jobs: upper bound for concurrent calls, None for what each driver allows.
+    :param boot_jobs: how many guests may boot at once, None for what the host can carry.
     """
 
     action: str
@@ -254,6 +288,7 @@ class Plan:
     shutdown_timeout: float = 60.0
     sizes: Sizes = NO_SIZES
     jobs: int | None = None
+    boot_jobs: int | None = None
     space: int = 0
     memory: int = 0
     warnings: tuple[str, ...] = ()

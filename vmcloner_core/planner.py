@@ -58,7 +58,6 @@ class Facts:
     :param need: bytes that a number of volumes like the one requested take.
     :param seeds: whether the template's identity provider makes seeds.
     :param authorized_keys: public keys that may log in to the clones.
-    :param lets_in: whether the identity provider installs these keys itself.
     :param networks: the host's, None if the hypervisor doesn't know them.
     :param mac: a policy's address for (labels, card, attempt), or None for the default.
     :param mac_prefix: the hypervisor's, for the default.
@@ -84,7 +83,6 @@ class Facts:
     need: Callable[[CloneRequest, int], int]
     seeds: bool = False
     authorized_keys: tuple[str, ...] = ()
-    lets_in: bool = False
     networks: tuple[Network, ...] | None = None
     mac: Callable[[Labels, int, int], str | None] = lambda _labels, _nic, _attempt: None
     mac_prefix: str = "52:54:00"
@@ -156,7 +154,7 @@ def _wait(request: CreateRequest, template: Template) -> Readiness | None:
     """Return what to wait for after starting a clone of a template, if the request asks for it."""
     if request.wait is not None or not request.ready:
         return request.wait
-    return Readiness.parse(template.ready, timeout=request.timeout)
+    return Readiness.parse(template.readiness, timeout=request.timeout)
 
 
 def _made_of(found: Clone | None, records: Mapping[str, Record]) -> Template | None:
@@ -514,19 +512,5 @@ def _with_needs(plan: Plan, facts: Facts) -> Plan:
             *plan.warnings,
             *(f"pool {plan.storage}: {w}" for w in facts.capacity.warnings if making),
             *needs.warnings,
-            *_lockout(plan, facts),
         ),
-    )
-
-
-def _lockout(plan: Plan, facts: Facts) -> tuple[str, ...]:
-    """Return a warning if no key can log in to the clones and the template doesn't ask for that."""
-    template = plan.template
-    if template is None or not facts.lets_in or template.identity.authorized_keys is not None:
-        return ()
-    if facts.authorized_keys or not any("define" in clone.steps for clone in plan.clones):
-        return ()
-    return (
-        "you can't log in to the clones: there is no ~/.ssh/id_*.pub (make a key with ssh-keygen, "
-        f"or set identity.authorized_keys in template {template.name})",
     )

@@ -16,7 +16,7 @@ from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import Capacity, Clone, CloneRequest, HostResources, Needs, Template
 from vmcloner_core.names import split_clone
 from vmcloner_core.outcomes import guarded
-from vmcloner_core.plan import Plan
+from vmcloner_core.plan import ClonePlan, Plan
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.preflight import check_memory
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
@@ -53,14 +53,33 @@ class Planning:
 
         self._plugins.load_observers()
         if isinstance(request, CreateRequest):
-            plan = self._plan_create(request, found)
+            plan = self._plan_create(request, found, makes=fleets is not None)
         else:
             plan = self._plan_targets(request, found, fleets)
+        boots = request.boot_jobs or self._settings.limits.boot_jobs
+        plan = self._with_limits(plan)
+        plan = attrs.evolve(plan, boot_jobs=boots if isinstance(boots, int) else None)
         check_backends(self._host, plan)
         self._plugins.preflight(plan)
         return plan
 
-    def _plan_create(self, request: CreateRequest, found: Survey) -> Plan:
+    def _with_limits(self, plan: Plan) -> Plan:
+        """Return a plan with the time limits of its waits, which depend on the host."""
+        unlimited = [c for c in plan.clones if "wait" in c.steps and c.wait.timeout is None]
+        ask = self._host.drivers.ask
+        emulated = {
+            name: ask("hypervisor", name, lambda d: d.resources(), HostResources).emulated
+            for name in {clone.labels.hypervisor for clone in unlimited}
+        }
+
+        def limited(clone: ClonePlan) -> ClonePlan:
+            wait = clone.wait.limited(emulated=emulated.get(clone.labels.hypervisor, False))
+            return attrs.evolve(clone, wait=wait)
+
+        return attrs.evolve(plan, clones=tuple(map(limited, plan.clones)))
+
+    def _plan_create(self, request: CreateRequest, found: Survey, *, makes: bool) -> Plan:
+        from vmcloner_core import own_key
         from vmcloner_core.planner import plan_create
 
         host, checks = self._host, self.checks
@@ -72,6 +91,10 @@ class Planning:
         checks.pairing(template, hypervisor)
         self._check_seen(request, found, storage_name, hypervisor_name)
         facts = self._facts(request, template, found, storage, hypervisor)
+        if facts.seeds and template.identity.authorized_keys != ():
+            own = own_key.made_key() if makes else own_key.public_key()
+            keys = (*facts.authorized_keys, *((own,) if own is not None else ()))
+            facts = attrs.evolve(facts, authorized_keys=tuple(dict.fromkeys(keys)))
         plan = plan_create(request, template, facts, Birth.now())
         if plan.import_image:
             host.images.check(template)
@@ -116,7 +139,7 @@ class Planning:
         mode = request.mode or storage.default_mode
         if mode not in storage.modes:
             raise InvalidRequest(f"pool {storage.name!r} can't make {mode.value} clones")
-        identity, identifier = self._host.drivers.identity(template.identity.provider)
+        _, identifier = self._host.drivers.identity(template.identity.provider)
         seeds = identifier.seeds
         wanted = hypervisor.networks if any(n.network for n in template.nics) else None
         ask = self._host.drivers.ask
@@ -142,7 +165,6 @@ class Planning:
             need=functools.partial(self._need, storage),
             seeds=seeds,
             authorized_keys=authorized_keys(template) if seeds else (),
-            lets_in=seeds and not identity.cmdline,
             networks=networks,
             mac=self._plugins.clone_mac,
             mac_prefix=hypervisor.mac_prefix,

@@ -238,10 +238,15 @@ class Port(Addressed):
 class Ssh(Port):
     """Its user can log in by ssh, and it has its own host key."""
 
+    command = "true"
+    """What is run in the guest, and succeeds once it is ready."""
+
     def __init__(self, clone: Awaited) -> None:
         super().__init__(clone)
         self._access: Access | None = None
         self._limit = LOGIN_TIMEOUT
+        self._answer = ""
+        """What the last login was answered."""
         self._login: _Login | None = None
 
     def met(self, sight: Sight) -> bool:
@@ -257,11 +262,12 @@ class Ssh(Port):
             access = self._access = self.clone.access(address)
         if self.open(address, access.port, sight):
             try:
-                self._login, self._sight = _Login(access, sight.now, self._limit), sight
+                login = _Login(access, sight.now, self._limit, self.command)
+                self._login, self._sight = login, sight
             except OSError as error:
                 self.lacks = f"ssh login: {error.strerror}"
                 return False
-            self.lacks = "no answer to the ssh login"
+            self.lacks = self._answer or "no answer to the ssh login"
             sight.logins += 1
         return False
 
@@ -271,7 +277,7 @@ class Ssh(Port):
             return False
         if login.late:
             self._limit *= 2
-        self.lacks = answer
+        self.lacks = self._answer = answer
         self.close()
         return not answer
 
@@ -307,11 +313,53 @@ class Console(Condition):
         return any(self._pattern.search(line[:MAX_LINE]) for line in (*lines, self._tail))
 
 
+class CloudInit(Condition):
+    """Its cloud-init has finished: its console says so, or its result file is there."""
+
+    PATTERN = r"Cloud-init v\. \S{1,80} finished at "
+
+    def __init__(self, clone: Awaited) -> None:
+        super().__init__(clone)
+        readiness = attrs.evolve(clone.readiness, argument=self.PATTERN)
+        self._console = Console(attrs.evolve(clone, readiness=readiness))
+        self._ssh = _CloudInitResult(clone)
+
+    def met(self, sight: Sight) -> bool:
+        """See :meth:`Condition.met`."""
+        has_console = self.clone.driver.consoles is not None
+        if has_console and self._console.met(sight):
+            return True
+        try:
+            done = self.clone.access is not None and self._ssh.met(sight)
+        except VmclonerError as error:  # without a known host key, only its console tells
+            if not has_console:
+                raise
+            self.lacks = error.message
+            return False
+        self.lacks = self._ssh.lacks
+        return done
+
+    def close(self) -> None:
+        """See :meth:`Condition.close`."""
+        self._ssh.close()
+
+
+class _CloudInitResult(Ssh):
+    """The file that cloud-init writes at its end, on a file system that is empty at each boot."""
+
+    command = (
+        "test -e /run/cloud-init/result.json || { "
+        "command -v cloud-init >/dev/null && echo cloud-init is running >&2 || "
+        "echo cloud-init is not installed >&2; exit 1; }"
+    )
+
+
 CONDITIONS: Mapping[str, type[Condition]] = {
     "running": Running,
     "ip": Addressed,
     "port": Port,
     "ssh": Ssh,
+    "cloud-init": CloudInit,
     "agent": Agent,
     "console": Console,
 }
@@ -357,13 +405,13 @@ class _Knock:
 
 
 class _Login:
-    """An ssh login in progress: non-interactive, running ``true``."""
+    """An ssh login in progress: non-interactive, running a command."""
 
-    def __init__(self, access: Access, now: float, limit: float) -> None:
+    def __init__(self, access: Access, now: float, limit: float, command: str) -> None:
         self.late = False
         seconds = f"{max(1, limit):.0f}"
         argv = ssh.command(
-            access, "true", BatchMode="yes", ConnectTimeout=seconds, LogLevel="ERROR"
+            access, command, BatchMode="yes", ConnectTimeout=seconds, LogLevel="ERROR"
         )
         self._deadline = now + limit
         self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the login
@@ -468,7 +516,7 @@ def watch(
             now = time.monotonic()
             for clone in arrived:
                 condition = CONDITIONS[clone.readiness.kind](clone)
-                waiting[clone.name] = _Watched(clone, condition, now + clone.readiness.timeout)
+                waiting[clone.name] = _Watched(clone, condition, now + clone.readiness.seconds)
             if arrived:
                 sight.forget()
             sight.look(watched.clone for watched in waiting.values())
@@ -552,7 +600,7 @@ def _look(watched: _Watched, sight: Sight) -> Outcome[None] | None:
     if sight.now <= watched.deadline:
         return None
     lacks = f": {condition.lacks}" if condition.lacks else ""
-    limit = format_seconds(clone.readiness.timeout)
+    limit = format_seconds(clone.readiness.seconds)
     return Outcome(
         key=clone.name,
         error=DeadlineExceeded(

@@ -9,7 +9,17 @@ import attrs
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import CloneMode, Copying
 from vmcloner_core.names import MAX_INDEX, check_fleet, check_template, clone_name
-from vmcloner_core.plan import ALL, NO_SIZES, OnFailure, Quota, Readiness, Sizes, check_timeout
+from vmcloner_core.plan import (
+    ALL,
+    MAX_JOBS,
+    NO_SIZES,
+    OnFailure,
+    Quota,
+    Readiness,
+    Sizes,
+    check_boot_jobs,
+    check_timeout,
+)
 
 MAX_CLONES = 10_000
 """Clones in one request; more is taken for a typing error."""
@@ -41,8 +51,8 @@ def check_jobs(value: int) -> None:
 
     :raises InvalidRequest: it is out of range.
     """
-    if not 1 <= value <= 256:
-        raise InvalidRequest(f"jobs must be 1 to 256, not {value}")
+    if not 1 <= value <= MAX_JOBS:
+        raise InvalidRequest(f"jobs must be 1 to {MAX_JOBS}, not {value}")
 
 
 def _jobs(_instance: object, _attribute: object, value: int | None) -> None:
@@ -50,8 +60,14 @@ def _jobs(_instance: object, _attribute: object, value: int | None) -> None:
         check_jobs(value)
 
 
-def _seconds(_instance: object, _attribute: object, value: float) -> None:
-    check_timeout(value)
+def _boot_jobs(_instance: object, _attribute: object, value: int | str | None) -> None:
+    if value is not None:
+        check_boot_jobs(value)
+
+
+def _seconds(_instance: object, _attribute: object, value: float | None) -> None:
+    if value is not None:
+        check_timeout(value)
 
 
 @attrs.frozen(kw_only=True)
@@ -65,12 +81,13 @@ class CreateRequest:
     :param mode: None for linked clones, or full ones in a pool without linked ones.
     :param start: start them. :param wait: wait for this after starting (implies ``start``).
     :param ready: wait for the template's readiness (implies ``start``).
-    :param timeout: seconds to wait for each clone.
+    :param timeout: seconds to wait for each clone, None for :class:`Readiness`'s default.
     :param min_ready: how many of them must get ready for the run to succeed.
     :param values: clones' own values by index, as :func:`~vmcloner_core.values_file.read_values`
         returns them: ``memory``, ``vcpus``, ``hostname``, ``machine_id`` and ``address`` override
         the template's, any others are for placeholders.
     :param jobs: upper bound for concurrent calls of each driver.
+    :param boot_jobs: how many guests may boot at once, or ``auto``; None for what the settings say.
     :param bandwidth: bytes per second at most for an import and for copies, None for no limit.
     :param verify: read copies back and compare checksums, in pools that can.
     :param sizes: memory, processors and first disk of all of its clones, instead of the template's.
@@ -86,11 +103,12 @@ class CreateRequest:
     start: bool = False
     ready: bool = False
     wait: Readiness | None = None
-    timeout: float = attrs.field(default=300.0, validator=_seconds)
+    timeout: float | None = attrs.field(default=None, validator=_seconds)
     min_ready: Quota = ALL
     on_failure: OnFailure = OnFailure.KEEP
     values: Mapping[int, Mapping[str, str | int]] = attrs.field(factory=dict)
     jobs: int | None = attrs.field(default=None, validator=_jobs)
+    boot_jobs: int | str | None = attrs.field(default=None, validator=_boot_jobs)
     bandwidth: int | None = None
     verify: bool = False
     sizes: Sizes = NO_SIZES
@@ -124,10 +142,12 @@ class TargetRequest:
     :param kill: stop at once instead of asking the guests to shut down.
     :param shutdown_timeout: seconds for the guests to shut down.
     :param wait: what to wait for (start, restart, reset, wait).
-    :param ready: wait for the readiness of each clone's template; ``timeout`` in seconds.
+    :param ready: wait for the readiness of each clone's template; ``timeout`` in seconds, None for
+        :class:`Readiness`'s default.
     :param min_ready: how many of them must get ready for the run to succeed.
     :param missing_ok: whether a delete succeeds although a target names no clone. If it doesn't,
         the others are deleted all the same.
+    :param boot_jobs: how many guests may boot at once, or ``auto``; None for what the settings say.
     :param sizes: new memory, processors and disk size (set).
     """
 
@@ -140,10 +160,11 @@ class TargetRequest:
     shutdown_timeout: float = 60.0
     wait: Readiness | None = None
     ready: bool = False
-    timeout: float = attrs.field(default=300.0, validator=_seconds)
+    timeout: float | None = attrs.field(default=None, validator=_seconds)
     min_ready: Quota = ALL
     missing_ok: bool = True
     jobs: int | None = attrs.field(default=None, validator=_jobs)
+    boot_jobs: int | str | None = attrs.field(default=None, validator=_boot_jobs)
     sizes: Sizes = NO_SIZES
 
     def __attrs_post_init__(self) -> None:

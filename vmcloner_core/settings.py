@@ -10,6 +10,7 @@ Everything has a default, so the file is optional. A complete example::
 
     [limits]
     memory_overcommit = 1.5         # guests' memory may be this many times the free memory
+    boot_jobs = 8                   # guests that boot at once; "auto" (the default): see below
 
     [hosts.local]
     state = "/var/lib/vmcloner"     # console logs, run logs, built templates
@@ -21,6 +22,9 @@ Everything has a default, so the file is optional. A complete example::
     [hosts.local.storage.fast]      # a pool named "fast" that uses the driver "files"
     driver = "files"
     path = "/srv/fast"
+
+``boot_jobs = "auto"`` admits as many booting guests as the host can carry; see
+docs/reaching-clones.md.
 
 A table under ``storage`` or ``hypervisor`` configures a backend of that name; ``driver`` selects
 the driver and may be omitted if it has the same name.
@@ -38,6 +42,7 @@ from platformdirs import user_config_path, user_state_path
 
 from vmcloner_core.errors import InvalidRequest, NotFound, did_you_mean
 from vmcloner_core.model import BackendTable, Host
+from vmcloner_core.plan import AUTO, check_boot_jobs
 from vmcloner_core.tomlfile import read_toml, structure
 from vmcloner_core.trusted_files import exists
 
@@ -56,11 +61,20 @@ class Defaults:
     storage: str = "files"
 
 
+def _boot_jobs(_instance: object, _attribute: object, value: int | str) -> None:
+    check_boot_jobs(value)
+
+
 @attrs.frozen(kw_only=True)
 class Limits:
-    """When a request is refused. ``memory_overcommit``: guests' memory relative to free memory."""
+    """What a host is asked for at most.
+
+    :param memory_overcommit: guests' memory relative to free memory; a request for more is refused.
+    :param boot_jobs: how many guests boot at once, or ``auto``: what the host can carry.
+    """
 
     memory_overcommit: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
+    boot_jobs: int | str = attrs.field(default=AUTO, validator=_boot_jobs)
 
 
 def _not_empty(_instance: object, _attribute: object, value: str | None) -> None:

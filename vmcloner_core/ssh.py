@@ -30,6 +30,11 @@ def options(access: Access) -> dict[str, str]:
     return values
 
 
+def identities(access: Access) -> list[str]:
+    """Return the quoted values of ``IdentityFile`` for :attr:`Access.keys`, one keyword each."""
+    return [] if access.key is not None else [_path(str(key)) for key in access.keys]
+
+
 def _path(text: str) -> str:
     """Return a path quoted for ssh: tokens begin with %, arguments end at a space.
 
@@ -48,7 +53,9 @@ def command(access: Access, *words: str, **more: str) -> list[str]:
     :param more: additional keywords: ``BatchMode="yes"``.
     """
     pairs = {**options(access), **more}
-    flags = [flag for key, value in pairs.items() for flag in ("-o", f"{key}={value}")]
+    settings = [f"{key}={value}" for key, value in pairs.items()]
+    settings += [f"IdentityFile={value}" for value in identities(access)]
+    flags = [flag for setting in settings for flag in ("-o", setting)]
     return ["ssh", "-F", "none", *flags, "--", access.name, *words]
 
 
@@ -57,5 +64,6 @@ def config(accesses: Iterable[Access]) -> str:
     blocks = []
     for access in accesses:
         lines = [f"    {key} {value}" for key, value in options(access).items()]
+        lines += [f"    IdentityFile {value}" for value in identities(access)]
         blocks.append("\n".join([f"Host {access.name}", *lines, ""]))
     return "\n".join(blocks)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
+from vmcloner_core import own_key
 from vmcloner_core.errors import NotFound, VmclonerError, WrongState
 from vmcloner_core.model import Access, Clone, Labels, Outcome, State, Template
 
 
-def access(template: Template, labels: Labels, address: str, known_hosts: Path | None) -> Access:
+def access(
+    template: Template,
+    labels: Labels,
+    address: str,
+    known_hosts: Path | None,
+    authorized: Collection[str],
+) -> Access:
     """Return how to reach a clone at an address.
 
+    :param authorized: the public keys that its identity authorizes.
     :param known_hosts: the file with its host key, None if there is none.
     :raises WrongState: it has no known host key, so it couldn't be authenticated.
     :raises NotFound: the key file that its template names doesn't exist.
@@ -35,7 +43,20 @@ def access(template: Template, labels: Labels, address: str, known_hosts: Path |
         port=template.ssh.port,
         known_hosts=known_hosts,
         key=key,
+        keys=_keys(authorized) if key is None else (),
     )
+
+
+def _keys(authorized: Collection[str]) -> tuple[Path, ...]:
+    """Return the private keys to try: if vmcloner's own is authorized, this and the user's others.
+
+    ssh finds the others itself only if none is given.
+    """
+    if not authorized or own_key.public_key() not in authorized:
+        return ()
+    others = Path("~/.ssh").expanduser().glob("id_*.pub")
+    files = [own_key.key_file(), *sorted(file.with_suffix("") for file in others)]
+    return tuple(file for file in files if os.path.isfile(file))  # noqa: PTH113 - raises nothing
 
 
 def reach(clone: Clone, access: Callable[[Labels, str], Access]) -> Outcome[Access]:

@@ -190,7 +190,7 @@ class _Context:
         if request.wait is not None or not (request.ready or restores):
             return request.wait or Readiness()
         try:
-            return Readiness.parse(self._kept(clone).ready, timeout=request.timeout)
+            return Readiness.parse(self._kept(clone).readiness, timeout=request.timeout)
         except NotFound:
             if request.ready:
                 raise

@@ -259,7 +259,7 @@ class TemplateChecks:
         return "each has an effect"
 
     def _ready(self, template: Template) -> str:
-        wait = Readiness.parse(template.ready)
+        wait = Readiness.parse(template.readiness)
         check_wait(wait, template)
         return str(filled(wait, self._sample(template)))
 

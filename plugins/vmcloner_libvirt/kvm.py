@@ -81,6 +81,7 @@ class KvmDriver(LibvirtDriver):
             found,
             memory_free=found.memory_free if free is None else min(free, found.memory_total),
             memory_overhead=overhead,
+            emulated=kind == "qemu",
             pages=host_memory.pages(),
         )
 

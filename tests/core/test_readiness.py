@@ -224,7 +224,9 @@ def test_what_cannot_be_waited_for(text):
         Readiness.parse(text)
 
 
-@pytest.mark.parametrize("text", ["running", "ip", "port:22", "ssh", "agent", "console:a:b"])
+@pytest.mark.parametrize(
+    "text", ["running", "ip", "port:22", "ssh", "cloud-init", "agent", "console:a:b"]
+)
 def test_readiness_reads_back(text):
     assert str(Readiness.parse(text)) == text
 
@@ -259,3 +261,86 @@ def test_enough_clones_are_enough(silent):
     with pytest.raises(PartialFailure, match="1 of 4") as caught:
         silent.engine.wait("web", wait=readiness, min_ready=Quota.parse("76%"))
     assert "Kernel panic" in str(caught.value.failures[0][1])
+
+
+# --- cloud-init ---------------------------------------------------------------------------------
+
+
+def reached(listener):
+    """Return a clone that is waited for until cloud-init has finished, and can be logged in to."""
+    driver = Machines(**{"web-1": ("127.0.0.1",)})
+    access = Access(
+        name="web-1", address="127.0.0.1", user="u", port=listener, known_hosts=Path("/none")
+    )
+    (clone,) = awaited(driver, "cloud-init", "web-1", timeout=4)
+    return driver, attrs.evolve(clone, access=lambda _address: access)
+
+
+def test_the_console_says_that_cloud_init_has_finished():
+    driver = Machines()
+    driver.said = b"[   12.3] cloud-init[700]: Cloud-init v. 22.4.2 running 'modules:final'\n"
+    assert not outcomes(driver, "cloud-init", "web-1", timeout=0.5)["web-1"].ok
+    driver.said += b"[   80.1] cloud-init[700]: Cloud-init v. 22.4.2 finished at Sun, 29 Nov\r\n"
+    assert outcomes(driver, "cloud-init", "web-1")["web-1"].ok
+
+
+def test_a_login_finds_the_result_of_cloud_init(listener, tmp_path, monkeypatch):
+    monkeypatch.setattr("vmcloner_core.readiness.SLOW_POLL", 0.1)
+
+    def in_guest(_access, command, **_more):
+        return ["sh", "-c", command.replace("/run/cloud-init", str(tmp_path))]
+
+    monkeypatch.setattr("vmcloner_core.readiness.ssh.command", in_guest)
+    looks = []
+
+    def more():
+        looks.append(1)
+        if len(looks) == 5:
+            (tmp_path / "result.json").touch()
+        return ()
+
+    _, clone = reached(listener)
+    (outcome,) = watch([clone], more=more)
+    assert outcome.ok
+    assert len(looks) >= 5
+
+
+def test_a_guest_without_cloud_init_says_so(listener, monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(
+        "vmcloner_core.readiness.ssh.command", lambda _access, words, **_: ["/bin/sh", "-c", words]
+    )
+    _, clone = reached(listener)
+    (outcome,) = watch([clone])
+    assert "cloud-init is not installed" in str(outcome.error)
+
+
+def test_a_clone_that_nobody_can_log_in_to_tells_by_its_console(listener):
+    def refuse(_address):
+        raise WrongState("web-1 has no known host key")
+
+    driver, clone = reached(listener)
+    driver.said = b"Cloud-init v. 23.1 finished at now\n"
+    (outcome,) = watch([attrs.evolve(clone, access=refuse)])
+    assert outcome.ok
+    driver.said = b""
+    (outcome,) = watch([attrs.evolve(clone, access=refuse)])
+    assert "no known host key" in str(outcome.error)
+    assert isinstance(outcome.error, DeadlineExceeded)
+
+
+@pytest.mark.parametrize(
+    ("ready", "identity", "waits"),
+    [
+        ("", 'provider = "cloud-init"\nuser_data = "ud"', "cloud-init"),
+        ('ready = "ssh"', 'provider = "cloud-init"\nuser_data = "ud"', "cloud-init"),
+        ('ready = "console:up"', 'provider = "cloud-init"\nuser_data = "ud"', "console:up"),
+        ('ready = "ssh"', 'provider = "cloud-init"', "ssh"),
+    ],
+)
+def test_user_data_has_run_before_a_clone_is_ready(lab, ready, identity, waits):
+    (lab.folder / "templates").mkdir(exist_ok=True)
+    (lab.folder / "templates" / "ud").write_text("#cloud-config\n")
+    text = f'hypervisors = ["reference"]\n{ready}\n[image]\npath = "image.raw"\n'
+    lab.template("ud", f"{text}[identity]\n{identity}\n")
+    assert lab.engine._host.catalog.template("ud").readiness == waits

@@ -16,7 +16,16 @@ from cliff.show import ShowOne
 from vmcloner_core.cli.formats import PlainTable
 from vmcloner_core.cli.usage import printable, refuse, say
 from vmcloner_core.errors import Interrupted, UsageError, VmclonerError, did_you_mean, said
-from vmcloner_core.plan import CloneResult, Plan, Quota, Readiness, RunResult, Sizes
+from vmcloner_core.plan import (
+    DEFAULT_TIMEOUT,
+    EMULATED,
+    CloneResult,
+    Plan,
+    Quota,
+    Readiness,
+    RunResult,
+    Sizes,
+)
 from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import Request, check_aim
 from vmcloner_core.units import counted, format_seconds, format_size, parse_size
@@ -24,8 +33,6 @@ from vmcloner_core.units import counted, format_seconds, format_size, parse_size
 if TYPE_CHECKING:
     from vmcloner_core.cli.app import Shell
     from vmcloner_core.engine import Engine
-
-DEFAULT_TIMEOUT = 300.0
 
 
 class Base(Command):
@@ -252,6 +259,12 @@ class RunCommand(Table):
                 help="Wait until each is ready, as the template or --for says.",
             )
             add_readiness(parser, more="; implies --wait")
+            parser.add_argument(
+                "--boot-jobs",
+                type=_boot_jobs,
+                metavar="N",
+                help="At most N guests boot at once, or auto: as many as the host can carry.",
+            )
         return parser
 
     def request(self, parsed_args: argparse.Namespace) -> Request:
@@ -334,6 +347,9 @@ def tell_needs(plan: Plan) -> None:
         parts.append(f"{format_size(plan.space)} of space")
     if plan.memory:
         parts.append(f"{format_size(plan.memory)} of memory")
+    waits = [clone.wait.seconds for clone in plan.clones if "wait" in clone.steps]
+    if waits:
+        parts.append(f"waits up to {format_seconds(max(waits))} for each")
     for line in ("; ".join(parts), *plan.warnings):
         say(line)
 
@@ -406,6 +422,7 @@ def waiting(parsed_args: argparse.Namespace) -> dict[str, Any]:
     if parsed_args.readiness is not None:
         wait = Readiness.parse(parsed_args.readiness, timeout=parsed_args.timeout)
     fields = {"ready": parsed_args.wait, "wait": wait, "timeout": parsed_args.timeout}
+    fields["boot_jobs"] = getattr(parsed_args, "boot_jobs", None)
     if parsed_args.min_ready is not None:
         fields["min_ready"] = Quota.parse(parsed_args.min_ready)
         if not (parsed_args.wait or wait):
@@ -419,8 +436,8 @@ def add_readiness(parser: argparse.ArgumentParser, more: str = "") -> None:
         "--for",
         dest="readiness",
         metavar="WHAT",
-        help="running, ip, port:N, ssh (login succeeds), agent (the guest agent reports), or "
-        f"console:REGEX where {{{{ name }}}} is the clone's name{more}.",
+        help="running, ip, port:N, ssh (login succeeds), cloud-init (it has finished), agent (the "
+        f"guest agent reports), or console:REGEX where {{{{ name }}}} is the clone's name{more}.",
     )
     parser.add_argument(
         "--min-ready",
@@ -430,9 +447,9 @@ def add_readiness(parser: argparse.ArgumentParser, more: str = "") -> None:
     parser.add_argument(
         "--timeout",
         type=float,
-        default=DEFAULT_TIMEOUT,
         metavar="S",
-        help=f"Seconds to wait for each (default {DEFAULT_TIMEOUT:.0f}).",
+        help=f"Seconds to wait for each (default {DEFAULT_TIMEOUT:.0f}; where guests are "
+        f"emulated, {EMULATED} times as long).",
     )
 
 
@@ -463,6 +480,11 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
 def sizes(parsed_args: argparse.Namespace) -> Sizes:
     """Return what :func:`add_sizes` was given."""
     return Sizes(memory=parsed_args.memory, vcpus=parsed_args.vcpus, disk=parsed_args.disk_size)
+
+
+def _boot_jobs(text: str) -> int | str:
+    """Return the argument of ``--boot-jobs``; the request checks it."""
+    return int(text) if text.isdecimal() else text
 
 
 def _size(text: str) -> int:

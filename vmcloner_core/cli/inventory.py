@@ -66,6 +66,8 @@ class Inventory(Base):
 
 def _row(access: Access) -> dict[str, object]:
     values = attrs.asdict(access)
+    own = values.pop("keys")
+    values["key"] = access.key or next(iter(own), None)
     return {key: None if value is None else _plain(value) for key, value in values.items()}
 
 

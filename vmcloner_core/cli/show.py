@@ -89,7 +89,7 @@ class Show(Record):
             spec.template.ssh.port if spec is not None else None,
             self._ssh(clone),
             datetime.now(UTC).timestamp() - started if started is not None else None,
-            spec.template.ready if spec is not None else None,
+            spec.template.readiness if spec is not None else None,
             dict(spec.values) if spec is not None else {},
             problem(clone),
         )

@@ -98,7 +98,7 @@ class TemplateShow(_Named, Record):
             if template.kernel is not None and template.kernel.path is not None
             else None,
             "cmdline": template.kernel.cmdline if template.kernel is not None else None,
-            "ready": template.ready,
+            "ready": template.readiness,
             "imported": [origin.pool for origin in origins],
             "swap": template.swap,
             "disks": [attrs.asdict(disk) for disk in template.disks],

@@ -128,8 +128,10 @@ class Clone:
 class Access:
     """How to reach a clone by ssh, and how to verify its host key.
 
-    :param address: IPv4 or IPv6. :param key: a private key file, None for the caller's own.
+    :param address: IPv4 or IPv6. :param key: the only private key file to use, or None.
     :param known_hosts: a file in the format of sshd(8) with the clone's host keys under its name.
+    :param keys: without ``key``, the private key files that are tried beside an agent's keys; empty
+        for those that ssh finds itself.
     """
 
     name: str
@@ -138,3 +140,4 @@ class Access:
     port: int
     known_hosts: Path
     key: Path | None = None
+    keys: tuple[Path, ...] = ()

@@ -82,6 +82,7 @@ class HostResources:
     :param memory_free: memory available to guests, including what the kernel could reclaim.
     :param memory_overhead: memory that a guest uses in addition to its own.
     :param memory_hint: if memory cannot be overcommitted: how to get more of it for guests.
+    :param emulated: whether its processors are emulated for guests, which makes these much slower.
     :param pages: free bytes in huge pages, by the size of these pages; the default size first.
     """
 
@@ -90,6 +91,7 @@ class HostResources:
     cpus: int
     memory_overhead: int = 0
     memory_hint: str = ""
+    emulated: bool = False
     pages: Mapping[int, int] = attrs.field(factory=dict)
 
 

@@ -208,8 +208,9 @@ class Template:
     :param disks: the disks after these.
     :param boot: name of a boot provider.
     :param values: additional placeholders; their values may contain placeholders themselves.
-    :param ready: what ``--wait`` waits for: ``running``, ``ip``, ``port:N``, ``ssh``, ``agent`` or
-        ``console:REGEX``, where ``{{ name }}`` stands for the clone's name.
+    :param ready: what ``--wait`` waits for: ``running``, ``ip``, ``port:N``, ``ssh``,
+        ``cloud-init``, ``agent`` or ``console:REGEX``, where ``{{ name }}`` stands for the clone's
+        name. See :attr:`readiness`.
     :param folder: what the template's relative paths are relative to: the folder of its file, or
         the folder that an image builder filled.
     :param origin_file: the TOML file that the template was read from.
@@ -240,6 +241,13 @@ class Template:
     def __attrs_post_init__(self) -> None:
         if len(self.blanks) >= MAX_DISKS:
             raise InvalidRequest(f"disks: a clone can have at most {MAX_DISKS} disks")
+
+    @property
+    def readiness(self) -> str:
+        """What to wait for by default: not less than the end of cloud-init if it has user-data."""
+        identity = self.identity
+        runs = identity.provider == "cloud-init" and identity.user_data is not None
+        return "cloud-init" if runs and self.ready in ("running", "ssh") else self.ready
 
     @property
     def blanks(self) -> tuple[DiskSpec, ...]:

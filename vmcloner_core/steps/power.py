@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
+import os
 import sys
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from vmcloner_core.admission import Admission, Gate
 from vmcloner_core.drivers import HypervisorDriver, Lane
 from vmcloner_core.errors import VmclonerError
-from vmcloner_core.model import Clone, Outcome, State
+from vmcloner_core.model import Clone, HostResources, Outcome, State
 from vmcloner_core.outcomes import checked
 from vmcloner_core.pipeline import More, Work
 from vmcloner_core.records import Record
@@ -101,6 +104,26 @@ class StartDomain(HypervisorStep):
     past = "started"
     lane = "start_lane"
     undo = ("destroy",)
+
+    def gate(self, run: Run, driver: HypervisorDriver) -> Gate:
+        """See :meth:`Step.gate`. As many guests boot at once as the host can carry."""
+        plan = run.plan
+        clones = [c for c in plan.clones if c.labels.hypervisor == driver.name]
+        starting = [clone.name for clone in clones if self.name in clone.steps]
+        if len(starting) <= (plan.boot_jobs or os.cpu_count() or 1):
+            return Gate()
+        emulated = False
+        with contextlib.suppress(VmclonerError):
+            found = run.host.drivers.ask(
+                "hypervisor", driver.name, lambda d: d.resources(), HostResources
+            )
+            emulated = found.emulated
+        return Admission(
+            plan.boot_jobs,
+            frozenset(clone.name for clone in clones if "wait" in clone.steps),
+            emulated=emulated,
+            open_=run.cancelled,
+        )
 
     def call(
         self, run: Run, driver: HypervisorDriver, works: Sequence[Work], _more: More

@@ -14,6 +14,7 @@ from typing import ClassVar, Generic, TypeVar
 
 import attrs
 
+from vmcloner_core.admission import Gate
 from vmcloner_core.deadlines import answers
 from vmcloner_core.disk_users import DiskUsers
 from vmcloner_core.drivers import HypervisorDriver, Lane, StorageDriver
@@ -177,12 +178,17 @@ class Step(ABC, Generic[D]):
     ) -> Iterator[Outcome[object]]:
         """Do it to clones of one driver; outcomes are keyed by clone. See :data:`pipeline.Call`."""
 
+    def gate(self, run: Run, driver: D) -> Gate:  # noqa: ARG002 - most steps need none
+        """Return what decides when it may be done to a clone."""
+        return Gate()
+
     def stage(self, run: Run, driver: D) -> Stage:
         """Return the stage of this step and a driver."""
         return Stage(
             step=self.name,
             call=lambda works, more: self.call(run, driver, works, more),
             lane=run.limited(self.lane_of(driver)),
+            gate=self.gate(run, driver),
             members=self.members,
             patience=self.patience + run.plan.shutdown_timeout,
             sign=lambda: run.tally.told,
