@@ -27,6 +27,8 @@ from vmcloner_libvirt.operations import tolerate
 from vmcloner_libvirt.subnets import Subnet
 
 NAMESPACE = "https://vmcloner.github.io/ns/network/1"
+DOMAIN = "internal"
+"""The domain of guests' names: reserved for private networks."""
 _TAG = f"{{{NAMESPACE}}}network"
 _SEEN = {"REACHABLE", "STALE", "DELAY", "PROBE", "PERMANENT"}
 
@@ -247,6 +249,8 @@ def document(name: str, subnet: Subnet, identifier: str | None = None) -> str:
     metadata = etree.SubElement(root, "metadata")
     etree.SubElement(metadata, _TAG, version="1", nsmap={"vmcloner": NAMESPACE})
     etree.SubElement(root, "forward", mode="nat")
+    # Guests resolve each other's names, which DHCP tells; outside, nobody is asked for them.
+    etree.SubElement(root, "domain", name=DOMAIN, localOnly="yes")
     host = etree.SubElement(root, "ip", address=str(subnet[1]), prefix=str(subnet.prefixlen))
     dhcp = etree.SubElement(host, "dhcp")
     first, last = subnets.span(subnet)
