@@ -1,6 +1,6 @@
-"""Inventories for Ansible, for its YAML plugin: as a file or as the output of a script.
+"""Inventories for Ansible: a file for its plugin ``yaml``, and the output of an inventory script.
 
-The format: "How to build your inventory" in Ansible's documentation, plugin ``yaml``.
+The formats: "How to build your inventory" and "Developing dynamic inventory" in its documentation.
 """
 
 from __future__ import annotations
@@ -20,8 +20,22 @@ def inventory(clones: Sequence[tuple[Labels, Access]]) -> dict[str, object]:
     """Return the inventory: a group for each fleet, with a name valid in Ansible (``my_fleet``)."""
     groups: dict[str, dict[str, object]] = {}
     for labels, access in clones:
-        groups.setdefault(_group(labels.fleet), {})[access.name] = _variables(labels, access)
+        groups.setdefault(_group(labels.fleet), {})[access.name] = variables(labels, access)
     return {"all": {"children": {name: {"hosts": hosts} for name, hosts in groups.items()}}}
+
+
+def script(clones: Sequence[tuple[Labels, Access]]) -> dict[str, object]:
+    """Return what an inventory script prints for ``--list``, with the variables of all hosts."""
+    groups: dict[str, list[str]] = {}
+    for labels, access in clones:
+        groups.setdefault(_group(labels.fleet), []).append(access.name)
+    return {
+        "_meta": {
+            "hostvars": {access.name: variables(labels, access) for labels, access in clones}
+        },
+        "all": {"children": [*groups, "ungrouped"]},
+        **{name: {"hosts": names} for name, names in groups.items()},
+    }
 
 
 def _group(fleet: str) -> str:
@@ -30,7 +44,8 @@ def _group(fleet: str) -> str:
     return f"fleet_{name}" if reserved else name
 
 
-def _variables(labels: Labels, access: Access) -> dict[str, object]:
+def variables(labels: Labels, access: Access) -> dict[str, object]:
+    """Return the variables of one host."""
     options = [
         f"-o {shlex.quote(f'{key}={value}')}"
         for key, value in ssh.options(access).items()

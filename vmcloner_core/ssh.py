@@ -6,10 +6,15 @@ so it does not matter if another machine had the same address before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
-from vmcloner_core.errors import InvalidRequest
+from vmcloner_core.errors import InvalidRequest, UsageError
 from vmcloner_core.model import Access
+
+_VALUED = "BbcDEeFIiJLlmOoPpQRSWw"
+"""The options of ssh(1) that have a value, in the same word or in the next one."""
+_PORT = re.compile("[0-9]{1,5}")
 
 
 def options(access: Access) -> dict[str, str]:
@@ -46,17 +51,68 @@ def _path(text: str) -> str:
     return f'"{escaped}"'
 
 
-def command(access: Access, *words: str, **more: str) -> list[str]:
+def command(access: Access, *words: str, own: Sequence[str] = (), **more: str) -> list[str]:
     """Return the ssh argv for one clone; the user's and the system's configuration are not used.
 
     :param words: the command, joined with spaces by ssh and interpreted by the guest's shell.
+    :param own: options of ssh(1) that the user gave. They go first: ssh takes the first value.
     :param more: additional keywords: ``BatchMode="yes"``.
     """
     pairs = {**options(access), **more}
     settings = [f"{key}={value}" for key, value in pairs.items()]
     settings += [f"IdentityFile={value}" for value in identities(access)]
     flags = [flag for setting in settings for flag in ("-o", setting)]
-    return ["ssh", "-F", "none", *flags, "--", access.name, *words]
+    return ["ssh", "-F", "none", *own, *flags, "--", access.name, *words]
+
+
+def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the options of ssh(1) at the beginning of some words, and the command after them.
+
+    ``--`` ends the options. :raises UsageError: the last option lacks its value.
+    """
+    at = 0
+    while at < len(words) and words[at].startswith("-") and words[at] not in ("-", "--"):
+        letters = words[at][1:]
+        first = next((n for n, letter in enumerate(letters) if letter in _VALUED), None)
+        at += 1
+        if first is not None and first == len(letters) - 1:
+            at += 1
+            if at > len(words):
+                raise UsageError(f"ssh's option -{letters[first]} needs a value", hint="man ssh")
+    rest = list(words[at:])
+    return list(words[:at]), rest[1:] if rest[:1] == ["--"] else rest
+
+
+def forwarding(text: str) -> tuple[str, str, str]:
+    """Return (argument of ``ssh -L``, where it listens, where it leads) for one forwarding.
+
+    :param text: ``PORT``, ``PORT:PORT`` or ``PORT:HOST:PORT``: on this host, then as the clone
+        sees it. ``ADDRESS:`` before that listens on another address than the loopback's.
+    :raises UsageError: it is none of these.
+    """
+    parts = re.findall(r"\[[0-9A-Fa-f:.]+\]|[^:\[\]]+", text)
+    if ":".join(parts) != text or not 1 <= len(parts) <= 4:
+        raise _not_a_forwarding(text)
+    if len(parts) == 1:
+        parts *= 2
+    address = parts.pop(0) if len(parts) == 4 or not _PORT.fullmatch(parts[0]) else None
+    if len(parts) == 2:
+        parts.insert(1, "localhost")
+    if len(parts) != 3 or not all(_is_port(parts[n]) for n in (0, 2)):
+        raise _not_a_forwarding(text)
+    argument = ":".join(parts if address is None else [address, *parts])
+    return argument, f"{address or 'localhost'}:{parts[0]}", ":".join(parts[1:])
+
+
+def _is_port(text: str) -> bool:
+    return _PORT.fullmatch(text) is not None and 0 < int(text) < 65536
+
+
+def _not_a_forwarding(text: str) -> UsageError:
+    return UsageError(
+        f"not a forwarding: {text!r}",
+        hint="like 8080:80, or 8080:db.internal:5432; ports are 1 to 65535",
+    )
 
 
 def config(accesses: Iterable[Access]) -> str:

@@ -246,6 +246,7 @@ class _Work:
             f"--dhcp-range={first},{last},{subnet.netmask},{subnets.LEASE_MINUTES}m",
             *(f"--dhcp-lease-max={subnets.room(subnet.prefixlen)}", "--dhcp-authoritative"),
             f"--dhcp-leasefile={self._file('leases')}",
+            *(f"--domain={subnets.DOMAIN}", f"--local=/{subnets.DOMAIN}/", "--expand-hosts"),
         ]
 
     def server(self) -> tuple[int, list[str]] | None:

@@ -22,7 +22,7 @@ from urllib.parse import unquote
 from vmcloner_core.errors import BackendError, VmclonerError
 from vmcloner_core.process import CommandRunner
 from vmcloner_libvirt.binding import libvirt
-from vmcloner_libvirt.errors import is_disconnect, translate
+from vmcloner_libvirt.errors import ACCESS, is_disconnect, translate
 
 T = TypeVar("T")
 REQUESTS = 5
@@ -64,6 +64,11 @@ def is_local(uri: str) -> bool:
         return False
     parameters = re.split("[&;]", uri.partition("?")[2])
     return all(unquote(item.partition("=")[0]) != "name" for item in parameters)
+
+
+def is_session(uri: str) -> bool:
+    """Tell whether a URI names a user's own daemon, which runs QEMU as that user."""
+    return uri.partition("?")[0].endswith("/session")
 
 
 class Connections:
@@ -179,13 +184,15 @@ class Connections:
         """Return why the daemon can't be reached, and how to fix that."""
         failure = translate(error, self.uri)
         number = error.get_int1()
+        forbidden = is_disconnect(error) and number in (errno.EACCES, errno.EPERM)
+        if forbidden or failure.hint == ACCESS:
+            session = self.uri.startswith("qemu")
+            more = '; without either: uri = "qemu:///session" (docs/networks.md)' if session else ""
+            return Unreachable(
+                f"no permission to use libvirt at {self.uri}", hint=f"{ACCESS}{more}"
+            )
         if not is_disconnect(error):
             return Unreachable(failure.message, hint=failure.hint)
-        if number in (errno.EACCES, errno.EPERM):
-            return Unreachable(
-                f"no permission to use libvirt at {self.uri}",
-                hint="run as root (sudo), or as a member of the group libvirt",
-            )
         if number not in (errno.ENOENT, errno.ECONNREFUSED):
             return Unreachable(failure.message, hint="vmcloner host check")
         if not any(self._runner.which(daemon) for daemon in ("libvirtd", "virtqemud", "virtxend")):

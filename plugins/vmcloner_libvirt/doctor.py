@@ -20,7 +20,7 @@ from vmcloner_libvirt import firewall, needs
 from vmcloner_libvirt.acceleration import KvmProbe
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.bridges import Bridges
-from vmcloner_libvirt.connection import Connections
+from vmcloner_libvirt.connection import Connections, is_session
 from vmcloner_libvirt.metadata import parse
 from vmcloner_libvirt.networks import networks
 
@@ -59,10 +59,13 @@ def examine(
         return
     yield _emulator(check, probe)
     yield _acceleration(check, probe, accel)
-    yield _virtlogd(check)
+    session = is_session(connections.uri)
+    if not session:  # a user's own libvirtd starts its virtlogd
+        yield _virtlogd(check)
     if daemon.capabilities is not None:
-        user = _qemu_user(daemon.capabilities)
-        yield _device(check, probe.device, user)
+        user = _user(os.geteuid()) if session else _qemu_user(daemon.capabilities)
+        if not session:  # where the daemon's user isn't QEMU's
+            yield _device(check, probe.device, user)
         yield _state(check, context.host.state, user)
     yield _optional(check, connections)
     yield _forwarding(check, context, connections)
@@ -187,7 +190,7 @@ def _forwarding(check: partial[Check], context: DriverContext, connections: Conn
     """Tell whether the host drops what it forwards, as Docker makes it."""
     check, runner = partial(check, name="forwarding"), context.runner
     if os.geteuid() != 0:
-        return check(status=Status.OK, detail="unknown: reading the packet filter needs root")
+        return check(status=Status.WARNING, detail="unknown: reading the packet filter needs root")
     if not firewall.drops(runner):
         return check(status=Status.OK, detail="the packet filter doesn't drop by default")
     try:
@@ -218,17 +221,19 @@ def _qemu_user(capabilities: str) -> _User:
     for model in parse(capabilities).iterfind("host/secmodel"):
         if model.findtext("model") == "dac":
             label = model.findtext("baselabel") or ""
-            uid, gid = (int(part.lstrip("+")) for part in label.split(":"))
-            break
-    else:  # no separate user: QEMU runs as the daemon's
-        uid, gid = 0, 0
+            return _user(*(int(part.lstrip("+")) for part in label.split(":")))
+    return _user(0, 0)  # no separate user: QEMU runs as the daemon's
+
+
+def _user(uid: int, gid: int | None = None) -> _User:
+    """Return a user with its groups, like libvirt's virGetGroupList: also the configured one."""
+    more = () if gid is None else (gid,)
     try:
         entry = pwd.getpwuid(uid)
     except KeyError:
-        return _User(name=str(uid), uid=uid, gids=frozenset({gid}))
-    # As libvirt's virGetGroupList: the user's groups and the configured one.
+        return _User(name=str(uid), uid=uid, gids=frozenset(more))
     groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
-    return _User(name=entry.pw_name, uid=uid, gids=frozenset({gid, *groups}))
+    return _User(name=entry.pw_name, uid=uid, gids=frozenset({*more, *groups}))
 
 
 def _device(check: partial[Check], device: Path, user: _User) -> Check:

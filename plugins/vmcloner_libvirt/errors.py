@@ -41,17 +41,19 @@ _CLASSES: dict[str, type[VmclonerError]] = {
     "VIR_ERR_ACCESS_DENIED": BackendError,
     "VIR_ERR_OPERATION_DENIED": BackendError,
 }
-_ACCESS = "run as root (sudo), or as a member of the group libvirt"
+ACCESS = "run as root (sudo), or as a member of the group libvirt"
 _HINTS = {
     "VIR_ERR_NO_NETWORK": "virsh net-list --all",
-    "VIR_ERR_AUTH_FAILED": _ACCESS,
-    "VIR_ERR_AUTH_CANCELLED": _ACCESS,
-    "VIR_ERR_AUTH_UNAVAILABLE": _ACCESS,
-    "VIR_ERR_ACCESS_DENIED": _ACCESS,
-    "VIR_ERR_OPERATION_DENIED": _ACCESS,
+    "VIR_ERR_AUTH_FAILED": ACCESS,
+    "VIR_ERR_AUTH_CANCELLED": ACCESS,
+    "VIR_ERR_AUTH_UNAVAILABLE": ACCESS,
+    "VIR_ERR_ACCESS_DENIED": ACCESS,
+    "VIR_ERR_OPERATION_DENIED": ACCESS,
 }
 # For a guest that can't start: VIR_ERR_INTERNAL_ERROR with QEMU's output.
 _WORDS: tuple[tuple[str, type[VmclonerError], str | None], ...] = (
+    # The daemon must ask polkit about users other than root, and D-Bus isn't running.
+    ("Unable to get system bus connection", BackendError, ACCESS),
     ("Cannot allocate memory", NotEnoughResources, "stop some clones, or give them less memory"),
     (
         "Permission denied",

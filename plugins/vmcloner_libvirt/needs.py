@@ -35,7 +35,7 @@ from vmcloner_core.model import Needs
 from vmcloner_core.process import CommandRunner
 from vmcloner_libvirt import firewall
 from vmcloner_libvirt.bridges import LABEL
-from vmcloner_libvirt.connection import Connections
+from vmcloner_libvirt.connection import Connections, is_session
 from vmcloner_libvirt.metadata import parse
 
 T = TypeVar("T")
@@ -258,7 +258,15 @@ class Requirements:
             raise InvalidRequest(f"{what}: {reason}", hint="vmcloner host check") from error
 
     def _rehearse(self, xml: str, what: str) -> None:
-        """Have libvirt make QEMU's command line for a domain; it starts and writes nothing."""
+        """Have libvirt make QEMU's command line for a domain; it starts and writes nothing.
+
+        In a user's session without cards: libvirt opens a TAP device for each, whatever its type.
+        """
+        if is_session(self.connections.uri):
+            root = parse(xml)
+            for card in root.findall("devices/interface"):
+                card.getparent().remove(card)
+            xml = str(etree.tostring(root, encoding="unicode"))
         try:
             self.connections.ask(lambda c: c.domainXMLToNative("qemu-argv", xml, 0))
         except VmclonerError as error:

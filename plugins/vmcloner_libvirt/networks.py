@@ -178,6 +178,10 @@ def prepare(connection: Any, runner: CommandRunner, request: NetworkRequest) -> 
         others = [other for name, other in found.items() if name != request.name]
         taken = [other for other in _taken(runner, others) if other != subnet]
         return _defined(connection, request, subnets.free(request, taken), "redefine", network)
+    if parse(network.XMLDesc(0)).find("domain") is None and not _users(
+        network
+    ):  # made by an earlier version
+        return _defined(connection, request, subnet, "redefine", network)
     steps = () if held.active else ("start",)
     if steps and not request.dry_run:
         network.create()
@@ -247,6 +251,8 @@ def document(name: str, subnet: Subnet, identifier: str | None = None) -> str:
     metadata = etree.SubElement(root, "metadata")
     etree.SubElement(metadata, _TAG, version="1", nsmap={"vmcloner": NAMESPACE})
     etree.SubElement(root, "forward", mode="nat")
+    # Guests resolve each other's names, which DHCP tells; outside, nobody is asked for them.
+    etree.SubElement(root, "domain", name=subnets.DOMAIN, localOnly="yes")
     host = etree.SubElement(root, "ip", address=str(subnet[1]), prefix=str(subnet.prefixlen))
     dhcp = etree.SubElement(host, "dhcp")
     first, last = subnets.span(subnet)

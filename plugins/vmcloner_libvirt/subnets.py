@@ -14,6 +14,8 @@ from vmcloner_libvirt import iproute
 
 LEASE_MINUTES = 15
 """DHCP lease time. With the usual hour, deleted clones would use up the range."""
+DOMAIN = "internal"
+"""The domain of the guests' names on networks of ours; reserved for private use (ICANN, 2024)."""
 MAX_RANGE = 65535
 """Addresses: libvirt refuses larger ranges."""
 _SMALL = ipaddress.IPv4Network("192.168.0.0/16")

@@ -29,6 +29,40 @@ client = Client(open_socket("eth0"), sys.argv[1], deadline=time.monotonic() + 30
 lease = client.lease()
 print(lease.address, lease.router)
 """
+NAMED = """
+import socket, struct, sys
+
+def option(code, value):
+    return bytes([code, len(value)]) + value
+
+def message(kind, *more):
+    mac = bytes.fromhex(sys.argv[1].replace(":", ""))
+    head = struct.pack("!BBBBIHH16x16s192x", 1, 1, 6, 0, 7, 0, 0x8000, mac)
+    options = [option(53, bytes([kind])), option(12, sys.argv[2].encode()), *more]
+    return head + bytes([99, 130, 83, 99]) + b"".join(options) + bytes([255])
+
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stream:
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+    stream.settimeout(30)
+    stream.bind(("", 68))
+    stream.sendto(message(1), ("255.255.255.255", 67))
+    offer = stream.recv(2000)[16:20]
+    stream.sendto(message(3, option(50, offer)), ("255.255.255.255", 67))
+    print(socket.inet_ntoa(stream.recv(2000)[16:20]))
+"""
+ASK = """
+import socket, struct, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stream:
+    stream.settimeout(10)
+    words = sys.argv[2].split(".")
+    name = b"".join(bytes([len(word)]) + word.encode() for word in words) + bytes(1)
+    stream.sendto(struct.pack("!6H", 1, 256, 1, 0, 0, 0) + name + struct.pack("!2H", 1, 1),
+                  (sys.argv[1], 53))
+    answer = stream.recv(2000)
+    code, count = answer[3] & 15, answer[7]
+    print(socket.inet_ntoa(answer[-4:]) if count else f"error {code}")
+"""
 SERVE = """
 import socket
 with socket.create_server(("203.0.113.1", 7000)) as server:
@@ -148,6 +182,20 @@ def test_a_guest_gets_an_address_and_out_but_nobody_in(place):
     ip("-n", place.space("world"), "route", "add", "10.77.1.0/24", "via", "203.0.113.2")
     refused = f"try:\n {CONNECT}\nexcept ConnectionRefusedError: print('refused')"
     assert place.run("world", sys.executable, "-c", refused, address) == "refused\n"
+
+
+def test_guests_resolve_each_others_names(place):
+    """By the names that they tell when they ask for their addresses."""
+    place.network("prepare", "--subnet", "10.77.1.0/24")
+    place.plug()
+    address = place.run("guest", sys.executable, "-c", NAMED, MAC, "web-7").strip()
+    ip("-n", place.space("guest"), "address", "add", f"{address}/24", "dev", "eth0")
+
+    def ask(name):
+        return place.run("guest", sys.executable, "-c", ASK, "10.77.1.1", name).strip()
+
+    assert ask("web-7") == ask("web-7.internal") == address
+    assert ask("web-8.internal") == "error 3", "no such name, and nobody else is asked"
 
 
 def test_what_is_lost_is_mended(place):

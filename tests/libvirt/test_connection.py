@@ -63,18 +63,29 @@ def test_a_daemon_that_is_not_installed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "number"),
+    ("code", "number", "message"),
     [
-        (libvirt.VIR_ERR_SYSTEM_ERROR, errno.EACCES),
-        (libvirt.VIR_ERR_AUTH_UNAVAILABLE, -1),
-        (libvirt.VIR_ERR_AUTH_FAILED, -1),
+        (libvirt.VIR_ERR_SYSTEM_ERROR, errno.EACCES, "Permission denied"),
+        (libvirt.VIR_ERR_AUTH_UNAVAILABLE, -1, "Permission denied"),
+        (libvirt.VIR_ERR_AUTH_FAILED, -1, "Permission denied"),
+        (
+            libvirt.VIR_ERR_INTERNAL_ERROR,
+            -1,
+            "internal error: Unable to get system bus connection: Could not connect",
+        ),
     ],
 )
-def test_a_daemon_that_forbids_it(monkeypatch: pytest.MonkeyPatch, code: int, number: int) -> None:
-    refuse(monkeypatch, code, "Permission denied", number)
-    with pytest.raises(Unreachable) as caught:
-        Connections("qemu:///system", 1, LocalRunner()).call(lambda c: c.getType(), about="host")
-    assert "group libvirt" in (caught.value.hint or "")
+def test_a_daemon_that_forbids_it(
+    monkeypatch: pytest.MonkeyPatch, code: int, number: int, message: str
+) -> None:
+    refuse(monkeypatch, code, message, number)
+    for uri, session in (("qemu:///system", True), ("xen:///system", False)):
+        with pytest.raises(Unreachable, match=f"no permission to use libvirt at {uri}") as caught:
+            Connections(uri, 1, LocalRunner()).call(lambda c: c.getType(), about="host")
+        hint = caught.value.hint or ""
+        assert "sudo" in hint
+        assert "group libvirt" in hint
+        assert ("qemu:///session" in hint) is session
 
 
 # --- the pool ---------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What `host check` says of the kvm backend: found missing, one by one, each with its fix."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -109,3 +109,27 @@ def test_it_changes_nothing(
     monkeypatch.setattr(KvmProbe, "device", place / "no-kvm")
     list(make_driver("qemu:///system").probe())
     assert list(place.iterdir()) == []
+
+
+def test_a_session_has_no_virtlogd_to_look_for_and_no_other_user(
+    probe: Callable[..., dict[str, Check]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor.os, "geteuid", lambda: 65534)
+    daemon = doctor.Daemon("QEMU", 7002000, "<capabilities><host/></capabilities>")
+
+    def reach(*_: object) -> Iterator[Check]:
+        yield from ()
+        return daemon
+
+    monkeypatch.setattr(doctor, "reach", reach)
+    checks = probe("qemu:///session")
+    assert not {"virtlogd", "qemu user"} & set(checks)
+
+
+def test_what_another_user_cannot_know_is_not_ok(
+    probe: Callable[..., dict[str, Check]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor.os, "geteuid", lambda: 65534)
+    check = probe()["forwarding"]
+    assert check.status is Status.WARNING
+    assert "needs root" in check.detail

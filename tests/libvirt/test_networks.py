@@ -81,6 +81,27 @@ def test_a_larger_range_while_nobody_is_on_it(connection):
     assert (after.UUIDString(), after.isActive()) == (before, True)
 
 
+def test_names_are_resolved_on_a_network_of_an_earlier_version_too(connection):
+    old = networks.document("vmcloner", networks.Subnet("10.200.0.0/24"))
+    root = networks.parse(old)
+    root.remove(root.find("domain"))
+    text = networks.etree.tostring(root, encoding="unicode")
+    connection.networkDefineXML(text).create()
+    assert prepared(connection).steps == ("redefine", "start")
+    found = networks.parse(connection.networkLookupByName("vmcloner").XMLDesc(0))
+    assert found.find("domain").attrib == {"name": "internal", "localOnly": "yes"}
+    assert found.find("ip").get("address") == "10.200.0.1", "the same subnet"
+    assert prepared(connection).steps == ()
+
+
+def test_a_network_with_guests_keeps_running_without_names(connection, monkeypatch):
+    root = networks.parse(networks.document("vmcloner", networks.Subnet("10.200.0.0/24")))
+    root.remove(root.find("domain"))
+    connection.networkDefineXML(networks.etree.tostring(root, encoding="unicode")).create()
+    monkeypatch.setattr(networks, "_users", lambda _network: 1)
+    assert prepared(connection).steps == ()
+
+
 def test_what_is_not_ours_is_left(connection):
     before = connection.networkLookupByName("default").XMLDesc(0)
     with pytest.raises(Conflict, match="isn't vmcloner's"):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.reach.conftest import listens
 from vmcloner_core import audit
 from vmcloner_core.plan import Readiness
 from vmcloner_core.readiness import Awaited, Sight, Ssh
@@ -48,6 +51,108 @@ def test_ssh(web, run, execvp, words):
     done = subprocess.run(execvp[0], capture_output=True, text=True, timeout=30, check=True)
     said = " ".join(word for word in words if word not in ("--", "echo"))
     assert done.stdout == said.replace("$VMCLONER_GUEST", "web-2") + "\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "command"),
+    [
+        ((), (), ()),
+        (("-A", "-v"), ("-A", "-v"), ()),
+        (("-L", "8080:localhost:80"), ("-L", "8080:localhost:80"), ()),
+        (("-L8080:localhost:80", "ls", "-L"), ("-L8080:localhost:80",), ("ls", "-L")),
+        (("-vNL", "80:a:80", "-tt", "top"), ("-vNL", "80:a:80", "-tt"), ("top",)),
+        (("-o", "LogLevel=DEBUG", "--", "-x"), ("-o", "LogLevel=DEBUG"), ("-x",)),
+        (("-h", "--help"), ("-h", "--help"), ()),
+        (("--", "-A", "--"), (), ("-A", "--")),
+        (("-", "-A"), (), ("-", "-A")),
+        (("-p", "--", "true"), ("-p", "--"), ("true",)),
+    ],
+)
+def test_options_of_ssh_follow_the_clone(web, run, execvp, words, options, command):
+    run("ssh", "web-2", *words)
+    (argv,) = execvp
+    assert argv[:3] == ["ssh", "-F", "none"]
+    assert argv[3 : 3 + len(options)] == list(options)
+    assert argv[3 + len(options)] == "-o"
+    assert argv[-2 - len(command) :] == ["--", "web-2", *command]
+
+
+def test_options_of_ssh_come_before_ours(web, run, execvp):
+    """So a user who asks for another port or user gets it."""
+    run("ssh", "web-2", "-G", "-p", "2022", "-l", "bob")
+    out = subprocess.run(execvp[0], capture_output=True, text=True, timeout=30, check=True).stdout
+    assert {"port 2022", "user bob", "stricthostkeychecking true"} <= set(out.splitlines())
+
+
+def test_an_option_of_ssh_without_its_value(web, run, execvp):
+    code, _, err = run("ssh", "web-2", "-v", "-L")
+    assert code == 2
+    assert "-L needs a value" in err
+    assert execvp == []
+
+
+@pytest.mark.parametrize(
+    ("text", "argument", "shown"),
+    [
+        ("8080:80", "8080:localhost:80", "localhost:8080 -> localhost:80"),
+        ("5432", "5432:localhost:5432", "localhost:5432 -> localhost:5432"),
+        ("8080:db.internal:80", "8080:db.internal:80", "localhost:8080 -> db.internal:80"),
+        ("0.0.0.0:8080:80", "0.0.0.0:8080:localhost:80", "0.0.0.0:8080 -> localhost:80"),
+        ("[::1]:8080:[fd00::1]:80", "[::1]:8080:[fd00::1]:80", "[::1]:8080 -> [fd00::1]:80"),
+    ],
+)
+def test_forward(web, run, execvp, text, argument, shown):
+    _, out, err = run("forward", "web-2", text, "9:9")
+    assert out.splitlines() == [
+        f"{shown} of web-2",
+        "localhost:9 -> localhost:9 of web-2",
+    ]
+    assert "Ctrl-C ends it" in err
+    (argv,) = execvp
+    assert argv[3:9] == ["-N", "-T", "-L", argument, "-L", "9:localhost:9"]
+    assert "ExitOnForwardFailure=yes" in argv
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0:80",
+        "80:0",
+        "65536:80",
+        "80:",
+        ":80",
+        "a:b",
+        "1:2:3:4:5",
+        "a:80",
+        "80:a:b",
+        "-N",
+        "::1:80",
+    ],
+)
+def test_forward_refuses(web, run, execvp, text):
+    code, _, err = run("forward", "web-2", text)
+    assert code == 2, err
+    assert execvp == []
+
+
+def test_a_port_is_forwarded(web, run, execvp, guests):
+    """The guest's own sshd answers on a port of this host."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    run("forward", "web-2", f"127.0.0.1:{port}:127.0.0.2:{guests.port}")
+    process = subprocess.Popen(execvp[0], stdin=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while not listens("127.0.0.1", port):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as stream:
+            assert stream.recv(8).startswith(b"SSH-2.0")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
 
 
 def test_ssh_never_asks_about_a_host_key(web, run, execvp):
@@ -192,6 +297,40 @@ def ansible(program, *words, folder):
         [str(BIN / program), *words],
         env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
+
+
+def test_ansible_runs_the_inventory_script(web, run, tmp_path):
+    web.engine.stop("web-3")
+    code, out, err = run("inventory", "--list")
+    assert code == 0, "else Ansible ignores it all"
+    assert "web-3 is stopped" in err
+    script = tmp_path / "vmcloner.sh"
+    script.write_text(f"#!/bin/sh\ncat <<'END'\n{out}\nEND\n")
+    script.chmod(0o755)
+    listed = ansible("ansible-inventory", "-i", str(script), "--list", folder=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    found = json.loads(listed.stdout)
+    assert found["web"]["hosts"] == ["web-1", "web-2", "web-4"]
+    assert found["_meta"]["hostvars"]["web-2"]["ansible_host"] == "127.0.0.2"
+    ping = ansible("ansible", "-i", str(script), "web-2", "-m", "ping", folder=tmp_path)
+    assert '"pong"' in ping.stdout, ping.stdout + ping.stderr
+
+
+def test_the_inventory_script_for_one_host(web, run):
+    every = json.loads(run("inventory", "web", "--list")[1])["_meta"]["hostvars"]
+    code, out, _ = run("inventory", "--host", "web-2")
+    assert code == 0
+    assert json.loads(out) == every["web-2"]
+    assert run("inventory", "--host=web-2", "-q")[1] == out
+    assert run("inventory", "--host", "web-9")[0] == 4
+    assert run("inventory", "--host", "web-2", "web")[0] == 2
+    assert run("inventory", "--host", "web-2", "--list")[0] == 2
+
+
+def test_the_inventory_script_without_clones(lab, run):
+    code, out, _ = run("inventory", "--list")
+    assert code == 0
+    assert json.loads(out) == {"_meta": {"hostvars": {}}, "all": {"children": ["ungrouped"]}}
 
 
 def test_ansible_takes_the_inventory(web, run, tmp_path):

@@ -95,7 +95,8 @@ _VALUED = ("--config", "--host", "--log-file")
 def split_guest_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return a command line in two parts: ours, and what is meant for a guest.
 
-    The second follows ``--``, or ``ssh CLONE``: its options aren't ours.
+    The second follows ``--``, or ``ssh CLONE``: its options aren't ours. Nor is the ``--host`` of
+    ``inventory``: there Ansible gives it the name of a clone.
     """
     plain = 0
     for at, word in enumerate(words):
@@ -103,12 +104,22 @@ def split_guest_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
             return list(words[:at]), list(words[at:])
         if word.startswith("-") or (at and words[at - 1] in _VALUED):
             continue
+        if plain == 0 and word == "inventory" and (own := _host_of_inventory(words, at + 1)):
+            return [*words[: own.start], *words[own.stop :]], list(words[own])
         if plain == 0 and word != "ssh":
             plain = -len(words)  # another command: only "--" splits its line
         plain += 1
         if plain == 2:
             return list(words[: at + 1]), list(words[at + 1 :])
     return list(words), []
+
+
+def _host_of_inventory(words: Sequence[str], start: int) -> slice | None:
+    """Return where ``--host NAME`` or ``--host=NAME`` is, None if it isn't."""
+    for at, word in enumerate(words[start:], start):
+        if word == "--host" or word.startswith("--host="):
+            return slice(at, at + 1 + (word == "--host"))
+    return None
 
 
 class Shell(App):

@@ -10,7 +10,8 @@ import yaml
 
 from vmcloner_core import ansible, ssh
 from vmcloner_core.cli.base import Base, add_targets, chosen
-from vmcloner_core.errors import PartialFailure
+from vmcloner_core.cli.usage import say
+from vmcloner_core.errors import PartialFailure, UsageError
 from vmcloner_core.model import Access
 from vmcloner_core.units import counted
 
@@ -18,7 +19,8 @@ from vmcloner_core.units import counted
 class Inventory(Base):
     """Print how to reach clones, as an Ansible inventory, an ssh configuration or JSON.
 
-    Clones that can't be reached now are left out, with exit code 10.
+    Clones that can't be reached now are left out, with exit code 10. With --list or --host it is
+    what Ansible expects of an inventory script; --list alone is of all clones, and exits with 0.
     """
 
     example = (
@@ -36,6 +38,13 @@ class Inventory(Base):
             default="ansible",
             help="YAML for Ansible (default), ssh_config(5), or JSON.",
         )
+        as_script = parser.add_mutually_exclusive_group()
+        as_script.add_argument(
+            "--list", action="store_true", help="JSON with groups and variables, for Ansible."
+        )
+        as_script.add_argument(
+            "--host", dest="clone", metavar="CLONE", help="JSON with one clone's variables."
+        )
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
@@ -43,25 +52,42 @@ class Inventory(Base):
 
         :raises PartialFailure: some clones aren't in it.
         """
+        if parsed_args.clone is not None:
+            self._print_host(parsed_args)
+            return
+        if parsed_args.list and not parsed_args.targets:
+            parsed_args.all = True
         clones = self.engine.list(*chosen(parsed_args, "inventory"))
-        outcomes = self.engine.access(*parsed_args.targets)
-        labels = {clone.name: clone.labels for clone in clones}
+        outcomes = [self.engine.reach(clone) for clone in clones]
         reached = [outcome.unwrap() for outcome in outcomes if outcome.ok]
-        if parsed_args.format == "ssh-config":
+        labels = {clone.name: clone.labels for clone in clones}
+        pairs = [(labels[access.name], access) for access in reached]
+        if parsed_args.list:
+            text = json.dumps(ansible.script(pairs), indent=2) + "\n"
+        elif parsed_args.format == "ssh-config":
             text = ssh.config(reached)
         elif parsed_args.format == "json":
             text = json.dumps([_row(access) for access in reached], indent=2) + "\n"
         else:
-            found = ansible.inventory([(labels[a.name], a) for a in reached if a.name in labels])
-            text = yaml.safe_dump(found, sort_keys=False)
+            text = yaml.safe_dump(ansible.inventory(pairs), sort_keys=False)
         self.app.stdout.write(text)
         failures = [(o.key, o.error) for o in outcomes if o.error is not None]
         if failures:
-            raise PartialFailure(
+            partial = PartialFailure(
                 f"inventory: {len(failures)} of {counted(len(outcomes), 'clone')} left out: "
                 f"{failures[0][1]}",
                 failures=failures,
             )
+            if not parsed_args.list:
+                raise partial
+            say(str(partial))  # Ansible ignores all that a script printed if the script fails
+
+    def _print_host(self, parsed_args: argparse.Namespace) -> None:
+        if parsed_args.targets or parsed_args.all:
+            raise UsageError("--host goes without targets")
+        clone = self.engine.show(parsed_args.clone)
+        found = ansible.variables(clone.labels, self.engine.reach(clone).unwrap())
+        self.app.stdout.write(json.dumps(found, indent=2) + "\n")
 
 
 def _row(access: Access) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""``vmcloner ssh`` and ``vmcloner exec``."""
+"""``vmcloner ssh``, ``vmcloner forward`` and ``vmcloner exec``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from vmcloner_core import ssh
-from vmcloner_core.cli.base import Base, Table, add_fanout, add_targets, chosen
+from vmcloner_core.cli.base import Base, Table, add_fanout, add_targets, chosen, note
 from vmcloner_core.cli.usage import printable, say
 from vmcloner_core.errors import BackendError, HostCommandError, PartialFailure, UsageError
+from vmcloner_core.model import Access
 from vmcloner_core.names import fold
 from vmcloner_core.remote import Answer
 from vmcloner_core.remote import fold as gathered
@@ -25,20 +26,19 @@ class Ssh(Base):
 
     The clone must have the host key that it was created with. Your ssh configuration and
     known_hosts are neither read nor changed. Asks no questions. The exit code is ssh's.
+
+    Options of ssh(1) follow the clone's name. A command for the guest's shell follows these, after
+    -- if it begins with a dash.
     """
 
-    example = "vmcloner ssh web-3 uptime"
+    example = "vmcloner ssh web-3 -A -L 8080:localhost:80 uptime"
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
         parser = super().get_parser(prog_name)
         parser.add_argument("clone", metavar="CLONE", help="Name of a clone.")
-        parser.add_argument(
-            "command",
-            nargs=argparse.REMAINDER,
-            metavar="COMMAND",
-            help="Command for the guest's shell; without one, log in.",
-        )
+        parser.usage = f"{prog_name} CLONE [SSH-OPTION ...] [--] [COMMAND ...]"
+        _take_words(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
@@ -46,16 +46,72 @@ class Ssh(Base):
 
         :raises BackendError: it isn't installed.
         """
-        name, words = parsed_args.clone, parsed_args.command
-        self.engine.show(name)
-        (outcome,) = self.engine.access(name)
-        argv = ssh.command(outcome.unwrap(), *(words[1:] if words[:1] == ["--"] else words))
-        self.app.close()
-        sys.stdout.flush()
-        try:
-            os.execvp(argv[0], argv)  # noqa: S606 - an argv list, no shell
-        except OSError as error:
-            raise BackendError(f"ssh: {error.strerror}", hint="install openssh-client") from error
+        own, words = ssh.split(parsed_args.words)
+        access = _access(self, parsed_args.clone)
+        _become(self, ssh.command(access, *words, own=own))
+
+
+class Forward(Base):
+    """Forward ports of this host to a clone, or to what the clone can reach, by ssh.
+
+    Listens on the loopback address until Ctrl-C. 8080:80 leads port 8080 of this host to port 80
+    of the clone; 8080:HOST:80 to a port of HOST, as seen from the clone.
+    """
+
+    example = "vmcloner forward web-3 8080:80 5432"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument("clone", metavar="CLONE", help="Name of a clone.")
+        parser.add_argument(
+            "ports",
+            nargs="+",
+            metavar="PORTS",
+            help="[ADDRESS:]PORT:[HOST:]PORT as for ssh -L, or PORT for the same on both.",
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Say what leads where, and replace this process by ssh.
+
+        :raises BackendError: ssh isn't installed.
+        """
+        found = [ssh.forwarding(text) for text in parsed_args.ports]
+        access = _access(self, parsed_args.clone)
+        own = ["-N", "-T", *(word for argument, *_ in found for word in ("-L", argument))]
+        for _, here, there in found:
+            print(f"{here} -> {there} of {access.name}", file=self.app.stdout)
+        note(self.app, "Ctrl-C ends it")
+        keywords = {"ExitOnForwardFailure": "yes", "ServerAliveInterval": "15"}
+        _become(self, ssh.command(access, own=own, **keywords))
+
+
+def _access(command: Base, name: str) -> Access:
+    """Return how to reach one clone; raises why it can't be reached."""
+    return command.engine.reach(command.engine.show(name)).unwrap()
+
+
+def _become(command: Base, argv: Sequence[str]) -> None:
+    command.app.close()
+    sys.stdout.flush()
+    try:
+        os.execvp(argv[0], list(argv))  # noqa: S606 - an argv list, no shell
+    except OSError as error:
+        raise BackendError(f"ssh: {error.strerror}", hint="install openssh-client") from error
+
+
+def _take_words(parser: argparse.ArgumentParser) -> None:
+    """Leave what follows the clone's name to ``words``: argparse would drop a ``--`` there."""
+    parse = parser.parse_args
+
+    def parse_args(words: Sequence[str], namespace: Any = None) -> argparse.Namespace:
+        name = next((n for n, word in enumerate(words) if not word.startswith("-")), len(words))
+        parsed: argparse.Namespace = parse(words[: name + 1], namespace)
+        parsed.words = list(words[name + 1 :])
+        return parsed
+
+    parser.parse_args = parse_args  # type: ignore[method-assign,assignment]
 
 
 def _take_command(parser: argparse.ArgumentParser) -> None:
