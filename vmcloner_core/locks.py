@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vmcloner_core.errors import BackendError, Interrupted
-from vmcloner_core.trusted_files import make_folder
+from vmcloner_core.trusted_files import check_folder, make_folder
 
 _POLL = 0.1
 
@@ -38,6 +38,7 @@ def hold(
     :param waiting: called once for each name that another run holds.
     :raises Interrupted: ``cancelled`` returned true while waiting.
     :raises BackendError: the folder cannot be written, or its file system has no locks.
+    :raises InvalidRequest: another user could have written it, and hold its locks for ever.
     """
     with _opened(folder) as descriptor:
         for name in sorted(set(names)):
@@ -59,6 +60,7 @@ def hold_free(folder: Path, names: Iterable[str]) -> Iterator[frozenset[str]]:
 def _opened(folder: Path) -> Iterator[int]:
     try:
         make_folder(folder)
+        check_folder(folder)
         descriptor = os.open(
             folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )

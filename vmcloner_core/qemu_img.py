@@ -1,21 +1,30 @@
-"""Convert and measure images with qemu-img(1)."""
+"""Convert and measure images with qemu-img(1), contained.
+
+The image's owner may change its header after it was checked: qcow2's can name other files, for
+what is below it and for its data.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
-from vmcloner_core import copying
+from vmcloner_core import contained, copying
 from vmcloner_core.drivers import ImageFile
 from vmcloner_core.errors import HostCommandError
 from vmcloner_core.model import Copying
 from vmcloner_core.os_errors import translated
-from vmcloner_core.process import CommandRunner
+from vmcloner_core.process import CommandResult, CommandRunner
 
 SLOWEST = 8 * 1024**2
 """Bytes per second; a slower conversion is considered hung."""
+_ROOM = 64 * 1024**2
+"""Bytes that it may write beside a disk's own: what it prints too, which goes to a file."""
+_TABLES = 1024
+"""Bytes of a disk for which an overlay's tables take far less than one."""
 
 
 def convert(runner: CommandRunner, image: ImageFile, target: Path, options: Copying) -> None:
@@ -32,7 +41,7 @@ def convert(runner: CommandRunner, image: ImageFile, target: Path, options: Copy
     with translated(target):
         os.truncate(target, image.size)
         argv = ["-n", "--target-is-zero", "-O", "raw", *limit]
-        runner.run(["qemu-img", "convert", *argv, source, str(target)], timeout=timeout)
+        _run(runner, image, timeout, "convert", *argv, source, str(target), write=target)
         if not options.verify:
             return
         fd = os.open(target, os.O_RDWR | os.O_CLOEXEC)
@@ -40,7 +49,7 @@ def convert(runner: CommandRunner, image: ImageFile, target: Path, options: Copy
             copying.flush(fd)
         finally:
             os.close(fd)
-    runner.run(["qemu-img", "compare", "-F", "raw", source, str(target)], timeout=timeout)
+    _run(runner, image, timeout, "compare", "-F", "raw", source, str(target), write=target)
 
 
 def measure(runner: CommandRunner, image: ImageFile) -> int:
@@ -51,8 +60,8 @@ def measure(runner: CommandRunner, image: ImageFile) -> int:
 
     :raises HostCommandError: qemu-img failed, or did not say.
     """
-    argv = ["qemu-img", "measure", "--output", "json", "-O", "qcow2", _source(image)]
-    answer = runner.run(argv, timeout=300)
+    argv = ("measure", "--output", "json", "-O", "qcow2", _source(image))
+    answer = _run(runner, image, 300, *argv)
     try:
         said = json.loads(answer.stdout)
         tables = int(said["fully-allocated"]) - image.size
@@ -63,11 +72,53 @@ def measure(runner: CommandRunner, image: ImageFile) -> int:
         ) from error
 
 
-def _source(image: ImageFile) -> str:
-    """Return how QEMU opens an image: in the format that was checked, without a backing file.
+def enlarge(runner: CommandRunner, overlay: Path, below: Path, size: int) -> None:
+    """Make a qcow2 image that is an overlay larger.
 
-    The image's owner may change its header after the check.
+    :param below: what it is an overlay of. :param size: bytes that its disk then has.
+    :raises HostCommandError: that fails.
     """
+    words = ("resize", "-q", "-f", "qcow2", str(overlay), str(size))
+    with translated(overlay):
+        most = overlay.stat().st_size + size // _TABLES + _ROOM
+    _contained(runner, words, read=below, write=overlay, size=most, timeout=60)
+
+
+def _run(
+    runner: CommandRunner, image: ImageFile, timeout: float, *words: str, write: Path | None = None
+) -> CommandResult:
+    size = max(image.size, _ROOM)
+    return _contained(runner, words, read=image.path, write=write, size=size, timeout=timeout)
+
+
+def _contained(
+    runner: CommandRunner,
+    words: Sequence[str],
+    *,
+    read: Path,
+    write: Path | None,
+    size: int,
+    timeout: float,
+) -> CommandResult:
+    """Run qemu-img so that it can open nothing but two files.
+
+    :param write: by a path that a process apart can open.
+    """
+    argv = contained.command(
+        ["qemu-img", *words],
+        read=[read.resolve()],
+        write=[write] if write is not None else [],
+        size=size,
+        seconds=timeout,
+    )
+    try:
+        return runner.run(argv, timeout=timeout)
+    except HostCommandError as error:
+        raise type(error)(error.message.replace(argv[0], "qemu-img", 1)) from error
+
+
+def _source(image: ImageFile) -> str:
+    """Return how QEMU opens an image: in the format that was checked, without a backing file."""
     with translated(image.path):
         device = stat.S_ISBLK(image.path.stat().st_mode)
     file = {"driver": "host_device" if device else "file", "filename": str(image.path.absolute())}

@@ -238,8 +238,10 @@ class FilesDriver(StorageDriver):
                 if os.fstat(fd).st_size < record.size:
                     os.ftruncate(fd, record.size)
             elif read_header(lambda at, length: os.pread(fd, length, at)).size < record.size:
-                argv = ["qemu-img", "resize", "-q", "-f", "qcow2", str(path), str(record.size)]
-                self.context.runner.run(argv, timeout=60)
+                from vmcloner_core.qemu_img import enlarge
+
+                below = self._pool.image_path(record.labels.template)
+                enlarge(self.context.runner, path, below, record.size)
             self._pool.labels.write(fd, path, record.to_mapping())
         finally:
             os.close(fd)

@@ -61,8 +61,9 @@ class Importer:
         self, image: ImageFile, source: int, progress: Progress, copying: Copying
     ) -> Iterator[Draft]:
         """Yield a draft with the image's bytes."""
-        with self.pool.draft(self.pool.templates) as draft:
-            if image.format == "raw":
+        raw = image.format == "raw"
+        with self.pool.draft(self.pool.templates, named=not raw) as draft:
+            if raw:
                 if os.lseek(source, 0, os.SEEK_END) != image.size:  # a device's size too
                     raise InvalidRequest(f"{image.path} changed while it was imported")
                 _fill(source, draft.fd, self._runs(source), image.size, progress, copying)

@@ -255,9 +255,12 @@ class Pool:
         finally:
             os.close(fd)
 
-    def draft(self, folder: Path) -> AbstractContextManager[drafts.Draft]:
-        """Yield a file that can get a name in one of the pool's folders."""
-        unnamed = self.prepare().unnamed
+    def draft(self, folder: Path, *, named: bool = False) -> AbstractContextManager[drafts.Draft]:
+        """Yield a file that can get a name in one of the pool's folders.
+
+        :param named: it has a temporary one, by which contained programs can open it.
+        """
+        unnamed = self.prepare().unnamed and not named
         return drafts.unnamed(folder) if unnamed else drafts.named(self._temporary)
 
     def replace(self, draft: drafts.Draft, path: Path) -> None:

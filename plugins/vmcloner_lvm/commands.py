@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import Any
 import attrs
 
 from vmcloner_core.errors import BackendError, HostCommandError, NotFound, WrongState
+from vmcloner_core.os_errors import translated
 from vmcloner_core.process import CommandRunner
+from vmcloner_core.trusted_files import check_folder, make_folder
 from vmcloner_lvm.metadata import write
 from vmcloner_lvm.volumegroup import VolumeGroup
 
 TIMEOUT = 300.0
 # This process holds their lock, and lvcreate does not support --nolocking for thin volumes: so
 # they use another folder for locks.
-_HELD = ("--config", 'global/locking_dir="/run/lock/vmcloner/lvm"')
+OWN_LOCKS = Path("/run/lock/vmcloner/lvm")
 _QUIET = {"LVM_SUPPRESS_FD_WARNINGS": "1"}
 _FACTS = "vg_mda_size,vg_free,vg_exported,vg_partial,vg_shared"
 _LOCKING = "/run/lock/lvm"
@@ -47,6 +50,19 @@ def bound(argv: Sequence[str]) -> list[str]:
     return ["setpriv", "--pdeathsig", "KILL", *argv]
 
 
+def _held() -> tuple[str, str]:
+    """Return the options of a command that must not take the group's lock.
+
+    :raises InvalidRequest: another user made the folder that it uses instead, as ``/run/lock`` is
+        often open to all. LVM follows links in it, and would make files anywhere.
+    """
+    if os.geteuid() == 0:  # LVM works for nobody else
+        with translated(OWN_LOCKS):
+            make_folder(OWN_LOCKS)
+        check_folder(OWN_LOCKS)
+    return "--config", f'global/locking_dir="{OWN_LOCKS}"'
+
+
 @attrs.frozen
 class Lvm:
     """LVM's commands for one volume group. Thread-safe."""
@@ -63,7 +79,7 @@ class Lvm:
         """
         if self.runner.which(command) is None:
             raise BackendError(f"{command}: lvm2 is not installed", hint="apt-get install lvm2")
-        argv = bound([command, *(_HELD if held else ()), *words])
+        argv = bound([command, *(_held() if held else ()), *words])
         try:
             return self.runner.run(argv, timeout=timeout, env=_QUIET).stdout
         except HostCommandError as error:

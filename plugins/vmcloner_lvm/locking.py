@@ -53,7 +53,8 @@ def _take(path: Path, how: int) -> int | None:
     """Return the locked file, None if another process holds the lock."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(path, flags, 0o600)
     except OSError as error:
         raise BackendError(f"{path}: {error.strerror}", hint="run as root") from error
     try:

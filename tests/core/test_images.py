@@ -1,5 +1,6 @@
 """Images are hostile input: what they claim is checked before anything reads them."""
 
+import ctypes
 import hashlib
 import http.server
 import shutil
@@ -11,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmcloner_core import images
-from vmcloner_core.drivers import ImageBuilder
+from vmcloner_core import contained, images
+from vmcloner_core.drivers import ImageBuilder, ImageFile
 from vmcloner_core.errors import HostCommandError, InvalidRequest, NotFound
 from vmcloner_core.model import AS_IT_COMES, ImageSource
 from vmcloner_core.process import LocalRunner
-from vmcloner_core.qemu_img import convert
+from vmcloner_core.qemu_img import convert, enlarge, measure
 
 
 def quiet(_done, _total):
@@ -28,7 +29,12 @@ def look(path, **source):
 
 
 def qemu_img(*argv):
-    subprocess.run(["qemu-img", *map(str, argv)], check=True, timeout=60, capture_output=True)
+    argv = ["qemu-img", *map(str, argv)]
+    return subprocess.run(argv, check=True, timeout=60, capture_output=True).stdout
+
+
+def has_landlock():
+    return ctypes.CDLL(None).syscall(contained._CREATE_RULESET, None, 0, 1) > 0
 
 
 @pytest.fixture
@@ -387,3 +393,30 @@ def test_a_sha256_that_is_given_is_checked_with_all_holes(tmp_path, monkeypatch)
     assert look(path, sha256=sha256).digest == f"sha256:{sha256}"
     with pytest.raises(InvalidRequest, match=f"sha256 is {sha256}, not "):
         look(path, sha256="0" * 64)
+
+
+@pytest.mark.skipif(not has_landlock(), reason="the kernel has no Landlock")
+def test_a_header_that_changes_after_its_check_opens_no_other_file(tmp_path):
+    """Neither the file that it names for its data, nor one below it; nor is such a file changed."""
+    secret = tmp_path / "secret"
+    path, target = tmp_path / "image.qcow2", tmp_path / "made"
+    named = f"data_file={secret},data_file_raw=on"
+    qemu_img("create", "-f", "qcow2", "-o", named, path, "1M")
+    secret.write_bytes(b"secret" * 1000 + bytes(1024**2 - 6000))
+    image = ImageFile(path=path, format="qcow2", size=1024**2, digest="sha256:1")
+    for work in (
+        lambda: convert(LocalRunner(), image, target, AS_IT_COMES),
+        lambda: measure(LocalRunner(), image),
+        lambda: enlarge(LocalRunner(), path, tmp_path / "below", 2 * 1024**2),
+    ):
+        target.write_bytes(b"")
+        with pytest.raises(HostCommandError, match=r"^qemu-img failed.*Permission denied"):
+            work()
+        assert target.read_bytes().strip(b"\0") == b""
+        assert secret.stat().st_size == 1024**2
+    below = tmp_path / "below.raw"
+    below.write_bytes(bytes(1024**2))
+    path.unlink()
+    qemu_img("create", "-f", "qcow2", "-b", below, "-F", "raw", path)
+    enlarge(LocalRunner(), path, below, 4 * 1024**3)
+    assert b'"virtual-size": 4294967296' in qemu_img("info", "--output", "json", path)
