@@ -19,9 +19,9 @@ SAMPLE = 0.5
 """Seconds between two looks at the host."""
 STEP = 1.0
 """Seconds from one admission of a further guest to the next: so long it takes to see its load."""
-SETTLE = 5.0
+SETTLE = 3.0
 """Seconds for which a guest counts as booting if nobody waits until it is ready."""
-BOUND = 60.0
+BOUND = 30.0
 """Seconds for which starts may be held up in a run that doesn't wait for its clones."""
 LONGEST = 300.0
 """Seconds after which a guest that still isn't ready no longer keeps others from booting."""

@@ -25,7 +25,7 @@ An observer, loaded with every run::
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -40,7 +40,7 @@ from vmcloner_core.drivers import (
     StorageDriver,
 )
 from vmcloner_core.model import Labels
-from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent
+from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent, Waiting
 
 PROJECT = "vmcloner"
 API_VERSION = 1
@@ -184,6 +184,14 @@ class Hooks:
     @hookspec
     def vmcloner_progress(self, event: ProgressEvent) -> None:
         """Observe the bytes of a long step; one call at a time, from any thread. Must not block."""
+
+    @hookspec
+    def vmcloner_waiting(self, run: str, waiting: Waiting) -> None:
+        """Observe what clones that aren't ready are doing, about once a second. Must not block."""
+
+    @hookspec
+    def vmcloner_run_stopping(self, run: str, calls: Mapping[str, int]) -> None:
+        """Observe that a run was asked to stop. ``calls``: clones in calls in progress, by step."""
 
     @hookspec
     def vmcloner_clone_ready(self, run: str, clone: str) -> None:

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 
@@ -134,6 +134,11 @@ class _Calling:
             found = self._begun.pop(name, None)
             return None if found is None else (found[0], self._sign - found[1])
 
+    def size(self) -> int:
+        """Return how many works are left in it."""
+        with self._lock:
+            return len(self._begun)
+
     def rest(self) -> list[tuple[Work, float]]:
         """Take out all that are left."""
         return [taken for name in list(self._begun) if (taken := self.take(name)) is not None]
@@ -205,6 +210,8 @@ class Pipeline:
 
     :param emit: called with each event, from the stages' threads.
     :param ready: called with the name of each clone that has completed all of its steps.
+    :param stopping: called once ``cancelled`` was set, with the works in calls in progress, counted
+        by step.
     :param started: :func:`time.monotonic` at the run's start, from which events count.
     :param cancelled: once set, works that wait for a stage fail with
         :class:`~vmcloner_core.errors.Interrupted`; calls in progress are finished.
@@ -217,12 +224,14 @@ class Pipeline:
         cancelled: threading.Event,
         started: float,
         ready: Callable[[str], None] = lambda _name: None,
+        stopping: Callable[[Mapping[str, int]], None] = lambda _calls: None,
     ) -> None:
         self._run = run
         self._emit = emit
         self._cancelled = cancelled
         self._started = started
         self._ready = ready
+        self._stopping = stopping
         self._lines: dict[Stage, _Line] = {}
         self._calls: set[_Calling] = set()
         self._hung: dict[Stage, VmclonerError] = {}
@@ -257,16 +266,27 @@ class Pipeline:
 
     def _wait(self) -> None:
         """Wait for the last work. Ctrl-C stops the run cleanly; a second one is raised."""
+        told = False
         while True:
             try:
                 # In slices: an untimed wait keeps the interpreter from running signal handlers.
-                while not self._done.wait(0.2):
+                while True:
+                    if self._cancelled.is_set() and not told:
+                        told = True
+                        self._tell_stopping()
+                    if self._done.wait(0.2):
+                        return
                     self._give_up()
-                return
             except KeyboardInterrupt:
                 if self._cancelled.is_set():
                     raise
                 self._cancelled.set()
+
+    def _tell_stopping(self) -> None:
+        calls: Counter[str] = Counter()
+        for calling in self._calls.copy():
+            calls[calling.stage.step] += calling.size()
+        self._stopping(dict(calls))
 
     def _give_up(self) -> None:
         """Fail the works of calls that hang, and those that wait for the same driver."""

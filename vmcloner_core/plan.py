@@ -343,6 +343,21 @@ class ProgressEvent:
 
 
 @attrs.frozen(kw_only=True)
+class Waiting:
+    """What the clones that a run waits for are doing.
+
+    :param phases: how many of them are at which phase: ``booting``, ``waiting for ssh``.
+    :param slowest: the one that has been waited for longest, for that many ``seconds``.
+    :param said: the last line of its console, without escape sequences; may be empty.
+    """
+
+    phases: dict[str, int]
+    slowest: str
+    seconds: float
+    said: str = ""
+
+
+@attrs.frozen(kw_only=True)
 class CloneResult:
     """The result of one clone in a run.
 

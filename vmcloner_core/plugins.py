@@ -12,7 +12,7 @@ import inspect
 import logging
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,7 +51,7 @@ from vmcloner_core.hooks import (
     StorageBackend,
 )
 from vmcloner_core.model import Host, Labels, check_mac
-from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent
+from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent, StepStatus, Waiting
 from vmcloner_core.process import LocalRunner
 
 log = logging.getLogger(__name__)
@@ -338,12 +338,22 @@ class PluginHost:
     def step_changed(self, event: StepEvent) -> None:
         """Tell observers of a step."""
         said = f": {event.error}" if event.error is not None else ""
-        log.debug("%s %s %s%s", event.clone, event.step, event.status.value, said)
+        ready = event.step == "wait" and event.status in (StepStatus.DONE, StepStatus.UNCHANGED)
+        what = "ready" if ready else f"{event.step} {event.status.value}"
+        log.debug("%s %s%s", event.clone, what, said)
         self._observe(self._manager.hook.vmcloner_step_changed, event=event)
 
     def progress(self, event: ProgressEvent) -> None:
         """Tell observers of a long step's bytes."""
         self._observe(self._manager.hook.vmcloner_progress, event=event)
+
+    def waiting(self, run: str, waiting: Waiting) -> None:
+        """Tell observers what clones that aren't ready are doing."""
+        self._observe(self._manager.hook.vmcloner_waiting, run=run, waiting=waiting)
+
+    def run_stopping(self, run: str, calls: Mapping[str, int]) -> None:
+        """Tell observers that a run was asked to stop."""
+        self._observe(self._manager.hook.vmcloner_run_stopping, run=run, calls=calls)
 
     def clone_ready(self, run: str, clone: str) -> None:
         """Tell observers of a clone that has completed its steps."""

@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, TypeVar
 
@@ -31,9 +32,14 @@ from vmcloner_core.errors import (
     WrongState,
 )
 from vmcloner_core.model import Access, Outcome, State
-from vmcloner_core.plan import Readiness
+from vmcloner_core.plan import Readiness, Waiting
 from vmcloner_core.units import format_seconds
 
+BOOTING = "booting"
+REPORT = 1.0
+"""Seconds between two reports of what clones are doing."""
+MAX_SAID = 200
+"""Characters of a console's line in a report."""
 POLL = 0.2
 """Seconds between two polls."""
 SLOW_POLL = 1.0
@@ -137,12 +143,13 @@ class Sight:
 class Condition(ABC):
     """One kind of readiness, of one clone that runs.
 
-    ``lacks`` says in a few words what is still missing.
+    ``lacks`` says in a few words what is still missing, ``phase`` what many clones do meanwhile.
     """
 
     def __init__(self, clone: Awaited) -> None:
         self.clone = clone
         self.lacks = ""
+        self.phase = BOOTING
 
     @abstractmethod
     def met(self, sight: Sight) -> bool:
@@ -156,7 +163,7 @@ class Condition(ABC):
 
     def last_line(self) -> str:
         """Return the last non-blank line of the clone's console."""
-        return _last_line(self.clone.driver, self.clone.name)
+        return LastLine(self.clone.driver, self.clone.name).read()
 
 
 class Running(Condition):
@@ -193,6 +200,11 @@ class Addressed(Condition):
 class Port(Addressed):
     """One of its TCP ports accepts connections."""
 
+    @property
+    def awaited(self) -> str:
+        """What is waited for once the address is known."""
+        return f"port {self.port}"
+
     def __init__(self, clone: Awaited) -> None:
         super().__init__(clone)
         self.port = int(clone.readiness.argument or 0)
@@ -208,6 +220,7 @@ class Port(Addressed):
 
     def open(self, address: str, port: int, sight: Sight) -> bool:
         """Tell whether the port has answered; knocks until it does."""
+        self.phase = f"waiting for {self.awaited}"
         if self._knock is None:
             if sight.now < self._next or sight.knocks >= KNOCKS:
                 return False
@@ -238,6 +251,7 @@ class Port(Addressed):
 class Ssh(Port):
     """Its user can log in by ssh, and it has its own host key."""
 
+    awaited = "ssh"
     command = "true"
     """What is run in the guest, and succeeds once it is ready."""
 
@@ -336,7 +350,7 @@ class CloudInit(Condition):
                 raise
             self.lacks = error.message
             return False
-        self.lacks = self._ssh.lacks
+        self.lacks, self.phase = self._ssh.lacks, self._ssh.phase
         return done
 
     def close(self) -> None:
@@ -347,6 +361,7 @@ class CloudInit(Condition):
 class _CloudInitResult(Ssh):
     """The file that cloud-init writes at its end, on a file system that is empty at each boot."""
 
+    awaited = "cloud-init"
     command = (
         "test -e /run/cloud-init/result.json || { "
         "command -v cloud-init >/dev/null && echo cloud-init is running >&2 || "
@@ -459,18 +474,27 @@ def _missing(clone: Awaited, what: str) -> BackendError:
     )
 
 
-def _last_line(driver: HypervisorDriver, name: str) -> str:
-    if driver.consoles is None:
-        return ""
-    last, offset = "", 0
-    with contextlib.suppress(VmclonerError):  # the line is only a help in a message
-        while offset < MAX_LOG:
-            data, offset = driver.consoles.read(name, offset, CHUNK)
-            lines = [line.strip() for line in _text(data).split("\n") if line.strip()]
-            last = lines[-1] if lines else last
-            if len(data) < CHUNK:
-                break
-    return last[:MAX_LINE]
+class LastLine:
+    """The last non-blank line of a clone's console; only what is new is read again."""
+
+    def __init__(self, driver: HypervisorDriver, name: str) -> None:
+        self._consoles = driver.consoles
+        self._name = name
+        self._offset = 0
+        self._line = ""
+
+    def read(self) -> str:
+        """Return the line as it is now; empty if there is none, or it can't be read."""
+        read = 0
+        with contextlib.suppress(VmclonerError):  # the line is only a help in a message
+            while self._consoles is not None and read < MAX_LOG:
+                data, self._offset = self._consoles.read(self._name, self._offset, CHUNK)
+                lines = [line.strip() for line in _text(data).split("\n") if line.strip()]
+                self._line = lines[-1][:MAX_LINE] if lines else self._line
+                read += CHUNK
+                if len(data) < CHUNK:
+                    break
+        return self._line
 
 
 # --- the watcher --------------------------------------------------------------------------------
@@ -483,6 +507,7 @@ class _Watched:
     clone: Awaited
     condition: Condition
     deadline: float
+    begun: float
     starts: int = 0
     paused: float | None = None
     """Since when it has been seen paused, None if it wasn't when it was last looked at."""
@@ -501,6 +526,7 @@ def watch(
     more: Callable[[], Sequence[Awaited]] = tuple,
     cancelled: Callable[[], bool] = lambda: False,
     again: Again = lambda _names: {},
+    report: Callable[[Waiting], None] = lambda _waiting: None,
 ) -> Iterator[Outcome[None]]:
     """Yield one outcome per clone, as soon as it is ready, dead or out of time.
 
@@ -508,15 +534,17 @@ def watch(
     :param again: called with clones that have stopped; restarts those that stopped to reboot, and
         returns their names with the error of each that couldn't be started. The others stay
         stopped.
+    :param report: called about once a second with what those that aren't ready are doing.
     """
     waiting: dict[str, _Watched] = {}
-    arrived, sight = clones, Sight()
+    arrived, sight, reporter = clones, Sight(), _Reporter(report)
     try:
         while True:
             now = time.monotonic()
             for clone in arrived:
                 condition = CONDITIONS[clone.readiness.kind](clone)
-                waiting[clone.name] = _Watched(clone, condition, now + clone.readiness.seconds)
+                deadline = now + clone.readiness.seconds
+                waiting[clone.name] = _Watched(clone, condition, deadline, now)
             if arrived:
                 sight.forget()
             sight.look(watched.clone for watched in waiting.values())
@@ -527,6 +555,7 @@ def watch(
                 else:
                     del waiting[watched.clone.name]
                     yield outcome
+            reporter(tuple(waiting.values()), sight.now)
             arrived = more()
             if not waiting and not arrived:
                 return
@@ -535,6 +564,31 @@ def watch(
     finally:
         for watched in waiting.values():
             watched.condition.close()
+
+
+class _Reporter:
+    """Reports what clones are doing, now and then."""
+
+    def __init__(self, report: Callable[[Waiting], None]) -> None:
+        self._report = report
+        self._next = 0.0
+        self._lines: dict[str, LastLine] = {}
+
+    def __call__(self, waiting: Sequence[_Watched], now: float) -> None:
+        if not waiting or now < self._next:
+            return
+        self._next = now + REPORT
+        slowest = min(waiting, key=lambda watched: watched.begun)
+        clone = slowest.clone
+        line = self._lines.setdefault(clone.name, LastLine(clone.driver, clone.name))
+        self._report(
+            Waiting(
+                phases=dict(Counter(watched.condition.phase for watched in waiting)),
+                slowest=clone.name,
+                seconds=now - slowest.begun,
+                said=line.read()[:MAX_SAID],
+            )
+        )
 
 
 def _changed(
@@ -571,7 +625,7 @@ def _restarted(
             yield watched, Outcome(key=clone.name, error=error)
         else:
             condition = CONDITIONS[clone.readiness.kind](clone)
-            yield _Watched(clone, condition, watched.deadline, watched.starts + 1), None
+            yield attrs.evolve(watched, condition=condition, starts=watched.starts + 1), None
 
 
 def _look(watched: _Watched, sight: Sight) -> Outcome[None] | None:

@@ -12,7 +12,7 @@ import attrs
 from vmcloner_core.errors import Interrupted, VmclonerError
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.pipeline import Pipeline, Work
-from vmcloner_core.plan import OnFailure, Plan, ProgressEvent, RunResult
+from vmcloner_core.plan import OnFailure, Plan, ProgressEvent, RunResult, Waiting
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.preflight import check_space
 from vmcloner_core.steps import Run, routed, undoing
@@ -33,7 +33,7 @@ class PlannedRun:
         self._cancelled = cancelled
         self._started = time.monotonic()
         self._works = [Work(plan=clone, volumes=clone.volumes) for clone in plan.clones]
-        self._run = Run(plan, host, cancelled.is_set, self._copied)
+        self._run = Run(plan, host, cancelled.is_set, self._copied, self._waiting)
 
     def __call__(self) -> RunResult:
         """Carry the plan out; a clone's failure is in the result.
@@ -108,6 +108,7 @@ class PlannedRun:
             self._cancelled,
             self._started,
             ready=lambda name: plugins.clone_ready(run, name),
+            stopping=lambda calls: plugins.run_stopping(run, calls),
         )(works)
 
     def _rolled_back(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -118,6 +119,9 @@ class PlannedRun:
         self._pipe(works)
         left = tuple(work.name for work in works if work.error is not None)
         return left, tuple(work.name for work in works if work.error is None)
+
+    def _waiting(self, waiting: Waiting) -> None:
+        self._plugins.waiting(self._plan.run, waiting)
 
     def _copied(self, done: int, total: int) -> None:
         self._plugins.progress(

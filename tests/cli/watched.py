@@ -15,6 +15,7 @@ def main(words):
         os.chdir(folder)
         Path("vmcloner.toml").write_text(
             '[defaults]\nhypervisor = "reference"\nstorage = "reference"\n'
+            "[limits]\nboot_jobs = 256\n"
             f'[hosts.local]\nstate = "{folder}/state"\n'
         )
         Path("templates").mkdir()
@@ -22,5 +23,11 @@ def main(words):
         Path("templates/image.raw").write_bytes(bytes(1024**2))
         engine = Engine.open(plugins=[StoragePlugin(), HypervisorPlugin(), BootPlugin()])
         engine.create("web", "t1", count=30, start=True)
-        Engine.open = classmethod(lambda _cls, **_: engine)
+
+        def opened(_cls, plugins=(), **_):
+            for observer in plugins:
+                engine.plugins.watch(observer)
+            return engine
+
+        Engine.open = classmethod(opened)
         return app.main(words)

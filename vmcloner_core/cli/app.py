@@ -195,9 +195,13 @@ class Shell(App):
         return self._engine
 
     def _observers(self) -> list[object]:
-        """Return what draws progress, if standard error is a terminal."""
-        if not sys.stderr.isatty() or not self.options.verbose_level:
+        """Return what shows progress, unless ``--quiet`` is given."""
+        if not self.options.verbose_level:
             return []
+        if not sys.stderr.isatty():
+            from vmcloner_core.cli.lines import Lines
+
+            return [Lines()]
         from vmcloner_core.cli.progress import Progress
 
         return [Progress()]

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from vmcloner_core.cli.base import Record, note
+from vmcloner_core.cli.lines import Building
 from vmcloner_core.units import format_size, parse_size
+
+if TYPE_CHECKING:
+    from vmcloner_core.drivers import ImageFile
+    from vmcloner_core.model import Template
 
 
 class ImageBuild(Record):
@@ -44,7 +50,7 @@ class ImageBuild(Record):
             "revision": parsed_args.revision,
         }
         given = {key: value for key, value in options.items() if value is not None}
-        template, image = self.engine.build_image(parsed_args.template, given)
+        template, image = self._built(parsed_args.template, given)
         note(self.app, f"{template.name}: {format_size(image.size)}, made")
         shown = {
             "template": template.name,
@@ -55,3 +61,10 @@ class ImageBuild(Record):
             "digest": image.digest,
         }
         return tuple(shown), tuple(shown.values())
+
+    def _built(self, name: str, options: Mapping[str, Any]) -> tuple[Template, ImageFile]:
+        if not self.app.options.verbose_level:
+            return self.engine.build_image(name, options)
+        with Building(name) as building, ExitStack() as stack:
+            stack.callback(self.engine.plugins.watch(building))
+            return self.engine.build_image(name, options)

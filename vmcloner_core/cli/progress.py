@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from collections.abc import Iterable
+
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     MofNCompleteColumn,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
 from rich.progress import Progress as Bars
+from rich.text import Text
 
+from vmcloner_core.cli.account import Account
+from vmcloner_core.cli.lines import QUIET, Follower
 from vmcloner_core.hooks import hookimpl
 from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent, StepStatus
 from vmcloner_core.units import format_size
 
 
-class Progress:
+class _Bars(Bars):
+    """Bars with a line below."""
+
+    def __init__(self, account: Account, *columns: ProgressColumn, console: Console) -> None:
+        self._account = account
+        super().__init__(*columns, console=console, transient=True)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return what is drawn."""
+        yield from super().get_renderables()
+        if self._account.elapsed > QUIET:
+            yield Text(self._account.line(), no_wrap=True, overflow="ellipsis", style="dim")
+
+
+class Progress(Follower):
     """An observer that draws to standard error. Very short runs show nothing."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._bars: Bars | None = None
         self._bytes: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -33,7 +54,9 @@ class Progress:
     def vmcloner_plan_ready(self, plan: Plan) -> None:
         """Draw a bar for each step."""
         self._stop()
-        bars = Bars(
+        self._account.begin(plan)
+        bars = _Bars(
+            self._account,
             TextColumn("{task.description:10}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -41,7 +64,6 @@ class Progress:
             TextColumn("{task.fields[copied]}"),
             TimeElapsedColumn(),
             console=self._console,
-            transient=True,
         )
         for step in plan.steps:
             total = sum(step in clone.steps for clone in plan.clones)
@@ -53,6 +75,7 @@ class Progress:
     @hookimpl
     def vmcloner_step_changed(self, event: StepEvent) -> None:
         """Advance a step's bar."""
+        self._account.step(event)
         if event.step in ("import", "pull"):
             self._imported(event)
             return
@@ -78,7 +101,8 @@ class Progress:
                 console=self._console,
                 transient=True,
             )
-            self._import = self._bytes.add_task(f"{event.step} {event.clone}", total=None)
+            what = self._account.line() or f"{event.step} {event.clone}"
+            self._import = self._bytes.add_task(what, total=None)
             self._bytes.start()
             return
         if self._bytes is not None:
@@ -102,6 +126,9 @@ class Progress:
     def vmcloner_run_finished(self, result: RunResult) -> None:  # noqa: ARG002 - the hook's name
         """Remove the bars; the summary follows."""
         self._stop()
+
+    def _tell(self, text: str) -> None:
+        self._console.print(f"vmcloner: {text}", markup=False, highlight=False)
 
     def _stop(self) -> None:
         for bars in (self._bars, self._bytes):

@@ -183,6 +183,7 @@ class WaitUntilReady(HypervisorStep):
             awaited(works),
             more=lambda: awaited(more()),
             cancelled=run.cancelled,
+            report=run.waiting,
             again=lambda names: self._again(run, driver, [by_name[name] for name in names]),
         ):
             if outcome.ok:

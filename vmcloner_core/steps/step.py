@@ -32,7 +32,7 @@ from vmcloner_core.model import (
 )
 from vmcloner_core.outcomes import Backend, checked
 from vmcloner_core.pipeline import More, Stage, Work
-from vmcloner_core.plan import Plan
+from vmcloner_core.plan import Plan, Waiting
 
 log = logging.getLogger(__name__)
 D = TypeVar("D", StorageDriver, HypervisorDriver)
@@ -70,6 +70,7 @@ class Run:
     """What the steps of one run share. Thread-safe.
 
     :param cancelled: tells whether the run must stop. :param copied: called with the run's bytes.
+    :param waiting: called with what clones that aren't ready are doing.
     """
 
     def __init__(
@@ -78,10 +79,12 @@ class Run:
         host: LocalHost,
         cancelled: Callable[[], bool] = lambda: False,
         copied: Progress = lambda _done, _total: None,
+        waiting: Callable[[Waiting], None] = lambda _waiting: None,
     ) -> None:
         self.plan = plan
         self.host = host
         self.cancelled = cancelled
+        self.waiting = waiting
         self.tally = Tally(plan, copied)
         self._lock = threading.Lock()
         self._origins: dict[tuple[str, str], Origin | None] = {}
