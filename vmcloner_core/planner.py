@@ -169,7 +169,14 @@ def check_wait(wait: Readiness | None, template: Template) -> None:
     :raises InvalidRequest: they can't.
     """
     more = template.domain.xml is not None or bool(template.domain.devices)  # may have other cards
-    found = more or any(spec.network for spec in template.nics)
+    forwarded = any(spec.forward is not None for spec in template.nics)
+    if wait is not None and wait.kind == "port" and forwarded:
+        raise InvalidRequest(
+            f"can't wait for {wait}: template {template.name} has a forwarded port, at which QEMU "
+            "accepts connections before the guest does",
+            hint="wait for ssh, or console:REGEX",
+        )
+    found = more or forwarded or any(spec.network for spec in template.nics)
     if wait is not None and wait.kind in ("ip", "port", "ssh") and not found:
         raise InvalidRequest(
             f"can't wait for {wait}: template {template.name} has no network card that gets "

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from vmcloner_core import own_key
 from vmcloner_core.errors import NotFound, VmclonerError, WrongState
-from vmcloner_core.model import Access, Clone, Labels, Outcome, State, Template
+from vmcloner_core.model import (
+    FORWARDED_PORT,
+    Access,
+    Clone,
+    Labels,
+    Outcome,
+    State,
+    Template,
+)
 
 
 def access(
@@ -40,7 +49,7 @@ def access(
         name=labels.clone,
         address=address,
         user=template.ssh.user,
-        port=template.ssh.port,
+        port=port_at(template, address, template.ssh.port),
         known_hosts=known_hosts,
         key=key,
         keys=_keys(authorized) if key is None else (),
@@ -59,6 +68,22 @@ def _keys(authorized: Collection[str]) -> tuple[Path, ...]:
     return tuple(file for file in files if os.path.isfile(file))  # noqa: PTH113 - raises nothing
 
 
+def port_at(template: Template, address: str, port: int) -> int:
+    """Return the port at which a clone's port is reached at this address.
+
+    :raises WrongState: it is reached by the loopback network, where another port is forwarded.
+    """
+    forwarded = {nic.forward for nic in template.nics} - {None}
+    if not (forwarded and ipaddress.ip_address(address).is_loopback):
+        return port
+    if port not in forwarded:
+        raise WrongState(
+            f"port {port} is not forwarded to the clones of template {template.name}",
+            hint=f"set forward = {port} in [[nics]], and create the clone again",
+        )
+    return FORWARDED_PORT
+
+
 def reach(clone: Clone, access: Callable[[Labels, str], Access]) -> Outcome[Access]:
     """Return how to reach a clone as it is now, or why it can't be reached."""
     try:
@@ -72,7 +97,7 @@ def reach(clone: Clone, access: Callable[[Labels, str], Access]) -> Outcome[Acce
                 said, hint = "no address is known yet", f"vmcloner wait {clone.name} --for ip"
             else:
                 said = "no address is known"
-                hint = 'only cards of kind = "network" or "bridge" get known addresses'
+                hint = 'in [[nics]]: kind = "network" or "bridge", or with "user" forward = 22'
             raise WrongState(f"{clone.name}: {said}", hint=hint)
         return Outcome(key=clone.name, value=access(clone.labels, clone.ip))
     except VmclonerError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import os
 import re
 import threading
@@ -28,7 +29,7 @@ from vmcloner_core.model import (
     State,
     Volume,
 )
-from vmcloner_libvirt import conditions, operations, renewing, usage, whereabouts
+from vmcloner_libvirt import conditions, forwarding, operations, renewing, usage, whereabouts
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections, Unreachable, is_local
 from vmcloner_libvirt.console import Consoles
@@ -49,6 +50,7 @@ POLL = 0.5
 """Seconds between polls of guests that were asked to shut down."""
 ASK_AGAIN = 5.0
 """Seconds until such a guest is asked again: while it boots it ignores the request."""
+log = logging.getLogger(__name__)
 STOPPERS = 8
 """Domains that one call stops in parallel: libvirt polls for a process's end only every 200 ms."""
 
@@ -71,6 +73,7 @@ class LibvirtDriver(HypervisorDriver):
 
     def __init__(self, context: DriverContext, uri: str, connections: int) -> None:
         super().__init__(context)
+        self._forwarded: set[forwarding.Forward] = set()
         if not is_local(uri):
             # Volumes, console logs and bridges are on this host, so domains must be too.
             raise InvalidRequest(
@@ -153,17 +156,37 @@ class LibvirtDriver(HypervisorDriver):
         return self.connections.ask(operations.resources)
 
     def addresses(self) -> Mapping[str, tuple[str, ...]]:
-        """See :meth:`HypervisorDriver.addresses`: leases, then neighbours, else guest agents."""
-        domains = [domain for domain in self.connections.ask(whereabouts.running) if domain.macs]
+        """See :meth:`HypervisorDriver.addresses`: leases, then neighbours, else guest agents.
+
+        A card in user mode with a forwarded port has an address of the loopback network.
+        """
+        seen = self.connections.ask(whereabouts.running)
+        self._forwarded &= {forward for domain in seen for forward in domain.forwards}
+        forwarded = {d.name: (f.address,) for d in seen for f in d.forwards if self._forward(d, f)}
+        domains = [domain for domain in seen if domain.macs and domain.name not in forwarded]
         if not domains:
-            return {}
+            return forwarded
         sources = self.networks.sources()
         found = {domain.name: whereabouts.known(domain, sources) for domain in domains}
         asked = [domain for domain in domains if domain.agent and not found[domain.name]]
         with ThreadPoolExecutor(whereabouts.ASKERS, thread_name_prefix="agents") as pool:
             for domain, told in zip(asked, pool.map(self._ask_agent, asked), strict=True):
                 found[domain.name] = told
-        return {name: addresses for name, addresses in found.items() if addresses}
+        return forwarded | {name: addresses for name, addresses in found.items() if addresses}
+
+    def _forward(self, domain: whereabouts.Located, forward: forwarding.Forward) -> bool:
+        """Have a guest's port forwarded, once for each of its starts; tell whether it is."""
+        if forward not in self._forwarded:
+            ensure = functools.partial(forwarding.ensure, name=domain.name, forward=forward)
+            try:
+                self.connections.call(ensure, about=domain.name)
+            except Unreachable:
+                raise
+            except VmclonerError as error:
+                log.warning("%s", error)
+                return False
+            self._forwarded.add(forward)
+        return True
 
     def _ask_agent(self, domain: whereabouts.Located) -> tuple[str, ...]:
         return self.connections.call(

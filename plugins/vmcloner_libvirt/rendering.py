@@ -18,6 +18,7 @@ from vmcloner_core.model import DomainSpec, clone_generation
 from vmcloner_core.placeholders import clone_values, fill
 from vmcloner_core.sandbox import Sandbox, TooMuch, bounded_work
 from vmcloner_core.trusted_files import read_file
+from vmcloner_libvirt import forwarding
 from vmcloner_libvirt.metadata import add_labels, parse
 
 MAX_XML = 1024**2
@@ -199,6 +200,7 @@ def _labelled(source: str, text: str, spec: DomainSpec) -> str:
     for devices in root.iterfind("devices"):
         _give_way(devices)
     add_labels(root, spec.labels)
+    forwarding.describe(root, spec.nics)
     etree.indent(root)
     return str(etree.tostring(root, encoding="unicode")) + "\n"
 

@@ -18,6 +18,7 @@ from vmcloner_core.drivers import AgentInterface
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections
 from vmcloner_libvirt.errors import is_disconnect
+from vmcloner_libvirt.forwarding import Forward, described
 from vmcloner_libvirt.metadata import labels_in, parse
 from vmcloner_libvirt.operations import tolerate
 
@@ -37,13 +38,14 @@ class Located:
     """A running domain of ours.
 
     :param macs: of the cards not in user mode. :param channel: whether there is a channel for an
-        agent. :param agent: whether its agent has reported.
+        agent. :param agent: whether its agent has reported. :param forwards: of cards in user mode.
     """
 
     name: str
     macs: tuple[str, ...]
     agent: bool
     channel: bool = False
+    forwards: tuple[Forward, ...] = ()
 
 
 class GuestAgents(AgentInterface):
@@ -106,6 +108,7 @@ def _located(name: str, root: Any) -> Located:
         macs=tuple(mac.get("address", "").lower() for c in cards for mac in c.iterfind("mac")),
         agent=any(channel.get("state") == "connected" for channel in channels),
         channel=bool(channels),
+        forwards=tuple(described(root)),
     )
 
 

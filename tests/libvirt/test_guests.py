@@ -16,7 +16,17 @@ import attrs
 import pytest
 
 from vmcloner_core.errors import HostCommandError, WrongState
-from vmcloner_core.model import BootConfig, DomainOptions, DomainSpec, Labels, State
+from vmcloner_core.model import (
+    FORWARDED_PORT,
+    BootConfig,
+    DomainOptions,
+    DomainSpec,
+    Labels,
+    Nic,
+    NicSpec,
+    State,
+    forwarded_address,
+)
 from vmcloner_libvirt.kvm import KvmDriver
 
 pytestmark = pytest.mark.libvirt
@@ -296,3 +306,32 @@ def read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError:  # it ended
         return b""
+
+
+def test_a_forwarded_port_is_there_after_each_start(
+    driver: KvmDriver, guest: Callable[..., DomainSpec], endings: Endings
+) -> None:
+    mac = f"52:54:00:{secrets.token_hex(1)}:{secrets.token_hex(1)}:09"
+    spec = guest(endings["halt"], nics=(Nic(spec=NicSpec(forward=22), mac=mac),))
+    address = forwarded_address(mac)
+    for _ in range(2):
+        assert driver.addresses()[spec.name] == (address,)
+        assert driver.addresses()[spec.name] == (address,), "it isn't forwarded twice"
+        socket.create_connection((address, FORWARDED_PORT), timeout=30).close()
+        assert all(outcome.ok for outcome in driver.destroy([spec.name]))
+        assert spec.name not in driver.addresses()
+        assert all(outcome.ok for outcome in driver.start([spec.name]))
+
+
+def test_a_port_in_use_is_not_the_guests(
+    driver: KvmDriver,
+    guest: Callable[..., DomainSpec],
+    endings: Endings,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mac = f"52:54:00:{secrets.token_hex(1)}:{secrets.token_hex(1)}:08"
+    with socket.create_server((forwarded_address(mac), FORWARDED_PORT)):
+        spec = guest(endings["halt"], nics=(Nic(spec=NicSpec(forward=22), mac=mac),))
+        assert spec.name not in driver.addresses()
+    assert f"{spec.name}: QEMU can't forward" in caplog.text
+    assert driver.addresses()[spec.name], "once the port is free"

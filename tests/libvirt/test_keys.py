@@ -62,7 +62,7 @@ TOP: dict[str, Any] = {
     "nics": (NicSpec(), NicSpec()),
 }
 TABLES: dict[str, dict[str, Any]] = {
-    "nics": {"kind": "network", "source": "lan", "model": "e1000e"},
+    "nics": {"kind": "network", "source": "lan", "model": "e1000e", "forward": 22},
     "kernel": {"path": Path("vmlinuz"), "initrd": Path("initrd"), "cmdline": "quiet"},
     "domain": {
         "type": "pvh",

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.conftest import TEMPLATE
 from tests.reach.conftest import listens
 from vmcloner_core import audit
 from vmcloner_core.plan import Readiness
@@ -177,7 +178,7 @@ def test_ssh_says_why_it_cannot(web, run, execvp):
     run("create", "user", "-t", "t2", "--start")  # its card is of user mode
     code, _, err = run("ssh", "user-1")
     assert code == 6
-    assert "no address is known (only cards of kind" in err
+    assert "no address is known (in [[nics]]: kind" in err
     (web.engine.host.records / "web-3" / "known_hosts").unlink()
     code, _, err = run("ssh", "web-3")
     assert code == 6
@@ -185,6 +186,43 @@ def test_ssh_says_why_it_cannot(web, run, execvp):
     code, _, err = run("ssh", "web-9")
     assert code == 4
     assert execvp == []
+
+
+FORWARD = '[[nics]]\nkind = "user"\nforward = 22\n'
+
+
+def test_a_forwarded_port_is_where_ssh_goes(lab, run):
+    lab.template("nat", f"{TEMPLATE}{FORWARD}")
+    lab.engine.create("nat", "nat", count=1, start=True)
+    folder = lab.engine.host.records / "nat-1"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "known_hosts").write_text("nat-1 ssh-ed25519 AAAA\n")
+    lab.machines.found["nat-1"] = ("127.1.2.3",)
+    (row,) = json.loads(run("inventory", "nat", "-f", "json")[1])
+    assert (row["address"], row["port"]) == ("127.1.2.3", 2222)
+    lab.machines.found["nat-1"] = ("192.0.2.1",)  # another of its cards
+    (row,) = json.loads(run("inventory", "nat", "-f", "json")[1])
+    assert (row["address"], row["port"]) == ("192.0.2.1", 22)
+
+
+def test_another_port_than_that_of_ssh_is_forwarded(lab, run):
+    lab.template("nat", f"{TEMPLATE}[ssh]\nport = 2022\n{FORWARD}")
+    lab.engine.create("nat", "nat", count=1, start=True)
+    folder = lab.engine.host.records / "nat-1"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "known_hosts").write_text("nat-1 ssh-ed25519 AAAA\n")
+    lab.machines.found["nat-1"] = ("127.1.2.3",)
+    code, _, err = run("ssh", "nat-1")
+    assert code == 6
+    assert "forward = 2022" in err
+
+
+def test_a_forwarded_port_says_nothing_when_it_is_knocked_at(lab, run):
+    lab.template("nat", f"{TEMPLATE}{FORWARD}")
+    code, _, err = run("create", "nat", "-t", "nat", "--for", "port:22")
+    assert code == 3
+    assert "before the guest does (wait for ssh" in err
+    assert run("create", "nat", "-t", "nat", "--for", "ip", "--dry-run")[0] == 0
 
 
 def test_exec_gathers_what_is_the_same(web, run):

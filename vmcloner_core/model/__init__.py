@@ -5,6 +5,7 @@ Nothing here does I/O. Drivers receive everything that they need as these values
 
 from vmcloner_core.model.clone import Access, Clone, CloneSpec, Values
 from vmcloner_core.model.domain import (
+    FORWARDED_PORT,
     MAX_CMDLINE,
     BootConfig,
     DiskFile,
@@ -15,6 +16,7 @@ from vmcloner_core.model.domain import (
     Nic,
     State,
     check_mac,
+    forwarded_address,
 )
 from vmcloner_core.model.host import (
     BackendTable,
@@ -64,6 +66,7 @@ from vmcloner_core.model.volume import (
 
 __all__ = [
     "AS_IT_COMES",
+    "FORWARDED_PORT",
     "LABEL_VERSION",
     "MAX_CMDLINE",
     "MAX_DISKS",
@@ -115,6 +118,7 @@ __all__ = [
     "clone_generation",
     "clone_mac",
     "clone_uuid",
+    "forwarded_address",
     "network_key",
     "untold",
 ]

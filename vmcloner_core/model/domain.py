@@ -37,6 +37,18 @@ def check_mac(value: str) -> str:
     return mac
 
 
+FORWARDED_PORT = 2222
+"""The port at :func:`forwarded_address` that leads to ``NicSpec.forward`` of the guest."""
+
+
+def forwarded_address(mac: str) -> str:
+    """Return the loopback address of a card in user mode; cards of one host have distinct ones.
+
+    From the octets of the MAC address in which vmcloner's differ.
+    """
+    return ".".join(["127", *(str(int(octet, 16)) for octet in mac.split(":")[3:])])
+
+
 @attrs.frozen(kw_only=True)
 class BootConfig:
     """What a domain boots: a kernel, the choice of a boot loader on the host, or its devices.

@@ -86,14 +86,21 @@ class KernelSpec:
 class NicSpec:
     """A network card: with user-mode networking, on a bridge, or in a libvirt network.
 
-    ``source`` is the bridge's or network's name; user mode has none.
+    ``source`` is the bridge's or network's name; user mode has none. ``forward`` is the guest's
+    TCP port (22 for ssh) that the host reaches by its loopback network, in user mode only.
     """
 
     kind: Literal["user", "bridge", "network"] = "user"
     source: str | None = None
     model: str = "virtio"
+    forward: int | None = None
 
     def __attrs_post_init__(self) -> None:
+        if self.forward is not None and (self.kind != "user" or not 0 < self.forward < 65536):
+            raise InvalidRequest(
+                "nic: forward is a TCP port of the guest, 1 to 65535",
+                hint='forward = 22 with kind = "user"; other cards are reached directly',
+            )
         if (self.kind == "user") != (self.source is None):
             need = "takes no source" if self.kind == "user" else "needs a source"
             raise InvalidRequest(f"nic of kind {self.kind!r} {need}")
