@@ -1,6 +1,7 @@
 """An engine on the reference drivers, in a folder of its own."""
 
 import io
+import logging
 import json
 import signal
 import sys
@@ -111,7 +112,11 @@ def run(lab, monkeypatch, capsys):
         assert "Traceback" not in captured.err
         return code, captured.out, captured.err
 
-    return run
+    root = logging.getLogger()
+    handlers = list(root.handlers)
+    yield run
+    for handler in [each for each in root.handlers if each not in handlers]:
+        root.removeHandler(handler)  # cliff's: its stream was this test's
 
 
 @pytest.fixture

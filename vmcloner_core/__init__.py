@@ -8,11 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vmcloner_core.engine import Engine, check_result
+    from vmcloner_core.engine import Engine
     from vmcloner_core.errors import VmclonerError
     from vmcloner_core.model import Clone, CloneMode, State
     from vmcloner_core.plan import OnFailure, Plan, Readiness, RunResult, Sizes
     from vmcloner_core.request import CreateRequest, TargetRequest
+    from vmcloner_core.results import check_result
 
 _HOMES = {
     "Clone": "model",
@@ -27,7 +28,7 @@ _HOMES = {
     "State": "model",
     "TargetRequest": "request",
     "VmclonerError": "errors",
-    "check_result": "engine",
+    "check_result": "results",
 }
 
 __all__ = [

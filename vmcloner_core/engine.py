@@ -18,7 +18,6 @@ import functools
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,68 +29,58 @@ from vmcloner_core.deadlines import answers, instance
 from vmcloner_core.errors import (
     MAX_SHOWN,
     BackendError,
-    Interrupted,
     InvalidRequest,
     NotFound,
-    PartialFailure,
-    RollbackIncomplete,
     VmclonerError,
     WrongState,
     did_you_mean,
 )
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import (
-    AS_IT_COMES,
     Access,
     Capacity,
     Check,
     Clone,
-    Copying,
     DomainInventory,
     DomainSpec,
     Host,
-    ImageFormat,
     Leftover,
     NetworkChange,
     NetworkRequest,
-    Origin,
     Outcome,
     State,
     Status,
-    Template,
     network_key,
 )
-from vmcloner_core.names import check_template, fold, parse_targets
+from vmcloner_core.names import fold, parse_targets
 from vmcloner_core.outcomes import guarded
-from vmcloner_core.plan import OnFailure, Plan, RunResult, check_timeout
+from vmcloner_core.plan import Plan, RunResult, check_timeout
 from vmcloner_core.planning import Planning
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import CreateRequest, Request, TargetRequest, check_jobs
+from vmcloner_core.results import check_result
 from vmcloner_core.settings import Settings
 from vmcloner_core.survey import Survey
-from vmcloner_core.template_leftovers import TemplateLeftover, clones_of
+from vmcloner_core.template_calls import TemplateCalls
 from vmcloner_core.trusted_files import check_file
 from vmcloner_core.units import counted, format_size
 
 if TYPE_CHECKING:
     from vmcloner_core.audit import Report
     from vmcloner_core.booting import Preview
-    from vmcloner_core.catalog import TemplateInfo
     from vmcloner_core.drivers import (
         ConsoleInterface,
         HypervisorDriver,
-        ImageFile,
         NetworkInterface,
     )
     from vmcloner_core.model import CloneSpec
-    from vmcloner_core.pulling import PulledImage
     from vmcloner_core.remote import Answer
 
 log = logging.getLogger(__name__)
 
 
-class Engine:
+class Engine(TemplateCalls):
     """Makes, runs and removes clones on one host.
 
     Reads may be called from any thread. An engine carries out one run at a time: a second waits.
@@ -366,151 +355,6 @@ class Engine:
         """Return the names of the fleets that have clones."""
         return tuple(sorted({clone.fleet for clone in self._host.survey().clones}))
 
-    # --- templates ------------------------------------------------------------------------------
-
-    def templates(self) -> tuple[TemplateInfo, ...]:
-        """Return all templates, broken ones with their errors."""
-        return self._host.catalog.infos()
-
-    def template(self, name: str) -> Template:
-        """Return a template.
-
-        :raises NotFound: there is none. :raises InvalidRequest: it is wrong; names file and key.
-        """
-        return self._host.catalog.template(name)
-
-    def origins(self, template: str | None = None) -> tuple[Origin, ...]:
-        """Return the images that the host's pools hold, of all templates or of one."""
-        return self._host.images.origins(template)
-
-    def import_template(
-        self,
-        name: str,
-        *,
-        storage: str | None = None,
-        image: str | None = None,
-        sha256: str | None = None,
-        format: ImageFormat | None = None,  # noqa: A002 - the key of [image]
-        copying: Copying = AS_IT_COMES,
-    ) -> Outcome[Origin]:
-        """Import a template's image into a pool; unchanged if it is already there.
-
-        :param image: a path or an http(s) URL to use instead of the template's own source.
-        :param sha256: of that image; required for a URL.
-        :param format: of the image; None for what its name says, else its template.
-        :param copying: bandwidth, and whether to verify what was written.
-        :raises WrongState: clones are linked to the image that would be replaced.
-        """
-        template = self._host.catalog.template(name)
-        if image is not None:
-            from vmcloner_core.images import source_of
-
-            source = source_of(image, sha256, format, template.image)
-            template = attrs.evolve(template, image=source)
-        elif format is not None:
-            template = attrs.evolve(template, image=attrs.evolve(template.image, format=format))
-        driver = self._host.drivers.storage(storage or self.settings.defaults.storage)
-        with self._held([f"template/{name}"]):
-            return self._host.images.import_image(template, driver, "", time.monotonic(), copying)
-
-    def pull_template(self, name: str, *, mirror: str | None = None) -> Outcome[PulledImage]:
-        """Download a template's image and check it, unless what is here is still what is published.
-
-        It is kept in the user's cache for all pools. What pools have imported stays as it is, and
-        so do clones.
-
-        :param mirror: a URL that stands for scheme and host of the template's URLs.
-        :raises InvalidRequest: the template's image has no URL, or the checksum doesn't match.
-        :raises HostCommandError: the server doesn't answer or isn't trusted; what came is kept.
-        """
-        return self._host.images.pull(self._host.catalog.template(name), mirror)
-
-    def pull_size(self, name: str) -> int:
-        """Return how many bytes the server says a template's image has, 0 if it doesn't say.
-
-        :raises HostCommandError: the server doesn't answer.
-        """
-        from vmcloner_core.downloads import size
-
-        url = self._host.catalog.template(name).image.url
-        return size(url) if url is not None else 0
-
-    def build_image(
-        self,
-        name: str,
-        options: Mapping[str, Any] | None = None,
-        *,
-        builder: str = "debian",
-        parent: str = "debian-12-built",
-    ) -> tuple[Template, ImageFile]:
-        """Build a template's image, unless it is up to date.
-
-        :param options: the builder's. With any, the template is written to the user's own
-            templates once its image is built, with everything else from ``parent``.
-        :raises NotFound: there is no such template, and no options are given.
-        :raises Conflict: there is such a template, written by hand.
-        """
-        from vmcloner_core.catalog import built, write
-
-        with self._held([f"template/{check_template(name)}"]):
-            if not options:
-                template = self._host.catalog.template(name)
-                return template, self._host.images.build(template)
-            self._host.images.check_options(name, builder, options)
-            file, text = built(name, parent, builder, options)
-            template = self._host.catalog.declared(name, file, text)
-            image = self._host.images.build(template)
-            write(file, text)
-            return template, image
-
-    def delete_template(self, name: str, *, storage: str | None = None) -> Outcome[None]:
-        """Remove a template's image from a pool, and what a builder made. Its TOML file stays.
-
-        What a builder made is kept while a clone or another pool has the template's image.
-
-        :raises WrongState: clones are linked to it.
-        """
-        driver = self._host.drivers.storage(storage or self.settings.defaults.storage)
-        with self._held([f"template/{check_template(name)}"]):
-            outcome = driver.delete_origin(name)
-            try:
-                used = self._host.images.origins(name) or clones_of(name, self._host.survey())
-            except VmclonerError:  # what can't be read may use it
-                used = ("?",)
-            gone = not used and self._host.leftovers.remove_built(name)
-            return attrs.evolve(outcome, changed=outcome.changed or gone)
-
-    def leftovers(self) -> tuple[TemplateLeftover, ...]:
-        """Return the images in pools, and what builders made, that no template names any more."""
-        return self._host.leftovers.find()
-
-    def stray_images(self) -> Mapping[str, Path]:
-        """Return the image files beside templates that no template names, by their stems."""
-        return self._host.catalog.stray_images()
-
-    def prune_templates(
-        self, left: Sequence[TemplateLeftover]
-    ) -> tuple[Outcome[TemplateLeftover], ...]:
-        """Remove leftovers (:meth:`leftovers`) that are still such; those that clones use stay.
-
-        :returns: one outcome for each.
-        """
-        with self._held([f"template/{each.template}" for each in left]):
-            still, found = self.leftovers(), self._host.survey()
-            return tuple(
-                self._host.leftovers.remove(each, found)
-                if each in still
-                else Outcome(key=each.template, value=each, changed=False)
-                for each in left
-            )
-
-    def check_template(self, name: str) -> tuple[Check, ...]:
-        """Check a template without making a clone of it: one check for each thing that is wrong.
-
-        :raises NotFound: there is none. :raises InvalidRequest: its file can't be read at all.
-        """
-        return self._planning.checks.checks(name)
-
     # --- domains and consoles -------------------------------------------------------------------
 
     def domain_xml(self, name: str) -> str:
@@ -749,53 +593,3 @@ def _networks(driver: HypervisorDriver, request: NetworkRequest) -> NetworkInter
             hint="choose another with --hypervisor",
         )
     return driver.networks
-
-
-def check_result(result: RunResult) -> RunResult:
-    """Return the result of a run that succeeded.
-
-    :raises Interrupted: it was stopped. :raises RollbackIncomplete: something was left.
-    :raises PartialFailure: too many clones failed; carries each clone's error.
-    :raises NotFound: all was done, but something that the user named isn't there.
-    """
-    action = result.plan.action
-    failures = [(r.name, r.error) for r in result.failures if r.error is not None]
-    total = len(result.results)
-    undone, removal = _rolled_back(result)
-    if result.left:
-        raise RollbackIncomplete(
-            f"{action}: rolled back, but {counted(len(result.left), 'clone')} could not be removed"
-            f"{undone}",
-            failures=failures,
-            hint=f"vmcloner delete {fold(result.left)}",
-        )
-    if result.interrupted:
-        done = total - len(failures)
-        raise Interrupted(
-            f"{action}: stopped with {done} of {counted(total, 'clone')} done{undone}",
-            hint="; ".join(filter(None, ("run the same command again", removal))),
-        )
-    if not result.enough:
-        raise PartialFailure(
-            f"{action}: {len(failures)} of {counted(total, 'clone')} failed{undone}",
-            failures=failures,
-            hint=removal,
-        )
-    if result.plan.missing is not None:
-        raise result.plan.missing
-    return result
-
-
-def _rolled_back(result: RunResult) -> tuple[str, str | None]:
-    """Return what a roll-back did and kept, and the command that removes the latter too."""
-    if result.enough or result.plan.on_failure is not OnFailure.ROLLBACK:
-        return "", None
-    kept = fold(result.kept)
-    gone = set(result.rolled_back) - set(result.kept)
-    text = f"; {counted(len(gone), 'clone')} rolled back"
-    if not kept:
-        return text, None
-    return (
-        f"{text}, kept {kept}: there before this run",
-        f"to remove also these: vmcloner delete {kept}",
-    )

@@ -305,7 +305,7 @@ class RunCommand(Table):
         if rows or self._result is None or parsed_args.formatter != "table":
             super().produce_output(parsed_args, column_names, rows)
         if self._result is not None:
-            from vmcloner_core.engine import check_result
+            from vmcloner_core.results import check_result
 
             if self._result.failures:
                 runs = self.engine.host.runs

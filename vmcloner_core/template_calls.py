@@ -1,0 +1,192 @@
+"""What an engine does with templates and their images: a part of the engine's API."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from vmcloner_core.errors import VmclonerError
+from vmcloner_core.local_host import LocalHost
+from vmcloner_core.model import (
+    AS_IT_COMES,
+    Check,
+    Copying,
+    ImageFormat,
+    Origin,
+    Outcome,
+    Template,
+)
+from vmcloner_core.names import check_template
+from vmcloner_core.planning import Planning
+from vmcloner_core.settings import Settings
+from vmcloner_core.template_leftovers import TemplateLeftover, clones_of
+
+if TYPE_CHECKING:
+    from vmcloner_core.catalog import TemplateInfo
+    from vmcloner_core.drivers import ImageFile
+    from vmcloner_core.pulling import PulledImage
+
+
+class TemplateCalls(ABC):
+    """The calls of :class:`~vmcloner_core.Engine` that are about templates."""
+
+    settings: Settings
+    _planning: Planning
+
+    @property
+    @abstractmethod
+    def _host(self) -> LocalHost:
+        """The host that the engine works on."""
+
+    @abstractmethod
+    def _held(self, names: Sequence[str]) -> AbstractContextManager[None]:
+        """Hold locks; see :meth:`LocalHost.hold`."""
+
+    def templates(self) -> tuple[TemplateInfo, ...]:
+        """Return all templates, broken ones with their errors."""
+        return self._host.catalog.infos()
+
+    def template(self, name: str) -> Template:
+        """Return a template.
+
+        :raises NotFound: there is none. :raises InvalidRequest: it is wrong; names file and key.
+        """
+        return self._host.catalog.template(name)
+
+    def origins(self, template: str | None = None) -> tuple[Origin, ...]:
+        """Return the images that the host's pools hold, of all templates or of one."""
+        return self._host.images.origins(template)
+
+    def import_template(
+        self,
+        name: str,
+        *,
+        storage: str | None = None,
+        image: str | None = None,
+        sha256: str | None = None,
+        format: ImageFormat | None = None,  # noqa: A002 - the key of [image]
+        copying: Copying = AS_IT_COMES,
+    ) -> Outcome[Origin]:
+        """Import a template's image into a pool; unchanged if it is already there.
+
+        :param image: a path or an http(s) URL to use instead of the template's own source.
+        :param sha256: of that image; required for a URL.
+        :param format: of the image; None for what its name says, else its template.
+        :param copying: bandwidth, and whether to verify what was written.
+        :raises WrongState: clones are linked to the image that would be replaced.
+        """
+        template = self._host.catalog.template(name)
+        if image is not None:
+            from vmcloner_core.images import source_of
+
+            source = source_of(image, sha256, format, template.image)
+            template = attrs.evolve(template, image=source)
+        elif format is not None:
+            template = attrs.evolve(template, image=attrs.evolve(template.image, format=format))
+        driver = self._host.drivers.storage(storage or self.settings.defaults.storage)
+        with self._held([f"template/{name}"]):
+            return self._host.images.import_image(template, driver, "", time.monotonic(), copying)
+
+    def pull_template(self, name: str, *, mirror: str | None = None) -> Outcome[PulledImage]:
+        """Download a template's image and check it, unless what is here is still what is published.
+
+        It is kept in the user's cache for all pools. What pools have imported stays as it is, and
+        so do clones.
+
+        :param mirror: a URL that stands for scheme and host of the template's URLs.
+        :raises InvalidRequest: the template's image has no URL, or the checksum doesn't match.
+        :raises HostCommandError: the server doesn't answer or isn't trusted; what came is kept.
+        """
+        return self._host.images.pull(self._host.catalog.template(name), mirror)
+
+    def pull_size(self, name: str) -> int:
+        """Return how many bytes the server says a template's image has, 0 if it doesn't say.
+
+        :raises HostCommandError: the server doesn't answer.
+        """
+        from vmcloner_core.downloads import size
+
+        url = self._host.catalog.template(name).image.url
+        return size(url) if url is not None else 0
+
+    def build_image(
+        self,
+        name: str,
+        options: Mapping[str, Any] | None = None,
+        *,
+        builder: str = "debian",
+        parent: str = "debian-12-built",
+    ) -> tuple[Template, ImageFile]:
+        """Build a template's image, unless it is up to date.
+
+        :param options: the builder's. With any, the template is written to the user's own
+            templates once its image is built, with everything else from ``parent``.
+        :raises NotFound: there is no such template, and no options are given.
+        :raises Conflict: there is such a template, written by hand.
+        """
+        from vmcloner_core.catalog import built, write
+
+        with self._held([f"template/{check_template(name)}"]):
+            if not options:
+                template = self._host.catalog.template(name)
+                return template, self._host.images.build(template)
+            self._host.images.check_options(name, builder, options)
+            file, text = built(name, parent, builder, options)
+            template = self._host.catalog.declared(name, file, text)
+            image = self._host.images.build(template)
+            write(file, text)
+            return template, image
+
+    def delete_template(self, name: str, *, storage: str | None = None) -> Outcome[None]:
+        """Remove a template's image from a pool, and what a builder made. Its TOML file stays.
+
+        What a builder made is kept while a clone or another pool has the template's image.
+
+        :raises WrongState: clones are linked to it.
+        """
+        driver = self._host.drivers.storage(storage or self.settings.defaults.storage)
+        with self._held([f"template/{check_template(name)}"]):
+            outcome = driver.delete_origin(name)
+            try:
+                used = self._host.images.origins(name) or clones_of(name, self._host.survey())
+            except VmclonerError:  # what can't be read may use it
+                used = ("?",)
+            gone = not used and self._host.leftovers.remove_built(name)
+            return attrs.evolve(outcome, changed=outcome.changed or gone)
+
+    def leftovers(self) -> tuple[TemplateLeftover, ...]:
+        """Return the images in pools, and what builders made, that no template names any more."""
+        return self._host.leftovers.find()
+
+    def stray_images(self) -> Mapping[str, Path]:
+        """Return the image files beside templates that no template names, by their stems."""
+        return self._host.catalog.stray_images()
+
+    def prune_templates(
+        self, left: Sequence[TemplateLeftover]
+    ) -> tuple[Outcome[TemplateLeftover], ...]:
+        """Remove leftovers (:meth:`leftovers`) that are still such; those that clones use stay.
+
+        :returns: one outcome for each.
+        """
+        with self._held([f"template/{each.template}" for each in left]):
+            still, found = self.leftovers(), self._host.survey()
+            return tuple(
+                self._host.leftovers.remove(each, found)
+                if each in still
+                else Outcome(key=each.template, value=each, changed=False)
+                for each in left
+            )
+
+    def check_template(self, name: str) -> tuple[Check, ...]:
+        """Check a template without making a clone of it: one check for each thing that is wrong.
+
+        :raises NotFound: there is none. :raises InvalidRequest: its file can't be read at all.
+        """
+        return self._planning.checks.checks(name)
