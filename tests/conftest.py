@@ -1,8 +1,8 @@
 """An engine on the reference drivers, in a folder of its own."""
 
 import io
-import logging
 import json
+import logging
 import signal
 import sys
 import textwrap

@@ -155,7 +155,7 @@ class DiskUsers:
     def overlays(self, clone: str, volumes: Sequence[Volume]) -> tuple[Path, ...]:
         """Return the overlays that snapshots of a clone made beside its volumes, the lowest first.
 
-        Only those that no other domain and no process uses.
+        Only those that no other domain uses; who uses one has the volume below it open too.
         """
         use = self.domain(clone)
         if use is None:

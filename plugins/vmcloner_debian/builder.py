@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import shlex
 import shutil
@@ -14,14 +15,15 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from vmcloner_core.drivers import DriverContext, ImageBuilder
-from vmcloner_core.errors import BackendError, VmclonerError
+from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError
 from vmcloner_core.locks import hold
 from vmcloner_core.model import Progress
 from vmcloner_core.process import CommandRunner
-from vmcloner_core.trusted_files import make_folder
+from vmcloner_core.trusted_files import check_folder, make_folder
 from vmcloner_debian import disk, overlay
 from vmcloner_debian.settings import DebianOptions
 
+log = logging.getLogger(__name__)
 IMAGE, KERNEL, INITRD = "disk.raw", "vmlinuz", "initrd.img"
 PACKAGES = (
     "linux-image-cloud-amd64",  # has drivers for KVM and Xen, including PV
@@ -129,8 +131,16 @@ class DebianBuilder(ImageBuilder):
 
 
 def _take(runner: CommandRunner, kept: Path, folder: Path) -> bool:
-    """Fill a folder from the cache; return whether the cache had the image."""
+    """Fill a folder from the cache; return whether the cache had the image.
+
+    Guests run it: from a cache that another user could have written, nothing is taken.
+    """
     if not (kept / IMAGE).exists():
+        return False
+    try:
+        check_folder(kept)
+    except InvalidRequest as error:
+        log.warning("%s", error)
         return False
     _share(runner, kept, folder)
     return True

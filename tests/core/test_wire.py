@@ -34,6 +34,7 @@ from vmcloner_core.plan import (
     Quota,
     Readiness,
     RunResult,
+    Sizes,
     StepEvent,
     StepStatus,
 )
@@ -111,11 +112,14 @@ creates = st.builds(
     CreateRequest, fleet=fleets, template=fleets, count=counts, wait=st.none() | waits,
     values=st.dictionaries(st.integers(1, 99), values, max_size=2),
 )  # fmt: skip
-targets = st.builds(
-    TargetRequest,
-    action=st.sampled_from(sorted(ACTIONS.keys() - {"set"})),
-    targets=st.tuples(fleets),
-    count=counts,
+targets = st.sampled_from(sorted(ACTIONS)).flatmap(
+    lambda action: st.builds(
+        TargetRequest,
+        action=st.just(action),
+        targets=st.tuples(fleets),
+        count=counts,
+        sizes=st.just(Sizes(vcpus=2) if action == "set" else Sizes()),
+    )
 )
 progress = st.builds(ProgressEvent, run=texts, what=texts, done=st.integers(), total=st.integers())
 

@@ -103,6 +103,8 @@ def test_an_image_that_was_made_before_is_taken(tmp_path, cache):
         (builder.IMAGE, builder.KERNEL, builder.INITRD)
     )
     assert [path.name for path in (cache / "images").iterdir()] == [key]
+    (cache / "images").chmod(0o777)  # another user could put an image there
+    assert not builder._take(runner, cache / "images" / key, tmp_path / "c")
 
 
 def test_the_first_sector_boots_one_partition():
