@@ -4,12 +4,14 @@ import io
 import subprocess
 import uuid
 
+import attrs
 import pycdlib
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vmcloner_core.catalog import Catalog, shipped
 from vmcloner_core.drivers import DriverContext, IdentityRequest
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import (
@@ -102,6 +104,19 @@ def test_the_seed_says_who_the_clone_is(provider, tmp_path):
     assert [card["match"]["macaddress"] for card in network["ethernets"].values()] == list(MACS)
     assert all(card["dhcp4"] is True for card in network["ethernets"].values())
     assert (tmp_path / "seed.iso").stat().st_mode & 0o777 == 0o600
+
+
+def test_freebsd_gets_all_in_its_user_data(provider, tmp_path):
+    """nuageinit reads no vendor-data, and has the first line be nothing else."""
+    freebsd = attrs.evolve(Catalog(tmp_path, (shipped(),)).template("freebsd-15.1"), name="t1")
+    asked = request(tmp_path, of=freebsd, user="freebsd", authorized_keys=(PUBLIC,))
+    content = seeded(provider, asked)["user-data"]
+    assert content.splitlines()[0] == b"#cloud-config"
+    data = yaml.safe_load(content)
+    assert data["hostname"] == "web-7"
+    assert data["ssh_keys"] == {"ed25519_private": PRIVATE, "ed25519_public": PUBLIC}
+    (user,) = data["users"]
+    assert (user["name"], user["ssh_authorized_keys"]) == ("freebsd", [PUBLIC])
 
 
 def test_another_user_than_root(provider, tmp_path):
