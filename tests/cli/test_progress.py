@@ -134,7 +134,7 @@ def test_a_log_has_a_line_for_each_phase_and_a_heartbeat(capsys, clock):
     begin(lines._account, "clone", "web-1")
     assert said() == ""  # it may be over soon
     clock.now = QUIET + 1
-    assert said().startswith("vmcloner: cloning, 2.0 s: 0 of 4 clones ready, 1 cloning, 3 queued")
+    assert said().startswith("vmcloner: cloning, 3.0 s: 0 of 4 clones ready, 1 cloning, 3 queued")
     assert said() == ""
     begin(lines._account, "wait", "web-1", "web-2")
     assert said().startswith("vmcloner: booting")
@@ -211,7 +211,7 @@ def test_on_a_terminal_ctrl_c_answers_at_once_and_ends_with_a_summary():
 
 
 def test_without_a_terminal_there_are_lines():
-    process = program(*WAIT[:-1], "3", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = program(*WAIT[:-1], "4", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     said = process.communicate(timeout=60)[1]
     assert "vmcloner: booting" in said
     assert "0 of 30 clones ready, 30 booting" in said

@@ -18,7 +18,7 @@ TICK = 0.5
 """Seconds between two looks at what a run is doing."""
 HEARTBEAT = 30.0
 """Seconds after which a run that goes on says so."""
-QUIET = 1.0
+QUIET = 2.0
 """Seconds in which a run that is over soon says nothing."""
 
 
