@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from vmcloner_core.cli.usage import printable
+from vmcloner_core.errors import Interrupted
 from vmcloner_core.plan import Plan, StepEvent, StepStatus, Waiting
 from vmcloner_core.units import counted, format_seconds
 
@@ -27,6 +28,8 @@ DOING = {
 QUEUED = "queued"
 UNDER_WAY = {"clone": "copy", "start": "start", "define": "definition", "shutdown": "shutdown"}
 """Steps as what can be counted."""
+SLOW = 3.0
+"""Seconds from which on a clone is worth naming."""
 MAX_SAID = 60
 """Characters of a console's line that are shown."""
 
@@ -51,6 +54,7 @@ class Account:
             self._last = {clone.name: clone.steps[-1] for clone in plan.clones if clone.steps}
             self._ready: list[float] = []
             self._done = self._failed = 0
+            self._boots: float | None = None
             self._import = ""
             self._waiting: Waiting | None = None
 
@@ -63,8 +67,11 @@ class Account:
                 self._imports(self._plan, event)
             elif event.status is StepStatus.STARTED:
                 self._at[event.clone] = event.step
+                if event.step in ("start", "wait") and self._boots is None:
+                    self._boots = event.at
             elif event.status is StepStatus.FAILED:
-                self._failed += self._at.pop(event.clone, None) is not None
+                there = self._at.pop(event.clone, None) is not None
+                self._failed += there and not isinstance(event.error, Interrupted)
             elif event.step == self._last.get(event.clone):
                 self._done += self._at.pop(event.clone, None) is not None
                 if event.step == "wait":
@@ -144,15 +151,18 @@ class Account:
 
     @staticmethod
     def _slowest(waiting: Waiting) -> str:
+        if waiting.seconds < SLOW:
+            return ""
         said = printable(waiting.said.strip())[:MAX_SAID]
         quoted = f': "{said}"' if said else ""
         return f"slowest {waiting.slowest}, {_short(waiting.seconds)}{quoted}"
 
     def _left(self) -> float | None:
-        """Return an estimate of the seconds left, by how many got ready until now."""
+        """Return an estimate of the seconds left, by how many got ready since the first start."""
         if not self._ready or not self._at:
             return None
-        return (self._clock() - self._started) * len(self._at) / len(self._ready)
+        booting = self._clock() - self._started - (self._boots or 0.0)
+        return booting * len(self._at) / len(self._ready)
 
     def stopping(self, calls: Mapping[str, int]) -> str:
         """Return what a run that was asked to stop still does."""

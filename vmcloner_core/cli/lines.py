@@ -18,7 +18,7 @@ TICK = 0.5
 """Seconds between two looks at what a run is doing."""
 HEARTBEAT = 30.0
 """Seconds after which a run that goes on says so."""
-QUIET = 1.0
+QUIET = 2.0
 """Seconds in which a run that is over soon says nothing."""
 
 
@@ -43,7 +43,7 @@ class Follower:
 
 
 class Lines(Follower):
-    """A line at each change of what most clones do, and a heartbeat. Short runs say nothing.
+    """A line at each new phase that most clones are at, and a heartbeat. Short runs say nothing.
 
     A thread looks at the run now and then: thousands of clones must not be as many lines.
     """
@@ -52,14 +52,14 @@ class Lines(Follower):
         super().__init__()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
-        self._phase = ""
+        self._phases: set[str] = set()
         self._told = 0.0
 
     @hookimpl
     def vmcloner_plan_ready(self, plan: Plan) -> None:
         """Begin."""
         self._account.begin(plan)
-        self._phase, self._told = "", 0.0
+        self._phases, self._told = set(), 0.0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
         self._thread.start()
@@ -85,8 +85,10 @@ class Lines(Follower):
         elapsed, phase = self._account.elapsed, self._account.phase()
         if elapsed < QUIET or not phase:
             return
-        if phase != self._phase or elapsed - self._told >= HEARTBEAT:
-            self._phase, self._told = phase, elapsed
+        # A phase that comes back is no news: with few clones at a time, they take turns.
+        if phase not in self._phases or elapsed - self._told >= HEARTBEAT:
+            self._phases.add(phase)
+            self._told = elapsed
             self._tell(f"{phase}, {format_seconds(elapsed)}: {self._account.line()}")
 
 

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from vmcloner_core.cli.account import Account
 from vmcloner_core.cli.lines import QUIET, Follower
+from vmcloner_core.errors import Interrupted
 from vmcloner_core.hooks import hookimpl
 from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent, StepStatus
 from vmcloner_core.units import format_size
@@ -86,7 +87,7 @@ class Progress(Follower):
                 event.step, total=None, failed="", copied=""
             )
         task = self._tasks[event.step]
-        if event.status is StepStatus.FAILED:
+        if event.status is StepStatus.FAILED and not isinstance(event.error, Interrupted):
             self._failed[event.step] = self._failed.get(event.step, 0) + 1
             self._bars.update(task, failed=f"{self._failed[event.step]} failed")
         self._bars.advance(task)
