@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from vmcloner_core.booting import Preview
     from vmcloner_core.drivers import (
         ConsoleInterface,
+        DisplayInterface,
         HypervisorDriver,
         NetworkInterface,
     )
@@ -424,6 +425,28 @@ class Engine(TemplateCalls):
     def attach_console(self, name: str, stdin: int, stdout: int) -> None:
         """Connect two file descriptors to a clone's console until ``^]``."""
         self._consoles(name).attach(name, stdin, stdout)
+
+    def display(self, name: str) -> str:
+        """Return where a clone's screen can be seen, as a URL.
+
+        :raises WrongState: it isn't running, or its template asks for no screen.
+        """
+        return self._displays(name).address(name)
+
+    def screenshot(self, name: str) -> bytes:
+        """Return a picture of a clone's screen, as PNG; see :meth:`display`."""
+        from vmcloner_core.pictures import png
+
+        return png(self._displays(name).picture(name))
+
+    def _displays(self, name: str) -> DisplayInterface:
+        backend = self.show(name).labels.hypervisor
+        displays = self._host.drivers.hypervisor(backend).displays
+        if displays is None:
+            raise BackendError(
+                f"{name}: hypervisor {backend!r} shows no screens", hint=f"vmcloner console {name}"
+            )
+        return displays
 
     def _consoles(self, name: str) -> ConsoleInterface:
         drivers = self._host.drivers

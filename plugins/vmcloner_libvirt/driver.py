@@ -33,6 +33,7 @@ from vmcloner_libvirt import conditions, forwarding, operations, renewing, usage
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections, Unreachable, is_local
 from vmcloner_libvirt.console import Consoles
+from vmcloner_libvirt.displays import Displays
 from vmcloner_libvirt.memory import Memory
 from vmcloner_libvirt.metadata import disks, labels_of, parse, sources
 from vmcloner_libvirt.networks import Networks
@@ -84,6 +85,7 @@ class LibvirtDriver(HypervisorDriver):
         self.uri = uri
         self.connections = Connections(uri, connections, context.runner)
         self.networks = Networks(context, self.connections)
+        self.displays = Displays(self.connections)
         self.consoles = Consoles(self.connections, context.host.consoles)
         self.agents = GuestAgents(self.connections)
         self.memory = Memory(self._each)

@@ -137,6 +137,7 @@ def domain_values(spec: DomainSpec) -> dict[str, Any]:
             for number, volume in enumerate(spec.volumes)
         ],
         "agent": spec.options.agent,
+        "graphics": spec.options.graphics,
         "more_devices": _devices(spec),
         "seed": {
             "path": str(spec.seed),

@@ -157,6 +157,7 @@ class XenDriver(LibvirtDriver):
         unused = {
             "machine": options.machine is not None,
             "agent": options.agent,
+            "graphics": options.graphics is not None,
             "firmware": options.firmware != "bios" and options.type in ("pv", "pvh"),
         }
         return tuple(f"domain.{key}" for key, is_so in unused.items() if is_so)

@@ -27,6 +27,7 @@ from vmcloner_core.model import (
     State,
     forwarded_address,
 )
+from vmcloner_core.pictures import png
 from vmcloner_libvirt.kvm import KvmDriver
 
 pytestmark = pytest.mark.libvirt
@@ -335,3 +336,29 @@ def test_a_port_in_use_is_not_the_guests(
         assert spec.name not in driver.addresses()
     assert f"{spec.name}: QEMU can't forward" in caplog.text
     assert driver.addresses()[spec.name], "once the port is free"
+
+
+def test_a_screen_is_shown_and_pictured(
+    driver: KvmDriver, guest: Callable[..., DomainSpec], endings: Endings
+) -> None:
+    name = guest(endings["halt"], options=DomainOptions(graphics="vnc")).name
+    kind, _, place = driver.displays.address(name).partition("://")
+    assert kind == "vnc"
+    address, _, port = place.partition(":")
+    with socket.create_connection((address, int(port)), timeout=30) as stream:
+        assert stream.recv(12).startswith(b"RFB ")
+    picture = png(driver.displays.picture(name))
+    assert picture.startswith(b"\x89PNG")
+    assert driver.displays.picture(name), "again"
+    assert all(outcome.ok for outcome in driver.destroy([name]))
+    with pytest.raises(WrongState, match="not running"):
+        driver.displays.picture(name)
+
+
+def test_a_guest_without_a_screen(
+    driver: KvmDriver, guest: Callable[..., DomainSpec], endings: Endings
+) -> None:
+    name = guest(endings["halt"]).name
+    for ask in (driver.displays.address, driver.displays.picture):
+        with pytest.raises(WrongState, match="has no screen"):
+            ask(name)

@@ -73,6 +73,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "on_crash": "preserve",
         "on_reboot": "destroy",
         "agent": True,
+        "graphics": "vnc",
         "devices": '<input type="tablet" bus="usb"/>',
     },
     "ssh": {"user": "admin"},

@@ -81,6 +81,24 @@ class ConsoleInterface(ABC):
         """
 
 
+class DisplayInterface(ABC):
+    """The screens of our running domains. Optional."""
+
+    @abstractmethod
+    def address(self, name: str) -> str:
+        """Return where a screen can be seen, as a URL: ``vnc://127.0.0.1:5900``.
+
+        :raises NotFound: no such domain. :raises WrongState: it isn't running, or has no screen.
+        """
+
+    @abstractmethod
+    def picture(self, name: str) -> bytes:
+        """Return a picture of a screen: PPM (P6, 8 bits) or PNG, of bounded size.
+
+        :raises NotFound: no such domain. :raises WrongState: it isn't running, or has no screen.
+        """
+
+
 class AgentInterface(ABC):
     """Guest agents: programs in the guests that report to the host."""
 
@@ -172,6 +190,7 @@ class HypervisorDriver(ABC):
     """Whether :meth:`start` can boot a domain once from something other than its definition."""
     networks: NetworkInterface | None = None
     consoles: ConsoleInterface | None = None
+    displays: DisplayInterface | None = None
     agents: AgentInterface | None = None
     memory: MemoryInterface | None = None
     sizes: ResizeInterface | None = None

@@ -131,8 +131,9 @@ class DomainOptions:
     libvirt's machine type, ``cpu`` its CPU model (or ``host-passthrough``, ``host-model``).
     ``disk_bus`` is libvirt's, for all disks. ``type`` is the type of a Xen guest, None for the
     hypervisor's default. ``on_crash`` and ``on_reboot`` are libvirt's actions. ``autostart``: start
-    it with the host. ``agent``: add a channel for the guest agent. ``devices`` is XML to add to the
-    domain's ``<devices>``; it may contain ``{{ name }}`` and the clone's other values.
+    it with the host. ``agent``: add a channel for the guest agent. ``graphics``: add a screen.
+    ``devices`` is XML to add to the domain's ``<devices>``; it may contain ``{{ name }}`` and the
+    clone's other values.
     """
 
     type: Literal["pv", "pvh", "hvm"] | None = None
@@ -144,6 +145,7 @@ class DomainOptions:
     on_reboot: Literal["destroy", "restart"] = "restart"
     autostart: bool = False
     agent: bool = False
+    graphics: Literal["vnc", "spice"] | None = None
     devices: str | None = None
     xml: Path | None = None
 
