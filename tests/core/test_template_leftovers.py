@@ -2,6 +2,7 @@
 
 import json
 
+import attrs
 import pytest
 
 from tests.conftest import TEMPLATE
@@ -74,6 +75,16 @@ def test_delete_removes_what_a_builder_made(lab, run, gone):
     assert not gone.exists()
     assert not lab.pool.origins()
     assert run("template", "delete", "gone")[2].endswith("image was not there\n")
+
+
+def test_delete_names_the_other_pools_that_have_an_image(lab, run, gone, monkeypatch):
+    (origin,) = lab.pool.origins()
+    other = attrs.evolve(origin, pool="second")
+    monkeypatch.setattr(lab.pool, "origins", lambda: (other,))
+    said = run("template", "delete", "gone")[2]
+    assert "vmcloner template delete gone --storage second" in said
+    monkeypatch.undo()
+    assert "--storage" not in run("template", "delete", "gone")[2]
 
 
 def test_delete_keeps_the_kernel_of_clones(lab, run, gone):
