@@ -92,7 +92,9 @@ def test_delete_keeps_the_kernel_of_clones(lab, run, gone):
     lab.engine.create("web", "gone", count=1)
     disk = lab.pool.disks.copy()
     lab.pool.disks.clear()  # as after a full copy: no clone is linked to the image
-    assert run("template", "delete", "gone")[0] == 0
+    code, _, err = run("template", "delete", "gone")
+    assert code == 0
+    assert "what its builder made is kept: web-1 was made from it" in err
     lab.pool.disks.update(disk)
     assert gone.exists()
 
