@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from vmcloner_core.model import (
     Outcome,
     Template,
 )
-from vmcloner_core.names import check_template
+from vmcloner_core.names import check_template, fold
 from vmcloner_core.planning import Planning
 from vmcloner_core.settings import Settings
 from vmcloner_core.template_leftovers import TemplateLeftover, clones_of
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from vmcloner_core.catalog import TemplateInfo
     from vmcloner_core.drivers import ImageFile
     from vmcloner_core.pulling import PulledImage
+
+log = logging.getLogger(__name__)
 
 
 class TemplateCalls(ABC):
@@ -146,19 +149,30 @@ class TemplateCalls(ABC):
     def delete_template(self, name: str, *, storage: str | None = None) -> Outcome[None]:
         """Remove a template's image from a pool, and what a builder made. Its TOML file stays.
 
-        What a builder made is kept while a clone or another pool has the template's image.
+        What a builder made is kept while a clone or another pool has the template's image, which is
+        logged.
 
         :raises WrongState: clones are linked to it.
         """
         driver = self._host.drivers.storage(storage or self.settings.defaults.storage)
+        leftovers = self._host.leftovers
         with self._held([f"template/{check_template(name)}"]):
             outcome = driver.delete_origin(name)
-            try:
-                used = self._host.images.origins(name) or clones_of(name, self._host.survey())
-            except VmclonerError:  # what can't be read may use it
-                used = ("?",)
-            gone = not used and self._host.leftovers.remove_built(name)
+            kept = self._kept_for(name)
+            gone = not kept and leftovers.remove_built(name)
+            if kept and (leftovers.built / name).is_dir():
+                log.warning("%s: what its builder made is kept: %s", name, kept)
             return attrs.evolve(outcome, changed=outcome.changed or gone)
+
+    def _kept_for(self, name: str) -> str:
+        """Return why what a template's builder made is kept, empty if nothing needs it."""
+        try:
+            if self._host.images.origins(name):
+                return "another pool has its image"
+            users = clones_of(name, self._host.survey())
+        except VmclonerError as error:  # what can't be read may use it
+            return str(error)
+        return f"{fold(users)} was made from it" if users else ""
 
     def leftovers(self) -> tuple[TemplateLeftover, ...]:
         """Return the images in pools, and what builders made, that no template names any more."""

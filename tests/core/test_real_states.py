@@ -156,6 +156,18 @@ def test_a_console_that_was_ready_stays_so_for_this_run(lab):
     assert "web-1" in failures(lab.engine.wait, "web", wait=wait)
 
 
+def test_a_console_that_was_ready_and_is_paused_is_told_as_not_running(lab, monkeypatch):
+    monkeypatch.setattr("vmcloner_core.readiness.PAUSED", 0.0)
+    lab.machines.started = lambda _name: 1.0
+    wait = Readiness.parse("console:ready name={{ name }}", timeout=5)
+    lab.engine.create("web", "t1", count=1, wait=wait)
+    lab.engine.pause("web")
+    message = failures(lab.engine.wait, "web", wait=wait)["web-1"]
+    assert "web-1 is paused" in message
+    assert "not running" in message
+    assert "running:" not in message
+
+
 def test_sizes_at_create(lab):
     sizes = Sizes(memory=96 * MIB, vcpus=3, disk=8 * MIB)
     lab.engine.create("web", "t1", count=2, sizes=sizes)

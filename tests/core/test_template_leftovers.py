@@ -2,6 +2,7 @@
 
 import json
 
+import attrs
 import pytest
 
 from tests.conftest import TEMPLATE
@@ -76,12 +77,24 @@ def test_delete_removes_what_a_builder_made(lab, run, gone):
     assert run("template", "delete", "gone")[2].endswith("image was not there\n")
 
 
+def test_delete_names_the_other_pools_that_have_an_image(lab, run, gone, monkeypatch):
+    (origin,) = lab.pool.origins()
+    other = attrs.evolve(origin, pool="second")
+    monkeypatch.setattr(lab.pool, "origins", lambda: (other,))
+    said = run("template", "delete", "gone")[2]
+    assert "vmcloner template delete gone --storage second" in said
+    monkeypatch.undo()
+    assert "--storage" not in run("template", "delete", "gone")[2]
+
+
 def test_delete_keeps_the_kernel_of_clones(lab, run, gone):
     lab.template("gone")
     lab.engine.create("web", "gone", count=1)
     disk = lab.pool.disks.copy()
     lab.pool.disks.clear()  # as after a full copy: no clone is linked to the image
-    assert run("template", "delete", "gone")[0] == 0
+    code, _, err = run("template", "delete", "gone")
+    assert code == 0
+    assert "what its builder made is kept: web-1 was made from it" in err
     lab.pool.disks.update(disk)
     assert gone.exists()
 

@@ -256,6 +256,12 @@ class TemplateDelete(_Named):
         name = parsed_args.template
         outcome = self.engine.delete_template(name, storage=parsed_args.storage)
         note(self.app, f"{name}: image {'removed' if outcome.changed else 'was not there'}")
+        for origin in self.engine.origins(name):
+            note(
+                self.app,
+                f"pool {origin.pool} still has an image of it: "
+                f"vmcloner template delete {name} --storage {origin.pool}",
+            )
 
 
 class TemplatePrune(Table):

@@ -208,10 +208,11 @@ class WaitUntilReady(HypervisorStep):
     def _awaited(run: Run, driver: HypervisorDriver, work: Work, *, known: bool) -> Awaited:
         from vmcloner_core.readiness import Awaited
 
+        wait = work.plan.wait
         return Awaited(
             name=work.name,
             driver=driver,
-            readiness=attrs.evolve(work.plan.wait, kind="running") if known else work.plan.wait,
+            readiness=attrs.evolve(wait, kind="running", argument="") if known else wait,
             access=functools.partial(run.host.access, work.plan.labels),
             planned=run.host.records.planned_address(work.name),
         )
