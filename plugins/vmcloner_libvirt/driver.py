@@ -109,7 +109,9 @@ class LibvirtDriver(HypervisorDriver):
 
         Links are followed first: they may lead anywhere.
         """
-        if re.fullmatch(rf"{re.escape(name)}[._].*", file.name) is None or file.is_symlink():
+        if re.fullmatch(rf"{re.escape(name)}[._].*", file.name) is None:
+            return False
+        if os.path.islink(file):  # noqa: PTH114 - raises nothing
             return False
         folder = Path(os.path.realpath(file.parent))
         libvirts = folder.parts[-2:] == ("qemu", "nvram")  # of the system, of a user's session

@@ -15,9 +15,10 @@ import attrs
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import Check, DomainSpec, DomainUse, HostResources, Template
-from vmcloner_libvirt import host_memory
+from vmcloner_libvirt import firmware, host_memory
 from vmcloner_libvirt.acceleration import KvmProbe
 from vmcloner_libvirt.binding import libvirt
+from vmcloner_libvirt.console import log_files, remove_log
 from vmcloner_libvirt.driver import LibvirtDriver
 from vmcloner_libvirt.metadata import nvram, parse
 from vmcloner_libvirt.settings import KvmSettings
@@ -131,6 +132,18 @@ class KvmDriver(LibvirtDriver):
             else:
                 flags |= module.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
         return int(flags)
+
+    def clean(self, name: str) -> None:
+        """See :meth:`LibvirtDriver.clean`."""
+        super().clean(name)
+        log = firmware.tpm_log(name, self.uri)
+        if log is not None:
+            remove_log(log)
+
+    def logs(self, name: str) -> tuple[Path, ...]:
+        """See :meth:`HypervisorDriver.logs`."""
+        log = firmware.tpm_log(name, self.uri)
+        return () if log is None else tuple(log_files(log))
 
     def is_own_process(self, domain: DomainUse, arguments: Sequence[str]) -> bool:
         """See :meth:`HypervisorDriver.is_own_process`; QEMU is told its domain's UUID."""

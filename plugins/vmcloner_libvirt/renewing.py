@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from lxml import etree
 
 from vmcloner_core.errors import HostCommandError, WrongState
 from vmcloner_core.model import Volume
-from vmcloner_libvirt import memory, operations
+from vmcloner_libvirt import firmware, memory, operations
 from vmcloner_libvirt.binding import libvirt
-from vmcloner_libvirt.metadata import nvram, parse
-
-_TPM_STATE = Path("/var/lib/libvirt/swtpm")
-_SESSION_TPM_STATE = "libvirt/qemu/swtpm"
+from vmcloner_libvirt.metadata import parse
 
 
 def renew(
@@ -48,11 +43,12 @@ def renew(
     if _switch(root, disks):
         connection.defineXML(etree.tostring(root, encoding="unicode"))
         changed = True
-    variables = nvram(root)
-    if variables is not None and is_own(variables):
+    uri = connection.getURI()
+    for variables in filter(is_own, firmware.variables(root, uri)):
         changed = _removed(name, variables) or changed
-    if root.find("devices/tpm/backend[@type='emulator']") is not None:
-        changed = _removed(name, _tpm(root, connection.getURI())) or changed
+    tpm = firmware.tpm(root, uri)
+    if tpm is not None:
+        changed = _removed(name, tpm) or changed
     return changed
 
 
@@ -98,14 +94,6 @@ def _add_backing(source: Any, volume: Volume) -> None:
     etree.SubElement(below, "source", file=str(volume.backing))
     etree.SubElement(below, "backingStore")
     source.addnext(below)
-
-
-def _tpm(root: Any, uri: str) -> Path:
-    """Return where the state of a domain's TPM is."""
-    config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    session = Path(config).expanduser() / _SESSION_TPM_STATE
-    folder = session if urlsplit(uri).path == "/session" else _TPM_STATE
-    return folder / str(root.findtext("uuid"))
 
 
 def _removed(name: str, path: Path) -> bool:

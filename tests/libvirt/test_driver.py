@@ -24,7 +24,7 @@ from vmcloner_core.errors import (
     WrongState,
 )
 from vmcloner_core.model import BootConfig, Domain, DomainOptions, DomainSpec, Labels, State
-from vmcloner_libvirt import conditions, errors, metadata, operations, renewing, retries
+from vmcloner_libvirt import conditions, errors, metadata, operations, retries
 from vmcloner_libvirt.kvm import KvmDriver
 
 NewLabels = Callable[..., Labels]
@@ -677,18 +677,6 @@ def test_a_renewed_domain_has_its_volume_again(
     list(paper.start(["web-1"]))
     (outcome,) = paper.renew({"web-1": {}})
     assert isinstance(outcome.error, WrongState)
-
-
-def test_a_tpms_state_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(renewing, "_TPM_STATE", tmp_path)
-    number = "6f5150ea-791c-578e-9d00-56a7a00d08ef"
-    tpm = '<tpm model="tpm-crb"><backend type="emulator" version="2.0"/></tpm>'
-    root = metadata.parse(f"<domain><uuid>{number}</uuid><devices>{tpm}</devices></domain>")
-    assert renewing._tpm(root, "qemu:///system") == tmp_path / number
-    assert renewing._tpm(root, "qemu:///session?socket=/run/x") != tmp_path / number
-    (tmp_path / number / "tpm2").mkdir(parents=True)
-    assert renewing._removed("web-1", tmp_path / number)
-    assert not renewing._removed("web-1", tmp_path / number)
 
 
 class Restored:

@@ -1,0 +1,160 @@
+"""Firmware variables and TPMs of clones, on the real libvirtd with OVMF and swtpm."""
+
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.libvirt
+
+NVRAM = Path("/var/lib/libvirt/qemu/nvram")
+TPMS = Path("/var/lib/libvirt/swtpm")
+LOGS = Path("/var/log/swtpm/libvirt/qemu")
+FRESH = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+ENROLLED = Path("/usr/share/OVMF/OVMF_VARS_4M.ms.fd")
+GUIDE = Path(__file__).parents[2] / "docs/templates.md"
+MARK = b"written before the reset"
+TPM = '<tpm model="tpm-crb"><backend type="emulator" version="2.0"/></tpm>'
+TEMPLATE = """
+hypervisors = ["kvm"]
+memory = "128MiB"
+[image]
+path = "image.raw"
+[domain]
+{firmware}
+devices = '{tpm}'
+"""
+
+
+def virsh(*words):
+    argv = ["virsh", "-q", "-c", "qemu:///system", *words]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def template(site, name, firmware):
+    text = TEMPLATE.format(firmware=firmware, tpm=TPM)
+    (site.folder / "templates" / f"{name}.toml").write_text(text)
+    return name
+
+
+def variables(clone):
+    return NVRAM / f"{clone}_VARS.fd"
+
+
+def tpm(clone):
+    """Return the folder of a clone's TPM, which libvirt names by the domain's UUID."""
+    return TPMS / virsh("domuuid", clone).strip()
+
+
+def endorsement(clone):
+    """Return the state that a TPM was made with; it holds keys, so no two are equal."""
+    (file,) = tpm(clone).glob("tpm2/*.permall")
+    return file.read_bytes()
+
+
+def boot(site, *clones):
+    """Start clones, and wait until their firmware wrote a variable of its own."""
+    before = {clone: FRESH.read_bytes() for clone in clones}
+    site.run("start", *clones)
+    deadline = time.monotonic() + 120
+    while any(variables(clone).read_bytes() == text for clone, text in before.items()):
+        assert time.monotonic() < deadline, "the firmware wrote no variables"
+        time.sleep(0.5)
+
+
+def mark(clone):
+    """Write into the state of a clone that is off, as a guest that was broken into may have."""
+    with variables(clone).open("r+b") as file:
+        file.seek(-len(MARK), 2)
+        file.write(MARK)
+    (tpm(clone) / "tpm2" / "marked").write_bytes(MARK)
+
+
+def is_marked(clone):
+    files = [variables(clone), *tpm(clone).rglob("*")]
+    return any(MARK in file.read_bytes() for file in files if file.is_file())
+
+
+def left(site):
+    """Return what is left of a site's clones in the folders of libvirt and swtpm."""
+    return [file for folder in (NVRAM, LOGS) for file in folder.glob(f"{site.prefix}*")]
+
+
+@pytest.mark.timeout(600)
+def test_state_is_each_clones_own_and_ends_with_reset_and_delete(site):
+    web = site.fleet("web")
+    one, two = f"{web}-1", f"{web}-2"
+    site.run("create", web, "-t", template(site, "efi", 'firmware = "efi"'), "-n", "2")
+    boot(site, one, two)
+    first, other = endorsement(one), endorsement(two)
+    assert first != other
+    site.run("stop", web, "--kill")
+    for clone in (one, two):
+        mark(clone)
+        assert is_marked(clone)
+    site.run("reset", one)
+    assert not variables(one).exists()
+    assert not tpm(one).exists()
+    boot(site, one)
+    assert not is_marked(one)
+    assert endorsement(one) not in (first, other)
+    # Clones that are not named keep theirs, also over a start.
+    site.run("start", two)
+    assert is_marked(two)
+    assert endorsement(two) == other
+    folders = [tpm(one), tpm(two)]
+    assert len(left(site)) == 4  # so that the next check of them can fail
+    site.run("delete", web, "--yes")
+    assert left(site) == []
+    assert not any(folder.exists() for folder in folders)
+
+
+@pytest.mark.timeout(600)
+def test_secure_boot_as_the_guide_has_it(site):
+    web = site.fleet("web")
+    (text,) = re.findall(r"(?s)```xml\n(\{% extends.*?secure-boot.*?)```", GUIDE.read_text())
+    (site.folder / "templates" / "secure.xml.j2").write_text(text)
+    name = template(site, "secure", 'xml = "secure.xml.j2"')
+    site.run("create", web, "-t", name, "--start")
+    clone = f"{web}-1"
+    loader = re.search(r"<loader[^>]*secure='yes'[^>]*>.*secboot|\.ms\.", virsh("dumpxml", clone))
+    assert loader is not None
+    site.run("stop", web, "--kill")
+    mark(clone)
+    site.run("reset", web)
+    assert not variables(clone).exists()
+    assert not tpm(clone).exists()
+    site.run("start", web)
+    assert not is_marked(clone)
+    # The keys that the firmware's vendor enrolled are there again.
+    certificate = b"Microsoft Corporation UEFI CA 2011"
+    assert certificate in ENROLLED.read_bytes()
+    assert certificate in variables(clone).read_bytes()
+    folder = tpm(clone)
+    site.run("delete", web, "--yes")
+    assert left(site) == []
+    assert not folder.exists()
+
+
+@pytest.mark.timeout(600)
+def test_variables_in_a_file_of_others_are_kept(site):
+    """A domain XML of one's own names a file that all clones of a template would write to."""
+    web = site.fleet("web")
+    file = site.folder / "all_VARS.fd"
+    file.write_bytes(FRESH.read_bytes())
+    (site.folder / "templates" / "foreign.xml.j2").write_text(
+        '{% extends "domain.xml.j2" %}{% block os %}<os><type machine="{{ machine }}">hvm</type>'
+        '<loader readonly="yes" type="pflash">/usr/share/OVMF/OVMF_CODE_4M.fd</loader>'
+        f"<nvram>{file}</nvram></os>{{% endblock %}}"
+    )
+    name = template(site, "foreign", 'xml = "foreign.xml.j2"')
+    site.run("create", web, "-t", name, "--start")
+    site.run("stop", web, "--kill")
+    site.run("reset", web)
+    assert file.exists()
+    site.run("start", web)
+    site.run("delete", web, "--yes")
+    assert file.stat().st_size == FRESH.stat().st_size
+    assert left(site) == []
