@@ -98,7 +98,7 @@ def run(
 
 
 def fold(answers: Sequence[Answer], output: Callable[[Answer], bytes]) -> list[tuple[bytes, str]]:
-    """Return (text, node set) for each distinct text, grouped like ``clush -b``."""
+    """Return (text, node set) for each distinct text, grouped and ordered like ``clush -b``."""
     from ClusterShell.MsgTree import MsgTree
     from ClusterShell.NodeSet import NodeSet
 
@@ -106,10 +106,10 @@ def fold(answers: Sequence[Answer], output: Callable[[Answer], bytes]) -> list[t
     for answer in answers:
         for line in output(answer).splitlines():
             tree.add(answer.name, line)
-    return [
-        (bytes(message), str(NodeSet.fromlist(list(names), resolver=False)))
-        for message, names in tree.walk()
-    ]
+    place = {answer.name: number for number, answer in enumerate(answers)}
+    groups = [(bytes(message), list(names)) for message, names in tree.walk()]
+    groups.sort(key=lambda group: (-len(group[1]), min(place[name] for name in group[1])))
+    return [(text, str(NodeSet.fromlist(names, resolver=False))) for text, names in groups]
 
 
 def _argv(access: Access, command: str) -> list[str]:

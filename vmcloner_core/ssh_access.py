@@ -87,6 +87,11 @@ def port_at(template: Template, address: str, port: int) -> int:
 def reach(clone: Clone, access: Callable[[Labels, str], Access]) -> Outcome[Access]:
     """Return how to reach a clone as it is now, or why it can't be reached."""
     try:
+        if clone.state is not State.RUNNING and not clone.ours:
+            raise WrongState(
+                f"{clone.name} belongs to another state folder",
+                hint="--config FILE with the settings that it was made with",
+            )
         if clone.state is not State.RUNNING:
             raise WrongState(
                 f"{clone.name} is {clone.state.value}",

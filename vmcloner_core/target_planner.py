@@ -80,10 +80,13 @@ def plan_targets(
 
 def _continued(clones: Sequence[ClonePlan]) -> tuple[str, ...]:
     """Return a remark if clones continue from saved memory: they don't boot."""
-    saved = [clone.name for clone in clones if "restore" in clone.steps]
+    saved = [
+        clone.name for clone in clones if "restore" in clone.steps and clone.state is State.SAVED
+    ]
     if not saved:
         return ()
-    return (f"{fold(saved)} continues from saved memory (vmcloner stop --kill discards it)",)
+    verb = "continues" if len(saved) == 1 else "continue"
+    return (f"{fold(saved)} {verb} from saved memory (vmcloner stop --kill discards it)",)
 
 
 def _done(steps: Sequence[str]) -> bool:

@@ -250,7 +250,8 @@ class TemplateChecks:
             return provider
         spec, keys = self._sample(template), authorized_keys(template)
         self.seed(attrs.evolve(spec, identity=resolve(spec, keys, spec.labels.run)))
-        return f"{provider}, {counted(len(keys), 'public key')} may log in"
+        own = ", and vmcloner's own" if template.identity.authorized_keys != () else ""
+        return f"{provider}; keys that may log in: {len(keys)} of yours{own}"
 
     def _keys(self, template: Template) -> str:
         unused = self.unused(template, self._driver())

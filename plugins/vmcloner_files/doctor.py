@@ -91,4 +91,6 @@ def _identity(pool: Pool) -> tuple[Status, str, str]:
         pool.check_identity()
     except VmclonerError as error:
         return Status.FAILED, error.message, error.hint or ""
-    return Status.OK, "the same pool as before", ""
+    if not pool.folder.exists():
+        return Status.OK, "none yet: the pool gets an id when it is made", ""
+    return Status.OK, "no other pool than before", ""

@@ -39,9 +39,11 @@ def test_saved_clones(lab):
     assert steps(lab.engine, "restart", kill=True) == [("discard", "start")] * 2
     assert steps(lab.engine, "stop") == []
     plan = lab.engine.plan(TargetRequest(action="start", targets=("web",)))
-    assert "web-[1-2] continues from saved memory" in plan.warnings[0]
+    assert "web-[1-2] continue from saved memory" in plan.warnings[0]
     lab.engine.reset("web-1")
     assert states(lab.engine) == ["stopped", "saved"]
+    plan = lab.engine.plan(TargetRequest(action="restore", targets=("web",)))
+    assert plan.warnings[0].startswith("web-2 continues from saved memory")
     lab.engine.restore("web-2")
     assert states(lab.engine) == ["stopped", "running"]
     lab.engine.save("web-2")

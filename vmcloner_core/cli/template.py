@@ -272,6 +272,7 @@ class TemplatePrune(Table):
     """
 
     example = "vmcloner template prune --dry-run"
+    nothing = "nothing to remove"
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
