@@ -226,8 +226,9 @@ def _as_seen(
     state = clone.state
     if clone.domain is None and "hypervisor" in hidden:
         state = State.UNKNOWN
-    elif clone.domain is not None and state is State.ORPHAN and "storage" in hidden:
-        state = clone.domain.state
+    elif clone.domain is not None and state is State.ORPHAN:
+        # The disks of another state folder's clone may be in a pool that these settings lack.
+        state = clone.domain.state if "storage" in hidden or not clone.ours else state
     return attrs.evolve(clone, state=state, unlabelled=unlabelled)
 
 
