@@ -117,6 +117,22 @@ class LibvirtDriver(HypervisorDriver):
         libvirts = folder.parts[-2:] == ("qemu", "nvram")  # of the system, of a user's session
         return libvirts or folder.is_relative_to(os.path.realpath(self.context.host.state))
 
+    def make(self, connection: Any, spec: DomainSpec) -> Domain:
+        """Define a new domain, which libvirt validates if it is the first of its shape.
+
+        libvirt compiles its schema for each domain that it validates, which takes several times as
+        long as the rest. Clones of one shape differ only in values that are already checked. So
+        other threads wait for the first one's result.
+        """
+        rendered = self.prepare(spec)
+        if rendered.shape in self._validated:
+            return operations.make(connection, spec, rendered.xml, validate=False)
+        with self._validating:
+            new = rendered.shape not in self._validated
+            domain = operations.make(connection, spec, rendered.xml, validate=new)
+            self._validated.add(rendered.shape)
+        return domain
+
     def begin(self, connection: Any, name: str, boot: BootConfig | None = None) -> bool:
         """Start a domain; tell whether that was needed. See :func:`operations.start`."""
         return operations.start(connection, name, boot)
@@ -325,25 +341,9 @@ class LibvirtDriver(HypervisorDriver):
                 return Outcome(
                     key=spec.name, value=found, changed=again and found.labels == spec.labels
                 )
-            return Outcome(key=spec.name, value=self._make(connection, spec))
+            return Outcome(key=spec.name, value=self.make(connection, spec))
 
         return self._member(spec.name, define)
-
-    def _make(self, connection: Any, spec: DomainSpec) -> Domain:
-        """Define a new domain, which libvirt validates if it is the first of its shape.
-
-        libvirt compiles its schema for each domain that it validates, which takes several times as
-        long as the rest. Clones of one shape differ only in values that are already checked. So
-        other threads wait for the first one's result.
-        """
-        rendered = self.prepare(spec)
-        if rendered.shape in self._validated:
-            return operations.make(connection, spec, rendered.xml, validate=False)
-        with self._validating:
-            new = rendered.shape not in self._validated
-            domain = operations.make(connection, spec, rendered.xml, validate=new)
-            self._validated.add(rendered.shape)
-        return domain
 
     def _undefine(self, connection: Any, name: str) -> bool:
         was_there = operations.undefine(connection, name, self.undefine_flags)

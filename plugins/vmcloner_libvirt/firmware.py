@@ -28,12 +28,11 @@ def variables(root: Any, uri: str) -> tuple[Path, ...]:
     return tuple(folder / f"{root.findtext('name')}_VARS{suffix}" for suffix in _SUFFIXES)
 
 
-def tpm(root: Any, uri: str) -> Path | None:
-    """Return where the state of a domain's emulated TPM is; None if it has none."""
-    if root.find("devices/tpm/backend[@type='emulator']") is None or not _is_qemu(uri):
+def tpm(uuid: str, uri: str) -> Path | None:
+    """Return where a domain's emulated TPM has its state; None if the hypervisor isn't QEMU."""
+    if not _is_qemu(uri):
         return None
-    folder = _folder(uri, "lib/libvirt/swtpm", "XDG_CONFIG_HOME", "~/.config", "swtpm")
-    return folder / str(root.findtext("uuid"))
+    return _folder(uri, "lib/libvirt/swtpm", "XDG_CONFIG_HOME", "~/.config", "swtpm") / uuid
 
 
 def tpm_log(name: str, uri: str) -> Path | None:

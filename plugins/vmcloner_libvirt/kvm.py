@@ -14,8 +14,8 @@ import attrs
 
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.model import Check, DomainSpec, DomainUse, HostResources, Template
-from vmcloner_libvirt import firmware, host_memory
+from vmcloner_core.model import Check, Domain, DomainSpec, DomainUse, HostResources, Template
+from vmcloner_libvirt import firmware, host_memory, operations, renewing
 from vmcloner_libvirt.acceleration import KvmProbe
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.console import log_files, remove_log
@@ -132,6 +132,17 @@ class KvmDriver(LibvirtDriver):
             else:
                 flags |= module.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
         return int(flags)
+
+    def make(self, connection: Any, spec: DomainSpec) -> Domain:
+        """See :meth:`LibvirtDriver.make`.
+
+        A clone has the same UUID whenever it is created. So a TPM that outlived its domain
+        (virsh undefine --keep-tpm, a libvirtd that was killed) would be the new clone's.
+        """
+        tpm = firmware.tpm(str(spec.uuid), self.uri)
+        if tpm is not None and os.path.lexists(tpm) and not operations.is_taken(connection, spec):
+            renewing.removed(spec.name, tpm)
+        return super().make(connection, spec)
 
     def clean(self, name: str) -> None:
         """See :meth:`LibvirtDriver.clean`."""

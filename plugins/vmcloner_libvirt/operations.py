@@ -301,6 +301,14 @@ def _foreign(name: str) -> Conflict:
     )
 
 
+def is_taken(connection: Any, spec: DomainSpec) -> bool:
+    """Tell whether a domain has a clone's UUID, under whatever name."""
+    with tolerate("VIR_ERR_NO_DOMAIN"):
+        connection.lookupByUUIDString(str(spec.uuid))
+        return True
+    return False
+
+
 def _check_taken(connection: Any, spec: DomainSpec) -> None:
     """Raise a Conflict if that is why a definition was refused."""
     existing(connection, spec)

@@ -45,10 +45,10 @@ def renew(
         changed = True
     uri = connection.getURI()
     for variables in filter(is_own, firmware.variables(root, uri)):
-        changed = _removed(name, variables) or changed
-    tpm = firmware.tpm(root, uri)
-    if tpm is not None:
-        changed = _removed(name, tpm) or changed
+        changed = removed(name, variables) or changed
+    tpm = firmware.tpm(str(root.findtext("uuid")), uri)
+    if tpm is not None and root.find("devices/tpm/backend[@type='emulator']") is not None:
+        changed = removed(name, tpm) or changed
     return changed
 
 
@@ -96,7 +96,8 @@ def _add_backing(source: Any, volume: Volume) -> None:
     source.addnext(below)
 
 
-def _removed(name: str, path: Path) -> bool:
+def removed(name: str, path: Path) -> bool:
+    """Remove a file or folder of a clone's; tell whether it was there."""
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -158,3 +158,23 @@ def test_variables_in_a_file_of_others_are_kept(site):
     site.run("delete", web, "--yes")
     assert file.stat().st_size == FRESH.stat().st_size
     assert left(site) == []
+
+
+@pytest.mark.timeout(600)
+def test_a_tpm_that_outlived_its_domain(site):
+    """Another tool removed the domain and kept it: a new clone of that name has a new one."""
+    web = site.fleet("web")
+    clone, efi = f"{web}-1", template(site, "efi", 'firmware = "efi"')
+    site.run("create", web, "-t", efi, "--start")
+    site.run("stop", web, "--kill")
+    mark(clone)
+    old, folder = endorsement(clone), tpm(clone)
+    virsh("undefine", clone, "--nvram", "--keep-tpm")
+    assert folder.exists()
+    site.run("delete", web, "--yes")
+    site.run("create", web, "-t", efi, "--start")
+    assert tpm(clone) == folder
+    assert endorsement(clone) != old
+    assert not is_marked(clone)
+    site.run("delete", web, "--yes")
+    assert not folder.exists()

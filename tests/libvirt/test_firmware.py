@@ -8,14 +8,11 @@ from vmcloner_libvirt import firmware
 from vmcloner_libvirt.metadata import parse
 
 NUMBER = "6f5150ea-791c-578e-9d00-56a7a00d08ef"
-TPM = '<tpm model="tpm-crb"><backend type="emulator" version="2.0"/></tpm>'
 SYSTEM, SOCKET = "qemu:///system", "qemu+unix:///session?socket=/run/x"
 
 
-def domain(os: str = '<os firmware="efi"/>', devices: str = TPM) -> object:
-    return parse(
-        f"<domain><name>web-1</name><uuid>{NUMBER}</uuid>{os}<devices>{devices}</devices></domain>"
-    )
+def domain(os: str = '<os firmware="efi"/>') -> object:
+    return parse(f"<domain><name>web-1</name>{os}</domain>")
 
 
 @pytest.fixture
@@ -30,7 +27,7 @@ def test_of_the_system() -> None:
     folder = Path("/var/lib/libvirt/qemu/nvram")
     found = firmware.variables(domain(), SYSTEM)
     assert found == tuple(folder / f"web-1_VARS.{end}" for end in ("fd", "raw", "qcow2"))
-    assert firmware.tpm(domain(), SYSTEM) == Path("/var/lib/libvirt/swtpm") / NUMBER
+    assert firmware.tpm(NUMBER, SYSTEM) == Path("/var/lib/libvirt/swtpm") / NUMBER
     log = Path("/var/log/swtpm/libvirt/qemu/web-1-swtpm.log")
     assert firmware.tpm_log("web-1", SYSTEM) == log
 
@@ -38,11 +35,11 @@ def test_of_the_system() -> None:
 def test_of_a_users_session(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = home / ".config/libvirt/qemu"
     assert firmware.variables(domain(), SOCKET)[0] == config / "nvram/web-1_VARS.fd"
-    assert firmware.tpm(domain(), SOCKET) == config / "swtpm" / NUMBER
+    assert firmware.tpm(NUMBER, SOCKET) == config / "swtpm" / NUMBER
     log = home / ".cache/libvirt/qemu/log/web-1-swtpm.log"
     assert firmware.tpm_log("web-1", SOCKET) == log
     monkeypatch.setenv("XDG_CONFIG_HOME", "/elsewhere")
-    assert firmware.tpm(domain(), SOCKET) == Path("/elsewhere/libvirt/qemu/swtpm") / NUMBER
+    assert firmware.tpm(NUMBER, SOCKET) == Path("/elsewhere/libvirt/qemu/swtpm") / NUMBER
 
 
 def test_variables_that_the_definition_names_are_the_only_ones() -> None:
@@ -50,14 +47,12 @@ def test_variables_that_the_definition_names_are_the_only_ones() -> None:
     assert firmware.variables(named, SYSTEM) == (Path("/srv/x.fd"),)
 
 
-def test_what_a_domain_does_not_have() -> None:
-    plain = domain("<os/>", '<tpm><backend type="passthrough"/></tpm>')
-    assert firmware.variables(plain, SYSTEM) == ()
-    assert firmware.tpm(plain, SYSTEM) is None
+def test_a_bios_has_none() -> None:
+    assert firmware.variables(domain("<os/>"), SYSTEM) == ()
 
 
 @pytest.mark.parametrize("uri", ["test:///default", "test:///srv/test.xml", "xen:///system"])
 def test_other_drivers_have_none_of_these(uri: str) -> None:
     assert firmware.variables(domain(), uri) == ()
-    assert firmware.tpm(domain(), uri) is None
+    assert firmware.tpm(NUMBER, uri) is None
     assert firmware.tpm_log("web-1", uri) is None
