@@ -38,6 +38,7 @@ MAX_THREADS = 32
 MAX_MESSAGE = 65536
 MAX_FILES = 17
 MAX_MEMORY = 1024**3
+"""Bytes of memory that the worker may have beyond those of the process that forked it."""
 GRACE = 2.0
 """Seconds that the worker has, beyond its own deadline, to say so itself; and to end."""
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -352,7 +353,7 @@ def give_up_privileges(ids: tuple[int, int], max_size: int, parent: int) -> None
     """
     limits = {
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_DATA: MAX_MEMORY,
+        resource.RLIMIT_DATA: _data() + MAX_MEMORY,
         resource.RLIMIT_FSIZE: max_size + MAX_MESSAGE,
     }
     for limit, value in limits.items():
@@ -368,6 +369,12 @@ def give_up_privileges(ids: tuple[int, int], max_size: int, parent: int) -> None
     prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # after setuid, which clears it
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _data() -> int:
+    """Return the bytes that count for RLIMIT_DATA in this process; see proc(5), statm."""
+    with open("/proc/self/statm", encoding="ascii") as stream:  # noqa: PTH123
+        return int(stream.read().split()[5]) * resource.getpagesize()
 
 
 @attrs.frozen

@@ -3,6 +3,7 @@
 Without a network: the resolver is played, and a packet socket by one of a pair.
 """
 
+import mmap
 import os
 import signal
 import socket
@@ -83,6 +84,13 @@ def site():
     yield made
     for one in (*made.ours, *made.link.sockets):
         one.close()
+
+
+def test_a_large_process_has_a_worker_too(site):
+    """The worker's limit is for what it takes itself: a test runner or a service may be large."""
+    size = worker.MAX_MEMORY + 64 * 1024**2
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS):
+        site.serve(Resolver(), lambda _answer: True)
 
 
 def test_what_is_used_is_kept(site):
