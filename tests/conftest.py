@@ -112,11 +112,18 @@ def run(lab, monkeypatch, capsys):
         assert "Traceback" not in captured.err
         return code, captured.out, captured.err
 
+    return run
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Remove the log handlers that cliff adds for a command: their stream was this test's."""
     root = logging.getLogger()
-    handlers = list(root.handlers)
-    yield run
-    for handler in [each for each in root.handlers if each not in handlers]:
-        root.removeHandler(handler)  # cliff's: its stream was this test's
+    before = list(root.handlers)
+    yield
+    for handler in [each for each in root.handlers if type(each) is logging.StreamHandler]:
+        if handler not in before:
+            root.removeHandler(handler)
 
 
 @pytest.fixture
