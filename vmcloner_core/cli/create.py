@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vmcloner_core.cli.base import RunCommand, add_copying, add_sizes, sizes, waiting
-from vmcloner_core.cli.usage import say
+from vmcloner_core.cli.usage import agrees, say
 from vmcloner_core.errors import Interrupted, NotPulled
 from vmcloner_core.model import CloneMode
 from vmcloner_core.names import check_fleet
@@ -97,11 +97,7 @@ class Create(RunCommand):
         size = self.engine.pull_size(template)
         how_much = f" ({format_size(size)})" if size else ""
         say(missing.message)
-        try:
-            answer = input(f"Download it{how_much}? [y/N] ")
-        except EOFError:
-            answer = ""
-        if answer.strip().lower() not in ("y", "yes"):
+        if not agrees(f"Download it{how_much}?"):
             raise Interrupted("nothing was made", hint=missing.hint)
         return True
 

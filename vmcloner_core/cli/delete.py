@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from vmcloner_core.cli.base import RunCommand, add_count, add_targets
+from vmcloner_core.cli.usage import agrees
 from vmcloner_core.errors import Interrupted, UsageError
 from vmcloner_core.names import fold
 from vmcloner_core.plan import Plan
@@ -58,9 +59,5 @@ class Delete(RunCommand):
         if parsed_args.yes or not plan.clones:
             return
         names = fold([clone.name for clone in plan.clones])
-        try:
-            answer = input(f"Delete {counted(len(plan.clones), 'clone')}, {names}? [y/N] ")
-        except EOFError:
-            answer = ""
-        if answer.strip().lower() not in ("y", "yes"):
+        if not agrees(f"Delete {counted(len(plan.clones), 'clone')}, {names}?"):
             raise Interrupted("nothing was deleted")

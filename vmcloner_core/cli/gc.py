@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vmcloner_core.cli.base import Table, note
-from vmcloner_core.cli.usage import say
+from vmcloner_core.cli.usage import agrees, say
 from vmcloner_core.errors import Interrupted, PartialFailure, UsageError
 from vmcloner_core.model import Leftover
 from vmcloner_core.units import counted, format_size
@@ -86,11 +86,7 @@ def confirm(left: Sequence[Leftover]) -> None:
         say(f"{each.kind} {each.name}: {each.why}")
     if len(left) > MAX_LINES:
         say(f"and {len(left) - MAX_LINES} more (--dry-run lists them)")
-    try:
-        answer = input(f"Remove {_summary(left)}? [y/N] ")
-    except EOFError:
-        answer = ""
-    if answer.strip().lower() not in ("y", "yes"):
+    if not agrees(f"Remove {_summary(left)}?"):
         raise Interrupted("nothing was removed")
 
 

@@ -13,6 +13,7 @@ import attrs
 from vmcloner_core.catalog import written_beside
 from vmcloner_core.cli.base import Base, Record, Table, add_copying, note
 from vmcloner_core.cli.host import CHECK_COLUMNS, check_row, judged
+from vmcloner_core.cli.usage import agrees
 from vmcloner_core.errors import (
     Interrupted,
     InvalidRequest,
@@ -313,7 +314,7 @@ class TemplatePrune(Table):
             raise UsageError("template prune needs a terminal to ask", hint="or use --yes")
         size = format_size(sum(each.size for each in left))
         names = ", ".join(named(left))
-        if input(f"Remove {size} of {names}? [y/N] ").strip().lower() not in ("y", "yes"):
+        if not agrees(f"Remove {size} of {names}?"):
             raise Interrupted("nothing was removed")
 
     def run(self, parsed_args: argparse.Namespace) -> int:

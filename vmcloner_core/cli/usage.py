@@ -17,6 +17,15 @@ def say(text: str) -> None:
     print(f"vmcloner: {shown(text, MAX_LINE)}", file=sys.stderr)
 
 
+def agrees(question: str) -> bool:
+    """Ask the user at the terminal; no answer is a no."""
+    try:
+        answer = input(f"{question} [y/N] ")
+    except EOFError:
+        return False
+    return answer.strip().lower() in ("y", "yes")
+
+
 def printable(text: str) -> str:
     """Return lines of text with their control characters spelled out; tabs stay."""
     return "\n".join(
