@@ -40,7 +40,7 @@ class _Power(RunCommand):
 
     def more(self, parsed_args: argparse.Namespace) -> dict[str, Any]:
         """Return the request's fields that are this command's own."""
-        return waiting(parsed_args)
+        return waiting(parsed_args) if self.waits else {}
 
 
 class Start(_Power):
@@ -92,10 +92,6 @@ class Pause(_Power):
     action = "pause"
     example = "vmcloner pause web-[1-5]"
 
-    def more(self, parsed_args: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG002
-        """Return the fields that are this command's own: none."""
-        return {}
-
 
 class Resume(_Power):
     """Continue paused clones."""
@@ -113,10 +109,6 @@ class Save(_Power):
 
     action = "save"
     example = "vmcloner save web"
-
-    def more(self, parsed_args: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG002
-        """Return the fields that are this command's own: none."""
-        return {}
 
 
 class Restore(_Power):
