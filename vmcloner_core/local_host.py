@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -47,7 +46,7 @@ from vmcloner_core.plugins import PluginHost
 from vmcloner_core.process import LocalRunner
 from vmcloner_core.records import Records, sync
 from vmcloner_core.runlog import RunLog
-from vmcloner_core.stored_ids import new_id, read_id
+from vmcloner_core.stored_ids import drafted, new_id, read_id
 from vmcloner_core.survey import Survey, look
 from vmcloner_core.sweeping import ID_LOCK, Sweeper
 from vmcloner_core.template_images import TemplateImages
@@ -134,18 +133,9 @@ class LocalHost:
         return self._read_id()
 
     def _new_id(self, offered: str) -> None:
-        handle, draft = tempfile.mkstemp(prefix=".id-", dir=self.host.state)
-        try:
-            with os.fdopen(handle, "w") as stream:
-                os.fchmod(handle, 0o644)
-                stream.write(f"{offered}\n")
-                stream.flush()
-                os.fsync(handle)
-            Path(draft).rename(self.host.state_id)
+        with drafted(offered, self.host.state) as draft:
+            draft.rename(self.host.state_id)
             sync(self.host.state)
-        except BaseException:
-            Path(draft).unlink(missing_ok=True)
-            raise
 
     def _read_id(self) -> str | None:
         try:

@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 from urllib.parse import quote
@@ -53,18 +54,27 @@ def keep_id(file: Path, offered: str, drafts: Path) -> str | None:
     :param drafts: an existing folder of the same file system, for a temporary name.
     :raises OSError: the file can't be written.
     """
-    handle, draft = tempfile.mkstemp(prefix=DRAFT_PREFIX, dir=drafts)
+    with drafted(offered, drafts) as draft, contextlib.suppress(FileExistsError):
+        file.hardlink_to(draft)  # unless another run was faster
+    return read_id(file)
+
+
+@contextlib.contextmanager
+def drafted(offered: str, folder: Path) -> Iterator[Path]:
+    """Write an id to the disk under a temporary name, which is gone afterwards.
+
+    :raises OSError: it can't be written.
+    """
+    handle, name = tempfile.mkstemp(prefix=DRAFT_PREFIX, dir=folder)
     try:
         with os.fdopen(handle, "w") as stream:
             os.fchmod(handle, 0o644)
             stream.write(f"{offered}\n")
             stream.flush()
             os.fsync(handle)
-        with contextlib.suppress(FileExistsError):  # another run was faster
-            file.hardlink_to(draft)
+        yield Path(name)
     finally:
-        Path(draft).unlink()
-    return read_id(file)
+        Path(name).unlink(missing_ok=True)
 
 
 @attrs.frozen
