@@ -49,7 +49,7 @@ from vmcloner_core.model import (
 from vmcloner_core.names import split_clone
 from vmcloner_core.os_errors import of_state
 from vmcloner_core.tomlfile import structure
-from vmcloner_core.trusted_files import make_folder, read_file
+from vmcloner_core.trusted_files import make_folder, read_file, replacing
 
 RECORD = "record.json"
 HOST_KEY = "ssh_host_ed25519_key"
@@ -469,21 +469,8 @@ def _write(path: Path, text: str, mode: int, *, lasting: bool = True) -> None:
 
     :param lasting: wait until it is on the disk.
     """
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        draft.unlink(missing_ok=True)  # left by a killed run
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fchmod(handle, mode)
-            if lasting:
-                os.fsync(handle)
-        draft.rename(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise
+    with replacing(path, mode, lasting=lasting) as stream:
+        stream.write(text.encode("utf-8", "surrogatepass"))
 
 
 def _write_host_key(

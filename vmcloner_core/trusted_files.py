@@ -9,11 +9,14 @@ write if that user is its only member, as on systems where each user has a group
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from vmcloner_core.errors import InvalidRequest
 
@@ -52,6 +55,30 @@ def make_folder(folder: Path) -> None:
     for place in reversed((folder, *folder.parents)):
         if not os.path.isdir(place):  # noqa: PTH112 - where it can't be told, mkdir says why
             place.mkdir(mode=0o755, exist_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(file: Path, mode: int, *, lasting: bool = True) -> Iterator[BinaryIO]:
+    """Open a draft that takes a file's name at the end. One process at a time does that.
+
+    :param lasting: wait until it is on the disk. :raises OSError: it can't be written.
+    """
+    draft = file.with_name(f".{file.name}.draft")
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        draft.unlink(missing_ok=True)  # left by a killed run
+        handle = os.open(draft, flags, 0o600)
+        with os.fdopen(handle, "w+b") as stream:
+            os.fchmod(handle, mode)  # whatever the umask
+            yield stream
+            stream.flush()
+            if lasting:
+                os.fsync(handle)
+        draft.rename(file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
 
 
 def exists(path: Path) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pycdlib
 from pycdlib.pycdlibexception import PyCdlibException
 
 from vmcloner_core.errors import HostCommandError
+from vmcloner_core.trusted_files import replacing
 
 
 def write(image: Path, label: str, files: Mapping[str, bytes]) -> None:
@@ -32,7 +32,8 @@ def write(image: Path, label: str, files: Mapping[str, bytes]) -> None:
                 joliet_path=f"/{name}",
                 file_mode=0o100400,
             )
-        _replace(image, iso)
+        with replacing(image, 0o600) as stream:
+            iso.write_fp(stream)
     except OSError as error:
         raise HostCommandError(f"{image}: {error.strerror}") from error
     except PyCdlibException as error:
@@ -40,19 +41,3 @@ def write(image: Path, label: str, files: Mapping[str, bytes]) -> None:
     finally:
         with contextlib.suppress(PyCdlibException):
             iso.close()
-
-
-def _replace(image: Path, iso: pycdlib.PyCdlib) -> None:
-    """Replace an image by a complete one. One run at a time does that."""
-    draft = image.with_name(f".{image.name}.draft")
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        draft.unlink(missing_ok=True)  # left by a killed run
-        handle = os.open(draft, flags, 0o600)
-        with os.fdopen(handle, "w+b") as stream:
-            os.fchmod(handle, 0o600)
-            iso.write_fp(stream)
-        draft.rename(image)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
