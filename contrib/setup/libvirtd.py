@@ -28,6 +28,7 @@ import fcntl
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ from pathlib import Path
 URI = "qemu:///system"
 STATE = Path("/run/vmcloner-libvirtd")
 KEEP = STATE / "keep"
+TPM_KEYS = Path("/var/lib/swtpm-localca")
 USERS = STATE / "users"
 """Locked, shared, by each "run"."""
 SUPERVISOR = STATE / "supervisor"
@@ -180,9 +182,27 @@ def open_kvm() -> None:
         say("set the group of /dev/kvm to kvm, as udev would")
 
 
+def open_tpm_keys() -> None:
+    """Give the keys that sign emulated TPMs to the user that swtpm runs as.
+
+    A libvirtd that was started before swtpm was installed found no such user and ran swtpm as
+    root. The keys that this made cannot be used after libvirtd's next start, and no guest with a
+    TPM starts then. The folder is writable by that user, so no link in it is followed.
+    """
+    if not TPM_KEYS.is_dir():
+        return
+    user = TPM_KEYS.stat().st_uid
+    for file in TPM_KEYS.iterdir():
+        entry = file.lstat()
+        if entry.st_uid != user and stat.S_ISREG(entry.st_mode) and entry.st_nlink == 1:
+            os.chown(file, user, -1, follow_symlinks=False)
+            say(f"gave {file} to the user of swtpm, as a new libvirtd needs it")
+
+
 def ensure() -> None:
     """Return once a libvirtd responds and has probed QEMU; start one if necessary."""
     open_kvm()
+    open_tpm_keys()
     if not answers():
         begin()
     virsh("domcapabilities")

@@ -27,6 +27,7 @@ PROGRAMS = {
 }
 PROLOGUE = """
     mount -t tmpfs run /run
+    mount -t tmpfs lib /var/lib
     export L="/usr/bin/python3 {setup}/libvirtd.py" PATH={programs}:$PATH
     daemons() {{
         local process
@@ -156,6 +157,27 @@ def test_a_new_start_takes_the_supervisor_that_guests_hold(sandbox):
         $L start; daemons
     """)
     assert out == [STARTING, KEPT, f"guest {ALL}"]
+
+
+def test_keys_of_tpms_that_root_made_go_to_the_user_of_swtpm(sandbox):
+    lines = sandbox("""
+        mkdir /var/lib/swtpm-localca
+        cd /var/lib/swtpm-localca
+        touch .lock signkey.pem mine other
+        chown nobody . mine
+        ln -s /etc/hostname link
+        ln other hard-link
+        $L run -- stat -c '%U %n' .lock signkey.pem mine link other 2>/dev/null
+        stat -c %U /etc/hostname
+    """)
+    assert lines == [
+        "nobody .lock",
+        "nobody signkey.pem",
+        "nobody mine",
+        "root link",
+        "root other",
+        "root",
+    ]
 
 
 def test_a_libvirtd_of_others_is_left_alone(sandbox):
