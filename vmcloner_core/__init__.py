@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vmcloner_core.engine import Engine
     from vmcloner_core.errors import VmclonerError
+    from vmcloner_core.hosts.opening import open_hosts
     from vmcloner_core.model import Clone, CloneMode, State
     from vmcloner_core.plan import OnFailure, Plan, Readiness, RunResult, Sizes
     from vmcloner_core.request import CreateRequest, TargetRequest
@@ -29,6 +30,7 @@ _HOMES = {
     "TargetRequest": "request",
     "VmclonerError": "errors",
     "check_result": "results",
+    "open_hosts": "hosts.opening",
 }
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "TargetRequest",
     "VmclonerError",
     "check_result",
+    "open_hosts",
 ]
 
 

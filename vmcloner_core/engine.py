@@ -44,6 +44,7 @@ from vmcloner_core.model import (
     DomainInventory,
     DomainSpec,
     Host,
+    HostResources,
     Leftover,
     NetworkChange,
     NetworkRequest,
@@ -79,6 +80,20 @@ if TYPE_CHECKING:
     from vmcloner_core.remote import Answer
 
 log = logging.getLogger(__name__)
+
+
+@attrs.frozen(kw_only=True)
+class Held:
+    """Fleets that are held against other runs, as they were found.
+
+    :param found: everything on the host. :param plan: returns what a request about these fleets
+        would do; as :meth:`Engine.run`, it raises what stands against it. :param carry_out: carries
+        out such a plan.
+    """
+
+    found: Survey
+    plan: Callable[[Request], Plan]
+    carry_out: Callable[[Plan], RunResult]
 
 
 class Engine(TemplateCalls):
@@ -221,15 +236,24 @@ class Engine(TemplateCalls):
         :param on_plan: called with the plan before anything is changed; may raise to stop.
         :raises VmclonerError: the request can't be carried out at all; nothing was changed.
         """
-        fleets = self._fleets(request)
+        with self.hold(*self._fleets(request)) as held:
+            plan = held.plan(request)
+            on_plan(plan)
+            return held.carry_out(plan)
+
+    @contextlib.contextmanager
+    def hold(self, *fleets: str) -> Iterator[Held]:
+        """Hold fleets against other runs, with what killed ones left removed; see :class:`Held`.
+
+        Waits for other holders of these fleets. :raises Interrupted: :meth:`cancel` was called.
+        """
         with self._held([f"fleet/{fleet}" for fleet in fleets]):
             self._host.keep_state_id()
             found = self._host.survey()
             self._host.sweep(fleets, found)
             # A fleet that was made since these were listed is another run's, and isn't locked.
-            plan = self._planning.plan(request, found, fleets)
-            on_plan(plan)
-            return self._carried_out(plan)
+            plan = functools.partial(self._planning.plan, found=found, fleets=fleets)
+            yield Held(found=found, plan=plan, carry_out=self._carried_out)
 
     def apply(self, plan: Plan) -> RunResult:
         """Carry out a plan that was made earlier; what others have done since is left.
@@ -565,6 +589,11 @@ class Engine(TemplateCalls):
             for name in names:
                 if not backends or name in backends:
                     yield from self._probe(kind, name)
+
+    def resources(self, hypervisor: str | None = None) -> HostResources:
+        """Return what the host has for guests, as a hypervisor sees it; None for the default."""
+        name = hypervisor or self.settings.defaults.hypervisor
+        return self._host.drivers.ask("hypervisor", name, lambda d: d.resources(), HostResources)
 
     def _probe(self, kind: str, name: str) -> Iterator[Check]:
         try:

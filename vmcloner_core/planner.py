@@ -104,7 +104,7 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
     fleet = {c.index: c for c in facts.clones if c.fleet == request.fleet}
     _check_fleet(fleet.values(), template.name, request)
     indices = sorted([*fleet, *_new_indices(request, fleet)])
-    clones, existing, macs = [], [], _used_macs(facts)
+    clones, existing, macs = [], [], _used_macs(facts) | request.avoid
     for index in indices:
         found = fleet.get(index)
         made_of = _made_of(found, facts.records) or template
@@ -220,7 +220,9 @@ def check_ours(clones: Iterable[Clone]) -> None:
 
 
 def _new_indices(request: CreateRequest, fleet: Mapping[int, Clone]) -> list[int]:
-    """Return the indices to make: the lowest free ones, or those after the highest."""
+    """Return the indices to make: the lowest free ones, those after the highest, or those given."""
+    if request.indices is not None:
+        return [index for index in request.indices if index not in fleet]
     if request.add is not None:
         top = max(fleet, default=0)
         if top + request.add > MAX_INDEX:

@@ -83,6 +83,11 @@ class Planning:
         from vmcloner_core.planner import plan_create
 
         host, checks = self._host, self.checks
+        if request.where.hosts and request.birth is None:
+            raise InvalidRequest(
+                "the settings have no other hosts to place clones on",
+                hint="add tables [hosts.NAME], or leave out --hosts",
+            )
         template = host.catalog.template(request.template)
         storage_name = request.storage or self._settings.defaults.storage
         hypervisor_name = request.hypervisor or self._settings.defaults.hypervisor
@@ -95,7 +100,7 @@ class Planning:
             own = own_key.made_key() if makes else own_key.public_key()
             keys = (*facts.authorized_keys, *((own,) if own is not None else ()))
             facts = attrs.evolve(facts, authorized_keys=tuple(dict.fromkeys(keys)))
-        plan = plan_create(request, template, facts, Birth.now())
+        plan = plan_create(request, template, facts, request.birth or Birth.now())
         if plan.import_image:
             host.images.check(template)
         unused = checks.unused(template, hypervisor)
@@ -164,7 +169,7 @@ class Planning:
             memory_overcommit=self._settings.limits.memory_overcommit,
             need=functools.partial(self._need, storage),
             seeds=seeds,
-            authorized_keys=authorized_keys(template) if seeds else (),
+            authorized_keys=(*authorized_keys(template), *request.authorized_keys) if seeds else (),
             networks=networks,
             mac=self._plugins.clone_mac,
             mac_prefix=hypervisor.mac_prefix,
@@ -189,7 +194,7 @@ class Planning:
         plan = plan_targets(
             request,
             found,
-            run=Birth.now().run,
+            run=request.run or Birth.now().run,
             host=self._host.host.name,
             seed=self._host.seed,
             template=functools.cache(self._host.catalog.template),

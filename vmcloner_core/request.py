@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
+from vmcloner_core.birth import Birth
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import CloneMode, Copying
 from vmcloner_core.names import MAX_INDEX, check_fleet, check_template, clone_name
+from vmcloner_core.placing import ANYWHERE, Where
 from vmcloner_core.plan import (
     ALL,
     MAX_JOBS,
@@ -91,6 +93,12 @@ class CreateRequest:
     :param bandwidth: bytes per second at most for an import and for copies, None for no limit.
     :param verify: read copies back and compare checksums, in pools that can.
     :param sizes: memory, processors and first disk of all of its clones, instead of the template's.
+    :param indices: the new clones' indices, if a controller of many hosts chose them: these are
+        made instead of ``count`` or ``add``, beside the clones that are there.
+    :param avoid: MAC addresses that clones of other hosts have.
+    :param authorized_keys: public keys that may log in, in addition to the template's.
+    :param where: which of many hosts make the new clones; not for a single one.
+    :param birth: who makes them, when and in which run; None for this process's user, now.
     """
 
     fleet: str
@@ -112,9 +120,16 @@ class CreateRequest:
     bandwidth: int | None = None
     verify: bool = False
     sizes: Sizes = NO_SIZES
+    indices: tuple[int, ...] | None = None
+    avoid: frozenset[str] = frozenset()
+    authorized_keys: tuple[str, ...] = ()
+    birth: Birth | None = None
+    where: Where = ANYWHERE
 
     def __attrs_post_init__(self) -> None:
         check_fleet(self.fleet)
+        for index in self.indices or ():
+            clone_name(self.fleet, index)
         Copying(bandwidth=self.bandwidth)
         check_template(self.template)
         if self.count is not None and self.add is not None:
@@ -149,6 +164,7 @@ class TargetRequest:
         the others are deleted all the same.
     :param boot_jobs: how many guests may boot at once, or ``auto``; None for what the settings say.
     :param sizes: new memory, processors and disk size (set).
+    :param run: the name of the run, None for a new one.
     """
 
     action: str
@@ -166,6 +182,7 @@ class TargetRequest:
     jobs: int | None = attrs.field(default=None, validator=_jobs)
     boot_jobs: int | str | None = attrs.field(default=None, validator=_boot_jobs)
     sizes: Sizes = NO_SIZES
+    run: str | None = None
 
     def __attrs_post_init__(self) -> None:
         if (self.action == "set") != (self.sizes != NO_SIZES):

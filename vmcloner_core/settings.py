@@ -23,6 +23,12 @@ Everything has a default, so the file is optional. A complete example::
     driver = "files"
     path = "/srv/fast"
 
+    [hosts.lab1]                    # another machine: see docs/hosts.md
+    ssh = "root@lab1.example"
+
+    [groups]
+    lab = "lab[1-30]"               # create --hosts @lab
+
 ``boot_jobs = "auto"`` admits as many booting guests as the host can carry; see
 docs/reaching-clones.md.
 
@@ -33,6 +39,7 @@ the driver and may be omitted if it has the same name.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,13 +48,15 @@ import attrs
 from platformdirs import user_config_path, user_state_path
 
 from vmcloner_core.errors import InvalidRequest, NotFound, did_you_mean
-from vmcloner_core.model import BackendTable, Host
+from vmcloner_core.model import BackendTable, Host, RemoteHost
 from vmcloner_core.plan import AUTO, check_boot_jobs
 from vmcloner_core.tomlfile import read_toml, structure
 from vmcloner_core.trusted_files import exists
 
 FILE = "vmcloner.toml"
 SYSTEM = Path("/etc/vmcloner")
+REMOTE_PYTHON = "/opt/vmcloner/bin/python"
+"""Where ``host add`` installs vmcloner."""
 LOCAL = "local"
 """The name of the machine that the process runs on."""
 
@@ -82,12 +91,26 @@ def _not_empty(_instance: object, _attribute: object, value: str | None) -> None
         raise InvalidRequest("seed: must not be empty")
 
 
+def _destination(_instance: object, attribute: Any, value: str | None) -> None:
+    """Check a destination of ssh(1): it becomes an argument of its own, and part of a proxy's."""
+    if value is not None and not re.fullmatch(r"(?!-)[A-Za-z0-9_.@:-]{1,253}", value):
+        raise InvalidRequest(f"{attribute.name}: not a destination for ssh: {value[:80]!r}")
+
+
 @attrs.frozen(kw_only=True)
 class HostSettings:
-    """The settings of one host; the backends' own tables are kept unchanged."""
+    """The settings of one host; the backends' own tables are kept unchanged.
+
+    :param address, ssh: of another machine: its address, and where ssh(1) finds it if that is not
+        root at the address. Its state and backends are in its own settings.
+    :param python: the Python there that has vmcloner. :param config: its settings file there.
+    """
 
     state: Path | None = None
-    address: str | None = None
+    address: str | None = attrs.field(default=None, validator=_destination)
+    ssh: str | None = attrs.field(default=None, validator=_destination)
+    python: str | None = None
+    config: str | None = None
     seed: str | None = attrs.field(default=None, validator=_not_empty)
     hypervisor: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     storage: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
@@ -100,6 +123,7 @@ class Settings:
     defaults: Defaults = Defaults()
     limits: Limits = Limits()
     hosts: Mapping[str, HostSettings] = attrs.field(factory=dict)
+    groups: Mapping[str, str] = attrs.field(factory=dict)
     file: Path | None = attrs.field(default=None, metadata={"key": False})
 
     @classmethod
@@ -149,21 +173,49 @@ class Settings:
             hypervisors=self._backends(name, "hypervisor", table.hypervisor),
         )
 
-    def _check_local(self, name: str, table: HostSettings) -> None:
-        """Check that a host is this machine: this version cannot manage others.
+    @property
+    def remote(self) -> tuple[RemoteHost, ...]:
+        """The hosts that are other machines.
 
-        :raises InvalidRequest: it is another machine, or its address is missing.
+        :raises InvalidRequest: one has no address, or settings that belong on the host itself.
         """
-        where = f"{self.file or 'settings'}: hosts.{name}"
-        if table.address is not None:
-            raise InvalidRequest(
-                f"{where}.address: vmcloner can't work on other machines yet",
-                hint=f"run vmcloner on {table.address[:100]} itself",
-            )
-        if name != LOCAL:
+        return tuple(self._remote(name) for name in sorted(self.hosts) if name != LOCAL)
+
+    def _remote(self, name: str) -> RemoteHost:
+        table, where = self.hosts[name], f"{self.file or 'settings'}: hosts.{name}"
+        if table.address is None and table.ssh is None:
             raise InvalidRequest(
                 f"{where}: has no address, so nothing says which machine it is",
                 hint=f"this machine's table is [hosts.{LOCAL}]",
+            )
+        for key in ("state", "seed", "hypervisor", "storage"):
+            if getattr(table, key):
+                raise InvalidRequest(
+                    f"{where}.{key}: belongs into the settings on {name} itself",
+                    hint=f"remove it here; there it is hosts.{LOCAL}.{key}",
+                )
+        return RemoteHost(
+            name=name,
+            ssh=table.ssh or f"root@{table.address}",
+            python=table.python or REMOTE_PYTHON,
+            config=table.config,
+        )
+
+    def _check_local(self, name: str, table: HostSettings) -> None:
+        """Check that a host is this machine.
+
+        :raises InvalidRequest: it is another one.
+        """
+        where = f"{self.file or 'settings'}: hosts.{name}"
+        for key in ("address", "ssh"):
+            if name == LOCAL and getattr(table, key) is not None:
+                raise InvalidRequest(
+                    f"{where}.{key}: {LOCAL!r} is this machine", hint="give another one a name"
+                )
+        if name != LOCAL:
+            self._remote(name)
+            raise InvalidRequest(
+                f"{where}: is another machine", hint="from Python: vmcloner_core.open_hosts()"
             )
 
     def _backends(

@@ -23,7 +23,8 @@ MAX_IDS = 3
 class Unseen:
     """A backend that could not be read.
 
-    :param kind: ``storage`` or ``hypervisor``. :param name: the backend's, as in labels.
+    :param kind: ``storage`` or ``hypervisor``; ``host`` for a whole host of many. :param name: the
+        backend's, as in labels; the host's.
     :param whose: which distribution its plugin is of, as the end of a message.
     """
 
@@ -43,6 +44,8 @@ class Unseen:
 
     def holds(self, labels: Labels) -> bool:
         """Tell whether a part of a clone with these labels is on it."""
+        if self.kind == "host":
+            return True
         return self.name == (labels.storage if self.kind == "storage" else labels.hypervisor)
 
 

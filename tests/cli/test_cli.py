@@ -536,7 +536,7 @@ def test_interactive(tmp_path):
         ('[defaults]\nhost = "nope"\n', "defaults.host: unknown host 'nope' (known: local)"),
         ("[limits]\nmemory_overcommit = -1\n", "limits.memory_overcommit: must be > 0"),
         ('defaults = "x"\n', "defaults: must be a table, [defaults], not 'x'"),
-        ("frobs = 1\n", "unknown key 'frobs' (known: defaults, hosts, limits)"),
+        ("frobs = 1\n", "unknown key 'frobs' (did you mean 'groups'?)"),
     ],
 )
 def test_wrong_settings_have_one_exit_code(tmp_path, monkeypatch, capsys, settings, said):

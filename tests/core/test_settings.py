@@ -86,7 +86,7 @@ def test_pools_and_their_drivers(tmp_path):
     ("table", "reason"),
     [
         ("[hosts.far]", "hosts.far: has no address"),
-        ('[hosts.far]\naddress = "far.example"', "hosts.far.address: vmcloner can't work on other"),
+        ('[hosts.far]\naddress = "far.example"', "hosts.far: is another machine"),
         ('[hosts.local]\naddress = "far.example"', "hosts.local.address"),
     ],
 )

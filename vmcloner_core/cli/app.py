@@ -88,7 +88,7 @@ class Commands(CommandManager):
         self.commands.update(found)  # type: ignore[arg-type]
 
 
-_VALUED = ("--config", "--host", "--log-file")
+_VALUED = ("--config", "--host", "--log-file", "--without")
 """Global options with a value."""
 
 
@@ -162,6 +162,12 @@ class Shell(App):
         parser.error = functools.partial(refuse, parser)  # type: ignore[method-assign]
         parser.add_argument("--config", metavar="FILE", type=Path, help="Settings file.")
         parser.add_argument("--host", metavar="NAME", help="Host from the settings to work on.")
+        parser.add_argument(
+            "--without",
+            metavar="HOSTS",
+            action="append",
+            help="Leave these hosts out: names, node sets (lab[1-3]) or groups (@lab).",
+        )
         parser.add_argument("--no-color", action="store_true", help="Same as NO_COLOR=1.")
         return parser
 
@@ -187,12 +193,27 @@ class Shell(App):
     def engine(self) -> Engine:
         """The engine, opened when a command first needs it."""
         if self._engine is None:
-            from vmcloner_core.engine import Engine
-
-            self._engine = Engine.open(
-                config=self.options.config, host=self.options.host, plugins=self._observers()
-            )
+            self._engine = self._opened()
         return self._engine
+
+    def _opened(self) -> Engine:
+        """Return the engine of this machine, or the controller of several hosts."""
+        from vmcloner_core.settings import LOCAL, Settings
+
+        options = self.options
+        others = Settings.load(options.config).hosts.keys() - {LOCAL}
+        if options.without or (options.host in others if options.host else others):
+            from vmcloner_core.hosts.opening import open_hosts
+
+            return open_hosts(  # type: ignore[return-value]  # what it lacks, it says
+                config=options.config,
+                host=options.host,
+                without=options.without or (),
+                plugins=self._observers(),
+            )
+        from vmcloner_core.engine import Engine
+
+        return Engine.open(config=options.config, host=options.host, plugins=self._observers())
 
     def _observers(self) -> list[object]:
         """Return what shows progress, unless ``--quiet`` is given."""

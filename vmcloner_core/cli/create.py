@@ -13,6 +13,7 @@ from vmcloner_core.cli.usage import agrees, say
 from vmcloner_core.errors import Interrupted, NotPulled
 from vmcloner_core.model import CloneMode
 from vmcloner_core.names import check_fleet
+from vmcloner_core.placing import Placing, Where
 from vmcloner_core.plan import OnFailure
 from vmcloner_core.request import CreateRequest
 from vmcloner_core.units import format_size
@@ -58,6 +59,20 @@ class Create(RunCommand):
             metavar="FILE",
             help="CSV or TOML with values for each clone: memory, vcpus, disk_size, address, "
             "hostname, machine_id, and any others that the template's placeholders use.",
+        )
+        parser.add_argument(
+            "--hosts",
+            metavar="HOSTS",
+            help="Of several hosts, make new clones on these: lab[1-3], or @lab for a group.",
+        )
+        parser.add_argument(
+            "--place",
+            choices=[how.value for how in Placing],
+            default=Placing.SPREAD.value,
+            help="Spread them evenly over the hosts (default), or pack them on few.",
+        )
+        parser.add_argument(
+            "--per-host", type=int, metavar="N", help="At most N of the fleet on each host."
         )
         add_sizes(parser)
         add_copying(parser)
@@ -118,8 +133,17 @@ class Create(RunCommand):
             bandwidth=parsed_args.bwlimit,
             verify=parsed_args.verify,
             sizes=sizes(parsed_args),
+            where=self._where(parsed_args),
             **waiting(parsed_args),
         )
+
+    def _where(self, parsed_args: argparse.Namespace) -> Where:
+        hosts: tuple[str, ...] = ()
+        if parsed_args.hosts is not None:
+            from vmcloner_core.hosts.opening import named
+
+            hosts = named(self.engine.settings, [parsed_args.hosts])
+        return Where(hosts=hosts, how=Placing(parsed_args.place), each=parsed_args.per_host)
 
     @staticmethod
     def _values(parsed_args: argparse.Namespace) -> dict[int, Mapping[str, str | int]]:

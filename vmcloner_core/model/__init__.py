@@ -26,6 +26,7 @@ from vmcloner_core.model.host import (
     Network,
     NetworkChange,
     NetworkRequest,
+    RemoteHost,
     network_key,
 )
 from vmcloner_core.model.identity import (
@@ -106,6 +107,7 @@ __all__ = [
     "Origin",
     "Outcome",
     "Progress",
+    "RemoteHost",
     "Seed",
     "SshSpec",
     "State",

@@ -76,6 +76,21 @@ class Host:
 
 
 @attrs.frozen(kw_only=True)
+class RemoteHost:
+    """Another machine that runs clones, and where its engine is.
+
+    :param ssh: destination for ssh(1): a name of ssh_config, ``USER@HOST``.
+    :param python: the Python interpreter there that has vmcloner.
+    :param config: its settings file there, None for the first that exists.
+    """
+
+    name: str
+    ssh: str
+    python: str
+    config: str | None = None
+
+
+@attrs.frozen(kw_only=True)
 class HostResources:
     """Resources of the host for guests, in bytes.
 

@@ -1,0 +1,125 @@
+"""Calls by mitogen; see https://mitogen.networkgenomics.com/api.html."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import mitogen.core
+import mitogen.master
+
+from vmcloner_core.errors import shown
+from vmcloner_core.hosts.carrier import Carrier, Event, Unreachable
+from vmcloner_core.model import RemoteHost
+from vmcloner_mitogen import remote
+
+CONNECTS_WITHIN = 20.0
+"""Seconds to log in and to start Python."""
+ALIVE_EVERY, ALIVE_MISSES = 5, 3
+"""After 15 s without a sign of life, a host is given up (ssh_config(5), ServerAliveInterval)."""
+AT_ONCE = 32
+"""Logins at once: each is a process that computes keys."""
+MAX_LOGGED = logging.CRITICAL
+"""mitogen's own messages are for its authors; ours say what matters."""
+
+
+class MitogenCarrier(Carrier):
+    """Connections by the user's ssh: its configuration, keys, agent and known hosts."""
+
+    def __init__(self) -> None:
+        logging.getLogger("mitogen").setLevel(MAX_LOGGED)
+        self._lock = threading.Lock()
+        self._broker: Any = None
+        self._router: Any = None
+        self._contexts: dict[str, tuple[Any, str | None]] = {}
+
+    def _started(self) -> Any:
+        with self._lock:
+            if self._router is None:
+                self._broker = mitogen.master.Broker()
+                self._router = mitogen.master.Router(self._broker)
+                self._router.unidirectional = True  # hosts can't reach each other through us
+                self._router.responder.whitelist_prefix("mitogen")  # nor read our modules
+            return self._router
+
+    def connect(self, hosts: Sequence[RemoteHost]) -> dict[str, Unreachable]:
+        """Log in to hosts; returns why some could not be reached."""
+        missing = [host for host in hosts if host.name not in self._contexts]
+        if not missing:
+            return {}
+        router = self._started()
+
+        def attempt(host: RemoteHost) -> Unreachable | None:
+            # Ctrl-C in a terminal goes to ssh too, and would end the connection: the run is to
+            # end cleanly instead. A blocked signal stays blocked in the processes of a thread.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                context = router.ssh(
+                    hostname=host.ssh,
+                    python_path=[host.python, "-I"],
+                    check_host_keys="enforce",
+                    connect_timeout=CONNECTS_WITHIN,
+                    keepalive_interval=ALIVE_EVERY,
+                    keepalive_count=ALIVE_MISSES,
+                    compression=False,
+                )
+            except mitogen.core.Error as error:
+                return _unreachable(host.name, host.ssh, error)
+            with self._lock:
+                self._contexts[host.name] = (context, host.config)
+            return None
+
+        with ThreadPoolExecutor(min(AT_ONCE, len(missing)), "connect") as pool:
+            found = dict(zip((h.name for h in missing), pool.map(attempt, missing), strict=True))
+        return {name: error for name, error in found.items() if error is not None}
+
+    def call(self, host: str, name: str, text: str, event: Event) -> str:
+        """Make one call; its events come from the caller's thread."""
+        context, config = self._context(host)
+        receiver = mitogen.core.Receiver(self._router, respondent=context)
+        try:
+            context.call(remote.call, receiver.to_sender(), name, text, config)
+            while True:
+                said = str(receiver.get().unpickle())
+                if said[:1] == remote.ANSWER:
+                    return said[1:]
+                event(said[1:])
+        except mitogen.core.ChannelError as error:
+            with self._lock:
+                self._contexts.pop(host, None)
+            raise Unreachable(
+                f"host {host!r} does not answer", hint="vmcloner host list"
+            ) from error
+        except mitogen.core.Error as error:
+            raise _unreachable(host, host, error) from error
+        finally:
+            receiver.close()
+
+    def _context(self, host: str) -> tuple[Any, str | None]:
+        with self._lock:
+            if host not in self._contexts:
+                raise Unreachable(f"host {host!r} is not connected", hint="vmcloner host list")
+            return self._contexts[host]
+
+    def close(self) -> None:
+        """End all connections; the programs beside the hosts end with them."""
+        with self._lock:
+            broker, self._broker, self._router = self._broker, None, None
+            self._contexts.clear()
+        if broker is not None:
+            broker.shutdown()
+            broker.join()
+
+
+def _unreachable(host: str, ssh: str, error: BaseException) -> Unreachable:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = shown(lines[0] if lines else type(error).__name__, 200)
+    if "No module named" in str(error):
+        return Unreachable(
+            f"host {host!r} has no vmcloner: {reason}", hint=f"vmcloner host add {host}"
+        )
+    return Unreachable(f"host {host!r} can't be reached: {reason}", hint=f"ssh {ssh}")

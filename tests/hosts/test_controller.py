@@ -1,0 +1,254 @@
+"""A controller of three hosts, on engines of this process with the reference drivers."""
+
+from collections import Counter
+
+import attrs
+import pytest
+
+from vmcloner_core.errors import (
+    BackendError,
+    Conflict,
+    HostCommandError,
+    InvalidRequest,
+    NotEnoughResources,
+    NotFound,
+    PartialFailure,
+)
+from vmcloner_core.hooks import hookimpl
+from vmcloner_core.hosts.carrier import InProcess, Unreachable
+from vmcloner_core.model import State
+from vmcloner_core.placing import Placing, Where
+from vmcloner_core.plan import OnFailure, StepStatus
+from vmcloner_core.request import CreateRequest, TargetRequest
+
+
+def names(clones):
+    return [clone.name for clone in clones]
+
+
+def on_each(clones):
+    return dict(Counter(clone.host for clone in clones))
+
+
+class Watch:
+    def __init__(self):
+        self.events, self.plans, self.results = [], [], []
+
+    @hookimpl
+    def vmcloner_plan_ready(self, plan):
+        self.plans.append(plan)
+
+    @hookimpl
+    def vmcloner_step_changed(self, event):
+        self.events.append(event)
+
+    @hookimpl
+    def vmcloner_run_finished(self, result):
+        self.results.append(result)
+
+
+def test_a_fleet_is_spread_and_found_again_and_deleted(hosts):
+    watch = Watch()
+    all_hosts = hosts.controller(watch)
+    result = all_hosts.create("web", "t1", count=30, ready=True)
+    assert result.ok
+    assert names(result.plan.clones) == [f"web-{n}" for n in range(1, 31)]
+    clones = all_hosts.list("web")
+    assert on_each(clones) == {"h1": 10, "h2": 10, "h3": 10}
+    assert {clone.state for clone in clones} == {State.RUNNING}
+    for unique in (
+        [c.name for c in clones],
+        [c.mac for c in clones],
+        [c.domain.uuid for c in clones],
+    ):
+        assert len(set(unique)) == 30
+    assert {c.labels.run for c in clones} == {result.plan.run}
+    ended = (StepStatus.DONE, StepStatus.UNCHANGED)
+    done = [e for e in watch.events if e.step == "wait" and e.status in ended]
+    assert {event.clone for event in done} == {c.name for c in clones}
+    assert len(watch.plans) == len(watch.results) == 1
+    assert all_hosts.delete("web").ok
+    assert all_hosts.list() == ()
+
+
+def test_the_same_create_changes_nothing_and_a_larger_one_adds(hosts):
+    all_hosts = hosts.controller()
+    all_hosts.create("web", "t1", count=4)
+    before = {clone.name: clone.host for clone in all_hosts.list()}
+    assert all_hosts.create("web", "t1", count=4).results == ()
+    result = all_hosts.create("web", "t1", count=7)
+    assert names(result.plan.clones) == ["web-5", "web-6", "web-7"]
+    after = {clone.name: clone.host for clone in all_hosts.list()}
+    assert {name: after[name] for name in before} == before
+    assert Counter(after.values()) == {"h1": 3, "h2": 2, "h3": 2}
+    assert names(all_hosts.create("web", "t1", add=1).plan.clones) == ["web-8"]
+
+
+def test_the_single_hosts_see_their_own(hosts):
+    hosts.controller().create("web", "t1", count=3)
+    for name, site in hosts.sites.items():
+        (clone,) = site.engine.list()
+        assert (clone.host, site.engine.show(clone.name).host) == ("local", "local"), name
+
+
+def test_placing_packs_limits_and_names_hosts(hosts):
+    all_hosts = hosts.controller()
+    all_hosts.create("a", "t1", count=4, where=Where(how=Placing.PACK))
+    assert on_each(all_hosts.list("a")) == {"h1": 4}
+    all_hosts.create("b", "t1", count=4, where=Where(hosts=("h2", "h3")))
+    assert on_each(all_hosts.list("b")) == {"h2": 2, "h3": 2}
+    all_hosts.create("c", "t1", count=4, where=Where(how=Placing.PACK, each=3))
+    assert on_each(all_hosts.list("c")) == {"h1": 3, "h2": 1}
+    with pytest.raises(NotEnoughResources, match="can take 3 of 4"):
+        all_hosts.create("d", "t1", count=4, where=Where(each=1))
+    with pytest.raises(NotFound, match="unknown host 'h9'"):
+        all_hosts.create("d", "t1", where=Where(hosts=("h9",)))
+    assert all_hosts.list("a", "b", "c") == all_hosts.list()
+
+
+def test_memory_decides_where(hosts, monkeypatch):
+    full = hosts.sites["h2"].machines
+    found = full.resources()
+    monkeypatch.setattr(
+        type(full),
+        "resources",
+        lambda self: attrs.evolve(found, memory_free=0) if self is full else found,
+    )
+    all_hosts = hosts.controller()
+    all_hosts.create("web", "t1", count=4, start=True)
+    assert on_each(all_hosts.list()) == {"h1": 2, "h3": 2}
+
+
+def test_targets_are_found_wherever_they_are(hosts):
+    all_hosts = hosts.controller()
+    all_hosts.create("web", "t1", count=6)
+    all_hosts.create("db", "t1", count=2)
+    all_hosts.start("web-[2-4]", "db")
+    running = [c.name for c in all_hosts.list() if c.state is State.RUNNING]
+    assert running == ["db-1", "db-2", "web-2", "web-3", "web-4"]
+    assert names(all_hosts.stop("web", count=2, kill=True).plan.clones) == ["web-3", "web-4"]
+    with pytest.raises(NotFound, match=r"no clone web-\[7-9\]"):
+        all_hosts.start("web-[5-9]")
+    with pytest.raises(NotFound, match="no fleet 'nope'"):
+        all_hosts.start("nope")
+    assert all_hosts.delete("nope", "db").ok
+    with pytest.raises(NotFound, match="no fleet 'nope'"):
+        all_hosts.run(TargetRequest(action="delete", targets=("nope",), missing_ok=False))
+    all_hosts.run(TargetRequest(action="delete", everything=True))
+    assert all_hosts.list() == ()
+
+
+def test_dry_run_changes_nothing(hosts):
+    all_hosts = hosts.controller()
+    plan = all_hosts.plan(CreateRequest(fleet="web", template="t1", count=5))
+    assert len(plan.clones) == 5
+    assert all_hosts.list() == ()
+
+
+def test_macs_are_unique_although_hosts_choose_the_same(hosts, monkeypatch):
+    """Three hosts with the same seed would give their clones the same addresses."""
+    from vmcloner_core import planner
+
+    monkeypatch.setattr(
+        planner,
+        "clone_mac",
+        lambda prefix, _seed, _fleet, index, nic, attempt: (
+            f"{prefix}:00:{(index % 2) + 2 * nic:02x}:{attempt:02x}"
+        ),
+    )
+    all_hosts = hosts.controller()
+    all_hosts.create("web", "t1", count=9)
+    assert len({clone.mac for clone in all_hosts.list()}) == 9
+
+
+def test_a_host_that_is_down_refuses_runs_unless_it_is_left_out(hosts):
+    all_hosts = hosts.controller()
+    all_hosts.create("web", "t1", count=6)
+    hosts.carrier.lose("h2")
+    down = hosts.controller()
+    with pytest.raises(BackendError, match="host 'h2' does not answer") as caught:
+        down.create("web", "t1", count=9)
+    assert "--without h2" in caught.value.hint
+    found = down.survey()
+    assert on_each(found.clones) == {"h1": 2, "h3": 2}
+    assert [str(each) for each in found.unseen] == [
+        "host 'h2' could not be read: host 'h2' does not answer"
+    ]
+    less = hosts.controller(without=["h2"])
+    result = less.create("web", "t1", count=6)
+    # web-2 and web-5 may be on h2: only indices above the highest known one are new
+    assert names(result.plan.clones) == ["web-7", "web-8"]
+    hosts.carrier._lost.clear()
+    again = hosts.controller()
+    assert len(names(again.list())) == len(set(names(again.list()))) == 8
+    assert again.create("web", "t1", count=8).results == ()
+
+
+class Dropping(InProcess):
+    """Loses a host as it is asked to run."""
+
+    def __init__(self, besides, host, after):
+        super().__init__(besides)
+        self.host, self.after = host, after
+
+    def call(self, host, name, text, event):
+        if (host, name) == (self.host, "run"):
+            if self.after:
+                super().call(host, name, text, event)
+            self._besides[host].close()  # its connection's end releases what it held
+            raise Unreachable(f"host {host!r} does not answer")
+        return super().call(host, name, text, event)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_host_lost_during_a_run_fails_its_clones_and_the_same_command_converges(hosts, after):
+    carrier = Dropping(hosts.carrier._besides, "h3", after)
+    with pytest.raises(PartialFailure, match="3 of 9 clones failed") as caught:
+        hosts.controller(carrier=carrier).create("web", "t1", count=9)
+    assert {name for name, _ in caught.value.failures} == {"web-3", "web-6", "web-9"}
+    all_hosts = hosts.controller()
+    assert all_hosts.create("web", "t1", count=9).ok
+    assert names(all_hosts.list()) == [f"web-{n}" for n in range(1, 10)]
+
+
+def test_a_roll_back_is_on_all_hosts(hosts):
+    hosts.sites["h2"].machines.fail["start", "web-2"] = HostCommandError("no more threads")
+    all_hosts = hosts.controller()
+    with pytest.raises(
+        PartialFailure, match="1 of 6 clones failed; 6 clones rolled back"
+    ) as caught:
+        all_hosts.create("web", "t1", count=6, start=True, on_failure=OnFailure.ROLLBACK)
+    assert [(name, str(error)) for name, error in caught.value.failures] == [
+        ("web-2", "no more threads")
+    ]
+    assert all_hosts.list() == ()
+
+
+def test_a_name_on_two_hosts_is_a_conflict_that_says_how_to_end_it(hosts):
+    for name in ("h1", "h3"):
+        hosts.sites[name].engine.create("web", "t1", count=2)
+    all_hosts = hosts.controller()
+    assert names(all_hosts.list()) == ["web-1", "web-1", "web-2", "web-2"]
+    with pytest.raises(Conflict, match="web-1 is on hosts h1 and h3"):
+        all_hosts.create("web", "t1", count=4)
+    assert all_hosts.delete("web").ok
+    assert all_hosts.list() == ()
+
+
+def test_another_version_is_refused_by_name(hosts):
+    with pytest.raises(BackendError, match=r"host 'h1' has vmcloner .*, this machine 0\.0"):
+        hosts.controller(version="0.0").create("web", "t1")
+
+
+def test_values_go_to_the_hosts_of_their_clones(hosts):
+    all_hosts = hosts.controller()
+    values = {n: {"memory": f"{64 + n}MiB"} for n in range(1, 5)}
+    all_hosts.create("web", "t1", count=4, values=values)
+    assert [c.domain.memory // 2**20 for c in all_hosts.list()] == [65, 66, 67, 68]
+    with pytest.raises(InvalidRequest, match="web-9, outside the fleet"):
+        all_hosts.create("web", "t1", count=4, values={9: {"memory": "1GiB"}})
+
+
+def test_an_error_of_a_host_keeps_its_class_and_names_the_host(hosts):
+    with pytest.raises(NotFound, match="host 'h1': unknown template 'nope'"):
+        hosts.controller().create("web", "nope")

@@ -1,0 +1,266 @@
+"""What answers a controller beside a host: today's engine, asked by JSON.
+
+One controller's. It holds fleets for it between calls, and releases them when the controller says
+so or is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from importlib import metadata
+
+import attrs
+
+from vmcloner_core.engine import Engine, Held
+from vmcloner_core.errors import NotFound, VmclonerError, WrongState, said
+from vmcloner_core.hooks import hookimpl
+from vmcloner_core.hosts import wire
+from vmcloner_core.model import Access, CloneSpec, HostResources, Outcome
+from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent, Waiting
+from vmcloner_core.request import CreateRequest, Request
+from vmcloner_core.survey import Survey
+
+Event = Callable[[str], None]
+OBSERVED = {"step": StepEvent, "progress": ProgressEvent, "waiting": Waiting}
+"""The kinds of events, and the type of their value."""
+
+
+@attrs.frozen(kw_only=True)
+class Asked:
+    """One call: the fields that it needs, as its name says."""
+
+    fleets: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    request: Request | None = None
+    run: str = ""
+    name: str = ""
+    offset: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Found:
+    """What a host has: its clones, and room for more.
+
+    :param resources: of its default hypervisor, or of the one that a request names.
+    :param need: bytes of memory that each new clone of a request takes; 0 if it isn't started.
+    """
+
+    survey: Survey
+    resources: HostResources | None = None
+    need: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Reached:
+    """How a clone is reached from its host, with its known host keys' text, or why it is not."""
+
+    name: str
+    access: Access | None = None
+    known_hosts: str = ""
+    error: VmclonerError | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Read:
+    """Console output, and the offset to continue from."""
+
+    octets: bytes
+    after: int
+
+
+@attrs.frozen(kw_only=True)
+class Answered:
+    """What a call answered: a value as JSON, of the type that its method returns, or an error."""
+
+    value: str = ""
+    error: VmclonerError | None = None
+
+
+class _Forward:
+    """An observer that passes events on to the call that carries a plan out."""
+
+    def __init__(self) -> None:
+        self.event: Event = lambda _text: None
+
+    def _tell(self, kind: str, value: object) -> None:
+        self.event(wire.dump({"kind": kind, "value": wire.dump(value)}))
+
+    @hookimpl
+    def vmcloner_step_changed(self, event: StepEvent) -> None:
+        self._tell("step", event)
+
+    @hookimpl
+    def vmcloner_progress(self, event: ProgressEvent) -> None:
+        self._tell("progress", event)
+
+    @hookimpl
+    def vmcloner_waiting(self, run: str, waiting: Waiting) -> None:
+        del run
+        self._tell("waiting", waiting)
+
+
+class Beside:
+    """Carries out a controller's calls with the engine of this host.
+
+    Calls may come from several threads; those that hold, plan, run and release come one after
+    another.
+
+    :param open_engine: opens the engine with one more plugin.
+    """
+
+    def __init__(self, open_engine: Callable[[object], Engine]) -> None:
+        self._forward = _Forward()
+        self._open = open_engine
+        self._opened: Engine | None = None
+        self._lock = threading.Lock()
+        self._holding = contextlib.ExitStack()
+        self._held: Held | None = None
+        self._plans: dict[str, Plan] = {}
+
+    @property
+    def _engine(self) -> Engine:
+        with self._lock:
+            if self._opened is None:
+                self._opened = self._open(self._forward)
+            return self._opened
+
+    def __call__(self, name: str, text: str, event: Event) -> str:
+        """Make one call; an error is part of the answer.
+
+        :param name: one of the methods ``call_NAME``. :param text: :class:`Asked`, as JSON.
+        :returns: :class:`Answered`, as JSON.
+        """
+        try:
+            call: Callable[[Asked, Event], object] | None = getattr(self, f"call_{name}", None)
+            if call is None:
+                raise NotFound(f"no call {name!r}", hint="both sides need the same version")
+            value = call(wire.load(text, Asked, whose="the controller"), event)
+            answer = Answered(value=wire.dump(value))
+        except VmclonerError as error:
+            answer = Answered(error=error)
+        except Exception as error:
+            answer = Answered(error=VmclonerError(said(error)))
+        return wire.dump(answer)
+
+    def close(self) -> None:
+        """Release what is held, and close the engine."""
+        self._release()
+        if self._opened is not None:
+            self._opened.close()
+
+    def _release(self) -> None:
+        self._held = None
+        self._plans.clear()
+        self._holding.close()
+
+    # --- calls ----------------------------------------------------------------------------------
+
+    def call_hello(self, _asked: Asked, _event: Event) -> str:
+        """Return the version of vmcloner here."""
+        return metadata.version("vmcloner")
+
+    def call_fleets(self, _asked: Asked, _event: Event) -> tuple[str, ...]:
+        """Return the fleets that the host has."""
+        return self._engine.fleets()
+
+    def call_survey(self, _asked: Asked, _event: Event) -> Survey:
+        """Return what the host has, with addresses; without locks."""
+        return self._engine.survey()
+
+    def call_look(self, asked: Asked, _event: Event) -> Found:
+        """Return what the host has, and its room for a request's clones; without locks."""
+        return self._found(self._engine.survey(), asked)
+
+    def call_preview(self, asked: Asked, _event: Event) -> Plan:
+        """Return what a request would do; without locks, and nothing is changed."""
+        return self._engine.plan(_request(asked))
+
+    def call_hold(self, asked: Asked, _event: Event) -> Found:
+        """Hold fleets until :meth:`call_release`; return what the host has."""
+        self._release()
+        self._held = self._holding.enter_context(self._engine.hold(*asked.fleets))
+        return self._found(self._held.found, asked)
+
+    def call_release(self, _asked: Asked, _event: Event) -> None:
+        """Release what is held."""
+        self._release()
+
+    def call_plan(self, asked: Asked, _event: Event) -> Plan:
+        """Return what a request about held fleets will do; kept for :meth:`call_run`."""
+        if self._held is None:
+            raise WrongState("nothing is held", hint="run the same command again")
+        plan = self._held.plan(_request(asked))
+        self._plans = {plan.run: plan}
+        return plan
+
+    def call_run(self, asked: Asked, event: Event) -> RunResult:
+        """Carry out the plan that was made last, of the run of this name."""
+        if self._held is None or asked.run not in self._plans:
+            raise WrongState("nothing is planned", hint="run the same command again")
+        self._forward.event = event
+        try:
+            return self._held.carry_out(self._plans.pop(asked.run))
+        finally:
+            self._forward.event = lambda _text: None
+
+    def call_cancel(self, _asked: Asked, _event: Event) -> None:
+        """End the run in progress cleanly."""
+        if self._opened is not None:
+            self._opened.cancel()
+
+    def call_reach(self, asked: Asked, _event: Event) -> tuple[Reached, ...]:
+        """Return how clones are reached from this host."""
+        return tuple(map(_reached, self._engine.access(*asked.targets)))
+
+    def call_domain_xml(self, asked: Asked, _event: Event) -> str:
+        """Return a clone's domain XML."""
+        return self._engine.domain_xml(asked.name)
+
+    def call_domain_native(self, asked: Asked, _event: Event) -> str:
+        """Return a clone's domain in its hypervisor's own format."""
+        return self._engine.domain_native(asked.name)
+
+    def call_screenshot(self, asked: Asked, _event: Event) -> bytes:
+        """Return a picture of a clone's screen."""
+        return self._engine.screenshot(asked.name)
+
+    def call_started(self, asked: Asked, _event: Event) -> float | None:
+        """Return when a clone was started."""
+        return self._engine.started(self._engine.show(asked.name))
+
+    def call_spec(self, asked: Asked, _event: Event) -> CloneSpec:
+        """Return what a clone is made from."""
+        return self._engine.spec(self._engine.show(asked.name))
+
+    def call_console(self, asked: Asked, _event: Event) -> Read:
+        """Return a clone's console output from an offset."""
+        octets, after = self._engine.read_console(asked.name, asked.offset)
+        return Read(octets=octets, after=after)
+
+    def _found(self, survey: Survey, asked: Asked) -> Found:
+        request = asked.request
+        if not isinstance(request, CreateRequest):
+            return Found(survey=survey)
+        starts = request.start or request.ready or request.wait is not None
+        memory = request.sizes.memory or self._engine.template(request.template).memory
+        return Found(
+            survey=survey,
+            resources=self._engine.resources(request.hypervisor),
+            need=memory if starts else 0,
+        )
+
+
+def _request(asked: Asked) -> Request:
+    if asked.request is None:
+        raise WrongState("a call without a request")
+    return asked.request
+
+
+def _reached(outcome: Outcome[Access]) -> Reached:
+    if not outcome.ok:
+        return Reached(name=outcome.key, error=outcome.error)
+    access = outcome.unwrap()
+    text = access.known_hosts.read_text(encoding="ascii")
+    return Reached(name=outcome.key, access=access, known_hosts=text)

@@ -1,0 +1,403 @@
+"""The controller of many hosts: the calls of an engine, for all of them together.
+
+Its answers are those of :class:`~vmcloner_core.engine.Engine`, so a program that uses one can use
+the other. Semantics:
+
+- A run takes its fleets' locks on every host, in the order of the hosts' names, before it looks at
+  any; so two controllers can't make the same clone twice.
+- A run is refused while a host can't be reached, since that host may have the clones that are
+  missing elsewhere. ``without`` leaves hosts out deliberately: then only indices above the highest
+  known one are made.
+- A host that is lost during a run fails its own clones; the others are finished. The same command
+  completes the rest when the host is back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self, TypeVar
+
+import attrs
+
+from vmcloner_core.birth import Birth
+from vmcloner_core.errors import (
+    Conflict,
+    Interrupted,
+    InvalidRequest,
+    NotFound,
+    VmclonerError,
+    did_you_mean,
+)
+from vmcloner_core.hosts import merging, parts, wire
+from vmcloner_core.hosts.beside import OBSERVED, Asked, Found, Read
+from vmcloner_core.hosts.carrier import Carrier
+from vmcloner_core.hosts.links import Links, each
+from vmcloner_core.model import Clone, CloneSpec, Host, RemoteHost
+from vmcloner_core.names import parse_targets
+from vmcloner_core.plan import OnFailure, Plan, RunResult, Waiting
+from vmcloner_core.plugins import PluginHost
+from vmcloner_core.request import CreateRequest, Request, TargetRequest
+from vmcloner_core.results import check_result
+from vmcloner_core.runlog import RunLog
+from vmcloner_core.settings import Settings
+from vmcloner_core.survey import Survey
+
+T = TypeVar("T")
+MAX_REPLANS = 10
+"""How often hosts plan again because others use the same MAC addresses."""
+
+
+class Controller:
+    """Makes, runs and removes clones on several hosts.
+
+    Reads may be called from any thread. One run at a time: a second waits.
+
+    :param own: the controller's own folders, as those of a host: its run logs are there.
+    :param without: hosts that are left out of everything.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        plugins: PluginHost,
+        carrier: Carrier,
+        addresses: Sequence[RemoteHost],
+        own: Host,
+        *,
+        version: str,
+        without: Collection[str] = (),
+    ) -> None:
+        known = sorted(address.name for address in addresses)
+        for name in without:
+            if name not in known:
+                raise NotFound(f"unknown host {name!r}", hint=did_you_mean(name, known))
+        self.settings = settings
+        self.plugins = plugins
+        self.host = own
+        self._links = Links(carrier, [a for a in addresses if a.name not in without], version)
+        self._without = tuple(sorted(without))
+        self._run_lock = threading.Lock()
+        self._cancel = threading.Event()
+        self._running: frozenset[str] = frozenset()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connections, and what runs beside the hosts."""
+        self._links.close()
+
+    def cancel(self) -> None:
+        """Stop the current run cleanly on all hosts; safe to call from any thread."""
+        self._cancel.set()
+        running = self._running
+        if running:
+            asked = dict.fromkeys(running, Asked())
+            ask = functools.partial(self._links.ask, "cancel", asked, type(None))
+            threading.Thread(target=ask, daemon=True).start()
+
+    # --- reads ----------------------------------------------------------------------------------
+
+    def survey(self, *targets: str) -> Survey:
+        """Return the clones of all hosts, and what could not be read; see :meth:`Engine.survey`."""
+        names = self._links.names
+        lost = self._links.connect(names)
+        asked = {name: Asked() for name in names if name not in lost}
+        found: dict[str, Survey] = {}
+        for name, answer in self._links.ask("survey", asked, Survey).items():
+            if isinstance(answer, VmclonerError):
+                lost[name] = answer
+            else:
+                found[name] = answer
+        merged = merging.survey(found, lost)
+        return attrs.evolve(merged, clones=merged.select(parse_targets(targets)))
+
+    def list(self, *targets: str) -> tuple[Clone, ...]:
+        """Return the clones of :meth:`survey`."""
+        return self.survey(*targets).clones
+
+    def fleets(self) -> tuple[str, ...]:
+        """Return the names of the fleets that have clones on any host."""
+        return tuple(sorted({clone.fleet for clone in self.survey().clones}))
+
+    def show(self, name: str) -> Clone:
+        """Return one clone. :raises NotFound: there is none of that name."""
+        found = self.survey()
+        for clone in found.clones:
+            if clone.name == name:
+                return clone
+        found.check_complete(f"no clone {name!r}")
+        raise NotFound(
+            f"no clone {name!r}", hint=did_you_mean(name, [c.name for c in found.clones])
+        )
+
+    def domain_xml(self, name: str) -> str:
+        """Return the domain XML of a clone, as it would be defined now."""
+        return self._there(name, "domain_xml", str)
+
+    def domain_native(self, name: str) -> str:
+        """Return a clone's domain in its hypervisor's native format."""
+        return self._there(name, "domain_native", str)
+
+    def screenshot(self, name: str) -> bytes:
+        """Return a picture of a clone's screen, as PNG."""
+        return self._there(name, "screenshot", bytes)
+
+    def spec(self, clone: Clone) -> CloneSpec:
+        """Return what an existing clone is made from; see :meth:`Engine.spec`."""
+        return self._links.one(clone.host, "spec", Asked(name=clone.name), CloneSpec)
+
+    def started(self, clone: Clone) -> float | None:
+        """Return when a running clone was started; see :meth:`Engine.started`."""
+        kind: Any = float | None
+        found: float | None = self._links.one(clone.host, "started", Asked(name=clone.name), kind)
+        return found
+
+    def read_console(self, name: str, offset: int = 0) -> tuple[bytes, int]:
+        """Return a clone's console output from ``offset``, and the offset to continue from."""
+        read = self._links.one(
+            self.show(name).host, "console", Asked(name=name, offset=offset), Read
+        )
+        return read.octets, read.after
+
+    def _there(self, clone: str, call: str, kind: type[T]) -> T:
+        return self._links.one(self.show(clone).host, call, Asked(name=clone), kind)
+
+    # --- runs -----------------------------------------------------------------------------------
+
+    def create(self, fleet: str, template: str, **options: Any) -> RunResult:
+        """Make a fleet; see :meth:`Engine.create`. ``where=Where(…)`` chooses hosts."""
+        return check_result(self.run(CreateRequest(fleet=fleet, template=template, **options)))
+
+    def delete(self, *targets: str, **options: Any) -> RunResult:
+        """Remove clones; see :meth:`Engine.delete`."""
+        return self._target("delete", targets, options)
+
+    def start(self, *targets: str, **options: Any) -> RunResult:
+        """Start clones; see :meth:`Engine.start`."""
+        return self._target("start", targets, options)
+
+    def stop(self, *targets: str, **options: Any) -> RunResult:
+        """Stop clones; see :meth:`Engine.stop`."""
+        return self._target("stop", targets, options)
+
+    def _target(self, action: str, targets: Sequence[str], options: dict[str, Any]) -> RunResult:
+        return check_result(
+            self.run(TargetRequest(action=action, targets=tuple(targets), **options))
+        )
+
+    def plan(self, request: Request) -> Plan:
+        """Return what a request would do, checked against all hosts. Changes nothing."""
+        self._reach_all(request)
+        asked = Asked(request=request)
+        found = self._links.all("look", dict.fromkeys(self._links.names, asked), Found)
+        return self._plans("preview", request, found)[0]
+
+    def run(
+        self, request: Request, *, on_plan: Callable[[Plan], None] = lambda _plan: None
+    ) -> RunResult:
+        """Plan a request and carry the plan out on all hosts, with its fleets locked on each.
+
+        :param on_plan: called with the whole plan before anything is changed; may raise to stop.
+        :raises VmclonerError: the request can't be carried out at all; nothing was changed.
+        """
+        with self._run_lock:
+            self._cancel.clear()
+            self._reach_all(request)
+            with self._held(self._fleets(request), request) as found:
+                plan, plans = self._plans("plan", request, found)
+                on_plan(plan)
+                return self._carried_out(request, plan, plans)
+
+    def _reach_all(self, request: Request) -> None:
+        """Connect to all hosts. :raises VmclonerError: one can't be reached or used."""
+        if isinstance(request, CreateRequest):
+            for name in request.where.hosts:
+                if name not in self._links.names:
+                    raise NotFound(
+                        f"unknown host {name!r}", hint=did_you_mean(name, self._links.names)
+                    )
+        for name, error in self._links.connect(self._links.names).items():
+            raise type(error)(
+                f"{request.action}: {error.message}",
+                hint=f"--without {name} leaves it out" if error.hint is None else error.hint,
+            )
+
+    def _fleets(self, request: Request) -> tuple[str, ...]:
+        if isinstance(request, CreateRequest):
+            return (request.fleet,)
+        if not request.everything:
+            return tuple(sorted({target.fleet for target in parse_targets(request.targets)}))
+        kind: Any = tuple[str, ...]
+        found = self._links.all("fleets", dict.fromkeys(self._links.names, Asked()), kind)
+        return tuple(sorted({fleet for fleets in found.values() for fleet in fleets}))
+
+    @contextlib.contextmanager
+    def _held(self, fleets: Sequence[str], request: Request) -> Iterator[dict[str, Found]]:
+        """Hold fleets on every host, one host after another; yields what each has."""
+        asked = Asked(fleets=tuple(fleets), request=request)
+        found: dict[str, Found] = {}
+        try:
+            for name in self._links.names:
+                if self._cancel.is_set():
+                    raise Interrupted("stopped by the user")
+                self._running = frozenset({name})
+                found |= self._links.all("hold", {name: asked}, Found)
+            self._running = frozenset()
+            yield found
+        finally:
+            self._running = frozenset()
+            self._links.ask("release", dict.fromkeys(self._links.names, Asked()), type(None))
+
+    def _plans(
+        self, call: str, request: Request, found: Mapping[str, Found]
+    ) -> tuple[Plan, dict[str, Plan]]:
+        """Return the plan of all hosts together, and each host's own."""
+        surveys = {name: each.survey for name, each in found.items()}
+        birth = Birth.now()
+        if isinstance(request, CreateRequest):
+            merging.check_once(
+                tuple(
+                    clone
+                    for clone in merging.survey(surveys, {}).clones
+                    if clone.fleet == request.fleet
+                )
+            )
+            asked = parts.of_create(
+                attrs.evolve(request, birth=birth),
+                found,
+                max((each.need for each in found.values()), default=0),
+                lost=bool(self._without),
+            )
+            plans = self._planned(call, asked)
+            for _ in range(MAX_REPLANS):
+                avoid = parts.same_macs(plans, surveys)
+                if not avoid:
+                    break
+                for name, macs in avoid.items():
+                    asked[name] = attrs.evolve(asked[name], avoid=asked[name].avoid | macs)
+                plans |= self._planned(call, {name: asked[name] for name in avoid})
+            else:
+                raise Conflict("no free MAC addresses were found", hint="choose another fleet name")
+            quota, missing = request.min_ready, None
+        else:
+            if request.everything:
+                merging.survey(surveys, {}).check_complete(f"{request.action} --all")
+            own = attrs.evolve(request, run=birth.run)
+            named, missing = parts.of_targets(own, surveys)
+            plans = self._planned(call, named)
+            if request.count is not None:
+                plans = self._planned(call, parts.at_most(own, plans))
+            quota = request.min_ready
+        if not plans:
+            plans = {name: _nothing(request, name) for name in list(found)[:1]}
+        whole = merging.plan(plans, run=birth.run, quota=quota, missing=missing)
+        if isinstance(request, CreateRequest):
+            whole = attrs.evolve(whole, on_failure=request.on_failure)
+        return whole, plans
+
+    def _planned(self, call: str, asked: Mapping[str, Request]) -> dict[str, Plan]:
+        wanted = {name: Asked(request=request) for name, request in asked.items()}
+        return self._links.all(call, wanted, Plan)
+
+    def _carried_out(self, request: Request, plan: Plan, plans: Mapping[str, Plan]) -> RunResult:
+        started = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            log = RunLog(self.host.runs)
+            stack.callback(log.close)
+            stack.callback(self.plugins.watch(log))
+            self.plugins.plan_ready(plan)
+            result = self._ran(plan, plans, started)
+            rolls = isinstance(request, CreateRequest) and (
+                request.on_failure is OnFailure.ROLLBACK
+            )
+            if rolls and not result.enough:
+                result = self._rolled_back(result, plans)
+            self.plugins.run_finished(result)
+        return result
+
+    def _ran(self, plan: Plan, plans: Mapping[str, Plan], started: float) -> RunResult:
+        told: dict[str, Waiting] = {}
+        busy = {name: Asked(run=mine.run) for name, mine in plans.items() if mine.clones}
+        self._running = frozenset(busy)
+        found: dict[str, RunResult | VmclonerError] = {
+            name: RunResult(plan=mine, results=(), seconds=0.0)
+            for name, mine in plans.items()
+            if name not in busy
+        }
+
+        def heard(host: str, text: str) -> None:
+            self._heard(plan.run, host, text, told)
+
+        def one(name: str) -> RunResult:
+            event = functools.partial(heard, name)
+            return self._links.one(name, "run", busy[name], RunResult, event)
+
+        with ThreadPoolExecutor(1, "run") as pool:
+            running = pool.submit(each, busy, one)
+            try:
+                found |= running.result()
+            except KeyboardInterrupt:
+                self.plugins.run_stopping(plan.run, {})
+                self.cancel()
+                found |= running.result()
+        self._running = frozenset()
+        return merging.result(plan, plans, found, time.monotonic() - started)
+
+    def _heard(self, run: str, host: str, text: str, told: dict[str, Waiting]) -> None:
+        """Tell the observers of an event of a host."""
+        event = wire.load(text, dict, whose=f"host {host!r}")
+        kind = OBSERVED.get(str(event.get("kind")))
+        if kind is None:
+            return
+        value: Any = wire.load(str(event.get("value")), kind, whose=f"host {host!r}")
+        if isinstance(value, Waiting):
+            told[host] = value
+            self.plugins.waiting(run, merging.waiting(dict(told)))
+        elif event["kind"] == "step":
+            self.plugins.step_changed(value)
+        else:
+            self.plugins.progress(attrs.evolve(value, what=f"{value.what} on {host}"))
+
+    def _rolled_back(self, result: RunResult, plans: Mapping[str, Plan]) -> RunResult:
+        """Delete what a failed create made, on all hosts."""
+        made = {each.name for each in result.results if each.created} - set(result.kept)
+        asked = {}
+        for host, plan in plans.items():
+            names = tuple(clone.name for clone in plan.clones if clone.name in made)
+            if names:
+                asked[host] = TargetRequest(action="delete", targets=names)
+        left: set[str] = set(made)
+
+        def one(host: str) -> RunResult:
+            # What is held was surveyed before the clones were made.
+            fleets = tuple({clone.labels.fleet for clone in plans[host].clones})
+            self._links.one(host, "hold", Asked(fleets=fleets), Found)
+            plan = self._links.one(host, "plan", Asked(request=asked[host]), Plan)
+            return self._links.one(host, "run", Asked(run=plan.run), RunResult)
+
+        for answer in each(asked, one).values():
+            if isinstance(answer, RunResult):
+                left -= {clone.name for clone in answer.results if clone.error is None}
+        return attrs.evolve(
+            result, left=tuple(sorted(left)), rolled_back=tuple(sorted(made - left))
+        )
+
+
+def _nothing(request: Request, host: str) -> Plan:
+    """Return the plan of a request for which no host has to do anything."""
+    if isinstance(request, CreateRequest):
+        raise InvalidRequest(f"create {request.fleet}: no clones are asked for")
+    from vmcloner_core.steps import ACTIONS
+
+    return Plan(
+        action=request.action, run="", host=host, clones=(), order=ACTIONS[request.action].order
+    )

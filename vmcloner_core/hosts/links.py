@@ -1,0 +1,116 @@
+"""Calls to several hosts at once, and what each answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from vmcloner_core.errors import BackendError, VmclonerError, shown
+from vmcloner_core.hosts import wire
+from vmcloner_core.hosts.beside import Answered, Asked
+from vmcloner_core.hosts.carrier import Carrier, Event, Unreachable
+from vmcloner_core.model import RemoteHost
+
+T = TypeVar("T")
+AT_ONCE = 64
+"""Hosts that are called at once."""
+
+
+def ignored(_text: str) -> None:
+    """Ignore an event."""
+
+
+class Links:
+    """The hosts of a controller, by name. Thread-safe."""
+
+    def __init__(self, carrier: Carrier, addresses: Sequence[RemoteHost], version: str) -> None:
+        self._carrier = carrier
+        self._addresses = {address.name: address for address in addresses}
+        self._version = version
+        self._greeted: set[str] = set()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The hosts, in the order in which their locks are taken."""
+        return tuple(sorted(self._addresses))
+
+    def connect(self, names: Iterable[str]) -> dict[str, VmclonerError]:
+        """Connect to hosts; returns why some can't be used, by name.
+
+        A host whose version differs is one of them: both sides must mean the same by a call.
+        """
+        wanted = [name for name in names if name not in self._greeted]
+        failed: dict[str, VmclonerError] = {}
+        failed |= self._carrier.connect([self._addresses[name] for name in wanted])
+        asked = {name: Asked() for name in wanted if name not in failed}
+        for name, version in self.ask("hello", asked, str).items():
+            error = version if isinstance(version, VmclonerError) else self._differs(name, version)
+            if error is None:
+                self._greeted.add(name)
+            else:
+                failed[name] = error
+        return failed
+
+    def _differs(self, name: str, there: str) -> VmclonerError | None:
+        if there == self._version:
+            return None
+        return BackendError(
+            f"host {name!r} has vmcloner {shown(there, 40)}, this machine {self._version}",
+            hint=f"vmcloner host add {name} installs this version there",
+        )
+
+    def one(self, name: str, call: str, asked: Asked, kind: type[T], event: Event = ignored) -> T:
+        """Make one call, of which :class:`~vmcloner_core.hosts.beside.Beside` says what it does.
+
+        :param kind: the type of its answer.
+        :raises VmclonerError: what the host answered, or that it did not.
+        """
+        try:
+            text = self._carrier.call(name, call, wire.dump(asked), event)
+        except Unreachable:
+            self._greeted.discard(name)
+            raise
+        whose = f"host {name!r}"
+        answer = wire.load(text, Answered, whose=whose)
+        if answer.error is not None:
+            raise answer.error
+        return wire.load(answer.value, kind, whose=whose)
+
+    def ask(
+        self, call: str, asked: Mapping[str, Asked], kind: type[T]
+    ) -> dict[str, T | VmclonerError]:
+        """Make a call on several hosts at once; returns each one's answer or error."""
+        return each(asked, lambda name: self.one(name, call, asked[name], kind))
+
+    def all(self, call: str, asked: Mapping[str, Asked], kind: type[T]) -> dict[str, T]:
+        """Make a call on several hosts at once; returns each one's answer.
+
+        :raises VmclonerError: the error of the first host that has one, with the host's name.
+        """
+        found: dict[str, T] = {}
+        for name, answer in self.ask(call, asked, kind).items():
+            if isinstance(answer, VmclonerError):
+                raise type(answer)(f"host {name!r}: {answer.message}", hint=answer.hint)
+            found[name] = answer
+        return found
+
+    def close(self) -> None:
+        """End all connections."""
+        self._carrier.close()
+
+
+def each(names: Iterable[str], do: Callable[[str], T]) -> dict[str, T | VmclonerError]:
+    """Do something for several hosts at once; returns the result or error of each."""
+    wanted = list(names)
+
+    def tried(name: str) -> T | VmclonerError:
+        try:
+            return do(name)
+        except VmclonerError as error:
+            return error
+
+    if len(wanted) < 2:
+        return {name: tried(name) for name in wanted}
+    with ThreadPoolExecutor(min(AT_ONCE, len(wanted)), "host") as pool:
+        return dict(zip(wanted, pool.map(tried, wanted), strict=True))

@@ -1,0 +1,121 @@
+"""Surveys, plans and results of several hosts as one: pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from vmcloner_core.errors import Conflict, Interrupted, NotFound, VmclonerError
+from vmcloner_core.model import Clone
+from vmcloner_core.names import fold
+from vmcloner_core.plan import CloneResult, Plan, Quota, RunResult, Waiting
+from vmcloner_core.survey import Survey, Unseen
+
+
+def survey(found: Mapping[str, Survey], lost: Mapping[str, VmclonerError]) -> Survey:
+    """Return what is on several hosts.
+
+    :param lost: the hosts that could not be asked, and why.
+    """
+    clones = [
+        attrs.evolve(clone, host=host) for host, each in found.items() for clone in each.clones
+    ]
+    unseen = [
+        attrs.evolve(missed, host=host) for host, each in found.items() for missed in each.unseen
+    ]
+    unseen += [Unseen(host=h, kind="host", name=h, error=error) for h, error in lost.items()]
+    return Survey(
+        clones=tuple(sorted(clones, key=lambda c: (c.fleet, c.index, c.host))),
+        foreign_names=frozenset().union(*(each.foreign_names for each in found.values())),
+        foreign_macs=frozenset().union(*(each.foreign_macs for each in found.values())),
+        unseen=tuple(unseen),
+    )
+
+
+def twice(clones: tuple[Clone, ...]) -> dict[str, tuple[str, ...]]:
+    """Return the clones that more than one host has, with these hosts."""
+    hosts: dict[str, list[str]] = {}
+    for clone in clones:
+        hosts.setdefault(clone.name, []).append(clone.host)
+    return {name: tuple(there) for name, there in hosts.items() if len(there) > 1}
+
+
+def check_once(clones: tuple[Clone, ...]) -> None:
+    """Check that no two hosts have a clone of the same name.
+
+    :raises Conflict: they have; names one, and the way out.
+    """
+    for name, hosts in twice(clones).items():
+        raise Conflict(
+            f"{name} is on hosts {' and '.join(hosts)}",
+            hint=f"vmcloner --host {hosts[-1]} delete {name}",
+        )
+
+
+def plan(
+    plans: Mapping[str, Plan], *, run: str, quota: Quota, missing: NotFound | None = None
+) -> Plan:
+    """Return the plans of several hosts as one; there is at least one.
+
+    :param quota: how many of all clones must get ready.
+    """
+    first = next(iter(plans.values()))
+    clones = [clone for each in plans.values() for clone in each.clones]
+    return attrs.evolve(
+        first,
+        run=run,
+        host=fold(list(plans)) if len(plans) > 1 else next(iter(plans)),
+        clones=tuple(sorted(clones, key=lambda c: (c.labels.fleet, c.labels.index))),
+        existing=tuple(name for each in plans.values() for name in each.existing),
+        import_image=any(each.import_image for each in plans.values()),
+        missing=missing,
+        min_ready=quota,
+        space=sum(each.space for each in plans.values()),
+        memory=sum(each.memory for each in plans.values()),
+        warnings=tuple(
+            f"host {host}: {warning}" for host, each in plans.items() for warning in each.warnings
+        ),
+    )
+
+
+def result(
+    whole: Plan,
+    plans: Mapping[str, Plan],
+    found: Mapping[str, RunResult | VmclonerError],
+    seconds: float,
+) -> RunResult:
+    """Return the results of several hosts as one.
+
+    The clones of a host that failed as a whole, or was lost, have failed by its error.
+    """
+    results: list[CloneResult] = []
+    for host, mine in plans.items():
+        answer = found[host]
+        if isinstance(answer, VmclonerError):
+            results += [CloneResult(name=clone.name, error=answer) for clone in mine.clones]
+        else:
+            results += answer.results
+    order = {clone.name: place for place, clone in enumerate(whole.clones)}
+    done = [each for each in found.values() if isinstance(each, RunResult)]
+    errors = [each for each in found.values() if isinstance(each, VmclonerError)]
+    errors += [each.error for each in done if each.error is not None]
+    return RunResult(
+        plan=whole,
+        results=tuple(sorted(results, key=lambda each: order.get(each.name, 0))),
+        seconds=seconds,
+        rolled_back=tuple(name for each in done for name in each.rolled_back),
+        left=tuple(name for each in done for name in each.left),
+        interrupted=any(each.interrupted for each in done)
+        or any(isinstance(error, Interrupted) for error in errors),
+        error=errors[0] if errors and not results else None,
+    )
+
+
+def waiting(told: Mapping[str, Waiting]) -> Waiting:
+    """Return what the clones of several hosts are doing; there is at least one host."""
+    phases: dict[str, int] = {}
+    for each in told.values():
+        for phase, count in each.phases.items():
+            phases[phase] = phases.get(phase, 0) + count
+    return attrs.evolve(max(told.values(), key=lambda each: each.seconds), phases=phases)

@@ -1,0 +1,140 @@
+"""Open the engine of one host, or the controller of several, as the settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from vmcloner_core import entry_points
+from vmcloner_core.engine import Engine
+from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, did_you_mean
+from vmcloner_core.hosts.beside import Beside
+from vmcloner_core.hosts.carrier import Carrier, InProcess, Mixed
+from vmcloner_core.hosts.controller import Controller
+from vmcloner_core.model import Host, RemoteHost
+from vmcloner_core.plugins import PluginHost
+from vmcloner_core.settings import LOCAL, Settings
+
+CARRIERS = "vmcloner.carrier"
+MAX_HOSTS = 10_000
+
+
+def open_hosts(
+    *,
+    config: Path | None = None,
+    host: str | None = None,
+    without: Sequence[str] = (),
+    plugins: Sequence[object] = (),
+) -> Engine | Controller:
+    """Return the engine of this machine, or a controller of the hosts in the settings.
+
+    A controller if the settings name other machines. This machine is one of its hosts if it has a
+    table, ``[hosts.local]``, in them.
+
+    :param host: one host only, by its name in the settings.
+    :param without: hosts to leave out: names, node sets and groups.
+    :raises NotFound: a host isn't in the settings. :raises InvalidRequest: the settings are wrong.
+    :raises BackendError: what carries calls to other machines isn't installed.
+    """
+    settings = Settings.load(config)
+    remote = settings.remote
+    if host is None and settings.defaults.host != LOCAL:
+        host = settings.defaults.host
+    if not remote or host == LOCAL:
+        if without:
+            raise InvalidRequest("--without needs several hosts in the settings")
+        return Engine.open(config=config, host=host, plugins=plugins)
+    hosts = [*_own(settings), *remote]
+    if host is not None:
+        known = [each.name for each in hosts]
+        hosts = [each for each in hosts if each.name == host]
+        if not hosts:
+            raise NotFound(f"unknown host {host!r}", hint=did_you_mean(host, known))
+    return Controller(
+        settings,
+        PluginHost(plugins),
+        _carrier(config, hosts),
+        hosts,
+        _folders(settings),
+        version=metadata.version("vmcloner"),
+        without=named(settings, without),
+    )
+
+
+def named(settings: Settings, words: Sequence[str]) -> tuple[str, ...]:
+    """Return the hosts that words name: names, node sets (``lab[1-3]``) and groups (``@lab``).
+
+    :raises NotFound: there is no such group. :raises InvalidRequest: a word can't be parsed.
+    """
+    from ClusterShell.NodeSet import NodeSet, NodeSetException
+
+    found: dict[str, None] = {}
+    for word in (part for each in words for part in _split(each)):
+        text = word
+        if word.startswith("@"):
+            if word[1:] not in settings.groups:
+                raise NotFound(
+                    f"unknown group {word!r}", hint=did_you_mean(word[1:], list(settings.groups))
+                )
+            text = settings.groups[word[1:]]
+        try:
+            nodes = NodeSet(text, resolver=False)
+            if len(nodes) > MAX_HOSTS:
+                raise InvalidRequest(f"{word}: more than {MAX_HOSTS} hosts")
+        except NodeSetException as error:
+            raise InvalidRequest(f"not hosts: {word!r}: {error}") from error
+        found |= dict.fromkeys(nodes)
+    return tuple(found)
+
+
+def _split(text: str) -> list[str]:
+    """Return the words of a list, which are separated by commas outside of brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += {"[": 1, "]": -1}.get(letter, 0)
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part for part in parts if part]
+
+
+def _own(settings: Settings) -> list[RemoteHost]:
+    """Return this machine, if the settings have a table for it."""
+    if LOCAL not in settings.hosts:
+        return []
+    return [RemoteHost(name=LOCAL, ssh=LOCAL, python="")]
+
+
+def _folders(settings: Settings) -> Host:
+    """Return the controller's own folders: those of this machine."""
+    return settings.host(LOCAL)
+
+
+def _carrier(config: Path | None, hosts: Sequence[RemoteHost]) -> Carrier:
+    own = InProcess(
+        {
+            each.name: Beside(
+                lambda plugin: Engine.open(config=config, host=LOCAL, plugins=[plugin])
+            )
+            for each in hosts
+            if each.name == LOCAL
+        }
+    )
+    if len(own.hosts) == len(hosts):
+        return own
+    for entry in entry_points.of_group(CARRIERS):
+        try:
+            carrier = entry.load()()
+        except ImportError as error:
+            raise BackendError(
+                f"other hosts need {error.name}, which is not installed",
+                hint="pip install 'vmcloner[cluster]'",
+            ) from error
+        if not isinstance(carrier, Carrier):
+            raise BackendError(f"carrier {entry.name!r} is not a Carrier")
+        return Mixed(own, carrier)
+    raise BackendError(
+        "nothing carries calls to other hosts", hint="pip install 'vmcloner[cluster]'"
+    )

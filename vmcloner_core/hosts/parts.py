@@ -1,0 +1,189 @@
+"""Which part of a request each host carries out: pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+from vmcloner_core.errors import InvalidRequest, NotFound
+from vmcloner_core.hosts.beside import Found
+from vmcloner_core.names import MAX_INDEX, fold, parse_targets
+from vmcloner_core.placing import Room, place
+from vmcloner_core.plan import ALL, OnFailure, Plan
+from vmcloner_core.request import CreateRequest, TargetRequest
+from vmcloner_core.survey import Survey, absent
+
+
+def new_indices(request: CreateRequest, there: Mapping[int, str], lost: bool) -> list[int]:
+    """Return the indices that a fleet lacks: the lowest free ones, or those after the highest.
+
+    :param there: the host of each that exists. :param lost: whether some hosts could not be asked
+        and are left out: their clones' indices are not known, so only those above the highest
+        known one are used.
+    """
+    top = max(there, default=0)
+    wanted = request.add if request.add is not None else max(0, (request.count or 1) - len(there))
+    if request.add is not None or lost:
+        if top + wanted > MAX_INDEX:
+            raise InvalidRequest(f"clone index out of range: {top + wanted}")
+        return list(range(top + 1, top + wanted + 1))
+    new: list[int] = []
+    index = 1
+    while len(new) < wanted:
+        if index not in there:
+            new.append(index)
+        index += 1
+    return new
+
+
+def of_create(
+    request: CreateRequest,
+    found: Mapping[str, Found],
+    memory: int,
+    *,
+    lost: bool,
+) -> dict[str, CreateRequest]:
+    """Return what each host is asked for: its existing clones of the fleet, and its new ones.
+
+    :param found: what each host has. :param memory: bytes that a new clone needs; 0 if it isn't
+        started. :param lost: see :func:`new_indices`.
+    :raises NotEnoughResources: the new clones do not fit.
+    """
+    there = {
+        clone.index: host
+        for host, each in found.items()
+        for clone in each.survey.clones
+        if clone.fleet == request.fleet
+    }
+    where = request.where
+    rooms = [
+        Room(
+            host=host,
+            memory=each.resources.memory_free if each.resources is not None else 0,
+            clones=len(each.survey.clones),
+        )
+        for host, each in found.items()
+        if where.allows(host)
+    ]
+    mine = {host: sum(owner == host for owner in there.values()) for host in found}
+    placed = place(
+        new_indices(request, there, lost),
+        rooms,
+        need=memory,
+        how=where.how,
+        each=where.each,
+        there=mine,
+    )
+    parts = {}
+    for host in found:
+        here = {index for index, owner in there.items() if owner == host}
+        new = placed.get(host, ())
+        if here or new:
+            parts[host] = _part(request, new, here | set(new))
+    _check_values(request, set(there).union(*placed.values()))
+    return parts
+
+
+def _part(request: CreateRequest, new: tuple[int, ...], all_here: set[int]) -> CreateRequest:
+    values = {index: own for index, own in request.values.items() if index in all_here}
+    return attrs.evolve(
+        request,
+        count=None,
+        add=None,
+        indices=new,
+        values=values,
+        min_ready=ALL,
+        on_failure=OnFailure.KEEP,  # the controller rolls back, on all hosts
+    )
+
+
+def _check_values(request: CreateRequest, indices: set[int]) -> None:
+    beyond = sorted(set(request.values) - indices)
+    if beyond:
+        names = fold([f"{request.fleet}-{index}" for index in beyond])
+        raise InvalidRequest(f"values are given for {names}, outside the fleet")
+
+
+def of_targets(
+    request: TargetRequest, found: Mapping[str, Survey]
+) -> tuple[dict[str, TargetRequest], NotFound | None]:
+    """Return what each host is asked for: by the names of its own clones.
+
+    :returns: the parts, and an error that names what isn't there.
+    :raises NotFound: nothing that is named is there, and the action needs it.
+    """
+    from vmcloner_core.steps import ACTIONS, TargetAction
+
+    targets = parse_targets(request.targets)
+    clones = tuple(clone for each in found.values() for clone in each.clones)
+    error = None if request.everything else absent(clones, targets)
+    action = ACTIONS[request.action]
+    lenient = isinstance(action, TargetAction) and action.missing_ok
+    if error is not None and not lenient:
+        raise error
+    parts: dict[str, TargetRequest] = {}
+    for host, each in found.items():
+        names = [
+            clone.name
+            for clone in each.clones
+            if request.everything or any(t.matches(clone.fleet, clone.index) for t in targets)
+        ]
+        if names:
+            parts[host] = attrs.evolve(
+                request, targets=(fold(names),), everything=False, missing_ok=True, count=None
+            )
+    if error is not None and request.missing_ok:
+        error = None
+    if error is not None and not parts:
+        raise error
+    return parts, error
+
+
+def at_most(request: TargetRequest, plans: Mapping[str, Plan]) -> dict[str, TargetRequest]:
+    """Return the parts of a request for at most ``count`` clones, of those that it would change."""
+    from vmcloner_core.steps import ACTIONS, TargetAction
+
+    assert request.count is not None  # noqa: S101
+    action = ACTIONS[request.action]
+    changing = sorted(
+        (clone.labels.fleet, clone.labels.index, host)
+        for host, plan in plans.items()
+        for clone in plan.clones
+        if action.name == "wait" or clone.steps != ("wait",)
+    )
+    first = isinstance(action, TargetAction) and action.lowest_first
+    taken = changing[: request.count] if first else changing[-request.count :]
+    names: dict[str, list[str]] = {}
+    for fleet, index, host in taken:
+        names.setdefault(host, []).append(f"{fleet}-{index}")
+    return {
+        host: attrs.evolve(
+            request, targets=(fold(mine),), everything=False, missing_ok=True, count=None
+        )
+        for host, mine in names.items()
+    }
+
+
+def same_macs(plans: Mapping[str, Plan], found: Mapping[str, Survey]) -> dict[str, frozenset[str]]:
+    """Return the MAC addresses that each host's new clones must not have: others have them."""
+    owners: dict[str, set[str]] = {}
+    for host, each in found.items():
+        used = {mac for c in each.clones if c.domain is not None for mac in c.domain.macs}
+        for mac in used | each.foreign_macs:
+            owners.setdefault(mac, set()).add(host)
+    avoid: dict[str, set[str]] = {}
+    for host, plan in plans.items():
+        for mac in _new_macs(plan):
+            if owners.setdefault(mac, {host}) != {host}:
+                avoid.setdefault(host, set()).add(mac)
+    return {host: frozenset(macs) for host, macs in avoid.items()}
+
+
+def _new_macs(plan: Plan) -> Sequence[str]:
+    return [
+        mac
+        for clone in plan.clones
+        if "define" in clone.steps and clone.spec is not None
+        for mac in clone.spec.macs
+    ]
