@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
+from vmcloner_core import ssh_access
 from vmcloner_core.deadlines import answers, instance
 from vmcloner_core.errors import (
     MAX_SHOWN,
@@ -55,11 +56,11 @@ from vmcloner_core.model import (
 )
 from vmcloner_core.names import fold, parse_targets
 from vmcloner_core.outcomes import guarded
-from vmcloner_core.plan import Plan, RunResult, check_timeout
+from vmcloner_core.plan import Plan, RunResult
 from vmcloner_core.planning import Planning
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.remote import FANOUT
-from vmcloner_core.request import CreateRequest, Request, TargetRequest, check_jobs
+from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.results import check_result
 from vmcloner_core.settings import Settings
 from vmcloner_core.survey import Survey
@@ -516,14 +517,7 @@ class Engine(TemplateCalls):
         :param jobs: clones at once.
         :raises InvalidRequest: the command is too long, or a number is out of range.
         """
-        from vmcloner_core import remote
-
-        check_jobs(jobs)
-        check_timeout(timeout)
-        outcomes = self.access(*targets)
-        accesses = [outcome.unwrap() for outcome in outcomes if outcome.ok]
-        ran = {a.name: a for a in remote.run(accesses, command, timeout=timeout, jobs=jobs)}
-        return tuple(ran.get(o.key) or remote.Answer(name=o.key, error=o.error) for o in outcomes)
+        return ssh_access.execute(self.access(*targets), command, timeout=timeout, jobs=jobs)
 
     def audit(self, *targets: str, timeout: float = 60.0, jobs: int = FANOUT) -> Report:
         """Read running clones' identities from inside; returns which are unique and which not."""

@@ -32,6 +32,10 @@ def options(access: Access) -> dict[str, str]:
     }
     if access.key is not None:
         values |= {"IdentityFile": _path(str(access.key)), "IdentitiesOnly": "yes"}
+    if access.jump is not None:
+        # Not ProxyJump: the way to the host is by the user's own configuration of ssh. The
+        # settings have checked that the destination has no character that a shell interprets.
+        values["ProxyCommand"] = f"ssh -o BatchMode=yes -W [%h]:%p -- {access.jump}"
     return values
 
 

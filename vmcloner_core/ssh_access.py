@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from vmcloner_core import own_key
+from vmcloner_core import own_key, remote
 from vmcloner_core.errors import NotFound, VmclonerError, WrongState
 from vmcloner_core.model import (
     FORWARDED_PORT,
@@ -18,6 +18,8 @@ from vmcloner_core.model import (
     State,
     Template,
 )
+from vmcloner_core.plan import check_timeout
+from vmcloner_core.request import check_jobs
 
 
 def access(
@@ -63,6 +65,11 @@ def _keys(authorized: Collection[str]) -> tuple[Path, ...]:
     """
     if not authorized or own_key.public_key() not in authorized:
         return ()
+    return private_keys()
+
+
+def private_keys() -> tuple[Path, ...]:
+    """Return the files with this user's private keys that are there, vmcloner's own first."""
     others = Path("~/.ssh").expanduser().glob("id_*.pub")
     files = [own_key.key_file(), *sorted(file.with_suffix("") for file in others)]
     return tuple(file for file in files if os.path.isfile(file))  # noqa: PTH113 - raises nothing
@@ -107,3 +114,17 @@ def reach(clone: Clone, access: Callable[[Labels, str], Access]) -> Outcome[Acce
         return Outcome(key=clone.name, value=access(clone.labels, clone.ip))
     except VmclonerError as error:
         return Outcome(key=clone.name, error=error)
+
+
+def execute(
+    outcomes: Sequence[Outcome[Access]], command: str, *, timeout: float, jobs: int
+) -> tuple[remote.Answer, ...]:
+    """Run a command on the clones that can be reached; the others' answers say why they can't.
+
+    :raises InvalidRequest: the command is too long, or a number is out of range.
+    """
+    check_jobs(jobs)
+    check_timeout(timeout)
+    accesses = [outcome.unwrap() for outcome in outcomes if outcome.ok]
+    ran = {a.name: a for a in remote.run(accesses, command, timeout=timeout, jobs=jobs)}
+    return tuple(ran.get(o.key) or remote.Answer(name=o.key, error=o.error) for o in outcomes)

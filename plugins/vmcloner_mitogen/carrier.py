@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
@@ -97,7 +98,8 @@ class MitogenCarrier(Carrier):
         except mitogen.core.Error as error:
             raise _unreachable(host, host, error) from error
         finally:
-            receiver.close()
+            with contextlib.suppress(KeyError):  # it ended with its connection
+                receiver.close()
 
     def _context(self, host: str) -> tuple[Any, str | None]:
         with self._lock:
@@ -117,7 +119,9 @@ class MitogenCarrier(Carrier):
 
 def _unreachable(host: str, ssh: str, error: BaseException) -> Unreachable:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = shown(lines[0] if lines else type(error).__name__, 200)
+    if lines and lines[0].startswith("EOF on stream"):  # what ssh said comes after it
+        lines = lines[1:] or ["ssh ended"]
+    reason = shown(lines[-1] if lines else type(error).__name__, 200)
     if "No module named" in str(error):
         return Unreachable(
             f"host {host!r} has no vmcloner: {reason}", hint=f"vmcloner host add {host}"

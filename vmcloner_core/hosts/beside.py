@@ -37,6 +37,7 @@ class Asked:
     run: str = ""
     name: str = ""
     offset: int = 0
+    limit: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -236,7 +237,7 @@ class Beside:
 
     def call_console(self, asked: Asked, _event: Event) -> Read:
         """Return a clone's console output from an offset."""
-        octets, after = self._engine.read_console(asked.name, asked.offset)
+        octets, after = self._engine.read_console(asked.name, asked.offset, asked.limit)
         return Read(octets=octets, after=after)
 
     def _found(self, survey: Survey, asked: Asked) -> Found:

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import abc
+import functools
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from vmcloner_core.engine import Engine
 from vmcloner_core.errors import BackendError
 from vmcloner_core.hosts.beside import Beside
 from vmcloner_core.model import RemoteHost
+from vmcloner_core.settings import LOCAL
 
 Event = Callable[[str], None]
 """What is called with each event of a call, as JSON text; from any thread."""
+
+
+@functools.cache
+def _beside(config: str | None) -> Beside:
+    def opened(plugin: object) -> Engine:
+        path = Path(config) if config is not None else None
+        return Engine.open(config=path, host=LOCAL, plugins=[plugin])
+
+    return Beside(opened)
+
+
+def answer(config: str | None, name: str, text: str, event: Event) -> str:
+    """Answer a call beside a host, in the process that a carrier has started there.
+
+    :param config: the settings file, None for the first that exists. :param name, text, event: of
+        the call, as in :meth:`Carrier.call`.
+    """
+    return _beside(config)(name, text, event)
 
 
 class Unreachable(BackendError):

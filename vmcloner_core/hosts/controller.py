@@ -20,12 +20,14 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import attrs
 
+from vmcloner_core import own_key, ssh_access
 from vmcloner_core.birth import Birth
 from vmcloner_core.errors import (
+    BackendError,
     Conflict,
     Interrupted,
     InvalidRequest,
@@ -33,19 +35,23 @@ from vmcloner_core.errors import (
     VmclonerError,
     did_you_mean,
 )
-from vmcloner_core.hosts import merging, parts, wire
-from vmcloner_core.hosts.beside import OBSERVED, Asked, Found, Read
+from vmcloner_core.hosts import merging, parts, reaching, wire
+from vmcloner_core.hosts.beside import OBSERVED, Asked, Found, Reached, Read
 from vmcloner_core.hosts.carrier import Carrier
 from vmcloner_core.hosts.links import Links, each
-from vmcloner_core.model import Clone, CloneSpec, Host, RemoteHost
-from vmcloner_core.names import parse_targets
+from vmcloner_core.model import Access, Clone, CloneSpec, Host, Outcome, RemoteHost
+from vmcloner_core.names import fold, parse_targets
 from vmcloner_core.plan import OnFailure, Plan, RunResult, Waiting
 from vmcloner_core.plugins import PluginHost
+from vmcloner_core.remote import FANOUT, Answer
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.results import check_result
 from vmcloner_core.runlog import RunLog
 from vmcloner_core.settings import Settings
 from vmcloner_core.survey import Survey
+
+if TYPE_CHECKING:
+    from vmcloner_core.audit import Report
 
 T = TypeVar("T")
 MAX_REPLANS = 10
@@ -161,15 +167,55 @@ class Controller:
         found: float | None = self._links.one(clone.host, "started", Asked(name=clone.name), kind)
         return found
 
-    def read_console(self, name: str, offset: int = 0) -> tuple[bytes, int]:
+    def read_console(self, name: str, offset: int = 0, limit: int = 65536) -> tuple[bytes, int]:
         """Return a clone's console output from ``offset``, and the offset to continue from."""
-        read = self._links.one(
-            self.show(name).host, "console", Asked(name=name, offset=offset), Read
-        )
+        asked = Asked(name=name, offset=offset, limit=limit)
+        read = self._links.one(self.show(name).host, "console", asked, Read)
         return read.octets, read.after
 
     def _there(self, clone: str, call: str, kind: type[T]) -> T:
         return self._links.one(self.show(clone).host, call, Asked(name=clone), kind)
+
+    # --- reaching clones ------------------------------------------------------------------------
+
+    def access(self, *targets: str) -> tuple[Outcome[Access], ...]:
+        """Return how to reach each clone by ssh through its host, or why it can't be."""
+        clones = self.list(*targets)
+        by_host: dict[str, list[str]] = {}
+        for clone in clones:
+            by_host.setdefault(clone.host, []).append(clone.name)
+        asked = {host: Asked(targets=(fold(names),)) for host, names in by_host.items()}
+        kind: Any = tuple[Reached, ...]
+        found: dict[tuple[str, str], Outcome[Access]] = {}
+        for host, answer in self._links.ask("reach", asked, kind).items():
+            for name in by_host[host]:
+                if isinstance(answer, VmclonerError):
+                    found[host, name] = Outcome(key=name, error=answer)
+            if not isinstance(answer, VmclonerError):
+                folder, jump = self.host.state / "hosts" / host, self._links.destination(host)
+                for each_one in answer:
+                    found[host, each_one.name] = reaching.access(each_one, jump, folder)
+        missing = BackendError("its host did not answer for it")
+        return tuple(
+            found.get((clone.host, clone.name)) or Outcome(key=clone.name, error=missing)
+            for clone in clones
+        )
+
+    def reach(self, clone: Clone) -> Outcome[Access]:
+        """Return how to reach a clone by ssh as it is now, or why it can't be reached."""
+        return self.access(clone.name)[0]
+
+    def execute(
+        self, *targets: str, command: str, timeout: float = 60.0, jobs: int = FANOUT
+    ) -> tuple[Answer, ...]:
+        """Run a command on many clones at once by ssh; see :meth:`Engine.execute`."""
+        return ssh_access.execute(self.access(*targets), command, timeout=timeout, jobs=jobs)
+
+    def audit(self, *targets: str, timeout: float = 60.0, jobs: int = FANOUT) -> Report:
+        """Read running clones' identities from inside; see :meth:`Engine.audit`."""
+        from vmcloner_core import audit
+
+        return audit.judge(self.execute(*targets, command=audit.SCRIPT, timeout=timeout, jobs=jobs))
 
     # --- runs -----------------------------------------------------------------------------------
 
@@ -272,7 +318,7 @@ class Controller:
                 )
             )
             asked = parts.of_create(
-                attrs.evolve(request, birth=birth),
+                attrs.evolve(request, birth=birth, authorized_keys=_keys(request, call)),
                 found,
                 max((each.need for each in found.values()), default=0),
                 lost=bool(self._without),
@@ -390,6 +436,12 @@ class Controller:
         return attrs.evolve(
             result, left=tuple(sorted(left)), rolled_back=tuple(sorted(made - left))
         )
+
+
+def _keys(request: CreateRequest, call: str) -> tuple[str, ...]:
+    """Return the public keys for new clones: with the controller's own, which a run makes."""
+    own = own_key.made_key() if call == "plan" else own_key.public_key()
+    return (*request.authorized_keys, *((own,) if own is not None else ()))
 
 
 def _nothing(request: Request, host: str) -> Plan:

@@ -35,6 +35,10 @@ class Links:
         """The hosts, in the order in which their locks are taken."""
         return tuple(sorted(self._addresses))
 
+    def destination(self, name: str) -> str:
+        """Return where ssh finds a host."""
+        return self._addresses[name].ssh
+
     def connect(self, names: Iterable[str]) -> dict[str, VmclonerError]:
         """Connect to hosts; returns why some can't be used, by name.
 

@@ -132,6 +132,7 @@ class Access:
     :param known_hosts: a file in the format of sshd(8) with the clone's host keys under its name.
     :param keys: without ``key``, the private key files that are tried beside an agent's keys; empty
         for those that ssh finds itself.
+    :param jump: the destination for ssh(1) of the host that it is behind, None if it is not.
     """
 
     name: str
@@ -141,3 +142,4 @@ class Access:
     known_hosts: Path
     key: Path | None = None
     keys: tuple[Path, ...] = ()
+    jump: str | None = None

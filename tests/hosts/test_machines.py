@@ -1,0 +1,215 @@
+"""Three machines with libvirt of their own, reached by ssh: real clones, real faults."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.hosts import machines
+
+pytestmark = pytest.mark.libvirt
+
+NAMES = ("h1", "h2", "h3")
+TINY = """
+hypervisors = ["kvm"]
+boot = "kernel"
+memory = "128MiB"
+ready = 'console:vmcloner-ready name={{ name }} '
+[image]
+path = "FOLDER/disk.raw"
+[kernel]
+path = "FOLDER/vmlinuz"
+initrd = "FOLDER/initrd.img"
+cmdline = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check \
+lpj=4000000 host={{ name }}"
+"""
+PLAIN = """
+hypervisors = ["kvm"]
+memory = "32MiB"
+[image]
+path = "FOLDER/plain.raw"
+"""
+
+
+@pytest.fixture(scope="module")
+def lab():
+    folder = Path(tempfile.mkdtemp(prefix="vmcloner-test-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    try:
+        (folder / "plain.raw").write_bytes(os.urandom(4096) + bytes(1024**2 - 4096))
+        _build_tiny(folder)
+        texts = {"tinyish": TINY, "plain": PLAIN}
+        lab = machines.make(
+            folder, NAMES, {n: t.replace("FOLDER", str(folder)) for n, t in texts.items()}
+        )
+        try:
+            yield lab
+        finally:
+            lab.close()
+    finally:
+        shutil.rmtree(folder)
+
+
+def _build_tiny(folder):
+    """Build the guest: the machines have no way out to the network."""
+    (folder / "build.toml").write_text(f'[hosts.local]\nstate = "{folder}/built"\n')
+    subprocess.run(
+        [
+            *(Path(sys.executable).parent / "vmcloner", "--config", folder / "build.toml"),
+            *("image", "build", "tiny"),
+        ],
+        check=True, stdin=subprocess.DEVNULL, timeout=250, capture_output=True,
+    )  # fmt: skip
+    for name in ("disk.raw", "vmlinuz", "initrd.img"):
+        shutil.copy2(folder / "built/templates/tiny" / name, folder / name)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(lab):
+    """Each test begins with all machines on, and ends with nothing left on any."""
+    for machine in lab.machines.values():
+        if machine.process.poll() is not None:
+            machine.boot()
+    yield
+    for machine in lab.machines.values():
+        if machine.process.poll() is not None:
+            machine.boot()
+    lab.run("delete", "--all", "--yes")
+    for machine in lab.machines.values():
+        assert machine.domains() == []
+        volumes = machine.folder / "state/pool/volumes"
+        assert not volumes.exists() or not list(volumes.iterdir())
+
+
+def check_once(lab, fleet, count):
+    """Check that a fleet is there, once, with nothing that two clones share."""
+    rows = lab.rows(fleet)
+    assert [row["name"] for row in rows] == [f"{fleet}-{n}" for n in range(1, count + 1)]
+    assert len({row["mac"] for row in rows if row["mac"]}) == len([r for r in rows if r["mac"]])
+    found = Counter(name for machine in lab.machines.values() for name in machine.domains())
+    assert {name: n for name, n in found.items() if name.startswith(f"{fleet}-")} == {
+        f"{fleet}-{n}": 1 for n in range(1, count + 1)
+    }
+    return rows
+
+
+@pytest.mark.timeout(600)
+def test_clones_on_three_machines_boot(lab):
+    lab.run("create", "web", "-t", "tinyish", "-n", "6", "--start", "--wait")
+    rows = check_once(lab, "web", 6)
+    assert {row["state"] for row in rows} == {"running"}
+    assert Counter(row["host"] for row in rows) == {"h1": 2, "h2": 2, "h3": 2}
+    assert "web-4" in lab.run("console", "web-4", "--log")
+    assert lab.run("show", "web-5", "--xml").startswith("<domain")
+    lab.run("stop", "web", "--kill")
+    assert {row["state"] for row in lab.rows("web")} == {"stopped"}
+    lab.run("delete", "web", "--yes")
+    assert lab.rows() == []
+
+
+def test_the_engines_end_with_their_controller(lab):
+    with lab.popen("create", "web", "-t", "plain", "-n", "3") as process:
+        process.wait(timeout=100)
+    deadline = time.monotonic() + 10
+    while any(machine.engines() for machine in lab.machines.values()):
+        assert time.monotonic() < deadline, "an engine stays"
+        time.sleep(0.2)
+
+
+@pytest.mark.timeout(600)
+def test_groups_hosts_and_limits(lab):
+    lab.run("create", "a", "-t", "plain", "-n", "3", "--hosts", "h[2-3]", "--per-host", "2")
+    assert Counter(row["host"] for row in lab.rows("a")) == {"h2": 2, "h3": 1}
+    lab.run("create", "b", "-t", "plain", "-n", "3", "--hosts", "@lab", "--place", "pack")
+    assert Counter(row["host"] for row in lab.rows("b")) == {"h1": 3}
+    error = lab.run("create", "c", "-t", "plain", "-n", "9", "--per-host", "2", code=7)
+    assert "3 hosts can take 6 of 9 new clones" in error
+    error = lab.run("create", "c", "-t", "plain", "--hosts", "@nope", code=4)
+    assert "unknown group '@nope'" in error
+
+
+@pytest.mark.timeout(600)
+def test_a_machine_without_power_stops_runs_but_not_reads(lab):
+    lab.run("create", "web", "-t", "plain", "-n", "6")
+    lab.machines["h2"].power_off()
+    error = lab.run("list", code=10)
+    assert "host 'h2' could not be read" in error
+    error = lab.run("create", "web", "-t", "plain", "-n", "6", code=8)
+    assert "host 'h2' can't be reached" in error
+    lab.run("--without", "h2", "create", "web", "-t", "plain", "-n", "6")
+    lab.machines["h2"].boot()
+    rows = lab.rows("web")
+    assert len({row["name"] for row in rows}) == len(rows) == 8
+    lab.run("create", "web", "-t", "plain", "-n", "8")
+    check_once(lab, "web", 8)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("fault", ["engine", "power", "controller"])
+def test_a_fault_during_a_create_converges(lab, fault):
+    """Whatever dies while thirty clones are made: the same command again makes them, once."""
+    words = ("create", "web", "-t", "plain", "-n", "30")
+    chance = random.Random(fault)
+    with lab.popen(*words) as process:
+        victim = lab.machines[chance.choice(NAMES)]
+        deadline = time.monotonic() + 60
+        while not victim.domains():
+            assert time.monotonic() < deadline, "nothing is made"
+        if fault == "power":
+            victim.power_off()
+        elif fault == "engine":
+            victim.run("pkill", "-KILL", "-f", "mitogen:", check=False)
+        else:
+            process.kill()
+        _, err = process.communicate(timeout=120)
+    if fault != "controller" and process.returncode != 0:  # it may have been done already
+        assert process.returncode == 10, err
+        assert f"host {victim.name!r}" in err
+    if fault == "power":
+        victim.boot()
+    lab.run(*words)
+    rows = check_once(lab, "web", 30)
+    assert Counter(row["host"] for row in rows) == {"h1": 10, "h2": 10, "h3": 10}
+
+
+@pytest.mark.timeout(600)
+def test_two_controllers_make_a_fleet_once(lab):
+    words = ("create", "web", "-t", "plain", "-n", "12")
+    with lab.popen(*words) as one, lab.popen(*words) as two:
+        for process in (one, two):
+            _, err = process.communicate(timeout=200)
+            assert process.returncode == 0, err
+    check_once(lab, "web", 12)
+
+
+def test_ctrl_c_ends_the_run_on_all_machines(lab):
+    with lab.popen("create", "web", "-t", "tinyish", "-n", "6", "--start", "--wait") as process:
+        deadline = time.monotonic() + 60
+        while not any(machine.domains() for machine in lab.machines.values()):
+            assert time.monotonic() < deadline, "nothing is made"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=100)
+    assert process.returncode == 130, err
+    assert "run the same command again" in err
+
+
+def test_a_host_key_that_differs_is_refused(lab):
+    known = lab.folder / "known_hosts"
+    before = known.read_text()
+    lines = before.splitlines()
+    other = lines[0].split()[2]
+    try:
+        first = lines[2].split()
+        known.write_text("\n".join([*lines[:2], f"{first[0]} {first[1]} {other}", ""]))
+        error = lab.run("list", code=10)
+        assert "host 'h3' can't be reached" in error
+    finally:
+        known.write_text(before)
