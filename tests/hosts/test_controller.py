@@ -240,6 +240,18 @@ def test_another_version_is_refused_by_name(hosts):
         hosts.controller(version="0.0").create("web", "t1")
 
 
+def test_the_list_of_hosts_says_who_can_be_used(hosts):
+    all_hosts = hosts.controller()
+    all_hosts.create("web", "t1", count=4)
+    hosts.carrier.lose("h3")
+    found = hosts.controller().hosts()
+    assert [found[name].clones for name in ("h1", "h2")] == [2, 1]
+    assert isinstance(found["h3"], Unreachable)
+    checks = list(hosts.controller().check_host())
+    assert {check.backend.partition("/")[0] for check in checks} == {"h1", "h2", "h3"}
+    assert [c.detail for c in checks if c.backend == "h3"] == ["host 'h3' does not answer"]
+
+
 def test_values_go_to_the_hosts_of_their_clones(hosts):
     all_hosts = hosts.controller()
     values = {n: {"memory": f"{64 + n}MiB"} for n in range(1, 5)}

@@ -308,7 +308,7 @@ def test_inventory_in_json(web, run, guests):
     code, out, _ = run("inventory", "web-2", "-f", "json")
     assert code == 0
     (row,) = json.loads(out)
-    assert list(row) == ["name", "address", "user", "port", "known_hosts", "key"]
+    assert list(row) == ["name", "address", "user", "port", "known_hosts", "key", "jump"]
     assert (row["name"], row["address"], row["port"]) == ("web-2", "127.0.0.2", guests.port)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from vmcloner_core.cli.base import Record, Table, note
-from vmcloner_core.errors import BackendError, InvalidRequest
+from vmcloner_core.errors import BackendError, InvalidRequest, PartialFailure, VmclonerError
 from vmcloner_core.model import Check, NetworkChange, NetworkRequest, Status
+from vmcloner_core.units import counted
 
 CHECK_COLUMNS = ("backend", "check", "status", "detail", "fix")
 
@@ -49,6 +50,48 @@ class HostCheck(Table):
     def run(self, parsed_args: argparse.Namespace) -> int:
         """Check; fails where a check does."""
         return super().run(parsed_args) or judged(self.checks)
+
+
+class HostList(Table):
+    """List the hosts in the settings: whether they can be reached, and what they can take.
+
+    Exit code 10 if one can't be used.
+    """
+
+    example = "vmcloner host list"
+    columns = ("host", "state", "version", "clones", "memory_free", "memory_total", "problem")
+    short = ("host", "state", "clones", "memory_free", "problem")
+    nothing = "the settings name no other hosts: this machine is the only one"
+
+    def take_action(self, _parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
+        """Return columns and rows."""
+        from vmcloner_core.hosts.controller import Controller
+
+        engine: object = self.engine
+        if not isinstance(engine, Controller):
+            return self.columns, []
+        rows: list[tuple[Any, ...]] = []
+        for name, found in engine.hosts().items():
+            if isinstance(found, VmclonerError):
+                rows.append((name, "unreachable", None, None, None, None, str(found)))
+                continue
+            room = (found.memory_free, found.memory_total)
+            state = "incomplete" if found.problem else "ok"
+            rows.append((name, state, found.version, found.clones, *room, found.problem or None))
+        self._bad = [row[0] for row in rows if row[1] != "ok"]
+        return self.columns, rows
+
+    def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
+        """Print the rows. :raises PartialFailure: a host can't be used."""
+        code = super().produce_output(parsed_args, column_names, data)
+        if self._bad:
+            raise PartialFailure(
+                f"{counted(len(self._bad), 'host')} can't be used: {', '.join(self._bad)}",
+                hint="--without HOSTS leaves them out",
+            )
+        return code
+
+    _bad: Sequence[str] = ()
 
 
 class _Network(Record):

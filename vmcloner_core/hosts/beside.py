@@ -17,7 +17,7 @@ from vmcloner_core.engine import Engine, Held
 from vmcloner_core.errors import NotFound, VmclonerError, WrongState, said
 from vmcloner_core.hooks import hookimpl
 from vmcloner_core.hosts import wire
-from vmcloner_core.model import Access, CloneSpec, HostResources, Outcome
+from vmcloner_core.model import Access, Check, CloneSpec, HostResources, Outcome
 from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent, Waiting
 from vmcloner_core.request import CreateRequest, Request
 from vmcloner_core.survey import Survey
@@ -51,6 +51,17 @@ class Found:
     survey: Survey
     resources: HostResources | None = None
     need: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class HostState:
+    """A host in a list: its version, memory for guests in bytes, and what is wrong with it."""
+
+    version: str = ""
+    clones: int = 0
+    memory_free: int | None = None
+    memory_total: int | None = None
+    problem: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -161,6 +172,22 @@ class Beside:
     def call_hello(self, _asked: Asked, _event: Event) -> str:
         """Return the version of vmcloner here."""
         return metadata.version("vmcloner")
+
+    def call_state(self, _asked: Asked, _event: Event) -> HostState:
+        """Return what the host has and can take, as far as it can be read."""
+        found = self._engine.survey()
+        state = HostState(version=metadata.version("vmcloner"), clones=len(found.clones))
+        with contextlib.suppress(VmclonerError):
+            resources = self._engine.resources()
+            state = attrs.evolve(
+                state, memory_free=resources.memory_free, memory_total=resources.memory_total
+            )
+        unread = "; ".join(str(each) for each in found.unseen)
+        return attrs.evolve(state, problem=unread)
+
+    def call_check(self, asked: Asked, _event: Event) -> tuple[Check, ...]:
+        """Return what backends need on this host; of all, if none is named."""
+        return tuple(self._engine.check_host(*asked.targets))
 
     def call_fleets(self, _asked: Asked, _event: Event) -> tuple[str, ...]:
         """Return the fleets that the host has."""

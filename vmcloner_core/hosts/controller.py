@@ -36,10 +36,10 @@ from vmcloner_core.errors import (
     did_you_mean,
 )
 from vmcloner_core.hosts import merging, parts, reaching, wire
-from vmcloner_core.hosts.beside import OBSERVED, Asked, Found, Reached, Read
+from vmcloner_core.hosts.beside import OBSERVED, Asked, Found, HostState, Reached, Read
 from vmcloner_core.hosts.carrier import Carrier
 from vmcloner_core.hosts.links import Links, each
-from vmcloner_core.model import Access, Clone, CloneSpec, Host, Outcome, RemoteHost
+from vmcloner_core.model import Access, Check, Clone, CloneSpec, Host, Outcome, RemoteHost, Status
 from vmcloner_core.names import fold, parse_targets
 from vmcloner_core.plan import OnFailure, Plan, RunResult, Waiting
 from vmcloner_core.plugins import PluginHost
@@ -144,6 +144,38 @@ class Controller:
         raise NotFound(
             f"no clone {name!r}", hint=did_you_mean(name, [c.name for c in found.clones])
         )
+
+    def hosts(self) -> dict[str, HostState | VmclonerError]:
+        """Return each host's state, or why it can't be used."""
+        names = self._links.names
+        lost = self._links.connect(names)
+        asked = {name: Asked() for name in names if name not in lost}
+        found = self._links.ask("state", asked, HostState)
+        return {name: lost[name] if name in lost else found[name] for name in names}
+
+    def check_host(self, *backends: str) -> Iterator[Check]:
+        """Yield what each backend needs on each host; see :meth:`Engine.check_host`.
+
+        The backends' names begin with the host's: ``lab1/kvm``.
+        """
+        names = self._links.names
+        lost = self._links.connect(names)
+        asked = {name: Asked(targets=backends) for name in names if name not in lost}
+        kind: Any = tuple[Check, ...]
+        found = {**lost, **self._links.ask("check", asked, kind)}
+        for name in names:
+            answer = found[name]
+            if isinstance(answer, VmclonerError):
+                yield Check(
+                    backend=name,
+                    name="host",
+                    status=Status.FAILED,
+                    detail=answer.message,
+                    fix=answer.hint or "",
+                )
+            else:
+                for check in answer:
+                    yield attrs.evolve(check, backend=f"{name}/{check.backend}")
 
     def domain_xml(self, name: str) -> str:
         """Return the domain XML of a clone, as it would be defined now."""

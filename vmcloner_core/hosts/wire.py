@@ -78,6 +78,12 @@ def _text(value: object) -> str:
     return value
 
 
+def _shown(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return shown(value)
+
+
 def _is_error(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, VmclonerError)
 
@@ -92,12 +98,12 @@ def _from_error(error: VmclonerError) -> dict[str, Any]:
 
 def _to_error(said: Any) -> VmclonerError:
     hint = said.get("hint")
-    message = shown(_text(said["message"]))
+    message = _shown(said["message"])
     kind = KINDS[said["kind"]]
-    more = {"hint": shown(_text(hint)) if hint is not None else None}
+    more = {"hint": _shown(hint) if hint is not None else None}
     if issubclass(kind, PartialFailure):
         inner = [
-            (shown(_text(name), 100), _to_error(each))
+            (_shown(name), _to_error(each))
             for name, each in said.get("failures", ())[:MAX_FAILURES]
             if each.get("kind") in KINDS and "failures" not in each
         ]
