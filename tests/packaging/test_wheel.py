@@ -113,6 +113,7 @@ def test_the_plug_board_is_whole(wheel, names):
         "cliff.formatter.show",
         "console_scripts",
         "vmcloner.boot",
+        "vmcloner.carrier",
         "vmcloner.cli",
         "vmcloner.hypervisor",
         "vmcloner.identity",
