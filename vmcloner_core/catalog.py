@@ -30,7 +30,7 @@ from vmcloner_core.names import check_template
 from vmcloner_core.plan import Readiness
 from vmcloner_core.settings import SYSTEM
 from vmcloner_core.tomlfile import InvalidTable, keys_of, problem_text, read_toml, structure
-from vmcloner_core.trusted_files import check_file, exists, make_folder, read_file
+from vmcloner_core.trusted_files import check_file, exists, make_folder, read_file, replacing
 
 _SOURCES = ("builder", "path", "url")
 MAX_DEPTH = 8
@@ -364,11 +364,8 @@ def write(file: Path, text: str) -> None:
     """
     try:
         make_folder(file.parent)
-        draft = file.with_name(f".{file.name}")
-        draft.unlink(missing_ok=True)
-        draft.touch(mode=0o644)  # no other user could have written it, whatever the umask
-        draft.write_text(text)
-        draft.rename(file)
+        with replacing(file, 0o644, lasting=False) as stream:
+            stream.write(text.encode())
     except OSError as error:
         raise InvalidRequest(f"{file}: {error.strerror}") from error
 

@@ -12,7 +12,6 @@ import hashlib
 import hmac
 import logging
 import os
-import re
 import socket
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from vmcloner_core.catalog import Catalog
 from vmcloner_core.deadlines import answers, instance
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver
-from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError
+from vmcloner_core.errors import BackendError, VmclonerError
 from vmcloner_core.model import (
     Access,
     Clone,
@@ -51,11 +50,9 @@ from vmcloner_core.survey import Survey, look
 from vmcloner_core.sweeping import ID_LOCK, Sweeper
 from vmcloner_core.template_images import TemplateImages
 from vmcloner_core.template_leftovers import Leftovers
-from vmcloner_core.trusted_files import check_folder, read_file
+from vmcloner_core.trusted_files import check_folder
 
 log = logging.getLogger(__name__)
-_NO_ID = (FileNotFoundError, NotADirectoryError, PermissionError)
-"""What the file of a state folder without an id gives, or of one of another user's."""
 MACHINE_ID = Path("/etc/machine-id")
 
 
@@ -139,15 +136,11 @@ class LocalHost:
 
     def _read_id(self) -> str | None:
         try:
-            found = read_file(self.host.state_id, trusted=False).decode("ascii").strip()
-        except InvalidRequest as error:
-            cause = error.__cause__
-            if isinstance(cause, OSError) and not isinstance(cause, _NO_ID):
-                raise of_state(cause, self.host.state_id) from error
+            return read_id(self.host.state_id)
+        except (PermissionError, IsADirectoryError):  # another user's; no id
             return None
-        except UnicodeDecodeError:
-            return None
-        return found if re.fullmatch("[0-9a-f]{32}", found) else None
+        except OSError as error:
+            raise of_state(error, self.host.state_id) from error
 
     def close(self) -> None:
         """Close the drivers' connections; they are opened again when needed."""

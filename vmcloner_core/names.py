@@ -8,6 +8,7 @@ and are DNS labels too, because each is a host name. So a fleet's name must not 
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -75,6 +76,7 @@ def check_template(name: str) -> str:
     return name
 
 
+@functools.lru_cache(maxsize=4096)  # a run asks for the same names again and again
 def clone_name(fleet: str, index: int) -> str:
     """Return the name of a fleet's clone, ``FLEET-INDEX``.
 

@@ -23,7 +23,7 @@ from vmcloner_core.checksum_files import Checksum
 from vmcloner_core.errors import InvalidRequest, NotPulled
 from vmcloner_core.model import ImageFormat, ImageSource, Outcome, Progress, Template
 from vmcloner_core.os_errors import translated
-from vmcloner_core.trusted_files import make_folder, read_file
+from vmcloner_core.trusted_files import make_folder, read_file, replacing
 
 log = logging.getLogger(__name__)
 BLOCK = 1024**2
@@ -201,10 +201,9 @@ def _fetched(
         )
     size = part.stat().st_size
     part.rename(target)
-    draft = folder / f".{_RECORD}"
     record = {"url": url, **attrs.asdict(wanted), "sha256": digests["sha256"], "size": size}
-    draft.write_text(json.dumps(record))
-    draft.rename(folder / _RECORD)
+    with replacing(folder / _RECORD, 0o644, lasting=False) as stream:
+        stream.write(json.dumps(record).encode())
     _keep(folder, target, folder / _RECORD)
     return PulledImage(url=url, path=target, size=size, checksum=wanted, sha256=digests["sha256"])
 

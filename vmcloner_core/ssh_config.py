@@ -20,6 +20,7 @@ import attrs
 from vmcloner_core import ssh
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import Access
+from vmcloner_core.trusted_files import replacing
 
 _MARK = '# "vmcloner ssh-config --remove" removes this line and the next.'
 _BLOCK = re.compile(rb"^" + re.escape(_MARK.encode()) + rb"\nInclude [^\n]*\n\n?", re.MULTILINE)
@@ -130,11 +131,6 @@ def _write(file: Path, content: bytes) -> bool:
         if file.read_bytes() == content:
             return False
         mode = file.stat().st_mode & 0o777
-    draft = file.with_name(f".{file.name}.vmcloner")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
+    with replacing(file, mode) as stream:
         stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(file)
     return True

@@ -71,11 +71,14 @@ def format_age(seconds: float) -> str:
     return f"{int(seconds) // 86400} d"
 
 
-def format_seconds(seconds: float) -> str:
-    """Return a duration for display: ``740 ms``, ``3.2 s``, ``2 min 5 s``."""
+def format_seconds(seconds: float, *, digits: int = 1) -> str:
+    """Return a duration for display: ``740 ms``, ``3.2 s``, ``2 min 5 s``.
+
+    :param digits: decimals of seconds.
+    """
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 100:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.{digits}f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s"

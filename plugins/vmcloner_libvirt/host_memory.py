@@ -13,6 +13,7 @@ touch the rest.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,15 +57,23 @@ def promised(overhead: int) -> int:
 
 def _guests() -> Iterator[tuple[int, int]]:
     """Yield (memory, resident memory) of each QEMU on the host, whoever started it."""
-    for folder in PROC.iterdir():
-        if not folder.name.isdecimal():
-            continue
+    for name in filter(str.isdecimal, os.listdir(PROC)):  # noqa: PTH208 - of hundreds
         with contextlib.suppress(OSError, ValueError, IndexError):  # it ended, or isn't ours to see
-            if not (folder / "comm").read_text().startswith(("qemu-system", "qemu-kvm")):
+            if not _comm(name).startswith((b"qemu-system", b"qemu-kvm")):
                 continue
+            folder = PROC / name
             words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
             size = _size(words[words.index("-m") + 1])
             yield size, _resident((folder / "status").read_text())
+
+
+def _comm(pid: str) -> bytes:
+    """Return a process's name. By plain system calls: hosts have hundreds of processes."""
+    fd = os.open(f"{PROC}/{pid}/comm", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 64)
+    finally:
+        os.close(fd)
 
 
 def _size(text: str) -> int:

@@ -56,8 +56,7 @@ class KvmDriver(LibvirtDriver):
     @functools.cached_property
     def _domain_type(self) -> str:
         """libvirt's domain type: ``kvm``, ``qemu``, or ``test`` for its test driver."""
-        capabilities = parse(self.connections.ask(lambda connection: connection.getCapabilities()))
-        types = {e.get("type") for e in capabilities.iterfind("guest/arch/domain")}
+        types = {e.get("type") for e in self.capabilities.iterfind("guest/arch/domain")}
         if "test" in types:
             return "test"
         if self._accel != "auto":

@@ -56,11 +56,13 @@ class Requirements:
     """Checks of domains on one host. Thread-safe; what the host answers is kept for the run.
 
     :param kvm: returns why KVM doesn't work and how to mend that; None where it works.
+    :param capabilities: returns libvirt's capabilities, as XML.
     """
 
     runner: CommandRunner
     connections: Connections
     kvm: Callable[[], tuple[str, str] | None]
+    capabilities: Callable[[], Any]
     _kept: dict[object, Any] = attrs.field(factory=dict, init=False)
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
 
@@ -216,7 +218,7 @@ class Requirements:
         os_type = root.find("os/type")
         if os_type is None:
             return  # the schema or libvirt says so
-        known = parse(self._asked("capabilities", lambda connection: connection.getCapabilities()))
+        known = self.capabilities()
         arch = os_type.get("arch") or known.findtext("host/cpu/arch") or "x86_64"
         found = known.find(f"guest/arch[@name='{arch}']") if '"' not in arch else None
         if found is None and given is None:

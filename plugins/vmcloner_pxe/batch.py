@@ -22,9 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import cattrs
+import attrs
 
 from vmcloner_core.errors import VmclonerError
+from vmcloner_core.tomlfile import structure
 from vmcloner_pxe import worker
 from vmcloner_pxe.command import Stopped, cache, heed_signals
 from vmcloner_pxe.errors import reason, shown
@@ -171,13 +172,13 @@ def main() -> None:
     """Read a batch, write the answers."""
     heed_signals()
     try:
-        batch = cattrs.structure(json.load(sys.stdin), Batch)
+        batch = structure(json.load(sys.stdin), Batch, where="stdin")
         answers = run(batch)
     except VmclonerError as error:
         sys.exit(shown(str(error)))
     except Stopped as stopped:
         sys.exit(128 + stopped.number)
-    json.dump(cattrs.unstructure(answers), sys.stdout)
+    json.dump([attrs.asdict(answer) for answer in answers], sys.stdout)
 
 
 if __name__ == "__main__":

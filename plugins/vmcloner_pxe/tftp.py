@@ -12,7 +12,6 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
 
 import attrs
 
@@ -96,12 +95,7 @@ class Download:
     def __enter__(self) -> Download:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         if not self._done:
             self._complain(_UNDEFINED, "not wanted")
         self._socket.close()

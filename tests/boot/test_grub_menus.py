@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.boot.memory import tree
+from tests.boot.mkconfig import HEADER
 from vmcloner_boot.choice import Choice
 from vmcloner_boot.disk_image import Budget, Unreadable
 from vmcloner_boot.loaders import choose as choose_within
@@ -497,25 +498,8 @@ submenu 'Advanced options' $menuentry_id_option 'advanced' {
 }
 """
 UBUNTU = (
-    """
-if [ -s $prefix/grubenv ]; then
-  set have_grubenv=true
-  load_env
-fi
-if [ "${next_entry}" ] ; then
-   set default="${next_entry}"
-   set next_entry=
-   save_env next_entry
-   set boot_once=true
-else
-   set default="${saved_entry}"
-fi
-if [ x"${feature_menuentry_id}" = xy ]; then
-  menuentry_id_option="--id"
-else
-  menuentry_id_option=""
-fi
-export menuentry_id_option
+    HEADER.replace("DEFAULT", "${saved_entry}")
+    + """
 function savedefault {
   if [ -z "${boot_once}" ]; then
     saved_entry="${chosen}"

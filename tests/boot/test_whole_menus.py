@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.boot.disks import disk, ext
+from tests.boot.mkconfig import HEADER
 from vmcloner_boot.choice import Choice
 from vmcloner_boot.disk_image import Budget, Unreadable, open_image
 from vmcloner_boot.loaders import choose
@@ -84,25 +85,9 @@ def ours(path: Path) -> Choice:
         image.close()
 
 
-HEADER = """
-if [ -s $prefix/grubenv ]; then
-  set have_grubenv=true
-  load_env
-fi
-if [ "${next_entry}" ] ; then
-   set default="${next_entry}"
-   set next_entry=
-   save_env next_entry
-   set boot_once=true
-else
-   set default="DEFAULT"
-fi
-if [ x"${feature_menuentry_id}" = xy ]; then
-  menuentry_id_option="--id"
-else
-  menuentry_id_option=""
-fi
-export menuentry_id_option
+TOP = (
+    HEADER
+    + """
 if [ "${prev_saved_entry}" ]; then
   set saved_entry="${prev_saved_entry}"
   save_env saved_entry
@@ -132,6 +117,7 @@ else
   set timeout=0
 fi
 """
+)
 RECORDFAIL = """
 function recordfail {
   set recordfail=1
@@ -251,7 +237,7 @@ def menu(style: str, default: str, nested: bool) -> str:
     )  # fmt: skip
     head = f"submenu 'Advanced options' $menuentry_id_option 'gnulinux-advanced-{UUID}'"
     more = f"{head} {{{advanced}}}\n" if nested else advanced
-    return HEADER.replace("DEFAULT", default) + before + simple + more + CUSTOM
+    return TOP.replace("DEFAULT", default) + before + simple + more + CUSTOM
 
 
 NAMES = ["0", "1", "2", "1>0", "1>1", "1>2", "gnulinux-6.1-advanced", "Advanced options>0",

@@ -246,16 +246,7 @@ def test_fifty_at_once_get_fifty_addresses_and_one_download(site, files):
     macs = [f"52:54:00:00:50:{number:02x}" for number in range(50)]
     for mac in macs:
         site.net.config(mac, label("KERNEL shared", f"APPEND own={mac}"))
-    batch = {
-        "interface": "br0",
-        "store": str(site.folder / "state" / "netboot"),
-        "timeout": 60,
-        "guests": [
-            {"key": mac, "mac": mac, "machine": "5c7c0f3e-6f0a-5a52-9d7e-0d6a1b8a7f11",
-             "folder": str(site.folder / "state" / mac)}
-            for mac in macs
-        ],
-    }  # fmt: skip
+    batch = _batch(site, macs)
     for mac in macs:
         (site.folder / "state" / mac).mkdir(parents=True)
     answers = {answer["key"]: answer for answer in _resolved(site, batch)}
@@ -276,21 +267,21 @@ def test_a_guest_whose_folder_is_gone_has_no_lease_and_the_others_boot(site, fil
     for mac in macs:
         site.net.config(mac, label("KERNEL vmlinuz"))
     (site.folder / "state" / macs[0]).mkdir(parents=True)
-    batch = {
-        "interface": "br0",
-        "store": str(site.folder / "state" / "netboot"),
-        "timeout": 60,
-        "guests": [
-            {"key": mac, "mac": mac, "machine": "5c7c0f3e-6f0a-5a52-9d7e-0d6a1b8a7f11",
-             "folder": str(site.folder / "state" / mac)}
-            for mac in macs
-        ],
-    }  # fmt: skip
+    batch = _batch(site, macs)
     answers = {answer["key"]: answer["error"] for answer in _resolved(site, batch)}
     assert answers[macs[0]] is None
     assert "No such file or directory (ENOENT)" in answers[macs[1]]
     assert macs[0] in site.leases()
     assert macs[1] not in site.leases()
+
+
+def _batch(site, macs):
+    state = site.folder / "state"
+    machine = "5c7c0f3e-6f0a-5a52-9d7e-0d6a1b8a7f11"
+    guests = [
+        {"key": mac, "mac": mac, "machine": machine, "folder": str(state / mac)} for mac in macs
+    ]
+    return {"interface": "br0", "store": str(state / "netboot"), "timeout": 60, "guests": guests}
 
 
 def _resolved(site, batch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections import Counter
@@ -176,5 +177,4 @@ class Account:
         return f"stopping: {', '.join(under_way)} under way (Ctrl-C again gives them up)"
 
 
-def _short(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else format_seconds(seconds)
+_short = functools.partial(format_seconds, digits=0)

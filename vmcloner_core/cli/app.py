@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -283,6 +282,8 @@ class Shell(App):
 
 def _no_command(words: Sequence[str], known: Sequence[str]) -> str:
     """Return an error for words that begin with no command; suggests what they may have meant."""
+    from difflib import get_close_matches
+
     group = [name.partition(" ")[2] for name in known if name.startswith(f"{words[0]} ")]
     first, names = (1, group) if group else (0, known)
     for count in (3, 2, 1):

@@ -27,7 +27,7 @@ from vmcloner_core.plan import (
     Sizes,
 )
 from vmcloner_core.remote import FANOUT
-from vmcloner_core.request import Request, check_aim
+from vmcloner_core.request import Request, TargetRequest, check_aim
 from vmcloner_core.units import counted, format_seconds, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -504,6 +504,20 @@ def add_targets(parser: argparse.ArgumentParser, *, everything: bool) -> None:
     )
     if everything:
         parser.add_argument("--all", action="store_true", help="All clones on the host.")
+
+
+def targeted(action: str, parsed_args: argparse.Namespace, **more: Any) -> TargetRequest:
+    """Return a request about the targets of :func:`add_targets`.
+
+    :param more: its other fields.
+    """
+    return TargetRequest(
+        action=action,
+        targets=tuple(parsed_args.targets),
+        everything=parsed_args.all,
+        jobs=parsed_args.jobs,
+        **more,
+    )
 
 
 def add_count(parser: argparse.ArgumentParser) -> None:

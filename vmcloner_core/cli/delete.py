@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from vmcloner_core.cli.base import RunCommand, add_count, add_targets
+from vmcloner_core.cli.base import RunCommand, add_count, add_targets, targeted
 from vmcloner_core.cli.usage import agrees
 from vmcloner_core.errors import Interrupted, UsageError
 from vmcloner_core.names import fold
@@ -39,14 +39,8 @@ class Delete(RunCommand):
 
         :raises UsageError: standard input isn't a terminal, and ``--yes`` isn't given.
         """
-        request = TargetRequest(
-            action="delete",
-            targets=tuple(parsed_args.targets),
-            everything=parsed_args.all,
-            count=parsed_args.count,
-            missing_ok=parsed_args.missing_ok,
-            jobs=parsed_args.jobs,
-        )
+        count, missing_ok = parsed_args.count, parsed_args.missing_ok
+        request = targeted("delete", parsed_args, count=count, missing_ok=missing_ok)
         if not (parsed_args.yes or parsed_args.dry_run or sys.stdin.isatty()):
             raise UsageError("delete needs a terminal to ask for confirmation", hint="or use --yes")
         return request

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vmcloner_core.cli.base import RunCommand, add_count, add_targets, waiting
+from vmcloner_core.cli.base import RunCommand, add_count, add_targets, targeted, waiting
 from vmcloner_core.request import TargetRequest
 
 DEFAULT_SHUTDOWN = 60.0
@@ -29,14 +29,8 @@ class _Power(RunCommand):
 
     def request(self, parsed_args: argparse.Namespace) -> TargetRequest:
         """Return the request."""
-        return TargetRequest(
-            action=self.action,
-            targets=tuple(parsed_args.targets),
-            everything=parsed_args.all,
-            count=parsed_args.count,
-            jobs=parsed_args.jobs,
-            **self.more(parsed_args),
-        )
+        more = self.more(parsed_args)
+        return targeted(self.action, parsed_args, count=parsed_args.count, **more)
 
     def more(self, parsed_args: argparse.Namespace) -> dict[str, Any]:
         """Return the request's fields that are this command's own."""

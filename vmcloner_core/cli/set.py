@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vmcloner_core.cli.base import RunCommand, add_sizes, add_targets, sizes
+from vmcloner_core.cli.base import RunCommand, add_sizes, add_targets, sizes, targeted
 from vmcloner_core.request import TargetRequest
 
 
@@ -26,10 +26,4 @@ class Set(RunCommand):
 
     def request(self, parsed_args: argparse.Namespace) -> TargetRequest:
         """Return the request."""
-        return TargetRequest(
-            action="set",
-            targets=tuple(parsed_args.targets),
-            everything=parsed_args.all,
-            jobs=parsed_args.jobs,
-            sizes=sizes(parsed_args),
-        )
+        return targeted("set", parsed_args, sizes=sizes(parsed_args))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vmcloner_core.cli.base import RunCommand, add_readiness, add_targets, waiting
+from vmcloner_core.cli.base import RunCommand, add_readiness, add_targets, targeted, waiting
 from vmcloner_core.request import TargetRequest
 
 
@@ -23,10 +23,4 @@ class Wait(RunCommand):
 
     def request(self, parsed_args: argparse.Namespace) -> TargetRequest:
         """Return the request."""
-        return TargetRequest(
-            action="wait",
-            targets=tuple(parsed_args.targets),
-            everything=parsed_args.all,
-            jobs=parsed_args.jobs,
-            **waiting(parsed_args),
-        )
+        return targeted("wait", parsed_args, **waiting(parsed_args))
