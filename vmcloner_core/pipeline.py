@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import attrs
 
 from vmcloner_core.admission import Gate
+from vmcloner_core.cancelling import cancellable
 from vmcloner_core.drivers import Lane
 from vmcloner_core.errors import Interrupted, VmclonerError, said
 from vmcloner_core.model import Outcome, Volume
@@ -318,10 +319,11 @@ class Pipeline:
             return works
 
         try:
-            for outcome in stage.call(begin(batch), lambda: begin(line.gathered())):
-                taken = calling.take(outcome.key)
-                if taken is not None:
-                    self._settle(stage, taken[0], outcome, taken[1])
+            with cancellable(self._cancelled):
+                for outcome in stage.call(begin(batch), lambda: begin(line.gathered())):
+                    taken = calling.take(outcome.key)
+                    if taken is not None:
+                        self._settle(stage, taken[0], outcome, taken[1])
             error = VmclonerError(f"the driver yielded no outcome for {stage.step}")
         except VmclonerError as raised:
             error = raised

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
+from vmcloner_core.cancelling import pause
 from vmcloner_core.errors import BackendError, VmclonerError
 from vmcloner_core.process import CommandRunner
 from vmcloner_libvirt.binding import libvirt
@@ -96,7 +97,7 @@ class Connections:
         :raises Unreachable: no daemon answers. :raises VmclonerError: libvirt's error, translated.
         """
         give_up: float | None = None
-        pause = 0.1
+        seconds = 0.1
         while True:
             try:
                 return self._attempt(operation, about)
@@ -109,8 +110,8 @@ class Connections:
                         f"lost the connection to {self.uri}: {lost.cause.message}",
                         hint=lost.cause.hint,
                     ) from lost
-            time.sleep(pause)
-            pause = min(2 * pause, 2.0)
+            pause(seconds)
+            seconds = min(2 * seconds, 2.0)
 
     def ask(self, operation: Callable[[Any], T]) -> T:
         """Return ``operation(connection)``, a question about the host; see :meth:`call`."""

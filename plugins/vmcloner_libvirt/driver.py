@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vmcloner_core.cancelling import carried, pause
 from vmcloner_core.drivers import NO_BOOTS, DriverContext, HypervisorDriver, Lane
-from vmcloner_core.errors import InvalidRequest, VmclonerError
+from vmcloner_core.errors import Interrupted, InvalidRequest, VmclonerError
 from vmcloner_core.model import (
     BootConfig,
     Domain,
@@ -285,9 +286,13 @@ class LibvirtDriver(HypervisorDriver):
                 asked[outcome.key] = time.monotonic()
             else:
                 yield outcome
-        while asked and (left := deadline - time.monotonic()) > 0:
-            time.sleep(min(POLL, left))
-            yield from self._gone(asked)
+        try:
+            while asked and (left := deadline - time.monotonic()) > 0:
+                pause(min(POLL, left))
+                yield from self._gone(asked)
+        except Interrupted as stop:  # they were asked, and nobody stops them now
+            yield from (Outcome(key=name, error=stop) for name in asked)
+            return
         for outcome in self.destroy(tuple(asked)):
             # A guest that ended just before destroy ended because it was asked to: changed.
             yield outcome if outcome.error is not None else Outcome(key=outcome.key)
@@ -373,7 +378,7 @@ class LibvirtDriver(HypervisorDriver):
     ) -> Iterator[Outcome[None]]:
         """Run an operation on several domains in parallel; yield outcomes as they complete."""
         with ThreadPoolExecutor(STOPPERS, thread_name_prefix="domains") as pool:
-            futures = [pool.submit(self._change, name, operation) for name in names]
+            futures = [pool.submit(carried(self._change), name, operation) for name in names]
             try:
                 yield from (future.result() for future in as_completed(futures))
             finally:

@@ -6,16 +6,26 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from vmcloner_core.drivers import DriverContext
+from vmcloner_core.drivers import NO_BOOTS, DriverContext
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.model import Check, Domain, DomainSpec, DomainUse, HostResources, Template
-from vmcloner_libvirt import firmware, host_memory, operations, renewing
+from vmcloner_core.model import (
+    BootConfig,
+    Check,
+    Domain,
+    DomainSpec,
+    DomainUse,
+    HostResources,
+    Outcome,
+    Template,
+)
+from vmcloner_libvirt import firmware, host_memory, operations, renewing, tpm
 from vmcloner_libvirt.acceleration import KvmProbe
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.console import log_files, remove_log
@@ -114,6 +124,13 @@ class KvmDriver(LibvirtDriver):
         log = self.consoles.log(spec.name)
         return renderer.render(spec, template_values(spec, domain_type, log, self._tb_cache))
 
+    def start(
+        self, names: Sequence[str], boots: Mapping[str, BootConfig] = NO_BOOTS
+    ) -> Iterator[Outcome[None]]:
+        """See :meth:`HypervisorDriver.start`."""
+        for outcome in super().start(names, boots):
+            yield tpm.explained(outcome, self.uri)
+
     def undefine_flags(self, domain: Any) -> int:
         """See :meth:`LibvirtDriver.undefine_flags`.
 
@@ -136,25 +153,39 @@ class KvmDriver(LibvirtDriver):
     def make(self, connection: Any, spec: DomainSpec) -> Domain:
         """See :meth:`LibvirtDriver.make`.
 
-        A clone has the same UUID whenever it is created. So a TPM that outlived its domain
-        (virsh undefine --keep-tpm, a libvirtd that was killed) would be the new clone's.
+        A clone has the same UUID whenever it is created. So a TPM or saved memory that outlived its
+        domain (virsh undefine --keep-tpm, a libvirtd that was killed) would be the new clone's.
         """
-        tpm = firmware.tpm(str(spec.uuid), self.uri)
-        if tpm is not None and os.path.lexists(tpm) and not operations.is_taken(connection, spec):
-            renewing.removed(spec.name, tpm)
+        for path in list(firmware.left(spec.name, spec.uuid, self.uri, disks=True)):
+            if not operations.is_taken(connection, spec.uuid):
+                renewing.removed(spec.name, path)
         return super().make(connection, spec)
 
     def clean(self, name: str) -> None:
         """See :meth:`LibvirtDriver.clean`."""
         super().clean(name)
-        log = firmware.tpm_log(name, self.uri)
-        if log is not None:
+        for log in firmware.logs(name, self.uri):
             remove_log(log)
 
     def logs(self, name: str) -> tuple[Path, ...]:
         """See :meth:`HypervisorDriver.logs`."""
-        log = firmware.tpm_log(name, self.uri)
-        return () if log is None else tuple(log_files(log))
+        return tuple(file for log in firmware.logs(name, self.uri) for file in log_files(log))
+
+    def forget(self, domains: Mapping[str, uuid.UUID | None]) -> Iterator[Outcome[None]]:
+        """See :meth:`HypervisorDriver.forget`."""
+        for name, known in domains.items():
+            yield self._change(name, functools.partial(self._forget, known=known))
+
+    def _forget(self, connection: Any, name: str, known: uuid.UUID | None) -> bool:
+        if operations.lookup(connection, name) is not None:
+            return False
+        if known is not None and operations.is_taken(connection, known):
+            known = None
+        left = list(firmware.left(name, known, self.uri))
+        for path in left:
+            renewing.removed(name, path)
+        self.clean(name)
+        return bool(left)
 
     def is_own_process(self, domain: DomainUse, arguments: Sequence[str]) -> bool:
         """See :meth:`HypervisorDriver.is_own_process`; QEMU is told its domain's UUID."""
