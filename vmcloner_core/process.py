@@ -21,6 +21,8 @@ import attrs
 from vmcloner_core.errors import BackendError, DeadlineExceeded, HostCommandError
 
 log = logging.getLogger(__name__)
+_DYING = 10.0
+"""Seconds that a killed command is waited for."""
 MAX_OUTPUT = 64 * 1024**2
 """Bytes of standard output that are read back; more is an error, not a memory leak."""
 
@@ -167,7 +169,8 @@ def _wait(process: subprocess.Popen[bytes], program: str, timeout: float) -> Non
 def _kill(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, 9)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_DYING)  # longer if the kernel waits for a device for it
 
 
 def _read(stream: IO[bytes], program: str) -> bytes:

@@ -32,6 +32,7 @@ KEEPALIVE = (10, 5)
 """Seconds between keepalive probes, and unanswered probes until the daemon counts as gone."""
 RECONNECT = 30.0
 """Seconds for which a lost daemon is retried."""
+_SLICE = 0.5
 
 
 class Unreachable(BackendError):
@@ -150,7 +151,8 @@ class Connections:
     def _borrow(self) -> Iterator[_Slot]:
         with self._changed:
             while (slot := self._freest()).users >= REQUESTS:
-                self._changed.wait()
+                self._changed.wait(_SLICE)
+                pause(0)  # unless the run is to end
             slot.users += 1
         try:
             yield slot

@@ -33,20 +33,22 @@ def _variables(name: str, uri: str) -> tuple[Path, ...]:
     return tuple(_kept("nvram", uri) / f"{name}_VARS{suffix}" for suffix in _SUFFIXES)
 
 
-def left(name: str, uuid: object, uri: str, *, disks: bool = False) -> Iterator[Path]:
+def left(name: str | None, uuid: object, uri: str, *, disks: bool = False) -> Iterator[Path]:
     """Yield what libvirt has of a domain that is gone, if it was told to keep it, or was killed.
 
     That are saved memory, descriptions of snapshots and checkpoints, the state of a TPM, and
     firmware variables.
 
-    :param uuid: that it had, None if that isn't known.
+    :param name, uuid: that it had, None if it isn't known, or another domain has it now.
     :param disks: its disks stay: so do the firmware's variables, which belong to them.
     """
     if not _is_qemu(uri):
         return
-    paths = [] if disks else [*_variables(name, uri)]
-    paths += [_kept("save", uri) / f"{name}.save"]
-    paths += [_kept(kind, uri) / name for kind in ("snapshot", "checkpoint")]
+    paths: list[Path] = []
+    if name is not None:
+        paths += [] if disks else _variables(name, uri)
+        paths += [_kept("save", uri) / f"{name}.save"]
+        paths += [_kept(kind, uri) / name for kind in ("snapshot", "checkpoint")]
     state = tpm(str(uuid), uri) if uuid is not None else None
     paths += [state] if state is not None else []
     yield from (path for path in paths if os.path.lexists(path))

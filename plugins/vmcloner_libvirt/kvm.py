@@ -177,14 +177,14 @@ class KvmDriver(LibvirtDriver):
             yield self._change(name, functools.partial(self._forget, known=known))
 
     def _forget(self, connection: Any, name: str, known: uuid.UUID | None) -> bool:
-        if operations.lookup(connection, name) is not None:
-            return False
         if known is not None and operations.is_taken(connection, known):
             known = None
-        left = list(firmware.left(name, known, self.uri))
+        named = operations.lookup(connection, name) is None
+        left = list(firmware.left(name if named else None, known, self.uri))
         for path in left:
             renewing.removed(name, path)
-        self.clean(name)
+        if named:
+            self.clean(name)
         return bool(left)
 
     def is_own_process(self, domain: DomainUse, arguments: Sequence[str]) -> bool:

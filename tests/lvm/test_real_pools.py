@@ -88,21 +88,6 @@ def test_a_group_that_was_made_anew_is_refused(kind, group, open_site):
     site.run("create", web, "-t", "plain", "-n", "1", timeout=400)
 
 
-def test_a_group_that_was_renamed_is_the_same(kind, group, open_site):
-    site = open_site(VG)
-    web = site.fleet("web")
-    site.run("create", web, "-t", "plain", "-n", "1", timeout=400)
-    settings = site.folder / "vmcloner.toml"
-    text = settings.read_text()
-    lvm("vgrename", VG, f"{VG}2")
-    try:
-        settings.write_text(text.replace(f'"{VG}"', f'"{VG}2"'))
-        assert site.run("create", web, "-t", "plain", "-n", "2", timeout=400)
-    finally:
-        lvm("vgrename", f"{VG}2", VG)
-        settings.write_text(text)
-
-
 # --- disks that grow ------------------------------------------------------------------------------
 
 
@@ -135,8 +120,7 @@ def test_disks_are_made_larger(open_site):
         assert virsh("domblkinfo", clone, "vda").split()[1] == str(24 * MIB)
     device = lvm("blockdev", "--getsize64", f"/dev/{disk}")
     assert device == [str(24 * MIB)]
-    said = site.run("set", clone, "--disk-size", "10MiB", code=10, timeout=400)
-    assert "can only grow" in said
+    site.run("set", clone, "--disk-size", "10MiB", code=10, timeout=400)
     site.run("reset", web, timeout=400)
     assert (size_of(disk), size_of(f"vg/{web}-2-disk0")) == (24 * MIB, 16 * MIB)
 

@@ -77,6 +77,11 @@ class StorageDriver(ABC):
         """The mode of clones for which a request names none: LINKED if the pool supports it."""
         return CloneMode.LINKED if CloneMode.LINKED in self.modes else CloneMode.FULL
 
+    @property
+    def activates(self) -> bool:
+        """Whether volumes are active only while their domains run: :meth:`deactivate` does it."""
+        return type(self).deactivate is not StorageDriver.deactivate
+
     @abstractmethod
     def probe(self) -> Iterator[Check]:
         """Yield what this backend needs on its host, and whether it is there. Changes nothing.
