@@ -9,6 +9,7 @@ import os
 import re
 import threading
 import time
+import uuid
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -30,7 +31,15 @@ from vmcloner_core.model import (
     State,
     Volume,
 )
-from vmcloner_libvirt import conditions, forwarding, operations, renewing, usage, whereabouts
+from vmcloner_libvirt import (
+    conditions,
+    firmware,
+    forwarding,
+    operations,
+    renewing,
+    usage,
+    whereabouts,
+)
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections, Unreachable, is_local
 from vmcloner_libvirt.console import Consoles
@@ -124,7 +133,13 @@ class LibvirtDriver(HypervisorDriver):
         libvirt compiles its schema for each domain that it validates, which takes several times as
         long as the rest. Clones of one shape differ only in values that are already checked. So
         other threads wait for the first one's result.
+
+        A clone has the same UUID whenever it is created. So a TPM or saved memory that outlived its
+        domain (virsh undefine --keep-tpm, a libvirtd that was killed) would be the new clone's.
         """
+        for path in list(firmware.left(spec.name, spec.uuid, self.uri, disks=True)):
+            if not operations.is_taken(connection, spec.uuid):
+                renewing.removed(spec.name, path)
         rendered = self.prepare(spec)
         if rendered.shape in self._validated:
             return operations.make(connection, spec, rendered.xml, validate=False)
@@ -316,6 +331,11 @@ class LibvirtDriver(HypervisorDriver):
         for name in disks:
             yield self._change(name, renew)
 
+    def forget(self, domains: Mapping[str, uuid.UUID | None]) -> Iterator[Outcome[None]]:
+        """See :meth:`HypervisorDriver.forget`."""
+        for name, known in domains.items():
+            yield self._change(name, functools.partial(self._remove_left, known=known))
+
     def close(self) -> None:
         """See :meth:`HypervisorDriver.close`."""
         self.connections.close()
@@ -354,6 +374,17 @@ class LibvirtDriver(HypervisorDriver):
         was_there = operations.undefine(connection, name, self.undefine_flags)
         self.clean(name)
         return was_there
+
+    def _remove_left(self, connection: Any, name: str, known: uuid.UUID | None) -> bool:
+        if known is not None and operations.is_taken(connection, known):
+            known = None
+        named = operations.lookup(connection, name) is None
+        left = list(firmware.left(name if named else None, known, self.uri))
+        for path in left:
+            renewing.removed(name, path)
+        if named:
+            self.clean(name)
+        return bool(left)
 
     def _gone(self, asked: dict[str, float]) -> Iterator[Outcome[None]]:
         """Yield the guests that have ended, take them out of ``asked``, ask the others again."""

@@ -1,4 +1,4 @@
-"""Where libvirt's QEMU driver keeps what belongs to one domain: firmware, TPM, memory, logs.
+"""Where libvirt keeps what belongs to one domain: firmware, TPM, memory, logs.
 
 libvirt chooses these places itself, of the system or of a user's session. Firmware that it selects
 at each start is in no stored definition, and neither is the file with its variables.
@@ -42,6 +42,9 @@ def left(name: str | None, uuid: object, uri: str, *, disks: bool = False) -> It
     :param name, uuid: that it had, None if it isn't known, or another domain has it now.
     :param disks: its disks stay: so do the firmware's variables, which belong to them.
     """
+    if urlsplit(uri).scheme == "xen" and name is not None:
+        image = SYSTEM / "lib/libvirt/libxl/save" / f"{name}.save"
+        yield from [image] if os.path.lexists(image) else []
     if not _is_qemu(uri):
         return
     paths: list[Path] = []

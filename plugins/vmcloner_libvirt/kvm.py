@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 import threading
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +17,13 @@ from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import (
     BootConfig,
     Check,
-    Domain,
     DomainSpec,
     DomainUse,
     HostResources,
     Outcome,
     Template,
 )
-from vmcloner_libvirt import firmware, host_memory, operations, renewing, tpm
+from vmcloner_libvirt import firmware, host_memory, tpm
 from vmcloner_libvirt.acceleration import KvmProbe
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.console import log_files, remove_log
@@ -150,17 +148,6 @@ class KvmDriver(LibvirtDriver):
                 flags |= module.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
         return int(flags)
 
-    def make(self, connection: Any, spec: DomainSpec) -> Domain:
-        """See :meth:`LibvirtDriver.make`.
-
-        A clone has the same UUID whenever it is created. So a TPM or saved memory that outlived its
-        domain (virsh undefine --keep-tpm, a libvirtd that was killed) would be the new clone's.
-        """
-        for path in list(firmware.left(spec.name, spec.uuid, self.uri, disks=True)):
-            if not operations.is_taken(connection, spec.uuid):
-                renewing.removed(spec.name, path)
-        return super().make(connection, spec)
-
     def clean(self, name: str) -> None:
         """See :meth:`LibvirtDriver.clean`."""
         super().clean(name)
@@ -170,22 +157,6 @@ class KvmDriver(LibvirtDriver):
     def logs(self, name: str) -> tuple[Path, ...]:
         """See :meth:`HypervisorDriver.logs`."""
         return tuple(file for log in firmware.logs(name, self.uri) for file in log_files(log))
-
-    def forget(self, domains: Mapping[str, uuid.UUID | None]) -> Iterator[Outcome[None]]:
-        """See :meth:`HypervisorDriver.forget`."""
-        for name, known in domains.items():
-            yield self._change(name, functools.partial(self._forget, known=known))
-
-    def _forget(self, connection: Any, name: str, known: uuid.UUID | None) -> bool:
-        if known is not None and operations.is_taken(connection, known):
-            known = None
-        named = operations.lookup(connection, name) is None
-        left = list(firmware.left(name if named else None, known, self.uri))
-        for path in left:
-            renewing.removed(name, path)
-        if named:
-            self.clean(name)
-        return bool(left)
 
     def is_own_process(self, domain: DomainUse, arguments: Sequence[str]) -> bool:
         """See :meth:`HypervisorDriver.is_own_process`; QEMU is told its domain's UUID."""

@@ -57,3 +57,30 @@ def test_other_drivers_have_none_of_these(uri: str) -> None:
     assert firmware.tpm(NUMBER, uri) is None
     assert firmware.logs("web-1", uri) == ()
     assert list(firmware.left("web-1", NUMBER, uri)) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "place"),
+    [("qemu:///system", "qemu/save"), ("xen:///system", "libxl/save")],
+)
+def test_saved_memory_of_a_domain_that_is_gone(
+    uri: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next domain of that name and UUID would continue it, on another disk."""
+    monkeypatch.setattr(firmware, "SYSTEM", tmp_path)
+    image = tmp_path / "lib/libvirt" / place / "web-1.save"
+    image.parent.mkdir(parents=True)
+    assert list(firmware.left("web-1", NUMBER, uri)) == []
+    image.touch()
+    assert list(firmware.left("web-1", NUMBER, uri)) == [image]
+    assert list(firmware.left("web-1", NUMBER, uri, disks=True)) == [image]
+    assert list(firmware.left(None, NUMBER, uri)) == []
+
+
+def test_variables_stay_with_their_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(firmware, "SYSTEM", tmp_path)
+    file = tmp_path / "lib/libvirt/qemu/nvram/web-1_VARS.fd"
+    file.parent.mkdir(parents=True)
+    file.symlink_to("/nonexistent")
+    assert list(firmware.left("web-1", None, SYSTEM)) == [file]
+    assert list(firmware.left("web-1", None, SYSTEM, disks=True)) == []
