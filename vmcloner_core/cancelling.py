@@ -20,6 +20,9 @@ T = TypeVar("T")
 _cancelled: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar(
     "cancelled", default=None
 )
+_may_interrupt: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "may interrupt", default=False
+)
 
 
 @contextlib.contextmanager
@@ -45,6 +48,29 @@ def pause(seconds: float) -> None:
         time.sleep(max(0.0, seconds))
     elif cancelled.wait(max(0.0, seconds)):
         raise Interrupted("stopped by the user")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Have host commands in the block end with the run, by SIGTERM: not for those that must finish.
+
+    :raises Interrupted: the run is to end, and so a command was ended, or not begun.
+    """
+    pause(0)
+    token = _may_interrupt.set(True)
+    try:
+        yield
+    finally:
+        _may_interrupt.reset(token)
+
+
+def check_interrupted() -> None:
+    """Look whether the run is to end, in a block of :func:`interruptible`; elsewhere do nothing.
+
+    :raises Interrupted: it is.
+    """
+    if _may_interrupt.get():
+        pause(0)
 
 
 def carried(call: Callable[P, T]) -> Callable[P, T]:

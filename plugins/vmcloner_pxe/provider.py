@@ -16,6 +16,7 @@ from pathlib import Path
 
 import cattrs
 
+from vmcloner_core.cancelling import interruptible
 from vmcloner_core.coalesce import Coalescer
 from vmcloner_core.drivers import BootProvider, BootRequest, DriverContext
 from vmcloner_core.errors import BackendError, HostCommandError, InvalidRequest, VmclonerError
@@ -128,11 +129,12 @@ class Pypxeboot(BootProvider):
                 for request in requests
             ),
         )
-        answer = self._context.runner.run(
-            [sys.executable, "-m", "vmcloner_pxe.batch"],
-            input=json.dumps(cattrs.unstructure(batch)).encode(),
-            timeout=TIMEOUT + 60,
-        )
+        with interruptible():  # it gives its leases back
+            answer = self._context.runner.run(
+                [sys.executable, "-m", "vmcloner_pxe.batch"],
+                input=json.dumps(cattrs.unstructure(batch)).encode(),
+                timeout=TIMEOUT + 60,
+            )
         try:
             results = cattrs.structure(json.loads(answer.stdout), list[Result])
         except (ValueError, RecursionError, cattrs.BaseValidationError) as error:

@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from vmcloner_core.cancelling import cancellable, carried, pause
+from vmcloner_core.cancelling import cancellable, carried, interruptible, pause
 from vmcloner_core.copying import Pace
 from vmcloner_core.errors import Interrupted
+from vmcloner_core.process import LocalRunner
 
 
 def ended():
@@ -55,3 +56,25 @@ def test_waiting_ends_when_the_run_does():
     with cancellable(event), pytest.raises(Interrupted):
         pause(300)
     assert time.monotonic() - begun < 300
+
+
+def test_a_command_that_may_be_interrupted_ends_with_its_run(tmp_path):
+    """It is asked to, by SIGTERM; one that must finish is waited for."""
+    mark, begun = tmp_path / "asked", tmp_path / "begun"
+    script = f"trap 'touch {mark}; exit 0' TERM; touch {begun}; sleep 200 & wait"
+    event = threading.Event()
+
+    def watch():
+        while not begun.exists():
+            time.sleep(0.02)
+        event.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+    with cancellable(event):
+        with pytest.raises(Interrupted), interruptible():
+            LocalRunner().run(["sh", "-c", script], timeout=300)
+        assert mark.exists()
+        assert LocalRunner().run(["echo", "done"], timeout=60).stdout == b"done\n"
+        with pytest.raises(Interrupted), interruptible():
+            LocalRunner().run(["touch", str(tmp_path / "never")], timeout=60)
+    assert not (tmp_path / "never").exists()
