@@ -395,7 +395,9 @@ def campaign(pool, how, seed, hits, seconds=1e9, tell=lambda _line: None):
     """Hit so many operations, for at most so many seconds; returns the campaign."""
     with site_on(pool) as site:
         run = Campaign(site, pool, seed)
+        begun = time.monotonic()
         run.rehearse()
+        tell(f"{pool} {how}: rehearsed in {time.monotonic() - begun:.0f} s")
         end = time.monotonic() + seconds
 
         def enough():
@@ -404,7 +406,9 @@ def campaign(pool, how, seed, hits, seconds=1e9, tell=lambda _line: None):
         told = 0
         while not enough():
             run.live(how, enough)
-            tell(f"{pool} {how}: {run.hits.total()} hits, {len(run.findings)} findings")
+            spent = time.monotonic() - begun
+            told_so = f"{run.hits.total()} hits, {len(run.findings)} findings in {spent:.0f} s"
+            tell(f"{pool} {how}: {told_so}")
             for finding in run.findings[told:]:
                 tell(str(finding))
             told = len(run.findings)

@@ -17,7 +17,11 @@ in_lab = [pytest.mark.lvm, pytest.mark.slow]
 mounts = [pytest.mark.libvirt, pytest.mark.filesystems]
 
 
-@pytest.mark.timeout(3600)
+def _tell(line):
+    print(line, flush=True)
+
+
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize(
     ("pool", "how", "seconds"),
     [
@@ -33,6 +37,6 @@ mounts = [pytest.mark.libvirt, pytest.mark.filesystems]
     ],
 )
 def test_the_same_command_again_completes_it(pool, how, seconds):
-    run = campaign(pool, how, SEED, HITS or 10**6, SECONDS if HITS else seconds, tell=print)
+    run = campaign(pool, how, SEED, HITS or 10**6, SECONDS if HITS else seconds, tell=_tell)
     assert run.findings == [], f"seed {SEED}\n" + "\n".join(map(str, run.findings))
     assert run.hits
