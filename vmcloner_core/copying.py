@@ -30,6 +30,7 @@ from pathlib import Path
 
 import attrs
 
+from vmcloner_core.cancelling import pause
 from vmcloner_core.extents import GRANULE, Run, data_runs, is_zero, length
 
 CHUNK = 4 * 1024**2
@@ -51,7 +52,7 @@ class Pace:
         self,
         bandwidth: int | None,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = pause,
     ) -> None:
         self.bandwidth = bandwidth
         self._clock = clock
@@ -59,8 +60,12 @@ class Pace:
         self._due = 0.0
 
     def __call__(self, count: int) -> None:
-        """Wait until ``count`` more bytes may be written."""
+        """Wait until ``count`` more bytes may be written.
+
+        :raises Interrupted: the run is to end.
+        """
         if self.bandwidth is None:
+            self._sleep(0)
             return
         now = self._clock()
         if self._due > now:

@@ -14,15 +14,15 @@ import contextlib
 import fcntl
 import functools
 import os
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
 import attrs
 
+from vmcloner_core.cancelling import pause
 from vmcloner_core.copying import Pace, Target, fan_out
-from vmcloner_core.errors import VmclonerError, WrongState
+from vmcloner_core.errors import Interrupted, VmclonerError, WrongState
 from vmcloner_core.extents import length
 from vmcloner_core.model import CloneRequest, Copying, Origin, Outcome, Volume, VolumeProgress
 from vmcloner_core.os_errors import translate
@@ -83,6 +83,11 @@ class Copy:
         """Name of the volume."""
         return self.volume.name
 
+    @property
+    def failed(self) -> bool:
+        """Whether it can't be filled, now or later."""
+        return self.error is not None and not isinstance(self.error, Interrupted)
+
     def fail(self, error: VmclonerError | OSError) -> None:
         """Set the error, unless there is one already."""
         if isinstance(error, OSError):
@@ -103,7 +108,10 @@ class Copier:
     defaults: Copying
 
     def fill(self, copies: Sequence[Copy], progress: VolumeProgress) -> Iterator[Outcome[Volume]]:
-        """Fill volumes; keys are their names. A volume whose copy fails is removed."""
+        """Fill volumes; keys are their names. A volume whose copy fails is removed.
+
+        One whose run is to end stays, incomplete: the same request resumes its copy.
+        """
         if not copies:
             return
         copies = sorted(copies, key=lambda copy: copy.name)
@@ -127,11 +135,13 @@ class Copier:
                         if copy.error is None:
                             self._open(copy, found, stack, progress)
                 self._fill(mine)
-                failed = [copy.volume for copy in mine if copy.error is not None]
+                failed = [copy.volume for copy in mine if copy.failed]
                 self._finish([copy for copy in mine if copy.error is None])
             list(self.delete(failed))
         for copy in mine:
-            value = attrs.evolve(copy.volume, complete=True) if copy.error is None else None
+            value = None if copy.failed else copy.volume
+            if value is not None and copy.error is None:
+                value = attrs.evolve(value, complete=True)
             yield Outcome(key=copy.name, value=value, error=copy.error)
 
     def _open(self, copy: Copy, found: Volume, stack: ExitStack, progress: VolumeProgress) -> None:
@@ -211,7 +221,7 @@ def _claim(copy: Copy, stack: ExitStack) -> None:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
-                time.sleep(_POLL)
+                pause(_POLL)
     except OSError as error:
         copy.fail(error)
 

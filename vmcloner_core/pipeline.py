@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import attrs
 
 from vmcloner_core.admission import Gate
+from vmcloner_core.cancelling import cancellable
 from vmcloner_core.drivers import Lane
 from vmcloner_core.errors import Interrupted, VmclonerError, said
 from vmcloner_core.model import Outcome, Volume
@@ -259,10 +260,25 @@ class Pipeline:
         self._wait()
         for line in self._lines.values():
             line.close()
-        hung = {calling.thread for calling in self._calls.copy() if calling.stage in self._hung}
         for thread in threads:
-            if thread not in hung:
-                thread.join()
+            self._join(thread)
+
+    def _join(self, thread: threading.Thread) -> None:
+        """Wait for a thread whose works have all ended, unless its call hangs after the last."""
+        while thread.is_alive() and not self._is_hung(thread):
+            try:
+                thread.join(0.2)
+            except KeyboardInterrupt:
+                if self._cancelled.is_set():
+                    raise
+                self._cancelled.set()
+
+    def _is_hung(self, thread: threading.Thread) -> bool:
+        return any(
+            calling.stage in self._hung or calling.hangs()
+            for calling in self._calls.copy()
+            if calling.thread is thread
+        )
 
     def _wait(self) -> None:
         """Wait for the last work. Ctrl-C stops the run cleanly; a second one is raised."""
@@ -318,10 +334,11 @@ class Pipeline:
             return works
 
         try:
-            for outcome in stage.call(begin(batch), lambda: begin(line.gathered())):
-                taken = calling.take(outcome.key)
-                if taken is not None:
-                    self._settle(stage, taken[0], outcome, taken[1])
+            with cancellable(self._cancelled):
+                for outcome in stage.call(begin(batch), lambda: begin(line.gathered())):
+                    taken = calling.take(outcome.key)
+                    if taken is not None:
+                        self._settle(stage, taken[0], outcome, taken[1])
             error = VmclonerError(f"the driver yielded no outcome for {stage.step}")
         except VmclonerError as raised:
             error = raised

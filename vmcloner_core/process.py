@@ -10,6 +10,7 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -18,9 +19,13 @@ from typing import IO, Protocol
 
 import attrs
 
-from vmcloner_core.errors import BackendError, DeadlineExceeded, HostCommandError
+from vmcloner_core.cancelling import check_interrupted
+from vmcloner_core.errors import BackendError, DeadlineExceeded, HostCommandError, Interrupted
 
 log = logging.getLogger(__name__)
+_SLICE = 0.5
+_DYING = 10.0
+"""Seconds that a killed command is waited for."""
 MAX_OUTPUT = 64 * 1024**2
 """Bytes of standard output that are read back; more is an error, not a memory leak."""
 
@@ -50,6 +55,7 @@ class CommandRunner(Protocol):
         :param env: variables added to a minimal environment.
         :raises BackendError: the program is not installed.
         :raises DeadlineExceeded: it did not finish in time.
+        :raises Interrupted: the run is to end (see :func:`cancelling.interruptible`).
         :raises HostCommandError: it exited with a status other than 0; the message contains the
             last line of its standard error.
         """
@@ -154,20 +160,38 @@ def _bound(argv: Sequence[str]) -> list[str]:
 
 
 def _wait(process: subprocess.Popen[bytes], program: str, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
     try:
-        process.wait(timeout)
-    except subprocess.TimeoutExpired as error:
-        _kill(process)
-        raise DeadlineExceeded(f"{program}: no answer within {timeout:g} s") from error
+        while True:
+            left = deadline - time.monotonic()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, min(left, _SLICE)))
+                return
+            if left <= 0:
+                raise DeadlineExceeded(f"{program}: no answer within {timeout:g} s")
+            check_interrupted()
+    except Interrupted:
+        _end(process)
+        raise
     except BaseException:
         _kill(process)
         raise
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a command and its children to end; kill those that don't."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_DYING)
+    _kill(process)
+
+
 def _kill(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, 9)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_DYING)  # longer if the kernel waits for a device for it
 
 
 def _read(stream: IO[bytes], program: str) -> bytes:

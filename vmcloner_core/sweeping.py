@@ -39,7 +39,7 @@ from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import SHARED, StorageDriver, image_cache
 from vmcloner_core.errors import HostCommandError, VmclonerError
 from vmcloner_core.locks import hold_free
-from vmcloner_core.model import Host, Leftover, State
+from vmcloner_core.model import Host, Leftover, Outcome, State, Volume
 from vmcloner_core.names import split_clone
 from vmcloner_core.os_errors import allocated
 from vmcloner_core.records import Records
@@ -86,6 +86,30 @@ class Sweeper:
         for name, answer in answers({n: d.sweep for n, d in self._pools(found).items()}).items():
             if answer is not None:
                 log.warning("left behind in storage %r: %s", name, answer)
+        self._deactivate(fleets, found)
+
+    def _deactivate(self, fleets: Collection[str], found: Survey) -> None:
+        """Deactivate volumes of clones that are off: who stopped them was killed before that.
+
+        One that somebody else has open stays.
+        """
+        if any(each.kind == "hypervisor" for each in found.unseen):
+            return
+        pools = {name: pool for name, pool in self._pools(found).items() if pool.activates}
+        idle: dict[str, list[Volume]] = {}
+        for clone in found.clones:
+            off = clone.state in (State.STOPPED, State.SAVED, State.ALLOCATED)
+            if clone.ours and clone.fleet in fleets and off and clone.renamed is None:
+                for volume in clone.volumes:
+                    idle.setdefault(volume.pool, []).append(volume)
+        asks: dict[str, Callable[[], list[Outcome[None]]]] = {
+            name: functools.partial(_deactivated, pools[name], volumes)
+            for name, volumes in idle.items()
+            if name in pools
+        }
+        for name, answer in answers(asks).items():
+            if isinstance(answer, VmclonerError):
+                log.warning("storage %r: volumes of clones that are off: %s", name, answer)
 
     def collect(
         self, fleets: Collection[str], found: Survey, *, remove: bool
@@ -210,6 +234,10 @@ class Sweeper:
             with contextlib.suppress(OSError):  # it is in use
                 shared.rmdir()
         return left
+
+
+def _deactivated(pool: StorageDriver, volumes: Sequence[Volume]) -> list[Outcome[None]]:
+    return list(pool.deactivate(volumes))
 
 
 _Take = Callable[[Sequence[Found]], list[Leftover]]

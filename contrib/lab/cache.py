@@ -14,6 +14,8 @@ from pathlib import Path
 
 import platformdirs
 
+from contrib.lab.errors import LabError
+
 UNUSED = 7 * 86400.0
 """Seconds after which an unused entry is removed; the sources have probably changed."""
 VARIABLE = "VMCLONER_LAB_CACHE"
@@ -24,6 +26,10 @@ def folder() -> Path:
     named = os.environ.get(VARIABLE)
     path = Path(named).absolute() if named else platformdirs.user_cache_path("vmcloner") / "lab"
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.stat()
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+        # What is in it is run, by root: images, packages, keys.
+        raise LabError(f"others can write to {path}: chmod go-w it, or set {VARIABLE}")
     return path
 
 

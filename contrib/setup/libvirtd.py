@@ -193,10 +193,21 @@ def open_tpm_keys() -> None:
         return
     user = TPM_KEYS.stat().st_uid
     for file in TPM_KEYS.iterdir():
-        entry = file.lstat()
-        if entry.st_uid != user and stat.S_ISREG(entry.st_mode) and entry.st_nlink == 1:
-            os.chown(file, user, -1, follow_symlinks=False)
-            say(f"gave {file} to the user of swtpm, as a new libvirtd needs it")
+        with contextlib.suppress(OSError), _opened(file) as descriptor:
+            entry = os.fstat(descriptor)
+            # Of the open file: that user can put another one under its name meanwhile.
+            if entry.st_uid != user and stat.S_ISREG(entry.st_mode) and entry.st_nlink == 1:
+                os.fchown(descriptor, user, -1)
+                say(f"gave {file} to the user of swtpm, as a new libvirtd needs it")
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[int]:
+    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def ensure() -> None:

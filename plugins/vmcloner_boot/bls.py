@@ -21,6 +21,8 @@ MAX_FILE = 65536
 """Bytes of one."""
 MAX_TOGETHER = MIB
 """Bytes of all in one folder."""
+MAX_PATTERN = 255
+"""Characters of the pattern for the default entry's name, as long as a name may be."""
 MAX_SCRIPT = 65536
 """Characters of an entry whose variables are filled in."""
 _KEYS = {"title", "version", "linux", "initrd", "options", "sort-key", "machine-id",
@@ -97,10 +99,21 @@ class BlsEntry:
 
 
 def filled(text: str, variable: Callable[[str], str]) -> str:
-    """Return a text with the values of its variables, as blscfg fills them in."""
-    return re.sub(
-        r"\$(?:\{(\w+)\}|(\w+))", lambda match: variable(match[1] or match[2]), text, flags=re.ASCII
-    )
+    """Return a text with the values of its variables, as blscfg fills them in.
+
+    :raises Unreadable: it gets too long.
+    """
+    left = MAX_SCRIPT
+
+    def value(match: re.Match[str]) -> str:
+        nonlocal left
+        found = variable(match[1] or match[2])
+        left -= len(found)
+        if left < 0:
+            raise Unreadable(f"variables fill in more than {MAX_SCRIPT} characters")
+        return found
+
+    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", value, text, flags=re.ASCII)
 
 
 def bls_entries(tree: Tree, folder: str) -> list[BlsEntry]:
@@ -184,16 +197,16 @@ def _chosen(entries: list[BlsEntry], tree: Tree, folder: str) -> BlsEntry:
     ordered.sort(key=lambda entry: entry.exhausted)
     above = folder.removesuffix("/entries")
     images = [n for n in tree.names("/EFI/Linux") if n.lower().endswith(".efi")]
-    for line in (tree.text(f"{above}/loader.conf") or "").splitlines():
-        key, value = pair(line)
-        if key != "default":
-            continue
-        if value == "@saved":
-            raise Unreadable("its default is the entry booted last, which only the firmware knows")
-        pattern = value.removesuffix(".conf")
-        matching = [e for e in ordered if fnmatch.fnmatchcase(e.identifier, pattern)]
-        if matching:
-            return matching[0]
+    lines = map(pair, (tree.text(f"{above}/loader.conf") or "").splitlines())
+    default = next(iter([value for key, value in lines if key == "default"][-1:]), "")
+    if default == "@saved":
+        raise Unreadable("its default is the entry booted last, which only the firmware knows")
+    if len(default) > MAX_PATTERN:
+        raise Unreadable(f"its default has more than {MAX_PATTERN} characters")
+    pattern = default.removesuffix(".conf")
+    matching = [e for e in ordered if pattern and fnmatch.fnmatchcase(e.identifier, pattern)]
+    if matching:
+        return matching[0]
     if images:
         raise Unreadable(f"/EFI/Linux/{images[0]} is a unified kernel image, which isn't read here")
     return ordered[0]

@@ -121,7 +121,7 @@ class _Parser:
 
     def _repeated(self) -> _Node:
         node = self._one()
-        while True:
+        for _ in range(MAX_NESTING):
             if self._accept("*"):
                 node = _Repeat(node, 0, MAX_TEXT)
             elif self._accept("+"):
@@ -137,6 +137,7 @@ class _Parser:
                 node = _Repeat(node, least, most)
             else:
                 return node
+        raise Unreadable(f"a regular expression repeats more than {MAX_NESTING} times what repeats")
 
     def _one(self) -> _Node:
         char = self._text[self._at]

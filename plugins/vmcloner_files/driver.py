@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
-from vmcloner_core.errors import BackendError, NotFound, VmclonerError
+from vmcloner_core.errors import BackendError, NotFound, VmclonerError, WrongState
 from vmcloner_core.model import (
     AS_IT_COMES,
     Capacity,
@@ -214,14 +214,26 @@ class FilesDriver(StorageDriver):
             return Method.COPY
         return Method.REFLINK
 
-    def grow(self, volume: Volume, size: int) -> Outcome[Volume]:
+    def whole(self, size: int) -> int:
+        """See :meth:`StorageDriver.whole`: whole sectors."""
+        return size + -size % SECTOR
+
+    def grow(self, volumes: Sequence[Volume], size: int) -> Iterator[Outcome[Volume]]:
         """See :meth:`StorageDriver.grow`. A new size is noted last: a killed call is repeated."""
+        for volume in volumes:
+            try:
+                yield self._grown(volume, self.whole(size))
+            except VmclonerError as error:
+                yield Outcome(key=volume.name, error=error)
+
+    def _grown(self, volume: Volume, size: int) -> Outcome[Volume]:
         path = self._pool.disk_path(volume.labels, volume.disk)
-        size += -size % SECTOR
         with translated(path), self._pool.lock(alone=True):
             record = self._pool.disk(volume.labels, volume.disk)
             if record is None:
                 raise NotFound(f"volume {path} is gone", hint="run its create again")
+            if not record.complete:
+                raise WrongState(f"volume {path} is incomplete", hint="run its create again")
             changed = size > record.size
             if changed:
                 record = attrs.evolve(record, size=size)

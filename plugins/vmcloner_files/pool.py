@@ -22,6 +22,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
+from vmcloner_core.cancelling import pause
 from vmcloner_core.errors import BackendError, Conflict, DeadlineExceeded, WrongState
 from vmcloner_core.model import Labels, Leftover
 from vmcloner_core.names import check_template, fold, volume_name
@@ -245,7 +246,7 @@ class Pool:
                             f"{self} is locked by another process",
                             hint=f"find that process: fuser {self._lock_file}",
                         ) from None
-                    time.sleep(_LOCK_POLL)
+                    pause(_LOCK_POLL)
                 except OSError as error:
                     raise BackendError(
                         f"{self}: can't lock {self._lock_file}: {error.strerror}",

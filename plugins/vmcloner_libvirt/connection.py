@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
+from vmcloner_core.cancelling import pause
 from vmcloner_core.errors import BackendError, VmclonerError
 from vmcloner_core.process import CommandRunner
 from vmcloner_libvirt.binding import libvirt
@@ -31,6 +32,7 @@ KEEPALIVE = (10, 5)
 """Seconds between keepalive probes, and unanswered probes until the daemon counts as gone."""
 RECONNECT = 30.0
 """Seconds for which a lost daemon is retried."""
+_SLICE = 0.5
 
 
 class Unreachable(BackendError):
@@ -96,7 +98,7 @@ class Connections:
         :raises Unreachable: no daemon answers. :raises VmclonerError: libvirt's error, translated.
         """
         give_up: float | None = None
-        pause = 0.1
+        seconds = 0.1
         while True:
             try:
                 return self._attempt(operation, about)
@@ -109,8 +111,8 @@ class Connections:
                         f"lost the connection to {self.uri}: {lost.cause.message}",
                         hint=lost.cause.hint,
                     ) from lost
-            time.sleep(pause)
-            pause = min(2 * pause, 2.0)
+            pause(seconds)
+            seconds = min(2 * seconds, 2.0)
 
     def ask(self, operation: Callable[[Any], T]) -> T:
         """Return ``operation(connection)``, a question about the host; see :meth:`call`."""
@@ -149,7 +151,8 @@ class Connections:
     def _borrow(self) -> Iterator[_Slot]:
         with self._changed:
             while (slot := self._freest()).users >= REQUESTS:
-                self._changed.wait()
+                self._changed.wait(_SLICE)
+                pause(0)  # unless the run is to end
             slot.users += 1
         try:
             yield slot

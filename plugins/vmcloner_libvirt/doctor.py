@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import pwd
 import socket
-import stat
 from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,37 +14,17 @@ import attrs
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Check, Status
-from vmcloner_libvirt import firewall, needs
+from vmcloner_libvirt import firewall, needs, tpm
 from vmcloner_libvirt.acceleration import KvmProbe
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.bridges import Bridges
 from vmcloner_libvirt.connection import Connections, is_session
 from vmcloner_libvirt.metadata import parse
 from vmcloner_libvirt.networks import networks
+from vmcloner_libvirt.users import User
 
 VIRTLOGD = Path("/run/libvirt/virtlogd-sock")
 TERMINALS = Path("/dev/ptmx")
-
-
-@attrs.frozen(kw_only=True)
-class _User:
-    """The user that the daemon runs QEMU as, with its groups."""
-
-    name: str
-    uid: int
-    gids: frozenset[int]
-
-    def may(self, path: Path, wanted: int) -> bool:
-        """Tell whether the file's mode grants ``wanted`` (of 7: 4 read, 2 write, 1 search)."""
-        info = path.stat()
-        mode = stat.S_IMODE(info.st_mode)
-        if self.uid == 0:
-            return True
-        if info.st_uid == self.uid:
-            mode >>= 6
-        elif info.st_gid in self.gids:
-            mode >>= 3
-        return mode & wanted == wanted
 
 
 def examine(
@@ -63,7 +41,7 @@ def examine(
     if not session:  # a user's own libvirtd starts its virtlogd
         yield _virtlogd(check)
     if daemon.capabilities is not None:
-        user = _user(os.geteuid()) if session else _qemu_user(daemon.capabilities)
+        user = User.of(os.geteuid()) if session else _qemu_user(daemon.capabilities)
         if not session:  # where the daemon's user isn't QEMU's
             yield _device(check, probe.device, user)
         yield _state(check, context.host.state, user)
@@ -177,6 +155,10 @@ def _optional(check: partial[Check], connections: Connections) -> Check:
         "virtiofsd": (needs.has_virtiofsd(), "virtiofsd"),
     }
     missing = {name: package for name, (there, package) in parts.items() if not there}
+    closed = None if is_session(connections.uri) else tpm.closed_keys()
+    if closed is not None and "TPM emulator" not in missing:
+        detail = f"{closed[0]}: clones with a new TPM don't start"
+        return check(status=Status.WARNING, detail=detail, fix=closed[1])
     if not missing:
         return check(status=Status.OK, detail=", ".join(parts))
     return check(
@@ -216,27 +198,16 @@ def _forwarding(check: partial[Check], context: DriverContext, connections: Conn
     )
 
 
-def _qemu_user(capabilities: str) -> _User:
+def _qemu_user(capabilities: str) -> User:
     """Return the user that the security driver ``dac`` runs QEMU as (``+UID:+GID``)."""
     for model in parse(capabilities).iterfind("host/secmodel"):
         if model.findtext("model") == "dac":
             label = model.findtext("baselabel") or ""
-            return _user(*(int(part.lstrip("+")) for part in label.split(":")))
-    return _user(0, 0)  # no separate user: QEMU runs as the daemon's
+            return User.of(*(int(part.lstrip("+")) for part in label.split(":")))
+    return User.of(0, 0)  # no separate user: QEMU runs as the daemon's
 
 
-def _user(uid: int, gid: int | None = None) -> _User:
-    """Return a user with its groups, like libvirt's virGetGroupList: also the configured one."""
-    more = () if gid is None else (gid,)
-    try:
-        entry = pwd.getpwuid(uid)
-    except KeyError:
-        return _User(name=str(uid), uid=uid, gids=frozenset(more))
-    groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
-    return _User(name=entry.pw_name, uid=uid, gids=frozenset({*more, *groups}))
-
-
-def _device(check: partial[Check], device: Path, user: _User) -> Check:
+def _device(check: partial[Check], device: Path, user: User) -> Check:
     check = partial(check, name="qemu user")
     terminal = TERMINALS
     # The daemon queries QEMU's capabilities as root and finds KVM; since this user can't use it,
@@ -256,7 +227,7 @@ def _device(check: partial[Check], device: Path, user: _User) -> Check:
     return check(status=Status.OK, detail=user.name)
 
 
-def _state(check: partial[Check], folder: Path, user: _User) -> Check:
+def _state(check: partial[Check], folder: Path, user: User) -> Check:
     closed = [
         path
         for path in reversed([folder, *folder.parents])

@@ -9,14 +9,16 @@ import os
 import re
 import threading
 import time
+import uuid
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vmcloner_core.cancelling import carried, pause
 from vmcloner_core.drivers import NO_BOOTS, DriverContext, HypervisorDriver, Lane
-from vmcloner_core.errors import InvalidRequest, VmclonerError
+from vmcloner_core.errors import Interrupted, InvalidRequest, VmclonerError
 from vmcloner_core.model import (
     BootConfig,
     Domain,
@@ -29,7 +31,15 @@ from vmcloner_core.model import (
     State,
     Volume,
 )
-from vmcloner_libvirt import conditions, forwarding, operations, renewing, usage, whereabouts
+from vmcloner_libvirt import (
+    conditions,
+    firmware,
+    forwarding,
+    operations,
+    renewing,
+    usage,
+    whereabouts,
+)
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections, Unreachable, is_local
 from vmcloner_libvirt.console import Consoles
@@ -124,7 +134,13 @@ class LibvirtDriver(HypervisorDriver):
         libvirt compiles its schema for each domain that it validates, which takes several times as
         long as the rest. Clones of one shape differ only in values that are already checked. So
         other threads wait for the first one's result.
+
+        A clone has the same UUID whenever it is created. So a TPM or saved memory that outlived its
+        domain (virsh undefine --keep-tpm, a libvirtd that was killed) would be the new clone's.
         """
+        for path in list(firmware.left(spec.name, spec.uuid, self.uri, disks=True)):
+            if not operations.is_taken(connection, spec.uuid):
+                renewing.removed(spec.name, path)
         rendered = self.prepare(spec)
         if rendered.shape in self._validated:
             return operations.make(connection, spec, rendered.xml, validate=False)
@@ -293,9 +309,13 @@ class LibvirtDriver(HypervisorDriver):
                 asked[outcome.key] = time.monotonic()
             else:
                 yield outcome
-        while asked and (left := deadline - time.monotonic()) > 0:
-            time.sleep(min(POLL, left))
-            yield from self._gone(asked)
+        try:
+            while asked and (left := deadline - time.monotonic()) > 0:
+                pause(min(POLL, left))
+                yield from self._gone(asked)
+        except Interrupted as stop:  # they were asked, and nobody stops them now
+            yield from (Outcome(key=name, error=stop) for name in asked)
+            return
         for outcome in self.destroy(tuple(asked)):
             # A guest that ended just before destroy ended because it was asked to: changed.
             yield outcome if outcome.error is not None else Outcome(key=outcome.key)
@@ -318,6 +338,11 @@ class LibvirtDriver(HypervisorDriver):
 
         for name in disks:
             yield self._change(name, renew)
+
+    def forget(self, domains: Mapping[str, uuid.UUID | None]) -> Iterator[Outcome[None]]:
+        """See :meth:`HypervisorDriver.forget`."""
+        for name, known in domains.items():
+            yield self._change(name, functools.partial(self._remove_left, known=known))
 
     def close(self) -> None:
         """See :meth:`HypervisorDriver.close`."""
@@ -358,6 +383,17 @@ class LibvirtDriver(HypervisorDriver):
         self.clean(name)
         return was_there
 
+    def _remove_left(self, connection: Any, name: str, known: uuid.UUID | None) -> bool:
+        if known is not None and operations.is_taken(connection, known):
+            known = None
+        named = operations.lookup(connection, name) is None
+        left = list(firmware.left(name if named else None, known, self.uri))
+        for path in left:
+            renewing.removed(name, path)
+        if named:
+            self.clean(name)
+        return bool(left)
+
     def _gone(self, asked: dict[str, float]) -> Iterator[Outcome[None]]:
         """Yield the guests that have ended, take them out of ``asked``, ask the others again."""
         states = self.states()
@@ -381,7 +417,7 @@ class LibvirtDriver(HypervisorDriver):
     ) -> Iterator[Outcome[None]]:
         """Run an operation on several domains in parallel; yield outcomes as they complete."""
         with ThreadPoolExecutor(STOPPERS, thread_name_prefix="domains") as pool:
-            futures = [pool.submit(self._change, name, operation) for name in names]
+            futures = [pool.submit(carried(self._change), name, operation) for name in names]
             try:
                 yield from (future.result() for future in as_completed(futures))
             finally:

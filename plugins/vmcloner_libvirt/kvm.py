@@ -6,16 +6,24 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from vmcloner_core.drivers import DriverContext
+from vmcloner_core.drivers import NO_BOOTS, DriverContext
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.model import Check, Domain, DomainSpec, DomainUse, HostResources, Template
-from vmcloner_libvirt import firmware, host_memory, operations, renewing
+from vmcloner_core.model import (
+    BootConfig,
+    Check,
+    DomainSpec,
+    DomainUse,
+    HostResources,
+    Outcome,
+    Template,
+)
+from vmcloner_libvirt import firmware, host_memory, tpm
 from vmcloner_libvirt.acceleration import KvmProbe
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.console import log_files, remove_log
@@ -113,6 +121,13 @@ class KvmDriver(LibvirtDriver):
         log = self.consoles.log(spec.name)
         return renderer.render(spec, template_values(spec, domain_type, log, self._tb_cache))
 
+    def start(
+        self, names: Sequence[str], boots: Mapping[str, BootConfig] = NO_BOOTS
+    ) -> Iterator[Outcome[None]]:
+        """See :meth:`HypervisorDriver.start`."""
+        for outcome in super().start(names, boots):
+            yield tpm.explained(outcome, self.uri)
+
     def undefine_flags(self, domain: Any) -> int:
         """See :meth:`LibvirtDriver.undefine_flags`.
 
@@ -132,28 +147,15 @@ class KvmDriver(LibvirtDriver):
                 flags |= module.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
         return int(flags)
 
-    def make(self, connection: Any, spec: DomainSpec) -> Domain:
-        """See :meth:`LibvirtDriver.make`.
-
-        A clone has the same UUID whenever it is created. So a TPM that outlived its domain
-        (virsh undefine --keep-tpm, a libvirtd that was killed) would be the new clone's.
-        """
-        tpm = firmware.tpm(str(spec.uuid), self.uri)
-        if tpm is not None and os.path.lexists(tpm) and not operations.is_taken(connection, spec):
-            renewing.removed(spec.name, tpm)
-        return super().make(connection, spec)
-
     def clean(self, name: str) -> None:
         """See :meth:`LibvirtDriver.clean`."""
         super().clean(name)
-        log = firmware.tpm_log(name, self.uri)
-        if log is not None:
+        for log in firmware.logs(name, self.uri):
             remove_log(log)
 
     def logs(self, name: str) -> tuple[Path, ...]:
         """See :meth:`HypervisorDriver.logs`."""
-        log = firmware.tpm_log(name, self.uri)
-        return () if log is None else tuple(log_files(log))
+        return tuple(file for log in firmware.logs(name, self.uri) for file in log_files(log))
 
     def is_own_process(self, domain: DomainUse, arguments: Sequence[str]) -> bool:
         """See :meth:`HypervisorDriver.is_own_process`; QEMU is told its domain's UUID."""

@@ -33,7 +33,7 @@ from vmcloner_core.errors import (
 )
 from vmcloner_core.model import Needs
 from vmcloner_core.process import CommandRunner
-from vmcloner_libvirt import firewall
+from vmcloner_libvirt import firewall, firmware, tpm
 from vmcloner_libvirt.bridges import LABEL
 from vmcloner_libvirt.connection import Connections, is_session
 from vmcloner_libvirt.metadata import parse
@@ -234,7 +234,7 @@ class Requirements:
             _check_machine(machine, found, what)
         features = parse(self._features(given, arch, machine, kind, what))
         _check_firmware(root, features, what)
-        _check_tpm(root, features, what)
+        _check_tpm(root, features, what, self.connections.uri)
         _check_cpu(root, features, what)
 
     def _no_kvm(self, found: Any) -> tuple[str, str] | None:
@@ -435,7 +435,7 @@ def _check_firmware(root: Any, features: Any, what: str) -> None:
         )
 
 
-def _check_tpm(root: Any, features: Any, what: str) -> None:
+def _check_tpm(root: Any, features: Any, what: str, uri: str) -> None:
     for backend in root.iterfind("devices/tpm/backend[@type='emulator']"):
         if not has_tpm(features):
             raise BackendError(
@@ -446,6 +446,10 @@ def _check_tpm(root: Any, features: Any, what: str) -> None:
         known = _values(features, "devices/tpm/enum[@name='backendVersion']")
         if version is not None and known and version not in known:
             raise BackendError(f"{what}: this host's TPM emulator has no version {version!r}")
+        made = firmware.tpm(str(root.findtext("uuid")), uri)
+        closed = None if is_session(uri) or (made and os.path.lexists(made)) else tpm.closed_keys()
+        if closed is not None:
+            raise BackendError(f"{what}: its TPM can't be made: {closed[0]}", hint=closed[1])
 
 
 def _check_cpu(root: Any, features: Any, what: str) -> None:

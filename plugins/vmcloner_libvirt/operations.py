@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+from vmcloner_core.cancelling import pause
 from vmcloner_core.errors import Conflict, NotFound, WrongState
 from vmcloner_core.model import (
     BootConfig,
@@ -104,7 +105,7 @@ def existing(connection: Any, spec: DomainSpec) -> Domain | None:
 
     :raises Conflict: the name is taken by another clone or by a foreign domain.
     """
-    domain = _lookup(connection, spec.name)
+    domain = lookup(connection, spec.name)
     if domain is None:
         return None
     saved = domain.hasManagedSaveImage() == 1
@@ -252,6 +253,8 @@ def destroy(connection: Any, name: str) -> bool:
     slow host longer than its own timeout for that lock. This waits for it.
     """
     for waits in range(LOCK_WAITS + 1):
+        if waits:
+            pause(0)  # unless the run is to end
         domain = active(connection, name)
         if domain is None:
             return waits > 0
@@ -278,7 +281,8 @@ def active(connection: Any, name: str) -> Any:
 # --- ownership --------------------------------------------------------------------------------
 
 
-def _lookup(connection: Any, name: str) -> Any:
+def lookup(connection: Any, name: str) -> Any:
+    """Return the domain of that name, ours or not; None if there is none."""
     with tolerate("VIR_ERR_NO_DOMAIN"):
         return connection.lookupByName(name)
     return None
@@ -286,7 +290,7 @@ def _lookup(connection: Any, name: str) -> Any:
 
 def find(connection: Any, name: str) -> Any:
     """Return our domain of that name, or None; a foreign one raises Conflict."""
-    domain = _lookup(connection, name)
+    domain = lookup(connection, name)
     with tolerate("VIR_ERR_NO_DOMAIN"):
         if domain is None or labels_of(domain) is not None:
             return domain
@@ -301,10 +305,10 @@ def _foreign(name: str) -> Conflict:
     )
 
 
-def is_taken(connection: Any, spec: DomainSpec) -> bool:
+def is_taken(connection: Any, known: uuid.UUID) -> bool:
     """Tell whether a domain has a clone's UUID, under whatever name."""
     with tolerate("VIR_ERR_NO_DOMAIN"):
-        connection.lookupByUUIDString(str(spec.uuid))
+        connection.lookupByUUIDString(str(known))
         return True
     return False
 

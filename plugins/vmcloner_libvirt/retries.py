@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import attrs
 
-from vmcloner_core.errors import VmclonerError
+from vmcloner_core.cancelling import pause
+from vmcloner_core.errors import Interrupted, VmclonerError
 from vmcloner_core.model import Outcome
 from vmcloner_core.units import format_seconds
 from vmcloner_libvirt.binding import libvirt
@@ -41,13 +42,17 @@ def is_passing(error: VmclonerError | None) -> bool:
 def persistently(attempt: Callable[[], Outcome[None]]) -> Outcome[None]:
     """Return an idempotent attempt's outcome, made again while its error is a passing one.
 
-    For up to :data:`PATIENCE` seconds; the error then says how often it was tried.
+    For up to :data:`PATIENCE` seconds, or until the run is to end; the error then says how often it
+    was tried.
     """
-    begun, tries, pause = time.monotonic(), 1, 1.0
+    begun, tries, wait = time.monotonic(), 1, 1.0
     outcome = attempt()
     while is_passing(outcome.error) and time.monotonic() - begun < PATIENCE:
-        time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - not all at the same moment
-        pause = min(2 * pause, LONGEST_PAUSE)
+        try:
+            pause(wait * random.uniform(0.5, 1.0))  # noqa: S311 - not all at the same moment
+        except Interrupted as stop:
+            return attrs.evolve(outcome, error=stop)
+        wait = min(2 * wait, LONGEST_PAUSE)
         tries += 1
         outcome = attempt()
     if tries == 1:

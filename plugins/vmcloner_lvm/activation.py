@@ -92,6 +92,18 @@ def deactivate(
     return {name: _busy(lvm, name, holders[name]) if name in left else None for name in names}
 
 
+def refresh(lvm: Lvm, mapper: DeviceMapper, name: str, size: int, *, held: bool = False) -> None:
+    """Give an active volume's device the size that is in the metadata, if that is larger.
+
+    A killed lvextend may have written only the metadata.
+
+    :param held: this process holds the group's lock.
+    """
+    now = mapper.size(device_name(lvm.group, name))
+    if now is not None and now < size:
+        lvm.run("lvchange", "--refresh", f"{lvm.group}/{name}", held=held)
+
+
 def _active(lvm: Lvm, mapper: DeviceMapper, names: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Return those of ``names`` that are active, with their open counts and device numbers."""
     found = {}

@@ -63,6 +63,10 @@ class DeviceMapper(Protocol):
         """Return a device by name, None if there is none."""
         ...
 
+    def size(self, name: str) -> int | None:
+        """Return a device's bytes, None if there is none."""
+        ...
+
     def pool(self, name: str) -> PoolStatus | None:
         """Return a thin pool's status, None if there is no such device."""
         ...
@@ -113,6 +117,17 @@ class KernelDeviceMapper:
             raise HostCommandError(f"device {name}: {error.strerror}") from error
         fields = _HEADER.unpack_from(answer)
         return Device(number=fields[10], opened=fields[6])
+
+    def size(self, name: str) -> int | None:
+        """See :meth:`DeviceMapper.size`."""
+        found = self.device(name)
+        if found is None:
+            return None
+        shown = f"{os.major(found.number)}:{os.minor(found.number)}"
+        try:
+            return int(Path(f"/sys/dev/block/{shown}/size").read_text()) * SECTOR
+        except (OSError, ValueError) as error:
+            raise HostCommandError(f"device {name}: its size can't be read") from error
 
     def pool(self, name: str) -> PoolStatus | None:
         """See :meth:`DeviceMapper.pool`."""

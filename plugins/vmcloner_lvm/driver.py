@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import attrs
 
 from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
-from vmcloner_core.errors import InvalidRequest, VmclonerError
+from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError
 from vmcloner_core.model import (
     AS_IT_COMES,
     Capacity,
@@ -30,7 +30,7 @@ from vmcloner_core.model import (
 )
 from vmcloner_core.stored_ids import KnownPool
 from vmcloner_lvm import batches, doctor, tags
-from vmcloner_lvm.activation import activate, combined, deactivate
+from vmcloner_lvm.activation import activate, combined, deactivate, refresh
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper
 from vmcloner_lvm.filling import leftovers, sweep
@@ -77,6 +77,7 @@ class LvmThinDriver(StorageDriver):
         known = KnownPool.of(context.host, context.name)
         self._pool = Pool(self._lvm, settings.thinpool, self._mapper, known)
         self._chunk: int | None = None
+        self._extent: int | None = None
         self._importer = Importer(self._pool, context.runner, context.host.state / "import")
         self._activate = combined(activate, self._lvm, self._mapper)
         self._deactivate = combined(deactivate, self._lvm, self._mapper)
@@ -239,6 +240,41 @@ class LvmThinDriver(StorageDriver):
         return outcomes + [
             self._made(session, request) for k, (request, _) in fit.items() if k not in failed
         ]
+
+    def whole(self, size: int) -> int:
+        """See :meth:`StorageDriver.whole`: whole extents."""
+        if self._extent is None:
+            self._extent = self._pool.read().extent
+        return size + -size % self._extent
+
+    def grow(self, volumes: Sequence[Volume], size: int) -> Iterator[Outcome[Volume]]:
+        """See :meth:`StorageDriver.grow`. What a thin volume was never written to is zeros."""
+        whole = self.whole(size)
+        with self._pool.locked() as session:
+            errors = {volume.name: self._grow(session, volume, whole) for volume in volumes}
+            before, after = session.group.thin, session.reread().thin
+        for volume in volumes:
+            error, name = errors[volume.name], volume.name
+            value = None
+            if error is None:
+                value = as_volume(self._lvm.group, after[name], volume.labels, self.name)
+            changed = error is None and before[name].size != after[name].size
+            yield Outcome(key=name, value=value, error=error, changed=changed)
+
+    def _grow(self, session: Session, volume: Volume, size: int) -> VmclonerError | None:
+        """Enlarge a volume; returns its error."""
+        name = volume.name
+        try:
+            found = disk(session.group, self._pool.name, name, volume.labels)
+            if found is None:
+                raise NotFound(f"volume {volume.path} is gone", hint="run its create again")
+            if found.size < size:
+                full = f"{self._lvm.group}/{name}"
+                session.lvm.run("lvextend", "-y", "-L", f"{size}b", full, held=True)
+            refresh(session.lvm, self._mapper, name, size, held=True)
+        except VmclonerError as error:
+            return error
+        return None
 
     def _made(self, session: Session, request: CloneRequest) -> Outcome[Volume]:
         name = request.volume_name

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from vmcloner_core.cancelling import pause
 from vmcloner_core.errors import BackendError, DeadlineExceeded
 
 LOCKS = Path("/run/lock/vmcloner")
@@ -42,7 +43,7 @@ def group_lock(
                 f"volume group {group} is locked by another process",
                 hint=f"find that process: fuser {path}",
             )
-        time.sleep(_POLL)
+        pause(_POLL)
     try:
         yield
     finally:

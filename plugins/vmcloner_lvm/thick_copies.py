@@ -12,7 +12,7 @@ from vmcloner_core.errors import VmclonerError
 from vmcloner_core.full_copies import CopyPool
 from vmcloner_core.model import CloneRequest, Labels, Origin, Volume
 from vmcloner_core.os_errors import translated
-from vmcloner_lvm.thick_group import COPYING, Contents, LogicalVolume, ThickGroup, image_name
+from vmcloner_lvm.thick_group import Contents, LogicalVolume, ThickGroup, image_name
 
 
 @attrs.frozen
@@ -36,7 +36,7 @@ class ThickCopies(CopyPool):
             path=self.group.path(volume.name),
             size=volume.size,
             kind="block",
-            complete=COPYING not in volume.tags,
+            complete=volume.complete,
         )
 
     def size(self, there: Contents, request: CloneRequest) -> int:

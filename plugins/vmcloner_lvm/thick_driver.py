@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
-from vmcloner_core.errors import HostCommandError, VmclonerError
+from vmcloner_core.errors import HostCommandError, NotFound, VmclonerError, WrongState
 from vmcloner_core.full_copies import Copier, Copy
 from vmcloner_core.model import (
     AS_IT_COMES,
@@ -34,7 +34,7 @@ from vmcloner_lvm.filling import leftovers, sweep
 from vmcloner_lvm.locking import LOCKS
 from vmcloner_lvm.naming import checked
 from vmcloner_lvm.thick_copies import ThickCopies
-from vmcloner_lvm.thick_group import Contents, LogicalVolume, ThickGroup
+from vmcloner_lvm.thick_group import COPYING, Contents, LogicalVolume, ThickGroup
 from vmcloner_lvm.thick_importing import ThickImporter
 
 VOLUME_TEXT = 1024
@@ -165,7 +165,34 @@ class ThickDriver(StorageDriver):
                 found = self._group.disk(self._group.read(), name, labels)
                 if found is None:  # otherwise another process made it meanwhile
                     raise
+        if found.grows_from is not None:
+            found = self._group.grow(found, found.size)
         return self._copies.volume(found, found.labels or labels), False
+
+    def whole(self, size: int) -> int:
+        """See :meth:`StorageDriver.whole`: whole extents."""
+        return self._group.whole(size)
+
+    def grow(self, volumes: Sequence[Volume], size: int) -> Iterator[Outcome[Volume]]:
+        """See :meth:`StorageDriver.grow`."""
+        there = self._group.read()
+        for volume in volumes:
+            try:
+                yield self._grown(volume, self.whole(size), there)
+            except VmclonerError as error:
+                yield Outcome(key=volume.name, error=error)
+
+    def _grown(self, volume: Volume, size: int, there: Contents) -> Outcome[Volume]:
+        found = self._group.disk(there, volume.name, volume.labels)
+        if found is None:
+            raise NotFound(f"volume {volume.path} is gone", hint="run its create again")
+        if COPYING in found.tags:
+            raise WrongState(f"volume {volume.path} is incomplete", hint="run its create again")
+        changed = size > found.size or not found.complete
+        if changed:
+            found = self._group.grow(found, max(size, found.size))
+        value = self._copies.volume(found, volume.labels)
+        return Outcome(key=volume.name, value=value, changed=changed)
 
     def delete(self, volumes: Sequence[Volume]) -> Iterator[Outcome[None]]:
         """See :meth:`StorageDriver.delete`."""

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import attrs
 
+from vmcloner_core.copying import Target
 from vmcloner_core.errors import HostCommandError, NotEnoughResources, VmclonerError
 from vmcloner_core.model import Labels, Origin
+from vmcloner_core.os_errors import translated
 from vmcloner_core.stored_ids import KnownPool, id_of
 from vmcloner_core.units import format_size
 from vmcloner_lvm import tags
-from vmcloner_lvm.activation import activate, combined, deactivate
+from vmcloner_lvm.activation import activate, combined, deactivate, refresh
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper
 from vmcloner_lvm.naming import checked
@@ -25,6 +27,8 @@ from vmcloner_lvm.records import (
 
 COPYING = "vmcloner-copying"
 """Tag of a volume that is incomplete."""
+GROWING = "vmcloner-growing-from."
+"""Prefix of the tag of a volume whose bytes from there on are not zeros yet."""
 _THICK = {"linear", "striped", "raid1", "mirror"}
 _FEW = 100
 _FIELDS = "vg_uuid,lv_name,lv_uuid,lv_size,lv_tags,segtype,origin"
@@ -50,6 +54,17 @@ class LogicalVolume:
     def values(self) -> dict[str, str]:
         """Our labels on it, if it is thick."""
         return (tags.decode(self.tags) or {}) if self.thick else {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether its bytes are those that it is meant to have."""
+        return COPYING not in self.tags and self.grows_from is None
+
+    @property
+    def grows_from(self) -> int | None:
+        """The size that it had before it was to be enlarged, None if that has ended."""
+        found = [tag.removeprefix(GROWING) for tag in self.tags if tag.startswith(GROWING)]
+        return min((int(size) for size in found if size.isdecimal()), default=None)
 
     @property
     def labels(self) -> Labels | None:
@@ -82,6 +97,7 @@ class ThickGroup:
     def __init__(self, lvm: Lvm, mapper: DeviceMapper, known: KnownPool) -> None:
         self.lvm = lvm
         self._known = known
+        self._mapper = mapper
         self.name = lvm.group
         self.activate = combined(activate, lvm, mapper)
         self.deactivate = combined(deactivate, lvm, mapper)
@@ -211,6 +227,45 @@ class ThickGroup:
     def extend(self, name: str, size: int) -> None:
         """Enlarge a volume. The new part may hold the bytes of deleted volumes."""
         self._allocate("lvextend", name, size, "-y", f"{self.name}/{name}")
+
+    def grow(self, volume: LogicalVolume, size: int) -> LogicalVolume:
+        """Enlarge a volume that is filled, with zeros; returns it. Call it again after a kill.
+
+        :param size: bytes, not below its own.
+        :raises NotEnoughResources: there is no room; the volume has its old size.
+        """
+        start, full = volume.grows_from, f"{self.name}/{volume.name}"
+        if start is None:
+            start = volume.size
+            self.lvm.run("lvchange", "--addtag", f"{GROWING}{start}", full)
+        lacking: NotEnoughResources | None = None
+        try:
+            if size > volume.size:
+                self.extend(volume.name, size)
+        except NotEnoughResources as error:
+            lacking, size = error, volume.size
+        self._zero(volume.name, start, size)
+        self.lvm.run("lvchange", "--deltag", f"{GROWING}{start}", full)
+        if lacking is not None:
+            raise lacking
+        tags_left = tuple(tag for tag in volume.tags if not tag.startswith(GROWING))
+        return attrs.evolve(volume, size=size, tags=tags_left)
+
+    def _zero(self, name: str, start: int, end: int) -> None:
+        """Write zeros to the end of a volume; it is active afterwards if a guest has it open."""
+        error = self.activate([name])[name]
+        if error is not None:
+            raise error
+        refresh(self.lvm, self._mapper, name, end)
+        try:
+            with translated(self.path(name)):
+                target = Target(path=self.path(name), size=end)
+                with target.open():
+                    if start < end:
+                        target.zero(start, end)
+                    target.flush()
+        finally:
+            self.deactivate([name])
 
     def _allocate(self, command: str, name: str, size: int, *words: str) -> None:
         try:

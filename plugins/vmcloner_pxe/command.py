@@ -283,7 +283,7 @@ def cache(folder: Path | None, ids: tuple[int, int]) -> Cache | None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
-            os.chown(path, uid, gid)
+            os.chown(path, uid, gid, follow_symlinks=False)  # it may be a link by now
         status = path.lstat()
     except OSError as error:
         raise NetbootError(f"cache {path}: {reason(error)}", hint="--no-cache") from error

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import attrs
 
+from vmcloner_core.cancelling import interruptible
 from vmcloner_core.coalesce import Coalescer
 from vmcloner_core.drivers import BootProvider, BootRequest, DriverContext
 from vmcloner_core.errors import BackendError, HostCommandError, InvalidRequest, VmclonerError
@@ -129,11 +130,12 @@ class Pypxeboot(BootProvider):
                 for request in requests
             ),
         )
-        answer = self._context.runner.run(
-            [sys.executable, "-m", "vmcloner_pxe.batch"],
-            input=json.dumps(attrs.asdict(batch)).encode(),
-            timeout=TIMEOUT + 60,
-        )
+        with interruptible():  # it gives its leases back
+            answer = self._context.runner.run(
+                [sys.executable, "-m", "vmcloner_pxe.batch"],
+                input=json.dumps(attrs.asdict(batch)).encode(),
+                timeout=TIMEOUT + 60,
+            )
         try:
             results = [structure(r, Result, where="answer") for r in json.loads(answer.stdout)]
         except (ValueError, TypeError, RecursionError, InvalidRequest) as error:

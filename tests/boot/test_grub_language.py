@@ -142,6 +142,7 @@ def test_config_directory() -> None:
         ("[ a -nt b ]", "its test '-nt'"),
         ("[ 9999999999999 -eq 1 ]", "the number '9999999999999'"),
         ("regexp '[[.x.]]' x", "the regular expression"),
+        ("regexp 'a" + "*" * 200 + "' a", "repeats more than 20 times"),
         ("regexp '(a*)*(a*)*(a*)*b' " + "a" * 60, "takes too long to match"),
         ("true { echo; }", "'true' with a block"),
         ("halt", "its script ends with halt"),

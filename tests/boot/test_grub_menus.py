@@ -431,6 +431,21 @@ def systemd_boot(entries: Mapping[str, str], loader: str = "") -> Choice:
     return choose(tree(files, 1, "gpt", UUIDS[0]))
 
 
+def test_the_last_default_counts_and_is_bounded() -> None:
+    """As systemd-boot reads it; a file with a hundred thousand of them isn't tried one by one."""
+    entries = {"a": "linux /k1\n", "b": "linux /k2\n"}
+    assert systemd_boot(entries, "default a\ndefault b\n").kernel.path == "/k2"
+    assert systemd_boot(entries, "default a\n" * 90_000 + "default b").kernel.path == "/k2"
+    with pytest.raises(Unreadable, match="more than 255 characters"):
+        systemd_boot(entries, "default " + "*a" * 200)
+
+
+def test_variables_of_an_entry_fill_in_no_gigabytes() -> None:
+    config = f"set v={'x' * 16_000}\nblscfg"
+    with pytest.raises(Unreadable, match="more than 65536 characters"):
+        bls(config, {"a-1": f"linux /k1\noptions {'$v' * 30_000}\n"})
+
+
 def test_entries_without_tries_come_last() -> None:
     text = {"new": "version 2\nlinux /k2\n", "old": "version 1\nlinux /k1\n"}
     for new, old, kernel in [

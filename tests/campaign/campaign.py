@@ -1,7 +1,7 @@
 """Kill and disturb real commands at any of their calls; the same command again must complete them.
 
 ``python -m tests.campaign.campaign --seed 1 --kills 100 --faults 100 --pool overlay``: make a site,
-and fleets in it. Each create, reset, start, stop and delete is hit once: it is killed
+and fleets in it. Each command that changes clones is hit once in each of their lives: it is killed
 (SIGKILL, SIGTERM, SIGHUP) at a call to the system, to libvirt or of a program, or that call fails.
 Then the same command is run again. What is on the host after it must be what an undisturbed run
 leaves, and after the delete nothing may be left. See ``victim.py``.
@@ -19,6 +19,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree
 
 import attrs
 
@@ -50,6 +51,7 @@ SIGNALS = {"kill": -signal.SIGKILL, "within": -signal.SIGKILL}
 OS_ERRORS = {"write": ("EIO", "ENOSPC", "EROFS", "EACCES"), "read": ("EIO", "EACCES")}
 LIBVIRT_ERRORS = ("timeout", "internal", "failed", "lost")
 ROLLED_BACK_IN_PART = 11
+VIRSH = ("virsh", "-q", "-c", "qemu:///system")
 POOR = ("Traceback", "unexpected", "Exception", "[Errno", "None")
 """What no message may contain."""
 
@@ -99,18 +101,42 @@ class Campaign:
             "--values",
             "values.csv",
         ]
+        kill, all_of_it = "--kill", ["--yes", "--missing-ok"]
+        larger = ["set", self.fleet, "--memory", "40MiB", "--disk-size"]
         self.operations = {
             "create": create,
-            "delete-stopped": ["delete", self.fleet, "--yes", "--missing-ok"],
+            "delete-stopped": ["delete", self.fleet, *all_of_it],
             "import": create,
+            "set": [*larger, "2MiB"],
             "reset": ["reset", self.fleet],
             "start": ["start", self.fleet],
+            "pause": ["pause", self.fleet],
+            "resume": ["resume", self.fleet],
+            "save": ["save", self.fleet],
+            "restore": ["restore", self.fleet],
+            "set-running": [*larger, "8MiB", "--vcpus", "1"],
             "reset-running": ["reset", self.fleet],
-            "stop": ["stop", self.fleet, "--kill"],
-            "delete": ["delete", self.fleet, "--yes", "--missing-ok"],
+            "save-again": ["save", self.fleet],
+            "restart-saved": ["restart", self.fleet, kill],
+            "reset-saved": ["reset", self.fleet, "--start"],
+            "stop": ["stop", self.fleet, kill],
+            "delete": ["delete", self.fleet, *all_of_it],
             "roll-back": [*create, "--start", "--on-failure", "rollback"],
-            "restart": ["restart", self.fleet, "--kill"],
-            "delete-running": ["delete", self.fleet, "--yes", "--missing-ok"],
+            "restart": ["restart", self.fleet, kill],
+            "shut-down": ["stop", self.fleet, "--timeout", "1"],
+            "stop-saved": ["stop", self.fleet, kill],
+            "delete-snapshots": ["delete", self.fleet, *all_of_it],
+            "delete-running": ["delete", self.fleet, *all_of_it],
+            "delete-saved": ["delete", self.fleet, *all_of_it],
+            "gc": ["gc", "--orphans", "--yes"],
+        }
+        self.before = {
+            "import": [["template", "delete", "seeded"]],
+            "reset-saved": [["save", self.fleet]],
+            "stop-saved": [["start", self.fleet], ["save", self.fleet]],
+            "delete-running": [[*create, "--start"]],
+            "delete-saved": [[*create, "--start"], ["save", self.fleet]],
+            "gc": [create],
         }
 
     # --- a life ---------------------------------------------------------------------------------
@@ -127,7 +153,7 @@ class Campaign:
             assert ended.code == 0, (words, ended)
             self.calls[name] = [line.split()[0] for line in log.read_text().splitlines()]
             self.expected[name] = self.found()
-            if name.startswith("delete"):
+            if name.startswith(("delete", "gc")):
                 assert self.expected[name] == self.expected["nothing"], "a delete leaves something"
 
     def live(self, how, enough):
@@ -140,13 +166,21 @@ class Campaign:
         self.checked(self.operations["delete"])
 
     def prepare(self, name):
-        """Write something to the disks that are about to be reset."""
-        if name == "import":
-            self.checked(["template", "delete", "seeded"])
+        """Bring the clones into the state in which an operation is tried."""
+        for words in self.before.get(name, ()):
+            self.checked(words)
         if name == "reset":
             for volume in self.disks():
                 write = ["qemu-io", "-f", _format(volume), "-c", "write -P 7 0 4096", str(volume)]
                 subprocess.run(write, check=True, timeout=60, capture_output=True)
+        if name == "delete-snapshots" and not self.pool.startswith("lvm"):
+            for clone in self.domains():  # into files, which block devices have no place for
+                snapshot = ["snapshot-create-as", clone, "s1", "--disk-only"]
+                subprocess.run([*VIRSH, *snapshot], check=True, timeout=60, capture_output=True)
+        if name == "gc":
+            for clone in self.domains():
+                undefine = [*VIRSH, "undefine", clone]
+                subprocess.run(undefine, check=True, timeout=60, capture_output=True)
 
     def fate(self, name, how):
         """Choose what becomes of an operation."""
@@ -248,17 +282,25 @@ class Campaign:
         ours = [f for f in found if f.rpartition("/")[2] in ("lock", "id") or "/kvm-" in f]
         found = {name: what for name, what in found.items() if name not in ours}
         if self.pool.startswith("lvm"):
-            argv = ["lvs", "--noheadings", "-o", "lv_name", "vg"]
-            found |= {f"volume {name}": "there" for name in _words(argv)}
+            argv = ["lvs", "--noheadings", "-o", "lv_name,lv_size", "vg"]
+            found |= {f"volume {name}": size for name, size in map(str.split, _lines(argv))}
             maps = _words(["dmsetup", "ls"])
             found |= {f"map {m}": "there" for m in maps if self.site.prefix in m}
-        virsh = ["virsh", "-q", "-c", "qemu:///system"]
-        for line in _lines([*virsh, "list", "--all"]):
-            _number, name, domain = line.split(maxsplit=2)
-            if name.startswith(self.site.prefix):
-                (uuid,) = _words([*virsh, "domuuid", name])
-                found[f"domain {name}"] = f"{domain} {uuid}"
+        for volume in self.disks():
+            info = [*("qemu-img", "info", "-U", "--output=json"), str(volume)]
+            found[f"size of {volume}"] = json.loads("".join(_lines(info)))["virtual-size"]
+        for name, state in self.domains().items():
+            xml = ElementTree.fromstring("".join(_lines([*VIRSH, "dumpxml", "--inactive", name])))
+            what = [xml.findtext(tag) for tag in ("uuid", "memory", "vcpu")]
+            found[f"domain {name}"] = " ".join([state, *what])
         return found
+
+    def domains(self):
+        """Return the states of the domains of this site."""
+        rows = (
+            line.split(maxsplit=2) for line in _lines([*VIRSH, "list", "--all", "--managed-save"])
+        )
+        return {name: state for _, name, state in rows if name.startswith(self.site.prefix)}
 
     def disks(self):
         """Return the first disks of the clones."""
@@ -353,7 +395,9 @@ def campaign(pool, how, seed, hits, seconds=1e9, tell=lambda _line: None):
     """Hit so many operations, for at most so many seconds; returns the campaign."""
     with site_on(pool) as site:
         run = Campaign(site, pool, seed)
+        begun = time.monotonic()
         run.rehearse()
+        tell(f"{pool} {how}: rehearsed in {time.monotonic() - begun:.0f} s")
         end = time.monotonic() + seconds
 
         def enough():
@@ -362,7 +406,9 @@ def campaign(pool, how, seed, hits, seconds=1e9, tell=lambda _line: None):
         told = 0
         while not enough():
             run.live(how, enough)
-            tell(f"{pool} {how}: {run.hits.total()} hits, {len(run.findings)} findings")
+            spent = time.monotonic() - begun
+            told_so = f"{run.hits.total()} hits, {len(run.findings)} findings in {spent:.0f} s"
+            tell(f"{pool} {how}: {told_so}")
             for finding in run.findings[told:]:
                 tell(str(finding))
             told = len(run.findings)

@@ -9,13 +9,19 @@ from tests.campaign.campaign import campaign
 SEED = os.environ.get("SEED", "slice")
 HITS = int(os.environ.get("KILLS", "0"))
 """In each pool; else as many as there is time for."""
+SECONDS = float(os.environ.get("KILLS_SECONDS", "3000"))
+"""In each pool, at most, if there is a number of hits."""
 libvirt = pytest.mark.libvirt
 in_lab = [pytest.mark.lvm, pytest.mark.slow]
 """Five minutes each, as the lab is emulated."""
 mounts = [pytest.mark.libvirt, pytest.mark.filesystems]
 
 
-@pytest.mark.timeout(3600)
+def _tell(line):
+    print(line, flush=True)
+
+
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize(
     ("pool", "how", "seconds"),
     [
@@ -31,6 +37,6 @@ mounts = [pytest.mark.libvirt, pytest.mark.filesystems]
     ],
 )
 def test_the_same_command_again_completes_it(pool, how, seconds):
-    run = campaign(pool, how, SEED, HITS or 10**6, 3000 if HITS else seconds, tell=print)
+    run = campaign(pool, how, SEED, HITS or 10**6, SECONDS if HITS else seconds, tell=_tell)
     assert run.findings == [], f"seed {SEED}\n" + "\n".join(map(str, run.findings))
     assert run.hits

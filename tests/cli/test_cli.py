@@ -726,3 +726,19 @@ def test_what_is_interrupted_outside_of_a_run_says_so(lab, run, monkeypatch):
     monkeypatch.setattr(lab.machines, "states", interrupted)
     monkeypatch.setattr(lab.engine, "survey", lambda *_targets: interrupted())
     assert run("list") == (130, "", "vmcloner: stopped (run the same command again)\n")
+
+
+def test_a_thread_that_hangs_does_not_keep_the_process_from_ending():
+    """The interpreter joins a thread pool's threads when it ends, however long that takes."""
+    program = (
+        "import concurrent.futures, sys, threading\n"
+        "from vmcloner_core.cli import __main__\n"
+        "__main__.LEAVING = 0.2\n"
+        "pool = concurrent.futures.ThreadPoolExecutor(1)\n"
+        "pool.submit(threading.Event().wait)\n"
+        "sys.argv = ['vmcloner', '--version']; sys.exit(__main__.main())"
+    )
+    argv = [sys.executable, "-c", program]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("vmcloner ")

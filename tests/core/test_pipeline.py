@@ -7,6 +7,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from vmcloner_core.cancelling import pause
 from vmcloner_core.drivers import Lane
 from vmcloner_core.errors import Conflict, HostCommandError, Interrupted, WrongState
 from vmcloner_core.locks import hold
@@ -247,3 +248,32 @@ def test_waiting_for_a_lock_can_be_stopped(tmp_path):
         hold(tmp_path, ["a"], cancelled=lambda: True),
     ):
         pass
+
+
+def test_a_call_that_hangs_after_its_last_outcome_does_not_hang_the_run():
+    for_ever = threading.Event()
+
+    def call(batch, _more):
+        yield from fine(batch, None)
+        for_ever.wait(100)
+
+    todo = works(2, Stage(step="start", call=call, lane=Lane(batch=2), patience=0.3))
+    begun = time.monotonic()
+    run(todo)
+    assert time.monotonic() - begun < 60
+    assert all(work.error is None for work in todo)
+    for_ever.set()
+
+
+def test_a_drivers_pause_ends_when_the_run_does():
+    cancelled, paused = threading.Event(), threading.Event()
+
+    def call(batch, _more):
+        paused.set()
+        pause(200)
+        yield from fine(batch, None)
+
+    threading.Thread(target=lambda: paused.wait(60) and cancelled.set(), daemon=True).start()
+    todo = works(1, Stage(step="start", call=call, lane=Lane()))
+    run(todo, cancelled)
+    assert isinstance(todo[0].error, Interrupted)

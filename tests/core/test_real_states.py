@@ -205,7 +205,7 @@ def test_a_size_whose_run_was_killed_is_told_and_noted(lab, monkeypatch):
     """The disk has its size already: the guest and the record don't know of it."""
     lab.engine.create("web", "t1", count=1, start=True)
     (volume,) = lab.pool.disks.values()
-    lab.pool.grow(volume, 8 * MIB)
+    list(lab.pool.grow([volume], 8 * MIB))
     lab.pool.disks = {n: attrs.evolve(v, kind="block") for n, v in lab.pool.disks.items()}
     told = []
     monkeypatch.setattr(lab.machines.sizes, "grow_disk", lambda *words: told.append(words[2]))

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from vmcloner_core.errors import BackendError, HostCommandError
+from vmcloner_core.errors import BackendError, HostCommandError, WrongState
 from vmcloner_core.images import DRAFT_PREFIX
 from vmcloner_core.locks import hold, hold_free
-from vmcloner_core.model import State
+from vmcloner_core.model import Outcome, State
 from vmcloner_core.survey import Unseen
 
 
@@ -284,3 +284,40 @@ def test_a_command_outlives_other_threads(tmp_path):
     thread.start()
     thread.join()
     assert LocalRunner().run(["sh", "-c", "sleep 0.2; echo done"]).stdout == b"done\n"
+
+
+def test_volumes_of_clones_that_are_off_are_deactivated(lab, monkeypatch):
+    """Who stopped or saved them was killed before it did that: the next run of the fleet does."""
+    done = []
+
+    def deactivate(_pool, volumes):
+        for volume in volumes:
+            done.append(volume.name)
+            yield Outcome(key=volume.name)
+
+    lab.engine.create("web", "t1", count=4)
+    lab.engine.create("other", "t1", count=1)
+    lab.engine.start("web-[1-2]")
+    lab.engine.save("web-2")
+    del lab.machines.machines["web-4"]
+    assert not lab.pool.activates
+    monkeypatch.setattr(type(lab.pool), "deactivate", deactivate)
+    assert lab.pool.activates
+    lab.engine.save("web-2")
+    assert sorted(done) == ["web-2-disk0", "web-3-disk0", "web-4-disk0"]
+
+
+def test_a_volume_that_can_not_be_deactivated_is_left(lab, monkeypatch, caplog):
+    def deactivate(_pool, volumes):
+        error = WrongState("in use")
+        yield from (Outcome(key=volume.name, error=error) for volume in volumes)
+
+    def broken(_pool, _volumes):
+        raise HostCommandError("no such pool")
+
+    lab.engine.create("web", "t1", count=1)
+    for how in (deactivate, broken):
+        monkeypatch.setattr(type(lab.pool), "deactivate", how)
+        lab.engine.stop("web")
+    assert "no such pool" in caplog.text
+    assert "in use" not in caplog.text

@@ -111,7 +111,8 @@ class FakeGroup:
         for name in self._names(words):
             gone = [words[at + 1] for at, word in enumerate(words) if word == "--deltag"]
             tags = self.volumes[name].tags
-            self.volumes[name].tags = [tag for tag in tags if tag not in gone]
+            new = [words[at + 1] for at, word in enumerate(words) if word == "--addtag"]
+            self.volumes[name].tags = [tag for tag in [*tags, *new] if tag not in gone]
 
     def _lvrename(self, words):
         _, old, new = words
@@ -130,6 +131,9 @@ class FakeGroup:
         self.path(name).unlink(missing_ok=True)
 
     # --- activation ---
+
+    def size(self, name):
+        return None  # devices are as large as their files
 
     def on(self, names):
         names = list(names)
@@ -162,7 +166,7 @@ class FakeGroup:
 def open_driver(context):
     """Return the driver on a faked group."""
     host = context.runner
-    driver = ThickDriver(context, VG, mapper=object(), locks=host.folder)
+    driver = ThickDriver(context, VG, mapper=host, locks=host.folder)
     group = driver._group
     group.activate, group.deactivate, group.path = host.on, host.off, host.path
     return driver

@@ -9,7 +9,7 @@ import pytest
 from tests.dd.fakes import EXTENT, FakeGroup, Volume, open_driver
 from vmcloner_core.copying import Target
 from vmcloner_core.drivers import DriverContext
-from vmcloner_core.errors import BackendError, Conflict, HostCommandError
+from vmcloner_core.errors import BackendError, Conflict, HostCommandError, NotEnoughResources
 from vmcloner_core.model import CloneRequest, Copying, Host
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import make_image, no_progress
@@ -178,3 +178,60 @@ def test_another_group_of_the_same_name_is_refused(host, driver, origin, tmp_pat
             ask()
     host.uuid = "first"
     assert [each.name for each in again.volumes()] == ([] if empty else [volume.name])
+
+
+# --- disks that grow ------------------------------------------------------------------------------
+
+
+def grow(driver, size):
+    return {outcome.key: outcome for outcome in driver.grow(driver.volumes(), size)}
+
+
+@pytest.mark.parametrize("again", ["grow", "clone"])
+@pytest.mark.parametrize("at", ["lvextend", "activate", "lvchange --deltag"])
+def test_a_disk_that_was_being_enlarged_is_gone_on_with(host, driver, origin, at, again):
+    """Until all of it is written, it may show the bytes of deleted volumes: no guest gets it."""
+    assert all(outcome.ok for outcome in driver.clone(requests(origin, 1)))
+    content = host.path("web-1-disk0").read_bytes()
+    run, on = host._run, host.on
+
+    def until(real, what):
+        def call(words):
+            if " ".join([*what, *words]).startswith(at):
+                raise Killed
+            return real(words)
+
+        return call
+
+    host._run, driver._group.activate = until(run, []), until(on, ["activate"])
+    with pytest.raises(Killed):
+        grow(driver, 12 * MIB)
+    host._run, driver._group.activate = run, on
+    [left] = driver.volumes()
+    assert not left.complete
+    assert [outcome.ok for outcome in driver.activate([left])] == [False]
+    if again == "grow":
+        assert grow(driver, 12 * MIB)["web-1-disk0"].changed
+    else:
+        assert all(outcome.ok for outcome in driver.clone(requests(origin, 1)))
+    [volume] = driver.volumes()
+    assert volume.complete
+    grown = host.path("web-1-disk0").read_bytes()
+    assert grown[: len(content)] == content
+    assert not any(grown[len(content) :])
+    assert again == "clone" or volume.size == 12 * MIB
+
+
+def test_a_disk_without_room_keeps_its_size(host, driver, origin):
+    assert all(outcome.ok for outcome in driver.clone(requests(origin, 2)))
+    host.free = 4 * MIB
+    outcomes = grow(driver, 12 * MIB)
+    assert [o.ok for o in outcomes.values()] == [True, False]
+    assert isinstance(outcomes["web-2-disk0"].error, NotEnoughResources)
+    assert [(v.size // MIB, v.complete) for v in driver.volumes()] == [(12, True), (8, True)]
+
+
+def test_a_disk_whose_copy_was_cut_off_does_not_grow(host, driver, origin, monkeypatch):
+    cut_off(driver, origin, monkeypatch)
+    assert "incomplete" in str(grow(driver, 12 * MIB)["web-1-disk0"].error)
+    assert host.volumes["web-1-disk0"].size == 8 * MIB

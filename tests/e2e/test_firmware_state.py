@@ -178,3 +178,71 @@ def test_a_tpm_that_outlived_its_domain(site):
     assert not is_marked(clone)
     site.run("delete", web, "--yes")
     assert not folder.exists()
+
+
+STRANGER = """
+<domain type='qemu'><name>{name}</name><memory>32768</memory>
+<os><type machine='q35'>hvm</type></os></domain>
+"""
+QEMU = NVRAM.parent
+QEMU_LOGS = Path("/var/log/libvirt/qemu")
+
+
+@pytest.mark.timeout(600)
+def test_what_a_domain_left_goes_with_its_clone(site):
+    """Another tool undefined it, or a libvirtd was killed: its parts are the clone's all the same.
+
+    Those of another domain that has the name since are not.
+    """
+    web = site.fleet("web")
+    one, two = f"{web}-1", f"{web}-2"
+    site.run("create", web, "-t", template(site, "efi", 'firmware = "efi"'), "-n", "2", "--start")
+    site.run("stop", web, "--kill")
+    folders = {clone: tpm(clone) for clone in (one, two)}
+    saved = {clone: QEMU / "save" / f"{clone}.save" for clone in (one, two)}
+    described = {clone: QEMU / "snapshot" / clone for clone in (one, two)}
+    for clone in (one, two):
+        assert (QEMU_LOGS / f"{clone}.log").exists()
+        virsh("undefine", clone, "--keep-nvram", "--keep-tpm")
+    parts = {c: (variables(c), folders[c], saved[c], described[c]) for c in (one, two)}
+    stranger = site.folder / "stranger.xml"
+    stranger.write_text(STRANGER.format(name=two))
+    virsh("define", str(stranger))
+    for clone in (one, two):
+        saved[clone].write_bytes(MARK)
+        described[clone].mkdir()
+        (described[clone] / "s1.xml").write_bytes(MARK)
+    try:
+        assert [p for clone in (one, two) for p in parts[clone] if not p.exists()] == []
+        site.run("delete", one, "--yes")
+        with site.popen("delete", two, "--yes") as process:
+            process.communicate(timeout=200)
+        assert [part for part in parts[one] if part.exists()] == []
+        assert not list(QEMU_LOGS.glob(f"{one}.log*"))
+        kept = [part for part in parts[two] if part != folders[two]]
+        assert [part for part in kept if not part.exists()] == []
+    finally:
+        saved[two].unlink(missing_ok=True)
+        virsh("undefine", two)
+        site.run("delete", web, "--yes", "--missing-ok")
+        for file in (described[two] / "s1.xml", variables(two), QEMU_LOGS / f"{two}.log"):
+            file.unlink(missing_ok=True)
+        if described[two].exists():
+            described[two].rmdir()
+    assert not folders[two].exists()
+    assert left(site) == []
+
+
+def test_saved_memory_that_outlived_its_domain(site):
+    """A new domain of that name and UUID would continue it, on another disk."""
+    web = site.fleet("web")
+    clone = f"{web}-1"
+    site.run("create", web, "-t", "plain", "--start")
+    site.run("save", clone)
+    image = QEMU / "save" / f"{clone}.save"
+    kept = image.read_bytes()
+    virsh("undefine", clone, "--managed-save")
+    image.write_bytes(kept)
+    site.run("create", web, "-t", "plain")
+    assert not image.exists()
+    assert [row["state"] for row in site.rows(web)] == ["stopped"]

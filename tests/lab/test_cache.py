@@ -8,6 +8,7 @@ import time
 import pytest
 
 from contrib.lab import cache
+from contrib.lab.errors import LabError
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +100,12 @@ def test_a_lock_can_be_asked_for(tmp_path):
 
 def environment():
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_a_cache_that_others_could_have_written_is_refused(folder, mode):
+    """Root runs what is in it."""
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(LabError, match="others can write to"):
+        cache.folder()

@@ -73,6 +73,7 @@ class FakeHost:
         self.heads = {}
         self.held = set()
         self.active = {}
+        self.sizes = {}
         self.opened = {}
         self.calls = []
         self.die_at = None
@@ -193,12 +194,17 @@ class FakeHost:
         self.text = self.text[:start] + re.sub(
             r"extent_count = \d+", f"extent_count = {extents}", self.text[start:], count=1
         )
+        self.step("extended")
+        if name in self.active:
+            self.sizes[name] = size
 
     def _lvchange(self, words):
         names = [word.split("/")[1] for word in words if word.startswith(f"{VG}/")]
         for name in names:
             if "-ay" in words:
                 self.active[name] = 0
+            if "--refresh" in words:
+                self.sizes[name] = self.group.thin[name].size
             elif "-an" in words and not self.opened.get(name):
                 self.active.pop(name, None)
         if busy := [name for name in names if "-an" in words and self.opened.get(name)]:
@@ -215,6 +221,10 @@ class FakeHost:
             if device_name(VG, each) == name:
                 return Device(number=0xFD00, opened=self.opened.get(each, 0))
         return None
+
+    def size(self, name):
+        sizes = {each: self.group.thin[each].size for each in self.active} | self.sizes
+        return {device_name(VG, each): size for each, size in sizes.items()}.get(name)
 
     def beneath(self, name):
         return () if self.disk is None else (self.disk,)

@@ -885,3 +885,38 @@ def test_another_group_or_pool_of_the_same_name_is_refused(open_driver, tmp_path
             ask()
     (tmp_path / "pools" / "p").unlink()
     assert [each.name for each in opened().volumes()] == [volume.name]
+
+
+# --- disks that grow ---
+
+
+@pytest.mark.parametrize("die_at", ["lvextend", "extended", None])
+def test_a_disk_of_a_running_guest_that_was_being_enlarged(host, driver, die_at):
+    """A killed lvextend leaves the new size in the metadata, and the kernel's device as it was."""
+    [volume] = [outcome.value for outcome in driver.clone(requests(driver, 1))]
+    host.active[volume.name], host.opened[volume.name] = 0, 1
+    host.sizes[volume.name] = volume.size
+    size = volume.size + 5 * MIB
+    step, host.step = host.step, lambda what: _die_at(step, what, die_at)
+    if die_at is not None:
+        with pytest.raises(Killed):
+            list(driver.grow([volume], size))
+    host.step = step
+    [grown] = driver.grow([volume], size)
+    assert grown.unwrap().size == driver.whole(size) == host.size(f"{VG}-web--1--disk0")
+    assert grown.changed == (die_at != "extended")
+    assert host.consistent()
+
+
+def _die_at(step, what, where):
+    step(what)
+    if where is not None and what.startswith(where):
+        raise Killed
+
+
+def test_disks_grow_under_one_lock(host, driver):
+    volumes = [outcome.value for outcome in driver.clone(requests(driver, 3))]
+    host.refuse = {f"lvextend.*{volumes[1].name}": HostCommandError("lvextend failed with 5: no")}
+    outcomes = list(driver.grow(volumes, volumes[0].size + MIB))
+    assert errors(outcomes) == {volumes[1].name: HostCommandError}
+    assert [outcome.changed for outcome in outcomes] == [True, False, True]

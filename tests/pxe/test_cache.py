@@ -4,9 +4,11 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from vmcloner_pxe import command
 from vmcloner_pxe.cache import Cache
 from vmcloner_pxe.errors import NetbootError
 
@@ -88,3 +90,22 @@ def test_waits_no_longer_than_the_deadline_for_anothers_download(cache):
 def test_says_why_it_cannot_be_written(tmp_path):
     with pytest.raises(NetbootError, match=r"No such file or directory \(ENOENT\)"):
         get(Cache(folder=tmp_path / "gone"), "k", b"")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders away")
+def test_the_folder_of_another_user_is_given_to_it_and_nothing_else(tmp_path, monkeypatch):
+    """In a folder that others can write, a link may take its place as soon as it is made."""
+    precious = tmp_path / "precious"
+    precious.touch()
+    mkdir = Path.mkdir
+
+    def raced(path, *args, **options):
+        mkdir(path, *args, **options)
+        if path.name == "uid-65534":
+            path.rmdir()
+            path.symlink_to(precious)
+
+    monkeypatch.setattr(Path, "mkdir", raced)
+    with pytest.raises(NetbootError, match="isn't a folder of user"):
+        command.cache(tmp_path / "cache", (65534, 65534))
+    assert precious.stat().st_uid == 0

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
+import os
 import sys
+import threading
 
 
 def main() -> int:
@@ -15,7 +18,23 @@ def main() -> int:
     atexit.register(gc.freeze)
     from vmcloner_core.cli import app  # what it imports is most of what there is
 
-    return app.main()
+    code = app.main()
+    _leave(code)
+    return code
+
+
+LEAVING = 15.0
+"""Seconds after which threads that hang in a backend no longer keep the process from ending."""
+
+
+def _leave(code: int) -> None:
+    """End the process soon, also where the interpreter would wait for a thread for ever."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    watch = threading.Timer(LEAVING, os._exit, (code,))
+    watch.daemon = True
+    watch.start()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ class Set(RunCommand):
     grow; the guest's file system is not changed. A reset keeps all of it.
     """
 
-    example = "vmcloner set web-[1-5] --memory 2GiB --vcpus 2"
+    example = "vmcloner set web-[1-5] --memory 2GiB --vcpus 2 --disk-size 20GiB"
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""

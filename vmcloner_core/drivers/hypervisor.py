@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -303,6 +304,18 @@ class HypervisorDriver(ABC):
     @abstractmethod
     def destroy(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
         """Stop domains at once; one that isn't running, or is gone, is a success."""
+
+    def forget(self, domains: Mapping[str, uuid.UUID | None]) -> Iterator[Outcome[None]]:
+        """Remove what the hypervisor keeps of domains of ours that are gone; keys are their names.
+
+        Somebody else undefined them, and kept NVRAM, TPM state or saved memory, which the next
+        domain of that name would get. What is of another domain that has the name or the UUID now
+        is left. By default there is nothing.
+
+        :param domains: the UUIDs that they had, None for one that isn't known.
+        """
+        for name in domains:
+            yield Outcome(key=name, changed=False)
 
     @abstractmethod
     def undefine(self, names: Sequence[str]) -> Iterator[Outcome[None]]:

@@ -77,6 +77,11 @@ class StorageDriver(ABC):
         """The mode of clones for which a request names none: LINKED if the pool supports it."""
         return CloneMode.LINKED if CloneMode.LINKED in self.modes else CloneMode.FULL
 
+    @property
+    def activates(self) -> bool:
+        """Whether volumes are active only while their domains run: :meth:`deactivate` does it."""
+        return type(self).deactivate is not StorageDriver.deactivate
+
     @abstractmethod
     def probe(self) -> Iterator[Check]:
         """Yield what this backend needs on its host, and whether it is there. Changes nothing.
@@ -168,19 +173,28 @@ class StorageDriver(ABC):
             progress,
         )
 
-    def grow(self, volume: Volume, size: int) -> Outcome[Volume]:
-        """Make a volume larger; one of at least that size is returned unchanged.
+    def whole(self, size: int) -> int:
+        """Return the bytes that a disk of ``size`` bytes has here: a pool may round them up."""
+        return size
 
-        While a guest uses a file, its hypervisor has made that larger before: then only what the
-        pool notes of it changes.
+    def grow(self, volumes: Sequence[Volume], size: int) -> Iterator[Outcome[Volume]]:
+        """Make volumes larger; keys are their names. One of at least that size stays as it is.
 
-        :param size: bytes; a pool may round it up.
-        :raises InvalidRequest: the pool can't, which is so by default.
+        The new part reads as zeros. While a guest uses a file, its hypervisor has made that larger
+        before: then only what the pool notes of it changes. A killed call may leave a volume
+        incomplete; the same call, and :meth:`clone`, complete it, and keep what is on it.
+
+        A missing volume is NotFound, another clone's a Conflict. By default, a pool can't do this:
+        InvalidRequest.
+
+        :param size: bytes, rounded up as by :meth:`whole`.
         """
-        raise InvalidRequest(
-            f"{volume.name}: pool {self.name!r} can't make its disks larger ({size} bytes)",
-            hint="set disk_size in the template, and create the clone again",
-        )
+        for volume in volumes:
+            error = InvalidRequest(
+                f"{volume.name}: pool {self.name!r} can't make its disks larger ({size} bytes)",
+                hint="set disk_size in the template, and create the clone again",
+            )
+            yield Outcome(key=volume.name, error=error)
 
     @abstractmethod
     def volumes(self) -> tuple[Volume, ...]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 
+import attrs
+
 from vmcloner_core.drivers import HypervisorDriver, Lane, ResizeInterface, StorageDriver
 from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError, WrongState
-from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import Clone, Outcome, State, Volume
 from vmcloner_core.names import fold
+from vmcloner_core.outcomes import checked
 from vmcloner_core.pipeline import More, Work
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps.action import TargetAction
@@ -47,50 +50,71 @@ class GrowDisk(StorageStep):
     def call(
         self, run: Run, driver: StorageDriver, works: Sequence[Work], _more: More
     ) -> Iterator[Outcome[object]]:
-        """See :meth:`Step.call`."""
+        """See :meth:`Step.call`. What writes to a file of a running guest also makes it larger."""
         size = run.plan.sizes.disk
         assert size is not None  # noqa: S101 - the step is only in plans with it
+        size = driver.whole(size)
+        growing: dict[str, _Growing] = {}
         for work in works:
             try:
-                changed = self._grow(run.host, driver, work, size)
-                keep_values(run, work, disk_size=size)
+                one = _growing(run, work, size)
+                if one.live is not None and one.volume.kind == "file":
+                    one.live.grow_disk(work.name, one.volume, size)
             except VmclonerError as error:
                 yield Outcome(key=work.name, error=error)
             else:
-                yield Outcome(key=work.name, changed=changed)
-
-    def _grow(self, host: LocalHost, pool: StorageDriver, work: Work, size: int) -> bool:
-        volume = next((each for each in work.volumes if each.disk == 0), None)
-        if volume is None or not volume.complete:
-            raise WrongState(f"{work.name} has no complete disk", hint="run its create again")
-        if size < volume.size:
-            raise InvalidRequest(
-                f"{work.name}: its disk has {format_size(volume.size)}, and can only grow"
-            )
-        hypervisor = host.drivers.hypervisor(work.plan.labels.hypervisor)
-        state = hypervisor.states().get(work.name)
-        if state is State.SAVED and size == volume.size:
-            return False
-        if state is State.SAVED:
-            raise WrongState(
-                f"{work.name} is saved: its memory knows its disk as it is",
-                hint=f"vmcloner restore {work.name}, or vmcloner stop {work.name} --kill",
-            )
-        if state not in (State.RUNNING, State.PAUSED):
-            return pool.grow(volume, size).changed
-        return self._grow_live(resizes(hypervisor, work.name), pool, work.name, volume, size)
+                growing[one.volume.name] = one
+        volumes = [one.volume for one in growing.values()]
+        backend = run.host.drivers.backend("storage", driver.name)
+        grow = functools.partial(driver.grow, volumes, size)
+        for grown in checked(grow, growing, backend, Volume):
+            yield self._told(run, growing[grown.key], size, grown)
 
     @staticmethod
-    def _grow_live(
-        live: ResizeInterface, pool: StorageDriver, name: str, volume: Volume, size: int
-    ) -> bool:
-        """Grow the disk of a running guest: who writes to a file also makes it larger."""
-        if volume.kind == "file":
-            live.grow_disk(name, volume, size)
-            return pool.grow(volume, size).changed
-        changed = pool.grow(volume, size).changed
-        live.grow_disk(name, volume, size)
-        return changed
+    def _told(run: Run, growing: _Growing, size: int, grown: Outcome[Volume]) -> Outcome[object]:
+        """Tell a running guest and the record of a disk that has grown."""
+        work, error = growing.work, grown.error
+        if error is None:
+            try:
+                if growing.live is not None and growing.volume.kind == "block":
+                    growing.live.grow_disk(work.name, growing.volume, size)
+                keep_values(run, work, disk_size=run.plan.sizes.disk)
+            except VmclonerError as lost:
+                error = lost
+        return Outcome(key=work.name, error=error, changed=grown.changed)
+
+
+@attrs.frozen(kw_only=True)
+class _Growing:
+    """A clone's first disk that is to grow. ``live``: tells its guest, None if it isn't running."""
+
+    work: Work
+    volume: Volume
+    live: ResizeInterface | None
+
+
+def _growing(run: Run, work: Work, size: int) -> _Growing:
+    """Return a clone's first disk, if it can have that size.
+
+    :raises VmclonerError: it can't, or not now.
+    """
+    volume = next((each for each in work.volumes if each.disk == 0), None)
+    if volume is None:
+        raise WrongState(f"{work.name} has no disk", hint="run its create again")
+    if size < volume.size:
+        raise InvalidRequest(
+            f"{work.name}: its disk has {format_size(volume.size)}, and can only grow"
+        )
+    hypervisor = run.host.drivers.hypervisor(work.plan.labels.hypervisor)
+    state = hypervisor.states().get(work.name)
+    if state is State.SAVED and size > volume.size:
+        raise WrongState(
+            f"{work.name} is saved: its memory knows its disk as it is",
+            hint=f"vmcloner restore {work.name}, or vmcloner stop {work.name} --kill",
+        )
+    runs = state in (State.RUNNING, State.PAUSED)
+    live = resizes(hypervisor, work.name) if runs else None
+    return _Growing(work=work, volume=volume, live=live)
 
 
 class Resize(HypervisorStep):

@@ -41,13 +41,13 @@ class Delete(TargetAction):
         return (
             "check",
             *(("destroy",) if active(clone) else ()),
-            *(("undefine",) if clone.domain is not None else ()),
+            "undefine",  # also of a domain that is gone: what it left
             *(("remove",) if clone.volumes or clone.recorded else ()),
         )
 
 
 class Undefine(HypervisorStep):
-    """Undefine clones' domains, and remove what they were started from."""
+    """Undefine clones' domains, and remove what they were started from or left."""
 
     name = "undefine"
     past = "deleted"
@@ -69,8 +69,17 @@ class Undefine(HypervisorStep):
                 names.append(work.name)
             except VmclonerError as error:
                 yield Outcome(key=work.name, error=error)
+        gone = {work.name for work in works if work.plan.domain is None} & set(names)
+        if run.plan.action != Delete.name:
+            gone = set()  # a roll-back's domains were made after the plan
+        there = [name for name in names if name not in gone]
+        records = run.host.records.of(sorted(gone))
+        left = {name: records[name].uuid if name in records else None for name in sorted(gone)}
         backend = run.host.drivers.backend("hypervisor", driver.name)
-        for outcome in checked(lambda: driver.undefine(names), names, backend):
+        for outcome in chain(
+            checked(lambda: driver.undefine(there), there, backend),
+            checked(lambda: driver.forget(left), left, backend),
+        ):
             yield outcome if outcome.error is not None else run.host.starter.forget(outcome)
 
 

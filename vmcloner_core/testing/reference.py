@@ -197,8 +197,15 @@ class ReferenceStorage(SimpleStorageDriver):
             self.contents.pop(name, None)
             return Outcome(key=name, changed=self.disks.pop(name, None) is not None)
 
-    def grow(self, volume: Volume, size: int) -> Outcome[Volume]:
+    def grow(self, volumes: Sequence[Volume], size: int) -> Iterator[Outcome[Volume]]:
         """See :meth:`StorageDriver.grow`."""
+        for volume in volumes:
+            try:
+                yield self._grown(volume, size)
+            except VmclonerError as error:
+                yield Outcome(key=volume.name, error=error)
+
+    def _grown(self, volume: Volume, size: int) -> Outcome[Volume]:
         with self.lock:
             held = self._held(volume.name, volume.labels)
             if held is None:

@@ -36,7 +36,7 @@ import pytest
 from vmcloner_core import copying
 from vmcloner_core.copying import Pace
 from vmcloner_core.drivers import ImageFile, StorageDriver
-from vmcloner_core.errors import Conflict, InvalidRequest, VmclonerError, WrongState
+from vmcloner_core.errors import Conflict, InvalidRequest, NotFound, VmclonerError, WrongState
 from vmcloner_core.model import (
     CloneMode,
     CloneRequest,
@@ -679,6 +679,64 @@ class StorageConformance:
         assert outcomes["web-1-disk0"].ok
         assert outcomes["web-3-disk0"].ok
         assert len(driver.volumes()) == 3
+
+    # --- larger disks ---------------------------------------------------------------------------
+
+    def grown(
+        self, driver: StorageDriver, volumes: Sequence[Volume], size: int
+    ) -> dict[str, Outcome[Volume]]:
+        """Return what growing volumes yields; skips the test if the pool can't do it."""
+        outcomes = by_key(driver.grow(volumes, size))
+        if any(isinstance(outcome.error, InvalidRequest) for outcome in outcomes.values()):
+            pytest.skip("the backend declares that it can't make disks larger")
+        return outcomes
+
+    def test_grow(self, driver: StorageDriver, origin: Origin, mode: CloneMode) -> None:
+        """Volumes become larger, keep what is on them, and end with zeros; twice is as once."""
+        volumes = self.make(driver, self.requests(origin, 3, mode))
+        with self.active(driver, volumes[0]):
+            self.write(volumes[0], 4096, b"guest")
+        before = [self.content(driver, volume) for volume in volumes]
+        asked = origin.size + 3 * MIB + 5
+        size = driver.whole(asked)
+        assert driver.whole(size) == size >= asked
+        outcomes = self.grown(driver, volumes[:2], asked)
+        assert [o.changed for o in outcomes.values()] == [True, True]
+        assert {o.unwrap().size for o in outcomes.values()} == {size}
+        there = {volume.name: volume for volume in driver.volumes()}
+        after = [there[volume.name] for volume in volumes]
+        assert [volume.size for volume in after] == [size, size, volumes[2].size]
+        for volume, old in zip(after[:2], before, strict=False):
+            content = self.content(driver, volume)
+            assert content[: len(old)] == old
+            assert len(content) == size
+            assert not any(content[len(old) :])
+        for wanted in (asked, size, MIB):
+            again = self.grown(driver, after[:2], wanted)
+            assert [o.changed for o in again.values()] == [False, False]
+            assert {o.unwrap().size for o in again.values()} == {size}
+
+    def test_growing_shows_nothing_of_the_deleted(self, driver: StorageDriver) -> None:
+        """The new part of a volume has no bytes of volumes that were deleted."""
+        kept, doomed = self.make(driver, [self.blank(4 * MIB), self.blank(8 * MIB, index=2)])
+        with self.active(driver, doomed):
+            self.write(doomed, 0, b"\xff" * (8 * MIB))
+        assert all(outcome.ok for outcome in driver.delete([doomed]))
+        grown = self.grown(driver, [kept], 12 * MIB)[kept.name].unwrap()
+        assert not any(self.content(driver, grown))
+
+    def test_grow_of_what_is_not_the_clones(
+        self, driver: StorageDriver, origin: Origin, mode: CloneMode
+    ) -> None:
+        """A missing volume is NotFound, another clone's a Conflict; others of the batch grow."""
+        mine, other, gone = self.make(driver, self.requests(origin, 3, mode))
+        assert all(outcome.ok for outcome in driver.delete([gone]))
+        strangers = attrs.evolve(other, labels=attrs.evolve(other.labels, template="another"))
+        outcomes = self.grown(driver, [gone, strangers, mine], 12 * MIB)
+        assert isinstance(outcomes[gone.name].error, NotFound)
+        assert isinstance(outcomes[other.name].error, Conflict)
+        assert outcomes[mine.name].unwrap().size == 12 * MIB
+        assert {v.name: v.size for v in driver.volumes()}[other.name] == other.size
 
     # --- clones with several disks --------------------------------------------------------------
 

@@ -1,0 +1,83 @@
+"""Let a run's end reach what drivers wait for: a pause that Ctrl-C cuts short.
+
+The run's steps call drivers within :func:`cancellable`. A driver that waits or tries again uses
+:func:`pause`. Threads of its own get the run by :func:`carried`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
+
+from vmcloner_core.errors import Interrupted
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_cancelled: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar(
+    "cancelled", default=None
+)
+_may_interrupt: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "may interrupt", default=False
+)
+
+
+@contextlib.contextmanager
+def cancellable(cancelled: threading.Event) -> Iterator[None]:
+    """Have calls in the block belong to a run.
+
+    :param cancelled: is set once the run is to end.
+    """
+    token = _cancelled.set(cancelled)
+    try:
+        yield
+    finally:
+        _cancelled.reset(token)
+
+
+def pause(seconds: float) -> None:
+    """Wait; 0 only looks whether the run is to end. Outside of a run, sleep.
+
+    :raises Interrupted: the run is to end.
+    """
+    cancelled = _cancelled.get()
+    if cancelled is None:
+        time.sleep(max(0.0, seconds))
+    elif cancelled.wait(max(0.0, seconds)):
+        raise Interrupted("stopped by the user")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Have host commands in the block end with the run, by SIGTERM: not for those that must finish.
+
+    :raises Interrupted: the run is to end, and so a command was ended, or not begun.
+    """
+    pause(0)
+    token = _may_interrupt.set(True)
+    try:
+        yield
+    finally:
+        _may_interrupt.reset(token)
+
+
+def check_interrupted() -> None:
+    """Look whether the run is to end, in a block of :func:`interruptible`; elsewhere do nothing.
+
+    :raises Interrupted: it is.
+    """
+    if _may_interrupt.get():
+        pause(0)
+
+
+def carried(call: Callable[P, T]) -> Callable[P, T]:
+    """Return a call for another thread, which belongs to the run of this one. To be called once."""
+    context = contextvars.copy_context()
+
+    def run(*args: P.args, **options: P.kwargs) -> T:
+        return context.run(call, *args, **options)
+
+    return run
