@@ -7,16 +7,20 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import attrs
 
-from vmcloner_core.errors import BackendError, InvalidRequest, did_you_mean
+from vmcloner_core.errors import InvalidRequest, VmclonerError, did_you_mean
 from vmcloner_core.trusted_files import read_file
 from vmcloner_core.units import Size, parse_size
 
+if TYPE_CHECKING:
+    from cattrs import Converter
+
 T = TypeVar("T")
+_KEY = "\ue000"
+"""Stands for the key in the reason of a problem, which is found without knowing the key."""
 
 
 class InvalidTable(InvalidRequest):
@@ -68,21 +72,27 @@ def _check_numbers(value: object, path: Path, key: str = "") -> None:
 def structure(data: Mapping[str, Any], into: type[T], *, where: str, also: Sequence[str] = ()) -> T:
     """Return ``data`` as an instance of the attrs class ``into``.
 
-    Fields with ``metadata={"key": False}`` cannot be set by a file. A field's type is ``str``,
-    ``int``, ``float``, ``bool``, ``Path``, ``Size``, a ``Literal``, another attrs class, ``Any``,
-    or a ``tuple[T, ...]``, ``list[T]``, ``Mapping[str, T]`` or union of these.
+    Fields with ``metadata={"key": False}`` cannot be set by a file.
 
     :param also: other valid keys of the file, which were removed from ``data``.
     :param where: the file (and table) of the data, for messages.
     :raises InvalidTable: names the key and what is wrong with it; for an unknown key it suggests
         the most similar known one.
-    :raises BackendError: a field has another type.
     """
+    if not data and not _required(into):
+        return into()  # most tables are absent, and importing cattrs takes a while
+    from cattrs import BaseValidationError, transform_error
+    from cattrs.errors import ForbiddenExtraKeysError
+
     try:
-        made: T = _table(into, data, "", also)
-    except _Wrong as wrong:
-        raise InvalidTable(where, wrong.problems) from wrong
-    return made
+        return _converter().structure(data, into)
+    except VmclonerError as error:
+        raise InvalidRequest(f"{where}: {error.message}", hint=error.hint) from error
+    except (BaseValidationError, ForbiddenExtraKeysError, TypeError, ValueError) as error:
+        problems = transform_error(
+            error, format_exception=functools.partial(_explain, also={into: also}), path=""
+        )
+        raise InvalidTable(where, list(_problems(problems))) from error
 
 
 def keys_of(cls: type) -> list[str]:
@@ -90,189 +100,169 @@ def keys_of(cls: type) -> list[str]:
     return [field.name for field in attrs.fields(cls) if field.metadata.get("key", True)]
 
 
-class _Wrong(ValueError):
-    """A value that isn't what it must be.
-
-    :param problems: as those of :class:`InvalidTable`.
-    """
-
-    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
-        super().__init__(str(problems))
-        self.problems = problems
+def _required(cls: type) -> bool:
+    """Return whether an attrs class has fields without a default."""
+    return any(field.default is attrs.NOTHING for field in attrs.fields(cls))
 
 
-def _table(cls: Any, table: object, key: str, also: Sequence[str] = ()) -> Any:
-    """Return a table as an instance of an attrs class."""
-    if not isinstance(table, Mapping):
-        raise ValueError(f"must be a table{_header(key)}, not {_described(table, key)}")
-    fields = {field.name: field for field in attrs.fields(cls) if field.init}
-    kinds = _kinds(cls) if table else {}
-    given: dict[str, Callable[[str], Any]] = {}
-    for name, field in fields.items():
-        if name in table:
-            given[name] = functools.partial(_read, kinds[name], table[name])
-        elif field.default is attrs.NOTHING:
-            given[name] = functools.partial(_missing, name)
-    values, problems = _all((name, _dotted(key, name), read) for name, read in given.items())
-    for name in sorted(table.keys() - fields.keys()):
-        meant = did_you_mean(name, [*keys_of(cls), *also])
-        problems.append((key, f"unknown key {name!r} ({meant})"))
-    if problems:
-        raise _Wrong(problems)
-    try:
-        return cls(**{fields[name].alias: value for name, value in values.items()})
-    except Exception as error:  # a plugin's validator may raise anything
-        text = str(error)
-        field_name = re.match("'([a-z_]+)' (?=must )", text)  # by a validator of attrs
-        if field_name is not None:
-            key, text = _dotted(key, field_name[1]), text[field_name.end() :]
-        raise _Wrong([(key, text)]) from error
+def _problems(found: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """Yield each problem as (key, reason); cattrs formats it as ``reason @ .key``."""
+    for problem in found:
+        reasons, _, key = problem.rpartition(" @ ")
+        key = key.lstrip(".")
+        for reason in (reasons or problem).split("\n"):
+            # The member of a list has no key of its own.
+            text = reason.replace(f", [{_KEY}]", "") if key.endswith("]") else reason
+            field = re.match("'([a-z_]+)' (?=must )", text)  # by a validator of attrs
+            if field is not None:
+                yield f"{key}.{field[1]}".lstrip("."), text[field.end() :]
+            else:
+                yield key, text.replace(_KEY, key.rpartition(".")[2])
 
 
-def _all(
-    reads: Iterable[tuple[Any, str, Callable[[str], Any]]],
-) -> tuple[dict[Any, Any], list[tuple[str, str]]]:
-    """Call readers; return their values by name, and all that is wrong.
+def _explain(error: BaseException, _type: type | None, also: Mapping[type, Sequence[str]]) -> str:
+    from cattrs.errors import ForbiddenExtraKeysError
 
-    :param reads: (name, key, reader) of each; a reader is given the key.
-    """
-    values: dict[Any, Any] = {}
-    problems: list[tuple[str, str]] = []
-    for name, key, read in reads:
-        try:
-            values[name] = read(key)
-        except _Wrong as wrong:
-            problems += wrong.problems
-        except BackendError:  # the class is wrong, not the value
-            raise
-        except Exception as error:  # of any kind: they are gathered
-            problems.append((key, str(error)))
-    return values, problems
+    if isinstance(error, ForbiddenExtraKeysError):
+        known = [*keys_of(error.cl), *also.get(error.cl, ())]
+        return "\n".join(
+            f"unknown key {key!r} ({did_you_mean(key, known)})"
+            for key in sorted(error.extra_fields)
+        )
+    if isinstance(error, KeyError):
+        return f"key {error.args[0]!r} is missing"
+    return str(error)
 
 
-@functools.cache
-def _kinds(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls, include_extras=True)
-
-
-def _missing(name: str, _key: str) -> Any:
-    raise ValueError(f"key {name!r} is missing")
-
-
-def _read(kind: Any, value: Any, key: str) -> Any:
-    """Return a value as a type says.
-
-    :raises ValueError: it can't be one of that type.
-    """
-    if kind is Any:
+def _strict(kind: type, name: str) -> Any:
+    def hook(value: object, _: object) -> object:
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"must be {name}, not {value!r}")
         return value
-    if kind in _PLAIN:
-        return _plain(kind, value)
-    if attrs.has(kind):
-        return _table(kind, value, key)
-    read = _COMPOSED.get(get_origin(kind))
-    if read is None:
-        raise BackendError(f"{key}: a table can't set a field of the type {kind}")
-    return read(get_args(kind), value, key)
+
+    return hook
 
 
-_PLAIN: dict[Any, str] = {
-    str: "a string", int: "a whole number", bool: "true or false", float: "a number",
-    Path: "a path", Size: "a size",
-}  # fmt: skip
+def _number(value: object, _: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"must be a number, not {value!r}")
+    return float(value)
 
 
-def _plain(kind: Any, value: Any) -> Any:
-    if kind == Size:
-        return parse_size(value)
-    fits = isinstance(value, {Path: str, float: int | float}.get(kind, kind))
-    if isinstance(value, bool) and kind is not bool:
-        fits = False
-    if kind is Path:
-        fits = fits and value != "" and "\0" not in value
-    if not fits:
-        raise ValueError(f"must be {_PLAIN[kind]}, not {value!r}")
-    if kind is Path:
-        return Path(value).expanduser()
-    return float(value) if kind is float else value
+def _text_or_number(value: object, _: object) -> str | int:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"must be a string or a whole number, not {value!r}")
+    return value
 
 
-def _choice(choices: Sequence[Any], value: object, _key: str) -> object:
+def _tuple_of_strings(value: object, _: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"must be a list of strings, not {value!r}")
+    return tuple(value)
+
+
+def _kind_of(value: object) -> str:
+    """Return what a value is in TOML, for a message."""
+    if isinstance(value, Mapping):
+        return f"a table, [{_KEY}]"
+    if isinstance(value, list):
+        tables = bool(value) and all(isinstance(item, Mapping) for item in value)
+        return f"an array of tables, [[{_KEY}]]" if tables else f"a list, {value!r}"
+    return repr(value)
+
+
+def _table_of(read: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Return a hook that reads a table only."""
+
+    def hook(value: object, kind: object) -> object:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"must be a table, [{_KEY}], not {_kind_of(value)}")
+        return read(value, kind)
+
+    return hook
+
+
+def _members(items: Iterable[tuple[Any, Any]], read: Callable[[Any], Any], kind: Any) -> list[Any]:
+    """Read the members of an array or a table; an error names all that are wrong.
+
+    :param items: (index or key, value) of each.
+    """
+    from cattrs.errors import IterableValidationError, IterableValidationNote
+
+    read_members, errors = [], []
+    for index, value in items:
+        try:
+            read_members.append((index, read(value)))
+        except Exception as error:  # of any kind: they are gathered
+            error.add_note(IterableValidationNote("", index, kind))
+            errors.append(error)
+    if errors:
+        raise IterableValidationError("", errors, kind)
+    return read_members
+
+
+def _array_hook(kind: Any, converter: Converter) -> Callable[[Any, Any], Any]:
+    member = get_args(kind)[0]
+
+    def hook(value: object, _: object) -> object:
+        if not isinstance(value, list | tuple):
+            what = f"an array of tables, [[{_KEY}]]" if attrs.has(member) else "a list"
+            raise ValueError(f"must be {what}, not {_kind_of(value)}")
+        read = _members(enumerate(value), lambda item: converter.structure(item, member), kind)
+        return tuple(item for _, item in read)
+
+    return hook
+
+
+def _mapping_hook(kind: Any, converter: Converter) -> Callable[[Any, Any], Any]:
+    member = get_args(kind)[1]
+
+    def read(value: Any, _: object) -> object:
+        return dict(_members(value.items(), lambda item: converter.structure(item, member), kind))
+
+    return _table_of(read)
+
+
+def _origin(kind: Any) -> Any:
+    return get_origin(kind)
+
+
+def _choice(value: object, kind: object) -> object:
+    choices = get_args(kind)
     if value not in choices:
         raise ValueError(f"must be {' or '.join(map(repr, choices))}, not {value!r}")
     return value
 
 
-def _one_of(kinds: Sequence[Any], value: object, key: str) -> Any:
-    """Return a value as the first of several types says that it fits."""
-    if value is None and NoneType in kinds:
-        return None
-    wrong = ValueError("can't be set")
-    for kind in (kinds := [kind for kind in kinds if kind is not NoneType]):
-        try:
-            return _read(kind, value, key)
-        except ValueError as error:
-            wrong = error
-    if len(kinds) > 1 and _PLAIN.keys() >= set(kinds):
-        names = " or ".join(text for kind, text in _PLAIN.items() if kind in kinds)
-        raise ValueError(f"must be {names}, not {value!r}")
-    raise wrong
+@functools.cache
+def _converter() -> Converter:
+    from cattrs import Converter
 
-
-def _array(args: Sequence[Any], value: Any, key: str) -> tuple[Any, ...]:
-    member, *_ = args  # and an ellipsis: a tuple of any length
-    is_list = isinstance(value, list | tuple)
-    if member is str and not (is_list and all(isinstance(item, str) for item in value)):
-        raise ValueError(f"must be a list of strings, not {value!r}")
-    if not is_list:
-        what = f"an array of tables{_header(key, '[[{}]]')}" if attrs.has(member) else "a list"
-        raise ValueError(f"must be {what}, not {_described(value, key)}")
-    return tuple(_members(member, enumerate(value), key).values())
-
-
-def _mapping(args: Sequence[Any], value: object, key: str) -> dict[Any, Any]:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"must be a table{_header(key)}, not {_described(value, key)}")
-    return _members(args[1], value.items(), key)
-
-
-_COMPOSED: dict[Any, Callable[[Sequence[Any], Any, str], Any]] = {
-    Literal: _choice,
-    Union: _one_of,
-    UnionType: _one_of,
-    tuple: _array,
-    list: lambda args, value, key: list(_array(args, value, key)),
-    Mapping: _mapping,
-}
-
-
-def _members(member: Any, items: Iterable[tuple[Any, Any]], key: str) -> dict[Any, Any]:
-    """Read the members of an array or a table.
-
-    :param items: (index or key, value) of each.
-    """
-    values, problems = _all(
-        (name, f"{key}[{name!r}]", functools.partial(_read, member, item)) for name, item in items
+    converter = Converter(forbid_extra_keys=True)
+    converter.register_structure_hook_factory(
+        attrs.has, lambda cls: _table_of(converter.gen_structure_attrs_fromdict(cls))
     )
-    if problems:
-        raise _Wrong(problems)
-    return values
+    converter.register_structure_hook_factory(
+        lambda kind: _origin(kind) is tuple, lambda kind: _array_hook(kind, converter)
+    )
+    converter.register_structure_hook_factory(
+        lambda kind: _origin(kind) in (Mapping, dict), lambda kind: _mapping_hook(kind, converter)
+    )
+    converter.register_structure_hook_func(lambda kind: _origin(kind) is Literal, _choice)
+    converter.register_structure_hook(str, _strict(str, "a string"))
+    converter.register_structure_hook(int, _strict(int, "a whole number"))
+    converter.register_structure_hook(bool, _strict(bool, "true or false"))
+    converter.register_structure_hook(float, _number)
+    converter.register_structure_hook(Path, lambda value, _: _path(value))
+    converter.register_structure_hook_func(lambda kind: kind == str | int, _text_or_number)
+    converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], _tuple_of_strings)
+    converter.register_structure_hook_func(
+        lambda kind: kind == Size, lambda value, _: parse_size(value)
+    )
+    return converter
 
 
-def _dotted(key: str, name: str) -> str:
-    return f"{key}.{name}".lstrip(".")
-
-
-def _header(key: str, form: str = "[{}]") -> str:
-    """Return a table's header in a file, for a message; empty for a member of a list."""
-    return "" if not key or key.endswith("]") else f", {form.format(key.rpartition('.')[2])}"
-
-
-def _described(value: object, key: str) -> str:
-    """Return what a value is in TOML, for a message."""
-    if isinstance(value, Mapping):
-        return f"a table{_header(key)}"
-    if isinstance(value, list):
-        tables = bool(value) and all(isinstance(item, Mapping) for item in value)
-        return f"an array of tables{_header(key, '[[{}]]')}" if tables else f"a list, {value!r}"
-    return repr(value)
+def _path(value: object) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"must be a path, not {value!r}")
+    return Path(value).expanduser()

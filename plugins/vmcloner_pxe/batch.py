@@ -22,10 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import attrs
+import cattrs
 
 from vmcloner_core.errors import VmclonerError
-from vmcloner_core.tomlfile import structure
 from vmcloner_pxe import worker
 from vmcloner_pxe.command import Stopped, cache, heed_signals
 from vmcloner_pxe.errors import reason, shown
@@ -172,13 +171,13 @@ def main() -> None:
     """Read a batch, write the answers."""
     heed_signals()
     try:
-        batch = structure(json.load(sys.stdin), Batch, where="stdin")
+        batch = cattrs.structure(json.load(sys.stdin), Batch)
         answers = run(batch)
     except VmclonerError as error:
         sys.exit(shown(str(error)))
     except Stopped as stopped:
         sys.exit(128 + stopped.number)
-    json.dump([attrs.asdict(answer) for answer in answers], sys.stdout)
+    json.dump(cattrs.unstructure(answers), sys.stdout)
 
 
 if __name__ == "__main__":

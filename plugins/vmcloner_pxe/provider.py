@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import attrs
+import cattrs
 
 from vmcloner_core.cancelling import interruptible
 from vmcloner_core.coalesce import Coalescer
@@ -22,7 +22,6 @@ from vmcloner_core.drivers import BootProvider, BootRequest, DriverContext
 from vmcloner_core.errors import BackendError, HostCommandError, InvalidRequest, VmclonerError
 from vmcloner_core.hooks import BootBackend, hookimpl
 from vmcloner_core.model import MAX_CMDLINE, BootConfig, Outcome, Template
-from vmcloner_core.tomlfile import structure
 from vmcloner_pxe.errors import CONTROL
 from vmcloner_pxe.messages import Batch, Member, Result
 from vmcloner_pxe.networks import bridge_of, check_cards
@@ -133,12 +132,12 @@ class Pypxeboot(BootProvider):
         with interruptible():  # it gives its leases back
             answer = self._context.runner.run(
                 [sys.executable, "-m", "vmcloner_pxe.batch"],
-                input=json.dumps(attrs.asdict(batch)).encode(),
+                input=json.dumps(cattrs.unstructure(batch)).encode(),
                 timeout=TIMEOUT + 60,
             )
         try:
-            results = [structure(r, Result, where="answer") for r in json.loads(answer.stdout)]
-        except (ValueError, TypeError, RecursionError, InvalidRequest) as error:
+            results = cattrs.structure(json.loads(answer.stdout), list[Result])
+        except (ValueError, RecursionError, cattrs.BaseValidationError) as error:
             raise HostCommandError("vmcloner_pxe.batch: no answer that can be read") from error
         return {result.key: result for result in results}
 

@@ -149,6 +149,6 @@ class Create(RunCommand):
     def _values(parsed_args: argparse.Namespace) -> dict[int, Mapping[str, str | int]]:
         if parsed_args.values is None:
             return {}
-        from vmcloner_core.values_file import read_values
+        from vmcloner_core.values_file import read_values  # brings cattrs with it
 
         return read_values(parsed_args.values, check_fleet(parsed_args.fleet))
