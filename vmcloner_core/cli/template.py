@@ -16,11 +16,10 @@ from vmcloner_core.cli.host import CHECK_COLUMNS, check_row, judged
 from vmcloner_core.cli.usage import agrees
 from vmcloner_core.errors import (
     Interrupted,
-    InvalidRequest,
     PartialFailure,
     UsageError,
 )
-from vmcloner_core.model import Copying, ImageFormat, Outcome, Status, Template
+from vmcloner_core.model import Copying, ImageFormat, Outcome, Template
 from vmcloner_core.template_leftovers import TemplateLeftover, named
 from vmcloner_core.units import format_size
 
@@ -325,21 +324,21 @@ class TemplatePrune(Table):
 class TemplateCheck(_Named, Table):
     """Check a template without making a clone.
 
-    Shows everything that is wrong at once. Exit code 3 if the file has wrong keys or values, 8 if
-    this host lacks something.
+    Shows everything that is wrong at once. The exit code is what create would have: 3 if the file
+    has wrong keys or values, 4 if something that it names isn't there, 8 if the host lacks a
+    program.
     """
 
     example = "vmcloner template check tiny"
-    columns = CHECK_COLUMNS
+    columns = (*CHECK_COLUMNS, "template")
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
         """Return columns and rows."""
         self.checks = self.engine.check_template(parsed_args.template)
-        return CHECK_COLUMNS, [check_row(check) for check in self.checks]
+        people = self.for_people(parsed_args) and "backend" not in parsed_args.columns
+        columns = ("template", *CHECK_COLUMNS[1:]) if people else CHECK_COLUMNS
+        return columns, [check_row(check) for check in self.checks]
 
     def run(self, parsed_args: argparse.Namespace) -> int:
         """Check; fails where a check does."""
-        code = super().run(parsed_args)
-        if not code and any(c.name == "file" and c.status is Status.FAILED for c in self.checks):
-            return InvalidRequest.exit_code
-        return code or judged(self.checks)
+        return super().run(parsed_args) or judged(self.checks)

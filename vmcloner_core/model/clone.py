@@ -132,6 +132,8 @@ class Access:
     :param known_hosts: a file in the format of sshd(8) with the clone's host keys under its name.
     :param keys: without ``key``, the private key files that are tried beside an agent's keys; empty
         for those that ssh finds itself.
+    :param refusal: what to do if the clone refuses the user's keys, which it may well do; empty if
+        one of them is among those that it lets in, or if these aren't known.
     """
 
     name: str
@@ -141,3 +143,4 @@ class Access:
     known_hosts: Path
     key: Path | None = None
     keys: tuple[Path, ...] = ()
+    refusal: str = ""
