@@ -92,6 +92,8 @@ class TemplateShow(_Named, Record):
             "vcpus": template.vcpus,
             "image": _source(template),
             "checksums": template.image.checksums,
+            "signature": template.image.signature,
+            "keyring": str(template.image.keyring) if template.image.keyring else None,
             "disk_size": template.disk_size,
             "nics": [f"{nic.kind}:{nic.source or ''}".rstrip(":") for nic in template.nics],
             "kernel": str(template.kernel.path)
@@ -226,6 +228,8 @@ class TemplatePull(_Named, Record):
         image = outcome.unwrap()
         what = "downloaded" if outcome.changed else "already here"
         note(self.app, f"{name}: {format_size(image.size)}, {what}")
+        if image.signature:
+            note(self.app, f"{name}: signature of its checksum: {image.signature}")
         for origin in self.engine.origins(name):
             if origin.digest != f"sha256:{image.sha256}":
                 note(

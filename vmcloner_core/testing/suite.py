@@ -23,8 +23,11 @@ class Suite:
     """Whether it makes a function."""
 
     @pytest.fixture(autouse=True)
-    def _complete(self, request: pytest.FixtureRequest) -> None:
-        """Check once that there is a driver, and that it has what its contract demands."""
+    def when_complete(self, request: pytest.FixtureRequest) -> None:
+        """Check once that there is a driver, and that it has what its contract demands.
+
+        Its name is behind those of most other fixtures: pytest sets them up in that order.
+        """
         known = vars(type(self)).get("_wrong")
         if known is None:
             known = self._found(request)
