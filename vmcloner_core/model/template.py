@@ -51,11 +51,7 @@ class ImageSource:
             raise InvalidRequest("image options: only allowed with a builder")
         if self.checksums is not None:
             self._check_checksums(self.checksums)
-        for key in ("signature", "keyring"):
-            if self.checksums is None and getattr(self, key) is not None:
-                raise InvalidRequest(f"image {key}: only allowed with checksums")
-        if self.signature is not None and not re.match(r"https://[^/]", self.signature):
-            raise InvalidRequest(f"image signature: not https: {self.signature!r}")
+        self._check_signature()
         for key in ("sha256", "format"):
             if self.builder is not None and getattr(self, key) is not None:
                 raise InvalidRequest(f"image {key}: not allowed with a builder")
@@ -63,6 +59,13 @@ class ImageSource:
             raise InvalidRequest(f"image url: not http or https: {self.url!r}")
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
             raise InvalidRequest("image sha256: not 64 hexadecimal digits")
+
+    def _check_signature(self) -> None:
+        for key in ("signature", "keyring"):
+            if self.checksums is None and getattr(self, key) is not None:
+                raise InvalidRequest(f"image {key}: only allowed with checksums")
+        if self.signature is not None and not re.match(r"https://[^/]", self.signature):
+            raise InvalidRequest(f"image signature: not https: {self.signature!r}")
 
     def _check_checksums(self, url: str) -> None:
         if self.url is None:
