@@ -59,8 +59,10 @@ def access(
 
 def _refusal(template: Template, labels: Labels, authorized: Collection[str]) -> str:
     """Return what to do if a clone refuses the user's keys; empty if it lets one of them in."""
+    if not authorized:
+        return ""
     mine = [own_key.public_key() or "", *map(_public, Path("~/.ssh").expanduser().glob("id_*.pub"))]
-    if not authorized or {_bare(line) for line in mine} & {_bare(line) for line in authorized}:
+    if {_bare(line) for line in mine} & {_bare(line) for line in authorized}:
         return ""
     return (
         f"it lets in the keys of {labels.owner}, who made it: give one of these, vmcloner ssh "

@@ -184,7 +184,8 @@ def test_dry_runs_tell_the_mac_addresses(run, lab):
 
 def test_the_checks_of_a_template_are_the_templates(run):
     assert run("template", "check", "t1")[1].split()[:2] == ["template", "check"]
-    assert list(json.loads(run("template", "check", "t1", "-f", "json")[1])[0])[0] == "backend"
+    (row, *_) = json.loads(run("template", "check", "t1", "-f", "json")[1])
+    assert next(iter(row)) == "backend"
     assert run("template", "check", "t1", "-c", "template", "-f", "value")[0] in (0, 2)
 
 
