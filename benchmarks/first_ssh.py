@@ -5,8 +5,8 @@
     sudo benchmarks/first_ssh.py --no-setup --network try --clones 1
 
 Clones this checkout's repository into a scratch folder, sets it up, and runs the commands of the
-README's section "A complete Debian" up to the ssh, with a state folder and a cache of their own: the
-image is built. At the end everything that this made is removed, the host's packages excepted.
+README's section "A complete Debian" up to the ssh, with a state folder and a cache of their own: so
+the image is built. At the end everything that this made is removed, the host's packages excepted.
 """
 
 from __future__ import annotations

@@ -33,7 +33,17 @@ def test_the_commands_that_are_measured_are_the_readmes():
     assert [words[1] for words in commands] == ["host", "create", "ssh"]
     prepare, create, ssh = first_ssh.adapted(commands, "x", 1, "net")
     assert prepare[-2:] == ["--name", "net"]
-    assert create == ["vmcloner", "create", "x", "-t", "debian-12-built", "-n", "1", "--start", "--wait"]
+    assert create == [
+        "vmcloner",
+        "create",
+        "x",
+        "-t",
+        "debian-12-built",
+        "-n",
+        "1",
+        "--start",
+        "--wait",
+    ]
     assert ssh == ["vmcloner", "ssh", "x-1", "true"]
     as_written = first_ssh.adapted(commands, "lab", None, "vmcloner")
     assert as_written[1] == commands[1]
