@@ -1,6 +1,7 @@
 """What newcomers stumbled over: each message has its reason and the next step."""
 
 import json
+import re
 import signal
 import threading
 import time
@@ -305,3 +306,22 @@ def test_ctrl_c_tells_what_was_made(run, lab, monkeypatch):
     assert (
         "create: stopped with 0 of 10 clones done, 10 in part (run the same command again)" in err
     )
+
+
+def test_sizes_for_people_have_units(run, lab):
+    lab.template("old", TEMPLATE)
+    assert " 1 MiB" in run("template", "import", "old")[1]
+    assert json.loads(run("template", "import", "old", "-f", "json")[1])["size"] == 1024**2
+    (lab.folder / "templates" / "old.toml").unlink()
+    size = json.loads(run("template", "prune", "--dry-run", "-f", "json")[1])[0]["size"]
+    assert isinstance(size, int)
+    assert re.search(
+        r"old +reference +\d+ (B|bytes|[KMG]iB)", run("template", "prune", "--dry-run")[1]
+    )
+
+
+def test_a_console_that_said_nothing(run):
+    run("create", "web", "-t", "t1")
+    code, out, err = run("console", "web-1", "--log")
+    assert (code, out) == (0, "")
+    assert "web-1 has said nothing on its console since its last start" in err

@@ -248,7 +248,7 @@ def test_exec_tells_the_next_step_and_each_name_once(web, run):
     code, _, err = run("exec", "web-[1-3]", "--", "true")
     assert code == 10
     assert err.splitlines()[0] == (
-        "vmcloner: web-[1-2] is stopped (vmcloner start web-[1-2] --wait)"
+        "vmcloner: web-[1-2] are stopped (vmcloner start web-[1-2] --wait)"
     )
 
 

@@ -224,7 +224,8 @@ def _show(answers: Sequence[Answer]) -> None:
         if answer.truncated:
             failures.setdefault(f"{_NAME}: output truncated", []).append(answer.name)
     for reason, names_ in failures.items():
-        say(reason.replace(_NAME, fold(names_)))
+        told = reason if len(names_) == 1 else reason.replace(f"{_NAME} is ", f"{_NAME} are ")
+        say(told.replace(_NAME, fold(names_)))
 
 
 _NAME = "\0"

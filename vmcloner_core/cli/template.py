@@ -190,11 +190,13 @@ class TemplateImport(_Named, Record):
         origin = outcome.unwrap()
         what = "imported" if outcome.changed else "already there"
         note(self.app, f"{origin.template}: {format_size(origin.size)}, {what}")
+        sizes: tuple[object, ...] = (origin.size, origin.allocated)
+        if self.for_people(parsed_args):
+            sizes = (format_size(origin.size), format_size(origin.allocated))
         return IMPORT_COLUMNS, (
             origin.template,
             origin.pool,
-            origin.size,
-            origin.allocated,
+            *sizes,
             origin.extents,
             origin.digest,
             outcome.changed,
@@ -301,9 +303,8 @@ class TemplatePrune(Table):
                 result = str(outcome.error)
             elif not outcome.changed and not parsed_args.dry_run:
                 result = "already gone"
-            rows.append(
-                (each.template, each.pool, each.folder and str(each.folder), each.size, result)
-            )
+            size = format_size(each.size) if self.for_people(parsed_args) else each.size
+            rows.append((each.template, each.pool, each.folder and str(each.folder), size, result))
         return ("template", "storage", "folder", "size", "result"), rows
 
     def _confirm(self, left: Sequence[TemplateLeftover], parsed_args: argparse.Namespace) -> None:
