@@ -24,12 +24,14 @@ def block(language):
 def write(site):
     """Write the template as the guide says; its image is an empty disk."""
     folder = site.folder / "templates"
-    (folder / "windows.toml").write_text(
-        # Not the network of the host: tests make none of that name.
-        re.sub(
-            r'kind = "network"\nsource = "vmcloner"', 'kind = "user"\nforward = 22', block("toml")
-        )
-    )
+    text = block("toml")
+    for theirs, ours in (  # not the network of the host: tests make none of that name
+        ('kind = "network"\nsource = "vmcloner"', 'kind = "user"'),
+        ('ready = "port:22"', 'ready = "running"'),
+    ):
+        assert theirs in text
+        text = text.replace(theirs, ours)
+    (folder / "windows.toml").write_text(text)
     (folder / "windows.xml.j2").write_text(block("xml"))
     (folder / "windows.user-data.j2").write_text(block("yaml"))
     argv = ["qemu-img", "create", "-q", "-f", "qcow2", str(folder / "windows.qcow2"), "1G"]
