@@ -1,5 +1,6 @@
 """What newcomers stumbled over: each message has its reason and the next step."""
 
+import io
 import json
 import re
 import signal
@@ -11,6 +12,9 @@ import pytest
 
 from tests.conftest import TEMPLATE
 from vmcloner_core import State
+from vmcloner_core.cli.app import Shell
+from vmcloner_core.cli.formats import PlainTable
+from vmcloner_core.cli.listing import List, _frame
 from vmcloner_core.errors import HostCommandError, NotFound
 from vmcloner_core.model import Needs
 from vmcloner_core.plugins import PluginHost
@@ -142,6 +146,52 @@ def test_clones_of_other_state_folders_do_not_swamp_the_list(run, lab):
     assert "f" * 32 in err
     assert len(run("list", "theirs")[1].splitlines()) == 32
     assert len(json.loads(run("list", "-f", "json")[1])) == 32
+
+
+def test_fleets_of_other_state_folders_are_not_suggested(run, lab):
+    run("create", "theirs", "-t", "t1")
+    of_another_folder(lab, "theirs-1")
+    assert run("start", "their")[2] == "vmcloner: no fleet 'their' (there are none)\n"
+    run("create", "mine", "-t", "t1")
+    assert run("start", "their")[2] == "vmcloner: no fleet 'their' (known: mine)\n"
+
+
+def watched(lab, monkeypatch, lines=24):
+    """Return the screen that --watch draws first."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", str(lines))
+    shell = Shell()
+    shell.options, _ = shell.parser.parse_known_args([])
+    command = List(shell, None, cmd_name="list")
+    command.formatter, command._watched = PlainTable(), True
+    shell._engine, shell.stdout = lab.engine, io.StringIO()
+    parsed = command.get_parser("list").parse_args([])
+    return _frame(command._drawn(parsed)).replace("\033[K", "").splitlines()
+
+
+def test_a_watched_list_keeps_to_its_screen(run, lab, monkeypatch, capsys):
+    """Remarks are a part of what is drawn: on standard error they would end up anywhere."""
+    run("create", "web", "-t", "t1", "-n", "2")
+    run("create", "theirs", "-t", "t1", "-n", "30")
+    of_another_folder(lab, *(f"theirs-{n}" for n in range(1, 31)))
+    lines = watched(lab, monkeypatch)
+    assert [line.split()[0].removeprefix("\033[H") for line in lines[:3]] == [
+        "name",
+        "web-1",
+        "web-2",
+    ]
+    assert lines[3] == "30 clones of other state folders not shown (vmcloner list --others)"
+    assert lines[4] == "2 clones in 1 fleet: 2 stopped"
+    run("delete", "web", "--yes")
+    assert "not shown" in watched(lab, monkeypatch)[1]
+
+    def inspect():
+        raise HostCommandError("libvirtd is down")
+
+    monkeypatch.setattr(lab.machines, "inspect", inspect)
+    assert "libvirtd is down" in "".join(watched(lab, monkeypatch))
+    assert capsys.readouterr().err == ""
 
 
 def test_a_list_of_other_state_folders_clones_alone(run, lab):

@@ -88,6 +88,7 @@ class List(Table):
     example = "vmcloner list web-[1-10] --state running"
     columns = tuple(dict.fromkeys((*KEYS, *SHORT, *FLEET_KEYS)))
     short: Sequence[str] = SHORT
+    _watched = False
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
@@ -167,19 +168,34 @@ class List(Table):
         :raises PartialFailure: something couldn't.
         """
         super().produce_output(parsed_args, column_names, data)
+        self._tell_others()
         if self._clones and self.for_people(parsed_args) and not parsed_args.columns:
             self.app.stdout.write(f"{totals(self._clones)}\n")
-        if self._hidden:
-            count = counted(self._hidden, "clone")
-            note(self.app, f"{count} of other state folders not shown (vmcloner list --others)")
-        elif self._found.others is not None:
-            note(self.app, self._found.others)
         unseen = self._found.unseen
         for each in unseen[:-1]:
-            say(f"{each} ({each.hint})")
+            self._remark(f"{each} ({each.hint})", quiet=False)
         if unseen:
             raise PartialFailure(str(unseen[-1]), hint=unseen[-1].hint)
         return 0
+
+    def _tell_others(self) -> None:
+        if self._hidden:
+            count = counted(self._hidden, "clone")
+            self._remark(f"{count} of other state folders not shown (vmcloner list --others)")
+        elif self._found.others is not None:
+            self._remark(self._found.others)
+
+    def _remark(self, text: str, *, quiet: bool = True) -> None:
+        """Tell something beside the table; while the list is watched, below it on the screen.
+
+        :param quiet: whether ``--quiet`` keeps it back.
+        """
+        if self._watched:
+            self.app.stdout.write(f"{shown(text)}\n")
+        elif quiet:
+            note(self.app, text)
+        else:
+            say(text)
 
     def _watch(self, parsed_args: argparse.Namespace) -> int:
         """List again and again on the terminal; returns 0 when the user presses Ctrl-C.
@@ -188,7 +204,7 @@ class List(Table):
         """
         if not sys.stdout.isatty() or not self.for_people(parsed_args):
             raise UsageError("--watch needs a terminal, and no other format than table")
-        self.formatter = PlainTable()
+        self.formatter, self._watched = PlainTable(), True
         self.app.stdout.write("\033[2J")
         try:
             while True:
@@ -203,8 +219,9 @@ class List(Table):
         screen, self.app.stdout = self.app.stdout, io.StringIO()
         try:
             columns, rows = self.take_action(parsed_args)
-            if not rows:
-                return [self.nothing]
+            if not rows and self.nothing:
+                self._tell_others()
+                return [self.nothing, *self.app.stdout.getvalue().splitlines()]
             self.produce_output(parsed_args, columns, rows)
         except VmclonerError as error:  # it may be over at the next look
             self.app.stdout.write(f"{shown(str(error))}\n")
