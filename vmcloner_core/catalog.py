@@ -259,6 +259,7 @@ def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return ``data`` with absolute paths for keys that are relative to their own file."""
     for table, key in (
         ("image", "path"),
+        ("image", "keyring"),
         ("domain", "xml"),
         ("identity", "user_data"),
         ("identity", "network_config"),
@@ -302,7 +303,8 @@ def _image_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, 
     checks = ("sha256", "checksums")
     if any(under[key] != over[key] for key in given) or any(key in over for key in checks):
         # They are of other bytes, or say it in another way.
-        under = {key: value for key, value in under.items() if key not in checks}
+        gone = (*checks, "signature", "keyring")
+        under = {key: value for key, value in under.items() if key not in gone}
     return _laid_over(under, over)
 
 

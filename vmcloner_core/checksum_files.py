@@ -2,7 +2,7 @@
 
 The formats are those of ``sha256sum`` (Debian, Ubuntu, AlmaLinux, openSUSE, Arch), of BSD's tools
 (Fedora, CentOS, Rocky, FreeBSD), and a digest alone (Alpine); a file may be wrapped in an OpenPGP
-cleartext signature (Fedora). The signature isn't checked: the file is as good as the connection.
+cleartext signature (Fedora). Signatures are checked elsewhere (:mod:`vmcloner_core.signatures`).
 """
 
 from __future__ import annotations

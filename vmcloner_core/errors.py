@@ -97,9 +97,16 @@ class BackendError(VmclonerError):
 
 
 class HostCommandError(VmclonerError):
-    """A host command or a hypervisor call failed."""
+    """A host command or a hypervisor call failed.
+
+    :param output: what the command wrote to its standard error, all of it.
+    """
 
     exit_code = 9
+
+    def __init__(self, message: str, *, hint: str | None = None, output: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.output = output
 
 
 class DeadlineExceeded(HostCommandError):

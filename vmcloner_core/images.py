@@ -276,13 +276,16 @@ def build(builder: ImageBuilder, folder: Path, progress: Progress) -> ImageFile:
 
 
 def _build(builder: ImageBuilder, fingerprint: str, folder: Path, progress: Progress) -> None:
-    stamp = folder / ".fingerprint"
-    if not stamp.exists() or stamp.read_text() != fingerprint:
+    kind = f"{type(builder).__module__}.{type(builder).__qualname__}"
+    if not _is_stamped(folder, fingerprint):
         make_folder(folder.parent)
         made = Path(tempfile.mkdtemp(prefix=DRAFT_PREFIX.format(folder.name), dir=folder.parent))
         try:
-            image = builder.build(made, progress)
-            (made / ".image").write_text(image.relative_to(made).as_posix())
+            if not _shared(kind, fingerprint, folder.parent, made):
+                image = builder.build(made, progress)
+                (made / ".image").write_text(image.relative_to(made).as_posix())
+                (made / ".builder").write_text(kind)
+            (made / ".fingerprint").unlink(missing_ok=True)
             (made / ".fingerprint").write_text(fingerprint)
             for path in (made, *made.rglob("*")):  # nobody else may write there, whatever the umask
                 if not path.is_symlink():
@@ -292,6 +295,33 @@ def _build(builder: ImageBuilder, fingerprint: str, folder: Path, progress: Prog
             made.rename(folder)
         finally:
             shutil.rmtree(made, ignore_errors=True)
+
+
+def _is_stamped(folder: Path, fingerprint: str) -> bool:
+    stamp = folder / ".fingerprint"
+    return stamp.exists() and stamp.read_text() == fingerprint
+
+
+def _shared(kind: str, fingerprint: str, built: Path, made: Path) -> bool:
+    """Fill a folder with what the same builder made of the same for another template.
+
+    These are hard links: nobody writes to such files. Returns whether there was such a template.
+    """
+    for other in sorted(built.iterdir()):
+        mark = other / ".builder"
+        try:
+            if mark.is_file() and mark.read_text() == kind and _is_stamped(other, fingerprint):
+                known = other.stat().st_ino
+                shutil.copytree(
+                    other, made, symlinks=True, copy_function=os.link, dirs_exist_ok=True
+                )
+                if other.stat().st_ino == known:  # else another run replaced it meanwhile
+                    return True
+        except OSError:
+            pass  # another run removes it
+        for left in made.iterdir():
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+    return False
 
 
 # --- formats ------------------------------------------------------------------------------------

@@ -121,6 +121,7 @@ class PluginHost:
         ):
             hook.call_historic(result_callback=self._received.append, kwargs={})
         self._observers_loaded = False
+        self._faulty: set[str] = set()
         for plugin in plugins:
             self._manager.register(plugin)
         for found in self._received:
@@ -328,6 +329,12 @@ class PluginHost:
             message = f"a plugin's {what} failed: {found.message}{_culprit(hook, found.__cause__)}"
             raise BackendError(message, hint="vmcloner plugin list") from found
         if isinstance(found, VmclonerError):
+            whose = _culprit(hook, found)
+            veto = whose.replace("it is", "a veto of")
+            if not found.message.endswith(veto):
+                found.message += veto
+            if type(found) is VmclonerError:  # a plugin need not choose an exit code
+                raise InvalidRequest(found.message, hint=found.hint) from found
             raise found
         return found
 
@@ -374,7 +381,11 @@ class PluginHost:
                     raise
                 except BaseException as error:  # an observer can't break a run, nor can sys.exit
                     why = error.message if isinstance(error, VmclonerError) else said(error)
-                    log.warning("observer %s failed: %s", _title(implementation), why)
+                    level = logging.WARNING
+                    if implementation.plugin_name in self._faulty:  # it is told once, not per step
+                        level = logging.DEBUG
+                    self._faulty.add(implementation.plugin_name)
+                    log.log(level, "observer %s failed: %s", _title(implementation), why)
                     log.debug("observer %s", implementation.plugin_name, exc_info=True)
 
     def _tell(self, observer: pluggy.HookImpl, call: Callable[[], object]) -> None:

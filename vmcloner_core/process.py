@@ -57,7 +57,7 @@ class CommandRunner(Protocol):
         :raises DeadlineExceeded: it did not finish in time.
         :raises Interrupted: the run is to end (see :func:`cancelling.interruptible`).
         :raises HostCommandError: it exited with a status other than 0; the message contains the
-            last line of its standard error.
+            last line of its standard error, ``output`` all of it.
         """
         ...
 
@@ -138,9 +138,10 @@ class LocalRunner:
             log.debug("%s: %d after %.3f s", shlex.join(argv), process.returncode, seconds)
             errors = _read(stderr, argv[0])
             if process.returncode != 0:
-                lines = errors.decode(errors="replace").strip().splitlines() or ["no message"]
+                output = errors.decode(errors="replace")
+                lines = output.strip().splitlines() or ["no message"]
                 raise HostCommandError(
-                    f"{argv[0]} failed with {process.returncode}: {lines[-1][:500]}"
+                    f"{argv[0]} failed with {process.returncode}: {lines[-1][:500]}", output=output
                 )
             return CommandResult(stdout=_read(stdout, argv[0]), stderr=errors)
 

@@ -18,11 +18,13 @@ from urllib.parse import urlsplit
 import attrs
 from platformdirs import user_cache_path
 
-from vmcloner_core import checksum_files, downloads, locks
+from vmcloner_core import checksum_files, downloads, locks, signatures
 from vmcloner_core.checksum_files import Checksum
 from vmcloner_core.errors import InvalidRequest, NotPulled
 from vmcloner_core.model import ImageFormat, ImageSource, Outcome, Progress, Template
 from vmcloner_core.os_errors import translated
+from vmcloner_core.process import LocalRunner
+from vmcloner_core.signatures import Verdict
 from vmcloner_core.trusted_files import make_folder, read_file, replacing
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ class PulledImage:
 
     :param url: its publisher's, without a mirror. :param path: the file, as it came.
     :param size: bytes. :param checksum: as published. :param sha256: of the file, hexadecimal.
+    :param signature: what was found about the signature of its checksum, in words; empty if it has
+        none.
     """
 
     url: str
@@ -45,6 +49,7 @@ class PulledImage:
     size: int
     checksum: Checksum
     sha256: str
+    signature: str = ""
 
     def as_source(self, format: ImageFormat | None) -> ImageSource:  # noqa: A002 - the key
         """Return the source from which this file is imported, and checked once more."""
@@ -73,6 +78,7 @@ def find(source: ImageSource) -> PulledImage | None:
             size=path.stat().st_size,
             checksum=checksum,
             sha256=record["sha256"],
+            signature=str(record.get("signature", "")),
         )
     except (InvalidRequest, OSError, ValueError, KeyError, TypeError):
         return None  # a pull makes it anew
@@ -115,25 +121,28 @@ def pull(template: Template, progress: Progress, mirror: str | None = None) -> O
         log.warning("waiting for another run that pulls %s", source.url)
 
     with locks.hold(cache(), [folder.name], waiting=waiting), translated(folder):
-        wanted = published(source, mirror)
+        wanted, verdict = published(source, mirror)
         there = find(source)
         if there is not None and there.checksum == wanted:
             if _digests(there.path, wanted, progress)[wanted.algorithm] == wanted.digest:
-                return Outcome(key=name, value=there, changed=False)
+                known = attrs.evolve(there, signature=str(verdict))
+                return Outcome(key=name, value=known, changed=False)
             (folder / _RECORD).unlink()
         make_folder(folder)
-        image = _fetched(source.url, folder, wanted, progress, mirror)
+        image = _fetched(source.url, folder, wanted, str(verdict), progress, mirror)
         return Outcome(key=name, value=image)
 
 
-def published(source: ImageSource, mirror: str | None = None) -> Checksum:
+def published(source: ImageSource, mirror: str | None = None) -> tuple[Checksum, Verdict]:
     """Return the checksum that an image has to have, by its template or its publisher's list.
+
+    And what was found about the list's signature.
 
     :raises InvalidRequest, NotFound, HostCommandError: as :func:`pull`.
     """
     assert source.url is not None  # noqa: S101 - the caller chose by it
     if source.sha256 is not None:
-        return Checksum("sha256", source.sha256.lower())
+        return Checksum("sha256", source.sha256.lower()), Verdict(b"")
     if source.checksums is None:
         raise InvalidRequest(
             f"image url {source.url}: needs a checksum",
@@ -142,8 +151,33 @@ def published(source: ImageSource, mirror: str | None = None) -> Checksum:
     url = mirrored(source.checksums, mirror)
     if not url.startswith("https://"):
         raise InvalidRequest(f"{url}: checksums are fetched only over https", hint="https://…")
-    content = downloads.read(url, MAX_CHECKSUMS)
-    return checksum_files.find(content, url, checksum_files.last_part(source.url))
+    verdict = _judged(source, url, downloads.read(url, MAX_CHECKSUMS), mirror)
+    image = checksum_files.last_part(source.url)
+    return checksum_files.find(verdict.content, url, image), verdict
+
+
+def _judged(source: ImageSource, url: str, content: bytes, mirror: str | None) -> Verdict:
+    """Check the signature of a file of checksums, if it has one.
+
+    :raises InvalidRequest: it is wrong. :raises HostCommandError: it can't be fetched.
+    """
+    inside = signatures.is_cleartext(content)
+    if not inside and source.signature is None and source.keyring is None:
+        return Verdict(content)
+    runner = LocalRunner()
+    missing = signatures.lacking(runner, source.keyring)
+    if missing or source.keyring is None:
+        return Verdict(content, skipped=missing)
+    signature = None
+    if not inside and source.signature is None:
+        raise InvalidRequest(
+            f"{url}: is not signed, though the template names a keyring",
+            hint="give signature, the URL of the signature, in [image], or remove keyring",
+        )
+    if not inside and source.signature is not None:
+        where = mirrored(source.signature, mirror)
+        signature = downloads.read(where, signatures.MAX_SIGNATURE)
+    return signatures.check(runner, url, content, signature, source.keyring)
 
 
 def mirrored(url: str, mirror: str | None) -> str:
@@ -179,7 +213,12 @@ def _name(url: str, checksum: Checksum) -> str:
 
 
 def _fetched(
-    url: str, folder: Path, wanted: Checksum, progress: Progress, mirror: str | None
+    url: str,
+    folder: Path,
+    wanted: Checksum,
+    signature: str,
+    progress: Progress,
+    mirror: str | None,
 ) -> PulledImage:
     """Fetch an image into its folder, and remove everything else there."""
     part, target = folder / f"{wanted.digest[:16]}.part", folder / _name(url, wanted)
@@ -201,11 +240,25 @@ def _fetched(
         )
     size = part.stat().st_size
     part.rename(target)
-    record = {"url": url, **attrs.asdict(wanted), "sha256": digests["sha256"], "size": size}
+    image = PulledImage(
+        url=url,
+        path=target,
+        size=size,
+        checksum=wanted,
+        sha256=digests["sha256"],
+        signature=signature,
+    )
+    record = {
+        "url": url,
+        **attrs.asdict(wanted),
+        "sha256": image.sha256,
+        "size": size,
+        "signature": signature,
+    }
     with replacing(folder / _RECORD, 0o644, lasting=False) as stream:
         stream.write(json.dumps(record).encode())
     _keep(folder, target, folder / _RECORD)
-    return PulledImage(url=url, path=target, size=size, checksum=wanted, sha256=digests["sha256"])
+    return image
 
 
 def _recorded(url: str) -> tuple[Path, ...]:

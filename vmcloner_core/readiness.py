@@ -291,7 +291,8 @@ class Ssh(Port):
             return False
         if login.late:
             self._limit *= 2
-        self.lacks = self._answer = answer
+        step = ssh.next_step(self._access, answer) if self._access is not None else None
+        self.lacks = self._answer = f"{answer} ({step})" if step else answer
         self.close()
         return not answer
 

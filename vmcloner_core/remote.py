@@ -77,6 +77,7 @@ def run(
             hint="let the guests fetch a script instead",
         )
     _check_ssh()
+    by_name = {access.name: access for access in accesses}
     argvs = {access.name: _argv(access, command) for access in accesses}
     answers: dict[str, Answer] = {}
 
@@ -86,7 +87,11 @@ def run(
 
     task = task_self()
     task.set_info("fanout", jobs)
-    worker = _worker_class()(argvs, answered, timeout)
+    worker = _worker_class()(
+        argvs,
+        lambda name, code, kept, cut: answered(_answer(by_name[name], code, kept, cut, timeout)),
+        timeout,
+    )
     task.schedule(worker)
     worker.set_write_eof()
     try:
@@ -129,15 +134,17 @@ def _check_ssh() -> None:
 
 
 def _answer(
-    name: str, code: int | None, kept: dict[str, bytearray], cut: bool, timeout: float
+    access: Access, code: int | None, kept: dict[str, bytearray], cut: bool, timeout: float
 ) -> Answer:
+    name = access.name
     stdout, stderr = (bytes(kept.get(stream, b"")) for stream in ("stdout", "stderr"))
     error: VmclonerError | None = None
     if code is None:
         error = DeadlineExceeded(f"{name}: not done within {format_seconds(timeout)}")
     elif code == NOT_CONNECTED:
         lines = stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        error = HostCommandError(f"{name}: ssh: {lines[-1].strip()[:500]}")
+        said = lines[-1].strip()[:500]
+        error = HostCommandError(f"{name}: ssh: {said}", hint=ssh.next_step(access, said))
     return Answer(
         name=name,
         code=None if error is not None else code,
@@ -179,11 +186,10 @@ def _worker_class() -> Any:
         SHELL_CLASS = Client
 
         def __init__(
-            self, argvs: dict[str, list[str]], answered: Callable[[Answer], None], timeout: float
+            self, argvs: dict[str, list[str]], ended: Callable[..., None], timeout: float
         ) -> None:
             self.argvs = argvs
-            self._answered = answered
-            self._timeout = timeout
+            self._ended = ended
             # The real command is in argvs: the worker would expand placeholders in it.
             super().__init__(
                 ",".join(argvs), handler=None, timeout=timeout, command="ssh", stderr=True
@@ -200,6 +206,6 @@ def _worker_class() -> Any:
 
         def _tell(self, node: str, code: int | None) -> None:
             client = self._by_name[node]
-            self._answered(_answer(node, code, client.kept, client.cut, self._timeout))
+            self._ended(node, code, client.kept, client.cut)
 
     return Worker

@@ -28,8 +28,10 @@ def check_result(result: RunResult) -> RunResult:
         )
     if result.interrupted:
         done = total - len(failures)
+        partly = sum(bool(r.changed) for r in result.failures if r.name not in result.rolled_back)
+        begun = f", {partly} in part" if partly else ""
         raise Interrupted(
-            f"{action}: stopped with {done} of {counted(total, 'clone')} done{undone}",
+            f"{action}: stopped with {done} of {counted(total, 'clone')} done{begun}{undone}",
             hint="; ".join(filter(None, ("run the same command again", removal))),
         )
     if not result.enough:

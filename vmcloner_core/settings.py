@@ -166,7 +166,7 @@ class Settings:
         state = table.state or _default_state()
         return Host(
             name=name,
-            state=state.absolute(),
+            state=(self.file.parent if self.file else Path()).joinpath(state).absolute(),
             address=table.address,
             seed=table.seed,
             storage=self._backends(name, "storage", table.storage),

@@ -69,6 +69,11 @@ def command(access: Access, *words: str, own: Sequence[str] = (), **more: str) -
     return ["ssh", "-F", "none", *own, *flags, "--", access.name, *words]
 
 
+def next_step(access: Access, said: str) -> str | None:
+    """Return what to do about what ssh said, None if only ssh's manual knows."""
+    return access.refusal or None if "Permission denied" in said else None
+
+
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the options of ssh(1) at the beginning of some words, and the command after them.
 

@@ -55,7 +55,36 @@ def access(
         known_hosts=known_hosts,
         key=key,
         keys=_keys(authorized) if key is None else (),
+        refusal=_refusal(template, labels, authorized) if key is None else "",
     )
+
+
+def _refusal(template: Template, labels: Labels, authorized: Collection[str]) -> str:
+    """Return what to do if a clone refuses the user's keys; empty if it lets one of them in."""
+    if not authorized:
+        return ""
+    mine = [own_key.public_key() or "", *map(_public, Path("~/.ssh").expanduser().glob("id_*.pub"))]
+    if {_bare(line) for line in mine} & {_bare(line) for line in authorized}:
+        return ""
+    return (
+        f"it lets in the keys of {labels.owner}, who made it: give one of these, vmcloner ssh "
+        f"{labels.clone} -i KEY; or name yours in identity.authorized_keys of template "
+        f"{template.name}, and create it again"
+    )
+
+
+def _public(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _bare(line: str) -> tuple[str, ...]:
+    """Return a public key's type and key, without options and comment."""
+    words = line.split()
+    at = next((n for n, word in enumerate(words) if word.startswith("AAAA")), 0)
+    return tuple(words[max(0, at - 1) : at + 1])
 
 
 def _keys(authorized: Collection[str]) -> tuple[Path, ...]:

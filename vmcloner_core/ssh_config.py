@@ -26,7 +26,7 @@ _MARK = '# "vmcloner ssh-config --remove" removes this line and the next.'
 _BLOCK = re.compile(rb"^" + re.escape(_MARK.encode()) + rb"\nInclude [^\n]*\n\n?", re.MULTILINE)
 _TEXT = """\
 # Written by "vmcloner ssh-config --install"; "vmcloner ssh-config --remove" removes it.
-Match originalhost "*-*,!*'*" exec "test -e {records}/'%n' && exec {program} '%n'"
+Match originalhost "*-*,!*'*" exec "test -e {records}/'%n' && cd / && exec {program} '%n'"
     Include "{clones}/*"
 """
 _UNQUOTABLE = re.compile(r"""["'*?\[\]\\\x00-\x1f\x7f]|\$\{""")

@@ -344,7 +344,8 @@ def absent(clones: Sequence[Clone], targets: Sequence[Target]) -> NotFound | Non
     fleets = sorted({clone.fleet for clone in clones})
     for target in targets:
         if target.fleet not in fleets:
-            return NotFound(f"no fleet {target.fleet!r}", hint=did_you_mean(target.fleet, fleets))
+            mine = sorted({clone.fleet for clone in clones if clone.ours})
+            return NotFound(f"no fleet {target.fleet!r}", hint=did_you_mean(target.fleet, mine))
         here = {clone.index for clone in clones if clone.fleet == target.fleet}
         missing = [i for i in target.indices or () if i not in here]
         if missing:

@@ -45,7 +45,10 @@ def plan_targets(
     if not isinstance(action, TargetAction):
         raise InvalidRequest(f"{request.action} takes no existing clones")
     chosen, missing = _chosen(request, action, found)
-    routes = [(clone, _steps(request, action, clone, record)) for clone in chosen]
+    left = _left(request, action, chosen)
+    routes = [
+        (clone, () if clone in left else _steps(request, action, clone, record)) for clone in chosen
+    ]
     work = [(clone, steps) for clone, steps in routes if steps]
     existing = tuple(clone.name for clone, steps in routes if not steps)
     if request.count is not None:
@@ -74,6 +77,7 @@ def plan_targets(
         warnings=(
             *((found.others,) if request.everything and found.others else ()),
             *_continued(clones),
+            *_told(left),
         ),
     )
 
@@ -87,6 +91,30 @@ def _continued(clones: Sequence[ClonePlan]) -> tuple[str, ...]:
         return ()
     verb = "continues" if len(saved) == 1 else "continue"
     return (f"{fold(saved)} {verb} from saved memory (vmcloner stop --kill discards it)",)
+
+
+def _left(
+    request: TargetRequest, action: TargetAction, chosen: Sequence[Clone]
+) -> tuple[Clone, ...]:
+    """Return the clones that an action leaves as they are: it is for others of their fleets."""
+    named = [target for target in parse_targets(request.targets) if target.indices is not None]
+    left = tuple(
+        clone
+        for clone in chosen
+        if clone.state in action.leaves
+        and not any(target.matches(clone.fleet, clone.index) for target in named)
+    )
+    return left if len(left) < len(chosen) else ()
+
+
+def _told(left: Sequence[Clone]) -> tuple[str, ...]:
+    """Return a remark for each state in which clones were left."""
+    states = dict.fromkeys(clone.state for clone in left)
+    names = {state: [clone.name for clone in left if clone.state is state] for state in states}
+    return tuple(
+        f"{fold(found)} {'is' if len(found) == 1 else 'are'} {state.value}: left"
+        for state, found in names.items()
+    )
 
 
 def _done(steps: Sequence[str]) -> bool:

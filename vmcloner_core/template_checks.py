@@ -45,10 +45,6 @@ class _Warning(VmclonerError):
     """Something that doesn't keep clones from being made."""
 
 
-class _NotYet(_Warning):
-    """Something can't be checked before the template's image is built."""
-
-
 class TemplateChecks:
     """Checks of templates against one host.
 
@@ -183,13 +179,22 @@ class TemplateChecks:
                         status=Status.WARNING if later else Status.FAILED,
                         detail=error.message,
                         fix=error.hint or "",
+                        exit_code=error.exit_code,
                     )
                 )
 
         self._host.drivers.check_settings()
         template, problems = self._host.catalog.examined(name)
         for problem in problems:
-            found.append(Check(backend=name, name=FILE, status=Status.FAILED, detail=problem))
+            found.append(
+                Check(
+                    backend=name,
+                    name=FILE,
+                    status=Status.FAILED,
+                    detail=problem,
+                    exit_code=InvalidRequest.exit_code,
+                )
+            )
         if template is None:
             return tuple(found)
         if not problems:
@@ -226,12 +231,12 @@ class TemplateChecks:
         driver = self._driver()
         try:
             xml = driver.render(self.domain(self._sample(template), driver))
-        except VmclonerError as error:
+        except VmclonerError:
             if template.image.builder is None or os.path.exists(  # noqa: PTH110
                 template.folder
             ):
                 raise
-            raise _NotYet(f"unknown until its image is built: {error.message}") from error
+            return "known when its image is built, at the first create"
         return f"{counted(len(xml.splitlines()), 'line')} of domain XML"
 
     def _needs(self, template: Template) -> str:

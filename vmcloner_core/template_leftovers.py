@@ -111,12 +111,15 @@ class Leftovers:
 
 
 def clones_of(template: str, found: Survey) -> tuple[str, ...]:
-    """Return the names of the clones that were made from a template.
+    """Return the names of this state folder's clones that were made from a template.
+
+    Another folder's template of that name is another one. An image that both have clones of in one
+    pool is kept by the pool.
 
     :raises BackendError: there may be others, on what could not be read.
     """
     found.check_complete(f"template {template}")
-    return tuple(clone.name for clone in found.clones if clone.template == template)
+    return tuple(c.name for c in found.clones if c.ours and c.template == template)
 
 
 def _allocated(folder: Path) -> int:

@@ -9,13 +9,14 @@ import os
 import shlex
 import shutil
 import tempfile
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
 from vmcloner_core.drivers import DriverContext, ImageBuilder
-from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError
+from vmcloner_core.errors import BackendError, HostCommandError, InvalidRequest, VmclonerError
 from vmcloner_core.locks import hold
 from vmcloner_core.model import Progress
 from vmcloner_core.process import CommandRunner
@@ -47,6 +48,7 @@ TOOLS = {
     "unshare": "util-linux",
 }
 BUILD_TIMEOUT = 1800.0
+DISTRO_INFO = Path("/usr/share/distro-info/debian.csv")
 _LEFT_OUT = ("usr/share/man/*", "usr/share/locale/*", "usr/share/doc/*", "usr/share/info/*")
 
 
@@ -109,13 +111,24 @@ class DebianBuilder(ImageBuilder):
             )
 
     def _bootstrap(self, root: Path, shaped: Path) -> None:
+        try:
+            self._run_bootstrap(root, shaped)
+        except HostCommandError as error:
+            reason = _reason(error.output)
+            if reason is None:
+                raise
+            raise HostCommandError(
+                f"mmdebstrap: {reason}", hint=_way_out(reason, self._options), output=error.output
+            ) from error
+
+    def _run_bootstrap(self, root: Path, shaped: Path) -> None:
         options = self._options
         self._runner.run(
             [
                 # In its own mount namespace, mounts made by mmdebstrap vanish with it, even if it
                 # is killed. So cleaning up the folder never descends into /dev.
                 "unshare", "--mount", "--propagation", "private",
-                "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory",
+                "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
                 '--aptopt=APT::Install-Recommends "false"',
                 *(f"--dpkgopt=path-exclude=/{pattern}" for pattern in _LEFT_OUT),
                 "--dpkgopt=path-include=/usr/share/doc/*/copyright",
@@ -128,6 +141,35 @@ class DebianBuilder(ImageBuilder):
             timeout=BUILD_TIMEOUT,
             env={"TMPDIR": str(root.parent)},
         )  # fmt: skip
+
+
+def _reason(output: str) -> str | None:
+    """Return what apt or dpkg said was wrong; None if they said nothing.
+
+    mmdebstrap's own last lines only say that a command failed, and which.
+    """
+    errors = [line[3:].strip() for line in output.splitlines() if line.startswith("E: ")]
+    told = [line for line in errors if "apt-get" not in line and "mmdebstrap" not in line]
+    return told[0][:500] if told else None
+
+
+def _way_out(reason: str, options: DebianOptions) -> str:
+    if "Release file" in reason:
+        close = get_close_matches(options.suite, _suites(), n=1, cutoff=0.6)
+        if close and close[0] != options.suite:
+            return f"suite {options.suite!r}: did you mean {close[0]!r}?"
+        return f"is {options.suite!r} a suite of that archive? see suite and mirror"
+    if "package" in reason:
+        return f"see the packages of {options.suite}: https://packages.debian.org/{options.suite}/"
+    return "see mirror, and the network"
+
+
+def _suites() -> tuple[str, ...]:
+    """Return the names of Debian's suites, those of distro-info-data if it is installed."""
+    with contextlib.suppress(OSError):
+        lines = DISTRO_INFO.read_text(encoding="utf-8").splitlines()[1:]
+        return tuple(words[2] for words in (line.split(",") for line in lines) if len(words) > 2)
+    return ("bookworm", "trixie", "forky", "sid", "stable", "testing")
 
 
 def _take(runner: CommandRunner, kept: Path, folder: Path) -> bool:

@@ -23,7 +23,7 @@ class PrepareLvm(Table):
     group) is refused and never overwritten.
     """
 
-    example = "vmcloner host prepare lvm --device /dev/sdb --vg VG01 --thinpool thinpool --dry-run"
+    example = "vmcloner host prepare lvm --device /dev/sdb --vg VG01 --thinpool p1 --dry-run"
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""

@@ -25,7 +25,7 @@ from vmcloner_core.errors import HostCommandError
 
 LIST_KEYS = [
     "name", "fleet", "index", "state", "template", "hypervisor",
-    "storage", "host", "mac", "ip", "created", "volumes", "reason",
+    "storage", "host", "mac", "ip", "created", "volumes", "reason", "problem",
 ]  # fmt: skip
 
 
@@ -309,7 +309,7 @@ def test_templates(run, lab):
     assert run("template", "check", "bad")[0] == 3
     lab.template("gone", "hypervisors = ['kvm']\n[image]\npath = 'gone.raw'")
     code, out, _ = run("template", "check", "gone", "-f", "json")
-    assert code == 8
+    assert code == 4
     assert {row["check"] for row in json.loads(out) if row["status"] == "failed"} == {
         "image", "boot",
     }  # fmt: skip

@@ -113,7 +113,7 @@ def test_an_image_has_a_phase_of_its_own(account):
     ("calls", "said"),
     [
         ({"start": 3, "wait": 7}, "stopping: 3 starts under way (Ctrl-C again gives them up)"),
-        ({"clone": 1}, "stopping: 1 copy under way (Ctrl-C again gives them up)"),
+        ({"clone": 1}, "stopping: 1 copy under way (Ctrl-C again gives it up)"),
         ({"wait": 7}, "stopping"),
         ({}, "stopping"),
     ],

@@ -62,7 +62,9 @@ def test_states_and_fleets(run, lab):
     assert run("list", "--state", "paused")[1:] == (
         "", "vmcloner: no clone is paused (4 clones: vmcloner list)\n",
     )  # fmt: skip
-    assert "invalid choice: 'runing'" in run("list", "--state", "runing")[2]
+    assert run("list", "--state", "runing")[2] == (
+        "vmcloner: argument --state: invalid choice: 'runing' (did you mean 'running'?)\n"
+    )
     assert run("list", "--fleets")[1] == (
         "fleet  template  clones  stopped  running\n"
         "db     t2             1        1        0\n"

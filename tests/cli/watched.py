@@ -1,4 +1,4 @@
-"""vmcloner with thirty clones on the reference drivers, as a program of its own."""
+"""vmcloner with clones on the reference drivers, as a program of its own."""
 
 import os
 import tempfile
@@ -10,7 +10,7 @@ from vmcloner_core.cli import app
 from vmcloner_core.testing.reference import BootPlugin, HypervisorPlugin, StoragePlugin
 
 
-def main(words):
+def main(words, clones=30):
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         Path("vmcloner.toml").write_text(
@@ -20,9 +20,11 @@ def main(words):
         )
         Path("templates").mkdir()
         Path("templates/t1.toml").write_text(TEMPLATE)
+        Path("templates/never.toml").write_text(TEMPLATE.replace("ready name", "never name"))
         Path("templates/image.raw").write_bytes(bytes(1024**2))
         engine = Engine.open(plugins=[StoragePlugin(), HypervisorPlugin(), BootPlugin()])
-        engine.create("web", "t1", count=30, start=True)
+        if clones:
+            engine.create("web", "t1", count=clones, start=True)
 
         def opened(_cls, plugins=(), **_):
             for observer in plugins:

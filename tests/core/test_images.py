@@ -1,8 +1,10 @@
 """Images are hostile input: what they claim is checked before anything reads them."""
 
 import ctypes
+import errno
 import hashlib
 import http.server
+import os
 import shutil
 import struct
 import subprocess
@@ -298,6 +300,39 @@ class Builder(ImageBuilder):
         if self.fail:
             raise HostCommandError("no")
         return folder / "disk.raw"
+
+
+def test_templates_of_the_same_share_what_was_built(tmp_path):
+    first = images.build(Builder(), tmp_path / "built" / "a", quiet)
+    builder = Builder(fail=True)
+    second = images.build(builder, tmp_path / "built" / "b", quiet)
+    assert second.path.samefile(first.path)
+    assert second.path != first.path
+    assert second.digest == first.digest
+    shutil.rmtree(tmp_path / "built" / "a")
+    assert images.build(builder, tmp_path / "built" / "b", quiet) == second
+    with pytest.raises(HostCommandError):
+        images.build(Builder("2", fail=True), tmp_path / "built" / "c", quiet)
+
+    class Another(Builder):
+        """It has the same fingerprint, and makes something else."""
+
+    with pytest.raises(HostCommandError):
+        images.build(Another(fail=True), tmp_path / "built" / "c", quiet)
+
+
+def test_what_cannot_be_shared_is_built(tmp_path, monkeypatch):
+    images.build(Builder(), tmp_path / "built" / "a", quiet)
+
+    def link(source, target):
+        shutil.copyfile(source, target)
+        raise OSError(errno.EMLINK, "too many links")
+
+    monkeypatch.setattr(os, "link", link)
+    image = images.build(Builder(), tmp_path / "built" / "b", quiet)
+    assert sorted(p.name for p in image.path.parent.iterdir()) == sorted(
+        p.name for p in (tmp_path / "built" / "a").iterdir()
+    )
 
 
 def test_a_build_is_made_once_and_whole(tmp_path):

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -275,6 +276,12 @@ def test_clones_keep_their_image(run, web, publisher, body):
         ({"url": "https://x/y", "checksums": "https:///SUMS"}, "not https"),
         ({"path": "x", "checksums": "https://x/SUMS"}, "only allowed with a url"),
         ({"url": "https://x/y", "checksums": "https://x/S", "sha256": "0" * 64}, "not both"),
+        ({"url": "https://x/y", "signature": "https://x/S"}, "only allowed with checksums"),
+        ({"path": "x", "keyring": Path("k")}, "only allowed with checksums"),
+        (
+            {"url": "https://x/y", "checksums": "https://x/S", "signature": "http://x/S"},
+            "not https",
+        ),
     ],
 )
 def test_keys_that_do_not_fit(given, said):
@@ -294,6 +301,22 @@ def test_a_template_that_extends_one_with_checksums(lab, tmp_path):
         lab.template("own", f'extends = "base"\n[image]\n{own}\n')
         image = lab.engine.template("own").image
         assert (image.url, image.sha256, image.checksums) == left
+
+
+def test_signature_and_keys_are_of_one_list(lab):
+    signed = 'checksums = "https://x/S"\nsignature = "https://x/S.asc"\nkeyring = "k.asc"'
+    lab.template("base", TEMPLATE.replace('path = "image.raw"', f'url = "https://x/a"\n{signed}'))
+    keyring = lab.folder / "templates" / "k.asc"
+    other = lab.folder / "templates" / "other.asc"
+    for own, left in (
+        ('format = "raw"', ("https://x/S.asc", keyring)),
+        ('keyring = "other.asc"', ("https://x/S.asc", other)),
+        ('checksums = "https://x/T"', (None, None)),
+        ('url = "https://x/b"\nchecksums = "https://x/T"\nkeyring = "other.asc"', (None, other)),
+    ):
+        lab.template("own", f'extends = "base"\n[image]\n{own}\n')
+        image = lab.engine.template("own").image
+        assert (image.signature, image.keyring) == left
 
 
 PUBLISHED = ("almalinux", "alpine", "arch", "centos", "debian", "fedora", "freebsd", "opensuse",

@@ -60,9 +60,10 @@ def test_paused_clones(lab):
     lab.engine.resume("web-1")
     assert states(lab.engine) == ["running", "paused"]
     lab.engine.stop("web-1", kill=True)
-    assert "web-1 is stopped, not paused" in failures(lab.engine.resume, "web")["web-1"]
+    assert "web-1 is stopped, not paused" in failures(lab.engine.resume, "web-1")["web-1"]
+    lab.engine.resume("web")
     assert states(lab.engine) == ["stopped", "running"]
-    assert "web-1" in failures(lab.engine.pause, "web")
+    assert "web-1" in failures(lab.engine.pause, "web-[1-2]")
     assert "not saved" in failures(lab.engine.restore, "web-1")["web-1"]
 
 

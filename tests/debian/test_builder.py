@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from vmcloner_core.drivers import DriverContext
-from vmcloner_core.errors import BackendError, InvalidRequest
+from vmcloner_core.errors import BackendError, HostCommandError, InvalidRequest
 from vmcloner_core.model import Host
 from vmcloner_core.tomlfile import structure
 from vmcloner_debian import builder, disk, overlay
@@ -84,6 +84,52 @@ def test_a_tool_that_is_missing_is_named_with_its_package(tmp_path, tool):
         made(tmp_path, runner).build(tmp_path, lambda *_: None)
     assert builder.TOOLS[tool] in caught.value.hint
     assert runner.ran == []
+
+
+class Failing(Runner):
+    """A host on which mmdebstrap fails, and says this."""
+
+    def __init__(self, said):
+        super().__init__(builder.TOOLS)
+        self.said = said
+
+    def run(self, argv, **_):
+        if "mmdebstrap" not in argv:
+            return
+        assert "--quiet" not in argv  # it would keep apt's words from us
+        raise HostCommandError("mmdebstrap failed with 25: …", output=self.said)
+
+
+@pytest.mark.parametrize(
+    ("suite", "said", "message", "hint"),
+    [
+        (
+            "bookwrom",
+            "Err:2 http://x/debian bookwrom Release\n  404  Not Found\n"
+            "E: The repository 'http://x/debian bookwrom Release' does not have a Release file.\n"
+            "E: apt-get update --error-on=any failed\nE: mmdebstrap failed to run\n",
+            "bookwrom Release' does not have a Release file",
+            "suite 'bookwrom': did you mean 'bookworm'?",
+        ),
+        (
+            "bookworm",
+            "E: Unable to locate package gti\nE: setup failed: E: apt-get install failed\n",
+            "Unable to locate package gti",
+            "see the packages of bookworm",
+        ),
+        (
+            "bookworm",
+            "E: The repository 'http://x/ bookworm Release' does not have a Release file.\n",
+            "does not have a Release file",
+            "is 'bookworm' a suite of that archive? see suite and mirror",
+        ),
+    ],
+)
+def test_what_apt_said_is_told(tmp_path, monkeypatch, suite, said, message, hint):
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    with pytest.raises(HostCommandError, match=message) as caught:
+        made(tmp_path, Failing(said), suite=suite).build(tmp_path, lambda *_: None)
+    assert hint in caught.value.hint
 
 
 def test_an_image_that_was_made_before_is_taken(tmp_path, cache):

@@ -14,6 +14,8 @@ TPMS = Path("/var/lib/libvirt/swtpm")
 LOGS = Path("/var/log/swtpm/libvirt/qemu")
 FRESH = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 ENROLLED = Path("/usr/share/OVMF/OVMF_VARS_4M.ms.fd")
+SNAKEOIL = Path("/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd")
+OWN = b"SnakeOil"
 GUIDE = Path(__file__).parents[2] / "docs/templates.md"
 MARK = b"written before the reset"
 TPM = '<tpm model="tpm-crb"><backend type="emulator" version="2.0"/></tpm>'
@@ -26,6 +28,11 @@ path = "image.raw"
 {firmware}
 devices = '{tpm}'
 """
+
+
+def guides():
+    """Return the domain templates in the guide."""
+    return re.findall(r"(?s)```xml\n(\{% extends.*?)```", GUIDE.read_text())
 
 
 def virsh(*words):
@@ -114,11 +121,17 @@ def test_state_is_each_clones_own_and_ends_with_reset_and_delete(site):
 @pytest.mark.timeout(600)
 def test_secure_boot_as_the_guide_has_it(site):
     web = site.fleet("web")
-    (text,) = re.findall(r"(?s)```xml\n(\{% extends.*?secure-boot.*?)```", GUIDE.read_text())
+    (text,) = (each for each in guides() if "secure-boot" in each)
     (site.folder / "templates" / "secure.xml.j2").write_text(text)
     name = template(site, "secure", 'xml = "secure.xml.j2"')
-    site.run("create", web, "-t", name, "--start")
-    clone = f"{web}-1"
+    site.run("create", web, "-t", name, "-n", "2", "--start")
+    clone, other = f"{web}-1", f"{web}-2"
+    # Each has the keys that the firmware's vendor enrolled, in a file of its own.
+    certificate = b"Microsoft Corporation UEFI CA 2011"
+    assert certificate in ENROLLED.read_bytes()
+    assert certificate in variables(clone).read_bytes()
+    assert certificate in variables(other).read_bytes()
+    assert not variables(clone).samefile(variables(other))
     loader = re.search(r"<loader[^>]*secure='yes'[^>]*>.*secboot|\.ms\.", virsh("dumpxml", clone))
     assert loader is not None
     site.run("stop", web, "--kill")
@@ -128,14 +141,36 @@ def test_secure_boot_as_the_guide_has_it(site):
     assert not tpm(clone).exists()
     site.run("start", web)
     assert not is_marked(clone)
-    # The keys that the firmware's vendor enrolled are there again.
-    certificate = b"Microsoft Corporation UEFI CA 2011"
-    assert certificate in ENROLLED.read_bytes()
-    assert certificate in variables(clone).read_bytes()
+    assert certificate in variables(clone).read_bytes()  # they are there again
     folder = tpm(clone)
     site.run("delete", web, "--yes")
     assert left(site) == []
     assert not folder.exists()
+
+
+@pytest.mark.timeout(600)
+def test_secure_boot_with_a_key_of_ones_own_as_the_guide_has_it(site):
+    """The key is Debian's snake oil: a key pair whose private part everybody has."""
+    web = site.fleet("web")
+    (text,) = (each for each in guides() if "ours_VARS.fd" in each)
+    text = text.replace("/srv/keys/ours_VARS.fd", str(SNAKEOIL))
+    (site.folder / "templates" / "ours.xml.j2").write_text(text)
+    name = template(site, "ours", 'xml = "ours.xml.j2"')
+    site.run("template", "check", name)
+    site.run("create", web, "-t", name, "-n", "2", "--start")
+    before = SNAKEOIL.read_bytes()
+    for _ in range(2):
+        for clone in (f"{web}-1", f"{web}-2"):
+            assert OWN in variables(clone).read_bytes()
+            assert b"Microsoft" not in variables(clone).read_bytes()
+        site.run("stop", web, "--kill")
+        mark(f"{web}-1")
+        site.run("reset", web)
+        assert not variables(f"{web}-1").exists()
+        site.run("start", web)
+    site.run("delete", web, "--yes")
+    assert left(site) == []
+    assert SNAKEOIL.read_bytes() == before
 
 
 @pytest.mark.timeout(600)

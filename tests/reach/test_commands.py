@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from tests.conftest import TEMPLATE
-from tests.reach.conftest import listens
-from vmcloner_core import audit
+from tests.reach.conftest import USER, keygen, listens
+from vmcloner_core import audit, ssh_access
 from vmcloner_core.plan import Readiness
 from vmcloner_core.readiness import Awaited, Sight, Ssh
 
@@ -243,6 +243,65 @@ def test_exec_tells_who_failed(web, run):
     assert err.endswith("exec: 2 of 4 clones failed: web-[2,4]\n")
 
 
+def test_exec_tells_the_next_step_and_each_name_once(web, run):
+    web.engine.stop("web-[1-2]", kill=True)
+    code, _, err = run("exec", "web-[1-3]", "--", "true")
+    assert code == 10
+    assert err.splitlines()[0] == (
+        "vmcloner: web-[1-2] are stopped (vmcloner start web-[1-2] --wait)"
+    )
+
+
+def another_users(web, guests, monkeypatch, key):
+    """Let the clones' records authorize a key that isn't this user's."""
+    ssh = f'[ssh]\nuser = "{USER}"\nport = {guests.port}\n'
+    lines = '[[nics]]\nkind = "bridge"\nsource = "br0"\n'
+    web.template("t1", f"{TEMPLATE}{ssh}{lines}")
+    real = ssh_access.access
+
+    def access(template, labels, address, known_hosts, _authorized):
+        template = web.engine.template("t1")
+        return real(template, labels, address, known_hosts, (key,))
+
+    monkeypatch.setattr(ssh_access, "access", access)
+
+
+@pytest.fixture
+def strange(web, guests, monkeypatch, tmp_path):
+    """A fleet of another user's; returns what to do, and that user's public key."""
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    theirs = keygen(tmp_path / "theirs")
+    another_users(web, guests, monkeypatch, theirs)
+    owner = web.engine.show("web-1").labels.owner
+    step = f"it lets in the keys of {owner}, who made it: give one of these, vmcloner ssh web-1 -i"
+    return step, theirs
+
+
+def test_a_login_with_another_users_key(web, run, strange):
+    code, _, err = run("exec", "web-1", "--", "true")
+    assert code == 10
+    assert f"web-1: ssh: {USER}@127.0.0.1: Permission denied" in err
+    assert strange[0] in err
+    code, out, _ = run("wait", "web-1", "--for", "ssh", "--timeout", "4")
+    assert code == 10
+    assert strange[0].split(":")[0] in " ".join(out.split())
+    code, out, _ = run("inventory", "web-1", "--format", "json")
+    assert "refusal" not in json.loads(out)[0]
+
+
+def test_a_shell_with_another_users_key(web, run, strange, execvp, tmp_path):
+    step, theirs = strange
+    _, _, err = run("ssh", "web-1")
+    assert f"web-1 may refuse your keys: {step}" in err
+    _, _, err = run("ssh", "web-1", "-i", str(tmp_path / "theirs"))
+    assert "may refuse" not in err
+    (tmp_path / "me" / ".ssh").mkdir(parents=True)
+    (tmp_path / "me" / ".ssh" / "id_ed25519.pub").write_text(f"{theirs} with a comment\n")
+    _, _, err = run("ssh", "web-1")
+    assert "may refuse" not in err
+
+
 def test_exec_in_json(web, run):
     web.engine.stop("web-3")
     code, out, _ = run("exec", "-f", "json", "web-1", "web-3", "--", "echo $VMCLONER_GUEST; exit 3")
@@ -436,6 +495,14 @@ def test_a_login_with_another_host_key_is_none(guests, web):
 
 
 # --- audit --------------------------------------------------------------------------------------
+
+
+def test_an_audit_that_reached_nobody_has_no_table_of_zeros(web, run):
+    web.engine.stop("web", kill=True)
+    code, out, err = run("audit", "web")
+    assert (code, out) == (10, "")
+    assert "web-1 is stopped" in err
+    assert len(json.loads(run("audit", "web", "-f", "json")[1])) == len(audit.FACTS)
 
 
 def test_audit_finds_that_these_guests_are_one_machine(web, run):

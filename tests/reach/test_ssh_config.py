@@ -2,13 +2,18 @@
 
 import shlex
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from vmcloner_core import ssh_config
 from vmcloner_core.cli.ssh_config import SshConfig
 from vmcloner_core.errors import InvalidRequest
+from vmcloner_core.settings import Settings
 from vmcloner_core.ssh_config import UserConfig
+
+BIN = Path(sys.executable).parent
 
 
 @pytest.fixture
@@ -138,6 +143,21 @@ def test_the_program_is_named_with_its_settings(web, run, home, tmp_path):
     run("--config", "vmcloner.toml", "--host", "local", "ssh-config", "--install")
     text = (home / ".config" / "vmcloner" / "ssh" / "config").read_text()
     assert f"/vmcloner --config {tmp_path}/vmcloner.toml --host local ssh-config --refresh" in text
+
+
+def test_settings_that_were_found_are_named(web, run, home, tmp_path, monkeypatch):
+    """ssh runs it in any folder, where ./vmcloner.toml is another file or none."""
+    assert (tmp_path / "vmcloner.toml").exists()
+    run("ssh-config", "--install")
+    text = (home / ".config" / "vmcloner" / "ssh" / "config").read_text()
+    assert f"cd / && exec {BIN}/vmcloner --config {tmp_path}/vmcloner.toml ssh-config" in text
+
+
+def test_a_state_folder_is_relative_to_its_settings(tmp_path, monkeypatch):
+    (tmp_path / "vmcloner.toml").write_text('[hosts.local]\nstate = "here"\n')
+    monkeypatch.chdir("/")
+    settings = Settings.load(tmp_path / "vmcloner.toml")
+    assert settings.host().state == tmp_path / "here"
 
 
 def test_one_thing_to_do(run, home):

@@ -174,7 +174,9 @@ class Account:
         ]
         if not under_way:
             return "stopping"
-        return f"stopping: {', '.join(under_way)} under way (Ctrl-C again gives them up)"
+        number = sum(each for step, each in calls.items() if step != "wait")
+        it = "it" if number == 1 else "them"
+        return f"stopping: {', '.join(under_way)} under way (Ctrl-C again gives {it} up)"
 
 
 _short = functools.partial(format_seconds, digits=0)

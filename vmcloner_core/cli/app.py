@@ -32,9 +32,9 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 DESCRIPTION = """Mass clones of virtual machines from templates.
 
-  vmcloner create web -t tiny -n 20 --start --wait     make twenty, wait until ready
-  vmcloner list web                                    list them
-  vmcloner delete web --yes                            delete them"""
+  vmcloner create web -t tiny -n 20 --start --wait   make 20, wait until ready
+  vmcloner list web                                  list them
+  vmcloner delete web --yes                          delete them"""
 
 
 class _Found:
@@ -85,6 +85,20 @@ class Commands(CommandManager):
             words = entry.name.replace("_", " ")
             found.setdefault(words, _Found(words)).entries.append(entry)
         self.commands.update(found)  # type: ignore[arg-type]
+
+    def find_command(self, argv: list[str]) -> tuple[Any, str, list[str]]:
+        """Return a command, its name and the other words.
+
+        cliff takes the beginning of a name for the name: ``delet`` would delete.
+
+        :raises ValueError: the words are no command's whole name.
+        """
+        words = itertools.takewhile(lambda word: not word.startswith("-"), argv)
+        names = list(itertools.accumulate(words, "{} {}".format))
+        for name in reversed(names):
+            if name in self.commands:
+                return self.commands[name].load(), name, argv[len(name.split()) :]
+        raise ValueError(f"unknown command {argv!r}")
 
 
 _VALUED = ("--config", "--host", "--log-file", "--without")

@@ -46,8 +46,9 @@ class Audit(Table):
 
         :raises PartialFailure: clones share an identity, or one couldn't be read.
         """
-        super().produce_output(parsed_args, column_names, data)
         assert self._report is not None  # noqa: S101 - take_action was before
+        if len(self._report.unread) < len(self._report.clones) or not self.for_people(parsed_args):
+            super().produce_output(parsed_args, column_names, data)
         for error in self._report.unread.values():
             note(self.app, str(error))
         self._report.check()

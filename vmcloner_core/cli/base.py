@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import shutil
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from vmcloner_core.errors import Interrupted, UsageError, VmclonerError, did_you
 from vmcloner_core.plan import (
     DEFAULT_TIMEOUT,
     EMULATED,
+    ClonePlan,
     CloneResult,
     Plan,
     Quota,
@@ -57,6 +60,7 @@ class Base(Command):
         """Return the parser."""
         parser = super().get_parser(prog_name)
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        parser.description = _wrapped(parser.description or "")
         parser.error = functools.partial(refuse, parser)  # type: ignore[method-assign]
         return parser
 
@@ -85,6 +89,12 @@ class Base(Command):
             return 1
 
 
+def _wrapped(text: str) -> str:
+    """Return paragraphs wrapped to the terminal, as argparse wraps all but the description."""
+    width = shutil.get_terminal_size().columns - 2
+    return "\n\n".join(textwrap.fill(part, width) for part in text.split("\n\n"))
+
+
 class _Display(Base):
     """What tables and records share."""
 
@@ -99,7 +109,10 @@ class _Display(Base):
         parser = super().get_parser(prog_name)
         parser.set_defaults(fit_width=sys.stdout.isatty())
         (column,) = (a for a in parser._actions if "--column" in a.option_strings)
-        column.__class__ = _Columns  # cliff makes the option
+        column.__class__ = _Columns  # cliff makes the options
+        (form,) = (a for a in parser._actions if a.option_strings == ["-f", "--format"])
+        form.metavar = "FORMAT"
+        form.help = f"The output format: {', '.join(form.choices or ())}."
         return parser
 
     def run(self, parsed_args: argparse.Namespace) -> int:
@@ -310,6 +323,8 @@ class RunCommand(Table):
             if self._result.failures:
                 runs = self.engine.host.runs
                 note(self.app, f"log of this run: {runs}/{self._result.plan.run}.jsonl")
+            if self._result.interrupted:
+                note(self.app, f"so far: {so_far(self._result)}")
             check_result(self._result)
             note(self.app, summary(self._result))
         elif self._plan is not None and self._plan.missing is not None:
@@ -330,10 +345,16 @@ def plan_rows(plan: Plan) -> list[tuple[object, ...]]:
             clone.labels.template,
             clone.labels.hypervisor,
             clone.labels.storage,
-            next(iter(clone.spec.macs if clone.spec is not None else ()), None),
+            next(iter(_macs(clone)), None),
         )
         for clone in plan.clones
     ]
+
+
+def _macs(clone: ClonePlan) -> Sequence[str]:
+    if clone.spec is not None:
+        return clone.spec.macs
+    return clone.domain.macs if clone.domain is not None else ()
 
 
 def tell_needs(plan: Plan) -> None:
@@ -367,11 +388,9 @@ def result_row(clone: CloneResult) -> tuple[object, ...]:
 
 def summary(result: RunResult) -> str:
     """Return one line on a run that succeeded: how many clones it did what to."""
-    done, unchanged = _done(result)
+    done, unchanged = _done(result, [clone for clone in result.results if clone.error is None])
     unchanged += len(result.plan.existing)
-    first, *others = done or [(_words(result, ()), 0)]
-    parts = [f"{counted(first[1], 'clone')} {first[0]}"]
-    parts += [f"{number} {words}" for words, number in others]
+    parts = _counts(result, done)
     if result.failures:
         parts.append(f"{len(result.failures)} failed")
     if unchanged:
@@ -379,17 +398,32 @@ def summary(result: RunResult) -> str:
     return f"{', '.join(parts)} in {format_seconds(result.seconds)}"
 
 
-def _done(result: RunResult) -> tuple[list[tuple[str, int]], int]:
+def so_far(result: RunResult) -> str:
+    """Return what a run that was stopped did to how many clones."""
+    gone = set(result.rolled_back)
+    done, _ = _done(result, [clone for clone in result.results if clone.name not in gone])
+    return ", ".join(_counts(result, done))
+
+
+def _counts(result: RunResult, done: Sequence[tuple[str, int]]) -> list[str]:
+    first, *others = done or [(_words(result, ()), 0)]
+    return [
+        f"{counted(first[1], 'clone')} {first[0]}",
+        *(f"{number} {words}" for words, number in others),
+    ]
+
+
+def _done(result: RunResult, clones: Iterable[CloneResult]) -> tuple[list[tuple[str, int]], int]:
     """Return what a run did with how many clones, the most first; and with how many it did nothing.
 
     A step that found nothing to do isn't counted, but a wait is: the clone is ready.
     """
     planned = {clone.name: clone.steps for clone in result.plan.clones}
     groups: Counter[tuple[str, ...]] = Counter()
-    for clone in result.results:
-        if clone.error is None:
-            steps = set(planned[clone.name]) & {"wait", *clone.changed}
-            groups[tuple(step for step in result.plan.order if step in steps)] += 1
+    for clone in clones:
+        waited = {"wait"} if clone.error is None else set()
+        steps = set(planned[clone.name]) & {*waited, *clone.changed}
+        groups[tuple(step for step in result.plan.order if step in steps)] += 1
     unchanged = groups.pop((), 0)
     most_first = sorted(groups, key=len, reverse=True)
     done: Counter[str] = Counter()

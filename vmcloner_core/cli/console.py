@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from vmcloner_core.cli.base import Base
+from vmcloner_core.cli.base import Base, note
 from vmcloner_core.errors import UsageError
 
 POLL = 0.2
@@ -48,6 +48,8 @@ class Console(Base):
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
             if not data:
+                if not offset and not follow:
+                    note(self.app, f"{name} has said nothing on its console since its last start")
                 if not follow:
                     return
                 time.sleep(POLL)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vmcloner_core.cli.base import RunCommand, add_copying, add_sizes, sizes, waiting
+from vmcloner_core.cli.base import RunCommand, add_copying, add_sizes, note, sizes, waiting
 from vmcloner_core.cli.usage import agrees, say
 from vmcloner_core.errors import Interrupted, NotPulled
 from vmcloner_core.model import CloneMode
@@ -99,7 +99,9 @@ class Create(RunCommand):
                 parsed_args.pull or self._may_pull(parsed_args.template, missing)
             ):
                 raise
-            self.engine.pull_template(parsed_args.template)
+            image = self.engine.pull_template(parsed_args.template).unwrap()
+            if image.signature:
+                note(self.app, f"signature of the image's checksum: {image.signature}")
         return super().take_action(parsed_args)
 
     def _may_pull(self, template: str, missing: NotPulled) -> bool:

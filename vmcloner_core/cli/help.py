@@ -7,7 +7,9 @@ import ast
 import functools
 import importlib.util
 import inspect
+import shutil
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import autopage.argparse
@@ -40,8 +42,11 @@ def print_help(app: Shell) -> None:
         app.parser.print_help(out)
         out.write(f"\n{title.format('Commands')}:\n")
         width = max(len(words) for words, _ in app.command_manager)
+        room = shutil.get_terminal_size().columns - width - 5 if color else sys.maxsize
         for words, entry in sorted(app.command_manager):
-            out.write(f"  {name.format(words.ljust(width))}  {summary(entry)}\n")
+            first, *more = textwrap.wrap(summary(entry), max(20, room)) or [""]
+            out.write(f"  {name.format(words.ljust(width))}  {first}\n")
+            out.writelines(f"{'':{width + 4}}{line}\n" for line in more)
 
 
 def summary(entry: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vmcloner_core.cli.base import Record, Table, note
-from vmcloner_core.errors import BackendError, InvalidRequest, PartialFailure, VmclonerError
+from vmcloner_core.errors import InvalidRequest, PartialFailure, VmclonerError
 from vmcloner_core.model import Check, NetworkChange, NetworkRequest, Status
 from vmcloner_core.units import counted
 
@@ -20,9 +20,8 @@ def check_row(check: Check) -> tuple[str | None, ...]:
 
 
 def judged(checks: Sequence[Check]) -> int:
-    """Return the exit code for checks: BackendError's if one failed."""
-    failed = any(check.status is Status.FAILED for check in checks)
-    return BackendError.exit_code if failed else 0
+    """Return the exit code for checks: that of the first that failed."""
+    return next((check.exit_code for check in checks if check.status is Status.FAILED), 0)
 
 
 class HostCheck(Table):

@@ -57,7 +57,7 @@ class ImageBuild(Record):
             "file": str(template.origin_file),
             "image": str(image.path),
             "format": image.format,
-            "size": image.size,
+            "size": format_size(image.size) if self.for_people(parsed_args) else image.size,
             "digest": image.digest,
         }
         return tuple(shown), tuple(shown.values())

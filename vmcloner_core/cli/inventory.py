@@ -23,9 +23,7 @@ class Inventory(Base):
     what Ansible expects of an inventory script; --list alone is of all clones, and exits with 0.
     """
 
-    example = (
-        "vmcloner inventory web --format ansible > hosts.yml && ansible -i hosts.yml web -m ping"
-    )
+    example = "vmcloner inventory web > web.yml && ansible -i web.yml web -m ping"
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
@@ -93,6 +91,7 @@ class Inventory(Base):
 def _row(access: Access) -> dict[str, object]:
     values = attrs.asdict(access)
     own = values.pop("keys")
+    del values["refusal"]
     values["key"] = access.key or next(iter(own), None)
     return {key: None if value is None else _plain(value) for key, value in values.items()}
 

@@ -22,7 +22,7 @@ from vmcloner_core.units import counted, format_age
 
 KEYS = (
     "name", "fleet", "index", "state", "template", "hypervisor",
-    "storage", "host", "mac", "ip", "created", "volumes", "reason",
+    "storage", "host", "mac", "ip", "created", "volumes", "reason", "problem",
 )  # fmt: skip
 """What programs get; stable."""
 SHORT = ("name", "state", "ip", "template", "age", "problem")
@@ -57,6 +57,7 @@ def row(clone: Clone) -> tuple[Any, ...]:
         labels.created,
         [volume.name for volume in clone.volumes],
         clone.reason,
+        problem(clone),
     )
 
 
@@ -87,6 +88,7 @@ class List(Table):
     example = "vmcloner list web-[1-10] --state running"
     columns = tuple(dict.fromkeys((*KEYS, *SHORT, *FLEET_KEYS)))
     short: Sequence[str] = SHORT
+    _watched = False
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
@@ -96,10 +98,18 @@ class List(Table):
             "--state",
             action="append",
             choices=[state.value for state in State],
-            help="Only clones in this state; can be repeated.",
+            metavar="STATE",
+            help=f"Only clones in this state, one of {', '.join(s.value for s in State)}; "
+            "can be repeated.",
         )
         parser.add_argument(
             "--fleets", action="store_true", help="A line for each fleet: how many in each state."
+        )
+        parser.add_argument(
+            "--others",
+            action="store_true",
+            help="Also clones of other state folders, which targets and other formats than table "
+            "always include.",
         )
         parser.add_argument(
             "--watch",
@@ -118,8 +128,13 @@ class List(Table):
         """Return columns and rows of what could be read."""
         self._found = self.engine.survey(*parsed_args.targets)
         wanted = parsed_args.state or [state.value for state in State]
-        self._clones = [clone for clone in self._found.clones if clone.state.value in wanted]
-        self.nothing = _nothing(self._found, parsed_args)
+        clones = self._found.clones
+        self._hidden = 0
+        if self.for_people(parsed_args) and not (parsed_args.others or parsed_args.targets):
+            clones = tuple(clone for clone in clones if clone.ours)
+            self._hidden = len(self._found.clones) - len(clones)
+        self._clones = [clone for clone in clones if clone.state.value in wanted]
+        self.nothing = _nothing(self._found, len(clones), parsed_args)
         if parsed_args.fleets:
             return self._of_fleets()
         programs = not (self.for_people(parsed_args) or parsed_args.columns)
@@ -128,7 +143,7 @@ class List(Table):
         rows = []
         for clone in self._clones:
             values = dict(zip(KEYS, row(clone), strict=True))
-            values |= {"age": age(clone, now), "problem": problem(clone)}
+            values["age"] = age(clone, now)
             rows.append(tuple(values[name] for name in columns))
         return columns, rows
 
@@ -153,16 +168,34 @@ class List(Table):
         :raises PartialFailure: something couldn't.
         """
         super().produce_output(parsed_args, column_names, data)
+        self._tell_others()
         if self._clones and self.for_people(parsed_args) and not parsed_args.columns:
             self.app.stdout.write(f"{totals(self._clones)}\n")
-        if self._found.others is not None:
-            note(self.app, self._found.others)
         unseen = self._found.unseen
         for each in unseen[:-1]:
-            say(f"{each} ({each.hint})")
+            self._remark(f"{each} ({each.hint})", quiet=False)
         if unseen:
             raise PartialFailure(str(unseen[-1]), hint=unseen[-1].hint)
         return 0
+
+    def _tell_others(self) -> None:
+        if self._hidden:
+            count = counted(self._hidden, "clone")
+            self._remark(f"{count} of other state folders not shown (vmcloner list --others)")
+        elif self._found.others is not None:
+            self._remark(self._found.others)
+
+    def _remark(self, text: str, *, quiet: bool = True) -> None:
+        """Tell something beside the table; while the list is watched, below it on the screen.
+
+        :param quiet: whether ``--quiet`` keeps it back.
+        """
+        if self._watched:
+            self.app.stdout.write(f"{shown(text)}\n")
+        elif quiet:
+            note(self.app, text)
+        else:
+            say(text)
 
     def _watch(self, parsed_args: argparse.Namespace) -> int:
         """List again and again on the terminal; returns 0 when the user presses Ctrl-C.
@@ -171,7 +204,7 @@ class List(Table):
         """
         if not sys.stdout.isatty() or not self.for_people(parsed_args):
             raise UsageError("--watch needs a terminal, and no other format than table")
-        self.formatter = PlainTable()
+        self.formatter, self._watched = PlainTable(), True
         self.app.stdout.write("\033[2J")
         try:
             while True:
@@ -186,8 +219,9 @@ class List(Table):
         screen, self.app.stdout = self.app.stdout, io.StringIO()
         try:
             columns, rows = self.take_action(parsed_args)
-            if not rows:
-                return [self.nothing]
+            if not rows and self.nothing:
+                self._tell_others()
+                return [self.nothing, *self.app.stdout.getvalue().splitlines()]
             self.produce_output(parsed_args, columns, rows)
         except VmclonerError as error:  # it may be over at the next look
             self.app.stdout.write(f"{shown(str(error))}\n")
@@ -218,9 +252,14 @@ def totals(clones: Iterable[Clone]) -> str:
     return f"{counted(len(clones), 'clone')} in {counted(fleets, 'fleet')}: {counts}{more}"
 
 
-def _nothing(found: Survey, parsed_args: argparse.Namespace) -> str:
-    """Return the sentence for a list without clones."""
-    if found.clones:
+def _nothing(found: Survey, clones: int, parsed_args: argparse.Namespace) -> str:
+    """Return the sentence for a list without clones; none if that may not be so.
+
+    :param clones: how many there are, in whatever states.
+    """
+    if found.unseen:
+        return ""
+    if clones:
         states = " or ".join(parsed_args.state or ())
-        return f"no clone is {states} ({counted(len(found.clones), 'clone')}: vmcloner list)"
+        return f"no clone is {states} ({counted(clones, 'clone')}: vmcloner list)"
     return "there are no clones yet (vmcloner create web -t tiny -n 3 --start --wait)"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmcloner_core import ssh
 from vmcloner_core.cli.base import Record
-from vmcloner_core.cli.listing import KEYS, age, problem, row
+from vmcloner_core.cli.listing import KEYS, age, row
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Clone
 from vmcloner_core.units import format_age, format_size
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MORE = (
     "uuid", "memory", "owner", "run", "expires", "disks", "macs", "console_log",
-    "vcpus", "user", "port", "ssh", "uptime", "ready", "values", "problem",
+    "vcpus", "user", "port", "ssh", "uptime", "ready", "values",
 )  # fmt: skip
 
 
@@ -91,7 +91,6 @@ class Show(Record):
             datetime.now(UTC).timestamp() - started if started is not None else None,
             spec.template.readiness if spec is not None else None,
             dict(spec.values) if spec is not None else {},
-            problem(clone),
         )
         return dict(zip(MORE, values, strict=True))
 

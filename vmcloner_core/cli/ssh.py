@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,13 @@ from typing import Any
 from vmcloner_core import ssh
 from vmcloner_core.cli.base import Base, Table, add_fanout, add_targets, chosen, note
 from vmcloner_core.cli.usage import printable, say
-from vmcloner_core.errors import BackendError, HostCommandError, PartialFailure, UsageError
+from vmcloner_core.errors import (
+    BackendError,
+    HostCommandError,
+    PartialFailure,
+    UsageError,
+    VmclonerError,
+)
 from vmcloner_core.model import Access
 from vmcloner_core.names import fold
 from vmcloner_core.remote import Answer
@@ -48,6 +55,8 @@ class Ssh(Base):
         """
         own, words = ssh.split(parsed_args.words)
         access = _access(self, parsed_args.clone)
+        if access.refusal and not ({"-i", "-o"} & {word[:2] for word in own}):
+            note(self.app, f"{access.name} may refuse your keys: {access.refusal}")
         _become(self, ssh.command(access, *words, own=own))
 
 
@@ -209,15 +218,24 @@ def _show(answers: Sequence[Answer]) -> None:
     failures: dict[str, list[str]] = {}
     for answer in answers:
         if answer.error is not None:
-            failures.setdefault(answer.error.message.removeprefix(f"{answer.name}: "), []).append(
-                answer.name
-            )
+            failures.setdefault(_reason(answer.name, answer.error), []).append(answer.name)
         elif answer.code:
-            failures.setdefault(f"exited with {answer.code}", []).append(answer.name)
+            failures.setdefault(f"{_NAME}: exited with {answer.code}", []).append(answer.name)
         if answer.truncated:
-            failures.setdefault("output truncated", []).append(answer.name)
+            failures.setdefault(f"{_NAME}: output truncated", []).append(answer.name)
     for reason, names_ in failures.items():
-        say(f"{fold(names_)}: {reason}")
+        told = reason if len(names_) == 1 else reason.replace(f"{_NAME} is ", f"{_NAME} are ")
+        say(told.replace(_NAME, fold(names_)))
+
+
+_NAME = "\0"
+"""Stands for the clones' names in a reason."""
+
+
+def _reason(name: str, error: VmclonerError) -> str:
+    """Return why a clone failed and what to do about it, the same for others that failed so."""
+    said = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", _NAME, str(error))
+    return said if said.startswith(_NAME) else f"{_NAME}: {said}"
 
 
 def _inert(text: bytes) -> bytes:

@@ -53,10 +53,9 @@ class SshConfig(Base):
         program = str(beside) if beside.is_file() else shutil.which("vmcloner")
         if program is None:
             raise BackendError("the program vmcloner isn't in PATH", hint="add its folder to PATH")
-        options = self.app.options
-        words = [program]
-        if options.config is not None:
-            words += ["--config", str(options.config.absolute())]
-        if options.host is not None:
-            words += ["--host", options.host]
+        words, settings, host = [program], self.engine.settings.file, self.app.options.host
+        if settings is not None:  # also ./vmcloner.toml: ssh runs this in any folder
+            words += ["--config", str(settings)]
+        if host is not None:
+            words += ["--host", host]
         return [*words, "ssh-config", "--refresh"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from typing import NoReturn
 
-from vmcloner_core.errors import UsageError, shown
+from vmcloner_core.errors import UsageError, did_you_mean, shown
 
 MAX_LINE = 4000
 """Characters of a line on standard error."""
@@ -35,5 +36,22 @@ def printable(text: str) -> str:
 
 def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
     """Print one line on what is wrong, and exit: argparse's usage text would hide it."""
-    say(f"{message} ({parser.prog} --help)")
+    hint = _hint(parser, message)
+    if hint:
+        message = message.partition(" (choose from ")[0]
+    say(f"{message} ({hint or f'{parser.prog} --help'})")
     sys.exit(UsageError.exit_code)
+
+
+def _hint(parser: argparse.ArgumentParser, message: str) -> str:
+    """Return what a misspelt value or option may have meant, empty if nothing is like it."""
+    wrong = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)$", message)
+    if wrong is not None:
+        return _closest(wrong[1], [word.strip(" '") for word in wrong[2].split(",")])
+    wrong = re.search(r"unrecognized arguments: (--[^ =]+)", message)
+    return _closest(wrong[1], list(parser._option_string_actions)) if wrong is not None else ""
+
+
+def _closest(word: str, known: list[str]) -> str:
+    hint = did_you_mean(word, known)
+    return hint if hint.startswith("did") else ""

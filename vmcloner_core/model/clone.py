@@ -133,6 +133,8 @@ class Access:
     :param keys: without ``key``, the private key files that are tried beside an agent's keys; empty
         for those that ssh finds itself.
     :param jump: the destination for ssh(1) of the host that it is behind, None if it is not.
+    :param refusal: what to do if the clone refuses the user's keys, which it may well do; empty if
+        one of them is among those that it lets in, or if these aren't known.
     """
 
     name: str
@@ -143,3 +145,4 @@ class Access:
     key: Path | None = None
     keys: tuple[Path, ...] = ()
     jump: str | None = None
+    refusal: str = ""

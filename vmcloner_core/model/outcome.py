@@ -7,7 +7,7 @@ from typing import Generic, TypeVar, cast
 
 import attrs
 
-from vmcloner_core.errors import VmclonerError
+from vmcloner_core.errors import BackendError, VmclonerError
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -48,10 +48,14 @@ class Status(enum.Enum):
 
 @attrs.frozen(kw_only=True)
 class Check:
-    """One line of ``host check``: what was checked, the result, and how to fix it."""
+    """One line of ``host check``: what was checked, the result, and how to fix it.
+
+    :param exit_code: that of a command which needs what failed.
+    """
 
     backend: str
     name: str
     status: Status
     detail: str = ""
     fix: str = ""
+    exit_code: int = BackendError.exit_code

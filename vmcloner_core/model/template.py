@@ -25,7 +25,9 @@ class ImageSource:
     ``builder`` names an image builder plugin; ``options`` are its options. ``format`` is that of
     the image, unpacked; None for "by its suffix, otherwise raw". ``sha256`` (hexadecimal) is that
     of the file as it comes. ``checksums`` is the https URL of a file in which the publisher lists
-    the image's checksum. A url needs one of these two.
+    the image's checksum. A url needs one of these two. ``signature`` is the https URL of the
+    OpenPGP signature of that file, unless it is in the file; ``keyring`` is a file with the keys
+    that may sign it, relative to the template's file.
     """
 
     builder: str | None = None
@@ -33,6 +35,8 @@ class ImageSource:
     url: str | None = None
     sha256: str | None = None
     checksums: str | None = None
+    signature: str | None = None
+    keyring: Path | None = None
     format: ImageFormat | None = None
     options: Mapping[str, Any] = attrs.field(factory=dict)
 
@@ -47,6 +51,7 @@ class ImageSource:
             raise InvalidRequest("image options: only allowed with a builder")
         if self.checksums is not None:
             self._check_checksums(self.checksums)
+        self._check_signature()
         for key in ("sha256", "format"):
             if self.builder is not None and getattr(self, key) is not None:
                 raise InvalidRequest(f"image {key}: not allowed with a builder")
@@ -54,6 +59,13 @@ class ImageSource:
             raise InvalidRequest(f"image url: not http or https: {self.url!r}")
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
             raise InvalidRequest("image sha256: not 64 hexadecimal digits")
+
+    def _check_signature(self) -> None:
+        for key in ("signature", "keyring"):
+            if self.checksums is None and getattr(self, key) is not None:
+                raise InvalidRequest(f"image {key}: only allowed with checksums")
+        if self.signature is not None and not re.match(r"https://[^/]", self.signature):
+            raise InvalidRequest(f"image signature: not https: {self.signature!r}")
 
     def _check_checksums(self, url: str) -> None:
         if self.url is None:

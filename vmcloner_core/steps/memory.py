@@ -23,6 +23,7 @@ class Pause(TargetAction):
     name = "pause"
     past = "paused"
     order = ("check", "pause")
+    leaves = (State.STOPPED, State.SAVED)
     lowest_first = False
 
     def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:  # noqa: ARG002
@@ -36,6 +37,7 @@ class Resume(TargetAction):
     name = "resume"
     past = "resumed"
     order = ("check", "resume", "wait")
+    leaves = (State.STOPPED, State.SAVED)
 
     def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:
         """See :meth:`TargetAction.steps`."""
@@ -48,6 +50,7 @@ class Save(TargetAction):
     name = "save"
     past = "saved"
     order = ("check", "save")
+    leaves = (State.STOPPED,)
     lowest_first = False
 
     def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:  # noqa: ARG002
@@ -61,6 +64,7 @@ class Restore(TargetAction):
     name = "restore"
     past = "restored"
     order = ("check", "restore", "wait")
+    leaves = (State.STOPPED, State.PAUSED)
 
     def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:
         """See :meth:`TargetAction.steps`."""

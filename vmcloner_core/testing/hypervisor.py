@@ -50,13 +50,16 @@ from vmcloner_core.model import (
     Status,
 )
 from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.testing.suite import Suite
 
 T = TypeVar("T")
 MakeSpec = Callable[[Labels], DomainSpec]
 
 
-class HypervisorConformance:
+class HypervisorConformance(Suite):
     """What every hypervisor driver must do. Needs the fixtures ``driver`` and ``make_spec``."""
+
+    contract = HypervisorDriver
 
     @pytest.fixture
     def fleet(self, driver: HypervisorDriver) -> Iterator[str]:

@@ -37,12 +37,16 @@ from vmcloner_core.model import (
 )
 from vmcloner_core.records import new_host_key
 from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.testing.suite import Suite
 
 Make = Callable[[int], IdentityRequest]
 
 
-class IdentityConformance:
+class IdentityConformance(Suite):
     """What every identity provider must do. Override :meth:`provider`."""
+
+    contract = IdentityProvider
+    made_by = "provider"
 
     @pytest.fixture
     def provider(self) -> IdentityProvider:

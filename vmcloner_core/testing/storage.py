@@ -48,6 +48,7 @@ from vmcloner_core.model import (
 )
 from vmcloner_core.names import MAX_LABEL
 from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.testing.suite import Suite
 
 MIB = 1024**2
 TIMEOUT = 240.0
@@ -104,8 +105,11 @@ def by_key(outcomes: Iterator[Outcome[Volume]]) -> dict[str, Outcome[Volume]]:
     return found
 
 
-class StorageConformance:
+class StorageConformance(Suite):
     """The tests. See the module's docstring."""
+
+    contract = StorageDriver
+    made_by, opens = "open_driver", True
 
     # --- fixtures -------------------------------------------------------------------------------
 

@@ -1,0 +1,56 @@
+"""What the conformance suites share."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+
+from vmcloner_core.contracts import check_driver
+from vmcloner_core.errors import said
+
+
+class Suite:
+    """Tests of a driver. One that can't be made, or is incomplete, fails only the first of them.
+
+    The others are skipped: each would say the same.
+    """
+
+    contract: ClassVar[type]
+    made_by: ClassVar[str] = "driver"
+    """The name of the fixture that makes the driver, or a function that does."""
+    opens: ClassVar[bool] = False
+    """Whether it makes a function."""
+
+    @pytest.fixture(autouse=True)
+    def when_complete(self, request: pytest.FixtureRequest) -> None:
+        """Check once that there is a driver, and that it has what its contract demands.
+
+        Its name is behind those of most other fixtures: pytest sets them up in that order.
+        """
+        known = vars(type(self)).get("_wrong")
+        if known is None:
+            known = self._found(request)
+            type(self)._wrong = known  # type: ignore[attr-defined]
+            if known:
+                pytest.fail(f"{known} (docs/plugins.md; the other tests are skipped)", False)
+        if known:
+            pytest.skip(known)
+
+    def _found(self, request: pytest.FixtureRequest) -> str:
+        """Return what keeps the driver from being tested, empty if nothing does."""
+        try:
+            made = request.getfixturevalue(self.made_by)
+            driver = made() if self.opens else made
+        except pytest.FixtureLookupError:
+            return f"define a fixture {self.made_by}"
+        except NotImplementedError as error:  # a fixture that a subclass has to define
+            return str(error)
+        except TypeError as error:  # its class is abstract
+            return said(error)
+        except Exception:  # the tests say it; a fixture may need others of its subclass before
+            return ""
+        wrong = check_driver(driver, self.contract) or ""
+        if self.opens:
+            driver.close()
+        return wrong
