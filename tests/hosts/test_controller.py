@@ -252,6 +252,16 @@ def test_the_list_of_hosts_says_who_can_be_used(hosts):
     assert [c.detail for c in checks if c.backend == "h3"] == ["host 'h3' does not answer"]
 
 
+def test_a_call_for_one_host_says_so(hosts):
+    all_hosts = hosts.controller()
+    all_hosts.create("web", "t1")
+    assert all_hosts.console_log(all_hosts.show("web-1")) is None
+    with pytest.raises(InvalidRequest, match="works on one host only"):
+        all_hosts.import_template("t1")
+    with pytest.raises(AttributeError):
+        all_hosts.nonsense()
+
+
 def test_values_go_to_the_hosts_of_their_clones(hosts):
     all_hosts = hosts.controller()
     values = {n: {"memory": f"{64 + n}MiB"} for n in range(1, 5)}

@@ -26,6 +26,7 @@ import attrs
 
 from vmcloner_core import own_key, ssh_access
 from vmcloner_core.birth import Birth
+from vmcloner_core.engine import Engine
 from vmcloner_core.errors import (
     BackendError,
     Conflict,
@@ -96,6 +97,18 @@ class Controller:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __getattr__(self, name: str) -> Any:
+        """Refuse the calls of an engine that work on one host only.
+
+        :raises InvalidRequest: always, for such a call.
+        """
+        if name.startswith("_") or not hasattr(Engine, name):
+            raise AttributeError(name)
+        raise InvalidRequest(
+            "this works on one host only, not across several",
+            hint="run it on that host, or with --host local for this machine",
+        )
 
     def close(self) -> None:
         """End the connections, and what runs beside the hosts."""
@@ -198,6 +211,9 @@ class Controller:
         kind: Any = float | None
         found: float | None = self._links.one(clone.host, "started", Asked(name=clone.name), kind)
         return found
+
+    def console_log(self, clone: Clone) -> None:
+        """Return None: the file with a clone's console output is on its host."""
 
     def read_console(self, name: str, offset: int = 0, limit: int = 65536) -> tuple[bytes, int]:
         """Return a clone's console output from ``offset``, and the offset to continue from."""
