@@ -48,11 +48,11 @@ class Terminal:
         start = ["-S", "-"] if whole else []
         return self._call("capture-pane", "-p", *start).rstrip("\n").splitlines()
 
-    def until(self, pattern, seconds=60):
-        """Return the screen once a line has this."""
+    def until(self, pattern, seconds=60, *, whole=False):
+        """Return the screen, or all since the beginning, once a line has this."""
         end = time.monotonic() + seconds
         while True:
-            lines = self.picture()
+            lines = self.picture(whole=whole)
             if any(re.search(pattern, line) for line in lines):
                 return lines
             assert time.monotonic() < end, "\n".join(lines)
@@ -91,8 +91,7 @@ def test_help_in_the_interactive_shell(terminal):
     terminal.type("clear; vmcloner", "Enter")
     terminal.until(r"^vmcloner> ?$")
     terminal.type("help list", "Enter")
-    terminal.until(r"^vmcloner> ?$|^:|--More--|\(END\)")
-    lines = terminal.picture(whole=True)
+    lines = terminal.until(r"^positional arguments:", whole=True)
     text = "\n".join(lines)
     # A line that was too long would go on at the beginning of the next one.
     assert "Shows their states, addresses and ages, and what is wrong with them. --wide\n" in text
