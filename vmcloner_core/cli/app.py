@@ -190,8 +190,8 @@ class Shell(App):
             os.environ["NO_COLOR"] = "1"
         for handler in logging.getLogger().handlers:
             handler.addFilter(_spell_out)
-        for noisy in ("stevedore", "urllib3"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
+        logging.getLogger("stevedore").setLevel(logging.WARNING)
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # what it tries again is no news
 
     def print_help_if_requested(self) -> None:
         """Print the help that ``--help`` without a command asks for.
