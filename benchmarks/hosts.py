@@ -1,0 +1,157 @@
+"""Measure the controller of many hosts with simulated hosts; see README.md beside this file.
+
+Each host is an engine with the reference drivers, in this process; what crosses is the same JSON
+as over ssh. So the figures are the controller's and the engines' own cost, without networks and
+guests. Run it as a module: ``.venv/bin/python -m benchmarks.hosts 10 100 --each 100``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import attrs
+from rich.console import Console
+from rich.table import Table
+
+from vmcloner_core.engine import Engine
+from vmcloner_core.hosts.beside import Beside
+from vmcloner_core.hosts.carrier import InProcess
+from vmcloner_core.hosts.controller import Controller
+from vmcloner_core.local_host import LocalHost
+from vmcloner_core.model import Host, RemoteHost
+from vmcloner_core.plugins import PluginHost
+from vmcloner_core.request import MAX_CLONES, CreateRequest, TargetRequest
+from vmcloner_core.settings import Defaults, HostSettings, Settings
+from vmcloner_core.testing.reference import BootPlugin, HypervisorPlugin, StoragePlugin
+
+TEMPLATE = """
+hypervisors = ["reference"]
+boot = "reference"
+memory = "1MiB"
+[image]
+path = "image.raw"
+"""
+SETTINGS = Settings(
+    defaults=Defaults(hypervisor="reference", storage="reference"),
+    hosts={"local": HostSettings()},
+)
+
+
+@attrs.frozen(kw_only=True)
+class Row:
+    """One measurement: what was done with how many hosts and clones, seconds, MiB at most."""
+
+    hosts: int
+    clones: int
+    what: str
+    seconds: float
+    per_clone_ms: float
+    peak_mib: int
+
+
+def beside(folder: Path) -> Beside:
+    """Return what answers a controller on a simulated host."""
+    folder.mkdir()
+    backends = [StoragePlugin(), HypervisorPlugin(), BootPlugin()]
+    host = attrs.evolve(SETTINGS.host("local"), state=folder / "state", seed=folder.name)
+
+    def opened(plugin: object) -> Engine:
+        plugins = PluginHost([*backends, plugin])
+        return Engine(SETTINGS, plugins, LocalHost(host, plugins))
+
+    return Beside(opened)
+
+
+@contextmanager
+def controller(folder: Path, hosts: int) -> Iterator[Controller]:
+    """Yield a controller of simulated hosts."""
+    names = [f"host{number}" for number in range(1, hosts + 1)]
+    carrier = InProcess({name: beside(folder / name) for name in names})
+    addresses = [RemoteHost(name=name, ssh=name, python="python3") for name in names]
+    own = Host(name="controller", state=folder / "controller")
+    version = metadata.version("vmcloner")
+    yield Controller(SETTINGS, PluginHost(), carrier, addresses, own, version=version)
+    carrier.close()
+
+
+def fleets(clones: int) -> dict[str, int]:
+    """Return fleets of at most as many clones as one request may have."""
+    names = ("a", "b", "c", "d", "e", "f", "g", "h", "i", "j")
+    sizes = [min(MAX_CLONES, clones - done) for done in range(0, clones, MAX_CLONES)]
+    return dict(zip(names, sizes, strict=False))
+
+
+def measure(hosts: int, each: int, folder: Path) -> Iterator[Row]:
+    """Yield the rows of one number of hosts."""
+    clones = hosts * each
+
+    def timed(what: str, do: Callable[[], Any]) -> Row:
+        began = time.perf_counter()
+        do()
+        seconds = time.perf_counter() - began
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        return Row(
+            hosts=hosts, clones=clones, what=what, seconds=round(seconds, 2),
+            per_clone_ms=round(1000 * seconds / clones, 3), peak_mib=peak,
+        )  # fmt: skip
+
+    with controller(folder, hosts) as all_hosts:
+        all_hosts.survey()  # opens the engines
+        yield timed("plan", lambda: [
+            all_hosts.plan(CreateRequest(fleet=name, template="sim", count=count))
+            for name, count in fleets(clones).items()
+        ])  # fmt: skip
+        yield timed("create", lambda: [
+            all_hosts.create(name, "sim", count=count) for name, count in fleets(clones).items()
+        ])  # fmt: skip
+        found = all_hosts.list()
+        assert len(found) == len({c.name for c in found}) == len({c.mac for c in found}) == clones
+        yield timed("list", all_hosts.list)
+        yield timed("delete", lambda: all_hosts.run(
+            TargetRequest(action="delete", everything=True)
+        ))  # fmt: skip
+        assert all_hosts.list() == ()
+
+
+def main() -> None:
+    """Measure, and print a table or JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("hosts", nargs="*", type=int, default=[10, 100])
+    parser.add_argument("--each", type=int, default=100, help="Clones on each host.")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        templates = folder / "config/vmcloner/templates"
+        templates.mkdir(parents=True)
+        (templates / "sim.toml").write_text(TEMPLATE)
+        (templates / "image.raw").write_bytes(bytes(1024**2))
+        os.environ["XDG_CONFIG_HOME"] = str(folder / "config")
+        for hosts in arguments.hosts:
+            place = folder / f"with-{hosts}"
+            place.mkdir()
+            for row in measure(hosts, arguments.each, place):
+                rows.append(row)
+                Console(stderr=True).print(row)
+    if arguments.json:
+        print(json.dumps([attrs.asdict(row) for row in rows]))
+        return
+    table = Table(*(field.name for field in attrs.fields(Row)))
+    for row in rows:
+        table.add_row(*map(str, attrs.astuple(row)))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
