@@ -137,7 +137,7 @@ class Settings:
             file = Path(env)
         if file is not None and not exists(file):
             raise NotFound(f"settings file {file} doesn't exist")
-        places = (Path(FILE), user_config_path("vmcloner") / FILE, SYSTEM / FILE)
+        places = (Path(FILE), user_file(), SYSTEM / FILE)
         found = file or next(filter(exists, places), None)
         if found is None:
             return cls()
@@ -232,6 +232,11 @@ class Settings:
         if not isinstance(driver, str):
             raise InvalidRequest(f"{where}.driver: must be a string, not {driver!r}")
         return BackendTable(name=name, driver=driver, values=values, where=where)
+
+
+def user_file() -> Path:
+    """Return the user's own settings file, whether it exists or not."""
+    return user_config_path("vmcloner") / FILE
 
 
 def _default_state() -> Path:

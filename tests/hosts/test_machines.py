@@ -1,5 +1,6 @@
 """Three machines with libvirt of their own, reached by ssh: real clones, real faults."""
 
+import json
 import os
 import random
 import shutil
@@ -213,3 +214,23 @@ def test_a_host_key_that_differs_is_refused(lab):
         assert "host 'h3' can't be reached" in error
     finally:
         known.write_text(before)
+
+
+@pytest.mark.timeout(600)
+def test_a_machine_is_added_with_what_is_installed_here(lab):
+    """It has no way out to the network, so everything comes from here."""
+    settings = lab.folder / "new.toml"
+    settings.write_text("")
+    place = lab.machines["h2"].folder / "opt/vmcloner"
+    place.parent.mkdir(exist_ok=True)
+    words = ("--config", str(settings), "host", "add", "far")
+    for _ in range(2):
+        lab.run(*words, "h2", "--folder", str(place))
+    assert settings.read_text().count("[hosts.far]") == 1
+    assert place.joinpath("bin/python").exists()
+    (row,) = json.loads(lab.run("--config", str(settings), "host", "list", "-f", "json"))
+    assert (row["host"], row["state"]) == ("far", "ok")
+    lab.run("--config", str(settings), "create", "web", "-t", "plain", "-n", "2")
+    assert lab.machines["h2"].domains() == ["web-1", "web-2"]
+    assert "host 'far' is h2" in lab.run(*words, "h3", code=5)
+    assert "say where ssh finds it" in lab.run(*words[:-1], "other", code=3)

@@ -11,6 +11,7 @@ from vmcloner_core.errors import InvalidRequest, PartialFailure, VmclonerError
 from vmcloner_core.model import Check, NetworkChange, NetworkRequest, Status
 from vmcloner_core.units import counted
 
+FOLDER = "/opt/vmcloner"
 CHECK_COLUMNS = ("backend", "check", "status", "detail", "fix")
 
 
@@ -49,6 +50,42 @@ class HostCheck(Table):
     def run(self, parsed_args: argparse.Namespace) -> int:
         """Check; fails where a check does."""
         return super().run(parsed_args) or judged(self.checks)
+
+
+class HostAdd(Record):
+    """Install this vmcloner on another machine over ssh, and add the machine to the settings.
+
+    Sends what is installed here, so the machine needs no way out to the network; it needs python3
+    with venv, of the same version as here. Run it again after an upgrade.
+    """
+
+    example = "vmcloner host add lab1 root@lab1.example"
+    columns = ("host", "ssh", "python", "settings")
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument("name", metavar="NAME", help="Its name in the settings.")
+        parser.add_argument(
+            "ssh",
+            nargs="?",
+            metavar="DESTINATION",
+            help="Where ssh finds it, like root@lab1.example; not needed again.",
+        )
+        parser.add_argument(
+            "--folder", default=FOLDER, metavar="PATH", help=f"Where to install (default {FOLDER})."
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
+        """Return keys and values."""
+        from vmcloner_core.hosts.adding import add
+
+        added, file = add(
+            self.app.options.config, parsed_args.name, parsed_args.ssh, parsed_args.folder
+        )
+        note(self.app, f"vmcloner --host {added.name} host check says what it lacks")
+        return self.columns, (added.name, added.ssh, added.python, str(file))
 
 
 class HostList(Table):
