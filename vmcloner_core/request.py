@@ -8,7 +8,7 @@ import attrs
 
 from vmcloner_core.birth import Birth
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.model import CloneMode, Copying, NicSpec, Template
+from vmcloner_core.model import CloneMode, Copying, NicSpec, Script, Template
 from vmcloner_core.names import MAX_INDEX, check_fleet, check_lab, check_template, clone_name
 from vmcloner_core.placing import ANYWHERE, Where
 from vmcloner_core.plan import (
@@ -167,8 +167,8 @@ class CreateRequest:
 class TargetRequest:
     """Ask for an action on existing clones.
 
-    :param action: its name: start, stop, restart, pause, resume, save, restore, reset, delete or
-        wait.
+    :param action: its name: start, stop, restart, pause, resume, save, restore, reset, delete,
+        wait or provision.
     :param targets: fleets, clones and node sets, as for
         :func:`vmcloner_core.names.parse_targets`; empty only with ``everything``.
     :param everything: all clones on the host.
@@ -186,6 +186,8 @@ class TargetRequest:
     :param boot_jobs: how many guests may boot at once, or ``auto``; None for what the settings say.
     :param sizes: new memory, processors and disk size (set).
     :param run: the name of the run, None for a new one.
+    :param scripts: what to run, each once on each clone (provision).
+    :param changed_scripts: run those again that have changed since they ran.
     """
 
     action: str
@@ -204,6 +206,8 @@ class TargetRequest:
     boot_jobs: int | str | None = attrs.field(default=None, validator=_boot_jobs)
     sizes: Sizes = NO_SIZES
     run: str | None = None
+    scripts: tuple[Script, ...] = ()
+    changed_scripts: bool = False
 
     def __attrs_post_init__(self) -> None:
         if (self.action == "set") != (self.sizes != NO_SIZES):
