@@ -77,6 +77,8 @@ if TYPE_CHECKING:
         HypervisorDriver,
         NetworkInterface,
     )
+    from vmcloner_core.labs import Change, Lab, LabResult
+    from vmcloner_core.labs.apply import Applier
     from vmcloner_core.model import CloneSpec
     from vmcloner_core.remote import Answer
 
@@ -112,6 +114,7 @@ class Engine(TemplateCalls):
         self._planning = Planning(settings, plugins, host)
         self._run_lock = threading.Lock()
         self._cancel = threading.Event()
+        self._cancels = 0
 
     @property
     def _host(self) -> LocalHost:
@@ -294,6 +297,68 @@ class Engine(TemplateCalls):
             collect = Collector(self._host, self._planning, self._carried_out)
             return collect(orphans=orphans, dry_run=dry_run, on_found=on_found)
 
+    def diff_lab(self, lab: Lab) -> tuple[Change, ...]:
+        """Return what differs between a lab's file and the host, in order. Changes nothing.
+
+        :param lab: as :func:`vmcloner_core.labs.read_lab` returns it.
+        :raises Conflict: a name of the file is taken by what isn't the lab's.
+        """
+        return self._applier(lab).diff()
+
+    def apply_lab(
+        self,
+        lab: Lab,
+        *,
+        prune: bool = False,
+        recreate: bool = False,
+        provision: bool = False,
+        dry_run: bool = False,
+        on_changes: Callable[[Sequence[Change], Sequence[Change]], None] = lambda _todo, _left: (
+            None
+        ),
+        on_run: Callable[[RunResult], None] = lambda _result: None,
+    ) -> LabResult:
+        """Bring the host to what a lab's file says. Idempotent; what was killed is continued.
+
+        :param prune: also remove what the lab has made and the file doesn't have.
+        :param recreate: also replace clones that can't be changed to what the file says.
+        :param provision: also run scripts again that have changed since they ran.
+        :param on_changes: called with what will be done and what is left for lack of an option,
+            before anything is changed; may raise to stop.
+        :param on_run: called with the result of each run, also of failed ones.
+        :raises Conflict: as :meth:`diff_lab`. :raises NotEnoughResources: the host has no room for
+            all of it; nothing was changed.
+        :raises PartialFailure: some fleets aren't as the file says; carries the clones' errors.
+        """
+        given = {"--prune": prune, "--recreate": recreate, "--provision": provision}
+        apply = self._applier(lab, on_run)
+        options = [option for option, wanted in given.items() if wanted]
+        return apply(options, dry_run=dry_run, on_changes=on_changes)
+
+    def lab_parts(self, lab: Lab) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the names of the clones and of the networks that carry a lab's name."""
+        return self._applier(lab).parts()
+
+    def delete_lab(self, lab: Lab) -> RunResult | None:
+        """Delete all clones and networks that carry a lab's name. Its images stay. Idempotent.
+
+        :returns: the result of the clones' deletion, None if there were none.
+        :raises PartialFailure: some clones are left, and so are the networks.
+        """
+        return self._applier(lab).delete()
+
+    def _applier(
+        self, lab: Lab, on_run: Callable[[RunResult], None] = lambda _result: None
+    ) -> Applier:
+        from vmcloner_core.labs.apply import Applier
+
+        before = self._cancels
+
+        def cancelled() -> bool:
+            return self._cancels != before
+
+        return Applier(lab, self, self._host, self._planning, cancelled=cancelled, on_run=on_run)
+
     def _carried_out(self, plan: Plan) -> RunResult:
         from vmcloner_core.running import PlannedRun
 
@@ -304,6 +369,7 @@ class Engine(TemplateCalls):
 
         Safe to call from a signal handler and from any thread.
         """
+        self._cancels += 1
         self._cancel.set()
 
     def _fleets(self, request: Request) -> Collection[str]:

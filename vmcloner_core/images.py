@@ -275,6 +275,13 @@ def build(builder: ImageBuilder, folder: Path, progress: Progress) -> ImageFile:
     return from_file(ImageSource(path=image), progress, f"sha256:{digest}")
 
 
+def up_to_date(builder: ImageBuilder, folder: Path) -> bool:
+    """Tell whether :func:`build` would find its image made."""
+    with translated(folder):
+        stamp = folder / ".fingerprint"
+        return stamp.exists() and stamp.read_text() == builder.fingerprint()
+
+
 def _build(builder: ImageBuilder, fingerprint: str, folder: Path, progress: Progress) -> None:
     kind = f"{type(builder).__module__}.{type(builder).__qualname__}"
     if not _is_stamped(folder, fingerprint):

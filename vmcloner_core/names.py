@@ -76,6 +76,19 @@ def check_template(name: str) -> str:
     return name
 
 
+def check_lab(name: str) -> str:
+    """Return ``name`` if it can name a lab: a DNS label.
+
+    :raises InvalidRequest: it cannot.
+    """
+    if not isinstance(name, str) or not _LABEL.fullmatch(name) or len(name) > MAX_LABEL:
+        raise InvalidRequest(
+            f"not a lab's name: {_printable(name)}",
+            hint=f"lower-case letters, digits, inner hyphens; at most {MAX_LABEL} characters",
+        )
+    return name
+
+
 @functools.lru_cache(maxsize=4096)  # a run asks for the same names again and again
 def clone_name(fleet: str, index: int) -> str:
     """Return the name of a fleet's clone, ``FLEET-INDEX``.

@@ -21,6 +21,7 @@ from vmcloner_core.model import (
     Copying,
     Domain,
     Labels,
+    Script,
     State,
     Template,
     Volume,
@@ -266,6 +267,8 @@ class Plan:
     :param min_ready: how many of the clones must get ready, if the plan waits.
     :param shutdown_timeout: seconds for a graceful shutdown, 0 to destroy at once.
     :param sizes: what a ``set`` changes.
+    :param scripts: what a ``provision`` runs, in this order. :param changed_scripts: also those
+        that ran before, if their files have changed since.
     :param jobs: upper bound for concurrent calls, None for what each driver allows.
     :param boot_jobs: how many guests may boot at once, None for what the host can carry.
     """
@@ -287,6 +290,8 @@ class Plan:
     min_ready: Quota = ALL
     shutdown_timeout: float = 60.0
     sizes: Sizes = NO_SIZES
+    scripts: tuple[Script, ...] = ()
+    changed_scripts: bool = False
     jobs: int | None = None
     boot_jobs: int | None = None
     space: int = 0

@@ -105,6 +105,7 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
     _check_fleet(fleet.values(), template.name, request)
     indices = sorted([*fleet, *_new_indices(request, fleet)])
     clones, existing, macs = [], [], _used_macs(facts) | request.avoid
+    lab = _lab(request, fleet)
     for index in indices:
         found = fleet.get(index)
         made_of = _made_of(found, facts.records) or template
@@ -114,7 +115,7 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
         if not steps:
             existing.append(clone_name(request.fleet, index))
             continue
-        labels = _labels(request.fleet, index, template.name, facts, birth)
+        labels = _labels(request.fleet, index, template.name, lab, facts, birth)
         if found is not None:
             _check_backends(found, facts)
         if "define" in steps:
@@ -193,6 +194,12 @@ def _check_fleet(clones: Iterable[Clone], template: str, request: CreateRequest)
             raise Conflict(
                 f"fleet {clone.fleet!r} is made from template {clone.template!r}, not {template!r}",
                 hint="choose another fleet name, or delete this fleet first",
+            )
+        if request.lab not in (None, clone.labels.lab):
+            whose = f"lab {clone.labels.lab!r}" if clone.labels.lab else "no lab"
+            raise Conflict(
+                f"fleet {clone.fleet!r} is part of {whose}, not of lab {request.lab!r}",
+                hint=f"choose another fleet name, or vmcloner delete {clone.fleet} first",
             )
         for what, asked, has in (
             ("hypervisor", request.hypervisor, clone.labels.hypervisor),
@@ -364,7 +371,15 @@ def _create_steps(
     return tuple(steps)
 
 
-def _labels(fleet: str, index: int, template: str, facts: Facts, birth: Birth) -> Labels:
+def _lab(request: CreateRequest, fleet: Mapping[int, Clone]) -> str | None:
+    """Return the lab of a fleet's new clones: a fleet is of one lab, or of none."""
+    known = next((clone.labels.lab for clone in fleet.values()), None)
+    return request.lab if request.lab is not None else known
+
+
+def _labels(
+    fleet: str, index: int, template: str, lab: str | None, facts: Facts, birth: Birth
+) -> Labels:
     return Labels(
         fleet=fleet,
         index=index,
@@ -377,6 +392,7 @@ def _labels(fleet: str, index: int, template: str, facts: Facts, birth: Birth) -
         hypervisor=facts.hypervisor,
         boot=facts.boot,
         state=facts.state,
+        lab=lab,
     )
 
 

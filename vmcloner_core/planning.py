@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -13,7 +13,15 @@ from vmcloner_core.deadlines import answer, instance
 from vmcloner_core.drivers import HypervisorDriver, StorageDriver
 from vmcloner_core.errors import InvalidRequest, VmclonerError
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import Capacity, Clone, CloneRequest, HostResources, Needs, Template
+from vmcloner_core.model import (
+    Capacity,
+    Clone,
+    CloneRequest,
+    HostResources,
+    Needs,
+    Network,
+    Template,
+)
 from vmcloner_core.names import split_clone
 from vmcloner_core.outcomes import guarded
 from vmcloner_core.plan import ClonePlan, Plan
@@ -26,6 +34,52 @@ from vmcloner_core.survey import Survey
 if TYPE_CHECKING:
     from vmcloner_core.planner import Facts
     from vmcloner_core.template_checks import TemplateChecks
+
+
+@attrs.frozen(kw_only=True)
+class Ahead:
+    """What else will be made and removed before a request is carried out: a lab is planned whole.
+
+    :param templates: templates that aren't written yet, by name.
+    :param pulled: the templates whose images will be pulled.
+    :param networks: networks that aren't as they will be, by their keys.
+    :param memory: bytes that guests of each hypervisor will have taken, less what will be free.
+    :param space: bytes that will be taken in each pool. :param volumes: volumes, likewise.
+    """
+
+    templates: Mapping[str, Template] = attrs.field(factory=dict)
+    pulled: frozenset[str] = frozenset()
+    networks: Mapping[str, Network] = attrs.field(factory=dict)
+    memory: Mapping[str, int] = attrs.field(factory=dict)
+    space: Mapping[str, int] = attrs.field(factory=dict)
+    volumes: Mapping[str, int] = attrs.field(factory=dict)
+
+    def capacity(self, pool: str, now: Capacity) -> Capacity:
+        """Return what a pool will have left."""
+        room = now.volumes_free
+        if room is not None:
+            room = max(0, room - self.volumes.get(pool, 0))
+        free = max(0, now.free - self.space.get(pool, 0))
+        return attrs.evolve(now, free=free, volumes_free=room)
+
+    def resources(self, hypervisor: str, now: HostResources) -> HostResources:
+        """Return what a hypervisor will have left."""
+        free = max(0, now.memory_free - self.memory.get(hypervisor, 0))
+        return attrs.evolve(now, memory_free=free)
+
+    def with_networks(self, now: tuple[Network, ...] | None) -> tuple[Network, ...] | None:
+        """Return the networks that there will be."""
+        if now is None:
+            return None
+        known = {network.key: network for network in now}
+        later = {
+            key: attrs.evolve(network, leases=known[key].leases if key in known else frozenset())
+            for key, network in self.networks.items()
+        }
+        return tuple({**known, **later}.values())
+
+
+NOTHING = Ahead()
 
 
 class Planning:
@@ -44,16 +98,27 @@ class Planning:
         defaults = self._settings.defaults
         return TemplateChecks(self._host, defaults.hypervisor, defaults.storage)
 
-    def plan(self, request: Request, found: Survey, fleets: Collection[str] | None) -> Plan:
+    @property
+    def memory_overcommit(self) -> float:
+        """The settings' factor of the free memory that guests may use."""
+        return self._settings.limits.memory_overcommit
+
+    def plan(
+        self,
+        request: Request,
+        found: Survey,
+        fleets: Collection[str] | None,
+        ahead: Ahead = NOTHING,
+    ) -> Plan:
         """Return the plan of a request; with ``everything``, only for ``fleets`` (None: all).
 
-        :param found: what is on the host.
+        :param found: what is on the host. :param ahead: what else will be there by then.
         """
         from vmcloner_core.steps import check_backends
 
         self._plugins.load_observers()
         if isinstance(request, CreateRequest):
-            plan = self._plan_create(request, found, makes=fleets is not None)
+            plan = self._plan_create(request, found, ahead, makes=fleets is not None)
         else:
             plan = self._plan_targets(request, found, fleets)
         boots = request.boot_jobs or self._settings.limits.boot_jobs
@@ -78,7 +143,9 @@ class Planning:
 
         return attrs.evolve(plan, clones=tuple(map(limited, plan.clones)))
 
-    def _plan_create(self, request: CreateRequest, found: Survey, *, makes: bool) -> Plan:
+    def _plan_create(
+        self, request: CreateRequest, found: Survey, ahead: Ahead, *, makes: bool
+    ) -> Plan:
         from vmcloner_core import own_key
         from vmcloner_core.planner import plan_create
 
@@ -88,20 +155,21 @@ class Planning:
                 "the settings have no other hosts to place clones on",
                 hint="add tables [hosts.NAME], or leave out --hosts",
             )
-        template = host.catalog.template(request.template)
+        later = ahead.templates.get(request.template)
+        template = request.shaped(later or host.catalog.template(request.template))
         storage_name = request.storage or self._settings.defaults.storage
         hypervisor_name = request.hypervisor or self._settings.defaults.hypervisor
         storage = host.drivers.storage(storage_name)
         hypervisor = host.drivers.hypervisor(hypervisor_name)
         checks.pairing(template, hypervisor)
         self._check_seen(request, found, storage_name, hypervisor_name)
-        facts = self._facts(request, template, found, storage, hypervisor)
+        facts = self._facts(request, template, found, storage, hypervisor, ahead)
         if facts.seeds and template.identity.authorized_keys != ():
             own = own_key.made_key() if makes else own_key.public_key()
             keys = (*facts.authorized_keys, *((own,) if own is not None else ()))
             facts = attrs.evolve(facts, authorized_keys=tuple(dict.fromkeys(keys)))
         plan = plan_create(request, template, facts, request.birth or Birth.now())
-        if plan.import_image:
+        if plan.import_image and template.name not in ahead.pulled:
             host.images.check(template)
         unused = checks.unused(template, hypervisor)
         if unused and plan.clones:
@@ -132,6 +200,7 @@ class Planning:
         found: Survey,
         storage: StorageDriver,
         hypervisor: HypervisorDriver,
+        ahead: Ahead,
     ) -> Facts:
         """Return what a create needs to know of the host.
 
@@ -164,18 +233,25 @@ class Planning:
             foreign_macs=found.foreign_macs,
             static_macs=records.static_macs() if networks else frozenset(),
             origin=self._host.images.origin(storage, template.name),
-            capacity=ask("storage", storage.name, lambda d: d.capacity(), Capacity),
-            resources=ask("hypervisor", hypervisor.name, lambda d: d.resources(), HostResources),
-            memory_overcommit=self._settings.limits.memory_overcommit,
+            capacity=ahead.capacity(
+                storage.name, ask("storage", storage.name, lambda d: d.capacity(), Capacity)
+            ),
+            resources=ahead.resources(
+                hypervisor.name,
+                ask("hypervisor", hypervisor.name, lambda d: d.resources(), HostResources),
+            ),
+            memory_overcommit=self.memory_overcommit,
             need=functools.partial(self._need, storage),
             seeds=seeds,
             authorized_keys=(*authorized_keys(template), *request.authorized_keys) if seeds else (),
-            networks=networks,
+            networks=ahead.with_networks(networks),
             mac=self._plugins.clone_mac,
             mac_prefix=hypervisor.mac_prefix,
             boot=self.checks.boot_at_start(template, hypervisor),
-            needs=lambda clone: answer(
-                hypervisor.name, lambda: self.checks.needs(clone, hypervisor), whose
+            needs=lambda clone: (
+                Needs()  # the network that it needs is still to be made
+                if any(nic.spec.network in ahead.networks for nic in clone.nics)
+                else answer(hypervisor.name, lambda: self.checks.needs(clone, hypervisor), whose)
             ),
         )
 
@@ -238,7 +314,7 @@ class Planning:
             raise errors[0]
         for (name, page), each in sizes.items():
             resources = ask("hypervisor", name, lambda d: d.resources(), HostResources)
-            check_memory(each, resources, self._settings.limits.memory_overcommit, page)
+            check_memory(each, resources, self.memory_overcommit, page)
         lines = (*plan.warnings, *warnings, *map(str, errors))
         return attrs.evolve(plan, warnings=tuple(dict.fromkeys(lines)))
 

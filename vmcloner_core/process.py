@@ -118,7 +118,7 @@ class LocalRunner:
             stdin.seek(0)
             try:
                 process = subprocess.Popen(
-                    _bound(argv),
+                    bound(argv),
                     stdin=stdin,
                     stdout=stdout,
                     stderr=stderr,
@@ -150,7 +150,7 @@ class LocalRunner:
         return shutil.which(program, path=_PATH)
 
 
-def _bound(argv: Sequence[str]) -> list[str]:
+def bound(argv: Sequence[str]) -> list[str]:
     """Return a command line that gets SIGTERM when the calling thread or its process ends.
 
     Not SIGKILL: LVM's commands finish what they are writing. See prctl(2), PR_SET_PDEATHSIG. The

@@ -70,6 +70,8 @@ class Record:
     :param restart: whether a run stopped it to start it again, and hasn't started it yet.
     :param made_of: the template that it was made of, as plain data; None in records by versions
         that didn't keep it.
+    :param ran: the scripts and playbooks that have run on its present disk, by name: the digest of
+        each.
     :param ready: when the run of its domain was started in which it got ready, and what was waited
         for; empty if it isn't known to be ready.
     """
@@ -83,6 +85,7 @@ class Record:
     restart: bool = False
     made_of: Mapping[str, Any] | None = None
     ready: str = ""
+    ran: Mapping[str, str] = attrs.field(factory=dict)
 
     @classmethod
     def of(cls, spec: CloneSpec) -> Self:
@@ -211,6 +214,9 @@ class Records:
             if not home.exists():
                 return self._fill(spec.name, text, key=spec.identity is not None)
             self._check(home, spec.labels)
+            kept = self.find(spec.name)  # defined again: its disk may be the one that it had
+            if kept is not None and kept.ran:
+                text = _dumped(attrs.evolve(Record.of(spec), ran=kept.ran))
             if spec.identity is not None and not (home / KNOWN_HOSTS).exists():
                 _write_host_key(home, spec.name)
             _write(home / RECORD, text, 0o600)
@@ -509,6 +515,7 @@ def _dumped(record: Record) -> str:
         "template": record.made_of,
         "restart": record.restart,
         "ready": record.ready,
+        "ran": dict(record.ran),
         "seed": {"image": seed.image and str(seed.image), "cmdline": seed.cmdline},
     }
     text = json.dumps(values, default=str, ensure_ascii=False) + "\n"
@@ -538,6 +545,7 @@ def _loaded(path: Path) -> Record | None:
             values=data["values"],
             restart=data.get("restart") is True,
             ready=str(data.get("ready") or ""),
+            ran=_table(data.get("ran")) or {},
             identity=data["identity"] and _identity(data["identity"]),
             seed=Seed(image=image and Path(image), cmdline=data["seed"]["cmdline"]),
             made_of=_table(data.get("template")),

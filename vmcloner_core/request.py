@@ -8,8 +8,8 @@ import attrs
 
 from vmcloner_core.birth import Birth
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.model import CloneMode, Copying
-from vmcloner_core.names import MAX_INDEX, check_fleet, check_template, clone_name
+from vmcloner_core.model import CloneMode, Copying, NicSpec, Script, Template
+from vmcloner_core.names import MAX_INDEX, check_fleet, check_lab, check_template, clone_name
 from vmcloner_core.placing import ANYWHERE, Where
 from vmcloner_core.plan import (
     ALL,
@@ -72,6 +72,10 @@ def _seconds(_instance: object, _attribute: object, value: float | None) -> None
         check_timeout(value)
 
 
+def _lab(_instance: object, _attribute: object, value: str) -> None:
+    check_lab(value)
+
+
 @attrs.frozen(kw_only=True)
 class CreateRequest:
     """Ask for a fleet of ``count`` clones in all, or for ``add`` more than there are.
@@ -99,6 +103,9 @@ class CreateRequest:
     :param authorized_keys: public keys that may log in, in addition to the template's.
     :param where: which of many hosts make the new clones; not for a single one.
     :param birth: who makes them, when and in which run; None for this process's user, now.
+    :param network: the network of their first cards, as :attr:`Network.key`, instead of the
+        template's.
+    :param lab: name of the lab that the fleet is part of, None for none or as the fleet has it.
     """
 
     fleet: str
@@ -125,6 +132,8 @@ class CreateRequest:
     authorized_keys: tuple[str, ...] = ()
     birth: Birth | None = None
     where: Where = ANYWHERE
+    network: str | None = None
+    lab: str | None = attrs.field(default=None, validator=attrs.validators.optional(_lab))
 
     def __attrs_post_init__(self) -> None:
         check_fleet(self.fleet)
@@ -141,13 +150,25 @@ class CreateRequest:
         """Name of the action."""
         return "create"
 
+    def shaped(self, template: Template) -> Template:
+        """Return a template with the network that the request asks for."""
+        if self.network is None:
+            return template
+        bridge = self.network.startswith("bridge:")
+        name = self.network.removeprefix("bridge:")
+        first, *others = template.nics or (NicSpec(),)
+        card = attrs.evolve(
+            first, kind="bridge" if bridge else "network", source=name, forward=None
+        )
+        return attrs.evolve(template, nics=(card, *others))
+
 
 @attrs.frozen(kw_only=True)
 class TargetRequest:
     """Ask for an action on existing clones.
 
-    :param action: its name: start, stop, restart, pause, resume, save, restore, reset, delete or
-        wait.
+    :param action: its name: start, stop, restart, pause, resume, save, restore, reset, delete,
+        wait or provision.
     :param targets: fleets, clones and node sets, as for
         :func:`vmcloner_core.names.parse_targets`; empty only with ``everything``.
     :param everything: all clones on the host.
@@ -165,6 +186,8 @@ class TargetRequest:
     :param boot_jobs: how many guests may boot at once, or ``auto``; None for what the settings say.
     :param sizes: new memory, processors and disk size (set).
     :param run: the name of the run, None for a new one.
+    :param scripts: what to run, each once on each clone (provision).
+    :param changed_scripts: run those again that have changed since they ran.
     """
 
     action: str
@@ -183,6 +206,8 @@ class TargetRequest:
     boot_jobs: int | str | None = attrs.field(default=None, validator=_boot_jobs)
     sizes: Sizes = NO_SIZES
     run: str | None = None
+    scripts: tuple[Script, ...] = ()
+    changed_scripts: bool = False
 
     def __attrs_post_init__(self) -> None:
         if (self.action == "set") != (self.sizes != NO_SIZES):

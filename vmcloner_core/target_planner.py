@@ -72,6 +72,8 @@ def plan_targets(
         missing=missing,
         shutdown_timeout=request.shutdown_timeout,
         sizes=request.sizes,
+        scripts=request.scripts,
+        changed_scripts=request.changed_scripts,
         min_ready=request.min_ready if any("wait" in c.steps for c in clones) else ALL,
         jobs=request.jobs,
         warnings=(

@@ -47,8 +47,13 @@ def read_toml(path: Path, *, trusted: bool) -> dict[str, Any]:
     :raises InvalidRequest: it cannot be read, is too large or is not TOML, or has a number of more
         than 64 bits; the message names the file and the line or key.
     """
+    return parse_toml(read_file(path, trusted=trusted), path)
+
+
+def parse_toml(content: bytes, path: Path) -> dict[str, Any]:
+    """Return the contents of a TOML file that was read; see :func:`read_toml`."""
     try:
-        table = tomllib.loads(read_file(path, trusted=trusted).decode())
+        table = tomllib.loads(content.decode())
         _check_numbers(table, path)
         return table
     except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -38,7 +38,22 @@ def read_values(path: Path, fleet: str) -> dict[int, Values]:
 
     :raises InvalidRequest: names the file, the clone (and line), and the reason.
     """
-    rows = _toml(path) if path.suffix.lower() == ".toml" else _csv(path)
+    return _checked(_toml(path) if path.suffix.lower() == ".toml" else _csv(path), fleet)
+
+
+def values_in(
+    tables: Mapping[str, Mapping[str, object]], fleet: str, where: str
+) -> dict[int, Values]:
+    """Return the values of a fleet's clones, by index, from a table for each clone.
+
+    :raises InvalidRequest: as :func:`read_values`; ``where`` says where the tables are.
+    """
+    return _checked(((f"{where}.{name}", name, own) for name, own in tables.items()), fleet)
+
+
+def _checked(
+    rows: Iterable[tuple[str, str, Mapping[str, object]]], fleet: str
+) -> dict[int, Values]:
     found: dict[int, Values] = {}
     for where, clone, values in rows:
         index = _index(clone, fleet, where)

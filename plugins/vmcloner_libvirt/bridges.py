@@ -59,6 +59,7 @@ class _Bridge:
 
     ours: bool
     address: ipaddress.IPv4Interface | None = None
+    lab: str | None = None
     ready: bool = False
     ports: int = 0
 
@@ -85,7 +86,8 @@ class Bridges:
             _refuse_guests(found, request.name, "can't get another subnet")
             taken = [subnet for subnet in subnets.routed(self._runner) if subnet != held]
             held = subnets.free(request, taken)
-        work = _Work(self._runner, self._host, request.name, held)
+        lab = found.lab if found is not None and found.address is not None else request.lab
+        work = _Work(self._runner, self._host, request.name, held, lab)
         missing = work.missing(found)
         if not request.dry_run:
             for make in missing.values():
@@ -121,7 +123,7 @@ class Bridges:
             return ()
         found = []
         for link in iproute.show(self._runner, "link", "show", "type", "bridge"):
-            name, address = link["ifname"], _labelled(link)
+            name, (address, lab) = link["ifname"], _labelled(link)
             if address is not None:
                 file = _folder(self._host) / f"{name}.leases"
                 network = Network(
@@ -132,6 +134,7 @@ class Bridges:
                     address=str(address),
                     addresses=subnets.room(address.network.prefixlen),
                     leases={mac for _expiry, mac, _address in _leases(file)},
+                    lab=lab,
                 )
                 found.append(network)
         return tuple(found)
@@ -145,12 +148,13 @@ class Bridges:
         return whereabouts.newest_first(given)
 
 
-def _labelled(link: dict[str, Any]) -> ipaddress.IPv4Interface | None:
-    """Return the address in our label, None if the alias is missing or not ours."""
-    label, _, text = str(link.get("ifalias", "")).rpartition(" ")
+def _labelled(link: dict[str, Any]) -> tuple[ipaddress.IPv4Interface | None, str | None]:
+    """Return the address and the lab in our label; (None, None) if the alias isn't ours."""
+    label = re.fullmatch(rf"{LABEL}(?: lab=(\S+))? (\S+)", str(link.get("ifalias", "")))
     with contextlib.suppress(ValueError):
-        return ipaddress.IPv4Interface(text) if label == LABEL else None
-    return None
+        if label is not None:
+            return ipaddress.IPv4Interface(label[2]), label[1]
+    return None, None
 
 
 def _leases(file: Path) -> list[tuple[int, str, str]]:
@@ -172,6 +176,7 @@ class _Work:
     host: Host
     name: str
     subnet: subnets.Subnet
+    lab: str | None = None
 
     @property
     def address(self) -> ipaddress.IPv4Interface:
@@ -198,7 +203,8 @@ class _Work:
             found = None
         if found is None:
             self._ip("link", "add", "name", self.name, "type", "bridge")
-        self._ip("link", "set", "dev", self.name, "alias", f"{LABEL} {self.address}")
+        lab = "" if self.lab is None else f"lab={self.lab} "
+        self._ip("link", "set", "dev", self.name, "alias", f"{LABEL} {lab}{self.address}")
         self._ip("address", "replace", str(self.address), "dev", self.name)
         self._ip("link", "set", "dev", self.name, "up")
 
@@ -320,12 +326,13 @@ def _find(runner: CommandRunner, name: str) -> _Bridge | None:
     if link is None:
         return None
     ports = sum(other.get("master") == name for other in links)
-    address = _labelled(link)
+    address, lab = _labelled(link)
     here = [a for entry in iproute.show(runner, "-4", "address", "show", "dev", name)
             for a in entry.get("addr_info", ())]  # fmt: skip
     if address is not None:
         on_it = str(address) in {f"{a.get('local')}/{a.get('prefixlen')}" for a in here}
-        return _Bridge(ours=True, address=address, ready=on_it and _is_up(link), ports=ports)
+        ready = on_it and _is_up(link)
+        return _Bridge(ours=True, address=address, lab=lab, ready=ready, ports=ports)
     # A run that was killed after its first step leaves a bare bridge.
     bare = not (link.get("ifalias") or here or ports or _is_up(link))
     return _Bridge(ours=bare and _is_bridge(runner, name), ports=ports)

@@ -96,15 +96,16 @@ def _described(network: Any) -> Network:
         if ":" not in e.get("start", ":")
     ]
     host = _host_address(root)
-    bridge = root.find("bridge")
+    bridge, tag = root.find("bridge"), root.find(f"metadata/{_TAG}")
     return Network(
         name=network.name(),
         active=active,
-        ours=root.find(f"metadata/{_TAG}") is not None,
+        ours=tag is not None,
         address=None if host is None else str(host),
         addresses=sum(int(end) - int(start) + 1 for start, end in ranges) if ranges else None,
         leases=frozenset(lease["mac"].lower() for lease in _leases(network)) if active else (),
         bridge=None if bridge is None else bridge.get("name"),
+        lab=None if tag is None else tag.get("lab"),
     )
 
 
@@ -198,7 +199,8 @@ def _defined(
         if old is not None and old.isActive():
             old.destroy()
         identifier = None if old is None else old.UUIDString()
-        network = connection.networkDefineXML(document(request.name, subnet, identifier))
+        lab = request.lab if old is None else _described(old).lab
+        network = connection.networkDefineXML(document(request.name, subnet, identifier, lab))
         network.setAutostart(1)
         network.create()
     made = subnets.future(request.name, "network", subnet)
@@ -242,14 +244,17 @@ def _users(network: Any) -> int:
     return 0
 
 
-def document(name: str, subnet: Subnet, identifier: str | None = None) -> str:
+def document(
+    name: str, subnet: Subnet, identifier: str | None = None, lab: str | None = None
+) -> str:
     """Return the XML of a network with NAT and DHCP over a whole subnet."""
     root = etree.Element("network")
     etree.SubElement(root, "name").text = name
     if identifier is not None:
         etree.SubElement(root, "uuid").text = identifier
     metadata = etree.SubElement(root, "metadata")
-    etree.SubElement(metadata, _TAG, version="1", nsmap={"vmcloner": NAMESPACE})
+    values = {"version": "1", **({} if lab is None else {"lab": lab})}
+    etree.SubElement(metadata, _TAG, values, nsmap={"vmcloner": NAMESPACE})
     etree.SubElement(root, "forward", mode="nat")
     # Guests resolve each other's names, which DHCP tells; outside, nobody is asked for them.
     etree.SubElement(root, "domain", name=subnets.DOMAIN, localOnly="yes")

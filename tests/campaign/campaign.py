@@ -39,6 +39,13 @@ provider = "cloud-init"
 authorized_keys = []
 """
 VALUES = "clone,memory,role\n1,33MiB,first\n2,,second\n"
+LAB = """
+name = "kills"
+[fleets.{fleet}]
+template = "seeded"
+count = {count}
+values_file = "values.csv"
+"""
 POOLS = {
     "overlay": 'files]\nclone = "overlay"',
     "reflink": 'files]\nclone = "reflink"\npath = "{folder}/xfs/pool"',
@@ -128,6 +135,8 @@ class Campaign:
             "delete-snapshots": ["delete", self.fleet, *all_of_it],
             "delete-running": ["delete", self.fleet, *all_of_it],
             "delete-saved": ["delete", self.fleet, *all_of_it],
+            "apply": ["apply", "lab.toml", "--prune", "--yes"],
+            "delete-lab": ["delete", "--lab", "lab.toml", *all_of_it],
             "gc": ["gc", "--orphans", "--yes"],
         }
         self.before = {
@@ -138,6 +147,7 @@ class Campaign:
             "delete-saved": [[*create, "--start"], ["save", self.fleet]],
             "gc": [create],
         }
+        (site.folder / "lab.toml").write_text(LAB.format(fleet=self.fleet, count=COUNT))
 
     # --- a life ---------------------------------------------------------------------------------
 

@@ -243,3 +243,18 @@ def test_what_a_killed_run_left_is_taken_over(place):
 def test_a_name_that_is_no_bridges_is_refused(place):
     said = place.network("prepare", "--name", "a-name-that-is-too-long", code=3)["error"]
     assert "not a valid bridge name" in said
+
+
+def test_a_bridge_keeps_the_lab_that_it_was_made_for(place):
+    for count, lab in ((10, "shop"), (1000, "other")):
+        code = (
+            "from vmcloner_core import Engine; from vmcloner_core.model import NetworkRequest; "
+            f"from pathlib import Path; e = Engine.open(config=Path('{place.folder}/s.toml')); "
+            f"e.prepare_network(NetworkRequest(name='vmcbr', count={count}, bridge=True, "
+            f"lab='{lab}')); "
+            "d = e._host.drivers.hypervisor('kvm').networks._bridges; "
+            "print([(n.name, n.lab, n.addresses >= "
+            f"{count}) for n in d.inspect()])"
+        )
+        out = place.run("host", sys.executable, "-c", code)
+        assert out.strip() == "[('vmcbr', 'shop', True)]"

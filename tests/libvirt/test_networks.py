@@ -59,6 +59,19 @@ def test_a_network_is_made_once(connection):
     assert named["default"].bridge == "virbr0"
 
 
+def test_a_network_keeps_the_lab_that_it_was_made_for(connection):
+    prepared(connection, name="shop", count=10, lab="shop")
+    prepared(connection)
+
+    def labs():
+        return {n.name: n.lab for n in networks.networks(connection)}
+
+    assert labs() == {"default": None, "shop": "shop", "vmcloner": None}
+    prepared(connection, name="shop", count=1000)
+    prepared(connection, name="vmcloner", count=1000, lab="other")
+    assert labs() == {"default": None, "shop": "shop", "vmcloner": None}
+
+
 def test_what_a_killed_run_left_is_started(connection):
     prepared(connection)
     connection.networkLookupByName("vmcloner").destroy()

@@ -24,10 +24,12 @@ DOING = {
     "destroy": "stopping",
     "reset": "resetting",
     "remove": "removing",
+    "provision": "running scripts",
 }
 """Steps as what is being done. Others are shown by their names."""
 QUEUED = "queued"
-UNDER_WAY = {"clone": "copy", "start": "start", "define": "definition", "shutdown": "shutdown"}
+UNDER_WAY = {"clone": "copy", "start": "start", "define": "definition", "shutdown": "shutdown",
+             "provision": "script"}  # fmt: skip
 """Steps as what can be counted."""
 SLOW = 3.0
 """Seconds from which on a clone is worth naming."""

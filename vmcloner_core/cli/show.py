@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MORE = (
     "uuid", "memory", "owner", "run", "expires", "disks", "macs", "console_log",
-    "vcpus", "user", "port", "ssh", "uptime", "ready", "values",
+    "vcpus", "user", "port", "ssh", "uptime", "ready", "values", "lab",
 )  # fmt: skip
 
 
@@ -91,6 +91,7 @@ class Show(Record):
             datetime.now(UTC).timestamp() - started if started is not None else None,
             spec.template.readiness if spec is not None else None,
             dict(spec.values) if spec is not None else {},
+            clone.labels.lab,
         )
         return dict(zip(MORE, values, strict=True))
 

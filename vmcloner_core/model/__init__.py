@@ -40,6 +40,7 @@ from vmcloner_core.model.identity import (
 from vmcloner_core.model.labels import LABEL_VERSION, Labels
 from vmcloner_core.model.leftover import Leftover
 from vmcloner_core.model.outcome import Check, Outcome, Status
+from vmcloner_core.model.script import Script
 from vmcloner_core.model.template import (
     MAX_DISKS,
     DiskSpec,
@@ -108,6 +109,7 @@ __all__ = [
     "Outcome",
     "Progress",
     "RemoteHost",
+    "Script",
     "Seed",
     "SshSpec",
     "State",

@@ -141,6 +141,7 @@ class Network:
     :param addresses: size of the DHCP range; None if the network itself has no DHCP server.
     :param leases: MAC addresses with a current lease.
     :param bridge: the name of its bridge on the host, None if it has none.
+    :param lab: the lab that it was made for, None for none.
     """
 
     name: str
@@ -151,6 +152,7 @@ class Network:
     addresses: int | None = None
     leases: frozenset[str] = attrs.field(default=frozenset(), converter=_frozen)
     bridge: str | None = None
+    lab: str | None = None
 
     @property
     def key(self) -> str:
@@ -187,6 +189,7 @@ class NetworkRequest:
     :param bridge: create a bridge on the host, with NAT and DHCP, instead of a network of the
         hypervisor.
     :param dry_run: show what would change; change nothing.
+    :param lab: the lab that a new network is part of; one that exists stays as it is.
     """
 
     name: str = attrs.field(default="vmcloner", validator=_network_name)
@@ -194,6 +197,7 @@ class NetworkRequest:
     subnet: str | None = attrs.field(default=None, validator=_ipv4_subnet)
     bridge: bool = False
     dry_run: bool = False
+    lab: str | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -20,7 +20,8 @@ class Labels:
     ``hypervisor`` name the backends (as in the settings) that hold the clone's parts. ``boot``
     names the boot provider that is called at each start, None if the domain's definition is enough.
     ``state`` is the id of the state folder with the clone's record; None for clones created before
-    state folders had ids, which belong to all of them.
+    state folders had ids, which belong to all of them. ``lab`` names the lab that the fleet is part
+    of, None for fleets of no lab.
     """
 
     fleet: str = attrs.field(validator=lambda _i, _a, v: check_fleet(v) and None)
@@ -34,6 +35,7 @@ class Labels:
     expires: str | None = None
     boot: str | None = None
     state: str | None = None
+    lab: str | None = None
 
     @property
     def clone(self) -> str:

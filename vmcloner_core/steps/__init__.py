@@ -41,6 +41,7 @@ from vmcloner_core.steps.power import (
     Wait,
     WaitUntilReady,
 )
+from vmcloner_core.steps.provision import Provision, RunScripts
 from vmcloner_core.steps.reset import Reset, ResetDisks
 from vmcloner_core.steps.step import Run, Step
 
@@ -71,6 +72,7 @@ ACTIONS: dict[str, Action] = {
         Reset(),
         Delete(),
         Wait(),
+        Provision(),
     )
 }
 STEPS: dict[str, Step[Any]] = {
@@ -89,6 +91,7 @@ STEPS: dict[str, Step[Any]] = {
         GrowDisk(),
         Resize(),
         WaitUntilReady(),
+        RunScripts(),
         Shutdown(),
         Destroy(),
         ResetDisks(),

@@ -43,7 +43,14 @@ class CloneDisks(StorageStep):
         self, run: Run, driver: StorageDriver, works: Sequence[Work], _more: More
     ) -> Iterator[Outcome[object]]:
         """See :meth:`Step.call`."""
-        wanted = [(work, self._new(run, driver, work)) for work in works]
+        wanted = []
+        for work in works:
+            try:
+                if 0 in work.plan.disks:  # what ran on an older one doesn't count
+                    run.host.records.update(work.name, ran={})
+                wanted.append((work, self._new(run, driver, work)))
+            except VmclonerError as error:
+                yield Outcome(key=work.name, error=error)
         backend = run.host.drivers.backend("storage", driver.name)
         yield from made(driver.clone, driver.clone_lane, wanted, run.tally, backend)
 

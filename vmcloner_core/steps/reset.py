@@ -52,7 +52,9 @@ class ResetDisks(StorageStep):
         wanted = []
         for work in works:
             try:
-                wanted.append((work, self._anew(run, driver, work)))
+                requests = self._anew(run, driver, work)
+                run.host.records.update(work.name, ran={})  # before: what ran is lost with the disk
+                wanted.append((work, requests))
             except VmclonerError as error:
                 yield Outcome(key=work.name, error=error)
         backend = run.host.drivers.backend("storage", driver.name)
