@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import secrets
 from datetime import UTC, datetime
 from typing import Self
 
 import attrs
 
+from vmcloner_core.model import Lease
+
 
 @attrs.frozen(kw_only=True)
 class Birth:
     """The owner, time and run of new clones. Times are UTC, ISO 8601, in seconds.
 
-    :param run: a unique name that sorts by time.
+    :param run: a unique name that sorts by time. :param lease: until when they are wanted.
     """
 
     run: str
     owner: str
     created: str
-    expires: str | None = None
+    lease: Lease | None = None
 
     @classmethod
     def now(cls) -> Self:
@@ -35,8 +37,11 @@ class Birth:
 
 
 def owner() -> str:
-    """Return the current user: under sudo, the one who called it."""
+    """Return the current user's name: for root under sudo, that of the user who called sudo."""
+    user = os.getuid()
+    if user == 0 and (caller := os.environ.get("SUDO_USER")):
+        return caller
     try:
-        return os.environ.get("SUDO_USER") or getpass.getuser()
-    except (KeyError, OSError):  # a user id without an entry in passwd(5)
-        return str(os.getuid())
+        return pwd.getpwuid(user).pw_name
+    except KeyError:  # a user id without an entry in passwd(5)
+        return str(user)

@@ -1,8 +1,10 @@
-"""Collect garbage on a host: what killed runs left, and on request clones that lack a part."""
+"""Collect garbage on a host: what killed runs left, and on request clones whose
+leases have ended or that lack a part."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,11 +13,12 @@ from typing import TYPE_CHECKING
 import attrs
 
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import Clone, Leftover, State, Volume
+from vmcloner_core.model import Clone, Lease, Leftover, State, Volume
 from vmcloner_core.os_errors import allocated
+from vmcloner_core.plugins import PluginHost
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps.action import active
-from vmcloner_core.survey import Survey, owners
+from vmcloner_core.survey import Survey, Unseen, owners
 
 if TYPE_CHECKING:
     from vmcloner_core.plan import Plan, RunResult
@@ -26,28 +29,53 @@ OnFound = Callable[[Sequence[Leftover]], None]
 
 
 @attrs.frozen
+class _Unwanted:
+    """A clone to delete: one whose lease has ended, or without one, which lacks a part."""
+
+    clone: Clone
+    lease: Lease | None = None
+
+
+@attrs.frozen
 class Collector:
     """Collects garbage on one host.
 
     :param carry_out: carries out a plan whose fleets are locked.
+    :param warning: seconds before a lease's end from which observers are warned of it.
     """
 
     host: LocalHost
     planning: Planning
     carry_out: Callable[[Plan], RunResult]
+    plugins: PluginHost
+    warning: int
 
-    def __call__(self, *, orphans: bool, dry_run: bool, on_found: OnFound) -> tuple[Leftover, ...]:
+    def __call__(
+        self,
+        *,
+        expired: bool,
+        orphans: bool,
+        dry_run: bool,
+        on_found: OnFound,
+        on_unseen: Callable[[Unseen], None],
+    ) -> tuple[Leftover, ...]:
         """See :meth:`Engine.gc`."""
+        find = functools.partial(self._unwanted, expired=expired, orphans=orphans)
         found = self.host.survey()
-        clones = self._orphans(found) if orphans else ()
+        for unseen in found.unseen:
+            on_unseen(unseen)
+        unwanted = find(found)
+        if not dry_run:
+            self._warn(found)
         with contextlib.ExitStack() as stack:
             fleets: frozenset[str] = frozenset()
-            if clones:
-                fleets = stack.enter_context(self._held({clone.fleet for clone in clones}))
+            if unwanted:
+                wanted = {each.clone.fleet for each in unwanted}
+                fleets = stack.enter_context(self._held(wanted))
                 found = self.host.survey()  # a run that held a lock may have ended
-                clones = tuple(c for c in self._orphans(found) if c.fleet in fleets)
-            plan = self._plan(clones, found)
-            parts = {clone.name: tuple(self._parts(clone)) for clone in clones}
+                unwanted = tuple(each for each in find(found) if each.clone.fleet in fleets)
+            plan = self._plan([each.clone for each in unwanted], found)
+            parts = {each.clone.name: tuple(self._parts(each)) for each in unwanted}
             left = self.host.collect(fleets, found, remove=False)
             whole = (*(part for own in parts.values() for part in own), *left)
             if dry_run or not whole:
@@ -55,6 +83,48 @@ class Collector:
             on_found(whole)
             removed = self._deleted(plan, parts) if plan is not None else ()
             return (*removed, *self.host.collect(fleets, found, remove=True))
+
+    def _unwanted(self, found: Survey, *, expired: bool, orphans: bool) -> tuple[_Unwanted, ...]:
+        """Return the clones to delete, each once."""
+        ended = self._expired(found) if expired else ()
+        names = {each.clone.name for each in ended}
+        lack = self._orphans(found) if orphans else ()
+        return (*ended, *(_Unwanted(clone) for clone in lack if clone.name not in names))
+
+    def _expired(self, found: Survey) -> tuple[_Unwanted, ...]:
+        """Return the clones whose leases have ended and that are certainly this state folder's.
+
+        :raises WrongState: the host's clock is plainly wrong.
+        """
+        now, ours = self.host.now(), self._ours(found)
+        leases = self.host.records.leases([clone.name for clone in ours])
+        self.host.check_clock(now, leases)
+        ended = [c for c in ours if c.name in leases and leases[c.name].left(now) <= 0]
+        unwanted = []
+        for clone in ended:
+            record = self.host.records.find(clone.name)
+            if record is not None and record.labels.same_clone(clone.labels):
+                unwanted.append(_Unwanted(clone, record.lease))
+        return tuple(unwanted)
+
+    def _warn(self, found: Survey) -> None:
+        """Tell observers of leases that end soon."""
+        now, clones = self.host.now(), {clone.name: clone for clone in self._ours(found)}
+        soon = {n: e for n, e in self.host.records.leases(clones).items() if e.left(now) > 0}
+        soon = {name: lease for name, lease in soon.items() if lease.left(now) <= self.warning}
+        if soon:
+            self.plugins.load_observers()
+        for name, lease in soon.items():
+            self.plugins.lease_expiring(clones[name], lease, lease.left(now))
+
+    def _ours(self, found: Survey) -> list[Clone]:
+        """Return the clones that are certainly this state folder's, and were seen whole."""
+        return [
+            clone
+            for clone in found.clones
+            if owners(clone) == {self.host.state_id}
+            and not any(each.holds(clone.labels) for each in found.unseen)
+        ]
 
     @contextlib.contextmanager
     def _held(self, fleets: set[str]) -> Iterator[frozenset[str]]:
@@ -75,9 +145,6 @@ class Collector:
         hypervisors, pools = set(drivers.names("hypervisor")), set(drivers.names("storage"))
 
         def lacks_a_part(clone: Clone) -> bool:
-            unseen = any(each.holds(clone.labels) for each in found.unseen)
-            if unseen or owners(clone) != {self.host.state_id}:
-                return False
             if clone.state is State.ALLOCATED:
                 return clone.labels.hypervisor in hypervisors
             if clone.state is not State.ORPHAN or clone.domain is None or active(clone):
@@ -85,7 +152,7 @@ class Collector:
             there = any(os.path.lexists(disk) for disk in clone.domain.disks)
             return clone.labels.storage in pools and not there
 
-        return tuple(filter(lacks_a_part, found.clones))
+        return tuple(filter(lacks_a_part, self._ours(found)))
 
     def _plan(self, clones: Sequence[Clone], found: Survey) -> Plan | None:
         if not clones:
@@ -93,11 +160,15 @@ class Collector:
         names = tuple(clone.name for clone in clones)
         return self.planning.plan(TargetRequest(action="delete", targets=names), found, None)
 
-    def _parts(self, clone: Clone) -> Iterator[Leftover]:
-        """Yield the parts of a clone that lacks another."""
+    def _parts(self, unwanted: _Unwanted) -> Iterator[Leftover]:
+        """Yield the parts of a clone to delete."""
+        clone, lease = unwanted.clone, unwanted.lease
         if clone.domain is not None:
-            yield Leftover(kind="domain", name=clone.name, size=0, why="its disks are gone")
+            why = f"its lease ended {lease.expires}" if lease else "its disks are gone"
+            yield Leftover(kind="domain", name=clone.name, size=0, why=why)
         why = f"clone {clone.name} has no domain"
+        if lease is not None:
+            why = f"the lease of {clone.name} ended {lease.expires}"
         for volume in clone.volumes:
             yield Leftover(kind="disk", name=str(volume.path), size=_size(volume), why=why)
         if clone.recorded:

@@ -36,6 +36,7 @@ from vmcloner_core.errors import (
     WrongState,
     did_you_mean,
 )
+from vmcloner_core.lease_calls import LeaseCalls
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import (
     Access,
@@ -63,7 +64,7 @@ from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.results import check_result
 from vmcloner_core.settings import Settings
-from vmcloner_core.survey import Survey
+from vmcloner_core.survey import Survey, Unseen
 from vmcloner_core.template_calls import TemplateCalls
 from vmcloner_core.trusted_files import check_file
 from vmcloner_core.units import counted, format_size
@@ -99,7 +100,7 @@ class Held:
     carry_out: Callable[[Plan], RunResult]
 
 
-class Engine(TemplateCalls):
+class Engine(TemplateCalls, LeaseCalls):
     """Makes, runs and removes clones on one host.
 
     Reads may be called from any thread. An engine carries out one run at a time: a second waits.
@@ -251,12 +252,18 @@ class Engine(TemplateCalls):
 
         Waits for other holders of these fleets. :raises Interrupted: :meth:`cancel` was called.
         """
-        with self._held([f"fleet/{fleet}" for fleet in fleets]):
+        with self._held([f"fleet/{fleet}" for fleet in fleets]), contextlib.ExitStack() as noted:
             self._host.keep_state_id()
             found = self._host.survey()
             self._host.sweep(fleets, found)
-            # A fleet that was made since these were listed is another run's, and isn't locked.
-            plan = functools.partial(self._planning.plan, found=found, fleets=fleets)
+
+            def plan(request: Request) -> Plan:
+                # A fleet that was made since these were listed is another run's, and isn't locked.
+                with self._planning.admission(self._cancel.is_set):
+                    planned = self._planning.plan(request, found, fleets)
+                    noted.enter_context(self._planning.admitted(planned))
+                return planned
+
             yield Held(found=found, plan=plan, carry_out=self._carried_out)
 
     def apply(self, plan: Plan) -> RunResult:
@@ -265,37 +272,62 @@ class Engine(TemplateCalls):
         :raises WrongState: it was made before the host's state folder had its id.
         """
         fleets = {clone.labels.fleet for clone in plan.clones}
-        with self._held([f"fleet/{fleet}" for fleet in fleets]):
+        with self._held([f"fleet/{fleet}" for fleet in fleets]), contextlib.ExitStack() as noted:
             kept = self._host.keep_state_id()
             if any(clone.labels.state not in (None, kept) for clone in plan.clones):
                 raise WrongState("the plan is for another state folder", hint="plan again")
-            self._host.sweep(fleets, self._host.survey())
+            with self._planning.admission(self._cancel.is_set):
+                found = self._host.survey()
+                self._host.sweep(fleets, found)
+                self._planning.check_limits(plan, fleets)
+                noted.enter_context(self._planning.admitted(plan))
             return self._carried_out(plan)
 
     def gc(
         self,
         *,
+        expired: bool = False,
         orphans: bool = False,
         dry_run: bool = False,
         on_found: Callable[[Sequence[Leftover]], None] = lambda _left: None,
+        on_unseen: Callable[[Unseen], None] = lambda unseen: log.warning("%s", unseen),
     ) -> tuple[Leftover, ...]:
         """Remove what killed runs left; returns it. What couldn't be removed has its error.
+
+        Observers are warned of leases that end soon.
 
         Nothing of a fleet, template or image that another run works on is touched, nothing of
         another state folder, and nothing without labels of vmcloner's.
 
+        :param expired: also delete clones of this state folder whose leases have ended, running
+            ones too.
         :param orphans: also delete clones of this state folder that lack a part: those without a
             domain (ALLOCATED), and stopped ones without disks (ORPHAN).
         :param dry_run: change nothing; returns what would be removed.
         :param on_found: called with what will be removed, if there is something, before anything
             is changed; may raise to stop.
+        :param on_unseen: called with each backend that could not be read: what is on it is left.
         :raises Conflict: a clone's record is damaged.
+        :raises WrongState: ``expired``, and the host's clock is plainly wrong.
         """
         from vmcloner_core.collecting import Collector
 
         with self._run_lock:
-            collect = Collector(self._host, self._planning, self._carried_out)
-            return collect(orphans=orphans, dry_run=dry_run, on_found=on_found)
+            self._cancel.clear()
+            collect = Collector(
+                self._host,
+                self._planning,
+                self._carried_out,
+                self.plugins,
+                self.settings.defaults.lease_warning,
+            )
+            return collect(
+                expired=expired,
+                orphans=orphans,
+                dry_run=dry_run,
+                on_found=on_found,
+                on_unseen=on_unseen,
+            )
 
     def diff_lab(self, lab: Lab) -> tuple[Change, ...]:
         """Return what differs between a lab's file and the host, in order. Changes nothing.

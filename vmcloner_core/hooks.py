@@ -39,7 +39,7 @@ from vmcloner_core.drivers import (
     ImageBuilder,
     StorageDriver,
 )
-from vmcloner_core.model import Labels
+from vmcloner_core.model import Clone, Labels, Lease
 from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent, Waiting
 
 PROJECT = "vmcloner"
@@ -192,6 +192,14 @@ class Hooks:
     @hookspec
     def vmcloner_run_stopping(self, run: str, calls: Mapping[str, int]) -> None:
         """Observe that a run was asked to stop. ``calls``: clones in calls in progress, by step."""
+
+    @hookspec
+    def vmcloner_lease_expiring(self, clone: Clone, lease: Lease, left: float) -> None:
+        """Observe that a clone's lease ends in ``left`` seconds: it will then be removed.
+
+        Called for each such clone at each ``vmcloner gc`` that isn't a dry run, from
+        ``defaults.lease_warning`` before the end (an hour) until the end.
+        """
 
     @hookspec
     def vmcloner_clone_ready(self, run: str, clone: str) -> None:

@@ -11,15 +11,16 @@ import functools
 import hashlib
 import hmac
 import logging
+import math
 import os
 import socket
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
 
-from vmcloner_core import locks, ssh_access
+from vmcloner_core import clock, locks, ssh_access
 from vmcloner_core.booting import Preview, Starter
 from vmcloner_core.catalog import Catalog
 from vmcloner_core.deadlines import answers, instance
@@ -32,7 +33,9 @@ from vmcloner_core.model import (
     CloneSpec,
     Host,
     Labels,
+    Lease,
     Leftover,
+    Moment,
     Outcome,
     State,
     Template,
@@ -43,8 +46,9 @@ from vmcloner_core.pipeline import Work
 from vmcloner_core.plan import ClonePlan
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.process import LocalRunner
-from vmcloner_core.records import Records, sync
+from vmcloner_core.records import RECORD, Records, sync
 from vmcloner_core.runlog import RunLog
+from vmcloner_core.schedule import Schedule
 from vmcloner_core.stored_ids import drafted, new_id, read_id
 from vmcloner_core.survey import Survey, look
 from vmcloner_core.sweeping import ID_LOCK, Sweeper
@@ -166,6 +170,32 @@ class LocalHost:
         self.check_state()
         return look(self.drivers, self.records, self.state_id)
 
+    def now(self) -> Moment:
+        """Return the time on the host."""
+        return clock.now()
+
+    def lease(self, ttl: int) -> Lease:
+        """Return a lease of so many seconds from now.
+
+        :raises WrongState: the host's clock is behind its own files.
+        """
+        moment = self.now()
+        clock.check_clock(moment, self._dated(), long_off=math.inf)
+        return Lease(granted=moment, ttl=ttl)
+
+    def check_clock(self, moment: Moment, leased: Iterable[str]) -> None:
+        """Check the host's clock against its own files; see :func:`clock.check_clock`.
+
+        :param leased: the names of the clones whose leases are to be judged by it.
+        """
+        records = (self.host.records / name / RECORD for name in leased)
+        clock.check_clock(moment, (*self._dated(), *records))
+
+    def _dated(self) -> Sequence[Path]:
+        """Return what runs change in the state folder."""
+        host = self.host
+        return host.state, host.state_id, host.records, host.runs, host.consoles
+
     def hold(
         self, names: Sequence[str], cancelled: Callable[[], bool]
     ) -> contextlib.AbstractContextManager[None]:
@@ -200,6 +230,10 @@ class LocalHost:
         """Hold those locks that nobody holds, without waiting. See :func:`locks.hold_free`."""
         self.check_state()
         return locks.hold_free(self.host.state, names)
+
+    def schedule(self) -> Schedule:
+        """Return what runs commands regularly on the host."""
+        return Schedule(LocalRunner())
 
     def run_log(self) -> RunLog:
         """Return a new run log."""

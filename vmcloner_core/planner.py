@@ -121,11 +121,15 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
         if "define" in steps:
             made_of = template
         own, wait = _given(request, index), _wait(request, made_of)
-        clones.append(_clone_plan(labels, found, steps, disks, made_of, facts, macs, wait, own))
+        clone = _clone_plan(labels, found, steps, disks, made_of, facts, macs, wait, own)
+        if "define" in steps:
+            clone = attrs.evolve(clone, spec=attrs.evolve(clone.known(), lease=birth.lease))
+        clones.append(clone)
     born = {clone.labels.index for clone in clones if "define" in clone.steps}
     warnings = _check_values(request, template, indices, born, facts.records)
     check_columns(request.values, template)
     warnings += _more_than_asked(request, fleet)
+    warnings += _without_lease(request, birth, born, facts.records)
     _check_foreign([clone.name for clone in clones if "define" in clone.steps], facts)
     _check_addresses(template, clones, facts.records)
     if facts.networks is not None and clones:
@@ -252,6 +256,17 @@ def _more_than_asked(request: CreateRequest, fleet: Mapping[int, Clone]) -> tupl
         return ()
     way = f"vmcloner delete {request.fleet} -n {there - count}"
     return (f"{request.fleet} already has {counted(there, 'clone')}; create removes none ({way})",)
+
+
+def _without_lease(
+    request: CreateRequest, birth: Birth, born: Collection[int], records: Mapping[str, Record]
+) -> tuple[str, ...]:
+    """Return a warning if existing clones have no lease, and the request asks for one."""
+    new = {clone_name(request.fleet, index) for index in born}
+    names = [n for n, record in records.items() if n not in new and record.lease is None]
+    if request.ttl is None or birth.lease is None or not names:
+        return ()
+    return (f"{fold(names)} was made without a lease (vmcloner lease extend {request.fleet})",)
 
 
 def _given(request: CreateRequest, index: int) -> Values:
@@ -387,7 +402,6 @@ def _labels(
         run=birth.run,
         owner=birth.owner,
         created=birth.created,
-        expires=birth.expires,
         storage=facts.storage,
         hypervisor=facts.hypervisor,
         boot=facts.boot,

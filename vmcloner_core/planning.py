@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
 
+from vmcloner_core import quotas
 from vmcloner_core.birth import Birth
 from vmcloner_core.deadlines import answer, instance
 from vmcloner_core.drivers import HypervisorDriver, StorageDriver
@@ -18,6 +20,7 @@ from vmcloner_core.model import (
     Clone,
     CloneRequest,
     HostResources,
+    Lease,
     Needs,
     Network,
     Template,
@@ -125,8 +128,43 @@ class Planning:
         plan = self._with_limits(plan)
         plan = attrs.evolve(plan, boot_jobs=boots if isinstance(boots, int) else None)
         check_backends(self._host, plan)
+        self.check_limits(plan, fleets or ())
         self._plugins.preflight(plan)
         return plan
+
+    def check_limits(self, plan: Plan, fleets: Collection[str]) -> None:
+        """Check that no owner gets more by a plan than the settings allow.
+
+        The host is surveyed again: another run may have ended since the plan's fleets were locked.
+
+        :param fleets: those whose locks the caller holds.
+        :raises NotEnoughResources: one does; see :func:`quotas.check`.
+        """
+        if self._settings.limits.per_owner and quotas.wanted(plan):
+            others = quotas.Admissions(self._host.host).others(fleets)
+            quotas.check(plan, self._host.survey().clones, others, self._settings.limits)
+
+    @contextlib.contextmanager
+    def admission(self, cancelled: Callable[[], bool]) -> Iterator[None]:
+        """Admit one run at a time, if the settings have limits for each owner."""
+        if not self._settings.limits.per_owner:
+            yield
+            return
+        with self._host.hold([quotas.LOCK], cancelled):
+            yield
+
+    def admitted(self, plan: Plan) -> contextlib.AbstractContextManager[None]:
+        """Count what a plan makes, until the block ends, in the admission of other runs."""
+        if not self._settings.limits.per_owner:
+            return contextlib.nullcontext()
+        return quotas.Admissions(self._host.host).noted(plan)
+
+    def lease(self, ttl: int | str | None) -> Lease | None:
+        """Return a lease from now, None for no end; ``ttl`` as in :class:`CreateRequest`."""
+        seconds = self._settings.defaults.ttl if ttl is None else ttl
+        if seconds is None or isinstance(seconds, str):
+            return None
+        return self._host.lease(seconds)
 
     def _with_limits(self, plan: Plan) -> Plan:
         """Return a plan with the time limits of its waits, which depend on the host."""
@@ -168,7 +206,8 @@ class Planning:
             own = own_key.made_key() if makes else own_key.public_key()
             keys = (*facts.authorized_keys, *((own,) if own is not None else ()))
             facts = attrs.evolve(facts, authorized_keys=tuple(dict.fromkeys(keys)))
-        plan = plan_create(request, template, facts, request.birth or Birth.now())
+        birth = attrs.evolve(request.birth or Birth.now(), lease=self.lease(request.ttl))
+        plan = plan_create(request, template, facts, birth)
         if plan.import_image and template.name not in ahead.pulled:
             host.images.check(template)
         unused = checks.unused(template, hypervisor)

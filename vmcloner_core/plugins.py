@@ -50,7 +50,7 @@ from vmcloner_core.hooks import (
     ImageBackend,
     StorageBackend,
 )
-from vmcloner_core.model import Host, Labels, check_mac
+from vmcloner_core.model import Clone, Host, Labels, Lease, check_mac
 from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent, StepStatus, Waiting
 from vmcloner_core.process import LocalRunner
 
@@ -361,6 +361,11 @@ class PluginHost:
     def run_stopping(self, run: str, calls: Mapping[str, int]) -> None:
         """Tell observers that a run was asked to stop."""
         self._observe(self._manager.hook.vmcloner_run_stopping, run=run, calls=calls)
+
+    def lease_expiring(self, clone: Clone, lease: Lease, left: float) -> None:
+        """Tell observers of a clone whose lease ends in ``left`` seconds."""
+        hook = self._manager.hook.vmcloner_lease_expiring
+        self._observe(hook, clone=clone, lease=lease, left=left)
 
     def clone_ready(self, run: str, clone: str) -> None:
         """Tell observers of a clone that has completed its steps."""

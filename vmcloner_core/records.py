@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import re
 import shutil
@@ -35,11 +36,14 @@ import attrs
 from vmcloner_core.drivers import IdentityRequest
 from vmcloner_core.errors import Conflict, InvalidRequest, VmclonerError
 from vmcloner_core.model import (
+    MAX_TTL,
     CloneSpec,
     Domain,
     Identity,
     Interface,
     Labels,
+    Lease,
+    Moment,
     Outcome,
     Seed,
     Template,
@@ -56,6 +60,8 @@ HOST_KEY = "ssh_host_ed25519_key"
 KNOWN_HOSTS = "known_hosts"
 MAX_RECORD = 1024**2
 """Characters of a record; a longer one couldn't be read again."""
+MAX_WALL = 2**33
+"""Seconds since the epoch; a record with a later time is damaged."""
 _DRAFT = re.compile(r"\.(.+)\.draft")
 SYNCS = 8
 """Calls of fsync(2) at once: a file system can serve them all by one write of its journal."""
@@ -74,6 +80,7 @@ class Record:
         each.
     :param ready: when the run of its domain was started in which it got ready, and what was waited
         for; empty if it isn't known to be ready.
+    :param lease: until when it is wanted; None if it has no lease, and never expires.
     """
 
     labels: Labels
@@ -86,6 +93,7 @@ class Record:
     made_of: Mapping[str, Any] | None = None
     ready: str = ""
     ran: Mapping[str, str] = attrs.field(factory=dict)
+    lease: Lease | None = None
 
     @classmethod
     def of(cls, spec: CloneSpec) -> Self:
@@ -97,6 +105,7 @@ class Record:
             values=spec.values,
             identity=spec.identity,
             made_of=_plain(spec.template),
+            lease=spec.lease,
         )
 
     def template(self) -> Template | None:
@@ -215,8 +224,9 @@ class Records:
                 return self._fill(spec.name, text, key=spec.identity is not None)
             self._check(home, spec.labels)
             kept = self.find(spec.name)  # defined again: its disk may be the one that it had
-            if kept is not None and kept.ran:
-                text = _dumped(attrs.evolve(Record.of(spec), ran=kept.ran))
+            if kept is not None:  # and a lease that was granted isn't changed by a create
+                record = attrs.evolve(Record.of(spec), ran=kept.ran, lease=kept.lease)
+                text = _dumped(record)
             if spec.identity is not None and not (home / KNOWN_HOSTS).exists():
                 _write_host_key(home, spec.name)
             _write(home / RECORD, text, 0o600)
@@ -352,6 +362,11 @@ class Records:
     def find(self, clone: str) -> Record | None:
         """Return a clone's record, None if there is none, or none of ours."""
         return _loaded(self.folder / clone / RECORD)
+
+    def leases(self, clones: Collection[str]) -> dict[str, Lease]:
+        """Return the leases of those of these clones that have one, by name."""
+        found = ((name, _lease_in(self.folder / name / RECORD)) for name in clones)
+        return {name: lease for name, lease in found if lease is not None}
 
     def planned_address(self, clone: str) -> str | None:
         """Return a clone's static address, None if it uses DHCP."""
@@ -516,6 +531,7 @@ def _dumped(record: Record) -> str:
         "restart": record.restart,
         "ready": record.ready,
         "ran": dict(record.ran),
+        "lease": record.lease and attrs.asdict(record.lease),
         "seed": {"image": seed.image and str(seed.image), "cmdline": seed.cmdline},
     }
     text = json.dumps(values, default=str, ensure_ascii=False) + "\n"
@@ -527,10 +543,36 @@ def _dumped(record: Record) -> str:
     return text
 
 
+def _read(path: Path) -> Any:
+    content = read_file(path, trusted=False, limit=4 * MAX_RECORD)
+    return json.loads(content.decode("utf-8", "surrogatepass"))
+
+
+def _lease_in(path: Path) -> Lease | None:
+    """Return the lease in a record's file, without reading the rest of it."""
+    try:
+        data = _read(path)
+        return _lease(data.get("lease")) if data["labels"] else None
+    except (VmclonerError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def _lease(data: object) -> Lease | None:
+    """Return a lease from plain data; None, which never expires, if it isn't one."""
+    try:
+        match data:
+            case {"granted": {"wall": wall, "boot": str(boot), "up": up}, "ttl": int(ttl)}:
+                granted = Moment(wall=float(wall), boot=boot, up=float(up))
+                sound = 0 <= granted.wall < MAX_WALL and math.isfinite(granted.up)
+                return Lease(granted=granted, ttl=ttl) if sound and 0 <= ttl <= MAX_TTL else None
+    except (ValueError, TypeError, OverflowError):
+        pass
+    return None
+
+
 def _loaded(path: Path) -> Record | None:
     try:
-        content = read_file(path, trusted=False, limit=4 * MAX_RECORD)
-        data: Any = json.loads(content.decode("utf-8", "surrogatepass"))
+        data = _read(path)
         labels = Labels.from_mapping(data["labels"])
         if labels is None or labels.clone != path.parent.name:
             return None
@@ -549,6 +591,7 @@ def _loaded(path: Path) -> Record | None:
             identity=data["identity"] and _identity(data["identity"]),
             seed=Seed(image=image and Path(image), cmdline=data["seed"]["cmdline"]),
             made_of=_table(data.get("template")),
+            lease=_lease(data.get("lease")),
         )
     except (VmclonerError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None

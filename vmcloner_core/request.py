@@ -8,7 +8,7 @@ import attrs
 
 from vmcloner_core.birth import Birth
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.model import CloneMode, Copying, NicSpec, Script, Template
+from vmcloner_core.model import CloneMode, Copying, NicSpec, Script, Template, check_ttl
 from vmcloner_core.names import MAX_INDEX, check_fleet, check_lab, check_template, clone_name
 from vmcloner_core.placing import ANYWHERE, Where
 from vmcloner_core.plan import (
@@ -74,6 +74,8 @@ def _seconds(_instance: object, _attribute: object, value: float | None) -> None
 
 def _lab(_instance: object, _attribute: object, value: str) -> None:
     check_lab(value)
+def _ttl(_instance: object, _attribute: object, value: int | str | None) -> None:
+    check_ttl(value)
 
 
 @attrs.frozen(kw_only=True)
@@ -106,6 +108,8 @@ class CreateRequest:
     :param network: the network of their first cards, as :attr:`Network.key`, instead of the
         template's.
     :param lab: name of the lab that the fleet is part of, None for none or as the fleet has it.
+    :param ttl: seconds that new clones are leased for, ``never`` for no end; None for what the
+        settings say. Existing clones keep their leases.
     """
 
     fleet: str
@@ -134,6 +138,7 @@ class CreateRequest:
     where: Where = ANYWHERE
     network: str | None = None
     lab: str | None = attrs.field(default=None, validator=attrs.validators.optional(_lab))
+    ttl: int | str | None = attrs.field(default=None, validator=_ttl)
 
     def __attrs_post_init__(self) -> None:
         check_fleet(self.fleet)

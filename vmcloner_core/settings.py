@@ -7,10 +7,14 @@ Everything has a default, so the file is optional. A complete example::
     host = "local"
     hypervisor = "kvm"
     storage = "files"
+    ttl = "8h"                      # new clones are leased for so long; none: no end
+    lease_warning = "1h"            # how long before a lease's end observers are warned
 
     [limits]
     memory_overcommit = 1.5         # guests' memory may be this many times the free memory
     boot_jobs = 8                   # guests that boot at once; "auto" (the default): see below
+    max_clones_per_owner = 50       # clones that one user may have
+    max_memory_per_owner = "64GiB"  # memory of all clones of one user
 
     [hosts.local]
     state = "/var/lib/vmcloner"     # console logs, run logs, built templates
@@ -48,10 +52,11 @@ import attrs
 from platformdirs import user_config_path, user_state_path
 
 from vmcloner_core.errors import InvalidRequest, NotFound, did_you_mean
-from vmcloner_core.model import BackendTable, Host, RemoteHost
+from vmcloner_core.model import BackendTable, Host, RemoteHost, check_ttl
 from vmcloner_core.plan import AUTO, check_boot_jobs
 from vmcloner_core.tomlfile import read_toml, structure
 from vmcloner_core.trusted_files import exists
+from vmcloner_core.units import Duration, Size
 
 FILE = "vmcloner.toml"
 SYSTEM = Path("/etc/vmcloner")
@@ -63,11 +68,19 @@ LOCAL = "local"
 
 @attrs.frozen(kw_only=True)
 class Defaults:
-    """What is used if a request does not say."""
+    """What is used if a request does not say.
+
+    :param ttl: seconds that new clones are leased for; None for no end.
+    :param lease_warning: seconds before a lease's end from which ``gc`` warns of it.
+    """
 
     host: str = "local"
     hypervisor: str = "kvm"
     storage: str = "files"
+    ttl: Duration | None = attrs.field(
+        default=None, validator=lambda _instance, _attribute, value: check_ttl(value)
+    )
+    lease_warning: Duration = 3600
 
 
 def _boot_jobs(_instance: object, _attribute: object, value: int | str) -> None:
@@ -80,10 +93,21 @@ class Limits:
 
     :param memory_overcommit: guests' memory relative to free memory; a request for more is refused.
     :param boot_jobs: how many guests boot at once, or ``auto``: what the host can carry.
+    :param max_clones_per_owner, max_memory_per_owner: clones, and bytes of memory of all of them,
+        that one user may have on the host; None for no limit.
     """
 
     memory_overcommit: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
     boot_jobs: int | str = attrs.field(default=AUTO, validator=_boot_jobs)
+    max_clones_per_owner: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.ge(1))
+    )
+    max_memory_per_owner: Size | None = None
+
+    @property
+    def per_owner(self) -> bool:
+        """Whether there is a limit for each owner."""
+        return (self.max_clones_per_owner, self.max_memory_per_owner) != (None, None)
 
 
 def _not_empty(_instance: object, _attribute: object, value: str | None) -> None:

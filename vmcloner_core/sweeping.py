@@ -10,6 +10,8 @@ These are, in the host's state folder:
     a record that was half made or half removed, drafts of its files
 ``templates/.NAME-…``
     a download, or what an image builder was making
+``admitted/FLEET.json``
+    what a run was admitted for that has ended
 ``.id-…``, ``.kvm-…``
     drafts of the folder's own files
 
@@ -152,6 +154,7 @@ class Sweeper:
             left += _of_drafts(templates, self.host.state, "template", taken)
             left += _of_drafts(images, images.parent, "image", taken)
             left += self._of_state(taken)
+            left += self._of_admissions(fleets, taken)
         except VmclonerError as error:
             log.warning("left behind: %s", error)
         return [*left, *self._of_nobody(taken)]
@@ -218,6 +221,14 @@ class Sweeper:
             return []
         with hold_free(self.host.state, [ID_LOCK]) as free:
             return taken([("draft", path, _KILLED) for path in drafts]) if free else []
+
+    def _of_admissions(self, fleets: Collection[str], taken: _Take) -> list[Leftover]:
+        """Take what is noted of runs that have ended, and drafts of such notes."""
+        notes = {p: p.name.strip(".").partition(".")[0] for p in _entries(self.host.admitted)}
+        others = {f"fleet/{fleet}" for fleet in notes.values() if fleet not in fleets}
+        with hold_free(self.host.state, others) if others else contextlib.nullcontext(()) as free:
+            ended = [p for p, fleet in notes.items() if fleet in fleets or f"fleet/{fleet}" in free]
+            return taken([("draft", path, _KILLED) for path in ended])
 
     def _of_nobody(self, taken: _Take) -> list[Leftover]:
         """Take drafts that nobody writes any more, and shared files that no clone has."""

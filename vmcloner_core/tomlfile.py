@@ -13,7 +13,7 @@ import attrs
 
 from vmcloner_core.errors import InvalidRequest, VmclonerError, did_you_mean
 from vmcloner_core.trusted_files import read_file
-from vmcloner_core.units import Size, parse_size
+from vmcloner_core.units import Duration, Size, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from cattrs import Converter
@@ -263,6 +263,9 @@ def _converter() -> Converter:
     converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], _tuple_of_strings)
     converter.register_structure_hook_func(
         lambda kind: kind == Size, lambda value, _: parse_size(value)
+    )
+    converter.register_structure_hook_func(
+        lambda kind: kind == Duration, lambda value, _: parse_duration(value)
     )
     return converter
 

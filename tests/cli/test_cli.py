@@ -26,6 +26,7 @@ from vmcloner_core.errors import HostCommandError
 LIST_KEYS = [
     "name", "fleet", "index", "state", "template", "hypervisor",
     "storage", "host", "mac", "ip", "created", "volumes", "reason", "problem",
+    "owner", "expires",
 ]  # fmt: skip
 
 

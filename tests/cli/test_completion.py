@@ -41,7 +41,7 @@ def site(lab, tmp_path, monkeypatch):
     [
         (["lis"], ["list"]),
         (["template", "i"], ["import", "import-legacy"]),
-        (["host", "prepare", ""], ["lvm", "network"]),
+        (["host", "prepare", ""], ["gc", "lvm", "network"]),
         (["help", "cre"], ["create"]),
         (["start", ""], ["db", "web"]),
         (["start", "web-1"], ["web-1", "web-10", "web-11", "web-12"]),

@@ -17,7 +17,7 @@ import pytest
 
 from vmcloner_core import State
 from vmcloner_core.cli.formats import lines
-from vmcloner_core.cli.listing import KEYS
+from vmcloner_core.cli.listing import KEYS, LEASE_KEYS
 from vmcloner_core.units import format_age
 
 
@@ -80,7 +80,7 @@ def test_programs_get_no_totals_and_all_keys(run):
     run("create", "web", "-t", "t1", "-n", "2")
     for form in ("json", "yaml", "csv", "value"):
         assert "2 clones" not in run("list", "-f", form)[1]
-    assert list(json.loads(run("list", "-f", "json")[1])[0]) == list(KEYS)
+    assert list(json.loads(run("list", "-f", "json")[1])[0]) == [*KEYS, *LEASE_KEYS]
     wide = run("list", "--wide")[1].splitlines()[0].split()
     assert set(KEYS) < set(wide)
     assert run("list", "-c", "name")[1] == "name\nweb-1\nweb-2\n"

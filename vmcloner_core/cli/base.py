@@ -18,6 +18,7 @@ from cliff.show import ShowOne
 from vmcloner_core.cli.formats import PlainTable
 from vmcloner_core.cli.usage import printable, refuse, say
 from vmcloner_core.errors import Interrupted, UsageError, VmclonerError, did_you_mean, said
+from vmcloner_core.model import NEVER
 from vmcloner_core.plan import (
     DEFAULT_TIMEOUT,
     EMULATED,
@@ -31,7 +32,7 @@ from vmcloner_core.plan import (
 )
 from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import Request, TargetRequest, check_aim
-from vmcloner_core.units import counted, format_seconds, format_size, parse_size
+from vmcloner_core.units import counted, format_seconds, format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from vmcloner_core.cli.app import Shell
@@ -524,6 +525,24 @@ def _boot_jobs(text: str) -> int | str:
 def _size(text: str) -> int:
     try:
         return parse_size(text)
+    except VmclonerError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def add_ttl(parser: argparse.ArgumentParser, words: str) -> None:
+    """Add the option that says how long a lease lasts."""
+    parser.add_argument("--ttl", type=_ttl, metavar="TIME", help=f"{words}, like 30min, 4h or 2d.")
+
+
+def _ttl(text: str) -> int | str:
+    """Return the argument of ``--ttl``; the request checks its range."""
+    return text if text == NEVER else duration(text)
+
+
+def duration(text: str) -> int:
+    """Return an option's duration in seconds."""
+    try:
+        return parse_duration(text)
     except VmclonerError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vmcloner_core.cli.base import RunCommand, add_copying, add_sizes, note, sizes, waiting
+from vmcloner_core.cli.base import RunCommand, add_copying, add_sizes, add_ttl, note, sizes, waiting
 from vmcloner_core.cli.usage import agrees, say
 from vmcloner_core.errors import Interrupted, NotPulled
 from vmcloner_core.model import CloneMode
@@ -76,6 +76,11 @@ class Create(RunCommand):
         )
         add_sizes(parser)
         add_copying(parser)
+        add_ttl(
+            parser,
+            "Lease new clones for so long: gc --expired then removes them. never: no end "
+            "(default defaults.ttl of the settings)",
+        )
         parser.add_argument(
             "--pull",
             action="store_true",
@@ -136,6 +141,7 @@ class Create(RunCommand):
             verify=parsed_args.verify,
             sizes=sizes(parsed_args),
             where=self._where(parsed_args),
+            ttl=parsed_args.ttl,
             **waiting(parsed_args),
         )
 

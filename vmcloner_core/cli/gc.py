@@ -11,6 +11,7 @@ from vmcloner_core.cli.base import Table, note
 from vmcloner_core.cli.usage import agrees, say
 from vmcloner_core.errors import Interrupted, PartialFailure, UsageError
 from vmcloner_core.model import Leftover
+from vmcloner_core.survey import Unseen
 from vmcloner_core.units import counted, format_size
 
 COLUMNS = ("kind", "name", "size", "why", "error")
@@ -19,19 +20,26 @@ MAX_LINES = 20
 
 
 class Gc(Table):
-    """Remove what killed runs left on the host, and with --orphans clones that lack a part.
+    """Remove what killed runs left; with --expired, clones whose leases have ended.
+
+    With --orphans also clones that lack a part.
 
     Runs remove their own kind of leftovers too. What another run works on, what belongs to another
     state folder and what has no labels of vmcloner's is never touched.
     """
 
-    example = "vmcloner gc --orphans --dry-run"
+    example = "vmcloner gc --expired --orphans --dry-run"
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
         parser = super().get_parser(prog_name)
         parser.add_argument(
             "--dry-run", action="store_true", help="Show what would be removed; change nothing."
+        )
+        parser.add_argument(
+            "--expired",
+            action="store_true",
+            help="Also delete clones whose leases have ended, running ones too.",
         )
         parser.add_argument(
             "--orphans",
@@ -50,8 +58,13 @@ class Gc(Table):
         if not (parsed_args.yes or parsed_args.dry_run or sys.stdin.isatty()):
             raise UsageError("gc needs a terminal to ask for confirmation", hint="or use --yes")
         asked = (lambda _left: None) if parsed_args.yes else confirm
+        self._unseen: list[Unseen] = []
         self._left = self.engine.gc(
-            orphans=parsed_args.orphans, dry_run=parsed_args.dry_run, on_found=asked
+            expired=parsed_args.expired,
+            orphans=parsed_args.orphans,
+            dry_run=parsed_args.dry_run,
+            on_found=asked,
+            on_unseen=self._unseen.append,
         )
         size = format_size if parsed_args.formatter == "table" else int
         return COLUMNS, [
@@ -62,9 +75,11 @@ class Gc(Table):
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
         """Print the rows, then a summary.
 
-        :raises PartialFailure: something could not be removed.
+        :raises PartialFailure: something could not be removed, or a backend not be read.
         """
         super().produce_output(parsed_args, column_names, data)
+        for unseen in self._unseen:
+            say(f"{unseen}: what is on it is left ({unseen.hint})")
         failures = [(each.name, each.error) for each in self._left if each.error is not None]
         if failures:
             raise PartialFailure(
@@ -73,7 +88,12 @@ class Gc(Table):
                 failures=failures,
             )
         what = "would remove" if parsed_args.dry_run else "removed"
-        note(self.app, f"{what} {_summary(self._left)}" if self._left else "nothing to remove")
+        done = f"{what} {_summary(self._left)}" if self._left else "nothing to remove"
+        if self._unseen:
+            raise PartialFailure(
+                f"gc: {done}, but not all could be read", hint=self._unseen[0].hint
+            )
+        note(self.app, done)
         return 0
 
 

@@ -12,10 +12,12 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from vmcloner_core.birth import owner
 from vmcloner_core.cli.base import Table, add_targets, note
 from vmcloner_core.cli.formats import PlainTable
 from vmcloner_core.cli.usage import say
 from vmcloner_core.errors import PartialFailure, UsageError, VmclonerError, shown
+from vmcloner_core.lease_calls import LeaseState
 from vmcloner_core.model import Clone, State
 from vmcloner_core.survey import Survey
 from vmcloner_core.units import counted, format_age
@@ -27,7 +29,9 @@ KEYS = (
 """What programs get; stable."""
 SHORT = ("name", "state", "ip", "template", "age", "problem")
 """What people get: it fits 80 columns."""
-ALL = (*SHORT[:-1], *(key for key in KEYS if key not in SHORT), "problem")
+LEASE_KEYS = ("owner", "expires")
+"""What programs get after these. ``expires`` is null for clones without a lease."""
+ALL = (*SHORT[:-1], *(key for key in KEYS if key not in SHORT), *LEASE_KEYS, "problem")
 FLEET_KEYS = ("fleet", "template", "clones", *(state.value for state in State))
 INTERVAL = 2.0
 """Seconds between two looks of ``--watch``."""
@@ -69,6 +73,22 @@ def problem(clone: Clone) -> str | None:
     return ": ".join(word for word in words if word) or None
 
 
+def left_words(seconds: float | None) -> str | None:
+    """Return the time that is left of a lease for people."""
+    if seconds is None:
+        return None
+    return f"{format_age(seconds)}" if seconds > 0 else f"expired {format_age(-seconds)} ago"
+
+
+def _is_wanted(clone: Clone, lease: LeaseState | None, parsed_args: argparse.Namespace) -> bool:
+    """Tell whether a clone is of the owner that is asked for, and expired if that is."""
+    name = parsed_args.owner
+    if name is not None and clone.labels.owner != (owner() if name == "me" else name):
+        return False
+    left = lease.left if lease is not None else None
+    return not parsed_args.expired or (left is not None and left <= 0)
+
+
 def age(clone: Clone, now: datetime) -> str | None:
     """Return how long ago a clone was created, None if its label has no valid time."""
     try:
@@ -86,7 +106,7 @@ class List(Table):
     """
 
     example = "vmcloner list web-[1-10] --state running"
-    columns = tuple(dict.fromkeys((*KEYS, *SHORT, *FLEET_KEYS)))
+    columns = tuple(dict.fromkeys((*KEYS, *SHORT, *LEASE_KEYS, *FLEET_KEYS)))
     short: Sequence[str] = SHORT
     _watched = False
 
@@ -101,6 +121,12 @@ class List(Table):
             metavar="STATE",
             help=f"Only clones in this state, one of {', '.join(s.value for s in State)}; "
             "can be repeated.",
+        )
+        parser.add_argument(
+            "--owner", metavar="NAME", help="Only clones of this user; me: your own."
+        )
+        parser.add_argument(
+            "--expired", action="store_true", help="Only clones whose leases have ended."
         )
         parser.add_argument(
             "--fleets", action="store_true", help="A line for each fleet: how many in each state."
@@ -133,19 +159,33 @@ class List(Table):
         if self.for_people(parsed_args) and not (parsed_args.others or parsed_args.targets):
             clones = tuple(clone for clone in clones if clone.ours)
             self._hidden = len(self._found.clones) - len(clones)
-        self._clones = [clone for clone in clones if clone.state.value in wanted]
+        seen = [clone for clone in clones if clone.state.value in wanted]
+        leases = self._leases(seen, parsed_args)
+        self._clones = [c for c in seen if _is_wanted(c, leases.get(c.name), parsed_args)]
         self.nothing = _nothing(self._found, len(clones), parsed_args)
         if parsed_args.fleets:
             return self._of_fleets()
         programs = not (self.for_people(parsed_args) or parsed_args.columns)
-        columns = KEYS if programs else ALL
+        columns = (*KEYS, *LEASE_KEYS) if programs else ALL
         now = datetime.now(UTC)
         rows = []
         for clone in self._clones:
             values = dict(zip(KEYS, row(clone), strict=True))
+            lease = leases[clone.name].lease if clone.name in leases else None
             values["age"] = age(clone, now)
+            values |= {"owner": clone.labels.owner, "expires": lease and lease.expires}
             rows.append(tuple(values[name] for name in columns))
         return columns, rows
+
+    def _leases(
+        self, clones: Sequence[Clone], parsed_args: argparse.Namespace
+    ) -> dict[str, LeaseState]:
+        """Return clones' leases, by name, if they are wanted: they are in as many files."""
+        brief = self.for_people(parsed_args) and not parsed_args.wide
+        shown = "expires" in parsed_args.columns if brief else not parsed_args.fleets
+        if not (shown or parsed_args.expired):
+            return {}
+        return {state.clone.name: state for state in self.engine.leases(clones)}
 
     def _of_fleets(self) -> tuple[Sequence[str], list[Any]]:
         """Return columns and rows of fleets; people don't see states that no clone is in."""
@@ -260,6 +300,8 @@ def _nothing(found: Survey, clones: int, parsed_args: argparse.Namespace) -> str
     if found.unseen:
         return ""
     if clones:
-        states = " or ".join(parsed_args.state or ())
-        return f"no clone is {states} ({counted(clones, 'clone')}: vmcloner list)"
+        words = [" or ".join(parsed_args.state or ()), "expired" if parsed_args.expired else ""]
+        asked = " and ".join(filter(None, words)) or "here"
+        whose = f" of {parsed_args.owner}" if parsed_args.owner is not None else ""
+        return f"no clone{whose} is {asked} ({counted(clones, 'clone')}: vmcloner list)"
     return "there are no clones yet (vmcloner create web -t tiny -n 3 --start --wait)"

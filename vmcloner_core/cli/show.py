@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmcloner_core import ssh
 from vmcloner_core.cli.base import Record
-from vmcloner_core.cli.listing import KEYS, age, row
+from vmcloner_core.cli.listing import KEYS, age, left_words, row
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Clone
 from vmcloner_core.units import format_age, format_size
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MORE = (
     "uuid", "memory", "owner", "run", "expires", "disks", "macs", "console_log",
-    "vcpus", "user", "port", "ssh", "uptime", "ready", "values", "lab",
+    "vcpus", "user", "port", "ssh", "uptime", "ready", "values", "lab", "lease_left",
 )  # fmt: skip
 
 
@@ -67,12 +67,14 @@ class Show(Record):
         spec = self._spec(clone)
         domain = clone.domain
         started = self.engine.started(clone)
+        (leased,) = self.engine.leases([clone])
+        lease = leased.lease
         values = (
             str(domain.uuid) if domain is not None else None,
             domain.memory if domain is not None else None,
             clone.labels.owner,
             clone.labels.run,
-            clone.labels.expires,
+            lease.expires if lease is not None else None,
             [
                 {
                     "path": str(volume.path),
@@ -92,6 +94,7 @@ class Show(Record):
             spec.template.readiness if spec is not None else None,
             dict(spec.values) if spec is not None else {},
             clone.labels.lab,
+            leased.left,
         )
         return dict(zip(MORE, values, strict=True))
 
@@ -122,4 +125,5 @@ class Show(Record):
             "disks": "\n".join(disks),
             "ssh": values["ssh"] or f"not now: {outcome.error}",
             "uptime": format_age(uptime) if uptime is not None else None,
+            "lease_left": left_words(values["lease_left"]),
         }

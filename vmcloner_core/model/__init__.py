@@ -38,6 +38,7 @@ from vmcloner_core.model.identity import (
     clone_uuid,
 )
 from vmcloner_core.model.labels import LABEL_VERSION, Labels
+from vmcloner_core.model.lease import MAX_TTL, NEVER, Lease, Moment, check_ttl
 from vmcloner_core.model.leftover import Leftover
 from vmcloner_core.model.outcome import Check, Outcome, Status
 from vmcloner_core.model.script import Script
@@ -72,6 +73,8 @@ __all__ = [
     "LABEL_VERSION",
     "MAX_CMDLINE",
     "MAX_DISKS",
+    "MAX_TTL",
+    "NEVER",
     "Access",
     "BackendTable",
     "BootConfig",
@@ -98,7 +101,9 @@ __all__ = [
     "Interface",
     "KernelSpec",
     "Labels",
+    "Lease",
     "Leftover",
+    "Moment",
     "Needs",
     "Network",
     "NetworkChange",
@@ -119,6 +124,7 @@ __all__ = [
     "Volume",
     "VolumeProgress",
     "check_mac",
+    "check_ttl",
     "clone_generation",
     "clone_mac",
     "clone_uuid",

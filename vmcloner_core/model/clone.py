@@ -11,6 +11,7 @@ import attrs
 from vmcloner_core.model.domain import Domain, Nic, State
 from vmcloner_core.model.identity import Identity
 from vmcloner_core.model.labels import Labels
+from vmcloner_core.model.lease import Lease
 from vmcloner_core.model.template import Template
 from vmcloner_core.model.volume import Volume
 from vmcloner_core.units import parse_size
@@ -27,6 +28,7 @@ class CloneSpec:
         template's.
     :param identity: None if its template has no identity provider, or if the current step does
         not change it.
+    :param lease: until when it is wanted, if it is made now; None for no end.
     """
 
     labels: Labels
@@ -35,6 +37,7 @@ class CloneSpec:
     nics: tuple[Nic, ...] = ()
     values: Values = attrs.field(factory=dict)
     identity: Identity | None = None
+    lease: Lease | None = None
 
     @property
     def name(self) -> str:

@@ -65,6 +65,11 @@ class Host:
         return self.state / "runs"
 
     @property
+    def admitted(self) -> Path:
+        """Folder of what runs have been admitted for and haven't made yet, ``FLEET.json``."""
+        return self.state / "admitted"
+
+    @property
     def templates(self) -> Path:
         """Folder for the results of image builders, one folder per template."""
         return self.state / "templates"
