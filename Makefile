@@ -68,6 +68,7 @@ test-fast: tools ## Run the tests that need no daemon and no root
 
 test-kills: tools ## Kill and disturb commands at any of their calls (SEED=1 KILLS=500), on files and in the lab
 	@$(WITH_LIBVIRTD) $(BIN)/python -m tests.campaign.campaign --seed $(SEED) --kills $(KILLS) --faults $(KILLS) $(ARGS)
+	@$(WITH_LIBVIRTD) $(BIN)/python -m tests.campaign.rubbish --seed $(SEED) --kills $$(($(KILLS) / 10))
 	@$(ROOT) contrib/lab/lab kvm test --seconds 14400 --env SEED=$(SEED) --env KILLS=$$(($(KILLS) / 10)) -- -m lvm tests/campaign
 
 test-fuzz: tools ## Feed all readers of foreign input with mutated inputs (SECONDS=600 SEED=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -12,11 +13,12 @@ from vmcloner_core.errors import InvalidRequest, NotFound
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import Clone, Lease, Moment, check_ttl
 from vmcloner_core.names import Target, fold, parse_targets
-from vmcloner_core.planner import check_ours
-from vmcloner_core.records import Record
 from vmcloner_core.request import check_aim
-from vmcloner_core.schedule import EVERY, ScheduleChange, own_command
 from vmcloner_core.settings import Settings
+
+if TYPE_CHECKING:
+    from vmcloner_core.records import Record
+    from vmcloner_core.schedule import ScheduleChange
 
 
 @attrs.frozen(kw_only=True)
@@ -107,12 +109,14 @@ class LeaseCalls(ABC):
         return self._release("lease end", targets, ended, everything, dry_run)
 
     def prepare_gc(
-        self, *, every: int = EVERY, orphans: bool = False, dry_run: bool = False
+        self, *, every: int = 900, orphans: bool = False, dry_run: bool = False
     ) -> ScheduleChange:
         """Run ``gc --expired`` with these settings regularly; see :meth:`Schedule.prepare`.
 
         :param every: seconds between two runs. :param orphans: also with ``--orphans``.
         """
+        from vmcloner_core.schedule import own_command
+
         config = self.settings.file
         words = ["--quiet", *(["--config", str(config)] if config is not None else [])]
         words += ["gc", "--expired", *(["--orphans"] if orphans else []), "--yes"]
@@ -156,6 +160,8 @@ class LeaseCalls(ABC):
         *,
         dry_run: bool,
     ) -> tuple[LeaseState, ...]:
+        from vmcloner_core.planner import check_ours
+
         clones = self._host.survey().select(wanted)
         if wanted:
             check_ours(clones)

@@ -17,6 +17,7 @@ import socket
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -48,13 +49,15 @@ from vmcloner_core.plugins import PluginHost
 from vmcloner_core.process import LocalRunner
 from vmcloner_core.records import RECORD, Records, sync
 from vmcloner_core.runlog import RunLog
-from vmcloner_core.schedule import Schedule
 from vmcloner_core.stored_ids import drafted, new_id, read_id
 from vmcloner_core.survey import Survey, look
 from vmcloner_core.sweeping import ID_LOCK, Sweeper
 from vmcloner_core.template_images import TemplateImages
 from vmcloner_core.template_leftovers import Leftovers
 from vmcloner_core.trusted_files import check_folder
+
+if TYPE_CHECKING:
+    from vmcloner_core.schedule import Schedule
 
 log = logging.getLogger(__name__)
 MACHINE_ID = Path("/etc/machine-id")
@@ -233,6 +236,8 @@ class LocalHost:
 
     def schedule(self) -> Schedule:
         """Return what runs commands regularly on the host."""
+        from vmcloner_core.schedule import Schedule
+
         return Schedule(LocalRunner())
 
     def run_log(self) -> RunLog:
