@@ -274,3 +274,16 @@ def test_values_go_to_the_hosts_of_their_clones(hosts):
 def test_an_error_of_a_host_keeps_its_class_and_names_the_host(hosts):
     with pytest.raises(NotFound, match="host 'h1': unknown template 'nope'"):
         hosts.controller().create("web", "nope")
+
+
+def test_clones_are_leased_on_each_host(hosts):
+    all_hosts = hosts.controller()
+    all_hosts.create("web", "t1", count=3, ttl=3600)
+    all_hosts.create("db", "t1", count=3)
+    clones = all_hosts.list()
+    states = all_hosts.leases(clones)
+    assert [state.clone.name for state in states] == names(clones)
+    assert [state.lease and state.lease.ttl for state in states] == [None] * 3 + [3600] * 3
+    assert all(0 < state.left <= 3600 for state in states[3:])
+    with pytest.raises(InvalidRequest, match="one host only"):
+        all_hosts.extend_lease("web", ttl=60)

@@ -17,6 +17,7 @@ from vmcloner_core.engine import Engine, Held
 from vmcloner_core.errors import NotFound, VmclonerError, WrongState, said
 from vmcloner_core.hooks import hookimpl
 from vmcloner_core.hosts import wire
+from vmcloner_core.lease_calls import LeaseState
 from vmcloner_core.model import Access, Check, CloneSpec, HostResources, Outcome
 from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent, Waiting
 from vmcloner_core.request import CreateRequest, Request
@@ -241,6 +242,10 @@ class Beside:
     def call_reach(self, asked: Asked, _event: Event) -> tuple[Reached, ...]:
         """Return how clones are reached from this host."""
         return tuple(map(_reached, self._engine.access(*asked.targets)))
+
+    def call_leases(self, asked: Asked, _event: Event) -> tuple[LeaseState, ...]:
+        """Return clones' leases as they are now."""
+        return self._engine.leases(self._engine.list(*asked.targets))
 
     def call_domain_xml(self, asked: Asked, _event: Event) -> str:
         """Return a clone's domain XML."""

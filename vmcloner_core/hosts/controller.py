@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -40,6 +41,7 @@ from vmcloner_core.hosts import merging, parts, reaching, wire
 from vmcloner_core.hosts.beside import OBSERVED, Asked, Found, HostState, Reached, Read
 from vmcloner_core.hosts.carrier import Carrier
 from vmcloner_core.hosts.links import Links, each
+from vmcloner_core.lease_calls import LeaseState
 from vmcloner_core.model import Access, Check, Clone, CloneSpec, Host, Outcome, RemoteHost, Status
 from vmcloner_core.names import fold, parse_targets
 from vmcloner_core.plan import OnFailure, Plan, RunResult, Waiting
@@ -54,6 +56,7 @@ from vmcloner_core.survey import Survey
 if TYPE_CHECKING:
     from vmcloner_core.audit import Report
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 MAX_REPLANS = 10
 """How often hosts plan again because others use the same MAC addresses."""
@@ -211,6 +214,28 @@ class Controller:
         kind: Any = float | None
         found: float | None = self._links.one(clone.host, "started", Asked(name=clone.name), kind)
         return found
+
+    def leases(self, clones: Iterable[Clone]) -> tuple[LeaseState, ...]:
+        """Return the leases of clones, in their order; see :meth:`Engine.leases`.
+
+        A clone whose host doesn't answer counts as one without a lease.
+        """
+        clones = tuple(clones)
+        by_host: dict[str, list[str]] = {}
+        for clone in clones:
+            by_host.setdefault(clone.host, []).append(clone.name)
+        asked = {host: Asked(targets=(fold(names),)) for host, names in by_host.items()}
+        kind: Any = tuple[LeaseState, ...]
+        found: dict[tuple[str, str], LeaseState] = {}
+        for host, answer in self._links.ask("leases", asked, kind).items():
+            if isinstance(answer, VmclonerError):
+                log.warning("host %r: %s", host, answer.message)
+            else:
+                found |= {(host, state.clone.name): state for state in answer}
+        return tuple(
+            found.get((clone.host, clone.name)) or LeaseState(clone=clone, lease=None, left=None)
+            for clone in clones
+        )
 
     def console_log(self, clone: Clone) -> None:
         """Return None: the file with a clone's console output is on its host."""
