@@ -46,7 +46,8 @@ def test_the_real_clock_set_back_deletes_nothing(site):
     time.sleep(1.1)
     argv = site.argv("gc", "--expired", "--yes")
     code = (
-        "import sys, time; real = time.time; time.time = lambda: real() + float(sys.argv[1]);"
+        "import sys, time; real, jump = time.time, float(sys.argv[1]);"
+        "time.time = lambda: real() + jump;"
         "sys.argv[:2] = ['vmcloner']; from vmcloner_core.cli.app import main; "
         "sys.exit(main(sys.argv[1:]))"
     )
