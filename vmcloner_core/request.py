@@ -74,6 +74,8 @@ def _seconds(_instance: object, _attribute: object, value: float | None) -> None
 
 def _lab(_instance: object, _attribute: object, value: str) -> None:
     check_lab(value)
+
+
 def _ttl(_instance: object, _attribute: object, value: int | str | None) -> None:
     check_ttl(value)
 
