@@ -50,6 +50,7 @@ class ThickDriver(StorageDriver):
     """
 
     clone_lane = Lane(batch=32)
+    reset_lane = Lane(batch=32)
     delete_lane = Lane(batch=64)
     modes = frozenset({CloneMode.FULL})
 

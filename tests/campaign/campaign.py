@@ -26,9 +26,10 @@ import attrs
 from tests.e2e.conftest import make_site
 
 VICTIM = Path(__file__).with_name("victim.py")
-COUNT = 3
-LIMIT = 180
-"""Seconds after which a command is taken to hang."""
+COUNT, FEW = 3, 2
+"""Clones; and where each command of LVM takes seconds, as in the lab."""
+LIMIT, LONG = 180, 600
+"""Seconds after which a command is taken to hang; and where each command of LVM takes seconds."""
 TEMPLATE = """
 extends = "plain"
 swap = "1MiB"
@@ -104,7 +105,7 @@ class Campaign:
             "-t",
             "seeded",
             "--count",
-            str(COUNT),
+            str(FEW if pool.startswith("lvm") else COUNT),
             "--values",
             "values.csv",
         ]
@@ -337,7 +338,9 @@ class Campaign:
             text=True,
         ) as process:
             try:
-                out, err = process.communicate(timeout=LIMIT)
+                out, err = process.communicate(
+                    timeout=LONG if self.pool.startswith("lvm") else LIMIT
+                )
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGABRT)
                 out, err = process.communicate()
@@ -395,7 +398,7 @@ def site_on(pool):
         yield site
     finally:
         delete = site.argv("delete", site.fleet("web"), "--yes", "--missing-ok")
-        subprocess.run(delete, cwd=site.folder, timeout=LIMIT, check=True)
+        subprocess.run(delete, cwd=site.folder, timeout=LONG, check=True)
         if mounted.is_mount():
             subprocess.run(["umount", mounted], check=True, timeout=60)
         shutil.rmtree(site.folder)

@@ -1,6 +1,7 @@
 """Clones that somebody saved, paused, renamed or shares disks with, on the reference drivers."""
 
 import json
+import shutil
 import uuid
 
 import attrs
@@ -8,7 +9,7 @@ import pytest
 
 from vmcloner_core.engine import Engine
 from vmcloner_core.errors import Conflict, InvalidRequest, PartialFailure
-from vmcloner_core.model import State
+from vmcloner_core.model import Outcome, State
 from vmcloner_core.plan import Readiness, Sizes
 from vmcloner_core.request import TargetRequest
 
@@ -200,6 +201,25 @@ def test_sizes_are_set_and_kept(lab):
     lab.engine.start("web-1")
     lab.engine.save("web-1")
     assert "is saved" in failures(lab.engine.set, "web-1", sizes=Sizes(disk=9 * MIB))["web-1"]
+
+
+def test_what_a_domain_that_is_gone_left_is_asked_for_by_its_records_uuid(lab, monkeypatch):
+    """Somebody else undefined it, and kept its NVRAM, say."""
+    asked = {}
+
+    def forget(domains):
+        asked.update(domains)
+        return (Outcome(key=name) for name in domains)
+
+    lab.engine.create("web", "t1", count=3)
+    number = lab.engine.show("web-1").domain.uuid
+    for name in ("web-1", "web-2"):
+        del lab.machines.machines[name]
+    shutil.rmtree(lab.engine.host.records / "web-2")
+    monkeypatch.setattr(lab.machines, "forget", forget)
+    lab.engine.delete("web")
+    assert asked == {"web-1": number, "web-2": None}
+    assert lab.engine.list() == ()
 
 
 def test_a_size_whose_run_was_killed_is_told_and_noted(lab, monkeypatch):

@@ -235,3 +235,19 @@ def test_a_disk_whose_copy_was_cut_off_does_not_grow(host, driver, origin, monke
     cut_off(driver, origin, monkeypatch)
     assert "incomplete" in str(grow(driver, 12 * MIB)["web-1-disk0"].error)
     assert host.volumes["web-1-disk0"].size == 8 * MIB
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+def test_a_fleet_is_reset_by_few_commands(host, driver, origin):
+    """One clone after the other, each with commands of its own, took minutes on a busy host."""
+    assert driver.reset_lane.batch >= driver.clone_lane.batch
+    wanted = requests(origin, 8)
+    assert all(outcome.ok for outcome in driver.clone(wanted))
+    host.calls.clear()
+    assert all(outcome.ok for outcome in driver.reset(wanted))
+    names = [call.split()[0] for call in host.calls]
+    assert names.count("lvremove") == 1
+    assert names.count("activate") <= 2  # the volumes, and their image
+    assert names.count("lvs") < 8

@@ -161,19 +161,18 @@ def test_ctrl_c_ends_what_a_driver_waits_for(site):
     """This guest doesn't shut down: it has no system."""
     web = site.fleet("web")
     site.run("create", web, "-t", "plain", "-n", "2", "--start")
+    runs = site.folder / "state" / "runs"
+    before = set(runs.iterdir())
     with site.popen("stop", web, "--timeout", "190") as process:
-        log = site.folder / "state" / "runs"
-        while process.poll() is None and not _begun(log, "shutdown"):
+        while process.poll() is None and not any(
+            "shutdown" in log.read_text() for log in {*runs.iterdir()} - before
+        ):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=100)
     assert process.returncode == 130, stderr
     assert [row["state"] for row in site.rows(web)] == ["running"] * 2
     site.run("stop", web, "--kill")
-
-
-def _begun(folder, step):
-    return any(step in path.read_text() for path in folder.glob("*") if path.is_file())
 
 
 def test_a_foreign_domain_is_never_touched(site):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import uuid
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
@@ -61,24 +62,25 @@ class Undefine(HypervisorStep):
         self, run: Run, driver: HypervisorDriver, works: Sequence[Work], _more: More
     ) -> Iterator[Outcome[object]]:
         """See :meth:`Step.call`."""
-        names = []
+        there: list[str] = []
+        gone: dict[str, uuid.UUID | None] = {}
         for work in works:
             try:
-                if run.plan.action == Delete.name:  # a roll-back's domains have had no snapshots
-                    remove_overlays(run.users(), work)
-                names.append(work.name)
+                if run.plan.action != Delete.name:
+                    there.append(work.name)  # a roll-back's domains have had no snapshots
+                    continue
+                remove_overlays(run.users(), work)
+                if work.plan.domain is not None:
+                    there.append(work.name)
+                else:
+                    record = run.host.records.find(work.name)
+                    gone[work.name] = record.uuid if record is not None else None
             except VmclonerError as error:
                 yield Outcome(key=work.name, error=error)
-        gone = {work.name for work in works if work.plan.domain is None} & set(names)
-        if run.plan.action != Delete.name:
-            gone = set()  # a roll-back's domains were made after the plan
-        there = [name for name in names if name not in gone]
-        records = run.host.records.of(sorted(gone))
-        left = {name: records[name].uuid if name in records else None for name in sorted(gone)}
         backend = run.host.drivers.backend("hypervisor", driver.name)
         for outcome in chain(
             checked(lambda: driver.undefine(there), there, backend),
-            checked(lambda: driver.forget(left), left, backend),
+            checked(lambda: driver.forget(gone), gone, backend),
         ):
             yield outcome if outcome.error is not None else run.host.starter.forget(outcome)
 
