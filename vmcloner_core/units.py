@@ -9,6 +9,8 @@ from vmcloner_core.errors import InvalidRequest
 
 Size = Annotated[int, "bytes"]
 """Type of a field whose value in TOML files is parsed by :func:`parse_size`."""
+Duration = Annotated[int, "seconds"]
+"""Type of a field whose value in TOML files is parsed by :func:`parse_duration`."""
 
 _FACTORS = {
     "": 1,
@@ -46,6 +48,25 @@ def parse_size(value: str | int) -> int:
     if not 0 < size <= MAX_SIZE:
         raise InvalidRequest(f"size out of range: {value!r}", hint="1 byte to 1 EiB")
     return size
+
+
+_SECONDS = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_DURATION = re.compile(r"([0-9]{1,12})\s*([a-z]{0,3})")
+_DURATION_HINT = "write it like 30min, 4h or 2d"
+
+
+def parse_duration(value: str | int) -> int:
+    """Return the seconds of ``30s``, ``15min`` (or ``15m``), ``4h``, ``2d``, ``1w`` or a number.
+
+    :raises InvalidRequest: not a duration.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InvalidRequest(f"not a duration: {value!r}", hint=_DURATION_HINT)
+    match = _DURATION.fullmatch(str(value).strip())
+    factor = _SECONDS.get(match[2] or "s") if match else None
+    if match is None or factor is None:
+        raise InvalidRequest(f"not a duration: {value!r}", hint=_DURATION_HINT)
+    return int(match[1]) * factor
 
 
 def counted(number: int, noun: str) -> str:

@@ -41,6 +41,7 @@ from vmcloner_core.model.labels import LABEL_VERSION, Labels
 from vmcloner_core.model.leftover import Leftover
 from vmcloner_core.model.outcome import Check, Outcome, Status
 from vmcloner_core.model.script import Script
+from vmcloner_core.model.statistics import Statistics, Usage
 from vmcloner_core.model.template import (
     MAX_DISKS,
     DiskSpec,
@@ -113,8 +114,10 @@ __all__ = [
     "Seed",
     "SshSpec",
     "State",
+    "Statistics",
     "Status",
     "Template",
+    "Usage",
     "Values",
     "Volume",
     "VolumeProgress",
