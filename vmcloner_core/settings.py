@@ -63,7 +63,11 @@ LOCAL = "local"
 
 @attrs.frozen(kw_only=True)
 class Defaults:
-    """What is used if a request does not say."""
+    """What is used if a request does not say.
+
+    :param host: the name of a host. :param hypervisor: the backend of new clones.
+    :param storage: the pool of new clones.
+    """
 
     host: str = "local"
     hypervisor: str = "kvm"
@@ -101,6 +105,10 @@ def _destination(_instance: object, attribute: Any, value: str | None) -> None:
 class HostSettings:
     """The settings of one host; the backends' own tables are kept unchanged.
 
+    :param state: the folder of records, console logs, run logs and built images. QEMU must be able
+        to reach it. Without it: ``/var/lib/vmcloner`` for root, else the user's own.
+    :param seed: what UUIDs and MAC addresses are derived from; needed if another host has the same
+        machine-id and host name.
     :param address, ssh: of another machine: its address, and where ssh(1) finds it if that is not
         root at the address. Its state and backends are in its own settings.
     :param python: the Python there that has vmcloner. :param config: its settings file there.

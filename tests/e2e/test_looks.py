@@ -30,7 +30,7 @@ def test_logs_of_many(real_site, web):
 def test_logs_that_are_followed_across_a_restart(real_site, web):
     with real_site.popen("logs", f"{web}-1", "--follow", "--lines", "0") as process:
         try:
-            real_site.run("restart", f"{web}-1", "--force", "--wait")
+            real_site.run("restart", f"{web}-1", "--kill", "--wait")
             line = process.stdout.readline()
             while "ready name=" not in line:
                 assert line.startswith(f"{web}-1: ")
