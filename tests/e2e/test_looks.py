@@ -37,6 +37,7 @@ def test_logs_that_are_followed_across_a_restart(real_site, web):
                 line = process.stdout.readline()
         finally:
             process.terminate()
+            process.wait(30)
     assert process.returncode == 130
 
 
@@ -88,6 +89,7 @@ def test_events_of_another_process(real_site, web):
                 events.append(json.loads(process.stdout.readline()))
         finally:
             process.terminate()
+            process.wait(30)
     assert process.returncode == 130
     assert events[0]["action"] == "stop"
     assert {event["run"] for event in events} == {events[0]["run"]}
