@@ -20,7 +20,7 @@ KILLS := $(or $(KILLS),500)
 SLOW := libvirt or filesystems or lvm or xen or pxe or guests or others or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm clean tools test-fuzz
+.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm clean tools test-fuzz docs man
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,13 @@ lint: tools ## Check style, types, layers and scripts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@shellcheck -x $(SCRIPTS) plugins/vmcloner_tiny/init
+
+docs: tools ## Build the documentation's site into build/docs/html; a warning is an error
+	@$(BIN)/python -m contrib.docs.build html
+	@echo "build/docs/html/index.html"
+
+man: tools ## Build the manual pages into build/man
+	@$(BIN)/python -m contrib.docs.build man
 
 bench: tools ## Compare vmcloner's speed with other tools (ARGS="create -n 20")
 	@contrib/setup/packages virtinst

@@ -36,6 +36,7 @@ from vmcloner_core.errors import (
     WrongState,
     did_you_mean,
 )
+from vmcloner_core.guest_calls import GuestCalls
 from vmcloner_core.lease_calls import LeaseCalls
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import (
@@ -100,7 +101,7 @@ class Held:
     carry_out: Callable[[Plan], RunResult]
 
 
-class Engine(TemplateCalls, LeaseCalls):
+class Engine(TemplateCalls, LeaseCalls, GuestCalls):
     """Makes, runs and removes clones on one host.
 
     Reads may be called from any thread. An engine carries out one run at a time: a second waits.

@@ -322,7 +322,7 @@ class Console(Condition):
         data, self.offset = consoles.read(name, self.offset, CHUNK)
         if not data:
             return False
-        *lines, rest = (self._tail + _text(data)).split("\n")
+        *lines, rest = (self._tail + plain_text(data)).split("\n")
         self._tail = rest[-MAX_LINE:]
         # A prompt ends without a newline.
         return any(self._pattern.search(line[:MAX_LINE]) for line in (*lines, self._tail))
@@ -451,7 +451,9 @@ class _Login:
         if code == 0:
             return ""
         self._said.seek(0)
-        lines = _text(self._said.read(CHUNK)).strip().splitlines() or [f"ssh exited with {code}"]
+        lines = plain_text(self._said.read(CHUNK)).strip().splitlines() or [
+            f"ssh exited with {code}"
+        ]
         return lines[-1].strip()[:MAX_LINE]
 
     def close(self) -> None:
@@ -463,7 +465,7 @@ class _Login:
         self._said.close()
 
 
-def _text(data: bytes) -> str:
+def plain_text(data: bytes) -> str:
     """Return a guest's output as text, without escape sequences."""
     return _ESCAPES.sub("", data.decode(errors="replace").replace("\r", "\n"))
 
@@ -490,7 +492,7 @@ class LastLine:
         with contextlib.suppress(VmclonerError):  # the line is only a help in a message
             while self._consoles is not None and read < MAX_LOG:
                 data, self._offset = self._consoles.read(self._name, self._offset, CHUNK)
-                lines = [line.strip() for line in _text(data).split("\n") if line.strip()]
+                lines = [line.strip() for line in plain_text(data).split("\n") if line.strip()]
                 self._line = lines[-1][:MAX_LINE] if lines else self._line
                 read += CHUNK
                 if len(data) < CHUNK:

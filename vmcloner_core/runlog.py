@@ -15,6 +15,9 @@ from vmcloner_core.plan import Plan, RunResult, StepEvent
 from vmcloner_core.trusted_files import make_folder
 
 log = logging.getLogger(__name__)
+SCHEMA = 1
+"""Version of the events' schema (docs/events.md): higher if a key is removed or means another
+thing."""
 KEPT = 200
 """Number of logs in the folder; older ones are removed."""
 
@@ -24,17 +27,20 @@ class RunLog:
 
     The first line is the plan, the last the result; between them is each step of each clone:
     ``{"event": "step", "clone": …, "step": …, "status": …, "at": s, "seconds": s, "error": …}``.
+    Each line also has ``schema``, ``run`` and ``time``.
     If a log cannot be written, that is reported once, and the run continues.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file: IO[str] | None = None
+        self._run = ""
 
     @hookimpl
     def vmcloner_plan_ready(self, plan: Plan) -> None:
         """Begin the log."""
         try:
+            self._run = plan.run
             make_folder(self._folder)
             self._prune()
             path = self._folder / f"{plan.run}.jsonl"
@@ -45,8 +51,6 @@ class RunLog:
             return
         self._write(
             "plan",
-            run=plan.run,
-            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
             action=plan.action,
             host=plan.host,
             template=plan.template.name if plan.template is not None else None,
@@ -97,7 +101,9 @@ class RunLog:
         if self._file is None:
             return
         try:
-            self._file.write(json.dumps({"event": event, **values}) + "\n")
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            head = {"schema": SCHEMA, "event": event, "run": self._run, "time": now}
+            self._file.write(json.dumps({**head, **values}) + "\n")
             self._file.flush()
         except OSError as error:
             log.warning("the run log in %s is incomplete: %s", self._folder, error.strerror)

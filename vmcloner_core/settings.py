@@ -70,6 +70,8 @@ LOCAL = "local"
 class Defaults:
     """What is used if a request does not say.
 
+    :param host: the name of a host. :param hypervisor: the backend of new clones.
+    :param storage: the pool of new clones.
     :param ttl: seconds that new clones are leased for; None for no end.
     :param lease_warning: seconds before a lease's end from which ``gc`` warns of it.
     """
@@ -125,6 +127,10 @@ def _destination(_instance: object, attribute: Any, value: str | None) -> None:
 class HostSettings:
     """The settings of one host; the backends' own tables are kept unchanged.
 
+    :param state: the folder of records, console logs, run logs and built images. QEMU must be able
+        to reach it. Without it: ``/var/lib/vmcloner`` for root, else the user's own.
+    :param seed: what UUIDs and MAC addresses are derived from; needed if another host has the same
+        machine-id and host name.
     :param address, ssh: of another machine: its address, and where ssh(1) finds it if that is not
         root at the address. Its state and backends are in its own settings.
     :param python: the Python there that has vmcloner. :param config: its settings file there.

@@ -50,6 +50,7 @@ from vmcloner_libvirt.networks import Networks
 from vmcloner_libvirt.operations import tolerate
 from vmcloner_libvirt.retries import persistently
 from vmcloner_libvirt.sizes import Sizes
+from vmcloner_libvirt.statistics import DomainStatistics
 from vmcloner_libvirt.whereabouts import GuestAgents
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class LibvirtDriver(HypervisorDriver):
         self.agents = GuestAgents(self.connections)
         self.memory = Memory(self._each)
         self.sizes = Sizes(self.connections, self._member)
+        self.statistics = DomainStatistics(self.connections, self.states)
         self._validated: set[str] = set()
         self._validating = threading.Lock()
         self._owned: dict[tuple[str, str], bool] = {}

@@ -62,6 +62,7 @@ def serve(site: Site, name: str) -> subprocess.Popen[bytes]:
     if name == "web-4":
         known = keygen(folder / "another_key")
     (folder / "known_hosts").write_text(f"{name} {known}\n")
+    (folder / "sftp").write_text("exec /usr/lib/openssh/sftp-server\n")  # tests replace it
     (folder / "sshd_config").write_text(
         f"""
         ListenAddress {site.address(name)}:{site.port}
@@ -73,6 +74,7 @@ def serve(site: Site, name: str) -> subprocess.Popen[bytes]:
         PasswordAuthentication no
         KbdInteractiveAuthentication no
         SetEnv VMCLONER_GUEST={name}
+        Subsystem sftp "sh '{folder}/sftp'"
         """
     )
     sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")

@@ -492,7 +492,7 @@ def add_copying(parser: argparse.ArgumentParser) -> None:
     """Add the options for copying bytes."""
     parser.add_argument(
         "--bwlimit",
-        type=_size,
+        type=size,
         metavar="SIZE",
         help="Write at most this much per second to the pool, like 100MiB.",
     )
@@ -505,10 +505,10 @@ def add_copying(parser: argparse.ArgumentParser) -> None:
 
 def add_sizes(parser: argparse.ArgumentParser) -> None:
     """Add the options for the sizes of clones."""
-    parser.add_argument("--memory", type=_size, metavar="SIZE", help="Memory, like 512MiB.")
+    parser.add_argument("--memory", type=size, metavar="SIZE", help="Memory, like 512MiB.")
     parser.add_argument("--vcpus", type=int, metavar="N", help="Virtual processors.")
     parser.add_argument(
-        "--disk-size", type=_size, metavar="SIZE", help="Size of the first disk, like 10GiB."
+        "--disk-size", type=size, metavar="SIZE", help="Size of the first disk, like 10GiB."
     )
 
 
@@ -522,7 +522,8 @@ def _boot_jobs(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def _size(text: str) -> int:
+def size(text: str) -> int:
+    """Return the bytes of an option's value."""
     try:
         return parse_size(text)
     except VmclonerError as error:
@@ -578,7 +579,7 @@ def add_count(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--count", type=int, metavar="N", help="At most N of them.")
 
 
-def add_fanout(parser: argparse.ArgumentParser) -> None:
+def add_fanout(parser: argparse.ArgumentParser, timeout: float = 60.0) -> None:
     """Add the options of commands that run in many clones at once."""
     parser.add_argument(
         "-j",
@@ -591,9 +592,9 @@ def add_fanout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout",
         type=float,
-        default=60.0,
+        default=timeout,
         metavar="S",
-        help="Seconds for each clone, including the login (default 60).",
+        help=f"Seconds for each clone, including the login (default {timeout:.0f}).",
     )
 
 

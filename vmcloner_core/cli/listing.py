@@ -248,7 +248,7 @@ class List(Table):
         self.app.stdout.write("\033[2J")
         try:
             while True:
-                self.app.stdout.write(_frame(self._drawn(parsed_args)))
+                self.app.stdout.write(frame(self._drawn(parsed_args)))
                 self.app.stdout.flush()
                 time.sleep(INTERVAL)
         except KeyboardInterrupt:
@@ -270,7 +270,7 @@ class List(Table):
         return drawn.getvalue().splitlines()
 
 
-def _frame(text: Sequence[str]) -> str:
+def frame(text: Sequence[str]) -> str:
     """Return what draws lines over the terminal's contents, the last of them if it is full."""
     size = shutil.get_terminal_size()
     room = size.lines - 1

@@ -29,6 +29,7 @@ from vmcloner_core.drivers.hypervisor import (
     NativeInterface,
     NetworkInterface,
     ResizeInterface,
+    StatisticsInterface,
 )
 from vmcloner_core.drivers.identity import IdentityProvider, IdentityRequest
 from vmcloner_core.drivers.image import ImageBuilder, image_cache
@@ -54,6 +55,7 @@ __all__ = [
     "NetworkInterface",
     "ResizeInterface",
     "SimpleStorageDriver",
+    "StatisticsInterface",
     "StorageDriver",
     "image_cache",
 ]

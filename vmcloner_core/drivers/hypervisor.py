@@ -24,6 +24,7 @@ from vmcloner_core.model import (
     NetworkRequest,
     Outcome,
     State,
+    Statistics,
     Template,
     Volume,
 )
@@ -166,6 +167,18 @@ class ResizeInterface(ABC):
         """
 
 
+class StatisticsInterface(ABC):
+    """What running domains use of their host. Optional."""
+
+    @abstractmethod
+    def read(self, names: Collection[str]) -> Mapping[str, Statistics]:
+        """Return the statistics of those of our domains that run, by name; others are left out.
+
+        Cheap enough to be polled, and never held up by a guest that hangs. Counters never
+        decrease while a domain runs.
+        """
+
+
 class NativeInterface(ABC):
     """Domains in the format of the hypervisor's own toolstack (Xen: ``xl.cfg``)."""
 
@@ -196,6 +209,7 @@ class HypervisorDriver(ABC):
     memory: MemoryInterface | None = None
     sizes: ResizeInterface | None = None
     native: NativeInterface | None = None
+    statistics: StatisticsInterface | None = None
     define_lane = Lane()
     start_lane = Lane()
     stop_lane = Lane()

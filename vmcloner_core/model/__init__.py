@@ -42,6 +42,7 @@ from vmcloner_core.model.lease import MAX_TTL, NEVER, Lease, Moment, check_ttl
 from vmcloner_core.model.leftover import Leftover
 from vmcloner_core.model.outcome import Check, Outcome, Status
 from vmcloner_core.model.script import Script
+from vmcloner_core.model.statistics import Statistics, Usage
 from vmcloner_core.model.template import (
     MAX_DISKS,
     DiskSpec,
@@ -118,8 +119,10 @@ __all__ = [
     "Seed",
     "SshSpec",
     "State",
+    "Statistics",
     "Status",
     "Template",
+    "Usage",
     "Values",
     "Volume",
     "VolumeProgress",

@@ -439,6 +439,29 @@ class HypervisorConformance(Suite):
         found = {domain.name: domain.memory for domain in driver.inspect().domains}
         assert found[name] == specs[0].memory // 2
 
+    def test_statistics_are_of_running_domains(
+        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """Only those asked for that run have any; memory is in bytes, and counters don't fall."""
+        statistics = _interface(driver.statistics, "statistics")
+        _all_ok(driver.define(specs[:3]))
+        names = [spec.name for spec in specs[:3]]
+        assert statistics.read(names) == {}
+        _all_ok(driver.start(names[:2]))
+        assert statistics.read([]) == {}
+        before = statistics.read([names[0], names[2], "gone-1"])
+        assert set(before) == {names[0]}
+        now = statistics.read(names)
+        assert set(now) == set(names[:2])
+        assert now[names[0]].at > before[names[0]].at
+        for key in ("cpu", "disk_read", "disk_written", "net_received", "net_sent"):
+            old, new = getattr(before[names[0]], key), getattr(now[names[0]], key)
+            assert old is None or new is None or 0 <= old <= new
+        assert now[names[0]].cpu is not None
+        memory = now[names[0]].memory
+        assert memory is not None
+        assert 0 < memory <= specs[0].memory
+
     def test_native_format(self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]) -> None:
         """The native text names the clone, is the same each time, and defines nothing."""
         native = _interface(driver.native, "native format")

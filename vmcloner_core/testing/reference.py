@@ -12,7 +12,7 @@ template with ``hypervisors = ["reference"]`` and ``boot = "reference"``.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +30,7 @@ from vmcloner_core.drivers import (
     MemoryInterface,
     ResizeInterface,
     SimpleStorageDriver,
+    StatisticsInterface,
 )
 from vmcloner_core.errors import Conflict, InvalidRequest, NotFound, VmclonerError, WrongState
 from vmcloner_core.hooks import BootBackend, HypervisorBackend, NoSettings, StorageBackend, hookimpl
@@ -50,6 +51,7 @@ from vmcloner_core.model import (
     Outcome,
     Progress,
     State,
+    Statistics,
     Status,
     Template,
     Volume,
@@ -241,9 +243,9 @@ class ReferenceStorage(SimpleStorageDriver):
 class ReferenceHypervisor(HypervisorDriver):
     """Keeps domains in a dictionary; a domain that is started prints its name on its console.
 
-    It has consoles, memory and sizes, and no other optional interface. ``said`` maps a domain's
-    name to its console's output, ``fail`` (operation, name) to the error of its next call,
-    ``found`` a domain's name to its addresses while it runs.
+    It has consoles, memory, sizes and statistics, and no other optional interface. ``said`` maps a
+    domain's name to its console's output, ``fail`` (operation, name) to the error of its next call,
+    ``found`` a domain's name to its addresses while it runs, ``used`` to its statistics.
     """
 
     kind = "reference"
@@ -260,6 +262,8 @@ class ReferenceHypervisor(HypervisorDriver):
         self.consoles = ReferenceConsoles(self)
         self.memory = ReferenceMemory(self)
         self.sizes = ReferenceSizes(self)
+        self.statistics = ReferenceStatistics(self)
+        self.used: dict[str, Statistics] = {}
         self.boots: dict[str, BootConfig | None] = {}
         """What each domain booted at its last start, None for its definition."""
         self.found: dict[str, tuple[str, ...]] = {}
@@ -462,6 +466,27 @@ class ReferenceSizes(ResizeInterface):
         held = self._driver.machines.get(name)
         if held is None or volume.path not in held.disks:
             raise NotFound(f"{name}: {volume.path} isn't one of its disks")
+
+
+class ReferenceStatistics(StatisticsInterface):
+    """The statistics of a reference hypervisor's domains: what a test put there, else the memory.
+
+    Processor time is one second since the last reading.
+    """
+
+    def __init__(self, driver: ReferenceHypervisor) -> None:
+        self._driver = driver
+        self._reads = 0
+
+    def read(self, names: Collection[str]) -> Mapping[str, Statistics]:
+        """See :meth:`StatisticsInterface.read`."""
+        self._reads += 1
+        return {
+            name: self._driver.used.get(name)
+            or Statistics(at=float(self._reads), cpu=float(self._reads), memory=domain.memory)
+            for name, domain in self._driver.machines.items()
+            if name in names and domain.state in (State.RUNNING, State.PAUSED)
+        }
 
 
 class ReferenceConsoles(ConsoleInterface):

@@ -1,0 +1,258 @@
+"""``logs``, ``top`` and ``events``: a look at many clones, without changing them."""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import attrs
+import pytest
+
+from vmcloner_core import console_lines, run_events
+from vmcloner_core.errors import BackendError
+from vmcloner_core.model import Statistics, Usage
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture
+def fleet(lab):
+    lab.engine.create("web", "t1", count=3, start=True)
+    for n in (1, 2, 3):
+        lab.machines.said[f"web-{n}"] = (
+            b"[    1.0] begun\r\n\x1b[1;31mred\x1b[0m\r\nbell\x07\x9b\nlogin: "
+        )
+    return lab
+
+
+# --- logs -----------------------------------------------------------------------------------------
+
+
+def test_logs(fleet, run):
+    code, out, err = run("logs", "web-[1-2]")
+    assert (code, err) == (0, "")
+    lines = [f"web-1: {text}" for text in ("[    1.0] begun", "red", "bell\\x07\ufffd", "login: ")]
+    assert out.splitlines() == [*lines, *(line.replace("web-1", "web-2") for line in lines)]
+
+
+def test_the_last_lines(fleet, run):
+    assert run("logs", "--all", "--lines", "1")[1].splitlines() == [
+        f"web-{n}: login: " for n in (1, 2, 3)
+    ]
+    assert run("logs", "web", "--lines", "0")[1] == ""
+    assert run("logs", "web", "--lines", "-1")[0] == 2
+    assert run("logs", "web", "--since", "soon")[0] == 2
+    assert run("logs", "db")[0] == 4
+
+
+def test_a_console_that_cannot_be_read(fleet, run, monkeypatch):
+    read = fleet.machines.consoles.read
+
+    def fails(name, offset, limit):
+        if name == "web-2":
+            raise BackendError("web-2: no permission")
+        return read(name, offset, limit)
+
+    monkeypatch.setattr(fleet.machines.consoles, "read", fails)
+    code, out, err = run("logs", "web", "--lines", "1")
+    assert (code, out) == (10, "web-1: login: \nweb-3: login: \n")
+    assert "web-2: no permission" in err
+
+
+def test_followed_logs(fleet):
+    """What is there first, then what comes; a prompt is shown once its clone is quiet."""
+    said = fleet.machines.said
+    steps = iter([b"ro", b"ot\nmore\n", b"", b""])
+
+    def wait(_seconds):
+        said["web-1"] += next(steps)
+
+    sources = [
+        console_lines.Source(name=f"web-{n}", consoles=fleet.machines.consoles) for n in (1, 2)
+    ]
+    lines = console_lines.read(sources, lines=1, follow=True, wait=wait)
+    found = []
+    with contextlib.suppress(RuntimeError):  # of a generator in which the steps have ended
+        for line in lines:
+            found.append((line.clone, line.text))
+    assert found == [
+        ("web-1", "bell\x07\ufffd"),
+        ("web-2", "bell\x07\ufffd"),
+        ("web-2", "login: "),
+        ("web-1", "login: root"),
+        ("web-1", "more"),
+    ]
+
+
+def test_a_restart_begins_anew(fleet):
+    """A log is emptied at a start: the new one is shown from its begin."""
+    steps = iter([b"new\n"])
+
+    def wait(_seconds):
+        fleet.machines.said["web-1"] = next(steps)
+
+    source = console_lines.Source(name="web-1", consoles=fleet.machines.consoles)
+    lines = console_lines.read([source], lines=0, follow=True, wait=wait)
+    assert [next(lines).text, next(lines).text] == ["login: ", "new"]
+
+
+def test_endless_lines_come_in_parts(fleet):
+    fleet.machines.said["web-1"] = b"x" * (3 * console_lines.MAX_LINE) + b"\nend\n"
+    lines = list(fleet.engine.console_lines("web-1"))
+    assert max(len(line.text) for line in lines) == console_lines.MAX_LINE
+    assert lines[-1].text == "end"
+
+
+def test_since(fleet, tmp_path):
+    """A silent console has nothing new; a message of the kernel dates what is before it."""
+    log = fleet.machines.consoles.log("web-1")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_bytes(b"")
+    fleet.machines.said["web-1"] = b"a\n[   10.0] old\nb\n[   99.5] new\nc\n"
+    now = time.time()
+
+    def texts(since, started=now - 100):
+        source = console_lines.Source(
+            name="web-1", consoles=fleet.machines.consoles, started=started
+        )
+        return [line.text for line in console_lines.read([source], since=since)]
+
+    assert texts(now - 20) == ["b", "[   99.5] new", "c"]
+    assert len(texts(now - 95)) == 5
+    assert len(texts(now - 20, started=None)) == 5
+    os.utime(log, (now - 50, now - 50))
+    assert texts(now - 20) == []
+
+
+# --- top ------------------------------------------------------------------------------------------
+
+BEFORE = Statistics(at=10.0, cpu=5.0, vcpus=2, memory=2**28, disk_read=0, disk_written=0)
+
+
+def test_rates():
+    now = attrs.evolve(BEFORE, at=12.0, cpu=8.0, disk_read=4096, net_sent=10)
+    usage = Usage.between("web-1", "running", BEFORE, now)
+    assert (usage.cpu, usage.disk_read, usage.disk_written) == (150.0, 2048, 0)
+    assert (usage.memory, usage.vcpus) == (2**28, 2)
+    assert (usage.net_sent, usage.net_received) == (None, None)
+
+
+def test_rates_of_what_was_started_meanwhile():
+    """Counters begin anew: a rate would be negative."""
+    for before in (attrs.evolve(BEFORE, cpu=9.0), None, attrs.evolve(BEFORE, at=12.0)):
+        usage = Usage.between("web-1", "running", before, attrs.evolve(BEFORE, at=12.0))
+        assert usage.cpu is None
+        assert usage.memory == 2**28
+
+
+def test_top(fleet, run):
+    fleet.engine.stop("web-3", kill=True)
+    code, out, _ = run("top", "web", "--interval", "0.1", "-f", "json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert code == 0
+    assert set(rows["web-1"]) == {field.name for field in attrs.fields(Usage)}
+    assert (rows["web-1"]["cpu"], rows["web-1"]["memory"]) == (100.0, 256 * 1024**2)
+    assert (rows["web-3"]["state"], rows["web-3"]["cpu"]) == ("stopped", None)
+
+
+def test_top_is_sorted_and_fits(fleet, run):
+    for n, size in ((1, 2**30), (2, 2**33), (3, 2**20)):
+        fleet.machines.used[f"web-{n}"] = attrs.evolve(BEFORE, memory=size)
+    out = run("top", "--interval", "0.1", "--sort", "memory")[1]
+    assert re.findall(r"^web-\d", out, re.MULTILINE) == ["web-2", "web-1", "web-3"]
+    assert max(map(len, out.splitlines())) <= 80
+    out = run("top", "--interval", "0.1", "--sort", "name", "-c", "name", "-f", "value")[1]
+    assert out.split() == ["web-1", "web-2", "web-3"]
+
+
+def test_the_longest_row_fits():
+    from vmcloner_core.cli import top
+
+    rates = {"disk_read": 2**40, "disk_written": 1023, "net_received": 999, "net_sent": 10000}
+    name = f"{'x' * 55}-123456"
+    usage = Usage(name=name, state="running", cpu=12800.0, memory=2**50, **rates)
+    row = [str(cell) for cell in top._row(usage)]
+    widths = [max(len(a), len(b)) for a, b in zip(row, top.SHORT, strict=True)]
+    assert sum(widths) + 2 * (len(widths) - 1) <= 80
+    assert row[0].endswith("-123456")
+
+
+def test_wrong_options_of_top(fleet, run):
+    assert run("top", "--interval", "0")[0] == 2
+    assert run("top", "--sort", "size")[0] == 2
+    assert run("top", "db")[0] == 4
+
+
+# --- events ---------------------------------------------------------------------------------------
+
+
+def lines_of(out):
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_events(fleet, run):
+    code, out, _ = run("events")
+    events = lines_of(out)
+    assert code == 0
+    assert [event["event"] for event in events][:: len(events) - 1] == ["plan", "result"]
+    assert {event["schema"] for event in events} == {1}
+    assert len({event["run"] for event in events}) == 1
+    times = [event["time"] for event in events]
+    assert times == sorted(times)
+    assert events[0]["clones"] == ["web-1", "web-2", "web-3"]
+
+
+def test_events_of_one_run(fleet, run):
+    fleet.engine.delete("web")
+    runs = {e.values["action"]: e.run for e in fleet.engine.events() if e.kind == "plan"}
+    first, second = runs["create"], runs["delete"]
+    events = lines_of(run("events", "--run", second, "--follow")[1])
+    assert {event["run"] for event in events} == {second}
+    assert events[0]["action"] == "delete"
+    for wrong in (f"{first}x", "../secrets", "", "/etc/passwd"):
+        assert run("events", "--run", wrong)[0] == 4
+
+
+def test_each_documented_key_is_there(fleet, run):
+    """docs/events.md lists, for each event, all keys and no other."""
+    page = (DOCS / "events.md").read_text()
+    documented = {}
+    for name, table in re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL):
+        documented[name] = set(re.findall(r"^\| `(\w+)` ", table, re.MULTILINE))
+    common = documented.pop("every")
+    found = {}
+    for event in lines_of(run("events")[1]):
+        found.setdefault(event["event"], set()).update(event)
+    assert found == {name: common | keys for name, keys in documented.items()}
+
+
+def test_followed_events_of_other_processes(tmp_path):
+    """Only what comes; half a line is none until its end is there."""
+    old = tmp_path / "2026-a.jsonl"
+    old.write_text('{"event": "plan", "time": "2026-01-01T00:00:00.000+00:00"}\n{"event": "st')
+    new = tmp_path / "2026-b.jsonl"
+
+    def first():
+        with old.open("a") as stream:
+            stream.write('ep", "at": 1.5, "clone": "web-1"}\n')
+
+    def second():
+        new.write_text('{"event": "plan"}\nnonsense\n[]\n{"event": 5}\n{"event": "result", "k"')
+
+    def third():
+        with new.open("a") as stream:
+            stream.write(": 1}\n")
+
+    steps = itertools.chain([first, second, third])
+    events = run_events.read(tmp_path, follow=True, wait=lambda _s: next(steps)())
+    step = next(events)
+    assert (step.run, step.kind, step.time) == ("2026-a", "step", "2026-01-01T00:00:01.500+00:00")
+    assert next(events).json() == {"schema": 1, "run": "2026-b", "time": "", "event": "plan"}
+    assert next(events).values == {"k": 1}
+
+
+def test_no_runs_yet(lab, run):
+    assert run("events") == (0, "", "")
