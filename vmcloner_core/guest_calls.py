@@ -23,23 +23,12 @@ if TYPE_CHECKING:
     from vmcloner_core.transfers import Copied
 
 
-class GuestCalls(ABC):
-    """What :class:`Engine` does with clones that exist, without changing them."""
-
-    @property
-    @abstractmethod
-    def _host(self) -> LocalHost:
-        """The host."""
-
-    @abstractmethod
-    def list(self, *targets: str) -> tuple[Clone, ...]:
-        """Return clones; see :meth:`Engine.list`."""
+class FileCalls(ABC):
+    """Files to and from clones: for whatever knows how to reach them."""
 
     @abstractmethod
     def access(self, *targets: str) -> tuple[Outcome[Access], ...]:
         """Return how to reach clones; see :meth:`Engine.access`."""
-
-    # --- files ----------------------------------------------------------------------------------
 
     def put(
         self,
@@ -127,7 +116,18 @@ class GuestCalls(ABC):
         done = {c.name: c for c in copy([o.unwrap() for o in outcomes if o.ok])}
         return tuple(done.get(o.key) or Copied(name=o.key, error=o.error) for o in outcomes)
 
-    # --- a look ---------------------------------------------------------------------------------
+
+class GuestCalls(FileCalls):
+    """What :class:`Engine` does with clones that exist, without changing them."""
+
+    @property
+    @abstractmethod
+    def _host(self) -> LocalHost:
+        """The host."""
+
+    @abstractmethod
+    def list(self, *targets: str) -> tuple[Clone, ...]:
+        """Return clones; see :meth:`Engine.list`."""
 
     def console_lines(
         self,

@@ -37,6 +37,7 @@ from vmcloner_core.errors import (
     VmclonerError,
     did_you_mean,
 )
+from vmcloner_core.guest_calls import FileCalls
 from vmcloner_core.hosts import merging, parts, reaching, wire
 from vmcloner_core.hosts.beside import OBSERVED, Asked, Found, HostState, Reached, Read
 from vmcloner_core.hosts.carrier import Carrier
@@ -62,7 +63,7 @@ MAX_REPLANS = 10
 """How often hosts plan again because others use the same MAC addresses."""
 
 
-class Controller:
+class Controller(FileCalls):
     """Makes, runs and removes clones on several hosts.
 
     Reads may be called from any thread. One run at a time: a second waits.
