@@ -25,14 +25,13 @@ import attrs
 from platformdirs import user_config_path
 
 from vmcloner_core.errors import Conflict, InvalidRequest, NotFound, VmclonerError, did_you_mean
-from vmcloner_core.model import Template
+from vmcloner_core.model import IMAGE_SOURCES, Template
 from vmcloner_core.names import check_template
 from vmcloner_core.plan import Readiness
 from vmcloner_core.settings import SYSTEM
 from vmcloner_core.tomlfile import InvalidTable, keys_of, problem_text, read_toml, structure
 from vmcloner_core.trusted_files import check_file, exists, make_folder, read_file, replacing
 
-_SOURCES = ("builder", "path", "url")
 MAX_DEPTH = 8
 """Levels of ``extends``."""
 
@@ -186,7 +185,9 @@ class Catalog:
         template = structure({**data, "name": name}, Template, where=str(file), also=["extends"])
         if template.domain.xml is not None:
             check_file(template.domain.xml)
-        folder = self._built / name if template.image.builder else kernel_folder
+        image = template.image
+        own = name if image.builder else image.captured and image.captured.template
+        folder = self._built / own if own else kernel_folder
         try:
             Readiness.parse(template.ready)
         except InvalidRequest as error:
@@ -297,7 +298,7 @@ def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, A
 
 def _image_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Return a table ``image`` laid over another: a source of another kind replaces all of it."""
-    given = [key for key in _SOURCES if key in over]
+    given = [key for key in IMAGE_SOURCES if key in over]
     if any(key not in under or (key == "builder" and under[key] != over[key]) for key in given):
         return dict(over)
     checks = ("sha256", "checksums")

@@ -269,7 +269,7 @@ def build(builder: ImageBuilder, folder: Path, progress: Progress) -> ImageFile:
     """
     fingerprint = builder.fingerprint()
     with translated(folder):
-        _build(builder, fingerprint, folder, progress)
+        fill(builder, fingerprint, folder, progress)
         image = folder / (folder / ".image").read_text()
     digest = hashlib.sha256(fingerprint.encode()).hexdigest()
     return from_file(ImageSource(path=image), progress, f"sha256:{digest}")
@@ -282,7 +282,8 @@ def up_to_date(builder: ImageBuilder, folder: Path) -> bool:
         return stamp.exists() and stamp.read_text() == builder.fingerprint()
 
 
-def _build(builder: ImageBuilder, fingerprint: str, folder: Path, progress: Progress) -> None:
+def fill(builder: ImageBuilder, fingerprint: str, folder: Path, progress: Progress) -> None:
+    """Have a builder fill a folder, unless it has this fingerprint: complete or not at all."""
     kind = f"{type(builder).__module__}.{type(builder).__qualname__}"
     if not _is_stamped(folder, fingerprint):
         make_folder(folder.parent)

@@ -51,7 +51,7 @@ class TinyBuilder(ImageBuilder):
         with tempfile.TemporaryDirectory() as work:
             selection = Apt(self._runner, Path(work)).select()
         packages = " ".join(f"{package.name}={package.version}" for package in selection.packages)
-        return f"{packages} builder={_own_hash()}"
+        return f"{packages} builder={own_hash()}"
 
     def build(self, folder: Path, progress: Progress) -> Path:
         """See :meth:`ImageBuilder.build`; ``progress`` counts the bytes of the packages."""
@@ -88,7 +88,7 @@ def _root(busybox: bytes, modules: dict[str, dict[str, bytes]]) -> bytes:
     return initramfs.pack(
         [
             *(initramfs.folder(path) for path in _FOLDERS),
-            initramfs.executable("init", _own_files()["init"]),
+            initramfs.executable("init", own_files()["init"]),
             initramfs.executable("bin/busybox", busybox),
             *(
                 initramfs.executable(path, f"#!/bin/sh\nexec /bin/{program} -f\n".encode())
@@ -103,14 +103,15 @@ def _root(busybox: bytes, modules: dict[str, dict[str, bytes]]) -> bytes:
     )
 
 
-def _own_files() -> dict[str, bytes]:
+def own_files() -> dict[str, bytes]:
     """Return the files that determine the image: the sources of this package, by name."""
     files = (path for path in resources.files(__package__).iterdir() if path.is_file())
     return {path.name: path.read_bytes() for path in files}
 
 
-def _own_hash() -> str:
+def own_hash() -> str:
+    """Return a hash of these."""
     digest = hashlib.sha256()
-    for name, content in sorted(_own_files().items()):
+    for name, content in sorted(own_files().items()):
         digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:16]

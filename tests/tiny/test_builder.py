@@ -102,8 +102,8 @@ def test_fingerprint_follows_packages_and_sources(tmp_path, monkeypatch):
     assert first == TinyBuilder(_context(FakeApt(DEBIAN), tmp_path)).fingerprint()
     other = {n: t.replace("6.1.192", "6.1.193") for n, t in DEBIAN.items()}
     assert builder(FakeApt(other), tmp_path).fingerprint() != first
-    sources = builder_module._own_files()
-    monkeypatch.setattr(builder_module, "_own_files", lambda: {**sources, "init": b"other"})
+    sources = builder_module.own_files()
+    monkeypatch.setattr(builder_module, "own_files", lambda: {**sources, "init": b"other"})
     assert builder(FakeApt(DEBIAN), tmp_path).fingerprint() != first
 
 

@@ -44,7 +44,9 @@ from vmcloner_core.model.outcome import Check, Outcome, Status
 from vmcloner_core.model.script import Script
 from vmcloner_core.model.statistics import Statistics, Usage
 from vmcloner_core.model.template import (
+    IMAGE_SOURCES,
     MAX_DISKS,
+    CapturedImage,
     DiskSpec,
     DomainOptions,
     IdentitySpec,
@@ -52,6 +54,7 @@ from vmcloner_core.model.template import (
     ImageSource,
     KernelSpec,
     NicSpec,
+    SealSpec,
     SshSpec,
     Template,
 )
@@ -71,6 +74,7 @@ from vmcloner_core.model.volume import (
 __all__ = [
     "AS_IT_COMES",
     "FORWARDED_PORT",
+    "IMAGE_SOURCES",
     "LABEL_VERSION",
     "MAX_CMDLINE",
     "MAX_DISKS",
@@ -80,6 +84,7 @@ __all__ = [
     "BackendTable",
     "BootConfig",
     "Capacity",
+    "CapturedImage",
     "Check",
     "Clone",
     "CloneMode",
@@ -116,6 +121,7 @@ __all__ = [
     "Progress",
     "RemoteHost",
     "Script",
+    "SealSpec",
     "Seed",
     "SshSpec",
     "State",

@@ -16,11 +16,31 @@ from vmcloner_core.units import Size
 
 ImageFormat = Literal["raw", "qcow2"]
 """Formats of images that are imported as they are; others are recognized, and converted."""
+IMAGE_SOURCES = ("builder", "path", "url", "captured")
+"""The keys of a table ``image`` that say where it comes from."""
+
+
+@attrs.frozen(kw_only=True)
+class CapturedImage:
+    """A template's image that was captured from a clone: it is in a pool, and nowhere else.
+
+    :param template: the template that was captured; another one may extend it, and have its image.
+    :param clone, run, created: of the clone's labels. :param at: when, UTC in ISO 8601.
+    :param sealed: whether the clone's identity was removed from it.
+    """
+
+    template: str = attrs.field(validator=lambda _i, _a, v: check_template(v) and None)
+    pool: str
+    clone: str
+    run: str
+    created: str
+    at: str
+    sealed: bool
 
 
 @attrs.frozen(kw_only=True)
 class ImageSource:
-    """Where a template's disk image comes from: exactly one of builder, path and url.
+    """Where a template's disk image comes from: exactly one of builder, path, url and captured.
 
     ``builder`` names an image builder plugin; ``options`` are its options. ``format`` is that of
     the image, unpacked; None for "by its suffix, otherwise raw". ``sha256`` (hexadecimal) is that
@@ -33,6 +53,7 @@ class ImageSource:
     builder: str | None = None
     path: Path | None = None
     url: str | None = None
+    captured: CapturedImage | None = None
     sha256: str | None = None
     checksums: str | None = None
     signature: str | None = None
@@ -41,10 +62,10 @@ class ImageSource:
     options: Mapping[str, Any] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        given = [n for n in ("builder", "path", "url") if getattr(self, n) is not None]
+        given = [n for n in IMAGE_SOURCES if getattr(self, n) is not None]
         if len(given) != 1:
             raise InvalidRequest(
-                "image needs exactly one of builder, path and url, not "
+                "image needs exactly one of builder, path, url and captured, not "
                 + (" and ".join(given) or "none")
             )
         if self.options and self.builder is None:
@@ -53,8 +74,9 @@ class ImageSource:
             self._check_checksums(self.checksums)
         self._check_signature()
         for key in ("sha256", "format"):
-            if self.builder is not None and getattr(self, key) is not None:
-                raise InvalidRequest(f"image {key}: not allowed with a builder")
+            for other in ("builder", "captured"):
+                if getattr(self, other) is not None and getattr(self, key) is not None:
+                    raise InvalidRequest(f"image {key}: not allowed with {other}")
         if self.url is not None and not re.match(r"https?://", self.url):
             raise InvalidRequest(f"image url: not http or https: {self.url!r}")
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
@@ -219,6 +241,32 @@ class IdentitySpec:
         return tuple(key for key in keys if getattr(self, key) != getattr(default, key))
 
 
+def _patterns(_instance: object, attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
+    for pattern in value:
+        parts = pattern.split("/")
+        if parts[0] or len(pattern) < 2 or ".." in parts or not pattern.isprintable():
+            raise InvalidRequest(
+                f"seal {attribute.name}: not an absolute path without '..': {pattern!r}"
+            )
+
+
+@attrs.frozen(kw_only=True)
+class SealSpec:
+    """What ``template capture`` does on a captured disk beside its own list: the table ``seal``.
+
+    Each is a list of the guest's absolute paths, which may have the shell's ``*``, ``?`` and
+    ``[…]``.
+
+    :param remove: what is removed, folders with their contents.
+    :param empty: files that are emptied, or folders with all files in them.
+    :param keep: what is neither removed nor emptied, whatever else says so.
+    """
+
+    remove: tuple[str, ...] = attrs.field(default=(), validator=_patterns)
+    empty: tuple[str, ...] = attrs.field(default=(), validator=_patterns)
+    keep: tuple[str, ...] = attrs.field(default=(), validator=_patterns)
+
+
 @attrs.frozen(kw_only=True)
 class Template:
     """A template: what clones are created from.
@@ -254,6 +302,7 @@ class Template:
     domain: DomainOptions = DomainOptions()
     ssh: SshSpec = SshSpec()
     identity: IdentitySpec = IdentitySpec()
+    seal: SealSpec = SealSpec()
     values: Mapping[str, str | int] = attrs.field(factory=dict)
     ready: str = "running"
     folder: Path = attrs.field(default=Path(), metadata={"key": False})
