@@ -25,7 +25,7 @@ import attrs
 from platformdirs import user_config_path
 
 from vmcloner_core.errors import Conflict, InvalidRequest, NotFound, VmclonerError, did_you_mean
-from vmcloner_core.model import IMAGE_SOURCES, Template
+from vmcloner_core.model import IMAGE_SOURCES, CapturedImage, Template
 from vmcloner_core.names import check_template
 from vmcloner_core.plan import Readiness
 from vmcloner_core.settings import SYSTEM
@@ -326,6 +326,11 @@ def _without(data: Mapping[str, Any], problems: Sequence[tuple[str, str]]) -> di
     return left
 
 
+def own_file(name: str) -> Path:
+    """Return the file of a template of the user's own."""
+    return user_config_path("vmcloner") / "templates" / f"{check_template(name)}.toml"
+
+
 BUILT_BY = "# Written by vmcloner image build"
 
 
@@ -336,8 +341,7 @@ def built(name: str, parent: str, builder: str, options: Mapping[str, Any]) -> t
     :param options: the builder's options: strings, integers and lists of strings.
     :raises Conflict: the file exists, and was written or changed by hand.
     """
-    folder = user_config_path("vmcloner") / "templates"
-    file = folder / f"{check_template(name)}.toml"
+    file = own_file(name)
     lines = [
         f"extends = {_literal(parent)}",
         "",
@@ -360,6 +364,44 @@ def built(name: str, parent: str, builder: str, options: Mapping[str, Any]) -> t
     return file, _signed("\n".join(lines) + "\n")
 
 
+CAPTURED_BY = "# Written by vmcloner template capture"
+
+
+def captured(
+    parent: str, keys: Mapping[str, Any], kernel: Mapping[str, str], image: CapturedImage | str
+) -> str:
+    """Return the text of a template's file whose image was captured.
+
+    :param parent: the template that it extends. :param keys: others at the top.
+    :param kernel: keys of the table of that name. :param image: where it is: a pool, or a file.
+    """
+    lines = [f"extends = {_literal(parent)}"]
+    lines += [f"{key} = {_literal(value)}" for key, value in keys.items()]
+    if kernel:
+        lines += ["", "[kernel]", *(f"{key} = {_literal(value)}" for key, value in kernel.items())]
+    if isinstance(image, str):
+        lines += ["", "[image]", f"path = {_literal(image)}"]
+    else:
+        lines += ["", "[image.captured]"]
+        lines += [f"{key} = {_literal(value)}" for key, value in attrs.asdict(image).items()]
+    return _signed("\n".join(lines) + "\n", CAPTURED_BY)
+
+
+def forget(file: Path) -> bool:
+    """Remove a captured template's file, unless it was changed by hand; tell whether it is gone.
+
+    :raises InvalidRequest: it can't be removed.
+    """
+    try:
+        text = read_file(file, trusted=False).decode(errors="replace")
+        if not _as_written(text, CAPTURED_BY):
+            return False
+        file.unlink()
+    except OSError as error:
+        raise InvalidRequest(f"{file}: {error.strerror}") from error
+    return True
+
+
 def write(file: Path, text: str) -> None:
     """Write a template's file, whole or not at all.
 
@@ -373,18 +415,18 @@ def write(file: Path, text: str) -> None:
         raise InvalidRequest(f"{file}: {error.strerror}") from error
 
 
-def _signed(text: str) -> str:
+def _signed(text: str, by: str = BUILT_BY) -> str:
     """Return the text with a first line that reveals later changes."""
-    return f"{_signature(text)}, which does not overwrite your changes.\n{text}"
+    return f"{_signature(text, by)}, which does not overwrite your changes.\n{text}"
 
 
-def _signature(text: str) -> str:
-    return f"{BUILT_BY} ({hashlib.sha256(text.encode()).hexdigest()[:16]})"
+def _signature(text: str, by: str) -> str:
+    return f"{by} ({hashlib.sha256(text.encode()).hexdigest()[:16]})"
 
 
-def _as_written(text: str) -> bool:
+def _as_written(text: str, by: str = BUILT_BY) -> bool:
     first, _, rest = text.partition("\n")
-    return first.startswith(_signature(rest))
+    return first.startswith(_signature(rest, by))
 
 
 def _literal(value: object) -> str:

@@ -314,7 +314,7 @@ class LocalHost:
                 try:
                     plan = ClonePlan(labels=clone.labels, steps=(), spec=spec(clone))
                     if states.get(clone.name) is not State.RUNNING:
-                        stack.enter_context(self._active(clone.volumes))
+                        stack.enter_context(self.active(clone.volumes))
                 except VmclonerError as error:
                     provider = clone.labels.boot or ""
                     yield Preview(name=clone.name, provider=provider, error=error)
@@ -323,7 +323,7 @@ class LocalHost:
             yield from self.starter.preview(driver, works)
 
     @contextlib.contextmanager
-    def _active(self, volumes: Sequence[Volume]) -> Iterator[None]:
+    def active(self, volumes: Sequence[Volume]) -> Iterator[None]:
         """Activate volumes during the block; those that were active before stay active."""
         made: list[Volume] = []
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from vmcloner_core import contained, copying
 from vmcloner_core.drivers import ImageFile
 from vmcloner_core.errors import HostCommandError
-from vmcloner_core.model import Copying
+from vmcloner_core.model import Copying, Volume
 from vmcloner_core.os_errors import translated
 from vmcloner_core.process import CommandResult, CommandRunner
 
@@ -32,10 +32,7 @@ def convert(runner: CommandRunner, image: ImageFile, target: Path, options: Copy
 
     :raises HostCommandError: the conversion failed, or the bytes that were read back differ.
     """
-    slowest, limit = SLOWEST, []
-    if options.bandwidth is not None:
-        limit = ["-r", str(options.bandwidth)]
-        slowest = min(SLOWEST, options.bandwidth // 2 or 1)
+    slowest, limit = _pace(options)
     timeout = 300 + image.size / slowest
     source = _source(image)
     with translated(target):
@@ -50,6 +47,40 @@ def convert(runner: CommandRunner, image: ImageFile, target: Path, options: Copy
         finally:
             os.close(fd)
     _run(runner, image, timeout, "compare", "-F", "raw", source, str(target), write=target)
+
+
+def flatten(runner: CommandRunner, volume: Volume, target: Path, options: Copying) -> None:
+    """Write a qcow2 volume, with the raw file that it is an overlay of, to an empty file.
+
+    :param target: it becomes a sparse raw image.
+    :raises HostCommandError: that fails, or the bytes that were read back differ.
+    """
+    slowest, limit = _pace(options)
+    node: dict[str, object] = {"driver": "qcow2", "file": _file(volume.path), "backing": None}
+    read = [volume.path]
+    if volume.backing is not None:
+        node["backing"] = {"driver": "raw", "file": _file(volume.backing)}
+        read.append(volume.backing)
+    source, size = f"json:{json.dumps(node)}", max(volume.size, _ROOM)
+    timeout = 300 + volume.size / slowest
+    with translated(target):
+        os.truncate(target, volume.size)
+    argv = ["convert", "-n", "--target-is-zero", "-O", "raw", *limit, source, str(target)]
+    _contained(runner, argv, read=read, write=target, size=size, timeout=timeout)
+    if options.verify:
+        argv = ["compare", "-F", "raw", source, str(target)]
+        _contained(runner, argv, read=read, write=target, size=size, timeout=timeout)
+
+
+def to_qcow2(runner: CommandRunner, image: ImageFile, target: Path, *, compressed: bool) -> None:
+    """Write an image as a qcow2 file of its own.
+
+    :raises HostCommandError: that fails.
+    """
+    words = ["convert", "-O", "qcow2", *(["-c"] if compressed else []), _source(image), str(target)]
+    size = image.size + image.size // _TABLES + _ROOM
+    timeout = 300 + image.size / SLOWEST
+    _contained(runner, words, read=[image.path], write=target, size=size, timeout=timeout)
 
 
 def measure(runner: CommandRunner, image: ImageFile) -> int:
@@ -81,32 +112,32 @@ def enlarge(runner: CommandRunner, overlay: Path, below: Path, size: int) -> Non
     words = ("resize", "-q", "-f", "qcow2", str(overlay), str(size))
     with translated(overlay):
         most = overlay.stat().st_size + size // _TABLES + _ROOM
-    _contained(runner, words, read=below, write=overlay, size=most, timeout=60)
+    _contained(runner, words, read=[below], write=overlay, size=most, timeout=60)
 
 
 def _run(
     runner: CommandRunner, image: ImageFile, timeout: float, *words: str, write: Path | None = None
 ) -> CommandResult:
     size = max(image.size, _ROOM)
-    return _contained(runner, words, read=image.path, write=write, size=size, timeout=timeout)
+    return _contained(runner, words, read=[image.path], write=write, size=size, timeout=timeout)
 
 
 def _contained(
     runner: CommandRunner,
     words: Sequence[str],
     *,
-    read: Path,
+    read: Sequence[Path],
     write: Path | None,
     size: int,
     timeout: float,
 ) -> CommandResult:
-    """Run qemu-img so that it can open nothing but two files.
+    """Run qemu-img so that it can open nothing but these files.
 
     :param write: by a path that a process apart can open.
     """
     argv = contained.command(
         ["qemu-img", *words],
-        read=[read.resolve()],
+        read=[path.resolve() for path in read],
         write=[write] if write is not None else [],
         size=size,
         seconds=timeout,
@@ -119,8 +150,19 @@ def _contained(
 
 def _source(image: ImageFile) -> str:
     """Return how QEMU opens an image: in the format that was checked, without a backing file."""
-    with translated(image.path):
-        device = stat.S_ISBLK(image.path.stat().st_mode)
-    file = {"driver": "host_device" if device else "file", "filename": str(image.path.absolute())}
-    options = {"driver": image.format, "file": file}
+    options = {"driver": image.format, "file": _file(image.path)}
     return "json:" + json.dumps(options | ({"backing": None} if image.format != "raw" else {}))
+
+
+def _file(path: Path) -> dict[str, str]:
+    """Return how QEMU opens a file or a device."""
+    with translated(path):
+        device = stat.S_ISBLK(path.stat().st_mode)
+    return {"driver": "host_device" if device else "file", "filename": str(path.absolute())}
+
+
+def _pace(options: Copying) -> tuple[int, list[str]]:
+    """Return the bytes per second below which a conversion hangs, and options that limit it."""
+    if options.bandwidth is None:
+        return SLOWEST, []
+    return min(SLOWEST, options.bandwidth // 2 or 1), ["-r", str(options.bandwidth)]

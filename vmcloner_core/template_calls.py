@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from vmcloner_core.errors import VmclonerError
+from vmcloner_core.errors import NotFound, VmclonerError, WrongState
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import (
     AS_IT_COMES,
     Check,
+    Clone,
     Copying,
     ImageFormat,
     Origin,
     Outcome,
+    Progress,
     Template,
 )
 from vmcloner_core.names import check_template, fold
@@ -29,8 +31,10 @@ from vmcloner_core.settings import Settings
 from vmcloner_core.template_leftovers import TemplateLeftover, clones_of
 
 if TYPE_CHECKING:
+    from vmcloner_core.capturing import Capture
     from vmcloner_core.catalog import TemplateInfo
     from vmcloner_core.drivers import ImageFile
+    from vmcloner_core.exporting import Export
     from vmcloner_core.pulling import PulledImage
 
 log = logging.getLogger(__name__)
@@ -146,8 +150,97 @@ class TemplateCalls(ABC):
             write(file, text)
             return template, image
 
+    def capture_template(
+        self,
+        clone: str,
+        name: str,
+        *,
+        description: str = "",
+        compact: bool = False,
+        seal: bool = True,
+        copying: Copying = AS_IT_COMES,
+        dry_run: bool = False,
+    ) -> Outcome[Capture]:
+        """Make a template of a clone: its first disk, sealed, is the template's image.
+
+        Unchanged if the template was captured from this clone before. The clone stays as it is.
+
+        :param name: of the new template, which extends the clone's. :param description: of it.
+        :param compact: give back the space of what the disk's file systems don't use.
+        :param seal: remove what makes the clone the machine that it is.
+        :param dry_run: check everything, and change nothing.
+        :raises NotFound: there is no such clone, or its template is gone.
+        :raises Conflict: the name is taken. :raises WrongState: the clone isn't off, something
+            uses its disk, or it can't be sealed. :raises BackendError: its pool captures no disks.
+        """
+        from vmcloner_core.capturing import CaptureOptions, Capturer
+
+        options = CaptureOptions(
+            description=description, compact=compact, seal=seal, copying=copying
+        )
+        with self._held([f"fleet/{self.show(clone).fleet}", f"template/{check_template(name)}"]):
+            capturer = Capturer(self._host, self.show(clone), name, options)
+            plan = capturer.plan()
+            changed = not dry_run and capturer(plan)
+            return Outcome(key=name, value=plan, changed=changed)
+
+    @abstractmethod
+    def show(self, name: str) -> Clone:
+        """Return one clone; see :meth:`Engine.show`."""
+
+    def export_template(
+        self,
+        name: str,
+        file: Path,
+        *,
+        storage: str | None = None,
+        compressed: bool = False,
+        overwrite: bool = False,
+        dry_run: bool = False,
+    ) -> Outcome[Export]:
+        """Write a template's image to a file, as its name says: ``*.qcow2`` or ``*.raw``.
+
+        For a captured template, its TOML file and what its clones boot are written beside.
+
+        :param storage: the pool; None for the default one, else any that has the image.
+        :param dry_run: change nothing.
+        :raises NotFound: no pool has its image. :raises Conflict: a file is there.
+        """
+        from vmcloner_core import exporting
+
+        with self._held([f"template/{check_template(name)}"]):
+            template = self._host.catalog.template(name)
+            origin = self._origin(name, storage)
+            plan = exporting.planned(
+                template, origin, file, compressed=compressed, overwrite=overwrite
+            )
+            if dry_run:
+                return Outcome(key=name, value=plan, changed=False)
+            images, pool = self._host.images, self._host.drivers.storage(origin.pool)
+
+            def work(progress: Progress) -> Outcome[Export]:
+                with images.lent(name, pool) as image:
+                    return exporting.write(plan, template, image, progress)
+
+            return images.told(exporting.STEP, name, "", time.monotonic(), work)
+
+    def _origin(self, name: str, storage: str | None) -> Origin:
+        """Return a template's image: in a pool, or in any, the default one first."""
+        wanted = storage or self.settings.defaults.storage
+        origins = {origin.pool: origin for origin in self._host.images.origins(name)}
+        found = origins.get(wanted) or (next(iter(origins.values()), None) if not storage else None)
+        if found is None:
+            raise NotFound(
+                f"template {name} has no image in pool {wanted!r}",
+                hint=f"vmcloner template import {name}",
+            )
+        return found
+
     def delete_template(self, name: str, *, storage: str | None = None) -> Outcome[None]:
         """Remove a template's image from a pool, and what a builder made. Its TOML file stays.
+
+        That of a captured template goes with the last of its images, unless it was changed by hand:
+        it can't be had again.
 
         What a builder made is kept while a clone or another pool has the template's image, which is
         logged.
@@ -157,12 +250,38 @@ class TemplateCalls(ABC):
         driver = self._host.drivers.storage(storage or self.settings.defaults.storage)
         leftovers = self._host.leftovers
         with self._held([f"template/{check_template(name)}"]):
+            file = self._captured_file(name, driver.name)
             outcome = driver.delete_origin(name)
+            if file is not None and not self._host.images.origins(name):
+                from vmcloner_core.catalog import forget
+
+                forget(file)
             kept = self._kept_for(name)
             gone = not kept and leftovers.remove_built(name)
             if kept and (leftovers.built / name).is_dir():
                 log.warning("%s: what its builder made is kept: %s", name, kept)
             return attrs.evolve(outcome, changed=outcome.changed or gone)
+
+    def _captured_file(self, name: str, pool: str) -> Path | None:
+        """Return the file of a template whose image was captured into a pool, None for others.
+
+        :raises WrongState: a clone, or another template, needs the image.
+        """
+        infos = {info.name: info for info in self._host.catalog.infos()}
+        mine = infos[name].template if name in infos else None
+        captured = mine.image.captured if mine is not None else None
+        if captured is None or (captured.template, captured.pool) != (name, pool):
+            return None
+        for info in infos.values():
+            other = info.template.image.captured if info.template is not None else None
+            if info.name != name and other is not None and other.template == name:
+                raise WrongState(f"template {name}: {info.name} has its image", hint=str(info.file))
+        if users := clones_of(name, self._host.survey()):
+            raise WrongState(
+                f"template {name}: {fold(users)} was made from it, and its image can't be had again",
+                hint="delete them first",
+            )
+        return infos[name].file
 
     def _kept_for(self, name: str) -> str:
         """Return why what a template's builder made is kept, empty if nothing needs it."""

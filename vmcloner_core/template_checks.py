@@ -220,6 +220,8 @@ class TemplateChecks:
             if not there:
                 raise
             return there
+        if template.image.captured is not None:
+            return there or f"will be imported from pool {template.image.captured.pool}"
         source = f"{template.image.path or template.image.url}{kind and f' ({kind})'}"
         return there or f"will be imported from {source}"
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmcloner_core.driver_registry import DriverRegistry
@@ -89,7 +90,11 @@ class TemplateImages:
 
         def work(progress: Progress) -> Outcome[Origin]:
             builder, host = self.builder(template), self._drivers.host
-            with images.obtained(template, builder, host, progress) as image:
+            with (
+                self._captured(template)
+                if template.image.captured is not None
+                else images.obtained(template, builder, host, progress)
+            ) as image:
                 made = checked(
                     lambda: (pool.import_image(template.name, image, progress, copying),),
                     [template.name],
@@ -98,7 +103,37 @@ class TemplateImages:
                 )
                 return next(made)
 
-        return self._told(STEP, template.name, run, started, work)
+        return self.told(STEP, template.name, run, started, work)
+
+    @contextlib.contextmanager
+    def lent(self, template: str, pool: StorageDriver) -> Iterator[ImageFile]:
+        """Yield a template's image in a pool as a raw file or device, to be read.
+
+        :raises NotFound: the pool has none. :raises BackendError: the pool can't lend it.
+        """
+        origin = self.origin(pool, template)
+        if origin is None:
+            raise NotFound(f"template {template} has no image in pool {pool.name}")
+        if pool.capturing is None:
+            raise BackendError(f"pool {pool.name!r} doesn't give its images out")
+        with pool.capturing.image(template) as path:
+            yield ImageFile(path=path, format="raw", size=origin.size, digest=origin.digest)
+
+    @contextlib.contextmanager
+    def _captured(self, template: Template) -> Iterator[ImageFile]:
+        """Yield the image that was captured, of this template or of one that it extends."""
+        captured = template.image.captured
+        assert captured is not None  # noqa: S101 - the caller chose by it
+        try:
+            pool = self._drivers.storage(captured.pool)
+            with self.lent(captured.template, pool) as image:
+                yield image
+        except NotFound as error:
+            raise NotFound(
+                f"template {template.name}: its image was captured, and is gone from pool "
+                f"{captured.pool}",
+                hint=f"vmcloner template import {template.name} --image FILE, if it was exported",
+            ) from error
 
     def pull(self, template: Template, mirror: str | None = None) -> Outcome[PulledImage]:
         """Download a template's image, with events; see :func:`vmcloner_core.pulling.pull`."""
@@ -107,9 +142,9 @@ class TemplateImages:
         def work(progress: Progress) -> Outcome[PulledImage]:
             return pulling.pull(template, progress, mirror)
 
-        return self._told(PULL, template.name, "", time.monotonic(), work)
+        return self.told(PULL, template.name, "", time.monotonic(), work)
 
-    def _told(
+    def told(
         self,
         step: str,
         template: str,

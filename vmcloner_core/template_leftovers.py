@@ -61,7 +61,9 @@ class Leftovers:
         ]
         for folder in self._folders():
             template = infos.get(folder.name)
-            if folder.name not in infos or (template is not None and not template.image.builder):
+            image = template.image if template is not None else None
+            unused = image is not None and not (image.builder or image.captured)
+            if folder.name not in infos or unused:
                 size = _allocated(folder)
                 found.append(TemplateLeftover(template=folder.name, folder=folder, size=size))
         return tuple(sorted(found, key=lambda left: (left.template, left.pool or "")))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
+from vmcloner_core.drivers import CaptureInterface, DriverContext, ImageFile, Lane, StorageDriver
 from vmcloner_core.errors import BackendError, NotFound, VmclonerError, WrongState
 from vmcloner_core.model import (
     AS_IT_COMES,
@@ -89,6 +89,13 @@ class FilesDriver(StorageDriver):
         from vmcloner_files.copies import FolderCopies
 
         return Copier(FolderCopies(self._pool, self.name), self.delete, self._copying)
+
+    @property
+    def capturing(self) -> CaptureInterface:
+        """See :attr:`StorageDriver.capturing`."""
+        from vmcloner_files.capturing import Capturing
+
+        return Capturing(self._pool, self.context.runner, self._origin, self._copying)
 
     def probe(self) -> Iterator[Check]:
         """See :meth:`StorageDriver.probe`."""

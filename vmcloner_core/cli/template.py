@@ -82,6 +82,7 @@ class TemplateShow(_Named, Record):
         """Return keys and values."""
         template = self.engine.template(parsed_args.template)
         origins = self.engine.origins(template.name)
+        captured = template.image.captured
         values: dict[str, Any] = {
             "name": template.name,
             "description": template.description,
@@ -94,6 +95,7 @@ class TemplateShow(_Named, Record):
             "checksums": template.image.checksums,
             "signature": template.image.signature,
             "keyring": str(template.image.keyring) if template.image.keyring else None,
+            "captured": _plain(captured) if captured is not None else None,
             "disk_size": template.disk_size,
             "nics": [f"{nic.kind}:{nic.source or ''}".rstrip(":") for nic in template.nics],
             "kernel": str(template.kernel.path)
@@ -105,6 +107,7 @@ class TemplateShow(_Named, Record):
             "swap": template.swap,
             "disks": [attrs.asdict(disk) for disk in template.disks],
             "identity": _plain(template.identity),
+            "seal": _plain(template.seal),
             "ssh": _plain(template.ssh),
             "domain": _plain(template.domain),
             "image_options": dict(template.image.options),
@@ -135,9 +138,11 @@ def _worded(template: Template, values: Mapping[str, Any]) -> dict[str, Any]:
             for name, value in values[key].items()
             if value not in (None, ())
         )
-        for key in ("identity", "ssh", "domain", "image_options", "values")
+        for key in ("identity", "seal", "ssh", "domain", "image_options", "values")
     }
     disks = "\n".join(f"{format_size(disk.size)}, {disk.content}" for disk in template.disks)
+    if values["captured"] is not None:
+        tables["captured"] = "\n".join(f"{k}: {_words(v)}" for k, v in values["captured"].items())
     return {**sizes, **tables, "disks": disks}
 
 
@@ -149,6 +154,9 @@ def _words(value: object) -> str:
 
 def _source(template: Template) -> str:
     image = template.image
+    if image.captured is not None:
+        how = "sealed" if image.captured.sealed else "NOT sealed"
+        return f"captured from {image.captured.clone} at {image.captured.at}, {how}"
     return f"builder {image.builder}" if image.builder else str(image.path or image.url)
 
 

@@ -18,6 +18,7 @@ backends; docs/plugins.md shows how to write one.
 """
 
 from vmcloner_core.drivers.boot import SHARED, BootProvider, BootRequest
+from vmcloner_core.drivers.capture import CaptureInterface, CaptureRequest
 from vmcloner_core.drivers.context import DriverContext, Lane
 from vmcloner_core.drivers.hypervisor import (
     NO_BOOTS,
@@ -41,6 +42,8 @@ __all__ = [
     "AgentInterface",
     "BootProvider",
     "BootRequest",
+    "CaptureInterface",
+    "CaptureRequest",
     "ConsoleInterface",
     "DisplayInterface",
     "DriverContext",

@@ -9,6 +9,7 @@ from typing import Literal
 
 import attrs
 
+from vmcloner_core.drivers.capture import CaptureInterface
 from vmcloner_core.drivers.context import DriverContext, Lane
 from vmcloner_core.errors import InvalidRequest, VmclonerError, WrongState
 from vmcloner_core.model import (
@@ -71,6 +72,11 @@ class StorageDriver(ABC):
     def __init__(self, context: DriverContext) -> None:
         self.context = context
         self.name = context.name
+
+    @property
+    def capturing(self) -> CaptureInterface | None:
+        """What makes templates' images of its volumes; None if the pool can't."""
+        return None
 
     @property
     def default_mode(self) -> CloneMode:
