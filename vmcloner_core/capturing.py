@@ -341,7 +341,6 @@ def _described(volume: Volume, template: Template) -> str:
     blanks = template.blanks
     what = "no such disk"
     if 0 < volume.disk <= len(blanks):
-        what = {"swap": "a new swap area", "empty": "an empty disk"}[
-            blanks[volume.disk - 1].content
-        ]
+        swap = blanks[volume.disk - 1].content == "swap"
+        what = "a new swap area" if swap else "an empty disk"
     return f"{volume.name} is left out: new clones have {what}"

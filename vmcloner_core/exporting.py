@@ -157,7 +157,7 @@ def _write_beside(export: Export, template: Template) -> None:
     keys = ("path", "initrd")
     kernel = {key: path.name for key, (path, _) in zip(keys, copies, strict=False)}
     own = read_toml(template.origin_file, trusted=True)
-    top = {key: own[key] for key in ("description", "disk_size") if key in own}
+    top: dict[str, object] = {key: own[key] for key in ("description", "disk_size") if key in own}
     parent = str(own.get("extends", template.name))
     text = catalog.captured(parent, top, kernel, export.file.name)
     export.file.with_suffix(".toml").write_text(text)

@@ -164,15 +164,10 @@ def _command(
     device, size = stat.S_ISBLK(status.st_mode), status.st_size
     own = {"driver": "host_device" if device else "file", "filename": str(disk), "discard": "unmap"}
     unmap = {"discard": "unmap", "detect-zeroes": "unmap"}
-    nodes = [
-        {"driver": "raw", "node-name": "disk", "file": own, **unmap},
-        {
-            "driver": "raw",
-            "node-name": "rules",
-            "read-only": True,
-            "file": {"driver": "file", "filename": str(rules), "read-only": True},
-        },
-    ]
+    nodes: dict[str, dict[str, object]] = {
+        "disk": {"file": own, **unmap},
+        "rules": {"read-only": True, "file": {"driver": "file", "filename": str(rules)}},
+    }
     argv = [
         *(QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none"),
         *("-no-reboot", "-machine", "pc", "-accel", accelerator),
@@ -180,9 +175,9 @@ def _command(
         *("-append", f"{_KERNEL} {told}", "-serial", "null", "-serial", f"file:{said}"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny"),
     ]
-    for node in nodes:
-        name = str(node["node-name"])
-        argv += ["-blockdev", json.dumps(node), "-device", f"virtio-blk-pci,drive={name}"]
+    for name, node in nodes.items():
+        words = json.dumps({"driver": "raw", "node-name": name, **node})
+        argv += ["-blockdev", words, "-device", f"virtio-blk-pci,drive={name}"]
     return contained.command(
         argv,
         read=[kernel, initrd, rules],

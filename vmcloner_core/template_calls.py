@@ -278,7 +278,7 @@ class TemplateCalls(ABC):
                 raise WrongState(f"template {name}: {info.name} has its image", hint=str(info.file))
         if users := clones_of(name, self._host.survey()):
             raise WrongState(
-                f"template {name}: {fold(users)} was made from it, and its image can't be had again",
+                f"template {name}: {fold(users)} was made from it, and has no other",
                 hint="delete them first",
             )
         return infos[name].file

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
-from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
+from vmcloner_core.drivers import CaptureInterface, DriverContext, ImageFile, Lane, StorageDriver
 from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError
 from vmcloner_core.model import (
     AS_IT_COMES,
@@ -81,6 +81,13 @@ class LvmThinDriver(StorageDriver):
         self._importer = Importer(self._pool, context.runner, context.host.state / "import")
         self._activate = combined(activate, self._lvm, self._mapper)
         self._deactivate = combined(deactivate, self._lvm, self._mapper)
+
+    @property
+    def capturing(self) -> CaptureInterface:
+        """See :attr:`StorageDriver.capturing`."""
+        from vmcloner_lvm.capturing import ThinCapturing
+
+        return ThinCapturing(self._importer, self.name)
 
     def probe(self) -> Iterator[Check]:
         """See :meth:`StorageDriver.probe`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -63,7 +65,7 @@ class Importer:
                 return found[1], False
             if found is not None:
                 session.check_removable(found[0].name)
-            self._sweep(session, template)
+            self.sweep(session, template)
             # A pool that doesn't zero its chunks has old bytes around what is written to one.
             blank = session.pool.zeroes
             data = sum(b - a for a, b in data_runs(fd)) if blank else source.size
@@ -72,26 +74,33 @@ class Importer:
             named = [f"--addtag={tag}" for tag in tags.encode(record.to_mapping())]
             where = ["-T", str(self.pool), "-V", f"{size}b", "-n", draft]
             session.lvm.run("lvcreate", "-y", "-ay", "-Wn", *where, *named, held=True)
-        try:
-            self._check(draft, activate)
+        with self.undone(template):
+            self.switch(draft, activate)
             path = Path(f"/dev/{self.pool.lvm.group}/{draft}")
             fill(fd, path, source.size, copying, progress, blank=blank)
             written = self.pool.mapper.mapped(device_name(self.pool.lvm.group, draft))
-            self._check(draft, deactivate)
+            self.switch(draft, deactivate)
             done = attrs.evolve(record, allocated=written)
-            self._publish(record, done)
-        except BaseException:
-            with self.pool.locked() as session:
-                self._sweep(session, template)
-            raise
+            self.publish(record, done)
         return done, True
 
-    def _check(self, name: str, change: Change) -> None:
+    @contextlib.contextmanager
+    def undone(self, template: str) -> Iterator[None]:
+        """Remove a template's draft if the block fails."""
+        try:
+            yield
+        except BaseException:
+            with self.pool.locked() as session:
+                self.sweep(session, template)
+            raise
+
+    def switch(self, name: str, change: Change) -> None:
+        """Activate or deactivate a volume."""
         error = change(self.pool.lvm, self.pool.mapper, [name])[name]
         if error is not None:
             raise error
 
-    def _publish(self, draft: ImageRecord, done: ImageRecord) -> None:
+    def publish(self, draft: ImageRecord, done: ImageRecord) -> None:
         """Give the draft its final name; removes the image that it replaces."""
         name, final = draft_name(done.template), origin_name(done.template)
         group = self.pool.lvm.group
@@ -104,7 +113,7 @@ class Importer:
                 remove_image(session, done.template)
             session.lvm.run("lvrename", group, name, final, held=True)
 
-    def _sweep(self, session: Session, template: str) -> None:
+    def sweep(self, session: Session, template: str) -> None:
         """Remove what an interrupted import left.
 
         :raises Conflict: the volume of that name is not a draft of this pool.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
+from vmcloner_core.drivers import CaptureInterface, DriverContext, ImageFile, Lane, StorageDriver
 from vmcloner_core.errors import HostCommandError, NotFound, VmclonerError, WrongState
 from vmcloner_core.full_copies import Copier, Copy
 from vmcloner_core.model import (
@@ -71,6 +71,13 @@ class ThickDriver(StorageDriver):
         self._copier = Copier(self._copies, self.delete, copying)
         folder = context.host.state / "import"
         self._importer = ThickImporter(self._group, context.runner, folder, locks)
+
+    @property
+    def capturing(self) -> CaptureInterface:
+        """See :attr:`StorageDriver.capturing`."""
+        from vmcloner_lvm.thick_capturing import ThickCapturing
+
+        return ThickCapturing(self._importer, self.name, self._copying)
 
     def probe(self) -> Iterator[Check]:
         """See :meth:`StorageDriver.probe`."""

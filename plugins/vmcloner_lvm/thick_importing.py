@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -45,12 +46,16 @@ class ThickImporter:
             record = ImageRecord(
                 template=template, digest=image.digest, size=image.size, allocated=image.size
             )
-            self._import(record, image, progress, copying)
+
+            def fill(target: Target) -> None:
+                images = opened(image, self.folder, self.runner, copying)
+                with images as source, translated(target.path):
+                    copy_one(source, target, copying)
+
+            self.make(record, fill, progress)
         return record, True
 
-    def _import(
-        self, record: ImageRecord, image: ImageFile, progress: Progress, copying: Copying
-    ) -> None:
+    def make(self, record: ImageRecord, fill: Callable[[Target], None], progress: Progress) -> None:
         """Fill a volume with a name of its own, then rename it to the template's."""
         template, group = record.template, self.group
         draft = checked(f"image-draft.{template}", f"template {template}")
@@ -60,10 +65,7 @@ class ThickImporter:
             for error in group.activate([draft]).values():
                 if error is not None:
                     raise error
-            target = Target(path=group.path(draft), size=made.size, progress=progress)
-            images = opened(image, self.folder, self.runner, copying)
-            with images as source, translated(target.path):
-                copy_one(source, target, copying)
+            fill(Target(path=group.path(draft), size=made.size, progress=progress))
             group.deactivate([draft])
             group.complete([draft], "-pr")
             there = group.read()

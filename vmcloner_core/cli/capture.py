@@ -113,7 +113,7 @@ class TemplateExport(Record):
         note(
             self.app, f"{name}: {done.file}, {'written' if outcome.changed else 'would be written'}"
         )
-        sizes = [done.size, written]
+        sizes: list[Any] = [done.size, written]
         if self.for_people(parsed_args):
             sizes = [size if size is None else format_size(size) for size in sizes]
         return EXPORT_COLUMNS, (
