@@ -387,19 +387,12 @@ def captured(
     return _signed("\n".join(lines) + "\n", CAPTURED_BY)
 
 
-def forget(file: Path) -> bool:
-    """Remove a captured template's file, unless it was changed by hand; tell whether it is gone.
+def is_captured(file: Path) -> bool:
+    """Tell whether a file is a captured template's, as it was written.
 
-    :raises InvalidRequest: it can't be removed.
+    :raises InvalidRequest: it can't be read.
     """
-    try:
-        text = read_file(file, trusted=False).decode(errors="replace")
-        if not _as_written(text, CAPTURED_BY):
-            return False
-        file.unlink()
-    except OSError as error:
-        raise InvalidRequest(f"{file}: {error.strerror}") from error
-    return True
+    return _as_written(read_file(file, trusted=False).decode(errors="replace"), CAPTURED_BY)
 
 
 def write(file: Path, text: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
@@ -64,9 +65,8 @@ def planned(
     if template.image.captured is not None:
         beside += (file.with_suffix(".toml"),)
     with translated(file.parent):
-        for path in (file, *beside):
-            if os.path.lexists(path) and not (overwrite and path.is_file()):
-                raise Conflict(f"{path} exists", hint="choose another name, or --overwrite")
+        if not overwrite:
+            _check_free(file, beside)
         free = shutil.disk_usage(file.parent).free
     if not compressed and origin.allocated > free:
         raise NotEnoughResources(
@@ -81,6 +81,15 @@ def planned(
         compressed=compressed,
         beside=beside,
     )
+
+
+def _check_free(file: Path, beside: Sequence[Path]) -> None:
+    """Check that nothing is overwritten but what an export that was interrupted left beside."""
+    toml = file.with_suffix(".toml")
+    begun = os.path.lexists(toml) and catalog.is_captured(toml)
+    for path in (file, *(() if begun else beside)):
+        if os.path.lexists(path):
+            raise Conflict(f"{path} exists", hint="choose another name, or --overwrite")
 
 
 def _kernels(template: Template, file: Path) -> list[tuple[Path, Path]]:
@@ -152,12 +161,12 @@ def _write_beside(export: Export, template: Template) -> None:
     if template.image.captured is None or template.origin_file is None:
         return
     copies = _kernels(template, export.file)
-    for path, source in copies:
-        shutil.copyfile(source, path)
     keys = ("path", "initrd")
     kernel = {key: path.name for key, (path, _) in zip(keys, copies, strict=False)}
     own = read_toml(template.origin_file, trusted=True)
     top: dict[str, object] = {key: own[key] for key in ("description", "disk_size") if key in own}
     parent = str(own.get("extends", template.name))
     text = catalog.captured(parent, top, kernel, export.file.name)
-    export.file.with_suffix(".toml").write_text(text)
+    export.file.with_suffix(".toml").write_text(text)  # first: it says whose the others are
+    for path, source in copies:
+        shutil.copyfile(source, path)

@@ -26,6 +26,7 @@ from vmcloner_core.model import (
     Template,
 )
 from vmcloner_core.names import check_template, fold
+from vmcloner_core.os_errors import translated
 from vmcloner_core.planning import Planning
 from vmcloner_core.settings import Settings
 from vmcloner_core.template_leftovers import TemplateLeftover, clones_of
@@ -253,9 +254,11 @@ class TemplateCalls(ABC):
             file = self._captured_file(name, driver.name)
             outcome = driver.delete_origin(name)
             if file is not None and not self._host.images.origins(name):
-                from vmcloner_core.catalog import forget
+                from vmcloner_core.catalog import is_captured
 
-                forget(file)
+                if is_captured(file):
+                    with translated(file):
+                        file.unlink()
             kept = self._kept_for(name)
             gone = not kept and leftovers.remove_built(name)
             if kept and (leftovers.built / name).is_dir():
