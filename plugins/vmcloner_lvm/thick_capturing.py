@@ -17,7 +17,6 @@ from vmcloner_core.locks import hold
 from vmcloner_core.model import Copying, Origin, Outcome, Progress, Volume
 from vmcloner_core.os_errors import translated
 from vmcloner_lvm.capturing import found_image
-from vmcloner_lvm.devmapper import device_name
 from vmcloner_lvm.records import ImageRecord
 from vmcloner_lvm.thick_group import image_name
 from vmcloner_lvm.thick_importing import ThickImporter
@@ -75,12 +74,10 @@ class ThickCapturing(CaptureInterface):
         group, name = self.importer.group, image_name(template)
         if group.image(group.read(), template) is None:
             raise NotFound(f"template {template} has no image in volume group {group.name}")
-        was = group.mapper.device(device_name(group.name, name)) is not None
         for error in group.activate([name]).values():
             if error is not None:
                 raise error
         try:
             yield group.path(name)
         finally:
-            if not was:
-                group.deactivate([name])
+            group.deactivate([name])  # one that another process has open stays active

@@ -99,7 +99,6 @@ class ThickGroup:
         self._known = known
         self._mapper = mapper
         self.name = lvm.group
-        self.mapper = mapper
         self.activate = combined(activate, lvm, mapper)
         self.deactivate = combined(deactivate, lvm, mapper)
         self._extent = 0

@@ -47,6 +47,7 @@ from vmcloner_core.model import (
     Volume,
 )
 from vmcloner_core.names import MAX_LABEL
+from vmcloner_core.testing.capture import CaptureTests
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.suite import Suite
 
@@ -105,7 +106,7 @@ def by_key(outcomes: Iterator[Outcome[Volume]]) -> dict[str, Outcome[Volume]]:
     return found
 
 
-class StorageConformance(Suite):
+class StorageConformance(CaptureTests, Suite):
     """The tests. See the module's docstring."""
 
     contract = StorageDriver
