@@ -188,7 +188,7 @@ def test_delete_asks_where_somebody_can_answer(run, lab, monkeypatch):
         (["template", "shwo", "x"], 2, "no command 'template shwo' (did you mean 'template show'?"),
         (["host", "prepare", "netwrk"], 2, "(did you mean 'host prepare network'?)"),
         (["plugin"], 2, "no command 'plugin' (known: plugin list)"),
-        (["template", "xyzzy"], 2, "no command 'template xyzzy' (known: template check, del"),
+        (["template", "xyzzy"], 2, "no command 'template xyzzy' (known: template capture, ch"),
         (["--frobnicate"], 2, "no option --frobnicate"),
         (["--frobnicate", "list"], 2, "no option --frobnicate"),
         (["audit"], 3, "audit needs a target"),
