@@ -6,6 +6,7 @@ template names, which the same command replaces and ``template prune`` removes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -13,7 +14,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import attrs
@@ -56,11 +57,13 @@ class CaptureOptions:
     """How a clone is captured.
 
     :param description: of the template; empty for its parent's.
+    :param live: take the disk of a running clone, while its guest agent has frozen it.
     :param compact: give back the space of what the disk's file systems don't use.
     :param seal: remove what makes the clone the machine that it is.
     """
 
     description: str = ""
+    live: bool = False
     compact: bool = False
     seal: bool = True
     copying: Copying = AS_IT_COMES
@@ -179,9 +182,11 @@ class Capturer:
         name, state = self.clone.name, self.clone.state
         if not self.clone.ours:
             raise WrongState(f"{name} is another state folder's")
-        if state in (State.RUNNING, State.PAUSED):
+        if state is State.PAUSED or (state is State.RUNNING and not self.options.live):
             raise WrongState(
-                f"{name} is {state.value}: its disk is in use", hint=f"vmcloner stop {name}"
+                f"{name} is {state.value}: its disk is in use",
+                hint=f"vmcloner stop {name}"
+                + ("; or --live" if state is State.RUNNING else f", or vmcloner resume {name}"),
             )
         if state is State.SAVED:
             raise WrongState(
@@ -255,11 +260,29 @@ class Capturer:
             template=self.name,
             volume=volume,
             digest=self._digest_start + secrets.token_hex(16),
+            live=self.clone.state is State.RUNNING,
             copying=self.options.copying,
         )
         change = self._sealing(progress)
-        with self.host.active([volume]):
-            return self._interface(volume).capture(request, change, lambda: None, progress)
+        with self.host.active([volume]), self._frozen() as thaw:
+            return self._interface(volume).capture(request, change, thaw, progress)
+
+    @contextlib.contextmanager
+    def _frozen(self) -> Iterator[Callable[[], None]]:
+        """Freeze the clone's file systems if it runs; yields what thaws them, as the end does.
+
+        :raises WrongState: no agent in the guest does it.
+        """
+        if self.clone.state is not State.RUNNING:
+            yield lambda: None
+            return
+        agents = self.host.drivers.hypervisor(self.clone.labels.hypervisor).agents
+        if agents is None:
+            raise WrongState(f"{self.clone.name}: its hypervisor has no guest agents")
+        with contextlib.ExitStack() as stack:
+            agents.freeze(self.clone.name)
+            stack.callback(agents.thaw, self.clone.name)
+            yield stack.close
 
     def _sealing(self, progress: Progress) -> Callable[[Path], None]:
         """Return what seals the copy of the disk. The guest is built first: that may fail."""

@@ -49,14 +49,19 @@ def convert(runner: CommandRunner, image: ImageFile, target: Path, options: Copy
     _run(runner, image, timeout, "compare", "-F", "raw", source, str(target), write=target)
 
 
-def flatten(runner: CommandRunner, volume: Volume, target: Path, options: Copying) -> None:
+def flatten(
+    runner: CommandRunner, volume: Volume, target: Path, options: Copying, *, live: bool = False
+) -> None:
     """Write a qcow2 volume, with the raw file that it is an overlay of, to an empty file.
 
-    :param target: it becomes a sparse raw image.
+    :param target: it becomes a sparse raw image. :param live: a guest that has flushed its disks
+        has the volume open.
     :raises HostCommandError: that fails, or the bytes that were read back differ.
     """
     slowest, limit = _pace(options)
     node: dict[str, object] = {"driver": "qcow2", "file": _file(volume.path), "backing": None}
+    if live:
+        node["force-share"] = True  # QEMU holds its lock
     read = [volume.path]
     if volume.backing is not None:
         node["backing"] = {"driver": "raw", "file": _file(volume.backing)}

@@ -157,6 +157,7 @@ class TemplateCalls(ABC):
         name: str,
         *,
         description: str = "",
+        live: bool = False,
         compact: bool = False,
         seal: bool = True,
         copying: Copying = AS_IT_COMES,
@@ -167,17 +168,19 @@ class TemplateCalls(ABC):
         Unchanged if the template was captured from this clone before. The clone stays as it is.
 
         :param name: of the new template, which extends the clone's. :param description: of it.
+        :param live: take the disk of a running clone, while its guest agent has frozen it.
         :param compact: give back the space of what the disk's file systems don't use.
         :param seal: remove what makes the clone the machine that it is.
         :param dry_run: check everything, and change nothing.
         :raises NotFound: there is no such clone, or its template is gone.
-        :raises Conflict: the name is taken. :raises WrongState: the clone isn't off, something
-            uses its disk, or it can't be sealed. :raises BackendError: its pool captures no disks.
+        :raises Conflict: the name is taken. :raises BackendError: its pool captures no disks.
+        :raises WrongState: the clone isn't off (with ``live``, its agent doesn't freeze it),
+            something uses its disk, or it can't be sealed.
         """
         from vmcloner_core.capturing import CaptureOptions, Capturer
 
         options = CaptureOptions(
-            description=description, compact=compact, seal=seal, copying=copying
+            description=description, live=live, compact=compact, seal=seal, copying=copying
         )
         with self._held([f"fleet/{self.show(clone).fleet}", f"template/{check_template(name)}"]):
             capturer = Capturer(self._host, self.show(clone), name, options)

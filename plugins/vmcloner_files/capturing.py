@@ -73,7 +73,7 @@ class Capturing(CaptureInterface):
         """Give a draft the volume's bytes."""
         volume, copying = request.volume, request.copying.with_defaults(self.copying)
         if volume.format != "raw":
-            flatten(self.runner, volume, draft.path, copying)
+            flatten(self.runner, volume, draft.path, copying, live=request.live)
             progress(volume.size, volume.size)
             return
         source = os.open(volume.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -7,6 +7,7 @@ addresses of the domain's own cards count.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from typing import Any
 import attrs
 
 from vmcloner_core.drivers import AgentInterface
+from vmcloner_core.errors import WrongState
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections
 from vmcloner_libvirt.errors import is_disconnect
@@ -23,8 +25,11 @@ from vmcloner_libvirt.metadata import labels_in, parse
 from vmcloner_libvirt.operations import tolerate
 
 CHANNEL = "org.qemu.guest_agent.0"
+log = logging.getLogger(__name__)
 AGENT_TIMEOUT = 2
 """Seconds for an agent's answer."""
+FREEZE_TIMEOUT = 60
+"""Seconds in which a guest writes what it holds in memory, before its disks are frozen."""
 MAX_ADDRESSES = 16
 ASKERS = 8
 """Guest agents that are asked in parallel: one that doesn't answer takes its whole timeout."""
@@ -72,6 +77,14 @@ class GuestAgents(AgentInterface):
             time.sleep(CLOCK_PAUSE if tries else 0)
             with ThreadPoolExecutor(ASKERS, thread_name_prefix="clocks") as pool:
                 left = [name for name, done in pool.map(self._set, left) if not done]
+
+    def freeze(self, name: str) -> None:
+        """See :meth:`AgentInterface.freeze`."""
+        self._connections.call(lambda connection: freeze(connection, name), about=name)
+
+    def thaw(self, name: str) -> None:
+        """See :meth:`AgentInterface.thaw`."""
+        self._connections.call(lambda connection: thaw(connection, name), about=name)
 
     def _set(self, name: str) -> tuple[str, bool]:
         return name, self._connections.call(
@@ -163,6 +176,40 @@ def set_clock(connection: Any, name: str) -> bool:
             raise
         return False
     return True
+
+
+def freeze(connection: Any, name: str) -> None:
+    """Freeze a guest's file systems by its agent.
+
+    :raises WrongState: there is none that does.
+    """
+    thaw(connection, name)  # of a command that was killed: freezing what is frozen fails
+    module = libvirt()
+    try:
+        handle = connection.lookupByName(name)
+        handle.agentSetResponseTimeout(FREEZE_TIMEOUT, 0)
+        handle.fsFreeze()
+    except module.libvirtError as error:
+        if is_disconnect(error):
+            raise
+        thaw(connection, name)  # it may have frozen some
+        raise WrongState(
+            f"{name} is running, and no agent in the guest froze its disks: {error}",
+            hint=f"vmcloner stop {name}",
+        ) from error
+
+
+def thaw(connection: Any, name: str) -> None:
+    """Thaw a guest's file systems by its agent, as far as they are frozen."""
+    module = libvirt()
+    try:
+        handle = connection.lookupByName(name)
+        handle.agentSetResponseTimeout(FREEZE_TIMEOUT, 0)
+        handle.fsThaw()
+    except module.libvirtError as error:
+        if is_disconnect(error):
+            raise
+        log.debug("%s: %s", name, error)  # no agent, or off: then nothing is frozen
 
 
 def _usable(text: str) -> bool:

@@ -53,6 +53,10 @@ def test_provisioned_debian_is_captured(tmp_path, monkeypatch):
         before = made.ssh(row, "cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub")
         capture = ("template", "capture", f"{first}-1", "proof", "--compact", "-f", "json")
         assert "is running" in site.run(*capture, code=6)
+        live = ("template", "capture", f"{first}-1", "alive", "--live", "-f", "json")
+        assert json.loads(site.run(*live, timeout=1200))["sealed"] is True
+        site.run("template", "delete", "alive")
+        assert made.ssh(row, "touch /root/thawed && sync && echo done").strip() == "done"
         site.run("stop", first, "--timeout", "600", timeout=900)
         assert json.loads(site.run(*capture, timeout=1200))["sealed"] is True
 

@@ -156,6 +156,7 @@ def test_what_must_not_become_a_template(small, fleet):
     web = fleet("run", "-t", "small", "-n", "1", "--start", "--wait", "--timeout", "300")
     capture = ("template", "capture", f"{web}-1", "never")
     assert "is running" in small.run(*capture, code=6)
+    assert "no agent in the guest" in small.run(*capture, "--live", code=6, timeout=600)
     small.run("stop", web, "--kill")
     volume = small.folder / "state" / "pool" / "volumes" / f"{web}-1-disk0"
     with volume.open("r+b"):

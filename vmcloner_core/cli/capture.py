@@ -35,6 +35,11 @@ class TemplateCapture(Record):
         parser.add_argument("template", metavar="NAME", help="Name of the new template.")
         parser.add_argument("--description", metavar="TEXT", default="", help="Of the template.")
         parser.add_argument(
+            "--live",
+            action="store_true",
+            help="Take the disk of a running clone, whose guest agent freezes it meanwhile.",
+        )
+        parser.add_argument(
             "--compact",
             action="store_true",
             help="Give back the space that the disk's file systems don't use.",
@@ -55,6 +60,7 @@ class TemplateCapture(Record):
             parsed_args.clone,
             name,
             description=parsed_args.description,
+            live=parsed_args.live,
             compact=parsed_args.compact,
             seal=not parsed_args.no_seal,
             copying=Copying(bandwidth=parsed_args.bwlimit, verify=parsed_args.verify),

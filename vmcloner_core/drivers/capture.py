@@ -17,11 +17,13 @@ class CaptureRequest:
     """Request to make an image of a volume, in the volume's own pool.
 
     :param template: whose image it becomes. :param digest: what the image's digest shall be.
+    :param live: a running guest, with frozen file systems, has the volume open.
     """
 
     template: str
     volume: Volume
     digest: str
+    live: bool = False
     copying: Copying = attrs.field(default=AS_IT_COMES, eq=False)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from vmcloner_core.drivers.context import DriverContext, Lane
+from vmcloner_core.errors import WrongState
 from vmcloner_core.model import (
     BootConfig,
     Check,
@@ -117,6 +118,19 @@ class AgentInterface(ABC):
         For guests that were paused or saved. As far as that is possible: a guest's failure is
         ignored, and this does nothing by default.
         """
+
+    def freeze(self, name: str) -> None:
+        """Have a running guest write everything to its disks, and freeze its file systems.
+
+        One that is frozen stays so. The guest's programs wait when they write, until
+        :meth:`thaw`.
+
+        :raises WrongState: no agent in the guest does it, as by default; nothing is frozen then.
+        """
+        raise WrongState(f"{name}: no agent in the guest freezes its disks")
+
+    def thaw(self, name: str) -> None:
+        """Thaw a guest's file systems; one that isn't frozen, or is off, is a success."""
 
 
 class MemoryInterface(ABC):
