@@ -36,7 +36,7 @@ FILES = {
 }
 
 
-def make_disk(path: Path, files: dict[str, str]) -> None:
+def make_disk(path: Path, files: dict[str, str], size: int = 64 * MIB) -> None:
     """Make a raw ext4 image with these files."""
     root = path.with_suffix(".d")
     (root / "dev").mkdir(parents=True)
@@ -45,7 +45,7 @@ def make_disk(path: Path, files: dict[str, str]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     with path.open("wb") as stream:
-        stream.truncate(64 * MIB)
+        stream.truncate(size)
     subprocess.run(["mkfs.ext4", "-q", "-F", "-d", root, path], check=True, timeout=60)
     shutil.rmtree(root)
 

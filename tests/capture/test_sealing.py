@@ -1,0 +1,116 @@
+"""The guest that seals disks: partitions, what fstab mounts, swap; and what can't be sealed."""
+
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.capture.test_small import FILES, MIB, make_disk, read
+from vmcloner_core.errors import WrongState
+from vmcloner_core.model import SealSpec
+from vmcloner_core.process import LocalRunner
+from vmcloner_core.sealing import seal
+from vmcloner_tiny.sealer import Sealer
+
+pytestmark = [pytest.mark.libvirt, pytest.mark.timeout(600)]
+TABLE = """label: gpt
+size=40MiB, uuid=0F0E0D0C-0102-0304-0506-0708090A0B0C
+size=40MiB, uuid=1F0E0D0C-0102-0304-0506-0708090A0B0C
+size=8MiB
+"""
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sealer")
+    Sealer(SimpleNamespace(runner=LocalRunner())).build(folder, lambda _done, _total: None)
+    return folder
+
+
+def sealed(guest: Path, disk: Path, **rules: tuple[str, ...]) -> None:
+    seal(LocalRunner(), guest, disk, "web-1", SealSpec(**rules), compact=True)
+
+
+def run(*argv: str | Path, text: str = "") -> None:
+    subprocess.run(argv, check=True, input=text, text=True, timeout=60, capture_output=True)
+
+
+def test_partitions_of_one_system(guest, tmp_path):
+    disk, rest = tmp_path / "disk.raw", tmp_path / "var.raw"
+    fstab = (
+        "UUID=deadbeef-0000-4000-8000-000000000001 / ext4 defaults 0 1\n"
+        "PARTUUID=1f0e0d0c-0102-0304-0506-0708090a0b0c /var ext4 defaults 0 2\n"
+        "UUID=deadbeef-0000-4000-8000-00000000ffff /srv/gone ext4 nofail 0 2\n"
+    )
+    root = tmp_path / "root.raw"
+    own = {k: v for k, v in FILES.items() if not k.startswith("var/")}
+    make_disk(root, {**own, "etc/fstab": fstab, "etc/hostname": "web-1\n"}, 40 * MIB)
+    make_disk(
+        rest, {"log/app/old.log": "old", "lib/cloud/x": "x", "lib/app/data": "data"}, 40 * MIB
+    )
+    with disk.open("wb") as stream:
+        stream.truncate(96 * MIB)
+    run("sfdisk", disk, text=TABLE)
+    with disk.open("r+b") as stream:
+        for start, part in ((1, root), (41, rest)):
+            stream.seek(start * MIB)
+            stream.write(part.read_bytes())
+        swap = tmp_path / "swap.raw"
+        swap.write_bytes(bytes(8 * MIB))
+        run("mkswap", swap)
+        stream.seek(81 * MIB)
+        stream.write(swap.read_bytes()[:4096] + b"swapped out" + swap.read_bytes()[4107:])
+
+    sealed(guest, disk)
+
+    content = disk.read_bytes()
+    root.write_bytes(content[1 * MIB : 41 * MIB])
+    rest.write_bytes(content[41 * MIB : 81 * MIB])
+    assert (read(root, "etc/machine-id"), read(root, "etc/hostname")) == ("", "")
+    assert read(root, "etc/fstab") == fstab
+    assert (read(rest, "log/app/old.log"), read(rest, "lib/app/data")) == ("", "data")
+    assert read(rest, "lib/cloud/x") is None
+    assert content[81 * MIB :][4086:4096] == b"SWAPSPACE2"
+    assert not any(content[81 * MIB + 4096 : 89 * MIB])
+
+
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+def test_other_file_systems(guest, tmp_path, kind):
+    """They are sealed; what can be read of that without mounting is that a secret is gone."""
+    disk, root = tmp_path / "disk.raw", tmp_path / "root"
+    for name, text in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    with disk.open("wb") as stream:
+        stream.truncate(400 * MIB)
+    if kind == "btrfs":
+        run("mkfs.btrfs", "-q", "-r", root, disk)
+        sealed(guest, disk)
+        run("btrfs", "check", "--readonly", disk)
+    else:
+        proto = tmp_path / "proto"
+        proto.write_text(
+            "/\n0 0\nd--755 0 0\n"
+            f"etc d--755 0 0\npasswd ---644 0 0 {root}/etc/passwd\n"
+            f"machine-id ---644 0 0 {root}/etc/machine-id\n$\n$\n"
+        )
+        run("mkfs.xfs", "-q", "-p", proto, disk)
+        assert FILES["etc/machine-id"].encode() in disk.read_bytes()
+        sealed(guest, disk)
+        run("xfs_repair", "-n", disk)
+
+
+def test_what_cannot_be_sealed(guest, tmp_path):
+    disk = tmp_path / "disk.raw"
+    make_disk(disk, {**FILES, "etc/fstab": "UUID=1234 /srv ext4 defaults 0 2\n"})
+    with pytest.raises(WrongState, match=r"/srv \(UUID=1234 in its /etc/fstab\) is not on this"):
+        sealed(guest, disk)
+    make_disk(disk, {"data": "no system"})
+    with pytest.raises(WrongState, match="no operating system was found"):
+        sealed(guest, disk)
+    with disk.open("r+b") as stream:  # the superblock stays: it is a damaged ext4
+        stream.seek(4096)
+        stream.write(b"\xff" * 8192)
+    with pytest.raises(WrongState, match="can't be"):
+        sealed(guest, disk)

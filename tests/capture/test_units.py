@@ -1,0 +1,43 @@
+"""What templates may say about captures, and what the guest that seals may answer."""
+
+import pytest
+
+from vmcloner_core import sealing
+from vmcloner_core.errors import HostCommandError, InvalidRequest, WrongState
+from vmcloner_core.model import CapturedImage, ImageSource, SealSpec
+
+CAPTURED = CapturedImage(
+    template="t", pool="files", clone="web-1", run="r", created="c", at="a", sealed=True
+)
+
+
+@pytest.mark.parametrize("pattern", ["etc/x", "/", "", "/a/../b", "/a\nremove /b", "~/x", "/a\x00"])
+@pytest.mark.parametrize("key", ["remove", "empty", "keep"])
+def test_patterns_that_are_refused(key, pattern):
+    with pytest.raises(InvalidRequest, match=f"seal {key}"):
+        SealSpec(**{key: (pattern,)})
+
+
+def test_a_captured_image_has_no_other_source():
+    assert ImageSource(captured=CAPTURED).captured is CAPTURED
+    for more in ({"url": "https://x/y"}, {"sha256": "0" * 64}, {"format": "raw"}):
+        with pytest.raises(InvalidRequest):
+            ImageSource(captured=CAPTURED, **more)
+
+
+def test_only_the_token_seals():
+    sealing._judge("web-1", "token", "noise\r\ntoken sealed 1\r\n")
+    for said in ("", "sealed 1\n", "other sealed 1\n", "x token sealed 1\n", "tokensealed 1"):
+        with pytest.raises(HostCommandError, match="without a result"):
+            sealing._judge("web-1", "token", said)
+    with pytest.raises(WrongState, match="disk can't be sealed: /x: \\?\\[31m") as caught:
+        sealing._judge("web-1", "token", "token error /x: \x1b[31m\ntoken sealed 1\n")
+    assert "--no-seal" in (caught.value.hint or "")
+
+
+def test_rules_are_whole_sectors_and_in_order():
+    text = sealing._rules(SealSpec(remove=("/srv/*",), keep=("/var/log/x",)))
+    assert len(text) % 512 == 0
+    lines = text.rstrip(b"\0").decode().splitlines()
+    assert lines[-2:] == ["remove /srv/*", "keep /var/log/x"]
+    assert {line.split(" ")[0] for line in lines} == {"remove", "file", "empty", "name", "keep"}
