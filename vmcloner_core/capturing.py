@@ -291,6 +291,7 @@ class Capturer:
         guest = self.host.host.state / "guests" / SEALER
         builder = self.host.drivers.builder(SEALER, {}, "sealing")
         with self.host.hold([f"guest/{SEALER}"], lambda: False), translated(guest):
+            make_folder(self.host.host.templates)
             for left in guest.parent.glob(f".{SEALER}-*"):  # of a build that was killed
                 shutil.rmtree(left)
             images.fill(builder, builder.fingerprint(), guest, progress)
@@ -298,8 +299,15 @@ class Capturer:
 
     def _seal(self, guest: Path, disk: Path) -> None:
         spec = self.host.made_of(self.clone.labels).seal
-        compact = self.options.compact
-        sealing.seal(LocalRunner(), guest, disk, self.clone.name, spec, compact=compact)
+        name, compact = self.clone.name, self.options.compact
+        # In a place that is swept if this is killed.
+        with (
+            translated(guest),
+            tempfile.TemporaryDirectory(
+                prefix=images.DRAFT_PREFIX.format(self.name), dir=self.host.host.templates
+            ) as work,
+        ):
+            sealing.seal(LocalRunner(), guest, disk, Path(work), name, spec, compact=compact)
 
     # --- the template ---------------------------------------------------------------------------
 

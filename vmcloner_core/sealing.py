@@ -13,7 +13,6 @@ import os
 import re
 import secrets
 import stat
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -88,12 +87,20 @@ _ROOM = 64 * 1024**2
 
 
 def seal(
-    runner: CommandRunner, guest: Path, disk: Path, clone: str, spec: SealSpec, *, compact: bool
+    runner: CommandRunner,
+    guest: Path,
+    disk: Path,
+    work: Path,
+    clone: str,
+    spec: SealSpec,
+    *,
+    compact: bool,
 ) -> None:
     """Seal a raw disk, in place.
 
     :param guest: the folder with the guest's ``vmlinuz`` and ``initrd.img``.
     :param disk: a file or a block device to which nothing else writes.
+    :param work: an empty folder, for what the guest is told and what it says.
     :param clone: the name of the clone that it is a copy of. :param spec: the template's own rules.
     :param compact: give back the space of what its file systems don't use.
     :raises WrongState: it can't be sealed, and why. :raises BackendError: there is no QEMU.
@@ -105,8 +112,8 @@ def seal(
             hint="apt-get install qemu-system-x86, or --no-seal",
         )
     token = secrets.token_hex(16)
-    with tempfile.TemporaryDirectory(prefix="vmcloner-seal-") as work, translated(disk):
-        rules, said = Path(work) / "rules", Path(work) / "said"
+    rules, said = work / "rules", work / "said"
+    with translated(disk):
         rules.write_bytes(_rules(spec))
         told = f"seal_token={token} seal_clone={clone}" + (" seal_compact=1" if compact else "")
         for accelerator in _accelerators():

@@ -1,6 +1,7 @@
 """The guest that seals disks: partitions, what fstab mounts, swap; and what can't be sealed."""
 
 import subprocess
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +30,9 @@ def guest(tmp_path_factory):
 
 
 def sealed(guest: Path, disk: Path, **rules: tuple[str, ...]) -> None:
-    seal(LocalRunner(), guest, disk, "web-1", SealSpec(**rules), compact=True)
+    with tempfile.TemporaryDirectory() as work:
+        rules_of = SealSpec(**rules)
+        seal(LocalRunner(), guest, disk, Path(work), "web-1", rules_of, compact=True)
 
 
 def run(*argv: str | Path, text: str = "") -> None:
