@@ -19,7 +19,9 @@ def _driver(context: DriverContext, settings: DdSettings) -> StorageDriver:
 
     folder = settings.path or context.host.state / "dd"
     files = FilesSettings(path=folder, clone="copy", qemu_user=settings.qemu_user)
-    return FilesDriver(context, files, copying)
+    driver = FilesDriver(context, files, copying)
+    driver.snapshots = None  # whole copies of whole copies: a pool of files or lvm-thin shares
+    return driver
 
 
 @hookimpl

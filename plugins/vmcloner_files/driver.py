@@ -41,6 +41,7 @@ from vmcloner_files.holders import Holders
 from vmcloner_files.pool import Pool
 from vmcloner_files.records import DiskRecord, ImageRecord
 from vmcloner_files.settings import FilesSettings
+from vmcloner_files.snapshots import FolderSnapshots
 
 if TYPE_CHECKING:
     from vmcloner_core.full_copies import Copier
@@ -74,6 +75,7 @@ class FilesDriver(StorageDriver):
         folder = settings.path or context.host.state / "pool"
         known = KnownPool.of(context.host, context.name)
         self._pool = Pool(folder, known, settings.qemu_user)
+        self.snapshots = FolderSnapshots(self._pool, self.name)
 
     # What links clones and lists them doesn't import what copies, imports and checks.
 

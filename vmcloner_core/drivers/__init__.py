@@ -33,6 +33,7 @@ from vmcloner_core.drivers.hypervisor import (
 )
 from vmcloner_core.drivers.identity import IdentityProvider, IdentityRequest
 from vmcloner_core.drivers.image import ImageBuilder, image_cache
+from vmcloner_core.drivers.snapshots import DiskSnapshotInterface, MachineInterface
 from vmcloner_core.drivers.storage import ImageFile, SimpleStorageDriver, StorageDriver
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "BootProvider",
     "BootRequest",
     "ConsoleInterface",
+    "DiskSnapshotInterface",
     "DisplayInterface",
     "DriverContext",
     "HypervisorDriver",
@@ -50,6 +52,7 @@ __all__ = [
     "ImageBuilder",
     "ImageFile",
     "Lane",
+    "MachineInterface",
     "MemoryInterface",
     "NativeInterface",
     "NetworkInterface",

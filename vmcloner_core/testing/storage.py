@@ -48,6 +48,7 @@ from vmcloner_core.model import (
 )
 from vmcloner_core.names import MAX_LABEL
 from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.testing.snapshots import DiskSnapshotConformance
 from vmcloner_core.testing.suite import Suite
 
 MIB = 1024**2
@@ -105,7 +106,7 @@ def by_key(outcomes: Iterator[Outcome[Volume]]) -> dict[str, Outcome[Volume]]:
     return found
 
 
-class StorageConformance(Suite):
+class StorageConformance(DiskSnapshotConformance, Suite):
     """The tests. See the module's docstring."""
 
     contract = StorageDriver
