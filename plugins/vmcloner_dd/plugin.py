@@ -19,9 +19,8 @@ def _driver(context: DriverContext, settings: DdSettings) -> StorageDriver:
 
     folder = settings.path or context.host.state / "dd"
     files = FilesSettings(path=folder, clone="copy", qemu_user=settings.qemu_user)
-    driver = FilesDriver(context, files, copying)
-    driver.snapshots = None  # whole copies of whole copies: a pool of files or lvm-thin shares
-    return driver
+    # No snapshots: those would be whole copies of whole copies. Pools of files or lvm-thin share.
+    return FilesDriver(context, files, copying, False)
 
 
 @hookimpl
