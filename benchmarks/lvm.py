@@ -20,7 +20,16 @@ from pathlib import Path
 import attrs
 
 from vmcloner_core.drivers import DriverContext, ImageFile, StorageDriver
-from vmcloner_core.model import CloneRequest, Host, Labels, Origin, Outcome, Volume
+from vmcloner_core.model import (
+    CloneRequest,
+    Host,
+    Labels,
+    Origin,
+    Outcome,
+    SnapshotLabels,
+    SnapshotRequest,
+    Volume,
+)
 from vmcloner_core.process import LocalRunner
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import KernelDeviceMapper, device_name
@@ -104,6 +113,30 @@ class Bench:
 
         return timed(work) / count
 
+    def snapshots(self, count: int) -> tuple[float, float, float]:
+        """Take snapshots of all clones, revert to them, remove them; seconds for each."""
+        kept = self.driver.snapshots
+        volumes = sorted(self.driver.volumes(), key=lambda volume: volume.labels.index)
+        wanted = [
+            SnapshotRequest(
+                volume=volume,
+                labels=SnapshotLabels(
+                    labels=volume.labels, name="ready", taken="2026-01-01", disk=0, disks=1
+                ),
+            )
+            for volume in volumes[:count]
+        ]
+
+        def each(outcomes: Iterable[Outcome[object]]) -> None:
+            for outcome in outcomes:
+                assert outcome.ok, outcome.error
+
+        made = timed(lambda: each(kept.create(wanted)))
+        found = kept.found()
+        back = timed(lambda: each(kept.revert(found)))
+        gone = timed(lambda: each(kept.delete(found)))
+        return made / count, back / count, gone / count
+
     def delete(self) -> float:
         """Delete all clones by one transaction; returns seconds for each."""
         volumes = self.driver.volumes()
@@ -169,6 +202,8 @@ def measure(bench: Bench, count: int) -> list[Row]:
     made, gone = bench.raw()  # close to what it is compared with: other guests load a machine
     whole = bench.clone(count, count)
     say(f"{count}: transaction {shown(whole)}, messages {shown(made)}")
+    taken, back, dropped = bench.snapshots(count)
+    say(f"{count}: snapshots {shown(taken)}, reverts {shown(back)}, removals {shown(dropped)}")
     reset = bench.reset(count, bench.driver.reset)
     stepwise = bench.reset(count, functools.partial(StorageDriver.reset, bench.driver))
     run(["vgck", bench.vg])
@@ -186,6 +221,9 @@ def measure(bench: Bench, count: int) -> list[Row]:
         row("clone", count, "loop of lvcreate -s", statistics.mean(plain), whole, sampled),
         row("clone", count, "the same, -an -An, no udev", statistics.mean(tuned), whole, sampled),
         row("clone", count, "bare create_snap messages", made, whole, f"{RAW}, no volumes of LVM"),
+        row("snapshot", count, "one transaction", taken, whole, "times: to a clone"),
+        row("revert", count, "one transaction", back, reset, "times: to a reset"),
+        row("delete a snapshot", count, "one transaction", dropped, deleted, "times: to a clone"),
         row("reset", count, "one transaction", reset, reset),
         row("reset", count, "delete, then clone", stepwise, reset),
         row("delete", count, "one transaction", deleted, deleted),

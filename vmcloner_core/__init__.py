@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vmcloner_core.engine import Engine
     from vmcloner_core.errors import VmclonerError
     from vmcloner_core.hosts.opening import open_hosts
-    from vmcloner_core.model import Clone, CloneMode, State
+    from vmcloner_core.model import Clone, CloneMode, SnapshotAim, State
     from vmcloner_core.plan import OnFailure, Plan, Readiness, RunResult, Sizes
     from vmcloner_core.request import CreateRequest, TargetRequest
     from vmcloner_core.results import check_result
@@ -26,6 +26,7 @@ _HOMES = {
     "Readiness": "plan",
     "RunResult": "plan",
     "Sizes": "plan",
+    "SnapshotAim": "model",
     "State": "model",
     "TargetRequest": "request",
     "VmclonerError": "errors",
@@ -43,6 +44,7 @@ __all__ = [
     "Readiness",
     "RunResult",
     "Sizes",
+    "SnapshotAim",
     "State",
     "TargetRequest",
     "VmclonerError",

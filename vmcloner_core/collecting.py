@@ -171,6 +171,8 @@ class Collector:
             why = f"the lease of {clone.name} ended {lease.expires}"
         for volume in clone.volumes:
             yield Leftover(kind="disk", name=str(volume.path), size=_size(volume), why=why)
+        for kept in clone.kept:
+            yield Leftover(kind="snapshot", name=kept.key, size=allocated(kept.path), why=why)
         if clone.recorded:
             home = self.host.host.records / clone.name
             yield Leftover(kind="record", name=str(home), size=allocated(home), why=why)

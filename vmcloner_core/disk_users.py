@@ -18,7 +18,7 @@ from pathlib import Path
 import attrs
 
 from vmcloner_core.errors import WrongState
-from vmcloner_core.model import DiskFile, DomainUse, Volume
+from vmcloner_core.model import DiskFile, DiskSnapshot, DomainUse, Volume
 from vmcloner_core.process import arguments_of, device_holder, files_of, open_files, process_shown
 from vmcloner_core.qcow2 import MAX_HEADER, Refused, backing_file, read_header
 
@@ -56,7 +56,7 @@ class DiskUsers:
     :param volumes: all volumes that are asked about: processes are looked for once.
     """
 
-    def __init__(self, uses: Sequence[DomainUse], volumes: Iterable[Volume]) -> None:
+    def __init__(self, uses: Sequence[DomainUse], volumes: Iterable[Volume | DiskSnapshot]) -> None:
         self._chains = _Chains()
         self._own = {use.name: use for use in uses}
         self._domains: dict[Key, list[DomainUse]] = {}
@@ -68,8 +68,8 @@ class DiskUsers:
         self._devices = dict(_loops())
         self._processes = _processes({key for v in volumes for key in keys(v.path)})
 
-    def check(self, clone: str, volumes: Sequence[Volume], is_own: IsOwn) -> None:
-        """Check that nothing but a clone's own domain uses its volumes.
+    def check(self, clone: str, volumes: Sequence[Volume | DiskSnapshot], is_own: IsOwn) -> None:
+        """Check that nothing but a clone's own domain uses its volumes and their snapshots.
 
         :raises WrongState: something does; names it, and the way out.
         """

@@ -52,6 +52,7 @@ from vmcloner_core.model import (
     NetworkChange,
     NetworkRequest,
     Outcome,
+    SnapshotAim,
     State,
     Status,
     network_key,
@@ -223,6 +224,35 @@ class Engine(TemplateCalls, LeaseCalls, GuestCalls):
         """Wait until clones are ready: ``wait=Readiness.parse("console:login:")``."""
         return self._target("wait", targets, options)
 
+    def create_snapshot(self, *targets: str, name: str, memory: bool = False) -> RunResult:
+        """Take a snapshot of each clone; one that is there is left.
+
+        :param memory: with the memory of running clones; else they must be stopped, or have guest
+            agents that freeze their disks.
+        :raises Conflict: a clone has another snapshot of that name.
+        """
+        return self._snapshot("create", targets, SnapshotAim(name=name, memory=memory))
+
+    def revert_snapshot(
+        self, *targets: str, name: str, force: bool = False, start: bool = False
+    ) -> RunResult:
+        """Make clones what they were at their snapshots; with memory, they continue from there.
+
+        :param force: stop those that run; else that is refused.
+        :param start: start those whose snapshots have no memory.
+        :raises NotFound: a clone has no such snapshot; nothing was changed.
+        """
+        return self._snapshot("revert", targets, SnapshotAim(name=name, force=force), start=start)
+
+    def delete_snapshot(self, *targets: str, name: str) -> RunResult:
+        """Remove a snapshot of each clone; those without one of that name are fine."""
+        return self._snapshot("delete", targets, SnapshotAim(name=name))
+
+    def _snapshot(
+        self, action: str, targets: Sequence[str], aim: SnapshotAim, **options: Any
+    ) -> RunResult:
+        return self._target(f"snapshot-{action}", targets, {"snapshot": aim, **options})
+
     def _target(self, action: str, targets: Sequence[str], options: dict[str, Any]) -> RunResult:
         return check_result(
             self.run(TargetRequest(action=action, targets=tuple(targets), **options))
@@ -255,7 +285,7 @@ class Engine(TemplateCalls, LeaseCalls, GuestCalls):
         """
         with self._held([f"fleet/{fleet}" for fleet in fleets]), contextlib.ExitStack() as noted:
             self._host.keep_state_id()
-            found = self._host.survey()
+            found = self._host.settled(fleets)
             self._host.sweep(fleets, found)
 
             def plan(request: Request) -> Plan:
@@ -278,7 +308,7 @@ class Engine(TemplateCalls, LeaseCalls, GuestCalls):
             if any(clone.labels.state not in (None, kept) for clone in plan.clones):
                 raise WrongState("the plan is for another state folder", hint="plan again")
             with self._planning.admission(self._cancel.is_set):
-                found = self._host.survey()
+                found = self._host.settled(fleets)
                 self._host.sweep(fleets, found)
                 self._planning.check_limits(plan, fleets)
                 noted.enter_context(self._planning.admitted(plan))
@@ -395,7 +425,11 @@ class Engine(TemplateCalls, LeaseCalls, GuestCalls):
     def _carried_out(self, plan: Plan) -> RunResult:
         from vmcloner_core.running import PlannedRun
 
-        return PlannedRun(plan, self._host, self.plugins, self._cancel)()
+        try:
+            return PlannedRun(plan, self._host, self.plugins, self._cancel)()
+        finally:
+            if plan.snapshot is not None:  # what failed is as if it had not begun
+                self._host.undo_snapshots({clone.labels.fleet for clone in plan.clones})
 
     def cancel(self) -> None:
         """Stop the current run cleanly: calls in progress are finished, no new ones begin.

@@ -49,6 +49,8 @@ from vmcloner_core.plugins import PluginHost
 from vmcloner_core.process import LocalRunner
 from vmcloner_core.records import RECORD, Records, sync
 from vmcloner_core.runlog import RunLog
+from vmcloner_core.snapshot_folders import SnapshotFolders
+from vmcloner_core.snapshot_undo import Undo, leftover
 from vmcloner_core.stored_ids import drafted, new_id, read_id
 from vmcloner_core.survey import Survey, look
 from vmcloner_core.sweeping import ID_LOCK, Sweeper
@@ -77,6 +79,7 @@ class LocalHost:
         self.host = host
         self.drivers = DriverRegistry(host, plugins, LocalRunner())
         self.records = Records(host.records)
+        self.snapshots = SnapshotFolders(host.snapshots)
         self.catalog = Catalog(host.templates)
         self.images = TemplateImages(self.drivers, plugins)
         self.leftovers = Leftovers(host.templates, self.catalog, self.images, self.drivers)
@@ -161,7 +164,7 @@ class LocalHost:
         :raises InvalidRequest: one could; names the folder, the reason and the way out.
         """
         host = self.host
-        for folder in (host.state, host.records, host.boots, host.templates):
+        for folder in (host.state, host.records, host.boots, host.templates, host.snapshots):
             if os.path.lexists(folder):
                 check_folder(folder)
 
@@ -199,6 +202,27 @@ class LocalHost:
         host = self.host
         return host.state, host.state_id, host.records, host.runs, host.consoles
 
+    def settled(self, fleets: Collection[str]) -> Survey:
+        """Undo the snapshots that killed runs began; returns what is on the host then.
+
+        :param fleets: those whose locks the caller holds.
+        """
+        found = self.survey()
+        return self.survey() if self.undo_snapshots(fleets, found) else found
+
+    def undo_snapshots(
+        self, fleets: Collection[str], found: Survey | None = None
+    ) -> tuple[Leftover, ...]:
+        """Undo the snapshots that were begun for clones of these fleets; returns them.
+
+        What can't be undone is logged, and has its error.
+
+        :param fleets: those whose locks the caller holds. :param found: seen under these locks.
+        """
+        undo = Undo(self.snapshots, self.drivers)
+        drafts = undo.drafts(fleets)
+        return undo(drafts, found or self.survey()) if drafts else ()
+
     def hold(
         self, names: Sequence[str], cancelled: Callable[[], bool]
     ) -> contextlib.AbstractContextManager[None]:
@@ -222,7 +246,22 @@ class LocalHost:
         self, fleets: Collection[str], found: Survey, *, remove: bool
     ) -> tuple[Leftover, ...]:
         """Return what killed runs left, and remove it if ``remove``; see :meth:`sweep`."""
-        return self._sweeper().collect(fleets, found, remove=remove)
+        begun = self._begun_snapshots(fleets, found, remove=remove)
+        return (*begun, *self._sweeper().collect(fleets, found, remove=remove))
+
+    def _begun_snapshots(
+        self, fleets: Collection[str], found: Survey, *, remove: bool
+    ) -> tuple[Leftover, ...]:
+        """Return the snapshots that killed runs began, and undo them if ``remove``."""
+        drafts = self.snapshots.drafts()
+        if not drafts:
+            return ()
+        others = {draft.fleet for draft in drafts} - set(fleets)
+        with self.hold_free([f"fleet/{fleet}" for fleet in others]) as free:
+            idle = {*fleets, *(fleet for fleet in others if f"fleet/{fleet}" in free)}
+            if remove:
+                return self.undo_snapshots(idle, found if idle <= set(fleets) else None)
+            return tuple(leftover(d) for d in self.snapshots.drafts() if d.fleet in idle)
 
     def _sweeper(self) -> Sweeper:
         return Sweeper(self.host, self.drivers, self.records, self.survey)

@@ -1,4 +1,4 @@
-"""The rules for names of fleets, clones and templates.
+"""The rules for names of fleets, clones, templates and snapshots.
 
 A fleet's name is a DNS label (RFC 1123, lower case). Its clones are ``FLEET-1`` … ``FLEET-N``
 and are DNS labels too, because each is a host name. So a fleet's name must not end in ``-NUMBER``:
@@ -22,6 +22,8 @@ MAX_LABEL = 63
 MAX_INDEX = 999_999
 MAX_NAMED = 100_000
 """Clones that one command may name one by one."""
+MAX_SNAPSHOT = 32
+"""Characters of a snapshot's name: beside a clone's it has to fit into names of devices."""
 XEN_HOST = frozenset({"domain-0", "0", "00000000-0000-0000-0000-000000000000"})
 """How Xen's tools refer to the domain that is the host itself: name, id, UUID."""
 MAX_WORD = 4096
@@ -31,6 +33,7 @@ _NODE = rf"[a-z0-9-]*(?:\[{_RANGE}(?:,{_RANGE})*\][a-z0-9-]*)*"
 _NODE_SET = re.compile(rf"(?!$){_NODE}(?:,{_NODE})*")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 _TEMPLATE = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
+_SNAPSHOT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _CLONE = re.compile(r"(?P<fleet>.+)-(?P<index>[1-9][0-9]{0,5})")
 _NUMBERED = re.compile(r"-[0-9]+$")
 _VOLUME = re.compile(r"(?P<clone>.+)-disk(?P<disk>0|[1-9][0-9]?)")
@@ -87,6 +90,25 @@ def check_lab(name: str) -> str:
             hint=f"lower-case letters, digits, inner hyphens; at most {MAX_LABEL} characters",
         )
     return name
+
+
+def check_snapshot(name: str) -> str:
+    """Return ``name`` if it can name a snapshot.
+
+    :raises InvalidRequest: it cannot.
+    """
+    ok = isinstance(name, str) and _SNAPSHOT.fullmatch(name) and len(name) <= MAX_SNAPSHOT
+    if not ok or ".." in name:
+        raise InvalidRequest(
+            f"not a snapshot name: {_printable(name)}",
+            hint=f"letters, digits and inner . _ -, at most {MAX_SNAPSHOT} characters",
+        )
+    return name
+
+
+def snapshot_volume(volume: str, snapshot: str) -> str:
+    """Return the name that a volume's snapshot has in a pool; no volume has such a name."""
+    return f"{volume}.{snapshot}"
 
 
 @functools.lru_cache(maxsize=4096)  # a run asks for the same names again and again

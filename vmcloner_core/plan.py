@@ -19,9 +19,11 @@ from vmcloner_core.model import (
     CloneMode,
     CloneSpec,
     Copying,
+    DiskSnapshot,
     Domain,
     Labels,
     Script,
+    SnapshotAim,
     State,
     Template,
     Volume,
@@ -217,7 +219,7 @@ class ClonePlan:
     :param renamed: its domain's name, if somebody renamed that.
     :param disks: numbers of the disks that are created or reset.
     :param volumes, domain: those that exist, in plans for existing clones.
-    :param unlabelled: see :class:`Clone`.
+    :param kept, unlabelled: see :class:`Clone`.
     :param wait: what to wait for, with placeholders filled in.
     :param spec: its specification. None if its template is gone and no step needs it.
     """
@@ -229,6 +231,7 @@ class ClonePlan:
     disks: tuple[int, ...] = ()
     volumes: tuple[Volume, ...] = ()
     domain: Domain | None = None
+    kept: tuple[DiskSnapshot, ...] = ()
     unlabelled: tuple[str, ...] = ()
     wait: Readiness = Readiness()
     spec: CloneSpec | None = None
@@ -266,7 +269,7 @@ class Plan:
     :param space: bytes that the volumes need at once. :param memory: bytes for guests to start.
     :param min_ready: how many of the clones must get ready, if the plan waits.
     :param shutdown_timeout: seconds for a graceful shutdown, 0 to destroy at once.
-    :param sizes: what a ``set`` changes.
+    :param sizes: what a ``set`` changes. :param snapshot: the snapshot that it is about.
     :param scripts: what a ``provision`` runs, in this order. :param changed_scripts: also those
         that ran before, if their files have changed since.
     :param jobs: upper bound for concurrent calls, None for what each driver allows.
@@ -292,6 +295,7 @@ class Plan:
     sizes: Sizes = NO_SIZES
     scripts: tuple[Script, ...] = ()
     changed_scripts: bool = False
+    snapshot: SnapshotAim | None = None
     jobs: int | None = None
     boot_jobs: int | None = None
     space: int = 0

@@ -318,6 +318,10 @@ class Planning:
         if request.action == "delete":
             for clone in plan.clones:
                 self._host.records.check(clone.labels)
+        if plan.snapshot is not None:
+            from vmcloner_core.snapshot_checks import check_snapshots
+
+            check_snapshots(self._host, plan)
         return self._checked_starts(plan, found.clones)
 
     def _checked_starts(self, plan: Plan, clones: Sequence[Clone]) -> Plan:

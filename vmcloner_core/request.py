@@ -8,7 +8,15 @@ import attrs
 
 from vmcloner_core.birth import Birth
 from vmcloner_core.errors import InvalidRequest
-from vmcloner_core.model import CloneMode, Copying, NicSpec, Script, Template, check_ttl
+from vmcloner_core.model import (
+    CloneMode,
+    Copying,
+    NicSpec,
+    Script,
+    SnapshotAim,
+    Template,
+    check_ttl,
+)
 from vmcloner_core.names import MAX_INDEX, check_fleet, check_lab, check_template, clone_name
 from vmcloner_core.placing import ANYWHERE, Where
 from vmcloner_core.plan import (
@@ -175,7 +183,7 @@ class TargetRequest:
     """Ask for an action on existing clones.
 
     :param action: its name: start, stop, restart, pause, resume, save, restore, reset, delete,
-        wait or provision.
+        wait, provision, snapshot-create, snapshot-revert or snapshot-delete.
     :param targets: fleets, clones and node sets, as for
         :func:`vmcloner_core.names.parse_targets`; empty only with ``everything``.
     :param everything: all clones on the host.
@@ -192,6 +200,7 @@ class TargetRequest:
         the others are deleted all the same.
     :param boot_jobs: how many guests may boot at once, or ``auto``; None for what the settings say.
     :param sizes: new memory, processors and disk size (set).
+    :param snapshot: the snapshot (snapshot-create, snapshot-revert, snapshot-delete).
     :param run: the name of the run, None for a new one.
     :param scripts: what to run, each once on each clone (provision).
     :param changed_scripts: run those again that have changed since they ran.
@@ -212,11 +221,14 @@ class TargetRequest:
     jobs: int | None = attrs.field(default=None, validator=_jobs)
     boot_jobs: int | str | None = attrs.field(default=None, validator=_boot_jobs)
     sizes: Sizes = NO_SIZES
+    snapshot: SnapshotAim | None = None
     run: str | None = None
     scripts: tuple[Script, ...] = ()
     changed_scripts: bool = False
 
     def __attrs_post_init__(self) -> None:
+        if self.action.startswith("snapshot-") != (self.snapshot is not None):
+            raise InvalidRequest(f"{self.action}: needs a snapshot's name, and nothing else does")
         if (self.action == "set") != (self.sizes != NO_SIZES):
             raise InvalidRequest(
                 f"{self.action}: nothing to change"

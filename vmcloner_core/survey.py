@@ -9,8 +9,18 @@ import attrs
 
 from vmcloner_core.deadlines import DEADLINE, answers, instance
 from vmcloner_core.driver_registry import DriverRegistry
+from vmcloner_core.drivers import StorageDriver
 from vmcloner_core.errors import BackendError, NotFound, VmclonerError, did_you_mean
-from vmcloner_core.model import Clone, Domain, DomainInventory, Labels, State, Volume
+from vmcloner_core.model import (
+    Clone,
+    DiskSnapshot,
+    Domain,
+    DomainInventory,
+    Labels,
+    SnapshotLabels,
+    State,
+    Volume,
+)
 from vmcloner_core.names import Target, fold, volume_name
 from vmcloner_core.records import Records
 from vmcloner_core.units import counted
@@ -122,15 +132,10 @@ def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
     host = drivers.host.name
     names = [(kind, name) for kind in ("hypervisor", "storage") for name in drivers.names(kind)]
 
-    def read(kind: str, name: str) -> DomainInventory | tuple[Volume, ...]:
-        found: object = (
-            drivers.hypervisor(name).inspect()
-            if kind == "hypervisor"
-            else drivers.storage(name).volumes()
-        )
+    def read(kind: str, name: str) -> DomainInventory | _Held:
         if kind == "hypervisor":
-            return _inventory(instance(found, DomainInventory))
-        return tuple(_volume(each) for each in instance(found, tuple))
+            return _inventory(instance(drivers.hypervisor(name).inspect(), DomainInventory))
+        return _held(drivers.storage(name))
 
     drivers.check_settings()  # what else is wrong with a backend, its answer says
     found = answers({key: functools.partial(read, *key) for key in names}, DEADLINE)
@@ -140,13 +145,14 @@ def look(drivers: DriverRegistry, records: Records, state: str) -> Survey:
         if isinstance(answer, VmclonerError)
     )
     inventories = [each for each in found.values() if isinstance(each, DomainInventory)]
-    pools = [each for each in found.values() if isinstance(each, tuple)]
+    pools = [each for each in found.values() if isinstance(each, _Held)]
     clones = merge(
         host,
-        [volume for pool in pools for volume in pool],
+        [volume for pool in pools for volume in pool.volumes],
         [domain for inventory in inventories for domain in inventory.domains],
         records,
         [stray for inventory in inventories for stray in inventory.strays],
+        [snapshot for pool in pools for snapshot in pool.snapshots],
     )
     clones = tuple(
         clone if owners(clone) <= {None, state} else attrs.evolve(clone, ours=False)
@@ -238,6 +244,7 @@ def _as_seen(
 def owners(clone: Clone) -> set[str | None]:
     """Return the ids of the state folders that parts of a clone belong to."""
     parts = [clone.labels, *(volume.labels for volume in clone.volumes)]
+    parts += [snapshot.labels.labels for snapshot in clone.kept]
     return {labels.state for labels in parts}
 
 
@@ -249,6 +256,25 @@ def _inventory(found: DomainInventory) -> DomainInventory:
     for names in (found.foreign_names, found.foreign_macs):
         instance(names, frozenset)
     return found
+
+
+@attrs.frozen
+class _Held:
+    """What a pool has of clones."""
+
+    volumes: tuple[Volume, ...]
+    snapshots: tuple[DiskSnapshot, ...]
+
+
+def _held(driver: StorageDriver) -> _Held:
+    """Return what a pool has, if all of it is of the right types."""
+    found: object = driver.volumes()
+    volumes = tuple(_volume(each) for each in instance(found, tuple))
+    kept: object = driver.snapshots.found() if driver.snapshots is not None else ()
+    snapshots = tuple(instance(each, DiskSnapshot) for each in instance(kept, tuple))
+    for snapshot in snapshots:
+        instance(instance(snapshot.labels, SnapshotLabels).labels, Labels)
+    return _Held(volumes, snapshots)
 
 
 def _volume(found: object) -> Volume:
@@ -264,6 +290,7 @@ def merge(
     domains: Iterable[Domain],
     records: Records,
     strays: Collection[Domain] = (),
+    snapshots: Iterable[DiskSnapshot] = (),
 ) -> tuple[Clone, ...]:
     """Return one clone for each (fleet, index) that has a part, sorted by these.
 
@@ -275,13 +302,17 @@ def merge(
     disks: dict[tuple[str, int], list[Volume]] = {}
     for volume in volumes:
         disks.setdefault((volume.labels.fleet, volume.labels.index), []).append(volume)
+    saved: dict[tuple[str, int], list[DiskSnapshot]] = {}
+    for snapshot in snapshots:
+        of = snapshot.labels.labels
+        saved.setdefault((of.fleet, of.index), []).append(snapshot)
     machines = {(d.labels.fleet, d.labels.index): d for d in domains}
     for stray in strays:
         key = (stray.labels.fleet, stray.labels.index)
         if key not in machines and _is_renamed(stray, disks.get(key, ()), records):
             machines[key] = stray
     recorded = records.names()
-    parts = disks.keys() | machines.keys()
+    parts = disks.keys() | machines.keys() | saved.keys()
     alone = records.of(recorded - {f"{fleet}-{index}" for fleet, index in parts})
     kept = {(r.labels.fleet, r.labels.index): r.labels for r in alone.values()}
     return tuple(
@@ -291,6 +322,7 @@ def merge(
             machines.get(key),
             kept.get(key),
             recorded,
+            tuple(saved.get(key, ())),
         )
         for key in sorted(parts | kept.keys())
     )
@@ -310,8 +342,10 @@ def _clone(
     domain: Domain | None,
     kept: Labels | None,
     recorded: Collection[str],
+    saved: tuple[DiskSnapshot, ...],
 ) -> Clone:
-    owners = [domain.labels if domain else None, *(v.labels for v in volumes), kept]
+    own = [*(v.labels for v in volumes), *(each.labels.labels for each in saved)]
+    owners = [domain.labels if domain else None, *own, kept]
     labels = next(labels for labels in owners if labels is not None)
     state = State.ALLOCATED
     if domain is not None:
@@ -322,6 +356,7 @@ def _clone(
         host=host,
         volumes=volumes,
         domain=domain,
+        kept=saved,
         recorded=labels.clone in recorded,
     )
 

@@ -58,7 +58,9 @@ def plan_targets(
         work = work[: request.count] if action.lowest_first else work[-request.count :]
         taken = {clone.name for clone, _ in work}
         existing = tuple(c.name for c, steps in routes if c.name not in taken and _done(steps))
-    unsure = [clone.labels for clone, _ in routes if clone.state is State.UNKNOWN]
+    # What a pool that can't be read has of snapshots isn't known either.
+    every = request.snapshot is not None
+    unsure = [clone.labels for clone, _ in routes if every or clone.state is State.UNKNOWN]
     found.check_seen(request.action, [*(clone.labels for clone, _ in work), *unsure])
     context = _Context(request=request, template=template, record=record, seed=seed)
     clones = tuple(context.plan(clone, steps) for clone, steps in work)
@@ -74,6 +76,7 @@ def plan_targets(
         sizes=request.sizes,
         scripts=request.scripts,
         changed_scripts=request.changed_scripts,
+        snapshot=request.snapshot,
         min_ready=request.min_ready if any("wait" in c.steps for c in clones) else ALL,
         jobs=request.jobs,
         warnings=(
@@ -208,6 +211,7 @@ class _Context:
             disks=_own_disks(clone, spec.template) if spec and "reset" in steps else (),
             volumes=clone.volumes,
             domain=clone.domain,
+            kept=clone.kept,
             unlabelled=clone.unlabelled,
             wait=wait,
             spec=spec,

@@ -19,7 +19,8 @@ def _driver(context: DriverContext, settings: DdSettings) -> StorageDriver:
 
     folder = settings.path or context.host.state / "dd"
     files = FilesSettings(path=folder, clone="copy", qemu_user=settings.qemu_user)
-    return FilesDriver(context, files, copying)
+    # No snapshots: those would be whole copies of whole copies. Pools of files or lvm-thin share.
+    return FilesDriver(context, files, copying, False)
 
 
 @hookimpl

@@ -41,6 +41,7 @@ from vmcloner_files.holders import Holders
 from vmcloner_files.pool import Pool
 from vmcloner_files.records import DiskRecord, ImageRecord
 from vmcloner_files.settings import FilesSettings
+from vmcloner_files.snapshots import FolderSnapshots
 
 if TYPE_CHECKING:
     from vmcloner_core.full_copies import Copier
@@ -56,6 +57,7 @@ class FilesDriver(StorageDriver):
     """Keeps a pool in a folder.
 
     :param copying: how bytes are copied where a request does not say.
+    :param snapshots: whether the pool has snapshots.
     """
 
     # Linking takes 0.1 ms: a second thread gains nothing.
@@ -64,7 +66,11 @@ class FilesDriver(StorageDriver):
     delete_lane = Lane(batch=64)
 
     def __init__(
-        self, context: DriverContext, settings: FilesSettings, copying: Copying = AS_IT_COMES
+        self,
+        context: DriverContext,
+        settings: FilesSettings,
+        copying: Copying = AS_IT_COMES,
+        snapshots: bool = True,
     ) -> None:
         super().__init__(context)
         self._settings = settings
@@ -74,6 +80,8 @@ class FilesDriver(StorageDriver):
         folder = settings.path or context.host.state / "pool"
         known = KnownPool.of(context.host, context.name)
         self._pool = Pool(folder, known, settings.qemu_user)
+        if snapshots:
+            self.snapshots = FolderSnapshots(self._pool, self.name)
 
     # What links clones and lists them doesn't import what copies, imports and checks.
 

@@ -1,11 +1,11 @@
 """The folder of a pool: its files, their records, and its lock.
 
-``templates/NAME.raw`` are the templates' images, ``volumes/CLONE-diskN`` the clones' disks, and
-``.labels`` has the labels of both. These say whether a disk is raw or qcow2: its content is under
-the guest's control. So nothing in a pool is believed that another user could have written. The lock
-``.lock`` is shared by processes that add files; one that removes or replaces files holds it alone.
-``.tmp`` is for file systems without O_TMPFILE. ``.id`` says which pool this is: an empty mount
-point is not the pool that was there.
+``templates/NAME.raw`` are the templates' images, ``volumes/CLONE-diskN`` the clones' disks,
+``snapshots/CLONE-diskN.NAME`` their snapshots, and ``.labels`` has the labels of all. These say
+whether a disk is raw or qcow2: its content is under the guest's control. So nothing in a pool is
+believed that another user could have written. The lock ``.lock`` is shared by processes that add
+files; one that removes or replaces files holds it alone. ``.tmp`` is for file systems without
+O_TMPFILE. ``.id`` says which pool this is: an empty mount point is not the pool that was there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TypeVar
 
 from vmcloner_core.cancelling import pause
 from vmcloner_core.errors import BackendError, Conflict, DeadlineExceeded, WrongState
-from vmcloner_core.model import Labels, Leftover
+from vmcloner_core.model import Labels, Leftover, SnapshotLabels
 from vmcloner_core.names import check_template, fold, volume_name
 from vmcloner_core.os_errors import allocated, translated
 from vmcloner_core.stored_ids import KnownPool, new_id, read_id
@@ -32,7 +32,7 @@ from vmcloner_core.trusted_files import check_folder, check_owner
 from vmcloner_files import drafts
 from vmcloner_files.features import Features, examine, existing, has_attributes
 from vmcloner_files.labelling import FileLabels
-from vmcloner_files.records import DiskRecord, ImageRecord
+from vmcloner_files.records import DiskRecord, ImageRecord, SnapshotRecord
 
 FOLDER_MODE = 0o711
 """QEMU runs as another user: it must enter the folder, and need not list it."""
@@ -56,6 +56,7 @@ class Pool:
         self._qemu_uid = pwd.getpwnam(qemu_user).pw_uid if qemu_user else None
         self.templates = folder / "templates"
         self.volumes = folder / "volumes"
+        self.snapshots = folder / "snapshots"
         self._temporary = folder / ".tmp"
         self._labels_file = folder / ".labels"
         self._id_file = folder / ".id"
@@ -73,7 +74,11 @@ class Pool:
 
     @property
     def _folders(self) -> tuple[Path, ...]:
-        return (self.templates, self.volumes, self._temporary)
+        return (*self._labelled_folders, self._temporary)
+
+    @property
+    def _labelled_folders(self) -> tuple[Path, ...]:
+        return (self.templates, self.volumes, self.snapshots)
 
     def prepare(self) -> Features:
         """Make missing folders and remove what dead processes left; once per pool.
@@ -167,7 +172,7 @@ class Pool:
         self.check_folders()
         with translated(self), contextlib.suppress(FileNotFoundError):
             self.check_file(self._lock_file, self._lock_file.lstat())
-        for folder in (self.templates, self.volumes):
+        for folder in self._labelled_folders:
             for _ in self._labelled(folder):
                 pass
 
@@ -180,7 +185,7 @@ class Pool:
             self.check_identity()
             self._adopt()
             self.sweep_drafts()
-            folders = [folder for folder in (self.templates, self.volumes) if folder.exists()]
+            folders = [folder for folder in self._labelled_folders if folder.exists()]
             if self.labels.compacted(folders) is not None:
                 with self.lock(alone=True):
                     self._compact(folders)
@@ -310,6 +315,28 @@ class Pool:
         """
         return self._read(path, lambda values: _disk_named(values, path.name))
 
+    def snapshot(self, labels: SnapshotLabels) -> SnapshotRecord | None:
+        """Return the record of a snapshot, None if there is no such file.
+
+        :raises Conflict: the file of that name has no labels of ours, or is another clone's.
+        """
+        path = self.snapshots / labels.key
+        record = self._read(path, lambda values: _snapshot_named(values, path.name))
+        if record is not None and not record.labels.labels.same_clone(labels.labels):
+            raise Conflict(
+                f"snapshot {path} is one of {record.labels.labels.clone}, of another template",
+                hint="delete it first, or choose another name",
+            )
+        return record
+
+    def all_snapshots(self) -> dict[Path, SnapshotRecord]:
+        """Return the snapshots of clones' disks."""
+        found = {}
+        for path, values in self._labelled(self.snapshots):
+            if record := _snapshot_named(values, os.path.basename(path)):  # noqa: PTH119
+                found[Path(path)] = record
+        return found
+
     def is_foreign(self, volume: str) -> bool:
         """Tell whether something has a volume's name, without the labels of that volume's clone."""
         try:
@@ -363,13 +390,14 @@ class Pool:
 
         :raises WrongState: some do; names them.
         """
-        linked = [
-            record.labels.clone
-            for record in self.disks().values()
-            if record.format == "qcow2" and record.labels.template == template
-        ]
+        disks = [*self.disks().values(), *(each.disk for each in self.all_snapshots().values())]
+        linked = {
+            disk.labels.clone
+            for disk in disks
+            if disk.format == "qcow2" and disk.labels.template == template
+        }
         if linked:
-            named = fold(linked)
+            named = fold(sorted(linked))
             few = named if len(named) <= 200 else f"{named[:199]}…"
             raise WrongState(
                 f"template {template}: clones are linked to its image: {few}",
@@ -429,6 +457,11 @@ def _is_system_account(uid: int) -> bool:
 def _disk_named(values: dict[str, str], name: str) -> DiskRecord | None:
     record = DiskRecord.from_mapping(values)
     return record if record is not None and record.is_of(name) else None
+
+
+def _snapshot_named(values: dict[str, str], name: str) -> SnapshotRecord | None:
+    record = SnapshotRecord.from_mapping(values)
+    return record if record is not None and record.labels.key == name else None
 
 
 def _image_named(values: dict[str, str], name: str) -> ImageRecord | None:

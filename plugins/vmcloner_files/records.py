@@ -1,4 +1,4 @@
-"""The records of a pool's files, kept as labels: of a clone's disk, of a template's image."""
+"""The records of a pool's files, kept as labels: of clones' disks, their snapshots, of images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, cast
 
 import attrs
 
-from vmcloner_core.model import Labels
+from vmcloner_core.model import Labels, SnapshotLabels
 from vmcloner_core.names import split_volume
 
 VERSION = "1"
@@ -58,6 +58,24 @@ class DiskRecord:
         """Tell whether a file of that name is this disk, and not a copy that a user made."""
         named = split_volume(name)
         return self.labels.has_volume(name) and (named is None or self.disk in (None, named[1]))
+
+
+@attrs.frozen(kw_only=True)
+class SnapshotRecord:
+    """A snapshot of a clone's disk: its labels, and the record that the disk had."""
+
+    labels: SnapshotLabels
+    disk: DiskRecord
+
+    def to_mapping(self) -> dict[str, str]:
+        """Return it as strings."""
+        return {**self.disk.to_mapping(), **self.labels.to_mapping()}
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, str]) -> SnapshotRecord | None:
+        """Return the record in ``values``, None if there is no record of a snapshot."""
+        labels, disk = SnapshotLabels.from_mapping(values), DiskRecord.from_mapping(values)
+        return cls(labels=labels, disk=disk) if labels is not None and disk is not None else None
 
 
 @attrs.frozen(kw_only=True)

@@ -44,6 +44,7 @@ from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections, Unreachable, is_local
 from vmcloner_libvirt.console import Consoles
 from vmcloner_libvirt.displays import Displays
+from vmcloner_libvirt.machines import Machines
 from vmcloner_libvirt.memory import Memory
 from vmcloner_libvirt.metadata import disks, labels_of, parse, sources
 from vmcloner_libvirt.networks import Networks
@@ -101,6 +102,8 @@ class LibvirtDriver(HypervisorDriver):
         self.consoles = Consoles(self.connections, context.host.consoles)
         self.agents = GuestAgents(self.connections)
         self.memory = Memory(self._each)
+        if firmware.save_image("", uri) is not None:  # libvirt's test driver keeps no memory
+            self.snapshots = Machines(self._each, self.is_own_nvram)
         self.sizes = Sizes(self.connections, self._member)
         self.statistics = DomainStatistics(self.connections, self.states)
         self._validated: set[str] = set()

@@ -76,6 +76,15 @@ def logs(name: str, uri: str) -> tuple[Path, ...]:
     return _folder(uri, "log/libvirt/qemu", *_LOGS) / f"{name}.log", tpm_log(name, uri)
 
 
+def save_image(name: str, uri: str) -> Path | None:
+    """Return where libvirt puts a domain's managed save image; None if it makes no files."""
+    driver = urlsplit(uri).scheme.partition("+")[0]
+    if _is_qemu(uri):
+        folder = _folder(uri, "lib/libvirt/qemu/save", "XDG_CONFIG_HOME", "~/.config", "save")
+        return folder / f"{name}.save"
+    return SYSTEM / f"lib/libvirt/libxl/save/{name}.save" if driver in ("xen", "libxl") else None
+
+
 def _is_qemu(uri: str) -> bool:
     return urlsplit(uri).scheme.partition("+")[0] == "qemu"
 

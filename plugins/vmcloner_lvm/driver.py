@@ -47,6 +47,7 @@ from vmcloner_lvm.records import (
 )
 from vmcloner_lvm.session import Session, whole_chunks
 from vmcloner_lvm.settings import LvmThinSettings
+from vmcloner_lvm.snapshots import ThinSnapshots
 from vmcloner_lvm.transaction import NewVolume
 from vmcloner_lvm.volumegroup import ThinVolume
 
@@ -76,6 +77,7 @@ class LvmThinDriver(StorageDriver):
         self._lvm = Lvm(settings.vg, context.runner)
         known = KnownPool.of(context.host, context.name)
         self._pool = Pool(self._lvm, settings.thinpool, self._mapper, known)
+        self.snapshots = ThinSnapshots(self._pool, self.name, settings.strategy)
         self._chunk: int | None = None
         self._extent: int | None = None
         self._importer = Importer(self._pool, context.runner, context.host.state / "import")

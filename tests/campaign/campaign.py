@@ -127,7 +127,12 @@ class Campaign:
             "save-again": ["save", self.fleet],
             "restart-saved": ["restart", self.fleet, kill],
             "reset-saved": ["reset", self.fleet, "--start"],
+            "snapshot-running": ["snapshot", "create", self.fleet, "running", "--memory"],
+            "revert-running": ["snapshot", "revert", self.fleet, "running", "--force", "--yes"],
             "stop": ["stop", self.fleet, kill],
+            "snapshot": ["snapshot", "create", self.fleet, "stopped"],
+            "revert": ["snapshot", "revert", self.fleet, "stopped", "--yes"],
+            "snapshot-delete": ["snapshot", "delete", self.fleet, "running", "--yes"],
             "delete": ["delete", self.fleet, *all_of_it],
             "roll-back": [*create, "--start", "--on-failure", "rollback"],
             "restart": ["restart", self.fleet, kill],
@@ -157,6 +162,9 @@ class Campaign:
         self.checked(self.operations["create"])
         self.checked(self.operations["delete"])
         self.expected["nothing"] = self.found()
+        if self.pool.endswith("dd"):  # it has no snapshots
+            named = self.operations.items()
+            self.operations = {k: v for k, v in named if "snapshot" not in v}
         for name, words in self.operations.items():
             self.prepare(name)
             log = self.site.folder / "calls"
@@ -180,7 +188,7 @@ class Campaign:
         """Bring the clones into the state in which an operation is tried."""
         for words in self.before.get(name, ()):
             self.checked(words)
-        if name == "reset":
+        if name in ("reset", "revert"):
             for volume in self.disks():
                 write = ["qemu-io", "-f", _format(volume), "-c", "write -P 7 0 4096", str(volume)]
                 subprocess.run(write, check=True, timeout=60, capture_output=True)
@@ -274,7 +282,7 @@ class Campaign:
             if what not in expected or expected[what] != there:
                 yield f"{what}: {there}, not {expected.get(what, 'absent')}"
         yield from (f"{what} is missing" for what in expected.keys() - found.keys())
-        if name == "reset":
+        if name in ("reset", "revert"):
             for volume in self.disks():
                 image = self.site.folder / "templates" / "image.raw"
                 compare = ["qemu-img", "compare", "-F", "raw", "-f", _format(volume)]

@@ -57,7 +57,20 @@ WRAPPED = {
     "write": "write",
 }
 """Functions of :mod:`os` without an audit event."""
-CHANGES = ("Create", "Define", "Destroy", "Resume", "Set", "Shutdown", "Suspend", "Undefine")
+CHANGES = (
+    "Create",
+    "Define",
+    "Destroy",
+    "Freeze",
+    "ManagedSave",
+    "Restore",
+    "Resume",
+    "Set",
+    "Shutdown",
+    "Suspend",
+    "Thaw",
+    "Undefine",
+)
 """In the names of libvirt's calls that change something."""
 ALONE = (
     "Close",

@@ -14,6 +14,7 @@ from vmcloner_core.model import (
     CloneRequest,
     CloneSpec,
     Copying,
+    DiskSnapshot,
     ImageSource,
     Labels,
     Network,
@@ -21,6 +22,8 @@ from vmcloner_core.model import (
     NicSpec,
     Origin,
     Outcome,
+    SnapshotAim,
+    SnapshotLabels,
     State,
     Template,
     Volume,
@@ -86,6 +89,16 @@ requests = st.builds(
     CloneRequest, labels=labels, disk=st.integers(0, 9), origin=origins,
     mode=st.sampled_from(CloneMode), copying=copyings | st.just(AS_IT_COMES),
 )  # fmt: skip
+aims = st.builds(SnapshotAim, name=fleets.map(lambda name: name[:32].rstrip("-")))
+kept = st.builds(
+    DiskSnapshot,
+    labels=st.builds(
+        SnapshotLabels, labels=labels, name=st.just("x"), taken=texts, disk=sizes, disks=sizes
+    ),
+    pool=fleets,
+    path=paths,
+    size=sizes,
+)
 volumes = st.builds(Volume, name=fleets, pool=fleets, labels=labels, path=paths, size=sizes)
 specs = st.builds(
     CloneSpec, labels=labels, template=templates, uuid=st.uuids(), nics=nics, values=values
@@ -94,13 +107,14 @@ waits = st.builds(Readiness, kind=st.just("running"), timeout=st.floats(1, 99))
 clone_plans = st.builds(
     ClonePlan, labels=labels, steps=st.just(("clone", "define")),
     state=st.none() | st.sampled_from(State), volumes=st.tuples(volumes), wait=waits,
-    spec=st.none() | specs,
+    kept=st.tuples(kept), spec=st.none() | specs,
 )  # fmt: skip
 plans = st.builds(
     Plan, action=st.sampled_from(sorted(ACTIONS)), run=texts, host=fleets,
     clones=st.tuples(clone_plans), order=st.just(("clone", "define")),
     template=st.none() | templates, copying=copyings, on_failure=st.sampled_from(OnFailure),
     min_ready=st.builds(Quota, count=counts), jobs=counts, space=sizes,
+    snapshot=st.none() | aims,
 )  # fmt: skip
 boots = st.builds(
     BootRequest, labels=labels, template=templates, hypervisor=fleets, uuid=st.uuids(),
@@ -119,6 +133,7 @@ targets = st.sampled_from(sorted(ACTIONS)).flatmap(
         targets=st.tuples(fleets),
         count=counts,
         sizes=st.just(Sizes(vcpus=2) if action == "set" else Sizes()),
+        snapshot=aims if action.startswith("snapshot-") else st.none(),
     )
 )
 progress = st.builds(ProgressEvent, run=texts, what=texts, done=st.integers(), total=st.integers())

@@ -31,7 +31,8 @@ SHORT = ("name", "state", "ip", "template", "age", "problem")
 """What people get: it fits 80 columns."""
 LEASE_KEYS = ("owner", "expires")
 """What programs get after these. ``expires`` is null for clones without a lease."""
-ALL = (*SHORT[:-1], *(key for key in KEYS if key not in SHORT), *LEASE_KEYS, "problem")
+_REST = (*(key for key in KEYS if key not in SHORT), *LEASE_KEYS, "snapshots")
+ALL = (*SHORT[:-1], *_REST, "problem")
 FLEET_KEYS = ("fleet", "template", "clones", *(state.value for state in State))
 INTERVAL = 2.0
 """Seconds between two looks of ``--watch``."""
@@ -106,7 +107,7 @@ class List(Table):
     """
 
     example = "vmcloner list web-[1-10] --state running"
-    columns = tuple(dict.fromkeys((*KEYS, *SHORT, *LEASE_KEYS, *FLEET_KEYS)))
+    columns = tuple(dict.fromkeys((*KEYS, *SHORT, *LEASE_KEYS, "snapshots", *FLEET_KEYS)))
     short: Sequence[str] = SHORT
     _watched = False
 
@@ -166,7 +167,8 @@ class List(Table):
         if parsed_args.fleets:
             return self._of_fleets()
         programs = not (self.for_people(parsed_args) or parsed_args.columns)
-        columns = (*KEYS, *LEASE_KEYS) if programs else ALL
+        more = ("snapshots",) if parsed_args.wide else ()
+        columns = (*KEYS, *LEASE_KEYS, *more) if programs else ALL
         now = datetime.now(UTC)
         rows = []
         for clone in self._clones:
@@ -174,6 +176,7 @@ class List(Table):
             lease = leases[clone.name].lease if clone.name in leases else None
             values["age"] = age(clone, now)
             values |= {"owner": clone.labels.owner, "expires": lease and lease.expires}
+            values["snapshots"] = len(clone.snapshots)
             rows.append(tuple(values[name] for name in columns))
         return columns, rows
 

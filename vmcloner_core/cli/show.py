@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MORE = (
     "uuid", "memory", "owner", "run", "expires", "disks", "macs", "console_log",
-    "vcpus", "user", "port", "ssh", "uptime", "ready", "values", "lab", "lease_left",
+    "vcpus", "user", "port", "ssh", "uptime", "ready", "values", "lab", "lease_left", "snapshots",
 )  # fmt: skip
 
 
@@ -95,6 +95,15 @@ class Show(Record):
             dict(spec.values) if spec is not None else {},
             clone.labels.lab,
             leased.left,
+            [
+                {
+                    "name": snapshot.name,
+                    "taken": snapshot.taken,
+                    "memory": snapshot.memory,
+                    "complete": snapshot.complete,
+                }
+                for snapshot in clone.snapshots
+            ],
         )
         return dict(zip(MORE, values, strict=True))
 
@@ -126,4 +135,9 @@ class Show(Record):
             "ssh": values["ssh"] or f"not now: {outcome.error}",
             "uptime": format_age(uptime) if uptime is not None else None,
             "lease_left": left_words(values["lease_left"]),
+            "snapshots": "\n".join(
+                f"{each['name']} ({each['taken']}{', with memory' if each['memory'] else ''}"
+                f"{'' if each['complete'] else ', incomplete'})"
+                for each in values["snapshots"]
+            ),
         }

@@ -34,6 +34,7 @@ from vmcloner_core.drivers.hypervisor import (
 )
 from vmcloner_core.drivers.identity import IdentityProvider, IdentityRequest
 from vmcloner_core.drivers.image import ImageBuilder, image_cache
+from vmcloner_core.drivers.snapshots import DiskSnapshotInterface, MachineInterface
 from vmcloner_core.drivers.storage import ImageFile, SimpleStorageDriver, StorageDriver
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "CaptureInterface",
     "CaptureRequest",
     "ConsoleInterface",
+    "DiskSnapshotInterface",
     "DisplayInterface",
     "DriverContext",
     "HypervisorDriver",
@@ -53,6 +55,7 @@ __all__ = [
     "ImageBuilder",
     "ImageFile",
     "Lane",
+    "MachineInterface",
     "MemoryInterface",
     "NativeInterface",
     "NetworkInterface",

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from vmcloner_core.drivers.context import DriverContext, Lane
+from vmcloner_core.drivers.snapshots import MachineInterface
 from vmcloner_core.errors import WrongState
 from vmcloner_core.model import (
     BootConfig,
@@ -221,6 +222,7 @@ class HypervisorDriver(ABC):
     displays: DisplayInterface | None = None
     agents: AgentInterface | None = None
     memory: MemoryInterface | None = None
+    snapshots: MachineInterface | None = None
     sizes: ResizeInterface | None = None
     native: NativeInterface | None = None
     statistics: StatisticsInterface | None = None

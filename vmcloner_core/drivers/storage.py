@@ -11,6 +11,7 @@ import attrs
 
 from vmcloner_core.drivers.capture import CaptureInterface
 from vmcloner_core.drivers.context import DriverContext, Lane
+from vmcloner_core.drivers.snapshots import DiskSnapshotInterface
 from vmcloner_core.errors import InvalidRequest, VmclonerError, WrongState
 from vmcloner_core.model import (
     AS_IT_COMES,
@@ -68,6 +69,9 @@ class StorageDriver(ABC):
 
     False declares that the pool copies no bytes itself, so there is nothing to limit or verify.
     """
+
+    snapshots: DiskSnapshotInterface | None = None
+    """Snapshots of its volumes, if it has them: set in ``__init__``."""
 
     def __init__(self, context: DriverContext) -> None:
         self.context = context

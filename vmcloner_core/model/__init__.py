@@ -42,6 +42,13 @@ from vmcloner_core.model.lease import MAX_TTL, NEVER, Lease, Moment, check_ttl
 from vmcloner_core.model.leftover import Leftover
 from vmcloner_core.model.outcome import Check, Outcome, Status
 from vmcloner_core.model.script import Script
+from vmcloner_core.model.snapshot import (
+    DiskSnapshot,
+    Snapshot,
+    SnapshotAim,
+    SnapshotLabels,
+    SnapshotRequest,
+)
 from vmcloner_core.model.statistics import Statistics, Usage
 from vmcloner_core.model.template import (
     IMAGE_SOURCES,
@@ -92,6 +99,7 @@ __all__ = [
     "CloneSpec",
     "Copying",
     "DiskFile",
+    "DiskSnapshot",
     "DiskSpec",
     "Domain",
     "DomainInventory",
@@ -123,6 +131,10 @@ __all__ = [
     "Script",
     "SealSpec",
     "Seed",
+    "Snapshot",
+    "SnapshotAim",
+    "SnapshotLabels",
+    "SnapshotRequest",
     "SshSpec",
     "State",
     "Statistics",

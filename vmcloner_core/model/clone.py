@@ -12,6 +12,7 @@ from vmcloner_core.model.domain import Domain, Nic, State
 from vmcloner_core.model.identity import Identity
 from vmcloner_core.model.labels import Labels
 from vmcloner_core.model.lease import Lease
+from vmcloner_core.model.snapshot import DiskSnapshot, Snapshot
 from vmcloner_core.model.template import Template
 from vmcloner_core.model.volume import Volume
 from vmcloner_core.units import parse_size
@@ -75,6 +76,7 @@ class Clone:
     :param ip: its first known address.
     :param recorded: whether the host has a record of it.
     :param ours: whether runs of this state folder may change it; False if only another's may.
+    :param kept: the snapshots of its disks.
     :param unlabelled: names of volumes under which its pool has something without its labels.
     """
 
@@ -86,6 +88,7 @@ class Clone:
     ip: str | None = None
     recorded: bool = False
     ours: bool = True
+    kept: tuple[DiskSnapshot, ...] = ()
     unlabelled: tuple[str, ...] = ()
 
     @property
@@ -107,6 +110,11 @@ class Clone:
     def template(self) -> str:
         """Name of the template that it was created from."""
         return self.labels.template
+
+    @property
+    def snapshots(self) -> tuple[Snapshot, ...]:
+        """Its snapshots, the oldest first."""
+        return Snapshot.assembled(self.kept)
 
     @property
     def reason(self) -> str:

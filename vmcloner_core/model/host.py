@@ -75,6 +75,11 @@ class Host:
         return self.state / "templates"
 
     @property
+    def snapshots(self) -> Path:
+        """Folder with what snapshots of clones have beside their disks."""
+        return self.state / "snapshots"
+
+    @property
     def boots(self) -> Path:
         """Folder for files that boot providers fetched for clones, one folder per clone."""
         return self.state / "boot"

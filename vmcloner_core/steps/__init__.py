@@ -43,6 +43,21 @@ from vmcloner_core.steps.power import (
 )
 from vmcloner_core.steps.provision import Provision, RunScripts
 from vmcloner_core.steps.reset import Reset, ResetDisks
+from vmcloner_core.steps.snapshots import (
+    CommitSnapshot,
+    CreateSnapshot,
+    DeleteSnapshot,
+    DropSnapshot,
+    GoOn,
+    KeepMachine,
+    NoteSnapshot,
+    PutBack,
+    Quiesce,
+    RevertDisks,
+    RevertSnapshot,
+    SnapshotDisks,
+    VerifySnapshot,
+)
 from vmcloner_core.steps.step import Run, Step
 
 __all__ = [
@@ -73,6 +88,9 @@ ACTIONS: dict[str, Action] = {
         Delete(),
         Wait(),
         Provision(),
+        CreateSnapshot(),
+        RevertSnapshot(),
+        DeleteSnapshot(),
     )
 }
 STEPS: dict[str, Step[Any]] = {
@@ -97,6 +115,16 @@ STEPS: dict[str, Step[Any]] = {
         ResetDisks(),
         Undefine(),
         Remove(),
+        NoteSnapshot(),
+        Quiesce(),
+        KeepMachine(),
+        SnapshotDisks(),
+        GoOn(),
+        CommitSnapshot(),
+        VerifySnapshot(),
+        RevertDisks(),
+        PutBack(),
+        DropSnapshot(),
     )
 }
 _UNDOING = Delete.order

@@ -49,9 +49,15 @@ class CheckUse(HypervisorStep):
                 hint=f"virsh domrename {renamed} {work.name} (while it is off)",
             )
         users = run.users()
-        users.check(work.name, work.volumes, driver.is_own_process)
+        users.check(work.name, (*work.volumes, *work.plan.kept), driver.is_own_process)
         if "reset" in work.plan.steps:
             check_back(work.name, users.moved(work.name, work.volumes))
+        if {"snapshot", "revert"}.intersection(work.plan.steps):
+            for moved in users.moved(work.name, work.volumes):
+                raise WrongState(
+                    f"{work.name}: its disk is on {moved.now}, not on {moved.volume.path}",
+                    hint=f"virsh blockcommit, or vmcloner reset {work.name}",
+                )
 
 
 class Renew(HypervisorStep):

@@ -15,6 +15,7 @@ from vmcloner_core.pipeline import More, Work
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps.action import TargetAction, active
 from vmcloner_core.steps.check import remove_overlays
+from vmcloner_core.steps.snapshots import removed
 from vmcloner_core.steps.step import (
     HypervisorStep,
     Run,
@@ -43,7 +44,7 @@ class Delete(TargetAction):
             "check",
             *(("destroy",) if active(clone) else ()),
             "undefine",  # also of a domain that is gone: what it left
-            *(("remove",) if clone.volumes or clone.recorded else ()),
+            *(("remove",) if clone.volumes or clone.kept or clone.recorded else ()),
         )
 
 
@@ -86,7 +87,7 @@ class Undefine(HypervisorStep):
 
 
 class Remove(StorageStep):
-    """Remove clones' volumes, then their records."""
+    """Remove clones' snapshots and volumes, then their records."""
 
     name = "remove"
     past = "deleted"
@@ -94,7 +95,7 @@ class Remove(StorageStep):
 
     def members(self, work: Work) -> int:
         """Return its number of volumes: drivers count these."""
-        return max(1, len(work.volumes))
+        return max(1, len(work.volumes) + len(work.plan.kept))
 
     def undoes(self, work: Work) -> bool:
         """Keep volumes that existed before the run."""
@@ -107,6 +108,9 @@ class Remove(StorageStep):
         drivers = run.host.drivers
         yield from (_refused(work) for work in works if work.plan.unlabelled)
         works = [work for work in works if not work.plan.unlabelled]
+        kept = {outcome.key: outcome for outcome in self._without_snapshots(run, works)}
+        yield from (outcome for outcome in kept.values() if outcome.error is not None)
+        works = [work for work in works if kept[work.name].error is None]
         outcomes = (
             outcome
             for name, volumes in by_pool(works).items()
@@ -119,8 +123,14 @@ class Remove(StorageStep):
         )
         by_name = {work.name: work for work in works}
         empty = (Outcome[object](key=work.name) for work in works if not work.volumes)
-        for removed in chain(empty, together(owners(works), outcomes)):
-            yield self._forgotten(run, by_name[removed.key], removed)
+        for gone in chain(empty, together(owners(works), outcomes)):
+            yield self._forgotten(run, by_name[gone.key], gone)
+
+    @staticmethod
+    def _without_snapshots(run: Run, works: Sequence[Work]) -> Iterator[Outcome[object]]:
+        """Remove clones' snapshots, which a roll-back's clones don't have."""
+        roll_back = run.plan.action != Delete.name
+        yield from removed(run, [(work, () if roll_back else work.plan.kept) for work in works])
 
     @staticmethod
     def _forgotten(run: Run, work: Work, removed: Outcome[object]) -> Outcome[object]:
@@ -133,6 +143,7 @@ class Remove(StorageStep):
         if removed.error is not None or not work.forget:
             return removed
         try:
+            run.host.snapshots.forget(work.name)
             run.host.records.remove(work.plan.labels)
         except VmclonerError as error:
             return Outcome(key=work.name, error=error)

@@ -127,7 +127,10 @@ class Run:
                 log.debug("%s: %s", name, said)
             else:
                 uses.extend(said)
-        return DiskUsers(uses, (volume for clone in clones for volume in clone.volumes))
+        return DiskUsers(
+            uses,
+            (disk for clone in clones for disks in (clone.volumes, clone.kept) for disk in disks),
+        )
 
     def limited(self, lane: Lane) -> Lane:
         """Return a lane with its concurrency limited by the run's jobs."""

@@ -50,13 +50,14 @@ from vmcloner_core.model import (
     Status,
 )
 from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.testing.snapshots import MachineConformance
 from vmcloner_core.testing.suite import Suite
 
 T = TypeVar("T")
 MakeSpec = Callable[[Labels], DomainSpec]
 
 
-class HypervisorConformance(Suite):
+class HypervisorConformance(MachineConformance, Suite):
     """What every hypervisor driver must do. Needs the fixtures ``driver`` and ``make_spec``."""
 
     contract = HypervisorDriver

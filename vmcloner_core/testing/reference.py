@@ -11,10 +11,11 @@ template with ``hypervisors = ["reference"]`` and ``boot = "reference"``.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 
@@ -23,10 +24,12 @@ from vmcloner_core.drivers import (
     BootProvider,
     BootRequest,
     ConsoleInterface,
+    DiskSnapshotInterface,
     DriverContext,
     HypervisorDriver,
     ImageFile,
     Lane,
+    MachineInterface,
     MemoryInterface,
     ResizeInterface,
     SimpleStorageDriver,
@@ -42,6 +45,7 @@ from vmcloner_core.model import (
     CloneMode,
     CloneRequest,
     Copying,
+    DiskSnapshot,
     Domain,
     DomainInventory,
     DomainSpec,
@@ -50,6 +54,8 @@ from vmcloner_core.model import (
     Origin,
     Outcome,
     Progress,
+    SnapshotLabels,
+    SnapshotRequest,
     State,
     Statistics,
     Status,
@@ -81,6 +87,7 @@ class ReferenceStorage(SimpleStorageDriver):
         self.images: dict[str, Origin] = {}
         self.disks: dict[str, Volume] = {}
         self.contents: dict[str, bytes] = {}
+        self.snapshots = ReferenceSnapshots(self)
         self.foreign: set[str] = set()
         self.busy: set[str] = set()
         self.copyings: list[Copying] = []
@@ -154,7 +161,7 @@ class ReferenceStorage(SimpleStorageDriver):
             for failing in (name, *([request.labels.clone] if request.disk == 0 else [])):
                 if failing in self.fail:
                     raise self.fail.pop(failing)
-            held = self._held(name, request.labels)
+            held = self.held(name, request.labels)
             if held is not None:
                 return Outcome(key=name, value=held, changed=False)
             size, content = self._content(request)
@@ -170,7 +177,8 @@ class ReferenceStorage(SimpleStorageDriver):
             self.contents[name] = content
             return Outcome(key=name, value=volume)
 
-    def _held(self, name: str, labels: Labels) -> Volume | None:
+    def held(self, name: str, labels: Labels) -> Volume | None:
+        """Return a clone's volume, None if it isn't there; the caller holds the lock."""
         held = self.disks.get(name)
         if name in self.foreign:
             raise Conflict(f"volume {name} isn't vmcloner's")
@@ -194,7 +202,7 @@ class ReferenceStorage(SimpleStorageDriver):
         """See :meth:`StorageDriver.delete`."""
         name = volume.name
         with self.lock:
-            if self._held(name, volume.labels) is not None and name in self.busy:
+            if self.held(name, volume.labels) is not None and name in self.busy:
                 raise WrongState(f"volume {name} is in use")
             self.contents.pop(name, None)
             return Outcome(key=name, changed=self.disks.pop(name, None) is not None)
@@ -209,7 +217,7 @@ class ReferenceStorage(SimpleStorageDriver):
 
     def _grown(self, volume: Volume, size: int) -> Outcome[Volume]:
         with self.lock:
-            held = self._held(volume.name, volume.labels)
+            held = self.held(volume.name, volume.labels)
             if held is None:
                 raise NotFound(f"no volume {volume.name}")
             new = attrs.evolve(held, size=max(size, held.size))
@@ -240,14 +248,102 @@ class ReferenceStorage(SimpleStorageDriver):
         return count * request.origin.allocated if request.mode is CloneMode.FULL else 0
 
 
+class ReferenceSnapshots(DiskSnapshotInterface):
+    """The snapshots of a reference pool, by key. ``fail`` maps a key to its next call's error."""
+
+    lane = Lane(batch=4)
+
+    def __init__(self, driver: ReferenceStorage) -> None:
+        self._driver = driver
+        self.kept: dict[str, tuple[DiskSnapshot, bytes]] = {}
+        self.fail: dict[str, VmclonerError] = {}
+
+    def create(self, requests: Sequence[SnapshotRequest]) -> Iterator[Outcome[DiskSnapshot]]:
+        """See :meth:`DiskSnapshotInterface.create`."""
+        for request in requests:
+            try:
+                with self._driver.lock:
+                    yield self._create(request)
+            except VmclonerError as error:
+                yield Outcome(key=request.key, error=error)
+
+    def _create(self, request: SnapshotRequest) -> Outcome[DiskSnapshot]:
+        key = request.key
+        if key in self.fail:
+            raise self.fail.pop(key)
+        if key in self.kept:
+            found = self.kept[key][0]
+            if not found.labels.same(request.labels):
+                raise Conflict(f"snapshot {key} is there")
+            return Outcome(key=key, value=found, changed=False)
+        disk = self._driver.disks.get(request.volume.name)
+        if disk is None:
+            raise NotFound(f"no volume {request.volume.name}")
+        made = DiskSnapshot(
+            labels=request.labels,
+            pool=self._driver.name,
+            path=Path("/reference") / key,
+            size=disk.size,
+        )
+        self.kept[key] = made, self._driver.contents[disk.name]
+        return Outcome(key=key, value=made)
+
+    def revert(self, snapshots: Sequence[DiskSnapshot]) -> Iterator[Outcome[Volume]]:
+        """See :meth:`DiskSnapshotInterface.revert`."""
+        for snapshot in snapshots:
+            try:
+                with self._driver.lock:
+                    yield self._revert(snapshot.labels)
+            except VmclonerError as error:
+                yield Outcome(key=snapshot.labels.volume, error=error)
+
+    def _revert(self, labels: SnapshotLabels) -> Outcome[Volume]:
+        name = labels.volume
+        if labels.key not in self.kept:
+            raise NotFound(f"no snapshot {labels.key}")
+        kept, content = self.kept[labels.key]
+        held = self._driver.held(name, labels.labels)
+        if held is not None and name in self._driver.busy:
+            raise WrongState(f"volume {name} is in use")
+        volume = Volume(
+            name=name,
+            pool=self._driver.name,
+            labels=held.labels if held is not None else labels.labels,
+            path=Path("/reference") / name,
+            size=kept.size,
+        )
+        self._driver.disks[name], self._driver.contents[name] = volume, content
+        return Outcome(key=name, value=volume)
+
+    def delete(self, snapshots: Sequence[DiskSnapshot]) -> Iterator[Outcome[None]]:
+        """See :meth:`DiskSnapshotInterface.delete`."""
+        for snapshot in snapshots:
+            found = self.kept.get(snapshot.key)
+            if found and not found[0].labels.labels.same_clone(snapshot.labels.labels):
+                error = Conflict(f"snapshot {snapshot.key} is another clone's")
+                yield Outcome(key=snapshot.key, error=error)
+                continue
+            gone = self.kept.pop(snapshot.key, None)
+            yield Outcome(key=snapshot.key, changed=gone is not None)
+
+    def found(self) -> tuple[DiskSnapshot, ...]:
+        """See :meth:`DiskSnapshotInterface.found`."""
+        return tuple(snapshot for snapshot, _ in self.kept.values())
+
+    def need(self, volumes: Sequence[Volume]) -> int:
+        """See :meth:`DiskSnapshotInterface.need`."""
+        return sum(volume.size for volume in volumes)
+
+
 class ReferenceHypervisor(HypervisorDriver):
     """Keeps domains in a dictionary; a domain that is started prints its name on its console.
 
-    It has consoles, memory, sizes and statistics, and no other optional interface. ``said`` maps a
-    domain's name to its console's output, ``fail`` (operation, name) to the error of its next call,
-    ``found`` a domain's name to its addresses while it runs, ``used`` to its statistics.
+    It has consoles, memory, sizes, statistics and snapshots, no other optional interface. ``said``
+    maps a domain's name to its console's output, ``fail`` (operation, name) to the error of its
+    next call, ``found`` a domain's name to its addresses while it runs, ``used`` to its statistics.
     """
 
+    memory: ReferenceMemory
     kind = "reference"
     define_lane = Lane(batch=8, concurrency=2)
     start_lane = Lane(concurrency=4)
@@ -264,6 +360,7 @@ class ReferenceHypervisor(HypervisorDriver):
         self.sizes = ReferenceSizes(self)
         self.statistics = ReferenceStatistics(self)
         self.used: dict[str, Statistics] = {}
+        self.snapshots = ReferenceMachines(self)
         self.boots: dict[str, BootConfig | None] = {}
         """What each domain booted at its last start, None for its definition."""
         self.found: dict[str, tuple[str, ...]] = {}
@@ -404,6 +501,8 @@ class ReferenceMemory(MemoryInterface):
 
     def __init__(self, driver: ReferenceHypervisor) -> None:
         self._driver = driver
+        self.paused: set[str] = set()
+        """The domains that were paused when they were saved."""
 
     def pause(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
         """See :meth:`MemoryInterface.pause`."""
@@ -432,7 +531,108 @@ class ReferenceMemory(MemoryInterface):
             elif held.state not in (state, *needed):
                 yield Outcome(key=name, error=WrongState(f"{name} is {held.state.value}"))
             else:
+                if state is State.SAVED and held.state is not State.SAVED:
+                    was_paused = held.state is State.PAUSED
+                    self.paused = (self.paused - {name}) | ({name} if was_paused else set())
                 yield self._driver.set_state(operation, name, state)
+
+
+class ReferenceMachines(MachineInterface):
+    """A reference hypervisor's domains in folders: states, sizes, and what consoles have said.
+
+    Guests have agents that freeze their disks, except those named in ``mute``.
+    """
+
+    def __init__(self, driver: ReferenceHypervisor) -> None:
+        self._driver = driver
+        self.mute: set[str] = set()
+        self.frozen: set[str] = set()
+
+    def quiesce(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """See :meth:`MachineInterface.quiesce`."""
+        for name in names:
+            held = self._driver.machines.get(name)
+            if held is None or held.state is not State.RUNNING or name in self.mute:
+                yield Outcome(key=name, error=WrongState(f"{name} has no agent that answers"))
+                continue
+            outcome = self._driver.set_state("quiesce", name, State.PAUSED)
+            self.frozen |= {name} if outcome.ok else set()
+            yield outcome
+
+    def release(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """See :meth:`MachineInterface.release`."""
+        for name in names:
+            if name not in self.frozen:
+                yield Outcome(key=name, changed=False)
+                continue
+            self.frozen.discard(name)
+            yield self._driver.set_state("release", name, State.RUNNING)
+
+    def keep(self, folders: Mapping[str, Path], *, memory: bool) -> Iterator[Outcome[None]]:
+        """See :meth:`MachineInterface.keep`."""
+        for name, folder in folders.items():
+            held = self._driver.machines.get(name)
+            if held is None:
+                yield Outcome(key=name, error=NotFound(f"no domain {name}"))
+            elif memory and held.state is not State.SAVED:
+                yield Outcome(key=name, error=WrongState(f"{name} is {held.state.value}"))
+            else:
+                said = self._driver.said.get(name, b"").decode()
+                was = State.PAUSED if name in self._driver.memory.paused else State.RUNNING
+                kept = {"memory": held.memory, "said": said, "state": was.value if memory else ""}
+                (folder / "machine").write_text(json.dumps(kept))
+                yield Outcome(key=name)
+
+    def resume(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """See :meth:`MachineInterface.resume`."""
+        for name in names:
+            held = self._driver.machines.get(name)
+            if held is None or held.state is not State.SAVED:
+                yield Outcome(key=name, changed=False)
+                continue
+            paused = name in self._driver.memory.paused
+            state = State.PAUSED if paused else State.RUNNING
+            yield self._driver.set_state("resume", name, state)
+
+    def check(self, folders: Mapping[str, Path]) -> Iterator[Outcome[None]]:
+        """See :meth:`MachineInterface.check`."""
+        for name, folder in folders.items():
+            try:
+                self._checked(name, folder)
+            except VmclonerError as error:
+                yield Outcome(key=name, error=error)
+            else:
+                yield Outcome(key=name, changed=False)
+
+    def _checked(self, name: str, folder: Path) -> dict[str, Any]:
+        held = self._driver.machines.get(name)
+        try:
+            kept: dict[str, Any] = json.loads((folder / "machine").read_text())
+        except (OSError, ValueError) as error:
+            raise WrongState(f"{name}: its snapshot is damaged: {error}") from error
+        if held is None:
+            raise NotFound(f"no domain {name}")
+        if kept["state"] and kept["memory"] != held.memory:
+            raise WrongState(f"{name}: its devices have changed since: memory")
+        return kept
+
+    def put_back(self, folders: Mapping[str, Path]) -> Iterator[Outcome[None]]:
+        """See :meth:`MachineInterface.put_back`."""
+        for name, folder in folders.items():
+            held = self._driver.machines.get(name)
+            try:
+                kept = self._checked(name, folder)
+            except VmclonerError as error:
+                yield Outcome(key=name, error=error)
+                continue
+            if held is not None and held.state in (State.RUNNING, State.PAUSED):
+                yield Outcome(key=name, error=WrongState(f"{name} is {held.state.value}"))
+                continue
+            state = State(kept["state"]) if kept["state"] else State.STOPPED
+            outcome = self._driver.set_state("put_back", name, state)
+            if outcome.ok and kept["state"]:
+                self._driver.said[name] = kept["said"].encode()
+            yield outcome
 
 
 class ReferenceSizes(ResizeInterface):

@@ -49,6 +49,7 @@ from vmcloner_core.model import (
 from vmcloner_core.names import MAX_LABEL
 from vmcloner_core.testing.capture import CaptureTests
 from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.testing.snapshots import DiskSnapshotConformance
 from vmcloner_core.testing.suite import Suite
 
 MIB = 1024**2
@@ -106,7 +107,7 @@ def by_key(outcomes: Iterator[Outcome[Volume]]) -> dict[str, Outcome[Volume]]:
     return found
 
 
-class StorageConformance(CaptureTests, Suite):
+class StorageConformance(DiskSnapshotConformance, CaptureTests, Suite):
     """The tests. See the module's docstring."""
 
     contract = StorageDriver
