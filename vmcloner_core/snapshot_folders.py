@@ -1,6 +1,7 @@
 """What snapshots of clones have beside their disks: a folder for each, in the host's state folder.
 
-``CLONE/NAME/note.json``  while it is taken: what the clone was doing before
+``CLONE/NAME/note.json``  while it is taken: what the clone was doing before; then: which scripts
+                          had run on its disk
 ``CLONE/NAME/machine/``   what its hypervisor kept: memory, firmware variables, TPM
 ``CLONE/NAME/boot/``      with memory: what the clone was started from, which it needs to continue
 
@@ -15,7 +16,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -90,15 +91,26 @@ class SnapshotFolders:
                 shutil.rmtree(boots / clone, ignore_errors=True)
             _linked_tree(kept, boots / clone)
 
-    def commit(self, clone: str, name: str) -> None:
-        """Give a snapshot's folder its name: the snapshot is complete."""
+    def commit(self, clone: str, name: str, ran: Mapping[str, str]) -> None:
+        """Give a snapshot's folder its name: the snapshot is complete.
+
+        :param ran: the scripts that have run on its disk; see :class:`Record`.
+        """
         draft, folder = self._draft(clone, name), self.folder / clone / name
-        _write_note(draft, {})
+        _write_note(draft, {"ran": dict(ran)})
         with _translated(folder):
             if folder.exists():  # of a snapshot whose disks somebody removed
                 shutil.rmtree(folder)
             draft.rename(folder)
             _synced(folder.parent)
+
+    def ran(self, clone: str, name: str) -> dict[str, str]:
+        """Return the scripts that had run on the disk of a snapshot; none if that isn't known."""
+        try:
+            found = json.loads(read_file(self.folder / clone / name / NOTE, trusted=True))["ran"]
+            return {str(script): str(digest) for script, digest in found.items()}
+        except (VmclonerError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return {}
 
     def begin_removal(self, clone: str, name: str) -> None:
         """Mark a snapshot as one that is being removed, so that a killed removal is completed."""

@@ -14,7 +14,7 @@ from tests.conftest import TEMPLATE
 from vmcloner_core import State
 from vmcloner_core.cli.app import Shell
 from vmcloner_core.cli.formats import PlainTable
-from vmcloner_core.cli.listing import List, _frame
+from vmcloner_core.cli.listing import List, frame
 from vmcloner_core.errors import HostCommandError, NotFound
 from vmcloner_core.model import Needs
 from vmcloner_core.plugins import PluginHost
@@ -167,7 +167,7 @@ def watched(lab, monkeypatch, lines=24):
     command.formatter, command._watched = PlainTable(), True
     shell._engine, shell.stdout = lab.engine, io.StringIO()
     parsed = command.get_parser("list").parse_args([])
-    return _frame(command._drawn(parsed)).replace("\033[K", "").splitlines()
+    return frame(command._drawn(parsed)).replace("\033[K", "").splitlines()
 
 
 def test_a_watched_list_keeps_to_its_screen(run, lab, monkeypatch, capsys):

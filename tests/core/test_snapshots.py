@@ -382,3 +382,15 @@ def test_notes_of_drafts_are_hostile_input(lab):
         ("web-2", None),
     ]
     json.dumps([draft.name for draft in drafts])
+
+
+def test_scripts_that_ran_after_a_snapshot_run_again_after_a_revert(lab):
+    lab.engine.create("web", "t1", count=2)
+    records = lab.engine._host.records
+    records.update("web-1", ran={"setup.sh": "1"})
+    lab.engine.create_snapshot("web", name="clean")
+    for clone in ("web-1", "web-2"):
+        records.update(clone, ran={"setup.sh": "2", "more.sh": "1"})
+    lab.engine.revert_snapshot("web", name="clean")
+    assert records.find("web-1").ran == {"setup.sh": "1"}
+    assert records.find("web-2").ran == {}

@@ -403,7 +403,9 @@ class CommitSnapshot(_MachineStep):
         """See :meth:`Step.call`."""
         for work in works:
             try:
-                run.host.snapshots.commit(work.name, aim_of(run.plan.snapshot).name)
+                record = run.host.records.find(work.name)
+                ran = record.ran if record is not None else {}
+                run.host.snapshots.commit(work.name, aim_of(run.plan.snapshot).name, ran)
             except VmclonerError as error:
                 yield Outcome(key=work.name, error=error)
             else:
@@ -463,19 +465,29 @@ class RevertDisks(_SnapshotStep):
         )
         backend = run.host.drivers.backend("storage", driver.name)
         by_name = {work.name: work for work in works}
+        for work in works:  # what has run on the disk that goes doesn't count
+            run.host.records.update(work.name, ran={})
         for outcome in together(members, checked(revert, members, backend, Volume)):
-            yield self._sized(run, by_name[outcome.key], outcome)
+            yield self._recorded(run, aim, by_name[outcome.key], outcome)
 
     @staticmethod
-    def _sized(run: Run, work: Work, outcome: Outcome[object]) -> Outcome[object]:
-        """Keep the size that a clone's first disk has again: a reset makes it of that size."""
+    def _recorded(
+        run: Run, aim: SnapshotAim, work: Work, outcome: Outcome[object]
+    ) -> Outcome[object]:
+        """Keep in the record what is true of the disk that a clone has again.
+
+        Its size, since a reset makes it of that size, and the scripts that had run on it.
+        """
+        if outcome.error is not None:
+            return outcome
         before = {volume.name: volume.size for volume in work.plan.volumes}
         first = next((volume for volume in work.volumes if volume.disk == 0), None)
-        if outcome.error is None and first is not None and before.get(first.name) != first.size:
-            try:
+        try:
+            if first is not None and before.get(first.name) != first.size:
                 keep_values(run, work, disk_size=first.size)
-            except VmclonerError as error:
-                return Outcome(key=outcome.key, error=error)
+            run.host.records.update(work.name, ran=run.host.snapshots.ran(work.name, aim.name))
+        except VmclonerError as error:
+            return Outcome(key=outcome.key, error=error)
         return outcome
 
 
