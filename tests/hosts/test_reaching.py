@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import attrs
 import pytest
 
 from vmcloner_core import ssh
@@ -74,3 +75,25 @@ def test_a_destination_is_no_option_and_no_shell(destination):
 
     with pytest.raises(InvalidRequest, match="not a destination for ssh"):
         HostSettings(ssh=destination)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"address": "10.0.0.7]; touch x; ["}, {"address": "10.0.0.7\nProxyCommand x"},
+        {"address": "fe80::1%$(x)"}, {"address": "host.example"}, {"user": "root\nx"},
+        {"user": "-o"}, {"port": 0}, {"port": 70000},
+    ],
+)  # fmt: skip
+def test_an_address_of_a_host_is_no_command_of_a_shell(tmp_path, wrong):
+    """ssh gives the address to a shell on this machine, in its ProxyCommand."""
+    good = reached(f"web-1 {KEY}\n")
+    bad = attrs.evolve(good, access=attrs.evolve(good.access, **wrong))
+    outcome = reaching.access(bad, "lab1", tmp_path)
+    assert "no plain address, user and port" in str(outcome.error)
+
+
+@pytest.mark.parametrize("between", ["\u2028", "\x0b", "\x85", "\r"])
+def test_host_keys_are_lines_as_ssh_reads_them(tmp_path, between):
+    outcome = reaching.access(reached(f"web-1 {KEY}{between}web-1 {KEY}\n"), "lab1", tmp_path)
+    assert "no plain host keys" in str(outcome.error)
