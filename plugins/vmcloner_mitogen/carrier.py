@@ -26,6 +26,8 @@ AT_ONCE = 32
 """Logins at once: each is a process that computes keys."""
 MAX_LOGGED = logging.CRITICAL
 """mitogen's own messages are for its authors; ours say what matters."""
+NOT_MINE = {mitogen.core.FORWARD_LOG}
+"""Handles of mitogen's that hosts must not use: they log here under any name, at any level."""
 
 
 class MitogenCarrier(Carrier):
@@ -45,6 +47,8 @@ class MitogenCarrier(Carrier):
                 self._router = mitogen.master.Router(self._broker)
                 self._router.unidirectional = True  # hosts can't reach each other through us
                 self._router.responder.whitelist_prefix("mitogen")  # nor read our modules
+                for handle in NOT_MINE:
+                    self._router.del_handler(handle)
             return self._router
 
     def connect(self, hosts: Sequence[RemoteHost]) -> dict[str, Unreachable]:
@@ -85,7 +89,7 @@ class MitogenCarrier(Carrier):
         try:
             context.call(remote.call, receiver.to_sender(), name, text, config)
             while True:
-                said = str(receiver.get().unpickle())
+                said = _said(host, receiver.get())
                 if said[:1] == remote.ANSWER:
                     return said[1:]
                 event(said[1:])
@@ -115,6 +119,19 @@ class MitogenCarrier(Carrier):
         if broker is not None:
             broker.shutdown()
             broker.join()
+
+
+def _said(host: str, message: Any) -> str:
+    """Return the text of a host's message. :raises Unreachable: it holds something else."""
+    try:
+        said = message.unpickle()
+    except mitogen.core.Error:
+        raise
+    except Exception as error:  # whatever a hostile pickle raises
+        raise Unreachable(f"host {host!r} sent what can't be read") from error
+    if not isinstance(said, str):
+        raise Unreachable(f"host {host!r} sent what can't be read")
+    return said
 
 
 def _unreachable(host: str, ssh: str, error: BaseException) -> Unreachable:
