@@ -1,5 +1,6 @@
 """A controller of three hosts, on engines of this process with the reference drivers."""
 
+import uuid
 from collections import Counter
 
 import attrs
@@ -9,16 +10,20 @@ from vmcloner_core.errors import (
     BackendError,
     Conflict,
     HostCommandError,
+    Interrupted,
     InvalidRequest,
     NotEnoughResources,
     NotFound,
     PartialFailure,
+    RollbackIncomplete,
 )
 from vmcloner_core.hooks import hookimpl
+from vmcloner_core.hosts import wire
 from vmcloner_core.hosts.carrier import InProcess, Unreachable
-from vmcloner_core.model import State
+from vmcloner_core.hosts.links import Links
+from vmcloner_core.model import RemoteHost, State
 from vmcloner_core.placing import Placing, Where
-from vmcloner_core.plan import OnFailure, StepStatus
+from vmcloner_core.plan import OnFailure, Quota, StepEvent, StepStatus
 from vmcloner_core.request import CreateRequest, TargetRequest
 
 
@@ -287,3 +292,67 @@ def test_clones_are_leased_on_each_host(hosts):
     assert all(0 < state.left <= 3600 for state in states[3:])
     with pytest.raises(InvalidRequest, match="one host only"):
         all_hosts.extend_lease("web", ttl=60)
+
+
+class Recording(InProcess):
+    """Notes the calls, and calls something at one of them."""
+
+    def __init__(self, besides, at=None, do=lambda: None):
+        super().__init__(besides)
+        self.calls, self.at, self.do = [], at, do
+
+    def call(self, host, name, text, event):
+        self.calls.append((host, name))
+        if name == self.at:
+            self.do()
+        return super().call(host, name, text, event)
+
+
+def test_a_host_that_is_left_out_may_have_the_highest_clones(hosts):
+    hosts.controller().create("web", "t1", count=5)
+    hosts.carrier.lose("h2")  # has web-2 and web-5
+    result = hosts.controller(without=["h2"]).create("web", "t1", count=5)
+    assert names(result.plan.clones) == ["web-6", "web-7"]
+    hosts.carrier._lost.clear()
+    assert names(hosts.controller().list()) == [f"web-{n}" for n in range(1, 8)]
+
+
+def test_all_leaves_clones_of_other_state_folders_alone(hosts):
+    hosts.controller().create("web", "t1", count=3)
+    (hosts.sites["h2"].folder / "state/id").write_text(f"{uuid.uuid4().hex}\n")
+    engine = hosts.sites["h2"].engine
+    assert [clone.ours for clone in engine.list()] == [False]
+    result = hosts.controller().run(TargetRequest(action="delete", everything=True))
+    assert "left alone" in "".join(result.plan.warnings)
+    assert names(hosts.controller().list()) == ["web-2"]
+
+
+def test_all_touches_no_fleet_that_is_not_held(hosts):
+    hosts.controller().create("web", "t1", count=3)
+    new = hosts.sites["h2"].engine
+    done = []
+
+    def make():
+        if not done:
+            done.append(new.create("new", "t1"))
+
+    carrier = Recording(hosts.carrier._besides, "hold", make)
+    hosts.controller(carrier=carrier).run(TargetRequest(action="delete", everything=True))
+    assert names(hosts.controller().list()) == ["new-1"]
+
+
+def test_a_fleet_that_may_be_on_an_unread_pool_is_not_said_to_be_gone(hosts, monkeypatch):
+    site = hosts.sites["h2"]
+    site.pool.fail["inspect", ""] = BackendError("disk is gone")
+    monkeypatch.setattr(
+        type(site.machines), "inspect", lambda _self: (_ for _ in ()).throw(BackendError("dead"))
+    )
+    with pytest.raises(BackendError, match="delete web"):
+        hosts.controller().delete("web")
+
+
+def test_a_pause_of_a_fleet_leaves_its_stopped_clones(hosts):
+    all_hosts = hosts.controller()
+    all_hosts.create("web", "t1", count=6, start=True)
+    all_hosts.stop("web-[4-6]", kill=True)
+    assert all_hosts.run(TargetRequest(action="pause", targets=("web",))).ok

@@ -8,7 +8,7 @@ import attrs
 
 from vmcloner_core.errors import InvalidRequest, NotFound
 from vmcloner_core.hosts.beside import Found
-from vmcloner_core.names import MAX_INDEX, fold, parse_targets
+from vmcloner_core.names import MAX_INDEX, Target, fold, parse_targets
 from vmcloner_core.placing import Room, place
 from vmcloner_core.plan import ALL, OnFailure, Plan
 from vmcloner_core.request import CreateRequest, TargetRequest
@@ -18,11 +18,15 @@ from vmcloner_core.survey import Survey, absent
 def new_indices(request: CreateRequest, there: Mapping[int, str], lost: bool) -> list[int]:
     """Return the indices that a fleet lacks: the lowest free ones, or those after the highest.
 
+    A host that is left out may have clones up to the size that is asked for: these names are not
+    given again.
+
     :param there: the host of each that exists. :param lost: whether some hosts could not be asked
-        and are left out: their clones' indices are not known, so only those above the highest
-        known one are used.
+        and are left out.
     """
     top = max(there, default=0)
+    if lost:
+        top = max(top, request.count or 0)
     wanted = request.add if request.add is not None else max(0, (request.count or 1) - len(there))
     if request.add is not None or lost:
         if top + wanted > MAX_INDEX:
@@ -115,29 +119,40 @@ def of_targets(
     """
     from vmcloner_core.steps import ACTIONS, TargetAction
 
+    if request.everything:  # each host's engine leaves alone what is not its own, or not held
+        return dict.fromkeys(found, attrs.evolve(request, count=None)), None
     targets = parse_targets(request.targets)
     clones = tuple(clone for each in found.values() for clone in each.clones)
-    error = None if request.everything else absent(clones, targets)
+    error = absent(clones, targets)
+    for each in found.values() if error is not None else ():
+        each.check_complete(f"{request.action} {' '.join(request.targets)}")
     action = ACTIONS[request.action]
     lenient = isinstance(action, TargetAction) and action.missing_ok
     if error is not None and not lenient:
         raise error
     parts: dict[str, TargetRequest] = {}
     for host, each in found.items():
-        names = [
-            clone.name
-            for clone in each.clones
-            if request.everything or any(t.matches(clone.fleet, clone.index) for t in targets)
-        ]
-        if names:
-            parts[host] = attrs.evolve(
-                request, targets=(fold(names),), everything=False, missing_ok=True, count=None
-            )
+        mine = _of_host(targets, each)
+        if mine:
+            parts[host] = attrs.evolve(request, targets=mine, missing_ok=True, count=None)
     if error is not None and request.missing_ok:
         error = None
     if error is not None and not parts:
         raise error
     return parts, error
+
+
+def _of_host(targets: Sequence[Target], found: Survey) -> tuple[str, ...]:
+    """Return those targets that name clones of a host; what is named by fleet stays so.
+
+    Some actions leave clones that are not named by index.
+    """
+    words = []
+    for target in targets:
+        names = [clone.name for clone in found.clones if target.matches(clone.fleet, clone.index)]
+        if names:
+            words.append(target.fleet if target.indices is None else fold(names))
+    return tuple(words)
 
 
 def at_most(request: TargetRequest, plans: Mapping[str, Plan]) -> dict[str, TargetRequest]:
