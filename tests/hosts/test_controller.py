@@ -317,6 +317,14 @@ def test_a_host_that_is_left_out_may_have_the_highest_clones(hosts):
     assert names(hosts.controller().list()) == [f"web-{n}" for n in range(1, 8)]
 
 
+def test_two_names_of_one_machine_are_refused(hosts):
+    """Its locks would be waited for for ever, and its clones be there twice."""
+    besides = hosts.carrier._besides
+    carrier = InProcess({**besides, "h2": besides["h1"]})
+    with pytest.raises(InvalidRequest, match="hosts 'h1' and 'h2' are the same machine"):
+        hosts.controller(carrier=carrier).delete("web")
+
+
 def test_all_leaves_clones_of_other_state_folders_alone(hosts):
     hosts.controller().create("web", "t1", count=3)
     (hosts.sites["h2"].folder / "state/id").write_text(f"{uuid.uuid4().hex}\n")
@@ -356,3 +364,8 @@ def test_a_pause_of_a_fleet_leaves_its_stopped_clones(hosts):
     all_hosts.create("web", "t1", count=6, start=True)
     all_hosts.stop("web-[4-6]", kill=True)
     assert all_hosts.run(TargetRequest(action="pause", targets=("web",))).ok
+
+
+def test_a_clone_of_this_machine_is_reached_without_a_jump(hosts):
+    links = Links(hosts.carrier, [RemoteHost(name="local", ssh="local", python="")], "1")
+    assert links.destination("local") is None

@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 
 import attrs
 
@@ -39,6 +40,17 @@ class Asked:
     name: str = ""
     offset: int = 0
     limit: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Hello:
+    """What a host says first.
+
+    :param place: the same only for two names of one state folder on one machine.
+    """
+
+    version: str
+    place: str
 
 
 @attrs.frozen(kw_only=True)
@@ -170,9 +182,9 @@ class Beside:
 
     # --- calls ----------------------------------------------------------------------------------
 
-    def call_hello(self, _asked: Asked, _event: Event) -> str:
-        """Return the version of vmcloner here."""
-        return metadata.version("vmcloner")
+    def call_hello(self, _asked: Asked, _event: Event) -> Hello:
+        """Return the version of vmcloner here, and which machine it is."""
+        return Hello(version=metadata.version("vmcloner"), place=_place(self._engine.host.state))
 
     def call_state(self, _asked: Asked, _event: Event) -> HostState:
         """Return what the host has and can take, as far as it can be read."""
@@ -289,6 +301,14 @@ def _request(asked: Asked) -> Request:
     if asked.request is None:
         raise WrongState("a call without a request")
     return asked.request
+
+
+def _place(state: Path) -> str:
+    """Return what tells a state folder from all others, also while it doesn't exist."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    there = next(folder for folder in (state, *state.parents) if folder.exists())
+    found = there.stat()
+    return f"{boot} {found.st_dev}:{found.st_ino} {state.relative_to(there)}"
 
 
 def _reached(outcome: Outcome[Access]) -> Reached:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from vmcloner_core.errors import BackendError, VmclonerError, shown
+from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError, shown
 from vmcloner_core.hosts import wire
-from vmcloner_core.hosts.beside import Answered, Asked
+from vmcloner_core.hosts.beside import Answered, Asked, Hello
 from vmcloner_core.hosts.carrier import Carrier, Event, Unreachable
 from vmcloner_core.model import RemoteHost
+from vmcloner_core.settings import LOCAL
 
 T = TypeVar("T")
 AT_ONCE = 64
@@ -28,33 +29,46 @@ class Links:
         self._carrier = carrier
         self._addresses = {address.name: address for address in addresses}
         self._version = version
-        self._greeted: set[str] = set()
+        self._greeted: dict[str, str] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
         """The hosts, in the order in which their locks are taken."""
         return tuple(sorted(self._addresses))
 
-    def destination(self, name: str) -> str:
-        """Return where ssh finds a host."""
-        return self._addresses[name].ssh
+    def destination(self, name: str) -> str | None:
+        """Return where ssh finds a host; None for this machine."""
+        return None if name == LOCAL else self._addresses[name].ssh
 
     def connect(self, names: Iterable[str]) -> dict[str, VmclonerError]:
         """Connect to hosts; returns why some can't be used, by name.
 
-        A host whose version differs is one of them: both sides must mean the same by a call.
+        A host whose version differs is one of them: both sides must mean the same by a call. So is
+        the second of two names of one machine: its locks are those of the first.
         """
         wanted = [name for name in names if name not in self._greeted]
         failed: dict[str, VmclonerError] = {}
         failed |= self._carrier.connect([self._addresses[name] for name in wanted])
         asked = {name: Asked() for name in wanted if name not in failed}
-        for name, version in self.ask("hello", asked, str).items():
-            error = version if isinstance(version, VmclonerError) else self._differs(name, version)
-            if error is None:
-                self._greeted.add(name)
+        for name, said in self.ask("hello", asked, Hello).items():
+            if isinstance(said, VmclonerError):
+                failed[name] = said
+            elif (
+                error := self._differs(name, said.version) or self._same(name, said.place)
+            ) is None:
+                self._greeted[name] = said.place
             else:
                 failed[name] = error
         return failed
+
+    def _same(self, name: str, place: str) -> VmclonerError | None:
+        for other, its in self._greeted.items():
+            if its == place:
+                return InvalidRequest(
+                    f"hosts {other!r} and {name!r} are the same machine",
+                    hint="remove one of them from the settings",
+                )
+        return None
 
     def _differs(self, name: str, there: str) -> VmclonerError | None:
         if there == self._version:
@@ -73,7 +87,7 @@ class Links:
         try:
             text = self._carrier.call(name, call, wire.dump(asked), event)
         except Unreachable:
-            self._greeted.discard(name)
+            self._greeted.pop(name, None)
             raise
         whose = f"host {name!r}"
         answer = wire.load(text, Answered, whose=whose)
