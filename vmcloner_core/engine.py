@@ -94,12 +94,14 @@ class Held:
 
     :param found: everything on the host. :param plan: returns what a request about these fleets
         would do; as :meth:`Engine.run`, it raises what stands against it. :param carry_out: carries
-        out such a plan.
+        out such a plan. :param again: plans a request anew, by what is there now, and carries it
+        out; also after :meth:`Engine.cancel`.
     """
 
     found: Survey
     plan: Callable[[Request], Plan]
     carry_out: Callable[[Plan], RunResult]
+    again: Callable[[Request], RunResult]
 
 
 class Engine(TemplateCalls, LeaseCalls, GuestCalls):
@@ -295,7 +297,12 @@ class Engine(TemplateCalls, LeaseCalls, GuestCalls):
                     noted.enter_context(self._planning.admitted(planned))
                 return planned
 
-            yield Held(found=found, plan=plan, carry_out=self._carried_out)
+            again = functools.partial(self._again, fleets=fleets)
+            yield Held(found=found, plan=plan, carry_out=self._carried_out, again=again)
+
+    def _again(self, request: Request, fleets: Collection[str]) -> RunResult:
+        self._cancel.clear()
+        return self._carried_out(self._planning.plan(request, self._host.survey(), fleets))
 
     def apply(self, plan: Plan) -> RunResult:
         """Carry out a plan that was made earlier; what others have done since is left.

@@ -308,6 +308,29 @@ class Recording(InProcess):
         return super().call(host, name, text, event)
 
 
+def test_a_roll_back_keeps_the_fleet_held(hosts):
+    """A controller that waits for the fleet would get it on one host, and both would wait."""
+    hosts.sites["h2"].machines.fail["start", "web-2"] = HostCommandError("no more threads")
+    carrier = Recording(hosts.carrier._besides)
+    with pytest.raises(PartialFailure, match="6 clones rolled back"):
+        hosts.controller(carrier=carrier).create(
+            "web", "t1", count=6, start=True, on_failure=OnFailure.ROLLBACK
+        )
+    assert [call for call in carrier.calls if call[1] == "hold"] == [
+        ("h1", "hold"), ("h2", "hold"), ("h3", "hold"),
+    ]  # fmt: skip
+
+
+def test_a_roll_back_says_what_a_lost_host_may_have(hosts):
+    carrier = Dropping(hosts.carrier._besides, "h3", after=True)
+    with pytest.raises(RollbackIncomplete) as caught:
+        hosts.controller(carrier=carrier).create(
+            "web", "t1", count=6, on_failure=OnFailure.ROLLBACK
+        )
+    assert caught.value.hint == "vmcloner delete web-[3,6]"
+    assert names(hosts.controller().list()) == ["web-3", "web-6"]
+
+
 def test_a_host_that_is_left_out_may_have_the_highest_clones(hosts):
     hosts.controller().create("web", "t1", count=5)
     hosts.carrier.lose("h2")  # has web-2 and web-5

@@ -246,6 +246,12 @@ class Beside:
         finally:
             self._forward.event = lambda _text: None
 
+    def call_undo(self, asked: Asked, _event: Event) -> RunResult:
+        """Carry out a request about held fleets as they are now; they stay held meanwhile."""
+        if self._held is None:
+            raise WrongState("nothing is held", hint="run the same command again")
+        return self._held.again(_request(asked))
+
     def call_cancel(self, _asked: Asked, _event: Event) -> None:
         """End the run in progress cleanly."""
         if self._opened is not None:
@@ -297,18 +303,18 @@ class Beside:
         )
 
 
-def _request(asked: Asked) -> Request:
-    if asked.request is None:
-        raise WrongState("a call without a request")
-    return asked.request
-
-
 def _place(state: Path) -> str:
     """Return what tells a state folder from all others, also while it doesn't exist."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     there = next(folder for folder in (state, *state.parents) if folder.exists())
     found = there.stat()
     return f"{boot} {found.st_dev}:{found.st_ino} {state.relative_to(there)}"
+
+
+def _request(asked: Asked) -> Request:
+    if asked.request is None:
+        raise WrongState("a call without a request")
+    return asked.request
 
 
 def _reached(outcome: Outcome[Access]) -> Reached:

@@ -498,11 +498,9 @@ class Controller(FileCalls):
         left: set[str] = set(made)
 
         def one(host: str) -> RunResult:
-            # What is held was surveyed before the clones were made.
-            fleets = tuple({clone.labels.fleet for clone in plans[host].clones})
-            self._links.one(host, "hold", Asked(fleets=fleets), Found)
-            plan = self._links.one(host, "plan", Asked(request=asked[host]), Plan)
-            return self._links.one(host, "run", Asked(run=plan.run), RunResult)
+            # The fleet stays held: a controller that waits for it here would get it, and then wait
+            # for the hosts that this one holds.
+            return self._links.one(host, "undo", Asked(request=asked[host]), RunResult)
 
         for answer in each(asked, one).values():
             if isinstance(answer, RunResult):

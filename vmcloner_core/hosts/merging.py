@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import attrs
 
-from vmcloner_core.errors import Conflict, Interrupted, NotFound, VmclonerError
+from vmcloner_core.errors import Conflict, Interrupted, NotFound, VmclonerError, shown
+from vmcloner_core.hosts.carrier import Unreachable
 from vmcloner_core.model import Clone
 from vmcloner_core.names import fold
 from vmcloner_core.plan import CloneResult, Plan, Quota, RunResult, Waiting
@@ -93,7 +94,9 @@ def result(
     for host, mine in plans.items():
         answer = found[host]
         if isinstance(answer, VmclonerError):
-            results += [CloneResult(name=clone.name, error=answer) for clone in mine.clones]
+            # A lost host may have made them: a roll-back must not say that nothing is left.
+            lost = isinstance(answer, Unreachable)
+            results += [CloneResult(name=c.name, error=answer, created=lost) for c in mine.clones]
         else:
             results += answer.results
     order = {clone.name: place for place, clone in enumerate(whole.clones)}
@@ -117,5 +120,5 @@ def waiting(told: Mapping[str, Waiting]) -> Waiting:
     phases: dict[str, int] = {}
     for each in told.values():
         for phase, count in each.phases.items():
-            phases[phase] = phases.get(phase, 0) + count
+            phases[shown(phase)] = phases.get(shown(phase), 0) + count
     return attrs.evolve(max(told.values(), key=lambda each: each.seconds), phases=phases)
