@@ -340,12 +340,42 @@ def test_a_host_that_is_left_out_may_have_the_highest_clones(hosts):
     assert names(hosts.controller().list()) == [f"web-{n}" for n in range(1, 8)]
 
 
+def test_leaving_out_all_hosts_is_refused(hosts):
+    with pytest.raises(InvalidRequest, match="no host is left"):
+        hosts.controller(without=["h1", "h2", "h3"])
+
+
 def test_two_names_of_one_machine_are_refused(hosts):
     """Its locks would be waited for for ever, and its clones be there twice."""
     besides = hosts.carrier._besides
     carrier = InProcess({**besides, "h2": besides["h1"]})
     with pytest.raises(InvalidRequest, match="hosts 'h1' and 'h2' are the same machine"):
         hosts.controller(carrier=carrier).delete("web")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, BackendError("x")])
+def test_observers_are_told_once_that_a_run_is_finished(hosts, monkeypatch, error):
+    watch = Watch()
+    all_hosts = hosts.controller(watch)
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(all_hosts, "_ran", fail)
+    with pytest.raises(error if isinstance(error, type) else type(error)):
+        all_hosts.create("web", "t1", count=3)
+    (result,) = watch.results
+    assert result.error is not None
+    assert len(result.failures) == 3
+
+
+def test_a_cancel_while_hosts_plan_stops_the_run(hosts):
+    carrier = Recording(hosts.carrier._besides, "plan")
+    all_hosts = hosts.controller(carrier=carrier)
+    carrier.do = all_hosts.cancel
+    with pytest.raises(Interrupted):
+        all_hosts.create("web", "t1", count=6)
+    assert all_hosts.list() == ()
 
 
 def test_all_leaves_clones_of_other_state_folders_alone(hosts):
@@ -382,6 +412,28 @@ def test_a_fleet_that_may_be_on_an_unread_pool_is_not_said_to_be_gone(hosts, mon
         hosts.controller().delete("web")
 
 
+def test_a_share_counts_only_where_clones_are_waited_for(hosts):
+    hosts.sites["h2"].machines.fail["start", "web-2"] = HostCommandError("no more threads")
+    with pytest.raises(PartialFailure, match="1 of 6 clones failed"):
+        hosts.controller().create("web", "t1", count=6, start=True, min_ready=Quota.parse("50%"))
+
+
+def test_a_host_that_makes_no_clones_needs_no_template(hosts, monkeypatch):
+    engine = hosts.sites["h2"].engine
+    real = type(engine).template
+
+    def template(self, name):
+        if self.host.state == engine.host.state:
+            raise NotFound(f"unknown template {name!r}")
+        return real(self, name)
+
+    monkeypatch.setattr(type(engine), "template", template)
+    all_hosts = hosts.controller()
+    assert all_hosts.create("web", "t1", start=True, where=Where(hosts=("h1",))).ok
+    with pytest.raises(NotFound, match="host 'h2': unknown template"):
+        all_hosts.create("db", "t1", start=True)
+
+
 def test_a_pause_of_a_fleet_leaves_its_stopped_clones(hosts):
     all_hosts = hosts.controller()
     all_hosts.create("web", "t1", count=6, start=True)
@@ -392,3 +444,20 @@ def test_a_pause_of_a_fleet_leaves_its_stopped_clones(hosts):
 def test_a_clone_of_this_machine_is_reached_without_a_jump(hosts):
     links = Links(hosts.carrier, [RemoteHost(name="local", ssh="local", python="")], "1")
     assert links.destination("local") is None
+
+
+def test_events_of_a_host_are_shown_without_control_characters(hosts):
+    """The progress display writes them to a terminal."""
+
+    class Hostile(InProcess):
+        def call(self, host, name, text, event):
+            if name == "run":
+                step = StepEvent(
+                    run="r", clone="\x1b[2J", step="\x07", status=StepStatus.DONE, at=0.0
+                )
+                event(wire.dump({"kind": "step", "value": wire.dump(step)}))
+            return super().call(host, name, text, event)
+
+    watch = Watch()
+    hosts.controller(watch, carrier=Hostile(hosts.carrier._besides)).create("web", "t1", count=3)
+    assert {(e.clone, e.step) for e in watch.events if e.run == "r"} == {(r"\x1b[2J", r"\x07")}

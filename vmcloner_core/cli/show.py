@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vmcloner_core import ssh
 from vmcloner_core.cli.base import Record
 from vmcloner_core.cli.listing import KEYS, age, left_words, row
+from vmcloner_core.cli.usage import printable
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Clone
 from vmcloner_core.units import format_age, format_size
@@ -52,7 +53,7 @@ class Show(Record):
         return super().run(parsed_args)
 
     def _print(self, text: str) -> int:
-        self.app.stdout.write(text.rstrip() + "\n")
+        self.app.stdout.write(printable(text.rstrip()) + "\n")
         return 0
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:

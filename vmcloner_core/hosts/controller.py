@@ -36,6 +36,8 @@ from vmcloner_core.errors import (
     NotFound,
     VmclonerError,
     did_you_mean,
+    said,
+    shown,
 )
 from vmcloner_core.guest_calls import FileCalls
 from vmcloner_core.hosts import merging, parts, reaching, wire
@@ -45,7 +47,7 @@ from vmcloner_core.hosts.links import Links, each
 from vmcloner_core.lease_calls import LeaseState
 from vmcloner_core.model import Access, Check, Clone, CloneSpec, Host, Outcome, RemoteHost, Status
 from vmcloner_core.names import fold, parse_targets
-from vmcloner_core.plan import OnFailure, Plan, RunResult, Waiting
+from vmcloner_core.plan import ALL, OnFailure, Plan, RunResult, Waiting
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.remote import FANOUT, Answer
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
@@ -90,6 +92,8 @@ class Controller(FileCalls):
         self.settings = settings
         self.plugins = plugins
         self.host = own
+        if known and not set(known) - set(without):
+            raise InvalidRequest("no host is left", hint="leave out fewer with --without")
         self._links = Links(carrier, [a for a in addresses if a.name not in without], version)
         self._without = tuple(sorted(without))
         self._run_lock = threading.Lock()
@@ -317,8 +321,8 @@ class Controller(FileCalls):
     def plan(self, request: Request) -> Plan:
         """Return what a request would do, checked against all hosts. Changes nothing."""
         self._reach_all(request)
-        asked = Asked(request=request)
-        found = self._links.all("look", dict.fromkeys(self._links.names, asked), Found)
+        asked = {name: Asked(request=_makes(request, name)) for name in self._links.names}
+        found = self._links.all("look", asked, Found)
         return self._plans("preview", request, found)[0]
 
     def run(
@@ -363,13 +367,13 @@ class Controller(FileCalls):
     @contextlib.contextmanager
     def _held(self, fleets: Sequence[str], request: Request) -> Iterator[dict[str, Found]]:
         """Hold fleets on every host, one host after another; yields what each has."""
-        asked = Asked(fleets=tuple(fleets), request=request)
         found: dict[str, Found] = {}
         try:
             for name in self._links.names:
                 if self._cancel.is_set():
                     raise Interrupted("stopped by the user")
                 self._running = frozenset({name})
+                asked = Asked(fleets=tuple(fleets), request=_makes(request, name))
                 found |= self._links.all("hold", {name: asked}, Found)
             self._running = frozenset()
             yield found
@@ -407,7 +411,7 @@ class Controller(FileCalls):
                 plans |= self._planned(call, {name: asked[name] for name in avoid})
             else:
                 raise Conflict("no free MAC addresses were found", hint="choose another fleet name")
-            quota, missing = request.min_ready, None
+            missing = None
         else:
             if request.everything:
                 merging.survey(surveys, {}).check_complete(f"{request.action} --all")
@@ -416,9 +420,10 @@ class Controller(FileCalls):
             plans = self._planned(call, named)
             if request.count is not None:
                 plans = self._planned(call, parts.at_most(own, plans))
-            quota = request.min_ready
         if not plans:
             plans = {name: _nothing(request, name) for name in list(found)[:1]}
+        waits = any("wait" in c.steps for mine in plans.values() for c in mine.clones)
+        quota = request.min_ready if waits else ALL
         whole = merging.plan(plans, run=birth.run, quota=quota, missing=missing)
         if isinstance(request, CreateRequest):
             whole = attrs.evolve(whole, on_failure=request.on_failure)
@@ -434,13 +439,17 @@ class Controller(FileCalls):
             log = RunLog(self.host.runs)
             stack.callback(log.close)
             stack.callback(self.plugins.watch(log))
-            self.plugins.plan_ready(plan)
-            result = self._ran(plan, plans, started)
-            rolls = isinstance(request, CreateRequest) and (
-                request.on_failure is OnFailure.ROLLBACK
-            )
-            if rolls and not result.enough:
-                result = self._rolled_back(result, plans)
+            try:
+                self.plugins.plan_ready(plan)
+                result = self._ran(plan, plans, started)
+                rolls = isinstance(request, CreateRequest) and (
+                    request.on_failure is OnFailure.ROLLBACK
+                )
+                if rolls and not result.enough:
+                    result = self._rolled_back(result, plans)
+            except BaseException as error:
+                self.plugins.run_finished(_ended(plan, plans, error, started))
+                raise
             self.plugins.run_finished(result)
         return result
 
@@ -458,6 +467,8 @@ class Controller(FileCalls):
             self._heard(plan.run, host, text, told)
 
         def one(name: str) -> RunResult:
+            if self._cancel.is_set():
+                raise Interrupted("stopped by the user")
             event = functools.partial(heard, name)
             return self._links.one(name, "run", busy[name], RunResult, event)
 
@@ -478,7 +489,7 @@ class Controller(FileCalls):
         kind = OBSERVED.get(str(event.get("kind")))
         if kind is None:
             return
-        value: Any = wire.load(str(event.get("value")), kind, whose=f"host {host!r}")
+        value: Any = _plain(wire.load(str(event.get("value")), kind, whose=f"host {host!r}"))
         if isinstance(value, Waiting):
             told[host] = value
             self.plugins.waiting(run, merging.waiting(dict(told)))
@@ -514,6 +525,32 @@ def _keys(request: CreateRequest, call: str) -> tuple[str, ...]:
     """Return the public keys for new clones: with the controller's own, which a run makes."""
     own = own_key.made_key() if call == "plan" else own_key.public_key()
     return (*request.authorized_keys, *((own,) if own is not None else ()))
+
+
+def _makes(request: Request, host: str) -> Request | None:
+    """Return a request for a host that may make clones of it; the others need no template of it."""
+    return request if isinstance(request, CreateRequest) and request.where.allows(host) else None
+
+
+def _ended(
+    plan: Plan, plans: Mapping[str, Plan], error: BaseException, started: float
+) -> RunResult:
+    """Return the result of a run that an error ended: what the hosts did is not known."""
+    if isinstance(error, VmclonerError):
+        ended = error
+    elif isinstance(error, KeyboardInterrupt):
+        ended = Interrupted("stopped by the user")
+    else:
+        ended = VmclonerError(said(error))
+    found = dict.fromkeys(plans, ended)
+    result = merging.result(plan, plans, found, time.monotonic() - started)
+    return attrs.evolve(result, error=ended)
+
+
+def _plain(event: Any) -> Any:
+    """Return an event of a host with its texts safe to display."""
+    values = {field.name: getattr(event, field.name) for field in attrs.fields(type(event))}
+    return attrs.evolve(event, **{k: shown(v) for k, v in values.items() if isinstance(v, str)})
 
 
 def _nothing(request: Request, host: str) -> Plan:
