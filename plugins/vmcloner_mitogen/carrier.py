@@ -26,8 +26,9 @@ AT_ONCE = 32
 """Logins at once: each is a process that computes keys."""
 MAX_LOGGED = logging.CRITICAL
 """mitogen's own messages are for its authors; ours say what matters."""
-NOT_MINE = {mitogen.core.FORWARD_LOG}
-"""Handles of mitogen's that hosts must not use: they log here under any name, at any level."""
+MAX_WARNINGS = 100
+"""What hosts log is shown up to this number of lines, for all together."""
+log = logging.getLogger(__name__)
 
 
 class MitogenCarrier(Carrier):
@@ -39,6 +40,7 @@ class MitogenCarrier(Carrier):
         self._broker: Any = None
         self._router: Any = None
         self._contexts: dict[str, tuple[Any, str | None]] = {}
+        self._warnings = 0
 
     def _started(self) -> Any:
         with self._lock:
@@ -47,9 +49,22 @@ class MitogenCarrier(Carrier):
                 self._router = mitogen.master.Router(self._broker)
                 self._router.unidirectional = True  # hosts can't reach each other through us
                 self._router.responder.whitelist_prefix("mitogen")  # nor read our modules
-                for handle in NOT_MINE:
-                    self._router.del_handler(handle)
+                # mitogen's own handler would log under any name and at any level that a host gives.
+                self._router.add_handler(
+                    self._warned, handle=mitogen.core.FORWARD_LOG, overwrite=True
+                )
             return self._router
+
+    def _warned(self, message: Any) -> None:
+        """Show a warning of a host, for example that it waits for another run."""
+        if message.is_dead or self._warnings >= MAX_WARNINGS:
+            return
+        name, _level, text = message.data[:4096].decode(errors="replace").split("\0", 2)
+        if name.partition(".")[0] == "mitogen":
+            return
+        self._warnings += 1
+        source = getattr(self._router.context_by_id(message.src_id), "name", None)
+        log.warning("host %s: %s", shown(str(source).removeprefix("ssh.")), shown(text))
 
     def connect(self, hosts: Sequence[RemoteHost]) -> dict[str, Unreachable]:
         """Log in to hosts; returns why some could not be reached."""

@@ -13,10 +13,18 @@ def test_what_is_no_text_is_one_clear_error(octets):
         carrier._said("h1", message)
 
 
-def test_a_host_can_not_write_into_our_log():
-    """mitogen's handle for it takes any logger's name and any level."""
+def test_what_a_host_logs_is_a_warning_of_that_host(caplog):
+    """mitogen's own handler takes any logger's name, any level, and control characters."""
     made = carrier.MitogenCarrier()
     try:
-        assert mitogen.FORWARD_LOG not in made._started()._handle_map
+        handler = made._started()._handle_map[mitogen.FORWARD_LOG][1]
+        for octets in (b"root\x0050\x00\x1b[2J", b"mitogen.core\x0050\x00internal"):
+            handler(mitogen.Message(data=octets, src_id=7))
+        for _ in range(2 * carrier.MAX_WARNINGS):
+            handler(mitogen.Message(data=b"a\x0030\x00b", src_id=7))
     finally:
         made.close()
+    first, *rest = caplog.records
+    assert (first.name, first.levelname) == ("vmcloner_mitogen.carrier", "WARNING")
+    assert first.getMessage().endswith(r": \x1b[2J")
+    assert len(rest) == carrier.MAX_WARNINGS - 1
