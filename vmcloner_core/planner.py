@@ -128,7 +128,7 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
     born = {clone.labels.index for clone in clones if "define" in clone.steps}
     warnings = _check_values(request, template, indices, born, facts.records)
     check_columns(request.values, template)
-    warnings += _more_than_asked(request, fleet)
+    warnings += more_than_asked(request, fleet)
     warnings += _without_lease(request, birth, born, facts.records)
     _check_foreign([clone.name for clone in clones if "define" in clone.steps], facts)
     _check_addresses(template, clones, facts.records)
@@ -249,7 +249,7 @@ def _new_indices(request: CreateRequest, fleet: Mapping[int, Clone]) -> list[int
     return new
 
 
-def _more_than_asked(request: CreateRequest, fleet: Mapping[int, Clone]) -> tuple[str, ...]:
+def more_than_asked(request: CreateRequest, fleet: Mapping[int, Clone]) -> tuple[str, ...]:
     """Return a warning if a fleet is larger than requested."""
     count, there = request.count, len(fleet)
     if count is None or there <= count:

@@ -25,6 +25,7 @@ from vmcloner_core.model import RemoteHost, State
 from vmcloner_core.placing import Placing, Where
 from vmcloner_core.plan import OnFailure, Quota, StepEvent, StepStatus
 from vmcloner_core.request import CreateRequest, TargetRequest
+from vmcloner_core.results import check_result
 
 
 def names(clones):
@@ -461,3 +462,21 @@ def test_events_of_a_host_are_shown_without_control_characters(hosts):
     watch = Watch()
     hosts.controller(watch, carrier=Hostile(hosts.carrier._besides)).create("web", "t1", count=3)
     assert {(e.clone, e.step) for e in watch.events if e.run == "r"} == {(r"\x1b[2J", r"\x07")}
+
+
+def test_a_host_with_only_stopped_clones_of_a_fleet_is_left_by_a_pause(hosts):
+    all_hosts = hosts.controller()
+    all_hosts.create("web", "t1", count=3, start=True)
+    all_hosts.stop("web-2", kill=True)
+    assert all_hosts.run(TargetRequest(action="pause", targets=("web",))).ok
+    with pytest.raises(PartialFailure, match="1 of 1 clone failed"):
+        check_result(all_hosts.run(TargetRequest(action="pause", targets=("web-2",))))
+
+
+def test_a_fleet_that_is_larger_than_asked_is_said(hosts):
+    all_hosts = hosts.controller()
+    all_hosts.create("web", "t1", count=5)
+    plan = all_hosts.plan(CreateRequest(fleet="web", template="t1", count=3))
+    assert plan.warnings == (
+        "web already has 5 clones; create removes none (vmcloner delete web -n 2)",
+    )

@@ -426,7 +426,8 @@ class Controller(FileCalls):
         quota = request.min_ready if waits else ALL
         whole = merging.plan(plans, run=birth.run, quota=quota, missing=missing)
         if isinstance(request, CreateRequest):
-            whole = attrs.evolve(whole, on_failure=request.on_failure)
+            warnings = (*whole.warnings, *parts.too_many(request, surveys))
+            whole = attrs.evolve(whole, on_failure=request.on_failure, warnings=warnings)
         return whole, plans
 
     def _planned(self, call: str, asked: Mapping[str, Request]) -> dict[str, Plan]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import attrs
 
 from vmcloner_core.errors import InvalidRequest, NotFound
 from vmcloner_core.hosts.beside import Found
+from vmcloner_core.model import Clone, State
 from vmcloner_core.names import MAX_INDEX, Target, fold, parse_targets
 from vmcloner_core.placing import Room, place
 from vmcloner_core.plan import ALL, OnFailure, Plan
@@ -89,6 +90,15 @@ def of_create(
     return parts
 
 
+def too_many(request: CreateRequest, found: Mapping[str, Survey]) -> tuple[str, ...]:
+    """Return a warning if a fleet is larger than requested, on all hosts together."""
+    from vmcloner_core.planner import more_than_asked
+
+    clones = [clone for each in found.values() for clone in each.clones]
+    fleet = {clone.index: clone for clone in clones if clone.fleet == request.fleet}
+    return more_than_asked(request, fleet)
+
+
 def _part(request: CreateRequest, new: tuple[int, ...], all_here: set[int]) -> CreateRequest:
     values = {index: own for index, own in request.values.items() if index in all_here}
     return attrs.evolve(
@@ -119,14 +129,16 @@ def of_targets(
     """
     from vmcloner_core.steps import ACTIONS, TargetAction
 
+    action = ACTIONS[request.action]
+    leaves = action.leaves if isinstance(action, TargetAction) else ()
     if request.everything:  # each host's engine leaves alone what is not its own, or not held
-        return dict.fromkeys(found, attrs.evolve(request, count=None)), None
+        every = dict.fromkeys(found, attrs.evolve(request, count=None))
+        return _at_work(leaves, every, found), None
     targets = parse_targets(request.targets)
     clones = tuple(clone for each in found.values() for clone in each.clones)
     error = absent(clones, targets)
     for each in found.values() if error is not None else ():
         each.check_complete(f"{request.action} {' '.join(request.targets)}")
-    action = ACTIONS[request.action]
     lenient = isinstance(action, TargetAction) and action.missing_ok
     if error is not None and not lenient:
         raise error
@@ -139,7 +151,31 @@ def of_targets(
         error = None
     if error is not None and not parts:
         raise error
-    return parts, error
+    return _at_work(leaves, parts, found), error
+
+
+def _at_work(
+    leaves: Collection[State], parts: dict[str, TargetRequest], found: Mapping[str, Survey]
+) -> dict[str, TargetRequest]:
+    """Return the parts without the hosts that have only clones in states that an action leaves.
+
+    A host would take them for all that is meant. All are returned if no other host has any.
+    """
+    resting: set[str] = set()
+    busy: set[str] = set()
+    for host, part in parts.items():
+        targets = parse_targets(part.targets)
+        named = [target for target in targets if target.indices is not None]
+        for clone in found[host].clones:
+            if clone.ours if part.everything else _names(targets, clone):
+                rests = clone.state in leaves and not _names(named, clone)
+                (resting if rests else busy).add(host)
+    idle = resting - busy if busy else set()
+    return {host: part for host, part in parts.items() if host not in idle}
+
+
+def _names(targets: Sequence[Target], clone: Clone) -> bool:
+    return any(target.matches(clone.fleet, clone.index) for target in targets)
 
 
 def _of_host(targets: Sequence[Target], found: Survey) -> tuple[str, ...]:
