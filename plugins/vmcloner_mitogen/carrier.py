@@ -80,7 +80,7 @@ class MitogenCarrier(Carrier):
             try:
                 context = router.ssh(
                     hostname=host.ssh,
-                    python_path=[host.python, "-I"],
+                    python_path=python(host.python),
                     check_host_keys="enforce",
                     connect_timeout=CONNECTS_WITHIN,
                     keepalive_interval=ALIVE_EVERY,
@@ -134,6 +134,15 @@ class MitogenCarrier(Carrier):
         if broker is not None:
             broker.shutdown()
             broker.join()
+
+
+def python(path: str) -> list[str]:
+    """Return the words that start a Python there which imports only what is installed for it.
+
+    mitogen replaces the first process by another Python without its options: the login's folder
+    would be searched for modules. The environment stays.
+    """
+    return ["env", "-u", "PYTHONPATH", "PYTHONNOUSERSITE=1", "PYTHONSAFEPATH=1", path, "-I"]
 
 
 def _said(host: str, message: Any) -> str:

@@ -1,5 +1,7 @@
 """What a host may send by mitogen, without a host."""
 
+import sys
+
 import pytest
 
 mitogen = pytest.importorskip("mitogen.core")
@@ -28,3 +30,16 @@ def test_what_a_host_logs_is_a_warning_of_that_host(caplog):
     assert (first.name, first.levelname) == ("vmcloner_mitogen.carrier", "WARNING")
     assert first.getMessage().endswith(r": \x1b[2J")
     assert len(rest) == carrier.MAX_WARNINGS - 1
+
+
+def test_modules_of_the_login_folder_are_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise SystemExit('not the real one')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    made = carrier.MitogenCarrier()
+    try:
+        context = made._started().local(python_path=carrier.python(sys.executable))
+        found = context.call(eval, "'\\n'.join(__import__('sys').path)").split("\n")
+    finally:
+        made.close()
+    assert not {"", str(tmp_path)} & set(found)
