@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import heapq
 from collections.abc import Mapping, Sequence
 
 import attrs
@@ -73,27 +74,52 @@ def place(
     :param there: how many clones of the fleet each host has already; they count for ``each``.
     :raises NotEnoughResources: not all of them fit; says how many would.
     """
-    left = {room.host: room.memory for room in rooms}
-    counts = {room.host: (there or {}).get(room.host, 0) for room in rooms}
-    loads = {room.host: room.clones for room in rooms}
+    order = [_Place.of(room, how, (there or {}).get(room.host, 0)) for room in rooms]
+    heapq.heapify(order)
     placed: dict[str, list[int]] = {}
-
-    def fits(host: str) -> bool:
-        return left[host] >= need and (each is None or counts[host] < each)
-
     for done, index in enumerate(indices):
-        able = sorted(filter(fits, left))
-        if not able:
+        while order and not order[0].fits(need, each):
+            heapq.heappop(order)  # it will not have more room for the clones to come
+        if not order:
             raise _too_many(len(indices), done, need, rooms, each)
-        if how is Placing.PACK:
-            host = able[0]
-        else:
-            host = min(able, key=lambda name: (counts[name], loads[name], -left[name], name))
-        placed.setdefault(host, []).append(index)
-        left[host] -= need
-        counts[host] += 1
-        loads[host] += 1
+        best = order[0]
+        placed.setdefault(best.host, []).append(index)
+        heapq.heapreplace(order, best.after(need))
     return {host: tuple(mine) for host, mine in sorted(placed.items())}
+
+
+@attrs.frozen(order=True)
+class _Place:
+    """A host in the order in which it is chosen.
+
+    :param key: its own clones of the fleet, all of its clones, and the memory left, negative;
+        nothing if the name alone decides. :param own, left: the first and the last of these.
+    """
+
+    key: tuple[int, ...]
+    host: str
+    own: int
+    load: int
+    left: int
+
+    @classmethod
+    def of(cls, room: Room, how: Placing, own: int) -> _Place:
+        """Return the place of a host; ``own`` are its clones of the fleet."""
+        place = cls((), room.host, own, room.clones, room.memory)
+        return place if how is Placing.PACK else place.spread()
+
+    def spread(self) -> _Place:
+        """Return it with the key by which clones are spread."""
+        return attrs.evolve(self, key=(self.own, self.load, -self.left))
+
+    def fits(self, need: int, each: int | None) -> bool:
+        """Tell whether one more clone fits."""
+        return self.left >= need and (each is None or self.own < each)
+
+    def after(self, need: int) -> _Place:
+        """Return it with one clone more."""
+        more = attrs.evolve(self, own=self.own + 1, load=self.load + 1, left=self.left - need)
+        return more.spread() if self.key else more
 
 
 def _too_many(

@@ -22,6 +22,8 @@ CONNECTS_WITHIN = 20.0
 """Seconds to log in and to start Python."""
 ALIVE_EVERY, ALIVE_MISSES = 5, 3
 """After 15 s without a sign of life, a host is given up (ssh_config(5), ServerAliveInterval)."""
+SILENT = 60.0
+"""Seconds without a word after which a call is given up: its Python there hangs."""
 AT_ONCE = 32
 """Logins at once: each is a process that computes keys."""
 MAX_LOGGED = logging.CRITICAL
@@ -104,10 +106,16 @@ class MitogenCarrier(Carrier):
         try:
             context.call(remote.call, receiver.to_sender(), name, text, config)
             while True:
-                said = _said(host, receiver.get())
+                said = _said(host, receiver.get(timeout=SILENT))
                 if said[:1] == remote.ANSWER:
                     return said[1:]
-                event(said[1:])
+                if said[:1] == remote.EVENT:
+                    event(said[1:])
+        except mitogen.core.TimeoutError as error:
+            raise Unreachable(
+                f"host {host!r} gave no sign of life for {SILENT:.0f} s",
+                hint=f"--without {host} leaves it out",
+            ) from error
         except mitogen.core.ChannelError as error:
             with self._lock:
                 self._contexts.pop(host, None)

@@ -8,8 +8,11 @@ from typing import Any
 
 from vmcloner_core.hosts.carrier import answer
 
-EVENT, ANSWER = "e", "a"
-"""The first character of what is sent back: an event, or the answer, which is the last."""
+EVENT, ANSWER, BEAT = "e", "a", "b"
+"""The first character of what is sent back: an event, the answer, which is the last, or a sign of
+life."""
+EVERY = 5.0
+"""Seconds between signs of life: sshd answers ssh also where Python hangs."""
 
 
 def call(sender: Any, name: str, text: str, config: str | None) -> None:
@@ -17,8 +20,16 @@ def call(sender: Any, name: str, text: str, config: str | None) -> None:
     # mitogen logs at the controller what is logged here; steps are told as events.
     logging.getLogger().setLevel(logging.WARNING)
 
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(EVERY):
+            sender.send(BEAT)
+
     def work() -> None:
         said = answer(config, name, text, lambda event: sender.send(EVENT + event))
+        done.set()
         sender.send(ANSWER + said)
 
-    threading.Thread(target=work, name=name, daemon=True).start()
+    for target in (work, beat):
+        threading.Thread(target=target, name=name, daemon=True).start()

@@ -19,7 +19,7 @@ from vmcloner_core.errors import NotFound, VmclonerError, WrongState, said
 from vmcloner_core.hooks import hookimpl
 from vmcloner_core.hosts import wire
 from vmcloner_core.lease_calls import LeaseState
-from vmcloner_core.model import Access, Check, CloneSpec, HostResources, Outcome
+from vmcloner_core.model import Access, Check, CloneSpec, Outcome
 from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent, Waiting
 from vmcloner_core.request import CreateRequest, Request
 from vmcloner_core.survey import Survey
@@ -57,12 +57,12 @@ class Hello:
 class Found:
     """What a host has: its clones, and room for more.
 
-    :param resources: of its default hypervisor, or of the one that a request names.
+    :param room: bytes of memory that it has for new clones of a request.
     :param need: bytes of memory that each new clone of a request takes; 0 if it isn't started.
     """
 
     survey: Survey
-    resources: HostResources | None = None
+    room: int = 0
     need: int = 0
 
 
@@ -295,11 +295,15 @@ class Beside:
         if not isinstance(request, CreateRequest):
             return Found(survey=survey)
         starts = request.start or request.ready or request.wait is not None
+        resources = self._engine.resources(request.hypervisor)
         memory = request.sizes.memory or self._engine.template(request.template).memory
+        usable = resources.memory_free
+        if not resources.memory_hint:  # as check_memory has it, which judges in the end
+            usable = int(usable * self._engine.settings.limits.memory_overcommit)
         return Found(
             survey=survey,
-            resources=self._engine.resources(request.hypervisor),
-            need=memory if starts else 0,
+            room=usable,
+            need=memory + resources.memory_overhead if starts else 0,
         )
 
 

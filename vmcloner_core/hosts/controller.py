@@ -473,14 +473,15 @@ class Controller(FileCalls):
             event = functools.partial(heard, name)
             return self._links.one(name, "run", busy[name], RunResult, event)
 
-        with ThreadPoolExecutor(1, "run") as pool:
-            running = pool.submit(each, busy, one)
-            try:
-                found |= running.result()
-            except KeyboardInterrupt:
-                self.plugins.run_stopping(plan.run, {})
-                self.cancel()
-                found |= running.result()
+        pool = ThreadPoolExecutor(1, "run")
+        running = pool.submit(each, busy, one)
+        pool.shutdown(wait=False)  # a second Ctrl-C gives up the calls in progress
+        try:
+            found |= running.result()
+        except KeyboardInterrupt:
+            self.plugins.run_stopping(plan.run, {})
+            self.cancel()
+            found |= running.result()
         self._running = frozenset()
         return merging.result(plan, plans, found, time.monotonic() - started)
 

@@ -50,7 +50,7 @@ def check_once(clones: tuple[Clone, ...]) -> None:
     for name, hosts in twice(clones).items():
         raise Conflict(
             f"{name} is on hosts {' and '.join(hosts)}",
-            hint=f"vmcloner --host {hosts[-1]} delete {name}",
+            hint=f"look at both, then on the one of them: vmcloner --host HOST delete {name}",
         )
 
 

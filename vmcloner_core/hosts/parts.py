@@ -65,7 +65,7 @@ def of_create(
     rooms = [
         Room(
             host=host,
-            memory=each.resources.memory_free if each.resources is not None else 0,
+            memory=each.room,
             clones=len(each.survey.clones),
         )
         for host, each in found.items()
