@@ -104,7 +104,8 @@ class MitogenCarrier(Carrier):
         context, config = self._context(host)
         receiver = mitogen.core.Receiver(self._router, respondent=context)
         try:
-            context.call(remote.call, receiver.to_sender(), name, text, config)
+            begun = context.call_async(remote.call, receiver.to_sender(), name, text, config)
+            begun.get(timeout=SILENT).unpickle()
             while True:
                 said = _said(host, receiver.get(timeout=SILENT))
                 if said[:1] == remote.ANSWER:
@@ -112,13 +113,13 @@ class MitogenCarrier(Carrier):
                 if said[:1] == remote.EVENT:
                     event(said[1:])
         except mitogen.core.TimeoutError as error:
+            self._forget(host)
             raise Unreachable(
                 f"host {host!r} gave no sign of life for {SILENT:.0f} s",
                 hint=f"--without {host} leaves it out",
             ) from error
         except mitogen.core.ChannelError as error:
-            with self._lock:
-                self._contexts.pop(host, None)
+            self._forget(host)
             raise Unreachable(
                 f"host {host!r} does not answer", hint="vmcloner host list"
             ) from error
@@ -127,6 +128,11 @@ class MitogenCarrier(Carrier):
         finally:
             with contextlib.suppress(KeyError):  # it ended with its connection
                 receiver.close()
+
+    def _forget(self, host: str) -> None:
+        """Have later calls of a host fail at once: it is gone, or hangs."""
+        with self._lock:
+            self._contexts.pop(host, None)
 
     def _context(self, host: str) -> tuple[Any, str | None]:
         with self._lock:

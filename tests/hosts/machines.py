@@ -19,7 +19,6 @@ from pathlib import Path
 
 import attrs
 
-SUBNET = "10.231.177"
 CACHE = Path("/var/cache/libvirt/qemu/capabilities")
 """What libvirt found out about QEMU here: finding it out again takes 80 s on each machine."""
 LIBVIRTD = """\
@@ -84,11 +83,8 @@ class Machine:
     name: str
     address: str
     folder: Path
+    netns: str
     process: subprocess.Popen | None = None
-
-    @property
-    def netns(self):
-        return f"vmcloner-{self.name}"
 
     def boot(self):
         """Switch it on; returns when its libvirtd answers."""
@@ -203,13 +199,14 @@ def make(folder: Path, names, templates: dict[str, str]) -> Lab:
     """Make and boot machines, with templates in their settings."""
     bridge = f"vmc{secrets.token_hex(3)}"
     run("ip", "link", "add", bridge, "type", "bridge")
-    run("ip", "addr", "add", f"{SUBNET}.1/24", "dev", bridge)
+    subnet = f"10.231.{secrets.randbelow(256)}"
+    run("ip", "addr", "add", f"{subnet}.1/24", "dev", bridge)
     run("ip", "link", "set", bridge, "up")
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "key"))
     lab = Lab(folder, {}, bridge)
     try:
         for number, name in enumerate(names):
-            lab.machines[name] = _made(folder / name, name, f"{SUBNET}.{10 + number}", bridge)
+            lab.machines[name] = _made(folder / name, name, f"{subnet}.{10 + number}", bridge)
         _controller(lab, templates)
         for machine in lab.machines.values():
             machine.boot()
@@ -220,7 +217,7 @@ def make(folder: Path, names, templates: dict[str, str]) -> Lab:
 
 
 def _made(folder: Path, name: str, address: str, bridge: str) -> Machine:
-    machine = Machine(name, address, folder)
+    machine = Machine(name, address, folder, f"{bridge}-{name}")
     for each in ("run", "etc", "lib", "log", "cache", "state", "settings", "home"):
         (folder / each).mkdir(parents=True)
     (folder / "cache/qemu/capabilities").mkdir(parents=True)

@@ -182,6 +182,24 @@ def test_a_fault_during_a_create_converges(lab, fault):
 
 
 @pytest.mark.timeout(600)
+def test_an_engine_that_hangs_is_given_up(lab):
+    """Its sshd still answers, so ssh notices nothing."""
+    words = ("create", "web", "-t", "tinyish", "-n", "3", "--start", "--wait")
+    victim = lab.machines["h2"]
+    with lab.popen(*words) as process:
+        deadline = time.monotonic() + 60
+        while not victim.domains():
+            assert time.monotonic() < deadline, "nothing is made"
+        victim.run("pkill", "-STOP", "-f", "mitogen:")
+        said = "".join(process.communicate(timeout=200))
+    assert process.returncode == 10, said
+    assert "host 'h2' gave no sign of life for 60 s" in said
+    victim.run("pkill", "-KILL", "-f", "mitogen:", check=False)
+    lab.run(*words)
+    check_once(lab, "web", 3)
+
+
+@pytest.mark.timeout(600)
 def test_two_controllers_make_a_fleet_once(lab):
     words = ("create", "web", "-t", "plain", "-n", "12")
     with lab.popen(*words) as one, lab.popen(*words) as two:
