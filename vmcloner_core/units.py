@@ -70,8 +70,11 @@ def parse_duration(value: str | int) -> int:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun: ``1 clone``, ``3 clones``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """Return a number with its noun: ``1 clone``, ``3 clones``, ``2 copies``."""
+    if number == 1:
+        return f"1 {noun}"
+    ies = noun.endswith("y") and noun[-2:-1] not in "aeiou"
+    return f"{number} {noun[:-1]}ies" if ies else f"{number} {noun}s"
 
 
 def format_size(size: int) -> str:

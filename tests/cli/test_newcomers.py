@@ -18,6 +18,7 @@ from vmcloner_core.cli.listing import List, frame
 from vmcloner_core.errors import HostCommandError, NotFound
 from vmcloner_core.model import Needs
 from vmcloner_core.plugins import PluginHost
+from vmcloner_core.units import counted
 
 
 def change(lab, name, **changes):
@@ -375,3 +376,8 @@ def test_a_console_that_said_nothing(run):
     code, out, err = run("console", "web-1", "--log")
     assert (code, out) == (0, "")
     assert "web-1 has said nothing on its console since its last start" in err
+
+
+def test_what_is_counted_has_its_plural():
+    assert [counted(n, "copy") for n in (0, 1, 2)] == ["0 copies", "1 copy", "2 copies"]
+    assert [counted(n, "key") for n in (1, 2)] == ["1 key", "2 keys"]

@@ -37,7 +37,7 @@ def test_one_line_and_nothing_made(site, more, code, reason, way):
         assert way in said
     with site.popen("template", "check", "lacking", "-f", "value") as process:
         checked, _ = process.communicate(timeout=60)
-    assert process.returncode == 8
+    assert process.returncode == code
     assert reason in checked
     assert site.rows() == []
     assert site.remains() == []

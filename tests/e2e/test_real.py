@@ -23,7 +23,8 @@ def test_a_fleet_of_tiny_machines(site):
     assert len({row["mac"] for row in rows}) == 10
     assert set(rows[0]) == {
         "name", "fleet", "index", "state", "template", "hypervisor",
-        "storage", "host", "mac", "ip", "created", "volumes", "reason",
+        "storage", "host", "mac", "ip", "created", "volumes", "reason", "owner", "expires",
+        "problem",
     }  # fmt: skip
     for row in rows:
         log = site.run("console", row["name"], "--log")
@@ -80,7 +81,7 @@ def test_a_create_that_is_ended_says_what_it_did(site, number, options):
         process.send_signal(number)
         out, err = process.communicate(timeout=200)
     assert process.returncode == 130
-    (said,) = re.findall(r"^vmcloner: create: stopped with (\d+) of 12 clones done .*", err, re.M)
+    (said,) = re.findall(r"^vmcloner: create: stopped with (\d+) of 12 clones done.*", err, re.M)
     assert int(said) < 12
     assert "(run the same command again)" in err
     if options:
