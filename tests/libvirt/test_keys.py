@@ -44,6 +44,7 @@ ELSEWHERE = {
     "image": "import",
     "disk_size": "the volume",
     "ready": "--wait",
+    "seal": "tests/capture/test_small.py",
     "values": "placeholders",
     "ssh.port": "ssh",
     "ssh.key": "ssh",
