@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.xen.conftest import Site, last_lines
+from tests.xen.conftest import Site
 
 pytestmark = [pytest.mark.xen, pytest.mark.timeout(900)]
 BLOCK = Path("/etc/xen/scripts/block")
@@ -45,7 +45,6 @@ def test_memory_that_is_saved_and_restored(site: Site, fleet: str) -> None:
     """The same guest goes on; saved memory that is left of a domain that is gone does not."""
     clone = f"{fleet}-1"
     site.create(fleet, "guest", 1, "--start", "--wait")
-    before = last_lines([clone], site)
     site.run("pause", fleet)
     assert site.states(fleet) == {clone: "paused"}
     site.run("resume", fleet)
@@ -57,7 +56,8 @@ def test_memory_that_is_saved_and_restored(site: Site, fleet: str) -> None:
     try:
         site.run("restore", fleet, timeout=300)
         assert site.states(fleet) == {clone: "running"}
-        assert last_lines([clone], site) == before
+        # Xen begins a new log for the restored domain; a guest that booted would be in it.
+        assert "vmcloner-ready" not in site.run("console", clone, "--log")
         site.run("stop", fleet, "--kill", timeout=300)
         site.run("delete", fleet, "--yes", timeout=300)
         shutil.copy(kept, image)
