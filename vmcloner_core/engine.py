@@ -144,18 +144,20 @@ class Engine(TemplateCalls, LeaseCalls, GuestCalls):
         cls,
         *,
         config: Path | None = None,
+        settings: Settings | None = None,
         host: str | None = None,
         plugins: Sequence[object] = (),
     ) -> Self:
         """Return an engine for a host.
 
         :param config: the settings file; None for the first that exists.
+        :param settings: the settings, if they have been read already.
         :param host: its name in the settings; None for the default host.
         :param plugins: objects with hook implementations (:mod:`vmcloner_core.hooks`): observers,
             policies, and backends without entry points.
         :raises NotFound: no such file or host. :raises InvalidRequest: the settings are wrong.
         """
-        settings = Settings.load(config)
+        settings = settings or Settings.load(config)
         loaded = PluginHost(plugins)
         return cls(settings, loaded, LocalHost(settings.host(host), loaded))
 

@@ -214,7 +214,8 @@ class Shell(App):
         from vmcloner_core.settings import LOCAL, Settings
 
         options = self.options
-        others = Settings.load(options.config).hosts.keys() - {LOCAL}
+        settings = Settings.load(options.config)
+        others = settings.hosts.keys() - {LOCAL}
         if options.without or (options.host in others if options.host else others):
             from vmcloner_core.hosts.opening import open_hosts
 
@@ -226,7 +227,7 @@ class Shell(App):
             )
         from vmcloner_core.engine import Engine
 
-        return Engine.open(config=options.config, host=options.host, plugins=self._observers())
+        return Engine.open(settings=settings, host=options.host, plugins=self._observers())
 
     def _observers(self) -> list[object]:
         """Return what shows progress, unless ``--quiet`` is given."""

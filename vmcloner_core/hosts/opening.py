@@ -44,7 +44,7 @@ def open_hosts(
     if not remote or host == LOCAL:
         if without:
             raise InvalidRequest("--without needs several hosts in the settings")
-        return Engine.open(config=config, host=host, plugins=plugins)
+        return Engine.open(settings=settings, host=host, plugins=plugins)
     hosts = [*_own(settings), *remote]
     if host is not None:
         known = [each.name for each in hosts]
@@ -54,7 +54,7 @@ def open_hosts(
     return Controller(
         settings,
         PluginHost(plugins),
-        _carrier(config, hosts),
+        _carrier(settings, hosts),
         hosts,
         _folders(settings),
         version=metadata.version("vmcloner"),
@@ -112,11 +112,11 @@ def _folders(settings: Settings) -> Host:
     return settings.host(LOCAL)
 
 
-def _carrier(config: Path | None, hosts: Sequence[RemoteHost]) -> Carrier:
+def _carrier(settings: Settings, hosts: Sequence[RemoteHost]) -> Carrier:
     own = InProcess(
         {
             each.name: Beside(
-                lambda plugin: Engine.open(config=config, host=LOCAL, plugins=[plugin])
+                lambda plugin: Engine.open(settings=settings, host=LOCAL, plugins=[plugin])
             )
             for each in hosts
             if each.name == LOCAL
