@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import attrs
@@ -239,14 +240,13 @@ def _new_indices(request: CreateRequest, fleet: Mapping[int, Clone]) -> list[int
         if top + request.add > MAX_INDEX:
             raise InvalidRequest(f"clone index out of range: {top + request.add}")
         return list(range(top + 1, top + request.add + 1))
-    wanted = max(0, (request.count or 1) - len(fleet))
-    new: list[int] = []
-    index = 1
-    while len(new) < wanted:
-        if index not in fleet:
-            new.append(index)
-        index += 1
-    return new
+    return lowest_free(fleet, max(0, (request.count or 1) - len(fleet)))
+
+
+def lowest_free(there: Collection[int], wanted: int) -> list[int]:
+    """Return that many of the lowest indices that are not ``there``."""
+    free = (index for index in itertools.count(1) if index not in there)
+    return list(itertools.islice(free, wanted))
 
 
 def more_than_asked(request: CreateRequest, fleet: Mapping[int, Clone]) -> tuple[str, ...]:

@@ -33,13 +33,9 @@ def new_indices(request: CreateRequest, there: Mapping[int, str], lost: bool) ->
         if top + wanted > MAX_INDEX:
             raise InvalidRequest(f"clone index out of range: {top + wanted}")
         return list(range(top + 1, top + wanted + 1))
-    new: list[int] = []
-    index = 1
-    while len(new) < wanted:
-        if index not in there:
-            new.append(index)
-        index += 1
-    return new
+    from vmcloner_core.planner import lowest_free
+
+    return lowest_free(there, wanted)
 
 
 def of_create(
