@@ -135,11 +135,9 @@ class Controller(FileCalls):
 
     def survey(self, *targets: str) -> Survey:
         """Return the clones of all hosts, and what could not be read; see :meth:`Engine.survey`."""
-        names = self._links.names
-        lost = self._links.connect(names)
-        asked = {name: Asked() for name in names if name not in lost}
+        lost: dict[str, VmclonerError] = {}
         found: dict[str, Survey] = {}
-        for name, answer in self._links.ask("survey", asked, Survey).items():
+        for name, answer in self._links.reached("survey", Asked(), Survey).items():
             if isinstance(answer, VmclonerError):
                 lost[name] = answer
             else:
@@ -168,24 +166,15 @@ class Controller(FileCalls):
 
     def hosts(self) -> dict[str, HostState | VmclonerError]:
         """Return each host's state, or why it can't be used."""
-        names = self._links.names
-        lost = self._links.connect(names)
-        asked = {name: Asked() for name in names if name not in lost}
-        found = self._links.ask("state", asked, HostState)
-        return {name: lost[name] if name in lost else found[name] for name in names}
+        return self._links.reached("state", Asked(), HostState)
 
     def check_host(self, *backends: str) -> Iterator[Check]:
         """Yield what each backend needs on each host; see :meth:`Engine.check_host`.
 
         The backends' names begin with the host's: ``lab1/kvm``.
         """
-        names = self._links.names
-        lost = self._links.connect(names)
-        asked = {name: Asked(targets=backends) for name in names if name not in lost}
         kind: Any = tuple[Check, ...]
-        found = {**lost, **self._links.ask("check", asked, kind)}
-        for name in names:
-            answer = found[name]
+        for name, answer in self._links.reached("check", Asked(targets=backends), kind).items():
             if isinstance(answer, VmclonerError):
                 yield Check(
                     backend=name,
@@ -226,9 +215,7 @@ class Controller(FileCalls):
         A clone whose host doesn't answer counts as one without a lease.
         """
         clones = tuple(clones)
-        by_host: dict[str, list[str]] = {}
-        for clone in clones:
-            by_host.setdefault(clone.host, []).append(clone.name)
+        by_host = _by_host(clones)
         asked = {host: Asked(targets=(fold(names),)) for host, names in by_host.items()}
         kind: Any = tuple[LeaseState, ...]
         found: dict[tuple[str, str], LeaseState] = {}
@@ -259,9 +246,7 @@ class Controller(FileCalls):
     def access(self, *targets: str) -> tuple[Outcome[Access], ...]:
         """Return how to reach each clone by ssh through its host, or why it can't be."""
         clones = self.list(*targets)
-        by_host: dict[str, list[str]] = {}
-        for clone in clones:
-            by_host.setdefault(clone.host, []).append(clone.name)
+        by_host = _by_host(clones)
         asked = {host: Asked(targets=(fold(names),)) for host, names in by_host.items()}
         kind: Any = tuple[Reached, ...]
         found: dict[tuple[str, str], Outcome[Access]] = {}
@@ -521,6 +506,14 @@ class Controller(FileCalls):
         return attrs.evolve(
             result, left=tuple(sorted(left)), rolled_back=tuple(sorted(made - left))
         )
+
+
+def _by_host(clones: Iterable[Clone]) -> dict[str, list[str]]:
+    """Return the names of clones, by their hosts."""
+    by_host: dict[str, list[str]] = {}
+    for clone in clones:
+        by_host.setdefault(clone.host, []).append(clone.name)
+    return by_host
 
 
 def _keys(request: CreateRequest, call: str) -> tuple[str, ...]:

@@ -101,6 +101,16 @@ class Links:
         """Make a call on several hosts at once; returns each one's answer or error."""
         return each(asked, lambda name: self.one(name, call, asked[name], kind))
 
+    def reached(self, call: str, asked: Asked, kind: type[T]) -> dict[str, T | VmclonerError]:
+        """Connect to all hosts and make a call on those that can be used.
+
+        :returns: each host's answer, or why it has none, in the order of their names.
+        """
+        lost = self.connect(self.names)
+        usable = {name: asked for name in self.names if name not in lost}
+        found = {**lost, **self.ask(call, usable, kind)}
+        return {name: found[name] for name in self.names}
+
     def all(self, call: str, asked: Mapping[str, Asked], kind: type[T]) -> dict[str, T]:
         """Make a call on several hosts at once; returns each one's answer.
 
