@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import resources
 from pathlib import Path
 
 from vmcloner_core.drivers import DriverContext, ImageBuilder
 from vmcloner_core.model import Progress
+from vmcloner_core.process import CommandRunner
 from vmcloner_tiny import initramfs
 from vmcloner_tiny.deb import Deb
 from vmcloner_tiny.modules import ModuleTree
@@ -48,24 +50,12 @@ class TinyBuilder(ImageBuilder):
 
     def fingerprint(self) -> str:
         """Return the versions of the packages and a hash of this builder's own files."""
-        with tempfile.TemporaryDirectory() as work:
-            selection = Apt(self._runner, Path(work)).select()
-        packages = " ".join(f"{package.name}={package.version}" for package in selection.packages)
-        return f"{packages} builder={own_hash()}"
+        return f"{versions(self._runner)} builder={own_hash()}"
 
     def build(self, folder: Path, progress: Progress) -> Path:
         """See :meth:`ImageBuilder.build`; ``progress`` counts the bytes of the packages."""
-        with ExitStack() as stack:
-            # Inside the folder, so that cleaning up after a killed build removes this too.
-            work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
-            apt = Apt(self._runner, work)
-            paths = apt.fetch(apt.select(), progress).values()
-            *kernel, busybox = (stack.enter_context(Deb(path, work)) for path in paths)
-            vmlinuz = kernel[0].read(kernel[0].find(r"boot/vmlinuz-[^/]+"), MAX_KERNEL)
-            root = _root(
-                busybox=busybox.read(busybox.find("bin/busybox"), MAX_BUSYBOX),
-                modules=_load(ModuleTree(kernel)),
-            )
+        with fetched(self._runner, folder, progress) as (vmlinuz, tree, busybox):
+            root = _root(busybox=busybox, modules=_load(tree))
         (folder / "vmlinuz").write_bytes(vmlinuz)
         (folder / "initrd.img").write_bytes(gzip.compress(root, mtime=0))
         disk = folder / "disk.raw"
@@ -73,6 +63,31 @@ class TinyBuilder(ImageBuilder):
             stream.write(DISK_MARK)
             stream.truncate(DISK_SIZE)
         return disk
+
+
+def versions(runner: CommandRunner) -> str:
+    """Return the packages that a guest is made of, with their versions."""
+    with tempfile.TemporaryDirectory() as work:
+        selection = Apt(runner, Path(work)).select()
+    return " ".join(f"{package.name}={package.version}" for package in selection.packages)
+
+
+@contextmanager
+def fetched(
+    runner: CommandRunner, folder: Path, progress: Progress
+) -> Iterator[tuple[bytes, ModuleTree, bytes]]:
+    """Fetch the packages, and yield the kernel, its modules, and busybox.
+
+    :param folder: where they are kept until then. :param progress: counts their bytes.
+    """
+    with ExitStack() as stack:
+        # Inside the folder, so that cleaning up after a killed build removes this too.
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
+        apt = Apt(runner, work)
+        paths = apt.fetch(apt.select(), progress).values()
+        *kernel, busybox = (stack.enter_context(Deb(path, work)) for path in paths)
+        vmlinuz = kernel[0].read(kernel[0].find(r"boot/vmlinuz-[^/]+"), MAX_KERNEL)
+        yield vmlinuz, ModuleTree(kernel), busybox.read(busybox.find("bin/busybox"), MAX_BUSYBOX)
 
 
 def _load(tree: ModuleTree) -> dict[str, dict[str, bytes]]:

@@ -6,18 +6,14 @@ See ``seal`` and ``apply``, and contrib/adr/0026.
 from __future__ import annotations
 
 import gzip
-import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 
 from vmcloner_core.drivers import DriverContext, ImageBuilder
 from vmcloner_core.errors import BackendError
 from vmcloner_core.model import Progress
 from vmcloner_tiny import initramfs
-from vmcloner_tiny.builder import MAX_BUSYBOX, MAX_KERNEL, own_files, own_hash
-from vmcloner_tiny.deb import Deb
+from vmcloner_tiny.builder import fetched, own_files, own_hash, versions
 from vmcloner_tiny.modules import ModuleTree
-from vmcloner_tiny.packages import Apt
 
 MODULES = ("virtio_pci", "virtio_blk", "ext4", "xfs", "btrfs", "vfat")
 HELPERS = ("crc32c_generic", "nls_cp437", "nls_ascii", "nls_iso8859_1", "nls_utf8")
@@ -33,22 +29,12 @@ class Sealer(ImageBuilder):
 
     def fingerprint(self) -> str:
         """See :meth:`ImageBuilder.fingerprint`."""
-        with tempfile.TemporaryDirectory() as work:
-            selection = Apt(self._runner, Path(work)).select()
-        packages = " ".join(f"{package.name}={package.version}" for package in selection.packages)
-        return f"{packages} sealer={own_hash()}"
+        return f"{versions(self._runner)} sealer={own_hash()}"
 
     def build(self, folder: Path, progress: Progress) -> Path:
         """See :meth:`ImageBuilder.build`; returns the initrd: the guest has no disk of its own."""
-        with ExitStack() as stack:
-            work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
-            apt = Apt(self._runner, work)
-            paths = apt.fetch(apt.select(), progress).values()
-            *kernel, busybox = (stack.enter_context(Deb(path, work)) for path in paths)
-            vmlinuz = kernel[0].read(kernel[0].find(r"boot/vmlinuz-[^/]+"), MAX_KERNEL)
-            root = _root(
-                busybox.read(busybox.find("bin/busybox"), MAX_BUSYBOX), _modules(ModuleTree(kernel))
-            )
+        with fetched(self._runner, folder, progress) as (vmlinuz, tree, busybox):
+            root = _root(busybox, _modules(tree))
         (folder / "vmlinuz").write_bytes(vmlinuz)
         initrd = folder / "initrd.img"
         initrd.write_bytes(gzip.compress(root, mtime=0))
