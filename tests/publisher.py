@@ -7,6 +7,7 @@ import http.server
 import ipaddress
 import re
 import ssl
+import sys
 import threading
 
 from cryptography import x509
@@ -86,6 +87,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
 
 
+class Server(http.server.ThreadingHTTPServer):
+    """A server that says nothing where its client has hung up, as ours does on what is too large."""
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), (ConnectionError, ssl.SSLError)):
+            super().handle_error(request, client_address)
+
+
 @contextlib.contextmanager
 def publishing(folder):
     """Yield a publisher; its authority's certificate is in ``folder``."""
@@ -117,7 +126,7 @@ def publishing(folder):
     )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(ca, private)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with Server(("127.0.0.1", 0), Handler) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         server.publisher = Publisher(ca)
         server.publisher.url = f"https://127.0.0.1:{server.server_port}"

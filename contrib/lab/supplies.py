@@ -20,7 +20,7 @@ PYTHON = (3, 11)
 SIZE = "512M"
 """Of the disk; sparse. Part of the saved machine: it can't differ from one start to the next."""
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
-_TEST_TOOLS = ("coverage", "pytest", "pytest-timeout", "hypothesis")
+_TEST_TOOLS = ("coverage", "pytest", "pytest-rerunfailures", "pytest-timeout", "hypothesis")
 
 
 def requirements() -> list[str]:
