@@ -88,7 +88,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A server that says nothing where its client has hung up, as ours does on what is too large."""
+    """A server that says nothing where its client hangs up, as ours does on what is too large."""
 
     def handle_error(self, request, client_address):
         if not isinstance(sys.exception(), (ConnectionError, ssl.SSLError)):
