@@ -1,7 +1,8 @@
-"""Let a run's end reach what drivers wait for: a pause that Ctrl-C cuts short.
+"""Let the wish to end a run reach it, and what its drivers wait for.
 
-The run's steps call drivers within :func:`cancellable`. A driver that waits or tries again uses
-:func:`pause`. Threads of its own get the run by :func:`carried`.
+A caller of an engine ends what it has begun in :func:`ending_with`. A run's steps call drivers
+within :func:`cancellable`. A driver that waits or tries again uses :func:`pause`, which Ctrl-C cuts
+short. Threads of its own get the run by :func:`carried`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,51 @@ from vmcloner_core.errors import Interrupted
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Cancellation:
+    """The wish that calls of an engine end. Thread-safe, and safe in a signal handler.
+
+    :param asked: whether there was such a wish.
+    :param event: is set once the run in progress is to end; a roll-back clears it, since it must
+        run to its own end.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.event = threading.Event()
+
+    def cancel(self) -> None:
+        """End the calls cleanly: what is in progress is finished, nothing new begins."""
+        self.asked = True
+        self.event.set()
+
+
 _cancelled: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar(
     "cancelled", default=None
 )
+_given: contextvars.ContextVar[Cancellation | None] = contextvars.ContextVar("given", default=None)
 _may_interrupt: contextvars.ContextVar[bool] = contextvars.ContextVar(
     "may interrupt", default=False
 )
+
+
+@contextlib.contextmanager
+def ending_with(cancellation: Cancellation) -> Iterator[None]:
+    """Have the engine's calls that are made in the block end with a cancellation of the caller's.
+
+    Only these: other threads' and tasks' calls to the same engine go on.
+    """
+    token = _given.set(cancellation)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+def given() -> Cancellation | None:
+    """Return the cancellation of :func:`ending_with`, None outside of such a block."""
+    return _given.get()
 
 
 @contextlib.contextmanager

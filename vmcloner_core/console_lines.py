@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
+from vmcloner_core.cancelling import pause
 from vmcloner_core.drivers import ConsoleInterface
 from vmcloner_core.errors import InvalidRequest, VmclonerError
 from vmcloner_core.readiness import plain_text
@@ -88,7 +88,7 @@ def read(
     lines: int | None = None,
     since: float | None = None,
     follow: bool = False,
-    wait: Callable[[float], object] = time.sleep,
+    wait: Callable[[float], object] = pause,
 ) -> Iterator[ConsoleLine]:
     """Yield the lines of some consoles, one console after the other; then, as they come, new ones.
 

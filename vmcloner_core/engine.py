@@ -17,7 +17,6 @@ import contextlib
 import functools
 import logging
 import os
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 import attrs
 
 from vmcloner_core import ssh_access
+from vmcloner_core.cancelling import Cancellation, ending_with, given
 from vmcloner_core.deadlines import answers, instance
 from vmcloner_core.errors import (
     MAX_SHOWN,
@@ -107,8 +107,9 @@ class Held:
 class Engine(TemplateCalls, LeaseCalls, GuestCalls):
     """Makes, runs and removes clones on one host.
 
-    Reads may be called from any thread. An engine carries out one run at a time: a second waits.
-    Errors are :class:`~vmcloner_core.errors.VmclonerError`.
+    All calls may be made from any thread. Runs of different fleets are carried out at the same
+    time; one of a fleet that another run works on waits for that. Errors are
+    :class:`~vmcloner_core.errors.VmclonerError`.
     """
 
     def __init__(self, settings: Settings, plugins: PluginHost, host: LocalHost) -> None:
@@ -117,9 +118,7 @@ class Engine(TemplateCalls, LeaseCalls, GuestCalls):
         self._pid = os.getpid()
         self._local = host
         self._planning = Planning(settings, plugins, host)
-        self._run_lock = threading.Lock()
-        self._cancel = threading.Event()
-        self._cancels = 0
+        self._calls: list[Cancellation] = []
 
     @property
     def _host(self) -> LocalHost:
@@ -287,24 +286,25 @@ class Engine(TemplateCalls, LeaseCalls, GuestCalls):
 
         Waits for other holders of these fleets. :raises Interrupted: :meth:`cancel` was called.
         """
-        with self._held([f"fleet/{fleet}" for fleet in fleets]), contextlib.ExitStack() as noted:
+        locks = [f"fleet/{fleet}" for fleet in fleets]
+        with self._held(locks) as ending, contextlib.ExitStack() as noted:
             self._host.keep_state_id()
             found = self._host.settled(fleets)
             self._host.sweep(fleets, found)
 
             def plan(request: Request) -> Plan:
                 # A fleet that was made since these were listed is another run's, and isn't locked.
-                with self._planning.admission(self._cancel.is_set):
+                with self._planning.admission(ending.event.is_set):
                     planned = self._planning.plan(request, found, fleets)
                     noted.enter_context(self._planning.admitted(planned))
                 return planned
 
-            again = functools.partial(self._again, fleets=fleets)
-            yield Held(found=found, plan=plan, carry_out=self._carried_out, again=again)
+            def again(request: Request) -> RunResult:
+                ending.event.clear()
+                return carry_out(self._planning.plan(request, self._host.survey(), fleets))
 
-    def _again(self, request: Request, fleets: Collection[str]) -> RunResult:
-        self._cancel.clear()
-        return self._carried_out(self._planning.plan(request, self._host.survey(), fleets))
+            carry_out = functools.partial(self._carried_out, ending=ending)
+            yield Held(found=found, plan=plan, carry_out=carry_out, again=again)
 
     def apply(self, plan: Plan) -> RunResult:
         """Carry out a plan that was made earlier; what others have done since is left.
@@ -312,16 +312,17 @@ class Engine(TemplateCalls, LeaseCalls, GuestCalls):
         :raises WrongState: it was made before the host's state folder had its id.
         """
         fleets = {clone.labels.fleet for clone in plan.clones}
-        with self._held([f"fleet/{fleet}" for fleet in fleets]), contextlib.ExitStack() as noted:
+        locks = [f"fleet/{fleet}" for fleet in fleets]
+        with self._held(locks) as ending, contextlib.ExitStack() as noted:
             kept = self._host.keep_state_id()
             if any(clone.labels.state not in (None, kept) for clone in plan.clones):
                 raise WrongState("the plan is for another state folder", hint="plan again")
-            with self._planning.admission(self._cancel.is_set):
+            with self._planning.admission(ending.event.is_set):
                 found = self._host.settled(fleets)
                 self._host.sweep(fleets, found)
                 self._planning.check_limits(plan, fleets)
                 noted.enter_context(self._planning.admitted(plan))
-            return self._carried_out(plan)
+            return self._carried_out(plan, ending)
 
     def gc(
         self,
@@ -352,12 +353,11 @@ class Engine(TemplateCalls, LeaseCalls, GuestCalls):
         """
         from vmcloner_core.collecting import Collector
 
-        with self._run_lock:
-            self._cancel.clear()
+        with self._cancellable() as ending:
             collect = Collector(
                 self._host,
                 self._planning,
-                self._carried_out,
+                functools.partial(self._carried_out, ending=ending),
                 self.plugins,
                 self.settings.defaults.lease_warning,
             )
@@ -403,9 +403,10 @@ class Engine(TemplateCalls, LeaseCalls, GuestCalls):
         :raises PartialFailure: some fleets aren't as the file says; carries the clones' errors.
         """
         given = {"--prune": prune, "--recreate": recreate, "--provision": provision}
-        apply = self._applier(lab, on_run)
         options = [option for option, wanted in given.items() if wanted]
-        return apply(options, dry_run=dry_run, on_changes=on_changes)
+        with self._cancellable() as ending, ending_with(ending):
+            apply = self._applier(lab, ending, on_run)
+            return apply(options, dry_run=dry_run, on_changes=on_changes)
 
     def lab_parts(self, lab: Lab) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the names of the clones and of the networks that carry a lab's name."""
@@ -417,36 +418,39 @@ class Engine(TemplateCalls, LeaseCalls, GuestCalls):
         :returns: the result of the clones' deletion, None if there were none.
         :raises PartialFailure: some clones are left, and so are the networks.
         """
-        return self._applier(lab).delete()
+        with self._cancellable() as ending, ending_with(ending):
+            return self._applier(lab, ending).delete()
 
     def _applier(
-        self, lab: Lab, on_run: Callable[[RunResult], None] = lambda _result: None
+        self,
+        lab: Lab,
+        ending: Cancellation | None = None,
+        on_run: Callable[[RunResult], None] = lambda _result: None,
     ) -> Applier:
         from vmcloner_core.labs.apply import Applier
 
-        before = self._cancels
-
         def cancelled() -> bool:
-            return self._cancels != before
+            return ending is not None and ending.asked
 
         return Applier(lab, self, self._host, self._planning, cancelled=cancelled, on_run=on_run)
 
-    def _carried_out(self, plan: Plan) -> RunResult:
+    def _carried_out(self, plan: Plan, ending: Cancellation) -> RunResult:
         from vmcloner_core.running import PlannedRun
 
         try:
-            return PlannedRun(plan, self._host, self.plugins, self._cancel)()
+            return PlannedRun(plan, self._host, self.plugins, ending.event)()
         finally:
             if plan.snapshot is not None:  # what failed is as if it had not begun
                 self._host.undo_snapshots({clone.labels.fleet for clone in plan.clones})
 
     def cancel(self) -> None:
-        """Stop the current run cleanly: calls in progress are finished, no new ones begin.
+        """Stop all current runs cleanly: calls in progress are finished, no new ones begin.
 
-        Safe to call from a signal handler and from any thread.
+        Safe to call from a signal handler and from any thread. To stop only some: make the calls
+        in :func:`vmcloner_core.cancelling.ending_with`.
         """
-        self._cancels += 1
-        self._cancel.set()
+        for call in self._calls.copy():
+            call.cancel()
 
     def _fleets(self, request: Request) -> Collection[str]:
         """Return the fleets that a request is about."""
@@ -457,12 +461,20 @@ class Engine(TemplateCalls, LeaseCalls, GuestCalls):
         return {target.fleet for target in parse_targets(request.targets)}
 
     @contextlib.contextmanager
-    def _held(self, names: Sequence[str]) -> Iterator[None]:
+    def _held(self, names: Sequence[str]) -> Iterator[Cancellation]:
         host = self._host
-        with self._run_lock:
-            self._cancel.clear()
-            with host.hold(names, self._cancel.is_set):
-                yield
+        with self._cancellable() as ending, host.hold(names, ending.event.is_set):
+            yield ending
+
+    @contextlib.contextmanager
+    def _cancellable(self) -> Iterator[Cancellation]:
+        """Yield what ends the calls in the block: :meth:`cancel`, or their caller."""
+        ending = given() or Cancellation()
+        self._calls.append(ending)
+        try:
+            yield ending
+        finally:
+            self._calls.remove(ending)
 
     # --- reads ----------------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ class LeaseCalls(ABC):
         """The host that the engine works on."""
 
     @abstractmethod
-    def _held(self, names: Sequence[str]) -> AbstractContextManager[None]:
+    def _held(self, names: Sequence[str]) -> AbstractContextManager[object]:
         """Hold locks; see :meth:`LocalHost.hold`."""
 
     def leases(self, clones: Iterable[Clone]) -> tuple[LeaseState, ...]:

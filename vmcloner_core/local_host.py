@@ -279,9 +279,9 @@ class LocalHost:
 
         return Schedule(LocalRunner())
 
-    def run_log(self) -> RunLog:
-        """Return a new run log."""
-        return RunLog(self.host.runs)
+    def run_log(self, run: str) -> RunLog:
+        """Return the log of a run that begins."""
+        return RunLog(self.host.runs, run)
 
     def located(self, clones: Sequence[Clone]) -> tuple[Clone, ...]:
         """Return clones with their known addresses, or else their static ones."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import attrs
 
@@ -33,6 +35,29 @@ from vmcloner_core.plan import (
 
 MAX_CLONES = 10_000
 """Clones in one request; more is taken for a typing error."""
+
+
+E = TypeVar("E", bound=enum.Enum)
+
+
+def _member(kind: type[E], name: str, value: E | str) -> E:
+    """Return a member of an enumeration, which may be given by its value.
+
+    :raises InvalidRequest: there is no such member.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        known = ", ".join(str(each.value) for each in kind)
+        raise InvalidRequest(f"{name} {value!r} is unknown", hint=f"one of: {known}") from None
+
+
+def _mode(value: CloneMode | str | None) -> CloneMode | None:
+    return None if value is None else _member(CloneMode, "mode", value)
+
+
+def _on_failure(value: OnFailure | str) -> OnFailure:
+    return _member(OnFailure, "on_failure", value)
 
 
 def _positive(_instance: object, attribute: attrs.Attribute[int | None], value: int | None) -> None:
@@ -128,13 +153,13 @@ class CreateRequest:
     add: int | None = attrs.field(default=None, validator=_positive)
     hypervisor: str | None = None
     storage: str | None = None
-    mode: CloneMode | None = None
+    mode: CloneMode | None = attrs.field(default=None, converter=_mode)
     start: bool = False
     ready: bool = False
     wait: Readiness | None = None
     timeout: float | None = attrs.field(default=None, validator=_seconds)
     min_ready: Quota = ALL
-    on_failure: OnFailure = OnFailure.KEEP
+    on_failure: OnFailure = attrs.field(default=OnFailure.KEEP, converter=_on_failure)
     values: Mapping[int, Mapping[str, str | int]] = attrs.field(factory=dict)
     jobs: int | None = attrs.field(default=None, validator=_jobs)
     boot_jobs: int | str | None = attrs.field(default=None, validator=_boot_jobs)

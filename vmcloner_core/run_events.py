@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import Any
 
 import attrs
 
+from vmcloner_core.cancelling import pause
 from vmcloner_core.errors import NotFound, did_you_mean
-from vmcloner_core.runlog import SCHEMA
+from vmcloner_core.event_stream import SCHEMA
 
 POLL = 0.25
 MAX_LINE = 16 * 1024**2
@@ -106,7 +106,7 @@ def read(
     *,
     run: str | None = None,
     follow: bool = False,
-    wait: Callable[[float], object] = time.sleep,
+    wait: Callable[[float], object] = pause,
 ) -> Iterator[RunEvent]:
     """Yield the events of the runs whose logs are in a folder, the oldest run first.
 

@@ -43,7 +43,7 @@ class PlannedRun:
         :raises VmclonerError: the whole run failed, for example its import.
         """
         with contextlib.ExitStack() as stack:
-            log = self._host.run_log()
+            log = self._host.run_log(self._plan.run)
             stack.callback(log.close)
             stack.callback(self._plugins.watch(log))
             try:

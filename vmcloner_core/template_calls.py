@@ -53,7 +53,7 @@ class TemplateCalls(ABC):
         """The host that the engine works on."""
 
     @abstractmethod
-    def _held(self, names: Sequence[str]) -> AbstractContextManager[None]:
+    def _held(self, names: Sequence[str]) -> AbstractContextManager[object]:
         """Hold locks; see :meth:`LocalHost.hold`."""
 
     def templates(self) -> tuple[TemplateInfo, ...]:

@@ -509,3 +509,12 @@ def test_reset_keeps_a_disks_size(lab):
     lab.template("t1", TEMPLATE.replace("[image]", 'disk_size = "8MiB"\n[image]'))
     assert lab.engine.reset("web").ok
     assert lab.engine.show("web-1").volumes[0].size == 1024**2
+
+
+def test_choices_may_be_given_by_their_values():
+    request = CreateRequest(fleet="web", template="t1", mode="full", on_failure="rollback")
+    assert (request.mode, request.on_failure) == (CloneMode.FULL, OnFailure.ROLLBACK)
+    with pytest.raises(InvalidRequest, match="on_failure 'undo' is unknown"):
+        CreateRequest(fleet="web", template="t1", on_failure="undo")
+    with pytest.raises(InvalidRequest, match="mode 'thin' is unknown"):
+        CreateRequest(fleet="web", template="t1", mode="thin")

@@ -212,7 +212,9 @@ def test_the_log_of_a_run_is_closed_however_it_ends(site, monkeypatch):
     opened = []
     inner = type(site.engine._host).run_log
     monkeypatch.setattr(
-        type(site.engine._host), "run_log", lambda self: opened.append(inner(self)) or opened[-1]
+        type(site.engine._host),
+        "run_log",
+        lambda self, run: opened.append(inner(self, run)) or opened[-1],
     )
     monkeypatch.setattr(site.pools["reference"], "import_image", None)
     with pytest.raises(BackendError):

@@ -21,7 +21,7 @@ from cliff.help import HelpExit
 
 from vmcloner_core import entry_points
 from vmcloner_core.cli.help import Help, print_help
-from vmcloner_core.cli.usage import printable, refuse, say
+from vmcloner_core.cli.usage import descriptor, printable, refuse, say
 from vmcloner_core.errors import BackendError, VmclonerError, said
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Commands(CommandManager):
         raise ValueError(f"unknown command {argv!r}")
 
 
-_VALUED = ("--config", "--host", "--log-file", "--without")
+_VALUED = ("--config", "--events-fd", "--host", "--log-file", "--without")
 """Global options with a value."""
 
 
@@ -181,6 +181,12 @@ class Shell(App):
             action="append",
             help="Leave these hosts out: names, node sets (lab[1-3]) or groups (@lab).",
         )
+        parser.add_argument(
+            "--events-fd",
+            metavar="FD",
+            type=descriptor,
+            help="Write the events of runs as JSON lines to this file descriptor.",
+        )
         parser.add_argument("--no-color", action="store_true", help="Same as NO_COLOR=1.")
         return parser
 
@@ -230,7 +236,15 @@ class Shell(App):
         return Engine.open(settings=settings, host=options.host, plugins=self._observers())
 
     def _observers(self) -> list[object]:
-        """Return what shows progress, unless ``--quiet`` is given."""
+        """Return what shows progress, unless ``--quiet`` is given, and what writes events."""
+        events = []
+        if self.options.events_fd is not None:
+            from vmcloner_core.cli.events_fd import EventsDescriptor
+
+            events = [EventsDescriptor(self.options.events_fd)]
+        return [*events, *self._progress()]
+
+    def _progress(self) -> list[object]:
         if not self.options.verbose_level:
             return []
         if not sys.stderr.isatty():

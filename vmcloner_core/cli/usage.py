@@ -55,3 +55,23 @@ def _hint(parser: argparse.ArgumentParser, message: str) -> str:
 def _closest(word: str, known: list[str]) -> str:
     hint = did_you_mean(word, known)
     return hint if hint.startswith("did") else ""
+
+
+def descriptor(text: str) -> int:
+    """Return the number of a file descriptor that can be written to.
+
+    :raises argparse.ArgumentTypeError: it isn't one.
+    """
+    import fcntl
+    import os
+
+    try:
+        number = int(text)
+        flags = fcntl.fcntl(number, fcntl.F_GETFL)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a file descriptor's number") from None
+    except OSError:
+        raise argparse.ArgumentTypeError(f"file descriptor {number} is not open") from None
+    if flags & os.O_ACCMODE == os.O_RDONLY:
+        raise argparse.ArgumentTypeError(f"file descriptor {number} is open for reading only")
+    return number

@@ -422,7 +422,7 @@ class Controller(FileCalls):
     def _carried_out(self, request: Request, plan: Plan, plans: Mapping[str, Plan]) -> RunResult:
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
-            log = RunLog(self.host.runs)
+            log = RunLog(self.host.runs, plan.run)
             stack.callback(log.close)
             stack.callback(self.plugins.watch(log))
             try:
