@@ -13,7 +13,7 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -29,8 +29,10 @@ from vmcloner_core.hosts.carrier import InProcess
 from vmcloner_core.hosts.controller import Controller
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import Host, RemoteHost
+from vmcloner_core.placing import Where
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.request import MAX_CLONES, CreateRequest, TargetRequest
+from vmcloner_core.results import check_result
 from vmcloner_core.settings import Defaults, HostSettings, Settings
 from vmcloner_core.testing.reference import BootPlugin, HypervisorPlugin, StoragePlugin
 
@@ -88,11 +90,26 @@ def controller(folder: Path, hosts: int) -> Iterator[Controller]:
     carrier.close()
 
 
-def fleets(clones: int) -> dict[str, int]:
-    """Return fleets of at most as many clones as one request may have."""
-    names = ("a", "b", "c", "d", "e", "f", "g", "h", "i", "j")
-    sizes = [min(MAX_CLONES, clones - done) for done in range(0, clones, MAX_CLONES)]
-    return dict(zip(names, sizes, strict=False))
+def requests(hosts: int, each: int) -> Iterator[CreateRequest]:
+    """Yield requests for a number of clones on each host, each of as many as one may have.
+
+    Each fleet has hosts of its own, so that a host's part is the same however many hosts there are.
+    """
+    step = MAX_CLONES // each
+    for first in range(0, hosts, step):
+        names = [f"host{number + 1}" for number in range(first, min(hosts, first + step))]
+        yield CreateRequest(
+            fleet=f"fleet{first // step + 1}",
+            template="sim",
+            count=each * len(names),
+            where=Where(hosts=tuple(names)),
+        )
+
+
+def for_each(do: Callable[[CreateRequest], object], asked: Iterable[CreateRequest]) -> None:
+    """Make a call for each request, and keep no result: they would count as memory."""
+    for request in asked:
+        do(request)
 
 
 def measure(hosts: int, each: int, folder: Path) -> Iterator[Row]:
@@ -112,13 +129,9 @@ def measure(hosts: int, each: int, folder: Path) -> Iterator[Row]:
 
     with controller(folder, hosts) as all_hosts:
         all_hosts.survey()  # opens the engines
-        yield timed("plan", lambda: [
-            all_hosts.plan(CreateRequest(fleet=name, template="sim", count=count))
-            for name, count in fleets(clones).items()
-        ])  # fmt: skip
-        yield timed("create", lambda: [
-            all_hosts.create(name, "sim", count=count) for name, count in fleets(clones).items()
-        ])  # fmt: skip
+        asked = tuple(requests(hosts, each))
+        yield timed("plan", lambda: for_each(all_hosts.plan, asked))
+        yield timed("create", lambda: for_each(lambda r: check_result(all_hosts.run(r)), asked))
         found = all_hosts.list()
         assert len(found) == len({c.name for c in found}) == len({c.mac for c in found}) == clones
         yield timed("list", all_hosts.list)
