@@ -103,7 +103,13 @@ def lab(tmp_path, monkeypatch):
 @pytest.fixture
 def run(lab, monkeypatch, capsys):
     """Return a function that runs a command line: (exit code, output, errors)."""
-    monkeypatch.setattr(Engine, "open", classmethod(lambda _cls, **_: lab.engine))
+
+    def opened(_cls, plugins=(), **_options):
+        for plugin in plugins:
+            lab.engine.plugins.watch(plugin)
+        return lab.engine
+
+    monkeypatch.setattr(Engine, "open", classmethod(opened))
 
     def run(*words, stdin=None):
         monkeypatch.setattr(sys, "stdin", stdin or io.StringIO())

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import attrs
+import jsonschema
 import pytest
 
 from vmcloner_core import console_lines, run_events
@@ -216,17 +217,75 @@ def test_events_of_one_run(fleet, run):
         assert run("events", "--run", wrong)[0] == 4
 
 
-def test_each_documented_key_is_there(fleet, run):
-    """docs/events.md lists, for each event, all keys and no other."""
+def documented():
+    """Return the keys that docs/events.md has, by event."""
     page = (DOCS / "events.md").read_text()
-    documented = {}
-    for name, table in re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL):
-        documented[name] = set(re.findall(r"^\| `(\w+)` ", table, re.MULTILINE))
-    common = documented.pop("every")
+    tables = re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    return {name: set(re.findall(r"^\| `(\w+)` ", table, re.MULTILINE)) for name, table in tables}
+
+
+def test_each_documented_key_is_there(fleet, run):
+    """docs/events.md and its schema list, for each event, all keys and no other."""
+    pages = documented()
+    common = pages.pop("every")
     found = {}
     for event in lines_of(run("events")[1]):
         found.setdefault(event["event"], set()).update(event)
-    assert found == {name: common | keys for name, keys in documented.items()}
+    assert found == {name: common | keys for name, keys in pages.items()}
+    schema = json.loads((DOCS / "events.schema.json").read_text())
+    assert set(schema["required"]) == common
+    for name, keys in pages.items():
+        assert set(schema["$defs"][name]["required"]) == keys
+        assert set(schema["$defs"][name]["properties"]) == keys | {"event"}
+
+
+def test_events_are_as_the_schema_says(fleet, run):
+    fleet.pool.fail["web-4"] = "full"
+    run("create", "web", "-t", "t1", "-n", "4")
+    run("delete", "web")
+    validator = jsonschema.Draft202012Validator(
+        json.loads((DOCS / "events.schema.json").read_text())
+    )
+    events = lines_of(run("events")[1])
+    assert {event.get("status") for event in events} >= {"started", "done", "failed"}
+    for event in events:
+        validator.validate(event)
+    for wrong in ({**events[0], "clones": 1}, {**events[1], "status": "new"}, {"event": "plan"}):
+        assert not validator.is_valid(wrong)
+    assert validator.is_valid({**events[0], "event": "a later kind"})
+
+
+def test_events_on_a_file_descriptor(lab, run):
+    read, write = os.pipe()
+    with os.fdopen(read) as stream:
+        code, _, _ = run("--events-fd", str(write), "create", "web", "-t", "t1", "-n", "2")
+        os.close(write)
+        events = [json.loads(line) for line in stream]
+    assert code == 0
+    logged = [event.json() for event in lab.engine.events()]
+    without_time = [{k: v for k, v in each.items() if k != "time"} for each in events]
+    assert without_time == [{k: v for k, v in each.items() if k != "time"} for each in logged]
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(lab, run, caplog):
+    read, write = os.pipe()
+    os.close(read)
+    assert run("--events-fd", str(write), "create", "web", "-t", "t1", "-n", "2")[0] == 0
+    os.close(write)
+    assert caplog.text.count("no more events") == 1
+    assert len(lab.engine.list("web")) == 2
+
+
+def test_a_descriptor_that_cannot_be_written(lab, run, tmp_path):
+    for wrong in ("x", "-1", "99999999999999999999", "987"):
+        code, _, err = run("--events-fd", wrong, "list")
+        assert code == 2, wrong
+        assert "--events-fd" in err
+        assert len(err.splitlines()) == 1
+    (tmp_path / "file").touch()
+    with (tmp_path / "file").open() as only_read:
+        code, _, err = run("--events-fd", str(only_read.fileno()), "list")
+    assert (code, "for reading only" in err) == (2, True)
 
 
 def test_followed_events_of_other_processes(tmp_path):
