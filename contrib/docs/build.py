@@ -26,6 +26,8 @@ def gather(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("conf.py"), folder)
+    for data in sorted((ROOT / "docs").glob("*.json")):
+        shutil.copy(data, folder)
     for page in sorted((ROOT / "docs").glob("*.md")):
         text = _OUTSIDE.sub(rf"]({REPOSITORY}\1)", page.read_text())
         (folder / page.name).write_text(text)
