@@ -36,7 +36,6 @@ from vmcloner_core.errors import (
     NotFound,
     VmclonerError,
     did_you_mean,
-    said,
     shown,
 )
 from vmcloner_core.guest_calls import FileCalls
@@ -50,8 +49,9 @@ from vmcloner_core.names import fold, parse_targets
 from vmcloner_core.plan import ALL, OnFailure, Plan, RunResult, Waiting
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.remote import FANOUT, Answer
+from vmcloner_core.reporting import reported
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
-from vmcloner_core.results import check_result
+from vmcloner_core.run_calls import RunCalls
 from vmcloner_core.runlog import RunLog
 from vmcloner_core.settings import Settings
 from vmcloner_core.survey import Survey
@@ -65,7 +65,7 @@ MAX_REPLANS = 10
 """How often hosts plan again because others use the same MAC addresses."""
 
 
-class Controller(FileCalls):
+class Controller(RunCalls, FileCalls):
     """Makes, runs and removes clones on several hosts.
 
     Reads may be called from any thread. One run at a time: a second waits.
@@ -282,27 +282,6 @@ class Controller(FileCalls):
 
     # --- runs -----------------------------------------------------------------------------------
 
-    def create(self, fleet: str, template: str, **options: Any) -> RunResult:
-        """Make a fleet; see :meth:`Engine.create`. ``where=Where(…)`` chooses hosts."""
-        return check_result(self.run(CreateRequest(fleet=fleet, template=template, **options)))
-
-    def delete(self, *targets: str, **options: Any) -> RunResult:
-        """Remove clones; see :meth:`Engine.delete`."""
-        return self._target("delete", targets, options)
-
-    def start(self, *targets: str, **options: Any) -> RunResult:
-        """Start clones; see :meth:`Engine.start`."""
-        return self._target("start", targets, options)
-
-    def stop(self, *targets: str, **options: Any) -> RunResult:
-        """Stop clones; see :meth:`Engine.stop`."""
-        return self._target("stop", targets, options)
-
-    def _target(self, action: str, targets: Sequence[str], options: dict[str, Any]) -> RunResult:
-        return check_result(
-            self.run(TargetRequest(action=action, targets=tuple(targets), **options))
-        )
-
     def plan(self, request: Request) -> Plan:
         """Return what a request would do, checked against all hosts. Changes nothing."""
         self._reach_all(request)
@@ -421,23 +400,19 @@ class Controller(FileCalls):
 
     def _carried_out(self, request: Request, plan: Plan, plans: Mapping[str, Plan]) -> RunResult:
         started = time.monotonic()
-        with contextlib.ExitStack() as stack:
-            log = RunLog(self.host.runs)
-            stack.callback(log.close)
-            stack.callback(self.plugins.watch(log))
-            try:
-                self.plugins.plan_ready(plan)
-                result = self._ran(plan, plans, started)
-                rolls = isinstance(request, CreateRequest) and (
-                    request.on_failure is OnFailure.ROLLBACK
-                )
-                if rolls and not result.enough:
-                    result = self._rolled_back(result, plans)
-            except BaseException as error:
-                self.plugins.run_finished(_ended(plan, plans, error, started))
-                raise
-            self.plugins.run_finished(result)
-        return result
+
+        def carried_out() -> RunResult:
+            result = self._ran(plan, plans, started)
+            rolls = isinstance(request, CreateRequest) and request.on_failure is OnFailure.ROLLBACK
+            return self._rolled_back(result, plans) if rolls and not result.enough else result
+
+        def so_far(error: VmclonerError) -> RunResult:
+            """Return the result of a run that an error ended: what hosts did is not known."""
+            found = dict.fromkeys(plans, error)
+            result = merging.result(plan, plans, found, time.monotonic() - started)
+            return attrs.evolve(result, error=error)
+
+        return reported(plan, RunLog(self.host.runs), self.plugins, carried_out, so_far)
 
     def _ran(self, plan: Plan, plans: Mapping[str, Plan], started: float) -> RunResult:
         told: dict[str, Waiting] = {}
@@ -525,21 +500,6 @@ def _keys(request: CreateRequest, call: str) -> tuple[str, ...]:
 def _makes(request: Request, host: str) -> Request | None:
     """Return a request for a host that may make clones of it; the others need no template of it."""
     return request if isinstance(request, CreateRequest) and request.where.allows(host) else None
-
-
-def _ended(
-    plan: Plan, plans: Mapping[str, Plan], error: BaseException, started: float
-) -> RunResult:
-    """Return the result of a run that an error ended: what the hosts did is not known."""
-    if isinstance(error, VmclonerError):
-        ended = error
-    elif isinstance(error, KeyboardInterrupt):
-        ended = Interrupted("stopped by the user")
-    else:
-        ended = VmclonerError(said(error))
-    found = dict.fromkeys(plans, ended)
-    result = merging.result(plan, plans, found, time.monotonic() - started)
-    return attrs.evolve(result, error=ended)
 
 
 def _plain(event: Any) -> Any:
