@@ -367,7 +367,7 @@ class Engine(RunCalls, TemplateCalls, LeaseCalls, GuestCalls):
         if isinstance(request, CreateRequest):
             return {request.fleet}
         if request.everything:
-            return set(self.fleets()) | self._host.records.unfinished()
+            return self.all_fleets()
         return {target.fleet for target in parse_targets(request.targets)}
 
     @contextlib.contextmanager
@@ -436,6 +436,10 @@ class Engine(RunCalls, TemplateCalls, LeaseCalls, GuestCalls):
     def fleets(self) -> tuple[str, ...]:
         """Return the names of the fleets that have clones."""
         return tuple(sorted({clone.fleet for clone in self._host.survey().clones}))
+
+    def all_fleets(self) -> frozenset[str]:
+        """Return :meth:`fleets`, and those of which killed runs have left only a part."""
+        return frozenset(self.fleets()) | self._host.records.unfinished()
 
     # --- domains and consoles -------------------------------------------------------------------
 

@@ -285,7 +285,10 @@ class Controller(RunCalls, FileCalls):
     def plan(self, request: Request) -> Plan:
         """Return what a request would do, checked against all hosts. Changes nothing."""
         self._reach_all(request)
-        asked = {name: Asked(request=_makes(request, name)) for name in self._links.names}
+        fleets = self._fleets(request)
+        asked = {
+            name: Asked(fleets=fleets, request=_makes(request, name)) for name in self._links.names
+        }
         found = self._links.all("look", asked, Found)
         return self._plans("preview", request, found)[0]
 
@@ -303,7 +306,36 @@ class Controller(RunCalls, FileCalls):
             with self._held(self._fleets(request), request) as found:
                 plan, plans = self._plans("plan", request, found)
                 on_plan(plan)
-                return self._carried_out(request, plan, plans)
+                if isinstance(request, CreateRequest):
+                    self._mark(request.fleet, found, [c.labels.index for c in plan.clones])
+                result = self._carried_out(request, plan, plans)
+                self._unmark(result, found)
+                return result
+
+    def _mark(self, fleet: str, found: Mapping[str, Found], new: Iterable[int]) -> None:
+        """Have all hosts know the highest index of a fleet, before clones are made."""
+        there = [c.index for each in found.values() for c in each.survey.clones if c.fleet == fleet]
+        partial = bool(self._without) or len(found) == 1
+        known = [each.highest for each in found.values()] if partial else []
+        top = max((*there, *new, *known), default=0)
+        asked = {
+            name: Asked(fleets=(fleet,), limit=top)
+            for name, each in found.items()
+            if each.highest != top
+        }
+        self._links.all("mark", asked, type(None))
+
+    def _unmark(self, result: RunResult, found: Mapping[str, Found]) -> None:
+        """Forget the highest index of fleets that a delete has removed on all hosts."""
+        if result.plan.action != "delete" or self._without or len(found) == 1:
+            return
+        gone = {clone.name for clone in result.results if clone.error is None}
+        clones = [clone for each in found.values() for clone in each.survey.clones]
+        left = {clone.fleet for clone in clones if clone.name not in gone}
+        fleets = tuple(sorted({clone.fleet for clone in clones} - left))
+        if fleets and any(each.highest for each in found.values()):
+            asked = dict.fromkeys(found, Asked(fleets=fleets))
+            self._links.ask("mark", asked, type(None))  # at worst, an index stays unused
 
     def _reach_all(self, request: Request) -> None:
         """Connect to all hosts. :raises VmclonerError: one can't be reached or used."""
@@ -365,14 +397,14 @@ class Controller(RunCalls, FileCalls):
                 max((each.need for each in found.values()), default=0),
                 lost=bool(self._without),
             )
-            plans = self._planned(call, asked)
+            plans = self._planned(call, asked, surveys)
             for _ in range(MAX_REPLANS):
                 avoid = parts.same_macs(plans, surveys)
                 if not avoid:
                     break
                 for name, macs in avoid.items():
                     asked[name] = attrs.evolve(asked[name], avoid=asked[name].avoid | macs)
-                plans |= self._planned(call, {name: asked[name] for name in avoid})
+                plans |= self._planned(call, {name: asked[name] for name in avoid}, surveys)
             else:
                 raise Conflict("no free MAC addresses were found", hint="choose another fleet name")
             missing = None
@@ -381,9 +413,9 @@ class Controller(RunCalls, FileCalls):
                 merging.survey(surveys, {}).check_complete(f"{request.action} --all")
             own = attrs.evolve(request, run=birth.run)
             named, missing = parts.of_targets(own, surveys)
-            plans = self._planned(call, named)
+            plans = self._planned(call, named, surveys)
             if request.count is not None:
-                plans = self._planned(call, parts.at_most(own, plans))
+                plans = self._planned(call, parts.at_most(own, plans), surveys)
         if not plans:
             plans = {name: _nothing(request, name) for name in list(found)[:1]}
         waits = any("wait" in c.steps for mine in plans.values() for c in mine.clones)
@@ -394,9 +426,14 @@ class Controller(RunCalls, FileCalls):
             whole = attrs.evolve(whole, on_failure=request.on_failure, warnings=warnings)
         return whole, plans
 
-    def _planned(self, call: str, asked: Mapping[str, Request]) -> dict[str, Plan]:
+    def _planned(
+        self, call: str, asked: Mapping[str, Request], found: Mapping[str, Survey]
+    ) -> dict[str, Plan]:
         wanted = {name: Asked(request=request) for name, request in asked.items()}
-        return self._links.all(call, wanted, Plan)
+        return {
+            name: parts.of_plan(name, asked[name], found[name], plan, held=call == "plan")
+            for name, plan in self._links.all(call, wanted, Plan).items()
+        }
 
     def _carried_out(self, request: Request, plan: Plan, plans: Mapping[str, Plan]) -> RunResult:
         started = time.monotonic()
@@ -434,7 +471,7 @@ class Controller(RunCalls, FileCalls):
             return self._links.one(name, "run", busy[name], RunResult, event)
 
         pool = ThreadPoolExecutor(1, "run")
-        running = pool.submit(each, busy, one)
+        running = pool.submit(each, busy, one, waits=True)
         pool.shutdown(wait=False)  # a second Ctrl-C gives up the calls in progress
         try:
             found |= running.result()
@@ -475,9 +512,10 @@ class Controller(RunCalls, FileCalls):
             # for the hosts that this one holds.
             return self._links.one(host, "undo", Asked(request=asked[host]), RunResult)
 
-        for answer in each(asked, one).values():
+        for host, answer in each(asked, one, waits=True).items():
             if isinstance(answer, RunResult):
-                left -= {clone.name for clone in answer.results if clone.error is None}
+                done = {clone.name for clone in answer.results if clone.error is None}
+                left -= done & set(asked[host].targets)
         return attrs.evolve(
             result, left=tuple(sorted(left)), rolled_back=tuple(sorted(made - left))
         )
