@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from vmcloner_core.pipeline import Pipeline, Work
 from vmcloner_core.plan import OnFailure, Plan, ProgressEvent, RunResult, Waiting
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.preflight import check_space
+from vmcloner_core.reporting import reported
 from vmcloner_core.steps import Run, routed, undoing
 
 
@@ -42,18 +42,8 @@ class PlannedRun:
 
         :raises VmclonerError: the whole run failed, for example its import.
         """
-        with contextlib.ExitStack() as stack:
-            log = self._host.run_log(self._plan.run)
-            stack.callback(log.close)
-            stack.callback(self._plugins.watch(log))
-            try:
-                self._plugins.plan_ready(self._plan)
-                result = self._carried_out()
-            except BaseException as error:
-                self._plugins.run_finished(self._result(error))
-                raise
-            self._plugins.run_finished(result)
-        return result
+        log = self._host.run_log(self._plan.run)
+        return reported(self._plan, log, self._plugins, self._carried_out, self._result)
 
     def _carried_out(self) -> RunResult:
         plan = self._plan
@@ -79,18 +69,11 @@ class PlannedRun:
             )
         check_space(plan, outcome.unwrap(), pool.need, pool.capacity())
 
-    def _result(self, error: BaseException | None = None) -> RunResult:
+    def _result(self, ended: VmclonerError | None = None) -> RunResult:
         """Return the run's result so far.
 
-        :param error: what ended it early.
+        :param ended: what ended it early.
         """
-        ended: VmclonerError | None = None
-        if isinstance(error, VmclonerError):
-            ended = error
-        elif isinstance(error, KeyboardInterrupt):
-            ended = Interrupted("stopped by the user")
-        elif error is not None:
-            ended = VmclonerError(f"{type(error).__name__}: {error}")
         results = tuple(work.result(ended) for work in self._works)
         return RunResult(
             plan=self._plan,

@@ -1,5 +1,7 @@
 """A controller of three hosts, on engines of this process with the reference drivers."""
 
+import json
+import threading
 import uuid
 from collections import Counter
 
@@ -21,6 +23,7 @@ from vmcloner_core.hooks import hookimpl
 from vmcloner_core.hosts import wire
 from vmcloner_core.hosts.carrier import InProcess, Unreachable
 from vmcloner_core.hosts.links import Links
+from vmcloner_core.hosts.opening import open_hosts
 from vmcloner_core.model import RemoteHost, State
 from vmcloner_core.placing import Placing, Where
 from vmcloner_core.plan import OnFailure, Quota, StepEvent, StepStatus
@@ -480,3 +483,126 @@ def test_a_fleet_that_is_larger_than_asked_is_said(hosts):
     assert plan.warnings == (
         "web already has 5 clones; create removes none (vmcloner delete web -n 2)",
     )
+
+
+def test_a_host_that_is_left_out_may_have_what_was_added_last(hosts):
+    """Only the host that is off has the highest index."""
+    hosts.controller().create("web", "t1", count=3)
+    added = hosts.controller().create("web", "t1", add=1, where=Where(hosts=("h2",)))
+    assert names(added.plan.clones) == ["web-4"]
+    hosts.carrier.lose("h2")
+    result = hosts.controller(without=["h2"]).create("web", "t1", add=2)
+    assert names(result.plan.clones) == ["web-5", "web-6"]
+    hosts.carrier._lost.clear()
+    assert names(hosts.controller().list()) == [f"web-{n}" for n in range(1, 7)]
+
+
+def test_a_fleet_that_is_gone_everywhere_begins_with_1_again(hosts):
+    hosts.controller().create("web", "t1", count=6)
+    hosts.controller().delete("web")
+    assert not any(list(site.folder.glob("state/highest/*")) for site in hosts.sites.values())
+    hosts.carrier.lose("h2")
+    result = hosts.controller(without=["h2"]).create("web", "t1", add=1)
+    assert names(result.plan.clones) == ["web-1"]
+
+
+def test_one_host_alone_does_not_lower_what_is_known_of_the_highest(hosts):
+    hosts.controller().create("web", "t1", count=6)
+    hosts.controller(without=["h2", "h3"]).create("web", "t1", add=1)
+    hosts.controller(without=["h2", "h3"]).delete("web")
+    result = hosts.controller(without=["h2", "h3"]).create("web", "t1", add=1)
+    assert names(result.plan.clones) == ["web-8"]
+
+
+def test_all_sweeps_a_fleet_of_which_only_a_draft_is_left(hosts):
+    """A run was killed between making a record's folder and giving it its name."""
+    hosts.controller().create("web", "t1", count=3)
+    records = hosts.sites["h2"].engine.host.records
+    draft = records / ".old-1.draft"
+    draft.mkdir(parents=True)
+    assert "old" in hosts.sites["h2"].engine.all_fleets()
+    hosts.controller().run(TargetRequest(action="delete", everything=True))
+    assert not draft.exists()
+
+
+def test_all_hosts_run_at_once(hosts, monkeypatch):
+    """Those of a second wave would begin only when the guests of the first are ready."""
+    monkeypatch.setattr("vmcloner_core.hosts.links.AT_ONCE", 1)
+    together = threading.Barrier(3)
+    carrier = Recording(hosts.carrier._besides, "run", lambda: together.wait(20))
+    assert hosts.controller(carrier=carrier).create("web", "t1", count=3).ok
+
+
+class Lying(InProcess):
+    """Changes the answers of a host."""
+
+    def __init__(self, besides, host, name, change):
+        super().__init__(besides)
+        self.lie = (host, name)
+        self.change = change
+
+    def call(self, host, name, text, event):
+        said = super().call(host, name, text, event)
+        if (host, name) != self.lie:
+            return said
+        answer = json.loads(said)
+        return json.dumps({**answer, "value": json.dumps(self.change(json.loads(answer["value"])))})
+
+
+def _with_clone(index, fleet):
+    def change(plan):
+        clone = json.loads(json.dumps(plan["clones"][0]))
+        clone["labels"] |= {"index": index, "fleet": fleet}
+        clone["spec"] = None
+        return {**plan, "clones": [*plan["clones"], clone]}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (_with_clone(1, "web"), "web-1"),  # another host's
+        (_with_clone(9, "web"), "web-9"),
+        (_with_clone(2, "web"), "web-2"),  # its own, twice
+        (_with_clone(2, "db"), "db-2"),
+        (lambda plan: {**plan, "existing": ["web-3"]}, "web-3"),
+    ],
+)
+def test_a_plan_that_has_what_was_not_asked_for_is_refused(hosts, change, name):
+    carrier = Lying(hosts.carrier._besides, "h2", "plan", change)
+    with pytest.raises(BackendError, match=f"host 'h2': its plan has {name}, which it was not"):
+        hosts.controller(carrier=carrier).create("web", "t1", count=3)
+    assert hosts.controller().list() == ()
+
+
+def test_a_plan_for_targets_may_have_those_of_its_host_only(hosts):
+    hosts.controller().create("web", "t1", count=3)
+    carrier = Lying(hosts.carrier._besides, "h2", "plan", _with_clone(1, "web"))
+    with pytest.raises(BackendError, match="its plan has web-1, which it was not asked for"):
+        hosts.controller(carrier=carrier).delete("web")
+    carrier = Lying(hosts.carrier._besides, "h2", "plan", lambda p: {**p, "action": "start"})
+    with pytest.raises(BackendError, match="its plan is to start"):
+        hosts.controller(carrier=carrier).delete("web")
+    assert len(hosts.controller().list()) == 3
+
+
+def test_a_result_counts_for_the_clones_of_its_host_only(hosts):
+    def change(result):
+        result["results"][0]["name"] = "web-1"
+        return result
+
+    carrier = Lying(hosts.carrier._besides, "h2", "run", change)
+    with pytest.raises(PartialFailure, match="1 of 3 clones failed") as caught:
+        hosts.controller(carrier=carrier).create("web", "t1", count=3)
+    assert [(name, str(error)) for name, error in caught.value.failures] == [
+        ("web-2", "host 'h2' gave no result for it")
+    ]
+
+
+def test_one_host_and_others_to_leave_out_are_not_given_together(tmp_path):
+    config = tmp_path / "vmcloner.toml"
+    config.write_text('[hosts.h1]\nssh = "h1"\n[hosts.h2]\nssh = "h2"\n')
+    for host, said in (("h1", "only h1 is worked on"), ("local", "--without needs several hosts")):
+        with pytest.raises(InvalidRequest, match=said):
+            open_hosts(config=config, host=host, without=["h2"])

@@ -16,6 +16,7 @@ import attrs
 
 from vmcloner_core.engine import Engine, Held
 from vmcloner_core.errors import NotFound, VmclonerError, WrongState, said
+from vmcloner_core.high_marks import HighMarks
 from vmcloner_core.hooks import hookimpl
 from vmcloner_core.hosts import wire
 from vmcloner_core.lease_calls import LeaseState
@@ -57,11 +58,13 @@ class Hello:
 class Found:
     """What a host has: its clones, and room for more.
 
+    :param highest: the highest index that a request's fleet has had, on any host.
     :param room: bytes of memory that it has for new clones of a request.
     :param need: bytes of memory that each new clone of a request takes; 0 if it isn't started.
     """
 
     survey: Survey
+    highest: int = 0
     room: int = 0
     need: int = 0
 
@@ -203,8 +206,8 @@ class Beside:
         return tuple(self._engine.check_host(*asked.targets))
 
     def call_fleets(self, _asked: Asked, _event: Event) -> tuple[str, ...]:
-        """Return the fleets that the host has."""
-        return self._engine.fleets()
+        """Return the fleets that the host has, also of those that runs were killed on."""
+        return tuple(sorted(self._engine.all_fleets()))
 
     def call_survey(self, _asked: Asked, _event: Event) -> Survey:
         """Return what the host has, with addresses; without locks."""
@@ -223,6 +226,13 @@ class Beside:
         self._release()
         self._held = self._holding.enter_context(self._engine.hold(*asked.fleets))
         return self._found(self._held.found, asked)
+
+    def call_mark(self, asked: Asked, _event: Event) -> None:
+        """Note the highest index of a held fleet, on any host; 0 if it is gone."""
+        if self._held is None:
+            raise WrongState("nothing is held", hint="run the same command again")
+        for fleet in asked.fleets:
+            HighMarks(self._engine.host).write(fleet, asked.limit)
 
     def call_release(self, _asked: Asked, _event: Event) -> None:
         """Release what is held."""
@@ -291,9 +301,10 @@ class Beside:
         return Read(octets=octets, after=after)
 
     def _found(self, survey: Survey, asked: Asked) -> Found:
-        request = asked.request
+        request, marks = asked.request, HighMarks(self._engine.host)
+        highest = max(map(marks.read, asked.fleets), default=0)
         if not isinstance(request, CreateRequest):
-            return Found(survey=survey)
+            return Found(survey=survey, highest=highest)
         starts = request.start or request.ready or request.wait is not None
         resources = self._engine.resources(request.hypervisor)
         memory = request.sizes.memory or self._engine.template(request.template).memory
@@ -302,6 +313,7 @@ class Beside:
             usable = int(usable * self._engine.settings.limits.memory_overcommit)
         return Found(
             survey=survey,
+            highest=highest,
             room=usable,
             need=memory + resources.memory_overhead if starts else 0,
         )

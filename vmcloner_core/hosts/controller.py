@@ -36,7 +36,6 @@ from vmcloner_core.errors import (
     NotFound,
     VmclonerError,
     did_you_mean,
-    said,
     shown,
 )
 from vmcloner_core.guest_calls import FileCalls
@@ -50,8 +49,9 @@ from vmcloner_core.names import fold, parse_targets
 from vmcloner_core.plan import ALL, OnFailure, Plan, RunResult, Waiting
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.remote import FANOUT, Answer
+from vmcloner_core.reporting import reported
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
-from vmcloner_core.results import check_result
+from vmcloner_core.run_calls import RunCalls
 from vmcloner_core.runlog import RunLog
 from vmcloner_core.settings import Settings
 from vmcloner_core.survey import Survey
@@ -65,7 +65,7 @@ MAX_REPLANS = 10
 """How often hosts plan again because others use the same MAC addresses."""
 
 
-class Controller(FileCalls):
+class Controller(RunCalls, FileCalls):
     """Makes, runs and removes clones on several hosts.
 
     Reads may be called from any thread. One run at a time: a second waits.
@@ -282,31 +282,13 @@ class Controller(FileCalls):
 
     # --- runs -----------------------------------------------------------------------------------
 
-    def create(self, fleet: str, template: str, **options: Any) -> RunResult:
-        """Make a fleet; see :meth:`Engine.create`. ``where=Where(…)`` chooses hosts."""
-        return check_result(self.run(CreateRequest(fleet=fleet, template=template, **options)))
-
-    def delete(self, *targets: str, **options: Any) -> RunResult:
-        """Remove clones; see :meth:`Engine.delete`."""
-        return self._target("delete", targets, options)
-
-    def start(self, *targets: str, **options: Any) -> RunResult:
-        """Start clones; see :meth:`Engine.start`."""
-        return self._target("start", targets, options)
-
-    def stop(self, *targets: str, **options: Any) -> RunResult:
-        """Stop clones; see :meth:`Engine.stop`."""
-        return self._target("stop", targets, options)
-
-    def _target(self, action: str, targets: Sequence[str], options: dict[str, Any]) -> RunResult:
-        return check_result(
-            self.run(TargetRequest(action=action, targets=tuple(targets), **options))
-        )
-
     def plan(self, request: Request) -> Plan:
         """Return what a request would do, checked against all hosts. Changes nothing."""
         self._reach_all(request)
-        asked = {name: Asked(request=_makes(request, name)) for name in self._links.names}
+        fleets = self._fleets(request)
+        asked = {
+            name: Asked(fleets=fleets, request=_makes(request, name)) for name in self._links.names
+        }
         found = self._links.all("look", asked, Found)
         return self._plans("preview", request, found)[0]
 
@@ -324,7 +306,36 @@ class Controller(FileCalls):
             with self._held(self._fleets(request), request) as found:
                 plan, plans = self._plans("plan", request, found)
                 on_plan(plan)
-                return self._carried_out(request, plan, plans)
+                if isinstance(request, CreateRequest):
+                    self._mark(request.fleet, found, [c.labels.index for c in plan.clones])
+                result = self._carried_out(request, plan, plans)
+                self._unmark(result, found)
+                return result
+
+    def _mark(self, fleet: str, found: Mapping[str, Found], new: Iterable[int]) -> None:
+        """Have all hosts know the highest index of a fleet, before clones are made."""
+        there = [c.index for each in found.values() for c in each.survey.clones if c.fleet == fleet]
+        partial = bool(self._without) or len(found) == 1
+        known = [each.highest for each in found.values()] if partial else []
+        top = max((*there, *new, *known), default=0)
+        asked = {
+            name: Asked(fleets=(fleet,), limit=top)
+            for name, each in found.items()
+            if each.highest != top
+        }
+        self._links.all("mark", asked, type(None))
+
+    def _unmark(self, result: RunResult, found: Mapping[str, Found]) -> None:
+        """Forget the highest index of fleets that a delete has removed on all hosts."""
+        if result.plan.action != "delete" or self._without or len(found) == 1:
+            return
+        gone = {clone.name for clone in result.results if clone.error is None}
+        clones = [clone for each in found.values() for clone in each.survey.clones]
+        left = {clone.fleet for clone in clones if clone.name not in gone}
+        fleets = tuple(sorted({clone.fleet for clone in clones} - left))
+        if fleets and any(each.highest for each in found.values()):
+            asked = dict.fromkeys(found, Asked(fleets=fleets))
+            self._links.ask("mark", asked, type(None))  # at worst, an index stays unused
 
     def _reach_all(self, request: Request) -> None:
         """Connect to all hosts. :raises VmclonerError: one can't be reached or used."""
@@ -386,14 +397,14 @@ class Controller(FileCalls):
                 max((each.need for each in found.values()), default=0),
                 lost=bool(self._without),
             )
-            plans = self._planned(call, asked)
+            plans = self._planned(call, asked, surveys)
             for _ in range(MAX_REPLANS):
                 avoid = parts.same_macs(plans, surveys)
                 if not avoid:
                     break
                 for name, macs in avoid.items():
                     asked[name] = attrs.evolve(asked[name], avoid=asked[name].avoid | macs)
-                plans |= self._planned(call, {name: asked[name] for name in avoid})
+                plans |= self._planned(call, {name: asked[name] for name in avoid}, surveys)
             else:
                 raise Conflict("no free MAC addresses were found", hint="choose another fleet name")
             missing = None
@@ -402,9 +413,9 @@ class Controller(FileCalls):
                 merging.survey(surveys, {}).check_complete(f"{request.action} --all")
             own = attrs.evolve(request, run=birth.run)
             named, missing = parts.of_targets(own, surveys)
-            plans = self._planned(call, named)
+            plans = self._planned(call, named, surveys)
             if request.count is not None:
-                plans = self._planned(call, parts.at_most(own, plans))
+                plans = self._planned(call, parts.at_most(own, plans), surveys)
         if not plans:
             plans = {name: _nothing(request, name) for name in list(found)[:1]}
         waits = any("wait" in c.steps for mine in plans.values() for c in mine.clones)
@@ -415,29 +426,30 @@ class Controller(FileCalls):
             whole = attrs.evolve(whole, on_failure=request.on_failure, warnings=warnings)
         return whole, plans
 
-    def _planned(self, call: str, asked: Mapping[str, Request]) -> dict[str, Plan]:
+    def _planned(
+        self, call: str, asked: Mapping[str, Request], found: Mapping[str, Survey]
+    ) -> dict[str, Plan]:
         wanted = {name: Asked(request=request) for name, request in asked.items()}
-        return self._links.all(call, wanted, Plan)
+        return {
+            name: parts.of_plan(name, asked[name], found[name], plan, held=call == "plan")
+            for name, plan in self._links.all(call, wanted, Plan).items()
+        }
 
     def _carried_out(self, request: Request, plan: Plan, plans: Mapping[str, Plan]) -> RunResult:
         started = time.monotonic()
-        with contextlib.ExitStack() as stack:
-            log = RunLog(self.host.runs, plan.run)
-            stack.callback(log.close)
-            stack.callback(self.plugins.watch(log))
-            try:
-                self.plugins.plan_ready(plan)
-                result = self._ran(plan, plans, started)
-                rolls = isinstance(request, CreateRequest) and (
-                    request.on_failure is OnFailure.ROLLBACK
-                )
-                if rolls and not result.enough:
-                    result = self._rolled_back(result, plans)
-            except BaseException as error:
-                self.plugins.run_finished(_ended(plan, plans, error, started))
-                raise
-            self.plugins.run_finished(result)
-        return result
+
+        def carried_out() -> RunResult:
+            result = self._ran(plan, plans, started)
+            rolls = isinstance(request, CreateRequest) and request.on_failure is OnFailure.ROLLBACK
+            return self._rolled_back(result, plans) if rolls and not result.enough else result
+
+        def so_far(error: VmclonerError) -> RunResult:
+            """Return the result of a run that an error ended: what hosts did is not known."""
+            found = dict.fromkeys(plans, error)
+            result = merging.result(plan, plans, found, time.monotonic() - started)
+            return attrs.evolve(result, error=error)
+
+        return reported(plan, RunLog(self.host.runs, plan.run), self.plugins, carried_out, so_far)
 
     def _ran(self, plan: Plan, plans: Mapping[str, Plan], started: float) -> RunResult:
         told: dict[str, Waiting] = {}
@@ -459,7 +471,7 @@ class Controller(FileCalls):
             return self._links.one(name, "run", busy[name], RunResult, event)
 
         pool = ThreadPoolExecutor(1, "run")
-        running = pool.submit(each, busy, one)
+        running = pool.submit(each, busy, one, waits=True)
         pool.shutdown(wait=False)  # a second Ctrl-C gives up the calls in progress
         try:
             found |= running.result()
@@ -500,9 +512,10 @@ class Controller(FileCalls):
             # for the hosts that this one holds.
             return self._links.one(host, "undo", Asked(request=asked[host]), RunResult)
 
-        for answer in each(asked, one).values():
+        for host, answer in each(asked, one, waits=True).items():
             if isinstance(answer, RunResult):
-                left -= {clone.name for clone in answer.results if clone.error is None}
+                done = {clone.name for clone in answer.results if clone.error is None}
+                left -= done & set(asked[host].targets)
         return attrs.evolve(
             result, left=tuple(sorted(left)), rolled_back=tuple(sorted(made - left))
         )
@@ -525,21 +538,6 @@ def _keys(request: CreateRequest, call: str) -> tuple[str, ...]:
 def _makes(request: Request, host: str) -> Request | None:
     """Return a request for a host that may make clones of it; the others need no template of it."""
     return request if isinstance(request, CreateRequest) and request.where.allows(host) else None
-
-
-def _ended(
-    plan: Plan, plans: Mapping[str, Plan], error: BaseException, started: float
-) -> RunResult:
-    """Return the result of a run that an error ended: what the hosts did is not known."""
-    if isinstance(error, VmclonerError):
-        ended = error
-    elif isinstance(error, KeyboardInterrupt):
-        ended = Interrupted("stopped by the user")
-    else:
-        ended = VmclonerError(said(error))
-    found = dict.fromkeys(plans, ended)
-    result = merging.result(plan, plans, found, time.monotonic() - started)
-    return attrs.evolve(result, error=ended)
 
 
 def _plain(event: Any) -> Any:

@@ -128,9 +128,15 @@ class Links:
         self._carrier.close()
 
 
-def each(names: Iterable[str], do: Callable[[str], T]) -> dict[str, T | VmclonerError]:
-    """Do something for several hosts at once; returns the result or error of each."""
+def each(
+    names: Iterable[str], do: Callable[[str], T], *, waits: bool = False
+) -> dict[str, T | VmclonerError]:
+    """Do something for several hosts at once; returns the result or error of each.
+
+    :param waits: whether hosts take long over it: then all of them are asked at once.
+    """
     wanted = list(names)
+    at_once = len(wanted) if waits else min(AT_ONCE, len(wanted))
 
     def tried(name: str) -> T | VmclonerError:
         try:
@@ -140,5 +146,5 @@ def each(names: Iterable[str], do: Callable[[str], T]) -> dict[str, T | Vmcloner
 
     if len(wanted) < 2:
         return {name: tried(name) for name in wanted}
-    with ThreadPoolExecutor(min(AT_ONCE, len(wanted)), "host") as pool:
+    with ThreadPoolExecutor(at_once, "host") as pool:
         return dict(zip(wanted, pool.map(tried, wanted), strict=True))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from vmcloner_core.errors import Conflict, Interrupted, NotFound, VmclonerError, shown
+from vmcloner_core.errors import BackendError, Conflict, Interrupted, NotFound, VmclonerError, shown
 from vmcloner_core.hosts.carrier import Unreachable
 from vmcloner_core.model import Clone
 from vmcloner_core.names import fold
@@ -98,7 +98,7 @@ def result(
             lost = isinstance(answer, Unreachable)
             results += [CloneResult(name=c.name, error=answer, created=lost) for c in mine.clones]
         else:
-            results += answer.results
+            results += _asked(host, mine, answer)
     order = {clone.name: place for place, clone in enumerate(whole.clones)}
     done = [each for each in found.values() if isinstance(each, RunResult)]
     errors = [each for each in found.values() if isinstance(each, VmclonerError)]
@@ -107,12 +107,20 @@ def result(
         plan=whole,
         results=tuple(sorted(results, key=lambda each: order.get(each.name, 0))),
         seconds=seconds,
-        rolled_back=tuple(name for each in done for name in each.rolled_back),
-        left=tuple(name for each in done for name in each.left),
         interrupted=any(each.interrupted for each in done)
         or any(isinstance(error, Interrupted) for error in errors),
         error=errors[0] if errors and not results else None,
     )
+
+
+def _asked(host: str, plan: Plan, answer: RunResult) -> list[CloneResult]:
+    """Return a host's results, of the clones of its plan; one that has none has failed."""
+    found = {each.name: each for each in answer.results}
+    missing = BackendError(f"host {host!r} gave no result for it")
+    return [
+        found.get(clone.name) or CloneResult(name=clone.name, error=missing, created=True)
+        for clone in plan.clones
+    ]
 
 
 def waiting(told: Mapping[str, Waiting]) -> Waiting:

@@ -43,10 +43,18 @@ def open_hosts(
         host = settings.defaults.host
     if not remote or host == LOCAL:
         if without:
-            raise InvalidRequest("--without needs several hosts in the settings")
+            raise InvalidRequest(
+                "--without needs several hosts",
+                hint="leave out --host" if host is not None else "name them in the settings",
+            )
         return Engine.open(settings=settings, host=host, plugins=plugins)
     hosts = [*_own(settings), *remote]
     if host is not None:
+        if without:
+            raise InvalidRequest(
+                f"--without can't be used with one host: only {host} is worked on",
+                hint="give --host or --without, not both",
+            )
         known = [each.name for each in hosts]
         hosts = [each for each in hosts if each.name == host]
         if not hosts:

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 import attrs
 
-from vmcloner_core.errors import InvalidRequest, NotFound
+from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, shown
 from vmcloner_core.hosts.beside import Found
 from vmcloner_core.model import Clone, State
-from vmcloner_core.names import MAX_INDEX, Target, fold, parse_targets
+from vmcloner_core.names import MAX_INDEX, Target, clone_name, fold, parse_targets, split_clone
 from vmcloner_core.placing import Room, place
 from vmcloner_core.plan import ALL, OnFailure, Plan
-from vmcloner_core.request import CreateRequest, TargetRequest
+from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.survey import Survey, absent
 
 
-def new_indices(request: CreateRequest, there: Mapping[int, str], lost: bool) -> list[int]:
+def new_indices(
+    request: CreateRequest, there: Mapping[int, str], highest: int, lost: bool
+) -> list[int]:
     """Return the indices that a fleet lacks: the lowest free ones, or those after the highest.
 
-    A host that is left out may have clones up to the size that is asked for: these names are not
-    given again.
+    A host that is left out may have clones up to the size that is asked for, and up to the highest
+    index that was ever given: these names are not given again.
 
-    :param there: the host of each that exists. :param lost: whether some hosts could not be asked
+    :param there: the host of each that exists. :param highest: the index that hosts know of.
+    :param lost: whether some hosts could not be asked
         and are left out.
     """
     top = max(there, default=0)
     if lost:
-        top = max(top, request.count or 0)
+        top = max(top, request.count or 0, highest)
     wanted = request.add if request.add is not None else max(0, (request.count or 1) - len(there))
     if request.add is not None or lost:
         if top + wanted > MAX_INDEX:
@@ -69,7 +73,7 @@ def of_create(
     ]
     mine = {host: sum(owner == host for owner in there.values()) for host in found}
     placed = place(
-        new_indices(request, there, lost),
+        new_indices(request, there, max(each.highest for each in found.values()), lost),
         rooms,
         need=memory,
         how=where.how,
@@ -84,6 +88,39 @@ def of_create(
             parts[host] = _part(request, new, here | set(new))
     _check_values(request, set(there).union(*placed.values()))
     return parts
+
+
+def of_plan(host: str, request: Request, found: Survey, plan: Plan, *, held: bool = True) -> Plan:
+    """Return a host's plan for its part of a request, if it has only what was asked for.
+
+    A broken or hostile host could name clones of others, which would count as done.
+
+    :param found: what the host has. :param held: whether that can't have changed since.
+    :raises BackendError: it has something else.
+    """
+    names = [*(clone.name for clone in plan.clones), *plan.existing]
+    there = {clone.name: (clone.fleet, clone.index) for clone in found.clones}
+    if isinstance(request, CreateRequest):
+        asked = {name for name, (fleet, _) in there.items() if fleet == request.fleet}
+        asked |= {clone_name(request.fleet, index) for index in request.indices or ()}
+        fleets = {request.fleet}
+    elif request.everything:
+        asked, fleets = set(there), {fleet for fleet, _ in there.values()}
+    else:
+        targets = parse_targets(request.targets)
+        asked = {name for name, at in there.items() if any(t.matches(*at) for t in targets)}
+        fleets = {target.fleet for target in targets}
+    if not held:
+        asked |= {name for name in names if (split_clone(name) or ("",))[0] in fleets}
+    strange = sorted(set(names) - asked) or [n for n, count in Counter(names).items() if count > 1]
+    if strange:
+        raise BackendError(
+            f"host {host!r}: its plan has {shown(strange[0])}, which it was not asked for",
+            hint=f"--without {host} leaves it out",
+        )
+    if plan.action != request.action:
+        raise BackendError(f"host {host!r}: its plan is to {shown(plan.action)}")
+    return plan
 
 
 def too_many(request: CreateRequest, found: Mapping[str, Survey]) -> tuple[str, ...]:

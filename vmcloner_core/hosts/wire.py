@@ -63,6 +63,7 @@ def _converter() -> JsonConverter:
         converter.register_unstructure_hook(kind, str)
     converter.register_structure_hook(Path, lambda value, _: Path(_text(value)))
     converter.register_structure_hook(UUID, lambda value, _: UUID(_text(value)))
+    converter.register_structure_hook(type(None), lambda value, _: _nothing(value))
     converter.register_unstructure_hook(bytes, lambda value: base64.b64encode(value).decode())
     converter.register_structure_hook(
         bytes, lambda value, _: base64.b64decode(_text(value), validate=True)
@@ -76,6 +77,11 @@ def _text(value: object) -> str:
     if not isinstance(value, str) or "\0" in value:
         raise ValueError("not a text")
     return value
+
+
+def _nothing(value: object) -> None:
+    if value is not None:
+        raise ValueError("not null")
 
 
 def _shown(value: object) -> str:

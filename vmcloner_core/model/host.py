@@ -70,6 +70,11 @@ class Host:
         return self.state / "admitted"
 
     @property
+    def high_marks(self) -> Path:
+        """Folder of fleets' highest indices, a file for each."""
+        return self.state / "highest"
+
+    @property
     def templates(self) -> Path:
         """Folder for the results of image builders, one folder per template."""
         return self.state / "templates"
