@@ -818,6 +818,34 @@ def test_fleets_have_leases_and_owners(shop, lab):
     engine.apply_lab(shop(text.replace("count = 2", "count = 3").replace("alice", "bob")))
 
 
+# --- networks in use ----------------------------------------------------------------------------
+
+
+def test_a_network_that_others_are_on_is_not_removed(shop, lab, networks):
+    lab.engine.apply_lab(shop(ON_NET))
+    lab.engine.create("other", "t1", count=1, network="net")
+    before = names(lab)
+    for call in (
+        lambda: lab.engine.apply_lab(shop('name = "shop"'), prune=True),
+        lambda: lab.engine.delete_lab(shop(ON_NET)),
+        lambda: lab.engine.lab_parts(shop(ON_NET)),
+    ):
+        with pytest.raises(Conflict, match="network net can't be removed: other-1 would lose it"):
+            call()
+    assert (names(lab), list(networks.there)) == (before, ["net"])
+    lab.engine.delete("other")
+    lab.engine.delete_lab(shop(ON_NET))
+    assert networks.there == {}
+
+
+def test_a_network_that_left_the_file_but_is_used_by_its_fleets_stays(shop, lab, networks):
+    lab.engine.apply_lab(shop(ON_NET))
+    without = shop(ON_NET.replace("[networks.net]\ncount = 4\n", "").replace("= 3", "= 4"))
+    with pytest.raises(Conflict, match=r"net can't be removed: web-\[1-4\] would lose it"):
+        lab.engine.apply_lab(without, prune=True)
+    assert (len(names(lab)), list(networks.there)) == (3, ["net"])
+
+
 # --- networks of one name -----------------------------------------------------------------------
 
 

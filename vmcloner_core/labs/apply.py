@@ -15,6 +15,7 @@ import attrs
 
 from vmcloner_core import scripts
 from vmcloner_core.errors import (
+    Conflict,
     Interrupted,
     NotEnoughResources,
     PartialFailure,
@@ -32,6 +33,7 @@ from vmcloner_core.model import (
     NetworkRequest,
     State,
 )
+from vmcloner_core.names import fold
 from vmcloner_core.plan import Plan, Readiness, RunResult, Sizes
 from vmcloner_core.planning import Ahead, Planning
 from vmcloner_core.request import Request, TargetRequest
@@ -134,7 +136,9 @@ class Applier:
             stay = [clone for clone in found.clones if clone.name not in gone]
             requests = {name: tuple(self._requests(name, stay, todo)) for name in self._lab.order()}
             forecast = Forecast(self._lab, self._host, self._planning, compared)
-            forecast.check(found, gone, requests)
+            later = forecast.check(found, gone, requests)
+            if any(change.kind == "network" and change.action == "remove" for change in todo):
+                self._check_free(self._compare.unwanted(), later)
             on_changes(todo, left)
             if not dry_run:
                 # What lacks an option stays as it is: it isn't started, nor waited for.
@@ -278,6 +282,21 @@ class Applier:
             hint="run the same command again",
         ) from error
 
+    def _check_free(self, networks: Iterable[tuple[str, Network]], clones: Iterable[Clone]) -> None:
+        """Check that no clones, not even stopped ones, are on networks that are to be removed.
+
+        :raises Conflict: some are.
+        """
+        used = [(key, c.name) for c in clones if c.domain for key in c.domain.networks]
+        for _, network in networks:
+            names = [name for key, name in used if key == network.key]
+            if names:
+                error = Conflict(
+                    f"network {network.name} can't be removed: {fold(names)} would lose it",
+                    hint="delete these clones, or write its table into the file",
+                )
+                raise self._lab.located(error, "")
+
     def _remove(self, networks: Iterable[tuple[str, Network]]) -> None:
         for backend, network in networks:
             request = NetworkRequest(name=network.name, bridge=network.kind == "bridge")
@@ -286,10 +305,15 @@ class Applier:
     # --- delete ---------------------------------------------------------------------------------
 
     def parts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the names of the clones and of the networks that carry the lab's name."""
-        clones = self._compare.members(self._host.survey())
-        networks = [network.name for _, network in self._compare.networks()]
-        return tuple(clone.name for clone in clones), tuple(networks)
+        """Return the names of the clones and of the networks that carry the lab's name.
+
+        :raises Conflict: other clones are on one of these networks.
+        """
+        found = self._host.survey()
+        networks = [*self._compare.networks()]
+        own = dict.fromkeys(clone.name for clone in self._compare.members(found))
+        self._check_free(networks, [clone for clone in found.clones if clone.name not in own])
+        return tuple(own), tuple(network.name for _, network in networks)
 
     def delete(self) -> RunResult | None:
         """Delete the lab; see :meth:`Engine.delete_lab`."""
@@ -323,11 +347,12 @@ class Forecast:
 
     def check(
         self, found: Survey, gone: Collection[str], requests: Mapping[str, Sequence[Request]]
-    ) -> None:
+    ) -> tuple[Clone, ...]:
         """Plan the requests one after the other, each in what those before it leave.
 
         :param gone: the clones that are deleted first: what their guests have is free then.
         :param requests: by fleet.
+        :returns: the clones that will be there.
         :raises NotEnoughResources: one doesn't fit; names file, line and key, and how many would.
         :raises VmclonerError: one isn't possible; likewise.
         """
@@ -350,6 +375,7 @@ class Forecast:
                 self._note(plan)
                 clones = (*found.clones, *_imagined(plan))
             found = attrs.evolve(found, clones=clones)
+        return found.clones
 
     def _note(self, plan: Plan) -> None:
         """Note what a plan takes."""
