@@ -356,7 +356,7 @@ def test_followed_events_of_a_log_that_is_cut_off_or_replaced(tmp_path):
 
 def test_following_a_run_ends_with_its_process(tmp_path):
     """A run that is killed has no result."""
-    log = RunLog(tmp_path)
+    log = RunLog(tmp_path, "2026-a")
     log.vmcloner_plan_ready(Plan(action="create", run="2026-a", host="h", clones=(), order=()))
     waits = []
 
