@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,8 @@ from vmcloner_core.readiness import plain_text
 MAX_LINE = 16 * 1024
 """Bytes; a longer line is shown in parts."""
 POLL = 0.25
+TURN = 16
+"""Pieces of a console that are shown before the next one is looked at."""
 _CHUNK = 256 * 1024
 _STAMP = re.compile(r"\[ *([0-9]{1,10}\.[0-9]{1,9})\] ")
 """The time of a kernel message: seconds since the guest's kernel began (printk.time)."""
@@ -52,10 +55,13 @@ class _Reader:
     offset: int = 0
     rest: bytes = b""
 
-    def read(self, *, finish: bool) -> Iterator[str]:
-        """Yield the lines that are new; with ``finish`` also the last one, if it is unfinished."""
+    def read(self, *, finish: bool, most: int | None = None) -> Iterator[str]:
+        """Yield the lines that are new; with ``finish`` also the last one, if it is unfinished.
+
+        :param most: pieces of so many :data:`_CHUNK` at most; None for all that is there.
+        """
         new = False
-        while True:
+        for _ in itertools.count() if most is None else range(most):
             before = self.offset
             data, self.offset = self.source.consoles.read(self.source.name, before, _CHUNK)
             if not data:
@@ -108,7 +114,8 @@ def read(
     yield from _each(readers, first)
     while follow and readers:
         wait(POLL)
-        yield from _each(readers, lambda reader: reader.read(finish=False))
+        # However much one of them says, the others have their turn.
+        yield from _each(readers, lambda reader: reader.read(finish=False, most=TURN))
 
 
 def _each(

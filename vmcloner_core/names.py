@@ -34,6 +34,7 @@ _NODE_SET = re.compile(rf"(?!$){_NODE}(?:,{_NODE})*")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 _TEMPLATE = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
 _SNAPSHOT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+_OWNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+\\-]{0,63}")
 _CLONE = re.compile(r"(?P<fleet>.+)-(?P<index>[1-9][0-9]{0,5})")
 _NUMBERED = re.compile(r"-[0-9]+$")
 _VOLUME = re.compile(r"(?P<clone>.+)-disk(?P<disk>0|[1-9][0-9]?)")
@@ -88,6 +89,19 @@ def check_lab(name: str) -> str:
         raise InvalidRequest(
             f"not a lab's name: {_printable(name)}",
             hint=f"lower-case letters, digits, inner hyphens; at most {MAX_LABEL} characters",
+        )
+    return name
+
+
+def check_owner(name: str) -> str:
+    """Return ``name`` if it can name the owner of clones, as a user's name does.
+
+    :raises InvalidRequest: it cannot.
+    """
+    if not isinstance(name, str) or not _OWNER.fullmatch(name):
+        raise InvalidRequest(
+            f"not an owner's name: {_printable(name)}",
+            hint="letters, digits and inner . _ - @ + \\, at most 64 characters",
         )
     return name
 

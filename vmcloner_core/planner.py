@@ -105,10 +105,14 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
     fleet = {c.index: c for c in facts.clones if c.fleet == request.fleet}
     _check_fleet(fleet.values(), template.name, request)
     indices = sorted([*fleet, *_new_indices(request, fleet)])
+    chosen = None if request.others else frozenset(request.indices or ())
     clones, existing, macs = [], [], _used_macs(facts) | request.avoid
     lab = _lab(request, fleet)
     for index in indices:
         found = fleet.get(index)
+        if chosen is not None and index not in chosen:
+            existing.append(clone_name(request.fleet, index))
+            continue
         made_of = _made_of(found, facts.records) or template
         disks = _missing_disks(found, made_of)
         lost = facts.seeds and found is not None and _lost_identity(found, facts.records)
@@ -200,12 +204,7 @@ def _check_fleet(clones: Iterable[Clone], template: str, request: CreateRequest)
                 f"fleet {clone.fleet!r} is made from template {clone.template!r}, not {template!r}",
                 hint="choose another fleet name, or delete this fleet first",
             )
-        if request.lab not in (None, clone.labels.lab):
-            whose = f"lab {clone.labels.lab!r}" if clone.labels.lab else "no lab"
-            raise Conflict(
-                f"fleet {clone.fleet!r} is part of {whose}, not of lab {request.lab!r}",
-                hint=f"choose another fleet name, or vmcloner delete {clone.fleet} first",
-            )
+        check_of_lab(clone, request.lab)
         for what, asked, has in (
             ("hypervisor", request.hypervisor, clone.labels.hypervisor),
             ("storage", request.storage, clone.labels.storage),
@@ -215,6 +214,19 @@ def _check_fleet(clones: Iterable[Clone], template: str, request: CreateRequest)
                     f"{clone.name} was made with {what} {has!r}, not {asked!r}",
                     hint=f"--{what} {has}, or choose another fleet name",
                 )
+
+
+def check_of_lab(clone: Clone, lab: str | None) -> None:
+    """Check that a clone is part of a lab; None: it doesn't matter.
+
+    :raises Conflict: it isn't.
+    """
+    if lab not in (None, clone.labels.lab):
+        whose = f"lab {clone.labels.lab!r}" if clone.labels.lab else "no lab"
+        raise Conflict(
+            f"fleet {clone.fleet!r} is part of {whose}, not of lab {lab!r}",
+            hint=f"choose another fleet name, or vmcloner delete {clone.fleet} first",
+        )
 
 
 def check_ours(clones: Iterable[Clone]) -> None:

@@ -128,21 +128,24 @@ class Planning:
         plan = self._with_limits(plan)
         plan = attrs.evolve(plan, boot_jobs=boots if isinstance(boots, int) else None)
         check_backends(self._host, plan)
-        self.check_limits(plan, fleets or ())
+        self.check_limits(plan, fleets or (), None if ahead is NOTHING else found.clones)
         self._plugins.preflight(plan)
         return plan
 
-    def check_limits(self, plan: Plan, fleets: Collection[str]) -> None:
+    def check_limits(
+        self, plan: Plan, fleets: Collection[str], clones: Sequence[Clone] | None = None
+    ) -> None:
         """Check that no owner gets more by a plan than the settings allow.
 
-        The host is surveyed again: another run may have ended since the plan's fleets were locked.
-
         :param fleets: those whose locks the caller holds.
+        :param clones: those that will be on the host by then; None to survey it again, since
+            another run may have ended after the plan's fleets were locked.
         :raises NotEnoughResources: one does; see :func:`quotas.check`.
         """
         if self._settings.limits.per_owner and quotas.wanted(plan):
             others = quotas.Admissions(self._host.host).others(fleets)
-            quotas.check(plan, self._host.survey().clones, others, self._settings.limits)
+            there = self._host.survey().clones if clones is None else clones
+            quotas.check(plan, there, others, self._settings.limits)
 
     @contextlib.contextmanager
     def admission(self, cancelled: Callable[[], bool]) -> Iterator[None]:
@@ -207,6 +210,7 @@ class Planning:
             keys = (*facts.authorized_keys, *((own,) if own is not None else ()))
             facts = attrs.evolve(facts, authorized_keys=tuple(dict.fromkeys(keys)))
         birth = attrs.evolve(request.birth or Birth.now(), lease=self.lease(request.ttl))
+        birth = attrs.evolve(birth, owner=request.owner or birth.owner)
         plan = plan_create(request, template, facts, birth)
         if plan.import_image and template.name not in ahead.pulled:
             host.images.check(template)

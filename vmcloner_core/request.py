@@ -19,7 +19,14 @@ from vmcloner_core.model import (
     Template,
     check_ttl,
 )
-from vmcloner_core.names import MAX_INDEX, check_fleet, check_lab, check_template, clone_name
+from vmcloner_core.names import (
+    MAX_INDEX,
+    check_fleet,
+    check_lab,
+    check_owner,
+    check_template,
+    clone_name,
+)
 from vmcloner_core.placing import ANYWHERE, Where
 from vmcloner_core.plan import (
     ALL,
@@ -113,6 +120,10 @@ def _ttl(_instance: object, _attribute: object, value: int | str | None) -> None
     check_ttl(value)
 
 
+def _owner(_instance: object, _attribute: object, value: str) -> None:
+    check_owner(value)
+
+
 @attrs.frozen(kw_only=True)
 class CreateRequest:
     """Ask for a fleet of ``count`` clones in all, or for ``add`` more than there are.
@@ -136,6 +147,8 @@ class CreateRequest:
     :param sizes: memory, processors and first disk of all of its clones, instead of the template's.
     :param indices: the new clones' indices, if a controller of many hosts chose them: these are
         made instead of ``count`` or ``add``, beside the clones that are there.
+    :param others: whether clones that are there are completed and started although ``indices``
+        doesn't name them.
     :param avoid: MAC addresses that clones of other hosts have.
     :param authorized_keys: public keys that may log in, in addition to the template's.
     :param where: which of many hosts make the new clones; not for a single one.
@@ -145,6 +158,7 @@ class CreateRequest:
     :param lab: name of the lab that the fleet is part of, None for none or as the fleet has it.
     :param ttl: seconds that new clones are leased for, ``never`` for no end; None for what the
         settings say. Existing clones keep their leases.
+    :param owner: whose new clones are; None for this process's user. Existing ones keep theirs.
     """
 
     fleet: str
@@ -167,6 +181,7 @@ class CreateRequest:
     verify: bool = False
     sizes: Sizes = NO_SIZES
     indices: tuple[int, ...] | None = None
+    others: bool = True
     avoid: frozenset[str] = frozenset()
     authorized_keys: tuple[str, ...] = ()
     birth: Birth | None = None
@@ -174,6 +189,7 @@ class CreateRequest:
     network: str | None = None
     lab: str | None = attrs.field(default=None, validator=attrs.validators.optional(_lab))
     ttl: int | str | None = attrs.field(default=None, validator=_ttl)
+    owner: str | None = attrs.field(default=None, validator=attrs.validators.optional(_owner))
 
     def __attrs_post_init__(self) -> None:
         check_fleet(self.fleet)
@@ -229,6 +245,7 @@ class TargetRequest:
     :param run: the name of the run, None for a new one.
     :param scripts: what to run, each once on each clone (provision).
     :param changed_scripts: run those again that have changed since they ran.
+    :param lab: the lab that all of them must be part of; None if it doesn't matter.
     """
 
     action: str
@@ -250,6 +267,7 @@ class TargetRequest:
     run: str | None = None
     scripts: tuple[Script, ...] = ()
     changed_scripts: bool = False
+    lab: str | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.action.startswith("snapshot-") != (self.snapshot is not None):

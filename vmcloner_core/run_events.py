@@ -6,6 +6,7 @@ Schema and promises: docs/events.md.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -52,6 +53,7 @@ class _Log:
     """One run's log, read as it grows."""
 
     path: Path
+    inode: int | None = None
     offset: int = 0
     rest: bytes = b""
     begun: datetime | None = None
@@ -64,6 +66,10 @@ class _Log:
     def read(self) -> Iterator[RunEvent]:
         """Yield the events that are new. A line is one once it has its end."""
         with contextlib.suppress(FileNotFoundError), self.path.open("rb") as stream:  # pruned
+            status = os.fstat(stream.fileno())
+            if self.inode not in (None, status.st_ino) or status.st_size < self.offset:
+                self.offset, self.rest = 0, b""  # another file, or it was cut off
+            self.inode = status.st_ino
             stream.seek(self.offset)
             while data := stream.read(_CHUNK):
                 self.offset += len(data)
@@ -73,6 +79,16 @@ class _Log:
                     event = self._event(line)
                     if event is not None:
                         yield event
+
+    @property
+    def written(self) -> bool:
+        """Whether a process still writes it; where that can't be known, True."""
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
 
     def _event(self, line: bytes) -> RunEvent | None:
         """Return what a line says; None if it was damaged, by a full disk for example."""
@@ -110,16 +126,13 @@ def read(
 ) -> Iterator[RunEvent]:
     """Yield the events of the runs whose logs are in a folder, the oldest run first.
 
-    :param run: only this run. :param follow: of one run: until it has ended. Of all: what comes
-        from now on, in runs that begin or go on, of whatever process; for ever.
+    :param run: only this run.
+    :param follow: of one run: until it has ended or was killed. Of all: what comes from now on, in
+        runs that begin or go on, of whatever process; for ever.
     :raises NotFound: there is no log of that run.
     """
     if run is not None:
-        log = _Log(_existing(folder, run))
-        yield from log.read()
-        while follow and not log.ended:
-            wait(POLL)
-            yield from log.read()
+        yield from _of_one(_Log(_existing(folder, run)), follow=follow, wait=wait)
         return
     logs = {path: _Log(path) for path in _paths(folder)}
     if follow:
@@ -127,11 +140,20 @@ def read(
             for _ in log.read():
                 pass
     while True:
-        for path in _paths(folder):
-            log = logs.setdefault(path, _Log(path))
+        logs = {path: logs.get(path) or _Log(path) for path in _paths(folder)}
+        for log in logs.values():
             if not log.ended:
                 yield from log.read()
         if not follow:
+            return
+        wait(POLL)
+
+
+def _of_one(log: _Log, *, follow: bool, wait: Callable[[float], object]) -> Iterator[RunEvent]:
+    while True:
+        written = follow and log.written  # before the look: what its run wrote last is shown
+        yield from log.read()
+        if log.ended or not written:
             return
         wait(POLL)
 

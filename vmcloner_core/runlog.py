@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -42,6 +43,8 @@ class RunLog(EventStream):
             path = self._folder / f"{plan.run}.jsonl"
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             self._file = os.fdopen(descriptor, "a", encoding="utf-8")
+            with contextlib.suppress(OSError):  # it tells who follows it that its run goes on
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             log.warning("no run log in %s: %s", self._folder, error.strerror)
             return

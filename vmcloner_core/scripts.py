@@ -18,6 +18,7 @@ from pathlib import Path
 import attrs
 
 from vmcloner_core import ansible, ssh
+from vmcloner_core.cancelling import pause
 from vmcloner_core.errors import BackendError, DeadlineExceeded, HostCommandError, shown
 from vmcloner_core.model import Access, Labels, Script
 from vmcloner_core.process import bound
@@ -65,6 +66,7 @@ def run(script: Script, labels: Labels, access: Access, timeout: float = TIMEOUT
 
     :raises HostCommandError: it failed; its ``__notes__`` have the output.
     :raises DeadlineExceeded: it did not end in time, and was given up.
+    :raises Interrupted: the run is to end. In the guest, it may go on.
     """
     name = f"{labels.clone}: {script.name}"
     if script.playbook is None:
@@ -151,13 +153,14 @@ def _output(
 ) -> bytes:
     """Return the last of what a process writes until it ends, or ``end`` is in it.
 
-    :raises _Late: it doesn't by then; with what it wrote.
+    :raises _Late: it doesn't by then; with what it wrote. :raises Interrupted: the run is to end.
     """
     assert process.stdout is not None  # noqa: S101 - it is a pipe
     stream, kept = process.stdout.fileno(), bytearray()
     poll = select.poll()
     poll.register(stream, select.POLLIN)
     while True:
+        pause(0)  # ends with the run
         readable = poll.poll(500)
         data = os.read(stream, 65536) if readable else b""
         kept += data

@@ -13,7 +13,7 @@ from vmcloner_core.model import Clone, CloneSpec, Nic, NicSpec, State, Template
 from vmcloner_core.names import fold, parse_targets
 from vmcloner_core.placeholders import clone_values
 from vmcloner_core.plan import ALL, ClonePlan, Plan, Readiness
-from vmcloner_core.planner import check_ours, filled, filled_in
+from vmcloner_core.planner import check_of_lab, check_ours, filled, filled_in
 from vmcloner_core.records import Record, known_uuid
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps import ACTIONS, TargetAction
@@ -45,6 +45,8 @@ def plan_targets(
     if not isinstance(action, TargetAction):
         raise InvalidRequest(f"{request.action} takes no existing clones")
     chosen, missing = _chosen(request, action, found)
+    for clone in chosen:
+        check_of_lab(clone, request.lab)
     left = _left(request, action, chosen)
     routes = [
         (clone, () if clone in left else _steps(request, action, clone, record)) for clone in chosen

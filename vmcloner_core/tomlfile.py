@@ -258,7 +258,7 @@ def _converter() -> Converter:
     converter.register_structure_hook(int, _strict(int, "a whole number"))
     converter.register_structure_hook(bool, _strict(bool, "true or false"))
     converter.register_structure_hook(float, _number)
-    converter.register_structure_hook(Path, lambda value, _: _path(value))
+    converter.register_structure_hook(Path, lambda value, _: path_of(value))
     converter.register_structure_hook_func(lambda kind: kind == str | int, _text_or_number)
     converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], _tuple_of_strings)
     converter.register_structure_hook_func(
@@ -270,7 +270,14 @@ def _converter() -> Converter:
     return converter
 
 
-def _path(value: object) -> Path:
+def path_of(value: object) -> Path:
+    """Return a path that is in a file.
+
+    :raises ValueError: it can't be one, or begins with ``~USER`` of a user who isn't there.
+    """
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f"must be a path, not {value!r}")
-    return Path(value).expanduser()
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{value!r}: {error}") from error

@@ -241,6 +241,8 @@ def _scp(
             while process.poll() is None:
                 _wait(process, _POLL)
                 check()
+                if os.fstat(said.fileno()).st_size > _MAX_SAID:
+                    raise HostCommandError(f"{name}: scp says more than {format_size(_MAX_SAID)}")
                 if stop.is_set():
                     raise Interrupted(f"{name}: stopped")
                 if time.monotonic() > deadline:
@@ -375,6 +377,7 @@ def _taken(name: str, draft: Path, folder: Path, renamed: str | None) -> Copied:
         raise _hostile(name, "a name that leads elsewhere")
     inner = draft / "in"
     number, size = _checked(name, inner)
+    _check_places(name, inner, folder)
     found = os.listdir(inner)  # noqa: PTH208
     if renamed is not None and len(found) == 1:
         (inner / found[0]).rename(inner / f".{renamed}.")  # its own name may be another's
@@ -403,6 +406,22 @@ def _checked(name: str, folder: Path) -> tuple[int, int]:
 
 def _hostile(name: str, what: str) -> HostCommandError:
     return HostCommandError(f"{name}: the guest sent {shown(what)}; nothing was kept")
+
+
+def _check_places(name: str, source: Path, target: Path) -> None:
+    """Check that no file would replace a folder.
+
+    :raises Conflict: one would; nothing was moved.
+    """
+    for entry in os.scandir(source):
+        there = target / entry.name
+        if there.is_dir() and not there.is_symlink():
+            if not entry.is_dir(follow_symlinks=False):
+                raise Conflict(
+                    f"{name}: {shown(str(there))} is a folder here, and a file in the guest",
+                    hint="remove it, or copy to another place",
+                )
+            _check_places(name, Path(entry.path), there)
 
 
 def _move(source: Path, target: Path) -> None:

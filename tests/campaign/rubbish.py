@@ -28,9 +28,19 @@ ALIEN = """
 <domain type='qemu'><name>{name}</name><memory unit='MiB'>16</memory>
 <os><type arch='x86_64' machine='q35'>hvm</type></os></domain>
 """
+CAPTURED = "captured"
 COLLECT = ["gc", "--expired", "--orphans", "--yes"]
-MOST = 150
-"""Calls of commands that weren't rehearsed, at most: one that makes fewer just isn't killed."""
+MOST = 200
+"""The last call at which a command is killed; one that makes fewer just isn't killed."""
+LAB = """
+name = "rubbish"
+[fleets.{fleet}la]
+template = "seeded"
+count = {count}
+[fleets.{fleet}lb]
+template = "seeded"
+after = ["{fleet}la"]
+"""
 
 
 def commands(run):
@@ -38,6 +48,9 @@ def commands(run):
     fleet, count = run.fleet, ["--count", "3"]
     again = ["create", fleet, "-t", "seeded", *count, "--values", "values.csv", "--ttl", "300d"]
     target = {"save", "restore", "pause", "resume"}
+    for count in (1, 3):
+        file = run.site.folder / f"lab-{count}.toml"
+        file.write_text(LAB.format(fleet=fleet, count=count))
     return {
         **{name: [*words] for name, words in run.operations.items() if name != "import"},
         "create": again,
@@ -49,6 +62,10 @@ def commands(run):
         "lease-end": ["lease", "end", f"{fleet}-2"],
         "import": ["template", "import", "seeded"],
         "prune": ["template", "prune", "--yes"],
+        "apply": ["apply", "lab-3.toml"],
+        "apply-smaller": ["apply", "lab-1.toml", "--prune", "--yes"],
+        "delete-lab": ["delete", "--lab", "lab-3.toml", "--yes", "--missing-ok"],
+        "capture": ["template", "capture", f"{fleet}-1", CAPTURED, "--no-seal"],
         "gc": ["gc", "--yes"],
         "gc-orphans": COLLECT,
     }
@@ -109,9 +126,9 @@ def rubbish(pool, seed, kills, seconds=1e9, tell=lambda _line: None):
             end = time.monotonic() + seconds
             words = commands(run)
             while found.hits.total() < kills and time.monotonic() < end:
-                # Half of them are creates: else there is soon nothing to kill others at.
-                name = run.random.choice(["create", "create-started", *sorted(words)])
-                name = name if run.random.random() < 0.6 else "create"
+                name = run.random.choice(sorted(words))
+                if not name.startswith(("create", "delete", "gc", "apply")):
+                    run.run(words["create"])  # else there is soon nothing to kill others at
                 _kill(run, name, words[name], found)
             _collect(run, found)
             tell(f"{pool}: {found.hits.total()} kills {dict(found.hits)}")
@@ -121,7 +138,7 @@ def rubbish(pool, seed, kills, seconds=1e9, tell=lambda _line: None):
 def _kill(run, name, words, found):
     log = run.site.folder / "hit"
     log.write_text("")
-    at = run.random.randint(1, MOST)
+    at = round(MOST ** run.random.random())  # short commands too
     fate = {"how": run.random.choice(["kill", "within"]), "at": at, "log": str(log)}
     fate |= {"delay": run.random.uniform(0, 0.1), "error": "EIO", "libvirt": "lost"}
     ended = run.run(words, fate)
@@ -145,6 +162,7 @@ def _collect(run, found):
     if again.code != 0 or json.loads(again.out):
         found.findings.append(f"gc again: {again}")
     run.checked(["template", "import", "seeded"])  # its import may have been killed
+    run.run(["template", "delete", CAPTURED])
     found.findings += run.differences("nothing")
 
 

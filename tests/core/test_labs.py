@@ -3,11 +3,13 @@
 import json
 import os
 import textwrap
+import tomllib
 
 import attrs
 import pytest
 
 from tests.conftest import TEMPLATE
+from vmcloner_core import Engine
 from vmcloner_core.drivers import NetworkInterface
 from vmcloner_core.errors import (
     Conflict,
@@ -21,6 +23,8 @@ from vmcloner_core.labs import Lab, read_lab
 from vmcloner_core.labs.example import EXAMPLE
 from vmcloner_core.labs.reading import key_lines
 from vmcloner_core.model import Capacity, Network, NetworkChange, NetworkRequest, State
+from vmcloner_core.plan import Sizes
+from vmcloner_core.request import TargetRequest
 
 SHOP = """
 name = "shop"
@@ -111,12 +115,47 @@ def names(lab):
         ('name = "a"\n[fleets.web]\ntemplate = "t1"\nscripts = []', "lab.toml:4: "
          "fleets.web.scripts: unknown key"),
         ("name = ", "lab.toml:1: name: Invalid value"),
+        ('name = "a"\n[[fleets]]\ntemplate = "t1"', "lab.toml:2: fleets: must be a table"),
+        ('name = "a"\n[fleets."we\'b"]\ntemplate = "t1"\nx = 1', "lab.toml:4: fleets.we'b.x: "
+         "unknown key"),
+        ('name = "a"\ndescription = "x\u2028y\x85z"\nx = 1', "lab.toml:3: x: unknown key"),
+        ('name = "a"\n[fleets.web]\ntemplate = "t1"\nrun = ["a\\u0000b"]', "lab.toml:4: "
+         "fleets.web.run[0]: must be a path"),
+        ('name = "a"\n[fleets.web]\ntemplate = "t1"\nrun = ["~nobody-of-this-name/x"]',
+         "lab.toml:4: fleets.web.run[0]: '~nobody-of-this-name/x': "),
+        ('name = "a"\n[fleets.web]\ntemplate = "t1"\nplaybook = ""', "lab.toml:4: "
+         "fleets.web.playbook: must be a path"),
+        ('name = "a"\n[fleets.web]\ntemplate = "t1"\nvalues_file = "~nobody-of-this-name/x"',
+         "lab.toml:4: fleets.web.values_file: '~nobody-of-this-name/x': "),
+        ('name = "a"\n[fleets.web]\ntemplate = "t1"\nttl = "0s"', "lab.toml:4: fleets.web.ttl: "
+         "ttl out of range: 0 s"),
+        ('name = "a"\n[fleets.web]\ntemplate = "t1"\nttl = "-4h"', "lab.toml:4: fleets.web.ttl: "
+         "not a duration: '-4h'"),
+        ('name = "a"\n[fleets.web]\ntemplate = "t1"\nttl = "5200w"', "lab.toml:4: "
+         "fleets.web.ttl: ttl out of range"),
+        ('name = "a"\n[fleets.web]\ntemplate = "t1"\nowner = "a b"', "lab.toml:4: "
+         "fleets.web.owner: not an owner's name: 'a b'"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_with_file_line_and_key(shop, lab, text, said):
     with pytest.raises(InvalidRequest) as caught:
         shop(text)
     assert str(caught.value).startswith(f"{lab.folder}/{said}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_long_list_is_read_in_the_time_of_its_length(shop, lab, monkeypatch):
+    parsed = []
+    monkeypatch.setattr(tomllib, "loads", lambda t, f=tomllib.loads: parsed.append(len(t)) or f(t))
+    after = "\n".join(['  "web", # [' + "]" * 9] * 2000)
+    with pytest.raises(InvalidRequest, match=r"lab.toml:2006: fleets.web.count: "):
+        shop(f'name = "a"\n[fleets.web]\nafter = [\n{after}\n]\ntemplate = "t1"\ncount = -1')
+    assert sum(parsed) < 4 * len(after)
+
+
+def test_names_of_files_are_shown_in_one_line(shop):
+    with pytest.raises(NotFound) as caught:
+        shop('name = "a"\n[fleets.web]\ntemplate = "t1"\nrun = ["a\\nb.sh"]')
     assert "\n" not in str(caught.value)
 
 
@@ -148,6 +187,7 @@ def test_lines_of_keys():
     )
     assert key_lines(text) == {
         "a": 1,
+        "x": 3,
         "x[0]": 3,
         "x[0].b": 4,
         "x[0].b[0]": 4,
@@ -647,3 +687,189 @@ def test_an_image_to_pull(shop, lab):
     assert [(c.action, c.name) for c in done.changes] == [("pull", "t3"), ("create", "web-1")]
     with pytest.raises(NotFound, match=r"fleets.web: the image of template t3 is not here"):
         lab.engine.apply_lab(shop('name = "shop"\n[fleets.web]\ntemplate = "t3"\n'))
+
+
+# --- exactly what diff says ---------------------------------------------------------------------
+
+
+def states(lab, fleet="web"):
+    return {clone.name: clone.state.value for clone in lab.engine.list(fleet)}
+
+
+@pytest.mark.parametrize(
+    ("edit", "action"),
+    [
+        (("count = 3", "count = 2"), "remove"),
+        (("count = 3", "count = 3\nclones.3 = { role = 'x' }"), "replace"),
+    ],
+)
+def test_what_lacks_its_option_is_not_started_nor_waited_for(shop, lab, edit, action):
+    lab.engine.apply_lab(shop())
+    for name in ("web-2", "web-3"):
+        lab.engine.stop(name, kill=True)
+    edited = shop(SHOP.replace(*edit))
+    done = lab.engine.apply_lab(edited)
+    assert changes(done.changes) == [("start", "web-2", "")]
+    assert [(c.action, c.name) for c in done.left] == [(action, "web-3")]
+    assert states(lab) == {"web-1": "running", "web-2": "running", "web-3": "stopped"}
+    assert lab.engine.diff_lab(edited) == done.left
+
+
+def test_a_clone_that_became_somebody_elses_is_not_removed(shop, lab):
+    lab.engine.apply_lab(shop())
+
+    def meanwhile(_todo, _left):  # while the user is asked
+        lab.engine.delete("web")
+        lab.engine.create("web", "t1", count=3)
+
+    with pytest.raises(Conflict, match="fleet 'web' is part of no lab, not of lab 'shop'"):
+        lab.engine.apply_lab(
+            shop(SHOP.replace("count = 3", "count = 1")), prune=True, on_changes=meanwhile
+        )
+    assert names(lab) == ["db-1", "db-2", "web-1", "web-2", "web-3"]
+
+
+@pytest.mark.parametrize("action", ["delete", "wait", "provision", "set"])
+def test_requests_of_a_lab_are_for_its_clones_only(lab, action):
+    lab.engine.create("web", "t1", count=1)
+    more = {"sizes": Sizes(vcpus=2)} if action == "set" else {}
+    with pytest.raises(Conflict, match="is part of no lab"):
+        lab.engine.run(TargetRequest(action=action, targets=("web-1",), lab="shop", **more))
+    assert names(lab) == ["web-1"]
+
+
+def test_delete_asks_about_the_labs_clones_only(shop, lab, run, monkeypatch):
+    lab.engine.apply_lab(shop())
+    parts = lab.engine.lab_parts(shop())
+    lab.engine.delete("web")
+    lab.engine.create("web", "t1", count=3)
+    monkeypatch.setattr(lab.engine, "lab_parts", lambda _lab: parts)
+    assert run("delete", "--lab", "lab.toml", "--yes")[0] == 5
+    assert len(names(lab)) == 5
+
+
+def test_a_dry_run_does_not_wait_for_another_apply(shop, lab):
+    with lab.engine._host.hold(["lab/shop"], lambda: False):
+        waited = []
+        lab.engine._host.hold = lambda names, _cancelled: waited.append(names)
+        try:
+            assert len(lab.engine.apply_lab(shop(), dry_run=True).changes) == 5
+        finally:
+            del lab.engine._host.hold
+    assert waited == []
+
+
+def test_larger_memory_counts_before_anything_is_made(shop, lab, monkeypatch):
+    lab.engine.apply_lab(shop())
+    lab.engine.stop("web", kill=True)
+    resources = attrs.evolve(lab.machines.resources(), memory_free=2 * 1024**3, memory_overhead=0)
+    monkeypatch.setattr(lab.machines, "resources", lambda: resources)
+    edited = SHOP.replace("count = 2", "count = 4").replace("count = 3", 'count = 3\nmemory="1GiB"')
+    with pytest.raises(NotEnoughResources, match=r"fleets.web.count"):
+        lab.engine.apply_lab(shop(edited))
+    assert len(names(lab)) == 5
+    lab.engine.apply_lab(shop(edited.replace("1GiB", "300MiB")))
+
+
+# --- owners and leases --------------------------------------------------------------------------
+
+
+def limited(lab, **limits):
+    settings = lab.engine.settings
+    settings = attrs.evolve(settings, limits=attrs.evolve(settings.limits, **limits))
+    return Engine(settings, lab.engine.plugins, lab.engine._host)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"max_clones_per_owner": 4}, {"max_memory_per_owner": 4 * 256 * 1024**2}]
+)
+def test_limits_of_an_owner_are_for_all_fleets_together(shop, lab, limits):
+    with pytest.raises(NotEnoughResources, match=r"lab.toml:6: fleets.web.count: .*_per_owner"):
+        limited(lab, **limits).apply_lab(shop())
+    assert names(lab) == []
+
+
+def test_what_is_pruned_does_not_count_for_its_owner(shop, lab):
+    lab.engine.apply_lab(shop())
+    edited = shop(SHOP.replace("count = 2", "count = 4").replace("count = 3", "count = 1"))
+    engine = limited(lab, max_clones_per_owner=5)
+    with pytest.raises(NotEnoughResources):
+        engine.apply_lab(edited)
+    engine.apply_lab(edited, prune=True)
+    assert len(names(lab)) == 5
+
+
+def test_fleets_have_leases_and_owners(shop, lab):
+    text = SHOP.replace("count = 2", 'count = 2\nttl = "4h"\nowner = "alice"')
+    text = text.replace("count = 3", 'count = 3\nttl = "never"')
+    lab.engine.apply_lab(shop(text))
+    found = {s.clone.name: (s.clone.labels.owner, s.lease) for s in lab.engine.leases(
+        lab.engine.list()
+    )}  # fmt: skip
+    assert {name for name, (owner, _) in found.items() if owner == "alice"} == {"db-1", "db-2"}
+    assert {name: lease and lease.ttl for name, (_, lease) in found.items()} == {
+        **{f"db-{n}": 4 * 3600 for n in (1, 2)},
+        **{f"web-{n}": None for n in (1, 2, 3)},
+    }
+    assert lab.engine.diff_lab(shop(text.replace("4h", "8h").replace("alice", "bob"))) == ()
+    engine = limited(lab, max_clones_per_owner=2)
+    with pytest.raises(NotEnoughResources, match="alice has 2 clones"):
+        engine.apply_lab(shop(text.replace("count = 2", "count = 3")))
+    engine.apply_lab(shop(text.replace("count = 2", "count = 3").replace("alice", "bob")))
+
+
+# --- networks in use ----------------------------------------------------------------------------
+
+
+def test_a_network_that_others_are_on_is_not_removed(shop, lab, networks):
+    lab.engine.apply_lab(shop(ON_NET))
+    lab.engine.create("other", "t1", count=1, network="net")
+    before = names(lab)
+    for call in (
+        lambda: lab.engine.apply_lab(shop('name = "shop"'), prune=True),
+        lambda: lab.engine.delete_lab(shop(ON_NET)),
+        lambda: lab.engine.lab_parts(shop(ON_NET)),
+    ):
+        with pytest.raises(Conflict, match="network net can't be removed: other-1 would lose it"):
+            call()
+    assert (names(lab), list(networks.there)) == (before, ["net"])
+    lab.engine.delete("other")
+    lab.engine.delete_lab(shop(ON_NET))
+    assert networks.there == {}
+
+
+def test_a_network_that_left_the_file_but_is_used_by_its_fleets_stays(shop, lab, networks):
+    lab.engine.apply_lab(shop(ON_NET))
+    without = shop(ON_NET.replace("[networks.net]\ncount = 4\n", "").replace("= 3", "= 4"))
+    with pytest.raises(Conflict, match=r"net can't be removed: web-\[1-4\] would lose it"):
+        lab.engine.apply_lab(without, prune=True)
+    assert (len(names(lab)), list(networks.there)) == (3, ["net"])
+
+
+# --- networks of one name -----------------------------------------------------------------------
+
+
+class Kinds(Networks):
+    """Networks where a bridge and another may have the same name, as on a real host."""
+
+    def __init__(self):
+        super().__init__()
+        self._kinds = {True: Networks(), False: Networks()}
+
+    def inspect(self):
+        return tuple(n for kind in self._kinds.values() for n in kind.inspect())
+
+    def prepare(self, request):
+        return self._kinds[request.bridge].prepare(request)
+
+    def remove(self, request):
+        return self._kinds[request.bridge].remove(request)
+
+
+def test_a_network_that_becomes_a_bridge_keeps_its_bridge(shop, lab):
+    lab.machines.networks = Kinds()
+    lab.engine.apply_lab(shop(NET))
+    bridge = shop(f"{NET}bridge = true\n")
+    lab.engine.apply_lab(bridge, prune=True)
+    assert [n.key for n in lab.machines.networks.inspect()] == ["bridge:net"]
+    assert lab.engine.diff_lab(bridge) == ()

@@ -14,7 +14,7 @@ import pytest
 
 from tests.reach import hostile_sftp
 from vmcloner_core import transfers
-from vmcloner_core.errors import Conflict, Interrupted
+from vmcloner_core.errors import Conflict, HostCommandError, Interrupted
 
 
 @pytest.fixture
@@ -119,6 +119,27 @@ def test_a_failed_clone_keeps_nothing(fields, tmp_path):
     assert code == 10
     assert "o such file" in rows["web-1"]["error"]
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_a_file_in_the_place_of_a_folder_leaves_all_as_it_was(fields, tmp_path):
+    (tmp_path / "source" / "sub").mkdir(parents=True)
+    for name in ("a", "sub/b", "z"):
+        (tmp_path / "source" / name).write_text("new")
+    (tmp_path / "out" / "web-1" / "source" / "sub" / "b").mkdir(parents=True)
+    before = tree(tmp_path / "out" / "web-1")
+    code, rows = fields("-r", f"web-[1-2]:{tmp_path}/source", "out")
+    assert (code, rows["web-2"]["status"]) == (10, "ok")
+    assert (
+        "out/web-1/source/sub/b is a folder here, and a file in the guest"
+        in (rows["web-1"]["error"])
+    )
+    assert tree(tmp_path / "out" / "web-1") == before
+
+
+def test_what_ssh_says_fills_no_disk():
+    """A guest's own sshd may send as much for standard error as it likes."""
+    with pytest.raises(HostCommandError, match="web-1: scp says more than 64 KiB"):
+        transfers._scp(["sh", "-c", "exec yes >&2"], "web-1", 30, threading.Event())
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,15 @@
 import os
 import shutil
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TEMPLATE
 from tests.reach.conftest import USER
-from vmcloner_core.errors import HostCommandError, PartialFailure, WrongState
+from vmcloner_core.errors import HostCommandError, Interrupted, PartialFailure, WrongState
 from vmcloner_core.labs import read_lab
 
 
@@ -146,6 +148,23 @@ def test_endless_output_takes_no_memory_and_a_script_ends_in_time(shop, lab, scr
     with pytest.raises(PartialFailure) as caught:
         lab.engine.apply_lab(shop('run = ["loud.sh"]'))
     assert "not done within 3.0 s" in str(caught.value.failures[0][1])
+
+
+def test_a_script_that_hangs_ends_with_its_run(shop, lab, script):
+    script("hangs.sh", f"{NOTE.format('begun')}sleep 100\n")
+    hangs = shop('run = ["hangs.sh"]')
+
+    def cancel():
+        while len(done(lab)) < 3:
+            time.sleep(0.05)
+        lab.engine.cancel()
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    with pytest.raises((Interrupted, PartialFailure)):
+        lab.engine.apply_lab(hangs)
+    thread.join()
+    assert [c.why for c in lab.engine.diff_lab(hangs)] == ["hangs.sh"] * 3
 
 
 def test_what_a_script_leaves_running_keeps_nobody_waiting(shop, lab, script):

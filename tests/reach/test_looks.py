@@ -15,6 +15,8 @@ import pytest
 from vmcloner_core import console_lines, run_events
 from vmcloner_core.errors import BackendError
 from vmcloner_core.model import Statistics, Usage
+from vmcloner_core.plan import Plan
+from vmcloner_core.runlog import RunLog
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -105,6 +107,29 @@ def test_endless_lines_come_in_parts(fleet):
     lines = list(fleet.engine.console_lines("web-1"))
     assert max(len(line.text) for line in lines) == console_lines.MAX_LINE
     assert lines[-1].text == "end"
+
+
+def test_who_says_much_does_not_keep_others_from_being_shown(fleet):
+    """A guest may write faster than its lines are shown."""
+
+    class Endless(type(fleet.machines.consoles)):
+        def read(self, name, offset, limit):
+            if name == "web-1" and offset:
+                return b"y\n", offset + 2
+            return super().read(name, offset, limit)
+
+    consoles = Endless.__new__(Endless)
+    vars(consoles).update(vars(fleet.machines.consoles))
+    fleet.machines.said["web-1"] = b""
+
+    def wait(_seconds):
+        fleet.machines.said["web-1"] = b"begun\n"
+        fleet.machines.said["web-2"] += b"more\n"
+
+    sources = [console_lines.Source(name=f"web-{n}", consoles=consoles) for n in (1, 2)]
+    lines = console_lines.read(sources, lines=0, follow=True, wait=wait)
+    found = itertools.islice(lines, 200)
+    assert ("web-2", "login: more") in [(line.clone, line.text) for line in found]
 
 
 def test_since(fleet, tmp_path):
@@ -311,6 +336,38 @@ def test_followed_events_of_other_processes(tmp_path):
     assert (step.run, step.kind, step.time) == ("2026-a", "step", "2026-01-01T00:00:01.500+00:00")
     assert next(events).json() == {"schema": 1, "run": "2026-b", "time": "", "event": "plan"}
     assert next(events).values == {"k": 1}
+
+
+def test_followed_events_of_a_log_that_is_cut_off_or_replaced(tmp_path):
+    """It is read from its begin again: what is written there is new."""
+    log = tmp_path / "2026-a.jsonl"
+    log.write_text('{"event": "plan", "n": 1}\n{"event": "ste')
+    line = '{"event": "step", "n": %d}\n'
+
+    def replaced():
+        log.rename(tmp_path / "2026-a.jsonl.1")
+        log.write_text("".join(line % n for n in (4, 5, 6, 7)))
+
+    steps = iter([lambda: log.write_text(line % 2), lambda: log.write_text(""), replaced])
+    events = run_events.read(tmp_path, follow=True, wait=lambda _s: next(steps)())
+    found = list(itertools.islice(events, 5))
+    assert [event.values["n"] for event in found] == [2, 4, 5, 6, 7]
+
+
+def test_following_a_run_ends_with_its_process(tmp_path):
+    """A run that is killed has no result."""
+    log = RunLog(tmp_path, "2026-a")
+    log.vmcloner_plan_ready(Plan(action="create", run="2026-a", host="h", clones=(), order=()))
+    waits = []
+
+    def wait(_seconds):
+        waits.append(1)
+        if len(waits) == 3:
+            log.close()  # as the kernel does, however it dies
+
+    events = run_events.read(tmp_path, run="2026-a", follow=True, wait=wait)
+    assert [event.kind for event in events] == ["plan"]
+    assert len(waits) == 3
 
 
 def test_no_runs_yet(lab, run):

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmcloner_core.cli.base import (
     PLAN_COLUMNS,
@@ -24,6 +24,9 @@ from vmcloner_core.plan import Plan
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.units import counted
 
+if TYPE_CHECKING:
+    from vmcloner_core.labs import Lab
+
 
 class Delete(RunCommand):
     """Stop clones and remove them, with their disks, domains and logs.
@@ -35,6 +38,7 @@ class Delete(RunCommand):
     example = "vmcloner delete web db-[1-3] --yes"
     _networks: Sequence[str] = ()
     """Those of the lab that is deleted."""
+    _lab: Lab | None = None
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
@@ -84,7 +88,7 @@ class Delete(RunCommand):
         :raises VmclonerError: the run did not do everything.
         """
         super().produce_output(parsed_args, column_names, data)
-        if self._networks and not parsed_args.dry_run:
+        if self._lab is not None and self._networks and not parsed_args.dry_run:
             self.engine.delete_lab(self._lab)
         for network in self._networks:
             note(self.app, f"network {network} {'to be ' * parsed_args.dry_run}removed")
@@ -96,7 +100,8 @@ class Delete(RunCommand):
         :raises UsageError: standard input isn't a terminal, and ``--yes`` isn't given.
         """
         count, missing_ok = parsed_args.count, parsed_args.missing_ok
-        request = targeted("delete", parsed_args, count=count, missing_ok=missing_ok)
+        lab = self._lab.name if self._lab is not None else None
+        request = targeted("delete", parsed_args, count=count, missing_ok=missing_ok, lab=lab)
         self._check_terminal(parsed_args)
         return request
 

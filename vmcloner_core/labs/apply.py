@@ -6,8 +6,8 @@ the same apply compares again and does the rest.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import attrs
 
 from vmcloner_core import scripts
 from vmcloner_core.errors import (
+    Conflict,
     Interrupted,
     NotEnoughResources,
     PartialFailure,
@@ -27,14 +28,15 @@ from vmcloner_core.model import (
     Clone,
     Domain,
     HostResources,
+    Network,
     NetworkChange,
     NetworkRequest,
     State,
 )
-from vmcloner_core.names import split_clone
+from vmcloner_core.names import fold
 from vmcloner_core.plan import Plan, Readiness, RunResult, Sizes
 from vmcloner_core.planning import Ahead, Planning
-from vmcloner_core.request import CreateRequest, Request, TargetRequest
+from vmcloner_core.request import Request, TargetRequest
 from vmcloner_core.results import check_result
 from vmcloner_core.settings import Settings
 from vmcloner_core.steps.provision import needed
@@ -44,8 +46,7 @@ from vmcloner_core.units import counted
 OVER_SSH = ("ssh", "cloud-init")
 """The kinds of readiness after which scripts can be run."""
 _NEW = ("create", "replace")
-_MAKING = (*_NEW, "complete", "start")
-"""What a create does."""
+_ENDS = ("remove", "replace")
 
 
 class Runs(Protocol):
@@ -111,6 +112,7 @@ class Applier:
         self._compare = Comparer(lab, host, engine.settings.defaults)
         self._results: list[RunResult] = []
         self._failures: list[tuple[str, VmclonerError]] = []
+        self._stay: frozenset[str] = frozenset()
 
     def diff(self) -> tuple[Change, ...]:
         """Return what differs."""
@@ -124,7 +126,7 @@ class Applier:
         on_changes: Callable[[Sequence[Change], Sequence[Change]], None],
     ) -> LabResult:
         """Apply it; see :meth:`Engine.apply_lab`."""
-        with self._host.hold([f"lab/{self._lab.name}"], self._cancelled):
+        with contextlib.nullcontext() if dry_run else self._locked():
             found = self._host.survey()
             compared = self._compare(found)
             todo = tuple(c for c in compared.changes if c.option in ("", *options))
@@ -132,43 +134,61 @@ class Applier:
             scripts.check_tools([s for fleet in self._lab.fleets.values() for s in fleet.scripts])
             gone = _gone(todo)
             stay = [clone for clone in found.clones if clone.name not in gone]
-            requests = list(self._requests(stay, todo))
+            requests = {name: tuple(self._requests(name, stay, todo)) for name in self._lab.order()}
             forecast = Forecast(self._lab, self._host, self._planning, compared)
-            forecast.check(found, gone, requests)
+            later = forecast.check(found, gone, requests)
+            if any(change.kind == "network" and change.action == "remove" for change in todo):
+                self._check_free(self._compare.unwanted(), later)
             on_changes(todo, left)
             if not dry_run:
-                self._carry_out(todo, {request.fleet: request for request in requests}, options)
+                # What lacks an option stays as it is: it isn't started, nor waited for.
+                self._stay = frozenset(c.name for c in left if c.action in _ENDS)
+                self._carry_out(todo, requests, options)
             return LabResult(changes=todo, left=left, results=tuple(self._results))
 
-    def _requests(self, stay: Sequence[Clone], todo: Sequence[Change]) -> Iterator[CreateRequest]:
-        """Yield a request for each fleet that gets clones made, completed or started, in order.
+    def _requests(
+        self, name: str, stay: Sequence[Clone], todo: Sequence[Change]
+    ) -> Iterator[Request]:
+        """Yield the requests that change a fleet, in their order.
 
         :param stay: all clones on the host but those that are deleted first.
         """
-        for name in itertools.chain.from_iterable(self._lab.levels()):
-            own = [c for c in todo if c.fleet == name and c.action in _MAKING]
-            there = {clone.index for clone in stay if clone.fleet == name}
-            new = [*missing(there, len(there) + sum(c.action in _NEW for c in own))]
-            partial = [split_clone(c.name) for c in own if c.action == "complete"]
-            if own:
-                indices = (*new, *(named[1] for named in partial if named is not None))
-                yield self._lab.request(name, len(there) + len(new), indices)
+        own = [c for c in todo if c.fleet == name]
+        resized: dict[Sizes, list[str]] = {}
+        for change in own:
+            if change.action == "resize":
+                resized.setdefault(self._compare.sizes(name, change.name), []).append(change.name)
+        for sizes, clones in resized.items():  # all with the same new ones at once
+            yield self._request("set", clones, sizes=sizes)
+        there = {clone.index for clone in stay if clone.fleet == name}
+        new = [*missing(there, len(there) + sum(c.action in _NEW for c in own))]
+        index = {clone.name: clone.index for clone in stay}
+        partial = [index[c.name] for c in own if c.action == "complete"]
+        still = [index[c.name] for c in own if c.action == "start"]
+        if new or partial or still:
+            yield self._lab.request(name, (*new, *partial), tuple(still))
+
+    def _request(self, action: str, clones: Sequence[str], **more: Any) -> TargetRequest:
+        """Return a request about clones, which is refused if they aren't the lab's by then."""
+        return TargetRequest(action=action, targets=tuple(clones), lab=self._lab.name, **more)
+
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        return self._host.hold([f"lab/{self._lab.name}"], self._cancelled)
 
     def _carry_out(
         self,
         todo: Sequence[Change],
-        requests: Mapping[str, CreateRequest],
+        requests: Mapping[str, Sequence[Request]],
         options: Collection[str],
     ) -> None:
         self._prepare([c for c in todo if c.action not in ("remove", "replace")])
         gone = _gone(todo)
         if gone:
-            self._run(TargetRequest(action="delete", targets=gone))
+            self._run(self._request("delete", gone))
 
         def made(name: str) -> None:
-            self._resize(name, todo)
-            if name in requests:
-                self._run(requests[name])
+            for request in requests[name]:
+                self._run(request)
 
         settled = functools.partial(self._settle, changed="--provision" in options)
         failed: set[str] = set()
@@ -179,9 +199,8 @@ class Applier:
                     if not self._succeeds(name, step):
                         failed.add(name)
         self._raise_failures(failed)
-        for change in todo:
-            if change.kind == "network" and change.action == "remove":
-                self._remove_network(change.name)
+        if any(change.kind == "network" and change.action == "remove" for change in todo):
+            self._remove([*self._compare.unwanted()])
 
     def _succeeds(self, name: str, step: Callable[[str], None]) -> bool:
         """Do something to a fleet; a failure is kept: other fleets don't depend on it.
@@ -213,31 +232,23 @@ class Applier:
                 request = network.request(change.name, self._lab.name)
                 self._engine.prepare_network(request, hypervisor=network.hypervisor)
 
-    def _resize(self, name: str, todo: Sequence[Change]) -> None:
-        """Change the sizes of a fleet's clones, all with the same new ones at once."""
-        found: dict[Sizes, list[str]] = {}
-        for change in todo:
-            if change.fleet == name and change.action == "resize":
-                found.setdefault(self._compare.sizes(name, change.name), []).append(change.name)
-        for sizes, clones in found.items():
-            self._run(TargetRequest(action="set", targets=tuple(clones), sizes=sizes))
-
     def _settle(self, name: str, *, changed: bool) -> None:
         """Wait until a fleet is ready, then run its scripts where they have not run.
 
         :param changed: run those again that have changed.
         """
         fleet = self._lab.fleets[name]
-        if not fleet.start or not fleet.count:
+        found = self._host.survey().clones
+        clones = [c.name for c in found if c.fleet == name and c.name not in self._stay]
+        if not fleet.start or not clones:
             return
         ready = fleet.readiness
-        wait = TargetRequest(
-            action="wait", targets=(name,), wait=ready, ready=ready is None, timeout=fleet.timeout
-        )
+        wait = self._request("wait", clones, wait=ready, ready=ready is None, timeout=fleet.timeout)
         scripts = functools.partial(
             attrs.evolve, action="provision", scripts=fleet.scripts, changed_scripts=changed
         )
-        pending = self._pending(name, changed=changed)
+        records = self._host.records.of(clones)
+        pending = [n for n, r in records.items() if needed(fleet.scripts, r.ran, changed=changed)]
         if ready is None:
             ready = Readiness.parse(self._compare.template(fleet).readiness)
         if not pending:
@@ -247,16 +258,7 @@ class Applier:
         else:
             self._run(wait)
             ssh = Readiness.parse(OVER_SSH[0], timeout=fleet.timeout)
-            self._run(scripts(wait, targets=pending, wait=ssh, ready=False))
-
-    def _pending(self, name: str, *, changed: bool) -> tuple[str, ...]:
-        """Return the clones of a fleet that still need scripts."""
-        scripts = self._lab.fleets[name].scripts
-        clones = [clone.name for clone in self._host.survey().clones if clone.fleet == name]
-        records = self._host.records.of(clones)
-        return tuple(
-            clone for clone, r in records.items() if needed(scripts, r.ran, changed=changed)
-        )
+            self._run(scripts(wait, targets=tuple(pending), wait=ssh, ready=False))
 
     def _run(self, request: Request) -> None:
         if self._cancelled():
@@ -280,35 +282,52 @@ class Applier:
             hint="run the same command again",
         ) from error
 
-    def _remove_network(self, name: str) -> None:
-        for backend, network in self._compare.networks():
-            if network.name == name:
-                request = NetworkRequest(name=name, bridge=network.kind == "bridge")
-                self._engine.remove_network(request, hypervisor=backend)
+    def _check_free(self, networks: Iterable[tuple[str, Network]], clones: Iterable[Clone]) -> None:
+        """Check that no clones, not even stopped ones, are on networks that are to be removed.
+
+        :raises Conflict: some are.
+        """
+        used = [(key, c.name) for c in clones if c.domain for key in c.domain.networks]
+        for _, network in networks:
+            names = [name for key, name in used if key == network.key]
+            if names:
+                error = Conflict(
+                    f"network {network.name} can't be removed: {fold(names)} would lose it",
+                    hint="delete these clones, or write its table into the file",
+                )
+                raise self._lab.located(error, "")
+
+    def _remove(self, networks: Iterable[tuple[str, Network]]) -> None:
+        for backend, network in networks:
+            request = NetworkRequest(name=network.name, bridge=network.kind == "bridge")
+            self._engine.remove_network(request, hypervisor=backend)
 
     # --- delete ---------------------------------------------------------------------------------
 
     def parts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the names of the clones and of the networks that carry the lab's name."""
-        clones = self._compare.members(self._host.survey())
-        networks = [network.name for _, network in self._compare.networks()]
-        return tuple(clone.name for clone in clones), tuple(networks)
+        """Return the names of the clones and of the networks that carry the lab's name.
+
+        :raises Conflict: other clones are on one of these networks.
+        """
+        found = self._host.survey()
+        networks = [*self._compare.networks()]
+        own = dict.fromkeys(clone.name for clone in self._compare.members(found))
+        self._check_free(networks, [clone for clone in found.clones if clone.name not in own])
+        return tuple(own), tuple(network.name for _, network in networks)
 
     def delete(self) -> RunResult | None:
         """Delete the lab; see :meth:`Engine.delete_lab`."""
-        with self._host.hold([f"lab/{self._lab.name}"], self._cancelled):
-            clones, networks = self.parts()
+        with self._locked():
+            clones, _ = self.parts()
             if clones:
-                self._run(TargetRequest(action="delete", targets=clones))
-            for name in networks:
-                self._remove_network(name)
+                self._run(self._request("delete", clones))
+            self._remove([*self._compare.networks()])
         return self._results[0] if self._results else None
 
 
 def _gone(todo: Iterable[Change]) -> tuple[str, ...]:
     """Return the clones that are deleted."""
-    ends = ("remove", "replace")
-    return tuple(c.name for c in todo if c.kind == "clone" and c.action in ends)
+    return tuple(c.name for c in todo if c.kind == "clone" and c.action in _ENDS)
 
 
 def _members(fleet: str, error: VmclonerError) -> Sequence[tuple[str, VmclonerError]]:
@@ -327,11 +346,13 @@ class Forecast:
         self._ahead = Ahead(templates=compared.templates, pulled=pulled, networks=networks)
 
     def check(
-        self, found: Survey, gone: Collection[str], requests: Iterable[CreateRequest]
-    ) -> None:
+        self, found: Survey, gone: Collection[str], requests: Mapping[str, Sequence[Request]]
+    ) -> tuple[Clone, ...]:
         """Plan the requests one after the other, each in what those before it leave.
 
         :param gone: the clones that are deleted first: what their guests have is free then.
+        :param requests: by fleet.
+        :returns: the clones that will be there.
         :raises NotEnoughResources: one doesn't fit; names file, line and key, and how many would.
         :raises VmclonerError: one isn't possible; likewise.
         """
@@ -340,14 +361,21 @@ class Forecast:
                 self._take(clone.labels.hypervisor, -clone.domain.memory, -1)
         left = tuple(clone for clone in found.clones if clone.name not in gone)
         found = attrs.evolve(found, clones=left)
-        for request in requests:
+        for name, request in ((name, one) for name, those in requests.items() for one in those):
+            resizes = isinstance(request, TargetRequest)
             try:
                 plan = self._planning.plan(request, found, None, self._ahead)
             except VmclonerError as error:
-                key = ".count" if isinstance(error, NotEnoughResources) else ""
-                raise self._lab.located(error, f"fleets.{request.fleet}{key}") from error
-            self._note(plan)
-            found = attrs.evolve(found, clones=(*found.clones, *_imagined(plan)))
+                key = ".memory" if resizes else ".count"
+                key = key if isinstance(error, NotEnoughResources) else ""
+                raise self._lab.located(error, f"fleets.{name}{key}") from error
+            if resizes:
+                clones = self._resized(plan, found.clones, starts=self._lab.fleets[name].start)
+            else:
+                self._note(plan)
+                clones = (*found.clones, *_imagined(plan))
+            found = attrs.evolve(found, clones=clones)
+        return found.clones
 
     def _note(self, plan: Plan) -> None:
         """Note what a plan takes."""
@@ -359,6 +387,19 @@ class Forecast:
         space = {**ahead.space, pool: ahead.space.get(pool, 0) + plan.space}
         volumes = {**ahead.volumes, pool: ahead.volumes.get(pool, 0) + disks}
         self._ahead = attrs.evolve(ahead, space=space, volumes=volumes)
+
+    def _resized(self, plan: Plan, clones: Sequence[Clone], *, starts: bool) -> tuple[Clone, ...]:
+        """Return clones as they will be after a ``set``, and note what they take if they start."""
+        names, memory = {clone.name for clone in plan.clones}, plan.sizes.memory
+
+        def resized(clone: Clone) -> Clone:
+            if memory is None or clone.domain is None or clone.name not in names:
+                return clone
+            if starts and clone.state is not State.RUNNING:
+                self._take(clone.labels.hypervisor, memory - clone.domain.memory, 0)
+            return attrs.evolve(clone, domain=attrs.evolve(clone.domain, memory=memory))
+
+        return tuple(map(resized, clones))
 
     def _take(self, hypervisor: str, memory: int, guests: int) -> None:
         """Note that guests take memory: of the host's own, if it is overcommitted, less."""

@@ -88,7 +88,6 @@ class Comparer:
             for clone in members
             if clone.fleet not in lab.fleets
         ]
-        wanted = {network.key(name) for name, network in lab.networks.items()}
         changes += [
             Change(
                 action="remove",
@@ -97,8 +96,7 @@ class Comparer:
                 why="not in the file",
                 option="--prune",
             )
-            for _, network in self.networks()
-            if network.key not in wanted
+            for _, network in self.unwanted()
         ]
         return Comparison(
             changes=tuple(changes),
@@ -140,6 +138,11 @@ class Comparer:
                 if network.ours and network.lab == self._lab.name and network.key not in seen:
                     seen.add(network.key)  # two connections to one libvirt see the same
                     yield name, network
+
+    def unwanted(self) -> Iterator[tuple[str, Network]]:
+        """Yield those of :meth:`networks` that the file doesn't have."""
+        wanted = {network.key(name) for name, network in self._lab.networks.items()}
+        yield from (found for found in self.networks() if found[1].key not in wanted)
 
     # --- images and networks --------------------------------------------------------------------
 
@@ -202,7 +205,7 @@ class Comparer:
                 raise lab.located(error, f"fleets.{name}")
         try:
             template = self.template(fleet)
-            template = lab.request(name, max(1, fleet.count)).shaped(template)
+            template = lab.request(name).shaped(template)
         except VmclonerError as error:
             raise lab.located(error, f"fleets.{name}.template") from error
         kept = sorted(clones, key=lambda clone: clone.index)[: fleet.count]

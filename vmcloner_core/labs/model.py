@@ -9,11 +9,19 @@ from typing import Any, Literal
 import attrs
 
 from vmcloner_core.errors import InvalidRequest, VmclonerError
-from vmcloner_core.model import CloneMode, NetworkRequest, Script, Values, network_key
+from vmcloner_core.model import (
+    NEVER,
+    CloneMode,
+    NetworkRequest,
+    Script,
+    Values,
+    check_ttl,
+    network_key,
+)
 from vmcloner_core.names import check_lab
 from vmcloner_core.plan import Readiness, RunResult, Sizes
 from vmcloner_core.request import MAX_CLONES, CreateRequest
-from vmcloner_core.units import Size
+from vmcloner_core.units import Size, parse_duration
 
 
 def _count(_instance: object, _attribute: object, value: int) -> None:
@@ -77,6 +85,8 @@ class LabFleet:
     :param network: of the first card, instead of the template's: a network of the file, or another
         of the host's.
     :param storage, hypervisor: None for the defaults in the settings. :param full: full copies.
+    :param ttl: for how long new clones are leased, as ``--ttl``; None for what the settings say.
+    :param owner: whose new clones are, None for the user who applies the lab.
     :param values: of all clones. :param clones: of some, by clone or index.
     :param values_file: the same as a file, see ``create --values``.
     :param run: scripts for the guests' shells, relative to the lab's file. :param playbook: an
@@ -93,6 +103,8 @@ class LabFleet:
     storage: str | None = None
     hypervisor: str | None = None
     full: bool = False
+    ttl: str | None = None
+    owner: str | None = None
     memory: Size | None = None
     vcpus: int | None = None
     disk_size: Size | None = None
@@ -115,6 +127,13 @@ class LabFleet:
         if self.ready is None:
             return None
         return Readiness.parse(self.ready, timeout=self.timeout)
+
+    @property
+    def lease(self) -> int | str | None:
+        """For how long new clones are leased: seconds, ``never``, or None for the settings'."""
+        ttl = self.ttl if self.ttl in (None, NEVER) else parse_duration(self.ttl)
+        check_ttl(ttl)
+        return ttl
 
     def given(self, index: int) -> Values:
         """Return the values that the file gives a clone."""
@@ -150,6 +169,10 @@ class Lab:
         located.__cause__ = error
         return located
 
+    def order(self) -> tuple[str, ...]:
+        """Return the fleets in the order of :meth:`levels`."""
+        return tuple(name for level in self.levels() for name in level)
+
     def levels(self) -> tuple[tuple[str, ...], ...]:
         """Return the fleets in the order in which they are made: each after what it needs.
 
@@ -183,16 +206,20 @@ class Lab:
             return fleet.network
         return self.networks[fleet.network].key(fleet.network)
 
-    def request(self, name: str, count: int, new: tuple[int, ...] = ()) -> CreateRequest:
+    def request(
+        self, name: str, new: tuple[int, ...] = (), others: tuple[int, ...] = ()
+    ) -> CreateRequest:
         """Return the request for a fleet.
 
-        :param new: the indices of the clones that will be made: only they get values.
+        :param new: the indices of the clones that will be made or completed: they get values.
+        :param others: those of clones that will only be started.
         """
         fleet = self.fleets[name]
         return CreateRequest(
             fleet=name,
             template=fleet.template,
-            count=count,
+            indices=(*new, *others),
+            others=False,
             hypervisor=fleet.hypervisor,
             storage=fleet.storage,
             mode=CloneMode.FULL if fleet.full else None,
@@ -200,6 +227,8 @@ class Lab:
             values={index: own for index in new if (own := fleet.given(index))},
             network=self.network_of(fleet),
             lab=check_lab(self.name),
+            ttl=fleet.lease,
+            owner=fleet.owner,
         )
 
 

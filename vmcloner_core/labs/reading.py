@@ -10,17 +10,22 @@ from typing import Any
 
 import attrs
 
-from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, did_you_mean
+from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, did_you_mean, shown
 from vmcloner_core.labs.model import Lab, LabFleet, LabNetwork, place
 from vmcloner_core.model import Script, Values
-from vmcloner_core.names import check_fleet, check_lab, check_template, clone_name
+from vmcloner_core.names import check_fleet, check_lab, check_owner, check_template, clone_name
 from vmcloner_core.plan import Sizes, check_timeout
-from vmcloner_core.tomlfile import InvalidTable, keys_of, parse_toml, structure
+from vmcloner_core.tomlfile import InvalidTable, keys_of, parse_toml, path_of, structure
 from vmcloner_core.trusted_files import exists, read_file
 from vmcloner_core.values_file import check_value, read_values, values_in
 
 MAX_FILE = 256 * 1024
 """Bytes of a lab's file."""
+_TOKEN = re.compile(
+    r"""\"{3}(?:\\.|(?!"{3}).)*"{3,5}|'{3}.*?'{3,5}|"(?:\\.|[^"\\])*"|'[^']*'|\#[^\n]*|[][{}\n]""",
+    re.DOTALL,
+)
+"""What tells where a statement of TOML ends: strings, comments, brackets and ends of lines."""
 
 
 def read_lab(file: Path) -> Lab:
@@ -58,7 +63,7 @@ def read_lab(file: Path) -> Lab:
 def _not_toml(file: Path, content: bytes, error: InvalidRequest) -> InvalidRequest:
     """Return an error of the TOML parser with the line where it is expected."""
     text = error.message.removeprefix(f"{file}: ").removeprefix("not TOML: ")
-    lines = content.decode(errors="replace").splitlines()
+    lines = content.decode(errors="replace").split("\n")
     at = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", text)
     if at is None:
         return InvalidRequest(f"{file}: {text}")
@@ -76,7 +81,7 @@ def _wrong(
     """Return an error for what is wrong with keys, the first in the file first."""
     texts: list[tuple[int, str]] = []
     for path, reason in problems:
-        key = re.sub(r"\['([^']*)'\]", r".\1", path).lstrip(".")
+        key = re.sub(r"""\[(['"])(.*?)\1\]""", r".\2", path).lstrip(".")
         text = re.sub(r"^key '[^']*' is missing", "is missing", reason)
         unknown = re.match(r"unknown key '([^']*)' \((.*)\)$", reason)
         if unknown is not None:
@@ -102,30 +107,42 @@ def _check_reserved(file: Path, lines: Mapping[str, int], data: Mapping[str, Any
 def key_lines(text: str) -> dict[str, int]:
     """Return the line of each key of a TOML text, by its dotted path: ``fleets.web.count``.
 
-    A statement of TOML ends at the end of a line. So the text is cut into its statements by trying
-    where what has been read so far is complete, and each is read by the parser itself.
+    The text is cut into its statements, and each of them is read by the parser itself.
+
+    :param text: the parser has read it without an error.
     """
     found: dict[str, int] = {}
-    table, counts, first, statement = "", dict[str, int](), 0, ""
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
-        first, statement = (first, statement + line) if statement else (number, line)
-        try:
-            data = tomllib.loads(statement)
-        except tomllib.TOMLDecodeError:
-            continue  # it goes on in the next line
+    table, counts = "", dict[str, int]()
+    for first, statement in _statements(text):
+        data = tomllib.loads(statement)
         header = statement.lstrip().startswith("[")
         if header:
             table, array = _header(data)
             if array:
                 counts[table] = counts.get(table, -1) + 1
+                found.setdefault(table, first)
                 table = f"{table}[{counts[table]}]"
             for end in (at for at, letter in enumerate(f"{table}.") if letter == "."):
                 found.setdefault(table[:end], first)
         else:
             for key in _paths(data, table):
                 found.setdefault(key, first)
-        statement = ""
     return found
+
+
+def _statements(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the first line and the text of each statement of TOML that is right.
+
+    One ends at the end of a line, outside of strings and brackets.
+    """
+    begin, line, number, depth = 0, 1, 1, 0
+    for token in _TOKEN.finditer(text):
+        number += token[0].count("\n")
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+        if token[0] == "\n" and depth == 0:
+            yield line, text[begin : token.end()]
+            begin, line = token.end(), number
+    yield line, text[begin:]
 
 
 def _header(data: object) -> tuple[str, bool]:
@@ -188,6 +205,9 @@ class _Reader:
         self._check("count", lambda: clone_name(name, max(1, fleet.count)))
         self._check("template", lambda: check_template(fleet.template))
         self._check("ready", lambda: fleet.readiness)
+        self._check("ttl", lambda: fleet.lease)
+        if fleet.owner is not None:
+            self._check("owner", lambda: check_owner(fleet.owner or ""))
         self._check("memory", lambda: Sizes(memory=fleet.memory))
         self._check("vcpus", lambda: Sizes(vcpus=fleet.vcpus))
         self._check("disk_size", lambda: Sizes(disk=fleet.disk_size))
@@ -205,8 +225,7 @@ class _Reader:
         for key, script in zip([f"run[{n}]" for n in range(len(fleet.run))], scripts, strict=False):
             if sum(each.name == script.name for each in scripts) > 1:
                 self._fail(key, f"{script.name} is there twice", "each is run once: remove one")
-        request = lambda: lab.request(name, max(1, fleet.count))  # noqa: E731
-        self._check("network", request)
+        self._check("network", lambda: lab.request(name))
         return attrs.evolve(fleet, own=own, scripts=tuple(scripts))
 
     def _key(self, key: str) -> str:
@@ -252,16 +271,21 @@ class _Reader:
         return read_values(file, self._name)
 
     def _script(self, key: str, word: str, *, playbook: bool = False) -> Script:
-        file = self._folder / Path(word).expanduser()
 
-        def read() -> bytes:
+        def read() -> tuple[Path, bytes]:
+            try:
+                file = self._folder / path_of(word)
+            except ValueError as error:
+                raise InvalidRequest(str(error)) from error
             self._there(file)
-            return read_file(file, trusted=True)
+            return file, read_file(file, trusted=True)
 
-        content = self._check(key, read)
+        file, content = self._check(key, read)
         return Script(name=word, content=content, playbook=file if playbook else None)
 
     @staticmethod
     def _there(file: Path) -> None:
         if not exists(file):
-            raise NotFound(f"{file} doesn't exist", hint="paths are relative to the lab's file")
+            raise NotFound(
+                f"{shown(str(file))} doesn't exist", hint="paths are relative to the lab's file"
+            )
