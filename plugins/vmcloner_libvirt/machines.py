@@ -12,7 +12,6 @@ file gets a second name, or is copied where that isn't possible. Nobody writes t
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,11 +25,10 @@ from vmcloner_core.os_errors import of_state
 from vmcloner_libvirt import firmware, memory, operations, renewing
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.conditions import state_of
-from vmcloner_libvirt.errors import is_code, is_disconnect
+from vmcloner_libvirt.errors import is_code
 from vmcloner_libvirt.metadata import parse
-from vmcloner_libvirt.whereabouts import AGENT_TIMEOUT
+from vmcloner_libvirt.whereabouts import freeze, thaw
 
-log = logging.getLogger(__name__)
 Each = Callable[[Sequence[str], Callable[[Any, str], bool]], Iterator[Outcome[None]]]
 MANIFEST = "machine.json"
 MEMORY = "memory"
@@ -95,23 +93,11 @@ class Machines(MachineInterface):
 
 def quiesce(connection: Any, name: str) -> bool:
     """Freeze a guest's file systems, and pause it; QEMU writes what it holds when it pauses."""
-    module = libvirt()
-    domain = _defined(connection, name)
+    freeze(connection, name, otherwise=", or take the snapshot with --memory")
     try:
-        domain.agentSetResponseTimeout(AGENT_TIMEOUT, 0)
-        domain.fsFreeze()
-    except module.libvirtError as error:
-        if is_disconnect(error):
-            raise
-        _thaw(domain)  # it may have frozen some
-        raise WrongState(
-            f"{name} is running, and no agent in the guest froze its disks: {error}",
-            hint=f"vmcloner stop {name}, or take the snapshot with --memory",
-        ) from error
-    try:
-        domain.suspend()
-    except module.libvirtError:
-        _thaw(domain)
+        _defined(connection, name).suspend()
+    except (libvirt().libvirtError, NotFound):
+        thaw(connection, name)
         raise
     return True
 
@@ -126,19 +112,8 @@ def release(connection: Any, name: str) -> bool:
     paused = (state, reason) == (module.VIR_DOMAIN_PAUSED, module.VIR_DOMAIN_PAUSED_USER)
     if paused:
         domain.resume()
-    _thaw(domain)
+    thaw(connection, name)
     return bool(paused)
-
-
-def _thaw(domain: Any) -> None:
-    """Thaw a guest's file systems, as far as they are frozen."""
-    try:
-        domain.agentSetResponseTimeout(AGENT_TIMEOUT, 0)
-        domain.fsThaw()
-    except libvirt().libvirtError as error:
-        if is_disconnect(error):
-            raise
-        log.debug("%s: %s", domain.name(), error)  # no agent: then nothing was frozen
 
 
 # --- keeping ----------------------------------------------------------------------------------

@@ -144,5 +144,5 @@ def test_a_disk_that_would_seal_itself(guest, tmp_path):
     for files, links in tricks.values():
         make_disk(disk, {**FILES, **files}, links=links)
         run("tune2fs", "-U", uuid, disk)
-        with pytest.raises(WrongState, match="can't be sealed: .*(/dev|can't be removed)"):
+        with pytest.raises(WrongState, match=r"can't be sealed: .*(/dev|can't be removed)"):
             sealed(guest, disk)

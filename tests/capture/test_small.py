@@ -45,7 +45,7 @@ def make_disk(
     size: int = 64 * MIB,
     links: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Make a raw ext4 image with these files and links; without a host name, it has a pipe there."""
+    """Make a raw ext4 image with these files and links. Its host name is a pipe, unless given."""
     root = path.with_suffix(".d")
     root.mkdir()
     for name, target in links.items():
