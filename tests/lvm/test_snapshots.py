@@ -62,6 +62,9 @@ def test_a_volume_in_use_is_left(driver, host):
 
 def test_names_that_lvm_reserves(driver):
     [volume] = volumes(driver, 1)
+    with pytest.raises(InvalidRequest, match="LVM reserves"):
+        driver.snapshots.check_name("web-1-disk0.a_tmeta")
+    driver.snapshots.check_name("web-1-disk0.a")
     assert errors(driver.snapshots.create([snapshot_of(volume, "a_tmeta")])) == {
         "web-1-disk0.a_tmeta": InvalidRequest
     }
