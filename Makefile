@@ -82,7 +82,7 @@ lint: tools ## Check style, types, layers and scripts
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@shellcheck -x $(SCRIPTS) plugins/vmcloner_tiny/init
+	@shellcheck -x $(SCRIPTS) $(addprefix plugins/vmcloner_tiny/,init seal apply)
 
 docs: tools ## Build the documentation's site into build/docs/html; a warning is an error
 	@$(BIN)/python -m contrib.docs.build html

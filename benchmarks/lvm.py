@@ -74,12 +74,12 @@ class Bench:
         ).unwrap()
         self.template = f"{vg}/template.bench"
 
-    def requests(self, count: int) -> list[CloneRequest]:
+    def requests(self, count: int, fleet: str = "bench") -> list[CloneRequest]:
         return [
             CloneRequest(
                 origin=self.origin,
                 labels=Labels(
-                    fleet="bench",
+                    fleet=fleet,
                     index=index,
                     template="bench",
                     run="20260101-000000-abcd",
@@ -92,9 +92,9 @@ class Bench:
             for index in range(1, count + 1)
         ]
 
-    def clone(self, count: int, batch: int) -> float:
+    def clone(self, count: int, batch: int, fleet: str = "bench") -> float:
         """Clone by transactions; returns seconds for each."""
-        wanted = self.requests(count)
+        wanted = self.requests(count, fleet)
 
         def work() -> None:
             for start in range(0, count, batch):
@@ -137,9 +137,9 @@ class Bench:
         gone = timed(lambda: each(kept.delete(found)))
         return made / count, back / count, gone / count
 
-    def delete(self) -> float:
-        """Delete all clones by one transaction; returns seconds for each."""
-        volumes = self.driver.volumes()
+    def delete(self, fleet: str = "bench") -> float:
+        """Delete a fleet by one transaction; returns seconds for each clone."""
+        volumes = [each for each in self.driver.volumes() if each.labels.fleet == fleet]
 
         def work() -> None:
             for outcome in self.driver.delete(volumes):
@@ -202,6 +202,9 @@ def measure(bench: Bench, count: int) -> list[Row]:
     made, gone = bench.raw()  # close to what it is compared with: other guests load a machine
     whole = bench.clone(count, count)
     say(f"{count}: transaction {shown(whole)}, messages {shown(made)}")
+    # LVM writes the metadata of all volumes: a snapshot is compared with a clone beside as many.
+    beside = bench.clone(count, count, "beside")
+    gone_beside = bench.delete("beside")
     taken, back, dropped = bench.snapshots(count)
     say(f"{count}: snapshots {shown(taken)}, reverts {shown(back)}, removals {shown(dropped)}")
     reset = bench.reset(count, bench.driver.reset)
@@ -221,9 +224,17 @@ def measure(bench: Bench, count: int) -> list[Row]:
         row("clone", count, "loop of lvcreate -s", statistics.mean(plain), whole, sampled),
         row("clone", count, "the same, -an -An, no udev", statistics.mean(tuned), whole, sampled),
         row("clone", count, "bare create_snap messages", made, whole, f"{RAW}, no volumes of LVM"),
-        row("snapshot", count, "one transaction", taken, whole, "times: to a clone"),
+        row("clone", count, f"one transaction, beside {count} others", beside, whole),
+        row("snapshot", count, "one transaction", taken, beside, "times: to a clone beside others"),
         row("revert", count, "one transaction", back, reset, "times: to a reset"),
-        row("delete a snapshot", count, "one transaction", dropped, deleted, "times: to a clone"),
+        row(
+            "delete a snapshot",
+            count,
+            "one transaction",
+            dropped,
+            gone_beside,
+            "times: to a clone beside others",
+        ),
         row("reset", count, "one transaction", reset, reset),
         row("reset", count, "delete, then clone", stepwise, reset),
         row("delete", count, "one transaction", deleted, deleted),

@@ -82,6 +82,8 @@ so unless it is a link; ``empty`` empties a file, or all in a folder; ``name`` e
 contains the captured clone's name and nothing else."""
 _KERNEL = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check"
 _SECTOR = 512
+_SAID = 65536
+"""Bytes of what the guest says that are read."""
 _ROOM = 64 * 1024**2
 """Bytes that QEMU may write to another file than the disk."""
 
@@ -129,7 +131,8 @@ def seal(
                 if accelerator == EMULATED:
                     raise type(error)(message) from error
                 log.debug("%s: emulated, since: %s", clone, message)
-        _judge(clone, token, said.read_bytes()[:65536].decode("ascii", "replace"))
+        with said.open("rb") as stream:
+            _judge(clone, token, stream.read(_SAID).decode("ascii", "replace"))
 
 
 def _accelerators() -> Sequence[str]:

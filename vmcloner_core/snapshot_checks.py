@@ -13,6 +13,7 @@ from vmcloner_core.drivers import StorageDriver
 from vmcloner_core.errors import NotEnoughResources
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import Capacity, Volume
+from vmcloner_core.names import snapshot_volume
 from vmcloner_core.plan import Plan
 from vmcloner_core.steps.snapshots import aim_of, disk_snapshots, machines
 from vmcloner_core.units import counted, format_size
@@ -22,6 +23,7 @@ def check_snapshots(host: LocalHost, plan: Plan) -> None:
     """Check that the backends of a plan's clones have snapshots, and room for new ones.
 
     :raises BackendError: one has none. :raises NotEnoughResources: there is too little room.
+    :raises InvalidRequest: a pool can't have snapshots of that name.
     """
     volumes: dict[str, list[Volume]] = {}
     for clone in plan.clones:
@@ -31,7 +33,11 @@ def check_snapshots(host: LocalHost, plan: Plan) -> None:
             volumes.setdefault(volume.pool, []).append(volume)
     if plan.action != "snapshot-create":
         return
+    aim = aim_of(plan.snapshot)
     for pool, own in volumes.items():
+        interface = disk_snapshots(host.drivers.storage(pool), own[0].name)
+        for volume in own:
+            interface.check_name(snapshot_volume(volume.name, aim.name))
         need = host.drivers.ask("storage", pool, functools.partial(_need, own), int)
         free = host.drivers.ask("storage", pool, lambda driver: driver.capacity(), Capacity)
         _check_room(f"storage {pool!r}", need, free.free, len(own))
@@ -42,7 +48,6 @@ def check_snapshots(host: LocalHost, plan: Plan) -> None:
                 f"{counted(len(own), 'disk')} are asked for",
                 hint="vmcloner snapshot delete, or delete clones",
             )
-    aim = aim_of(plan.snapshot)
     if aim.memory:
         for clone in plan.clones:
             machines(host.drivers.hypervisor(clone.labels.hypervisor), clone.name)

@@ -76,7 +76,7 @@ class Undo:
         if not draft.memory:
             if draft.was is State.RUNNING:
                 _check(driver.snapshots.release([clone.name]))
-        elif clone.state is State.SAVED:
+        elif clone.state in (State.SAVED, State.RUNNING, State.PAUSED):  # or its save goes on
             for name in dict.fromkeys(volume.pool for volume in clone.volumes):
                 own = [volume for volume in clone.volumes if volume.pool == name]
                 _check(self.drivers.storage(name).activate(own))

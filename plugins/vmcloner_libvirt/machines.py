@@ -12,9 +12,9 @@ file gets a second name, or is copied where that isn't possible. Nobody writes t
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,10 @@ from vmcloner_core.os_errors import of_state
 from vmcloner_libvirt import firmware, memory, operations, renewing
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.conditions import state_of
-from vmcloner_libvirt.errors import is_code, is_disconnect
+from vmcloner_libvirt.errors import is_code
 from vmcloner_libvirt.metadata import parse
-from vmcloner_libvirt.whereabouts import AGENT_TIMEOUT
+from vmcloner_libvirt.whereabouts import freeze, thaw
 
-log = logging.getLogger(__name__)
 Each = Callable[[Sequence[str], Callable[[Any, str], bool]], Iterator[Outcome[None]]]
 MANIFEST = "machine.json"
 MEMORY = "memory"
@@ -39,6 +38,8 @@ TPM = "tpm"
 MAX_MANIFEST = 1024**2
 MAGIC = (b"LibvirtQemudSave", b"libvirt-xml\n \0")
 """How complete save images of libvirt's drivers for QEMU and for Xen begin."""
+SAVING, SAVING_PAUSE = 60.0, 0.1
+"""Seconds in which a save that nobody wants ends, and between two looks."""
 
 
 class Machines(MachineInterface):
@@ -95,23 +96,11 @@ class Machines(MachineInterface):
 
 def quiesce(connection: Any, name: str) -> bool:
     """Freeze a guest's file systems, and pause it; QEMU writes what it holds when it pauses."""
-    module = libvirt()
-    domain = _defined(connection, name)
+    freeze(connection, name, otherwise=", or take the snapshot with --memory")
     try:
-        domain.agentSetResponseTimeout(AGENT_TIMEOUT, 0)
-        domain.fsFreeze()
-    except module.libvirtError as error:
-        if is_disconnect(error):
-            raise
-        _thaw(domain)  # it may have frozen some
-        raise WrongState(
-            f"{name} is running, and no agent in the guest froze its disks: {error}",
-            hint=f"vmcloner stop {name}, or take the snapshot with --memory",
-        ) from error
-    try:
-        domain.suspend()
-    except module.libvirtError:
-        _thaw(domain)
+        _defined(connection, name).suspend()
+    except (libvirt().libvirtError, NotFound):
+        thaw(connection, name)
         raise
     return True
 
@@ -126,19 +115,8 @@ def release(connection: Any, name: str) -> bool:
     paused = (state, reason) == (module.VIR_DOMAIN_PAUSED, module.VIR_DOMAIN_PAUSED_USER)
     if paused:
         domain.resume()
-    _thaw(domain)
+    thaw(connection, name)
     return bool(paused)
-
-
-def _thaw(domain: Any) -> None:
-    """Thaw a guest's file systems, as far as they are frozen."""
-    try:
-        domain.agentSetResponseTimeout(AGENT_TIMEOUT, 0)
-        domain.fsThaw()
-    except libvirt().libvirtError as error:
-        if is_disconnect(error):
-            raise
-        log.debug("%s: %s", domain.name(), error)  # no agent: then nothing was frozen
 
 
 # --- keeping ----------------------------------------------------------------------------------
@@ -206,6 +184,11 @@ def described(root: Any) -> dict[str, Any]:
             (disk.find("target").get("dev") if disk.find("target") is not None else ""),
             disk.get("device", "disk"),
             (driver.get("type") if (driver := disk.find("driver")) is not None else ""),
+            (
+                source.get("file") or source.get("dev")
+                if (source := disk.find("source")) is not None
+                else ""
+            ),
         ]
         for disk in devices.iterfind("disk")
     ]
@@ -217,6 +200,7 @@ def described(root: Any) -> dict[str, Any]:
         for card in devices.iterfind("interface")
     ]
     return {
+        "UUID": root.findtext("uuid"),
         "memory": root.findtext("memory"),
         "current memory": root.findtext("currentMemory"),
         "vcpus": root.findtext("vcpu"),
@@ -317,10 +301,13 @@ def put_back(connection: Any, name: str, folder: Path, is_own: Callable[[str, Pa
 
 
 def resume(connection: Any, name: str) -> bool:
-    """Continue a saved domain as it was; tell whether it was saved."""
+    """Continue a saved domain as it was, or one that is being saved; tell whether it was."""
     domain = operations.find(connection, name)
-    if domain is None or domain.isActive() or domain.hasManagedSaveImage() != 1:
+    if domain is None:
         return False
+    saving = bool(domain.isActive()) and _stop_saving(domain)
+    if domain.isActive() or domain.hasManagedSaveImage() != 1:
+        return saving
     try:
         domain.create()
     except libvirt().libvirtError as error:
@@ -328,6 +315,24 @@ def resume(connection: Any, name: str) -> bool:
             return False  # another process started it at the same time
         raise
     return True
+
+
+def _stop_saving(domain: Any) -> bool:
+    """Stop a save that goes on after who asked for it was killed; tell whether there was one.
+
+    libvirt lets the guest go on as it was before. Where that can't be, the save is waited for.
+    """
+    module = libvirt()
+    saving, deadline = False, time.monotonic() + SAVING
+    with operations.tolerate("VIR_ERR_OPERATION_INVALID", "VIR_ERR_NO_SUPPORT"):  # it is off
+        while domain.jobInfo()[0] != module.VIR_DOMAIN_JOB_NONE:
+            if time.monotonic() > deadline:
+                raise WrongState(f"{domain.name()} is being saved", hint="virsh domjobabort")
+            saving = True
+            with operations.tolerate("VIR_ERR_OPERATION_INVALID", "VIR_ERR_NO_SUPPORT"):
+                domain.abortJob()
+            time.sleep(SAVING_PAUSE)
+    return saving
 
 
 def _defined(connection: Any, name: str) -> Any:

@@ -178,10 +178,11 @@ def set_clock(connection: Any, name: str) -> bool:
     return True
 
 
-def freeze(connection: Any, name: str) -> None:
+def freeze(connection: Any, name: str, *, otherwise: str = "") -> None:
     """Freeze a guest's file systems by its agent.
 
-    :raises WrongState: there is none that does.
+    :param otherwise: what else the hint says, after stopping it.
+    :raises WrongState: there is none that does; nothing is frozen then.
     """
     thaw(connection, name)  # of a command that was killed: freezing what is frozen fails
     module = libvirt()
@@ -195,12 +196,15 @@ def freeze(connection: Any, name: str) -> None:
         thaw(connection, name)  # it may have frozen some
         raise WrongState(
             f"{name} is running, and no agent in the guest froze its disks: {error}",
-            hint=f"vmcloner stop {name}",
+            hint=f"vmcloner stop {name}{otherwise}",
         ) from error
 
 
 def thaw(connection: Any, name: str) -> None:
-    """Thaw a guest's file systems by its agent, as far as they are frozen."""
+    """Thaw a guest's file systems by its agent, as far as they are frozen.
+
+    An agent that is still freezing them answers after that: hence as much time.
+    """
     module = libvirt()
     try:
         handle = connection.lookupByName(name)

@@ -106,11 +106,12 @@ def refresh(lvm: Lvm, mapper: DeviceMapper, name: str, size: int, *, held: bool 
 
 def _active(lvm: Lvm, mapper: DeviceMapper, names: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Return those of ``names`` that are active, with their open counts and device numbers."""
+    devices = {device_name(lvm.group, name): name for name in names}
     found = {}
-    for name in names:
-        device = mapper.device(device_name(lvm.group, name))
+    for each in mapper.present(devices.keys()):
+        device = mapper.device(each)
         if device is not None:
-            found[name] = (device.opened, device.number)
+            found[devices[each]] = (device.opened, device.number)
     return found
 
 

@@ -110,10 +110,10 @@ def _at_once(
 
 
 def _active_origin(session: Session, new: Sequence[NewVolume]) -> str | None:
-    for name in {each.origin for each in new if each.origin is not None}:
-        if session.mapper.device(device_name(session.lvm.group, name)) is not None:
-            return f"{name} is active"  # its device would have to be suspended
-    return None
+    group = session.lvm.group
+    origins = {device_name(group, each.origin): each.origin for each in new if each.origin}
+    active = sorted(origins[each] for each in session.mapper.present(origins.keys()))
+    return f"{active[0]} is active" if active else None  # its device would have to be suspended
 
 
 def _transact(

@@ -12,6 +12,7 @@ import os
 import struct
 import threading
 import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -22,9 +23,15 @@ from vmcloner_core.errors import BackendError, HostCommandError
 CONTROL = Path("/dev/mapper/control")
 _HEADER = struct.Struct("=3I3Ii3IQ128s129s7x")  # struct dm_ioctl
 _SPEC = struct.Struct("=QQiI16s")  # struct dm_target_spec
+_LISTED = struct.Struct("=QI")  # struct dm_name_list, without the name
 _SIZE = 16 * 1024
+_MAX_SIZE = 64 * 1024**2
+_FEW = 8
+"""Devices about which the kernel is asked one by one, not for all that it has."""
+_LIST_DEVICES = 2
 _DEV_CREATE, _DEV_REMOVE, _DEV_SUSPEND, _DEV_STATUS = 3, 4, 6, 7
 _TABLE_LOAD, _TABLE_STATUS, _TARGET_MSG = 9, 12, 14
+_BUFFER_FULL = 1 << 8
 _NOFLUSH = 1 << 11
 _NO_UDEV_RULES = 0x4F << 16  # libdevmapper.h: DM_UDEV_DISABLE_*: udev ignores it
 _REMOVE_TIMEOUT = 10.0
@@ -61,6 +68,10 @@ class DeviceMapper(Protocol):
 
     def device(self, name: str) -> Device | None:
         """Return a device by name, None if there is none."""
+        ...
+
+    def present(self, names: Collection[str]) -> Collection[str]:
+        """Return those of these devices that exist, in the same order."""
         ...
 
     def size(self, name: str) -> int | None:
@@ -117,6 +128,34 @@ class KernelDeviceMapper:
             raise HostCommandError(f"device {name}: {error.strerror}") from error
         fields = _HEADER.unpack_from(answer)
         return Device(number=fields[10], opened=fields[6])
+
+    def present(self, names: Collection[str]) -> Collection[str]:
+        """See :meth:`DeviceMapper.present`."""
+        if len(names) <= _FEW:
+            return [name for name in names if self.device(name) is not None]
+        there = set(self._listed())
+        return [name for name in names if name in there]
+
+    def _listed(self) -> Iterator[str]:
+        """Yield the names of all devices."""
+        size, answer = _SIZE, b""
+        while not answer or _HEADER.unpack_from(answer)[7] & _BUFFER_FULL:
+            if size > _MAX_SIZE:
+                raise HostCommandError(f"{self._control}: too many devices")
+            try:
+                answer = self._call(_LIST_DEVICES, "", size=size)
+            except OSError as error:
+                raise HostCommandError(f"{self._control}: {error.strerror}") from error
+            size *= 4
+        place = _HEADER.unpack_from(answer)[4]
+        number, step = _LISTED.unpack_from(answer, place)
+        while number:  # 0: there is none
+            start = place + _LISTED.size
+            yield answer[start : answer.index(b"\0", start)].decode()
+            if not step:
+                return
+            place += step
+            number, step = _LISTED.unpack_from(answer, place)
 
     def size(self, name: str) -> int | None:
         """See :meth:`DeviceMapper.size`."""
@@ -222,12 +261,13 @@ class KernelDeviceMapper:
         flags: int = 0,
         targets: int = 0,
         event: int = 0,
+        size: int = _SIZE,
     ) -> bytes:
         header = _HEADER.pack(
-            4, 0, 0, _SIZE, _HEADER.size, targets, 0, flags, event, 0, 0, name.encode(), b""
+            4, 0, 0, size, _HEADER.size, targets, 0, flags, event, 0, 0, name.encode(), b""
         )
         request = bytearray(header + data)
-        request += bytes(_SIZE - len(request))
+        request += bytes(size - len(request))
         code = 3 << 30 | _HEADER.size << 16 | 0xFD << 8 | command  # _IOWR(DM_IOCTL, …)
         fcntl.ioctl(self._open(), code, request)
         return bytes(request)

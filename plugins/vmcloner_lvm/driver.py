@@ -33,7 +33,6 @@ from vmcloner_lvm import batches, doctor, tags
 from vmcloner_lvm.activation import activate, combined, deactivate, refresh
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper
-from vmcloner_lvm.filling import leftovers, sweep
 from vmcloner_lvm.importing import Importer, remove_image
 from vmcloner_lvm.naming import checked, origin_name
 from vmcloner_lvm.pool import Pool
@@ -361,11 +360,11 @@ class LvmThinDriver(StorageDriver):
 
     def sweep(self) -> None:
         """See :meth:`StorageDriver.sweep`."""
-        sweep(self._importer.folder)
+        self._importer.sweep_all()
 
     def leftovers(self) -> tuple[Leftover, ...]:
         """See :meth:`StorageDriver.leftovers`."""
-        return leftovers(self._importer.folder)
+        return self._importer.leftovers()
 
     # --- space ----------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -11,14 +11,14 @@ import attrs
 from vmcloner_core.drivers import ImageFile
 from vmcloner_core.errors import HostCommandError, NotEnoughResources, WrongState
 from vmcloner_core.extents import data_runs
-from vmcloner_core.locks import hold
-from vmcloner_core.model import Copying, Progress
+from vmcloner_core.locks import hold, hold_free
+from vmcloner_core.model import Copying, Leftover, Progress
 from vmcloner_core.process import CommandRunner
 from vmcloner_core.units import format_size
 from vmcloner_lvm import tags
 from vmcloner_lvm.activation import Change, activate, deactivate
 from vmcloner_lvm.devmapper import device_name
-from vmcloner_lvm.filling import fill, opened
+from vmcloner_lvm.filling import fill, leftovers, opened, sweep
 from vmcloner_lvm.locking import LOCKS
 from vmcloner_lvm.naming import checked, draft_name, origin_name
 from vmcloner_lvm.pool import Pool
@@ -129,6 +129,31 @@ class Importer:
             raise foreign(session.group, self.pool.name, draft)
         _drop(session, draft)
 
+    def sweep_all(self) -> None:
+        """Remove what imports and captures left that were killed, of all templates.
+
+        :raises VmclonerError: something can't be removed.
+        """
+        sweep(self.folder)
+        with abandoned(self._drafts, self.locks) as left:
+            for template in left:
+                with self.pool.locked() as session:
+                    self.sweep(session, template)
+
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """Return what :meth:`sweep_all` would remove."""
+        with abandoned(self._drafts, self.locks) as left:
+            return leftovers(self.folder) + tuple(left.values())
+
+    def _drafts(self) -> Iterator[tuple[str, str, Leftover]]:
+        group = self.pool.read()
+        for volume in group.thin.values():
+            record = ImageRecord.from_mapping(tags.decode(volume.tags) or {})
+            ours = record is not None and volume.name == draft_name(record.template)
+            if record is not None and ours and volume.pool == self.pool.name:
+                lock = f"{group.name}/{origin_name(record.template)}"
+                yield record.template, lock, unfinished(f"{group.name}/{volume.name}", 0)
+
     def _check_room(self, session: Session, template: str, need: int) -> None:
         status, chunk = session.status(), session.pool.chunk_size
         free = (status.data_total - status.data_used) * chunk
@@ -139,6 +164,27 @@ class Importer:
                 hint=f"lvextend -L +SIZE {self.pool}, or import it into another pool",
             )
         session.check_room([0])
+
+
+@contextlib.contextmanager
+def abandoned(
+    drafts: Callable[[], Iterable[tuple[str, str, Leftover]]], locks: Path
+) -> Iterator[Mapping[str, Leftover]]:
+    """Yield the drafts of images that nobody makes any more, by template, with their locks held.
+
+    :param drafts: yields templates with the names of their locks. :param locks: where these are.
+    """
+    if not any(True for _ in drafts()):
+        yield {}
+        return
+    with hold_free(locks, [lock for _, lock, _ in drafts()]) as free:
+        # Seen under the lock: who held it may have finished the image meanwhile.
+        yield {template: left for template, lock, left in drafts() if lock in free}
+
+
+def unfinished(name: str, size: int) -> Leftover:
+    """Return the draft of an image as what a killed run left. ``size``: bytes of its own."""
+    return Leftover(kind="image", name=name, size=size, why="its import or capture was killed")
 
 
 def remove_image(session: Session, template: str) -> None:

@@ -49,6 +49,10 @@ class ThinSnapshots(DiskSnapshotInterface):
 
     # --- taking ---------------------------------------------------------------------------------
 
+    def check_name(self, key: str) -> None:
+        """See :meth:`DiskSnapshotInterface.check_name`."""
+        checked(key, f"snapshot {key}", self._group)
+
     def create(self, requests: Sequence[SnapshotRequest]) -> Iterator[Outcome[DiskSnapshot]]:
         """See :meth:`DiskSnapshotInterface.create`."""
         by_key = {request.key: request for request in requests}

@@ -30,7 +30,6 @@ from vmcloner_core.model import (
 from vmcloner_core.stored_ids import KnownPool
 from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper, KernelDeviceMapper
-from vmcloner_lvm.filling import leftovers, sweep
 from vmcloner_lvm.locking import LOCKS
 from vmcloner_lvm.naming import checked
 from vmcloner_lvm.thick_copies import ThickCopies
@@ -244,11 +243,11 @@ class ThickDriver(StorageDriver):
 
     def sweep(self) -> None:
         """See :meth:`StorageDriver.sweep`."""
-        sweep(self._importer.folder)
+        self._importer.sweep_all()
 
     def leftovers(self) -> tuple[Leftover, ...]:
         """See :meth:`StorageDriver.leftovers`."""
-        return leftovers(self._importer.folder)
+        return self._importer.leftovers()
 
     # --- space ----------------------------------------------------------------------------------
 

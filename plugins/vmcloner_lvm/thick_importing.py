@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
@@ -13,10 +13,11 @@ from vmcloner_core.drivers import ImageFile
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.full_copies import copy_one
 from vmcloner_core.locks import hold
-from vmcloner_core.model import Copying, Progress
+from vmcloner_core.model import Copying, Leftover, Progress
 from vmcloner_core.os_errors import translated
 from vmcloner_core.process import CommandRunner
-from vmcloner_lvm.filling import opened
+from vmcloner_lvm.filling import leftovers, opened, sweep
+from vmcloner_lvm.importing import abandoned, unfinished
 from vmcloner_lvm.locking import LOCKS
 from vmcloner_lvm.naming import checked
 from vmcloner_lvm.records import ImageRecord, not_ours
@@ -58,7 +59,7 @@ class ThickImporter:
     def make(self, record: ImageRecord, fill: Callable[[Target], None], progress: Progress) -> None:
         """Fill a volume with a name of its own, then rename it to the template's."""
         template, group = record.template, self.group
-        draft = checked(f"image-draft.{template}", f"template {template}")
+        draft = checked(_draft_name(template), f"template {template}")
         self._drop(draft)
         made = group.create(draft, record.size, record.to_mapping())
         try:
@@ -78,6 +79,29 @@ class ThickImporter:
                 self._drop(draft)
             raise
 
+    def sweep_all(self) -> None:
+        """Remove what imports and captures left that were killed, of all templates.
+
+        :raises VmclonerError: something can't be removed.
+        """
+        sweep(self.folder)
+        with abandoned(self._drafts, self.locks) as left:
+            for template in left:
+                self._drop(_draft_name(template))
+
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """Return what :meth:`sweep_all` would remove."""
+        with abandoned(self._drafts, self.locks) as left:
+            return leftovers(self.folder) + tuple(left.values())
+
+    def _drafts(self) -> Iterator[tuple[str, str, Leftover]]:
+        for volume in self.group.read().values():
+            record = ImageRecord.from_mapping(volume.values)
+            if record is not None and volume.name == _draft_name(record.template):
+                lock = f"{self.group.name}/{image_name(record.template)}"
+                left = unfinished(f"{self.group.name}/{volume.name}", volume.size)
+                yield record.template, lock, left
+
     def _drop(self, draft: str) -> None:
         """Remove what an interrupted import left.
 
@@ -91,3 +115,7 @@ class ThickImporter:
         if ImageRecord.from_mapping(volume.values) is None:
             raise not_ours(self.group.name, draft)
         self.group.remove_one(there, volume)
+
+
+def _draft_name(template: str) -> str:
+    return f"image-draft.{template}"

@@ -12,7 +12,7 @@ from vmcloner_core.drivers import DriverContext, ImageBuilder
 from vmcloner_core.errors import BackendError
 from vmcloner_core.model import Progress
 from vmcloner_tiny import initramfs
-from vmcloner_tiny.builder import fetched, own_files, own_hash, versions
+from vmcloner_tiny.builder import fetched, own_files, own_hash
 from vmcloner_tiny.modules import ModuleTree
 
 MODULES = ("virtio_pci", "virtio_blk", "ext4", "xfs", "btrfs", "vfat")
@@ -28,8 +28,11 @@ class Sealer(ImageBuilder):
         self._runner = context.runner
 
     def fingerprint(self) -> str:
-        """See :meth:`ImageBuilder.fingerprint`."""
-        return f"{versions(self._runner)} sealer={own_hash()}"
+        """See :meth:`ImageBuilder.fingerprint`.
+
+        Without the versions of its packages: a capture needs neither apt nor a network then.
+        """
+        return f"sealer={own_hash()}"
 
     def build(self, folder: Path, progress: Progress) -> Path:
         """See :meth:`ImageBuilder.build`; returns the initrd: the guest has no disk of its own."""

@@ -294,7 +294,7 @@ class Campaign:
         """Return what of this site is on the host: files, volumes, domains, processes."""
         state = self.site.folder / "state"
         found = {}
-        for top in (state, self.site.folder / "xfs"):
+        for top in (state, self.site.folder / "xfs", self.site.folder / "config"):
             for folder, _folders, names in os.walk(top):
                 if Path(folder) != state / "runs":
                     found |= {f"{folder}/{name}": "file" for name in names}
@@ -339,7 +339,8 @@ class Campaign:
         with subprocess.Popen(
             argv,
             cwd=self.site.folder,
-            env=os.environ | {"PYTHONFAULTHANDLER": "1"},
+            env=os.environ
+            | {"PYTHONFAULTHANDLER": "1", "XDG_CONFIG_HOME": str(self.site.folder / "config")},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

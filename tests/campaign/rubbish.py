@@ -17,7 +17,7 @@ from collections import Counter
 
 import attrs
 
-from tests.campaign.campaign import LIMIT, POOLS, SIGNALS, Campaign, site_on
+from tests.campaign.campaign import LONG, POOLS, SIGNALS, Campaign, site_on
 
 LIMITS = """
 [limits]
@@ -28,7 +28,6 @@ ALIEN = """
 <domain type='qemu'><name>{name}</name><memory unit='MiB'>16</memory>
 <os><type arch='x86_64' machine='q35'>hvm</type></os></domain>
 """
-CAPTURED = "captured"
 COLLECT = ["gc", "--expired", "--orphans", "--yes"]
 MOST = 200
 """The last call at which a command is killed; one that makes fewer just isn't killed."""
@@ -61,26 +60,39 @@ def commands(run):
         "lease-extend": ["lease", "extend", fleet, "--ttl", "300d"],
         "lease-end": ["lease", "end", f"{fleet}-2"],
         "import": ["template", "import", "seeded"],
+        "capture": ["template", "capture", f"{fleet}-1", captured(run), "--no-seal"],
         "prune": ["template", "prune", "--yes"],
         "apply": ["apply", "lab-3.toml"],
         "apply-smaller": ["apply", "lab-1.toml", "--prune", "--yes"],
         "delete-lab": ["delete", "--lab", "lab-3.toml", "--yes", "--missing-ok"],
-        "capture": ["template", "capture", f"{fleet}-1", CAPTURED, "--no-seal"],
         "gc": ["gc", "--yes"],
         "gc-orphans": COLLECT,
     }
 
 
+def captured(run):
+    """Return the name of the template that a clone is captured as."""
+    return f"{run.fleet}c"
+
+
 @contextlib.contextmanager
-def others_on(site):
+def others_on(site, pool):
     """Make what belongs to others, and remove it at the end."""
     there = attrs.evolve(site, prefix=f"{site.prefix}o")
     config = site.folder / "vmcloner.toml"
     text = config.read_text()
-    pool = next((site.folder / "state").rglob("volumes")).parent
     other = text.replace(f"{site.folder}/state", f"{site.folder}/other-state")
-    if f"path = {str(pool)!r}" not in other and "files]" in other:
-        other = other.replace("files]\n", f"files]\npath = {str(pool)!r}\n")
+    names = [f"{site.fleet('web')}-8-disk0", f"notes{site.prefix}"]
+    if pool.startswith("lvm"):
+        make = ["lvcreate", "-y", "-an", *("-L 4M vg" if "dd" in pool else "-V4M vg/pool").split()]
+        strangers = [[*make, "-n", name] for name in names]
+        remove = [["lvremove", "-y", f"vg/{name}"] for name in names]
+    else:
+        folder = next((site.folder / "state").rglob("volumes"))
+        if f"path = {str(folder.parent)!r}" not in other and "files]" in other:
+            other = other.replace("files]\n", f"files]\npath = {str(folder.parent)!r}\n")
+        files = [str(folder / name) for name in (f"{names[0]}.qcow2", *names[1:], ".notes")]
+        strangers, remove = [["cp", str(config), file] for file in files], [["rm", *files]]
     (site.folder / "other.toml").write_text(other)
     config.write_text(text + LIMITS)
     virsh = ["virsh", "-q", "-c", "qemu:///system"]
@@ -89,20 +101,17 @@ def others_on(site):
     argv = [*site.argv()[:1], "--config", str(site.folder / "other.toml")]
 
     def call(*words):
-        subprocess.run(words, check=True, timeout=LIMIT, cwd=site.folder, capture_output=True)
+        subprocess.run(words, check=True, timeout=LONG, cwd=site.folder, capture_output=True)
 
-    call(*argv, "create", there.fleet("mine"), "-t", "plain", "--ttl", "300d")
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(call, *argv, "delete", there.fleet("mine"), "--yes", "--missing-ok")
+        call(*argv, "create", there.fleet("mine"), "-t", "plain", "--ttl", "300d")
         call(*argv, "lease", "end", there.fleet("mine"))
-        call(*virsh, "define", str(site.folder / "alien.xml"))
-        for name in (f"{site.fleet('web')}-8-disk0.qcow2", "notes.txt", ".notes"):
-            (pool / "volumes" / name).write_text("mine")
+        for words in ([*virsh, "define", str(site.folder / "alien.xml")], *strangers):
+            call(*words)
+        for words in ([*virsh, "undefine", alien], *remove):
+            stack.callback(call, *words)
         yield
-    finally:
-        for name in (f"{site.fleet('web')}-8-disk0.qcow2", "notes.txt", ".notes"):
-            (pool / "volumes" / name).unlink(missing_ok=True)
-        subprocess.run([*virsh, "undefine", alien], check=False, timeout=60, capture_output=True)
-        call(*argv, "delete", there.fleet("mine"), "--yes", "--missing-ok")
 
 
 @attrs.define
@@ -119,7 +128,7 @@ def rubbish(pool, seed, kills, seconds=1e9, tell=lambda _line: None):
     with site_on(pool) as site:
         run = Campaign(site, pool, f"rubbish {seed}")
         run.checked(["template", "import", "seeded"])
-        with others_on(site):
+        with others_on(site, pool):
             run.checked(run.operations["create"])
             run.checked(run.operations["delete"])
             run.expected["nothing"] = run.found()
@@ -162,7 +171,8 @@ def _collect(run, found):
     if again.code != 0 or json.loads(again.out):
         found.findings.append(f"gc again: {again}")
     run.checked(["template", "import", "seeded"])  # its import may have been killed
-    run.run(["template", "delete", CAPTURED])
+    run.run(["template", "delete", captured(run)])  # it is a template, if its capture has ended
+    run.checked(["template", "prune", "--yes"])
     found.findings += run.differences("nothing")
 
 

@@ -11,6 +11,7 @@ KILLS = int(os.environ.get("KILLS", "0"))
 """In each pool; else as many as there is time for."""
 
 
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize(
     ("pool", "seconds"),
     [

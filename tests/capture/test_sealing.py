@@ -48,9 +48,17 @@ def test_partitions_of_one_system(guest, tmp_path):
     )
     root = tmp_path / "root.raw"
     own = {k: v for k, v in FILES.items() if not k.startswith("var/")}
-    make_disk(root, {**own, "etc/fstab": fstab, "etc/hostname": "web-1\n"}, 40 * MIB)
+    mine = {"etc/fstab": fstab, "etc/hostname": "web-1\n", "srv/data": "mine"}
+    make_disk(root, {**own, **mine}, 40 * MIB)
     make_disk(
-        rest, {"log/app/old.log": "old", "lib/cloud/x": "x", "lib/app/data": "data"}, 40 * MIB
+        rest,
+        {
+            "log/app/old.log": "old",
+            "log/app\n/srv/data": "two lines",
+            "lib/cloud/x": "x",
+            "lib/app/data": "data",
+        },
+        40 * MIB,
     )
     with disk.open("wb") as stream:
         stream.truncate(96 * MIB)
@@ -71,7 +79,7 @@ def test_partitions_of_one_system(guest, tmp_path):
     root.write_bytes(content[1 * MIB : 41 * MIB])
     rest.write_bytes(content[41 * MIB : 81 * MIB])
     assert (read(root, "etc/machine-id"), read(root, "etc/hostname")) == ("", "")
-    assert read(root, "etc/fstab") == fstab
+    assert (read(root, "etc/fstab"), read(root, "srv/data")) == (fstab, "mine")
     assert (read(rest, "log/app/old.log"), read(rest, "lib/app/data")) == ("", "data")
     assert read(rest, "lib/cloud/x") is None
     assert content[81 * MIB :][4086:4096] == b"SWAPSPACE2"
@@ -117,3 +125,24 @@ def test_what_cannot_be_sealed(guest, tmp_path):
         stream.write(b"\xff" * 8192)
     with pytest.raises(WrongState, match="can't be"):
         sealed(guest, disk)
+
+
+def test_a_disk_that_would_seal_itself(guest, tmp_path):
+    """What is on the disk takes no part in its sealing, wherever its links and fstab lead."""
+    disk = tmp_path / "disk.raw"
+    uuid = "deadbeef-0000-4000-8000-000000000001"
+    # Where the guest's list of rules and its programs are, a disk has its own.
+    tricks = {
+        "over": ({"etc/fstab": f"UUID={uuid} /dev ext4 defaults 0 0\n", "seal/list": ""}, {}),
+        "over a link": (
+            {"etc/fstab": f"UUID={uuid} /place ext4 defaults 0 0\n", "seal/list": ""},
+            {"place": "dev"},
+        ),
+        "a link": ({"mnt/x/seal/busybox": "#!/bin/sh\n", "x/y": ""}, {"dev": "/mnt/x"}),
+        "removed": ({}, {"tmp": "/dev/seal"}),
+    }
+    for files, links in tricks.values():
+        make_disk(disk, {**FILES, **files}, links=links)
+        run("tune2fs", "-U", uuid, disk)
+        with pytest.raises(WrongState, match=r"can't be sealed: .*(/dev|can't be removed)"):
+            sealed(guest, disk)

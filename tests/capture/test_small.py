@@ -1,9 +1,12 @@
 """A clone with an ext4 disk becomes a template: on the real libvirt, sealed by the real guest."""
 
 import json
+import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -36,10 +39,20 @@ FILES = {
 }
 
 
-def make_disk(path: Path, files: dict[str, str], size: int = 64 * MIB) -> None:
-    """Make a raw ext4 image with these files."""
+def make_disk(
+    path: Path,
+    files: dict[str, str],
+    size: int = 64 * MIB,
+    links: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Make a raw ext4 image with these files and links. Its host name is a pipe, unless given."""
     root = path.with_suffix(".d")
-    (root / "dev").mkdir(parents=True)
+    root.mkdir()
+    for name, target in links.items():
+        (root / name).symlink_to(target)
+    (root / "etc").mkdir()
+    if "etc/hostname" not in files:
+        os.mkfifo(root / "etc/hostname")
     for name, text in files.items():
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,13 @@
 """What templates may say about captures, and what the guest that seals may answer."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from vmcloner_core import sealing
 from vmcloner_core.errors import HostCommandError, InvalidRequest, WrongState
 from vmcloner_core.model import CapturedImage, ImageSource, SealSpec
+from vmcloner_tiny.sealer import Sealer
 
 CAPTURED = CapturedImage(
     template="t", pool="files", clone="web-1", run="r", created="c", at="a", sealed=True
@@ -41,3 +44,8 @@ def test_rules_are_whole_sectors_and_in_order():
     lines = text.rstrip(b"\0").decode().splitlines()
     assert lines[-2:] == ["remove /srv/*", "keep /var/log/x"]
     assert {line.split(" ")[0] for line in lines} == {"remove", "file", "empty", "name", "keep"}
+
+
+def test_a_guest_that_was_built_needs_no_apt():
+    offline = SimpleNamespace(runner=None)
+    assert Sealer(offline).fingerprint() == Sealer(offline).fingerprint() != ""

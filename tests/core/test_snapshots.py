@@ -285,6 +285,19 @@ def test_a_killed_run_is_undone_by_the_next(lab, monkeypatch, memory, after):
     assert folders(lab) == ["web-1/x", "web-2/x"]
 
 
+def test_a_name_that_a_pool_reserves_is_refused_before_anything_stops(lab, monkeypatch):
+    lab.engine.create("web", "t1", count=2, start=True)
+
+    def refuse(key):
+        raise InvalidRequest(f"reserved: {key}")
+
+    monkeypatch.setattr(lab.pool.snapshots, "check_name", refuse)
+    monkeypatch.setattr(lab.machines.memory, "save", None)
+    with pytest.raises(InvalidRequest, match=r"reserved: web-1-disk0\.a_tmeta"):
+        lab.engine.create_snapshot("web", name="a_tmeta", memory=True)
+    assert folders(lab) == []
+
+
 def test_gc_undoes_what_nobody_works_on(lab):
     lab.engine.create("web", "t1", start=True)
     lab.engine._host.snapshots.begin("web-1", "x", State.RUNNING, memory=True)

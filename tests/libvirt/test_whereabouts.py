@@ -9,7 +9,8 @@ import pytest
 
 libvirt = pytest.importorskip("libvirt")
 
-from vmcloner_libvirt import whereabouts  # noqa: E402
+from vmcloner_core.errors import WrongState  # noqa: E402
+from vmcloner_libvirt import machines, whereabouts  # noqa: E402
 from vmcloner_libvirt.metadata import parse  # noqa: E402
 
 MAC = "52:54:00:00:00:01"
@@ -145,3 +146,71 @@ def test_clocks_are_set_where_there_is_an_agent_and_tried_again(monkeypatch):
     )
     whereabouts.GuestAgents(connections).set_clocks(["web-1", "web-2", "web-3"])
     assert sorted(tried) == ["web-1", "web-2", "web-2"]
+
+
+class Agent(Connection):
+    """A guest that has much to write: its agent takes that long to freeze or to thaw."""
+
+    def __init__(self, seconds, fails=False):
+        super().__init__(None)
+        self.seconds, self.timeout, self.fails = seconds, 5, fails
+        self.frozen = self.paused = False
+
+    def agentSetResponseTimeout(self, seconds, _flags):  # noqa: N802
+        self.timeout = seconds
+
+    def _in_time(self):
+        if self.seconds > self.timeout:
+            raise libvirt.libvirtError("guest agent is not responding")
+
+    def fsFreeze(self):  # noqa: N802
+        if self.frozen:
+            raise libvirt.libvirtError("command guest-fsfreeze-freeze has been disabled")
+        self.frozen = True  # some of its file systems
+        self._in_time()
+        if self.fails:
+            raise libvirt.libvirtError("failed to freeze /srv")
+
+    def fsThaw(self):  # noqa: N802
+        self._in_time()
+        self.frozen = False
+
+    def suspend(self):
+        self.paused = True
+
+    def resume(self):
+        self.paused = False
+
+    def isActive(self):  # noqa: N802
+        return True
+
+    def state(self):
+        if self.paused:
+            return [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER]
+        return [libvirt.VIR_DOMAIN_RUNNING, 0]
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_a_guest_has_time_to_write_before_its_disks_are_frozen(left, monkeypatch):
+    monkeypatch.setattr(machines.operations, "find", lambda connection, _name: connection)
+    for stop, go_on in (
+        (machines.quiesce, machines.release),
+        (whereabouts.freeze, whereabouts.thaw),
+    ):
+        guest = Agent(seconds=30)
+        guest.frozen = left  # by a command that was killed
+        stop(guest, "web-1")
+        assert guest.frozen
+        assert guest.paused is (stop is machines.quiesce)
+        go_on(guest, "web-1")
+        assert not guest.frozen
+        assert not guest.paused
+
+
+@pytest.mark.parametrize("stop", [machines.quiesce, whereabouts.freeze])
+def test_what_could_not_be_frozen_as_a_whole_is_thawed(stop):
+    guest = Agent(seconds=30, fails=True)
+    with pytest.raises(WrongState, match="froze its disks: failed to freeze /srv"):
+        stop(guest, "web-1")
+    assert not guest.frozen
+    assert not guest.paused

@@ -222,6 +222,10 @@ class FakeHost:
                 return Device(number=0xFD00, opened=self.opened.get(each, 0))
         return None
 
+    def present(self, names):
+        there = {device_name(VG, each) for each in self.active}
+        return [name for name in names if name in there]
+
     def size(self, name):
         sizes = {each: self.group.thin[each].size for each in self.active} | self.sizes
         return {device_name(VG, each): size for each, size in sizes.items()}.get(name)

@@ -20,6 +20,7 @@ from vmcloner_core.errors import (
     NotFound,
     WrongState,
 )
+from vmcloner_core.locks import hold
 from vmcloner_core.model import CloneRequest, Host
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import make_image, no_progress
@@ -305,6 +306,24 @@ def test_only_the_draft_of_an_import_is_swept(host, driver, tmp_path, pool, reco
     with pytest.raises(Conflict if message else Killed, match=message):
         driver.import_image("new", image, no_progress)
     assert ("import.new" in host.group.thin) is (message is not None)
+
+
+def test_the_draft_of_a_killed_import_is_garbage_unless_its_lock_is_held(host, driver, tmp_path):
+    record = ImageRecord(template="new", digest="sha256:1", size=1, allocated=0)
+    words = [f"--addtag={tag}" for tag in tags.encode(record.to_mapping())]
+    for name in ("import.new", "import.other"):  # of the second, the name isn't that of its record
+        host.run(bound(["lvcreate", "-V", "8388608b", "-n", name, *words]))
+    driver._importer = attrs.evolve(driver._importer, locks=tmp_path / "held")
+    with hold(tmp_path / "held", [f"{VG}/template.new"]):
+        assert driver.leftovers() == ()
+        driver.sweep()
+        assert "import.new" in host.group.thin
+    [left] = driver.leftovers()
+    assert (left.kind, left.name) == ("image", f"{VG}/import.new")
+    driver.sweep()
+    assert driver.leftovers() == ()
+    assert "import.new" not in host.group.thin
+    assert "import.other" in host.group.thin
 
 
 HANGING = pytest.mark.parametrize("how", ["snapshot", "external_origin"])

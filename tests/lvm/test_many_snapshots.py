@@ -1,14 +1,18 @@
-"""A thousand snapshots on a real thin pool take as many transactions as a thousand clones."""
+"""A thousand snapshots on a real thin pool take as many transactions as a thousand clones.
+
+And all devices are found at once, however many there are.
+"""
 
 import time
 
 import pytest
 
-from tests.lvm.conftest import POOL
+from tests.lvm.conftest import POOL, VG
 from vmcloner_core.model import CloneRequest
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.snapshots import snapshot_of
 from vmcloner_core.testing.storage import make_image, no_progress
+from vmcloner_lvm import devmapper
 
 pytestmark = pytest.mark.lvm
 COUNT = 1000
@@ -58,3 +62,21 @@ def test_a_thousand_snapshots_cost_what_a_thousand_clones_cost(open_driver, tmp_
     for start in range(0, 2 * COUNT, 1000):  # LVM's own commands would take minutes
         assert all(o.ok for o in driver.delete(driver.volumes()[:1000])), start
     assert driver.volumes() == ()
+
+
+def test_devices_are_listed_in_answers_of_any_size(open_driver, tmp_path, monkeypatch):
+    driver = open_driver()
+    origin = driver.import_image("tiny", make_image(tmp_path / "i.raw", 1), no_progress).unwrap()
+    wanted = [CloneRequest(labels=make_labels("web", n), origin=origin) for n in range(1, 13)]
+    volumes = [outcome.unwrap() for outcome in driver.clone(wanted)]
+    assert all(outcome.ok for outcome in driver.activate(volumes[:10]))
+    names = [devmapper.device_name(VG, volume.name) for volume in volumes]
+    monkeypatch.setattr(devmapper, "_SIZE", 400)  # the first answer is too small
+    mapper = devmapper.KernelDeviceMapper()
+    assert mapper.present(names) == names[:10]
+    assert mapper.present([]) == []
+    monkeypatch.undo()
+    assert mapper.present(names) == names[:10]
+    assert all(outcome.ok for outcome in driver.deactivate(volumes))
+    assert mapper.present(names) == []
+    assert all(outcome.ok for outcome in driver.delete(volumes))

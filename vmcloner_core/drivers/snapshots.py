@@ -24,6 +24,12 @@ class DiskSnapshotInterface(ABC):
 
     lane = Lane()
 
+    def check_name(self, key: str) -> None:
+        """Check that the pool can have a snapshot of that name, before anything is changed.
+
+        :param key: what ``request.key`` will be. :raises InvalidRequest: it can't.
+        """
+
     @abstractmethod
     def create(self, requests: Sequence[SnapshotRequest]) -> Iterator[Outcome[DiskSnapshot]]:
         """Take snapshots of volumes to which nothing writes; keys are ``request.key``.
@@ -86,7 +92,8 @@ class MachineInterface(ABC):
     def resume(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
         """Continue saved domains as they were when they were saved: running or paused.
 
-        One that isn't saved, or is gone, is a success.
+        So is one whose save goes on, after a run that was killed. One that isn't saved, or is gone,
+        is a success.
         """
 
     @abstractmethod
