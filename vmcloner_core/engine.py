@@ -62,6 +62,7 @@ from vmcloner_core.outcomes import guarded
 from vmcloner_core.plan import Plan, RunResult
 from vmcloner_core.planning import Planning
 from vmcloner_core.plugins import PluginHost
+from vmcloner_core.pool_calls import PoolCalls
 from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.results import check_result
@@ -104,7 +105,7 @@ class Held:
     again: Callable[[Request], RunResult]
 
 
-class Engine(TemplateCalls, LeaseCalls, GuestCalls):
+class Engine(TemplateCalls, LeaseCalls, PoolCalls, GuestCalls):
     """Makes, runs and removes clones on one host.
 
     All calls may be made from any thread. Runs of different fleets are carried out at the same
@@ -113,6 +114,7 @@ class Engine(TemplateCalls, LeaseCalls, GuestCalls):
     """
 
     def __init__(self, settings: Settings, plugins: PluginHost, host: LocalHost) -> None:
+        super().__init__()
         self.settings = settings
         self.plugins = plugins
         self._pid = os.getpid()
@@ -166,12 +168,21 @@ class Engine(TemplateCalls, LeaseCalls, GuestCalls):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def beside(self) -> Self:
+        """Return another engine for the same host, with connections of its own.
+
+        Its runs don't wait for those of this one, except for those on the same fleets.
+        """
+        host = LocalHost(self._host.host, self.plugins)
+        return type(self)(self.settings, self.plugins, host)
+
     def close(self) -> None:
-        """Close connections. They are opened again when the engine is used.
+        """Close connections, and end the threads that keep pools filled; both begin when needed.
 
         Does nothing in a process that was forked off: they are its parent's.
         """
         if os.getpid() == self._pid:
+            self._let_all_go()
             self._host.close()
 
     # --- runs -----------------------------------------------------------------------------------

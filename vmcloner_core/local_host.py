@@ -24,6 +24,7 @@ import attrs
 from vmcloner_core import clock, locks, ssh_access
 from vmcloner_core.booting import Preview, Starter
 from vmcloner_core.catalog import Catalog
+from vmcloner_core.claims import Claims
 from vmcloner_core.deadlines import answers, instance
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver
@@ -79,6 +80,7 @@ class LocalHost:
         self.host = host
         self.drivers = DriverRegistry(host, plugins, LocalRunner())
         self.records = Records(host.records)
+        self.claims = Claims(self.records, self.hold_free, self.now)
         self.snapshots = SnapshotFolders(host.snapshots)
         self.catalog = Catalog(host.templates)
         self.images = TemplateImages(self.drivers, plugins)

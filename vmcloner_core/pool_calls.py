@@ -1,0 +1,349 @@
+"""What an engine does with pools: a part of the engine's API. See docs/pools.md."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import random
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Self
+
+import attrs
+
+from vmcloner_core.claims import Claim, Membership
+from vmcloner_core.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    PartialFailure,
+    VmclonerError,
+    WrongState,
+)
+from vmcloner_core.local_host import LocalHost
+from vmcloner_core.machine import Machine
+from vmcloner_core.model import Access, Clone, Lease, Moment, State, check_ttl
+from vmcloner_core.plan import check_timeout
+from vmcloner_core.pool_filling import Held, PoolFilling
+from vmcloner_core.pools import Definitions, Pool, PoolReset
+from vmcloner_core.records import Record
+from vmcloner_core.settings import Settings
+from vmcloner_core.units import counted, format_seconds
+
+if TYPE_CHECKING:
+    from vmcloner_core.pool_keeper import Keeper
+
+log = logging.getLogger(__name__)
+CLAIM_TTL = 300
+"""Seconds of a claim where nothing else is asked for."""
+MAX_USERS = 256
+"""Engines that use one pool at once."""
+_POLL = 0.05
+_CONTENDED = 0.005
+
+
+@attrs.frozen(kw_only=True)
+class PoolMember:
+    """A clone of a pool.
+
+    :param state: ``ready``, ``taken``, or ``used``: it will be reset, or it isn't ready yet.
+    :param who: who has taken it; empty if nobody has. :param left: seconds that its claim lasts,
+        None if it isn't taken.
+    :param address: where it was reached when it got ready.
+    """
+
+    name: str
+    state: str
+    who: str = ""
+    left: float | None = None
+    address: str | None = None
+
+
+class PoolCalls(ABC):
+    """The calls of :class:`~vmcloner_core.Engine` that are about pools."""
+
+    settings: Settings
+
+    def __init__(self) -> None:
+        self._keepers: dict[str, tuple[Keeper, PoolCalls]] = {}
+        self._keepers_lock = threading.Lock()
+
+    @property
+    @abstractmethod
+    def _host(self) -> LocalHost:
+        """The host that the engine works on."""
+
+    @abstractmethod
+    def hold(self, *fleets: str) -> AbstractContextManager[Held]:
+        """Hold fleets against other runs; see :meth:`Engine.hold`."""
+
+    @abstractmethod
+    def beside(self) -> Self:
+        """Return another engine for the same host; see :meth:`Engine.beside`."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Stop the current run; see :meth:`Engine.cancel`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close connections; see :meth:`Engine.close`."""
+
+    @abstractmethod
+    def list(self, *targets: str) -> tuple[Clone, ...]:
+        """Return clones; see :meth:`Engine.list`."""
+
+    def machines(self, *targets: str) -> tuple[Machine, ...]:
+        """Return clones as tests use them. :raises NotFound: a target names no clone."""
+        return tuple(Machine(self, clone.name) for clone in self.list(*targets))  # type: ignore[arg-type]
+
+    # --- pools ----------------------------------------------------------------------------------
+
+    def pools(self) -> tuple[Pool, ...]:
+        """Return the pools of the host's state folder."""
+        known = Definitions(self._host.host.pools)
+        found = (known.find(name) for name in known.names())
+        return tuple(pool for pool in found if pool is not None)
+
+    def pool_members(self, name: str) -> tuple[PoolMember, ...]:
+        """Return the clones of a pool; asks no hypervisor."""
+        claims, now = self._host.claims, self._host.now()
+        return tuple(_member(clone, claims.find(clone), now) for clone in claims.names(name))
+
+    def fill_pool(self, pool: Pool | str) -> tuple[PoolMember, ...]:
+        """Bring a pool to its size, with all clones ready that nobody uses; returns its clones.
+
+        Idempotent. Clones that are taken aren't touched. What was used is reset, also that of
+        users that died; clones that can't be made ready are deleted, and made anew the next time.
+
+        :param pool: a new pool, or the name of one. One that exists gets this definition.
+        :raises Conflict: the fleet of that name isn't a pool, or has another template.
+        :raises PartialFailure: some clones failed.
+        """
+        wanted = self._defined(pool)
+        with self.hold(wanted.name) as held:
+            PoolFilling(wanted, self._host, held).fill()
+        return self.pool_members(wanted.name)
+
+    def empty_pool(self, name: str, *, force: bool = False) -> tuple[PoolMember, ...]:
+        """Delete a pool's clones that nobody uses; returns those that are left. Idempotent.
+
+        :param force: delete those that are taken, too.
+        :raises NotFound: there is no pool of that name.
+        """
+        with self.hold(name) as held:
+            pool = Definitions(self._host.host.pools).get(name)
+            PoolFilling(pool, self._host, held).empty(force=force)
+        return self.pool_members(name)
+
+    @contextlib.contextmanager
+    def use_pool(self, pool: Pool | str, *, keep: bool = False) -> Iterator[Pool]:
+        """Keep a pool filled during a block. Its last user on the host removes it at the end.
+
+        Clones that are still taken then are left to the ends of their claims and leases.
+
+        :param keep: leave the pool at the end: others may use it until its clones' leases end.
+        """
+        wanted, host = self._defined(pool), self._host
+        slots = [f"pool/{wanted.name}/{n}" for n in range(MAX_USERS)]
+        with _one_of(host, slots):
+            self._keeper(wanted).ask()
+            try:
+                yield wanted
+            finally:
+                self._let_go(wanted.name)
+        if keep:
+            return
+        with host.hold_free(slots) as free:
+            if len(free) == len(slots) and Definitions(host.host.pools).find(wanted.name):
+                self.empty_pool(wanted.name)
+
+    def acquire(
+        self,
+        pool: Pool | str,
+        n: int = 1,
+        *,
+        ttl: int = CLAIM_TTL,
+        timeout: float = 600.0,
+        who: str | None = None,
+    ) -> tuple[Machine, ...]:
+        """Take ready clones of a pool, all or none; waits until there are so many.
+
+        From then on until this engine is closed, a thread of it keeps the pool filled.
+
+        :param pool: the name of a pool, or a definition: the pool is made if there is none.
+        :param ttl: seconds after which they are taken back unless :meth:`renew` is called.
+        :param timeout: seconds to wait. :param who: who takes them, for people.
+        :raises DeadlineExceeded: there were not so many in time.
+        :raises VmclonerError: the pool can't be filled.
+        """
+        wanted = self._defined(pool)
+        check_ttl(ttl)
+        check_timeout(timeout)
+        if not 1 <= n <= wanted.size:
+            raise InvalidRequest(f"{n} clones of a pool of {wanted.size}")
+        keeper, end = self._keeper(wanted), time.monotonic() + timeout
+        asked = False
+        while not (taken := self._take(wanted, n, ttl, who or f"process {os.getpid()}")):
+            if asked and not keeper.busy and keeper.error is not None:
+                if not isinstance(keeper.error, PartialFailure):
+                    raise keeper.error
+                asked = False
+            if time.monotonic() > end:
+                raise self._late(wanted, n, timeout, keeper)
+            lacking = self._lacking(wanted)
+            if lacking and not keeper.busy:
+                keeper.ask()
+                asked = True
+            time.sleep(_POLL if lacking else _CONTENDED)
+        return taken
+
+    def renew(self, *machines: Machine, ttl: int = CLAIM_TTL) -> None:
+        """Let claims end ``ttl`` seconds from now.
+
+        :raises WrongState: one has ended, and the clone may be somebody else's; the others were
+            renewed.
+        """
+        check_ttl(ttl)
+        lost = [machine.name for machine in machines if not self._renewed(machine, ttl)]
+        if lost:
+            raise WrongState(
+                f"the claim on {lost[0]} has ended", hint="take another one, with a longer ttl"
+            )
+
+    def release(self, *machines: Machine, failed: bool = False) -> None:
+        """Give clones back. What must be reset is reset by a thread of this engine. Idempotent.
+
+        Claims that have ended are fine: their clones are others' by now.
+
+        :param failed: whether what they were used for failed; see :class:`PoolReset`.
+        """
+        for machine in machines:
+            if machine.pool is None or machine.holder is None:
+                raise InvalidRequest(f"{machine.name} wasn't taken from a pool")
+            pool = Definitions(self._host.host.pools).get(machine.pool)
+            ended = Lease(granted=self._host.now(), ttl=0)
+            clean = pool.reset is PoolReset.NEVER
+            clean |= pool.reset is PoolReset.ON_FAILURE and not failed
+            if clean and self._runs(machine.name):
+                self._host.claims.change(machine.name, machine.holder, lambda _claim: None)
+                continue
+            end = functools.partial(attrs.evolve, lease=ended)
+            self._host.claims.change(machine.name, machine.holder, end)
+            self._keeper(pool).ask()
+
+    # --- how ------------------------------------------------------------------------------------
+
+    def _defined(self, pool: Pool | str) -> Pool:
+        return pool if isinstance(pool, Pool) else Definitions(self._host.host.pools).get(pool)
+
+    def _take(self, pool: Pool, n: int, ttl: int, who: str) -> tuple[Machine, ...]:
+        """Take clones that are ready, without asking anybody but their files."""
+        claims, host = self._host.claims, self._host
+
+        def wanted(record: Record) -> bool:
+            return record.labels.template == pool.template
+
+        if Definitions(host.host.pools).find(pool.name) is None:
+            return ()  # nobody has made it yet
+        names = claims.names(pool.name)
+        random.shuffle(names)  # so that several who look at once don't get in each other's way
+        claim = Claim.new(Lease(granted=host.now(), ttl=ttl), who)
+        taken = claims.take(names, n, claim, wanted)
+        return tuple(self._machine(pool, claim, record, own) for record, own in taken)
+
+    def _machine(self, pool: Pool, claim: Claim, record: Record, own: Membership) -> Machine:
+        host, name = self._host, record.labels.clone
+
+        def reach() -> Access:
+            if own.address is None:
+                raise WrongState(
+                    f"{name}: no address is known",
+                    hint="give its template a card with an address, or wait for ssh",
+                )
+            return host.access(record.labels, own.address)
+
+        return Machine(self, name, pool=pool.name, holder=claim.holder, reach=reach)  # type: ignore[arg-type]
+
+    def _lacking(self, pool: Pool) -> bool:
+        """Tell whether a pool has clones to be made or reset."""
+        members = self.pool_members(pool.name)
+        return len(members) < pool.size or any(each.state == "used" for each in members)
+
+    def _late(self, pool: Pool, n: int, timeout: float, keeper: Keeper) -> VmclonerError:
+        states = [member.state for member in self.pool_members(pool.name)]
+        there = ", ".join(f"{states.count(s)} {s}" for s in ("ready", "taken", "used"))
+        why = f"; {keeper.error.message}" if keeper.error is not None else ""
+        return DeadlineExceeded(
+            f"pool {pool.name}: not {counted(n, 'ready clone')} within {format_seconds(timeout)}: "
+            f"{there}{why}",
+            hint="make it larger, or wait longer",
+        )
+
+    def _renewed(self, machine: Machine, ttl: int) -> bool:
+        if machine.holder is None:
+            raise InvalidRequest(f"{machine.name} wasn't taken from a pool")
+        lease = Lease(granted=self._host.now(), ttl=ttl)
+        renewed = functools.partial(attrs.evolve, lease=lease)
+        return self._host.claims.change(machine.name, machine.holder, renewed)
+
+    def _runs(self, clone: str) -> bool:
+        """Tell whether a clone runs; False if that can't be known."""
+        record = self._host.records.find(clone)
+        try:
+            if record is None:
+                return False
+            driver = self._host.drivers.hypervisor(record.labels.hypervisor)
+            return driver.states().get(clone) is State.RUNNING
+        except VmclonerError as error:
+            log.warning("%s", error)
+            return False
+
+    def _keeper(self, pool: Pool) -> Keeper:
+        from vmcloner_core.pool_keeper import Keeper
+
+        with self._keepers_lock:
+            if pool.name not in self._keepers:
+                engine = self.beside()
+                fill = functools.partial(engine.fill_pool, pool)
+                keeper = Keeper(pool.name, fill, engine.cancel, pool.ttl / 3)
+                self._keepers[pool.name] = keeper, engine
+            return self._keepers[pool.name][0]
+
+    def _let_go(self, name: str) -> None:
+        """Stop filling a pool."""
+        with self._keepers_lock:
+            found = self._keepers.pop(name, None)
+        if found is not None:
+            keeper, engine = found
+            keeper.close()
+            engine.close()
+
+    def _let_all_go(self) -> None:
+        for name in tuple(self._keepers):
+            self._let_go(name)
+
+
+@contextlib.contextmanager
+def _one_of(host: LocalHost, slots: list[str]) -> Iterator[None]:
+    """Hold one of some locks; waits while others hold all."""
+    while True:
+        for slot in slots:
+            with host.hold_free([slot]) as held:
+                if held:
+                    yield
+                    return
+        time.sleep(_POLL)
+
+
+def _member(name: str, own: Membership | None, now: Moment) -> PoolMember:
+    if own is None or not (own.free(now) or own.held(now)):
+        return PoolMember(name=name, state="used", address=own.address if own else None)
+    if own.claim is None:
+        return PoolMember(name=name, state="ready", address=own.address)
+    left = own.claim.lease.left(now)
+    return PoolMember(name=name, state="taken", who=own.claim.who, left=left, address=own.address)
