@@ -109,6 +109,10 @@ class PoolCalls(ABC):
         found = (known.find(name) for name in known.names())
         return tuple(pool for pool in found if pool is not None)
 
+    def pool(self, name: str) -> Pool:
+        """Return one pool. :raises NotFound: there is none of that name."""
+        return Definitions(self._host.host.pools).get(name)
+
     def pool_members(self, name: str) -> tuple[PoolMember, ...]:
         """Return the clones of a pool; asks no hypervisor."""
         claims, now = self._host.claims, self._host.now()
@@ -136,8 +140,7 @@ class PoolCalls(ABC):
         :raises NotFound: there is no pool of that name.
         """
         with self.hold(name) as held:
-            pool = Definitions(self._host.host.pools).get(name)
-            PoolFilling(pool, self._host, held).empty(force=force)
+            PoolFilling(self.pool(name), self._host, held).empty(force=force)
         return self.pool_members(name)
 
     @contextlib.contextmanager
@@ -225,7 +228,7 @@ class PoolCalls(ABC):
         for machine in machines:
             if machine.pool is None or machine.holder is None:
                 raise InvalidRequest(f"{machine.name} wasn't taken from a pool")
-            pool = Definitions(self._host.host.pools).get(machine.pool)
+            pool = self.pool(machine.pool)
             ended = Lease(granted=self._host.now(), ttl=0)
             clean = pool.reset is PoolReset.NEVER
             clean |= pool.reset is PoolReset.ON_FAILURE and not failed
@@ -239,7 +242,7 @@ class PoolCalls(ABC):
     # --- how ------------------------------------------------------------------------------------
 
     def _defined(self, pool: Pool | str) -> Pool:
-        return pool if isinstance(pool, Pool) else Definitions(self._host.host.pools).get(pool)
+        return pool if isinstance(pool, Pool) else self.pool(pool)
 
     def _take(self, pool: Pool, n: int, ttl: int, who: str) -> tuple[Machine, ...]:
         """Take clones that are ready, without asking anybody but their files."""
