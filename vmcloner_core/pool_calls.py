@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Self
 
@@ -153,17 +153,23 @@ class PoolCalls(ABC):
         """
         wanted, host = self._defined(pool), self._host
         slots = [f"pool/{wanted.name}/{n}" for n in range(MAX_USERS)]
-        with _one_of(host, slots):
+        with contextlib.ExitStack() as slot:
+            slot.enter_context(_one_of(host, slots))
             self._keeper(wanted).ask()
             try:
                 yield wanted
             finally:
                 self._let_go(wanted.name)
-        if keep:
-            return
-        with host.hold_free(slots) as free:
-            if len(free) == len(slots) and Definitions(host.host.pools).find(wanted.name):
-                self.empty_pool(wanted.name)
+                if not keep:
+                    with _one_of(host, [f"pool/{wanted.name}"]):  # one user leaves at a time
+                        slot.close()
+                        self._leave(wanted.name, slots)
+
+    def _leave(self, name: str, slots: Collection[str]) -> None:
+        """Remove a pool unless somebody uses it."""
+        with self._host.hold_free(slots) as free:
+            if len(free) == len(slots) and Definitions(self._host.host.pools).find(name):
+                self.empty_pool(name)
 
     def acquire(
         self,
@@ -332,7 +338,7 @@ class PoolCalls(ABC):
 
 
 @contextlib.contextmanager
-def _one_of(host: LocalHost, slots: list[str]) -> Iterator[None]:
+def _one_of(host: LocalHost, slots: Collection[str]) -> Iterator[None]:
     """Hold one of some locks; waits while others hold all."""
     while True:
         for slot in slots:
