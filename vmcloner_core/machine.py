@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from vmcloner_core import remote, transfers
+from vmcloner_core import ansible, remote, ssh, transfers
 from vmcloner_core.errors import HostCommandError, shown
 from vmcloner_core.model import Access, Outcome
 from vmcloner_core.plan import RunResult
@@ -89,6 +89,14 @@ class Machine:
     def _asked(self) -> Access:
         (outcome,) = self._engine.access(self.name)
         return outcome.unwrap()
+
+    def ssh_config(self) -> str:
+        """Return an ssh_config(5) with which ``ssh NAME`` reaches it; for Testinfra and others."""
+        return ssh.config([self.access])
+
+    def ansible_vars(self) -> dict[str, object]:
+        """Return the variables with which Ansible reaches it, as of a host in an inventory."""
+        return ansible.connection(self.access)
 
     def exec(self, command: str, *, timeout: float = 60.0) -> Answer:
         """Run a command by ssh; returns its exit code and output.
