@@ -372,13 +372,16 @@ class Engine(TemplateCalls, LeaseCalls, PoolCalls, GuestCalls):
                 self.plugins,
                 self.settings.defaults.lease_warning,
             )
-            return collect(
+            left = collect(
                 expired=expired,
                 orphans=orphans,
                 dry_run=dry_run,
                 on_found=on_found,
                 on_unseen=on_unseen,
             )
+            if not dry_run:
+                self._host.forget_empty_pools()
+            return left
 
     def diff_lab(self, lab: Lab) -> tuple[Change, ...]:
         """Return what differs between a lab's file and the host, in order. Changes nothing.

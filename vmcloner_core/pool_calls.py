@@ -29,7 +29,7 @@ from vmcloner_core.machine import Machine
 from vmcloner_core.model import Access, Clone, Lease, Moment, State, check_ttl
 from vmcloner_core.plan import check_timeout
 from vmcloner_core.pool_filling import Held, PoolFilling
-from vmcloner_core.pools import Definitions, Pool, PoolReset
+from vmcloner_core.pools import Pool, PoolReset
 from vmcloner_core.records import Record
 from vmcloner_core.settings import Settings
 from vmcloner_core.units import counted, format_seconds
@@ -105,13 +105,13 @@ class PoolCalls(ABC):
 
     def pools(self) -> tuple[Pool, ...]:
         """Return the pools of the host's state folder."""
-        known = Definitions(self._host.host.pools)
+        known = self._host.pools
         found = (known.find(name) for name in known.names())
         return tuple(pool for pool in found if pool is not None)
 
     def pool(self, name: str) -> Pool:
         """Return one pool. :raises NotFound: there is none of that name."""
-        return Definitions(self._host.host.pools).get(name)
+        return self._host.pools.get(name)
 
     def pool_members(self, name: str) -> tuple[PoolMember, ...]:
         """Return the clones of a pool; asks no hypervisor."""
@@ -168,7 +168,7 @@ class PoolCalls(ABC):
     def _leave(self, name: str, slots: Collection[str]) -> None:
         """Remove a pool unless somebody uses it."""
         with self._host.hold_free(slots) as free:
-            if len(free) == len(slots) and Definitions(self._host.host.pools).find(name):
+            if len(free) == len(slots) and self._host.pools.find(name):
                 self.empty_pool(name)
 
     def acquire(
@@ -234,16 +234,14 @@ class PoolCalls(ABC):
         for machine in machines:
             if machine.pool is None or machine.holder is None:
                 raise InvalidRequest(f"{machine.name} wasn't taken from a pool")
-            pool = self.pool(machine.pool)
-            ended = Lease(granted=self._host.now(), ttl=0)
-            clean = pool.reset is PoolReset.NEVER
-            clean |= pool.reset is PoolReset.ON_FAILURE and not failed
-            if clean and self._runs(machine.name):
+            pool = self._host.pools.find(machine.pool)
+            if pool is not None and self._clean(pool, machine, failed=failed):
                 self._host.claims.change(machine.name, machine.holder, lambda _claim: None)
                 continue
-            end = functools.partial(attrs.evolve, lease=ended)
+            end = functools.partial(attrs.evolve, lease=Lease(granted=self._host.now(), ttl=0))
             self._host.claims.change(machine.name, machine.holder, end)
-            self._keeper(pool).ask()
+            if pool is not None:  # else somebody has deleted it
+                self._keeper(pool).ask()
 
     # --- how ------------------------------------------------------------------------------------
 
@@ -257,7 +255,7 @@ class PoolCalls(ABC):
         def wanted(record: Record) -> bool:
             return record.labels.template == pool.template
 
-        if Definitions(host.host.pools).find(pool.name) is None:
+        if host.pools.find(pool.name) is None:
             return ()  # nobody has made it yet
         names = claims.names(pool.name)
         random.shuffle(names)  # so that several who look at once don't get in each other's way
@@ -292,6 +290,11 @@ class PoolCalls(ABC):
             f"{there}{why}",
             hint="make it larger, or wait longer",
         )
+
+    def _clean(self, pool: Pool, machine: Machine, *, failed: bool) -> bool:
+        """Tell whether the next one may have a machine as it is."""
+        stays = pool.reset is PoolReset.NEVER or (pool.reset is PoolReset.ON_FAILURE and not failed)
+        return stays and self._runs(machine.name)
 
     def _renewed(self, machine: Machine, ttl: int) -> bool:
         if machine.holder is None:

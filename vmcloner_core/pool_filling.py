@@ -13,7 +13,7 @@ from vmcloner_core.model import Clone, SnapshotAim, State
 from vmcloner_core.names import clone_name
 from vmcloner_core.plan import Plan, RunResult
 from vmcloner_core.planner import check_ours, lowest_free
-from vmcloner_core.pools import Definitions, Pool
+from vmcloner_core.pools import Pool
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.results import check_result
 from vmcloner_core.survey import Survey
@@ -64,9 +64,8 @@ class PoolFilling:
         :raises Conflict: the fleet isn't a pool of this template. :raises PartialFailure: clones
             failed; they were deleted, and are made anew by the next call.
         """
-        definitions = Definitions(self.host.host.pools)
-        self._check(definitions)
-        definitions.keep(self.pool)
+        self._check()
+        self.host.pools.keep(self.pool)
         self._extend([clone.name for clone in self._there])
         gone = self._removed([clone for clone in self._there if _lacks_a_part(clone)])
         there = [clone for clone in self._there if clone.name not in gone]
@@ -86,16 +85,16 @@ class PoolFilling:
         wanted = self._there
         gone = self._delete([c.name for c in wanted]) if force else self._removed(wanted)
         if len(gone) == len(wanted):
-            Definitions(self.host.host.pools).remove([self.pool.name])
+            self.host.pools.remove([self.pool.name])
 
     @property
     def _there(self) -> tuple[Clone, ...]:
         return tuple(clone for clone in self.held.found.clones if clone.fleet == self.pool.name)
 
-    def _check(self, definitions: Definitions) -> None:
-        name, there, known = self.pool.name, self._there, definitions.find(self.pool.name)
+    def _check(self) -> None:
+        name, there = self.pool.name, self._there
         check_ours(there)
-        if there and known is None:
+        if there and self.host.pools.find(name) is None:
             raise Conflict(
                 f"fleet {name!r} exists, and is no pool",
                 hint="choose another name for the pool, or delete the fleet",

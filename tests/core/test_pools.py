@@ -316,3 +316,23 @@ def test_taking_a_clone_asks_no_backend(lab, monkeypatch):
             if hasattr(driver, call):
                 monkeypatch.setattr(driver, call, None)
     assert lab.engine.acquire("box")
+
+
+def test_a_pool_whose_clones_are_gone_is_none_and_its_name_is_free(lab, time_here):  # noqa: F811
+    lab.engine.fill_pool(POOL)
+    time_here.later(POOL.ttl + 1)
+    lab.engine.gc(expired=True)
+    assert lab.engine.pools() == ()
+    lab.engine.fill_pool(POOL)
+    lab.engine.delete("box")
+    lab.engine.create("box", "t1", count=1)
+    with pytest.raises(Conflict, match="is no pool"):
+        lab.engine.fill_pool(POOL)
+
+
+def test_what_is_given_back_to_a_pool_that_is_gone_is_fine(lab):
+    lab.engine.fill_pool(POOL)
+    (machine,) = lab.engine.acquire("box")
+    lab.engine.empty_pool("box", force=True)
+    lab.engine.release(machine)
+    assert lab.engine.list() == ()
