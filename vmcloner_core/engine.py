@@ -168,14 +168,6 @@ class Engine(TemplateCalls, LeaseCalls, PoolCalls, GuestCalls):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def beside(self) -> Self:
-        """Return another engine for the same host, with connections of its own.
-
-        Its runs don't wait for those of this one, except for those on the same fleets.
-        """
-        host = LocalHost(self._host.host, self.plugins)
-        return type(self)(self.settings, self.plugins, host)
-
     def close(self) -> None:
         """Close connections, and end the threads that keep pools filled; both begin when needed.
 

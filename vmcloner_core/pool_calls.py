@@ -12,13 +12,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import attrs
 
+from vmcloner_core.cancelling import Cancellation
 from vmcloner_core.claims import Claim, Membership
 from vmcloner_core.errors import (
     DeadlineExceeded,
+    Interrupted,
     InvalidRequest,
     PartialFailure,
     VmclonerError,
@@ -69,7 +71,7 @@ class PoolCalls(ABC):
     settings: Settings
 
     def __init__(self) -> None:
-        self._keepers: dict[str, tuple[Keeper, PoolCalls]] = {}
+        self._keepers: dict[str, Keeper] = {}
         self._keepers_lock = threading.Lock()
 
     @property
@@ -82,16 +84,8 @@ class PoolCalls(ABC):
         """Hold fleets against other runs; see :meth:`Engine.hold`."""
 
     @abstractmethod
-    def beside(self) -> Self:
-        """Return another engine for the same host; see :meth:`Engine.beside`."""
-
-    @abstractmethod
-    def cancel(self) -> None:
-        """Stop the current run; see :meth:`Engine.cancel`."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Close connections; see :meth:`Engine.close`."""
+    def _cancellable(self) -> AbstractContextManager[Cancellation]:
+        """Yield what ends the calls in the block."""
 
     @abstractmethod
     def list(self, *targets: str) -> tuple[Clone, ...]:
@@ -188,27 +182,40 @@ class PoolCalls(ABC):
         :param ttl: seconds after which they are taken back unless :meth:`renew` is called.
         :param timeout: seconds to wait. :param who: who takes them, for people.
         :raises DeadlineExceeded: there were not so many in time.
-        :raises VmclonerError: the pool can't be filled.
+        :raises Interrupted: :meth:`cancel` was called. :raises VmclonerError: the pool can't be
+            filled.
         """
         wanted = self._defined(pool)
         check_ttl(ttl)
         check_timeout(timeout)
         if not 1 <= n <= wanted.size:
             raise InvalidRequest(f"{n} clones of a pool of {wanted.size}")
-        keeper, end = self._keeper(wanted), time.monotonic() + timeout
-        asked = False
-        while not (taken := self._take(wanted, n, ttl, who or f"process {os.getpid()}")):
+        with self._cancellable() as ending:
+            return self._waited_for(
+                wanted, n, timeout, ending, who or f"process {os.getpid()}", ttl
+            )
+
+    def _waited_for(
+        self, pool: Pool, n: int, timeout: float, ending: Cancellation, who: str, ttl: int
+    ) -> tuple[Machine, ...]:
+        """Return clones once there are so many that can be taken."""
+        keeper, end, asked = self._keeper(pool), time.monotonic() + timeout, False
+        while not (taken := self._take(pool, n, ttl, who)):
             if asked and not keeper.busy and keeper.error is not None:
                 if not isinstance(keeper.error, PartialFailure):
                     raise keeper.error
                 asked = False
             if time.monotonic() > end:
-                raise self._late(wanted, n, timeout, keeper)
-            lacking = self._lacking(wanted)
+                raise self._late(pool, n, timeout, keeper)
+            lacking = self._lacking(pool)
             if lacking and not keeper.busy:
                 keeper.ask()
                 asked = True
-            time.sleep(_POLL if lacking else _CONTENDED)
+            if ending.event.wait(_POLL if lacking else _CONTENDED):
+                raise Interrupted(f"stopped while waiting for pool {pool.name}")
+        if ending.asked:  # nobody is there to give them back
+            self.release(*taken)
+            raise Interrupted(f"stopped while taking from pool {pool.name}")
         return taken
 
     def renew(self, *machines: Machine, ttl: int = CLAIM_TTL) -> None:
@@ -320,20 +327,16 @@ class PoolCalls(ABC):
 
         with self._keepers_lock:
             if pool.name not in self._keepers:
-                engine = self.beside()
-                fill = functools.partial(engine.fill_pool, pool)
-                keeper = Keeper(pool.name, fill, engine.cancel, pool.ttl / 3)
-                self._keepers[pool.name] = keeper, engine
-            return self._keepers[pool.name][0]
+                fill = functools.partial(self.fill_pool, pool)
+                self._keepers[pool.name] = Keeper(pool.name, fill, pool.ttl / 3)
+            return self._keepers[pool.name]
 
     def _let_go(self, name: str) -> None:
         """Stop filling a pool."""
         with self._keepers_lock:
-            found = self._keepers.pop(name, None)
-        if found is not None:
-            keeper, engine = found
+            keeper = self._keepers.pop(name, None)
+        if keeper is not None:
             keeper.close()
-            engine.close()
 
     def _let_all_go(self) -> None:
         for name in tuple(self._keepers):

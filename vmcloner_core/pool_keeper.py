@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from vmcloner_core.cancelling import Cancellation, ending_with
 from vmcloner_core.errors import Interrupted, VmclonerError, said
 
 log = logging.getLogger(__name__)
@@ -16,17 +17,15 @@ class Keeper:
 
     If its process dies, what it was asked for is still to be seen in the clones' claims.
 
-    :param fill: fills the pool. :param cancel: stops that cleanly, from any thread.
+    :param fill: fills the pool, by calls of an engine.
     :param every: seconds after which to fill it unasked.
     """
 
-    def __init__(
-        self, name: str, fill: Callable[[], object], cancel: Callable[[], None], every: float
-    ) -> None:
+    def __init__(self, name: str, fill: Callable[[], object], every: float) -> None:
         self.error: VmclonerError | None = None
         """Why the last filling failed, None if it didn't."""
         self._fill = fill
-        self._cancel = cancel
+        self._ending = Cancellation()
         self._every = every
         self._asked = threading.Event()
         self._filling = False
@@ -48,8 +47,7 @@ class Keeper:
         self._closing = True
         self._asked.set()
         while self._thread.is_alive():
-            if self._filling:
-                self._cancel()
+            self._ending.cancel()  # again: what a run does last clears it
             self._thread.join(0.05)
 
     def _work(self) -> None:
@@ -59,8 +57,10 @@ class Keeper:
                 return
             self._filling = True  # before: it is busy all the time
             self._asked.clear()
+            self._ending = Cancellation()
             try:
-                self._fill()
+                with ending_with(self._ending):
+                    self._fill()
                 self.error = None
             except Interrupted:
                 pass

@@ -44,7 +44,6 @@ class Holdings:
     def __init__(self, engine: Engine, wanted: Wanted, *, keep_pool: bool) -> None:
         self.engine = engine
         self.wanted = wanted
-        self._beside = engine.beside()  # runs of tests don't delay the leases
         self._groups: set[Group] = set()
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -104,7 +103,6 @@ class Holdings:
         self._thread.join()
         for group in tuple(self._groups):
             self.end(group)
-        self._beside.close()
         self._stack.close()
 
     def _held(self, group: Group) -> Group:
@@ -127,6 +125,6 @@ class Holdings:
 
     def _extend(self, group: Group, ttl: int) -> None:
         if group.fleet is not None:
-            self._beside.extend_lease(group.fleet, ttl=ttl)
+            self.engine.extend_lease(group.fleet, ttl=ttl)
         else:
             self.engine.renew(*group.machines, ttl=ttl)

@@ -6,18 +6,26 @@ import time
 import pytest
 
 from tests.core.test_leases import time_here  # noqa: F401 - a fixture
-from vmcloner_core import Pool, PoolReset, State
+from vmcloner_core import Engine, Pool, PoolReset, State
 from vmcloner_core.errors import (
     BackendError,
     Conflict,
     DeadlineExceeded,
+    Interrupted,
     InvalidRequest,
     NotFound,
     PartialFailure,
     WrongState,
 )
+from vmcloner_core.local_host import LocalHost
 
 POOL = Pool(template="t1", name="box", size=3)
+
+
+def another(lab):
+    """Return the engine of another process, as far as its files can tell."""
+    engine = lab.engine
+    return Engine(engine.settings, engine.plugins, LocalHost(engine.host, engine.plugins))
 
 
 def states(lab, name="box"):
@@ -52,7 +60,7 @@ def test_a_pool_is_filled_with_ready_clones(lab):
 def test_taken_clones_are_nobody_elses(lab):
     lab.engine.fill_pool(POOL)
     mine = lab.engine.acquire("box", 2)
-    (other,) = lab.engine.beside().acquire("box", who="somebody")
+    (other,) = another(lab).acquire("box", who="somebody")
     assert {m.name for m in (*mine, other)} == {"box-1", "box-2", "box-3"}
     with pytest.raises(DeadlineExceeded, match="0 ready, 3 taken"):
         lab.engine.acquire("box", timeout=0.05)
@@ -114,7 +122,7 @@ def test_a_clone_that_stopped_in_the_pool_is_started_again(lab):
 
 def test_the_claim_of_a_dead_holder_runs_out_and_the_next_one_resets_the_clone(lab, time_here):  # noqa: F811
     lab.engine.fill_pool(Pool(template="t1", name="box", size=1, ttl=3600))
-    dead = lab.engine.beside()
+    dead = another(lab)
     (machine,) = dead.acquire("box", ttl=60)
     use(lab, machine)
     time_here.later(59)
@@ -134,7 +142,7 @@ def test_the_claim_of_a_dead_holder_runs_out_and_the_next_one_resets_the_clone(l
 
 def test_gc_takes_idle_clones_whose_leases_ended_and_none_that_is_taken(lab, time_here):  # noqa: F811
     lab.engine.fill_pool(Pool(template="t1", name="box", size=2, ttl=100))
-    (machine,) = lab.engine.beside().acquire("box", ttl=200)
+    (machine,) = another(lab).acquire("box", ttl=200)
     time_here.later(150)
     lab.engine.gc(expired=True)
     assert [clone.name for clone in lab.engine.list()] == [machine.name]
@@ -241,7 +249,7 @@ def test_many_users_at_once_never_have_the_same_clone(lab):
     inside, errors, lock = set(), [], threading.Lock()
 
     def work():
-        engine = lab.engine.beside()
+        engine = another(lab)
         try:
             for _ in range(20):
                 (machine,) = engine.acquire("box", timeout=120)
@@ -268,11 +276,11 @@ def test_many_users_at_once_never_have_the_same_clone(lab):
 
 
 def test_the_last_user_removes_the_pool(lab):
-    with lab.engine.use_pool(POOL), lab.engine.beside().use_pool(POOL):
+    with lab.engine.use_pool(POOL), another(lab).use_pool(POOL):
         until(lambda: states(lab) == ["ready"] * 3)
     assert lab.engine.list() == ()
     with lab.engine.use_pool(POOL):
-        with lab.engine.beside().use_pool(POOL):
+        with another(lab).use_pool(POOL):
             until(lambda: states(lab) == ["ready"] * 3)
         assert states(lab) == ["ready"] * 3
     assert lab.engine.list() == ()
@@ -328,6 +336,27 @@ def test_a_pool_whose_clones_are_gone_is_none_and_its_name_is_free(lab, time_her
     lab.engine.create("box", "t1", count=1)
     with pytest.raises(Conflict, match="is no pool"):
         lab.engine.fill_pool(POOL)
+
+
+def test_waiting_for_a_machine_can_be_cancelled(lab):
+    lab.engine.fill_pool(Pool(template="t1", name="box", size=1))
+    lab.engine.acquire("box")
+    canceller = threading.Timer(0.2, lab.engine.cancel)
+    canceller.start()
+    with pytest.raises(Interrupted):
+        lab.engine.acquire("box", timeout=100)
+    canceller.join()
+
+
+def test_a_cancelled_engine_fills_its_pools_again(lab):
+    lab.engine.fill_pool(POOL)
+    for _ in range(2):
+        (machine,) = lab.engine.acquire("box")
+        lab.engine.cancel()
+        lab.engine.release(machine)
+        lab.engine.cancel()
+        other = lab.engine.acquire("box", 3, timeout=60)
+        lab.engine.release(*other)
 
 
 def test_what_is_given_back_to_a_pool_that_is_gone_is_fine(lab):
