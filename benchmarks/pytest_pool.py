@@ -36,13 +36,14 @@ import pytest
 pytestmark = {mark}
 
 @pytest.mark.parametrize("n", range({tests}))
-def test_a_machine(clone, n):
-    assert f"ready name={{clone.name}} " in clone.console()
+def test_a_machine(clone, vmcloner, n):
+    assert vmcloner.show(clone.name).state.value == "running"
 """
 MARK = "pytest.mark.vmcloner(template='{template}')"
 INI = """
 [pytest]
-vmcloner_pool = {{template = '{template}', name = 'benchpool', size = {size}, reset = '{reset}'}}
+vmcloner_pool = {{template = '{template}', name = 'benchpool', size = {size}, reset = '{reset}',
+  memory = {memory}}}
 """
 CONFTEST = """
 import pytest
@@ -74,12 +75,14 @@ class Project:
     workers: int
     size: int
 
-    def run(self, *, reset: str | None, keep: bool = False) -> float:
-        """Run the tests; returns the seconds. ``reset``: of the pool; None for no pool."""
-        mark = MARK.format(template=self.template) if reset is None else "[]"
+    def run(self, pool: Pool | None, *, keep: bool = False) -> float:
+        """Run the tests; returns the seconds."""
+        mark = MARK.format(template=self.template) if pool is None else "[]"
         (self.folder / "test_it.py").write_text(TESTS.format(mark=mark, tests=self.tests))
-        names = {"template": self.template, "size": self.size, "reset": reset}
-        ini = "[pytest]\n" if reset is None else INI.format(**names)
+        ini = "[pytest]\n"
+        if pool is not None:
+            keys = {"template": pool.template, "size": pool.size, "reset": pool.reset.value}
+            ini = INI.format(**keys, memory=str(pool.memory).lower())
         (self.folder / "pytest.ini").write_text(ini)
         argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         argv += ["-n", str(self.workers), "--vmcloner-require"]
@@ -97,17 +100,21 @@ class Project:
 
 def rows(project: Project, engine: Engine) -> dict[str, float]:
     """Return the seconds of each way; the work is the same."""
-    found = {"create and delete per test": project.run(reset=None)}
-    for reset in ("always", "on-failure"):
-        found[f"pool, reset {reset}, filled by the run"] = project.run(reset=reset)
-        engine.fill_pool(_pool(project, reset))
-        found[f"pool, reset {reset}, filled before"] = project.run(reset=reset, keep=True)
+    found = {"create and delete per test": project.run(None)}
+    for reset, memory in (("always", False), ("always", True), ("on-failure", False)):
+        pool = _pool(project, reset, memory=memory)
+        what = f"pool, reset {reset}{' from memory' if memory else ''}"
+        found[f"{what}, filled by the run"] = project.run(pool)
+        engine.fill_pool(pool)
+        found[f"{what}, filled before"] = project.run(pool, keep=True)
         engine.empty_pool("benchpool", force=True)
     return found
 
 
-def _pool(project: Project, reset: str) -> Pool:
-    return Pool(template=project.template, name="benchpool", size=project.size, reset=reset)
+def _pool(project: Project, reset: str, *, memory: bool = False) -> Pool:
+    return Pool(
+        template=project.template, name="benchpool", size=project.size, reset=reset, memory=memory
+    )
 
 
 def taking(engine: Engine, project: Project, rounds: int = 200) -> dict[str, float]:

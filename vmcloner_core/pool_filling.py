@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import attrs
 
-from vmcloner_core.errors import Conflict, PartialFailure, VmclonerError
+from vmcloner_core.errors import Conflict, Interrupted, PartialFailure, VmclonerError
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import Clone, SnapshotAim, State
 from vmcloner_core.names import clone_name
@@ -19,6 +20,9 @@ from vmcloner_core.results import check_result
 from vmcloner_core.survey import Survey
 from vmcloner_core.units import counted
 
+log = logging.getLogger(__name__)
+READY = "pool-ready"
+"""The snapshot of a clone whose pool keeps the memory of when it got ready."""
 Failures = list[tuple[str, VmclonerError]]
 
 
@@ -157,13 +161,40 @@ class PoolFilling:
             self._opened(names, self._ready("start", names), failures)
 
     def _reset(self, clones: Sequence[Clone], failures: Failures) -> None:
-        if not clones:
-            return
-        for snapshot in sorted({each.name for clone in clones for each in clone.snapshots}):
-            of = [c.name for c in clones if snapshot in {each.name for each in c.snapshots}]
-            check_result(self._again("snapshot-delete", of, snapshot=SnapshotAim(name=snapshot)))
-        names = [clone.name for clone in clones]
-        self._opened(names, self._ready("reset", names), failures)
+        """Make clones as new: from their memory where that is kept, else by a boot."""
+        kept = [clone for clone in clones if self.pool.memory and _kept(clone)]
+        self._forget_snapshots(kept, but=READY)
+        reverted = self._reverted([clone.name for clone in kept])
+        others = [clone for clone in clones if clone.name not in reverted]
+        if others:
+            self._forget_snapshots(others)
+            names = [clone.name for clone in others]
+            self._opened(names, self._ready("reset", names), failures)
+
+    def _forget_snapshots(self, clones: Sequence[Clone], but: str = "") -> None:
+        for name in sorted({each.name for clone in clones for each in clone.snapshots} - {but}):
+            of = [c.name for c in clones if name in {each.name for each in c.snapshots}]
+            check_result(self._again("snapshot-delete", of, snapshot=SnapshotAim(name=name)))
+
+    def _reverted(self, names: Sequence[str]) -> frozenset[str]:
+        """Revert clones to when they got ready; returns the names of those that can be taken.
+
+        What a user has changed may stand against that: the others are to be reset.
+        """
+        if not names:
+            return frozenset()
+        aim = SnapshotAim(name=READY, force=True)
+        try:
+            result = self._again("snapshot-revert", names, snapshot=aim, start=True)
+            _check_whole(result)
+        except Interrupted:
+            raise
+        except VmclonerError as error:
+            log.warning("pool %s: %s", self.pool.name, error)
+            return frozenset()
+        done = frozenset(names) - {clone.name for clone in result.failures}
+        self._open(done)
+        return done
 
     def _ready(self, action: str, names: Sequence[str]) -> RunResult:
         pool = self.pool
@@ -180,12 +211,21 @@ class PoolFilling:
 
     def _opened(self, names: Sequence[str], result: RunResult, failures: Failures) -> None:
         """Let clones be taken that got ready, and delete the others."""
+        failed = {clone.name for clone in result.failures}
         _note(result, failures)
-        failed = [clone.name for clone in result.failures]
-        addresses = self._addresses(frozenset(names) - frozenset(failed))
-        for name, address in addresses.items():
+        ready = [name for name in names if name not in failed]
+        if self.pool.memory and ready:
+            aim = SnapshotAim(name=READY, memory=True)
+            kept = self._again("snapshot-create", ready, snapshot=aim)
+            _check_whole(kept)
+            _note(kept, failures)
+            failed |= {clone.name for clone in kept.failures}
+        self._open(frozenset(names) - failed)
+        self._delete(sorted(failed))
+
+    def _open(self, names: Collection[str]) -> None:
+        for name, address in self._addresses(names).items():
             self.host.claims.open(name, address)
-        self._delete(failed)
 
     def _addresses(self, names: Collection[str]) -> dict[str, str | None]:
         found = [clone for clone in self.host.survey().clones if clone.name in names]
@@ -193,6 +233,11 @@ class PoolFilling:
 
     def _again(self, action: str, names: Sequence[str], **options: object) -> RunResult:
         return self.held.again(TargetRequest(action=action, targets=tuple(names), **options))  # type: ignore[arg-type]
+
+
+def _kept(clone: Clone) -> bool:
+    """Tell whether a clone's memory is kept, of when it got ready."""
+    return any(each.name == READY and each.memory for each in clone.snapshots)
 
 
 def _lacks_a_part(clone: Clone) -> bool:

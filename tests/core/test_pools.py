@@ -3,6 +3,7 @@
 import threading
 import time
 
+import attrs
 import pytest
 
 from tests.core.test_leases import time_here  # noqa: F401 - a fixture
@@ -241,6 +242,57 @@ def test_snapshots_of_a_user_are_gone_after_a_reset(lab):
     lab.engine.release(machine)
     until(lambda: states(lab) == ["ready"])
     assert lab.engine.show("box-1").snapshots == ()
+
+
+KEPT = Pool(template="t1", name="box", size=2, memory=True)
+
+
+def used(lab):
+    """Use one of the pool's clones and give it back; returns its name once it is ready again."""
+    (machine,) = lab.engine.acquire("box")
+    machine.snapshot()
+    use(lab, machine)
+    lab.machines.said[machine.name] += b"used"
+    lab.engine.release(machine)
+    until(lambda: states(lab) == ["ready"] * 2)
+    assert content(lab, machine.name) != b"used"
+    assert b"used" not in lab.machines.said[machine.name]
+    return machine.name
+
+
+def test_a_reset_from_memory_boots_nothing(lab):
+    lab.engine.fill_pool(KEPT)
+    before = dict(lab.machines.boots)
+    lab.machines.boots.clear()
+    name = used(lab)
+    assert lab.machines.boots == {}
+    assert [each.name for each in lab.engine.show(name).snapshots] == ["pool-ready"]
+    used(lab)
+    assert before
+
+
+def test_where_the_memory_does_not_fit_any_more_the_clone_boots(lab):
+    lab.engine.fill_pool(KEPT)
+    lab.machines.boots.clear()
+    (machine,) = lab.engine.acquire("box")
+    domain = lab.machines.machines[machine.name]
+    lab.machines.machines[machine.name] = attrs.evolve(domain, memory=2 * domain.memory)
+    use(lab, machine)
+    lab.engine.release(machine)
+    until(lambda: states(lab) == ["ready"] * 2)
+    assert list(lab.machines.boots) == [machine.name]
+    assert content(lab, machine.name) != b"used"
+    assert [each.name for each in lab.engine.show(machine.name).snapshots] == ["pool-ready"]
+
+
+def test_a_pool_that_keeps_memory_from_now_on_boots_once_more(lab):
+    lab.engine.fill_pool(Pool(template="t1", name="box", size=2))
+    (machine,) = lab.engine.acquire("box")
+    lab.engine.release(machine)
+    lab.engine.close()
+    lab.engine.fill_pool(KEPT)
+    assert states(lab) == ["ready"] * 2
+    used(lab)
 
 
 def test_many_users_at_once_never_have_the_same_clone(lab):

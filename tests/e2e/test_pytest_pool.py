@@ -15,10 +15,10 @@ import pathlib, time
 import pytest
 
 @pytest.mark.parametrize("n", range(8))
-def test_a_guest_is_ready_and_nobody_elses(clone, n):
+def test_a_guest_is_ready_and_nobody_elses(clone, vmcloner, n):
     mine = pathlib.Path("using-" + clone.name)
     mine.touch(exist_ok=False)
-    assert f"vmcloner-ready name={clone.name} " in clone.console()
+    assert vmcloner.show(clone.name).state.value == "running"
     time.sleep(0.1)
     mine.unlink()
 
@@ -35,7 +35,7 @@ def project(site, tmp_path):
     (tmp_path / "test_it.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text(
         f"[pytest]\nvmcloner_ttl = 5s\nvmcloner_pool = {{template = 'tiny', size = 2, "
-        f"name = '{site.fleet('pool')}', reset = 'on-failure'}}\n"
+        f"name = '{site.fleet('pool')}', memory = true}}\n"
     )
     environment = {**os.environ, "VMCLONER_CONFIG": str(site.folder / "vmcloner.toml")}
     for name in [n for n in environment if n.startswith(("PYTEST_", "COV_CORE"))]:
