@@ -152,6 +152,8 @@ class PoolFilling:
         now, wanted = self.host.now(), {}
         for clone in there:
             own = self.host.claims.find(clone.name)
+            if own is not None and own.held(now):
+                continue  # if it is given back from now on, it may well be as new
             if own is None or not (own.free(now) and clone.state is State.RUNNING):
                 wanted[clone.name] = clone
         return [wanted[name] for name in self.host.claims.close(wanted)]

@@ -8,6 +8,7 @@ import pytest
 
 from tests.core.test_leases import time_here  # noqa: F401 - a fixture
 from vmcloner_core import Engine, Pool, PoolReset, State
+from vmcloner_core.claims import Claims
 from vmcloner_core.errors import (
     BackendError,
     Conflict,
@@ -185,6 +186,22 @@ def test_a_pool_of_another_template_is_refused(lab):
     with pytest.raises(Conflict, match="is made from template 't1'"):
         lab.engine.fill_pool(Pool(template="t2", name="box", size=3))
     assert lab.engine.pools() == (POOL,)
+
+
+def test_a_clone_that_is_given_back_unused_during_a_filling_is_not_reset(lab, monkeypatch):
+    lab.engine.fill_pool(Pool(template="t1", name="box", size=1, reset="never"))
+    (machine,) = lab.engine.acquire("box")
+    use(lab, machine)
+    close = Claims.close
+
+    def late(claims, clones):
+        if clones:
+            lab.engine.release(machine)
+        return close(claims, clones)
+
+    monkeypatch.setattr(Claims, "close", late)
+    lab.engine.fill_pool("box")
+    assert content(lab, "box-1") == b"used"
 
 
 def test_emptying_leaves_what_is_taken(lab):
