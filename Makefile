@@ -23,7 +23,7 @@ AGAIN := --reruns 1
 SLOW := libvirt or filesystems or lvm or xen or pxe or guests or others or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm clean tools test-fuzz docs man
+.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest clean tools test-fuzz docs man
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -98,6 +98,9 @@ bench: tools ## Compare vmcloner's speed with other tools (ARGS="create -n 20")
 
 bench-hosts: tools ## Measure the controller of many hosts with simulated ones (ARGS="10 100 1000 --each 100")
 	@$(BIN)/python -m benchmarks.hosts $(ARGS)
+
+bench-pytest: tools ## Measure what a pool of machines saves tests, with tiny guests (ARGS="--tests 40 --size 8")
+	@$(WITH_LIBVIRTD) $(BIN)/python -m benchmarks.pytest_pool --real $(ARGS)
 
 bench-lvm: tools ## Compare the speed of LVM thin clones with loops of lvcreate, in the lab (ARGS="100 1000 --json -")
 	@$(ROOT) contrib/lab/lab kvm run --seconds 5400 -- python3 - $(ARGS) < benchmarks/lvm.py

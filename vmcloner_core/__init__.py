@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from vmcloner_core.engine import Engine
     from vmcloner_core.errors import VmclonerError
     from vmcloner_core.hosts.opening import open_hosts
+    from vmcloner_core.machine import Machine
     from vmcloner_core.model import Clone, CloneMode, SnapshotAim, State
     from vmcloner_core.plan import OnFailure, Plan, Readiness, RunResult, Sizes
+    from vmcloner_core.pool_calls import PoolMember
+    from vmcloner_core.pools import Pool, PoolReset
     from vmcloner_core.request import CreateRequest, TargetRequest
     from vmcloner_core.results import check_result
 
@@ -21,8 +24,12 @@ _HOMES = {
     "CloneMode": "model",
     "CreateRequest": "request",
     "Engine": "engine",
+    "Machine": "machine",
     "OnFailure": "plan",
     "Plan": "plan",
+    "Pool": "pools",
+    "PoolMember": "pool_calls",
+    "PoolReset": "pools",
     "Readiness": "plan",
     "RunResult": "plan",
     "Sizes": "plan",
@@ -39,8 +46,12 @@ __all__ = [
     "CloneMode",
     "CreateRequest",
     "Engine",
+    "Machine",
     "OnFailure",
     "Plan",
+    "Pool",
+    "PoolMember",
+    "PoolReset",
     "Readiness",
     "RunResult",
     "Sizes",

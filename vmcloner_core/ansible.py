@@ -46,6 +46,16 @@ def _group(fleet: str) -> str:
 
 def variables(labels: Labels, access: Access) -> dict[str, object]:
     """Return the variables of one host."""
+    return {
+        **connection(access),
+        "vmcloner_fleet": labels.fleet,
+        "vmcloner_index": labels.index,
+        "vmcloner_template": labels.template,
+    }
+
+
+def connection(access: Access) -> dict[str, object]:
+    """Return those variables of a host that say how it is reached."""
     options = [
         f"-o {shlex.quote(f'{key}={value}')}"
         for key, value in ssh.options(access).items()
@@ -57,9 +67,6 @@ def variables(labels: Labels, access: Access) -> dict[str, object]:
         "ansible_port": access.port,
         "ansible_user": access.user,
         "ansible_ssh_common_args": " ".join(["-F none", *options]),
-        "vmcloner_fleet": labels.fleet,
-        "vmcloner_index": labels.index,
-        "vmcloner_template": labels.template,
     }
     if access.key is not None:
         values["ansible_ssh_private_key_file"] = str(access.key)

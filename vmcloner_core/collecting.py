@@ -100,6 +100,8 @@ class Collector:
         leases = self.host.records.leases([clone.name for clone in ours])
         self.host.check_clock(now, leases)
         ended = [c for c in ours if c.name in leases and leases[c.name].left(now) <= 0]
+        used = self.host.claims.held([clone.name for clone in ended])
+        ended = [clone for clone in ended if clone.name not in used]
         unwanted = []
         for clone in ended:
             record = self.host.records.find(clone.name)

@@ -61,6 +61,7 @@ from vmcloner_core.outcomes import guarded
 from vmcloner_core.plan import Plan, RunResult
 from vmcloner_core.planning import Planning
 from vmcloner_core.plugins import PluginHost
+from vmcloner_core.pool_calls import PoolCalls
 from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import CreateRequest, Request
 from vmcloner_core.run_calls import RunCalls
@@ -103,7 +104,7 @@ class Held:
     again: Callable[[Request], RunResult]
 
 
-class Engine(RunCalls, TemplateCalls, LeaseCalls, GuestCalls):
+class Engine(RunCalls, TemplateCalls, LeaseCalls, PoolCalls, GuestCalls):
     """Makes, runs and removes clones on one host.
 
     All calls may be made from any thread. Runs of different fleets are carried out at the same
@@ -112,6 +113,7 @@ class Engine(RunCalls, TemplateCalls, LeaseCalls, GuestCalls):
     """
 
     def __init__(self, settings: Settings, plugins: PluginHost, host: LocalHost) -> None:
+        super().__init__()
         self.settings = settings
         self.plugins = plugins
         self._pid = os.getpid()
@@ -166,11 +168,12 @@ class Engine(RunCalls, TemplateCalls, LeaseCalls, GuestCalls):
         self.close()
 
     def close(self) -> None:
-        """Close connections. They are opened again when the engine is used.
+        """Close connections, and end the threads that keep pools filled; both begin when needed.
 
         Does nothing in a process that was forked off: they are its parent's.
         """
         if os.getpid() == self._pid:
+            self._let_all_go()
             self._host.close()
 
     # --- runs -----------------------------------------------------------------------------------
@@ -275,13 +278,16 @@ class Engine(RunCalls, TemplateCalls, LeaseCalls, GuestCalls):
                 self.plugins,
                 self.settings.defaults.lease_warning,
             )
-            return collect(
+            left = collect(
                 expired=expired,
                 orphans=orphans,
                 dry_run=dry_run,
                 on_found=on_found,
                 on_unseen=on_unseen,
             )
+            if not dry_run:
+                self._host.forget_empty_pools()
+            return left
 
     def diff_lab(self, lab: Lab) -> tuple[Change, ...]:
         """Return what differs between a lab's file and the host, in order. Changes nothing.

@@ -24,6 +24,7 @@ import attrs
 from vmcloner_core import clock, locks, ssh_access
 from vmcloner_core.booting import Preview, Starter
 from vmcloner_core.catalog import Catalog
+from vmcloner_core.claims import Claims
 from vmcloner_core.deadlines import answers, instance
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver
@@ -46,6 +47,7 @@ from vmcloner_core.os_errors import of_state
 from vmcloner_core.pipeline import Work
 from vmcloner_core.plan import ClonePlan
 from vmcloner_core.plugins import PluginHost
+from vmcloner_core.pools import Definitions
 from vmcloner_core.process import LocalRunner
 from vmcloner_core.records import RECORD, Records, sync
 from vmcloner_core.runlog import RunLog
@@ -79,6 +81,8 @@ class LocalHost:
         self.host = host
         self.drivers = DriverRegistry(host, plugins, LocalRunner())
         self.records = Records(host.records)
+        self.claims = Claims(self.records, self.hold_free, self.now)
+        self.pools = Definitions(host.pools)
         self.snapshots = SnapshotFolders(host.snapshots)
         self.catalog = Catalog(host.templates)
         self.images = TemplateImages(self.drivers, plugins)
@@ -241,6 +245,18 @@ class LocalHost:
         :param fleets: those whose locks the caller holds. :param found: seen under these locks.
         """
         self._sweeper()(fleets, found)
+        self.pools.remove(set(fleets) & self._empty_pools())
+
+    def forget_empty_pools(self) -> None:
+        """Remove the definitions of pools without clones that no run works on."""
+        empty = self._empty_pools()
+        if not empty:
+            return
+        with self.hold_free([f"fleet/{name}" for name in empty]) as free:
+            self.pools.remove({n for n in self._empty_pools() if f"fleet/{n}" in free})
+
+    def _empty_pools(self) -> set[str]:
+        return {name for name in self.pools.names() if not self.claims.names(name)}
 
     def collect(
         self, fleets: Collection[str], found: Survey, *, remove: bool

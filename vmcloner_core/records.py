@@ -552,19 +552,27 @@ def _lease_in(path: Path) -> Lease | None:
     """Return the lease in a record's file, without reading the rest of it."""
     try:
         data = _read(path)
-        return _lease(data.get("lease")) if data["labels"] else None
+        return read_lease(data.get("lease")) if data["labels"] else None
     except (VmclonerError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
-def _lease(data: object) -> Lease | None:
+def read_lease(data: object) -> Lease | None:
     """Return a lease from plain data; None, which never expires, if it isn't one."""
+    match data:
+        case {"granted": granted, "ttl": int(ttl)} if 0 <= ttl <= MAX_TTL:
+            moment = read_moment(granted)
+            return None if moment is None else Lease(granted=moment, ttl=ttl)
+    return None
+
+
+def read_moment(data: object) -> Moment | None:
+    """Return a moment from plain data; None if it isn't one."""
     try:
         match data:
-            case {"granted": {"wall": wall, "boot": str(boot), "up": up}, "ttl": int(ttl)}:
-                granted = Moment(wall=float(wall), boot=boot, up=float(up))
-                sound = 0 <= granted.wall < MAX_WALL and math.isfinite(granted.up)
-                return Lease(granted=granted, ttl=ttl) if sound and 0 <= ttl <= MAX_TTL else None
+            case {"wall": wall, "boot": str(boot), "up": up}:
+                moment = Moment(wall=float(wall), boot=boot, up=float(up))
+                return moment if 0 <= moment.wall < MAX_WALL and math.isfinite(moment.up) else None
     except (ValueError, TypeError, OverflowError):
         pass
     return None
@@ -591,7 +599,7 @@ def _loaded(path: Path) -> Record | None:
             identity=data["identity"] and _identity(data["identity"]),
             seed=Seed(image=image and Path(image), cmdline=data["seed"]["cmdline"]),
             made_of=_table(data.get("template")),
-            lease=_lease(data.get("lease")),
+            lease=read_lease(data.get("lease")),
         )
     except (VmclonerError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None

@@ -13,7 +13,7 @@ from vmcloner_core.testing.reference import BootPlugin, HypervisorPlugin, Storag
 
 LONG = 60
 # What isn't a call, or can't be one: hold() keeps locks for a block of its thread.
-APART = {"open", "close", "cancel", "hold"}
+APART = {"open", "close", "cancel", "hold", "use_pool"}
 
 
 def run(lab, main):

@@ -75,6 +75,11 @@ class Host:
         return self.state / "highest"
 
     @property
+    def pools(self) -> Path:
+        """Folder of the definitions of pools, ``POOL.json``."""
+        return self.state / "pools"
+
+    @property
     def templates(self) -> Path:
         """Folder for the results of image builders, one folder per template."""
         return self.state / "templates"

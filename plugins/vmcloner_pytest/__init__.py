@@ -1,0 +1,1 @@
+"""Machines for tests: fixtures of pytest over the engine. See docs/pytest.md."""

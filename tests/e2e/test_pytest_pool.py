@@ -1,0 +1,82 @@
+"""Real guests for a user's tests: four workers of xdist share a pool, and one pytest is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = [pytest.mark.libvirt, pytest.mark.timeout(900)]
+TESTS = """
+import pathlib, time
+import pytest
+
+@pytest.mark.parametrize("n", range(8))
+def test_a_guest_is_ready_and_nobody_elses(clone, vmcloner, n):
+    mine = pathlib.Path("using-" + clone.name)
+    mine.touch(exist_ok=False)
+    assert vmcloner.show(clone.name).state.value == "running"
+    time.sleep(0.1)
+    mine.unlink()
+
+def test_endless(clone):
+    pathlib.Path("reached").write_text(clone.name)
+    time.sleep(1000)
+"""
+BASE = ("-p", "no:cacheprovider", "-p", "no:rerunfailures", "-v")
+
+
+@pytest.fixture
+def project(site, tmp_path):
+    """A folder with tests over a pool of two; returns a function that starts a pytest in it."""
+    (tmp_path / "test_it.py").write_text(TESTS)
+    (tmp_path / "pytest.ini").write_text(
+        f"[pytest]\nvmcloner_ttl = 5s\nvmcloner_pool = {{template = 'tiny', size = 2, "
+        f"name = '{site.fleet('pool')}', memory = true}}\n"
+    )
+    environment = {**os.environ, "VMCLONER_CONFIG": str(site.folder / "vmcloner.toml")}
+    for name in [n for n in environment if n.startswith(("PYTEST_", "COV_CORE"))]:
+        del environment[name]
+
+    def start(*words):
+        return subprocess.Popen(
+            [sys.executable, "-m", "pytest", *BASE, *words],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    return start
+
+
+def test_workers_share_a_pool_of_guests_and_a_killed_pytest_leaves_none(site, project, tmp_path):
+    site.run("template", "import", "tiny", timeout=600)
+    with project("-n", "4", "-k", "ready", "--vmcloner-keep-pool", "--vmcloner-require") as run:
+        said, _ = run.communicate(timeout=600)
+    assert "8 passed" in said, said
+    rows = site.rows(site.fleet("pool"))
+    assert [row["state"] for row in rows] == ["running"] * 2
+    with project("-k", "endless", "--vmcloner-require") as run:
+        try:
+            end = time.monotonic() + 300
+            while not (tmp_path / "reached").exists():
+                assert time.monotonic() < end
+                assert run.poll() is None, run.stdout.read()
+                time.sleep(0.2)
+            time.sleep(6)
+            site.run("gc", "--expired", "--yes")
+            assert len(site.rows(site.fleet("pool"))) == 2
+            states = json.loads(site.run("pool", "list", site.fleet("pool"), "-f", "json"))
+            taken = [row["name"] for row in states if row["state"] == "taken"]
+            assert taken == [(tmp_path / "reached").read_text()]
+        finally:
+            os.killpg(run.pid, signal.SIGKILL)
+    time.sleep(5.5)
+    site.run("gc", "--expired", "--yes")
+    assert site.remains() == []
