@@ -23,7 +23,7 @@ AGAIN := --reruns 1
 SLOW := libvirt or filesystems or lvm or xen or pxe or guests or others or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest clean tools test-fuzz docs man
+.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest clean tools test-fuzz docs man
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ test-powercut: tools ## Cut the power of labs during LVM transactions, and test 
 
 test-guests: tools ## Boot twenty clones of a Debian built here at once, and other images one by one (30 min)
 	@$(WITH_LIBVIRTD) $(BIN)/pytest -s -m slow $(or $(ARGS),tests/identity)
+
+test-hosts: tools ## Silent links and hanging engines on three machines made of namespaces, with each carrier (15 min)
+	@$(WITH_LIBVIRTD) $(BIN)/pytest -s -m slow $(or $(ARGS),tests/hosts)
 
 test-xen: tools ## Run the tests on Xen, including the long ones, in the lab (PXE_GUESTS=10)
 	@$(ROOT) contrib/lab/lab xen test --seconds 5400 $(if $(PXE_GUESTS),--env PXE_GUESTS=$(PXE_GUESTS)) -- -m xen $(or $(ARGS),$(ON_XEN))

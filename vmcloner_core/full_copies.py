@@ -214,7 +214,9 @@ def copy_one(source: int, target: Target, copying: Copying) -> None:
 def _claim(copy: Copy, stack: ExitStack) -> None:
     """Lock a volume; waits while another process fills it, however long that takes."""
     try:
-        fd = os.open(copy.volume.path, os.O_RDONLY | os.O_CLOEXEC)
+        # NFS locks a file alone only if it is open for writing; udev looks at a device after that.
+        how = os.O_RDWR if copy.volume.path.is_file() else os.O_RDONLY
+        fd = os.open(copy.volume.path, how | os.O_CLOEXEC)
         stack.callback(os.close, fd)
         while True:
             try:

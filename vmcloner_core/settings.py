@@ -33,6 +33,9 @@ Everything has a default, so the file is optional. A complete example::
     [groups]
     lab = "lab[1-30]"               # create --hosts @lab
 
+    [carrier]                       # what carries calls to other machines: see docs/hosts.md
+    driver = "mitogen"
+
 ``boot_jobs = "auto"`` admits as many booting guests as the host can carry; see
 docs/reaching-clones.md.
 
@@ -148,12 +151,17 @@ class HostSettings:
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """All settings. ``file``: where they were read from, None if only defaults are used."""
+    """All settings.
+
+    :param carrier: which plugin carries calls to other machines (``driver``), and its own keys.
+    :param file: where they were read from, None if only defaults are used.
+    """
 
     defaults: Defaults = Defaults()
     limits: Limits = Limits()
     hosts: Mapping[str, HostSettings] = attrs.field(factory=dict)
     groups: Mapping[str, str] = attrs.field(factory=dict)
+    carrier: Mapping[str, Any] = attrs.field(factory=dict)
     file: Path | None = attrs.field(default=None, metadata={"key": False})
 
     @classmethod

@@ -92,6 +92,14 @@ class KnownPool:
         """Return what a host knows of its pool of that name."""
         return cls(host.state, name)
 
+    def owner(self) -> str | None:
+        """Return the state folder's own id, None if it has none yet.
+
+        :raises VmclonerError: it can't be read.
+        """
+        with translated(self.state):
+            return read_id(Host(name="", state=self.state).state_id)
+
     @property
     def file(self) -> Path:
         """The file with the pool's id."""

@@ -11,8 +11,9 @@ from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Check, Status
 from vmcloner_core.os_errors import translate
 from vmcloner_core.process import CommandRunner
-from vmcloner_files.features import Features, examine, existing, file_system, has_attributes
+from vmcloner_files.features import Features, examine, existing, has_attributes
 from vmcloner_files.pool import Pool
+from vmcloner_files.sharing import mount_of
 
 QEMU_IMG_FIX = "apt-get install qemu-utils"
 
@@ -28,6 +29,8 @@ def examine_pool(backend: str, pool: Pool, wanted: str, runner: CommandRunner) -
 
     folder = pool.folder
     place = next(existing(folder))
+    mount = mount_of(place)
+    kind = mount.kind if mount is not None else "unknown"
     try:
         features = examine(place)
     except OSError as error:
@@ -36,9 +39,12 @@ def examine_pool(backend: str, pool: Pool, wanted: str, runner: CommandRunner) -
     else:
         made = "" if place == folder else ", will be made when it is needed"
         yield check("pool", Status.OK, f"{folder}{made}")
-        yield check("cloning", *_cloning(features, wanted, file_system(place)))
-        kept = ", and in extended attributes" if has_attributes(place) else ""
+        yield check("cloning", *_cloning(features, wanted, kind))
+        both = has_attributes(place) and not pool.shared
+        kept = ", and in extended attributes" if both else ""
         yield check("labels", Status.OK, f"in {folder}/.labels{kept}")
+    if pool.shared:
+        yield check("sharing", *_sharing(pool, kind))
     yield check("identity", *_identity(pool))
     yield check("ownership", *_ownership(pool))
     yield check("access", *_access(place))
@@ -83,6 +89,15 @@ def _access(place: Path) -> tuple[Status, str, str]:
                 f"chmod o+x {folder}",
             )
     return Status.OK, "QEMU's user can enter the pool", ""
+
+
+def _sharing(pool: Pool, kind: str) -> tuple[Status, str, str]:
+    """Check that the locks of a pool that several hosts use hold between them."""
+    try:
+        pool.check_sharing()
+    except VmclonerError as error:
+        return Status.FAILED, error.message, error.hint or ""
+    return Status.OK, f"several hosts may use it: {kind}", ""
 
 
 def _identity(pool: Pool) -> tuple[Status, str, str]:

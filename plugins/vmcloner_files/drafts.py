@@ -7,6 +7,7 @@ file systems without O_TMPFILE it is a file in ``.tmp``, locked while its proces
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import uuid
@@ -36,7 +37,11 @@ class Draft:
         :raises FileExistsError: the name is taken.
         """
         if self.name is not None:
-            os.link(self.name, path)
+            try:
+                os.link(self.name, path)
+            except FileExistsError:  # on NFS also if the answer was lost and the call repeated
+                if not os.path.samestat(os.fstat(self.fd), path.lstat()):
+                    raise
             return
         # The directory descriptor is not used with an absolute path, but makes os.link() call
         # linkat(2) with AT_SYMLINK_FOLLOW. Without that, the link in /proc would be linked.
@@ -84,13 +89,22 @@ def _open_locked(path: Path) -> int:
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, MODE)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            if os.fstat(fd).st_nlink:
+            if _has_name(fd):
                 return fd
         except BaseException:
             os.close(fd)
             path.unlink(missing_ok=True)
             raise
         os.close(fd)  # sweep() removed it before it was locked
+
+
+def _has_name(fd: int) -> bool:
+    try:
+        return os.fstat(fd).st_nlink > 0
+    except OSError as error:
+        if error.errno == errno.ESTALE:  # removed by another host, on NFS
+            return False
+        raise
 
 
 def sweep(folder: Path) -> None:
@@ -105,6 +119,7 @@ def left(folder: Path) -> Iterator[Path]:
     with os.scandir(folder) as entries:
         paths = [Path(entry.path) for entry in entries if entry.name.endswith(".tmp")]
     for path in paths:
-        with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as stream:
+        # For writing: NFS has no other exclusive locks.
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("r+b") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield path

@@ -79,7 +79,7 @@ class FilesDriver(StorageDriver):
             self.modes = frozenset({CloneMode.FULL})
         folder = settings.path or context.host.state / "pool"
         known = KnownPool.of(context.host, context.name)
-        self._pool = Pool(folder, known, settings.qemu_user)
+        self._pool = Pool(folder, known, settings.qemu_user, settings.shared)
         if snapshots:
             self.snapshots = FolderSnapshots(self._pool, self.name)
 
@@ -191,7 +191,7 @@ class FilesDriver(StorageDriver):
         if empty:
             yield from (Outcome(key=volume.name, changed=False) for volume in volumes)
             return
-        holders = Holders()
+        holders = Holders(leases=not self._pool.shared)
         with self._pool.lock(alone=True):
             outcomes = [self._delete(volume, holders) for volume in volumes]
         yield from outcomes
@@ -215,8 +215,9 @@ class FilesDriver(StorageDriver):
     ) -> Iterator[Outcome[Volume]]:
         """See :meth:`StorageDriver.reset`. A new file is renamed over the old one."""
         self._pool.prepare()
+        holders = Holders(leases=not self._pool.shared)
         with Cloner(self._pool, self.name, self._reset_method) as cloner:
-            yield from cloner.replace(requests, Holders(), self._copying, progress)
+            yield from cloner.replace(requests, holders, self._copying, progress)
 
     def _reset_method(self, request: CloneRequest) -> Method:
         """Return how to make a disk again: in its old format, which its domain has."""
@@ -275,8 +276,11 @@ class FilesDriver(StorageDriver):
 
     def volumes(self) -> tuple[Volume, ...]:
         """See :meth:`StorageDriver.volumes`."""
-        disks = self._pool.disks().items()
-        return tuple(as_volume(path, record, self._pool, self.name) for path, record in disks)
+        return tuple(
+            as_volume(path, record, self._pool, self.name)
+            for path, record in self._pool.disks().items()
+            if self._pool.is_own(record.labels)
+        )
 
     def unlabelled(self, names: Sequence[str]) -> Sequence[str]:
         """See :meth:`StorageDriver.unlabelled`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
@@ -45,19 +44,6 @@ def has_attributes(folder: Path) -> bool:
     except OSError as error:
         return error.errno != errno.EOPNOTSUPP
     return True
-
-
-def file_system(path: Path) -> str:
-    """Return the type of the file system that holds ``path``, as proc(5)'s mountinfo names it."""
-    best, kind = -1, "unknown"
-    # Not by device number: on btrfs, stat(2) and mountinfo have different ones.
-    with contextlib.suppress(OSError), Path("/proc/self/mountinfo").open() as lines:
-        for line in lines:
-            mount, _, source = line.partition(" - ")
-            point = mount.split()[4].encode().decode("unicode_escape")  # a space is \040
-            if path.is_relative_to(point) and len(point) >= best:
-                best, kind = len(point), source.split()[0]
-    return kind
 
 
 def space(path: Path) -> Capacity:

@@ -24,9 +24,13 @@ FileId = tuple[int, int]
 
 
 class Holders:
-    """The processes that have files open, read once when they are first needed."""
+    """The processes that have files open, read once when they are first needed.
 
-    def __init__(self) -> None:
+    :param leases: whether the file system grants leases for that reason only; NFS does not.
+    """
+
+    def __init__(self, *, leases: bool = True) -> None:
+        self._leases = leases
         self._found: dict[FileId, int] | None = None
 
     def in_use(self, fd: int) -> bool:
@@ -34,6 +38,8 @@ class Holders:
 
         While ``fd`` stays open, an open() by others waits until it is closed.
         """
+        if not self._leases:
+            return self._pid(fd) is not None or (os.geteuid() != 0 and _is_locked(os.fstat(fd)))
         try:
             # A lease is broken by a signal: choose one that is ignored by default.
             fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)

@@ -60,10 +60,12 @@ class FileLabels:
 
     :param file: the pool's ``.labels``. :meth:`write` needs it, other calls do not.
     :param attributes: whether the file system has extended attributes.
+    :param shared: whether several hosts write it.
     """
 
-    def __init__(self, file: Path, *, attributes: bool) -> None:
+    def __init__(self, file: Path, *, attributes: bool, shared: bool = False) -> None:
         self._file = file
+        self._shared = shared
         self._attributes = attributes
         self._mutex = threading.Lock()
         self._header = b""
@@ -197,7 +199,8 @@ class FileLabels:
                     if entry.name[0] != ".":
                         files[_key(entry.name, entry.inode())] = entry.path, entry.inode()
         lines = dict(self._read_lines())
-        kept = {key: line for key, line in lines.items() if key in files}
+        # A host may not see yet what another has just made: its line must stay.
+        kept = {key: line for key, line in lines.items() if key in files or self._shared}
         for key in files.keys() - lines.keys():
             try:
                 labels = self._read(*files[key], {})

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import pwd
@@ -33,6 +34,7 @@ from vmcloner_files import drafts
 from vmcloner_files.features import Features, examine, existing, has_attributes
 from vmcloner_files.labelling import FileLabels
 from vmcloner_files.records import DiskRecord, ImageRecord, SnapshotRecord
+from vmcloner_files.sharing import Mount, check_locks, is_shared, mount_of
 
 FOLDER_MODE = 0o711
 """QEMU runs as another user: it must enter the folder, and need not list it."""
@@ -47,10 +49,16 @@ class Pool:
     """A pool's folder, made when it is first needed. Thread-safe.
 
     :param known: remembers which pool it is. :param qemu_user: who runs guests, beside system
-        accounts.
+        accounts. :param shared: whether several hosts use it; None: those on NFS.
     """
 
-    def __init__(self, folder: Path, known: KnownPool, qemu_user: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        known: KnownPool,
+        qemu_user: str | None = None,
+        shared: bool | None = None,
+    ) -> None:
         self.folder = folder
         self._known = known
         self._qemu_uid = pwd.getpwnam(qemu_user).pw_uid if qemu_user else None
@@ -64,6 +72,8 @@ class Pool:
         self._mutex = threading.Lock()
         self._features: Features | None = None
         self._labels: FileLabels | None = None
+        self._wants_shared = shared
+        self._owner: str | None = None
         self._trusted = False
         self._copies: set[str] = set()
 
@@ -71,6 +81,27 @@ class Pool:
         return f"pool {self.folder}"
 
     # --- the folder -----------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _mount(self) -> Mount | None:
+        return mount_of(next(existing(self.folder)))
+
+    @property
+    def shared(self) -> bool:
+        """Whether several hosts use it.
+
+        Then it is locked alone by whoever writes, each host sees its own clones only, and labels
+        are in one place.
+        """
+        return is_shared(self._mount, self._wants_shared)
+
+    def check_sharing(self) -> None:
+        """Check that its locks hold between all hosts that use it.
+
+        :raises BackendError: they don't.
+        """
+        if self.shared:
+            check_locks(self, self._mount)
 
     @property
     def _folders(self) -> tuple[Path, ...]:
@@ -88,6 +119,7 @@ class Pool:
         """
         with self._mutex:
             if self._features is None:
+                self.check_sharing()
                 self.check_folders()
                 self.check_identity()
                 with translated(self):
@@ -221,18 +253,22 @@ class Pool:
     def labels(self) -> FileLabels:
         """The labels of its files."""
         if self._labels is None:
-            attributes = has_attributes(next(existing(self.volumes)))
-            self._labels = FileLabels(self._labels_file, attributes=attributes)
+            # Not all hosts that share a pool may see attributes: labels are in one place then.
+            attributes = not self.shared and has_attributes(next(existing(self.volumes)))
+            self._labels = FileLabels(self._labels_file, attributes=attributes, shared=self.shared)
         return self._labels
 
     @contextlib.contextmanager
     def lock(self, *, alone: bool = False) -> Iterator[None]:
         """Hold the pool's lock: shared with others that add files, or alone.
 
+        Hosts that share a pool always hold it alone: appends of several are not atomic on NFS.
+
         :raises DeadlineExceeded: another process held it until the deadline.
         """
-        how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+        how = fcntl.LOCK_EX if alone or self.shared else fcntl.LOCK_SH
         deadline = time.monotonic() + LOCK_TIMEOUT
+        self.check_sharing()
         self.check_folders()
         self.check_identity()
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -257,9 +293,21 @@ class Pool:
                         f"{self}: can't lock {self._lock_file}: {error.strerror}",
                         hint="put the pool on a file system that supports locks",
                     ) from error
+            if self.shared:
+                self._see()
             yield
         finally:
             os.close(fd)
+
+    def _see(self) -> None:
+        """See what other hosts did before this one got the lock.
+
+        NFS asks the server for a folder's state when the folder is opened; until then it may
+        answer from what it has seen before.
+        """
+        for folder in self._folders:
+            with translated(folder), contextlib.suppress(FileNotFoundError):
+                os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
     def draft(self, folder: Path, *, named: bool = False) -> AbstractContextManager[drafts.Draft]:
         """Yield a file that can get a name in one of the pool's folders.
@@ -296,10 +344,17 @@ class Pool:
     def disk(self, labels: Labels, disk: int) -> DiskRecord | None:
         """Return the record of a clone's disk of that number, None if there is no such disk.
 
-        :raises Conflict: the file of that name has no labels of ours, or is another clone's disk.
+        :raises Conflict: the file of that name has no labels of ours, or is another clone's disk,
+            or of another host that shares the pool.
         """
         path = self.disk_path(labels, disk)
         record = self.record(path)
+        if record is not None and self.shared and _of_others(record.labels, labels.state):
+            raise Conflict(
+                f"volume {path} belongs to another host that shares the pool "
+                f"(state folder {record.labels.state})",
+                hint="choose another name, or delete that clone there",
+            )
         if record is not None and not record.labels.same_clone(labels):
             raise Conflict(
                 f"volume {path} belongs to clone {record.labels.clone} of template "
@@ -327,6 +382,11 @@ class Pool:
                 f"snapshot {path} is one of {record.labels.labels.clone}, of another template",
                 hint="delete it first, or choose another name",
             )
+        if record is not None and not self.is_own(record.labels.labels):
+            raise Conflict(
+                f"snapshot {path} belongs to another host that shares the pool",
+                hint="delete it there, or choose another name",
+            )
         return record
 
     def all_snapshots(self) -> dict[Path, SnapshotRecord]:
@@ -337,13 +397,24 @@ class Pool:
                 found[Path(path)] = record
         return found
 
+    def is_own(self, labels: Labels) -> bool:
+        """Tell whether a clone is of this host: all are, unless hosts share the pool."""
+        if not self.shared:
+            return True
+        if self._owner is None:
+            self._owner = self._known.owner()
+        return not _of_others(labels, self._owner)
+
     def is_foreign(self, volume: str) -> bool:
-        """Tell whether something has a volume's name, without the labels of that volume's clone."""
+        """Tell whether something has a volume's name, without the labels of that volume's clone.
+
+        In a shared pool, that of another host's clone is foreign too.
+        """
         try:
-            self.record(self.volumes / volume)
+            record = self.record(self.volumes / volume)
         except Conflict:
             return True
-        return False
+        return record is not None and not self.is_own(record.labels)
 
     def _read(self, path: Path, parse: Callable[[dict[str, str]], T | None]) -> T | None:
         self.check_folders()
@@ -447,6 +518,11 @@ def _give(new: int | Path, folder: Path) -> None:
     if os.geteuid() == 0:
         status = folder.stat()
         os.chown(new, status.st_uid, status.st_gid)
+
+
+def _of_others(labels: Labels, state: str | None) -> bool:
+    """Tell whether labels name another state folder; those of earlier versions name none."""
+    return labels.state is not None and labels.state != state
 
 
 def _is_system_account(uid: int) -> bool:

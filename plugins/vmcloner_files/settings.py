@@ -35,8 +35,10 @@ class FilesSettings:
         file system supports it, else overlay; ``copy`` allows only full clones.
     :param qemu_user: who runs guests, and so may own disks; needed only if libvirt's ``qemu.conf``
         names a user that is not a system account.
+    :param shared: whether several hosts use the folder; without it, those on NFS.
     """
 
     path: Path | None = attrs.field(default=None, validator=_check_absolute)
     clone: Literal["auto", "reflink", "overlay", "copy"] = "auto"
+    shared: bool | None = None
     qemu_user: str | None = attrs.field(default=None, validator=_check_user)

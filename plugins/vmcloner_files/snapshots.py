@@ -73,10 +73,11 @@ class FolderSnapshots(DiskSnapshotInterface):
         record = SnapshotRecord(labels=labels, disk=disk)
         with self._pool.draft(self._pool.snapshots) as draft:
             self._copy(volume.path, draft)
-            self._pool.labels.write(draft.fd, path, record.to_mapping())
             os.fsync(draft.fd)
             try:
                 with self._pool.lock():
+                    self._pool.labels.write(draft.fd, path, record.to_mapping())
+                    os.fsync(draft.fd)
                     draft.publish(path)
             except FileExistsError:
                 raise _taken(path) from None
@@ -121,7 +122,7 @@ class FolderSnapshots(DiskSnapshotInterface):
     def revert(self, snapshots: Sequence[DiskSnapshot]) -> Iterator[Outcome[Volume]]:
         """See :meth:`DiskSnapshotInterface.revert`. A new file is renamed over the old one."""
         self._pool.prepare()
-        holders = Holders()
+        holders = Holders(leases=not self._pool.shared)
         for snapshot in snapshots:
             key = snapshot.labels.volume
             path = self._pool.disk_path(snapshot.labels.labels, snapshot.labels.disk)
@@ -162,7 +163,7 @@ class FolderSnapshots(DiskSnapshotInterface):
         if empty:
             yield from (Outcome(key=snapshot.key, changed=False) for snapshot in snapshots)
             return
-        holders = Holders()
+        holders = Holders(leases=not self._pool.shared)
         with self._pool.lock(alone=True):
             outcomes = [self._delete(snapshot.labels, holders) for snapshot in snapshots]
         yield from outcomes
@@ -180,7 +181,12 @@ class FolderSnapshots(DiskSnapshotInterface):
 
     def found(self) -> tuple[DiskSnapshot, ...]:
         """See :meth:`DiskSnapshotInterface.found`."""
-        return tuple(self._as_known(*each) for each in self._pool.all_snapshots().items())
+        found = self._pool.all_snapshots().items()
+        return tuple(
+            self._as_known(path, record)
+            for path, record in found
+            if self._pool.is_own(record.labels.labels)
+        )
 
     def need(self, volumes: Sequence[Volume]) -> int:
         """See :meth:`DiskSnapshotInterface.need`."""

@@ -14,7 +14,7 @@ import mitogen.core
 import mitogen.master
 
 from vmcloner_core.errors import shown
-from vmcloner_core.hosts.carrier import Carrier, Event, Unreachable
+from vmcloner_core.hosts.carrier import ANSWER, EVENT, Carrier, Event, Unreachable
 from vmcloner_core.model import RemoteHost
 from vmcloner_mitogen import remote
 
@@ -108,9 +108,9 @@ class MitogenCarrier(Carrier):
             begun.get(timeout=SILENT).unpickle()
             while True:
                 said = _said(host, receiver.get(timeout=SILENT))
-                if said[:1] == remote.ANSWER:
+                if said[:1] == ANSWER:
                     return said[1:]
-                if said[:1] == remote.EVENT:
+                if said[:1] == EVENT:
                     event(said[1:])
         except mitogen.core.TimeoutError as error:
             self._forget(host)

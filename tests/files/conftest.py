@@ -19,9 +19,15 @@ MakeDriver = Callable[..., FilesDriver]
 def make_driver() -> MakeDriver:
     """Return a function that opens a driver on a folder."""
 
-    def make(folder: Path, clone: str = "auto", copying: Copying = AS_IT_COMES) -> FilesDriver:
+    def make(
+        folder: Path,
+        clone: str = "auto",
+        copying: Copying = AS_IT_COMES,
+        shared: bool | None = None,
+    ) -> FilesDriver:
         context = make_context(folder, "pool")
-        return FilesDriver(context, FilesSettings(path=folder / "pool", clone=clone), copying)
+        settings = FilesSettings(path=folder / "pool", clone=clone, shared=shared)
+        return FilesDriver(context, settings, copying)
 
     return make
 

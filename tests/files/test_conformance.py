@@ -1,5 +1,7 @@
 """The storage conformance suite on each kind of pool that files can make."""
 
+import errno
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +45,33 @@ class TestNamedDrafts(TestOverlay):
             raise OSError(95, "Operation not supported")
 
         monkeypatch.setattr(drafts, "unnamed", refuse)
+
+
+class TestLikeNfs(TestNamedDrafts):
+    """A shared pool whose file system answers like NFS."""
+
+    @pytest.fixture(autouse=True)
+    def like_nfs(self, monkeypatch):
+        lock, control = fcntl.flock, fcntl.fcntl
+
+        def flock(file, how):
+            fd = file if isinstance(file, int) else file.fileno()
+            read_only = control(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+            if how & fcntl.LOCK_EX and read_only:
+                raise OSError(errno.EBADF, "an exclusive lock of a file that is open for reading")
+            return lock(file, how)
+
+        def no_leases(fd, command, *more):
+            if command == fcntl.F_SETLEASE:
+                raise OSError(errno.EAGAIN, "no delegation")
+            return control(fd, command, *more)
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        monkeypatch.setattr(fcntl, "fcntl", no_leases)
+
+    @pytest.fixture
+    def open_driver(self, tmp_path, make_driver):
+        return lambda: make_driver(tmp_path, clone="overlay", shared=True)
 
 
 @pytest.mark.filesystems

@@ -1,6 +1,7 @@
 """Three machines on one: namespaces with a libvirtd, an sshd and a state folder of their own each.
 
-A machine's first process is the init of its process namespace: killing that is a power failure.
+Each also has a worker of a Dask cluster, if that is installed. A machine's first process is the
+init of its process namespace: killing that is a power failure.
 """
 
 from __future__ import annotations
@@ -9,16 +10,22 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import uuid
+from importlib.util import find_spec
 from pathlib import Path
 
 import attrs
 
+from tests.hosts.cluster import UNPROFILED, Cluster, certify
+
+ENGINES = "mitogen:|vmcloner_dask.engine"
+"""The processes on a machine that work for a controller, for pgrep(1)."""
 CACHE = Path("/var/cache/libvirt/qemu/capabilities")
 """What libvirt found out about QEMU here: finding it out again takes 80 s on each machine."""
 LIBVIRTD = """\
@@ -56,6 +63,9 @@ cp -n /usr/share/libvirt/nwfilter/*.xml /etc/libvirt/nwfilter/ 2>/dev/null || tr
 /usr/sbin/virtlogd -d
 /usr/sbin/libvirtd -d
 touch {folder}/up
+if [ -x {folder}/worker ]; then
+    while :; do {folder}/worker || sleep 1; done >{folder}/log/worker 2>&1 &
+fi
 while :; do sleep 1; done
 """
 SSHD = """\
@@ -106,6 +116,32 @@ class Machine:
             assert self.process.poll() is None, (self.folder / "log/init.out").read_text()
             assert time.monotonic() < deadline, "libvirtd does not answer"
             time.sleep(0.2)
+        self.wait_for_worker()
+
+    def wait_for_worker(self):
+        """Return when its worker of the Dask cluster can be used, if it has one."""
+        deadline = time.monotonic() + 60
+        while (self.folder / "worker").exists() and not self._works():
+            assert time.monotonic() < deadline, (self.folder / "log/worker").read_text()
+            time.sleep(0.2)
+
+    def _works(self):
+        """Tell whether its worker's last start got as far as the scheduler."""
+        log = (self.folder / "log/worker").read_text()
+        return "Registered to" in log.rpartition("Waiting to connect to")[2]
+
+    def unplug(self):
+        """Take it off the network, as by pulling a cable out of a switch far away."""
+        run("ip", "link", "set", self.link, "nomaster")
+
+    def plug(self):
+        """Connect it again."""
+        run("ip", "link", "set", self.link, "master", self.netns.partition("-")[0])
+
+    @property
+    def link(self):
+        """The name of its network interface outside."""
+        return f"{self.netns.partition('-')[0]}{self.address.rpartition('.')[2]}"
 
     def _answers(self):
         socket = self.folder / "run/libvirt/libvirt-sock"
@@ -142,7 +178,11 @@ class Machine:
 
     def engines(self):
         """Return the processes there that work for a controller."""
-        return [int(pid) for pid in self.run("pgrep", "-f", "mitogen:", check=False).stdout.split()]
+        return [int(pid) for pid in self.run("pgrep", "-f", ENGINES, check=False).stdout.split()]
+
+    def kill_engines(self, how="KILL"):
+        """Send these processes a signal."""
+        self.run("pkill", f"-{how}", "-f", ENGINES, check=False)
 
 
 @attrs.define
@@ -152,13 +192,15 @@ class Lab:
     folder: Path
     machines: dict[str, Machine]
     bridge: str
+    cluster: Cluster | None = None
+    carrier: str = "mitogen"
 
     @property
     def environment(self):
         return {
             **os.environ,
             "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
-            "VMCLONER_CONFIG": str(self.folder / "vmcloner.toml"),
+            "VMCLONER_CONFIG": str(self.folder / f"{self.carrier}.toml"),
             "XDG_CONFIG_HOME": str(self.folder / "config"),
         }
 
@@ -192,6 +234,8 @@ class Lab:
         for machine in self.machines.values():
             machine.power_off()
             subprocess.run(["ip", "netns", "del", machine.netns], check=False)
+        if self.cluster is not None:
+            self.cluster.close()
         subprocess.run(["ip", "link", "del", self.bridge], check=False)
 
 
@@ -207,6 +251,8 @@ def make(folder: Path, names, templates: dict[str, str]) -> Lab:
     try:
         for number, name in enumerate(names):
             lab.machines[name] = _made(folder / name, name, f"{subnet}.{10 + number}", bridge)
+        if find_spec("distributed"):
+            _cluster(lab, f"{subnet}.1")
         _controller(lab, templates)
         for machine in lab.machines.values():
             machine.boot()
@@ -233,7 +279,7 @@ def _made(folder: Path, name: str, address: str, bridge: str) -> Machine:
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "host_key"))
     (folder / "init").write_text(INIT.format(name=name, folder=folder, home=Path.home()))
     (folder / "init").chmod(0o755)
-    link = f"{bridge}{address.rpartition('.')[2]}"
+    link = machine.link
     run("ip", "netns", "add", machine.netns)
     run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", machine.netns)
     run("ip", "link", "set", link, "master", bridge, "up")
@@ -241,6 +287,20 @@ def _made(folder: Path, name: str, address: str, bridge: str) -> Machine:
     run("ip", "-n", machine.netns, "addr", "add", f"{address}/24", "dev", "eth0")
     run("ip", "-n", machine.netns, "link", "set", "eth0", "up")
     return machine
+
+
+def _cluster(lab: Lab, address: str) -> None:
+    """Start a Dask scheduler on the controller; the machines get what starts their workers."""
+    certify(lab.folder / "tls", "scheduler", "worker", "controller")
+    lab.cluster = Cluster(lab.folder, address, lab.folder / "tls")
+    lab.cluster.start()
+    for name, machine in lab.machines.items():
+        words = ["--host", machine.address, "--local-directory", "/run/dask"]
+        worker = machine.folder / "worker"
+        profile = [f"{k}={UNPROFILED[k]}" for k in UNPROFILED if k.startswith("DASK_")]
+        words = shlex.join(map(str, ["env", *profile, *lab.cluster.worker(name, *words)]))
+        worker.write_text(f"#!/bin/sh\nexec {words}\n")
+        worker.chmod(0o755)
 
 
 def _controller(lab: Lab, templates: dict[str, str]) -> None:
@@ -266,4 +326,7 @@ def _controller(lab: Lab, templates: dict[str, str]) -> None:
     tables = "".join(
         f'[hosts.{name}]\nssh = "{name}"\npython = "{sys.executable}"\n' for name in lab.machines
     )
-    (folder / "vmcloner.toml").write_text(f'{tables}[groups]\nlab = "h[1-3]"\n')
+    tables += '[groups]\nlab = "h[1-3]"\n'
+    (folder / "mitogen.toml").write_text(tables)
+    if lab.cluster is not None:
+        (folder / "dask.toml").write_text(tables + lab.cluster.settings())

@@ -1,4 +1,9 @@
-"""Three machines with libvirt of their own, reached by ssh: real clones, real faults."""
+"""Three machines with libvirt of their own, reached over a network: real clones, real faults.
+
+What takes ``carried`` is the suite of faults that each carrier of calls to machines passes;
+test_controller.py has the same for hosts in one process. The long ones are marked slow
+(``make test-hosts``).
+"""
 
 import json
 import os
@@ -10,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -90,6 +96,34 @@ def nothing_left(lab):
         assert not volumes.exists() or not list(volumes.iterdir())
 
 
+@pytest.fixture(params=["mitogen", "dask"])
+def carried(lab, request):
+    """The machines, and what carries calls to them."""
+    pytest.importorskip({"dask": "distributed"}.get(request.param, request.param))
+    lab.carrier = request.param
+    yield lab
+    lab.carrier = "mitogen"
+
+
+def begun(machine):
+    """Return when a run has made something on a machine."""
+    deadline = time.monotonic() + 60
+    while not machine.domains():
+        assert time.monotonic() < deadline, "nothing is made"
+
+
+def wait_for_host(lab, machine):
+    """Return when a machine can be used: its worker may be starting again."""
+    deadline = time.monotonic() + 100
+    while True:
+        with lab.popen("host", "list", "-f", "json") as process:
+            rows = json.loads(process.communicate(timeout=60)[0])
+        if {row["host"]: row["state"] for row in rows}[machine.name] == "ok":
+            return
+        assert time.monotonic() < deadline, rows
+        time.sleep(1)
+
+
 def check_once(lab, fleet, count):
     """Check that a fleet is there, once, with nothing that two clones share."""
     rows = lab.rows(fleet)
@@ -116,11 +150,11 @@ def test_clones_on_three_machines_boot(lab):
     assert lab.rows() == []
 
 
-def test_the_engines_end_with_their_controller(lab):
-    with lab.popen("create", "web", "-t", "plain", "-n", "3") as process:
+def test_the_engines_end_with_their_controller(carried):
+    with carried.popen("create", "web", "-t", "plain", "-n", "3") as process:
         process.wait(timeout=100)
     deadline = time.monotonic() + 10
-    while any(machine.engines() for machine in lab.machines.values()):
+    while any(machine.engines() for machine in carried.machines.values()):
         assert time.monotonic() < deadline, "an engine stays"
         time.sleep(0.2)
 
@@ -138,36 +172,38 @@ def test_groups_hosts_and_limits(lab):
 
 
 @pytest.mark.timeout(600)
-def test_a_machine_without_power_stops_runs_but_not_reads(lab):
-    lab.run("create", "web", "-t", "plain", "-n", "6")
-    lab.machines["h2"].power_off()
-    error = lab.run("list", code=10)
+def test_a_machine_without_power_stops_runs_but_not_reads(carried):
+    carried.run("create", "web", "-t", "plain", "-n", "6")
+    carried.machines["h2"].power_off()
+    error = carried.run("list", code=10)
     assert "host 'h2' could not be read" in error
-    error = lab.run("create", "web", "-t", "plain", "-n", "6", code=8)
+    error = carried.run("create", "web", "-t", "plain", "-n", "6", code=8)
     assert "host 'h2' can't be reached" in error
-    lab.run("--without", "h2", "create", "web", "-t", "plain", "-n", "6")
-    lab.machines["h2"].boot()
-    rows = lab.rows("web")
+    carried.run("--without", "h2", "create", "web", "-t", "plain", "-n", "6")
+    carried.machines["h2"].boot()
+    rows = carried.rows("web")
     assert len({row["name"] for row in rows}) == len(rows) == 8
-    lab.run("create", "web", "-t", "plain", "-n", "8")
-    check_once(lab, "web", 8)
+    carried.run("create", "web", "-t", "plain", "-n", "8")
+    check_once(carried, "web", 8)
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("fault", ["engine", "power", "controller"])
-def test_a_fault_during_a_create_converges(lab, fault):
+@pytest.mark.parametrize("fault", ["engine", "worker", "power", "controller"])
+def test_a_fault_during_a_create_converges(carried, fault):
     """Whatever dies while thirty clones are made: the same command again makes them, once."""
+    if fault == "worker" and carried.carrier != "dask":
+        pytest.skip("only Dask has workers")
     words = ("create", "web", "-t", "plain", "-n", "30")
     chance = random.Random(fault)
-    with lab.popen(*words) as process:
-        victim = lab.machines[chance.choice(NAMES)]
-        deadline = time.monotonic() + 60
-        while not victim.domains():
-            assert time.monotonic() < deadline, "nothing is made"
+    with carried.popen(*words) as process:
+        victim = carried.machines[chance.choice(NAMES)]
+        begun(victim)
         if fault == "power":
             victim.power_off()
         elif fault == "engine":
-            victim.run("pkill", "-KILL", "-f", "mitogen:", check=False)
+            victim.kill_engines()
+        elif fault == "worker":
+            victim.run("pkill", "-KILL", "-f", "dask worker")
         else:
             process.kill()
         said = "".join(process.communicate(timeout=120))
@@ -176,43 +212,96 @@ def test_a_fault_during_a_create_converges(lab, fault):
         assert f"host {victim.name!r}" in said
     if fault == "power":
         victim.boot()
-    lab.run(*words)
-    rows = check_once(lab, "web", 30)
+    if fault == "worker":
+        wait_for_host(carried, victim)
+    carried.run(*words)
+    rows = check_once(carried, "web", 30)
     assert Counter(row["host"] for row in rows) == {"h1": 10, "h2": 10, "h3": 10}
 
 
 @pytest.mark.timeout(600)
-def test_an_engine_that_hangs_is_given_up(lab):
-    """Its sshd still answers, so ssh notices nothing."""
+def test_with_most_machines_without_power_the_rest_goes_on(carried):
+    for name in ("h1", "h3"):
+        carried.machines[name].power_off()
+    assert "host 'h1' can't be reached" in carried.run("create", "web", "-t", "plain", code=8)
+    carried.run("--without", "h[1,3]", "create", "web", "-t", "plain", "-n", "2")
+    error = carried.run("list", code=10)
+    assert "host 'h1' could not be read" in error
+    assert "host 'h3' could not be read" in error
+    for name in ("h1", "h3"):
+        carried.machines[name].boot()
+    assert {row["host"] for row in carried.rows("web")} == {"h2"}
+
+
+def test_a_machine_with_another_version_is_refused(carried):
+    version = metadata.version("vmcloner")
+    (real,) = Path(sys.prefix).glob("lib/python*/site-packages/vmcloner-*.dist-info/METADATA")
+    other = carried.folder / "METADATA"
+    other.write_text(real.read_text().replace(f"\nVersion: {version}", "\nVersion: 0.1", 1))
+    victim = carried.machines["h2"]
+    victim.run("mount", "--bind", str(other), str(real))
+    try:
+        error = carried.run("create", "web", "-t", "plain", code=8)
+        assert f"host 'h2' has vmcloner 0.1, this machine {version}" in error
+    finally:
+        victim.run("umount", str(real))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_link_that_is_silent_is_given_up(carried):
+    """No packet comes through, and none says so: what holds the fleet there must end, too."""
     words = ("create", "web", "-t", "tinyish", "-n", "3", "--start", "--wait")
-    victim = lab.machines["h2"]
-    with lab.popen(*words) as process:
-        deadline = time.monotonic() + 60
-        while not victim.domains():
-            assert time.monotonic() < deadline, "nothing is made"
-        victim.run("pkill", "-STOP", "-f", "mitogen:")
+    victim = carried.machines["h2"]
+    with carried.popen(*words) as process:
+        begun(victim)
+        victim.unplug()
+        try:
+            said = "".join(process.communicate(timeout=200))
+        finally:
+            victim.plug()
+    assert process.returncode == 10, said
+    assert "host 'h2'" in said
+    deadline = time.monotonic() + 200
+    while victim.engines():
+        assert time.monotonic() < deadline, "an engine stays"
+        time.sleep(1)
+    wait_for_host(carried, victim)
+    carried.run(*words)
+    check_once(carried, "web", 3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_engine_that_hangs_is_given_up(carried):
+    """Its sshd or worker still answers, so a connection notices nothing."""
+    words = ("create", "web", "-t", "tinyish", "-n", "3", "--start", "--wait")
+    victim = carried.machines["h2"]
+    with carried.popen(*words) as process:
+        begun(victim)
+        victim.kill_engines("STOP")
         said = "".join(process.communicate(timeout=200))
     assert process.returncode == 10, said
     assert "host 'h2' gave no sign of life for 60 s" in said
-    victim.run("pkill", "-KILL", "-f", "mitogen:", check=False)
-    lab.run(*words)
-    check_once(lab, "web", 3)
+    victim.kill_engines()
+    carried.run(*words)
+    check_once(carried, "web", 3)
 
 
 @pytest.mark.timeout(600)
-def test_two_controllers_make_a_fleet_once(lab):
+def test_two_controllers_make_a_fleet_once(carried):
     words = ("create", "web", "-t", "plain", "-n", "12")
-    with lab.popen(*words) as one, lab.popen(*words) as two:
+    with carried.popen(*words) as one, carried.popen(*words) as two:
         for process in (one, two):
             _, err = process.communicate(timeout=200)
             assert process.returncode == 0, err
-    check_once(lab, "web", 12)
+    check_once(carried, "web", 12)
 
 
-def test_ctrl_c_ends_the_run_on_all_machines(lab):
-    with lab.popen("create", "web", "-t", "tinyish", "-n", "6", "--start", "--wait") as process:
+def test_ctrl_c_ends_the_run_on_all_machines(carried):
+    with carried.popen("create", "web", "-t", "tinyish", "-n", "6", "--start", "--wait") as process:
         deadline = time.monotonic() + 60
-        while not any(machine.domains() for machine in lab.machines.values()):
+        while not any(machine.domains() for machine in carried.machines.values()):
             assert time.monotonic() < deadline, "nothing is made"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=100)

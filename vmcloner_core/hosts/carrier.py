@@ -7,6 +7,7 @@ import functools
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 from vmcloner_core.engine import Engine
 from vmcloner_core.errors import BackendError
@@ -16,6 +17,11 @@ from vmcloner_core.settings import LOCAL
 
 Event = Callable[[str], None]
 """What is called with each event of a call, as JSON text; from any thread."""
+EVENT, ANSWER, BEAT = "e", "a", "b"
+"""The first character of what :func:`begin` sends: an event, the answer, which is the last, or a
+sign of life."""
+BEAT_EVERY = 5.0
+"""Seconds between signs of life: what carries the calls may answer where the engine hangs."""
 
 
 @functools.cache
@@ -36,6 +42,27 @@ def answer(config: str | None, name: str, text: str, event: Event) -> str:
     return _beside(config)(name, text, event)
 
 
+def begin(send: Callable[[str], None], config: str | None, name: str, text: str) -> None:
+    """Begin to answer a call in a thread of its own, beside a host.
+
+    :param send: takes what is sent back, from any thread. :param config, name, text: as in
+        :func:`answer`.
+    """
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(BEAT_EVERY):
+            send(BEAT)
+
+    def work() -> None:
+        said = answer(config, name, text, lambda event: send(EVENT + event))
+        done.set()
+        send(ANSWER + said)
+
+    for target in (work, beat):
+        threading.Thread(target=target, name=name, daemon=True).start()
+
+
 class Unreachable(BackendError):
     """A host does not answer, or its connection ended during a call.
 
@@ -49,6 +76,10 @@ class Carrier(abc.ABC):
     A call that was sent is answered once, or raises :class:`Unreachable`. What runs beside the
     hosts ends with the carrier: its locks are released then.
     """
+
+    settings: ClassVar[type[Any] | None] = None
+    """The attrs class of the settings' table ``[carrier]`` without ``driver``; its constructor
+    takes an instance. None if it has no settings: its constructor takes nothing."""
 
     @abc.abstractmethod
     def connect(self, hosts: Sequence[RemoteHost]) -> dict[str, Unreachable]:

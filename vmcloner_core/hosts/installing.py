@@ -23,7 +23,7 @@ from vmcloner_core.catalog import shipped
 from vmcloner_core.errors import BackendError, DeadlineExceeded, shown
 
 DISTRIBUTION = "vmcloner"
-EXTRAS = ("libvirt", "cluster")
+EXTRAS = ("libvirt", "cluster", "dask")
 WITHIN = 300.0
 """Seconds for sending and unpacking: some 40 MiB."""
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from vmcloner_core import entry_points
 from vmcloner_core.engine import Engine
@@ -15,8 +16,12 @@ from vmcloner_core.hosts.controller import Controller
 from vmcloner_core.model import Host, RemoteHost
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.settings import LOCAL, Settings
+from vmcloner_core.tomlfile import structure
 
 CARRIERS = "vmcloner.carrier"
+DEFAULT = "mitogen"
+EXTRAS = {"mitogen": "cluster"}
+"""What installs what a carrier of ours needs, if that is not named like the carrier."""
 MAX_HOSTS = 10_000
 
 
@@ -132,17 +137,29 @@ def _carrier(settings: Settings, hosts: Sequence[RemoteHost]) -> Carrier:
     )
     if len(own.hosts) == len(hosts):
         return own
-    for entry in entry_points.of_group(CARRIERS):
-        try:
-            carrier = entry.load()()
-        except ImportError as error:
-            raise BackendError(
-                f"other hosts need {error.name}, which is not installed",
-                hint="pip install 'vmcloner[cluster]'",
-            ) from error
-        if not isinstance(carrier, Carrier):
-            raise BackendError(f"carrier {entry.name!r} is not a Carrier")
-        return Mixed(own, carrier)
-    raise BackendError(
-        "nothing carries calls to other hosts", hint="pip install 'vmcloner[cluster]'"
-    )
+    return Mixed(own, _to_others(settings.carrier, f"{settings.file or 'settings'}: carrier"))
+
+
+def _to_others(table: Mapping[str, Any], where: str) -> Carrier:
+    """Return the carrier to other machines that the table ``[carrier]`` of the settings chooses."""
+    values = dict(table)
+    name = values.pop("driver", DEFAULT)
+    entries = {entry.name: entry for entry in entry_points.of_group(CARRIERS)}
+    if name not in entries:
+        raise InvalidRequest(
+            f"{where}.driver: unknown carrier {name!r}", hint=did_you_mean(str(name), [*entries])
+        )
+    try:
+        kind = entries[name].load()
+    except ImportError as error:
+        raise BackendError(
+            f"other hosts need {error.name}, which is not installed",
+            hint=f"pip install 'vmcloner[{EXTRAS.get(name, name)}]'",
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, Carrier)):
+        raise BackendError(f"carrier {name!r} is not a Carrier")
+    if kind.settings is not None:
+        return kind(structure(values, kind.settings, where=where))  # type: ignore[call-arg]
+    if values:
+        raise InvalidRequest(f"{where}: carrier {name!r} has no settings: {', '.join(values)}")
+    return kind()
