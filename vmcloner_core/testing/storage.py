@@ -10,10 +10,9 @@ Subclass it, with a fixture that opens a driver on a pool that is empty at first
         def open_driver(self, tmp_path):
             return lambda: ZfsDriver(make_context(tmp_path), ZfsSettings(dataset="tank/test"))
 
-In conftest.py, ``pytest.register_assert_rewrite("vmcloner_core.testing")`` makes failures show the
-compared values. A pool whose volumes are neither files nor block devices, or whose names cannot be
-taken by creating a file, overrides the methods under "access to volumes". A driver that does not
-copy by ``vmcloner_core.copying`` overrides those under "observing copies".
+A pool whose volumes are neither files nor block devices, or whose names cannot be taken by creating
+a file, overrides the methods under "access to volumes". A driver that does not copy by
+``vmcloner_core.copying`` overrides those under "observing copies".
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ class Suite:
     The others are skipped: each would say the same.
     """
 
-    contract: ClassVar[type]
+    contract: ClassVar[type] = object
     made_by: ClassVar[str] = "driver"
     """The name of the fixture that makes the driver, or a function that does."""
     opens: ClassVar[bool] = False
@@ -50,7 +50,11 @@ class Suite:
             return said(error)
         except Exception:  # the tests say it; a fixture may need others of its subclass before
             return ""
-        wrong = check_driver(driver, self.contract) or ""
+        wrong = self.wrong_with(driver) or ""
         if self.opens:
             driver.close()
         return wrong
+
+    def wrong_with(self, made: object) -> str | None:
+        """Return what its contract demands and the fixture's value lacks, None for nothing."""
+        return check_driver(made, self.contract)
