@@ -112,6 +112,7 @@ def test_the_plug_board_is_whole(wheel, names):
     assert {group for group, *_ in expected} == {
         "cliff.formatter.show",
         "console_scripts",
+        "pytest11",
         "vmcloner.boot",
         "vmcloner.carrier",
         "vmcloner.cli",

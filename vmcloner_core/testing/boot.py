@@ -35,7 +35,7 @@ from vmcloner_core.drivers import BootProvider, BootRequest
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import BootConfig, ImageSource, Outcome, Template, clone_uuid
 from vmcloner_core.testing.samples import make_labels, make_nic, make_volume
-from vmcloner_core.testing.suite import Suite
+from vmcloner_core.testing.suite import Suite, by_key
 
 MIB = 1024**2
 DEVICES = {"hd", "network"}
@@ -230,7 +230,7 @@ class BootConformance(Suite):
     ) -> None:
         """Whatever is on a disk, the others of the batch start, and the reason is one line."""
         starts[1].volumes[0].path.write_bytes(rubbish * MIB)
-        outcomes = {o.key: o for o in provider.resolve_start(starts)}
+        outcomes = by_key(provider.resolve_start(starts))
         assert sorted(outcomes) == ["web-1", "web-2", "web-3"]
         assert outcomes["web-1"].ok
         assert outcomes["web-3"].ok

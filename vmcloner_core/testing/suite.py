@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterable
+from typing import ClassVar, TypeVar
 
 import pytest
 
 from vmcloner_core.contracts import check_driver
 from vmcloner_core.errors import said
+from vmcloner_core.model import Outcome
+
+T = TypeVar("T")
+
+
+def by_key(outcomes: Iterable[Outcome[T]]) -> dict[str, Outcome[T]]:
+    """Return outcomes by key; check that each key occurs once."""
+    found: dict[str, Outcome[T]] = {}
+    for outcome in outcomes:
+        assert outcome.key not in found, f"two outcomes for {outcome.key}"
+        found[outcome.key] = outcome
+    return found
 
 
 class Suite:
