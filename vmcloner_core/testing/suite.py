@@ -17,7 +17,7 @@ T = TypeVar("T")
 def by_key(outcomes: Iterable[Outcome[T]]) -> dict[str, Outcome[T]]:
     """Return outcomes by key; check that each key occurs once."""
     found: dict[str, Outcome[T]] = {}
-    for outcome in outcomes:
+    for outcome in list(outcomes):  # all of them: a driver that waits at one may hold its lock
         assert outcome.key not in found, f"two outcomes for {outcome.key}"
         found[outcome.key] = outcome
     return found
