@@ -13,20 +13,19 @@ import hypothesis
 import pytest
 from stevedore import ExtensionManager
 
-# How long an example takes is a matter of what else the machine does; pytest's own limit holds.
-hypothesis.settings.register_profile("vmcloner", deadline=None)
-hypothesis.settings.load_profile("vmcloner")
-pytest.register_assert_rewrite("vmcloner_core.testing")
-
-from vmcloner_core import Engine  # noqa: E402
-from vmcloner_core.cli.app import main  # noqa: E402
-from vmcloner_core.testing.reference import (  # noqa: E402
+from vmcloner_core import Engine
+from vmcloner_core.cli.app import main
+from vmcloner_core.testing.reference import (
     BootPlugin,
     HypervisorPlugin,
     ReferenceHypervisor,
     ReferenceStorage,
     StoragePlugin,
 )
+
+# How long an example takes is a matter of what else the machine does; pytest's own limit holds.
+hypothesis.settings.register_profile("vmcloner", deadline=None)
+hypothesis.settings.load_profile("vmcloner")
 
 TEMPLATE = """
 hypervisors = ["reference"]

@@ -14,11 +14,13 @@ from vmcloner_core.testing.storage import StorageConformance
 
 
 class TestReference(HypervisorConformance):
+    made = ReferenceHypervisor
+
     @pytest.fixture
     def driver(self, tmp_path):
         host = Host(name="local", state=tmp_path)
         context = DriverContext(host=host, name="reference", runner=LocalRunner())
-        return ReferenceHypervisor(context, NoSettings())
+        return self.made(context, NoSettings())
 
     @pytest.fixture
     def make_spec(self):
@@ -40,11 +42,13 @@ class TestReference(HypervisorConformance):
 class TestReferenceStorage(StorageConformance):
     """Its volumes are bytes of its own, not files."""
 
+    made = ReferenceStorage
+
     @pytest.fixture(autouse=True)
     def pool(self, tmp_path):
         host = Host(name="local", state=tmp_path)
         context = DriverContext(host=host, name="pool", runner=LocalRunner())
-        self.storage = ReferenceStorage(context, NoSettings())
+        self.storage = self.made(context, NoSettings())
 
     @pytest.fixture
     def open_driver(self):

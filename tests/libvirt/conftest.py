@@ -26,8 +26,6 @@ from vmcloner_libvirt.settings import KvmSettings, XenSettings
 from vmcloner_libvirt.xen import XenDriver
 from vmcloner_libvirt.xenhost import XenHost
 
-pytest.register_assert_rewrite("vmcloner_core.testing.hypervisor")
-
 
 @pytest.fixture
 def place() -> Iterator[Path]:

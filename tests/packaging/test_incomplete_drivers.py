@@ -24,6 +24,18 @@ SUITES = {
         "provider",
         "Mine()",
     ),
+    "boot": (
+        "from vmcloner_core.drivers import BootProvider as Driver\n"
+        "from vmcloner_core.testing.boot import BootConformance as Suite\n",
+        "provider",
+        "Mine()",
+    ),
+    "image": (
+        "from vmcloner_core.drivers import ImageBuilder as Driver\n"
+        "from vmcloner_core.testing.image import ImageConformance as Suite\n",
+        "builder",
+        "Mine()",
+    ),
 }
 
 

@@ -13,8 +13,6 @@ from pathlib import Path
 import attrs
 import pytest
 
-pytest.register_assert_rewrite("vmcloner_core.testing.hypervisor")
-
 GUEST = Path("/opt/lab/guest")
 VMCLONER = Path(sys.executable).with_name("vmcloner")
 LIBXL = tuple(

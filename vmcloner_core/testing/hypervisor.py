@@ -51,7 +51,7 @@ from vmcloner_core.model import (
 )
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.snapshots import MachineConformance
-from vmcloner_core.testing.suite import Suite
+from vmcloner_core.testing.suite import Suite, by_key
 
 T = TypeVar("T")
 MakeSpec = Callable[[Labels], DomainSpec]
@@ -82,7 +82,7 @@ class HypervisorConformance(MachineConformance, Suite):
         self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
     ) -> None:
         """What ``define`` returns is what ``inspect`` finds: labels, UUID, addresses, memory."""
-        made = {o.key: o for o in driver.define(specs)}
+        made = by_key(driver.define(specs))
         assert set(made) == {spec.name for spec in specs}
         assert all(outcome.ok and outcome.changed for outcome in made.values())
         found = {domain.name: domain for domain in driver.inspect().domains}
@@ -126,7 +126,7 @@ class HypervisorConformance(MachineConformance, Suite):
         """The name of another template's clone is refused; the rest of the batch is done."""
         _all_ok(driver.define(specs[:1]))
         other = make_spec(make_labels(specs[0].labels.fleet, 1, template="other"))
-        outcomes = {o.key: o for o in driver.define([other, specs[1]])}
+        outcomes = by_key(driver.define([other, specs[1]]))
         assert isinstance(outcomes[other.name].error, Conflict)
         assert outcomes[specs[1].name].ok
         kept = next(d for d in driver.inspect().domains if d.name == other.name)
@@ -185,12 +185,23 @@ class HypervisorConformance(MachineConformance, Suite):
         assert driver.states()[name] is State.STOPPED
         assert [o.changed for o in _all_ok(driver.destroy([name]))] == [False]
 
+    def test_destroy_of_what_is_not_there(
+        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """A domain that is gone is a success; only those that are named are stopped."""
+        _all_ok(driver.define(specs[:2]))
+        ran, stopped, gone = (spec.name for spec in specs)
+        _all_ok(driver.start([ran]))
+        outcomes = by_key(_all_ok(driver.destroy([stopped, gone])))
+        assert {key: o.changed for key, o in outcomes.items()} == {stopped: False, gone: False}
+        assert driver.states()[ran] is State.RUNNING
+
     def test_start_of_what_is_not_defined(
         self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
     ) -> None:
         """A domain that isn't defined is NotFound; the others are started."""
         _all_ok(driver.define(specs[:1]))
-        outcomes = {o.key: o for o in driver.start([specs[1].name, specs[0].name])}
+        outcomes = by_key(driver.start([specs[1].name, specs[0].name]))
         assert isinstance(outcomes[specs[1].name].error, NotFound)
         assert outcomes[specs[0].name].ok
         assert driver.states()[specs[0].name] is State.RUNNING
@@ -202,7 +213,7 @@ class HypervisorConformance(MachineConformance, Suite):
         _all_ok(driver.define(specs[:2]))
         _all_ok(driver.start([specs[0].name]))
         names = [spec.name for spec in specs]
-        outcomes = {o.key: o for o in _all_ok(driver.shutdown(names, timeout=2))}
+        outcomes = by_key(_all_ok(driver.shutdown(names, timeout=2)))
         assert {key: o.changed for key, o in outcomes.items()} == {
             names[0]: True,
             names[1]: False,
@@ -256,7 +267,7 @@ class HypervisorConformance(MachineConformance, Suite):
         _all_ok(driver.define(specs))
         name = specs[0].name
         _all_ok(driver.start([name]))
-        outcomes = {o.key: o for o in driver.undefine([name, specs[1].name])}
+        outcomes = by_key(driver.undefine([name, specs[1].name]))
         assert isinstance(outcomes[name].error, WrongState)
         assert outcomes[specs[1].name].ok
         states = driver.states()
@@ -279,6 +290,19 @@ class HypervisorConformance(MachineConformance, Suite):
         assert driver.states()[names[0]] is State.STOPPED
         assert _ours(driver.inspect(), specs[1:2]) == before
         assert not any(o.changed for o in _all_ok(driver.renew({name: {} for name in names})))
+
+    def test_a_running_domain_is_not_renewed(
+        self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
+    ) -> None:
+        """It is refused where anything is kept of a domain, and runs on."""
+        if type(driver).renew is HypervisorDriver.renew:
+            pytest.skip("the driver declares that it keeps nothing of old disks")
+        name = specs[0].name
+        _all_ok(driver.define(specs[:1]))
+        _all_ok(driver.start([name]))
+        [outcome] = driver.renew({name: {}})
+        assert isinstance(outcome.error, WrongState)
+        assert driver.states()[name] is State.RUNNING
 
     def test_uses_name_the_disks_of_domains(
         self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]
@@ -386,7 +410,7 @@ class HypervisorConformance(MachineConformance, Suite):
         _all_ok(driver.define(specs[:2]))
         name, stopped = specs[0].name, specs[1].name
         _all_ok(driver.start([name]))
-        outcomes = {o.key: o for o in memory.pause([name, stopped])}
+        outcomes = by_key(memory.pause([name, stopped]))
         assert outcomes[name].changed
         assert isinstance(outcomes[stopped].error, WrongState)
         assert driver.states()[name] is State.PAUSED
@@ -402,7 +426,7 @@ class HypervisorConformance(MachineConformance, Suite):
         names = [spec.name for spec in specs[:3]]
         _all_ok(driver.start(names[:2]))
         _all_ok(memory.pause(names[1:2]))
-        outcomes = {o.key: o for o in memory.save(names)}
+        outcomes = by_key(memory.save(names))
         assert [outcomes[name].ok for name in names] == [True, True, False]
         assert isinstance(outcomes[names[2]].error, WrongState)
         assert [driver.states()[name] for name in names[:2]] == [State.SAVED] * 2
@@ -431,7 +455,7 @@ class HypervisorConformance(MachineConformance, Suite):
         name, other, gone = (spec.name for spec in specs[:3])
         memory = 2 * specs[0].memory
         for changed in (True, False):
-            outcomes = {o.key: o for o in sizes.resize([name, gone], memory, 2)}
+            outcomes = by_key(sizes.resize([name, gone], memory, 2))
             assert (outcomes[name].value, outcomes[name].changed) == (True, changed)
             assert isinstance(outcomes[gone].error, NotFound)
         found = {domain.name: domain.memory for domain in driver.inspect().domains}
@@ -473,13 +497,18 @@ class HypervisorConformance(MachineConformance, Suite):
 
     # --- the rest -----------------------------------------------------------------------------
 
-    def test_empty_batches(self, driver: HypervisorDriver) -> None:
-        """Empty batches yield nothing."""
+    def test_empty_batches(self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]) -> None:
+        """Empty batches yield nothing, and do nothing to those that are there."""
+        _all_ok(driver.define(specs[:2]))
+        _all_ok(driver.start([specs[0].name]))
         assert not list(driver.define([]))
         assert not list(driver.start([]))
         assert not list(driver.shutdown([], timeout=1))
         assert not list(driver.destroy([]))
         assert not list(driver.undefine([]))
+        assert not list(driver.renew({}))
+        states = driver.states()
+        assert [states[spec.name] for spec in specs[:2]] == [State.RUNNING, State.STOPPED]
 
     def test_resources(self, driver: HypervisorDriver) -> None:
         """Memory is in bytes, not kibibytes or megabytes."""

@@ -263,7 +263,8 @@ class ReferenceSnapshots(DiskSnapshotInterface):
         for request in requests:
             try:
                 with self._driver.lock:
-                    yield self._create(request)
+                    outcome = self._create(request)
+                yield outcome
             except VmclonerError as error:
                 yield Outcome(key=request.key, error=error)
 
@@ -293,7 +294,8 @@ class ReferenceSnapshots(DiskSnapshotInterface):
         for snapshot in snapshots:
             try:
                 with self._driver.lock:
-                    yield self._revert(snapshot.labels)
+                    outcome = self._revert(snapshot.labels)
+                yield outcome
             except VmclonerError as error:
                 yield Outcome(key=snapshot.labels.volume, error=error)
 
@@ -401,8 +403,9 @@ class ReferenceHypervisor(HypervisorDriver):
     def define(self, specs: Sequence[DomainSpec]) -> Iterator[Outcome[Domain]]:
         """See :meth:`HypervisorDriver.define`."""
         for spec in specs:
-            with self.lock:
-                yield self._defined(spec)
+            with self.lock:  # not while the caller has the outcome: it may never ask for the next
+                outcome = self._defined(spec)
+            yield outcome
 
     def _defined(self, spec: DomainSpec) -> Outcome[Domain]:
         if error := self._error("define", spec.name):
@@ -486,14 +489,17 @@ class ReferenceHypervisor(HypervisorDriver):
         """See :meth:`HypervisorDriver.undefine`."""
         for name in names:
             with self.lock:
-                held = self.machines.get(name)
-                if error := self._error("undefine", name):
-                    yield Outcome(key=name, error=error)
-                elif held is not None and held.state in (State.RUNNING, State.PAUSED):
-                    yield Outcome(key=name, error=WrongState(f"{name} is {held.state.value}"))
-                else:
-                    self.said.pop(name, None)
-                    yield Outcome(key=name, changed=self.machines.pop(name, None) is not None)
+                outcome = self._undefined(name)
+            yield outcome
+
+    def _undefined(self, name: str) -> Outcome[None]:
+        held = self.machines.get(name)
+        if error := self._error("undefine", name):
+            return Outcome(key=name, error=error)
+        if held is not None and held.state in (State.RUNNING, State.PAUSED):
+            return Outcome(key=name, error=WrongState(f"{name} is {held.state.value}"))
+        self.said.pop(name, None)
+        return Outcome(key=name, changed=self.machines.pop(name, None) is not None)
 
 
 class ReferenceMemory(MemoryInterface):

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vmcloner_core.drivers import DriverContext
-from vmcloner_core.model import Host, Labels
+from vmcloner_core.model import Host, Labels, Nic, NicSpec, Volume
+from vmcloner_core.names import volume_name
 from vmcloner_core.process import LocalRunner
 
 
@@ -33,3 +34,15 @@ def make_labels(fleet: str = "web", index: int = 1, **changes: Any) -> Labels:
         "hypervisor": "kvm",
     }
     return Labels(fleet=fleet, index=index, **(values | changes))
+
+
+def make_nic(index: int = 1) -> Nic:
+    """Return the network card of the clone with an index."""
+    return Nic(spec=NicSpec(), mac=f"52:54:00:00:00:{index:02x}")
+
+
+def make_volume(labels: Labels, path: Path, size: int) -> Volume:
+    """Return a clone's first disk, a raw file that need not exist."""
+    return Volume(
+        name=volume_name(labels.clone, 0), pool=labels.storage, labels=labels, path=path, size=size
+    )

@@ -33,6 +33,7 @@ from vmcloner_core.model import (
     State,
     Volume,
 )
+from vmcloner_core.testing.suite import by_key
 
 T = TypeVar("T")
 TAKEN = "2026-01-01T00:00:00+00:00"
@@ -177,7 +178,7 @@ class DiskSnapshotConformance:
         [outcome] = done(snapshots.create([snapshot_of(volumes[0])]))
         assert (outcome.changed, outcome.value) == (False, taken)
         later = [snapshot_of(volume, taken=LATER) for volume in volumes]
-        outcomes = {o.key: o for o in snapshots.create(later)}
+        outcomes = by_key(snapshots.create(later))
         assert isinstance(outcomes[later[0].key].error, Conflict)
         assert outcomes[later[1].key].ok
         assert taken in snapshots.found()
@@ -193,7 +194,7 @@ class DiskSnapshotConformance:
         volumes = self.make(driver, self.requests(origin, 2, mode))
         done(driver.delete(volumes[:1]))
         wanted = [snapshot_of(volume) for volume in volumes]
-        outcomes = {o.key: o for o in snapshots.create(wanted)}
+        outcomes = by_key(snapshots.create(wanted))
         assert isinstance(outcomes[wanted[0].key].error, NotFound)
         assert outcomes[wanted[1].key].ok
         assert [each.key for each in snapshots.found()] == [wanted[1].key]
@@ -251,7 +252,7 @@ class DiskSnapshotConformance:
             self.change(driver, volume)
         before = self.content(driver, volumes[0])
         with self.active(driver, volumes[0]), self.busy(volumes[0]):
-            outcomes = {o.key: o for o in snapshots.revert(taken)}
+            outcomes = by_key(snapshots.revert(taken))
         assert isinstance(outcomes[volumes[0].name].error, WrongState)
         assert outcomes[volumes[1].name].ok
         assert self.content(driver, volumes[0]) == before
@@ -330,7 +331,7 @@ class MachineConformance:
     ) -> None:
         """They are off when they are put back; a missing one is NotFound."""
         done(driver.define(specs[:2]))
-        outcomes = {o.key: o for o in machines.keep(folders, memory=False)}
+        outcomes = by_key(machines.keep(folders, memory=False))
         assert isinstance(outcomes.pop(specs[2].name).error, NotFound)
         assert all(outcome.ok for outcome in outcomes.values())
         kept = {name: folders[name] for name in outcomes}

@@ -10,10 +10,9 @@ Subclass it, with a fixture that opens a driver on a pool that is empty at first
         def open_driver(self, tmp_path):
             return lambda: ZfsDriver(make_context(tmp_path), ZfsSettings(dataset="tank/test"))
 
-In conftest.py, ``pytest.register_assert_rewrite("vmcloner_core.testing")`` makes failures show the
-compared values. A pool whose volumes are neither files nor block devices, or whose names cannot be
-taken by creating a file, overrides the methods under "access to volumes". A driver that does not
-copy by ``vmcloner_core.copying`` overrides those under "observing copies".
+A pool whose volumes are neither files nor block devices, or whose names cannot be taken by creating
+a file, overrides the methods under "access to volumes". A driver that does not copy by
+``vmcloner_core.copying`` overrides those under "observing copies".
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ from vmcloner_core.names import MAX_LABEL
 from vmcloner_core.testing.capture import CaptureTests
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.snapshots import DiskSnapshotConformance
-from vmcloner_core.testing.suite import Suite
+from vmcloner_core.testing.suite import Suite, by_key
 
 MIB = 1024**2
 TIMEOUT = 240.0
@@ -96,15 +95,6 @@ class Progressed(list[tuple[int, int]]):
         assert {total for _done, total in self} == {self[-1][1]}, "the total changed"
         assert [done for done, _total in self] == sorted(done for done, _total in self)
         assert self[-1][0] == self[-1][1] > 0, "the last report is not of all bytes"
-
-
-def by_key(outcomes: Iterator[Outcome[Volume]]) -> dict[str, Outcome[Volume]]:
-    """Return outcomes by key; check that each key occurs once."""
-    found: dict[str, Outcome[Volume]] = {}
-    for outcome in outcomes:
-        assert outcome.key not in found, f"two outcomes for {outcome.key}"
-        found[outcome.key] = outcome
-    return found
 
 
 class StorageConformance(DiskSnapshotConformance, CaptureTests, Suite):
@@ -358,6 +348,19 @@ class StorageConformance(DiskSnapshotConformance, CaptureTests, Suite):
         assert driver.origins() == ()
         assert not driver.delete_origin("tiny").changed
 
+    def test_origins_are_told_apart(
+        self, driver: StorageDriver, origin: Origin, image: ImageFile, other_image: ImageFile
+    ) -> None:
+        """Templates have images of their own: one is deleted without the other."""
+        other = driver.import_image("other", other_image, no_progress).unwrap()
+        assert sorted(o.template for o in driver.origins()) == ["other", "tiny"]
+        [volume] = self.make(driver, self.requests(origin, 1, driver.default_mode))
+        assert self.content(driver, volume) == image.path.read_bytes()
+        _check(driver.delete_origin("other"))
+        assert driver.origins() == (origin,)
+        assert other.digest != origin.digest
+        assert self.content(driver, volume) == image.path.read_bytes()
+
     def test_clone_of_a_missing_origin(
         self, driver: StorageDriver, origin: Origin, mode: CloneMode
     ) -> None:
@@ -492,8 +495,15 @@ class StorageConformance(DiskSnapshotConformance, CaptureTests, Suite):
     ) -> None:
         """Another driver of the pool finds the same volumes with all of their labels."""
         requests = self.requests(origin, 3, mode)
-        expiring = attrs.evolve(requests[0].labels, expires="2027-01-01T00:00:00Z", owner="Zoë Ω")
-        requests[0] = attrs.evolve(requests[0], labels=expiring)
+        every = attrs.evolve(
+            requests[0].labels,
+            expires="2027-01-01T00:00:00Z",
+            owner="Zoë Ω",
+            boot="pygrub",
+            state="0123456789abcdef",
+            lab="trial",
+        )
+        requests[0] = attrs.evolve(requests[0], labels=every)
         made = self.make(driver, requests)
         again = open_driver()
         assert sorted(again.volumes(), key=lambda v: v.name) == made
@@ -823,6 +833,16 @@ class StorageConformance(DiskSnapshotConformance, CaptureTests, Suite):
             assert sorted(o.key for o in outcomes) == sorted(v.name for v in volumes)
             assert [o.error for o in outcomes] == [None, None]
 
+    def test_empty_batches(self, driver: StorageDriver, origin: Origin) -> None:
+        """Empty batches yield nothing, and do nothing to the volumes that are there."""
+        [volume] = self.make(driver, self.requests(origin, 1, driver.default_mode))
+        for method in (driver.clone, driver.reset, driver.delete, driver.activate):
+            assert not list(method([]))
+        assert not list(driver.deactivate([]))
+        assert not list(driver.grow([], 2 * volume.size))
+        assert driver.volumes() == (volume,)
+        assert driver.origins() == (origin,)
+
     # --- deletion -------------------------------------------------------------------------------
 
     def test_delete_twice(self, driver: StorageDriver, origin: Origin, mode: CloneMode) -> None:
@@ -831,7 +851,7 @@ class StorageConformance(DiskSnapshotConformance, CaptureTests, Suite):
         first = list(driver.delete(volumes[:2]))
         assert [(o.ok, o.changed) for o in first] == [(True, True)] * 2
         assert self.names(driver) == ["web-3-disk0"]
-        again = {o.key: o for o in driver.delete(volumes)}
+        again = by_key(driver.delete(volumes))
         assert all(o.ok for o in again.values())
         assert [again[f"web-{n}-disk0"].changed for n in (1, 2, 3)] == [False, False, True]
         assert driver.volumes() == ()
@@ -860,7 +880,7 @@ class StorageConformance(DiskSnapshotConformance, CaptureTests, Suite):
         volumes = self.make(driver, self.requests(origin, 3, mode))
         with self.active(driver, volumes[1]):
             with self.busy(volumes[1]):
-                outcomes = {o.key: o for o in driver.delete(volumes)}
+                outcomes = by_key(driver.delete(volumes))
             assert isinstance(outcomes["web-2-disk0"].error, WrongState)
             assert outcomes["web-1-disk0"].ok
             assert outcomes["web-3-disk0"].ok

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterable
+from typing import ClassVar, TypeVar
 
 import pytest
 
 from vmcloner_core.contracts import check_driver
 from vmcloner_core.errors import said
+from vmcloner_core.model import Outcome
+
+T = TypeVar("T")
+
+
+def by_key(outcomes: Iterable[Outcome[T]]) -> dict[str, Outcome[T]]:
+    """Return outcomes by key; check that each key occurs once."""
+    found: dict[str, Outcome[T]] = {}
+    for outcome in list(outcomes):  # all of them: a driver that waits at one may hold its lock
+        assert outcome.key not in found, f"two outcomes for {outcome.key}"
+        found[outcome.key] = outcome
+    return found
 
 
 class Suite:
@@ -16,7 +29,7 @@ class Suite:
     The others are skipped: each would say the same.
     """
 
-    contract: ClassVar[type]
+    contract: ClassVar[type] = object
     made_by: ClassVar[str] = "driver"
     """The name of the fixture that makes the driver, or a function that does."""
     opens: ClassVar[bool] = False
@@ -50,7 +63,11 @@ class Suite:
             return said(error)
         except Exception:  # the tests say it; a fixture may need others of its subclass before
             return ""
-        wrong = check_driver(driver, self.contract) or ""
+        wrong = self.wrong_with(driver) or ""
         if self.opens:
             driver.close()
         return wrong
+
+    def wrong_with(self, made: object) -> str | None:
+        """Return what its contract demands and the fixture's value lacks, None for nothing."""
+        return check_driver(made, self.contract)
