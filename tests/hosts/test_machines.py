@@ -279,3 +279,19 @@ def test_a_template_that_only_the_controller_has_boots_on_all(lab):
             assert (folder / "far/vmlinuz").read_bytes() == (lab.folder / "vmlinuz").read_bytes()
     finally:
         (own / "far.toml").unlink()
+
+
+@pytest.mark.timeout(600)
+def test_a_machine_is_drained(lab):
+    lab.run("create", "web", "-t", "plain", "-n", "3")
+    lab.run("create", "db", "-t", "tinyish", "-n", "1", "--hosts", "h2", "--start")
+    try:
+        error = lab.run("host", "drain", "h2", "--delete", "--yes", code=10)
+        assert "db-1: still on h2" in error
+        assert lab.machines["h2"].domains() == ["db-1"]
+        lab.run("create", "web", "-t", "plain", "-n", "4")
+        assert Counter(row["host"] for row in lab.rows("web")) == {"h1": 2, "h3": 2}
+        rows = json.loads(lab.run("host", "list", "-f", "json"))
+        assert [row["drained"] for row in rows] == [None, "drained", None]
+    finally:
+        lab.run("host", "undrain", "h2")
