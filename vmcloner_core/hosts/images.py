@@ -13,8 +13,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Self
 
 import attrs
 
@@ -22,7 +22,7 @@ from vmcloner_core.errors import Interrupted, VmclonerError, WrongState
 from vmcloner_core.hosts.beside import Asked
 from vmcloner_core.hosts.carrier import Unreachable
 from vmcloner_core.hosts.links import Links
-from vmcloner_core.hosts.parcels import STEP, Chunk, Holding, Parcel
+from vmcloner_core.hosts.parcels import CHUNK, STEP, Chunk, Holding, Parcel
 from vmcloner_core.names import fold
 from vmcloner_core.plan import ProgressEvent, StepEvent, StepStatus
 from vmcloner_core.plugins import PluginHost
@@ -141,10 +141,12 @@ class Images:
         ask = functools.partial(self._one, source)
         parcel = ask("pack", self._asked, Parcel)
         try:
-            parts = _Parts(lambda item, at: ask("chunk", self._part(item, at), Chunk))
             told.total = parcel.size * len(targets)
-            one = functools.partial(self._to, parcel, parts, told)
-            with ThreadPoolExecutor(min(self._uploads, len(targets)), STEP) as pool:
+            with (
+                _Parts(lambda item, at: ask("chunk", self._part(item, at), Chunk)) as parts,
+                ThreadPoolExecutor(min(self._uploads, len(targets)), STEP) as pool,
+            ):
+                one = functools.partial(self._to, parcel, parts, told)
                 errors = dict(zip(targets, pool.map(one, targets), strict=True))
         finally:
             self._closed(ask)
@@ -205,33 +207,40 @@ class _SourceLost(Unreachable):
 
 
 class _Parts:
-    """The parts of files, each read once for all hosts that need it at about the same time."""
+    """The parts of files, each read once for all hosts that need it at about the same time.
+
+    The next part is read while one is on its way.
+    """
 
     def __init__(self, read: Callable[[str, int], Chunk]) -> None:
         self._read = read
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, int], _Part] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int], Future[Chunk]] = OrderedDict()
+        self._reader = ThreadPoolExecutor(1, "read")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.shutdown(cancel_futures=True)
 
     def __call__(self, item: str, offset: int) -> Chunk:
+        try:
+            chunk = self._begun(item, offset).result()
+        except Unreachable as error:
+            raise _SourceLost(error.message, hint=error.hint) from error
+        if chunk.octets:
+            self._begun(item, chunk.at + CHUNK)
+        return chunk
+
+    def _begun(self, item: str, offset: int) -> Future[Chunk]:
         with self._lock:
-            part = self._kept.setdefault((item, offset), _Part())
+            key = item, offset
+            if key not in self._kept:
+                self._kept[key] = self._reader.submit(self._read, item, offset)
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
-        with part.lock:
-            if part.chunk is None:
-                try:
-                    part.chunk = self._read(item, offset)
-                except Unreachable as error:
-                    raise _SourceLost(error.message, hint=error.hint) from error
-            return part.chunk
-
-
-class _Part:
-    """A part of a file that is being read, or has been."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.chunk: Chunk | None = None
+            return self._kept[key]
 
 
 class _Told:

@@ -32,7 +32,7 @@ from vmcloner_core.errors import (
     VmclonerError,
     WrongState,
 )
-from vmcloner_core.extents import GRANULE, is_zero, length, nonzero_runs
+from vmcloner_core.extents import GRANULE, data_runs, is_zero, length
 from vmcloner_core.images import from_file, hash_parts
 from vmcloner_core.model import ImageSource, Origin, Outcome, Progress, Template
 from vmcloner_core.names import check_template
@@ -187,7 +187,7 @@ class _Sending:
     def __init__(self, parcel: Parcel, files: dict[str, int]) -> None:
         self.parcel = parcel
         self.files = files
-        self._runs = {name: list(nonzero_runs(fd)) for name, fd in files.items()}
+        self._runs = {name: list(data_runs(fd)) for name, fd in files.items()}
 
     def chunk(self, name: str, offset: int) -> Chunk:
         fd, size = self.files[name], next(i.size for i in self.parcel.items if i.name == name)
