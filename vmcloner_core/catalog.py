@@ -76,9 +76,15 @@ class Catalog:
         self, built: Path, folders: Sequence[Path] | None = None, received: Path | None = None
     ) -> None:
         self._built = built
-        self._folders = tuple(search_path() if folders is None else folders)
-        if received is not None:
-            self._folders = (*self._folders[:-1], received, *self._folders[-1:])
+        self._own = tuple(search_path() if folders is None else folders)
+        self._received = received
+
+    @property
+    def _folders(self) -> tuple[Path, ...]:
+        received = self._received
+        if received is None or not os.access(received.parent, os.X_OK):
+            return self._own  # the state folder is another user's, or is not there yet
+        return (*self._own[:-1], received, *self._own[-1:])
 
     def files(self) -> dict[str, Path]:
         """Return the file of each template, by name."""

@@ -126,6 +126,13 @@ def test_a_template_that_only_the_controller_has_is_sent_once(apart, spy):
     assert not {"receive", "offer"} & {name for _, name in spy.calls[sent:]}
 
 
+def test_a_host_without_a_state_folder_yet(apart):
+    """Its engine is opened before there is one."""
+    assert not (apart.folder / "h1/state").exists()
+    apart.controller().create("web", "big", count=1, where=Where(hosts=("h1",)))
+    assert content(apart, "h1") == IMAGE
+
+
 def test_only_hosts_that_get_clones_get_the_image(apart, spy):
     all_hosts = apart.controller(carrier=spy)
     all_hosts.create("web", "big", count=1, where=Where(hosts=("h2", "h3"), each=1))
