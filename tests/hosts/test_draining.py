@@ -75,11 +75,12 @@ def test_a_clone_that_is_started_meanwhile_is_not_deleted(hosts):
     assert len(all_hosts.list()) == 3
 
 
-def test_a_host_that_is_down_can_be_drained_but_not_emptied(hosts):
+def test_a_host_that_is_down_can_be_drained_but_not_emptied(hosts, caplog):
     all_hosts = hosts.controller()
     all_hosts.create("web", "t1", count=3)
     hosts.carrier.lose("h2")
     assert drain(all_hosts, "h2") == ()
+    assert "'h2'" in caplog.text
     with pytest.raises(Exception, match="h2"):
         drain(all_hosts, "h2", delete=True)
     with pytest.raises(NotFound, match="unknown host 'h9'"):

@@ -263,6 +263,16 @@ def test_a_host_with_the_text_but_no_image_gets_that(apart):
     assert list(received(apart, "h2").iterdir()) == [], "its template is its own"
 
 
+def test_different_images_of_one_template_are_said(apart, caplog):
+    give(apart, "h1")
+    give(apart, "h2")
+    (apart.folder / "h2/templates/big.raw").write_bytes(bytes(1024))
+    all_hosts = apart.controller()
+    for _ in range(2):
+        all_hosts.create("web", "big", add=2, where=Where(hosts=("h1", "h2")))
+    assert "the hosts have different images of template big" in caplog.text
+
+
 def test_a_template_that_nobody_has(apart):
     with pytest.raises(NotFound, match="unknown template 'nope'"):
         apart.controller().create("web", "nope", count=3)

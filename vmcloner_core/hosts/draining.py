@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import json
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from vmcloner_core.trusted_files import exists, make_folder, read_file, replacin
 if TYPE_CHECKING:
     from vmcloner_core.hosts.controller import Controller
 
+log = logging.getLogger(__name__)
 FILE = "drained.json"
 
 
@@ -155,6 +157,9 @@ def drain(
     found = controller.survey()
     if delete:
         found.check_complete(f"drain {host}")
+    for unseen in found.unseen:
+        if unseen.host == host:
+            log.warning("%s", unseen)
     twice = merging.twice(found.clones)
     clones = [clone for clone in found.clones if clone.host == host]
     emptied = tuple(_judged(clone, delete=delete, twice=clone.name in twice) for clone in clones)

@@ -9,6 +9,7 @@ goes on, and so do hosts that have just got it.
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -28,6 +29,7 @@ from vmcloner_core.plan import ProgressEvent, StepEvent, StepStatus
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.request import CreateRequest
 
+log = logging.getLogger(__name__)
 KEPT = 16
 """Parts of files that are kept for the other hosts: 64 MiB at most."""
 OWN = "controller"
@@ -68,6 +70,8 @@ class Images:
         asked = dict.fromkeys(self._links.names, self._asked)
         wanted = {name: a for name, a in asked.items() if request.where.allows(name)}
         self._found = self._links.all("holding", wanted, Holding)
+        if len({found.digest for found in self._found.values() if found.digest}) > 1:
+            log.warning("the hosts have different images of template %s", request.template)
         if not self._lacking(wanted):
             return 0
         others = {name: a for name, a in asked.items() if name not in wanted}
