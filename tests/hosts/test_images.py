@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ from vmcloner_core.errors import (
     Interrupted,
     NotEnoughResources,
     NotFound,
+    NotPulled,
     WrongState,
 )
 from vmcloner_core.hooks import hookimpl
@@ -21,6 +23,7 @@ from vmcloner_core.hosts import parcels
 from vmcloner_core.hosts.beside import Asked
 from vmcloner_core.hosts.carrier import Carrier, Unreachable
 from vmcloner_core.hosts.parcels import CHUNK, GRANULE, Chunk, Item
+from vmcloner_core.model import ImageSource
 from vmcloner_core.placing import Where
 from vmcloner_core.plan import StepStatus
 from vmcloner_core.request import CreateRequest
@@ -271,6 +274,44 @@ def test_different_images_of_one_template_are_said(apart, caplog):
     for _ in range(2):
         all_hosts.create("web", "big", add=2, where=Where(hosts=("h1", "h2")))
     assert "the hosts have different images of template big" in caplog.text
+
+
+def test_an_image_that_is_to_be_pulled_first_is_sent_where_it_is_not(apart, monkeypatch):
+    own = apart.folder / "h2/templates"
+    url = "https://example.org"
+    text = TEXT.replace('path = "big.raw"', f'url = "{url}/x.raw"\nchecksums = "{url}/SHA256SUMS"')
+    for folder in (own, apart.folder / "config/vmcloner/templates"):
+        (folder / "big.toml").write_text(text)
+        (folder / "vmlinuz").write_bytes(b"a kernel")
+    image_file = apart.folder / "config/vmcloner/templates/big.raw"
+    pulled = SimpleNamespace(as_source=lambda _format: ImageSource(path=image_file))
+    mine = threading.local()  # the controller's calls come from the thread that creates
+    found = lambda _source: pulled if getattr(mine, "own", False) else None  # noqa: E731
+    monkeypatch.setattr(parcels.pulling, "find", found)
+    with pytest.raises(NotPulled):
+        apart.controller().create("web", "big", count=1, where=Where(hosts=("h2",)))
+    holding = parcels.holding
+
+    def held(engine, name, storage):
+        mine.own = engine.host.name == "all"
+        try:
+            return holding(engine, name, storage)
+        finally:
+            mine.own = False
+
+    monkeypatch.setattr(parcels, "holding", held)
+    image = parcels._image
+
+    def obtained(engine, template, storage, stack):
+        mine.own = True
+        try:
+            return image(engine, template, storage, stack)
+        finally:
+            mine.own = False
+
+    monkeypatch.setattr(parcels, "_image", obtained)
+    apart.controller().create("web", "big", count=1, where=Where(hosts=("h2",)))
+    assert content(apart, "h2") == IMAGE
 
 
 def test_a_template_that_nobody_has(apart):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from vmcloner_core import catalog
+from vmcloner_core import catalog, pulling
 from vmcloner_core.drivers import ImageFile, StorageDriver
 from vmcloner_core.errors import (
     BackendError,
@@ -295,6 +295,8 @@ def holding(engine: Engine, name: str, storage: str) -> Holding:
 def _makes(template: Template) -> bool:
     """Tell whether a host imports a template's image by itself."""
     image = template.image
+    if image.checksums is not None:
+        return pulling.find(image) is not None  # it has to be pulled first
     return image.path.exists() if image.path is not None else image.captured is None
 
 
