@@ -10,6 +10,7 @@ that name.
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
@@ -67,11 +68,23 @@ class Catalog:
 
     :param built: the folder with the results of image builders, one folder per template.
     :param folders: where templates are searched, in order.
+    :param received: the folder with templates that controllers of many hosts sent: after the
+        host's own, before the shipped ones.
     """
 
-    def __init__(self, built: Path, folders: Sequence[Path] | None = None) -> None:
+    def __init__(
+        self, built: Path, folders: Sequence[Path] | None = None, received: Path | None = None
+    ) -> None:
         self._built = built
-        self._folders = tuple(search_path() if folders is None else folders)
+        self._own = tuple(search_path() if folders is None else folders)
+        self._received = received
+
+    @property
+    def _folders(self) -> tuple[Path, ...]:
+        received = self._received
+        if received is None or not os.access(received.parent, os.X_OK):
+            return self._own  # the state folder is another user's, or is not there yet
+        return (*self._own[:-1], received, *self._own[-1:])
 
     def files(self) -> dict[str, Path]:
         """Return the file of each template, by name."""
@@ -130,6 +143,14 @@ class Catalog:
         :raises InvalidRequest: names the file, the line or key, and the reason.
         """
         return self._structured(name, *self._read(name))
+
+    def keys(self, name: str) -> dict[str, Any]:
+        """Return a template's keys with those that it extends, and absolute paths in them.
+
+        Those of its kernel are as in its file. :raises NotFound, InvalidRequest: as
+        :meth:`template`.
+        """
+        return copy.deepcopy(self._read(name)[0])
 
     def declared(self, name: str, file: Path, text: str) -> Template:
         """Return what a template would be if a file had this text; writes nothing.
@@ -393,6 +414,25 @@ def is_captured(file: Path) -> bool:
     :raises InvalidRequest: it can't be read.
     """
     return _as_written(read_file(file, trusted=False).decode(errors="replace"), CAPTURED_BY)
+
+
+def sent(keys: Mapping[str, Any]) -> str:
+    """Return the text of a template's file with these keys, for a host to which it is sent."""
+    lines = ["# Sent by a controller of many hosts; vmcloner template delete removes it.", ""]
+    lines += [f"{_literal(key)} = {_value(value)}" for key, value in keys.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: object) -> str:
+    """Return a value as TOML; tables are written in line."""
+    if isinstance(value, Mapping):
+        inner = (f"{_literal(key)} = {_value(each)}" for key, each in value.items())
+        return "{" + ", ".join(inner) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    return _literal(value)
 
 
 def write(file: Path, text: str) -> None:

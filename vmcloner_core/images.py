@@ -211,7 +211,7 @@ def _digest(stream: BinaryIO, sha256: str | None, progress: Progress) -> str:
     fd = stream.fileno()
     holes = length(fd) - sum(end - start for start, end in data_runs(fd))
     if sha256 is None and holes > MAX_HOLES:
-        return f"sparse-sha256:{_hash_parts(fd, progress)}"
+        return f"sparse-sha256:{hash_parts(fd, progress)}"
     return f"sha256:{_hash_all(fd, progress)}"
 
 
@@ -232,7 +232,7 @@ def _hash_all(fd: int, progress: Progress) -> str:
     return digest.hexdigest()
 
 
-def _hash_parts(fd: int, progress: Progress) -> str:
+def hash_parts(fd: int, progress: Progress) -> str:
     """Return the SHA-256 of a file's length and of its parts that are not zeros.
 
     It is the same for files of the same bytes, wherever their holes are.

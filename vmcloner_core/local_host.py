@@ -84,9 +84,11 @@ class LocalHost:
         self.claims = Claims(self.records, self.hold_free, self.now)
         self.pools = Definitions(host.pools)
         self.snapshots = SnapshotFolders(host.snapshots)
-        self.catalog = Catalog(host.templates)
+        self.catalog = Catalog(host.templates, received=host.received)
         self.images = TemplateImages(self.drivers, plugins)
-        self.leftovers = Leftovers(host.templates, self.catalog, self.images, self.drivers)
+        self.leftovers = Leftovers(
+            host.templates, host.received, self.catalog, self.images, self.drivers
+        )
         self.starter = Starter(
             boots=self.drivers.boot,
             backend=self.drivers.backend,
@@ -168,7 +170,8 @@ class LocalHost:
         :raises InvalidRequest: one could; names the folder, the reason and the way out.
         """
         host = self.host
-        for folder in (host.state, host.records, host.boots, host.templates, host.snapshots):
+        own = (host.records, host.boots, host.templates, host.received, host.snapshots)
+        for folder in (host.state, *own):
             if os.path.lexists(folder):
                 check_folder(folder)
 

@@ -25,11 +25,16 @@ class Where:
 
     :param hosts: these hosts only; empty for all. :param each: at most this many of the fleet's
         clones on each host.
+    :param replace_lost: make clones anew, under new indices, for those of hosts that can't be
+        reached: they are taken to be gone for good.
+    :param barred: hosts that get none.
     """
 
     hosts: tuple[str, ...] = ()
     how: Placing = Placing.SPREAD
     each: int | None = None
+    replace_lost: bool = False
+    barred: frozenset[str] = frozenset()
 
     def __attrs_post_init__(self) -> None:
         if self.each is not None and self.each < 1:
@@ -37,7 +42,7 @@ class Where:
 
     def allows(self, host: str) -> bool:
         """Return whether a host may get new clones."""
-        return not self.hosts or host in self.hosts
+        return host not in self.barred and (not self.hosts or host in self.hosts)
 
 
 ANYWHERE = Where()

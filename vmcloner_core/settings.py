@@ -13,6 +13,7 @@ Everything has a default, so the file is optional. A complete example::
     [limits]
     memory_overcommit = 1.5         # guests' memory may be this many times the free memory
     boot_jobs = 8                   # guests that boot at once; "auto" (the default): see below
+    uploads = 8                     # hosts to which an image is sent at once
     max_clones_per_owner = 50       # clones that one user may have
     max_memory_per_owner = "64GiB"  # memory of all clones of one user
 
@@ -98,12 +99,14 @@ class Limits:
 
     :param memory_overcommit: guests' memory relative to free memory; a request for more is refused.
     :param boot_jobs: how many guests boot at once, or ``auto``: what the host can carry.
+    :param uploads: to how many hosts a controller sends a template's image at once.
     :param max_clones_per_owner, max_memory_per_owner: clones, and bytes of memory of all of them,
         that one user may have on the host; None for no limit.
     """
 
     memory_overcommit: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
     boot_jobs: int | str = attrs.field(default=AUTO, validator=_boot_jobs)
+    uploads: int = attrs.field(default=8, validator=attrs.validators.in_(range(1, 65)))
     max_clones_per_owner: int | None = attrs.field(
         default=None, validator=attrs.validators.optional(attrs.validators.ge(1))
     )

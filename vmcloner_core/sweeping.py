@@ -12,6 +12,8 @@ These are, in the host's state folder:
     a download, or what an image builder was making
 ``admitted/FLEET.json``
     what a run was admitted for that has ended
+``received/.NAME-…``
+    a file that a controller was sending, and does not go on with
 ``.id-…``, ``.kvm-…``
     drafts of the folder's own files
 
@@ -25,6 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import re
@@ -50,6 +53,8 @@ from vmcloner_core.survey import Survey
 log = logging.getLogger(__name__)
 MAX_DRAFT = 3600
 """Seconds without a write, after which nobody is making a small file any more."""
+MAX_ARRIVAL = 24 * 3600
+"""Seconds without a write, after which nobody goes on with sending a file."""
 ID_LOCK = "id"
 """The lock of who gives a state folder its id."""
 _ID_DRAFT = re.compile(r"\.id-[a-z0-9_]{8}")
@@ -238,6 +243,9 @@ class Sweeper:
         files = [p for p in _entries(shared) if not p.name.startswith(".")]
         old = time.time() - MAX_DRAFT
         abandoned = _matching(drafts, lambda status: status.st_mtime < old)
+        arrivals = [p for p in _entries(self.host.received) if p.name.startswith(".")]
+        ended = time.time() - MAX_ARRIVAL
+        abandoned = itertools.chain(abandoned, _matching(arrivals, lambda s: s.st_mtime < ended))
         unused = _matching(files, lambda status: status.st_nlink == 1)
         left = taken([("draft", path, _KILLED) for path in abandoned])
         left += taken([("boot", path, "no clone boots from it") for path in unused])

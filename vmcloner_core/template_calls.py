@@ -262,6 +262,8 @@ class TemplateCalls(ABC):
                 if is_captured(file):
                     with translated(file):
                         file.unlink()
+            if not self._host.images.origins(name):
+                self._host.leftovers.remove_received(name)
             kept = self._kept_for(name)
             gone = not kept and leftovers.remove_built(name)
             if kept and (leftovers.built / name).is_dir():

@@ -44,9 +44,11 @@ class Leftovers:
     """What templates left on one host.
 
     :param built: the folder with the results of image builders, one folder per template.
+    :param received: the folder with the templates that controllers sent.
     """
 
     built: Path
+    received: Path
     catalog: Catalog
     images: TemplateImages
     drivers: DriverRegistry
@@ -94,6 +96,14 @@ class Leftovers:
         except VmclonerError as error:
             return Outcome(key=left.template, value=left, error=error, changed=False)
         return Outcome(key=left.template, value=left, changed=changed)
+
+    def remove_received(self, name: str) -> None:
+        """Remove a template that a controller sent, text and files. Idempotent."""
+        file, folder = self.received / f"{name}.toml", self.received / name
+        with translated(file):
+            file.unlink(missing_ok=True)
+            if folder.is_dir() and not folder.is_symlink():
+                shutil.rmtree(folder)
 
     def remove_built(self, name: str) -> bool:
         """Remove what a builder made for a template; tell whether there was anything.

@@ -15,6 +15,7 @@ import mitogen.master
 
 from vmcloner_core.errors import shown
 from vmcloner_core.hosts.carrier import ANSWER, EVENT, Carrier, Event, Unreachable
+from vmcloner_core.hosts.carrier import MAX_MESSAGE as MAX_TEXT
 from vmcloner_core.model import RemoteHost
 from vmcloner_mitogen import remote
 
@@ -22,6 +23,8 @@ CONNECTS_WITHIN = 20.0
 """Seconds to log in and to start Python."""
 ALIVE_EVERY, ALIVE_MISSES = 5, 3
 """After 15 s without a sign of life, a host is given up (ssh_config(5), ServerAliveInterval)."""
+MAX_MESSAGE = MAX_TEXT + 1024**2
+"""Bytes of one message, here and on the hosts: a value, with room for what mitogen adds."""
 SILENT = 60.0
 """Seconds without a word after which a call is given up: its Python there hangs."""
 AT_ONCE = 32
@@ -48,7 +51,7 @@ class MitogenCarrier(Carrier):
         with self._lock:
             if self._router is None:
                 self._broker = mitogen.master.Broker()
-                self._router = mitogen.master.Router(self._broker)
+                self._router = mitogen.master.Router(self._broker, MAX_MESSAGE)
                 self._router.unidirectional = True  # hosts can't reach each other through us
                 self._router.responder.whitelist_prefix("mitogen")  # nor read our modules
                 # mitogen's own handler would log under any name and at any level that a host gives.

@@ -341,3 +341,46 @@ def test_a_machine_is_added_with_what_is_installed_here(lab):
     assert lab.machines["h2"].domains() == ["web-1", "web-2"]
     assert "host 'far' is h2" in lab.run(*words, "h3", code=5)
     assert "say where ssh finds it" in lab.run(*words[:-1], "other", code=3)
+
+
+@pytest.mark.timeout(600)
+def test_a_template_that_only_the_controller_has_boots_on_all(lab):
+    """Its image and its kernel are sent there."""
+    own = lab.folder / "config/vmcloner/templates"
+    own.mkdir(parents=True, exist_ok=True)
+    text = TINY.replace("FOLDER", str(own / "files"))
+    (own / "files").mkdir(exist_ok=True)
+    for name in ("disk.raw", "vmlinuz", "initrd.img"):
+        shutil.copy2(lab.folder / name, own / "files" / name)
+    (own / "far.toml").write_text(text)
+    try:
+        with lab.popen("create", "web", "-t", "far", "-n", "3", "--hosts", "@lab") as process:
+            while not any(lab.folder.glob("h*/state/received/.far-*")) and process.poll() is None:
+                time.sleep(0.01)
+            process.kill()
+        lab.run("create", "web", "-t", "far", "-n", "3", "--hosts", "@lab", "--start", "--wait")
+        rows = check_once(lab, "web", 3)
+        assert {row["state"] for row in rows} == {"running"}
+        assert {row["host"] for row in rows} == set(NAMES)
+        for machine in lab.machines.values():
+            folder = machine.folder / "state/received"
+            assert sorted(path.name for path in folder.iterdir()) == ["far", "far.toml"]
+            assert (folder / "far/vmlinuz").read_bytes() == (lab.folder / "vmlinuz").read_bytes()
+    finally:
+        (own / "far.toml").unlink()
+
+
+@pytest.mark.timeout(600)
+def test_a_machine_is_drained(lab):
+    lab.run("create", "web", "-t", "plain", "-n", "3")
+    lab.run("create", "db", "-t", "tinyish", "-n", "1", "--hosts", "h2", "--start")
+    try:
+        error = lab.run("host", "drain", "h2", "--delete", "--yes", code=10)
+        assert "db-1: still on h2" in error
+        assert lab.machines["h2"].domains() == ["db-1"]
+        lab.run("create", "web", "-t", "plain", "-n", "4")
+        assert Counter(row["host"] for row in lab.rows("web")) == {"h1": 2, "h3": 2}
+        rows = json.loads(lab.run("host", "list", "-f", "json"))
+        assert [row["drained"] for row in rows] == [None, "drained", None]
+    finally:
+        lab.run("host", "undrain", "h2")

@@ -43,3 +43,15 @@ def test_modules_of_the_login_folder_are_not_imported(tmp_path, monkeypatch):
     finally:
         made.close()
     assert not {"", str(tmp_path)} & set(found)
+
+
+def test_a_message_may_be_as_large_as_a_value():
+    """mitogen's own limit is 128 MiB, and ends the connection."""
+    made = carrier.MitogenCarrier()
+    try:
+        context = made._started().local(python_path=carrier.python(sys.executable))
+        assert context.call(len, "x" * (129 * 1024**2)) == 129 * 1024**2
+        assert len(context.call(eval, "'x' * (129 * 1024**2)")) == 129 * 1024**2
+    finally:
+        made.close()
+    assert carrier.MAX_MESSAGE > 256 * 1024**2

@@ -8,7 +8,7 @@ from hypothesis import given
 from tests.core import test_wire as values
 from vmcloner_core.errors import BackendError, NotFound, PartialFailure
 from vmcloner_core.hosts import wire
-from vmcloner_core.hosts.beside import Answered, Found
+from vmcloner_core.hosts.beside import Answered, Asked, Found
 from vmcloner_core.plan import CloneResult, Plan, RunResult
 from vmcloner_core.survey import Survey, Unseen
 
@@ -80,3 +80,14 @@ def test_an_answer_has_a_limit(monkeypatch):
     monkeypatch.setattr(wire, "MAX_MESSAGE", 10)
     with pytest.raises(BackendError, match="more than 10 bytes"):
         wire.load('"' + "x" * 20 + '"', str, whose="host 'h1'")
+
+
+def test_what_is_too_large_is_said_on_both_sides(hosts, monkeypatch):
+    all_hosts = hosts.controller()
+    all_hosts.create("web", "t1", count=3)
+    monkeypatch.setattr(wire, "MAX_MESSAGE", 1000)
+    (unseen, *_) = hosts.controller().survey().unseen
+    assert "the answer to survey is larger than 1000 bytes" in str(unseen)
+    monkeypatch.setattr(wire, "MAX_MESSAGE", 100)
+    with pytest.raises(BackendError, match="hello asks more than 100 bytes"):
+        hosts.controller()._links.one("h1", "hello", Asked(name="x" * 100), dict)

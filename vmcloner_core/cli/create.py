@@ -74,6 +74,12 @@ class Create(RunCommand):
         parser.add_argument(
             "--per-host", type=int, metavar="N", help="At most N of the fleet on each host."
         )
+        parser.add_argument(
+            "--replace-lost",
+            action="store_true",
+            help="Hosts that can't be reached are gone for good: make clones with new names for "
+            "theirs, and place nothing there any more.",
+        )
         add_sizes(parser)
         add_copying(parser)
         add_ttl(
@@ -151,7 +157,12 @@ class Create(RunCommand):
             from vmcloner_core.hosts.opening import named
 
             hosts = named(self.engine.settings, [parsed_args.hosts])
-        return Where(hosts=hosts, how=Placing(parsed_args.place), each=parsed_args.per_host)
+        return Where(
+            hosts=hosts,
+            how=Placing(parsed_args.place),
+            each=parsed_args.per_host,
+            replace_lost=parsed_args.replace_lost,
+        )
 
     @staticmethod
     def _values(parsed_args: argparse.Namespace) -> dict[int, Mapping[str, str | int]]:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmcloner_core.cli.base import Record, Table, note
-from vmcloner_core.errors import InvalidRequest, PartialFailure, VmclonerError
+from vmcloner_core.cli.usage import agrees
+from vmcloner_core.errors import (
+    Interrupted,
+    InvalidRequest,
+    PartialFailure,
+    UsageError,
+    VmclonerError,
+)
 from vmcloner_core.model import Check, NetworkChange, NetworkRequest, Status
+from vmcloner_core.names import fold
 from vmcloner_core.units import counted
+
+if TYPE_CHECKING:
+    from vmcloner_core.hosts.controller import Controller
+    from vmcloner_core.hosts.draining import Emptied
 
 FOLDER = "/opt/vmcloner"
 CHECK_COLUMNS = ("backend", "check", "status", "detail", "fix")
@@ -95,8 +108,11 @@ class HostList(Table):
     """
 
     example = "vmcloner host list"
-    columns = ("host", "state", "version", "clones", "memory_free", "memory_total", "problem")
-    short = ("host", "state", "clones", "memory_free", "problem")
+    columns = (
+        *("host", "state", "version", "clones", "memory_free", "memory_total", "problem"),
+        "drained",
+    )
+    short = ("host", "state", "drained", "clones", "memory_free", "problem")
     nothing = "the settings name no other hosts: this machine is the only one"
 
     def take_action(self, _parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
@@ -107,13 +123,15 @@ class HostList(Table):
         if not isinstance(engine, Controller):
             return self.columns, []
         rows: list[tuple[Any, ...]] = []
+        drained = {name: why.value for name, why in engine.drained.read().items()}
         for name, found in engine.hosts().items():
+            why = drained.get(name)
             if isinstance(found, VmclonerError):
-                rows.append((name, "unreachable", None, None, None, None, str(found)))
+                rows.append((name, "unreachable", None, None, None, None, str(found), why))
                 continue
             room = (found.memory_free, found.memory_total)
-            state = "incomplete" if found.problem else "ok"
-            rows.append((name, state, found.version, found.clones, *room, found.problem or None))
+            state, problem = "incomplete" if found.problem else "ok", found.problem or None
+            rows.append((name, state, found.version, found.clones, *room, problem, why))
         self._bad = [row[0] for row in rows if row[1] != "ok"]
         return self.columns, rows
 
@@ -128,6 +146,99 @@ class HostList(Table):
         return code
 
     _bad: Sequence[str] = ()
+
+
+def _controller(app: Any) -> Controller:
+    """Return the controller of several hosts. :raises InvalidRequest: there is only this host."""
+    from vmcloner_core.hosts.controller import Controller
+
+    engine: object = app.engine
+    if not isinstance(engine, Controller):
+        raise InvalidRequest("the settings name no other hosts", hint="vmcloner host add")
+    return engine
+
+
+class HostDrain(Table):
+    """Place no new clones on a host, and with --delete delete its stopped ones.
+
+    This is remembered on this machine until "host undrain". Clones that run are named, and left;
+    exit code 10 if --delete had to leave any.
+    """
+
+    example = "vmcloner host drain lab1 --delete --yes"
+    columns = ("clone", "state", "action", "error")
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument("name", metavar="HOST", help="Its name in the settings.")
+        parser.add_argument("--delete", action="store_true", help="Delete its stopped clones.")
+        parser.add_argument(
+            "--dry-run", action="store_true", help="Show what would be done; change nothing."
+        )
+        parser.add_argument("-y", "--yes", action="store_true", help="Don't ask before deleting.")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
+        """Return columns and rows."""
+        from vmcloner_core.hosts.draining import drain
+
+        sure = parsed_args.yes or parsed_args.dry_run or not parsed_args.delete
+        if not (sure or sys.stdin.isatty()):
+            raise UsageError("drain --delete needs a terminal to ask", hint="or use --yes")
+
+        def ask(found: Sequence[Emptied]) -> None:
+            gone = [each.clone for each in found if each.action == "delete"]
+            if gone and not sure and not agrees(f"Delete {fold(gone)}?"):
+                raise Interrupted("nothing was deleted")
+
+        emptied = drain(
+            _controller(self.app),
+            parsed_args.name,
+            delete=parsed_args.delete,
+            dry_run=parsed_args.dry_run,
+            on_found=ask,
+        )
+        self._left = [each for each in emptied if each.failed]
+        if not parsed_args.dry_run:
+            note(self.app, f"host {parsed_args.name} gets no new clones; host undrain undoes that")
+        return self.columns, [
+            (each.clone, each.state.value, each.action, str(each.error or each.why) or None)
+            for each in emptied
+        ]
+
+    def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
+        """Print the rows. :raises PartialFailure: clones were left that should not be there."""
+        code = super().produce_output(parsed_args, column_names, data)
+        if self._left:
+            raise PartialFailure(
+                f"{fold([each.clone for each in self._left])}: still on {parsed_args.name}",
+                hint="stop them, then run the same command again",
+            )
+        return code
+
+    _left: Sequence[Emptied] = ()
+
+
+class HostUndrain(Record):
+    """Place new clones on a host again, after "host drain" or a loss."""
+
+    example = "vmcloner host undrain lab1"
+    columns = ("host", "changed")
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument("name", metavar="HOST", help="Its name in the settings.")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
+        """Return keys and values."""
+        from vmcloner_core.hosts.draining import check_known
+
+        controller = _controller(self.app)
+        check_known(controller, parsed_args.name)
+        return self.columns, (parsed_args.name, controller.drained.remove(parsed_args.name))
 
 
 class _Network(Record):

@@ -77,7 +77,7 @@ class Progress(Follower):
     def vmcloner_step_changed(self, event: StepEvent) -> None:
         """Advance a step's bar."""
         self._account.step(event)
-        if event.step in ("import", "pull"):
+        if event.step in ("import", "pull", "send"):
             self._imported(event)
             return
         if event.status is StepStatus.STARTED or self._bars is None:

@@ -15,10 +15,11 @@ from pathlib import Path
 import attrs
 
 from vmcloner_core.engine import Engine, Held
-from vmcloner_core.errors import NotFound, VmclonerError, WrongState, said
+from vmcloner_core.errors import BackendError, NotFound, VmclonerError, WrongState, said
 from vmcloner_core.high_marks import HighMarks
 from vmcloner_core.hooks import hookimpl
 from vmcloner_core.hosts import wire
+from vmcloner_core.hosts.parcels import Chunk, Parcel, ParcelCalls
 from vmcloner_core.lease_calls import LeaseState
 from vmcloner_core.model import Access, Check, CloneSpec, Outcome
 from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent, Waiting
@@ -32,7 +33,11 @@ OBSERVED = {"step": StepEvent, "progress": ProgressEvent, "waiting": Waiting}
 
 @attrs.frozen(kw_only=True)
 class Asked:
-    """One call: the fields that it needs, as its name says."""
+    """One call: the fields that it needs, as its name says.
+
+    :param memory: bytes of a clone of the request's template, for a host that doesn't have it yet.
+    :param storage: a pool, empty for the host's default. :param item: a file of a parcel.
+    """
 
     fleets: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
@@ -41,6 +46,11 @@ class Asked:
     name: str = ""
     offset: int = 0
     limit: int = 0
+    memory: int = 0
+    storage: str = ""
+    item: str = ""
+    parcel: Parcel | None = None
+    chunk: Chunk | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -129,7 +139,7 @@ class _Forward:
         self._tell("waiting", waiting)
 
 
-class Beside:
+class Beside(ParcelCalls):
     """Carries out a controller's calls with the engine of this host.
 
     Calls may come from several threads; those that hold, plan, run and release come one after
@@ -139,6 +149,7 @@ class Beside:
     """
 
     def __init__(self, open_engine: Callable[[object], Engine]) -> None:
+        super().__init__()
         self._forward = _Forward()
         self._open = open_engine
         self._opened: Engine | None = None
@@ -170,11 +181,16 @@ class Beside:
             answer = Answered(error=error)
         except Exception as error:
             answer = Answered(error=VmclonerError(said(error)))
-        return wire.dump(answer)
+        dumped = wire.dump(answer)
+        if len(dumped) > wire.MAX_MESSAGE:
+            too_long = BackendError(f"the answer to {name} is larger than {wire.MAX_MESSAGE} bytes")
+            return wire.dump(Answered(error=too_long))
+        return dumped
 
     def close(self) -> None:
         """Release what is held, and close the engine."""
         self._release()
+        self._close_parcels()
         if self._opened is not None:
             self._opened.close()
 
@@ -300,6 +316,15 @@ class Beside:
         octets, after = self._engine.read_console(asked.name, asked.offset, asked.limit)
         return Read(octets=octets, after=after)
 
+    def _memory(self, template: str, otherwise: int) -> int:
+        """Return the bytes of a clone of a template, or ``otherwise`` if that isn't here yet."""
+        try:
+            return self._engine.template(template).memory
+        except NotFound:
+            if not otherwise:
+                raise
+            return otherwise
+
     def _found(self, survey: Survey, asked: Asked) -> Found:
         request, marks = asked.request, HighMarks(self._engine.host)
         highest = max(map(marks.read, asked.fleets), default=0)
@@ -307,7 +332,7 @@ class Beside:
             return Found(survey=survey, highest=highest)
         starts = request.start or request.ready or request.wait is not None
         resources = self._engine.resources(request.hypervisor)
-        memory = request.sizes.memory or self._engine.template(request.template).memory
+        memory = request.sizes.memory or self._memory(request.template, asked.memory)
         usable = resources.memory_free
         if not resources.memory_hint:  # as check_memory has it, which judges in the end
             usable = int(usable * self._engine.settings.limits.memory_overcommit)

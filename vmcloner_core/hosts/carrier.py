@@ -11,10 +11,13 @@ from typing import Any, ClassVar
 
 from vmcloner_core.engine import Engine
 from vmcloner_core.errors import BackendError
+from vmcloner_core.hosts import wire
 from vmcloner_core.hosts.beside import Beside
 from vmcloner_core.model import RemoteHost
 from vmcloner_core.settings import LOCAL
 
+MAX_MESSAGE = wire.MAX_MESSAGE
+"""Bytes of a call's or an answer's text, which a carrier has to carry."""
 Event = Callable[[str], None]
 """What is called with each event of a call, as JSON text; from any thread."""
 EVENT, ANSWER, BEAT = "e", "a", "b"

@@ -40,10 +40,13 @@ from vmcloner_core.errors import (
 )
 from vmcloner_core.guest_calls import FileCalls
 from vmcloner_core.hosts import merging, parts, reaching, wire
-from vmcloner_core.hosts.beside import OBSERVED, Asked, Found, HostState, Reached, Read
-from vmcloner_core.hosts.carrier import Carrier
+from vmcloner_core.hosts.beside import OBSERVED, Asked, Beside, Found, HostState, Reached, Read
+from vmcloner_core.hosts.carrier import Carrier, InProcess, Unreachable
+from vmcloner_core.hosts.draining import Drained, Why, placed
+from vmcloner_core.hosts.images import OWN, Images
 from vmcloner_core.hosts.links import Links, each
 from vmcloner_core.lease_calls import LeaseState
+from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import Access, Check, Clone, CloneSpec, Host, Outcome, RemoteHost, Status
 from vmcloner_core.names import fold, parse_targets
 from vmcloner_core.plan import ALL, OnFailure, Plan, RunResult, Waiting
@@ -95,7 +98,13 @@ class Controller(RunCalls, FileCalls):
         if known and not set(known) - set(without):
             raise InvalidRequest("no host is left", hint="leave out fewer with --without")
         self._links = Links(carrier, [a for a in addresses if a.name not in without], version)
+        self._own = Links(
+            InProcess({OWN: Beside(self._own_engine)}),
+            [RemoteHost(name=OWN, ssh=OWN, python="")],
+            version,
+        )
         self._without = tuple(sorted(without))
+        self.drained = Drained(own.state)
         self._run_lock = threading.Lock()
         self._cancel = threading.Event()
         self._running: frozenset[str] = frozenset()
@@ -118,9 +127,15 @@ class Controller(RunCalls, FileCalls):
             hint="run it on that host, or with --host local for this machine",
         )
 
+    def _own_engine(self, plugin: object) -> Engine:
+        """Return an engine of this machine, for its templates; it makes no clones."""
+        plugins = PluginHost([plugin])
+        return Engine(self.settings, plugins, LocalHost(self.host, plugins))
+
     def close(self) -> None:
         """End the connections, and what runs beside the hosts."""
         self._links.close()
+        self._own.close()
 
     def cancel(self) -> None:
         """Stop the current run cleanly on all hosts; safe to call from any thread."""
@@ -163,6 +178,11 @@ class Controller(RunCalls, FileCalls):
         raise NotFound(
             f"no clone {name!r}", hint=did_you_mean(name, [c.name for c in found.clones])
         )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the hosts."""
+        return self._links.known
 
     def hosts(self) -> dict[str, HostState | VmclonerError]:
         """Return each host's state, or why it can't be used."""
@@ -284,13 +304,12 @@ class Controller(RunCalls, FileCalls):
 
     def plan(self, request: Request) -> Plan:
         """Return what a request would do, checked against all hosts. Changes nothing."""
-        self._reach_all(request)
+        request = self._reach_all(request)
         fleets = self._fleets(request)
-        asked = {
-            name: Asked(fleets=fleets, request=_makes(request, name)) for name in self._links.names
-        }
+        images, memory = self._images(request)
+        asked = {name: _asked(request, name, fleets, memory) for name in self._links.names}
         found = self._links.all("look", asked, Found)
-        return self._plans("preview", request, found)[0]
+        return self._plans("preview", request, found, images)[0]
 
     def run(
         self, request: Request, *, on_plan: Callable[[Plan], None] = lambda _plan: None
@@ -302,9 +321,12 @@ class Controller(RunCalls, FileCalls):
         """
         with self._run_lock:
             self._cancel.clear()
-            self._reach_all(request)
-            with self._held(self._fleets(request), request) as found:
-                plan, plans = self._plans("plan", request, found)
+            request = self._reach_all(request)
+            if self._links.absent:
+                self.drained.add(dict.fromkeys(self._links.absent, Why.LOST))
+            images, memory = self._images(request)
+            with self._held(self._fleets(request), request, memory) as found:
+                plan, plans = self._plans("plan", request, found, images)
                 on_plan(plan)
                 if isinstance(request, CreateRequest):
                     self._mark(request.fleet, found, [c.labels.index for c in plan.clones])
@@ -315,7 +337,7 @@ class Controller(RunCalls, FileCalls):
     def _mark(self, fleet: str, found: Mapping[str, Found], new: Iterable[int]) -> None:
         """Have all hosts know the highest index of a fleet, before clones are made."""
         there = [c.index for each in found.values() for c in each.survey.clones if c.fleet == fleet]
-        partial = bool(self._without) or len(found) == 1
+        partial = self._partial or len(found) == 1
         known = [each.highest for each in found.values()] if partial else []
         top = max((*there, *new, *known), default=0)
         asked = {
@@ -327,7 +349,7 @@ class Controller(RunCalls, FileCalls):
 
     def _unmark(self, result: RunResult, found: Mapping[str, Found]) -> None:
         """Forget the highest index of fleets that a delete has removed on all hosts."""
-        if result.plan.action != "delete" or self._without or len(found) == 1:
+        if result.plan.action != "delete" or self._partial or len(found) == 1:
             return
         gone = {clone.name for clone in result.results if clone.error is None}
         clones = [clone for each in found.values() for clone in each.survey.clones]
@@ -337,19 +359,54 @@ class Controller(RunCalls, FileCalls):
             asked = dict.fromkeys(found, Asked(fleets=fleets))
             self._links.ask("mark", asked, type(None))  # at worst, an index stays unused
 
-    def _reach_all(self, request: Request) -> None:
-        """Connect to all hosts. :raises VmclonerError: one can't be reached or used."""
-        if isinstance(request, CreateRequest):
-            for name in request.where.hosts:
-                if name not in self._links.names:
-                    raise NotFound(
-                        f"unknown host {name!r}", hint=did_you_mean(name, self._links.names)
-                    )
-        for name, error in self._links.connect(self._links.names).items():
+    @property
+    def _partial(self) -> bool:
+        """Whether hosts are left out that may have clones."""
+        return bool(self._without or self._links.absent)
+
+    def _reach_all(self, request: Request) -> Request:
+        """Connect to all hosts; returns the request with the hosts that get no new clones barred.
+
+        Hosts that are lost for good, by this request or an earlier one, are left out.
+
+        :raises VmclonerError: one can't be reached or used.
+        """
+        create = request if isinstance(request, CreateRequest) else None
+        for name in create.where.hosts if create is not None else ():
+            if name not in self._links.known:
+                raise NotFound(f"unknown host {name!r}", hint=did_you_mean(name, self._links.known))
+        drained = self.drained.read()
+        replaces = create is not None and create.where.replace_lost
+        absent: dict[str, Why] = {}
+        for name, error in self._links.connect(self._links.known).items():
+            lost = replaces or drained.get(name) is Why.LOST
+            if lost and isinstance(error, Unreachable):
+                absent[name] = Why.LOST
+                continue
             raise type(error)(
                 f"{request.action}: {error.message}",
                 hint=f"--without {name} leaves it out" if error.hint is None else error.hint,
             )
+        self._links.absent = frozenset(absent)
+        if absent:
+            log.warning("%s: lost, and left out", fold(sorted(absent)))
+        if not self._links.names:
+            raise Unreachable("no host can be reached", hint="vmcloner host list")
+        if create is None:
+            return request
+        barred = {**drained, **absent}
+        return attrs.evolve(create, where=placed(create.where, barred, self._links.known))
+
+    def _images(self, request: Request) -> tuple[Images, int]:
+        """Return what sends the request's template, and a clone's memory for hosts without it."""
+        images = Images(
+            self._links,
+            self._own,
+            self.plugins,
+            uploads=self.settings.limits.uploads,
+            cancelled=self._cancel.is_set,
+        )
+        return images, images.look(request) if isinstance(request, CreateRequest) else 0
 
     def _fleets(self, request: Request) -> tuple[str, ...]:
         if isinstance(request, CreateRequest):
@@ -361,7 +418,9 @@ class Controller(RunCalls, FileCalls):
         return tuple(sorted({fleet for fleets in found.values() for fleet in fleets}))
 
     @contextlib.contextmanager
-    def _held(self, fleets: Sequence[str], request: Request) -> Iterator[dict[str, Found]]:
+    def _held(
+        self, fleets: Sequence[str], request: Request, memory: int = 0
+    ) -> Iterator[dict[str, Found]]:
         """Hold fleets on every host, one host after another; yields what each has."""
         found: dict[str, Found] = {}
         try:
@@ -369,7 +428,7 @@ class Controller(RunCalls, FileCalls):
                 if self._cancel.is_set():
                     raise Interrupted("stopped by the user")
                 self._running = frozenset({name})
-                asked = Asked(fleets=tuple(fleets), request=_makes(request, name))
+                asked = _asked(request, name, tuple(fleets), memory)
                 found |= self._links.all("hold", {name: asked}, Found)
             self._running = frozenset()
             yield found
@@ -378,7 +437,7 @@ class Controller(RunCalls, FileCalls):
             self._links.ask("release", dict.fromkeys(self._links.names, Asked()), type(None))
 
     def _plans(
-        self, call: str, request: Request, found: Mapping[str, Found]
+        self, call: str, request: Request, found: Mapping[str, Found], images: Images
     ) -> tuple[Plan, dict[str, Plan]]:
         """Return the plan of all hosts together, and each host's own."""
         surveys = {name: each.survey for name, each in found.items()}
@@ -395,8 +454,13 @@ class Controller(RunCalls, FileCalls):
                 attrs.evolve(request, birth=birth, authorized_keys=_keys(request, call)),
                 found,
                 max((each.need for each in found.values()), default=0),
-                lost=bool(self._without),
+                lost=self._partial,
             )
+            new = [name for name, part in asked.items() if part.indices]
+            if call == "plan":
+                images.send(birth.run, new)
+            else:
+                images.there(new)
             plans = self._planned(call, asked, surveys)
             for _ in range(MAX_REPLANS):
                 avoid = parts.same_macs(plans, surveys)
@@ -535,9 +599,13 @@ def _keys(request: CreateRequest, call: str) -> tuple[str, ...]:
     return (*request.authorized_keys, *((own,) if own is not None else ()))
 
 
-def _makes(request: Request, host: str) -> Request | None:
-    """Return a request for a host that may make clones of it; the others need no template of it."""
-    return request if isinstance(request, CreateRequest) and request.where.allows(host) else None
+def _asked(request: Request, host: str, fleets: tuple[str, ...], memory: int) -> Asked:
+    """Return a request for a host that may make clones of it; the others need no template of it.
+
+    :param memory: bytes of a clone, for a host that doesn't have the template yet; 0 if all have.
+    """
+    makes = isinstance(request, CreateRequest) and request.where.allows(host)
+    return Asked(fleets=fleets, request=request if makes else None, memory=memory)
 
 
 def _plain(event: Any) -> Any:

@@ -30,10 +30,16 @@ class Links:
         self._addresses = {address.name: address for address in addresses}
         self._version = version
         self._greeted: dict[str, str] = {}
+        self.absent: frozenset[str] = frozenset()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The hosts, in the order in which their locks are taken."""
+        """The hosts, in the order in which their locks are taken; without the absent ones."""
+        return tuple(name for name in self.known if name not in self.absent)
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The hosts, with those that a run leaves out because they were lost."""
         return tuple(sorted(self._addresses))
 
     def destination(self, name: str) -> str | None:
@@ -84,8 +90,11 @@ class Links:
         :param kind: the type of its answer.
         :raises VmclonerError: what the host answered, or that it did not.
         """
+        question = wire.dump(asked)
+        if len(question) > wire.MAX_MESSAGE:
+            raise BackendError(f"host {name!r}: {call} asks more than {wire.MAX_MESSAGE} bytes")
         try:
-            text = self._carrier.call(name, call, wire.dump(asked), event)
+            text = self._carrier.call(name, call, question, event)
         except Unreachable:
             self._greeted.pop(name, None)
             raise
@@ -106,10 +115,10 @@ class Links:
 
         :returns: each host's answer, or why it has none, in the order of their names.
         """
-        lost = self.connect(self.names)
-        usable = {name: asked for name in self.names if name not in lost}
+        lost = self.connect(self.known)
+        usable = {name: asked for name in self.known if name not in lost}
         found = {**lost, **self.ask(call, usable, kind)}
-        return {name: found[name] for name in self.names}
+        return {name: found[name] for name in self.known}
 
     def all(self, call: str, asked: Mapping[str, Asked], kind: type[T]) -> dict[str, T]:
         """Make a call on several hosts at once; returns each one's answer.

@@ -85,6 +85,11 @@ class Host:
         return self.state / "templates"
 
     @property
+    def received(self) -> Path:
+        """Folder for templates that controllers sent, ``NAME.toml`` and ``NAME/`` each."""
+        return self.state / "received"
+
+    @property
     def snapshots(self) -> Path:
         """Folder with what snapshots of clones have beside their disks."""
         return self.state / "snapshots"

@@ -1,0 +1,306 @@
+"""Send a template and its image to the hosts that lack it.
+
+All bytes go through the controller: hosts need not reach each other, and no key of the user's is
+lent to one. A part of a file is read and compressed once, and then sent to all hosts that need it.
+The source is the controller, or else a host that has the image; where one is lost, the next one
+goes on, and so do hosts that have just got it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Self
+
+import attrs
+
+from vmcloner_core.errors import Interrupted, VmclonerError, WrongState
+from vmcloner_core.hosts.beside import Asked
+from vmcloner_core.hosts.carrier import Unreachable
+from vmcloner_core.hosts.links import Links
+from vmcloner_core.hosts.parcels import CHUNK, STEP, Chunk, Holding, Parcel
+from vmcloner_core.names import fold
+from vmcloner_core.plan import ProgressEvent, StepEvent, StepStatus
+from vmcloner_core.plugins import PluginHost
+from vmcloner_core.request import CreateRequest
+
+log = logging.getLogger(__name__)
+KEPT = 16
+"""Parts of files that are kept for the other hosts: 64 MiB at most."""
+OWN = "controller"
+"""What stands for the controller itself among the sources."""
+
+
+class Images:
+    """Where a request's template is, and how it gets to where it is not.
+
+    :param links: the hosts. :param own: the controller itself, as a host called OWN.
+    :param uploads: to how many hosts an image is sent at once.
+    """
+
+    def __init__(
+        self,
+        links: Links,
+        own: Links,
+        plugins: PluginHost,
+        *,
+        uploads: int,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._links = links
+        self._own = own
+        self._plugins = plugins
+        self._uploads = uploads
+        self._cancelled = cancelled
+        self._found: dict[str, Holding] = {}
+        self._asked = Asked()
+
+    def look(self, request: CreateRequest) -> int:
+        """Find out which hosts have the request's template.
+
+        :returns: bytes of memory of one of its clones, for the hosts that don't have it; 0 if all
+            that may get clones have it.
+        """
+        self._asked = Asked(name=request.template, storage=request.storage or "")
+        asked = dict.fromkeys(self._links.names, self._asked)
+        wanted = {name: a for name, a in asked.items() if request.where.allows(name)}
+        self._found = self._links.all("holding", wanted, Holding)
+        if len({found.digest for found in self._found.values() if found.digest}) > 1:
+            log.warning("the hosts have different images of template %s", request.template)
+        if not self._lacking(wanted):
+            return 0
+        others = {name: a for name, a in asked.items() if name not in wanted}
+        found = self._links.ask("holding", others, Holding)
+        self._found |= {n: answer for n, answer in found.items() if isinstance(answer, Holding)}
+        self._found[OWN] = self._own.one(OWN, "holding", self._asked, Holding)
+        return max(found.memory for found in self._found.values())
+
+    def _lacking(self, hosts: Iterable[str]) -> list[str]:
+        """Return the hosts that lack the template or its image."""
+        return [n for n in hosts if not (self._found[n].template and self._found[n].image)]
+
+    def there(self, hosts: Collection[str]) -> None:
+        """Check that hosts have the template: for a plan that changes nothing.
+
+        :raises WrongState: one has to get it first.
+        """
+        lacking = self._lacking(hosts)
+        if lacking and self._sources(lacking):
+            name = self._asked.name
+            raise WrongState(
+                f"template {name} is not on {fold(lacking)} yet: a create sends it there first",
+                hint="--dry-run can tell more when it is there, or with --hosts",
+            )
+
+    def _sources(self, lacking: Collection[str]) -> list[str]:
+        """Return who has the template and its image, the controller first.
+
+        A host's own template may not give others devices of theirs, or XML.
+
+        :raises WrongState: only hosts have it, and all of theirs are such.
+        """
+        having = [name for name, found in self._found.items() if found.template and found.image]
+        having.sort(key=lambda name: (name != OWN, name))
+        if any(not self._found[name].template for name in lacking):
+            unfit = {name: self._found[name].why for name in having if name != OWN}
+            having = [name for name in having if not unfit.get(name)]
+            for name, why in unfit.items():
+                if why and not having:
+                    raise WrongState(
+                        f"template {self._asked.name} of host {name!r} has {why}, which is not "
+                        "taken over to other hosts",
+                        hint="put the template on this machine, or on each host",
+                    )
+        return having
+
+    def send(self, run: str, hosts: Collection[str]) -> None:
+        """Send the template to those of these hosts that lack it, and wait until they have it.
+
+        Idempotent: what has arrived before is not sent again.
+
+        :raises VmclonerError: the error of the first host that has not got it.
+        """
+        targets = self._lacking(hosts)
+        sources = self._sources(targets) if targets else []
+        if not sources:
+            return  # the hosts themselves say what they miss
+        told = _Told(self._plugins, run, self._asked.name)
+        with told:
+            for place, source in enumerate(sources):
+                try:
+                    targets = self._sent(source, targets, told)
+                except Unreachable:
+                    if place + 1 == len(sources):
+                        raise
+                if not targets:
+                    return
+
+    def _sent(self, source: str, targets: list[str], told: _Told) -> list[str]:
+        """Send from one source; returns the hosts that still lack it, as the source was lost."""
+        ask = functools.partial(self._one, source)
+        parcel = ask("pack", self._asked, Parcel)
+        try:
+            told.total = parcel.size * len(targets)
+            with (
+                _Parts(lambda item, at: ask("chunk", self._part(item, at), Chunk)) as parts,
+                ThreadPoolExecutor(min(self._uploads, len(targets)), STEP) as pool,
+            ):
+                one = functools.partial(self._to, parcel, parts, told)
+                errors = dict(zip(targets, pool.map(one, targets), strict=True))
+        finally:
+            self._closed(ask)
+        for name, error in errors.items():
+            if error is not None and not isinstance(error, _SourceLost):
+                raise type(error)(f"host {name!r}: {error.message}", hint=error.hint)
+        return [name for name, error in errors.items() if error is not None]
+
+    def _closed(self, ask: Callable[..., Any]) -> None:
+        try:
+            ask("unpack", self._asked, type(None))
+        except VmclonerError:
+            return  # it is lost: its files are closed
+
+    def _part(self, item: str, offset: int) -> Asked:
+        return attrs.evolve(self._asked, item=item, offset=offset)
+
+    def _one(self, host: str, call: str, asked: Asked, kind: type[Any]) -> Any:
+        return (self._own if host == OWN else self._links).one(host, call, asked, kind)
+
+    def _to(self, parcel: Parcel, parts: _Parts, told: _Told, host: str) -> VmclonerError | None:
+        """Send a parcel to a host; returns the error that ended that."""
+        asked = attrs.evolve(self._asked, parcel=parcel)
+        kind: Any = tuple[int, ...]
+        try:
+            there = self._links.one(host, "offer", asked, kind)
+            for item, since in zip(parcel.items, there, strict=True):
+                self._file(host, attrs.evolve(asked, item=item.name), since, parts, told)
+                told.arrived(host, item.name, item.data)
+            self._links.one(host, "arrived", asked, bool)
+        except VmclonerError as error:
+            return error
+        self._found[host] = attrs.evolve(self._found[host], template=True, image=True)
+        return None
+
+    def _file(self, host: str, asked: Asked, since: int, parts: _Parts, told: _Told) -> None:
+        """Send the rest of a file."""
+        assert asked.parcel is not None  # noqa: S101 - the caller's
+        size = next(i.size for i in asked.parcel.items if i.name == asked.item)
+        while since < size:
+            if self._cancelled():
+                raise Interrupted("stopped by the user")
+            chunk = parts(asked.item, since)
+            now = self._links.one(
+                host, "receive", attrs.evolve(asked, offset=since, chunk=chunk), int
+            )
+            if not since < now <= size:
+                raise WrongState(
+                    f"{asked.item} of template {asked.name}: another transfer began anew",
+                    hint="run the same command again",
+                )
+            since = now
+            told.passed(host, asked.item, chunk)
+
+
+class _SourceLost(Unreachable):
+    """The host that a file comes from is gone."""
+
+
+class _Parts:
+    """The parts of files, each read once for all hosts that need it at about the same time.
+
+    The next part is read while one is on its way.
+    """
+
+    def __init__(self, read: Callable[[str, int], Chunk]) -> None:
+        self._read = read
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, int], Future[Chunk]] = OrderedDict()
+        self._reader = ThreadPoolExecutor(1, "read")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.shutdown(cancel_futures=True)
+
+    def __call__(self, item: str, offset: int) -> Chunk:
+        try:
+            chunk = self._begun(item, offset).result()
+        except Unreachable as error:
+            raise _SourceLost(error.message, hint=error.hint) from error
+        if chunk.octets:
+            self._begun(item, chunk.at + CHUNK)
+        return chunk
+
+    def _begun(self, item: str, offset: int) -> Future[Chunk]:
+        with self._lock:
+            key = item, offset
+            if key not in self._kept:
+                self._kept[key] = self._reader.submit(self._read, item, offset)
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+            return self._kept[key]
+
+
+class _Told:
+    """Tells observers how far the transfers are, all together."""
+
+    def __init__(self, plugins: PluginHost, run: str, template: str) -> None:
+        self._plugins = plugins
+        self._run = run
+        self._template = template
+        self._begun = time.monotonic()
+        self._lock = threading.Lock()
+        self._done: dict[tuple[str, str], int] = {}
+        self.total = 0
+
+    def __enter__(self) -> None:
+        self._event(StepStatus.STARTED)
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is None:
+            self._event(StepStatus.DONE)
+        elif isinstance(error, VmclonerError):
+            self._event(StepStatus.FAILED, error)
+
+    def _event(self, status: StepStatus, error: VmclonerError | None = None) -> None:
+        spent = time.monotonic() - self._begun
+        self._plugins.step_changed(
+            StepEvent(
+                run=self._run,
+                clone=self._template,
+                step=STEP,
+                status=status,
+                at=spent,
+                seconds=spent,
+                error=error,
+            )
+        )
+
+    def passed(self, host: str, item: str, chunk: Chunk) -> None:
+        """Note that a part of a file is on a host."""
+        if chunk.octets:
+            with self._lock:
+                done = self._done.get((host, item), 0) + chunk.data
+                self._progress(host, item, done)
+
+    def arrived(self, host: str, item: str, data: int) -> None:
+        """Note that a file is on a host."""
+        with self._lock:
+            self._progress(host, item, data)
+
+    def _progress(self, host: str, item: str, done: int) -> None:
+        self._done[host, item] = done
+        self._plugins.progress(
+            ProgressEvent(
+                run=self._run,
+                what=f"{STEP} {self._template}",
+                done=min(sum(self._done.values()), self.total),
+                total=self.total,
+            )
+        )
