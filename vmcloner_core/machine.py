@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from vmcloner_core import ansible, remote, ssh, transfers
+from vmcloner_core import remote, ssh, transfers
 from vmcloner_core.errors import HostCommandError, shown
 from vmcloner_core.model import Access, Outcome
 from vmcloner_core.plan import RunResult
@@ -96,6 +96,8 @@ class Machine:
 
     def ansible_vars(self) -> dict[str, object]:
         """Return the variables with which Ansible reaches it, as of a host in an inventory."""
+        from vmcloner_core import ansible
+
         return ansible.connection(self.access)
 
     def exec(self, command: str, *, timeout: float = 60.0) -> Answer:
