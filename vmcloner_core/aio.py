@@ -197,6 +197,7 @@ class AsyncEngine:
     started = _coroutine(Engine.started)
     reach = _coroutine(Engine.reach)
     fleets = _coroutine(Engine.fleets)
+    all_fleets = _coroutine(Engine.all_fleets)
     domain_xml = _coroutine(Engine.domain_xml)
     domain_native = _coroutine(Engine.domain_native)
     console_log = _coroutine(Engine.console_log)
