@@ -3,11 +3,13 @@
 import inspect
 import itertools
 import json
+import re
 from pathlib import Path
 
 import attrs
 import pytest
 
+from vmcloner_core import entry_points
 from vmcloner_core.console_lines import ConsoleLine
 from vmcloner_core.engine import Engine
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound
@@ -327,3 +329,13 @@ def test_a_provision_is_a_run_on_all_hosts(hosts):
     all_hosts.create("web", "t1", count=3)
     plan = all_hosts.plan(TargetRequest(action="wait", targets=("web",), ready=True))
     assert names(plan.clones) == ["web-1", "web-2", "web-3"]
+
+
+def test_the_documentation_says_what_each_command_works_on():
+    """A new command has to be put there."""
+    page = (Path(__file__).parents[2] / "docs/hosts.md").read_text()
+    table = page.partition("## What each command works on")[2].partition("\n\n")[2]
+    rows = table.partition("\n\n")[0].splitlines()[2:]
+    told = [name for row in rows for name in re.findall("`([^`]+)`", row.split("|")[2])]
+    known = [entry.name.replace("_", " ") for entry in entry_points.of_group("vmcloner.cli")]
+    assert sorted(told) == sorted(set(known))
