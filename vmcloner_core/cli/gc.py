@@ -14,7 +14,7 @@ from vmcloner_core.model import Leftover
 from vmcloner_core.survey import Unseen
 from vmcloner_core.units import counted, format_size
 
-COLUMNS = ("kind", "name", "size", "why", "host", "error")
+COLUMNS = ("kind", "name", "size", "why", "error")
 MAX_LINES = 20
 """Leftovers that are listed before the question."""
 
@@ -67,11 +67,11 @@ class Gc(Table):
             on_unseen=self._unseen.append,
         )
         size = format_size if parsed_args.formatter == "table" else int
-        if not any(each.host for each in self._left):
-            self.short = tuple(name for name in COLUMNS if name != "host")
-        return COLUMNS, [
+        several = any(each.host for each in self._left)
+        return (("host", *COLUMNS) if several else COLUMNS), [
             (
-                *(each.kind, each.name, size(each.size), each.why, each.host or None),
+                *((each.host,) if several else ()),
+                *(each.kind, each.name, size(each.size), each.why),
                 each.error and str(each.error),
             )
             for each in self._left
