@@ -34,6 +34,7 @@ STEP = "export"
 class Export:
     """A template's image that is written to a file.
 
+    :param written: bytes of the file on disk, None if nothing was written.
     :param format: ``raw`` or ``qcow2``. :param beside: the other files that are written.
     """
 
@@ -44,6 +45,7 @@ class Export:
     size: int
     compressed: bool = False
     beside: tuple[Path, ...] = ()
+    written: int | None = None
 
 
 def planned(
@@ -121,13 +123,14 @@ def write(
                 _copy(image, fd, progress)
             os.fsync(fd)
             _write_beside(export, template)
+            written = os.fstat(fd).st_blocks * 512
             draft.rename(export.file)
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
         finally:
             os.close(fd)
-    return Outcome(key=export.template, value=export)
+    return Outcome(key=export.template, value=attrs.evolve(export, written=written))
 
 
 def _claim(fd: int, draft: Path) -> None:

@@ -20,11 +20,32 @@ if TYPE_CHECKING:
     from vmcloner_core.console_lines import ConsoleLine
     from vmcloner_core.drivers import HypervisorDriver
     from vmcloner_core.run_events import RunEvent
+    from vmcloner_core.survey import Unseen
     from vmcloner_core.transfers import Copied
 
 
-class FileCalls(ABC):
-    """Files to and from clones: for whatever knows how to reach them."""
+class SharedCalls(ABC):
+    """What an engine of one host and a controller of many do in the same way."""
+
+    def missed(self) -> tuple[Unseen, ...]:
+        """Return which hosts could not answer since this was called last: none of one host."""
+        return ()
+
+    @abstractmethod
+    def statistics(self, *targets: str) -> tuple[tuple[Clone, Statistics | None], ...]:
+        """Return clones with what each has used since its start; see :meth:`Engine.statistics`."""
+
+    def usage(self, *targets: str, seconds: float = 1.0) -> tuple[Usage, ...]:
+        """Return what clones use now: the rates over some seconds, for which this waits.
+
+        :raises NotFound: a target names no clone.
+        """
+        before = {clone.name: read for clone, read in self.statistics(*targets)}
+        time.sleep(seconds)
+        return tuple(
+            Usage.between(clone.name, clone.state.value, before.get(clone.name), now)
+            for clone, now in self.statistics(*targets)
+        )
 
     @abstractmethod
     def access(self, *targets: str) -> tuple[Outcome[Access], ...]:
@@ -117,7 +138,7 @@ class FileCalls(ABC):
         return tuple(done.get(o.key) or Copied(name=o.key, error=o.error) for o in outcomes)
 
 
-class GuestCalls(FileCalls):
+class GuestCalls(SharedCalls):
     """What :class:`Engine` does with clones that exist, without changing them."""
 
     @property
@@ -172,18 +193,6 @@ class GuestCalls(FileCalls):
             read = functools.partial(_statistics, names)
             found |= self._host.drivers.ask("hypervisor", backend, read, dict)
         return tuple((clone, found.get(clone.name)) for clone in clones)
-
-    def usage(self, *targets: str, seconds: float = 1.0) -> tuple[Usage, ...]:
-        """Return what clones use now: the rates over some seconds, for which this waits.
-
-        :raises NotFound: a target names no clone.
-        """
-        before = {clone.name: read for clone, read in self.statistics(*targets)}
-        time.sleep(seconds)
-        return tuple(
-            Usage.between(clone.name, clone.state.value, before.get(clone.name), now)
-            for clone, now in self.statistics(*targets)
-        )
 
     def events(self, *, run: str | None = None, follow: bool = False) -> Iterator[RunEvent]:
         """Yield the events of runs on this host, of all processes; see docs/events.md.

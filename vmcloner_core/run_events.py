@@ -34,17 +34,19 @@ class RunEvent:
 
     :param time: wall time, ISO 8601 in UTC; empty if the log's beginning is lost.
     :param kind: ``plan``, ``step``, ``result``, or one that a later version adds.
-    :param values: the event's other keys.
+    :param values: the event's other keys. :param host: of many hosts, whose log it is of.
     """
 
     run: str
     time: str
     kind: str
     values: Mapping[str, Any]
+    host: str = ""
 
     def json(self) -> dict[str, Any]:
         """Return the event as ``vmcloner events`` prints it."""
         head = {"schema": SCHEMA, "run": self.run, "time": self.time, "event": self.kind}
+        head |= {"host": self.host} if self.host else {}
         return {**head, **{k: v for k, v in self.values.items() if k not in head}}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -29,7 +30,8 @@ from vmcloner_core.names import check_template, fold
 from vmcloner_core.os_errors import translated
 from vmcloner_core.planning import Planning
 from vmcloner_core.settings import Settings
-from vmcloner_core.template_leftovers import TemplateLeftover, clones_of
+from vmcloner_core.template_leftovers import TemplateLeftover, clones_of, named
+from vmcloner_core.units import format_size
 
 if TYPE_CHECKING:
     from vmcloner_core.capturing import Capture
@@ -39,6 +41,21 @@ if TYPE_CHECKING:
     from vmcloner_core.pulling import PulledImage
 
 log = logging.getLogger(__name__)
+
+
+@attrs.frozen(kw_only=True)
+class TemplateRow:
+    """A template, or what is left of one, in a list.
+
+    :param pools: those that have its image. :param error: what is wrong, in words; None if nothing.
+    """
+
+    name: str
+    description: str | None = None
+    pools: tuple[str, ...] = ()
+    file: Path | None = None
+    host: str = ""
+    error: str | None = None
 
 
 class TemplateCalls(ABC):
@@ -59,6 +76,36 @@ class TemplateCalls(ABC):
     def templates(self) -> tuple[TemplateInfo, ...]:
         """Return all templates, broken ones with their errors."""
         return self._host.catalog.infos()
+
+    def template_rows(self) -> tuple[TemplateRow, ...]:
+        """Return all templates with the pools that have their images, and what none names."""
+        from vmcloner_core.catalog import written_beside
+
+        pools: dict[str, list[str]] = {}
+        for origin in self.origins():
+            pools.setdefault(origin.template, []).append(origin.pool)
+        row = functools.partial(TemplateRow, host=self._host.host.name)
+        rows = [
+            row(
+                name=info.name,
+                description=info.template.description if info.template is not None else None,
+                pools=tuple(pools.get(info.name, ())),
+                file=info.file,
+                error=str(info.error) if info.error is not None else None,
+            )
+            for info in self.templates()
+        ]
+        rows += [
+            row(name=stem, file=file, error=f"no template: {written_beside(file, stem)}")
+            for stem, file in self.stray_images().items()
+        ]
+        for name, left in named(self.leftovers()).items():
+            folder = next((each.folder for each in left if each.folder is not None), None)
+            places = tuple(each.pool for each in left if each.pool is not None)
+            size = format_size(sum(each.size for each in left))
+            why = f"{size} that no template names any more (vmcloner template prune)"
+            rows.append(row(name=name, pools=places, file=folder, error=why))
+        return tuple(rows)
 
     def template(self, name: str) -> Template:
         """Return a template.

@@ -384,3 +384,23 @@ def test_a_machine_is_drained(lab):
         assert [row["drained"] for row in rows] == [None, "drained", None]
     finally:
         lab.run("host", "undrain", "h2")
+
+
+@pytest.mark.timeout(600)
+def test_the_rest_is_done_while_a_machine_is_off(lab):
+    lab.run("create", "web", "-t", "plain", "-n", "6", "--ttl", "1h")
+    lab.run("snapshot", "create", "web", "s1")
+    snapshots = json.loads(lab.run("snapshot", "list", "web", "-f", "json"))
+    assert [row["clone"] for row in snapshots] == [f"web-{n}" for n in range(1, 7)]
+    events = [json.loads(line) for line in lab.run("events").splitlines()]
+    assert {event["host"] for event in events} == set(NAMES)
+    templates = json.loads(lab.run("template", "list", "-f", "json"))
+    assert {row["host"] for row in templates if row["name"] == "plain"} >= set(NAMES)
+    lab.machines["h2"].power_off()
+    for words in (("lease", "end", "web"), ("top",), ("gc", "--expired", "--yes")):
+        assert "host 'h2' could not be read" in lab.run(*words, code=10), words
+    lab.machines["h2"].boot()
+    assert [row["name"] for row in lab.rows()] == ["web-2", "web-5"]
+    lab.run("lease", "end", "web")
+    lab.run("gc", "--expired", "--yes")
+    assert lab.rows() == []

@@ -26,6 +26,7 @@ from vmcloner_core.errors import BackendError, VmclonerError, said
 
 if TYPE_CHECKING:
     from vmcloner_core.engine import Engine
+    from vmcloner_core.survey import Unseen
 
 NAME = "vmcloner"
 EXIT_USAGE = 2
@@ -302,6 +303,10 @@ class Shell(App):
         prompt = Prompt(self)
         self.interpreter = prompt  # type: ignore[assignment]
         prompt.cmdloop()
+
+    def missed(self) -> tuple[Unseen, ...]:
+        """Return which hosts a command could not ask."""
+        return self._engine.missed() if self._engine is not None else ()
 
     def close(self) -> None:
         """Close the engine."""

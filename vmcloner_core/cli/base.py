@@ -17,7 +17,14 @@ from cliff.show import ShowOne
 
 from vmcloner_core.cli.formats import PlainTable
 from vmcloner_core.cli.usage import printable, refuse, say
-from vmcloner_core.errors import Interrupted, UsageError, VmclonerError, did_you_mean, said
+from vmcloner_core.errors import (
+    Interrupted,
+    PartialFailure,
+    UsageError,
+    VmclonerError,
+    did_you_mean,
+    said,
+)
 from vmcloner_core.model import NEVER
 from vmcloner_core.plan import (
     DEFAULT_TIMEOUT,
@@ -67,7 +74,11 @@ class Base(Command):
 
     def run(self, parsed_args: argparse.Namespace) -> int:
         """Run the command; returns its exit code."""
-        return self.guarded(lambda: super(Base, self).run(parsed_args) or 0)
+        code = self.guarded(lambda: super(Base, self).run(parsed_args) or 0)
+        for unseen in self.app.missed():
+            say(f"{unseen} ({unseen.hint})")
+            code = code or PartialFailure.exit_code
+        return code
 
     def guarded(self, work: Callable[[], int]) -> int:
         """Do some work; an error becomes one line and its exit code."""

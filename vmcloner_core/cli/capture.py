@@ -115,11 +115,10 @@ class TemplateExport(Record):
             dry_run=parsed_args.dry_run,
         )
         done = outcome.unwrap()
-        written = done.file.stat().st_blocks * 512 if outcome.changed else None
         note(
             self.app, f"{name}: {done.file}, {'written' if outcome.changed else 'would be written'}"
         )
-        sizes: list[Any] = [done.size, written]
+        sizes: list[Any] = [done.size, done.written]
         if self.for_people(parsed_args):
             sizes = [size if size is None else format_size(size) for size in sizes]
         return EXPORT_COLUMNS, (

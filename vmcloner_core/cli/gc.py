@@ -67,8 +67,13 @@ class Gc(Table):
             on_unseen=self._unseen.append,
         )
         size = format_size if parsed_args.formatter == "table" else int
-        return COLUMNS, [
-            (each.kind, each.name, size(each.size), each.why, each.error and str(each.error))
+        several = any(each.host for each in self._left)
+        return (("host", *COLUMNS) if several else COLUMNS), [
+            (
+                *((each.host,) if several else ()),
+                *(each.kind, each.name, size(each.size), each.why),
+                each.error and str(each.error),
+            )
             for each in self._left
         ]
 
@@ -103,7 +108,8 @@ def confirm(left: Sequence[Leftover]) -> None:
     :raises Interrupted: the user said no.
     """
     for each in left[:MAX_LINES]:
-        say(f"{each.kind} {each.name}: {each.why}")
+        where = f" on {each.host}" if each.host else ""
+        say(f"{each.kind} {each.name}{where}: {each.why}")
     if len(left) > MAX_LINES:
         say(f"and {len(left) - MAX_LINES} more (--dry-run lists them)")
     if not agrees(f"Remove {_summary(left)}?"):

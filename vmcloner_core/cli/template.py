@@ -10,7 +10,6 @@ from typing import Any, get_args
 
 import attrs
 
-from vmcloner_core.catalog import written_beside
 from vmcloner_core.cli.base import Base, Record, Table, add_copying, note
 from vmcloner_core.cli.host import CHECK_COLUMNS, check_row, judged
 from vmcloner_core.cli.usage import agrees
@@ -23,7 +22,7 @@ from vmcloner_core.model import Copying, ImageFormat, Outcome, Template
 from vmcloner_core.template_leftovers import TemplateLeftover, named
 from vmcloner_core.units import format_size
 
-LIST_COLUMNS = ("name", "description", "imported", "file", "error")
+LIST_COLUMNS = ("name", "description", "imported", "file", "host", "error")
 PULL_COLUMNS = ("template", "url", "file", "size", "checksum", "sha256", "changed")
 IMPORT_COLUMNS = ("template", "storage", "size", "allocated", "extents", "digest", "changed")
 
@@ -33,34 +32,21 @@ class TemplateList(Table):
 
     example = "vmcloner template list"
     columns = LIST_COLUMNS
-    short = ("name", "imported", "description", "error")
+    short: Sequence[str] = ("name", "imported", "description", "error")
     nothing = "there are no templates (docs/templates.md says how to write one)"
 
     def take_action(self, _parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
         """Return columns and rows."""
-        pools: dict[str, list[str]] = {}
-        for origin in self.engine.origins():
-            pools.setdefault(origin.template, []).append(origin.pool)
-        rows: list[tuple[str | None, ...]] = [
+        found = self.engine.template_rows()
+        if len({row.host for row in found}) > 1:
+            self.short = ("host", *self.short)
+        return LIST_COLUMNS, [
             (
-                info.name,
-                info.template.description if info.template is not None else None,
-                ",".join(pools.get(info.name, [])) or None,
-                str(info.file),
-                str(info.error) if info.error is not None else None,
+                *(row.name, row.description, ",".join(row.pools) or None),
+                *(row.file and str(row.file), row.host, row.error),
             )
-            for info in self.engine.templates()
+            for row in found
         ]
-        rows += [
-            (stem, None, None, str(file), f"no template: {written_beside(file, stem)}")
-            for stem, file in self.engine.stray_images().items()
-        ]
-        for name, left in named(self.engine.leftovers()).items():
-            places = ",".join(each.pool for each in left if each.pool is not None)
-            folder = next((str(each.folder) for each in left if each.folder is not None), None)
-            why = f"{format_size(sum(each.size for each in left))} that no template names any more"
-            rows.append((name, None, places or None, folder, f"{why} (vmcloner template prune)"))
-        return LIST_COLUMNS, rows
 
 
 class _Named(Base):

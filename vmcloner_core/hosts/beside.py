@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -19,9 +19,8 @@ from vmcloner_core.errors import BackendError, NotFound, VmclonerError, WrongSta
 from vmcloner_core.high_marks import HighMarks
 from vmcloner_core.hooks import hookimpl
 from vmcloner_core.hosts import wire
+from vmcloner_core.hosts.calls import CALLS
 from vmcloner_core.hosts.parcels import Chunk, Parcel, ParcelCalls
-from vmcloner_core.lease_calls import LeaseState
-from vmcloner_core.model import Access, Check, CloneSpec, Outcome
 from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent, Waiting
 from vmcloner_core.request import CreateRequest, Request
 from vmcloner_core.survey import Survey
@@ -40,12 +39,11 @@ class Asked:
     """
 
     fleets: tuple[str, ...] = ()
-    targets: tuple[str, ...] = ()
     request: Request | None = None
     run: str = ""
+    index: int = 0
     name: str = ""
     offset: int = 0
-    limit: int = 0
     memory: int = 0
     storage: str = ""
     item: str = ""
@@ -88,24 +86,6 @@ class HostState:
     memory_free: int | None = None
     memory_total: int | None = None
     problem: str = ""
-
-
-@attrs.frozen(kw_only=True)
-class Reached:
-    """How a clone is reached from its host, with its known host keys' text, or why it is not."""
-
-    name: str
-    access: Access | None = None
-    known_hosts: str = ""
-    error: VmclonerError | None = None
-
-
-@attrs.frozen(kw_only=True)
-class Read:
-    """Console output, and the offset to continue from."""
-
-    octets: bytes
-    after: int
 
 
 @attrs.frozen(kw_only=True)
@@ -168,15 +148,13 @@ class Beside(ParcelCalls):
     def __call__(self, name: str, text: str, event: Event) -> str:
         """Make one call; an error is part of the answer.
 
-        :param name: one of the methods ``call_NAME``. :param text: :class:`Asked`, as JSON.
+        :param name: one of the methods ``call_NAME``; or of :data:`CALLS`.
+        :param text: :class:`Asked`, as JSON; or the arguments.
         :returns: :class:`Answered`, as JSON.
         """
         try:
-            call: Callable[[Asked, Event], object] | None = getattr(self, f"call_{name}", None)
-            if call is None:
-                raise NotFound(f"no call {name!r}", hint="both sides need the same version")
-            value = call(wire.load(text, Asked, whose="the controller"), event)
-            answer = Answered(value=wire.dump(value))
+            made = self._called if name in CALLS else self._asked
+            answer = Answered(value=wire.dump(made(name, text, event)))
         except VmclonerError as error:
             answer = Answered(error=error)
         except Exception as error:
@@ -186,6 +164,34 @@ class Beside(ParcelCalls):
             too_long = BackendError(f"the answer to {name} is larger than {wire.MAX_MESSAGE} bytes")
             return wire.dump(Answered(error=too_long))
         return dumped
+
+    def _asked(self, name: str, text: str, event: Event) -> object:
+        """Make one of the calls that runs consist of."""
+        call: Callable[[Asked, Event], object] | None = getattr(self, f"call_{name}", None)
+        if call is None:
+            raise NotFound(f"no call {name!r}", hint="both sides need the same version")
+        return call(wire.load(text, Asked, whose="the controller"), event)
+
+    def _called(self, name: str, text: str, event: Event) -> object:
+        """Make a call of the engine; the items of a stream are events."""
+        call = CALLS[name]
+        given = wire.load_each(text, call.takes, whose="the controller")
+        targets = given.pop("targets", ())
+        if call.stream:
+            for item in call.do(self._engine, *targets, **given):
+                event(wire.dump(item))
+            return None
+        with self._told(event):
+            return call.do(self._engine, *targets, **given)
+
+    @contextlib.contextmanager
+    def _told(self, event: Event) -> Iterator[None]:
+        """Tell the caller of the engine's events."""
+        self._forward.event = event
+        try:
+            yield
+        finally:
+            self._forward.event = lambda _text: None
 
     def close(self) -> None:
         """Release what is held, and close the engine."""
@@ -217,17 +223,9 @@ class Beside(ParcelCalls):
         unread = "; ".join(str(each) for each in found.unseen)
         return attrs.evolve(state, problem=unread)
 
-    def call_check(self, asked: Asked, _event: Event) -> tuple[Check, ...]:
-        """Return what backends need on this host; of all, if none is named."""
-        return tuple(self._engine.check_host(*asked.targets))
-
     def call_fleets(self, _asked: Asked, _event: Event) -> tuple[str, ...]:
         """Return the fleets that the host has, also of those that runs were killed on."""
         return tuple(sorted(self._engine.all_fleets()))
-
-    def call_survey(self, _asked: Asked, _event: Event) -> Survey:
-        """Return what the host has, with addresses; without locks."""
-        return self._engine.survey()
 
     def call_look(self, asked: Asked, _event: Event) -> Found:
         """Return what the host has, and its room for a request's clones; without locks."""
@@ -248,7 +246,7 @@ class Beside(ParcelCalls):
         if self._held is None:
             raise WrongState("nothing is held", hint="run the same command again")
         for fleet in asked.fleets:
-            HighMarks(self._engine.host).write(fleet, asked.limit)
+            HighMarks(self._engine.host).write(fleet, asked.index)
 
     def call_release(self, _asked: Asked, _event: Event) -> None:
         """Release what is held."""
@@ -266,11 +264,8 @@ class Beside(ParcelCalls):
         """Carry out the plan that was made last, of the run of this name."""
         if self._held is None or asked.run not in self._plans:
             raise WrongState("nothing is planned", hint="run the same command again")
-        self._forward.event = event
-        try:
+        with self._told(event):
             return self._held.carry_out(self._plans.pop(asked.run))
-        finally:
-            self._forward.event = lambda _text: None
 
     def call_undo(self, asked: Asked, _event: Event) -> RunResult:
         """Carry out a request about held fleets as they are now; they stay held meanwhile."""
@@ -282,39 +277,6 @@ class Beside(ParcelCalls):
         """End the run in progress cleanly."""
         if self._opened is not None:
             self._opened.cancel()
-
-    def call_reach(self, asked: Asked, _event: Event) -> tuple[Reached, ...]:
-        """Return how clones are reached from this host."""
-        return tuple(map(_reached, self._engine.access(*asked.targets)))
-
-    def call_leases(self, asked: Asked, _event: Event) -> tuple[LeaseState, ...]:
-        """Return clones' leases as they are now."""
-        return self._engine.leases(self._engine.list(*asked.targets))
-
-    def call_domain_xml(self, asked: Asked, _event: Event) -> str:
-        """Return a clone's domain XML."""
-        return self._engine.domain_xml(asked.name)
-
-    def call_domain_native(self, asked: Asked, _event: Event) -> str:
-        """Return a clone's domain in its hypervisor's own format."""
-        return self._engine.domain_native(asked.name)
-
-    def call_screenshot(self, asked: Asked, _event: Event) -> bytes:
-        """Return a picture of a clone's screen."""
-        return self._engine.screenshot(asked.name)
-
-    def call_started(self, asked: Asked, _event: Event) -> float | None:
-        """Return when a clone was started."""
-        return self._engine.started(self._engine.show(asked.name))
-
-    def call_spec(self, asked: Asked, _event: Event) -> CloneSpec:
-        """Return what a clone is made from."""
-        return self._engine.spec(self._engine.show(asked.name))
-
-    def call_console(self, asked: Asked, _event: Event) -> Read:
-        """Return a clone's console output from an offset."""
-        octets, after = self._engine.read_console(asked.name, asked.offset, asked.limit)
-        return Read(octets=octets, after=after)
 
     def _memory(self, template: str, otherwise: int) -> int:
         """Return the bytes of a clone of a template, or ``otherwise`` if that isn't here yet."""
@@ -356,11 +318,3 @@ def _request(asked: Asked) -> Request:
     if asked.request is None:
         raise WrongState("a call without a request")
     return asked.request
-
-
-def _reached(outcome: Outcome[Access]) -> Reached:
-    if not outcome.ok:
-        return Reached(name=outcome.key, error=outcome.error)
-    access = outcome.unwrap()
-    text = access.known_hosts.read_text(encoding="ascii")
-    return Reached(name=outcome.key, access=access, known_hosts=text)

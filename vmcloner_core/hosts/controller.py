@@ -21,37 +21,33 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import attrs
 
-from vmcloner_core import own_key, ssh_access
+from vmcloner_core import own_key
 from vmcloner_core.birth import Birth
 from vmcloner_core.engine import Engine
 from vmcloner_core.errors import (
-    BackendError,
     Conflict,
     Interrupted,
     InvalidRequest,
     NotFound,
     VmclonerError,
     did_you_mean,
-    shown,
 )
-from vmcloner_core.guest_calls import FileCalls
-from vmcloner_core.hosts import merging, parts, reaching, wire
-from vmcloner_core.hosts.beside import OBSERVED, Asked, Beside, Found, HostState, Reached, Read
+from vmcloner_core.hosts import merging, parts
+from vmcloner_core.hosts.beside import Asked, Beside, Found
 from vmcloner_core.hosts.carrier import Carrier, InProcess, Unreachable
 from vmcloner_core.hosts.draining import Drained, Why, placed
 from vmcloner_core.hosts.images import OWN, Images
 from vmcloner_core.hosts.links import Links, each
-from vmcloner_core.lease_calls import LeaseState
+from vmcloner_core.hosts.reads import Reads
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import Access, Check, Clone, CloneSpec, Host, Outcome, RemoteHost, Status
+from vmcloner_core.model import Host, RemoteHost
 from vmcloner_core.names import fold, parse_targets
 from vmcloner_core.plan import ALL, OnFailure, Plan, RunResult, Waiting
 from vmcloner_core.plugins import PluginHost
-from vmcloner_core.remote import FANOUT, Answer
 from vmcloner_core.reporting import reported
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.run_calls import RunCalls
@@ -59,16 +55,13 @@ from vmcloner_core.runlog import RunLog
 from vmcloner_core.settings import Settings
 from vmcloner_core.survey import Survey
 
-if TYPE_CHECKING:
-    from vmcloner_core.audit import Report
-
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 MAX_REPLANS = 10
 """How often hosts plan again because others use the same MAC addresses."""
 
 
-class Controller(RunCalls, FileCalls):
+class Controller(RunCalls, Reads):
     """Makes, runs and removes clones on several hosts.
 
     Reads may be called from any thread. One run at a time: a second waits.
@@ -92,14 +85,12 @@ class Controller(RunCalls, FileCalls):
         for name in without:
             if name not in known:
                 raise NotFound(f"unknown host {name!r}", hint=did_you_mean(name, known))
-        self.settings = settings
-        self.plugins = plugins
-        self.host = own
+        super().__init__(settings, plugins, own)
         if known and not set(known) - set(without):
             raise InvalidRequest("no host is left", hint="leave out fewer with --without")
-        self._links = Links(carrier, [a for a in addresses if a.name not in without], version)
+        self._connections = Links(carrier, [a for a in addresses if a.name not in without], version)
         self._own = Links(
-            InProcess({OWN: Beside(self._own_engine)}),
+            InProcess({OWN: Beside(self._packing_engine)}),
             [RemoteHost(name=OWN, ssh=OWN, python="")],
             version,
         )
@@ -109,25 +100,22 @@ class Controller(RunCalls, FileCalls):
         self._cancel = threading.Event()
         self._running: frozenset[str] = frozenset()
 
+    @property
+    def _links(self) -> Links:
+        return self._connections
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __getattr__(self, name: str) -> Any:
-        """Refuse the calls of an engine that work on one host only.
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the hosts."""
+        return self._links.known
 
-        :raises InvalidRequest: always, for such a call.
-        """
-        if name.startswith("_") or not hasattr(Engine, name):
-            raise AttributeError(name)
-        raise InvalidRequest(
-            "this works on one host only, not across several",
-            hint="run it on that host, or with --host local for this machine",
-        )
-
-    def _own_engine(self, plugin: object) -> Engine:
+    def _packing_engine(self, plugin: object) -> Engine:
         """Return an engine of this machine, for its templates; it makes no clones."""
         plugins = PluginHost([plugin])
         return Engine(self.settings, plugins, LocalHost(self.host, plugins))
@@ -136,6 +124,7 @@ class Controller(RunCalls, FileCalls):
         """End the connections, and what runs beside the hosts."""
         self._links.close()
         self._own.close()
+        super().close()
 
     def cancel(self) -> None:
         """Stop the current run cleanly on all hosts; safe to call from any thread."""
@@ -145,160 +134,6 @@ class Controller(RunCalls, FileCalls):
             asked = dict.fromkeys(running, Asked())
             ask = functools.partial(self._links.ask, "cancel", asked, type(None))
             threading.Thread(target=ask, daemon=True).start()
-
-    # --- reads ----------------------------------------------------------------------------------
-
-    def survey(self, *targets: str) -> Survey:
-        """Return the clones of all hosts, and what could not be read; see :meth:`Engine.survey`."""
-        lost: dict[str, VmclonerError] = {}
-        found: dict[str, Survey] = {}
-        for name, answer in self._links.reached("survey", Asked(), Survey).items():
-            if isinstance(answer, VmclonerError):
-                lost[name] = answer
-            else:
-                found[name] = answer
-        merged = merging.survey(found, lost)
-        return attrs.evolve(merged, clones=merged.select(parse_targets(targets)))
-
-    def list(self, *targets: str) -> tuple[Clone, ...]:
-        """Return the clones of :meth:`survey`."""
-        return self.survey(*targets).clones
-
-    def fleets(self) -> tuple[str, ...]:
-        """Return the names of the fleets that have clones on any host."""
-        return tuple(sorted({clone.fleet for clone in self.survey().clones}))
-
-    def show(self, name: str) -> Clone:
-        """Return one clone. :raises NotFound: there is none of that name."""
-        found = self.survey()
-        for clone in found.clones:
-            if clone.name == name:
-                return clone
-        found.check_complete(f"no clone {name!r}")
-        raise NotFound(
-            f"no clone {name!r}", hint=did_you_mean(name, [c.name for c in found.clones])
-        )
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the hosts."""
-        return self._links.known
-
-    def hosts(self) -> dict[str, HostState | VmclonerError]:
-        """Return each host's state, or why it can't be used."""
-        return self._links.reached("state", Asked(), HostState)
-
-    def check_host(self, *backends: str) -> Iterator[Check]:
-        """Yield what each backend needs on each host; see :meth:`Engine.check_host`.
-
-        The backends' names begin with the host's: ``lab1/kvm``.
-        """
-        kind: Any = tuple[Check, ...]
-        for name, answer in self._links.reached("check", Asked(targets=backends), kind).items():
-            if isinstance(answer, VmclonerError):
-                yield Check(
-                    backend=name,
-                    name="host",
-                    status=Status.FAILED,
-                    detail=answer.message,
-                    fix=answer.hint or "",
-                )
-            else:
-                for check in answer:
-                    yield attrs.evolve(check, backend=f"{name}/{check.backend}")
-
-    def domain_xml(self, name: str) -> str:
-        """Return the domain XML of a clone, as it would be defined now."""
-        return self._there(name, "domain_xml", str)
-
-    def domain_native(self, name: str) -> str:
-        """Return a clone's domain in its hypervisor's native format."""
-        return self._there(name, "domain_native", str)
-
-    def screenshot(self, name: str) -> bytes:
-        """Return a picture of a clone's screen, as PNG."""
-        return self._there(name, "screenshot", bytes)
-
-    def spec(self, clone: Clone) -> CloneSpec:
-        """Return what an existing clone is made from; see :meth:`Engine.spec`."""
-        return self._links.one(clone.host, "spec", Asked(name=clone.name), CloneSpec)
-
-    def started(self, clone: Clone) -> float | None:
-        """Return when a running clone was started; see :meth:`Engine.started`."""
-        kind: Any = float | None
-        found: float | None = self._links.one(clone.host, "started", Asked(name=clone.name), kind)
-        return found
-
-    def leases(self, clones: Iterable[Clone]) -> tuple[LeaseState, ...]:
-        """Return the leases of clones, in their order; see :meth:`Engine.leases`.
-
-        A clone whose host doesn't answer counts as one without a lease.
-        """
-        clones = tuple(clones)
-        by_host = _by_host(clones)
-        asked = {host: Asked(targets=(fold(names),)) for host, names in by_host.items()}
-        kind: Any = tuple[LeaseState, ...]
-        found: dict[tuple[str, str], LeaseState] = {}
-        for host, answer in self._links.ask("leases", asked, kind).items():
-            if isinstance(answer, VmclonerError):
-                log.warning("host %r: %s", host, answer.message)
-            else:
-                found |= {(host, state.clone.name): state for state in answer}
-        return tuple(
-            found.get((clone.host, clone.name)) or LeaseState(clone=clone, lease=None, left=None)
-            for clone in clones
-        )
-
-    def console_log(self, clone: Clone) -> None:
-        """Return None: the file with a clone's console output is on its host."""
-
-    def read_console(self, name: str, offset: int = 0, limit: int = 65536) -> tuple[bytes, int]:
-        """Return a clone's console output from ``offset``, and the offset to continue from."""
-        asked = Asked(name=name, offset=offset, limit=limit)
-        read = self._links.one(self.show(name).host, "console", asked, Read)
-        return read.octets, read.after
-
-    def _there(self, clone: str, call: str, kind: type[T]) -> T:
-        return self._links.one(self.show(clone).host, call, Asked(name=clone), kind)
-
-    # --- reaching clones ------------------------------------------------------------------------
-
-    def access(self, *targets: str) -> tuple[Outcome[Access], ...]:
-        """Return how to reach each clone by ssh through its host, or why it can't be."""
-        clones = self.list(*targets)
-        by_host = _by_host(clones)
-        asked = {host: Asked(targets=(fold(names),)) for host, names in by_host.items()}
-        kind: Any = tuple[Reached, ...]
-        found: dict[tuple[str, str], Outcome[Access]] = {}
-        for host, answer in self._links.ask("reach", asked, kind).items():
-            for name in by_host[host]:
-                if isinstance(answer, VmclonerError):
-                    found[host, name] = Outcome(key=name, error=answer)
-            if not isinstance(answer, VmclonerError):
-                folder, jump = self.host.state / "hosts" / host, self._links.destination(host)
-                for each_one in answer:
-                    found[host, each_one.name] = reaching.access(each_one, jump, folder)
-        missing = BackendError("its host did not answer for it")
-        return tuple(
-            found.get((clone.host, clone.name)) or Outcome(key=clone.name, error=missing)
-            for clone in clones
-        )
-
-    def reach(self, clone: Clone) -> Outcome[Access]:
-        """Return how to reach a clone by ssh as it is now, or why it can't be reached."""
-        return self.access(clone.name)[0]
-
-    def execute(
-        self, *targets: str, command: str, timeout: float = 60.0, jobs: int = FANOUT
-    ) -> tuple[Answer, ...]:
-        """Run a command on many clones at once by ssh; see :meth:`Engine.execute`."""
-        return ssh_access.execute(self.access(*targets), command, timeout=timeout, jobs=jobs)
-
-    def audit(self, *targets: str, timeout: float = 60.0, jobs: int = FANOUT) -> Report:
-        """Read running clones' identities from inside; see :meth:`Engine.audit`."""
-        from vmcloner_core import audit
-
-        return audit.judge(self.execute(*targets, command=audit.SCRIPT, timeout=timeout, jobs=jobs))
 
     # --- runs -----------------------------------------------------------------------------------
 
@@ -341,7 +176,7 @@ class Controller(RunCalls, FileCalls):
         known = [each.highest for each in found.values()] if partial else []
         top = max((*there, *new, *known), default=0)
         asked = {
-            name: Asked(fleets=(fleet,), limit=top)
+            name: Asked(fleets=(fleet,), index=top)
             for name, each in found.items()
             if each.highest != top
         }
@@ -546,21 +381,6 @@ class Controller(RunCalls, FileCalls):
         self._running = frozenset()
         return merging.result(plan, plans, found, time.monotonic() - started)
 
-    def _heard(self, run: str, host: str, text: str, told: dict[str, Waiting]) -> None:
-        """Tell the observers of an event of a host."""
-        event = wire.load(text, dict, whose=f"host {host!r}")
-        kind = OBSERVED.get(str(event.get("kind")))
-        if kind is None:
-            return
-        value: Any = _plain(wire.load(str(event.get("value")), kind, whose=f"host {host!r}"))
-        if isinstance(value, Waiting):
-            told[host] = value
-            self.plugins.waiting(run, merging.waiting(dict(told)))
-        elif event["kind"] == "step":
-            self.plugins.step_changed(value)
-        else:
-            self.plugins.progress(attrs.evolve(value, what=f"{value.what} on {host}"))
-
     def _rolled_back(self, result: RunResult, plans: Mapping[str, Plan]) -> RunResult:
         """Delete what a failed create made, on all hosts."""
         made = {each.name for each in result.results if each.created} - set(result.kept)
@@ -585,14 +405,6 @@ class Controller(RunCalls, FileCalls):
         )
 
 
-def _by_host(clones: Iterable[Clone]) -> dict[str, list[str]]:
-    """Return the names of clones, by their hosts."""
-    by_host: dict[str, list[str]] = {}
-    for clone in clones:
-        by_host.setdefault(clone.host, []).append(clone.name)
-    return by_host
-
-
 def _keys(request: CreateRequest, call: str) -> tuple[str, ...]:
     """Return the public keys for new clones: with the controller's own, which a run makes."""
     own = own_key.made_key() if call == "plan" else own_key.public_key()
@@ -606,12 +418,6 @@ def _asked(request: Request, host: str, fleets: tuple[str, ...], memory: int) ->
     """
     makes = isinstance(request, CreateRequest) and request.where.allows(host)
     return Asked(fleets=fleets, request=request if makes else None, memory=memory)
-
-
-def _plain(event: Any) -> Any:
-    """Return an event of a host with its texts safe to display."""
-    values = {field.name: getattr(event, field.name) for field in attrs.fields(type(event))}
-    return attrs.evolve(event, **{k: shown(v) for k, v in values.items() if isinstance(v, str)})
 
 
 def _nothing(request: Request, host: str) -> Plan:

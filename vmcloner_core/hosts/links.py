@@ -84,9 +84,10 @@ class Links:
             hint=f"vmcloner host add {name} installs this version there",
         )
 
-    def one(self, name: str, call: str, asked: Asked, kind: type[T], event: Event = ignored) -> T:
+    def one(self, name: str, call: str, asked: object, kind: type[T], event: Event = ignored) -> T:
         """Make one call, of which :class:`~vmcloner_core.hosts.beside.Beside` says what it does.
 
+        :param asked: what it takes: :class:`Asked`, or the arguments of one of :data:`CALLS`.
         :param kind: the type of its answer.
         :raises VmclonerError: what the host answered, or that it did not.
         """
@@ -105,12 +106,12 @@ class Links:
         return wire.load(answer.value, kind, whose=whose)
 
     def ask(
-        self, call: str, asked: Mapping[str, Asked], kind: type[T]
+        self, call: str, asked: Mapping[str, object], kind: type[T]
     ) -> dict[str, T | VmclonerError]:
         """Make a call on several hosts at once; returns each one's answer or error."""
         return each(asked, lambda name: self.one(name, call, asked[name], kind))
 
-    def reached(self, call: str, asked: Asked, kind: type[T]) -> dict[str, T | VmclonerError]:
+    def reached(self, call: str, asked: object, kind: type[T]) -> dict[str, T | VmclonerError]:
         """Connect to all hosts and make a call on those that can be used.
 
         :returns: each host's answer, or why it has none, in the order of their names.
@@ -120,7 +121,7 @@ class Links:
         found = {**lost, **self.ask(call, usable, kind)}
         return {name: found[name] for name in self.known}
 
-    def all(self, call: str, asked: Mapping[str, Asked], kind: type[T]) -> dict[str, T]:
+    def all(self, call: str, asked: Mapping[str, object], kind: type[T]) -> dict[str, T]:
         """Make a call on several hosts at once; returns each one's answer.
 
         :raises VmclonerError: the error of the first host that has one, with the host's name.

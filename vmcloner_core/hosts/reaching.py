@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from vmcloner_core.errors import BackendError, VmclonerError
-from vmcloner_core.hosts.beside import Reached
+from vmcloner_core.hosts.calls import Reached
 from vmcloner_core.model import Access, Outcome
 from vmcloner_core.names import split_clone
 from vmcloner_core.ssh_access import private_keys

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
@@ -36,6 +37,21 @@ def dump(value: object) -> str:
     return json.dumps(_converter().unstructure(value), separators=(",", ":"))
 
 
+def load_each(text: str, kinds: Mapping[str, Any], *, whose: str) -> dict[str, Any]:
+    """Return the values that JSON text holds by name, each of the type of its name.
+
+    :raises BackendError: as :func:`load`; also for a name without a type.
+    """
+    given = load(text, dict[str, Any], whose=whose)
+    unknown = sorted(map(str, given.keys() - kinds.keys()))
+    if unknown:
+        raise BackendError(
+            f"{whose}: no such argument: {shown(unknown[0])}",
+            hint="both sides need the same version of vmcloner",
+        )
+    return {name: _structured(value, kinds[name], whose) for name, value in given.items()}
+
+
 def load(text: str, kind: type[T], *, whose: str) -> T:
     """Return the value of a type that JSON text holds.
 
@@ -45,7 +61,15 @@ def load(text: str, kind: type[T], *, whose: str) -> T:
     if len(text) > MAX_MESSAGE:
         raise BackendError(f"{whose}: an answer of more than {MAX_MESSAGE} bytes")
     try:
-        return _converter().structure(json.loads(text), kind)
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BackendError(f"{whose}: its answer is no JSON") from error
+    return _structured(value, kind, whose)
+
+
+def _structured(value: object, kind: type[T], whose: str) -> T:
+    try:
+        return _converter().structure(value, kind)
     except Exception as error:  # whatever a hostile answer makes the values' own rules raise
         name = getattr(kind, "__name__", str(kind))
         raise BackendError(
@@ -63,6 +87,7 @@ def _converter() -> JsonConverter:
         converter.register_unstructure_hook(kind, str)
     converter.register_structure_hook(Path, lambda value, _: Path(_text(value)))
     converter.register_structure_hook(UUID, lambda value, _: UUID(_text(value)))
+    converter.register_structure_hook_func(_is_object, lambda value, _: _object(value))
     converter.register_structure_hook(type(None), lambda value, _: _nothing(value))
     converter.register_unstructure_hook(bytes, lambda value: base64.b64encode(value).decode())
     converter.register_structure_hook(
@@ -76,6 +101,17 @@ def _converter() -> JsonConverter:
 def _text(value: object) -> str:
     if not isinstance(value, str) or "\0" in value:
         raise ValueError("not a text")
+    return value
+
+
+def _is_object(kind: Any) -> bool:
+    return bool(kind == dict[str, Any])
+
+
+def _object(value: object) -> dict[str, Any]:
+    """Return a JSON object as it is; cattrs would take other things for one too."""
+    if not isinstance(value, dict):
+        raise TypeError("not an object")
     return value
 
 

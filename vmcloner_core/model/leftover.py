@@ -16,6 +16,7 @@ class Leftover:
     :param name: its path; a domain's name.
     :param size: bytes that it takes on the host's disks.
     :param why: why nothing needs it.
+    :param host: of many hosts, the one that has it.
     :param error: why it could not be removed; None if it was, or was not to be.
     """
 
@@ -23,4 +24,5 @@ class Leftover:
     name: str
     size: int
     why: str
+    host: str = ""
     error: VmclonerError | None = None
