@@ -187,7 +187,7 @@ def test_delete_asks_where_somebody_can_answer(run, lab, monkeypatch):
         (["craete", "web", "-t", "tiny"], 2, "no command 'craete' (did you mean 'create'?)"),
         (["template", "shwo", "x"], 2, "no command 'template shwo' (did you mean 'template show'?"),
         (["host", "prepare", "netwrk"], 2, "(did you mean 'host prepare network'?)"),
-        (["plugin"], 2, "no command 'plugin' (known: plugin list)"),
+        (["plugin"], 2, "no command 'plugin' (known: plugin list, new)"),
         (["template", "xyzzy"], 2, "no command 'template xyzzy' (known: template capture, ch"),
         (["--frobnicate"], 2, "no option --frobnicate"),
         (["--frobnicate", "list"], 2, "no option --frobnicate"),

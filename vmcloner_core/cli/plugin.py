@@ -1,16 +1,17 @@
-"""``vmcloner plugin``."""
+"""``vmcloner plugin list`` and ``plugin new``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from cliff.command import Command
 
-from vmcloner_core import entry_points
-from vmcloner_core.cli.base import Table
+from vmcloner_core import entry_points, skeletons
+from vmcloner_core.cli.base import Base, Table, note
 from vmcloner_core.deadlines import answers
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.plugins import IMPORTING
@@ -31,6 +32,32 @@ class PluginList(Table):
         rows = [tuple(getattr(info, name) or None for name in COLUMNS) for info in infos]
         rows += [_command(entry) for entry in entry_points.with_distributions("vmcloner.cli")]
         return COLUMNS, rows
+
+
+class PluginNew(Base):
+    """Write the skeleton of a plugin: a distribution that passes its conformance suite."""
+
+    example = "vmcloner plugin new zfs --kind storage"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument("name", metavar="NAME", help="The plugin's name, as settings use it.")
+        parser.add_argument(
+            "--kind", required=True, choices=tuple(skeletons.KINDS), help="What it is to be."
+        )
+        parser.add_argument(
+            "--folder", metavar="DIR", type=Path, help="A new folder, by default vmcloner-NAME."
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Write it."""
+        name: str = parsed_args.name
+        folder = parsed_args.folder or Path(f"vmcloner-{name}")
+        for path in skeletons.write(name, parsed_args.kind, folder):
+            self.app.stdout.write(f"{path}\n")
+        note(self.app, f"next: cd {folder} && pip install -e . && pytest -rs")
 
 
 def _command(entry: metadata.EntryPoint) -> tuple[Any, ...]:
