@@ -44,7 +44,11 @@ class PluginNew(Base):
         parser = super().get_parser(prog_name)
         parser.add_argument("name", metavar="NAME", help="The plugin's name, as settings use it.")
         parser.add_argument(
-            "--kind", required=True, choices=tuple(skeletons.KINDS), help="What it is to be."
+            "--kind",
+            metavar="KIND",
+            required=True,
+            choices=tuple(skeletons.KINDS),
+            help=f"What it is to be: {', '.join(skeletons.KINDS)}.",
         )
         parser.add_argument(
             "--folder", metavar="DIR", type=Path, help="A new folder, by default vmcloner-NAME."
