@@ -362,6 +362,8 @@ class Engine(RunCalls, TemplateCalls, LeaseCalls, PoolCalls, GuestCalls):
         finally:
             if plan.snapshot is not None:  # what failed is as if it had not begun
                 self._host.undo_snapshots({clone.labels.fleet for clone in plan.clones})
+            if plan.action == "snapshot-revert":
+                self._host.end_reverts([clone.name for clone in plan.clones])
 
     def cancel(self) -> None:
         """Stop all current runs cleanly: calls in progress are finished, no new ones begin.

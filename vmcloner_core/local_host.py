@@ -230,6 +230,14 @@ class LocalHost:
         drafts = undo.drafts(fleets)
         return undo(drafts, found or self.survey()) if drafts else ()
 
+    def end_reverts(self, names: Iterable[str]) -> None:
+        """Note that the run has ended that reverted clones: their next revert is another."""
+        for name in names:
+            try:
+                self.records.update(name, reverting="")
+            except VmclonerError as error:
+                log.warning("%s", error)
+
     def hold(
         self, names: Sequence[str], cancelled: Callable[[], bool]
     ) -> contextlib.AbstractContextManager[None]:

@@ -78,6 +78,7 @@ class Record:
         that didn't keep it.
     :param ran: the scripts and playbooks that have run on its present disk, by name: the digest of
         each.
+    :param reverting: the snapshot that a run reverts it to; after a kill, that it was reverting to.
     :param ready: when the run of its domain was started in which it got ready, and what was waited
         for; empty if it isn't known to be ready.
     :param lease: until when it is wanted; None if it has no lease, and never expires.
@@ -90,6 +91,7 @@ class Record:
     identity: Identity | None = None
     seed: Seed = attrs.field(factory=Seed)
     restart: bool = False
+    reverting: str = ""
     made_of: Mapping[str, Any] | None = None
     ready: str = ""
     ran: Mapping[str, str] = attrs.field(factory=dict)
@@ -529,6 +531,7 @@ def _dumped(record: Record) -> str:
         "identity": record.identity and attrs.asdict(record.identity),
         "template": record.made_of,
         "restart": record.restart,
+        "reverting": record.reverting,
         "ready": record.ready,
         "ran": dict(record.ran),
         "lease": record.lease and attrs.asdict(record.lease),
@@ -594,6 +597,7 @@ def _loaded(path: Path) -> Record | None:
             macs=tuple(data["macs"]),
             values=data["values"],
             restart=data.get("restart") is True,
+            reverting=str(data.get("reverting") or ""),
             ready=str(data.get("ready") or ""),
             ran=_table(data.get("ran")) or {},
             identity=data["identity"] and _identity(data["identity"]),

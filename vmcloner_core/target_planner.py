@@ -166,13 +166,18 @@ def _steps(
     clone: Clone,
     record: Callable[[str], Record | None],
 ) -> tuple[str, ...]:
-    """Return a clone's steps, with the start that an interrupted run left undone."""
+    """Return a clone's steps; what an interrupted run left undone is part of them."""
     if clone.renamed is not None:
         return ("check",)
     if action.restarts and not request.start and not active(clone):
         kept = record(clone.name)
         if kept is not None and kept.restart:
             request = attrs.evolve(request, start=True)
+    aim = request.snapshot
+    if aim is not None and action.name == "snapshot-revert" and not aim.force:
+        kept = record(clone.name)
+        if kept is not None and kept.reverting == aim.name:  # what it does is since a killed revert
+            request = attrs.evolve(request, snapshot=attrs.evolve(aim, force=True))
     return action.steps(request, clone)
 
 

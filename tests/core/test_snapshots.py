@@ -132,6 +132,25 @@ def test_running_clones_go_on_after_a_revert(lab):
     assert lab.pool.contents["web-1-disk0"] != b"broken"
 
 
+def test_a_killed_revert_is_repeated_without_force(lab, monkeypatch):
+    """Its clones were off; one of them has continued from its memory when the run is killed."""
+    lab.engine.create("web", "t1", count=2, start=True)
+    lab.engine.create_snapshot("web", name="there", memory=True)
+    lab.engine.create_snapshot("web", name="other", memory=True)
+    lab.engine.stop("web", kill=True)
+    host = type(lab.engine._host)
+    with monkeypatch.context() as killed:
+        killed.setattr(host, "end_reverts", lambda *_: None)
+        lab.engine.revert_snapshot("web", name="there")
+    lab.engine.stop("web-2", kill=True)
+    with pytest.raises(WrongState, match="web-1 is running"):
+        lab.engine.revert_snapshot("web", name="other")
+    lab.engine.revert_snapshot("web", name="there")
+    assert states(lab) == [State.RUNNING, State.RUNNING]
+    with pytest.raises(WrongState, match="web-1 is running"):
+        lab.engine.revert_snapshot("web", name="there")
+
+
 def test_guests_without_agents_are_refused_alone(lab):
     lab.engine.create("web", "t1", count=3, start=True)
     lab.machines.snapshots.mute = {"web-2"}

@@ -466,7 +466,7 @@ class RevertDisks(_SnapshotStep):
         backend = run.host.drivers.backend("storage", driver.name)
         by_name = {work.name: work for work in works}
         for work in works:  # what has run on the disk that goes doesn't count
-            run.host.records.update(work.name, ran={})
+            run.host.records.update(work.name, ran={}, reverting=aim.name)
         for outcome in together(members, checked(revert, members, backend, Volume)):
             yield self._recorded(run, aim, by_name[outcome.key], outcome)
 
