@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Self
 
 import attrs
 
@@ -67,6 +68,17 @@ class Survey:
     foreign_names: frozenset[str] = frozenset()
     foreign_macs: frozenset[str] = frozenset()
     unseen: tuple[Unseen, ...] = ()
+
+    def only(self, fleets: Collection[str]) -> Self:
+        """Return it without the clones of other fleets; their names and addresses are foreign."""
+        others = [clone for clone in self.clones if clone.fleet not in fleets]
+        macs = [mac for each in others if each.domain is not None for mac in each.domain.macs]
+        return attrs.evolve(
+            self,
+            clones=tuple(clone for clone in self.clones if clone.fleet in fleets),
+            foreign_names=self.foreign_names.union(clone.name for clone in others),
+            foreign_macs=self.foreign_macs.union(macs),
+        )
 
     def check_seen(self, what: str, labels: Iterable[Labels]) -> None:
         """Check that all backends of clones with these labels could be read.

@@ -21,6 +21,7 @@ from vmcloner_core.errors import (
 )
 from vmcloner_core.hooks import hookimpl
 from vmcloner_core.hosts import wire
+from vmcloner_core.hosts.beside import Answered, Found
 from vmcloner_core.hosts.carrier import InProcess, Unreachable
 from vmcloner_core.hosts.links import Links
 from vmcloner_core.hosts.opening import open_hosts
@@ -167,7 +168,29 @@ def test_macs_are_unique_although_hosts_choose_the_same(hosts, monkeypatch):
     )
     all_hosts = hosts.controller()
     all_hosts.create("web", "t1", count=9)
-    assert len({clone.mac for clone in all_hosts.list()}) == 9
+    all_hosts.create("db", "t1", count=9)
+    assert len({clone.mac for clone in all_hosts.list()}) == 18
+
+
+def test_a_create_sees_the_clones_of_other_fleets_only_as_names_and_numbers(hosts):
+    all_hosts = hosts.controller()
+    all_hosts.create("db", "t1", count=3, where=Where(hosts=("h1",)))
+    looks = []
+    carrier_call = hosts.carrier.call
+
+    def call(host, name, text, event):
+        answer = carrier_call(host, name, text, event)
+        if name == "hold" and host == "h1":
+            value = wire.load(answer, Answered, whose="h1").value
+            looks.append(wire.load(value, Found, whose="h1"))
+        return answer
+
+    hosts.carrier.call = call
+    all_hosts.create("web", "t1", count=4)
+    assert on_each(all_hosts.list("web")) == {"h1": 1, "h2": 2, "h3": 1}
+    (look,) = looks
+    assert (look.survey.clones, look.clones) == ((), 3)
+    assert look.survey.foreign_names >= {"db-1", "db-2", "db-3"}
 
 
 def test_a_host_that_is_down_refuses_runs_unless_it_is_left_out(hosts):

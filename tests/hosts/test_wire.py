@@ -39,7 +39,7 @@ def test_a_result_is_the_same(plan, error):
 
 def test_a_survey_is_the_same():
     unseen = Unseen(host="h", kind="storage", name="files", error=NotFound("gone", hint="look"))
-    found = again(Found(survey=Survey(foreign_names=frozenset({"a"}), unseen=(unseen,))))
+    found = again(Found(survey=Survey(foreign_names=frozenset({"a"}), unseen=(unseen,)), clones=1))
     assert found.survey.foreign_names == {"a"}
     assert str(found.survey.unseen[0]) == str(unseen)
 

@@ -34,11 +34,13 @@ OBSERVED = {"step": StepEvent, "progress": ProgressEvent, "waiting": Waiting}
 class Asked:
     """One call: the fields that it needs, as its name says.
 
+    :param only: leave out the clones of other fleets: a create doesn't need them.
     :param memory: bytes of a clone of the request's template, for a host that doesn't have it yet.
     :param storage: a pool, empty for the host's default. :param item: a file of a parcel.
     """
 
     fleets: tuple[str, ...] = ()
+    only: bool = False
     request: Request | None = None
     run: str = ""
     index: int = 0
@@ -66,12 +68,14 @@ class Hello:
 class Found:
     """What a host has: its clones, and room for more.
 
+    :param clones: how many clones there are, also of fleets that were not asked for.
     :param highest: the highest index that a request's fleet has had, on any host.
     :param room: bytes of memory that it has for new clones of a request.
     :param need: bytes of memory that each new clone of a request takes; 0 if it isn't started.
     """
 
     survey: Survey
+    clones: int
     highest: int = 0
     room: int = 0
     need: int = 0
@@ -290,8 +294,11 @@ class Beside(ParcelCalls):
     def _found(self, survey: Survey, asked: Asked) -> Found:
         request, marks = asked.request, HighMarks(self._engine.host)
         highest = max(map(marks.read, asked.fleets), default=0)
+        clones = len(survey.clones)
+        if asked.only:
+            survey = survey.only(asked.fleets)
         if not isinstance(request, CreateRequest):
-            return Found(survey=survey, highest=highest)
+            return Found(survey=survey, clones=clones, highest=highest)
         starts = request.start or request.ready or request.wait is not None
         resources = self._engine.resources(request.hypervisor)
         memory = request.sizes.memory or self._memory(request.template, asked.memory)
@@ -300,6 +307,7 @@ class Beside(ParcelCalls):
             usable = int(usable * self._engine.settings.limits.memory_overcommit)
         return Found(
             survey=survey,
+            clones=clones,
             highest=highest,
             room=usable,
             need=memory + resources.memory_overhead if starts else 0,

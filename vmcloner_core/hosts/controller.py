@@ -416,8 +416,10 @@ def _asked(request: Request, host: str, fleets: tuple[str, ...], memory: int) ->
 
     :param memory: bytes of a clone, for a host that doesn't have the template yet; 0 if all have.
     """
-    makes = isinstance(request, CreateRequest) and request.where.allows(host)
-    return Asked(fleets=fleets, request=request if makes else None, memory=memory)
+    if not isinstance(request, CreateRequest):
+        return Asked(fleets=fleets, memory=memory)
+    makes = request if request.where.allows(host) else None
+    return Asked(fleets=fleets, only=True, request=makes, memory=memory)
 
 
 def _nothing(request: Request, host: str) -> Plan:

@@ -66,7 +66,7 @@ def of_create(
         Room(
             host=host,
             memory=each.room,
-            clones=len(each.survey.clones),
+            clones=each.clones,
         )
         for host, each in found.items()
         if where.allows(host)
