@@ -56,7 +56,7 @@ test-powercut: tools ## Cut the power of labs during LVM transactions, and test 
 test-guests: tools ## Boot twenty clones of a Debian built here at once, and other images one by one (30 min)
 	@$(WITH_LIBVIRTD) $(BIN)/pytest -s -m slow $(or $(ARGS),tests/identity)
 
-test-hosts: tools ## Silent links and hanging engines on three machines made of namespaces, with each carrier (15 min)
+test-hosts: tools ## Silent links, hanging engines and random kills on three machines made of namespaces (SEED=1 KILLS=50, 25 min)
 	@$(WITH_LIBVIRTD) $(BIN)/pytest -s -m slow $(or $(ARGS),tests/hosts)
 
 test-xen: tools ## Run the tests on Xen, including the long ones, in the lab (PXE_GUESTS=10)

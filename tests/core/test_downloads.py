@@ -155,8 +155,8 @@ def test_the_proxy_of_the_environment_is_asked(serve, tmp_path, monkeypatch, var
     asked = []
 
     def proxy(connection):
+        asked.append(True)  # first: the client may be done before the next statement
         connection.sendall(answer(b"by proxy", Content_Length=8))
-        asked.append(True)
 
     url = serve(proxy)
     port = url.rpartition(":")[2].partition("/")[0]

@@ -219,6 +219,57 @@ def test_a_fault_during_a_create_converges(carried, fault):
     assert Counter(row["host"] for row in rows) == {"h1": 10, "h2": 10, "h3": 10}
 
 
+def check_unique(lab):
+    """Check that no two clones of the machines share a name, an address or an identity."""
+    for question in ("--name", "--uuid"):
+        found = [
+            word
+            for machine in lab.machines.values()
+            for word in machine.run("virsh", "-q", "list", "--all", question).stdout.split()
+        ]
+        assert len(found) == len(set(found)), Counter(found).most_common(3)
+    rows = lab.rows()
+    for key in ("name", "mac"):
+        values = [row[key] for row in rows if row[key]]
+        assert len(values) == len(set(values)), Counter(values).most_common(3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_random_kills_leave_nothing_twice(lab):
+    """Machines, engines and controllers are killed in random commands (SEED=1 KILLS=50)."""
+    chance = random.Random(os.environ.get("SEED", "1"))
+    ends = Counter()
+    for _ in range(int(os.environ.get("KILLS", "50"))):
+        first = chance.randrange(1, 12)
+        words = chance.choice([
+            ("create", "web", "-t", "plain", "-n", str(chance.randrange(6, 24))),
+            ("create", "web", "-t", "plain", "--add", str(chance.randrange(1, 6))),
+            ("create", "db", "-t", "plain", "-n", "6", "--on-failure", "rollback"),
+            ("delete", f"web-[{first}-{first + 6}]", "--missing-ok", "--yes"),
+            ("delete", "--all", "--yes"),
+        ])  # fmt: skip
+        victim = lab.machines[chance.choice(NAMES)]
+        with lab.popen(*words) as process:
+            time.sleep(chance.uniform(0.5, 2.5))
+            how = chance.choice(["engine", "power", "controller"])
+            if how == "power":
+                victim.power_off()
+            elif how == "engine":
+                victim.kill_engines()
+            else:
+                process.kill()
+            said = "".join(process.communicate(timeout=200))
+        assert "Traceback" not in said
+        ends[how, process.returncode] += 1
+        if victim.process.poll() is not None:
+            victim.boot()
+        check_unique(lab)
+    print(dict(ends))
+    lab.run("create", "web", "-t", "plain", "-n", "30")
+    check_unique(lab)
+
+
 @pytest.mark.timeout(600)
 def test_with_most_machines_without_power_the_rest_goes_on(carried):
     for name in ("h1", "h3"):
