@@ -33,7 +33,7 @@ from vmcloner_core.model import (
     State,
     Volume,
 )
-from vmcloner_core.testing.suite import by_key
+from vmcloner_core.testing.suite import by_key, differs
 
 T = TypeVar("T")
 TAKEN = "2026-01-01T00:00:00+00:00"
@@ -122,7 +122,8 @@ class DiskSnapshotConformance:
             [outcome] = done(snapshots.revert(taken[:1]))
             assert outcome.key == volumes[0].name
             assert outcome.unwrap() == volumes[0]
-            assert [self.content(driver, volume) for volume in volumes] == before
+            for volume, old in zip(volumes, before, strict=True):
+                assert differs(self.content(driver, volume), old) is None
         assert set(driver.volumes()) == set(volumes)
 
     def test_snapshots_of_one_volume_are_independent(
@@ -140,11 +141,11 @@ class DiskSnapshotConformance:
         new = self.content(driver, volume)
         [second] = self.take(snapshots, [volume], "second")
         done(snapshots.revert([first]))
-        assert self.content(driver, volume) == old
+        assert differs(self.content(driver, volume), old) is None
         done(snapshots.delete([first]))
-        assert self.content(driver, volume) == old
+        assert differs(self.content(driver, volume), old) is None
         done(snapshots.revert([second]))
-        assert self.content(driver, volume) == new
+        assert differs(self.content(driver, volume), new) is None
         assert snapshots.found() == (second,)
 
     def test_snapshots_are_found_with_their_labels(
@@ -218,7 +219,7 @@ class DiskSnapshotConformance:
         [outcome] = done(snapshots.revert(taken))
         assert outcome.unwrap().name == volume.name
         assert outcome.unwrap().labels == volume.labels
-        assert self.content(driver, outcome.unwrap()) == before
+        assert differs(self.content(driver, outcome.unwrap()), before) is None
 
     def test_a_volume_gets_its_old_size(
         self,
@@ -255,7 +256,7 @@ class DiskSnapshotConformance:
             outcomes = by_key(snapshots.revert(taken))
         assert isinstance(outcomes[volumes[0].name].error, WrongState)
         assert outcomes[volumes[1].name].ok
-        assert self.content(driver, volumes[0]) == before
+        assert differs(self.content(driver, volumes[0]), before) is None
 
     def test_removing_snapshots(
         self,
@@ -275,10 +276,10 @@ class DiskSnapshotConformance:
         assert [o.changed for o in done(snapshots.delete([taken]))] == [True]
         assert [o.changed for o in done(snapshots.delete([taken]))] == [False]
         assert snapshots.found() == ()
-        assert self.content(driver, volume) == before
+        assert differs(self.content(driver, volume), before) is None
         [outcome] = snapshots.revert([taken])  # type: ignore[assignment]
         assert isinstance(outcome.error, NotFound)
-        assert self.content(driver, volume) == before
+        assert differs(self.content(driver, volume), before) is None
 
     def test_needs_and_empty_batches_of_snapshots(
         self,

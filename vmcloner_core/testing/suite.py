@@ -71,3 +71,16 @@ class Suite:
     def wrong_with(self, made: object) -> str | None:
         """Return what its contract demands and the fixture's value lacks, None for nothing."""
         return check_driver(made, self.contract)
+
+
+def differs(found: bytes, wanted: bytes) -> str | None:
+    """Return where the contents of two disks differ, None if they are the same.
+
+    For asserts: pytest takes minutes to show the difference of two such values itself.
+    """
+    if found == wanted:
+        return None
+    if len(found) != len(wanted):
+        return f"{len(found)} bytes instead of {len(wanted)}"
+    place = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
+    return f"byte {place} is {found[place]:#04x} instead of {wanted[place]:#04x}"
