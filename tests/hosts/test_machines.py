@@ -243,15 +243,15 @@ def test_random_kills_leave_nothing_twice(lab):
     for _ in range(int(os.environ.get("KILLS", "50"))):
         first = chance.randrange(1, 12)
         words = chance.choice([
-            ("create", "web", "-t", "plain", "-n", str(chance.randrange(6, 24))),
-            ("create", "web", "-t", "plain", "--add", str(chance.randrange(1, 6))),
-            ("create", "db", "-t", "plain", "-n", "6", "--on-failure", "rollback"),
-            ("delete", f"web-[{first}-{first + 6}]", "--missing-ok", "--yes"),
+            ("create", "web", "-t", "plain", "-n", str(chance.randrange(20, 60))),
+            ("create", "web", "-t", "plain", "--add", str(chance.randrange(5, 30))),
+            ("create", "db", "-t", "plain", "-n", "30", "--on-failure", "rollback"),
+            ("delete", f"web-[{first}-{first + 30}]", "--missing-ok", "--yes"),
             ("delete", "--all", "--yes"),
         ])  # fmt: skip
         victim = lab.machines[chance.choice(NAMES)]
         with lab.popen(*words) as process:
-            time.sleep(chance.uniform(0.5, 2.5))
+            time.sleep(chance.uniform(0.6, 1.8))
             how = chance.choice(["engine", "power", "controller"])
             if how == "power":
                 victim.power_off()
@@ -266,7 +266,7 @@ def test_random_kills_leave_nothing_twice(lab):
             victim.boot()
         check_unique(lab)
     print(dict(ends))
-    lab.run("create", "web", "-t", "plain", "-n", "30")
+    lab.run("create", "web", "-t", "plain", "-n", "60")
     check_unique(lab)
 
 
