@@ -356,13 +356,14 @@ class Engine(RunCalls, TemplateCalls, LeaseCalls, PoolCalls, GuestCalls):
 
     def _carried_out(self, plan: Plan, ending: Cancellation) -> RunResult:
         from vmcloner_core.running import PlannedRun
+        from vmcloner_core.steps import ACTIONS
 
         try:
             return PlannedRun(plan, self._host, self.plugins, ending.event)()
         finally:
             if plan.snapshot is not None:  # what failed is as if it had not begun
                 self._host.undo_snapshots({clone.labels.fleet for clone in plan.clones})
-            if plan.action == "snapshot-revert":
+            if ACTIONS[plan.action].reverts:
                 self._host.end_reverts([clone.name for clone in plan.clones])
 
     def cancel(self) -> None:

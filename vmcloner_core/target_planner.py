@@ -174,7 +174,7 @@ def _steps(
         if kept is not None and kept.restart:
             request = attrs.evolve(request, start=True)
     aim = request.snapshot
-    if aim is not None and action.name == "snapshot-revert" and not aim.force:
+    if aim is not None and action.reverts and not aim.force:
         kept = record(clone.name)
         if kept is not None and kept.reverting == aim.name:  # what it does is since a killed revert
             request = attrs.evolve(request, snapshot=attrs.evolve(aim, force=True))

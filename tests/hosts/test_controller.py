@@ -627,3 +627,25 @@ def test_one_host_and_others_to_leave_out_are_not_given_together(tmp_path):
     for host, said in (("h1", "only h1 is worked on"), ("local", "--without needs several hosts")):
         with pytest.raises(InvalidRequest, match=said):
             open_hosts(config=config, host=host, without=["h2"])
+
+
+def test_a_read_during_a_run_takes_none_of_its_events(hosts):
+    """Reads may come from other threads: the run's observers hear all of it all the same."""
+    watch, reads = Watch(), []
+    all_hosts = hosts.controller(watch)
+    define = hosts.sites["h1"].machines.define
+
+    def defined(specs):
+        if not reads:
+            reads.append(threading.Thread(target=all_hosts.leases, args=(all_hosts.list(),)))
+            reads[0].start()
+            reads[0].join(60)
+        return define(specs)
+
+    hosts.sites["h1"].machines.define = defined
+    all_hosts.create("web", "t1", count=3, start=True)
+    assert reads
+    ends = (StepStatus.DONE, StepStatus.UNCHANGED)
+    done = [(e.clone, e.step) for e in watch.events if e.clone != "t1" and e.status in ends]
+    assert sorted(done) == sorted(set(done))
+    assert {clone for clone, step in done if step == "start"} == {"web-1", "web-2", "web-3"}

@@ -28,6 +28,8 @@ from vmcloner_core.survey import Survey
 Event = Callable[[str], None]
 OBSERVED = {"step": StepEvent, "progress": ProgressEvent, "waiting": Waiting}
 """The kinds of events, and the type of their value."""
+OTHERS = ""
+"""Stands for the events that are of no run that is carried out here for the controller."""
 
 
 @attrs.frozen(kw_only=True)
@@ -101,26 +103,30 @@ class Answered:
 
 
 class _Forward:
-    """An observer that passes events on to the call that carries a plan out."""
+    """An observer that passes events on: a run's to the call that carries it out.
+
+    The others are of the calls about templates; one of them is told at a time.
+    """
 
     def __init__(self) -> None:
-        self.event: Event = lambda _text: None
+        self.listeners: dict[str, Event] = {}
 
-    def _tell(self, kind: str, value: object) -> None:
-        self.event(wire.dump({"kind": kind, "value": wire.dump(value)}))
+    def _tell(self, run: str, kind: str, value: object) -> None:
+        event = self.listeners.get(run) or self.listeners.get(OTHERS)
+        if event is not None:
+            event(wire.dump({"kind": kind, "value": wire.dump(value)}))
 
     @hookimpl
     def vmcloner_step_changed(self, event: StepEvent) -> None:
-        self._tell("step", event)
+        self._tell(event.run, "step", event)
 
     @hookimpl
     def vmcloner_progress(self, event: ProgressEvent) -> None:
-        self._tell("progress", event)
+        self._tell(event.run, "progress", event)
 
     @hookimpl
     def vmcloner_waiting(self, run: str, waiting: Waiting) -> None:
-        del run
-        self._tell("waiting", waiting)
+        self._tell(run, "waiting", waiting)
 
 
 class Beside(ParcelCalls):
@@ -185,17 +191,19 @@ class Beside(ParcelCalls):
             for item in call.do(self._engine, *targets, **given):
                 event(wire.dump(item))
             return None
-        with self._told(event):
+        if not call.tells:
+            return call.do(self._engine, *targets, **given)
+        with self._told(OTHERS, event):
             return call.do(self._engine, *targets, **given)
 
     @contextlib.contextmanager
-    def _told(self, event: Event) -> Iterator[None]:
-        """Tell the caller of the engine's events."""
-        self._forward.event = event
+    def _told(self, run: str, event: Event) -> Iterator[None]:
+        """Tell the caller of the events of a run."""
+        self._forward.listeners[run] = event
         try:
             yield
         finally:
-            self._forward.event = lambda _text: None
+            self._forward.listeners.pop(run, None)
 
     def close(self) -> None:
         """Release what is held, and close the engine."""
@@ -268,7 +276,7 @@ class Beside(ParcelCalls):
         """Carry out the plan that was made last, of the run of this name."""
         if self._held is None or asked.run not in self._plans:
             raise WrongState("nothing is planned", hint="run the same command again")
-        with self._told(event):
+        with self._told(asked.run, event):
             return self._held.carry_out(self._plans.pop(asked.run))
 
     def call_undo(self, asked: Asked, _event: Event) -> RunResult:

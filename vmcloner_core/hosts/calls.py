@@ -49,12 +49,14 @@ class Call:
     :param answer: the type of what it returns; of a stream, of each item.
     :param takes: the types of its arguments, by name.
     :param stream: whether it returns items one after another, maybe for ever.
+    :param tells: whether the caller gets the engine's events meanwhile.
     """
 
     do: Callable[..., Any]
     answer: Any
     takes: Mapping[str, Any] = attrs.field(factory=dict)
     stream: bool = False
+    tells: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -124,7 +126,9 @@ CALLS = {
         Engine.extend_lease, tuple[LeaseState, ...], {**_LEASE, "ttl": int | str | None}
     ),
     "end_lease": Call(Engine.end_lease, tuple[LeaseState, ...], _LEASE),
-    "gc": Call(_collected, Collected, {"expired": bool, "orphans": bool, "dry_run": bool}),
+    "gc": Call(
+        _collected, Collected, {"expired": bool, "orphans": bool, "dry_run": bool}, tells=True
+    ),
     "statistics": Call(Engine.statistics, tuple[tuple[Clone, Statistics | None], ...], _TARGETS),
     "boots": Call(Engine.boots, tuple[Preview, ...], _TARGETS),
     "started": Call(_started, float | None, _NAME),
@@ -157,14 +161,16 @@ CALLS = {
             "format": ImageFormat | None,
             "copying": Copying,
         },
+        tells=True,
     ),
     "pull_template": Call(
-        Engine.pull_template, Outcome[PulledImage], {**_NAME, "mirror": str | None}
+        Engine.pull_template, Outcome[PulledImage], {**_NAME, "mirror": str | None}, tells=True
     ),
     "build_image": Call(
         Engine.build_image,
         tuple[Template, ImageFile],
         {**_NAME, "options": Mapping[str, Any] | None, "builder": str, "parent": str},
+        tells=True,
     ),
     "capture_template": Call(
         Engine.capture_template,
@@ -174,6 +180,7 @@ CALLS = {
             **dict.fromkeys(("live", "compact", "seal", "dry_run"), bool),
             "copying": Copying,
         },
+        tells=True,
     ),
     "export_template": Call(
         Engine.export_template,
@@ -183,6 +190,7 @@ CALLS = {
             "file": Path,
             **dict.fromkeys(("compressed", "overwrite", "dry_run"), bool),
         },
+        tells=True,
     ),
     "delete_template": Call(Engine.delete_template, Outcome[None], _IMAGE),
     "leftovers": Call(Engine.leftovers, tuple[TemplateLeftover, ...]),

@@ -27,7 +27,6 @@ import attrs
 
 from vmcloner_core import own_key
 from vmcloner_core.birth import Birth
-from vmcloner_core.engine import Engine
 from vmcloner_core.errors import (
     Conflict,
     Interrupted,
@@ -43,7 +42,6 @@ from vmcloner_core.hosts.draining import Drained, Why, placed
 from vmcloner_core.hosts.images import OWN, Images
 from vmcloner_core.hosts.links import Links, each
 from vmcloner_core.hosts.reads import Reads
-from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import Host, RemoteHost
 from vmcloner_core.names import fold, parse_targets
 from vmcloner_core.plan import ALL, OnFailure, Plan, RunResult, Waiting
@@ -90,7 +88,7 @@ class Controller(RunCalls, Reads):
             raise InvalidRequest("no host is left", hint="leave out fewer with --without")
         self._connections = Links(carrier, [a for a in addresses if a.name not in without], version)
         self._own = Links(
-            InProcess({OWN: Beside(self._packing_engine)}),
+            InProcess({OWN: Beside(lambda _plugin: self._own_engine())}),
             [RemoteHost(name=OWN, ssh=OWN, python="")],
             version,
         )
@@ -114,11 +112,6 @@ class Controller(RunCalls, Reads):
     def names(self) -> tuple[str, ...]:
         """The names of the hosts."""
         return self._links.known
-
-    def _packing_engine(self, plugin: object) -> Engine:
-        """Return an engine of this machine, for its templates; it makes no clones."""
-        plugins = PluginHost([plugin])
-        return Engine(self.settings, plugins, LocalHost(self.host, plugins))
 
     def close(self) -> None:
         """End the connections, and what runs beside the hosts."""

@@ -346,12 +346,9 @@ def _image(
     with contextlib.suppress(VmclonerError):  # no pool, none in it, or it gives none out
         return stack.enter_context(host.images.lent(template.name, _pool(engine, storage)))
 
-    def progress(_done: int, _total: int) -> None:
-        pass
-
     with host.hold([f"template/{template.name}"], lambda: False):
         builder = host.images.builder(template)
-        return stack.enter_context(images.obtained(template, builder, host.host, progress))
+        return stack.enter_context(images.obtained(template, builder, host.host, _unheard))
 
 
 def _others(template: Template) -> dict[str, Path]:

@@ -11,7 +11,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from vmcloner_core.run_events import RunEvent
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 MAX_LINE = 16 * 1024
 """Characters of a console's line that a host gives."""
 
@@ -165,8 +166,7 @@ class Reads(SharedCalls):
     def _own_engine(self) -> Engine:
         """Return the engine of this machine; whether it is one of the hosts or not."""
         if self._this is None:
-            own = LocalHost(self.settings.host(LOCAL), self.plugins)
-            self._this = Engine(self.settings, self.plugins, own)
+            self._this = Engine(self.settings, self.plugins, LocalHost(self.host, self.plugins))
         return self._this
 
     def _heard(self, run: str, host: str, text: str, told: dict[str, Waiting]) -> None:
@@ -252,21 +252,14 @@ class Reads(SharedCalls):
     def statistics(self, *targets: str) -> tuple[tuple[Clone, Statistics | None], ...]:
         """Return clones with what each has used; see :meth:`Engine.statistics`."""
         clones = self.list(*targets)
-        found = {
-            (host, clone.name): read
-            for host, rows in self._of_clones("statistics", clones).items()
-            for clone, read in rows
-        }
-        return tuple((clone, found.get((clone.host, clone.name))) for clone in clones)
+        found = _by_clone(self._of_clones("statistics", clones), lambda row: row[0].name)
+        rows = ((clone, found.get((clone.host, clone.name))) for clone in clones)
+        return tuple((clone, row[1] if row is not None else None) for clone, row in rows)
 
     def boots(self, *targets: str) -> tuple[Preview, ...]:
         """Return what clones would boot now; see :meth:`Engine.boots`."""
         clones = self.list(*targets)
-        found = {
-            (host, preview.name): preview
-            for host, previews in self._of_clones("boots", clones).items()
-            for preview in previews
-        }
+        found = _by_clone(self._of_clones("boots", clones), lambda preview: preview.name)
         pairs = ((clone.host, clone.name) for clone in clones)
         return tuple(found[pair] for pair in pairs if pair in found)
 
@@ -501,11 +494,18 @@ def _by_host(clones: Iterable[Clone]) -> dict[str, list[str]]:
     return by_host
 
 
+def _by_clone(
+    found: Mapping[str, Iterable[T]], name: Callable[[T], str]
+) -> dict[tuple[str, str], T]:
+    """Return what hosts have answered, by host and clone."""
+    return {(host, name(each)): each for host, those in found.items() for each in those}
+
+
 def _in_order(
     clones: Iterable[Clone], found: Mapping[str, Iterable[LeaseState]]
 ) -> Iterator[tuple[Clone, LeaseState | None]]:
     """Yield clones with what their hosts said of their leases; None if nothing."""
-    states = {(host, each.clone.name): each for host, those in found.items() for each in those}
+    states = _by_clone(found, lambda state: state.clone.name)
     for clone in clones:
         state = states.get((clone.host, clone.name))
         yield clone, state and attrs.evolve(state, clone=clone)

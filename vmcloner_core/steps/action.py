@@ -30,6 +30,9 @@ class Action(ABC):
     restarts = False
     """Whether it stops running clones and starts them again. Repeated after an interruption, it
     starts those that were stopped."""
+    reverts = False
+    """Whether it reverts clones to snapshots. Repeated after an interruption, it also reverts those
+    that have continued meanwhile."""
     leaves: ClassVar[tuple[State, ...]] = ()
     """The states of clones that it leaves as they are if a fleet has others. It fails for clones in
     these states that are named themselves, or if a request is for no others."""

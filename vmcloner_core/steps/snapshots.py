@@ -74,6 +74,7 @@ class RevertSnapshot(TargetAction):
     past = "reverted"
     order = ("check", "verify", "destroy", "discard", "revert", "put-back", "start")
     lowest_first = False
+    reverts = True
 
     def steps(self, request: TargetRequest, clone: Clone) -> tuple[str, ...]:
         """See :meth:`TargetAction.steps`.
