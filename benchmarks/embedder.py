@@ -19,7 +19,7 @@ import attrs
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.hosts import SETTINGS, TEMPLATE
+from benchmarks.hosts import SETTINGS, settle
 from vmcloner_core.engine import Engine
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.plugins import PluginHost
@@ -84,11 +84,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        templates = folder / "config/vmcloner/templates"
-        templates.mkdir(parents=True)
-        (templates / "sim.toml").write_text(TEMPLATE)
-        (templates / "image.raw").write_bytes(bytes(1024**2))
-        os.environ["XDG_CONFIG_HOME"] = str(folder / "config")
+        settle(folder)
         table = Table(*(field.name for field in attrs.fields(Row)))
         for row in rows(arguments.fleets, folder):
             table.add_row(*map(str, attrs.astuple(row)))

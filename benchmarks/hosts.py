@@ -65,6 +65,15 @@ class Row:
     peak_mib: int
 
 
+def settle(folder: Path) -> None:
+    """Have this process read a template ``sim`` from a folder, and nothing of the user's."""
+    templates = folder / "config/vmcloner/templates"
+    templates.mkdir(parents=True)
+    (templates / "sim.toml").write_text(TEMPLATE)
+    (templates / "image.raw").write_bytes(bytes(1024**2))
+    os.environ["XDG_CONFIG_HOME"] = str(folder / "config")
+
+
 def beside(folder: Path) -> Beside:
     """Return what answers a controller on a simulated host."""
     folder.mkdir()
@@ -151,11 +160,7 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        templates = folder / "config/vmcloner/templates"
-        templates.mkdir(parents=True)
-        (templates / "sim.toml").write_text(TEMPLATE)
-        (templates / "image.raw").write_bytes(bytes(1024**2))
-        os.environ["XDG_CONFIG_HOME"] = str(folder / "config")
+        settle(folder)
         for hosts in arguments.hosts:
             place = folder / f"with-{hosts}"
             place.mkdir()

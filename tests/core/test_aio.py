@@ -2,16 +2,15 @@
 
 import asyncio
 import inspect
-import threading
 
 import pytest
 
+from tests.pauses import LONG, halted, meeting
 from vmcloner_core import Engine
 from vmcloner_core.aio import AsyncEngine
 from vmcloner_core.errors import NotFound, PartialFailure
 from vmcloner_core.testing.reference import BootPlugin, HypervisorPlugin, StoragePlugin
 
-LONG = 60
 # What isn't a call, or can't be one: hold() keeps locks for a block of its thread.
 APART = {"open", "close", "cancel", "hold", "use_pool"}
 
@@ -61,14 +60,7 @@ def test_calls_and_their_errors(lab):
 
 
 def test_runs_go_on_at_the_same_time(lab, monkeypatch):
-    barrier = threading.Barrier(2, timeout=LONG)
-    clone = lab.pool.clone
-
-    def met(*args, **options):
-        barrier.wait()
-        return clone(*args, **options)
-
-    monkeypatch.setattr(lab.pool, "clone", met)
+    meeting(monkeypatch, lab.pool, 2)
 
     async def main(engine):
         await asyncio.gather(*(engine.create(name, "t1", count=1) for name in ("web", "db")))
@@ -78,15 +70,7 @@ def test_runs_go_on_at_the_same_time(lab, monkeypatch):
 
 
 def test_a_cancelled_task_ends_its_run_cleanly(lab, monkeypatch):
-    inside, go_on = threading.Event(), threading.Event()
-    clone = lab.pool.clone
-
-    def slow(*args, **options):
-        inside.set()
-        assert go_on.wait(LONG)
-        return clone(*args, **options)
-
-    monkeypatch.setattr(lab.pool, "clone", slow)
+    inside, go_on = halted(monkeypatch, lab.pool)
 
     async def main(engine):
         making = asyncio.create_task(

@@ -1,29 +1,15 @@
 """Runs of one engine at the same time, and the end of some of them."""
 
 import json
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.pauses import LONG, halted, meeting
 from vmcloner_core.cancelling import Cancellation, ending_with
 from vmcloner_core.errors import Interrupted
 from vmcloner_core.hooks import hookimpl
 from vmcloner_core.plan import StepStatus
-
-LONG = 60
-
-
-def meeting(monkeypatch, driver, parties):
-    """Have calls of the driver's clone() wait until so many are in it at once."""
-    barrier = threading.Barrier(parties, timeout=LONG)
-    clone = driver.clone
-
-    def met(requests, *args, **options):
-        barrier.wait()
-        return clone(requests, *args, **options)
-
-    monkeypatch.setattr(driver, "clone", met)
 
 
 def test_runs_of_different_fleets_go_on_at_the_same_time(lab, monkeypatch):
@@ -35,15 +21,7 @@ def test_runs_of_different_fleets_go_on_at_the_same_time(lab, monkeypatch):
 
 
 def test_a_second_run_of_a_fleet_waits_for_the_first(lab, monkeypatch, caplog):
-    inside, go_on = threading.Event(), threading.Event()
-    clone = lab.pool.clone
-
-    def slow(*args, **options):
-        inside.set()
-        assert go_on.wait(LONG)
-        return clone(*args, **options)
-
-    monkeypatch.setattr(lab.pool, "clone", slow)
+    inside, go_on = halted(monkeypatch, lab.pool)
     with ThreadPoolExecutor() as threads:
         first = threads.submit(lab.engine.create, "web", "t1", count=2)
         assert inside.wait(LONG)

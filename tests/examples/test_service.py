@@ -5,17 +5,16 @@ import importlib.util
 import json
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
+from tests.pauses import LONG, halted
 from vmcloner_core.aio import AsyncEngine
 
 TOP = Path(__file__).parents[2]
 EXAMPLE = TOP / "contrib/examples/service"
-LONG = 60
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +94,7 @@ def test_events_come_while_a_fleet_is_made(asked):
 
 
 def test_a_request_that_is_broken_off_ends_its_run(asked, lab, monkeypatch):
-    inside, go_on = threading.Event(), threading.Event()
-    clone = lab.pool.clone
-
-    def slow(*args, **options):
-        inside.set()
-        assert go_on.wait(LONG)
-        return clone(*args, **options)
-
-    monkeypatch.setattr(lab.pool, "clone", slow)
+    inside, go_on = halted(monkeypatch, lab.pool)
     wanted = {"template": "t1", "count": 2, "start": True, "on_failure": "rollback"}
 
     async def main(client):
