@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from vmcloner_core.model import CloneMode
-from vmcloner_core.testing.storage import StorageConformance
+from vmcloner_core.testing.samples import make_context
+from vmcloner_core.testing.storage import STATE_ID, StorageConformance
 from vmcloner_files import drafts
 from vmcloner_files.driver import FilesDriver
 
@@ -71,6 +72,9 @@ class TestLikeNfs(TestNamedDrafts):
 
     @pytest.fixture
     def open_driver(self, tmp_path, make_driver):
+        context = make_context(tmp_path)
+        context.host.state_id.parent.mkdir()
+        context.host.state_id.write_text(STATE_ID)  # another's clones would not be seen
         return lambda: make_driver(tmp_path, clone="overlay", shared=True)
 
 

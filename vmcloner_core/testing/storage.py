@@ -53,6 +53,8 @@ from vmcloner_core.testing.suite import Suite, by_key, differs
 
 MIB = 1024**2
 TIMEOUT = 240.0
+STATE_ID = "0123456789abcdef" * 2
+"""The id of a state folder: pools that show each state folder its own clones are tested with it."""
 T = TypeVar("T")
 OpenDriver = Callable[[], StorageDriver]
 
@@ -357,7 +359,8 @@ class StorageConformance(DiskSnapshotConformance, CaptureTests, Suite):
         [volume] = self.make(driver, self.requests(origin, 1, driver.default_mode))
         assert differs(self.content(driver, volume), image.path.read_bytes()) is None
         _check(driver.delete_origin("other"))
-        assert driver.origins() == (origin,)
+        [left] = driver.origins()  # what it takes may differ: a ramfs keeps holes that are read
+        assert attrs.evolve(left, allocated=origin.allocated) == origin
         assert other.digest != origin.digest
         assert differs(self.content(driver, volume), image.path.read_bytes()) is None
 
@@ -500,7 +503,7 @@ class StorageConformance(DiskSnapshotConformance, CaptureTests, Suite):
             expires="2027-01-01T00:00:00Z",
             owner="Zoë Ω",
             boot="pygrub",
-            state="0123456789abcdef",
+            state=STATE_ID,
             lab="trial",
         )
         requests[0] = attrs.evolve(requests[0], labels=every)
