@@ -189,6 +189,8 @@ class AsyncEngine:
     diff_lab = _coroutine(Engine.diff_lab)
     apply_lab = _coroutine(Engine.apply_lab)
     lab_parts = _coroutine(Engine.lab_parts)
+    lab_networks = _coroutine(Engine.lab_networks)
+    records = _coroutine(Engine.records)
     delete_lab = _coroutine(Engine.delete_lab)
     survey = _coroutine(Engine.survey)
     list = _coroutine(Engine.list)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Self
 import attrs
 
 from vmcloner_core import ssh_access
-from vmcloner_core.cancelling import Cancellation, ending_with, given
+from vmcloner_core.cancelling import Cancellation, given
 from vmcloner_core.deadlines import answers, instance
 from vmcloner_core.errors import (
     MAX_SHOWN,
@@ -37,6 +37,7 @@ from vmcloner_core.errors import (
     did_you_mean,
 )
 from vmcloner_core.guest_calls import GuestCalls
+from vmcloner_core.lab_calls import LabCalls
 from vmcloner_core.lease_calls import LeaseCalls
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import (
@@ -80,9 +81,10 @@ if TYPE_CHECKING:
         HypervisorDriver,
         NetworkInterface,
     )
-    from vmcloner_core.labs import Change, Lab, LabResult
-    from vmcloner_core.labs.apply import Applier
+    from vmcloner_core.labs import Lab
+    from vmcloner_core.labs.site import NetworkOn, Site
     from vmcloner_core.model import CloneSpec
+    from vmcloner_core.records import Record
     from vmcloner_core.remote import Answer
 
 log = logging.getLogger(__name__)
@@ -104,7 +106,7 @@ class Held:
     again: Callable[[Request], RunResult]
 
 
-class Engine(RunCalls, TemplateCalls, LeaseCalls, PoolCalls, GuestCalls):
+class Engine(RunCalls, LabCalls, TemplateCalls, LeaseCalls, PoolCalls, GuestCalls):
     """Makes, runs and removes clones on one host.
 
     All calls may be made from any thread. Runs of different fleets are carried out at the same
@@ -289,70 +291,24 @@ class Engine(RunCalls, TemplateCalls, LeaseCalls, PoolCalls, GuestCalls):
                 self._host.forget_empty_pools()
             return left
 
-    def diff_lab(self, lab: Lab) -> tuple[Change, ...]:
-        """Return what differs between a lab's file and the host, in order. Changes nothing.
+    def _lab_site(self, lab: Lab) -> Site:  # noqa: ARG002 - any lab is on this host
+        from vmcloner_core.labs.one_host import OneHost
 
-        :param lab: as :func:`vmcloner_core.labs.read_lab` returns it.
-        :raises Conflict: a name of the file is taken by what isn't the lab's.
+        return OneHost(self, self._host, self._planning)
+
+    def records(self, *targets: str) -> tuple[Record, ...]:
+        """Return what this host keeps of clones beside their labels, for those of which it does."""
+        return tuple(self._host.records.of([clone.name for clone in self.list(*targets)]).values())
+
+    def lab_networks(self, lab: str, hypervisors: Sequence[str] = ()) -> tuple[NetworkOn, ...]:
+        """Return the networks that carry a lab's name.
+
+        :param hypervisors: those that must be readable.
+        :raises BackendError: one of these isn't.
         """
-        return self._applier(lab).diff()
+        from vmcloner_core.labs.one_host import networks_of
 
-    def apply_lab(
-        self,
-        lab: Lab,
-        *,
-        prune: bool = False,
-        recreate: bool = False,
-        provision: bool = False,
-        dry_run: bool = False,
-        on_changes: Callable[[Sequence[Change], Sequence[Change]], None] = lambda _todo, _left: (
-            None
-        ),
-        on_run: Callable[[RunResult], None] = lambda _result: None,
-    ) -> LabResult:
-        """Bring the host to what a lab's file says. Idempotent; what was killed is continued.
-
-        :param prune: also remove what the lab has made and the file doesn't have.
-        :param recreate: also replace clones that can't be changed to what the file says.
-        :param provision: also run scripts again that have changed since they ran.
-        :param on_changes: called with what will be done and what is left for lack of an option,
-            before anything is changed; may raise to stop.
-        :param on_run: called with the result of each run, also of failed ones.
-        :raises Conflict: as :meth:`diff_lab`. :raises NotEnoughResources: the host has no room for
-            all of it; nothing was changed.
-        :raises PartialFailure: some fleets aren't as the file says; carries the clones' errors.
-        """
-        given = {"--prune": prune, "--recreate": recreate, "--provision": provision}
-        options = [option for option, wanted in given.items() if wanted]
-        with self._cancellable() as ending, ending_with(ending):
-            apply = self._applier(lab, ending, on_run)
-            return apply(options, dry_run=dry_run, on_changes=on_changes)
-
-    def lab_parts(self, lab: Lab) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the names of the clones and of the networks that carry a lab's name."""
-        return self._applier(lab).parts()
-
-    def delete_lab(self, lab: Lab) -> RunResult | None:
-        """Delete all clones and networks that carry a lab's name. Its images stay. Idempotent.
-
-        :returns: the result of the clones' deletion, None if there were none.
-        :raises PartialFailure: some clones are left, and so are the networks.
-        """
-        with self._cancellable() as ending, ending_with(ending):
-            return self._applier(lab, ending).delete()
-
-    def _applier(
-        self,
-        lab: Lab,
-        ending: Cancellation | None = None,
-        on_run: Callable[[RunResult], None] = lambda _result: None,
-    ) -> Applier:
-        from vmcloner_core.labs.apply import Applier
-
-        def cancelled() -> bool:
-            return ending is not None and ending.asked
-
-        return Applier(lab, self, self._host, self._planning, cancelled=cancelled, on_run=on_run)
+        return tuple(networks_of(self._host, lab, hypervisors))
 
     def _carried_out(self, plan: Plan, ending: Cancellation) -> RunResult:
         from vmcloner_core.running import PlannedRun

@@ -1,24 +1,24 @@
-"""Compare a lab's file with what is on the host. Changes nothing."""
+"""Compare a lab's file with what is there. Changes nothing."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Literal
 
 import attrs
 
 from vmcloner_core.catalog import built
 from vmcloner_core.clone_spec import own_values
-from vmcloner_core.errors import BackendError, Conflict, VmclonerError
+from vmcloner_core.errors import Conflict, VmclonerError
 from vmcloner_core.images import up_to_date
 from vmcloner_core.labs.model import Change, Lab, LabFleet, LabImage, LabNetwork
-from vmcloner_core.local_host import LocalHost
+from vmcloner_core.labs.site import NetworkOn, Site
 from vmcloner_core.model import Clone, Network, NetworkChange, Nic, State, Template
 from vmcloner_core.names import clone_name
 from vmcloner_core.plan import Sizes
 from vmcloner_core.planner import SIZES
 from vmcloner_core.records import Record
-from vmcloner_core.settings import Defaults
 from vmcloner_core.survey import Survey
 from vmcloner_core.tomlfile import keys_of
 from vmcloner_core.trusted_files import exists, read_file
@@ -43,13 +43,13 @@ class Comparison:
 
 
 class Comparer:
-    """Compares one lab with one host."""
+    """Compares one lab with one site."""
 
-    def __init__(self, lab: Lab, host: LocalHost, defaults: Defaults) -> None:
+    def __init__(self, lab: Lab, site: Site) -> None:
         self._lab = lab
-        self._host = host
-        self._defaults = defaults
+        self._site = site
         self._templates: dict[str, Template] = {}
+        self._clones: dict[str, Clone] = {}
 
     def __call__(self, found: Survey) -> Comparison:
         """Return what differs.
@@ -61,16 +61,18 @@ class Comparer:
         lab = self._lab
         members = self.members(found)
         for fleet in lab.fleets.values():
-            storage = fleet.storage or self._defaults.storage
-            hypervisor = fleet.hypervisor or self._defaults.hypervisor
+            storage = self._backend(fleet.storage, "storage") or ""
+            hypervisor = self._backend(fleet.hypervisor, "hypervisor") or ""
             found.check_backends(f"lab {lab.name}", storage, hypervisor)
+        self._clones = {clone.name: clone for clone in found.clones}
         changes = [
             change for name, image in lab.images.items() for change in self._image(name, image)
         ]
         networks: dict[str, Network] = {}
         for name, network in lab.networks.items():
-            change = self._prepared(name, network)
-            if change.steps:
+            for host, change in self._prepared(name, network).items():
+                if not change.steps:
+                    continue
                 networks[change.network.key] = change.network
                 new = {"define", "bridge"} & set(change.steps)
                 changes.append(
@@ -78,7 +80,7 @@ class Comparer:
                         action="make" if new else "change",
                         kind="network",
                         name=name,
-                        why=", ".join(change.steps),
+                        why=", ".join(change.steps) + self._site.on(host),
                     )
                 )
         for name, fleet in lab.fleets.items():
@@ -92,11 +94,11 @@ class Comparer:
             Change(
                 action="remove",
                 kind="network",
-                name=network.name,
-                why="not in the file",
+                name=found_on.network.name,
+                why="not in the file" + self._site.on(found_on.host),
                 option="--prune",
             )
-            for _, network in self.unwanted()
+            for found_on in self.unwanted()
         ]
         return Comparison(
             changes=tuple(changes),
@@ -110,39 +112,17 @@ class Comparer:
         :raises BackendError: one is on a backend that could not be read.
         """
         lab = self._lab
-        labels = [clone.labels for clone in found.clones]
-        if found.unseen:  # then records may tell of clones that weren't seen
-            records = self._host.records
-            labels += [record.labels for record in records.of(records.names()).values()]
-        concerned = [each for each in labels if each.lab == lab.name or each.fleet in lab.fleets]
-        found.check_seen(f"lab {lab.name}", concerned)
+        self._site.check_seen(lab, found)
         return tuple(c for c in found.clones if c.ours and c.labels.lab == lab.name)
 
-    def networks(self) -> Iterator[tuple[str, Network]]:
-        """Yield the hypervisor and the network of each network that carries the lab's name.
-
-        :raises BackendError: a hypervisor that the file names for networks can't be read.
-        """
-        default = self._defaults.hypervisor
-        wanted = {network.hypervisor or default for network in self._lab.networks.values()}
-        seen: set[str] = set()
-        for name in self._host.drivers.names("hypervisor"):
-            interface = self._host.drivers.hypervisor(name).networks
-            try:
-                found = (interface.inspect() or ()) if interface is not None else ()
-            except BackendError:
-                if name in wanted:
-                    raise
-                continue  # it is set up, but not used here
-            for network in found:
-                if network.ours and network.lab == self._lab.name and network.key not in seen:
-                    seen.add(network.key)  # two connections to one libvirt see the same
-                    yield name, network
-
-    def unwanted(self) -> Iterator[tuple[str, Network]]:
-        """Yield those of :meth:`networks` that the file doesn't have."""
+    def unwanted(self) -> tuple[NetworkOn, ...]:
+        """Return the networks that carry the lab's name, and that the file doesn't have."""
         wanted = {network.key(name) for name, network in self._lab.networks.items()}
-        yield from (found for found in self.networks() if found[1].key not in wanted)
+        there = self._site.networks(self._lab)
+        return tuple(each for each in there if each.network.key not in wanted)
+
+    def _backend(self, named: str | None, kind: Literal["storage", "hypervisor"]) -> str | None:
+        return named or self._site.default(kind)
 
     # --- images and networks --------------------------------------------------------------------
 
@@ -152,15 +132,15 @@ class Comparer:
                 yield from self._built(name, image)
             elif image.pull:
                 yield from self._pulled(name)
-            elif not self._up_to_date(self._host.catalog.template(name)):
+            elif not self._up_to_date(self._site.catalog.template(name)):
                 yield Change(action="build", kind="image", name=name)
         except VmclonerError as error:
             raise self._lab.located(error, f"images.{name}") from error
 
     def _built(self, name: str, image: LabImage) -> Iterator[Change]:
-        self._host.images.check_options(name, image.builder, image.options)
+        self._site.images.check_options(name, image.builder, image.options)
         file, text = built(name, image.extends, image.builder, image.options)
-        template = self._host.catalog.declared(name, file, text)
+        template = self._site.catalog.declared(name, file, text)
         self._templates[name] = template
         same = exists(file) and read_file(file, trusted=False) == text.encode()
         if not same or not self._up_to_date(template):
@@ -170,23 +150,18 @@ class Comparer:
     def _pulled(self, name: str) -> Iterator[Change]:
         from vmcloner_core import pulling
 
-        template = self._host.catalog.template(name)
-        if pulling.find(template.image) is None and not self._host.images.origins(name):
+        template = self._site.catalog.template(name)
+        if pulling.find(template.image) is None and not self._site.images.origins(name):
             yield Change(action="pull", kind="image", name=name)
 
     def _up_to_date(self, template: Template) -> bool:
-        builder = self._host.images.builder(template)
+        builder = self._site.images.builder(template)
         return builder is not None and up_to_date(builder, template.folder)
 
-    def _prepared(self, name: str, network: LabNetwork) -> NetworkChange:
+    def _prepared(self, name: str, network: LabNetwork) -> Mapping[str, NetworkChange]:
+        request = network.request(name, self._lab.name, dry_run=True)
         try:
-            backend = network.hypervisor or self._defaults.hypervisor
-            driver = self._host.drivers.hypervisor(backend)
-            if driver.networks is None:
-                raise BackendError(
-                    f"hypervisor {backend!r} makes no networks", hint="name another: hypervisor = …"
-                )
-            return driver.networks.prepare(network.request(name, self._lab.name, dry_run=True))
+            return self._site.prepare(request, network.hypervisor)
         except VmclonerError as error:
             raise self._lab.located(error, f"networks.{name}") from error
 
@@ -203,17 +178,19 @@ class Comparer:
                     hint=f"choose another fleet name, or vmcloner delete {name} first",
                 )
                 raise lab.located(error, f"fleets.{name}")
+        kept = sorted(clones, key=lambda clone: clone.index)[: fleet.count]
         try:
-            template = self.template(fleet)
-            template = lab.request(name).shaped(template)
+            shaped = {
+                host: lab.request(name).shaped(self.template(fleet, host))
+                for host in {"", *(clone.host for clone in kept)}
+            }
         except VmclonerError as error:
             raise lab.located(error, f"fleets.{name}.template") from error
-        kept = sorted(clones, key=lambda clone: clone.index)[: fleet.count]
-        records = self._host.records.of([clone.name for clone in kept])
+        records = self._site.records(kept)
         mixed = False
         for clone in kept:
-            change = self._clone(fleet, template, clone, records.get(clone.name))
-            mixed = mixed or _other_kind(fleet, clone, self._defaults)
+            change = self._clone(fleet, shaped[clone.host], clone, records.get(clone.name))
+            mixed = mixed or self._other_kind(fleet, clone)
             yield from change
         there = {clone.index for clone in clones}
         for index in missing(there, fleet.count):
@@ -230,14 +207,16 @@ class Comparer:
             if clone not in kept:
                 yield _removed(clone, f"count is {fleet.count}")
 
-    def template(self, fleet: LabFleet) -> Template:
-        """Return the template of a fleet."""
-        return self._templates.get(fleet.template) or self._host.catalog.template(fleet.template)
+    def template(self, fleet: LabFleet, host: str = "") -> Template:
+        """Return the template of a fleet, as a host has it."""
+        name = fleet.template
+        return self._templates.get(name) or self._site.template(name, host)
 
     def sizes(self, name: str, clone: str) -> Sizes:
         """Return what a ``set`` is to change of a clone that has a record."""
-        fleet, record = self._lab.fleets[name], self._host.records.find(clone)
-        new = _new_sizes(fleet, self.template(fleet), record)
+        fleet, there = self._lab.fleets[name], self._clones[clone]
+        record = self._site.records([there]).get(clone)
+        new = _new_sizes(fleet, self.template(fleet, there.host), record)
         return Sizes(memory=new.get("memory"), vcpus=new.get("vcpus"), disk=new.get("disk_size"))
 
     def _clone(
@@ -272,14 +251,11 @@ class Comparer:
         self, fleet: LabFleet, template: Template, clone: Clone, record: Record | None
     ) -> Iterator[str]:
         """Yield why a clone can't become what the file says, but only be replaced by it."""
-        labels, defaults = clone.labels, self._defaults
+        labels = clone.labels
         if labels.template != template.name:
             yield f"template {labels.template}, not {template.name}"
             return
-        for what, asked, has in (
-            ("storage", fleet.storage or defaults.storage, labels.storage),
-            ("hypervisor", fleet.hypervisor or defaults.hypervisor, labels.hypervisor),
-        ):
+        for what, asked, has in self._backends(fleet, clone):
             if asked != has:
                 yield f"{what} {has}, not {asked}"
         made_of = record.template() if record is not None else None
@@ -304,6 +280,19 @@ class Comparer:
         if differ and "values" not in changed:
             yield f"values: {', '.join(differ)}"
 
+    def _backends(self, fleet: LabFleet, clone: Clone) -> Iterator[tuple[str, str, str]]:
+        """Yield the kind, and the wanted and present name, of a clone's backends."""
+        storage = self._backend(fleet.storage, "storage") or clone.labels.storage
+        hypervisor = self._backend(fleet.hypervisor, "hypervisor") or clone.labels.hypervisor
+        yield "storage", storage, clone.labels.storage
+        yield "hypervisor", hypervisor, clone.labels.hypervisor
+
+    def _other_kind(self, fleet: LabFleet, clone: Clone) -> bool:
+        """Tell whether a clone keeps others of its fleet from being made as the file says."""
+        if clone.labels.template != fleet.template:
+            return True
+        return any(asked != has for _, asked, has in self._backends(fleet, clone))
+
 
 def _lacks_a_part(clone: Clone) -> bool:
     """Tell whether a create would make a part of a clone."""
@@ -311,16 +300,6 @@ def _lacks_a_part(clone: Clone) -> bool:
     if domain is None or clone.state is State.ORPHAN or len(whole) < len(clone.volumes):
         return True
     return clone.renamed is None and len(whole) < len(domain.disks)
-
-
-def _other_kind(fleet: LabFleet, clone: Clone, defaults: Defaults) -> bool:
-    """Tell whether a clone keeps others of its fleet from being made as the file says."""
-    labels = clone.labels
-    return (labels.template, labels.storage, labels.hypervisor) != (
-        fleet.template,
-        fleet.storage or defaults.storage,
-        fleet.hypervisor or defaults.hypervisor,
-    )
 
 
 def _sizes(
