@@ -9,8 +9,8 @@ import attrs
 import pytest
 
 from tests.conftest import TEMPLATE
+from tests.networks import Networks
 from vmcloner_core import Engine
-from vmcloner_core.drivers import NetworkInterface
 from vmcloner_core.errors import (
     Conflict,
     InvalidRequest,
@@ -22,7 +22,7 @@ from vmcloner_core.errors import (
 from vmcloner_core.labs import Lab, read_lab
 from vmcloner_core.labs.example import EXAMPLE
 from vmcloner_core.labs.reading import key_lines
-from vmcloner_core.model import Capacity, Network, NetworkChange, NetworkRequest, State
+from vmcloner_core.model import Capacity, NetworkRequest, State
 from vmcloner_core.plan import Sizes
 from vmcloner_core.request import TargetRequest
 
@@ -564,37 +564,6 @@ def test_a_lab_is_a_value():
 
 
 # --- networks and images ------------------------------------------------------------------------
-
-
-class Networks(NetworkInterface):
-    """Networks that are only kept."""
-
-    def __init__(self):
-        self.there = {}
-
-    def inspect(self):
-        return tuple(self.there.values())
-
-    def prepare(self, request):
-        kind = "bridge" if request.bridge else "network"
-        old = self.there.get(request.name)
-        new = Network(
-            name=request.name,
-            kind=kind,
-            active=True,
-            ours=True,
-            addresses=request.count,
-            lab=request.lab if old is None else old.lab,
-        )
-        if not request.dry_run:
-            self.there[request.name] = new
-        steps = () if old == new else ("define",) if old is None else ("redefine",)
-        return NetworkChange(network=new, steps=steps)
-
-    def remove(self, request):
-        gone = self.there.pop(request.name, None)
-        steps = () if gone is None else ("undefine",)
-        return NetworkChange(network=Network(name=request.name, active=False), steps=steps)
 
 
 NET = 'name = "shop"\n[networks.net]\ncount = 4\n'

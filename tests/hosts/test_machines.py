@@ -422,6 +422,40 @@ def test_a_template_that_only_the_controller_has_boots_on_all(lab):
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.timeout(300)
+def test_a_lab_is_spread_over_the_machines(lab):
+    """Applied with a network of its own, edited, compared, and deleted."""
+    file = lab.folder / "lab.toml"
+    text = """
+    name = "shop"
+    [networks.vmclab]
+    count = 8
+    [fleets.ldb]
+    template = "tinyish"
+    hosts = "h[1-2]"
+    [fleets.lweb]
+    template = "tinyish"
+    count = 4
+    network = "vmclab"
+    after = ["ldb"]
+    """
+    file.write_text(text)
+    try:
+        lab.run("apply", str(file), timeout=200)
+        rows = lab.rows("lweb")
+        assert Counter(row["host"] for row in rows).keys() == set(NAMES)
+        assert {row["state"] for row in rows} == {"running"}
+        assert {row["host"] for row in lab.rows("ldb")} <= {"h1", "h2"}
+        assert json.loads(lab.run("diff", str(file), "-f", "json")) == []
+        file.write_text(text.replace("count = 4", "count = 2"))
+        lab.run("apply", "--prune", "--yes", str(file), timeout=200)
+        assert [row["name"] for row in lab.rows("lweb")] == ["lweb-1", "lweb-2"]
+    finally:
+        lab.run("delete", "--yes", "--lab", str(file))
+    for machine in lab.machines.values():
+        assert "vmclab" not in machine.run("virsh", "-q", "net-list", "--all", "--name").stdout
+
+
 def test_a_machine_is_drained(lab):
     lab.run("create", "web", "-t", "plain", "-n", "3")
     lab.run("create", "db", "-t", "tinyish", "-n", "1", "--hosts", "h2", "--start")

@@ -9,7 +9,7 @@ from vmcloner_core import ssh
 from vmcloner_core.errors import InvalidRequest, NotFound
 from vmcloner_core.hosts import reaching
 from vmcloner_core.hosts.calls import Reached
-from vmcloner_core.hosts.opening import named
+from vmcloner_core.hosts.groups import named
 from vmcloner_core.model import Access
 from vmcloner_core.settings import Settings
 

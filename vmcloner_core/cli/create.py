@@ -154,7 +154,7 @@ class Create(RunCommand):
     def _where(self, parsed_args: argparse.Namespace) -> Where:
         hosts: tuple[str, ...] = ()
         if parsed_args.hosts is not None:
-            from vmcloner_core.hosts.opening import named
+            from vmcloner_core.hosts.groups import named
 
             hosts = named(self.engine.settings, [parsed_args.hosts])
         return Where(

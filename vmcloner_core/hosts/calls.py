@@ -18,6 +18,7 @@ from vmcloner_core.drivers import ImageFile
 from vmcloner_core.engine import Engine
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.exporting import Export
+from vmcloner_core.labs.site import NetworkOn
 from vmcloner_core.lease_calls import LeaseState
 from vmcloner_core.model import (
     Access,
@@ -31,10 +32,12 @@ from vmcloner_core.model import (
     NetworkRequest,
     Origin,
     Outcome,
+    Seed,
     Statistics,
     Template,
 )
 from vmcloner_core.pulling import PulledImage
+from vmcloner_core.records import Record
 from vmcloner_core.run_events import RunEvent
 from vmcloner_core.survey import Survey, Unseen
 from vmcloner_core.template_calls import TemplateRow
@@ -105,6 +108,13 @@ def _started(engine: Engine, name: str) -> float | None:
 
 def _spec(engine: Engine, name: str) -> CloneSpec:
     return engine.spec(engine.show(name))
+
+
+def _records(engine: Engine, *targets: str) -> tuple[Record, ...]:
+    """Return records without what is only of use on the host."""
+    return tuple(
+        attrs.evolve(record, identity=None, seed=Seed()) for record in engine.records(*targets)
+    )
 
 
 def _checked(engine: Engine, *targets: str) -> tuple[Check, ...]:
@@ -201,6 +211,11 @@ CALLS = {
     ),
     "prepare_network": Call(Engine.prepare_network, NetworkChange, _NETWORK),
     "remove_network": Call(Engine.remove_network, NetworkChange, _NETWORK),
+    # Of labs.
+    "records": Call(_records, tuple[Record, ...], _TARGETS),
+    "lab_networks": Call(
+        Engine.lab_networks, tuple[NetworkOn, ...], {"lab": str, "hypervisors": Sequence[str]}
+    ),
 }
 """What crosses, by name."""
 

@@ -21,12 +21,13 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import attrs
 
 from vmcloner_core import own_key
 from vmcloner_core.birth import Birth
+from vmcloner_core.cancelling import Cancellation
 from vmcloner_core.errors import (
     Conflict,
     Interrupted,
@@ -42,9 +43,11 @@ from vmcloner_core.hosts.draining import Drained, Why, placed
 from vmcloner_core.hosts.images import OWN, Images
 from vmcloner_core.hosts.links import Links, each
 from vmcloner_core.hosts.reads import Reads
+from vmcloner_core.lab_calls import LabCalls
 from vmcloner_core.model import Host, RemoteHost
 from vmcloner_core.names import fold, parse_targets
 from vmcloner_core.plan import ALL, OnFailure, Plan, RunResult, Waiting
+from vmcloner_core.planning import Planning
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.reporting import reported
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
@@ -53,13 +56,17 @@ from vmcloner_core.runlog import RunLog
 from vmcloner_core.settings import Settings
 from vmcloner_core.survey import Survey
 
+if TYPE_CHECKING:
+    from vmcloner_core.labs import Lab
+    from vmcloner_core.labs.site import Site
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 MAX_REPLANS = 10
 """How often hosts plan again because others use the same MAC addresses."""
 
 
-class Controller(RunCalls, Reads):
+class Controller(RunCalls, LabCalls, Reads):
     """Makes, runs and removes clones on several hosts.
 
     Reads may be called from any thread. One run at a time: a second waits.
@@ -92,11 +99,12 @@ class Controller(RunCalls, Reads):
             [RemoteHost(name=OWN, ssh=OWN, python="")],
             version,
         )
-        self._without = tuple(sorted(without))
+        self.without = tuple(sorted(without))
         self.drained = Drained(own.state)
         self._run_lock = threading.Lock()
         self._cancel = threading.Event()
         self._running: frozenset[str] = frozenset()
+        self._calls: list[Cancellation] = []
 
     @property
     def _links(self) -> Links:
@@ -122,11 +130,31 @@ class Controller(RunCalls, Reads):
     def cancel(self) -> None:
         """Stop the current run cleanly on all hosts; safe to call from any thread."""
         self._cancel.set()
+        for ending in self._calls:
+            ending.cancel()
         running = self._running
         if running:
             asked = dict.fromkeys(running, Asked())
             ask = functools.partial(self._links.ask, "cancel", asked, type(None))
             threading.Thread(target=ask, daemon=True).start()
+
+    @contextlib.contextmanager
+    def _cancellable(self) -> Iterator[Cancellation]:
+        """See :meth:`LabCalls._cancellable`."""
+        ending = Cancellation()
+        self._calls.append(ending)
+        try:
+            yield ending
+        finally:
+            self._calls.remove(ending)
+
+    def _lab_site(self, lab: Lab) -> Site:
+        from vmcloner_core.hosts.labs import ManyHosts
+        from vmcloner_core.labs.one_host import OneHost
+
+        host = self._this_host
+        planning = Planning(self.settings, self.plugins, host)
+        return ManyHosts(lab, self, self._links, OneHost(self._own_engine(), host, planning))
 
     # --- runs -----------------------------------------------------------------------------------
 
@@ -190,7 +218,7 @@ class Controller(RunCalls, Reads):
     @property
     def _partial(self) -> bool:
         """Whether hosts are left out that may have clones."""
-        return bool(self._without or self._links.absent)
+        return bool(self.without or self._links.absent)
 
     def _reach_all(self, request: Request) -> Request:
         """Connect to all hosts; returns the request with the hosts that get no new clones barred.

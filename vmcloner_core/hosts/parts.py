@@ -72,8 +72,11 @@ def of_create(
         if where.allows(host)
     ]
     mine = {host: sum(owner == host for owner in there.values()) for host in found}
+    highest = max(each.highest for each in found.values())
     placed = place(
-        new_indices(request, there, max(each.highest for each in found.values()), lost),
+        [i for i in request.indices if i not in there]
+        if request.indices is not None
+        else new_indices(request, there, highest, lost),
         rooms,
         need=memory,
         how=where.how,
@@ -84,8 +87,9 @@ def of_create(
     for host in found:
         here = {index for index, owner in there.items() if owner == host}
         new = placed.get(host, ())
-        if here or new:
-            parts[host] = _part(request, new, here | set(new))
+        named = here.intersection(request.indices or ())
+        if new or named or (here and request.others):
+            parts[host] = _part(request, (*new, *sorted(named)), here | set(new))
     _check_values(request, set(there).union(*placed.values()))
     return parts
 

@@ -77,6 +77,7 @@ class Reads(SharedCalls):
         self.host = own
         self._missed: dict[str, Unseen] = {}
         self._this: Engine | None = None
+        self._this_host = LocalHost(own, plugins)
 
     @property
     @abstractmethod
@@ -166,7 +167,7 @@ class Reads(SharedCalls):
     def _own_engine(self) -> Engine:
         """Return the engine of this machine; whether it is one of the hosts or not."""
         if self._this is None:
-            self._this = Engine(self.settings, self.plugins, LocalHost(self.host, self.plugins))
+            self._this = Engine(self.settings, self.plugins, self._this_host)
         return self._this
 
     def _heard(self, run: str, host: str, text: str, told: dict[str, Waiting]) -> None:

@@ -250,8 +250,8 @@ class Applier:
         :raises Conflict: other clones are on one of these networks.
         """
         found = self._site.survey()
-        networks = self._site.networks(self._lab)
         own = dict.fromkeys(clone.name for clone in self._compare.members(found))
+        networks = self._site.networks(self._lab)
         self._check_free(networks, [clone for clone in found.clones if clone.name not in own])
         return tuple(own), tuple(dict.fromkeys(each.network.name for each in networks))
 

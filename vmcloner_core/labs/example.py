@@ -23,6 +23,7 @@ template = "tiny"
 count = 3
 network = "shop"
 after = ["shop-db"]               # made when these are ready
+# hosts = "@lab"                  # of several hosts, those that get its clones
 # ready = "ssh"                   # instead of the template's
 # run = ["setup.sh"]              # by ssh, once on each clone; needs an image with ssh
 # playbook = "site.yml"           # by Ansible, likewise

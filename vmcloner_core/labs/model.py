@@ -19,6 +19,7 @@ from vmcloner_core.model import (
     network_key,
 )
 from vmcloner_core.names import check_lab
+from vmcloner_core.placing import Placing, Where
 from vmcloner_core.plan import Readiness, RunResult, Sizes
 from vmcloner_core.request import MAX_CLONES, CreateRequest
 from vmcloner_core.units import Size, parse_duration
@@ -85,6 +86,9 @@ class LabFleet:
     :param network: of the first card, instead of the template's: a network of the file, or another
         of the host's.
     :param storage, hypervisor: None for the defaults in the settings. :param full: full copies.
+    :param hosts: of several hosts, those that get new clones, like ``@lab``; None for all.
+    :param place: how new clones are distributed over them. :param per_host: at most so many clones
+        of the fleet on each.
     :param ttl: for how long new clones are leased, as ``--ttl``; None for what the settings say.
     :param owner: whose new clones are, None for the user who applies the lab.
     :param values: of all clones. :param clones: of some, by clone or index.
@@ -103,6 +107,9 @@ class LabFleet:
     storage: str | None = None
     hypervisor: str | None = None
     full: bool = False
+    hosts: str | None = None
+    place: Literal["spread", "pack"] = "spread"
+    per_host: int | None = None
     ttl: str | None = None
     owner: str | None = None
     memory: Size | None = None
@@ -127,6 +134,15 @@ class LabFleet:
         if self.ready is None:
             return None
         return Readiness.parse(self.ready, timeout=self.timeout)
+
+    @property
+    def where(self) -> Where:
+        """Where new clones go; its hosts are as in the file: node sets and groups.
+
+        :raises InvalidRequest: ``per_host`` is out of range.
+        """
+        hosts = () if self.hosts is None else (self.hosts,)
+        return Where(hosts=hosts, how=Placing(self.place), each=self.per_host)
 
     @property
     def lease(self) -> int | str | None:
@@ -229,6 +245,7 @@ class Lab:
             lab=check_lab(self.name),
             ttl=fleet.lease,
             owner=fleet.owner,
+            where=fleet.where,
         )
 
 

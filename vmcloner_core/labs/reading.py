@@ -206,6 +206,7 @@ class _Reader:
         self._check("template", lambda: check_template(fleet.template))
         self._check("ready", lambda: fleet.readiness)
         self._check("ttl", lambda: fleet.lease)
+        self._check("per_host", lambda: fleet.where)
         if fleet.owner is not None:
             self._check("owner", lambda: check_owner(fleet.owner or ""))
         self._check("memory", lambda: Sizes(memory=fleet.memory))
