@@ -39,7 +39,8 @@ class Clock:
 
 @pytest.fixture
 def time_here(monkeypatch):
-    here = Clock(clock.now())
+    now = clock.now()  # in whole seconds, so that sums are exact
+    here = Clock(attrs.evolve(now, up=float(int(now.up)), wall=float(int(now.wall))))
     monkeypatch.setattr(clock, "now", lambda: here.moment)
     return here
 
