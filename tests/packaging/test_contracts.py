@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 LINTER = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
 CONTRACTS = {contract["name"]: contract for contract in LINTER["contracts"]}
 PLUGINS = {path.name for path in (ROOT / "plugins").iterdir() if (path / "__init__.py").exists()}
+EXAMPLES = sorted((ROOT / "contrib/examples").glob("vmcloner-*/*.py"))
 PUBLIC = "Plugins see the public modules of core, nothing else"
 VIOLATIONS = {
     "Core has layers": ("vmcloner_core/units.py", "from vmcloner_core import engine"),
@@ -110,6 +111,11 @@ def test_a_plugin_may_import_what_is_public(lint):
     lines = [f"import {name}" for name in sorted(public_modules())]
     assert lint("vmcloner_tiny/wrong.py", "\n".join(lines))[0] == set()
     assert lint("vmcloner_tiny/cli.py", "import vmcloner_core.cli.base")[0] == set()
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_of_a_plugin_imports_only_what_is_public(lint, file):
+    assert lint("vmcloner_tiny/wrong.py", file.read_text())[0] == set()
 
 
 def test_no_contract_leaves_a_plugin_out():

@@ -2,9 +2,6 @@
 
 import configparser
 import json
-import shutil
-import subprocess
-import sys
 import venv
 import zipfile
 from importlib import metadata
@@ -12,35 +9,13 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.packaging.building import ROOT, run
+
 PACKAGES = {
     "vmcloner_core": ROOT / "vmcloner_core",
     "vmcloner_core/templates": ROOT / "templates",
     **{path.name: path for path in (ROOT / "plugins").iterdir() if path.is_dir()},
 }
-NOT_SHIPPED = {"build", "dist", "docs", "tests", "benchmarks", "contrib", "__pycache__"}
-
-
-def run(*argv: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    words = [str(word) for word in argv]
-    return subprocess.run(words, check=False, capture_output=True, text=True, timeout=timeout)
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """Build in a copy: setuptools leaves its work in the tree that it builds."""
-    folder = tmp_path_factory.mktemp("wheel")
-
-    def ignore(_: str, names: list[str]) -> list[str]:
-        return [n for n in names if n in NOT_SHIPPED or n.startswith(".") or "egg-info" in n]
-
-    shutil.copytree(ROOT, folder / "source", ignore=ignore)
-    built = run(
-        *(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "out", folder / "source")
-    )
-    assert built.returncode == 0, built.stdout + built.stderr
-    (wheel,) = (folder / "out").glob("*.whl")
-    return wheel
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,153 @@
+"""vmcloner's conformance suite on a pool of its own, in a running libvirtd; and kills."""
+
+import functools
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import attrs
+import libvirt
+import pytest
+from vmcloner_libvirt_pool import LibvirtPoolDriver, LibvirtPoolSettings
+
+from vmcloner_core.errors import BackendError
+from vmcloner_core.model import CloneMode, CloneRequest, Copying, Status
+from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.testing.storage import StorageConformance, make_image
+
+URI = os.environ.get("LIBVIRT_DEFAULT_URI", "qemu:///system")
+CHANGES = {
+    libvirt.virStoragePool: ("createXML",),
+    libvirt.virStorageVol: ("upload", "resize", "delete"),
+    libvirt.virStream: ("send",),
+}
+
+
+@pytest.fixture
+def folder():
+    """A folder that QEMU's user can reach, which pytest's own aren't."""
+    folder = Path(tempfile.mkdtemp(prefix="vmcloner-pool-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def pool(folder):
+    """A pool of libvirt for one test, by name."""
+    target = f"<target><path>{folder}</path></target>"
+    made = libvirt.open(URI).storagePoolCreateXML(
+        f"<pool type='dir'><name>{folder.name}</name>{target}</pool>"
+    )
+    yield folder.name
+    made.destroy()
+
+
+@pytest.fixture
+def opening(vmcloner_context, pool):
+    """A function that opens a driver of the pool."""
+    context = vmcloner_context("libvirt-pool")
+    return lambda: LibvirtPoolDriver(context, LibvirtPoolSettings(pool=pool, uri=URI))
+
+
+class TestLibvirtPool(StorageConformance):
+    @pytest.fixture
+    def open_driver(self, opening):
+        return opening
+
+
+def test_a_pool_that_is_not_there_is_named(opening, pool):
+    driver = opening()
+    wrong = LibvirtPoolDriver(driver.context, LibvirtPoolSettings(pool=f"{pool}-2", uri=URI))
+    [check] = wrong.probe()
+    assert (check.status, check.fix) == (Status.FAILED, f"see virsh -c {URI} pool-list --all")
+    with pytest.raises(BackendError, match=f"{pool}-2"):
+        wrong.volumes()
+
+
+@pytest.fixture
+def image(tmp_path):
+    return make_image(tmp_path / "image", seed=1)
+
+
+def test_an_image_of_another_format_becomes_raw(opening, folder, image, tmp_path):
+    packed = tmp_path / "packed"
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", image.path, packed], check=True)
+    driver, told = opening(), []
+    other = attrs.evolve(image, path=packed, format="qcow2")
+    driver.import_image("tiny", other, lambda *now: told.append(now), Copying(verify=True)).unwrap()
+    [found] = driver.origins()
+    assert (found.digest, found.size, told[-1]) == (image.digest, image.size, (image.size,) * 2)
+    assert (folder / "tiny.image").read_bytes() == image.path.read_bytes()
+
+
+# --- kills ---
+
+
+def killed(work, at):
+    """Do work in a process that is killed around its call ``at`` which changes something.
+
+    Return whether it was: before the call for even numbers, after it for odd ones.
+    """
+    if (pid := os.fork()) == 0:
+        calls = itertools.count(step=2)
+
+        def die_around(call, *words):
+            now = next(calls)
+            if now == at:
+                os._exit(9)
+            result = call(*words)
+            if now + 1 == at:
+                os._exit(9)
+            return result
+
+        for owner, names in CHANGES.items():
+            for name in names:
+                real = getattr(owner, name)
+                setattr(owner, name, functools.partialmethod(_swap(die_around, real)))
+        try:
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, 9)
+    return code == 9
+
+
+def _swap(around, real):
+    return lambda itself, *words: around(real, itself, *words)
+
+
+@pytest.mark.parametrize("what", ["import", "linked", "full", "delete"])
+def test_killed_anywhere_the_same_call_completes_it(opening, folder, image, what):
+    mode = CloneMode.FULL if what == "full" else CloneMode.LINKED
+
+    def work(driver, call=what):
+        origin = driver.import_image("tiny", image, lambda *_: None).unwrap()
+        request = CloneRequest(labels=make_labels(), origin=origin, mode=mode)
+        steps = {"import": [], "delete": driver.delete(driver.volumes())}
+        assert all(outcome.ok for outcome in steps.get(call, driver.clone([request])))
+
+    foreign = folder / "web-2-disk0"
+    foreign.write_bytes(b"foreign")
+    for at in itertools.count():
+        if what != "import":  # these calls are not counted
+            work(opening(), {"delete": "linked"}.get(what, "import"))
+        was_killed = killed(lambda: work(opening()), at)
+        work(opening())
+        driver = opening()
+        assert [volume.complete for volume in driver.volumes()] == [True] * (
+            what in {"linked", "full"}
+        )
+        assert all(outcome.ok for outcome in driver.delete(driver.volumes()))
+        if what == "import" or not was_killed:
+            assert driver.delete_origin("tiny").changed
+            assert [path.name for path in folder.iterdir()] == [foreign.name]
+        if not was_killed:
+            break
+    assert at == {"import": 10, "linked": 10, "full": 10, "delete": 4}[what]
+    assert foreign.read_bytes() == b"foreign"

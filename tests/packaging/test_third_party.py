@@ -1,0 +1,135 @@
+"""The example of somebody else's distribution: built, installed, and used on the real libvirtd."""
+
+import json
+import secrets
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+import venv
+from pathlib import Path
+
+import attrs
+import pytest
+
+from tests.e2e.conftest import Site
+from tests.packaging.building import ROOT, build, run
+
+EXAMPLE = ROOT / "contrib/examples/vmcloner-libvirt-pool"
+URI = "qemu:///system"
+
+
+def test_its_backend_has_at_most_150_lines():
+    assert len((EXAMPLE / "vmcloner_libvirt_pool.py").read_text().splitlines()) <= 150
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """An environment with the two wheels. What they depend on is this environment's, unlisted.
+
+    pip checks the requirements, and may download nothing: libvirt's binding takes long to compile.
+    """
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder)
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    example = build(EXAMPLE, tmp_path_factory.mktemp("example"), "--no-isolation")
+    pip = (folder / "bin/python", "-m", "pip", "install", "--quiet", "--no-index")
+    for each in (wheel, example):
+        done = run(*pip, "--force-reinstall", "--no-deps", each)
+        assert done.returncode == 0, done.stderr
+    done = run(*pip, example)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.libvirt
+def test_it_is_listed(installed, tmp_path):
+    done = run(
+        *(installed / "bin/vmcloner", "plugin", "list", "-f", "json"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = (row for row in json.loads(done.stdout) if row["name"] == "libvirt-pool")
+    assert row["distribution"] == "vmcloner-libvirt-pool"
+    assert (row["kind"], row["version"], row["state"]) == ("storage", "0.1.0", "ok")
+    assert not row["error"]
+
+
+@pytest.mark.libvirt
+def test_its_own_tests_are_green_there(installed, tmp_path):
+    """Also: it is the installed one that they test, not the checkout's."""
+    shutil.copytree(EXAMPLE / "tests", tmp_path / "tests")
+    done = run(
+        *(installed / "bin/python", "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"),
+        *("-W", "error", "tests"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout
+    skipped = {line.partition(": ")[2] for line in done.stdout.splitlines() if "SKIPPED" in line}
+    assert skipped == {
+        "the backend declares that it captures no disks",
+        "the backend declares that it has no snapshots",
+        "the backend declares that it can't make disks larger",
+    }
+
+
+@attrs.frozen
+class OtherSite(Site):
+    """A site of the environment with the plugin."""
+
+    program: Path
+
+    def argv(self, *words: str) -> list[str]:
+        return [str(self.program), "--config", str(self.folder / "vmcloner.toml"), *words]
+
+
+def virsh(*words: object) -> str:
+    argv = ["virsh", "-q", "-c", URI, *map(str, words)]
+    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+@pytest.fixture
+def site(installed):
+    """A site whose clones are in a pool that virsh made, with somebody's own volume."""
+    folder = Path(tempfile.mkdtemp(prefix="vmcloner-test-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    name = folder.name
+    virsh("pool-create-as", name, "dir", "--target", folder / "pool", "--build")
+    virsh("vol-create-as", name, "own.raw", "1M")
+    (folder / "vmcloner.toml").write_text(
+        f"""
+        [defaults]
+        storage = "fast"
+        [hosts.local]
+        state = "{folder}/state"
+        [hosts.local.storage.fast]
+        driver = "libvirt-pool"
+        pool = "{name}"
+        """
+    )
+    site = OtherSite(folder, f"t{secrets.token_hex(3)}x", installed / "bin/vmcloner")
+    yield site
+    site.run("delete", "--yes", "--missing-ok", site.fleet("web"))
+    virsh("pool-destroy", name)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.libvirt
+def test_guests_boot_from_its_volumes(site):
+    """A fleet is made, boots, is reset and goes; the pool keeps what was there before."""
+    web = site.fleet("web")
+    assert "ok" in site.run("host", "check", "fast")
+    site.run("create", web, "-t", "tiny", "-n", "2", "--start", "--wait")
+    rows = site.rows(web)
+    assert [(row["state"], row["storage"]) for row in rows] == [("running", "fast")] * 2
+    listed = {line.split()[0] for line in virsh("vol-list", site.folder.name).splitlines()}
+    disks = {f"{web}-{n}-disk0" for n in (1, 2)} | {"tiny.image"}
+    assert listed == {"own.raw", *disks, *(f"{disk}.vmcloner" for disk in disks)}
+    site.run("stop", f"{web}-1", "--kill")
+    site.run("reset", f"{web}-1")
+    site.run("delete", web, "--yes")
+    site.run("template", "delete", "tiny")
+    assert site.rows() == []
+    assert site.remains() == []
+    assert virsh("vol-list", site.folder.name).split()[:1] == ["own.raw"]
