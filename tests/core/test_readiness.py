@@ -75,6 +75,24 @@ def test_an_address_that_comes_later():
     assert outcomes(driver, "ip", "web-1", timeout=5)["web-1"].ok
 
 
+def test_what_is_first_seen_is_told_once():
+    driver, told = Machines(), []
+    names = [f"web-{n}" for n in range(1, 21)]
+
+    def states(fetch=driver.states):
+        if driver.asked.count("states") == 1:
+            driver.said = b"\r\n \x1b[1mhello\x1b[0m\r\nmore"
+            driver.known = dict.fromkeys(names, ("192.0.2.7",))
+        return fetch()
+
+    driver.states = states
+    clones = awaited(driver, "ip", *names, timeout=5)
+    assert all(o.ok for o in watch(clones, seen=lambda *seen: told.append(seen)))
+    whole = {(name, *seen) for name in names for seen in (("output", "hello"), ("ip", ""))}
+    whole |= {(name, "ip", "192.0.2.7") for name in names}
+    assert sorted(told) == sorted(whole)
+
+
 def test_a_clone_that_was_started_again_is_looked_at_afresh():
     driver = Machines()
     driver.states = lambda: dict(driver.running)
