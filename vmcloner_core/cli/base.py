@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from vmcloner_core.cli.app import Shell
     from vmcloner_core.engine import Engine
 
+DIFFERS = 12
+"""The exit code if what is compared differs: ``diff``, and ``--fail-if``."""
+
 
 class Base(Command):
     """A command with the engine; its errors become one line and an exit code."""
