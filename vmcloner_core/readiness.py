@@ -533,21 +533,26 @@ class FirstSeen:
         """Look at what those that are watched have so far; at few consoles each time."""
         for name in tuple(itertools.islice(self._silent, LOOKS)):
             self._listen(name, again=name in waiting)
-        for name, watched in waiting.items():
-            if watched.condition.found and name not in self._placed:
-                self._placed.add(name)
-                self._tell(name, "ip", watched.condition.found)
+        for watched in waiting.values():
+            self._place(watched)
 
     def ended(self, watched: _Watched, outcome: Outcome[None]) -> None:
         """Tell how a wait has ended."""
         clone = watched.clone
         if clone.name in self._silent:
             self._listen(clone.name, again=False)
-        self.look({clone.name: watched})
+        self._place(watched)
         if outcome.ok:
             self._tell(clone.name, clone.readiness.kind, "")
         elif not isinstance(outcome.error, Interrupted):
             self._tell(clone.name, "log", LastLine(clone.driver, clone.name).text())
+
+    def _place(self, watched: _Watched) -> None:
+        """Tell a clone's address, once it is known."""
+        name, address = watched.clone.name, watched.condition.found
+        if address and name not in self._placed:
+            self._placed.add(name)
+            self._tell(name, "ip", address)
 
     def _listen(self, name: str, *, again: bool) -> None:
         """Look at a silent clone's console once; with ``again`` also later, if it is silent."""

@@ -93,6 +93,27 @@ def test_what_is_first_seen_is_told_once():
     assert sorted(told) == sorted(whole)
 
 
+def test_a_silent_console_is_listened_to_while_others_get_ready():
+    driver, told = Machines(), []
+    said = {"web-1": b"here\n"}
+    driver.read = lambda name, offset, _limit: (
+        said.get(name, b"")[offset:],
+        len(said.get(name, b"")),
+    )
+    for outcome in watch(
+        awaited(driver, "console:here", "web-1", "web-2", timeout=5),
+        seen=lambda *seen: told.append(seen),
+    ):
+        said["web-2"] = b"me too, and here\n"
+        assert outcome.ok
+    assert told == [
+        ("web-1", "output", "here"),
+        ("web-1", "console", ""),
+        ("web-2", "output", "me too, and here"),
+        ("web-2", "console", ""),
+    ]
+
+
 def test_a_clone_that_was_started_again_is_looked_at_afresh():
     driver = Machines()
     driver.states = lambda: dict(driver.running)
