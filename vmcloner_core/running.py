@@ -49,10 +49,10 @@ class PlannedRun:
 
     def _carried_out(self) -> RunResult:
         plan = self._plan
-        if plan.import_image:
-            self._import()
-        routed(self._run, self._works)
         with Sampler(plan.run, self._started, self._pool(), self._plugins.host_sampled):
+            if plan.import_image:
+                self._import()
+            routed(self._run, self._works)
             self._pipe(self._works)
         result = self._result()
         if plan.on_failure is OnFailure.ROLLBACK and not result.enough:

@@ -7,7 +7,7 @@ import attrs
 import pytest
 
 pytestmark = pytest.mark.libvirt
-WORDS = ("benchmark", "-t", "plain", "-n", "4")
+WORDS = ("benchmark", "-t", "plain", "-n", "2")
 
 
 def fleets(site):
@@ -20,7 +20,7 @@ def test_a_benchmark_leaves_nothing(site):
     page = site.folder / "report.html"
     rows = json.loads(site.run(*WORDS, "--for", "running", "--html", str(page), "-f", "json"))
     figures = {row["phase"]: row for row in rows}
-    assert figures["ready"]["clones"] == figures["start"]["clones"] == 4
+    assert figures["ready"]["clones"] == figures["start"]["clones"] == 2
     assert figures["start"]["min"] > 0
     assert "<svg" in page.read_text()
     assert fleets(site) == []
@@ -30,7 +30,7 @@ def test_a_benchmark_leaves_nothing(site):
 @pytest.mark.parametrize("running", [False, True])
 @pytest.mark.timeout(300)
 def test_gc_removes_what_a_killed_benchmark_left(site, running):
-    with site.popen(*WORDS, "--for", "console:never", "--boot-jobs", "4") as benchmark:
+    with site.popen(*WORDS, "--for", "console:never", "--boot-jobs", "2") as benchmark:
         while not fleets(site) or (running and not booted(site)):
             assert benchmark.poll() is None, benchmark.stderr.read()
             time.sleep(0.05)
@@ -42,6 +42,7 @@ def test_gc_removes_what_a_killed_benchmark_left(site, running):
 
 
 def booted(site):
-    """Tell whether all clones of the benchmark run."""
-    rows = json.loads(site.run("list", *fleets(site), "-f", "json"))
-    return [row["state"] for row in rows] == ["running"] * 4
+    """Tell whether a clone of the benchmark runs."""
+    rows = json.loads(site.run("list", "-f", "json"))
+    mine = [row for row in rows if row["fleet"] in fleets(site)]
+    return any(row["state"] == "running" for row in mine)

@@ -1,6 +1,7 @@
 """A benchmark leaves nothing behind, whatever fails; of a killed one, gc removes what is left."""
 
 import json
+import secrets
 import threading
 import time
 
@@ -15,6 +16,12 @@ from vmcloner_core.plan import Readiness
 def marks(lab):
     folder = lab.engine.host.benchmarks
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def known_fleet(monkeypatch):
+    """Have the fleet of benchmarks called PREFIX0."""
+    random = secrets.token_hex
+    monkeypatch.setattr("secrets.token_hex", lambda n: "0" if n == 4 else random(n))
 
 
 def test_a_benchmark(lab, run, tmp_path):
@@ -35,7 +42,7 @@ def test_a_benchmark(lab, run, tmp_path):
 
 
 def test_clones_that_fail_are_deleted(lab, run, monkeypatch):
-    monkeypatch.setattr("secrets.token_hex", lambda _n: "0")
+    known_fleet(monkeypatch)
     lab.pool.fail[f"{PREFIX}0-2"] = HostCommandError("full")
     code, out, err = run("benchmark", "-t", "t1", "-n", "3", "--clones", "-f", "json")
     assert code == 10
@@ -91,7 +98,7 @@ def test_a_benchmark_that_is_ended_leaves_nothing(lab):
 
 
 def test_what_cannot_be_deleted_is_gcs(lab, run, monkeypatch):
-    monkeypatch.setattr("secrets.token_hex", lambda _n: "0")
+    known_fleet(monkeypatch)
     inner = lab.machines.undefine
     monkeypatch.setattr(
         lab.machines,

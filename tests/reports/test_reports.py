@@ -42,6 +42,21 @@ def test_the_phases_of_a_clone(tmp_path):
     assert (clone.ready, clone.status, clone.held.phase) == (10, "ready", "ssh")
 
 
+def test_all_clones_wait_for_the_import(tmp_path):
+    log = Log(clones=["web-1", "web-2"])
+    log.step("tiny", "import", 1, 4)
+    log.step("web-1", "clone", 5, 6)
+    first, second = report_of(events_of(tmp_path), log.write(tmp_path)).clones
+    assert [(s.phase, s.begin, s.end) for s in first.spans] == [
+        ("queued", 0, 1),
+        ("import", 1, 4),
+        ("queued", 4, 5),
+        ("storage", 5, 6),
+    ]
+    assert first.phases["import"] == second.phases["import"] == 3
+    assert (first.ready, second.ready) == (6, None)
+
+
 def test_figures_of_many(tmp_path):
     names = [f"web-{n}" for n in range(1, 101)]
     log = Log(clones=names)
@@ -283,7 +298,16 @@ def test_the_command(lab, run):
     lines = out.splitlines()
     assert all(len(line) <= 80 for line in lines[:-4])
     phases = [line.split()[0] for line in lines[:8]]
-    assert phases == ["phase", "queued", "storage", "define", "start", "output", "console", "ready"]
+    assert phases == [
+        "phase",
+        "queued",
+        "import",
+        "storage",
+        "define",
+        "start",
+        "output",
+        "console",
+    ]
     assert "web: create of t1, 3 clones" in out
     rows = json.loads(run("report", "--last", "-f", "json")[1])
     assert list(rows[0]) == ["phase", "clones", "failed", "min", "p50", "p95", "max", "slowest"]

@@ -27,6 +27,8 @@ ROW = 0.17
 """Inches of a clone's row."""
 HEIGHT = 1.3
 """Inches of a line's picture."""
+TOLD = 5
+"""Lines of a console at the mark of a failure; the page has the others."""
 MAX_ROWS = 2000
 """Clones in a timeline; of more, those that failed and the slowest are drawn."""
 FAILED = "failed"
@@ -108,7 +110,10 @@ def _mark_failed(axes: Any, clones: Sequence[CloneTimes], titles: dict[str, list
     ends = [clone.spans[-1].end if clone.spans else 0.0 for _, clone in failed]
     (marks,) = axes.plot(ends, [row for row, _ in failed], "X", markersize=6, clip_on=False)
     marks.set_gid(FAILED)
-    titles[FAILED] = [f"{c.name} failed in {c.failed}: {c.error}" for _, c in failed]
+    titles[FAILED] = [
+        "\n".join([f"{c.name} failed in {c.failed}: {c.error}", *c.log.split("\n")[-TOLD:]])
+        for _, c in failed
+    ]
 
 
 def _box(row: int, span: Span) -> list[tuple[float, float]]:
@@ -243,4 +248,4 @@ def _styled(element: Any, name: str, titles: Iterator[str]) -> None:
         drawn.attrib.pop("clip-path", None)
         drawn.attrib.pop("style", None)
         if drawn.getparent().tag != f"{_SVG}defs" and (title := next(titles, None)) is not None:
-            etree.SubElement(drawn, f"{_SVG}title").text = shown(title)
+            etree.SubElement(drawn, f"{_SVG}title").text = "\n".join(map(shown, title.split("\n")))

@@ -10,9 +10,12 @@ import attrs
 READY = "ready"
 QUEUED = "queued"
 STORAGE = "storage"
+SHARED = ("pull", "send", "import")
+"""Steps of a template, for which all clones of a run wait."""
 WAIT = "wait"
 ORDER = (
     QUEUED,
+    *SHARED,
     STORAGE,
     "define",
     "start",

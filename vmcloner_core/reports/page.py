@@ -16,6 +16,7 @@ MAX_FAILURES = 200
 SLOWEST = 10
 COLOURS = {
     "queued": ("#b4bac2", "#565d66"),
+    "import": ("#8a7f5c", "#a89b74"),
     "storage": ("#2f6fb5", "#5a9ae0"),
     "define": ("#7fb8e6", "#9fd0f5"),
     "start": ("#1f8f6b", "#3fb98f"),

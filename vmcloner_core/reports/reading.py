@@ -6,7 +6,7 @@ isn't in them is left out of the report.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +14,16 @@ import attrs
 
 from vmcloner_core.errors import NotFound, did_you_mean
 from vmcloner_core.names import split_clone
-from vmcloner_core.reports.model import QUEUED, STORAGE, WAIT, CloneTimes, HostSample, Report, Span
+from vmcloner_core.reports.model import (
+    QUEUED,
+    SHARED,
+    STORAGE,
+    WAIT,
+    CloneTimes,
+    HostSample,
+    Report,
+    Span,
+)
 from vmcloner_core.run_events import RunEvent
 
 Events = Callable[..., Iterator[RunEvent]]
@@ -238,6 +247,8 @@ class _Reading:
                 self._sample(event, when)
             elif event.kind in ("step", "seen") and _text(event.values, "clone") in names:
                 self._event(event, when)
+            elif event.kind == "step" and event.values.get("step") in SHARED:
+                self._shared(event, names, when)
             elif event.kind == "result":
                 last = max(last, begin + (_number(event.values, "seconds") or 0.0))
         for name in names & self._clones.keys():
@@ -283,6 +294,14 @@ class _Reading:
         else:
             error = (_text(values, "error") or "failed") if status == "failed" else None
             clone.end(phase, when, _number(values, "seconds") or 0.0, error)
+
+    def _shared(self, event: RunEvent, names: Collection[str], when: float) -> None:
+        """Read a step of the template, for which these clones wait."""
+        if event.values.get("status") == "started":
+            return
+        for clone in (self._clones[name] for name in names):
+            clone.end(event.values["step"], when, _number(event.values, "seconds") or 0.0, None)
+            clone.ready = None
 
     def _sample(self, event: RunEvent, when: float) -> None:
         values = {key: _number(event.values, key) for key in _SAMPLED}
