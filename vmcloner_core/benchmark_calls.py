@@ -7,7 +7,7 @@ benchmark that was killed: ``gc`` deletes its clones.
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +24,7 @@ from vmcloner_core.reports import Report, report_of_runs
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.run_events import RunEvent
 
+log = logging.getLogger(__name__)
 PREFIX = "benchmark-x"
 """What names of benchmarks' fleets begin with."""
 
@@ -90,13 +91,24 @@ class BenchmarkCalls(ABC):
             try:
                 created = self.run(request, on_plan=on_plan)
             except BaseException:
-                with contextlib.suppress(NotFound):  # nothing was made
-                    self._benchmarked(fleet)
+                self._undo(fleet)
                 raise
             deleted = self._benchmarked(fleet)
         runs = [result.plan.run for result in (created, deleted)]
         report = report_of_runs(self.events, runs, fleet)
         return Benchmark(report=report, created=created, deleted=deleted)
+
+    def _undo(self, fleet: str) -> None:
+        """Delete the fleet of a benchmark that an error ended, which is told afterwards."""
+        try:
+            left = not self._benchmarked(fleet).ok
+        except NotFound:  # nothing was made
+            return
+        except VmclonerError as error:
+            log.warning("%s", error)
+            left = True
+        if left:
+            log.warning("fleet %s may be left: vmcloner gc removes it", fleet)
 
     def _benchmarked(self, fleet: str) -> RunResult:
         """Delete a benchmark's fleet, and its mark if nothing of it is left.

@@ -75,6 +75,26 @@ def test_a_run_that_breaks_off_leaves_nothing(lab, monkeypatch):
     assert marks(lab) == []
 
 
+def test_the_first_error_is_told(lab, monkeypatch, caplog):
+    """Also if the clones can't be deleted then; gc finds them."""
+    inner = lab.engine.run
+
+    def run(request, **options):
+        if request.action == "create":
+            inner(request, **options)
+            raise HostCommandError("first")
+        raise HostCommandError("second")
+
+    monkeypatch.setattr(lab.engine, "run", run)
+    with pytest.raises(HostCommandError, match="first"):
+        lab.engine.benchmark("t1", count=1)
+    (fleet,) = marks(lab)
+    assert f"fleet {fleet} may be left: vmcloner gc removes it" in caplog.text
+    monkeypatch.setattr(lab.engine, "run", inner)
+    lab.engine.gc()
+    assert lab.engine.list() == ()
+
+
 def test_a_benchmark_that_is_ended_leaves_nothing(lab):
     """By its caller: what ends the create doesn't end the delete."""
     ending = Cancellation()
