@@ -23,7 +23,7 @@ AGAIN := --reruns 1
 SLOW := libvirt or filesystems or lvm or xen or pxe or guests or others or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest clean tools test-fuzz docs man
+.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest clean tools browser test-fuzz docs man
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,7 +40,7 @@ demo: ## Set up, then clone, boot, list and delete five virtual machines
 # ARGS selects tests on this machine, so with ARGS no lab is started.
 test: tools lint test-host $(if $(ARGS),,test-lvm test-xen-short) ## Set up, then run all tests except the slow ones, including those on real machines
 
-test-host: tools ## Run the tests that need neither device-mapper nor Xen (ARGS="tests/core")
+test-host: tools browser ## Run the tests that need neither device-mapper nor Xen (ARGS="tests/core")
 	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "not (lvm or xen or slow)" $(ARGS)
 
 test-lvm: tools ## Run the tests on device-mapper: in the lab, or here if VMCLONER_LVM_DEVICE is a spare device
@@ -112,6 +112,10 @@ clean: ## Remove generated files: .venv, caches, build results
 	rm -rf .venv build dist benchmarks/results .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -rf .import_linter_cache *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Ubuntu has no package of Chromium: there, the test that needs it is skipped.
+browser:
+	@. /etc/os-release; [ "$$ID" = ubuntu ] || contrib/setup/packages chromium
 
 tools:
 	@contrib/setup/packages

@@ -239,6 +239,7 @@ class AsyncEngine:
     machines = _coroutine(Engine.machines)
     pools = _coroutine(Engine.pools)
     pool = _coroutine(Engine.pool)
+    benchmark = _coroutine(Engine.benchmark)
     pool_members = _coroutine(Engine.pool_members)
     fill_pool = _coroutine(Engine.fill_pool)
     empty_pool = _coroutine(Engine.empty_pool)

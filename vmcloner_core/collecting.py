@@ -30,10 +30,19 @@ OnFound = Callable[[Sequence[Leftover]], None]
 
 @attrs.frozen
 class _Unwanted:
-    """A clone to delete: one whose lease has ended, or without one, which lacks a part."""
+    """A clone to delete: one whose lease has ended, or whose benchmark was killed, or else one
+    that lacks a part."""
 
     clone: Clone
     lease: Lease | None = None
+    benchmark: bool = False
+
+    @property
+    def why(self) -> str | None:
+        """Why all of it is deleted, None if it lacks a part."""
+        if self.benchmark:
+            return "its benchmark was killed"
+        return f"its lease ended {self.lease.expires}" if self.lease is not None else None
 
 
 @attrs.frozen
@@ -86,8 +95,13 @@ class Collector:
 
     def _unwanted(self, found: Survey, *, expired: bool, orphans: bool) -> tuple[_Unwanted, ...]:
         """Return the clones to delete, each once."""
-        ended = self._expired(found) if expired else ()
-        names = {each.clone.name for each in ended}
+        abandoned = self.host.benchmarks.abandoned()
+        ours = self._ours(found) if abandoned else ()
+        killed = [_Unwanted(c, benchmark=True) for c in ours if c.fleet in abandoned]
+        names = {each.clone.name for each in killed}
+        expiring = self._expired(found) if expired else ()
+        ended = [*killed, *(each for each in expiring if each.clone.name not in names)]
+        names |= {each.clone.name for each in ended}
         lack = self._orphans(found) if orphans else ()
         return (*ended, *(_Unwanted(clone) for clone in lack if clone.name not in names))
 
@@ -166,11 +180,13 @@ class Collector:
         """Yield the parts of a clone to delete."""
         clone, lease = unwanted.clone, unwanted.lease
         if clone.domain is not None:
-            why = f"its lease ended {lease.expires}" if lease else "its disks are gone"
+            why = unwanted.why or "its disks are gone"
             yield Leftover(kind="domain", name=clone.name, size=0, why=why)
         why = f"clone {clone.name} has no domain"
         if lease is not None:
             why = f"the lease of {clone.name} ended {lease.expires}"
+        elif unwanted.benchmark:
+            why = f"the benchmark of {clone.name} was killed"
         for volume in clone.volumes:
             yield Leftover(kind="disk", name=str(volume.path), size=_size(volume), why=why)
         for kept in clone.kept:

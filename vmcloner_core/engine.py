@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Self
 import attrs
 
 from vmcloner_core import ssh_access
+from vmcloner_core.benchmark_calls import BenchmarkCalls
 from vmcloner_core.cancelling import Cancellation, given
 from vmcloner_core.deadlines import answers, instance
 from vmcloner_core.errors import (
@@ -106,7 +107,7 @@ class Held:
     again: Callable[[Request], RunResult]
 
 
-class Engine(RunCalls, LabCalls, TemplateCalls, LeaseCalls, PoolCalls, GuestCalls):
+class Engine(RunCalls, LabCalls, TemplateCalls, LeaseCalls, PoolCalls, GuestCalls, BenchmarkCalls):
     """Makes, runs and removes clones on one host.
 
     All calls may be made from any thread. Runs of different fleets are carried out at the same
@@ -256,6 +257,8 @@ class Engine(RunCalls, LabCalls, TemplateCalls, LeaseCalls, PoolCalls, GuestCall
 
         Observers are warned of leases that end soon.
 
+        Clones of benchmarks that were killed are deleted, too.
+
         Nothing of a fleet, template or image that another run works on is touched, nothing of
         another state folder, and nothing without labels of vmcloner's.
 
@@ -289,7 +292,17 @@ class Engine(RunCalls, LabCalls, TemplateCalls, LeaseCalls, PoolCalls, GuestCall
             )
             if not dry_run:
                 self._host.forget_empty_pools()
+                self._forget_benchmarks()
             return left
+
+    def _forget_benchmarks(self) -> None:
+        """Remove the marks of killed benchmarks of which nothing is left."""
+        abandoned = self._host.benchmarks.abandoned()
+        if not abandoned:
+            return
+        found = self._host.survey()
+        if not found.unseen:
+            self._host.benchmarks.forget(abandoned - {clone.fleet for clone in found.clones})
 
     def _lab_site(self, lab: Lab) -> Site:  # noqa: ARG002 - any lab is on this host
         from vmcloner_core.labs.one_host import OneHost

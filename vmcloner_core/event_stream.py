@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+import attrs
+
 from vmcloner_core.hooks import hookimpl
-from vmcloner_core.plan import Plan, RunResult, StepEvent
+from vmcloner_core.plan import Plan, RunResult, Sample, Seen, StepEvent
 
 SCHEMA = 1
 """Version of the events' schema: higher if a key is removed or means another thing."""
@@ -55,6 +57,18 @@ class EventStream:
             seconds=round(event.seconds, 4),
             error=str(event.error) if event.error is not None else None,
         )
+
+    @hookimpl
+    def vmcloner_clone_seen(self, seen: Seen) -> None:
+        """Tell what was first seen of a clone."""
+        at = round(seen.at, 4)
+        self._event("seen", seen.run, clone=seen.clone, what=seen.what, at=at, text=seen.text)
+
+    @hookimpl
+    def vmcloner_host_sampled(self, sample: Sample) -> None:
+        """Tell how busy the host is."""
+        values = attrs.asdict(sample, filter=lambda field, _: field.name != "run")
+        self._event("sample", sample.run, **values | {"at": round(sample.at, 4)})
 
     @hookimpl
     def vmcloner_run_finished(self, result: RunResult) -> None:

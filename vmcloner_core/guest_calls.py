@@ -194,16 +194,19 @@ class GuestCalls(SharedCalls):
             found |= self._host.drivers.ask("hypervisor", backend, read, dict)
         return tuple((clone, found.get(clone.name)) for clone in clones)
 
-    def events(self, *, run: str | None = None, follow: bool = False) -> Iterator[RunEvent]:
+    def events(
+        self, *, run: str | None = None, follow: bool = False, plans: bool = False
+    ) -> Iterator[RunEvent]:
         """Yield the events of runs on this host, of all processes; see docs/events.md.
 
         :param run: only of this run. :param follow: only what comes from now on, for ever; of one
             run: all of it, until it has ended.
+        :param plans: only the first event of each run, its plan.
         :raises NotFound: there is no log of that run.
         """
         from vmcloner_core import run_events
 
-        return run_events.read(self._host.host.runs, run=run, follow=follow)
+        return run_events.read(self._host.host.runs, run=run, follow=follow, plans=plans)
 
 
 def _statistics(names: Collection[str], driver: HypervisorDriver) -> dict[str, Statistics]:

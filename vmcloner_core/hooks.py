@@ -40,7 +40,7 @@ from vmcloner_core.drivers import (
     StorageDriver,
 )
 from vmcloner_core.model import Clone, Labels, Lease
-from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent, Waiting
+from vmcloner_core.plan import Plan, ProgressEvent, RunResult, Sample, Seen, StepEvent, Waiting
 
 PROJECT = "vmcloner"
 API_VERSION = 1
@@ -188,6 +188,14 @@ class Hooks:
     @hookspec
     def vmcloner_waiting(self, run: str, waiting: Waiting) -> None:
         """Observe what clones that aren't ready are doing, about once a second. Must not block."""
+
+    @hookspec
+    def vmcloner_clone_seen(self, seen: Seen) -> None:
+        """Observe what was first seen of a clone that is waited for. Must not block."""
+
+    @hookspec
+    def vmcloner_host_sampled(self, sample: Sample) -> None:
+        """Observe how busy the host is, about once a second at first. Must not block."""
 
     @hookspec
     def vmcloner_run_stopping(self, run: str, calls: Mapping[str, int]) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from vmcloner_core import clock, locks, ssh_access
+from vmcloner_core.benchmark_marks import BenchmarkMarks
 from vmcloner_core.booting import Preview, Starter
 from vmcloner_core.catalog import Catalog
 from vmcloner_core.claims import Claims
@@ -83,6 +84,7 @@ class LocalHost:
         self.records = Records(host.records)
         self.claims = Claims(self.records, self.hold_free, self.now)
         self.pools = Definitions(host.pools)
+        self.benchmarks = BenchmarkMarks(host.benchmarks, self.hold_free)
         self.snapshots = SnapshotFolders(host.snapshots)
         self.catalog = Catalog(host.templates, received=host.received)
         self.images = TemplateImages(self.drivers, plugins)

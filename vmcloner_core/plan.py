@@ -367,6 +367,43 @@ class Waiting:
 
 
 @attrs.frozen(kw_only=True)
+class Seen:
+    """What a run that waits for a clone saw of its guest for the first time.
+
+    :param what: ``output`` (the first line of its console), ``ip`` (its address was known), the
+        kind of readiness that it reached (:data:`READINESS`); or ``log``: the last lines of the
+        console of one that doesn't get ready.
+    :param text: the line, the address or the lines, without escape sequences; else empty.
+    :param at: seconds since the run began.
+    """
+
+    run: str
+    clone: str
+    what: str
+    at: float
+    text: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Sample:
+    """How busy the host is during a run.
+
+    :param at: seconds since the run began.
+    :param cpu: percent of all processors since the last sample.
+    :param memory_used, memory_total: bytes. :param pool_used, pool_total: bytes of the run's pool;
+        None if it has several, or if that wasn't asked or didn't answer.
+    """
+
+    run: str
+    at: float
+    cpu: float
+    memory_used: int
+    memory_total: int
+    pool_used: int | None = None
+    pool_total: int | None = None
+
+
+@attrs.frozen(kw_only=True)
 class CloneResult:
     """The result of one clone in a run.
 

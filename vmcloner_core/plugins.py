@@ -51,7 +51,16 @@ from vmcloner_core.hooks import (
     StorageBackend,
 )
 from vmcloner_core.model import Clone, Host, Labels, Lease, check_mac
-from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent, StepStatus, Waiting
+from vmcloner_core.plan import (
+    Plan,
+    ProgressEvent,
+    RunResult,
+    Sample,
+    Seen,
+    StepEvent,
+    StepStatus,
+    Waiting,
+)
 from vmcloner_core.process import LocalRunner
 
 log = logging.getLogger(__name__)
@@ -357,6 +366,14 @@ class PluginHost:
     def waiting(self, run: str, waiting: Waiting) -> None:
         """Tell observers what clones that aren't ready are doing."""
         self._observe(self._manager.hook.vmcloner_waiting, run=run, waiting=waiting)
+
+    def clone_seen(self, seen: Seen) -> None:
+        """Tell observers what was first seen of a clone."""
+        self._observe(self._manager.hook.vmcloner_clone_seen, seen=seen)
+
+    def host_sampled(self, sample: Sample) -> None:
+        """Tell observers how busy the host is."""
+        self._observe(self._manager.hook.vmcloner_host_sampled, sample=sample)
 
     def run_stopping(self, run: str, calls: Mapping[str, int]) -> None:
         """Tell observers that a run was asked to stop."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import select
@@ -16,7 +17,7 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, TypeVar
 
@@ -38,6 +39,10 @@ from vmcloner_core.units import format_seconds
 BOOTING = "booting"
 REPORT = 1.0
 """Seconds between two reports of what clones are doing."""
+KEPT_LINES = 20
+"""Lines of the console of a clone that doesn't get ready."""
+LOOKS = 32
+"""Consoles that are looked at for their first lines in one poll."""
 MAX_SAID = 200
 """Characters of a console's line in a report."""
 POLL = 0.2
@@ -143,13 +148,15 @@ class Sight:
 class Condition(ABC):
     """One kind of readiness, of one clone that runs.
 
-    ``lacks`` says in a few words what is still missing, ``phase`` what many clones do meanwhile.
+    ``lacks`` says in a few words what is still missing, ``phase`` what many clones do meanwhile,
+    ``found`` is the clone's address, if that is needed and known.
     """
 
     def __init__(self, clone: Awaited) -> None:
         self.clone = clone
         self.lacks = ""
         self.phase = BOOTING
+        self.found = ""
 
     @abstractmethod
     def met(self, sight: Sight) -> bool:
@@ -194,6 +201,7 @@ class Addressed(Condition):
         address = sight.address(self.clone)
         if address is None:
             self.lacks = "no address is known"
+        self.found = address or self.found
         return address
 
 
@@ -351,7 +359,7 @@ class CloudInit(Condition):
                 raise
             self.lacks = error.message
             return False
-        self.lacks, self.phase = self._ssh.lacks, self._ssh.phase
+        self.lacks, self.phase, self.found = self._ssh.lacks, self._ssh.phase, self._ssh.found
         return done
 
     def close(self) -> None:
@@ -478,26 +486,87 @@ def _missing(clone: Awaited, what: str) -> BackendError:
 
 
 class LastLine:
-    """The last non-blank line of a clone's console; only what is new is read again."""
+    """The last non-blank lines of a clone's console; only what is new is read again."""
 
     def __init__(self, driver: HypervisorDriver, name: str) -> None:
         self._consoles = driver.consoles
         self._name = name
         self._offset = 0
-        self._line = ""
+        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+
+    def text(self) -> str:
+        """Return the last :data:`KEPT_LINES` lines as they are now."""
+        self.read()
+        return "\n".join(line[:MAX_SAID] for line in self._lines)
 
     def read(self) -> str:
-        """Return the line as it is now; empty if there is none, or it can't be read."""
+        """Return the last line as it is now; empty if there is none, or it can't be read."""
         read = 0
         with contextlib.suppress(VmclonerError):  # the line is only a help in a message
             while self._consoles is not None and read < MAX_LOG:
                 data, self._offset = self._consoles.read(self._name, self._offset, CHUNK)
-                lines = [line.strip() for line in plain_text(data).split("\n") if line.strip()]
-                self._line = lines[-1][:MAX_LINE] if lines else self._line
+                lines = (line.strip() for line in plain_text(data).split("\n"))
+                self._lines.extend(line[:MAX_LINE] for line in lines if line)
                 read += CHUNK
                 if len(data) < CHUNK:
                     break
-        return self._line
+        return self._lines[-1] if self._lines else ""
+
+
+class FirstSeen:
+    """Tells what is seen of clones for the first time, while they are watched.
+
+    :param tell: called with a clone's name and what was seen; see :class:`Seen`.
+    """
+
+    def __init__(self, tell: Callable[[str, str, str], None]) -> None:
+        self._tell = tell
+        self._silent: dict[str, Awaited] = {}
+        """Those whose consoles have said nothing yet; the next one to look at first."""
+        self._placed: set[str] = set()
+
+    def arrive(self, clones: Iterable[Awaited]) -> None:
+        """Begin with some clones."""
+        self._silent.update((clone.name, clone) for clone in clones)
+
+    def look(self, waiting: Mapping[str, _Watched]) -> None:
+        """Look at what those that are watched have so far; at few consoles each time."""
+        for name in tuple(itertools.islice(self._silent, LOOKS)):
+            self._listen(name, again=name in waiting)
+        for watched in waiting.values():
+            self._place(watched)
+
+    def ended(self, watched: _Watched, outcome: Outcome[None]) -> None:
+        """Tell how a wait has ended."""
+        clone = watched.clone
+        if clone.name in self._silent:
+            self._listen(clone.name, again=False)
+        self._place(watched)
+        if outcome.ok:
+            self._tell(clone.name, clone.readiness.kind, "")
+        elif not isinstance(outcome.error, Interrupted):
+            self._tell(clone.name, "log", LastLine(clone.driver, clone.name).text())
+
+    def _place(self, watched: _Watched) -> None:
+        """Tell a clone's address, once it is known."""
+        name, address = watched.clone.name, watched.condition.found
+        if address and name not in self._placed:
+            self._placed.add(name)
+            self._tell(name, "ip", address)
+
+    def _listen(self, name: str, *, again: bool) -> None:
+        """Look at a silent clone's console once; with ``again`` also later, if it is silent."""
+        clone = self._silent.pop(name)
+        if clone.driver.consoles is None:
+            return
+        with contextlib.suppress(VmclonerError):  # a wait that needs the console says so itself
+            data, _ = clone.driver.consoles.read(name, 0, CHUNK)
+            lines = (line.strip() for line in plain_text(data).split("\n"))
+            line = next(filter(None, lines), "")
+            if line:
+                self._tell(name, "output", line[:MAX_SAID])
+            elif again:
+                self._silent[name] = clone
 
 
 # --- the watcher --------------------------------------------------------------------------------
@@ -530,6 +599,7 @@ def watch(
     cancelled: Callable[[], bool] = lambda: False,
     again: Again = lambda _names: {},
     report: Callable[[Waiting], None] = lambda _waiting: None,
+    seen: Callable[[str, str, str], None] = lambda _clone, _what, _text: None,
 ) -> Iterator[Outcome[None]]:
     """Yield one outcome per clone, as soon as it is ready, dead or out of time.
 
@@ -538,9 +608,10 @@ def watch(
         returns their names with the error of each that couldn't be started. The others stay
         stopped.
     :param report: called about once a second with what those that aren't ready are doing.
+    :param seen: called with what is first seen of a clone: its name, and what; see :class:`Seen`.
     """
     waiting: dict[str, _Watched] = {}
-    arrived, sight, reporter = clones, Sight(), _Reporter(report)
+    arrived, sight, reporter, first = clones, Sight(), _Reporter(report), FirstSeen(seen)
     try:
         while True:
             now = time.monotonic()
@@ -550,6 +621,8 @@ def watch(
                 waiting[clone.name] = _Watched(clone, condition, deadline, now)
             if arrived:
                 sight.forget()
+                first.arrive(arrived)
+            first.look(waiting)
             sight.look(watched.clone for watched in waiting.values())
             for watched, outcome in _changed(tuple(waiting.values()), sight, cancelled, again):
                 if outcome is None:
@@ -557,6 +630,7 @@ def watch(
                     sight.forget()
                 else:
                     del waiting[watched.clone.name]
+                    first.ended(watched, outcome)
                     yield outcome
             reporter(tuple(waiting.values()), sight.now)
             arrived = more()

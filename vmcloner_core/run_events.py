@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,7 @@ def read(
     *,
     run: str | None = None,
     follow: bool = False,
+    plans: bool = False,
     wait: Callable[[float], object] = pause,
 ) -> Iterator[RunEvent]:
     """Yield the events of the runs whose logs are in a folder, the oldest run first.
@@ -131,8 +132,12 @@ def read(
     :param run: only this run.
     :param follow: of one run: until it has ended or was killed. Of all: what comes from now on, in
         runs that begin or go on, of whatever process; for ever.
+    :param plans: only the first event of each run, its plan; without ``follow``.
     :raises NotFound: there is no log of that run.
     """
+    if plans:
+        yield from _plans(_paths(folder) if run is None else [_existing(folder, run)])
+        return
     if run is not None:
         yield from _of_one(_Log(_existing(folder, run)), follow=follow, wait=wait)
         return
@@ -149,6 +154,12 @@ def read(
         if not follow:
             return
         wait(POLL)
+
+
+def _plans(paths: Iterable[Path]) -> Iterator[RunEvent]:
+    for first in (next(_Log(path).read(), None) for path in paths):
+        if first is not None and first.kind == "plan":
+            yield first
 
 
 def _of_one(log: _Log, *, follow: bool, wait: Callable[[float], object]) -> Iterator[RunEvent]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 
 from vmcloner_core.errors import Interrupted, VmclonerError
 from vmcloner_core.local_host import LocalHost
+from vmcloner_core.model import Capacity
 from vmcloner_core.pipeline import Pipeline, Work
-from vmcloner_core.plan import OnFailure, Plan, ProgressEvent, RunResult, Waiting
+from vmcloner_core.plan import OnFailure, Plan, ProgressEvent, RunResult, Seen, Waiting
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.preflight import check_space
 from vmcloner_core.reporting import reported
+from vmcloner_core.sampling import Sampler
 from vmcloner_core.steps import Run, routed, undoing
 
 
@@ -33,7 +35,7 @@ class PlannedRun:
         self._cancelled = cancelled
         self._started = time.monotonic()
         self._works = [Work(plan=clone, volumes=clone.volumes) for clone in plan.clones]
-        self._run = Run(plan, host, cancelled.is_set, self._copied, self._waiting)
+        self._run = Run(plan, host, cancelled.is_set, self._copied, self._waiting, self._seen)
 
     def __call__(self) -> RunResult:
         """Carry the plan out; a clone's failure is in the result.
@@ -47,15 +49,24 @@ class PlannedRun:
 
     def _carried_out(self) -> RunResult:
         plan = self._plan
-        if plan.import_image:
-            self._import()
-        routed(self._run, self._works)
-        self._pipe(self._works)
+        with Sampler(plan.run, self._started, self._pool(), self._plugins.host_sampled):
+            if plan.import_image:
+                self._import()
+            routed(self._run, self._works)
+            self._pipe(self._works)
         result = self._result()
         if plan.on_failure is OnFailure.ROLLBACK and not result.enough:
             left, undone = self._rolled_back()
             result = attrs.evolve(self._result(), left=left, rolled_back=undone)
         return result
+
+    def _pool(self) -> Callable[[], Capacity] | None:
+        """Return what tells the capacity of the run's pool, None if it has several or none."""
+        pools = {clone.labels.storage for clone in self._plan.clones}
+        if len(pools) != 1:
+            return None
+        drivers, (pool,) = self._host.drivers, pools
+        return lambda: drivers.ask("storage", pool, lambda driver: driver.capacity(), Capacity)
 
     def _import(self) -> None:
         """Import the template's image, and check that the clones fit in the space left."""
@@ -105,6 +116,10 @@ class PlannedRun:
 
     def _waiting(self, waiting: Waiting) -> None:
         self._plugins.waiting(self._plan.run, waiting)
+
+    def _seen(self, clone: str, what: str, text: str) -> None:
+        at = time.monotonic() - self._started
+        self._plugins.clone_seen(Seen(run=self._plan.run, clone=clone, what=what, at=at, text=text))
 
     def _copied(self, done: int, total: int) -> None:
         self._plugins.progress(

@@ -75,6 +75,45 @@ def test_an_address_that_comes_later():
     assert outcomes(driver, "ip", "web-1", timeout=5)["web-1"].ok
 
 
+def test_what_is_first_seen_is_told_once():
+    driver, told = Machines(), []
+    names = [f"web-{n}" for n in range(1, 21)]
+
+    def states(fetch=driver.states):
+        if driver.asked.count("states") == 1:
+            driver.said = b"\r\n \x1b[1mhello\x1b[0m\r\nmore"
+            driver.known = dict.fromkeys(names, ("192.0.2.7",))
+        return fetch()
+
+    driver.states = states
+    clones = awaited(driver, "ip", *names, timeout=5)
+    assert all(o.ok for o in watch(clones, seen=lambda *seen: told.append(seen)))
+    whole = {(name, *seen) for name in names for seen in (("output", "hello"), ("ip", ""))}
+    whole |= {(name, "ip", "192.0.2.7") for name in names}
+    assert sorted(told) == sorted(whole)
+
+
+def test_a_silent_console_is_listened_to_while_others_get_ready():
+    driver, told = Machines(), []
+    said = {"web-1": b"here\n"}
+    driver.read = lambda name, offset, _limit: (
+        said.get(name, b"")[offset:],
+        len(said.get(name, b"")),
+    )
+    for outcome in watch(
+        awaited(driver, "console:here", "web-1", "web-2", timeout=5),
+        seen=lambda *seen: told.append(seen),
+    ):
+        said["web-2"] = b"me too, and here\n"
+        assert outcome.ok
+    assert told == [
+        ("web-1", "output", "here"),
+        ("web-1", "console", ""),
+        ("web-2", "output", "me too, and here"),
+        ("web-2", "console", ""),
+    ]
+
+
 def test_a_clone_that_was_started_again_is_looked_at_afresh():
     driver = Machines()
     driver.states = lambda: dict(driver.running)

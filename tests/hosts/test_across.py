@@ -20,6 +20,7 @@ from vmcloner_core.hosts.controller import Controller
 from vmcloner_core.model import Host, NetworkRequest, Outcome, RemoteHost
 from vmcloner_core.plan import Sizes
 from vmcloner_core.plugins import PluginHost
+from vmcloner_core.reports import phases, report_of
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.settings import Settings
 
@@ -329,6 +330,18 @@ def test_a_provision_is_a_run_on_all_hosts(hosts):
     all_hosts.create("web", "t1", count=3)
     plan = all_hosts.plan(TargetRequest(action="wait", targets=("web",), ready=True))
     assert names(plan.clones) == ["web-1", "web-2", "web-3"]
+
+
+def test_a_report_is_on_all_hosts(hosts):
+    all_hosts = hosts.controller()
+    all_hosts.create("web", "t1", count=3, ready=True)
+    for of in (None, "web"):
+        report = report_of(all_hosts.events, of)
+        assert names(report.clones) == ["web-1", "web-2", "web-3"]
+        assert {clone.host for clone in report.clones} == {"h1", "h2", "h3"}
+        assert {row.clones for row in phases(report) if row.phase != "output"} == {3}
+        assert report.finished
+        assert len(report.runs) == 1
 
 
 def test_the_documentation_says_what_each_command_works_on():

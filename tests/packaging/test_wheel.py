@@ -46,6 +46,7 @@ def test_every_package_is_there_with_its_files(names):
         "vmcloner_tiny/py.typed",
         "vmcloner_tiny/init",
         "vmcloner_libvirt/domain.xml.j2",
+        "vmcloner_core/reports/report.html.j2",
         "vmcloner_core/templates/tiny.toml",
         "vmcloner_core/templates/debian-12.toml",
         "vmcloner_core/templates/ubuntu-24.04.toml",

@@ -12,7 +12,7 @@ import attrs
 import jsonschema
 import pytest
 
-from vmcloner_core import console_lines, run_events
+from vmcloner_core import console_lines, run_events, sampling
 from vmcloner_core.errors import BackendError
 from vmcloner_core.model import Statistics, Usage
 from vmcloner_core.plan import Plan
@@ -249,8 +249,10 @@ def documented():
     return {name: set(re.findall(r"^\| `(\w+)` ", table, re.MULTILINE)) for name, table in tables}
 
 
-def test_each_documented_key_is_there(fleet, run):
+def test_each_documented_key_is_there(fleet, run, monkeypatch):
     """docs/events.md and its schema list, for each event, all keys and no other."""
+    monkeypatch.setattr(sampling, "INTERVAL", 0.02)
+    assert run("wait", "web-1", "--for", "console:never", "--timeout", "1")[0] == 10
     pages = documented()
     common = pages.pop("every")
     found = {}
@@ -264,7 +266,9 @@ def test_each_documented_key_is_there(fleet, run):
         assert set(schema["$defs"][name]["properties"]) == keys | {"event"}
 
 
-def test_events_are_as_the_schema_says(fleet, run):
+def test_events_are_as_the_schema_says(fleet, run, monkeypatch):
+    monkeypatch.setattr(sampling, "INTERVAL", 0.02)
+    run("wait", "web-1", "--for", "console:never", "--timeout", "1")
     fleet.pool.fail["web-4"] = "full"
     run("create", "web", "-t", "t1", "-n", "4")
     run("delete", "web")
@@ -273,11 +277,33 @@ def test_events_are_as_the_schema_says(fleet, run):
     )
     events = lines_of(run("events")[1])
     assert {event.get("status") for event in events} >= {"started", "done", "failed"}
+    assert {event["event"] for event in events} == {"plan", "step", "seen", "sample", "result"}
     for event in events:
         validator.validate(event)
     for wrong in ({**events[0], "clones": 1}, {**events[1], "status": "new"}, {"event": "plan"}):
         assert not validator.is_valid(wrong)
     assert validator.is_valid({**events[0], "event": "a later kind"})
+
+
+def test_what_is_seen_of_clones(fleet, run):
+    fleet.machines.said["web-3"] = b""
+    words = ("wait", "web-[1,3]", "--for", "console:login", "--timeout", "1")
+    assert run(*words)[0] == 10
+    seen = [e for e in lines_of(run("events")[1]) if e["event"] == "seen"]
+    told = [(e["clone"], e["what"], e["text"]) for e in seen]
+    assert told == [
+        ("web-1", "output", "[    1.0] begun"),
+        ("web-1", "console", ""),
+        ("web-3", "log", ""),
+    ]
+    assert seen[0]["at"] <= seen[1]["at"] < seen[2]["at"]
+
+
+def test_the_last_lines_of_a_console_are_in_the_log(fleet, run):
+    fleet.machines.said["web-1"] = b"".join(b"line %d\r\n\n" % n for n in range(50)) + b"x" * 999
+    run("wait", "web-1", "--for", "console:never", "--timeout", "0.5")
+    (seen,) = [e for e in lines_of(run("events")[1]) if e.get("what") == "log"]
+    assert seen["text"].split("\n") == [*(f"line {n}" for n in range(31, 50)), "x" * 200]
 
 
 def test_events_on_a_file_descriptor(lab, run):

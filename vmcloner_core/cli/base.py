@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from vmcloner_core.cli.app import Shell
     from vmcloner_core.engine import Engine
 
+DIFFERS = 12
+"""The exit code if what is compared differs: ``diff``, and ``--fail-if``."""
+
 
 class Base(Command):
     """A command with the engine; its errors become one line and an exit code."""
@@ -284,12 +287,7 @@ class RunCommand(Table):
                 help="Wait until each is ready, as the template or --for says.",
             )
             add_readiness(parser, more="; implies --wait")
-            parser.add_argument(
-                "--boot-jobs",
-                type=_boot_jobs,
-                metavar="N",
-                help="At most N guests boot at once, or auto: as many as the host can carry.",
-            )
+            add_boot_jobs(parser)
         return parser
 
     def request(self, parsed_args: argparse.Namespace) -> Request:
@@ -496,6 +494,30 @@ def add_readiness(parser: argparse.ArgumentParser, more: str = "") -> None:
         metavar="S",
         help=f"Seconds to wait for each (default {DEFAULT_TIMEOUT:.0f}; where guests are "
         f"emulated, {EMULATED} times as long).",
+    )
+
+
+def add_boot_jobs(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says how many guests may boot at once."""
+    parser.add_argument(
+        "--boot-jobs",
+        type=_boot_jobs,
+        metavar="N",
+        help="At most N guests boot at once, or auto: as many as the host can carry.",
+    )
+
+
+def add_origin(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what clones are made from, and in which backends."""
+    parser.add_argument(
+        "-t", "--template", required=True, metavar="NAME", help="Template to clone."
+    )
+    parser.add_argument(
+        "-e", "--hypervisor", metavar="NAME", help="Hypervisor from the settings, like kvm or xen."
+    )
+    parser.add_argument("--storage", metavar="NAME", help="Storage pool from the settings.")
+    parser.add_argument(
+        "--full", action="store_true", help="Full copies, not linked to the template."
     )
 
 

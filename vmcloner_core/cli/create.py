@@ -8,7 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vmcloner_core.cli.base import RunCommand, add_copying, add_sizes, add_ttl, note, sizes, waiting
+from vmcloner_core.cli.base import (
+    RunCommand,
+    add_copying,
+    add_origin,
+    add_sizes,
+    add_ttl,
+    note,
+    sizes,
+    waiting,
+)
 from vmcloner_core.cli.usage import agrees, say
 from vmcloner_core.errors import Interrupted, NotPulled
 from vmcloner_core.model import CloneMode
@@ -33,25 +42,13 @@ class Create(RunCommand):
         """Return the parser."""
         parser = super().get_parser(prog_name)
         parser.add_argument("fleet", metavar="FLEET", help="Name of the fleet, a DNS label.")
-        parser.add_argument(
-            "-t", "--template", required=True, metavar="NAME", help="Template to clone."
-        )
+        add_origin(parser)
         number = parser.add_mutually_exclusive_group()
         number.add_argument(
             "-n", "--count", type=int, metavar="N", help="Size of the fleet (default 1)."
         )
         number.add_argument(
             "--add", type=int, metavar="N", help="Clones to add after the highest index."
-        )
-        parser.add_argument(
-            "-e",
-            "--hypervisor",
-            metavar="NAME",
-            help="Hypervisor from the settings, like kvm or xen.",
-        )
-        parser.add_argument("--storage", metavar="NAME", help="Storage pool from the settings.")
-        parser.add_argument(
-            "--full", action="store_true", help="Full copies, not linked to the template."
         )
         parser.add_argument(
             "--values",

@@ -24,6 +24,8 @@ class Gc(Table):
 
     With --orphans also clones that lack a part.
 
+    Clones of benchmarks that were killed are removed too.
+
     Runs remove their own kind of leftovers too. What another run works on, what belongs to another
     state folder and what has no labels of vmcloner's is never touched.
     """

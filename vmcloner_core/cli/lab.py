@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vmcloner_core.cli.base import Base, Table, note, summary
+from vmcloner_core.cli.base import DIFFERS, Base, Table, note, summary
 from vmcloner_core.cli.usage import agrees, say
 from vmcloner_core.errors import Interrupted, UsageError
 from vmcloner_core.labs import Change, read_lab
@@ -19,8 +19,6 @@ from vmcloner_core.plan import RunResult
 from vmcloner_core.units import counted
 
 COLUMNS = ("action", "kind", "name", "why", "option")
-DIFFERS = 12
-"""The exit code of ``diff`` if something differs."""
 MAX_LINES = 20
 """Failed clones of a run that are listed."""
 _PAST = {

@@ -21,12 +21,12 @@ from vmcloner_core.hooks import hookimpl
 from vmcloner_core.hosts import wire
 from vmcloner_core.hosts.calls import CALLS
 from vmcloner_core.hosts.parcels import Chunk, Parcel, ParcelCalls
-from vmcloner_core.plan import Plan, ProgressEvent, RunResult, StepEvent, Waiting
+from vmcloner_core.plan import Plan, ProgressEvent, RunResult, Seen, StepEvent, Waiting
 from vmcloner_core.request import CreateRequest, Request
 from vmcloner_core.survey import Survey
 
 Event = Callable[[str], None]
-OBSERVED = {"step": StepEvent, "progress": ProgressEvent, "waiting": Waiting}
+OBSERVED = {"step": StepEvent, "progress": ProgressEvent, "waiting": Waiting, "seen": Seen}
 """The kinds of events, and the type of their value."""
 OTHERS = ""
 """Stands for the events that are of no run that is carried out here for the controller."""
@@ -123,6 +123,10 @@ class _Forward:
     @hookimpl
     def vmcloner_progress(self, event: ProgressEvent) -> None:
         self._tell(event.run, "progress", event)
+
+    @hookimpl
+    def vmcloner_clone_seen(self, seen: Seen) -> None:
+        self._tell(seen.run, "seen", seen)
 
     @hookimpl
     def vmcloner_waiting(self, run: str, waiting: Waiting) -> None:

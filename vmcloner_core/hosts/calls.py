@@ -155,7 +155,12 @@ CALLS = {
         {**_TARGETS, "lines": int | None, "since": float | None, "follow": bool},
         stream=True,
     ),
-    "events": Call(Engine.events, RunEvent, {"run": str | None, "follow": bool}, stream=True),
+    "events": Call(
+        Engine.events,
+        RunEvent,
+        {"run": str | None, "follow": bool, "plans": bool},
+        stream=True,
+    ),
     # Templates, their images, and networks: of one host.
     "template_rows": Call(Engine.template_rows, tuple[TemplateRow, ...]),
     "template": Call(Engine.template, Template, _NAME),

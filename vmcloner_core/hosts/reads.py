@@ -185,6 +185,8 @@ class Reads(SharedCalls):
             self.plugins.waiting(run, merging.waiting(dict(told)))
         elif event["kind"] == "step":
             self.plugins.step_changed(value)
+        elif event["kind"] == "seen":
+            self.plugins.clone_seen(value)
         else:
             self.plugins.progress(attrs.evolve(value, what=f"{value.what} on {host}"))
 
@@ -423,7 +425,9 @@ class Reads(SharedCalls):
         finally:
             streams.close()
 
-    def events(self, *, run: str | None = None, follow: bool = False) -> Iterator[RunEvent]:
+    def events(
+        self, *, run: str | None = None, follow: bool = False, plans: bool = False
+    ) -> Iterator[RunEvent]:
         """Yield the events of runs on all hosts by their time; see :meth:`Engine.events`.
 
         With ``follow``, as they come from the hosts.
@@ -431,7 +435,7 @@ class Reads(SharedCalls):
         :raises NotFound: no host has a log of that run.
         """
         hosts = self._connected()
-        asked = {"run": run, "follow": follow}
+        asked = {"run": run, "follow": follow, "plans": plans}
         streams = Streams(self._links, "events", dict.fromkeys(hosts, asked))
         without: list[VmclonerError] = []
 

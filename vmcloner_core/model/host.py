@@ -80,6 +80,11 @@ class Host:
         return self.state / "pools"
 
     @property
+    def benchmarks(self) -> Path:
+        """Folder of the marks of benchmarks' fleets, a file for each."""
+        return self.state / "benchmarks"
+
+    @property
     def templates(self) -> Path:
         """Folder for the results of image builders, one folder per template."""
         return self.state / "templates"

@@ -184,6 +184,7 @@ class WaitUntilReady(HypervisorStep):
             more=lambda: awaited(more()),
             cancelled=run.cancelled,
             report=run.waiting,
+            seen=run.seen,
             again=lambda names: self._again(run, driver, [by_name[name] for name in names]),
         ):
             if outcome.ok:

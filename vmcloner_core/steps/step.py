@@ -71,6 +71,7 @@ class Run:
 
     :param cancelled: tells whether the run must stop. :param copied: called with the run's bytes.
     :param waiting: called with what clones that aren't ready are doing.
+    :param seen: called with a clone's name and what was first seen of it; see :class:`Seen`.
     """
 
     def __init__(
@@ -80,11 +81,13 @@ class Run:
         cancelled: Callable[[], bool] = lambda: False,
         copied: Progress = lambda _done, _total: None,
         waiting: Callable[[Waiting], None] = lambda _waiting: None,
+        seen: Callable[[str, str, str], None] = lambda _clone, _what, _text: None,
     ) -> None:
         self.plan = plan
         self.host = host
         self.cancelled = cancelled
         self.waiting = waiting
+        self.seen = seen
         self.tally = Tally(plan, copied)
         self._lock = threading.Lock()
         self._origins: dict[tuple[str, str], Origin | None] = {}

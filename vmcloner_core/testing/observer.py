@@ -35,6 +35,8 @@ from vmcloner_core.plan import (
     Plan,
     ProgressEvent,
     RunResult,
+    Sample,
+    Seen,
     StepEvent,
     StepStatus,
     Waiting,
@@ -83,6 +85,11 @@ def events_of(plan: Plan) -> list[Told]:
         told.append(("progress", {"event": event}))
     waiting = Waiting(phases={"booting": 1}, slowest=bad, seconds=1.5, said="\u00fc \U0001f40d")
     told.append(("waiting", {"run": plan.run, "waiting": waiting}))
+    for what, text in (("output", "\u00fc \U0001f40d"), ("a-later-one", ""), ("log", "a\nb")):
+        seen = Seen(run=plan.run, clone=bad, what=what, at=1.5, text=text)
+        told.append(("clone_seen", {"seen": seen}))
+    sample = Sample(run=plan.run, at=1.0, cpu=12.5, memory_used=1, memory_total=2)
+    told.append(("host_sampled", {"sample": sample}))
     told.append(("run_stopping", {"run": plan.run, "calls": {"clone": 1}}))
     clone = Clone(labels=plan.clones[0].labels, state=State.RUNNING, host="local")
     told.append(

@@ -1,0 +1,351 @@
+"""Make reports of the events of runs (docs/events.md).
+
+Logs are read as they are: of killed runs, of earlier versions, with lines that are missing. What
+isn't in them is left out of the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import attrs
+
+from vmcloner_core.errors import NotFound, did_you_mean
+from vmcloner_core.names import split_clone
+from vmcloner_core.reports.model import (
+    QUEUED,
+    SHARED,
+    STORAGE,
+    WAIT,
+    CloneTimes,
+    HostSample,
+    Report,
+    Span,
+)
+from vmcloner_core.run_events import RunEvent
+
+Events = Callable[..., Iterator[RunEvent]]
+"""``Engine.events``."""
+_PHASES = {"clone": STORAGE}
+"""The phases of steps that have another name than their step."""
+_BOOTS = ("start", "restore")
+_GROWS = ("create", "start", "wait", "delete")
+"""Actions that a fleet comes to be by, and the one that ends it."""
+
+
+def report_of(events: Events, of: str | None = None) -> Report:
+    """Return the report on a run or a fleet.
+
+    :param of: a run's id; or a fleet's name: how its clones came to be, from the run that made
+        each until it was first ready; None for the last run.
+    :raises NotFound: there is no log of it.
+    """
+    plans = list(events(plans=True))
+    runs = list(dict.fromkeys(plan.run for plan in sorted(plans, key=lambda plan: plan.time)))
+    if of is None and runs:
+        return report_of_runs(events, runs[-1:])
+    if of in runs:
+        return report_of_runs(events, [of])
+    concerned = {plan.run: None for plan in plans if of in _fleets(plan)}
+    if of is None or not concerned:
+        fleets = sorted({fleet for plan in plans for fleet in _fleets(plan)})
+        hint = did_you_mean(of or "", [*fleets, *runs]) or "vmcloner events"
+        what = f"a run or fleet {of!r}" if of is not None else "any run"
+        raise NotFound(f"no log of {what}", hint=hint)
+    wanted = [plan.run for plan in plans if plan.run in concerned and _grows(plan)]
+    reading = _Reading(of, fleet=of)
+    for run in dict.fromkeys(run for run in runs if run in wanted):
+        reading.add(events(run=run))
+    report = reading.report()
+    if not report.clones:
+        raise NotFound(
+            f"no log says how fleet {of!r} came to be",
+            hint="vmcloner report RUN; the last 200 runs are kept",
+        )
+    return report
+
+
+def report_of_runs(events: Events, runs: Sequence[str], name: str | None = None) -> Report:
+    """Return the report on runs, one after another, with all that they did.
+
+    :param name: the report's; by default the last run's id.
+    :raises NotFound: there is no log of one of them.
+    """
+    reading = _Reading(name or runs[-1])
+    for run in runs:
+        reading.add(events(run=run))
+    return reading.report()
+
+
+def _grows(plan: RunEvent) -> bool:
+    return plan.values.get("action") in _GROWS
+
+
+def _names(plan: RunEvent) -> list[str]:
+    found = plan.values.get("clones")
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+
+def _fleets(plan: RunEvent) -> set[str]:
+    parts = (split_clone(name) for name in _names(plan))
+    return {part[0] for part in parts if part is not None}
+
+
+def _number(values: Mapping[str, Any], key: str) -> float | None:
+    found = values.get(key)
+    return float(found) if isinstance(found, int | float) and 0 <= found < 1e12 else None
+
+
+def _text(values: Mapping[str, Any], key: str) -> str | None:
+    found = values.get(key)
+    return found if isinstance(found, str) else None
+
+
+@attrs.define
+class _Clone:
+    """A clone while its events are read; all times are the report's."""
+
+    name: str
+    host: str
+    begun: float
+    """When the run began that it was first planned in."""
+    since: float
+    """Since when it waits for a step to begin."""
+    booted: float | None = None
+    spans: list[Span] = attrs.field(factory=list)
+    phases: dict[str, float] = attrs.field(factory=dict)
+    open: tuple[str, float] | None = None
+    """The phase that it is in, and since when."""
+    seen: dict[str, float] = attrs.field(factory=dict)
+    """What was seen during its present wait."""
+    done: set[str] = attrs.field(factory=set)
+    """Its phases that were completed, but for waits."""
+    ready: float | None = None
+    waited: bool = False
+    error: str | None = None
+    failed: str | None = None
+    log: str = ""
+
+    def begin(self, phase: str, at: float) -> None:
+        """Begin a phase."""
+        self._span(QUEUED, self.since, at)
+        self.open, self.seen = (phase, at), {}
+
+    def end(self, phase: str, at: float, seconds: float, error: str | None) -> None:
+        """End a phase that took so long."""
+        if self.open is None or self.open[0] != phase:  # its begin isn't in the log
+            self.begin(phase, max(self.since, at - seconds))
+        begun = self.open[1] if self.open is not None else at
+        self.open, self.since = None, at
+        if phase == WAIT:
+            self._end_wait(begun, at, ok=error is None)
+        else:
+            self._span(phase, begun, at)
+        if phase in _BOOTS and error is None:
+            self.booted = at
+        if error is not None:
+            self.error, self.failed = self.error or error, self.failed or phase
+        elif phase != WAIT:
+            self.done.add(phase)
+        if self.error is None and not self.waited:
+            self.ready, self.waited = at - self.begun, phase == WAIT
+
+    def saw(self, what: str, at: float, text: str) -> None:
+        """Note what was seen of its guest, the first time."""
+        if what == "log":
+            self.log = text
+        elif what not in self.phases:
+            begun = self.open[1] if self.open is not None else at
+            self.phases[what] = at - (begun if self.booted is None else self.booted)
+            self.seen[what] = at
+
+    def stop(self, at: float) -> None:
+        """End what a killed run left open."""
+        if self.open is not None:
+            phase, begun = self.open
+            self.open = None
+            self.spans.append(Span(phase, begun, max(begun, at)))
+            self.ready = None
+        self.since = at
+
+    def _end_wait(self, begun: float, at: float, *, ok: bool) -> None:
+        marks = sorted(self.seen.items(), key=lambda mark: mark[1])
+        for number, (what, when) in enumerate(marks, 1):
+            end = at if ok and number == len(marks) else min(max(begun, when), at)
+            self.spans.append(Span(what, begun, end))
+            begun = end
+        if not (ok and marks):
+            self._span(WAIT, begun, at)
+
+    def _span(self, phase: str, begin: float, end: float) -> None:
+        if end > begin or phase != QUEUED:
+            self.spans.append(Span(phase, begin, end))
+            self.phases[phase] = self.phases.get(phase, 0.0) + max(0.0, end - begin)
+
+    def times(self) -> CloneTimes:
+        """Return what the report has of it."""
+        return CloneTimes(
+            name=self.name,
+            host=self.host,
+            spans=tuple(self.spans),
+            phases=self.phases,
+            ready=self.ready if self.error is None else None,
+            error=self.error,
+            failed=self.failed,
+            log=self.log,
+        )
+
+
+class _Reading:
+    """Reads runs one after another.
+
+    :param fleet: only this fleet's clones, each from the run that made it until it is ready.
+    """
+
+    def __init__(self, name: str, fleet: str | None = None) -> None:
+        self._name = name
+        self._fleet = fleet
+        self._clones: dict[str, _Clone] = {}
+        self._samples: list[HostSample] = []
+        self._plans: list[RunEvent] = []
+        self._offset = self._end = 0.0
+        self._finished = True
+
+    def _restart(self) -> None:
+        """Forget what was read: all of it was about clones that are gone."""
+        self._samples, self._plans = [], []
+        self._offset = self._end = 0.0
+        self._finished = True
+
+    def add(self, events: Iterable[RunEvent]) -> None:
+        """Read a run's events, of all hosts; it begins when the last one has ended."""
+        logs: dict[str, list[RunEvent]] = {}
+        for event in events:
+            logs.setdefault(event.host, []).append(event)
+        begins = {host: _wall(log[0]) for host, log in logs.items()}
+        first = min(filter(None, begins.values()), default=0.0)
+        self._offset = self._end
+        for host, log in logs.items():
+            self._log(log, self._offset + max(0.0, (begins[host] or first) - first))
+            self._finished = self._finished and log[-1].kind == "result"
+        if self._fleet is not None and not self._clones:
+            self._restart()
+
+    def _log(self, log: Sequence[RunEvent], begin: float) -> None:
+        """Read the log of a run on one host, which began at this time of the report."""
+        names: set[str] = set()
+        last = begin
+        for event in log:
+            at = _number(event.values, "at")
+            when = begin + at if at is not None else last
+            last = max(last, when)
+            if event.kind == "plan":
+                names = self._planned(event, begin)
+            elif event.kind == "sample":
+                self._sample(event, when)
+            elif event.kind in ("step", "seen") and _text(event.values, "clone") in names:
+                self._event(event, when)
+            elif event.kind == "step" and event.values.get("step") in SHARED:
+                self._shared(event, names, when)
+            elif event.kind == "result":
+                last = max(last, begin + (_number(event.values, "seconds") or 0.0))
+        for name in names & self._clones.keys():
+            self._clones[name].stop(last)
+        self._end = max(self._end, last)
+
+    def _planned(self, plan: RunEvent, begin: float) -> set[str]:
+        """Begin with the clones of a plan; returns the names of those that the report is about."""
+        self._plans.append(plan)
+        names = set()
+        for name in _names(plan):
+            parts = split_clone(name)
+            if self._fleet is not None and (parts is None or parts[0] != self._fleet):
+                continue
+            if self._fleet is not None and plan.values.get("action") == "delete":
+                self._clones.pop(name, None)
+                continue
+            known = self._clones.setdefault(name, _Clone(name, plan.host, begin, begin))
+            if self._fleet is None or not known.waited:
+                known.since = begin
+                if plan.values.get("action") != "delete":
+                    known.error = known.failed = None  # it is tried again
+                names.add(name)
+        return names
+
+    def _event(self, event: RunEvent, when: float) -> None:
+        values = event.values
+        clone = self._clones[values["clone"]]
+        if event.kind == "seen":
+            what, text = _text(values, "what"), _text(values, "text")
+            if what is not None:
+                clone.saw(what, when, text or "")
+            return
+        step, status = _text(values, "step"), values.get("status")
+        if step is None:
+            return
+        phase = _PHASES.get(step, step)
+        if self._fleet is not None and phase in clone.done:
+            clone.since = when  # how it came to be is known: it was stopped and started since
+            return
+        if status == "started":
+            clone.begin(phase, when)
+        else:
+            error = (_text(values, "error") or "failed") if status == "failed" else None
+            clone.end(phase, when, _number(values, "seconds") or 0.0, error)
+
+    def _shared(self, event: RunEvent, names: Collection[str], when: float) -> None:
+        """Read a step of the template, for which these clones wait."""
+        if event.values.get("status") == "started":
+            return
+        for clone in (self._clones[name] for name in names):
+            clone.end(event.values["step"], when, _number(event.values, "seconds") or 0.0, None)
+            clone.ready = None
+
+    def _sample(self, event: RunEvent, when: float) -> None:
+        values = {key: _number(event.values, key) for key in _SAMPLED}
+        cpu, used, total = (values[key] for key in _SAMPLED[:3])
+        if cpu is None or used is None or not total:
+            return
+        pool_used, pool_total = values["pool_used"], values["pool_total"]
+        self._samples.append(
+            HostSample(
+                at=when,
+                host=event.host,
+                cpu=cpu,
+                memory_used=int(used),
+                memory_total=int(total),
+                pool_used=None if pool_used is None else int(pool_used),
+                pool_total=None if pool_total is None else int(pool_total),
+            )
+        )
+
+    def report(self) -> Report:
+        """Return the report on what was read."""
+        plans = self._plans
+        ordered = sorted(self._clones, key=lambda name: split_clone(name) or (name, 0))
+        templates = (_text(plan.values, "template") for plan in plans)
+        actions = (_text(plan.values, "action") or "?" for plan in plans)
+        return Report(
+            name=self._name,
+            runs=tuple(dict.fromkeys(plan.run for plan in plans)),
+            actions=tuple(dict.fromkeys(actions)),
+            template=next(filter(None, templates), None),
+            begun=min((plan.time for plan in plans if plan.time), default=""),
+            seconds=round(self._end, 4),
+            finished=self._finished,
+            clones=tuple(self._clones[name].times() for name in ordered),
+            samples=tuple(sorted(self._samples, key=lambda sample: sample.at)),
+        )
+
+
+_SAMPLED = ("cpu", "memory_used", "memory_total", "pool_used", "pool_total")
+
+
+def _wall(event: RunEvent) -> float | None:
+    """Return when an event was, in seconds since the epoch; None if that isn't known."""
+    try:
+        return datetime.fromisoformat(event.time).timestamp()
+    except ValueError:
+        return None
