@@ -20,7 +20,7 @@ KILLS := $(or $(KILLS),500)
 # A real daemon or guest on a busy machine may fail once. The summary lists what passed only when it
 # ran again, as RERUN: a fault to find, though not one that stops everybody.
 AGAIN := --reruns 1
-SLOW := libvirt or filesystems or lvm or xen or pxe or guests or others or slow
+SLOW := libvirt or filesystems or lvm or xen or pxe or ceph or guests or others or slow
 
 .DEFAULT_GOAL := help
 .PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest clean tools test-fuzz docs man
