@@ -50,9 +50,8 @@ class Image:
     def read(self, offset: int, length: int) -> bytes:
         """Return bytes; fewer at the image's end."""
         buffer = ctypes.create_string_buffer(length)
-        return buffer.raw[
-            : check(library().rbd_read(self._handle, offset, length, buffer), self.name)
-        ]
+        count = check(library().rbd_read(self._handle, offset, length, buffer), self.name)
+        return buffer.raw[:count]
 
     def flush(self) -> None:
         """Wait until all of it is in the cluster."""
@@ -192,13 +191,16 @@ class Images:
 
     def create(self, name: str, size: int) -> None:
         """Make an image of zeros."""
-        with _options() as options:
+        with _options({_OPTION_FEATURES: FEATURES}) as options:
             check(library().rbd_create4(self._cluster.io, name.encode(), size, options), name)
 
     def clone(self, parent: str, name: str) -> None:
-        """Make a child of an image's protected snapshot."""
+        """Make a child of an image's protected snapshot.
+
+        Children of format 1 keep that from being removed, which is what we want.
+        """
         io = self._cluster.io
-        with _options() as options:
+        with _options({_OPTION_FEATURES: FEATURES, _OPTION_CLONE_FORMAT: 1}) as options:
             result = library().rbd_clone3(
                 io, parent.encode(), SNAPSHOT.encode(), io, name.encode(), options
             )
@@ -230,15 +232,12 @@ def _was_there(result: int, name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _options() -> Iterator[ctypes.c_void_p]:
-    """Yield the options of new images, the same whatever the client's configuration says.
-
-    Clones of format 1 keep their parent's snapshot from being removed, which is what we want.
-    """
+def _options(values: Mapping[int, int]) -> Iterator[ctypes.c_void_p]:
+    """Yield the options of a new image, the same whatever the client's configuration says."""
     calls, options = library(), ctypes.c_void_p()
     calls.rbd_image_options_create(ctypes.byref(options))
     try:
-        for option, value in ((_OPTION_FEATURES, FEATURES), (_OPTION_CLONE_FORMAT, 1)):
+        for option, value in values.items():
             check(calls.rbd_image_options_set_uint64(options, option, value), "options")
         yield options
     finally:

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.rbd.cluster import PROGRAMS, Cluster
-from vmcloner_core.testing.samples import make_context
-from vmcloner_rbd.driver import RbdDriver
 from vmcloner_rbd.settings import RbdSettings
 
 _NUMBERS = itertools.count(1)
@@ -38,8 +36,3 @@ def settings(cluster):
     return RbdSettings(
         pool="vms", namespace=name, conf=cluster.conf, keyring=cluster.keyring, timeout=30
     )
-
-
-@pytest.fixture
-def open_driver(settings, tmp_path):
-    return lambda: RbdDriver(make_context(tmp_path), settings)

@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
+from vmcloner_core.testing.samples import make_context
 from vmcloner_core.testing.storage import TIMEOUT, StorageConformance
 from vmcloner_rbd import importing
+from vmcloner_rbd.driver import RbdDriver
 from vmcloner_rbd.images import Images
 from vmcloner_rbd.settings import RbdSettings
 
@@ -29,6 +31,10 @@ with Images(Cluster(settings, KnownPool(Path(state), "holder"))).open(name, writ
 
 
 class TestRbd(StorageConformance):
+    @pytest.fixture
+    def open_driver(self, settings: RbdSettings, tmp_path):
+        return lambda: RbdDriver(make_context(tmp_path), settings)
+
     @pytest.fixture(autouse=True)
     def images(self, settings: RbdSettings, open_driver, tmp_path):
         self.settings, self.state = settings, tmp_path
