@@ -40,7 +40,9 @@ def opened(image: ImageFile, folder: Path, runner: CommandRunner) -> Iterator[in
         if image.format != "raw":
             with translated(folder):
                 make_folder(folder)
-                work = stack.enter_context(tempfile.TemporaryDirectory(prefix="import-", dir=folder))
+                work = stack.enter_context(
+                    tempfile.TemporaryDirectory(prefix="import-", dir=folder)
+                )
             path = Path(work) / "image.raw"
             path.touch()
             convert(runner, image, path, Copying())

@@ -20,9 +20,7 @@ def _check_name(_instance: object, attribute: attrs.Attribute[Any], value: str |
         raise InvalidRequest(f"{attribute.name}: not a name of Ceph's that can be used: {value!r}")
 
 
-def _check_absolute(
-    _instance: object, attribute: attrs.Attribute[Any], value: Path | None
-) -> None:
+def _check_absolute(_instance: object, attribute: attrs.Attribute[Any], value: Path | None) -> None:
     if value is not None and not value.is_absolute():
         raise InvalidRequest(f"{attribute.name} must be absolute, not {str(value)!r}")
 

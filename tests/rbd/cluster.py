@@ -105,7 +105,16 @@ class Cluster:
         )
         key = self.keyring
         every = ["--cap", "mon", "allow *", "--cap", "osd", "allow *", "--cap", "mgr", "allow *"]
-        run("ceph-authtool", "--create-keyring", key, "--gen-key", "-n", "mon.", *every[:2], "allow *")
+        run(
+            "ceph-authtool",
+            "--create-keyring",
+            key,
+            "--gen-key",
+            "-n",
+            "mon.",
+            *every[:2],
+            "allow *",
+        )
         for name in ("client.admin", "mgr.x"):
             run("ceph-authtool", key, "--gen-key", "-n", name, *every)
         key.chmod(0o600)
