@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TypeVar
 
 import attrs
 
-from vmcloner_core.cancelling import carried, pause
+from vmcloner_core.cancelling import carried
 from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
 from vmcloner_core.errors import (
     Conflict,
@@ -59,8 +58,6 @@ R = TypeVar("R")
 THREADS = 8
 """Images that are made or removed at once: more gained nothing where it was measured."""
 SECTOR = 512
-PATIENCE = 60.0
-"""Seconds to wait for another process that has an image open to remove it."""
 
 
 class RbdDriver(StorageDriver):
@@ -346,18 +343,18 @@ class RbdDriver(StorageDriver):
         :param left: gets the entry's key if the image is in the trash, and stays there for now.
         :raises WrongState: it is in use.
         """
-        until = time.monotonic() + PATIENCE
-        while True:
+        with self._journal.alone(entry.name):
+            if self._images.names().get(entry.name) != entry.id:
+                return False  # another process removed it
+            with self._images.open(entry.name) as image:
+                if users := image.watchers():  # librbd moves an image that is only open
+                    raise self._in_use(entry.name, users)
             try:
                 gone = self._images.move_to_trash(entry.name)
-                break
             except OSError as error:
                 if error.errno != errno.EBUSY:
                     raise
-                # Another process that removes it has it open too.
-                if time.monotonic() > until or not self._journal.others_at_work():
-                    raise self._in_use(entry.name) from error
-            pause(0.1)
+                raise self._in_use(entry.name, ["another client"]) from error
         try:
             self._images.remove_trashed(entry.id)
         except OSError:  # the next run's sweep removes it
@@ -378,11 +375,9 @@ class RbdDriver(StorageDriver):
                     hint=f"if they are not needed: rbd snap purge {self._settings.place}/{name}",
                 )
 
-    def _in_use(self, name: str) -> WrongState:
-        with self._cluster.translated(name), self._images.open(name) as image:
-            users = " ".join(image.watchers()) or "a client that has just gone"
+    def _in_use(self, name: str, users: Sequence[str]) -> WrongState:
         return WrongState(
-            f"{self._cluster}: {name} is in use by {users}",
+            f"{self._cluster}: {name} is in use by {' '.join(users)}",
             hint="stop its clone first; a client that was killed is forgotten after 30 s",
         )
 
@@ -497,10 +492,10 @@ class RbdDriver(StorageDriver):
     def _named(self, entry: Entry) -> bool:
         """Give a draft its final name; returns whether that was free."""
         self._journal.check_held()
-        try:
+        with self._journal.alone(entry.name):
+            if entry.name in self._images.names():
+                return False
             self._images.rename(entry.draft, entry.name)
-        except FileExistsError:
-            return False
         return True
 
     def _publish(self, entry: Entry, what: str) -> None:
@@ -595,7 +590,7 @@ class RbdDriver(StorageDriver):
         return Capacity(total=total, free=free, warnings=warnings)
 
     def need(self, request: CloneRequest, count: int) -> int:
-        """See :meth:`StorageDriver.need`. A new clone takes a few keys, a written head an object."""
+        """See :meth:`StorageDriver.need`. A new clone takes a few keys."""
         return 0 if request.origin is not None else count * len(request.head)
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ import os
 import threading
 import time
 import uuid
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -107,6 +108,29 @@ class Journal:
         finally:
             self._leave()
 
+    @contextlib.contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Keep other processes from naming or removing an image of that name during the block.
+
+        librbd's rename replaces an image that another process has just given the name. The names
+        share a few locks, as each lock leaves an attribute on the object.
+        """
+        lock, cookie = f"name.{zlib.crc32(name.encode()) % 64}".encode(), uuid.uuid4().hex.encode()
+        until = time.monotonic() + DURATION
+        while True:
+            result = library().rados_lock_exclusive(
+                self._cluster.io, OBJECT.encode(), lock, cookie, b"",
+                ctypes.byref(TimeVal(DURATION, 0)), 0,
+            )  # fmt: skip
+            if result != -errno.EBUSY or time.monotonic() > until:
+                break
+            time.sleep(0.02)
+        check(result, name)
+        try:
+            yield
+        finally:
+            library().rados_unlock(self._cluster.io, OBJECT.encode(), lock, cookie)
+
     def check_held(self) -> None:
         """Check that no other host takes this process for dead: a host may have slept.
 
@@ -128,10 +152,6 @@ class Journal:
             return []
         holders = self._holders()
         return [e for e in entries if e.process not in holders or is_dead(e.process)]
-
-    def others_at_work(self) -> bool:
-        """Tell whether other processes, or other drivers of this one, are at work in the pool."""
-        return any(not is_dead(each) for each in self._holders() - {self._process})
 
     def forget(self, entries: Sequence[Entry]) -> None:
         """Remove entries."""

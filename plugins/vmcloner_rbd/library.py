@@ -81,6 +81,9 @@ _CALLS: dict[str, tuple[object, ...]] = {
     "rados_lock_shared": (
         ptr, c_char_p, c_char_p, c_char_p, c_char_p, c_char_p, POINTER(TimeVal), c_uint8,
     ),
+    "rados_lock_exclusive": (
+        ptr, c_char_p, c_char_p, c_char_p, c_char_p, POINTER(TimeVal), c_uint8,
+    ),
     "rados_unlock": (ptr, c_char_p, c_char_p, c_char_p),
     "rados_list_lockers": (
         ptr, c_char_p, c_char_p, INT_P, c_char_p, SIZE_P, c_char_p, SIZE_P, c_char_p, SIZE_P,

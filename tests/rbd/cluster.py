@@ -173,7 +173,7 @@ def free_port() -> int:
 
 def run(*argv: str | Path, stdin: str = "") -> str:
     """Run a command; returns its output."""
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: PLW1510 - the assertion says more
         [str(word) for word in argv], input=stdin, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, f"{argv[0]}: {done.stderr[-2000:]}"
