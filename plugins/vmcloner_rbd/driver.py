@@ -88,7 +88,7 @@ class RbdDriver(StorageDriver):
         progress: Progress,
         copying: Copying = AS_IT_COMES,
     ) -> Outcome[Origin]:
-        """See :meth:`StorageDriver.import_image`. Clones need the image: it is not replaced then."""
+        """See :meth:`StorageDriver.import_image`. An image with clones is not replaced."""
         with self._cluster.translated(f"template {template}"):
             found = self._origin(template)
             if found is not None and found.digest == image.digest:
