@@ -577,6 +577,7 @@ class RbdDriver(StorageDriver):
                 config=settings.conf_file,
                 user=settings.user,
                 key=settings.key_file,
+                secret=settings.secret or "",
             ),
         )
 

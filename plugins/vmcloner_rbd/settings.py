@@ -11,6 +11,7 @@ import attrs
 from vmcloner_core.errors import InvalidRequest
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # A name, an IPv4 address or [an IPv6 address], and a port.
 _MONITOR = re.compile(r"([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
@@ -23,6 +24,11 @@ def _check_name(_instance: object, attribute: attrs.Attribute[Any], value: str |
 def _check_absolute(_instance: object, attribute: attrs.Attribute[Any], value: Path | None) -> None:
     if value is not None and not value.is_absolute():
         raise InvalidRequest(f"{attribute.name} must be absolute, not {str(value)!r}")
+
+
+def _check_uuid(_instance: object, _attribute: object, value: str | None) -> None:
+    if value is not None and not _UUID.fullmatch(value):
+        raise InvalidRequest(f"secret: not a UUID: {value!r}", hint="virsh secret-list")
 
 
 def _check_monitors(_instance: object, _attribute: object, value: tuple[str, ...]) -> None:
@@ -46,6 +52,8 @@ class RbdSettings:
     :param user: the Ceph user, without ``client.``.
     :param keyring: the file with the user's key, as a keyring or as the key alone; None for
         ``/etc/ceph/ceph.client.USER.keyring``.
+    :param secret: UUID of a libvirt secret with that key, which the host's administrator has
+        defined; None to give libvirt the key at each start.
     :param timeout: seconds after which a cluster that does not answer is given up.
     """
 
@@ -55,6 +63,7 @@ class RbdSettings:
     monitors: tuple[str, ...] = attrs.field(default=(), validator=_check_monitors)
     user: str = attrs.field(default="admin", validator=_check_name)
     keyring: Path | None = attrs.field(default=None, validator=_check_absolute)
+    secret: str | None = attrs.field(default=None, validator=_check_uuid)
     timeout: int = attrs.field(
         default=30, validator=[attrs.validators.ge(1), attrs.validators.le(3600)]
     )

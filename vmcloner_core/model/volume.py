@@ -77,6 +77,7 @@ class NetworkSource:
     :param config: the client's configuration file on the host, None for none.
     :param user: who the hypervisor is to the servers. :param key: the file with that user's key:
         a keyring, or the key alone. The key itself is in no value, definition, argument or log.
+    :param secret: UUID of a secret of the hypervisor with that key; "" if it is to read ``key``.
     """
 
     protocol: Literal["rbd"]
@@ -85,6 +86,7 @@ class NetworkSource:
     config: Path | None = None
     user: str
     key: Path
+    secret: str = ""
 
 
 @attrs.frozen(kw_only=True)
