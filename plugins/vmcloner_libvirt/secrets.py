@@ -12,6 +12,7 @@ import configparser
 import uuid
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from lxml import etree
 
@@ -27,7 +28,7 @@ _MAX_KEYRING = 65536
 
 def usage(source: NetworkSource) -> str:
     """Return the usage of the secret with a user's key."""
-    return f"{_PREFIX}{source.user} {source.key}"
+    return f"{_PREFIX}{source.user} {quote(str(source.key), safe='')}"  # libvirt takes no slashes
 
 
 def provide(connection: Any, xml: str) -> None:
@@ -42,7 +43,7 @@ def provide(connection: Any, xml: str) -> None:
     for each in sorted({secret.get("usage") for secret in found}):
         if each.startswith(_PREFIX):
             user, _, file = each.removeprefix(_PREFIX).partition(" ")
-            key = key_in(Path(file), user)
+            key = key_in(Path(unquote(file)), user)
             connection.secretDefineXML(_definition(each)).setValue(key)
 
 

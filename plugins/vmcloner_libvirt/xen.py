@@ -169,7 +169,7 @@ class XenDriver(LibvirtDriver):
                 raise InvalidRequest(
                     f"{spec.name}: backend xen has no {volume.network.protocol} disks "
                     f"(pool {volume.pool})",
-                    hint="--pool: one in files or in LVM; or KVM",
+                    hint="--storage files or lvm-thin; or KVM",
                 )
         with self._deciding:  # once, not once for each thread of the first batch
             kind, version = self._kind_and_version

@@ -1,4 +1,4 @@
-"""Settings of a pool in Ceph: the table ``[hosts.HOST.storage.POOL]``."""
+"""Settings of a pool in Ceph: the table ``[hosts.HOST.storage.rbd]``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import attrs
 from vmcloner_core.errors import InvalidRequest
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_USER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # A name, an IPv4 address or [an IPv6 address], and a port.
 _MONITOR = re.compile(r"([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
@@ -19,6 +20,14 @@ _MONITOR = re.compile(r"([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,
 def _check_name(_instance: object, attribute: attrs.Attribute[Any], value: str | None) -> None:
     if value is not None and not _NAME.fullmatch(value):
         raise InvalidRequest(f"{attribute.name}: not a name of Ceph's that can be used: {value!r}")
+
+
+def _check_user(_instance: object, _attribute: object, value: str) -> None:
+    if not _USER.fullmatch(value):
+        raise InvalidRequest(
+            f"user: {value!r} is not a name that libvirt takes (letters, digits, - and _)",
+            hint="ceph auth get-or-create client.vmcloner: the user is then vmcloner",
+        )
 
 
 def _check_absolute(_instance: object, attribute: attrs.Attribute[Any], value: Path | None) -> None:
@@ -61,7 +70,7 @@ class RbdSettings:
     namespace: str | None = attrs.field(default=None, validator=_check_name)
     conf: Path | None = attrs.field(default=None, validator=_check_absolute)
     monitors: tuple[str, ...] = attrs.field(default=(), validator=_check_monitors)
-    user: str = attrs.field(default="admin", validator=_check_name)
+    user: str = attrs.field(default="admin", validator=_check_user)
     keyring: Path | None = attrs.field(default=None, validator=_check_absolute)
     secret: str | None = attrs.field(default=None, validator=_check_uuid)
     timeout: int = attrs.field(
