@@ -174,6 +174,8 @@ class Cluster:
         try:
             with self.translated():
                 self._enter_namespace(io)
+                # Else calls wait while the pool is full: nothing could be removed from it.
+                calls.rados_set_pool_full_try(io)
                 fsid = ctypes.create_string_buffer(64)
                 check(calls.rados_cluster_fsid(handle, fsid, len(fsid)), "fsid")
                 number = str(calls.rados_ioctx_get_id(io))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -17,10 +18,11 @@ from typing import TypeVar
 
 import attrs
 
-from vmcloner_core.cancelling import carried
+from vmcloner_core.cancelling import carried, pause
 from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
 from vmcloner_core.errors import (
     Conflict,
+    HostCommandError,
     InvalidRequest,
     NotEnoughResources,
     NotFound,
@@ -58,6 +60,8 @@ R = TypeVar("R")
 THREADS = 8
 """Images that are made or removed at once: more gained nothing where it was measured."""
 SECTOR = 512
+FORGOTTEN = 40.0
+"""Seconds in which the cluster forgets a client that was killed: 30 by default."""
 
 
 class RbdDriver(StorageDriver):
@@ -346,20 +350,40 @@ class RbdDriver(StorageDriver):
         with self._journal.alone(entry.name):
             if self._images.names().get(entry.name) != entry.id:
                 return False  # another process removed it
-            with self._images.open(entry.name) as image:
-                if users := image.watchers():  # librbd moves an image that is only open
-                    raise self._in_use(entry.name, users)
+            if users := self._users(entry):  # librbd moves an image that is only open
+                raise self._in_use(entry.name, users)
             try:
                 gone = self._images.move_to_trash(entry.name)
             except OSError as error:
                 if error.errno != errno.EBUSY:
                     raise
                 raise self._in_use(entry.name, ["another client"]) from error
+        if not gone and self._images.names().get(entry.name) == entry.id:
+            raise HostCommandError(
+                f"{self._cluster}: {entry.name} can't be removed: Ceph finds only a part of it",
+                hint=f"rbd info {self._settings.place}/{entry.name}",
+            )
         try:
             self._images.remove_trashed(entry.id)
         except OSError:  # the next run's sweep removes it
             left.add(entry.key)
         return gone
+
+    def _users(self, entry: Entry) -> Sequence[str]:
+        """Return who has an image open.
+
+        The cluster knows a client that was killed for a while yet. Where that was at the image's
+        removal, it is waited for: so the same command again removes it.
+        """
+        until = time.monotonic() + FORGOTTEN
+        while True:
+            with self._images.open(entry.name) as image:
+                users = image.watchers()
+            if not users or time.monotonic() > until:
+                return users
+            if entry.id not in {dead.id for dead in self._journal.dead()}:
+                return users
+            pause(0.5)
 
     def _check_alone(self, name: str, header: Header) -> None:
         """Check that no snapshots, which are not ours, keep an image from being removed.
@@ -438,23 +462,26 @@ class RbdDriver(StorageDriver):
             self._journal.forget(done)
 
     def _swept(self, entry: Entry) -> bool:
-        """Remove what an entry names; tell whether nothing is left of it."""
+        """Remove what an entry names; tell whether nothing is left of it.
+
+        A template's image that has its name yet is protected again.
+        """
         try:
             if entry.draft:
                 self._discard(entry)
             elif not self._images.remove_trashed(entry.id):
-                self._protect_again(entry)
+                if self._images.names().get(entry.name) != entry.id:
+                    return True
+                with self._images.open(entry.name, writable=True) as image:
+                    if image.watchers():
+                        return False  # its removal waits for the one that died, see _users
+                    if entry.name.startswith(ORIGIN):
+                        image.protect()
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
             return False  # somebody looks at it: the next sweep
         return True
-
-    def _protect_again(self, entry: Entry) -> None:
-        """Undo what a removal that died had begun, of a template's image that has its name yet."""
-        if entry.name.startswith(ORIGIN) and self._images.names().get(entry.name) == entry.id:
-            with self._images.open(entry.name, writable=True) as image:
-                image.protect()
 
     def leftovers(self) -> tuple[Leftover, ...]:
         """See :meth:`StorageDriver.leftovers`."""

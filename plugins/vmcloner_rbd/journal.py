@@ -31,6 +31,11 @@ DRAFT = "vmcloner-draft."
 DURATION = 180
 """Seconds for which a lock holds unless it is renewed."""
 _RENEWAL = 30
+_NAMING = 60
+"""Seconds for which a lock on a name holds; it is held for two calls."""
+_TRASH = "rbd_trash"
+"""Where librbd lists images in the trash. It makes that at the first removal: in a full pool it
+can't, and leaves an image that has neither a name nor a place in the trash."""
 _LOCK = b"work"
 _MAY_RENEW = 1
 _MANY = 65536
@@ -101,6 +106,7 @@ class Journal:
         try:
             values = {entry.key: entry.to_bytes() for entry in entries}
             self._cluster.set_keys(OBJECT, values)
+            self._cluster.set_keys(_TRASH, {})
             left: set[str] = set()
             yield left
             done = [entry.key for entry in entries if entry.key not in left]
@@ -113,23 +119,36 @@ class Journal:
         """Keep other processes from naming or removing an image of that name during the block.
 
         librbd's rename replaces an image that another process has just given the name. The names
-        share a few locks, as each lock leaves an attribute on the object.
+        share a few locks, as each lock leaves an attribute on the object. Who was killed on this
+        host loses its lock at once, on another one after a minute.
         """
-        lock, cookie = f"name.{zlib.crc32(name.encode()) % 64}".encode(), uuid.uuid4().hex.encode()
-        until = time.monotonic() + DURATION
+        lock = f"name.{zlib.crc32(name.encode()) % 64}".encode()
+        cookie = f"{self._process}:{uuid.uuid4().hex}".encode()
+        until = time.monotonic() + 2 * _NAMING
         while True:
             result = library().rados_lock_exclusive(
                 self._cluster.io, OBJECT.encode(), lock, cookie, b"",
-                ctypes.byref(TimeVal(DURATION, 0)), 0,
+                ctypes.byref(TimeVal(_NAMING, 0)), 0,
             )  # fmt: skip
             if result != -errno.EBUSY or time.monotonic() > until:
                 break
+            self._break(lock)
             time.sleep(0.02)
         check(result, name)
         try:
             yield
         finally:
             library().rados_unlock(self._cluster.io, OBJECT.encode(), lock, cookie)
+
+    def _break(self, lock: bytes) -> None:
+        """Break a lock if its holder is known to be dead."""
+        for client, cookie in self._lockers(lock):
+            if is_dead(cookie):
+                result = library().rados_break_lock(
+                    self._cluster.io, OBJECT.encode(), lock, client.encode(), cookie.encode()
+                )
+                if result != -errno.ENOENT:
+                    check(result, OBJECT)
 
     def check_held(self) -> None:
         """Check that no other host takes this process for dead: a host may have slept.
@@ -150,7 +169,7 @@ class Journal:
         entries = [entry for entry in found if entry is not None]
         if not entries:
             return []
-        holders = self._holders()
+        holders = {cookie for _client, cookie in self._lockers(_LOCK)}
         return [e for e in entries if e.process not in holders or is_dead(e.process)]
 
     def forget(self, entries: Sequence[Entry]) -> None:
@@ -198,7 +217,8 @@ class Journal:
                 if not ended.is_set() and _now() - self._held_at < DURATION:
                     self._take()
 
-    def _holders(self) -> set[str]:
+    def _lockers(self, lock: bytes) -> list[tuple[str, str]]:
+        """Return who holds a lock: clients with their cookies."""
         exclusive = ctypes.c_int()
         places = [ctypes.create_string_buffer(_MANY) for _ in range(3)]
         tag = ctypes.create_string_buffer(64)
@@ -208,12 +228,15 @@ class Journal:
             for each in pair
         ]  # fmt: skip
         found = library().rados_list_lockers(
-            self._cluster.io, OBJECT.encode(), _LOCK, ctypes.byref(exclusive), *texts
+            self._cluster.io, OBJECT.encode(), lock, ctypes.byref(exclusive), *texts
         )
         if found == -errno.ENOENT:
-            return set()
+            return []
         count = check(found, OBJECT)
-        return {each.decode() for each in places[1].raw.split(b"\0")[:count]}
+        clients, cookies = (
+            [each.decode() for each in place.raw.split(b"\0")[:count]] for place in places[:2]
+        )
+        return list(zip(clients, cookies, strict=True))
 
 
 def this_process() -> str:

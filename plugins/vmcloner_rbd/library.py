@@ -55,6 +55,7 @@ _CALLS: dict[str, tuple[object, ...]] = {
     "rados_ioctx_destroy": (ptr,),
     "rados_ioctx_set_namespace": (ptr, c_char_p),
     "rados_ioctx_get_id": (ptr,),
+    "rados_set_pool_full_try": (ptr,),
     "rados_mon_command": (
         ptr, TEXTS, c_size_t, c_char_p, c_size_t, PTR_P, SIZE_P, PTR_P, SIZE_P,
     ),
@@ -85,6 +86,7 @@ _CALLS: dict[str, tuple[object, ...]] = {
         ptr, c_char_p, c_char_p, c_char_p, c_char_p, POINTER(TimeVal), c_uint8,
     ),
     "rados_unlock": (ptr, c_char_p, c_char_p, c_char_p),
+    "rados_break_lock": (ptr, c_char_p, c_char_p, c_char_p, c_char_p),
     "rados_list_lockers": (
         ptr, c_char_p, c_char_p, INT_P, c_char_p, SIZE_P, c_char_p, SIZE_P, c_char_p, SIZE_P,
         c_char_p, SIZE_P,
@@ -133,7 +135,7 @@ _RETURNS = {
 _NOTHING = {
     "rados_aio_release", "rados_buffer_free", "rados_ioctx_destroy", "rados_ioctx_set_namespace",
     "rados_omap_get_end", "rados_read_op_omap_get_vals2", "rados_read_op_omap_get_vals_by_keys",
-    "rados_release_read_op", "rados_release_write_op", "rados_shutdown",
+    "rados_release_read_op", "rados_release_write_op", "rados_set_pool_full_try", "rados_shutdown",
     "rados_write_op_omap_rm_keys2", "rados_write_op_omap_set2", "rbd_image_options_destroy",
     "rbd_image_spec_list_cleanup", "rbd_snap_list_end", "rbd_watchers_list_cleanup",
 }  # fmt: skip

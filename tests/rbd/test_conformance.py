@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.rbd.holding import HOLD
 from vmcloner_core.testing.samples import make_context
 from vmcloner_core.testing.storage import TIMEOUT, StorageConformance
 from vmcloner_rbd import importing
@@ -14,20 +15,6 @@ from vmcloner_rbd.images import Images
 from vmcloner_rbd.settings import RbdSettings
 
 pytestmark = pytest.mark.ceph
-
-_HOLD = """
-import sys
-from vmcloner_core.stored_ids import KnownPool
-from vmcloner_rbd.cluster import Cluster
-from vmcloner_rbd.images import Images
-from vmcloner_rbd.settings import RbdSettings
-from pathlib import Path
-conf, keyring, namespace, state, name = sys.argv[1:]
-settings = RbdSettings(pool="vms", namespace=namespace, conf=Path(conf), keyring=Path(keyring))
-with Images(Cluster(settings, KnownPool(Path(state), "holder"))).open(name, writable=True):
-    print("open", flush=True)
-    sys.stdin.read()
-"""
 
 
 class TestRbd(StorageConformance):
@@ -65,7 +52,7 @@ class TestRbd(StorageConformance):
         given = self.settings
         argv = [given.conf, given.keyring, given.namespace, self.state, volume.name]
         process = subprocess.Popen(
-            [sys.executable, "-c", _HOLD, *map(str, argv)],
+            [sys.executable, "-c", HOLD, *map(str, argv)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
