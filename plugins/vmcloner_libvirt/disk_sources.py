@@ -6,13 +6,22 @@ from typing import Any
 
 from lxml import etree
 
+from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import NetworkSource, Volume
 from vmcloner_libvirt import secrets
 
 
 def source_of(volume: Volume) -> Any:
-    """Return the element for a volume."""
+    """Return the element for a volume.
+
+    :raises InvalidRequest: libvirt can't name it.
+    """
     if volume.network is not None:
+        if volume.network.name.count("/") > 1:  # QEMU has an option for it, libvirt 9 doesn't
+            raise InvalidRequest(
+                f"pool {volume.pool}: libvirt reaches no images in a namespace of a Ceph pool",
+                hint="use a pool of its own, without namespace",
+            )
         return _of_network(volume.network)
     return etree.Element("source", {"dev" if volume.kind == "block" else "file": str(volume.path)})
 

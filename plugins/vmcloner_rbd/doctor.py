@@ -28,6 +28,9 @@ def examine_pool(backend: str, cluster: Cluster, runner: CommandRunner) -> Itera
         return
     if runner.which("qemu-img") is None:
         yield check("qemu-img", Status.FAILED, "not installed", "apt-get install qemu-utils")
+    elif not _has_rbd(runner):
+        fix = "apt-get install qemu-block-extra"
+        yield check("qemu", Status.FAILED, "QEMU has no driver for RBD", fix)
     try:
         total, free = cluster.space()
     except VmclonerError as error:
@@ -37,3 +40,12 @@ def examine_pool(backend: str, cluster: Cluster, runner: CommandRunner) -> Itera
     status = Status.WARNING if percent >= WARNING else Status.OK
     fix = "delete clones, or add OSDs; ceph df" if percent >= WARNING else ""
     yield check("pool", status, f"{cluster}, {format_size(free)} free, {percent} % used", fix)
+
+
+def _has_rbd(runner: CommandRunner) -> bool:
+    """Tell whether QEMU's driver can be loaded; distributions have it in a package of its own."""
+    try:
+        runner.run(["qemu-img", "create", "-f", "rbd", "-o", "help"])
+    except VmclonerError:
+        return False
+    return True

@@ -75,7 +75,8 @@ class RbdDriver(StorageDriver):
     def __init__(self, context: DriverContext, settings: RbdSettings) -> None:
         super().__init__(context)
         self._settings = settings
-        self._cluster = Cluster(settings, KnownPool.of(context.host, context.name))
+        self._pool = KnownPool.of(context.host, context.name)
+        self._cluster = Cluster(settings, self._pool)
         self._images = Images(self._cluster)
         self._journal = Journal(self._cluster)
 
@@ -440,17 +441,20 @@ class RbdDriver(StorageDriver):
         with self._cluster.translated():
             headers = self._headers(_may_be_volume)
         records = {name: _disk_record(name, header) for name, header in headers.items()}
+        owner = self._pool.owner()
         return tuple(
             self._volume(name, record.labels, headers[name].size)
             for name, record in records.items()
-            if record is not None
+            if record is not None and not _of_others(record, owner)
         )
 
     def unlabelled(self, names: Sequence[str]) -> Sequence[str]:
         """See :meth:`StorageDriver.unlabelled`."""
         with self._cluster.translated():
             found = self._found(names)
-        return [n for n in names if n in found and _disk_record(n, found[n]) is None]
+            owner = self._pool.owner()
+        records = {name: _disk_record(name, header) for name, header in found.items()}
+        return [n for n in records if (r := records[n]) is None or _of_others(r, owner)]
 
     # --- leftovers ------------------------------------------------------------------------------
 
@@ -468,20 +472,31 @@ class RbdDriver(StorageDriver):
         """
         try:
             if entry.draft:
+                if self._is_open(entry.draft):
+                    return False
                 self._discard(entry)
             elif not self._images.remove_trashed(entry.id):
                 if self._images.names().get(entry.name) != entry.id:
                     return True
-                with self._images.open(entry.name, writable=True) as image:
-                    if image.watchers():
-                        return False  # its removal waits for the one that died, see _users
-                    if entry.name.startswith(ORIGIN):
+                if self._is_open(entry.name):
+                    return False
+                if entry.name.startswith(ORIGIN):
+                    with self._images.open(entry.name, writable=True) as image:
                         image.protect()
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
             return False  # somebody looks at it: the next sweep
         return True
+
+    def _is_open(self, name: str) -> bool:
+        """Tell whether a client has an image open, also one that was killed half a minute ago.
+
+        librbd would wait for such a client's end. The next sweep finds the image again.
+        """
+        with contextlib.suppress(FileNotFoundError), self._images.open(name) as image:
+            return bool(image.watchers())
+        return False
 
     def leftovers(self) -> tuple[Leftover, ...]:
         """See :meth:`StorageDriver.leftovers`."""
@@ -571,6 +586,12 @@ class RbdDriver(StorageDriver):
         record = _disk_record(name, header)
         if record is None:
             raise self._foreign(name)
+        if _of_others(record, labels.state):
+            raise Conflict(
+                f"{self._cluster}: {name} belongs to another host that shares the pool "
+                f"(state folder {record.labels.state})",
+                hint="choose another name, or delete that clone there",
+            )
         if not record.labels.same_clone(labels):
             raise Conflict(
                 f"{self._cluster}: {name} belongs to clone {record.labels.clone} of template "
@@ -642,6 +663,11 @@ def _may_be_volume(name: str) -> bool:
 def _disk_record(name: str, header: Header) -> DiskRecord | None:
     record = DiskRecord.from_bytes(header.record)
     return record if record is not None and record.is_of(name) else None
+
+
+def _of_others(record: DiskRecord, state: str | None) -> bool:
+    """Tell whether a disk is another host's: by the id of the state folder, if it has one."""
+    return record.labels.state not in (None, state)
 
 
 def _image_record(name: str, header: Header) -> ImageRecord | None:

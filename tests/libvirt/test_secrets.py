@@ -3,11 +3,14 @@
 import base64
 from pathlib import Path
 
+import attrs
 import pytest
 
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import NetworkSource
+from vmcloner_core.testing.samples import make_labels, make_volume
 from vmcloner_libvirt import secrets
+from vmcloner_libvirt.disk_sources import source_of
 from vmcloner_libvirt.metadata import parse
 
 KEY = base64.b64encode(b"sixteen bytes of key").decode()
@@ -86,6 +89,14 @@ def test_a_file_without_the_user_s_key(file, content):
         secrets.key_in(file, "vm")
     assert str(file) in caught.value.message
     assert KEY not in f"{caught.value.message} {caught.value.hint} {caught.value.__cause__}"
+
+
+def test_an_image_in_a_namespace_is_refused(file):
+    source = NetworkSource(protocol="rbd", name="vms/lab/x", user="vm", key=file)
+    volume = make_volume(make_labels(), Path("/dev/rbd/vms/lab/x"), 4096)
+    volume = attrs.evolve(volume, kind="network", network=source)
+    with pytest.raises(InvalidRequest, match="in a namespace"):
+        source_of(volume)
 
 
 def test_a_file_that_others_could_have_written(file):

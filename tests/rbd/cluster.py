@@ -67,6 +67,8 @@ bluestore_cache_autotune = false
 bluestore_cache_size = 67108864
 osd_memory_target = 939524096
 osd_class_update_on_start = false
+# A client that was killed is forgotten after 30 s by default: tests would wait for that.
+osd_client_watch_timeout = 5
 osd_crush_update_on_start = false
 osd_scrub_load_threshold = 0.01
 """
