@@ -8,7 +8,7 @@ import pytest
 
 from tests.rbd.holding import HOLD
 from vmcloner_core.testing.samples import make_context
-from vmcloner_core.testing.storage import TIMEOUT, StorageConformance
+from vmcloner_core.testing.storage import STATE_ID, TIMEOUT, StorageConformance
 from vmcloner_rbd import importing
 from vmcloner_rbd.driver import RbdDriver
 from vmcloner_rbd.images import Images
@@ -20,7 +20,10 @@ pytestmark = pytest.mark.ceph
 class TestRbd(StorageConformance):
     @pytest.fixture
     def open_driver(self, settings: RbdSettings, tmp_path):
-        return lambda: RbdDriver(make_context(tmp_path), settings)
+        context = make_context(tmp_path)
+        context.host.state_id.parent.mkdir(parents=True, exist_ok=True)
+        context.host.state_id.write_text(STATE_ID)  # another's clones would not be seen
+        return lambda: RbdDriver(context, settings)
 
     @pytest.fixture(autouse=True)
     def images(self, settings: RbdSettings, open_driver, tmp_path):

@@ -11,7 +11,7 @@ import attrs
 import pytest
 
 from tests.rbd.holding import HOLD
-from vmcloner_core.errors import BackendError, NotEnoughResources, WrongState
+from vmcloner_core.errors import BackendError, Conflict, NotEnoughResources, WrongState
 from vmcloner_core.model import CloneMode, CloneRequest
 from vmcloner_core.testing.samples import make_context, make_labels
 from vmcloner_rbd.driver import RbdDriver
@@ -128,3 +128,24 @@ def test_an_image_without_labels_is_not_touched(cluster, settings, opened):
     driver.sweep()
     assert driver.volumes() == driver.leftovers() == ()
     assert cluster.rbd("ls", place).split() == ["vmcloner-draft.mine", "web-1-disk0"]
+
+
+def test_another_host_s_disks_are_not_touched(settings, tmp_path):
+    """Two state folders share the pool; whatever their clones are called."""
+    drivers = []
+    for number, name in enumerate("ab"):
+        context = make_context(tmp_path / name)
+        context.host.state_id.parent.mkdir(parents=True)
+        context.host.state_id.write_text(f"{number}" * 32)
+        drivers.append(RbdDriver(context, settings))
+    one, two = drivers
+    asked = attrs.evolve(request(1), labels=make_labels(state="0" * 32))
+    (made,) = one.clone([asked])
+    assert one.volumes() == (made.value,)
+    assert two.volumes() == ()
+    assert two.unlabelled(["web-1-disk0"]) == ["web-1-disk0"]
+    (refused,) = two.clone([attrs.evolve(request(1), labels=make_labels(state="1" * 32))])
+    assert isinstance(refused.error, Conflict)
+    assert "belongs to another host that shares the pool" in refused.error.message
+    for driver in drivers:
+        driver.close()
