@@ -142,9 +142,17 @@ class Cluster:
         run(*start)
 
     def make_pool(self, name: str, groups: int = 8) -> None:
-        """Make a pool for images; returns once it has taken a write."""
+        """Make a pool for images; returns once it has taken a write, and its space is known."""
         self.ceph("osd", "pool", "create", name, str(groups), str(groups), "replicated")
         run("rbd", "-c", self.conf, "pool", "init", name)
+        deadline = time.monotonic() + 60
+        while not self._is_counted(name):
+            assert time.monotonic() < deadline, "the manager tells no statistics"
+            time.sleep(0.2)
+
+    def _is_counted(self, name: str) -> bool:
+        pools = json.loads(self.ceph("df", "--format", "json"))["pools"]
+        return any(pool["name"] == name and pool["stats"]["max_avail"] for pool in pools)
 
     def ceph(self, *words: str, stdin: str = "") -> str:
         """Run the command ``ceph``."""
