@@ -20,10 +20,10 @@ KILLS := $(or $(KILLS),500)
 # A real daemon or guest on a busy machine may fail once. The summary lists what passed only when it
 # ran again, as RERUN: a fault to find, though not one that stops everybody.
 AGAIN := --reruns 1
-SLOW := libvirt or filesystems or lvm or xen or pxe or guests or others or slow
+SLOW := libvirt or filesystems or lvm or xen or pxe or ceph or guests or others or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest clean tools browser test-fuzz docs man
+.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest bench-rbd clean tools browser test-fuzz docs man
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -107,6 +107,9 @@ bench-pytest: tools ## Measure what a pool of machines saves tests, with tiny gu
 
 bench-lvm: tools ## Compare the speed of LVM thin clones with loops of lvcreate, in the lab (ARGS="100 1000 --json -")
 	@$(ROOT) contrib/lab/lab kvm run --seconds 5400 -- python3 - $(ARGS) < benchmarks/lvm.py
+
+bench-rbd: tools ## Compare clones in Ceph with loops of rbd clone, on a cluster of one node (ARGS="300")
+	@$(ROOT) $(BIN)/python -m benchmarks.rbd $(ARGS)
 
 clean: ## Remove generated files: .venv, caches, build results
 	rm -rf .venv build dist benchmarks/results .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -55,6 +55,8 @@ class PygrubBoot(BootProvider):
                 yield Outcome(key=name, error=error)
 
     def _defined(self, request: BootRequest) -> BootConfig:
+        if request.volumes:
+            _boot_disk(request.volumes)
         if request.hypervisor != "xen":
             return BootConfig(devices=("hd",), source="its disk, read at each start")
         words = fill_cmdline(request.template, request.labels, request.nics, request.values)
@@ -106,7 +108,13 @@ def _read(request: BootRequest) -> BootConfig:
 def _boot_disk(volumes: Sequence[Volume]) -> Volume:
     if not volumes:
         raise Unreadable("it has no disk")
-    return min(volumes, key=lambda volume: volume.disk)
+    first = min(volumes, key=lambda volume: volume.disk)
+    if first.kind == "network":
+        raise InvalidRequest(
+            f"boot = 'pygrub' can't read a disk in pool {first.pool}, which is on the network",
+            hint="boot = 'disk' or 'kernel', or a pool of this host",
+        )
+    return first
 
 
 def _choice(trees: Sequence[Tree], skipped: Sequence[Skipped], budget: Budget) -> Choice:

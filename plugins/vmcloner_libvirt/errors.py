@@ -55,6 +55,7 @@ _WORDS: tuple[tuple[str, type[VmclonerError], str | None], ...] = (
     # The daemon must ask polkit about users other than root, and D-Bus isn't running.
     ("Unable to get system bus connection", BackendError, ACCESS),
     ("Cannot allocate memory", NotEnoughResources, "stop some clones, or give them less memory"),
+    ("Unknown driver 'rbd'", BackendError, "apt-get install qemu-block-extra"),
     (
         "Permission denied",
         HostCommandError,

@@ -27,7 +27,7 @@ from vmcloner_libvirt import firmware, memory, operations, renewing
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.conditions import state_of
 from vmcloner_libvirt.errors import is_code
-from vmcloner_libvirt.metadata import parse
+from vmcloner_libvirt.metadata import parse, path_of
 from vmcloner_libvirt.whereabouts import freeze, thaw
 
 Each = Callable[[Sequence[str], Callable[[Any, str], bool]], Iterator[Outcome[None]]]
@@ -184,11 +184,7 @@ def described(root: Any) -> dict[str, Any]:
             (disk.find("target").get("dev") if disk.find("target") is not None else ""),
             disk.get("device", "disk"),
             (driver.get("type") if (driver := disk.find("driver")) is not None else ""),
-            (
-                source.get("file") or source.get("dev")
-                if (source := disk.find("source")) is not None
-                else ""
-            ),
+            str(path_of(disk.find("source")) or ""),
         ]
         for disk in devices.iterfind("disk")
     ]

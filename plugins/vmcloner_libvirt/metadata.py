@@ -22,6 +22,8 @@ from vmcloner_libvirt.errors import is_code
 NAMESPACE = "https://vmcloner.github.io/ns/labels/1"
 _TAG = f"{{{NAMESPACE}}}clone"
 _XEN_HOST = str(uuid.UUID(int=0))
+RBD = Path("/dev/rbd")
+"""Where Ceph's udev rules put the images that a kernel opens: what an image is known by."""
 _UNSAFE = re.compile(r"[^\x20-\x24\x26-\x7e]")
 
 
@@ -129,10 +131,20 @@ def nvram(root: Any) -> Path | None:
     return Path(path) if path else None
 
 
+def path_of(source: Any) -> Path | None:
+    """Return the file or device of an element ``source``, None if there is none (an empty CD)."""
+    if source is None:
+        return None
+    if source.get("protocol") == "rbd":
+        return RBD / str(source.get("name", ""))
+    path = source.get("file") or source.get("dev")
+    return Path(path) if path else None
+
+
 def sources(root: Any) -> tuple[Path, ...]:
     """Return the files and devices behind all of a domain's drives, with CDs and seeds."""
-    found = root.iterfind("devices/disk/source")
-    return tuple(Path(path) for e in found if (path := e.get("file") or e.get("dev")))
+    found = map(path_of, root.iterfind("devices/disk/source"))
+    return tuple(path for path in found if path is not None)
 
 
 def disks(root: Any) -> tuple[Path, ...]:
@@ -140,11 +152,9 @@ def disks(root: Any) -> tuple[Path, ...]:
 
     Without CDs, floppies and read-only disks (a seed).
     """
-    sources = (
-        disk.find("source")
+    found = (
+        path_of(disk.find("source"))
         for disk in root.iterfind("devices/disk")
         if disk.get("device", "disk") == "disk" and disk.find("readonly") is None
     )
-    return tuple(
-        Path(path) for e in sources if e is not None and (path := e.get("file") or e.get("dev"))
-    )
+    return tuple(path for path in found if path is not None)

@@ -22,7 +22,7 @@ from vmcloner_core.model import (
     HostResources,
     State,
 )
-from vmcloner_libvirt import booting
+from vmcloner_libvirt import booting, secrets
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.conditions import reason_of, state_of
 from vmcloner_libvirt.errors import is_code, is_disconnect
@@ -180,6 +180,8 @@ def start(connection: Any, name: str, boot: BootConfig | None = None) -> bool:
     state, reason = domain.state()
     if state_of(state, reason) is State.RUNNING:
         return False
+    flags = module.VIR_DOMAIN_XML_INACTIVE | module.VIR_DOMAIN_XML_SECURE
+    secrets.provide(connection, domain.XMLDesc(flags))
     try:
         if state == module.VIR_DOMAIN_PAUSED:
             domain.resume()
@@ -190,7 +192,6 @@ def start(connection: Any, name: str, boot: BootConfig | None = None) -> bool:
         else:
             # Given the name and UUID of a defined domain, libvirt starts it from this XML and
             # restores the definition when it stops.
-            flags = module.VIR_DOMAIN_XML_INACTIVE | module.VIR_DOMAIN_XML_SECURE
             connection.createXML(booting.once(domain.XMLDesc(flags), boot))
     except module.libvirtError as error:
         refused = is_code(error, "VIR_ERR_OPERATION_INVALID")

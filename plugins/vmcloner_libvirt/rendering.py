@@ -19,6 +19,7 @@ from vmcloner_core.placeholders import clone_values, fill
 from vmcloner_core.sandbox import Sandbox, TooMuch, bounded_work
 from vmcloner_core.trusted_files import read_file
 from vmcloner_libvirt import forwarding
+from vmcloner_libvirt.disk_sources import source_of
 from vmcloner_libvirt.metadata import add_labels, parse
 
 MAX_XML = 1024**2
@@ -130,6 +131,9 @@ def domain_values(spec: DomainSpec) -> dict[str, Any]:
             {
                 "kind": volume.kind,
                 "path": str(volume.path),
+                "source": Markup(  # noqa: S704 - it is XML, written by lxml
+                    etree.tostring(source_of(volume), encoding="unicode")
+                ),
                 "format": volume.format,
                 "backing": None if volume.backing is None else str(volume.backing),
                 "target": f"{prefix}{chr(ord('a') + number)}",

@@ -14,7 +14,8 @@ from vmcloner_core.errors import HostCommandError, WrongState
 from vmcloner_core.model import Volume
 from vmcloner_libvirt import firmware, memory, operations
 from vmcloner_libvirt.binding import libvirt
-from vmcloner_libvirt.metadata import parse
+from vmcloner_libvirt.disk_sources import source_of
+from vmcloner_libvirt.metadata import parse, path_of
 
 
 def renew(
@@ -70,17 +71,17 @@ def _switch(root: Any, disks: Mapping[Path, Volume]) -> bool:
     changed = False
     for disk in root.iterfind("devices/disk"):
         source, driver = disk.find("source"), disk.find("driver")
-        path = None if source is None else source.get("file") or source.get("dev")
-        volume = disks.get(Path(path)) if path else None
+        path = path_of(source)
+        volume = None if path is None else disks.get(path)
         if volume is None or driver is None:
             continue
         disk.set("type", volume.kind)
-        source.attrib.clear()
-        source.set("dev" if volume.kind == "block" else "file", str(volume.path))
-        for child in (*source, *disk.iterfind("backingStore")):
-            child.getparent().remove(child)
+        for below in disk.findall("backingStore"):
+            disk.remove(below)
         driver.set("type", volume.format)
-        _add_backing(source, volume)
+        new = source_of(volume)
+        disk.replace(source, new)
+        _add_backing(new, volume)
         changed = True
     return changed
 

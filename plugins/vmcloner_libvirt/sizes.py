@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from vmcloner_core.drivers import ResizeInterface
@@ -13,7 +14,7 @@ from vmcloner_libvirt import operations
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections
 from vmcloner_libvirt.errors import is_disconnect
-from vmcloner_libvirt.metadata import parse
+from vmcloner_libvirt.metadata import parse, path_of
 
 Member = Callable[[str, Callable[[Any], Outcome[bool]]], Outcome[bool]]
 
@@ -39,7 +40,7 @@ class Sizes(ResizeInterface):
     def grow_disk(self, name: str, volume: Volume, size: int) -> None:
         """See :meth:`ResizeInterface.grow_disk`."""
         self._connections.call(
-            lambda connection: _grow(connection, name, str(volume.path), size), about=name
+            lambda connection: _grow(connection, name, volume.path, size), about=name
         )
 
 
@@ -98,12 +99,12 @@ def _live(domain: Any, wanted: int, tag: str, change: Callable[[int, int], int])
     return True
 
 
-def _grow(connection: Any, name: str, path: str, size: int) -> bool:
+def _grow(connection: Any, name: str, path: Path, size: int) -> bool:
     module = libvirt()
     domain = _known(connection, name)
     for disk in parse(domain.XMLDesc(0)).iterfind("devices/disk"):
-        source, target = disk.find("source"), disk.find("target")
-        if source is None or target is None or path not in (source.get("file"), source.get("dev")):
+        target = disk.find("target")
+        if target is None or path_of(disk.find("source")) != path:
             continue
         if domain.blockInfo(target.get("dev"))[0] < size:
             domain.blockResize(target.get("dev"), size, module.VIR_DOMAIN_BLOCK_RESIZE_BYTES)

@@ -11,7 +11,7 @@ from typing import Any
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import DiskFile, DomainUse
 from vmcloner_libvirt.binding import libvirt
-from vmcloner_libvirt.metadata import parse
+from vmcloner_libvirt.metadata import RBD, parse, path_of
 from vmcloner_libvirt.operations import tolerate
 
 _STATUS = Path("/run/libvirt/qemu")
@@ -67,17 +67,17 @@ def _source(connection: Any, element: Any, form: Any) -> DiskFile | None:
     source = element.find("source")
     if source is None:
         return None
-    path = source.get("file") or source.get("dev")
+    path = path_of(source)
     if path is None and source.get("pool") and source.get("volume"):
         path = _in_pool(connection, source.get("pool"), source.get("volume"))
     kind = form.get("type", "") if form is not None else ""
-    return DiskFile(path=Path(path), format=kind) if path else None
+    return DiskFile(path=path, format=kind) if path is not None else None
 
 
-def _in_pool(connection: Any, pool: str, volume: str) -> str | None:
+def _in_pool(connection: Any, pool: str, volume: str) -> Path | None:
     with tolerate("VIR_ERR_NO_STORAGE_POOL", "VIR_ERR_NO_STORAGE_VOL", "VIR_ERR_OPERATION_INVALID"):
         found = connection.storagePoolLookupByName(pool).storageVolLookupByName(volume)
-        return str(found.path())
+        return RBD / str(found.path())  # in a pool of RBD it is POOL/IMAGE, in others absolute
     return None
 
 
@@ -105,9 +105,8 @@ def _snapshots(domain: Any) -> tuple[Path, ...]:
         with tolerate("VIR_ERR_NO_DOMAIN_SNAPSHOT"):
             root = parse(snapshot.getXMLDesc())
             memory = root.find("memory")
-            places = [memory.get("file")] if memory is not None else []
-            places += [disk.get("file") for disk in root.iterfind("disks/disk/source")]
-            found += [Path(place) for place in places if place]
+            places = [path_of(memory), *map(path_of, root.iterfind("disks/disk/source"))]
+            found += [place for place in places if place is not None]
     return tuple(found)
 
 

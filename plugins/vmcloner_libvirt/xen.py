@@ -164,6 +164,13 @@ class XenDriver(LibvirtDriver):
 
     def prepare(self, spec: DomainSpec) -> Rendered:
         """See :meth:`LibvirtDriver.prepare`."""
+        for volume in spec.volumes:
+            if volume.network is not None:
+                raise InvalidRequest(
+                    f"{spec.name}: backend xen has no {volume.network.protocol} disks "
+                    f"(pool {volume.pool})",
+                    hint="--storage files or lvm-thin; or KVM",
+                )
         with self._deciding:  # once, not once for each thread of the first batch
             kind, version = self._kind_and_version
             renderer = self._renderer

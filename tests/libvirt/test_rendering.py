@@ -18,6 +18,7 @@ from vmcloner_core.model import (
     DomainSpec,
     Host,
     Labels,
+    NetworkSource,
     Nic,
     NicSpec,
     Volume,
@@ -115,7 +116,26 @@ def seeded(spec: DomainSpec) -> tuple[DomainSpec, str]:
     return attrs.evolve(spec, seed=seed, options=options, values={"action": "reset"}), "qemu"
 
 
-SHAPES = (disk, emulated, kernel, server, nothing, seeded)
+def ceph(spec: DomainSpec) -> tuple[DomainSpec, str]:
+    source = NetworkSource(
+        protocol="rbd",
+        name="vms/web-1-disk0",
+        hosts=("mon1", "192.0.2.1:3300", "[2001:db8::1]:6789", "[2001:db8::2]"),
+        config=Path("/etc/ceph/lab & more.conf"),
+        user="vmcloner",
+        key=Path("/etc/ceph/ceph.client.vmcloner.keyring"),
+    )
+    known = attrs.evolve(
+        source, hosts=(), config=None, secret="6f1cbc1e-5b1f-5a39-8d4f-3f2f0e6d1c01"
+    )
+    volumes = tuple(
+        volume(spec.labels, "/dev/rbd/vms/web-1-disk0", kind="network", network=each)
+        for each in (source, known)
+    )
+    return attrs.evolve(spec, volumes=volumes), "kvm"
+
+
+SHAPES = (disk, emulated, kernel, server, nothing, seeded, ceph)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

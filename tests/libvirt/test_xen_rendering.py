@@ -15,6 +15,7 @@ from vmcloner_core.model import (
     DomainSpec,
     ImageSource,
     Labels,
+    NetworkSource,
     Nic,
     NicSpec,
     Template,
@@ -189,3 +190,12 @@ def test_templates_are_checked_before_anything_is_made(make_xen: Callable[..., X
         driver.check(template(nics=(NicSpec(kind="bridge", source="b"), NicSpec())))
     with pytest.raises(InvalidRequest, match=r"^template t: a pvh guest has no firmware"):
         driver.check(template(boot="disk", domain=DomainOptions(type="pvh")))
+
+
+def test_disks_on_the_network_are_refused(
+    plain: DomainSpec, render: Callable[[DomainSpec], Rendered]
+) -> None:
+    source = NetworkSource(protocol="rbd", name="vms/x", user="u", key=Path("/key"))
+    volume = attrs.evolve(plain.volumes[0], kind="network", network=source)
+    with pytest.raises(InvalidRequest, match="backend xen has no rbd disks"):
+        render(attrs.evolve(plain, volumes=(volume,)))

@@ -69,12 +69,35 @@ class Origin:
 
 
 @attrs.frozen(kw_only=True)
+class NetworkSource:
+    """Where a hypervisor reaches a volume over the network, in libvirt's terms.
+
+    :param name: the volume's name for its protocol (``POOL/IMAGE``).
+    :param hosts: the servers, ``HOST`` or ``HOST:PORT``; empty for those in ``config``.
+    :param config: the client's configuration file on the host, None for none.
+    :param user: who the hypervisor is to the servers. :param key: the file with that user's key:
+        a keyring, or the key alone. The key itself is in no value, definition, argument or log.
+    :param secret: UUID of a secret of the hypervisor with that key; "" if it is to read ``key``.
+    """
+
+    protocol: Literal["rbd"]
+    name: str
+    hosts: tuple[str, ...] = ()
+    config: Path | None = None
+    user: str
+    key: Path
+    secret: str = ""
+
+
+@attrs.frozen(kw_only=True)
 class Volume:
     """A clone's disk, and where the hypervisor finds it.
 
     :param name: the volume's name in its pool, ``CLONE-diskN``.
-    :param path: absolute path on the host. :param format: the image format, as libvirt names it.
-    :param kind: ``file`` or ``block``, libvirt's disk type. :param size: virtual bytes.
+    :param path: absolute path on the host; of a network volume, which isn't opened by a path, the
+        one that it is known by. :param format: the image format, as libvirt names it.
+    :param kind: ``file``, ``block`` or ``network``, libvirt's disk type. :param size: virtual
+        bytes. :param network: of a network volume, where it is; None for others.
     :param backing: the raw file below a qcow2 overlay, according to its pool.
     :param complete: False while bytes are missing: a copy is in progress, or was interrupted.
         The same request completes it, and it can be deleted.
@@ -86,7 +109,8 @@ class Volume:
     path: Path
     size: int
     format: Literal["raw", "qcow2"] = "raw"
-    kind: Literal["file", "block"] = "file"
+    kind: Literal["file", "block", "network"] = "file"
+    network: NetworkSource | None = None
     backing: Path | None = None
     complete: bool = True
 

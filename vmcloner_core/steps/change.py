@@ -76,7 +76,7 @@ class GrowDisk(StorageStep):
         work, error = growing.work, grown.error
         if error is None:
             try:
-                if growing.live is not None and growing.volume.kind == "block":
+                if growing.live is not None and growing.volume.kind != "file":
                     growing.live.grow_disk(work.name, growing.volume, size)
                 keep_values(run, work, disk_size=run.plan.sizes.disk)
             except VmclonerError as lost:

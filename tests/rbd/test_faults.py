@@ -1,0 +1,151 @@
+"""What goes wrong in a cluster: one line each, in bounded time, and nothing foreign is touched."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import attrs
+import pytest
+
+from tests.rbd.holding import HOLD
+from vmcloner_core.errors import BackendError, Conflict, NotEnoughResources, WrongState
+from vmcloner_core.model import CloneMode, CloneRequest
+from vmcloner_core.testing.samples import make_context, make_labels
+from vmcloner_rbd.driver import RbdDriver
+
+pytestmark = pytest.mark.ceph
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Open drivers; they are closed at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def open_driver(settings):
+            driver = RbdDriver(make_context(tmp_path), settings)
+            stack.callback(driver.close)
+            return driver
+
+        yield open_driver
+
+
+def request(number):
+    """Ask for a clone's disk of its own, of 1 MiB."""
+    return CloneRequest(
+        labels=make_labels("web", number), origin=None, mode=CloneMode.LINKED, size=1024**2, disk=0
+    )
+
+
+@contextlib.contextmanager
+def stopped(cluster, daemon):
+    pid = cluster.pid(daemon)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.timeout(120)
+def test_monitors_that_are_down(cluster, settings, opened):
+    driver = opened(attrs.evolve(settings, timeout=2))
+    with stopped(cluster, "mon.a"), pytest.raises(BackendError) as caught:
+        driver.volumes()
+    assert "the cluster did not answer within 2 s" in caught.value.message
+    assert driver.volumes() == ()  # the same driver, once they are back
+
+
+@pytest.mark.timeout(120)
+def test_osds_that_are_down(cluster, settings, opened):
+    driver = opened(attrs.evolve(settings, timeout=2))
+    (made,) = driver.clone([request(1)])
+    with stopped(cluster, "osd.0"), pytest.raises(BackendError) as caught:
+        driver.volumes()
+    assert "the cluster did not answer within 2 s" in caught.value.message
+    assert driver.volumes() == (made.value,)
+
+
+def test_a_user_without_the_right_key(cluster, settings, opened, tmp_path):
+    key = tmp_path / "key"
+    key.write_text("AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==\n")
+    key.chmod(0o600)
+    with pytest.raises(BackendError, match="refuses user client"):
+        opened(attrs.evolve(settings, keyring=key)).volumes()
+
+
+@pytest.mark.timeout(180)
+def test_a_full_pool(cluster, settings, opened):
+    """New clones are refused, and those that are there can be deleted."""
+    cluster.make_pool("small", 1)
+    driver = opened(attrs.evolve(settings, pool="small", namespace=None, timeout=20))
+    (made,) = driver.clone([request(1)])
+    cluster.ceph("osd", "pool", "set-quota", "small", "max_objects", "1")
+    deadline = time.monotonic() + 60
+    while "full" not in cluster.ceph("osd", "pool", "ls", "detail"):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    (refused,) = driver.clone([request(2)])
+    assert isinstance(refused.error, NotEnoughResources)
+    assert "the pool is full" in refused.error.message
+    (gone,) = driver.delete([made.value])
+    assert gone.ok
+    assert driver.volumes() == ()
+
+
+def test_who_has_a_disk_open_is_named(settings, opened, tmp_path):
+    """As a guest on another host has it, which this host's libvirt doesn't know."""
+    driver = opened(settings)
+    (made,) = driver.clone([request(1)])
+    argv = [settings.conf, settings.keyring, settings.namespace, tmp_path, made.value.name]
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, *map(str, argv)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as holder:  # fmt: skip
+        assert holder.stdout.readline() == b"open\n"
+        (refused,) = driver.delete([made.value])
+        holder.stdin.close()
+        holder.wait(60)
+    assert isinstance(refused.error, WrongState)
+    assert "web-1-disk0 is in use by 127.0.0.1" in refused.error.message
+    (gone,) = driver.delete([made.value])
+    assert gone.changed
+
+
+def test_an_image_without_labels_is_not_touched(cluster, settings, opened):
+    """Neither one that lost them nor one that looks like a draft."""
+    driver = opened(settings)
+    (made,) = driver.clone([request(1)])
+    place = f"vms/{settings.namespace}"
+    cluster.rbd("image-meta", "remove", f"{place}/web-1-disk0", "vmcloner")
+    cluster.rbd("create", "--size", "1M", f"{place}/vmcloner-draft.mine")
+    (refused,) = driver.delete([made.value])
+    assert not refused.ok
+    (refused,) = driver.clone([request(1)])
+    assert "exists and is not vmcloner's" in refused.error.message
+    driver.sweep()
+    assert driver.volumes() == driver.leftovers() == ()
+    assert cluster.rbd("ls", place).split() == ["vmcloner-draft.mine", "web-1-disk0"]
+
+
+def test_another_host_s_disks_are_not_touched(settings, tmp_path):
+    """Two state folders share the pool; whatever their clones are called."""
+    drivers = []
+    for number, name in enumerate("ab"):
+        context = make_context(tmp_path / name)
+        context.host.state_id.parent.mkdir(parents=True)
+        context.host.state_id.write_text(f"{number}" * 32)
+        drivers.append(RbdDriver(context, settings))
+    one, two = drivers
+    asked = attrs.evolve(request(1), labels=make_labels(state="0" * 32))
+    (made,) = one.clone([asked])
+    assert one.volumes() == (made.value,)
+    assert two.volumes() == ()
+    assert two.unlabelled(["web-1-disk0"]) == ["web-1-disk0"]
+    (refused,) = two.clone([attrs.evolve(request(1), labels=make_labels(state="1" * 32))])
+    assert isinstance(refused.error, Conflict)
+    assert "belongs to another host that shares the pool" in refused.error.message
+    for driver in drivers:
+        driver.close()
