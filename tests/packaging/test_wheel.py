@@ -1,10 +1,13 @@
-"""The wheel holds all that the checkout has, and works where libvirt's binding is missing."""
+"""The source distribution, and the wheel that is built from it.
+
+They hold all that the checkout has, and work where libvirt's binding is missing.
+"""
 
 import configparser
 import json
-import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from importlib import metadata
@@ -12,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from contrib.packaging import sources
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = {
     "vmcloner_core": ROOT / "vmcloner_core",
     "vmcloner_core/templates": ROOT / "templates",
     **{path.name: path for path in (ROOT / "plugins").iterdir() if path.is_dir()},
 }
-NOT_SHIPPED = {"build", "dist", "docs", "tests", "benchmarks", "contrib", "__pycache__"}
 
 
 def run(*argv: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -27,19 +31,15 @@ def run(*argv: object, timeout: float = 300) -> subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """Build in a copy: setuptools leaves its work in the tree that it builds."""
-    folder = tmp_path_factory.mktemp("wheel")
+def built(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("built")
+    sources.build(folder)
+    return folder
 
-    def ignore(_: str, names: list[str]) -> list[str]:
-        return [n for n in names if n in NOT_SHIPPED or n.startswith(".") or "egg-info" in n]
 
-    shutil.copytree(ROOT, folder / "source", ignore=ignore)
-    built = run(
-        *(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "out", folder / "source")
-    )
-    assert built.returncode == 0, built.stdout + built.stderr
-    (wheel,) = (folder / "out").glob("*.whl")
+@pytest.fixture(scope="module")
+def wheel(built) -> Path:
+    (wheel,) = built.glob("*.whl")
     return wheel
 
 
@@ -47,6 +47,32 @@ def wheel(tmp_path_factory) -> Path:
 def names(wheel) -> set[str]:
     with zipfile.ZipFile(wheel) as archive:
         return set(archive.namelist())
+
+
+def test_an_index_accepts_both(built):
+    """The metadata is valid, and README.md can be shown."""
+    files = sorted(built.iterdir())
+    assert [file.suffix for file in files] == [".whl", ".gz"]
+    done = run(sys.executable, "-m", "twine", "check", "--strict", *files)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_source_has_documents_and_tests(built):
+    """Whoever packages it further builds the pages and runs the tests."""
+    (source,) = built.glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {
+        "CHANGELOG.md",
+        "LICENSE",
+        "docs/events.schema.json",
+        "docs/index.md",
+        "contrib/docs/build.py",
+        "contrib/setup/packages.txt",
+        "tests/conftest.py",
+        "tests/packaging/test_wheel.py",
+    } <= names
+    assert not [name for name in names if name.endswith(".pyc") or "/." in name]
 
 
 def test_every_package_is_there_with_its_files(names):
