@@ -8,7 +8,7 @@ SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/setup 
 	contrib/setup/venv \
 	contrib/lab/lab contrib/lab/customize contrib/lab/here contrib/lab/make-pool \
 	contrib/lab/provision contrib/lab/guest/build-kernel contrib/lab/guest/init \
-	contrib/lab/files/usr/local/sbin/lab-net \
+	contrib/lab/files/usr/local/sbin/lab-net contrib/release/release \
 	contrib/packaging/debian/vmcloner.postinst contrib/packaging/debian/vmcloner.postrm \
 	contrib/packaging/debian/vmcloner.prerm
 # What pytest collects in a lab: collecting everything takes long there.
