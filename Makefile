@@ -25,7 +25,7 @@ AGAIN := --reruns 1
 SLOW := libvirt or filesystems or lvm or xen or pxe or guests or others or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest clean tools test-fuzz docs man deb test-packages
+.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest clean tools test-fuzz docs man deb test-packages test-userlands
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -101,6 +101,9 @@ deb: tools ## Build the Debian packages into dist, each in a chroot of its relea
 
 test-packages: tools ## Build the Debian packages, install and purge them in chroots (6 min)
 	@$(ROOT) $(BIN)/pytest -m slow $(or $(ARGS),tests/packaging)
+
+test-userlands: tools ## Set up and run the unit tests in chroots of Debian 13 and Ubuntu 24.04 (ARGS="noble", 20 min)
+	@$(ROOT) $(BIN)/python -m contrib.packaging.userlands $(ARGS)
 
 bench: tools ## Compare vmcloner's speed with other tools (ARGS="create -n 20")
 	@contrib/setup/packages virtinst
