@@ -8,7 +8,9 @@ SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/setup 
 	contrib/setup/venv \
 	contrib/lab/lab contrib/lab/customize contrib/lab/here contrib/lab/make-pool \
 	contrib/lab/provision contrib/lab/guest/build-kernel contrib/lab/guest/init \
-	contrib/lab/files/usr/local/sbin/lab-net
+	contrib/lab/files/usr/local/sbin/lab-net contrib/release/release \
+	contrib/packaging/debian/vmcloner.postinst contrib/packaging/debian/vmcloner.postrm \
+	contrib/packaging/debian/vmcloner.prerm
 # What pytest collects in a lab: collecting everything takes long there.
 ON_LVM := tests/lab tests/lvm
 ON_XEN := tests/lab tests/pxe tests/xen
@@ -23,7 +25,7 @@ AGAIN := --reruns 1
 SLOW := libvirt or filesystems or lvm or xen or pxe or ceph or guests or others or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest bench-rbd clean tools browser test-fuzz docs man
+.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest bench-rbd clean tools browser test-fuzz docs man deb test-packages test-userlands
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,6 +95,15 @@ docs: tools ## Build the documentation's site into build/docs/html; a warning is
 
 man: tools ## Build the manual pages into build/man
 	@$(BIN)/python -m contrib.docs.build man
+
+deb: tools ## Build the Debian packages into dist, each in a chroot of its release (ARGS="trixie", 3 min)
+	@$(ROOT) $(BIN)/python -m contrib.packaging.deb $(ARGS)
+
+test-packages: tools ## Build the Debian packages, install and purge them in chroots (6 min)
+	@$(ROOT) $(BIN)/pytest -m slow $(or $(ARGS),tests/packaging)
+
+test-userlands: tools ## Set up and run the unit tests in chroots of Debian 13 and Ubuntu 24.04 (ARGS="noble", 20 min)
+	@$(ROOT) $(BIN)/python -m contrib.packaging.userlands $(ARGS)
 
 bench: tools ## Compare vmcloner's speed with other tools (ARGS="create -n 20")
 	@contrib/setup/packages virtinst

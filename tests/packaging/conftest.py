@@ -1,12 +1,21 @@
-"""The wheel of this checkout, built once."""
+"""What is released of this checkout, built once."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.packaging.building import ROOT, build
+from contrib.packaging import sources
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory) -> Path:
-    return build(ROOT, tmp_path_factory.mktemp("wheel"))
+def built(tmp_path_factory) -> Path:
+    """A folder with the source distribution and the wheel."""
+    folder = tmp_path_factory.mktemp("built")
+    sources.build(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(built) -> Path:
+    (wheel,) = built.glob("*.whl")
+    return wheel

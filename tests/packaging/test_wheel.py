@@ -1,7 +1,12 @@
-"""The wheel holds all that the checkout has, and works where libvirt's binding is missing."""
+"""The source distribution, and the wheel that is built from it.
+
+They hold all that the checkout has, and work where libvirt's binding is missing.
+"""
 
 import configparser
 import json
+import sys
+import tarfile
 import venv
 import zipfile
 from importlib import metadata
@@ -22,6 +27,32 @@ PACKAGES = {
 def names(wheel) -> set[str]:
     with zipfile.ZipFile(wheel) as archive:
         return set(archive.namelist())
+
+
+def test_an_index_accepts_both(built):
+    """The metadata is valid, and README.md can be shown."""
+    files = sorted(built.iterdir())
+    assert [file.suffix for file in files] == [".whl", ".gz"]
+    done = run(sys.executable, "-m", "twine", "check", "--strict", *files)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_source_has_documents_and_tests(built):
+    """Whoever packages it further builds the pages and runs the tests."""
+    (source,) = built.glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {
+        "CHANGELOG.md",
+        "LICENSE",
+        "docs/events.schema.json",
+        "docs/index.md",
+        "contrib/docs/build.py",
+        "contrib/setup/packages.txt",
+        "tests/conftest.py",
+        "tests/packaging/test_wheel.py",
+    } <= names
+    assert not [name for name in names if name.endswith(".pyc") or "/." in name]
 
 
 def test_every_package_is_there_with_its_files(names):

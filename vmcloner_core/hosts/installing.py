@@ -118,11 +118,19 @@ def _wanted(name: str, extra: str) -> bool:
 
 
 def _files(distribution: metadata.Distribution) -> Iterator[tuple[Path, str]]:
-    """Yield a distribution's files, and their names below site-packages."""
+    """Yield a distribution's files, and their names below site-packages.
+
+    :raises BackendError: it has no list of all its files, as pip writes it.
+    """
     direct = json.loads(distribution.read_text("direct_url.json") or "{}")
     if distribution.name == DISTRIBUTION and (not direct or direct.get("dir_info")):
         yield from _checkout(distribution)
         return
+    if distribution.read_text("RECORD") is None:
+        raise BackendError(
+            f"{distribution.name} is a package of the operating system here, and can't be sent",
+            hint="install vmcloner's package there, and set the host's python in the settings",
+        )
     for entry in distribution.files or ():
         file = Path(str(entry.locate()))
         if ".." not in entry.parts and entry.suffix != ".pyc" and file.is_file():

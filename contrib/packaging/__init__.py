@@ -1,0 +1,1 @@
+"""Debian packages, and tests of other distributions' userlands, in chroots made by mmdebstrap."""
