@@ -23,7 +23,7 @@ from vmcloner_core.model import (
     State,
     Volume,
 )
-from vmcloner_core.outcomes import Backend, checked
+from vmcloner_core.outcomes import Backend, Untrusted, checked
 from vmcloner_core.pipeline import Work
 from vmcloner_core.records import Records
 from vmcloner_core.trusted_files import read_file
@@ -133,7 +133,8 @@ class Starter:
                 boots[outcome.key] = outcome.unwrap()
         given = (names, boots) if boots else (names,)
         begin = functools.partial(driver.start, *given)
-        for started in checked(begin, names, self.backend("hypervisor", driver.name)):
+        backend = self.backend("hypervisor", driver.name).of("start")
+        for started in checked(begin, names, backend):
             failed = started.error is not None and started.key in boots
             yield self.forget(started) if failed else started
 
@@ -177,7 +178,8 @@ class Starter:
         if record is not None:
             return attrs.evolve(preview, boot=record)
         try:
-            boot = defined_boot(self.boots(provider), driver, request)
+            asked = self.backend("boot", provider)
+            boot = defined_boot(self.boots(provider), driver, request, asked)
             if boot.kernel is not None or boot.bootloader is not None:
                 boot = told(name, boot, self._words(name))
         except VmclonerError as error:
@@ -188,7 +190,7 @@ class Starter:
         self, driver: HypervisorDriver, requests: Sequence[BootRequest]
     ) -> Iterator[Preview]:
         providers = {request.labels.clone: provider_of(request) for request in requests}
-        for outcome in resolve(self.boots, requests, driver, every=True):
+        for outcome in resolve(self, requests, driver, every=True):
             name = outcome.key
             try:
                 boot = told(name, outcome.unwrap(), self._words(name))
@@ -233,7 +235,7 @@ class Starter:
                 yield Outcome(key=work.name, error=error)
                 continue
             requests[work.name] = attrs.evolve(request, folder=folder)
-        for outcome in resolve(self.boots, tuple(requests.values()), driver):
+        for outcome in resolve(self, tuple(requests.values()), driver):
             try:
                 yield Outcome(key=outcome.key, value=self._complete(outcome))
             except VmclonerError as error:
@@ -262,11 +264,19 @@ def with_networks(
 
 
 def defined_boot(
-    boots: tuple[BootBackend, BootProvider], driver: HypervisorDriver, request: BootRequest
+    boots: tuple[BootBackend, BootProvider],
+    driver: HypervisorDriver,
+    request: BootRequest,
+    asked: Backend,
 ) -> BootConfig:
-    """Return what a clone boots according to its definition."""
+    """Return what a clone boots according to its definition.
+
+    :param asked: the provider, for messages.
+    """
     backend, provider = boots
-    return next(iter(provider.resolve(with_networks(backend, driver, [request])))).unwrap()
+    requests = with_networks(backend, driver, [request])
+    (answer,) = each_answer(provider.resolve, requests, asked.of("resolve"))
+    return answer.unwrap()
 
 
 def provider_of(request: BootRequest) -> str:
@@ -275,7 +285,7 @@ def provider_of(request: BootRequest) -> str:
 
 
 def resolve(
-    boots: Callable[[str], tuple[BootBackend, BootProvider]],
+    starter: Starter,
     requests: Sequence[BootRequest],
     driver: HypervisorDriver,
     *,
@@ -283,6 +293,7 @@ def resolve(
 ) -> Iterator[Outcome[BootConfig]]:
     """Yield what clones boot at a start; a provider may hand over to another, once.
 
+    :param starter: knows the providers.
     :param driver: the hypervisor that they run on.
     :param every: also resolve what boot loaders that the hypervisor runs itself would boot.
     """
@@ -290,14 +301,14 @@ def resolve(
     by_name = {request.labels.clone: request for request in requests}
     for provider in dict.fromkeys(map(provider_of, requests)):
         group = [request for request in requests if provider_of(request) == provider]
-        for outcome in _asked(boots, provider, group, driver, every=every):
+        for outcome in _asked(starter, provider, group, driver, every=every):
             to = outcome.value.handover if outcome.value is not None else None
             if to is None:
                 yield outcome
             else:
                 handed_over.setdefault(to, []).append(by_name[outcome.key])
     for provider, group in handed_over.items():
-        for outcome in _asked(boots, provider, group, driver, every=every):
+        for outcome in _asked(starter, provider, group, driver, every=every):
             if outcome.value is not None and outcome.value.handover is not None:
                 error = BackendError(f"{outcome.key}: boot provider {provider!r} hands over again")
                 yield Outcome(key=outcome.key, error=error)
@@ -306,7 +317,7 @@ def resolve(
 
 
 def _asked(
-    boots: Callable[[str], tuple[BootBackend, BootProvider]],
+    starter: Starter,
     name: str,
     requests: Sequence[BootRequest],
     driver: HypervisorDriver,
@@ -315,7 +326,7 @@ def _asked(
 ) -> Iterator[Outcome[BootConfig]]:
     """Ask one provider, by the method for the hypervisor's kind."""
     try:
-        backend, provider = boots(name)
+        backend, provider = starter.boots(name)
         requests = with_networks(backend, driver, requests)
     except VmclonerError as error:
         yield from (Outcome(key=request.labels.clone, error=error) for request in requests)
@@ -327,13 +338,16 @@ def _asked(
             yield Outcome(key=request.labels.clone, error=refusal)
     requests = [request for request in requests if request.hypervisor in backend.hypervisors]
     at_start = [request for request in requests if request.hypervisor in backend.at_start]
-    asked = Backend("its boot provider")
-    yield from each_answer(provider.resolve_start, at_start, asked)
+    asked = starter.backend("boot", name)
+    at_a_start = functools.partial(
+        each_answer, provider.resolve_start, backend=asked.of("resolve_start")
+    )
+    yield from at_a_start(at_start)
     others = [request for request in requests if request.hypervisor not in backend.at_start]
     by_name = {request.labels.clone: request for request in others}
-    for outcome in each_answer(provider.resolve, others, asked):
+    for outcome in each_answer(provider.resolve, others, asked.of("resolve")):
         if every and outcome.value is not None and outcome.value.bootloader is not None:
-            yield from each_answer(provider.resolve_start, [by_name[outcome.key]], asked)
+            yield from at_a_start([by_name[outcome.key]])
         else:
             yield outcome
 
@@ -347,15 +361,20 @@ def each_answer(
 
     So one clone's disk or server never keeps the others from starting.
     """
-    left = {request.labels.clone: request for request in requests}
+    if not requests:
+        return
+    by_name = {request.labels.clone: request for request in requests}
+    asking = functools.partial(ask, requests)
+    found: dict[str, Outcome[BootConfig]] = {}
     try:
-        asking = functools.partial(ask, requests) if requests else tuple
-        for outcome in checked(asking, tuple(left), backend, BootConfig):
-            del left[outcome.key]
-            yield outcome
+        for outcome in checked(asking, by_name, backend, BootConfig):
+            found[outcome.key] = outcome
     except VmclonerError as error:
-        for name, request in left.items():
-            if len(requests) > 1:
-                yield from each_answer(ask, [request], backend)
-            else:
-                yield Outcome(key=name, error=error)
+        if isinstance(error, Untrusted):
+            found.clear()
+        if len(requests) == 1 and not found:
+            found = {name: Outcome(key=name, error=error) for name in by_name}
+    yield from found.values()
+    for name, request in by_name.items():
+        if name not in found:
+            yield from each_answer(ask, [request], backend)

@@ -41,6 +41,7 @@ from vmcloner_core.model import (
 )
 from vmcloner_core.names import check_template
 from vmcloner_core.os_errors import translated
+from vmcloner_core.outcomes import single
 from vmcloner_core.process import LocalRunner
 from vmcloner_core.trusted_files import make_folder
 
@@ -247,7 +248,7 @@ class Capturer:
                     f"pool {origin.pool} has an image of {self.name}, which no template names",
                     hint="vmcloner template prune, or choose another name",
                 )
-            self.host.drivers.storage(origin.pool).delete_origin(self.name)
+            self.host.images.delete_origin(origin.pool, self.name)
 
     @property
     def _digest_start(self) -> str:
@@ -265,7 +266,12 @@ class Capturer:
         )
         change = self._sealing(progress)
         with self.host.active([volume]), self._frozen() as thaw:
-            return self._interface(volume).capture(request, change, thaw, progress)
+            return single(
+                lambda: self._interface(volume).capture(request, change, thaw, progress),
+                self.name,
+                self.host.drivers.backend("storage", volume.pool, "capture"),
+                Origin,
+            )
 
     @contextlib.contextmanager
     def _frozen(self) -> Iterator[Callable[[], None]]:

@@ -68,18 +68,3 @@ def answers(
             thread.join(_SLICE)
     late = Late(f"no answer within {format_seconds(seconds)}")
     return {key: found.get(key, late) for key in asks}
-
-
-def answer(name: str, ask: Callable[[], T], whose: Callable[[], str] = str) -> T:
-    """Return what a call to a backend returns.
-
-    :param name: the backend's, for the message. :param whose: returns what ends the message.
-    :raises VmclonerError: what it raises; BackendError if it gives no answer in time.
-    """
-    found = answers({name: ask})[name]
-    if isinstance(found, Unanswered):
-        message = f"{name}: {found.message}{whose()}"
-        raise BackendError(message, hint="vmcloner host check") from found
-    if isinstance(found, VmclonerError):
-        raise found
-    return found

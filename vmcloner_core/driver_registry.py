@@ -6,10 +6,9 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from vmcloner_core import deadlines
 from vmcloner_core.contracts import check_driver
 from vmcloner_core.deadlines import answers, instance
 from vmcloner_core.drivers import (
@@ -30,8 +29,8 @@ from vmcloner_core.errors import (
     said,
 )
 from vmcloner_core.hooks import BootBackend, HypervisorBackend, IdentityBackend, StorageBackend
-from vmcloner_core.model import BackendTable, Host
-from vmcloner_core.outcomes import Backend
+from vmcloner_core.model import BackendTable, Host, Outcome, Volume
+from vmcloner_core.outcomes import Backend, asked, settled
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.process import CommandRunner
 from vmcloner_core.tomlfile import structure
@@ -92,29 +91,57 @@ class DriverRegistry:
         made: object = structure(options, backend.options, where=where)
         return self._built("image", name, ImageBuilder, backend.factory, made)  # type: ignore[type-abstract]
 
-    def ask(self, kind: str, name: str, question: Callable[[Any], object], answer: type[T]) -> T:
+    def ask(
+        self,
+        kind: str,
+        name: str,
+        call: str,
+        question: Callable[[Any], object],
+        answer: type[T],
+    ) -> T:
         """Return what a backend answers, within :data:`deadlines.DEADLINE`.
 
-        :param question: asks its driver. :param answer: the type that the answer must have.
+        :param call: what is asked, for messages. :param question: asks its driver.
+        :param answer: the type that the answer must have.
         :raises BackendError: it gives none, or another: names the backend, and whose plugin it is.
         :raises VmclonerError: what it raises.
         """
         driver = self.storage(name) if kind == "storage" else self.hypervisor(name)
-        whose = functools.partial(self.whose, kind, name)
-        return deadlines.answer(name, lambda: instance(question(driver), answer), whose)
+        return asked(self.backend(kind, name, call), lambda: instance(question(driver), answer))
 
-    def backend(self, kind: str, name: str) -> Backend:
-        """Return a backend for messages."""
-        return Backend(f"{kind} {name!r}", functools.partial(self.whose, kind, name))
+    def backend(self, kind: str, name: str, call: str = "") -> Backend:
+        """Return a backend for messages, about a method of it if that is given."""
+        word = "boot provider" if kind == "boot" else kind
+        return Backend(f"{word} {name!r}", functools.partial(self.whose, kind, name), call)
 
     def whose(self, kind: str, name: str) -> str:
-        """Return which distribution a backend's plugin is of, for a message's end.
+        """Return which plugin a backend is of, and that one's distribution, for a message's end.
 
-        Empty for vmcloner's own, and for objects that a program gave the engine.
+        Without a name that is the backend's too, and without a distribution that is vmcloner, or
+        unknown since a program gave the engine the plugin: empty if nothing is left.
         """
         tables = self._tables(kind) if kind in ("storage", "hypervisor") else {}
-        owner = self._plugins.owner(kind, tables[name].driver if name in tables else name)
-        return "" if owner in (None, OWN) else f"; its plugin is of {owner}"
+        plugin = tables[name].driver if name in tables else name
+        owner = self._plugins.owner(kind, plugin)
+        words = [] if plugin == name else [repr(plugin)]
+        words += [] if owner in (None, OWN) else [f"of {owner}"]
+        return f"; its plugin is {' '.join(words)}" if words else ""
+
+    def activate(self, pool: str, volumes: Sequence[Volume]) -> list[Outcome[None]]:
+        """Activate volumes of a pool; returns the outcome of each, whatever the pool does."""
+        return self._switched(pool, "activate", volumes)
+
+    def deactivate(self, pool: str, volumes: Sequence[Volume]) -> list[Outcome[None]]:
+        """Deactivate volumes of a pool; as :meth:`activate`."""
+        return self._switched(pool, "deactivate", volumes)
+
+    def _switched(self, pool: str, call: str, volumes: Sequence[Volume]) -> list[Outcome[None]]:
+        def switch() -> Iterator[Outcome[None]]:
+            driver = self.storage(pool)
+            return driver.activate(volumes) if call == "activate" else driver.deactivate(volumes)
+
+        names = [volume.name for volume in volumes]
+        return settled(switch, names, self.backend("storage", pool, call))
 
     def names(self, kind: str) -> tuple[str, ...]:
         """Return the names of the host's backends of a kind, defaults included."""

@@ -81,6 +81,7 @@ if TYPE_CHECKING:
         DisplayInterface,
         HypervisorDriver,
         NetworkInterface,
+        StorageDriver,
     )
     from vmcloner_core.labs import Lab
     from vmcloner_core.labs.site import NetworkOn, Site
@@ -436,7 +437,7 @@ class Engine(RunCalls, LabCalls, TemplateCalls, LeaseCalls, PoolCalls, GuestCall
     def domain_xml(self, name: str) -> str:
         """Return the domain XML of a clone, as it would be defined now."""
         driver, spec = self._spec(name)
-        with guarded(self._host.drivers.backend("hypervisor", driver.name)):
+        with guarded(self._host.drivers.backend("hypervisor", driver.name, "render")):
             return driver.render(spec)
 
     def domain_native(self, name: str) -> str:
@@ -598,7 +599,7 @@ class Engine(RunCalls, LabCalls, TemplateCalls, LeaseCalls, PoolCalls, GuestCall
         with self._held([f"network/{request.name}"]):
             try:
                 inventory = self._host.drivers.ask(
-                    "hypervisor", driver.name, lambda d: d.inspect(), DomainInventory
+                    "hypervisor", driver.name, "inspect", lambda d: d.inspect(), DomainInventory
                 )
                 domains = inventory.domains
             except BackendError:
@@ -637,17 +638,23 @@ class Engine(RunCalls, LabCalls, TemplateCalls, LeaseCalls, PoolCalls, GuestCall
     def resources(self, hypervisor: str | None = None) -> HostResources:
         """Return what the host has for guests, as a hypervisor sees it; None for the default."""
         name = hypervisor or self.settings.defaults.hypervisor
-        return self._host.drivers.ask("hypervisor", name, lambda d: d.resources(), HostResources)
+        ask = self._host.drivers.ask
+        return ask("hypervisor", name, "resources", lambda d: d.resources(), HostResources)
 
     def _probe(self, kind: str, name: str) -> Iterator[Check]:
         try:
             ask = self._host.drivers.ask
-            found = ask(kind, name, lambda d: tuple(instance(c, Check) for c in d.probe()), tuple)
+            found = ask(kind, name, "probe", _probed, tuple)
             yield from found
             if kind == "storage" and not any(c.status is Status.FAILED for c in found):
-                yield from capacity_checks(name, ask(kind, name, lambda d: d.capacity(), Capacity))
+                free = ask(kind, name, "capacity", lambda d: d.capacity(), Capacity)
+                yield from capacity_checks(name, free)
         except VmclonerError as error:
             yield _failed(name, "plugin", error)
+
+
+def _probed(driver: StorageDriver | HypervisorDriver) -> tuple[Check, ...]:
+    return tuple(instance(each, Check) for each in driver.probe())
 
 
 def _failed(backend: str, name: str, error: VmclonerError) -> Check:

@@ -191,7 +191,7 @@ class GuestCalls(SharedCalls):
         for backend in {clone.labels.hypervisor for clone in clones if clone.domain is not None}:
             names = {clone.name for clone in clones if clone.labels.hypervisor == backend}
             read = functools.partial(_statistics, names)
-            found |= self._host.drivers.ask("hypervisor", backend, read, dict)
+            found |= self._host.drivers.ask("hypervisor", backend, "statistics.read", read, dict)
         return tuple((clone, found.get(clone.name)) for clone in clones)
 
     def events(

@@ -373,6 +373,7 @@ class LocalHost:
         states = self.drivers.ask(
             "hypervisor",
             driver.name,
+            "states",
             lambda d: d.states(),
             Mapping,  # type: ignore[type-abstract]
         )
@@ -396,12 +397,12 @@ class LocalHost:
         made: list[Volume] = []
         try:
             for volume in volumes:
-                for outcome in self.drivers.storage(volume.pool).activate([volume]):
+                for outcome in self.drivers.activate(volume.pool, [volume]):
                     outcome.unwrap()
                     if outcome.changed:
                         made.append(volume)
             yield
         finally:
             for volume in made:
-                for outcome in self.drivers.storage(volume.pool).deactivate([volume]):
+                for outcome in self.drivers.deactivate(volume.pool, [volume]):
                     outcome.unwrap()

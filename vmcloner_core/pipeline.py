@@ -21,7 +21,7 @@ from vmcloner_core.cancelling import cancellable
 from vmcloner_core.drivers import Lane
 from vmcloner_core.errors import Interrupted, VmclonerError, said
 from vmcloner_core.model import Outcome, Volume
-from vmcloner_core.outcomes import Backend
+from vmcloner_core.outcomes import Backend, Untrusted, Watched, watching
 from vmcloner_core.plan import ClonePlan, CloneResult, StepEvent, StepStatus
 from vmcloner_core.units import format_seconds
 
@@ -42,6 +42,8 @@ class Work:
     made: list[str] = attrs.field(factory=list)
     """Steps that changed the host: what a roll-back undoes."""
     error: VmclonerError | None = None
+    recalled: VmclonerError | None = None
+    """Why it fails although its steps so far were done: a call that said so can't be believed."""
     failed_step: str | None = None
     seconds: dict[str, float] = attrs.field(factory=dict)
     ended: bool = False
@@ -94,7 +96,7 @@ class Stage:
     :param members: returns how many members of the driver's call a work counts as.
     :param patience: seconds without a sign of life after which a call is taken to hang.
     :param sign: returns when there was one other than an outcome, as :func:`time.monotonic`.
-    :param backend: what hangs, for the message.
+    :param backend: what hangs if none is known to be asked, for the message.
     """
 
     step: str
@@ -117,6 +119,9 @@ class _Calling:
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.thread = threading.current_thread()
+        self.told: list[Work] = []
+        """The works whose outcomes have come."""
+        self.watched = Watched()
         self._begun: dict[str, tuple[Work, float]] = {}
         self._lock = threading.Lock()
         self._sign = time.monotonic()
@@ -146,7 +151,13 @@ class _Calling:
 
     def hangs(self) -> bool:
         """Tell whether there was no sign of life for too long."""
-        return time.monotonic() - max(self._sign, self.stage.sign()) > self.stage.patience
+        signs = (self._sign, self.watched.sign, self.stage.sign())
+        return time.monotonic() - max(signs) > self.stage.patience
+
+    def backend(self) -> Backend:
+        """Return what is asked at present."""
+        asked = self.watched.asked
+        return asked if asked is not None else self.stage.backend
 
 
 class _Line:
@@ -309,7 +320,7 @@ class Pipeline:
         for calling in [each for each in self._calls.copy() if each.hangs()]:
             stage = calling.stage
             late = format_seconds(stage.patience)
-            error = stage.backend.broken(f"gave no sign of life for {late} in {stage.step}")
+            error = calling.backend().broken(f"gave no sign of life for {late} in {stage.step}")
             self._hung.setdefault(stage, error)
             waiting = [(work, 0.0) for work in self._lines[stage].emptied()]
             for work, seconds in [*calling.rest(), *waiting]:
@@ -317,11 +328,16 @@ class Pipeline:
 
     def _serve(self, line: _Line) -> None:
         while batch := line.take():
-            if self._cancelled.is_set():
-                for work in batch:
-                    self._failed(line.stage, work, Interrupted("stopped by the user"), 0.0)
-            else:
-                self._run_batch(line, batch)
+            stopped = Interrupted("stopped by the user") if self._cancelled.is_set() else None
+            left = []
+            for work in batch:
+                error = stopped or work.recalled
+                if error is not None:
+                    self._failed(line.stage, work, error, 0.0)
+                else:
+                    left.append(work)
+            if left:
+                self._run_batch(line, left)
 
     def _run_batch(self, line: _Line, batch: Sequence[Work]) -> None:
         stage, calling = line.stage, _Calling(line.stage)
@@ -334,14 +350,17 @@ class Pipeline:
             return works
 
         try:
-            with cancellable(self._cancelled):
+            with cancellable(self._cancelled), watching(calling.watched):
                 for outcome in stage.call(begin(batch), lambda: begin(line.gathered())):
                     taken = calling.take(outcome.key)
                     if taken is not None:
+                        calling.told.append(taken[0])
                         self._settle(stage, taken[0], outcome, taken[1])
             error = VmclonerError(f"the driver yielded no outcome for {stage.step}")
         except VmclonerError as raised:
             error = raised
+            if isinstance(raised, Untrusted):
+                self._recall(stage, calling.told, raised)
         except BaseException as raised:  # a driver's bug, even sys.exit, must not hang the others
             error = VmclonerError(f"{stage.step}: {said(raised)}")
             error.__cause__ = raised
@@ -356,9 +375,22 @@ class Pipeline:
         work.seconds[stage.step] = seconds
         if outcome.changed:
             work.made.append(stage.step)
+        if work.recalled is not None:
+            self._failed(stage, work, work.recalled, seconds)
+            return
         status = StepStatus.DONE if outcome.changed else StepStatus.UNCHANGED
         self._event(stage, work.name, status, seconds)
         self._forward(work, work.route.index(stage) + 1)
+
+    def _recall(self, stage: Stage, works: Sequence[Work], error: VmclonerError) -> None:
+        """Fail works that have gone on, or have ended, since a call said that they were done."""
+        for work in works:
+            with self._lock:
+                work.recalled = error
+                ended = work.ended and work.error is None
+            if ended:
+                work.error, work.failed_step = error, stage.step
+                self._event(stage, work.name, StepStatus.FAILED, 0.0, error)
 
     def _failed(self, stage: Stage, work: Work, error: VmclonerError, seconds: float) -> None:
         work.error, work.failed_step = error, stage.step
@@ -379,6 +411,8 @@ class Pipeline:
         for stage in work.route:
             stage.gate.left(work.name, failed=work.error is not None)
         with self._lock:
+            if work.recalled is not None and work.error is None:
+                work.error, work.failed_step = work.recalled, work.route[-1].step
             work.ended = True
             self._left -= 1
             if self._left == 0:

@@ -11,7 +11,7 @@ import attrs
 
 from vmcloner_core import quotas
 from vmcloner_core.birth import Birth
-from vmcloner_core.deadlines import answer, instance
+from vmcloner_core.deadlines import instance
 from vmcloner_core.drivers import HypervisorDriver, StorageDriver
 from vmcloner_core.errors import InvalidRequest, VmclonerError
 from vmcloner_core.local_host import LocalHost
@@ -26,7 +26,7 @@ from vmcloner_core.model import (
     Template,
 )
 from vmcloner_core.names import split_clone
-from vmcloner_core.outcomes import guarded
+from vmcloner_core.outcomes import asked, guarded
 from vmcloner_core.plan import ClonePlan, Plan
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.preflight import check_memory
@@ -174,7 +174,9 @@ class Planning:
         unlimited = [c for c in plan.clones if "wait" in c.steps and c.wait.timeout is None]
         ask = self._host.drivers.ask
         emulated = {
-            name: ask("hypervisor", name, lambda d: d.resources(), HostResources).emulated
+            name: ask(
+                "hypervisor", name, "resources", lambda d: d.resources(), HostResources
+            ).emulated
             for name in {clone.labels.hypervisor for clone in unlimited}
         }
 
@@ -260,8 +262,10 @@ class Planning:
         seeds = identifier.seeds
         wanted = hypervisor.networks if any(n.network for n in template.nics) else None
         ask = self._host.drivers.ask
-        whose = functools.partial(self._host.drivers.whose, "hypervisor", hypervisor.name)
-        networks = answer(hypervisor.name, wanted.inspect, whose) if wanted is not None else None
+        backend = self._host.drivers.backend("hypervisor", hypervisor.name)
+        networks = None
+        if wanted is not None:
+            networks = asked(backend.of("networks.inspect"), wanted.inspect)
         fleet = [c.name for c in found.clones if c.fleet == request.fleet and c.recorded]
         return Facts(
             host=self._host.host.name,
@@ -277,11 +281,18 @@ class Planning:
             static_macs=records.static_macs() if networks else frozenset(),
             origin=self._host.images.origin(storage, template.name),
             capacity=ahead.capacity(
-                storage.name, ask("storage", storage.name, lambda d: d.capacity(), Capacity)
+                storage.name,
+                ask("storage", storage.name, "capacity", lambda d: d.capacity(), Capacity),
             ),
             resources=ahead.resources(
                 hypervisor.name,
-                ask("hypervisor", hypervisor.name, lambda d: d.resources(), HostResources),
+                ask(
+                    "hypervisor",
+                    hypervisor.name,
+                    "resources",
+                    lambda d: d.resources(),
+                    HostResources,
+                ),
             ),
             memory_overcommit=self.memory_overcommit,
             need=functools.partial(self._need, storage),
@@ -294,12 +305,12 @@ class Planning:
             needs=lambda clone: (
                 Needs()  # the network that it needs is still to be made
                 if any(nic.spec.network in ahead.networks for nic in clone.nics)
-                else answer(hypervisor.name, lambda: self.checks.needs(clone, hypervisor), whose)
+                else asked(backend, lambda: self.checks.needs(clone, hypervisor))
             ),
         )
 
     def _need(self, pool: StorageDriver, request: CloneRequest, count: int) -> int:
-        with guarded(self._host.drivers.backend("storage", pool.name)):
+        with guarded(self._host.drivers.backend("storage", pool.name, "need")):
             return instance(pool.need(request, count), int)
 
     def _plan_targets(
@@ -350,7 +361,8 @@ class Planning:
         for (name, _fleet, _template), group in groups.items():
             page = None
             try:
-                needs = ask("hypervisor", name, functools.partial(_needs, group[0].name), Needs)
+                check = functools.partial(_needs, group[0].name)
+                needs = ask("hypervisor", name, "check_defined", check, Needs)
                 warnings += needs.warnings
                 page = needs.page
             except VmclonerError as error:
@@ -360,7 +372,7 @@ class Planning:
         if errors and len(errors) == len(groups):
             raise errors[0]
         for (name, page), each in sizes.items():
-            resources = ask("hypervisor", name, lambda d: d.resources(), HostResources)
+            resources = ask("hypervisor", name, "resources", lambda d: d.resources(), HostResources)
             check_memory(each, resources, self.memory_overcommit, page)
         lines = (*plan.warnings, *warnings, *map(str, errors))
         return attrs.evolve(plan, warnings=tuple(dict.fromkeys(lines)))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import attrs
 
+from vmcloner_core.choices import choice
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, did_you_mean
 from vmcloner_core.model import check_ttl
 from vmcloner_core.names import MAX_LABEL, check_fleet, check_template
@@ -33,11 +34,7 @@ class PoolReset(enum.Enum):
 
 
 def _reset(value: PoolReset | str) -> PoolReset:
-    try:
-        return PoolReset(value)
-    except ValueError as error:
-        known = ", ".join(each.value for each in PoolReset)
-        raise InvalidRequest(f"reset: not one of {known}: {str(value)[:80]!r}") from error
+    return choice(PoolReset, "reset", value)
 
 
 def _name(value: str) -> str:

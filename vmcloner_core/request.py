@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
 
 import attrs
 
 from vmcloner_core.birth import Birth
+from vmcloner_core.choices import choice
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import (
     CloneMode,
@@ -44,27 +43,12 @@ MAX_CLONES = 10_000
 """Clones in one request; more is taken for a typing error."""
 
 
-E = TypeVar("E", bound=enum.Enum)
-
-
-def _member(kind: type[E], name: str, value: E | str) -> E:
-    """Return a member of an enumeration, which may be given by its value.
-
-    :raises InvalidRequest: there is no such member.
-    """
-    try:
-        return kind(value)
-    except ValueError:
-        known = ", ".join(str(each.value) for each in kind)
-        raise InvalidRequest(f"{name} {value!r} is unknown", hint=f"one of: {known}") from None
-
-
 def _mode(value: CloneMode | str | None) -> CloneMode | None:
-    return None if value is None else _member(CloneMode, "mode", value)
+    return None if value is None else choice(CloneMode, "mode", value)
 
 
 def _on_failure(value: OnFailure | str) -> OnFailure:
-    return _member(OnFailure, "on_failure", value)
+    return choice(OnFailure, "on_failure", value)
 
 
 def _positive(_instance: object, attribute: attrs.Attribute[int | None], value: int | None) -> None:

@@ -38,8 +38,10 @@ def check_snapshots(host: LocalHost, plan: Plan) -> None:
         interface = disk_snapshots(host.drivers.storage(pool), own[0].name)
         for volume in own:
             interface.check_name(snapshot_volume(volume.name, aim.name))
-        need = host.drivers.ask("storage", pool, functools.partial(_need, own), int)
-        free = host.drivers.ask("storage", pool, lambda driver: driver.capacity(), Capacity)
+        need = host.drivers.ask(
+            "storage", pool, "snapshots.need", functools.partial(_need, own), int
+        )
+        free = host.drivers.ask("storage", pool, "capacity", lambda d: d.capacity(), Capacity)
         _check_room(f"storage {pool!r}", need, free.free, len(own))
         fit = free.volumes_free
         if fit is not None and fit < len(own):

@@ -6,16 +6,18 @@ of their disks. Who works on the fleet next removes these, and lets the guests g
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import attrs
 
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver
-from vmcloner_core.errors import BackendError, VmclonerError
+from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Clone, Leftover, Outcome, State
 from vmcloner_core.os_errors import allocated
+from vmcloner_core.outcomes import settled
 from vmcloner_core.snapshot_folders import Draft, SnapshotFolders
 from vmcloner_core.survey import Survey
 
@@ -66,7 +68,9 @@ class Undo:
             interface = self.drivers.storage(name).snapshots
             if interface is not None:
                 own = [each for each in begun if each.pool == name]
-                _check(interface.delete(own))
+                backend = self.drivers.backend("storage", name, "snapshots.delete")
+                delete = functools.partial(interface.delete, own)
+                _check(settled(delete, [each.key for each in own], backend))
 
     def _go_on(self, draft: Draft, clone: Clone) -> None:
         """Let a guest go on as it was before the run."""
@@ -75,14 +79,21 @@ class Undo:
             return
         if not draft.memory:
             if draft.was is State.RUNNING:
-                _check(driver.snapshots.release([clone.name]))
+                _check(self._told(clone, "release", driver.snapshots.release))
         elif clone.state in (State.SAVED, State.RUNNING, State.PAUSED):  # or its save goes on
             for name in dict.fromkeys(volume.pool for volume in clone.volumes):
                 own = [volume for volume in clone.volumes if volume.pool == name]
-                _check(self.drivers.storage(name).activate(own))
-            _check(driver.snapshots.resume([clone.name]))
+                _check(self.drivers.activate(name, own))
+            _check(self._told(clone, "resume", driver.snapshots.resume))
             if draft.was is State.RUNNING:
                 set_clocks(driver, [clone.name])
+
+    def _told(
+        self, clone: Clone, what: str, call: Callable[[Sequence[str]], Iterator[Outcome[None]]]
+    ) -> Sequence[Outcome[None]]:
+        hypervisor = clone.labels.hypervisor
+        backend = self.drivers.backend("hypervisor", hypervisor, f"snapshots.{what}")
+        return settled(lambda: call([clone.name]), [clone.name], backend)
 
 
 def leftover(draft: Draft) -> Leftover:
@@ -101,9 +112,7 @@ def set_clocks(driver: HypervisorDriver, names: Collection[str]) -> None:
         driver.agents.set_clocks(list(names))
 
 
-def _check(outcomes: Iterable[Outcome[None]]) -> None:
-    """Raise the first error of some outcomes, once all were done."""
-    errors = [outcome.error for outcome in list(outcomes) if outcome.error is not None]
-    if errors:
-        error = errors[0]
-        raise error if isinstance(error, VmclonerError) else BackendError(str(error))
+def _check(outcomes: Sequence[Outcome[None]]) -> None:
+    """Raise the first error of some outcomes."""
+    for outcome in outcomes:
+        outcome.unwrap()

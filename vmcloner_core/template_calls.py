@@ -302,7 +302,7 @@ class TemplateCalls(ABC):
         leftovers = self._host.leftovers
         with self._held([f"template/{check_template(name)}"]):
             file = self._captured_file(name, driver.name)
-            outcome = driver.delete_origin(name)
+            outcome = self._host.images.delete_origin(driver.name, name)
             if file is not None and not self._host.images.origins(name):
                 from vmcloner_core.catalog import is_captured
 

@@ -11,7 +11,7 @@ from vmcloner_core.birth import Birth
 from vmcloner_core.booting import boot_request, defined_boot, domain_spec
 from vmcloner_core.clone_spec import clone_spec
 from vmcloner_core.disks import disk_numbers
-from vmcloner_core.drivers import HypervisorDriver
+from vmcloner_core.drivers import BootRequest, HypervisorDriver
 from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError
 from vmcloner_core.identity_rules import authorized_keys, resolve
 from vmcloner_core.local_host import LocalHost
@@ -79,9 +79,9 @@ class TemplateChecks:
                 f"{where}: boot provider {template.boot!r} is asked at each start, but "
                 f"{hypervisor.name} boots only by the definition"
             )
-        with guarded(self._host.drivers.backend("boot", template.boot)):
+        with guarded(self._host.drivers.backend("boot", template.boot, "check")):
             provider.check(template)
-        with guarded(self._host.drivers.backend("hypervisor", hypervisor.name)):
+        with guarded(self._host.drivers.backend("hypervisor", hypervisor.name, "check")):
             hypervisor.check(template)
         identity, identifier = self._host.drivers.identity(template.identity.provider)
         if identity.cmdline and not backend.cmdline:
@@ -90,7 +90,7 @@ class TemplateChecks:
                 f"which boot provider {template.boot!r} doesn't set",
                 hint="use identity provider cloud-init, or boot = 'kernel'",
             )
-        with guarded(self._host.drivers.backend("identity", identity.name)):
+        with guarded(self._host.drivers.backend("identity", identity.name, "check")):
             identifier.check(template)
 
     def unused(self, template: Template, hypervisor: HypervisorDriver) -> tuple[str, ...]:
@@ -118,9 +118,10 @@ class TemplateChecks:
 
         :raises InvalidRequest: it can't be.
         """
-        identifier = self._host.drivers.identity(spec.template.identity.provider)[1]
+        provider = spec.template.identity.provider
+        identifier = self._host.drivers.identity(provider)[1]
         home = self._host.records.imagined(spec.name)
-        with guarded(self._host.drivers.backend("identity", spec.template.identity.provider)):
+        with guarded(self._host.drivers.backend("identity", provider, "check_seed")):
             identifier.check_seed(identity_request(spec, home))
 
     def domain(
@@ -128,9 +129,13 @@ class TemplateChecks:
     ) -> DomainSpec:
         """Return the specification that a clone's domain would be defined from."""
         request = boot_request(spec, driver, volumes)
-        boot = defined_boot(self._host.drivers.boot(spec.template.boot), driver, request)
+        boot = self._defined_boot(driver, request)
         kept = self._host.records.find(spec.name)
         return domain_spec(spec, boot, volumes, kept.seed if kept is not None else Seed())
+
+    def _defined_boot(self, driver: HypervisorDriver, request: BootRequest) -> BootConfig:
+        name, drivers = request.template.boot, self._host.drivers
+        return defined_boot(drivers.boot(name), driver, request, drivers.backend("boot", name))
 
     def needs(self, spec: CloneSpec, driver: HypervisorDriver) -> Needs:
         """Check that the host has what a clone needs, before it is made; its disks are imagined.
@@ -139,7 +144,7 @@ class TemplateChecks:
         """
         request = boot_request(spec, driver, ())
         try:
-            boot = defined_boot(self._host.drivers.boot(spec.template.boot), driver, request)
+            boot = self._defined_boot(driver, request)
         except VmclonerError:  # a kernel that isn't built yet, or a server that doesn't answer
             boot = _imagined_boot(spec.template)
         places = [volume_name(spec.name, number) for number in disk_numbers(spec.template)]
@@ -151,7 +156,8 @@ class TemplateChecks:
         backend, identifier = self._host.drivers.identity(spec.template.identity.provider)
         image = identifier.seeds and not backend.cmdline
         seed = Seed(image=home / "seed" if image else None)
-        return driver.check_domain(domain_spec(spec, boot, volumes, seed))
+        with guarded(self._host.drivers.backend("hypervisor", driver.name, "check_domain")):
+            return driver.check_domain(domain_spec(spec, boot, volumes, seed))
 
     def macs(self, labels: Labels, template: Template, driver: HypervisorDriver) -> list[str]:
         """Return a clone's preferred MAC addresses, without checking that they are free."""

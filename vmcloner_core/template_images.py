@@ -12,7 +12,7 @@ from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import ImageBuilder, ImageFile, StorageDriver
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, VmclonerError
 from vmcloner_core.model import AS_IT_COMES, Copying, Origin, Outcome, Progress, Template
-from vmcloner_core.outcomes import checked
+from vmcloner_core.outcomes import single
 from vmcloner_core.plan import ProgressEvent, StepEvent, StepStatus
 from vmcloner_core.plugins import PluginHost
 
@@ -43,7 +43,7 @@ class TemplateImages:
         return tuple(origin for origin in found if template in (None, origin.template))
 
     def _origins(self, pool: str) -> tuple[Origin, ...]:
-        return self._drivers.ask("storage", pool, lambda driver: driver.origins(), tuple)
+        return self._drivers.ask("storage", pool, "origins", lambda driver: driver.origins(), tuple)
 
     def origin(self, pool: StorageDriver, template: str) -> Origin | None:
         """Return a template's image in a pool, None if it isn't there."""
@@ -95,15 +95,37 @@ class TemplateImages:
                 if template.image.captured is not None
                 else images.obtained(template, builder, host, progress)
             ) as image:
-                made = checked(
-                    lambda: (pool.import_image(template.name, image, progress, copying),),
-                    [template.name],
-                    self._drivers.backend("storage", pool.name),
-                    Origin,
-                )
-                return next(made)
+                return self.imported(pool, template.name, image, progress, copying)
 
         return self.told(STEP, template.name, run, started, work)
+
+    def imported(
+        self,
+        pool: StorageDriver,
+        template: str,
+        image: ImageFile,
+        progress: Progress,
+        copying: Copying = AS_IT_COMES,
+    ) -> Outcome[Origin]:
+        """Import an image into a pool; see :meth:`StorageDriver.import_image`."""
+        backend = self._drivers.backend("storage", pool.name, "import_image")
+        return single(
+            lambda: pool.import_image(template, image, progress, copying),
+            template,
+            backend,
+            Origin,
+        )
+
+    def delete_origin(self, pool: str, template: str) -> Outcome[None]:
+        """Remove a template's image from a pool; see :meth:`StorageDriver.delete_origin`.
+
+        :raises VmclonerError: it is still there.
+        """
+        driver = self._drivers.storage(pool)
+        backend = self._drivers.backend("storage", pool, "delete_origin")
+        outcome = single(lambda: driver.delete_origin(template), template, backend)
+        outcome.unwrap()
+        return outcome
 
     @contextlib.contextmanager
     def lent(self, template: str, pool: StorageDriver) -> Iterator[ImageFile]:

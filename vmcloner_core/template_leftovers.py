@@ -90,7 +90,7 @@ class Leftovers:
                     hint="delete them first, or restore the template's file",
                 )
             if left.pool is not None:
-                changed = self.drivers.storage(left.pool).delete_origin(left.template).changed
+                changed = self.images.delete_origin(left.pool, left.template).changed
             else:
                 changed = self.remove_built(left.template)
         except VmclonerError as error:

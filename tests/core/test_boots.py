@@ -374,7 +374,9 @@ def test_a_provider_that_breaks_off_fails_for_that_clone_alone(site, monkeypatch
     monkeypatch.setattr(site.boot.driver, "resolve_start", broken)
     first, second, third = site.engine.boots("web")
     assert first.boot.origins == ("a kernel of web-1",)
-    assert "web-2: its boot provider failed: UnicodeEncodeError" in str(second.error)
+    assert "web-2: resolve_start of boot provider 'reference' failed: UnicodeEncodeError" in str(
+        second.error
+    )
     assert third.boot.origins == ("a kernel of web-3",)
     with pytest.raises(PartialFailure) as caught:
         site.engine.start("web")

@@ -77,12 +77,33 @@ def test_a_delete_that_fails_after_it_has_taken_effect(lab):
     assert names(lab) == []
 
 
-@pytest.mark.parametrize("kind", [FaultKind.SHUFFLE, FaultKind.DOUBLE, FaultKind.SLOW])
+@pytest.mark.parametrize("kind", [FaultKind.SHUFFLE, FaultKind.SLOW])
 def test_what_is_only_odd_changes_nothing(lab, kind):
     for driver, call in ((lab.pool, "clone"), (lab.machines, "define")):
         spoil(driver, script(Fault(call=call, fault=kind, seconds=0.01, once=False)))
     assert lab.engine.create("web", "t1", count=3).ok
     assert names(lab) == ["web-1", "web-2", "web-3"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (FaultKind.LOSE, "yielded no outcome"),
+        (FaultKind.DOUBLE, "yielded a second outcome for web-2"),
+        (FaultKind.STRAY, "yielded an outcome unasked for nobody-1"),
+        (FaultKind.WRONG, "gave a object"),
+    ],
+)
+@pytest.mark.parametrize("call", ["clone", "define", "start"])
+def test_what_breaks_the_contract_is_named_and_the_same_again_goes_on(lab, call, kind, said):
+    driver = lab.pool if call == "clone" else lab.machines
+    spoil(driver, script(Fault(call=call, key="web-2", fault=kind)))
+    failed = broken(lab.engine.create, "web", "t1", count=3, start=True)
+    assert f"{call} of " in str(failed["web-2"])
+    assert said in str(failed["web-2"])
+    assert lab.engine.create("web", "t1", count=3, start=True).ok
+    assert lab.engine.delete("web").ok
+    assert (lab.pool.volumes(), lab.machines.machines) == ((), {})
 
 
 def test_a_whole_call_fails_at_its_second_time_only(lab):

@@ -366,6 +366,8 @@ def test_names_of_pools():
     assert Pool(template="opensuse-leap-16.0").name == "opensuse-leap-16-0-pool"
     assert len(Pool(template="a" * 63).name) <= 61
     assert Pool(template="t1", reset="on-failure").reset is PoolReset.ON_FAILURE
+    with pytest.raises(InvalidRequest, match=r"reset 'often' is unknown \(one of: always, on-f"):
+        Pool(template="t1", reset="often")
 
 
 @pytest.mark.parametrize(

@@ -338,8 +338,13 @@ def test_a_check_of_a_host_goes_on_after_a_backend_that_fails(two):
     dead(two.hypervisors["second"], "probe", RuntimeError("a bug"))
     two.pools["other"].probe = lambda: ["fine"]
     found = {check.backend: check for check in two.engine.check_host() if check.name == "plugin"}
-    assert found["second"].detail == "second: RuntimeError: a bug"
-    assert found["other"].detail == "other: its plugin gave a str"
+    assert (
+        found["second"].detail
+        == "probe of hypervisor 'second': RuntimeError: a bug; its plugin is 'reference'"
+    )
+    assert found["other"].detail == (
+        "probe of storage 'other': its plugin gave a str; its plugin is 'reference'"
+    )
 
 
 def test_a_driver_that_cannot_be_closed_keeps_no_other_open(two, caplog):
@@ -779,7 +784,7 @@ def test_a_hypervisor_that_hangs_after_it_was_read_ends_the_plan(lab, monkeypatc
     monkeypatch.setattr(answers, "__defaults__", (0.2,))
     monkeypatch.setattr(lab.machines, "resources", hung.wait)
     try:
-        with pytest.raises(BackendError, match=r"reference: no answer within"):
+        with pytest.raises(BackendError, match=r"reference'.*: no answer within"):
             lab.engine.start("web") if request_of == "start" else lab.engine.create("db", "t1")
     finally:
         hung.set()

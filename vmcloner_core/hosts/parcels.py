@@ -513,7 +513,7 @@ class Arrival:
         pool = _pool(self.engine, self.storage)
 
         def work(progress: Progress) -> Outcome[Origin]:
-            return pool.import_image(name, image, progress)
+            return host.images.imported(pool, name, image, progress)
 
         host.images.told("import", name, "", time.monotonic(), work)
 

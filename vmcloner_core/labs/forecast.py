@@ -87,7 +87,7 @@ class Forecast:
     def _take(self, hypervisor: str, memory: int, guests: int) -> None:
         """Note that guests take memory: of the host's own, if it is overcommitted, less."""
         resources = self._host.drivers.ask(
-            "hypervisor", hypervisor, lambda driver: driver.resources(), HostResources
+            "hypervisor", hypervisor, "resources", lambda d: d.resources(), HostResources
         )
         factor = 1.0 if resources.memory_hint else self._planning.memory_overcommit
         taken = int((memory + guests * resources.memory_overhead) / factor)

@@ -12,7 +12,7 @@ from vmcloner_core.drivers import HypervisorDriver, Lane, ResizeInterface, Stora
 from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError, WrongState
 from vmcloner_core.model import Clone, Outcome, State, Volume
 from vmcloner_core.names import fold
-from vmcloner_core.outcomes import checked
+from vmcloner_core.outcomes import guarded, settled
 from vmcloner_core.pipeline import More, Work
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps.action import TargetAction
@@ -59,15 +59,15 @@ class GrowDisk(StorageStep):
             try:
                 one = _growing(run, work, size)
                 if one.live is not None and one.volume.kind == "file":
-                    one.live.grow_disk(work.name, one.volume, size)
+                    _tell(run, one, size)
             except VmclonerError as error:
                 yield Outcome(key=work.name, error=error)
             else:
                 growing[one.volume.name] = one
         volumes = [one.volume for one in growing.values()]
-        backend = run.host.drivers.backend("storage", driver.name)
+        backend = run.host.drivers.backend("storage", driver.name, "grow")
         grow = functools.partial(driver.grow, volumes, size)
-        for grown in checked(grow, growing, backend, Volume):
+        for grown in settled(grow, growing, backend, Volume):
             yield self._told(run, growing[grown.key], size, grown)
 
     @staticmethod
@@ -77,7 +77,7 @@ class GrowDisk(StorageStep):
         if error is None:
             try:
                 if growing.live is not None and growing.volume.kind != "file":
-                    growing.live.grow_disk(work.name, growing.volume, size)
+                    _tell(run, growing, size)
                 keep_values(run, work, disk_size=run.plan.sizes.disk)
             except VmclonerError as lost:
                 error = lost
@@ -91,6 +91,14 @@ class _Growing:
     work: Work
     volume: Volume
     live: ResizeInterface | None
+
+
+def _tell(run: Run, growing: _Growing, size: int) -> None:
+    """Have a running guest see a larger disk."""
+    name = growing.work.plan.labels.hypervisor
+    with guarded(run.host.drivers.backend("hypervisor", name, "sizes.grow_disk")):
+        assert growing.live is not None  # noqa: S101 - callers look
+        growing.live.grow_disk(growing.work.name, growing.volume, size)
 
 
 def _growing(run: Run, work: Work, size: int) -> _Growing:
@@ -136,7 +144,9 @@ class Resize(HypervisorStep):
         given = {"memory": sizes.memory, "vcpus": sizes.vcpus}
         later = []
         interface = resizes(driver, works[0].name)
-        for outcome in interface.resize(list(by_name), sizes.memory, sizes.vcpus):
+        backend = run.host.drivers.backend("hypervisor", driver.name, "sizes.resize")
+        change = functools.partial(interface.resize, list(by_name), sizes.memory, sizes.vcpus)
+        for outcome in settled(change, by_name, backend, bool):
             error = outcome.error
             if error is None:
                 try:

@@ -11,7 +11,7 @@ from vmcloner_core.disk_users import DiskUsers, check_back
 from vmcloner_core.drivers import HypervisorDriver, Lane
 from vmcloner_core.errors import HostCommandError, VmclonerError, WrongState
 from vmcloner_core.model import Outcome, Volume
-from vmcloner_core.outcomes import checked
+from vmcloner_core.outcomes import settled
 from vmcloner_core.pipeline import More, Work
 from vmcloner_core.steps.step import HypervisorStep, Run
 
@@ -81,8 +81,8 @@ class Renew(HypervisorStep):
             else:
                 moved = users.moved(work.name, work.volumes)
                 disks[work.name] = {each.now: each.volume for each in moved}
-        backend = run.host.drivers.backend("hypervisor", driver.name)
-        yield from checked(lambda: driver.renew(disks), disks, backend)
+        backend = run.host.drivers.backend("hypervisor", driver.name, "renew")
+        yield from settled(lambda: driver.renew(disks), disks, backend)
 
 
 def remove_overlays(users: DiskUsers, work: Work) -> None:

@@ -14,7 +14,7 @@ from vmcloner_core.drivers import HypervisorDriver, IdentityRequest, StorageDriv
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import BootConfig, CloneRequest, Domain, DomainSpec, Outcome, Seed
-from vmcloner_core.outcomes import checked
+from vmcloner_core.outcomes import checked, settled
 from vmcloner_core.pipeline import More, Work
 from vmcloner_core.records import SYNCS, identity_request
 from vmcloner_core.steps.action import Action
@@ -51,7 +51,7 @@ class CloneDisks(StorageStep):
                 wanted.append((work, self._new(run, driver, work)))
             except VmclonerError as error:
                 yield Outcome(key=work.name, error=error)
-        backend = run.host.drivers.backend("storage", driver.name)
+        backend = run.host.drivers.backend("storage", driver.name, "clone")
         yield from made(driver.clone, driver.clone_lane, wanted, run.tally, backend)
 
     @staticmethod
@@ -91,7 +91,7 @@ class Define(HypervisorStep):
                 specs.append(domain_spec(work.plan.known(), boot, work.volumes, seed))
             except VmclonerError as error:
                 yield Outcome(key=seeded.key, error=error)
-        backend = run.host.drivers.backend("hypervisor", driver.name)
+        backend = run.host.drivers.backend("hypervisor", driver.name, "define")
         names = [spec.name for spec in specs]
         yield from checked(lambda: driver.define(specs), names, backend, Domain)
 
@@ -107,7 +107,8 @@ class Define(HypervisorStep):
             requests = [boot_request(w.plan.known(), driver, w.volumes) for w in group]
             backend, provider = host.drivers.boot(name)
             whole = with_networks(backend, driver, requests)
-            yield from each_answer(provider.resolve, whole, host.drivers.backend("boot", name))
+            asked = host.drivers.backend("boot", name, "resolve")
+            yield from each_answer(provider.resolve, whole, asked)
 
     @staticmethod
     def _seeded(host: LocalHost, works: Sequence[Work]) -> Iterator[Outcome[Seed]]:
@@ -130,8 +131,8 @@ class Define(HypervisorStep):
             for chosen, asked in requests.items():
                 identifier = host.drivers.identity(chosen)[1]
                 seeding = functools.partial(identifier.seed, list(asked.values()))
-                backend = host.drivers.backend("identity", chosen)
-                seeded = checked(seeding, asked, backend, Seed)
+                backend = host.drivers.backend("identity", chosen, "seed")
+                seeded = settled(seeding, asked, backend, Seed)
                 yield from pool.map(functools.partial(Define._noted, host), seeded)
 
     @staticmethod

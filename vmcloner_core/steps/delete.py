@@ -10,7 +10,7 @@ from itertools import chain
 from vmcloner_core.drivers import HypervisorDriver, StorageDriver
 from vmcloner_core.errors import Conflict, VmclonerError
 from vmcloner_core.model import Clone, Outcome, State
-from vmcloner_core.outcomes import checked
+from vmcloner_core.outcomes import settled
 from vmcloner_core.pipeline import More, Work
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps.action import TargetAction, active
@@ -80,8 +80,8 @@ class Undefine(HypervisorStep):
                 yield Outcome(key=work.name, error=error)
         backend = run.host.drivers.backend("hypervisor", driver.name)
         for outcome in chain(
-            checked(lambda: driver.undefine(there), there, backend),
-            checked(lambda: driver.forget(gone), gone, backend),
+            settled(lambda: driver.undefine(there), there, backend.of("undefine")),
+            settled(lambda: driver.forget(gone), gone, backend.of("forget")),
         ):
             yield outcome if outcome.error is not None else run.host.starter.forget(outcome)
 
@@ -115,10 +115,10 @@ class Remove(StorageStep):
             outcome
             for name, volumes in by_pool(works).items()
             for batch in cut(volumes, drivers.storage(name).delete_lane.batch)
-            for outcome in checked(
+            for outcome in settled(
                 functools.partial(drivers.storage(name).delete, batch),
                 [volume.name for volume in batch],
-                drivers.backend("storage", name),
+                drivers.backend("storage", name, "delete"),
             )
         )
         by_name = {work.name: work for work in works}

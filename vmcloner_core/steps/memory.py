@@ -6,10 +6,11 @@ import functools
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
+from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver, MemoryInterface
 from vmcloner_core.errors import BackendError, WrongState
 from vmcloner_core.model import Clone, Outcome, State
-from vmcloner_core.outcomes import checked
+from vmcloner_core.outcomes import settled
 from vmcloner_core.pipeline import More, Work
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps.action import TargetAction, waits
@@ -93,7 +94,8 @@ class _MemoryStep(HypervisorStep):
             )
         by_name = {work.name: work for work in works}
         done = functools.partial(self.done, driver.memory, list(by_name))
-        for outcome in checked(done, by_name, run.host.drivers.backend("hypervisor", driver.name)):
+        backend = run.host.drivers.backend("hypervisor", driver.name, f"memory.{self.name}")
+        for outcome in settled(done, by_name, backend):
             yield self.after(run, by_name[outcome.key], outcome)
 
     @abstractmethod
@@ -135,7 +137,7 @@ class SaveMemory(_MemoryStep):
         """Deactivate the volumes of a clone that is off now."""
         error = outcome.error
         if error is None:
-            ((_, error),) = switched(run, [work], lambda pool, volumes: pool.deactivate(volumes))
+            ((_, error),) = switched(run, [work], DriverRegistry.deactivate)
         return Outcome(key=work.name, error=error, changed=outcome.changed)
 
 

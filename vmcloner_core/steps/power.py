@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import attrs
 
 from vmcloner_core.admission import Admission, Gate
+from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver, Lane
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Clone, HostResources, Outcome, State
-from vmcloner_core.outcomes import checked
+from vmcloner_core.outcomes import settled
 from vmcloner_core.pipeline import More, Work
 from vmcloner_core.records import Record
 from vmcloner_core.request import TargetRequest
@@ -115,7 +116,7 @@ class StartDomain(HypervisorStep):
         emulated = False
         with contextlib.suppress(VmclonerError):
             found = run.host.drivers.ask(
-                "hypervisor", driver.name, lambda d: d.resources(), HostResources
+                "hypervisor", driver.name, "resources", lambda d: d.resources(), HostResources
             )
             emulated = found.emulated
         return Admission(
@@ -131,7 +132,7 @@ class StartDomain(HypervisorStep):
         """See :meth:`Step.call`."""
         with run.start_gate(driver):
             ready, started = [], []
-            for work, error in switched(run, works, lambda pool, vs: pool.activate(vs)):
+            for work, error in switched(run, works, DriverRegistry.activate):
                 if error is None:
                     ready.append(work)
                 else:
@@ -273,14 +274,14 @@ class _StopStep(HypervisorStep):
                 by_name[work.name] = work
         stopped: dict[str, Outcome[None]] = {}
         stopping = functools.partial(self.stop, run, driver, list(by_name))
-        backend = run.host.drivers.backend("hypervisor", driver.name)
-        for outcome in checked(stopping, by_name, backend):
+        backend = run.host.drivers.backend("hypervisor", driver.name, self.name)
+        for outcome in settled(stopping, by_name, backend):
             if outcome.error is not None:
                 yield Outcome(key=outcome.key, error=outcome.error)
             else:
                 stopped[outcome.key] = outcome
         ended = [by_name[name] for name in stopped]
-        for work, error in switched(run, ended, lambda pool, vs: pool.deactivate(vs)):
+        for work, error in switched(run, ended, DriverRegistry.deactivate):
             yield run.host.starter.forget(attrs.evolve(stopped[work.name], error=error))
 
     @staticmethod

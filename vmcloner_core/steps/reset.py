@@ -57,7 +57,7 @@ class ResetDisks(StorageStep):
                 wanted.append((work, requests))
             except VmclonerError as error:
                 yield Outcome(key=work.name, error=error)
-        backend = run.host.drivers.backend("storage", driver.name)
+        backend = run.host.drivers.backend("storage", driver.name, "reset")
         yield from made(driver.reset, driver.reset_lane, wanted, run.tally, backend)
 
     @staticmethod

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
+from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import (
     DiskSnapshotInterface,
     HypervisorDriver,
@@ -29,7 +30,7 @@ from vmcloner_core.model import (
     Volume,
 )
 from vmcloner_core.names import volume_name
-from vmcloner_core.outcomes import checked
+from vmcloner_core.outcomes import settled
 from vmcloner_core.pipeline import More, Work
 from vmcloner_core.plan import ClonePlan
 from vmcloner_core.request import TargetRequest
@@ -236,11 +237,12 @@ class _MachineStep(HypervisorStep):
         run: Run,
         driver: HypervisorDriver,
         names: Sequence[str],
-        call: functools.partial[Iterator[Outcome[None]]],
-    ) -> Iterator[Outcome[None]]:
-        """Yield checked outcomes of a driver's method."""
-        backend = run.host.drivers.backend("hypervisor", driver.name)
-        return checked(call, names, backend)
+        what: str,
+        call: Callable[[], Iterator[Outcome[None]]],
+    ) -> Sequence[Outcome[None]]:
+        """Return the checked outcomes of a driver's method."""
+        backend = run.host.drivers.backend("hypervisor", driver.name, f"snapshots.{what}")
+        return settled(call, names, backend)
 
 
 class _SnapshotStep(StorageStep):
@@ -293,7 +295,7 @@ class Quiesce(_MachineStep):
         """See :meth:`Step.call`."""
         names = [work.name for work in works]
         quiesce = functools.partial(machines(driver, names[0]).quiesce, names)
-        yield from self.outcomes(run, driver, names, quiesce)
+        yield from self.outcomes(run, driver, names, "quiesce", quiesce)
 
 
 class KeepMachine(_MachineStep):
@@ -313,7 +315,7 @@ class KeepMachine(_MachineStep):
             return
         folders = {name: host.snapshots.machine(name, aim.name) for name in names}
         keep = functools.partial(machines(driver, names[0]).keep, folders, memory=aim.memory)
-        for outcome in self.outcomes(run, driver, names, keep):
+        for outcome in self.outcomes(run, driver, names, "keep", keep):
             error = outcome.error
             if error is None and aim.memory:
                 try:
@@ -343,11 +345,11 @@ class SnapshotDisks(_SnapshotStep):
         create = functools.partial(
             disk_snapshots(driver, works[0].name).create, [each for each, _ in requests.values()]
         )
-        backend = run.host.drivers.backend("storage", driver.name)
+        backend = run.host.drivers.backend("storage", driver.name, "snapshots.create")
         members = {key: work for key, (_, work) in requests.items()}
         outcomes = (
             Outcome[None](key=made.key, error=made.error, changed=made.changed)
-            for made in checked(create, list(requests), backend, DiskSnapshot)
+            for made in settled(create, list(requests), backend, DiskSnapshot)
         )
         yield from together(members, outcomes)
 
@@ -378,7 +380,7 @@ class GoOn(_MachineStep):
         """See :meth:`Step.call`."""
         interface = machines(driver, works[0].name)
         ready = []
-        for work, error in switched(run, works, lambda pool, vs: pool.activate(vs)):
+        for work, error in switched(run, works, DriverRegistry.activate):
             if error is not None:
                 yield Outcome(key=work.name, error=error)
             else:
@@ -386,7 +388,8 @@ class GoOn(_MachineStep):
         memory = aim_of(run.plan.snapshot).memory
         call = functools.partial(interface.resume if memory else interface.release, ready)
         ran = {work.name for work in works if work.plan.state is State.RUNNING}
-        for outcome in self.outcomes(run, driver, ready, call):
+        what = "resume" if memory else "release"
+        for outcome in self.outcomes(run, driver, ready, what, call):
             if outcome.error is None and outcome.key in ran:
                 set_clocks(driver, [outcome.key])
             yield outcome
@@ -444,7 +447,7 @@ class VerifySnapshot(_MachineStep):
                 yield Outcome(key=work.name, changed=False)
         if folders:
             check = functools.partial(machines(driver, next(iter(folders))).check, folders)
-            for outcome in self.outcomes(run, driver, list(folders), check):
+            for outcome in self.outcomes(run, driver, list(folders), "check", check):
                 yield Outcome(key=outcome.key, error=outcome.error, changed=False)
 
 
@@ -464,11 +467,11 @@ class RevertDisks(_SnapshotStep):
         revert = functools.partial(
             disk_snapshots(driver, works[0].name).revert, [each for each, _ in own]
         )
-        backend = run.host.drivers.backend("storage", driver.name)
+        backend = run.host.drivers.backend("storage", driver.name, "snapshots.revert")
         by_name = {work.name: work for work in works}
         for work in works:  # what has run on the disk that goes doesn't count
             run.host.records.update(work.name, ran={}, reverting=aim.name)
-        for outcome in together(members, checked(revert, members, backend, Volume)):
+        for outcome in together(members, settled(revert, members, backend, Volume)):
             yield self._recorded(run, aim, by_name[outcome.key], outcome)
 
     @staticmethod
@@ -524,7 +527,7 @@ class PutBack(_MachineStep):
     def _prepared(run: Run, aim: SnapshotAim, works: Sequence[Work]) -> Mapping[str, VmclonerError]:
         """Give clones with memory what they need to continue; returns the errors of others."""
         errors: dict[str, VmclonerError] = {}
-        for work, inactive in switched(run, works, lambda pool, vs: pool.activate(vs)):
+        for work, inactive in switched(run, works, DriverRegistry.activate):
             try:
                 if inactive is not None:
                     raise inactive
@@ -542,7 +545,7 @@ class PutBack(_MachineStep):
     ) -> Iterator[Outcome[object]]:
         call = functools.partial(machines(driver, next(iter(folders))).put_back, folders)
         continued = []
-        for outcome in self.outcomes(run, driver, list(folders), call):
+        for outcome in self.outcomes(run, driver, list(folders), "put_back", call):
             if outcome.error is None and outcome.key in with_memory:
                 continued.append(outcome.key)
             yield outcome
@@ -594,10 +597,10 @@ def removed(
         for each in kept:
             pools.setdefault(each.pool, []).append(each)
     outcomes = chain.from_iterable(
-        checked(
+        settled(
             functools.partial(disk_snapshots(drivers.storage(name), kept[0].key).delete, kept),
             [each.key for each in kept],
-            drivers.backend("storage", name),
+            drivers.backend("storage", name, "snapshots.delete"),
         )
         for name, kept in pools.items()
     )

@@ -17,6 +17,7 @@ import attrs
 from vmcloner_core.admission import Gate
 from vmcloner_core.deadlines import answers
 from vmcloner_core.disk_users import DiskUsers
+from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver, Lane, StorageDriver
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.local_host import LocalHost
@@ -298,25 +299,22 @@ def made(
     yield from together(members, chain.from_iterable(map(each, cut(requests, lane.batch))))
 
 
+Switch = Callable[[DriverRegistry, str, Sequence[Volume]], Sequence[Outcome[None]]]
+
+
 def switched(
-    run: Run,
-    works: Sequence[Work],
-    switch: Callable[[StorageDriver, Sequence[Volume]], Iterator[Outcome[None]]],
+    run: Run, works: Sequence[Work], switch: Switch
 ) -> Iterator[tuple[Work, VmclonerError | None]]:
     """Activate or deactivate works' volumes; yields each work with its error, if any.
 
     A pool that fails as a whole fails only its own clones.
+
+    :param switch: :meth:`DriverRegistry.activate` or ``deactivate``.
     """
     errors: dict[str, VmclonerError] = {}
     for name, volumes in by_pool(works).items():
-        try:
-            switching = functools.partial(switch, run.host.drivers.storage(name), volumes)
-            names = [volume.name for volume in volumes]
-            backend = run.host.drivers.backend("storage", name)
-            for outcome in checked(switching, names, backend):
-                if outcome.error is not None:
-                    errors[outcome.key] = outcome.error
-        except VmclonerError as error:
-            errors |= {volume.name: error for volume in volumes}
+        for outcome in switch(run.host.drivers, name, volumes):
+            if outcome.error is not None:
+                errors[outcome.key] = outcome.error
     for work in works:
         yield work, next((errors[v.name] for v in work.volumes if v.name in errors), None)

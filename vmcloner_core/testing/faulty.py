@@ -48,7 +48,8 @@ class FaultKind(enum.Enum):
 
     ``FAIL`` before it has done anything, ``FAIL_AFTER`` once it has; ``SLOW`` and ``HANG`` wait
     first; ``SHUFFLE`` yields outcomes in the reverse order, ``LOSE`` leaves one out, ``DOUBLE``
-    yields one twice; ``DIE`` and ``DIE_AFTER`` kill the process as SIGKILL does.
+    yields one twice, ``STRAY`` has one more, which nobody asked for, ``WRONG`` gives one a value of
+    a wrong type; ``DIE`` and ``DIE_AFTER`` kill the process as SIGKILL does.
     """
 
     FAIL = "fail"
@@ -58,11 +59,14 @@ class FaultKind(enum.Enum):
     SHUFFLE = "shuffle"
     LOSE = "lose"
     DOUBLE = "double"
+    STRAY = "stray"
+    WRONG = "wrong"
     DIE = "die"
     DIE_AFTER = "die-after"
 
 
-_AFTER = (FaultKind.FAIL_AFTER, FaultKind.DIE_AFTER, FaultKind.LOSE, FaultKind.DOUBLE)
+_OF_OUTCOMES = (FaultKind.LOSE, FaultKind.DOUBLE, FaultKind.STRAY, FaultKind.WRONG)
+_AFTER = (FaultKind.FAIL_AFTER, FaultKind.DIE_AFTER, *_OF_OUTCOMES)
 
 
 @attrs.frozen(kw_only=True)
@@ -289,6 +293,11 @@ def _outcomes(fault: Fault, hit: Collection[str], answer: Iterator[Any]) -> Iter
         elif fault.fault is FaultKind.DOUBLE:
             yield outcome
             yield outcome
+        elif fault.fault is FaultKind.STRAY:
+            yield outcome
+            yield attrs.evolve(outcome, key="nobody-1")
+        elif fault.fault is FaultKind.WRONG:
+            yield attrs.evolve(outcome, value=object())
 
 
 # --- backends -----------------------------------------------------------------------------------
