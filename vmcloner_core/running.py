@@ -66,7 +66,7 @@ class PlannedRun:
         if len(pools) != 1:
             return None
         drivers, (pool,) = self._host.drivers, pools
-        return lambda: drivers.ask("storage", pool, lambda driver: driver.capacity(), Capacity)
+        return lambda: drivers.ask("storage", pool, "capacity", lambda d: d.capacity(), Capacity)
 
     def _import(self) -> None:
         """Import the template's image, and check that the clones fit in the space left."""
