@@ -185,6 +185,7 @@ class AsyncEngine:
     plan = _coroutine(Engine.plan)
     run = _coroutine(Engine.run)
     apply = _coroutine(Engine.apply)
+    move = _coroutine(Engine.move)
     gc = _coroutine(Engine.gc)
     diff_lab = _coroutine(Engine.diff_lab)
     apply_lab = _coroutine(Engine.apply_lab)

@@ -139,6 +139,7 @@ class Collector:
             clone
             for clone in found.clones
             if owners(clone) == {self.host.state_id}
+            and clone.moving is None
             and not any(each.holds(clone.labels) for each in found.unseen)
         ]
 

@@ -51,6 +51,7 @@ from vmcloner_core.model import (
     Host,
     HostResources,
     Leftover,
+    Moved,
     NetworkChange,
     NetworkRequest,
     Outcome,
@@ -244,6 +245,28 @@ class Engine(RunCalls, LabCalls, TemplateCalls, LeaseCalls, PoolCalls, GuestCall
                 self._planning.check_limits(plan, fleets)
                 noted.enter_context(self._planning.admitted(plan))
             return self._carried_out(plan, ending)
+
+    def move(
+        self,
+        *targets: str,
+        host: str,
+        dry_run: bool = False,  # noqa: ARG002 - as of a controller of several hosts
+        on_found: Callable[[Sequence[Moved]], None] = lambda _found: None,
+    ) -> tuple[Moved, ...]:
+        """Move stopped clones to another host; see :meth:`Controller.move`. Here is only one.
+
+        :raises InvalidRequest: to any other host.
+        """
+        if host != self.host.name:
+            raise InvalidRequest(
+                f"the settings name no other hosts: {host!r}", hint="vmcloner host add"
+            )
+        there = tuple(
+            Moved(clone=c.name, source="", target=host, action="stays", labels=c.labels)
+            for c in self.list(*targets)
+        )
+        on_found(there)
+        return there
 
     def gc(
         self,

@@ -44,6 +44,8 @@ from vmcloner_core.model import (
     Template,
     Volume,
 )
+from vmcloner_core.moves import Moves
+from vmcloner_core.names import split_clone
 from vmcloner_core.os_errors import of_state
 from vmcloner_core.pipeline import Work
 from vmcloner_core.plan import ClonePlan
@@ -82,6 +84,7 @@ class LocalHost:
         self.host = host
         self.drivers = DriverRegistry(host, plugins, LocalRunner())
         self.records = Records(host.records)
+        self.moves = Moves(host.moves)
         self.claims = Claims(self.records, self.hold_free, self.now)
         self.pools = Definitions(host.pools)
         self.benchmarks = BenchmarkMarks(host.benchmarks, self.hold_free)
@@ -172,7 +175,7 @@ class LocalHost:
         :raises InvalidRequest: one could; names the folder, the reason and the way out.
         """
         host = self.host
-        own = (host.records, host.boots, host.templates, host.received, host.snapshots)
+        own = (host.records, host.boots, host.templates, host.received, host.snapshots, host.moves)
         for folder in (host.state, *own):
             if os.path.lexists(folder):
                 check_folder(folder)
@@ -183,7 +186,11 @@ class LocalHost:
         :raises InvalidRequest: another user could have written the state folder.
         """
         self.check_state()
-        return look(self.drivers, self.records, self.state_id)
+        found, moves = look(self.drivers, self.records, self.state_id), self.moves.all()
+        if not moves:
+            return found
+        clones = [attrs.evolve(clone, moving=moves.get(clone.name)) for clone in found.clones]
+        return attrs.evolve(found, clones=tuple(clones))
 
     def now(self) -> Moment:
         """Return the time on the host."""
@@ -258,7 +265,15 @@ class LocalHost:
         :param fleets: those whose locks the caller holds. :param found: seen under these locks.
         """
         self._sweeper()(fleets, found)
+        self._forget_moves(fleets, found)
         self.pools.remove(set(fleets) & self._empty_pools())
+
+    def _forget_moves(self, fleets: Collection[str], found: Survey) -> None:
+        """Remove the marks of moved clones of which nothing is here."""
+        there = {clone.name for clone in found.clones}
+        for name in () if found.unseen else self.moves.all():
+            if name not in there and (split_clone(name) or ("",))[0] in fleets:
+                self.moves.remove(name)
 
     def forget_empty_pools(self) -> None:
         """Remove the definitions of pools without clones that no run works on."""

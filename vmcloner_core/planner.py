@@ -10,7 +10,7 @@ import attrs
 from vmcloner_core.birth import Birth
 from vmcloner_core.clone_spec import clone_spec
 from vmcloner_core.disks import disk_numbers
-from vmcloner_core.errors import Conflict, InvalidRequest, NotEnoughResources
+from vmcloner_core.errors import Conflict, InvalidRequest, NotEnoughResources, WrongState
 from vmcloner_core.identity_rules import resolve
 from vmcloner_core.model import (
     Capacity,
@@ -199,6 +199,7 @@ def _check_fleet(clones: Iterable[Clone], template: str, request: CreateRequest)
     """Check that a fleet's clones have the requested template and backends."""
     for clone in clones:
         check_ours([clone])
+        check_still([clone])
         if clone.template != template:
             raise Conflict(
                 f"fleet {clone.fleet!r} is made from template {clone.template!r}, not {template!r}",
@@ -240,6 +241,19 @@ def check_ours(clones: Iterable[Clone]) -> None:
                 f"{clone.name} belongs to another state folder (id {clone.labels.state})",
                 hint="use the settings that it was made with; if that folder is lost, write the id "
                 "into the file id of a new one",
+            )
+
+
+def check_still(clones: Iterable[Clone]) -> None:
+    """Check that clones are not being moved to or from another host.
+
+    :raises WrongState: one is.
+    """
+    for clone in clones:
+        if clone.moving is not None:
+            to = clone.moving.other if clone.moving.leaves else "HOST, with this host's name,"
+            raise WrongState(
+                f"{clone.name} {clone.moving}", hint=f"vmcloner move {clone.name} {to} finishes it"
             )
 
 

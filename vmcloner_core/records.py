@@ -361,6 +361,26 @@ class Records:
             shutil.rmtree(draft)
         return True
 
+    def adopt(self, record: Record, host_key: tuple[str, str] | None) -> None:
+        """Write the record of a clone that comes from another host. Idempotent.
+
+        :param host_key: its SSH host key, private and public; None if it has none.
+        :raises Conflict: the folder is another clone's, or not vmcloner's.
+        """
+        clone, text = record.labels.clone, _dumped(record)
+        home = self.folder / clone
+        with _translated(clone, home):
+            if home.exists():
+                self._check(home, record.labels)
+                _write(home / RECORD, text, 0o600)
+                return
+            draft = self._fill(clone, text)
+            if host_key is not None:
+                _create(draft / HOST_KEY, host_key[0], 0o600)
+                _create(draft / KNOWN_HOSTS, f"{clone} {host_key[1]}\n", 0o644)
+        for outcome in self._published({clone: draft}):
+            outcome.unwrap()
+
     def find(self, clone: str) -> Record | None:
         """Return a clone's record, None if there is none, or none of ours."""
         return _loaded(self.folder / clone / RECORD)
@@ -546,6 +566,19 @@ def _dumped(record: Record) -> str:
     return text
 
 
+def record_text(record: Record) -> str:
+    """Return a record as text, for :func:`record_of` on another host."""
+    return _dumped(record)
+
+
+def record_of(text: str, clone: str) -> Record | None:
+    """Return the record of a clone that text holds; None if it is none, or another clone's."""
+    try:
+        return _record(json.loads(text), clone) if len(text) <= MAX_RECORD else None
+    except (ValueError, RecursionError):
+        return None
+
+
 def _read(path: Path) -> Any:
     content = read_file(path, trusted=False, limit=4 * MAX_RECORD)
     return json.loads(content.decode("utf-8", "surrogatepass"))
@@ -583,9 +616,16 @@ def read_moment(data: object) -> Moment | None:
 
 def _loaded(path: Path) -> Record | None:
     try:
-        data = _read(path)
+        return _record(_read(path), path.parent.name)
+    except (VmclonerError, ValueError, RecursionError):
+        return None
+
+
+def _record(data: Any, clone: str) -> Record | None:
+    """Return a clone's record from plain data; None if it isn't one, or another clone's."""
+    try:
         labels = Labels.from_mapping(data["labels"])
-        if labels is None or labels.clone != path.parent.name:
+        if labels is None or labels.clone != clone:
             return None
         if "uuid" not in data:  # by a version that kept records only of clones with an identity
             data["uuid"] = data["identity"]["uuid"]

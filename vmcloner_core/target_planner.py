@@ -13,7 +13,7 @@ from vmcloner_core.model import Clone, CloneSpec, Nic, NicSpec, State, Template
 from vmcloner_core.names import fold, parse_targets
 from vmcloner_core.placeholders import clone_values
 from vmcloner_core.plan import ALL, ClonePlan, Plan, Readiness
-from vmcloner_core.planner import check_of_lab, check_ours, filled, filled_in
+from vmcloner_core.planner import check_of_lab, check_ours, check_still, filled, filled_in
 from vmcloner_core.records import Record, known_uuid
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps import ACTIONS, TargetAction
@@ -83,6 +83,7 @@ def plan_targets(
         jobs=request.jobs,
         warnings=(
             *((found.others,) if request.everything and found.others else ()),
+            *(_moving(found.clones) if request.everything else ()),
             *_continued(clones),
             *_told(left),
         ),
@@ -98,6 +99,11 @@ def _continued(clones: Sequence[ClonePlan]) -> tuple[str, ...]:
         return ()
     verb = "continues" if len(saved) == 1 else "continue"
     return (f"{fold(saved)} {verb} from saved memory (vmcloner stop --kill discards it)",)
+
+
+def _moving(clones: Sequence[Clone]) -> tuple[str, ...]:
+    """Return a remark for each clone that is left because it is being moved."""
+    return tuple(f"{clone.name} {clone.moving}: left" for clone in clones if clone.moving)
 
 
 def _left(
@@ -139,13 +145,16 @@ def _chosen(
     targets = parse_targets(request.targets)
     if request.everything:
         found.check_complete(f"{request.action} --all")
-        return tuple(clone for clone in found.clones if clone.ours), None
+        still = (clone for clone in found.clones if clone.moving is None)
+        return tuple(clone for clone in still if clone.ours), None
     if not action.missing_ok:
         selected = found.select(targets)
         check_ours(selected)
+        check_still(selected)
         return selected, None
     named = tuple(c for c in found.clones if any(t.matches(c.fleet, c.index) for t in targets))
     check_ours(named)
+    check_still(named)
     for target in targets:
         indices = {clone.index for clone in named if clone.fleet == target.fleet}
         if not indices or not indices.issuperset(target.indices or ()):

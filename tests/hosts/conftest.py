@@ -71,20 +71,21 @@ def hosts(tmp_path, monkeypatch):
     hosts.carrier.close()
 
 
-def site(folder, name):
+def site(folder, name, storage="reference", clone="auto"):
     folder.mkdir()
     config = folder / "vmcloner.toml"
     config.write_text(
         f"""
         [defaults]
         hypervisor = "reference"
-        storage = "reference"
+        storage = "{storage}"
         [limits]
         boot_jobs = 256
         [hosts.local]
         state = "{folder}/state"
         seed = "{name}"
         """
+        + (f'[hosts.local.storage.files]\nclone = "{clone}"\n' if storage == "files" else "")
     )
     storage, hypervisor = StoragePlugin(), HypervisorPlugin()
 

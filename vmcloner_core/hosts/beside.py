@@ -20,6 +20,7 @@ from vmcloner_core.high_marks import HighMarks
 from vmcloner_core.hooks import hookimpl
 from vmcloner_core.hosts import wire
 from vmcloner_core.hosts.calls import CALLS
+from vmcloner_core.hosts.cargo import Cargo, CargoCalls
 from vmcloner_core.hosts.parcels import Chunk, Parcel, ParcelCalls
 from vmcloner_core.plan import Plan, ProgressEvent, RunResult, Seen, StepEvent, Waiting
 from vmcloner_core.request import CreateRequest, Request
@@ -38,7 +39,8 @@ class Asked:
 
     :param only: leave out the clones of other fleets: a create doesn't need them.
     :param memory: bytes of a clone of the request's template, for a host that doesn't have it yet.
-    :param storage: a pool, empty for the host's default. :param item: a file of a parcel.
+    :param storage: a pool, empty for the host's default. :param item: a file of a parcel, or the
+        number of a clone's disk. :param to: the other host of a move.
     """
 
     fleets: tuple[str, ...] = ()
@@ -53,6 +55,8 @@ class Asked:
     item: str = ""
     parcel: Parcel | None = None
     chunk: Chunk | None = None
+    to: str = ""
+    cargos: tuple[Cargo, ...] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -133,7 +137,7 @@ class _Forward:
         self._tell(run, "waiting", waiting)
 
 
-class Beside(ParcelCalls):
+class Beside(ParcelCalls, CargoCalls):
     """Carries out a controller's calls with the engine of this host.
 
     Calls may come from several threads; those that hold, plan, run and release come one after
@@ -217,6 +221,7 @@ class Beside(ParcelCalls):
             self._opened.close()
 
     def _release(self) -> None:
+        self._close_cargo()
         self._held = None
         self._plans.clear()
         self._holding.close()
@@ -259,8 +264,7 @@ class Beside(ParcelCalls):
 
     def call_mark(self, asked: Asked, _event: Event) -> None:
         """Note the highest index of a held fleet, on any host; 0 if it is gone."""
-        if self._held is None:
-            raise WrongState("nothing is held", hint="run the same command again")
+        self._holding_now()
         for fleet in asked.fleets:
             HighMarks(self._engine.host).write(fleet, asked.index)
 
@@ -270,9 +274,7 @@ class Beside(ParcelCalls):
 
     def call_plan(self, asked: Asked, _event: Event) -> Plan:
         """Return what a request about held fleets will do; kept for :meth:`call_run`."""
-        if self._held is None:
-            raise WrongState("nothing is held", hint="run the same command again")
-        plan = self._held.plan(_request(asked))
+        plan = self._holding_now().plan(_request(asked))
         self._plans = {plan.run: plan}
         return plan
 
@@ -285,14 +287,17 @@ class Beside(ParcelCalls):
 
     def call_undo(self, asked: Asked, _event: Event) -> RunResult:
         """Carry out a request about held fleets as they are now; they stay held meanwhile."""
-        if self._held is None:
-            raise WrongState("nothing is held", hint="run the same command again")
-        return self._held.again(_request(asked))
+        return self._holding_now().again(_request(asked))
 
     def call_cancel(self, _asked: Asked, _event: Event) -> None:
         """End the run in progress cleanly."""
         if self._opened is not None:
             self._opened.cancel()
+
+    def _holding_now(self) -> Held:
+        if self._held is None:
+            raise WrongState("nothing is held", hint="run the same command again")
+        return self._held
 
     def _memory(self, template: str, otherwise: int) -> int:
         """Return the bytes of a clone of a template, or ``otherwise`` if that isn't here yet."""

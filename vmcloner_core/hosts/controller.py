@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import attrs
 
@@ -34,6 +34,7 @@ from vmcloner_core.errors import (
     InvalidRequest,
     NotFound,
     VmclonerError,
+    WrongState,
     did_you_mean,
 )
 from vmcloner_core.hosts import merging, parts
@@ -42,9 +43,10 @@ from vmcloner_core.hosts.carrier import Carrier, InProcess, Unreachable
 from vmcloner_core.hosts.draining import Drained, Why, placed
 from vmcloner_core.hosts.images import OWN, Images
 from vmcloner_core.hosts.links import Links, each
+from vmcloner_core.hosts.moving import Mover, check_all, judge
 from vmcloner_core.hosts.reads import Reads
 from vmcloner_core.lab_calls import LabCalls
-from vmcloner_core.model import Host, RemoteHost
+from vmcloner_core.model import Host, Moved, RemoteHost
 from vmcloner_core.names import fold, parse_targets
 from vmcloner_core.plan import ALL, OnFailure, Plan, RunResult, Waiting
 from vmcloner_core.planning import Planning
@@ -190,6 +192,54 @@ class Controller(RunCalls, LabCalls, Reads):
                 self._unmark(result, found)
                 return result
 
+    def move(
+        self,
+        *targets: str,
+        host: str,
+        dry_run: bool = False,
+        on_found: Callable[[Sequence[Moved]], None] = lambda _found: None,
+    ) -> tuple[Moved, ...]:
+        """Move stopped clones to a host, by copying their disks. Idempotent.
+
+        A move that was killed or cut off is finished by the same call. Until then the clone can't
+        be started on either host.
+
+        :param dry_run: change nothing. :param on_found: called with what will be done before
+            anything is changed; may raise to stop.
+        :returns: what was done with each clone; one that could not be moved has its error.
+        :raises VmclonerError: one can't be moved; nothing was changed.
+        """
+        if host not in self.names:
+            raise NotFound(f"unknown host {host!r}", hint=did_you_mean(host, self.names))
+        request = TargetRequest(action="move", targets=targets)
+        with self._run_lock:
+            self._cancel.clear()
+            request = cast("TargetRequest", self._reach_all(request))
+            if host in {*self._links.absent, *self.drained.read()}:
+                raise WrongState(
+                    f"no clones are moved to {host}: it is drained or lost",
+                    hint=f"vmcloner host undrain {host}",
+                )
+            with self._held(self._fleets(request), request) as found:
+                surveys = {name: each.survey for name, each in found.items()}
+                judged = judge(surveys, parse_targets(targets), host)
+                check_all(judged)
+                mover = self._mover()
+                judged = mover.check(judged)
+                check_all(judged)
+                on_found(judged)
+                return judged if dry_run else mover(judged)
+
+    def _mover(self) -> Mover:
+        return Mover(
+            self._links,
+            self._sender,
+            self.plugins,
+            Birth.now().run,
+            self.settings.limits.uploads,
+            self._cancel,
+        )
+
     def _mark(self, fleet: str, found: Mapping[str, Found], new: Iterable[int]) -> None:
         """Have all hosts know the highest index of a fleet, before clones are made."""
         there = [c.index for each in found.values() for c in each.survey.clones if c.fleet == fleet]
@@ -255,14 +305,17 @@ class Controller(RunCalls, LabCalls, Reads):
 
     def _images(self, request: Request) -> tuple[Images, int]:
         """Return what sends the request's template, and a clone's memory for hosts without it."""
-        images = Images(
+        images = self._sender()
+        return images, images.look(request) if isinstance(request, CreateRequest) else 0
+
+    def _sender(self) -> Images:
+        return Images(
             self._links,
             self._own,
             self.plugins,
             uploads=self.settings.limits.uploads,
             cancelled=self._cancel.is_set,
         )
-        return images, images.look(request) if isinstance(request, CreateRequest) else 0
 
     def _fleets(self, request: Request) -> tuple[str, ...]:
         if isinstance(request, CreateRequest):

@@ -129,7 +129,7 @@ class Images:
         sources = self._sources(targets) if targets else []
         if not sources:
             return  # the hosts themselves say what they miss
-        told = _Told(self._plugins, run, self._asked.name)
+        told = Told(self._plugins, run, self._asked.name)
         with told:
             for place, source in enumerate(sources):
                 try:
@@ -140,14 +140,14 @@ class Images:
                 if not targets:
                     return
 
-    def _sent(self, source: str, targets: list[str], told: _Told) -> list[str]:
+    def _sent(self, source: str, targets: list[str], told: Told) -> list[str]:
         """Send from one source; returns the hosts that still lack it, as the source was lost."""
         ask = functools.partial(self._one, source)
         parcel = ask("pack", self._asked, Parcel)
         try:
             told.total = parcel.size * len(targets)
             with (
-                _Parts(lambda item, at: ask("chunk", self._part(item, at), Chunk)) as parts,
+                Parts(lambda item, at: ask("chunk", self._part(item, at), Chunk)) as parts,
                 ThreadPoolExecutor(min(self._uploads, len(targets)), STEP) as pool,
             ):
                 one = functools.partial(self._to, parcel, parts, told)
@@ -155,7 +155,7 @@ class Images:
         finally:
             self._closed(ask)
         for name, error in errors.items():
-            if error is not None and not isinstance(error, _SourceLost):
+            if error is not None and not isinstance(error, SourceLost):
                 raise type(error)(f"host {name!r}: {error.message}", hint=error.hint)
         return [name for name, error in errors.items() if error is not None]
 
@@ -171,7 +171,7 @@ class Images:
     def _one(self, host: str, call: str, asked: Asked, kind: type[Any]) -> Any:
         return (self._own if host == OWN else self._links).one(host, call, asked, kind)
 
-    def _to(self, parcel: Parcel, parts: _Parts, told: _Told, host: str) -> VmclonerError | None:
+    def _to(self, parcel: Parcel, parts: Parts, told: Told, host: str) -> VmclonerError | None:
         """Send a parcel to a host; returns the error that ended that."""
         asked = attrs.evolve(self._asked, parcel=parcel)
         kind: Any = tuple[int, ...]
@@ -186,7 +186,7 @@ class Images:
         self._found[host] = attrs.evolve(self._found[host], template=True, image=True)
         return None
 
-    def _file(self, host: str, asked: Asked, since: int, parts: _Parts, told: _Told) -> None:
+    def _file(self, host: str, asked: Asked, since: int, parts: Parts, told: Told) -> None:
         """Send the rest of a file."""
         assert asked.parcel is not None  # noqa: S101 - the caller's
         size = next(i.size for i in asked.parcel.items if i.name == asked.item)
@@ -206,11 +206,11 @@ class Images:
             told.passed(host, asked.item, chunk)
 
 
-class _SourceLost(Unreachable):
+class SourceLost(Unreachable):
     """The host that a file comes from is gone."""
 
 
-class _Parts:
+class Parts:
     """The parts of files, each read once for all hosts that need it at about the same time.
 
     The next part is read while one is on its way.
@@ -229,10 +229,11 @@ class _Parts:
         self._reader.shutdown(cancel_futures=True)
 
     def __call__(self, item: str, offset: int) -> Chunk:
+        """Return a part. :raises SourceLost: its host is gone."""
         try:
             chunk = self._begun(item, offset).result()
         except Unreachable as error:
-            raise _SourceLost(error.message, hint=error.hint) from error
+            raise SourceLost(error.message, hint=error.hint) from error
         if chunk.octets:
             self._begun(item, chunk.at + CHUNK)
         return chunk
@@ -247,7 +248,7 @@ class _Parts:
             return self._kept[key]
 
 
-class _Told:
+class Told:
     """Tells observers how far the transfers are, all together."""
 
     def __init__(self, plugins: PluginHost, run: str, template: str) -> None:

@@ -46,7 +46,11 @@ def check_once(clones: tuple[Clone, ...]) -> None:
     """Check that no two hosts have a clone of the same name.
 
     :raises Conflict: they have; names one, and the way out.
+    :raises WrongState: one of them is being moved.
     """
+    from vmcloner_core.planner import check_still
+
+    check_still(clones)
     for name, hosts in twice(clones).items():
         raise Conflict(
             f"{name} is on hosts {' and '.join(hosts)}",

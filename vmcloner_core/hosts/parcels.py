@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,7 +32,7 @@ from vmcloner_core.errors import (
     VmclonerError,
     WrongState,
 )
-from vmcloner_core.extents import GRANULE, data_runs, is_zero, length
+from vmcloner_core.extents import GRANULE, Run, data_runs, is_zero, length
 from vmcloner_core.images import from_file, hash_parts
 from vmcloner_core.model import ImageSource, Origin, Outcome, Progress, Template
 from vmcloner_core.names import check_template
@@ -161,6 +161,18 @@ def packed(fd: int, at: int, end: int) -> Chunk:
     return Chunk(at=at, octets=octets, data=len(pieces) * GRANULE)
 
 
+def next_chunk(fd: int, runs: Sequence[Run], size: int, offset: int) -> Chunk:
+    """Return the first part of a file at or after ``offset`` that has data.
+
+    :param runs: where the file has data. :param size: its bytes.
+    """
+    start = next((max(a, offset) for a, b in runs if b > offset), size)
+    if start >= size:
+        return Chunk(at=size)
+    at = start - start % CHUNK
+    return packed(fd, at, min(at + CHUNK, size))
+
+
 def written(octets: bytes, fd: int, at: int, end: int) -> None:
     """Write what :func:`packed` returned.
 
@@ -190,18 +202,15 @@ class _Sending:
         self._runs = {name: list(data_runs(fd)) for name, fd in files.items()}
 
     def chunk(self, name: str, offset: int) -> Chunk:
-        fd, size = self.files[name], next(i.size for i in self.parcel.items if i.name == name)
-        start = next((max(a, offset) for a, b in self._runs[name] if b > offset), size)
-        if start >= size:
-            return Chunk(at=size)
-        at = start - start % CHUNK
-        return packed(fd, at, min(at + CHUNK, size))
+        size = next(i.size for i in self.parcel.items if i.name == name)
+        return next_chunk(self.files[name], self._runs[name], size, offset)
 
 
 class ParcelCalls(ABC):
     """The calls of :class:`~vmcloner_core.hosts.beside.Beside` that are about parcels."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._sent: dict[str, tuple[_Sending, contextlib.ExitStack]] = {}
 
     @property

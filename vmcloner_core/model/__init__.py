@@ -3,7 +3,7 @@
 Nothing here does I/O. Drivers receive everything that they need as these values.
 """
 
-from vmcloner_core.model.clone import Access, Clone, CloneSpec, Values
+from vmcloner_core.model.clone import Access, Clone, CloneSpec, Moved, Moving, Values
 from vmcloner_core.model.domain import (
     FORWARDED_PORT,
     MAX_CMDLINE,
@@ -119,6 +119,8 @@ __all__ = [
     "Lease",
     "Leftover",
     "Moment",
+    "Moved",
+    "Moving",
     "Needs",
     "Network",
     "NetworkChange",

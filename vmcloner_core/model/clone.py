@@ -8,6 +8,7 @@ from uuid import UUID
 
 import attrs
 
+from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model.domain import Domain, Nic, State
 from vmcloner_core.model.identity import Identity
 from vmcloner_core.model.labels import Labels
@@ -68,6 +69,24 @@ class CloneSpec:
 
 
 @attrs.frozen(kw_only=True)
+class Moving:
+    """Which part of a move between two hosts a host has. The clone can't be started on either.
+
+    :param leaves: it leaves this host; else it arrives here.
+    :param other: the other host's name, as the controller that moves it knows it.
+    :param uuid: of the clone's domain. :param whole: all of an arriving clone is here.
+    """
+
+    leaves: bool
+    other: str
+    uuid: UUID
+    whole: bool = False
+
+    def __str__(self) -> str:
+        return f"is being moved {'to' if self.leaves else 'here from'} host {self.other!r}"
+
+
+@attrs.frozen(kw_only=True)
 class Clone:
     """A clone as shown to users: the row of ``list``, and the parts that it is assembled from.
 
@@ -78,6 +97,7 @@ class Clone:
     :param ours: whether runs of this state folder may change it; False if only another's may.
     :param kept: the snapshots of its disks.
     :param unlabelled: names of volumes under which its pool has something without its labels.
+    :param moving: its move to or from another host, None if it isn't being moved.
     """
 
     labels: Labels
@@ -90,6 +110,7 @@ class Clone:
     ours: bool = True
     kept: tuple[DiskSnapshot, ...] = ()
     unlabelled: tuple[str, ...] = ()
+    moving: Moving | None = None
 
     @property
     def name(self) -> str:
@@ -119,6 +140,8 @@ class Clone:
     @property
     def reason(self) -> str:
         """Why it is in its state, in a few words; empty if there is nothing to say."""
+        if self.moving is not None:
+            return str(self.moving)
         if self.renamed is not None:
             return f"its domain was renamed to {self.renamed!r}"
         return self.domain.reason if self.domain is not None else ""
@@ -133,6 +156,27 @@ class Clone:
     def mac(self) -> str | None:
         """Address of its first network card."""
         return self.domain.macs[0] if self.domain is not None and self.domain.macs else None
+
+
+@attrs.frozen(kw_only=True)
+class Moved:
+    """What a move to another host does with a clone, or has done.
+
+    :param source: the host that it leaves, empty if nothing of it has to leave one.
+    :param action: ``move``; ``finish``, for one that is whole on its new host after a kill;
+        ``undo``, for one that had begun to leave and is wanted where it was; ``stays``, for one
+        that is there already; ``leave``, for one that can't be moved.
+    :param why: why it is left. :param hint: the way out. :param error: what kept it from moving.
+    """
+
+    clone: str
+    source: str
+    target: str
+    action: str
+    labels: Labels
+    why: str = ""
+    hint: str | None = None
+    error: VmclonerError | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -75,6 +75,11 @@ class Host:
         return self.state / "highest"
 
     @property
+    def moves(self) -> Path:
+        """Folder with a file for each clone that is being moved to or from another host."""
+        return self.state / "moves"
+
+    @property
     def pools(self) -> Path:
         """Folder of the definitions of pools, ``POOL.json``."""
         return self.state / "pools"

@@ -1,0 +1,275 @@
+"""Move clones from one host to another.
+
+In this order, each of which can be repeated: the clone is marked on the host that it leaves, then
+on the one where it arrives; its disks and its record are sent, and checked; its old domain is
+removed, and its new one defined; what is left of the old one is removed; the marks are removed.
+A marked clone can't be started, so it can't run twice, and nothing is removed before all of it is
+on the other host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import attrs
+
+from vmcloner_core.errors import Conflict, Interrupted, VmclonerError, WrongState
+from vmcloner_core.hosts import merging
+from vmcloner_core.hosts.beside import Asked
+from vmcloner_core.hosts.cargo import Cargo
+from vmcloner_core.hosts.images import Images, Parts, Told
+from vmcloner_core.hosts.links import Links
+from vmcloner_core.hosts.parcels import Chunk
+from vmcloner_core.model import Clone, Moved, State
+from vmcloner_core.names import Target, fold
+from vmcloner_core.placing import Where
+from vmcloner_core.plugins import PluginHost
+from vmcloner_core.request import CreateRequest
+from vmcloner_core.survey import Survey, absent
+
+SEND, FINISH, UNDO, STAYS, LEAVE = "move", "finish", "undo", "stays", "leave"
+
+
+def judge(surveys: Mapping[str, Survey], targets: Sequence[Target], host: str) -> tuple[Moved, ...]:
+    """Return what a move of clones to a host has to do, by name.
+
+    :param surveys: what each host has.
+    :raises NotFound: a target names nothing. :raises BackendError: one may be on what could not be
+        read.
+    """
+    found = merging.survey(surveys, {})
+    error = absent(found.clones, targets)
+    if error is not None:
+        found.check_complete(error.message)
+        raise error
+    there: dict[str, dict[str, Clone]] = {}
+    for clone in found.clones:
+        if any(target.matches(clone.fleet, clone.index) for target in targets):
+            there.setdefault(clone.name, {})[clone.host] = clone
+    found.check_seen("move", [c.labels for parts in there.values() for c in parts.values()])
+    return tuple(_judged(name, parts, host, surveys) for name, parts in there.items())
+
+
+def _judged(
+    name: str, parts: Mapping[str, Clone], host: str, surveys: Mapping[str, Survey]
+) -> Moved:
+    leaves = [h for h, c in parts.items() if c.moving is not None and c.moving.leaves]
+    arrives = [h for h, c in parts.items() if c.moving is not None and not c.moving.leaves]
+    free = [h for h, clone in parts.items() if clone.moving is None]
+    source = next(iter(leaves or free), "")
+    moved = Moved(
+        clone=name,
+        source=source,
+        target=host,
+        action=SEND,
+        labels=next(iter(parts.values())).labels,
+    )
+    left = functools.partial(attrs.evolve, moved, action=LEAVE)
+    if leaves and free == [host] and _same(parts[source], parts[host]):
+        return attrs.evolve(moved, action=FINISH)
+    if len(leaves) > 1 or len(arrives) > 1 or len(free) + bool(leaves or arrives) > 1:
+        return left(why=f"is on hosts {' and '.join(parts)}", hint="delete it on one of them")
+    if arrives:
+        return _arriving(moved, parts[arrives[0]], surveys)
+    if host == source:
+        return attrs.evolve(moved, source="", action=UNDO if leaves else STAYS)
+    why, hint = _unfit(parts[source])
+    return left(why=why, hint=hint) if why else moved
+
+
+def _same(one: Clone, other: Clone) -> bool:
+    """Tell whether a clone that leaves is one that has arrived elsewhere."""
+    return (
+        other.domain is not None
+        and one.moving is not None
+        and (one.moving.uuid == other.domain.uuid)
+    )
+
+
+def _arriving(moved: Moved, clone: Clone, surveys: Mapping[str, Survey]) -> Moved:
+    """Return what to do with a clone of which a host has an arriving part."""
+    moving, at = clone.moving, clone.host
+    assert moving is not None  # noqa: S101 - the caller's
+    left = functools.partial(attrs.evolve, moved, action=LEAVE)
+    gone = not moved.source and clone.domain is None and moving.other not in surveys
+    if gone or not (moved.source or moving.whole):
+        lost = f"its disk is on host {moving.other!r}, which is not seen"
+        return left(why=lost, hint="run the same command again when that host is back")
+    if moved.target == at:
+        return attrs.evolve(moved, action=FINISH if moving.whole else SEND)
+    if moved.target == moved.source and not moving.whole:
+        return attrs.evolve(moved, source=at, action=UNDO)
+    return left(
+        why=f"is being moved to host {at!r}", hint=f"vmcloner move {moved.clone} {at} finishes it"
+    )
+
+
+def _unfit(clone: Clone) -> tuple[str, str | None]:
+    """Return why a clone can't leave its host, and the way out; nothing if it can."""
+    name = clone.name
+    if not clone.ours:
+        return "is of another state folder", None
+    if clone.renamed is not None:
+        return clone.reason, "give it its name back"
+    if clone.kept:
+        kept = ", ".join(snapshot.name for snapshot in clone.snapshots)
+        return (
+            f"has snapshots, which are not taken along: {kept}",
+            f"vmcloner snapshot delete {name} NAME",
+        )
+    if clone.state is State.STOPPED:
+        return "", None
+    stops = clone.state in (State.RUNNING, State.PAUSED, State.SAVED, State.CRASHED)
+    way = f"vmcloner stop {name}" if stops else f"vmcloner delete {name}"
+    return f"is {clone.state.value}", way
+
+
+@attrs.frozen
+class Mover:
+    """Carries out what :func:`judge` said, with the clones' fleets held on all hosts.
+
+    :param images: returns what sends templates. :param at_once: clones that are sent at once.
+    """
+
+    links: Links
+    images: Callable[[], Images]
+    plugins: PluginHost
+    run: str
+    at_once: int
+    cancel: threading.Event
+
+    def check(self, wanted: Sequence[Moved]) -> tuple[Moved, ...]:
+        """Return what can be moved, and what can't be with the reason. Changes nothing."""
+        sent = [each for each in wanted if each.action == SEND]
+        if not sent:
+            return tuple(wanted)
+        cargos: dict[str, Cargo] = {}
+        errors: dict[str, VmclonerError] = {}
+        for each in sent:
+            try:
+                asked = Asked(name=each.clone)
+                cargos[each.clone] = self.links.one(each.source, "cargo", asked, Cargo)
+                self._admitted(each.target, [cargos[each.clone]])
+            except VmclonerError as error:
+                errors[each.clone] = error
+        fit = [cargo for name, cargo in cargos.items() if name not in errors]
+        if fit:
+            self._admitted(sent[0].target, fit)  # all of them together
+        return tuple(
+            attrs.evolve(
+                each, action=LEAVE, why=errors[each.clone].message, error=errors[each.clone]
+            )
+            if each.clone in errors
+            else each
+            for each in wanted
+        )
+
+    def _admitted(self, target: str, cargos: Sequence[Cargo]) -> None:
+        self.links.one(target, "admit", Asked(cargos=tuple(cargos)), type(None))
+
+    def __call__(self, wanted: Sequence[Moved]) -> tuple[Moved, ...]:
+        """Move clones; each one's error is in its result."""
+        sent = [each for each in wanted if each.action == SEND]
+        self._templates(sent)
+        told = Told(self.plugins, self.run, fold([each.clone for each in sent]) if sent else "")
+        one = functools.partial(self._moved, told=told)
+        with ThreadPoolExecutor(max(1, min(self.at_once, len(wanted))), "move") as pool:
+            try:
+                with told if sent else contextlib.nullcontext():
+                    return tuple(pool.map(one, wanted))
+            except KeyboardInterrupt:
+                self.cancel.set()
+                raise
+
+    def _templates(self, sent: Sequence[Moved]) -> None:
+        """Send the clones' templates to their new hosts: their resets, and kernels, need them."""
+        needed = {(e.labels.template, e.labels.storage, e.target): e.labels.fleet for e in sent}
+        for (template, storage, host), fleet in needed.items():
+            images = self.images()
+            where = Where(hosts=(host,))
+            images.look(CreateRequest(fleet=fleet, template=template, storage=storage, where=where))
+            images.send(self.run, [host])
+
+    def _moved(self, wanted: Moved, told: Told) -> Moved:
+        try:
+            if self.cancel.is_set():
+                raise Interrupted("stopped by the user")
+            if wanted.action == SEND:
+                self._sent(wanted, told)
+            if wanted.action in (SEND, FINISH):
+                self._finished(wanted)
+            elif wanted.action == UNDO:
+                if wanted.source:
+                    self._do(wanted.source, "drop", wanted)
+                self._do(wanted.target, "stay", wanted)
+        except VmclonerError as error:
+            return attrs.evolve(wanted, error=error)
+        return wanted
+
+    def _do(self, host: str, call: str, wanted: Moved) -> None:
+        self.links.one(host, call, Asked(name=wanted.clone), type(None))
+
+    def _sent(self, wanted: Moved, told: Told) -> None:
+        """Send a clone's disks and its record, until all of it is on its new host."""
+        name, source, target = wanted.clone, wanted.source, wanted.target
+        leaving = Asked(name=name, to=target)
+        cargo = self.links.one(source, "depart", leaving, Cargo)
+        if cargo.name != name:
+            raise Conflict(f"host {source!r} gave {cargo.name} for {name}")
+        told.total += cargo.data
+        kind: Any = tuple[int, ...]
+        arriving = Asked(to=source, cargos=(cargo,))
+        there = self.links.one(target, "arrive", arriving, kind)
+
+        def piece(item: str, at: int) -> Chunk:
+            return self.links.one(source, "piece", Asked(name=name, item=item, offset=at), Chunk)
+
+        with Parts(piece) as parts:
+            for disk, since in zip(cargo.disks, there, strict=True):
+                item = str(disk.number)
+                self._disk(wanted, item, since, disk.size, parts, told)
+                told.arrived(name, item, disk.data)
+        self._do(target, "landed", wanted)
+
+    def _disk(
+        self, wanted: Moved, item: str, since: int, size: int, parts: Parts, told: Told
+    ) -> None:
+        """Send the rest of a disk."""
+        while since < size:
+            if self.cancel.is_set():
+                raise Interrupted("stopped by the user")
+            chunk = parts(item, since)
+            asked = Asked(name=wanted.clone, item=item, offset=since, chunk=chunk)
+            now = self.links.one(wanted.target, "land", asked, int)
+            if not since < now <= size:
+                raise WrongState(
+                    f"{wanted.clone}: another move began anew", hint="run the same command again"
+                )
+            since = now
+            told.passed(wanted.clone, item, chunk)
+
+    def _finished(self, wanted: Moved) -> None:
+        """Make a clone that is whole on its new host that host's, and nobody else's."""
+        if wanted.source:
+            self._do(wanted.source, "undefine", wanted)
+        self._do(wanted.target, "define", wanted)
+        if wanted.source:
+            self._do(wanted.source, "drop", wanted)
+        self._do(wanted.target, "stay", wanted)
+
+
+def check_all(judged: Sequence[Moved]) -> None:
+    """Check that all clones can be moved.
+
+    :raises VmclonerError: why one can't be; names it, and the way out.
+    """
+    for each in judged:
+        if each.action == LEAVE:
+            if each.error is not None:
+                raise each.error
+            raise WrongState(f"{each.clone} {each.why}", hint=each.hint)
