@@ -71,7 +71,7 @@ def hosts(tmp_path, monkeypatch):
     hosts.carrier.close()
 
 
-def site(folder, name, storage="reference", clone="auto"):
+def site(folder, name, storage="reference", options=""):
     folder.mkdir()
     config = folder / "vmcloner.toml"
     config.write_text(
@@ -85,7 +85,7 @@ def site(folder, name, storage="reference", clone="auto"):
         state = "{folder}/state"
         seed = "{name}"
         """
-        + (f'[hosts.local.storage.files]\nclone = "{clone}"\n' if storage == "files" else "")
+        + (f"[hosts.local.storage.{storage}]\n{options}\n" if options else "")
     )
     storage, hypervisor = StoragePlugin(), HypervisorPlugin()
 

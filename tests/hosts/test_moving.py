@@ -1,17 +1,47 @@
 """Clones that are moved between hosts: on engines of this process, with pools of real files."""
 
+import hashlib
+import itertools
+import json
 import os
 import random
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
 
+import attrs
 import pytest
 
 from tests.hosts.conftest import Hosts, site
+from vmcloner_core.cli.app import Shell
+from vmcloner_core.errors import (
+    BackendError,
+    Conflict,
+    InvalidRequest,
+    NotEnoughResources,
+    NotFound,
+    VmclonerError,
+    WrongState,
+)
 from vmcloner_core.extents import GRANULE
-from vmcloner_core.hosts.carrier import Carrier, InProcess
+from vmcloner_core.hosts import cargo
+from vmcloner_core.hosts.beside import Asked
+from vmcloner_core.hosts.cargo import CargoDisk
+from vmcloner_core.hosts.carrier import Carrier, InProcess, Unreachable
+from vmcloner_core.hosts.draining import drain
 from vmcloner_core.hosts.parcels import CHUNK
-from vmcloner_core.model import State
+from vmcloner_core.model import Capacity
+from vmcloner_core.moves import Moves
+from vmcloner_core.placing import Where
+from vmcloner_core.records import Records
+from vmcloner_core.request import TargetRequest
+from vmcloner_core.testing.reference import ReferenceHypervisor
+from vmcloner_files.driver import FilesDriver
 
 IMAGE = bytes(2 * GRANULE) + random.Random(2).randbytes(CHUNK + 4096) + bytes(CHUNK)
+SHARED = Path(tempfile.gettempdir()) / f"vmcloner-move-{os.getpid()}"
 CONTENT = random.Random(3).randbytes(2 * GRANULE)
 
 
@@ -21,7 +51,13 @@ def method(request):
 
 
 @pytest.fixture
-def lab(tmp_path, monkeypatch, method):
+def options(method):
+    """The settings of the hosts' pools."""
+    return f'clone = "{method}"'
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch, options):
     """Three hosts with pools of files, and a template that the controller has."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     templates = tmp_path / "config/vmcloner/templates"
@@ -30,7 +66,7 @@ def lab(tmp_path, monkeypatch, method):
     (templates / "image.raw").write_bytes(IMAGE)
     sites, besides = {}, {}
     for name in ("h1", "h2", "h3"):
-        sites[name], besides[name] = site(tmp_path / name, name, storage="files", clone=method)
+        sites[name], besides[name] = site(tmp_path / name, name, "files", options)
     hosts = Hosts(tmp_path, sites, InProcess(besides))
     yield hosts
     hosts.carrier.close()
@@ -74,13 +110,545 @@ class Spy(Carrier):
         self.carrier.close()
 
 
-def test_a_clone_moves(lab):
+@attrs.frozen
+class Seen:
+    """What a clone is, wherever it is: nothing of it may change by a move."""
+
+    uuid: object
+    macs: tuple
+    identity: object
+    host_key: str
+    disks: tuple
+
+
+def content(volume):
+    """Return the bytes of a disk, whatever its format."""
+    if volume.format == "raw":
+        return volume.path.read_bytes()
+    with tempfile.NamedTemporaryFile() as raw:
+        words = ["qemu-img", "convert", "-O", "raw", volume.path, raw.name]
+        subprocess.run(words, check=True, capture_output=True, timeout=60)
+        return Path(raw.name).read_bytes()
+
+
+def seen(lab, name):
+    """Return the host of a clone that only one host has, and what it is there."""
+    (clone,) = lab.controller().list(name)
+    assert clone.moving is None
+    records = lab.sites[clone.host].engine._local.records
+    return clone.host, Seen(
+        clone.domain.uuid,
+        clone.domain.macs,
+        records.find(name).identity,
+        records.home(name).host_key,
+        tuple(hashlib.sha256(content(volume)).hexdigest() for volume in clone.volumes),
+    )
+
+
+def written(volume, octets):
+    """Write to the beginning of a disk, as a guest would."""
+    if volume.format == "raw":
+        with volume.path.open("r+b") as stream:
+            stream.write(octets)
+        return
+    words = ["qemu-io", "-f", "qcow2", "-c", f"write -P 0x5a 4096 {len(octets)}", volume.path]
+    subprocess.run(words, check=True, capture_output=True, timeout=60)
+
+
+def nothing_left(lab, host, name):
+    """Check that a host has nothing of a clone."""
+    its = lab.sites[host]
+    state = its.folder / "state"
+    assert name not in its.machines.machines
+    left = [p for p in state.rglob(f"*{name}*") if "runs" not in p.parts and "locks" not in p.parts]
+    assert left == []
+
+
+@pytest.fixture
+def made(lab):
+    """A fleet of three, one on each host, of which the first has been written to."""
     all_hosts = lab.controller()
     all_hosts.create("web", "t1", count=3)
-    (clone,) = [c for c in all_hosts.list() if c.host == "h1"]
-    print(clone, os.listdir(clone.volumes[0].path.parent))
-    (moved,) = all_hosts.move(clone.name, host="h2")
-    assert moved.error is None, moved
-    (now,) = all_hosts.list(clone.name)
-    assert now.host == "h2"
-    assert now.state is State.STOPPED
+    clone = all_hosts.show("web-1")
+    assert clone.host == "h1"
+    for volume in clone.volumes:
+        written(volume, CONTENT)
+    return lab
+
+
+def startable(lab, name):
+    """Return the hosts on which a clone can be started, by whoever is there."""
+    found = []
+    for host, its in lab.sites.items():
+        try:
+            result = its.engine.start(name)
+        except VmclonerError:
+            continue
+        assert result.ok
+        found.append(host)
+        its.engine.stop(name, kill=True)
+    return found
+
+
+def test_a_clone_moves_with_its_disks_and_its_identity(made):
+    before = seen(made, "web-1")
+    all_hosts = made.controller()
+    (dry,) = all_hosts.move("web-1", host="h2", dry_run=True)
+    assert (dry.clone, dry.source, dry.target, dry.action) == ("web-1", "h1", "h2", "move")
+    assert seen(made, "web-1") == before
+    (moved,) = all_hosts.move("web-1", host="h2")
+    assert moved.error is None
+    host, now = seen(made, "web-1")
+    assert (before[0], host) == ("h1", "h2")
+    assert now == before[1]
+    nothing_left(made, "h1", "web-1")
+    assert startable(made, "web-1") == ["h2"]
+    (again,) = all_hosts.move("web-1", host="h2")
+    assert again.action == "stays"
+    assert not all_hosts.create("web", "t1", count=3).results, "it is part of its fleet"
+    clone = all_hosts.show("web-1")
+    assert {v.labels.state for v in clone.volumes} == {made.sites["h2"].engine._local.state_id}
+    all_hosts.reset("web-1")
+    assert content(all_hosts.show("web-1").volumes[0])[: len(IMAGE)] == IMAGE
+    all_hosts.move("web-1", host="h1")
+    all_hosts.delete("web")
+    for name in made.sites:
+        nothing_left(made, name, "web-1")
+
+
+def test_several_clones_move_at_once(made):
+    before = {name: seen(made, name)[1] for name in ("web-1", "web-2", "web-3")}
+    moved = made.controller().move("web-[1-3]", host="h3")
+    assert [(m.clone, m.action, m.error) for m in moved] == [
+        ("web-1", "move", None), ("web-2", "move", None), ("web-3", "stays", None),
+    ]  # fmt: skip
+    assert {name: seen(made, name) for name in before} == {
+        name: ("h3", was) for name, was in before.items()
+    }
+
+
+# --- kills ----------------------------------------------------------------------------------------
+
+
+def killed_at(number):
+    """Return a fault that kills at the call of this number."""
+    count = 0
+
+    def fault(_host, _name, moment):
+        nonlocal count
+        count += moment == "before"
+        if moment == "before" and count == number:
+            raise Killed
+
+    return fault
+
+
+def after_a_kill(lab, before, name="web-1", host="h2"):
+    """Check that nothing is lost or twice, that the clone can't be started, and finish the move."""
+    assert len(startable(lab, name)) <= 1
+    all_hosts = lab.controller()
+    (moved,) = all_hosts.move(name, host=host)
+    assert moved.error is None
+    assert seen(lab, name) == (host, before)
+    nothing_left(lab, "h1", name)
+    assert startable(lab, name) == [host]
+    assert not any(list((its.folder / "state/moves").glob("*")) for its in lab.sites.values())
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_a_controller_that_is_killed_at_any_call(made):
+    before = seen(made, "web-1")[1]
+    for number in itertools.count(1):
+        spy = Spy(made.carrier)
+        spy.fault = killed_at(number)
+        try:
+            made.controller(carrier=spy).move("web-1", host="h2")
+        except Killed:
+            after_a_kill(made, before)
+            back = made.controller().move("web-1", host="h1")
+            assert [each.error for each in back] == [None]
+        else:
+            break
+    assert number >= 20, "there are so many calls"
+
+
+STEPS = (
+    (Moves, "note"), (Moves, "remove"), (Records, "adopt"), (FilesDriver, "clone"),
+    (FilesDriver, "delete"), (ReferenceHypervisor, "define"), (ReferenceHypervisor, "undefine"),
+    (Records, "remove"), (cargo, "content_digest"), (cargo, "written"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["overlay"], indirect=True)
+@pytest.mark.parametrize(("owner", "name"), STEPS, ids=[name for _, name in STEPS])
+def test_an_engine_that_is_killed_after_any_step(made, monkeypatch, owner, name):
+    before = seen(made, "web-1")[1]
+    there = getattr(owner, name)
+    for number in range(1, 4):
+        with monkeypatch.context() as patch:
+            count = itertools.count(1)
+
+            def fatal(*args, count=count, number=number, **options):
+                found = there(*args, **options)
+                if next(count) == number:
+                    if owner in (FilesDriver, ReferenceHypervisor):
+                        list(found)
+                    raise Killed
+                return found
+
+            patch.setattr(owner, name, fatal)
+            try:
+                (moved,) = made.controller().move("web-1", host="h2")
+            except Killed:
+                moved = None
+            if moved is not None and moved.error is None:  # a driver's end is an error
+                assert number > 1, "it is called at least once"
+                return
+        after_a_kill(made, before)
+        assert made.controller().move("web-1", host="h1")[0].error is None
+
+
+def cut_off(lab, number=None, call=None):
+    """Move web-1 to h2, and stop before a call."""
+    spy = Spy(lab.carrier)
+
+    def fault(_host, name, when):
+        if when == "before" and name == call:
+            raise Killed
+
+    spy.fault = fault if call else killed_at(number)
+    with pytest.raises(Killed):
+        lab.controller(carrier=spy).move("web-1", host="h2")
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_what_has_arrived_is_not_sent_again(made):
+    spy = Spy(made.carrier)
+    landed = 0
+
+    def fault(_host, name, when):
+        nonlocal landed
+        landed += name == "land" and when == "after"
+        if landed == 1 and when == "after" and name == "land":
+            raise Killed
+
+    spy.fault = fault
+    with pytest.raises(Killed):
+        made.controller(carrier=spy).move("web-1", host="h2")
+    again = Spy(made.carrier)
+    before = content(made.sites["h1"].engine.show("web-1").volumes[0])
+    made.controller(carrier=again).move("web-1", host="h2")
+    whole = Spy(made.carrier)
+    made.controller(carrier=whole).move("web-1", host="h3")
+    lands = [sum(name == "land" for _, name in each.calls) for each in (again, whole)]
+    assert lands[0] == lands[1] - 1
+    assert content(made.controller().show("web-1").volumes[0]) == before
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_a_disk_that_was_changed_meanwhile_is_sent_anew(made):
+    cut_off(made, call="landed")
+    clone = made.sites["h1"].engine.show("web-1")
+    written(clone.volumes[0], bytes(GRANULE) + b"changed")
+    disk = content(clone.volumes[0])
+    assert made.controller().move("web-1", host="h2")[0].error is None
+    assert content(made.controller().show("web-1").volumes[0]) == disk
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_a_disk_that_arrives_damaged_is_not_used(made, monkeypatch):
+    before = seen(made, "web-1")
+    with monkeypatch.context() as patch:
+        patch.setattr(cargo, "written", lambda *_: None)
+        (moved,) = made.controller().move("web-1", host="h2")
+    assert isinstance(moved.error, BackendError)
+    assert "arrived damaged" in str(moved.error)
+    assert startable(made, "web-1") == []
+    after_a_kill(made, before[1])
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_what_a_clone_that_is_being_moved_refuses(made):
+    cut_off(made, call="define")
+    all_hosts = made.controller()
+    for act in (
+        lambda: all_hosts.start("web-1"),
+        lambda: all_hosts.delete("web-1"),
+        lambda: all_hosts.create("web", "t1", count=5),
+        lambda: all_hosts.create_snapshot("web-1", name="s"),
+        lambda: made.sites["h1"].engine.create("web", "t1", count=5),
+        lambda: made.sites["h2"].engine.create("web", "t1", count=5),
+        lambda: made.sites["h2"].engine.start("web-1"),
+    ):
+        with pytest.raises(WrongState, match="web-1 is being moved") as caught:
+            act()
+        assert "vmcloner move web-1 h" in caught.value.hint.lower()
+    with pytest.raises(WrongState, match="web-1 is being moved to host 'h2'") as caught:
+        all_hosts.move("web-1", host="h3")
+    assert caught.value.hint == "vmcloner move web-1 h2 finishes it"
+    with pytest.raises(WrongState, match="web-1 is being moved to host 'h2'"):
+        all_hosts.move("web-1", host="h1")
+    result = all_hosts.run(TargetRequest(action="start", everything=True))
+    assert {each.name for each in result.results} == {"web-2", "web-3"}
+    assert any("web-1 is being moved" in warning for warning in result.plan.warnings)
+    left = made.sites["h2"].engine.gc(orphans=True, dry_run=True)
+    assert not [each for each in left if "web-1" in each.name]
+    assert all_hosts.move("web-1", host="h2")[0].action == "finish"
+
+
+@pytest.mark.parametrize("call", ["arrive", "land", "landed"])
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_a_move_that_is_taken_back(made, call):
+    before = seen(made, "web-1")
+    cut_off(made, call=call)
+    assert startable(made, "web-1") == []
+    (moved,) = made.controller().move("web-1", host="h1")
+    assert (moved.action, moved.error) == ("undo", None)
+    assert seen(made, "web-1") == before
+    nothing_left(made, "h2", "web-1")
+    assert startable(made, "web-1") == ["h1"]
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_a_source_that_is_lost_when_all_has_arrived(made):
+    before = seen(made, "web-1")[1]
+    cut_off(made, call="undefine")
+    made.carrier.lose("h1")
+    with pytest.raises(Unreachable):
+        made.controller().move("web-1", host="h2")
+    without = made.controller(without=("h1",))
+    with pytest.raises(WrongState, match="its disk is on host 'h1', which is not seen"):
+        without.move("web-1", host="h2")
+    made.carrier._lost.discard("h1")
+    after_a_kill(made, before)
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_a_source_that_is_lost_when_its_domain_is_gone(made):
+    before = seen(made, "web-1")[1]
+    cut_off(made, call="drop")
+    made.carrier.lose("h1")
+    without = made.controller(without=("h1",))
+    assert without.move("web-1", host="h2")[0].error is None
+    assert without.list("web-1")[0].moving is None
+    made.carrier._lost.discard("h1")
+    assert startable(made, "web-1") == ["h2"]
+    after_a_kill(made, before)
+
+
+def test_hosts_that_are_lost_on_the_way(made):
+    before = seen(made, "web-1")[1]
+    for victim in ("h1", "h2"):
+        spy = Spy(made.carrier)
+
+        def fault(_host, name, when, victim=victim):
+            if name == "land" and when == "after":
+                made.carrier.lose(victim)
+
+        spy.fault = fault
+        (moved,) = made.controller(carrier=spy).move("web-1", host="h2")
+        assert isinstance(moved.error, Unreachable)
+        made.carrier._besides[victim]._release()  # as its engine ends
+        made.carrier._lost.discard(victim)
+        assert startable(made, "web-1") == []
+    after_a_kill(made, before)
+
+
+# --- what can't be moved --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_what_is_refused_before_anything_is_changed(made, monkeypatch):
+    before = seen(made, "web-1")
+    all_hosts = made.controller()
+
+    def refused(kind, words, targets=("web-1",), host="h2", hint=""):
+        for dry in (True, False):
+            with pytest.raises(kind, match=words) as caught:
+                all_hosts.move(*targets, host=host, dry_run=dry)
+            assert hint in (caught.value.hint or "")
+        assert not any((s.folder / "state/moves").exists() for s in made.sites.values())
+
+    refused(NotFound, "unknown host 'h9'", host="h9")
+    refused(NotFound, "no clone web-9", targets=("web-9",))
+    refused(NotFound, "no fleet 'nope'", targets=("nope",))
+    all_hosts.start("web-1")
+    refused(WrongState, "web-1 is running", ("web-[1-2]",), hint="vmcloner stop web-1")
+    all_hosts.stop("web-1", kill=True)
+    machines = made.sites["h2"].machines
+    machines.foreign.add("web-1")
+    refused(Conflict, "web-1: another machine has that name")
+    machines.foreign.clear()
+    machines.foreign_macs.add(before[1].macs[0])
+    refused(Conflict, "another machine has its MAC address")
+    machines.foreign_macs.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(FilesDriver, "capacity", lambda self: Capacity(total=4096, free=4096))
+        refused(NotEnoughResources, r"the disks take .*; 4 ?KiB are free in pool 'files'")
+    drain(all_hosts, "h2")
+    refused(WrongState, "no clones are moved to h2", hint="vmcloner host undrain h2")
+    all_hosts.drained.remove("h2")
+    made.carrier.lose("h3")
+    refused(Unreachable, "host 'h3'")
+    made.carrier._lost.discard("h3")
+    all_hosts.create_snapshot("web-1", name="first")
+    refused(WrongState, "snapshots, which are not taken along: first", hint="snapshot delete web-1")
+    all_hosts.delete_snapshot("web-1", name="first")
+    assert seen(made, "web-1") == before
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+@pytest.mark.parametrize("lacking", ["storage", "hypervisors"])
+def test_a_target_without_the_backend(made, lacking):
+    host = made.carrier._besides["h2"]._engine._local.host
+    tables = {name: table for name, table in getattr(host, lacking).items() if name == "x"}
+    before = made.carrier._besides["h2"]._engine._local.drivers
+    before.host = attrs.evolve(host, **{lacking: tables})
+    before._drivers.clear()
+    with pytest.raises(VmclonerError, match=r"'(files|reference)'"):
+        made.controller().move("web-1", host="h2")
+    assert made.sites["h1"].engine.show("web-1").moving is None
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_hosts_of_another_version(made):
+    with pytest.raises(BackendError, match="has vmcloner"):
+        made.controller(version="0.0").move("web-1", host="h2")
+
+
+@pytest.mark.parametrize("options", [f'path = "{SHARED}"\nshared = true'])
+def test_a_pool_that_both_hosts_share(lab):
+    """Nothing there is written to: the disk is the source's own."""
+    shutil.rmtree(SHARED, ignore_errors=True)
+    all_hosts = lab.controller()
+    try:
+        all_hosts.create("web", "t1", where=Where(hosts=("h1",)))
+        disk = content(lab.sites["h1"].engine.show("web-1").volumes[0])
+        with pytest.raises(InvalidRequest, match="a pool that both hosts share"):
+            all_hosts.move("web-1", host="h2")
+        assert not (lab.folder / "h1/state/moves").exists()
+        assert content(lab.sites["h1"].engine.show("web-1").volumes[0]) == disk
+    finally:
+        shutil.rmtree(SHARED, ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"host_key": ("-----BEGIN OPENSSH PRIVATE KEY-----\n", "@cert-authority * ssh-ed25519 A")},
+        {"host_key": ("x" * 10_000, "ssh-ed25519 " + "A" * 64)},
+        {"record": "{}"},
+        {"disks": ()},
+        {"disks": (CargoDisk(number=0, size=512, data=0),) * 100},
+    ],
+)
+def test_what_a_host_says_of_a_clone_is_checked(made, change):
+    found = made.carrier._besides["h1"].call_cargo(Asked(name="web-1"), print)
+    with pytest.raises(InvalidRequest):
+        attrs.evolve(found, **change)
+    with pytest.raises(InvalidRequest):
+        CargoDisk(number=0, size=2**80, data=0)
+    with pytest.raises(InvalidRequest):
+        CargoDisk(number=0, size=512, data=0, digest="../../etc")
+
+
+def test_files_and_devices_of_a_moved_clone_are_those_of_its_new_host(made):
+    """A host that somebody has taken over gives another one no paths and no XML."""
+    local = made.sites["h1"].engine._local
+    record = local.records.find("web-1")
+    evil = dict(record.made_of)
+    evil["kernel"] = {"path": "/etc/shadow", "initrd": None, "cmdline": ""}
+    evil["domain"] = {**evil["domain"], "devices": "<hostdev/>"}
+    local.records.update("web-1", made_of=evil)
+    made.controller().move("web-1", host="h2")
+    now = made.sites["h2"].engine._local.records.find("web-1").template()
+    assert now.kernel is None
+    assert now.domain.devices is None
+
+
+def test_one_host(tmp_path, made):
+    engine = made.sites["h1"].engine
+    assert [each.action for each in engine.move("web-1", host="local")] == ["stays"]
+    with pytest.raises(InvalidRequest, match="no other hosts"):
+        engine.move("web-1", host="h2")
+
+
+def test_a_damaged_mark_is_said(made):
+    folder = made.folder / "h1/state/moves"
+    folder.mkdir()
+    (folder / "web-1").write_text("{}")
+    with pytest.raises(WrongState, match="moves/web-1 is damaged"):
+        made.sites["h1"].engine.start("web-1")
+
+
+# --- drain ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_draining_moves_stopped_clones(made):
+    all_hosts = made.controller()
+    all_hosts.create("web", "t1", count=9)
+    here = [clone.name for clone in all_hosts.list() if clone.host == "h1"]
+    all_hosts.start(here[1])
+    dry = drain(all_hosts, "h1", move=True, dry_run=True)
+    assert [each.action for each in dry] == ["move", "leave", "move"]
+    assert all_hosts.drained.read() == {}
+    found = drain(all_hosts, "h1", move=True)
+    assert [(each.clone, each.why, each.failed) for each in found] == [
+        (here[0], "", False), (here[1], "is running", True), (here[2], "", False),
+    ]  # fmt: skip
+    assert {each.target for each in found if not each.failed} == {"h2", "h3"}
+    assert Counter(c.host for c in all_hosts.list()) == {"h1": 1, "h2": 4, "h3": 4}
+    all_hosts.stop(here[1], kill=True)
+    assert not any(each.failed for each in drain(all_hosts, "h1", move=True))
+    assert drain(all_hosts, "h1", move=True) == ()
+    drain(all_hosts, "h2")
+    drain(all_hosts, "h3")
+    with pytest.raises(WrongState, match="no host is left"):
+        drain(all_hosts, "h2", move=True)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shell(made, monkeypatch, capsys):
+    """Return what runs a command with a controller of the hosts."""
+
+    def run(*words):
+        shell = Shell()
+        monkeypatch.setattr(type(shell), "engine", made.controller())
+        code = shell.run([*words])
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_the_command(made, shell, monkeypatch):
+    row = {"clone": "web-1", "source": "h1", "target": "h2", "action": "move", "error": None}
+    code, out, _ = shell("move", "web-1", "h2", "--dry-run", "-f", "json")
+    assert (code, json.loads(out)) == (0, [row])
+    code, out, err = shell("move", "web-1", "h2", "-f", "json")
+    assert (code, json.loads(out)) == (0, [row])
+    assert "web-1: on h2" in err
+    code, out, err = shell("move", "web-1", "h2")
+    assert code == 0
+    assert "nothing to move" in err
+    with monkeypatch.context() as patch:
+        patch.setattr(cargo, "written", lambda *_: None)
+        code, out, err = shell("move", "web-1", "h3", "-f", "json")
+    assert code == 10
+    assert "arrived damaged" in json.loads(out)[0]["error"]
+    assert "move: 1 of 1 clone not moved" in err
+    code, out, _ = shell("move", "web", "h3", "-f", "json")
+    assert code == 0
+    code, out, _ = shell("host", "drain", "h3", "--move", "-f", "json")
+    assert code == 0
+    assert [(r["action"], r["target"]) for r in json.loads(out)] == [
+        ("move", "h1"), ("move", "h2"), ("move", "h1"),
+    ]  # fmt: skip
+    assert shell("move", "web-1", "h9")[0] == 4
+    with pytest.raises(SystemExit, match="2"):
+        shell("host", "drain", "h3", "--move", "--delete")

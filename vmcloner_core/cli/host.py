@@ -159,20 +159,24 @@ def _controller(app: Any) -> Controller:
 
 
 class HostDrain(Table):
-    """Place no new clones on a host, and with --delete delete its stopped ones.
+    """Place no new clones on a host; with --move or --delete, empty it of its stopped ones.
 
     This is remembered on this machine until "host undrain". Clones that run are named, and left;
-    exit code 10 if --delete had to leave any.
+    exit code 10 if --move or --delete had to leave any.
     """
 
-    example = "vmcloner host drain lab1 --delete --yes"
-    columns = ("clone", "state", "action", "error")
+    example = "vmcloner host drain lab1 --move"
+    columns = ("clone", "state", "action", "target", "error")
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
         parser = super().get_parser(prog_name)
         parser.add_argument("name", metavar="HOST", help="Its name in the settings.")
-        parser.add_argument("--delete", action="store_true", help="Delete its stopped clones.")
+        way = parser.add_mutually_exclusive_group()
+        way.add_argument("--delete", action="store_true", help="Delete its stopped clones.")
+        way.add_argument(
+            "--move", action="store_true", help="Move its stopped clones to the other hosts."
+        )
         parser.add_argument(
             "--dry-run", action="store_true", help="Show what would be done; change nothing."
         )
@@ -196,14 +200,20 @@ class HostDrain(Table):
             _controller(self.app),
             parsed_args.name,
             delete=parsed_args.delete,
+            move=parsed_args.move,
             dry_run=parsed_args.dry_run,
             on_found=ask,
         )
         self._left = [each for each in emptied if each.failed]
         if not parsed_args.dry_run:
             note(self.app, f"host {parsed_args.name} gets no new clones; host undrain undoes that")
-        return self.columns, [
-            (each.clone, each.state.value, each.action, str(each.error or each.why) or None)
+        columns = [name for name in self.columns if name != "target" or parsed_args.move]
+        return columns, [
+            (
+                *(each.clone, each.state.value, each.action),
+                *([each.target or None] if parsed_args.move else []),
+                str(each.error or each.why) or None,
+            )
             for each in emptied
         ]
 

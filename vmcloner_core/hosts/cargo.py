@@ -56,6 +56,7 @@ from vmcloner_core.outcomes import checked
 from vmcloner_core.plan import ClonePlan, Plan
 from vmcloner_core.process import LocalRunner
 from vmcloner_core.records import Record, record_of, record_text
+from vmcloner_core.stored_ids import KnownPool, read_id
 from vmcloner_core.survey import Survey
 from vmcloner_core.trusted_files import make_folder, read_file
 from vmcloner_core.units import MAX_SIZE, format_size
@@ -99,12 +100,14 @@ class Cargo:
 
     :param record: its record (:func:`record_text`). :param host_key: its SSH host key, private and
         public; None if it has none.
+    :param pool: the id of its pool, empty if that has none.
     """
 
     labels: Labels
     record: str = attrs.field(repr=False)
     disks: tuple[CargoDisk, ...]
     host_key: tuple[str, str] | None = attrs.field(default=None, repr=False)
+    pool: str = ""
 
     def __attrs_post_init__(self) -> None:
         if not 0 < len(self.disks) <= MAX_DISKS:
@@ -394,7 +397,14 @@ def _cargo(engine: Engine, clone: Clone) -> Cargo:
         ),
         disks=tuple(_about(volume) for volume in clone.volumes),
         host_key=None if home is None else (home.host_key, home.host_key_public),
+        pool=_pool_id(host, clone.labels.storage),
     )
+
+
+def _pool_id(host: LocalHost, pool: str) -> str:
+    file = KnownPool.of(host.host, pool).file
+    with translated(file):
+        return read_id(file) or ""
 
 
 def _has_tpm(template: Template) -> bool:
@@ -534,7 +544,11 @@ class _Arrival:
         name, record = self._cargo.name, self._cargo.known()
         found.check_complete(f"move {name}")
         hypervisor = self._host.drivers.hypervisor(self._cargo.labels.hypervisor)
-        _ = self._pool
+        if self._cargo.pool and _pool_id(self._host, self._pool.name) == self._cargo.pool:
+            raise InvalidRequest(
+                f"{name}: its disk is in a pool that both hosts share",
+                hint="clones can be moved between pools of their own only",
+            )
         if name in found.foreign_names:
             raise Conflict(f"{name}: another machine has that name", hint="rename that one")
         self._check_mine(found, record.uuid)
@@ -559,12 +573,6 @@ class _Arrival:
         there = next((clone for clone in found.clones if clone.name == name), None)
         if there is None:
             return
-        owners = {volume.labels.state for volume in there.volumes}
-        if not there.ours and self._cargo.labels.state in owners:
-            raise InvalidRequest(
-                f"{name}: its disk is in a pool that both hosts share",
-                hint="it can be moved between pools of their own only",
-            )
         moving = there.moving
         if moving is None or moving.leaves or moving.uuid != uuid:
             raise Conflict(f"{name}: there is another clone of that name")
@@ -655,17 +663,20 @@ class _Arrival:
 
     def end(self) -> None:
         """Check the disks, keep the record, and mark the clone as whole."""
-        name = self._cargo.name
+        name, damaged = self._cargo.name, []
         for disk in self._cargo.disks:
             fd = self._files[disk.number]
-            if content_digest(fd, disk.size)[0] != disk.digest:
+            if content_digest(fd, disk.size)[0] == disk.digest:
+                os.fsync(fd)
+            else:
+                damaged.append(str(disk.number))
                 del self._disks[disk.number]
-                self._note()
-                raise BackendError(
-                    f"disk {disk.number} of {name} arrived damaged",
-                    hint="run the same command again: it is sent anew",
-                )
-            os.fsync(fd)
+        if damaged:
+            self._note()
+            raise BackendError(
+                f"{name}: disk {', '.join(damaged)} arrived damaged",
+                hint="run the same command again: it is sent anew",
+            )
         record = attrs.evolve(self._cargo.known(), labels=self._labels)
         self._host.records.adopt(record, self._cargo.host_key)
         self._note(whole=True)

@@ -209,24 +209,48 @@ class Controller(RunCalls, LabCalls, Reads):
         :returns: what was done with each clone; one that could not be moved has its error.
         :raises VmclonerError: one can't be moved; nothing was changed.
         """
-        if host not in self.names:
-            raise NotFound(f"unknown host {host!r}", hint=did_you_mean(host, self.names))
+
+        def found(judged: Sequence[Moved]) -> None:
+            check_all(judged)
+            on_found(judged)
+
+        return self.move_each({host: targets}, dry_run=dry_run, on_found=found)
+
+    def move_each(
+        self,
+        wanted: Mapping[str, Sequence[str]],
+        *,
+        dry_run: bool = False,
+        on_found: Callable[[Sequence[Moved]], None] = lambda _found: None,
+    ) -> tuple[Moved, ...]:
+        """Move clones as :meth:`move` does; those that can't be moved are left, and say why.
+
+        :param wanted: for each host what shall be there.
+        """
+        for host in wanted:
+            if host not in self.names:
+                raise NotFound(f"unknown host {host!r}", hint=did_you_mean(host, self.names))
+        targets = tuple(target for given in wanted.values() for target in given)
         request = TargetRequest(action="move", targets=targets)
         with self._run_lock:
             self._cancel.clear()
             request = cast("TargetRequest", self._reach_all(request))
-            if host in {*self._links.absent, *self.drained.read()}:
+            closed = sorted({*self._links.absent, *self.drained.read()} & set(wanted))
+            if closed:
                 raise WrongState(
-                    f"no clones are moved to {host}: it is drained or lost",
-                    hint=f"vmcloner host undrain {host}",
+                    f"no clones are moved to {closed[0]}: it is drained or lost",
+                    hint=f"vmcloner host undrain {closed[0]}",
                 )
             with self._held(self._fleets(request), request) as found:
                 surveys = {name: each.survey for name, each in found.items()}
-                judged = judge(surveys, parse_targets(targets), host)
-                check_all(judged)
                 mover = self._mover()
-                judged = mover.check(judged)
-                check_all(judged)
+                judged = mover.check(
+                    [
+                        moved
+                        for host, given in wanted.items()
+                        for moved in judge(surveys, parse_targets(given), host)
+                    ]
+                )
                 on_found(judged)
                 return judged if dry_run else mover(judged)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +19,12 @@ import attrs
 from vmcloner_core import locks
 from vmcloner_core.errors import NotFound, VmclonerError, WrongState, did_you_mean
 from vmcloner_core.hosts import merging
-from vmcloner_core.model import Clone, State
+from vmcloner_core.model import Clone, Moved, State
 from vmcloner_core.names import fold
 from vmcloner_core.os_errors import of_state
 from vmcloner_core.placing import Where
 from vmcloner_core.request import TargetRequest
+from vmcloner_core.survey import Survey
 from vmcloner_core.trusted_files import exists, make_folder, read_file, replacing
 
 if TYPE_CHECKING:
@@ -112,8 +114,8 @@ def placed(where: Where, drained: Collection[str], hosts: Sequence[str]) -> Wher
 class Emptied:
     """What a drain does with a clone of the host.
 
-    :param action: ``delete``, or ``leave``. :param why: why it is left, empty if it is not, or was
-        to be.
+    :param action: ``delete``, ``move`` or ``leave``. :param why: why it is left, empty if it is
+        not, or was to be. :param target: the host that it is moved to.
     """
 
     clone: str
@@ -121,6 +123,7 @@ class Emptied:
     action: str
     why: str = ""
     error: VmclonerError | None = None
+    target: str = ""
 
     @property
     def failed(self) -> bool:
@@ -140,28 +143,31 @@ def drain(
     host: str,
     *,
     delete: bool = False,
+    move: bool = False,
     dry_run: bool = False,
     on_found: Callable[[Sequence[Emptied]], None] = lambda _found: None,
 ) -> tuple[Emptied, ...]:
     """Place no new clones on a host, and delete its stopped ones if ``delete``. Idempotent.
 
-    Those that run stay as they are.
+    If ``move``, these are moved to the other hosts. Those that run stay as they are.
 
     :param on_found: called with what is there before a clone is deleted; may raise to stop.
     :returns: its clones, and what became of them; none if it can't be reached and needn't be.
-    :raises VmclonerError: with ``delete``, it or another host can't be reached.
+    :raises VmclonerError: with ``delete`` or ``move``, it or another host can't be reached.
     """
     check_known(controller, host)
     if not dry_run:
         controller.drained.add({host: Why.DRAINED})
     found = controller.survey()
-    if delete:
+    if delete or move:
         found.check_complete(f"drain {host}")
     for unseen in found.unseen:
         if unseen.host == host:
             log.warning("%s", unseen)
     twice = merging.twice(found.clones)
     clones = [clone for clone in found.clones if clone.host == host]
+    if move:
+        return _moved(controller, host, found, dry_run=dry_run, on_found=on_found)
     emptied = tuple(_judged(clone, delete=delete, twice=clone.name in twice) for clone in clones)
     on_found(emptied)
     gone = [each.clone for each in emptied if each.action == "delete"]
@@ -169,6 +175,64 @@ def drain(
         return emptied
     errors = _deleted(controller, gone)
     return tuple(attrs.evolve(each, error=errors.get(each.clone)) for each in emptied)
+
+
+def _moved(
+    controller: Controller,
+    host: str,
+    found: Survey,
+    *,
+    dry_run: bool,
+    on_found: Callable[[Sequence[Emptied]], None],
+) -> tuple[Emptied, ...]:
+    """Move a host's stopped clones to the others, as evenly as new ones are placed."""
+    clones = {clone.name: clone for clone in found.clones if clone.host == host}
+    others = [n for n in controller.names if n not in {host, *controller.drained.read()}]
+    if clones and not others:
+        raise WrongState(
+            f"no host is left to move the clones of {host} to",
+            hint="vmcloner host undrain HOST, or host drain --delete",
+        )
+    wanted = _placed(list(clones.values()), found.clones, others)
+    if not wanted:
+        return ()
+
+    def told(moves: Sequence[Moved]) -> tuple[Emptied, ...]:
+        return tuple(
+            Emptied(
+                clone=each.clone,
+                state=clones[each.clone].state,
+                action="leave" if each.action == "leave" else "move",
+                why=each.why,
+                error=each.error,
+                target="" if each.action == "leave" else each.target,
+            )
+            for each in moves
+        )
+
+    moves = controller.move_each(wanted, dry_run=dry_run, on_found=lambda m: on_found(told(m)))
+    return tuple(sorted(told(moves), key=lambda each: list(clones).index(each.clone)))
+
+
+def _placed(
+    leaving: Sequence[Clone], there: Sequence[Clone], others: Sequence[str]
+) -> dict[str, list[str]]:
+    """Return where clones shall go: to the host with the fewest of the fleet, then of all.
+
+    A move that has begun goes on.
+    """
+    fleets = Counter((clone.host, clone.fleet) for clone in there)
+    every = Counter(clone.host for clone in there)
+    arriving = {clone.name: clone.host for clone in there if clone.host in others and clone.moving}
+    wanted: dict[str, list[str]] = {}
+    for clone in sorted(leaving, key=lambda clone: clone.state is not State.STOPPED):
+        to = arriving.get(clone.name) or min(
+            others, key=lambda name: (fleets[name, clone.fleet], every[name], name)
+        )
+        wanted.setdefault(to, []).append(clone.name)
+        fleets[to, clone.fleet] += 1
+        every[to] += 1
+    return wanted
 
 
 def _judged(clone: Clone, *, delete: bool, twice: bool) -> Emptied:

@@ -145,29 +145,22 @@ class Mover:
 
     def check(self, wanted: Sequence[Moved]) -> tuple[Moved, ...]:
         """Return what can be moved, and what can't be with the reason. Changes nothing."""
-        sent = [each for each in wanted if each.action == SEND]
-        if not sent:
-            return tuple(wanted)
-        cargos: dict[str, Cargo] = {}
+        cargos: dict[str, dict[str, Cargo]] = {}
         errors: dict[str, VmclonerError] = {}
-        for each in sent:
+        for each in wanted:
+            if each.action == SEND:
+                try:
+                    cargo = self.links.one(each.source, "cargo", Asked(name=each.clone), Cargo)
+                    self._admitted(each.target, [cargo])
+                    cargos.setdefault(each.target, {})[each.clone] = cargo
+                except VmclonerError as error:
+                    errors[each.clone] = error
+        for target, arriving in cargos.items():
             try:
-                asked = Asked(name=each.clone)
-                cargos[each.clone] = self.links.one(each.source, "cargo", asked, Cargo)
-                self._admitted(each.target, [cargos[each.clone]])
+                self._admitted(target, list(arriving.values()))
             except VmclonerError as error:
-                errors[each.clone] = error
-        fit = [cargo for name, cargo in cargos.items() if name not in errors]
-        if fit:
-            self._admitted(sent[0].target, fit)  # all of them together
-        return tuple(
-            attrs.evolve(
-                each, action=LEAVE, why=errors[each.clone].message, error=errors[each.clone]
-            )
-            if each.clone in errors
-            else each
-            for each in wanted
-        )
+                errors |= dict.fromkeys(arriving, error)
+        return tuple(_told(each, errors.get(each.clone)) for each in wanted)
 
     def _admitted(self, target: str, cargos: Sequence[Cargo]) -> None:
         self.links.one(target, "admit", Asked(cargos=tuple(cargos)), type(None))
@@ -175,7 +168,8 @@ class Mover:
     def __call__(self, wanted: Sequence[Moved]) -> tuple[Moved, ...]:
         """Move clones; each one's error is in its result."""
         sent = [each for each in wanted if each.action == SEND]
-        self._templates(sent)
+        if sent:
+            self._templates(sent)
         told = Told(self.plugins, self.run, fold([each.clone for each in sent]) if sent else "")
         one = functools.partial(self._moved, told=told)
         with ThreadPoolExecutor(max(1, min(self.at_once, len(wanted))), "move") as pool:
@@ -196,6 +190,8 @@ class Mover:
             images.send(self.run, [host])
 
     def _moved(self, wanted: Moved, told: Told) -> Moved:
+        if wanted.action in (STAYS, LEAVE):
+            return wanted
         try:
             if self.cancel.is_set():
                 raise Interrupted("stopped by the user")
@@ -261,6 +257,12 @@ class Mover:
         if wanted.source:
             self._do(wanted.source, "drop", wanted)
         self._do(wanted.target, "stay", wanted)
+
+
+def _told(wanted: Moved, error: VmclonerError | None) -> Moved:
+    if error is None:
+        return wanted
+    return attrs.evolve(wanted, action=LEAVE, why=error.message, hint=error.hint, error=error)
 
 
 def check_all(judged: Sequence[Moved]) -> None:
