@@ -489,3 +489,28 @@ def test_the_rest_is_done_while_a_machine_is_off(lab):
     lab.run("lease", "end", "web")
     lab.run("gc", "--expired", "--yes")
     assert lab.rows() == []
+
+
+@pytest.mark.timeout(600)
+def test_a_clone_moves_to_another_machine_and_boots_there(lab):
+    """It counts its boots on its disk. The controller is killed on the way."""
+    lab.run("create", "web", "-t", "tinyish", "-n", "1", "--hosts", "h1", "--start", "--wait")
+    assert " boots=1" in lab.run("console", "web-1", "--log")
+    assert "web-1 is running" in lab.run("move", "web-1", "h2", code=6)
+    lab.run("stop", "web-1", "--kill")
+    before = lab.machines["h1"].run("virsh", "domuuid", "web-1").stdout
+    with lab.popen("move", "web-1", "h2") as process:
+        while not (lab.machines["h2"].folder / "state/moves/web-1").exists():
+            assert process.poll() is None, process.communicate()
+        process.kill()
+        process.wait(timeout=60)
+    if [row["host"] for row in lab.rows()] != ["h2"]:  # it may have been done already
+        assert "web-1 is being moved" in lab.run("start", "web-1", code=6)
+    lab.run("move", "web-1", "h2")
+    assert [(row["host"], row["state"]) for row in lab.rows()] == [("h2", "stopped")]
+    assert lab.machines["h1"].domains() == []
+    state = lab.machines["h1"].folder / "state"
+    assert not [path for path in state.rglob("*web-1*") if "runs" not in path.parts]
+    lab.run("start", "web-1", "--wait")
+    assert lab.machines["h2"].run("virsh", "domuuid", "web-1").stdout == before
+    assert " boots=2" in lab.run("console", "web-1", "--log")

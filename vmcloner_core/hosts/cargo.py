@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -655,8 +656,11 @@ class _Arrival:
         if not since < end <= disk.size or chunk.at % CHUNK * len(chunk.octets):
             raise BackendError("what arrived is not the next part of the disk")
         if chunk.octets:
-            with translated(disk.number):
-                written(chunk.octets, self._files[disk.number], chunk.at, end)
+            fd = self._files[disk.number]
+            with translated(f"disk {item} of {self._cargo.name}"):
+                if stat.S_ISBLK(os.fstat(fd).st_mode):
+                    os.pwrite(fd, bytes(end - chunk.at), chunk.at)  # a thin pool may not zero them
+                written(chunk.octets, fd, chunk.at, end)
         self._disks[disk.number] = Arrived(disk.digest, end)
         self._note(lasting=False)
         return end
