@@ -26,12 +26,12 @@ from vmcloner_core.errors import (
     WrongState,
 )
 from vmcloner_core.extents import GRANULE
-from vmcloner_core.hosts import cargo
-from vmcloner_core.hosts.beside import Asked
+from vmcloner_core.hosts import cargo, wire
+from vmcloner_core.hosts.beside import Answered, Asked
 from vmcloner_core.hosts.cargo import CargoDisk
 from vmcloner_core.hosts.carrier import Carrier, InProcess, Unreachable
 from vmcloner_core.hosts.draining import drain
-from vmcloner_core.hosts.parcels import CHUNK
+from vmcloner_core.hosts.parcels import CHUNK, Chunk
 from vmcloner_core.model import Capacity
 from vmcloner_core.moves import Moves
 from vmcloner_core.placing import Where
@@ -564,6 +564,41 @@ def test_files_and_devices_of_a_moved_clone_are_those_of_its_new_host(made):
     now = made.sites["h2"].engine._local.records.find("web-1").template()
     assert now.kernel is None
     assert now.domain.devices is None
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_a_template_that_is_gone_everywhere(made):
+    """The clone stays as it was: nothing is marked."""
+    for name in ("t1.toml", "image.raw"):
+        (made.folder / "config/vmcloner/templates" / name).unlink()
+    (moved,) = made.controller().move("web-1", host="h2")
+    assert isinstance(moved.error, NotFound)
+    assert startable(made, "web-1") == ["h1"]
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_hosts_that_lie(made):
+    def answering(call, answer):
+        spy = Spy(made.carrier)
+        honest = spy.call
+
+        def lying(host, name, text, event):
+            found = honest(host, name, text, event)
+            return wire.dump(Answered(value=wire.dump(answer(host)))) if name == call else found
+
+        spy.call = lying
+        return made.controller(carrier=spy).move("web-1", host="h2")[0].error
+
+    of_another = made.carrier._besides["h3"].call_cargo(Asked(name="web-3"), print)
+    with pytest.raises(BackendError, match="host 'h1' gave web-3 for web-1"):
+        raise answering("depart", lambda _host: of_another)
+    with pytest.raises(BackendError, match="host 'h2': it has other disks of web-1"):
+        raise answering("arrive", lambda _host: (0,))
+    with pytest.raises(BackendError, match=r"no part of a file|not the next part"):
+        raise answering("piece", lambda _host: Chunk(at=0, octets=b"junk"))
+    with pytest.raises(BackendError, match="arrived damaged"):
+        raise answering("piece", lambda _host: Chunk(at=0))
+    assert made.controller().move("web-1", host="h2")[0].error is None
 
 
 def test_one_host(tmp_path, made):

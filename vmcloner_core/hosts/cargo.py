@@ -193,10 +193,7 @@ class CargoCalls(ABC):
         self._unload(asked.name)
         clone = self._there(asked.name)
         cargo = _cargo(self._engine, clone)
-        if clone.state is not State.STOPPED:
-            raise WrongState(
-                f"{clone.name} is {clone.state.value}", hint=f"vmcloner stop {clone.name}"
-            )
+        self._stopped(clone, State.STOPPED)
         host = self._engine._host
         moving = Moving(leaves=True, other=asked.to, uuid=cargo.known().uuid)
         host.moves.note(clone.name, Mark(moving=moving))
@@ -224,7 +221,7 @@ class CargoCalls(ABC):
         self._marked(asked.name, leaves=True)
         clone = self._seen(asked.name)
         if clone is not None and clone.domain is not None:
-            self._stopped(clone)
+            self._stopped(clone, State.STOPPED, State.ORPHAN)
             self._deleted(clone, ("undefine",))
 
     def call_drop(self, asked: Asked, _event: Event) -> None:
@@ -235,29 +232,38 @@ class CargoCalls(ABC):
         if clone is not None:
             if mark is None or mark.moving.whole:
                 raise WrongState(f"{asked.name} is no clone that has left")
-            self._stopped(clone)
+            self._stopped(clone, State.STOPPED, State.ALLOCATED, State.ORPHAN)
             self._deleted(clone, ("undefine", "remove"))
         host.moves.remove(asked.name)
 
     # --- the host where it arrives --------------------------------------------------------------
 
     def call_admit(self, asked: Asked, _event: Event) -> None:
-        """Check that clones can be had here. Changes nothing.
+        """Check that clones can be had here; their template may be missing. Changes nothing.
 
         :raises VmclonerError: why not.
         """
+        self._fit(asked, complete=False)
+
+    def call_fit(self, asked: Asked, _event: Event) -> None:
+        """Check that clones can be had here, with the template that is here. Changes nothing.
+
+        :raises VmclonerError: why not.
+        """
+        self._fit(asked, complete=True)
+
+    def _fit(self, asked: Asked, *, complete: bool) -> None:
         found = self._engine.survey()
         for cargo in asked.cargos:
-            _Arrival(self._engine, cargo).check(found, complete=False)
+            _Arrival(self._engine, cargo).check(found, complete=complete)
         _check_room(self._engine._host, asked.cargos, found)
 
     def call_arrive(self, asked: Asked, _event: Event) -> tuple[int, ...]:
         """Mark a clone as arriving from host ``to``; returns how much of each disk is here."""
         (cargo,) = asked.cargos
         self._unload(cargo.name)
-        arrival, found = _Arrival(self._engine, cargo), self._engine.survey()
-        arrival.check(found, complete=True)
-        _check_room(self._engine._host, asked.cargos, found)
+        self._fit(asked, complete=True)
+        arrival = _Arrival(self._engine, cargo)
         self._arriving[cargo.name] = arrival
         return arrival.begin(asked.to)
 
@@ -305,11 +311,13 @@ class CargoCalls(ABC):
             raise NotFound(f"no clone {name!r}")
         return clone
 
-    def _stopped(self, clone: Clone) -> None:
-        if clone.state not in (State.STOPPED, State.ALLOCATED, State.ORPHAN):
+    def _stopped(self, clone: Clone, *states: State) -> None:
+        """Check a clone's state: somebody may have started it without us."""
+        if clone.state not in states:
+            by = "its hypervisor's own tools" if clone.moving else f"vmcloner stop {clone.name}"
             raise WrongState(
-                f"{clone.name} is {clone.state.value}, though it is being moved",
-                hint=f"stop it without vmcloner, then run the same command again: {clone.moving}",
+                f"{clone.name} is {clone.state.value}",
+                hint=f"stop it with {by}, then run the same command again",
             )
 
     def _marked(self, name: str, *, leaves: bool) -> Mark:

@@ -18,7 +18,7 @@ from typing import Any
 
 import attrs
 
-from vmcloner_core.errors import Conflict, Interrupted, VmclonerError, WrongState
+from vmcloner_core.errors import BackendError, Interrupted, VmclonerError, WrongState
 from vmcloner_core.hosts import merging
 from vmcloner_core.hosts.beside import Asked
 from vmcloner_core.hosts.cargo import Cargo
@@ -150,7 +150,7 @@ class Mover:
         for each in wanted:
             if each.action == SEND:
                 try:
-                    cargo = self.links.one(each.source, "cargo", Asked(name=each.clone), Cargo)
+                    cargo = self._cargo(each, "cargo")
                     self._admitted(each.target, [cargo])
                     cargos.setdefault(each.target, {})[each.clone] = cargo
                 except VmclonerError as error:
@@ -213,14 +213,15 @@ class Mover:
     def _sent(self, wanted: Moved, told: Told) -> None:
         """Send a clone's disks and its record, until all of it is on its new host."""
         name, source, target = wanted.clone, wanted.source, wanted.target
-        leaving = Asked(name=name, to=target)
-        cargo = self.links.one(source, "depart", leaving, Cargo)
-        if cargo.name != name:
-            raise Conflict(f"host {source!r} gave {cargo.name} for {name}")
+        fits = Asked(cargos=(self._cargo(wanted, "cargo"),))
+        self.links.one(target, "fit", fits, type(None))
+        cargo = self._cargo(wanted, "depart")
         told.total += cargo.data
         kind: Any = tuple[int, ...]
         arriving = Asked(to=source, cargos=(cargo,))
         there = self.links.one(target, "arrive", arriving, kind)
+        if len(there) != len(cargo.disks) or min(there) < 0:
+            raise BackendError(f"host {target!r}: it has other disks of {name} than were sent")
 
         def piece(item: str, at: int) -> Chunk:
             return self.links.one(source, "piece", Asked(name=name, item=item, offset=at), Chunk)
@@ -231,6 +232,14 @@ class Mover:
                 self._disk(wanted, item, since, disk.size, parts, told)
                 told.arrived(name, item, disk.data)
         self._do(target, "landed", wanted)
+
+    def _cargo(self, wanted: Moved, call: str) -> Cargo:
+        """Return what the host that a clone leaves says of it."""
+        asked = Asked(name=wanted.clone, to=wanted.target)
+        cargo = self.links.one(wanted.source, call, asked, Cargo)
+        if not cargo.labels.same_clone(wanted.labels):
+            raise BackendError(f"host {wanted.source!r} gave {cargo.name} for {wanted.clone}")
+        return cargo
 
     def _disk(
         self, wanted: Moved, item: str, since: int, size: int, parts: Parts, told: Told
