@@ -125,6 +125,7 @@ def _read(data: Mapping[str, Any]) -> Mark:
         other=str(data["other"]),
         uuid=UUID(data["uuid"]),
         whole=data["whole"] is True,
+        heir=str(data.get("heir") or ""),
     )
     return Mark(
         moving=moving,

@@ -274,6 +274,31 @@ class FilesDriver(StorageDriver):
         finally:
             os.close(fd)
 
+    def hand_over(self, volumes: Sequence[Volume], state: str) -> Iterator[Outcome[None]]:
+        """See :meth:`StorageDriver.hand_over`."""
+        for volume in volumes:
+            try:
+                yield Outcome(key=volume.name, changed=self._handed_over(volume, state))
+            except VmclonerError as error:
+                yield Outcome(key=volume.name, error=error)
+
+    def _handed_over(self, volume: Volume, state: str) -> bool:
+        path = self._pool.disk_path(volume.labels, volume.disk)
+        with translated(path), self._pool.lock(alone=True):
+            record = self._pool.record(path)
+            if record is None:
+                raise NotFound(f"volume {path} is gone", hint="run its create again")
+            if record.labels.same_clone(volume.labels) and record.labels.state == state:
+                return False
+            self._pool.disk(volume.labels, volume.disk)  # another's is a Conflict
+            record = attrs.evolve(record, labels=attrs.evolve(record.labels, state=state))
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                self._pool.labels.write(fd, path, record.to_mapping())
+            finally:
+                os.close(fd)
+        return True
+
     def volumes(self) -> tuple[Volume, ...]:
         """See :meth:`StorageDriver.volumes`."""
         return tuple(

@@ -16,6 +16,7 @@ import pytest
 
 from tests.hosts.conftest import Hosts, site
 from vmcloner_core.cli.app import Shell
+from vmcloner_core.drivers import StorageDriver
 from vmcloner_core.errors import (
     BackendError,
     Conflict,
@@ -34,7 +35,6 @@ from vmcloner_core.hosts.draining import drain
 from vmcloner_core.hosts.parcels import CHUNK, Chunk
 from vmcloner_core.model import Capacity
 from vmcloner_core.moves import Moves
-from vmcloner_core.placing import Where
 from vmcloner_core.records import Records
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.testing.reference import ReferenceHypervisor
@@ -51,9 +51,9 @@ def method(request):
 
 
 @pytest.fixture
-def options(method):
+def options(method, request):
     """The settings of the hosts' pools."""
-    return f'clone = "{method}"'
+    return request.getfixturevalue("shared") if method == "shared" else f'clone = "{method}"'
 
 
 @pytest.fixture
@@ -516,20 +516,73 @@ def test_hosts_of_another_version(made):
         made.controller(version="0.0").move("web-1", host="h2")
 
 
-@pytest.mark.parametrize("options", [f'path = "{SHARED}"\nshared = true'])
-def test_a_pool_that_both_hosts_share(lab):
-    """Nothing there is written to: the disk is the source's own."""
+@pytest.fixture
+def shared():
+    """The settings of a pool that all hosts share."""
     shutil.rmtree(SHARED, ignore_errors=True)
-    all_hosts = lab.controller()
-    try:
-        all_hosts.create("web", "t1", where=Where(hosts=("h1",)))
-        disk = content(lab.sites["h1"].engine.show("web-1").volumes[0])
-        with pytest.raises(InvalidRequest, match="a pool that both hosts share"):
-            all_hosts.move("web-1", host="h2")
-        assert not (lab.folder / "h1/state/moves").exists()
-        assert content(lab.sites["h1"].engine.show("web-1").volumes[0]) == disk
-    finally:
-        shutil.rmtree(SHARED, ignore_errors=True)
+    yield f'path = "{SHARED}"\nshared = true'
+    shutil.rmtree(SHARED, ignore_errors=True)
+
+
+@pytest.mark.parametrize("method", ["shared"], indirect=True)
+def test_in_a_pool_that_the_hosts_share_nothing_is_copied(made):
+    before, disks = seen(made, "web-1")[1], sorted(p.stat().st_ino for p in volumes("web-1"))
+    spy = Spy(made.carrier)
+    moved = made.controller(carrier=spy).move("web-[1-2]", host="h3")
+    assert [each.error for each in moved] == [None, None]
+    assert seen(made, "web-1") == ("h3", before)
+    assert sorted(p.stat().st_ino for p in volumes("web-1")) == disks
+    assert "land" not in {name for _, name in spy.calls}
+    nothing_left(made, "h1", "web-1")
+    assert startable(made, "web-1") == ["h3"]
+    assert made.controller().move("web", host="h1")[0].error is None
+    made.controller().delete("web")
+    assert volumes("web-1") == []
+
+
+def volumes(name):
+    return [path for path in SHARED.rglob(f"{name}-disk*") if path.is_file()]
+
+
+@pytest.mark.parametrize("method", ["shared"], indirect=True)
+def test_a_disk_of_a_shared_pool_is_never_lost(made):
+    """Whatever is killed, also when it is taken back."""
+    before = seen(made, "web-1")[1]
+    for call in ("take", "undefine", "give", "define", "drop", "stay"):
+        cut_off(made, call=call)
+        assert len(volumes("web-1")) == 2
+        after_a_kill(made, before)
+        back = made.controller().move("web-1", host="h1")
+        assert [each.error for each in back] == [None]
+    cut_off(made, call="take")
+    assert made.controller().move("web-1", host="h1")[0].action == "undo"
+    assert seen(made, "web-1") == ("h1", before)
+
+
+@pytest.mark.parametrize("method", ["shared"], indirect=True)
+def test_a_kill_between_the_disks_of_a_shared_pool(made, monkeypatch):
+    before = seen(made, "web-1")[1]
+    there = FilesDriver.hand_over
+    with monkeypatch.context() as patch:
+
+        def fatal(self, volumes, state):
+            if volumes[0].disk == 1:
+                raise Killed
+            return there(self, volumes, state)
+
+        patch.setattr(FilesDriver, "hand_over", fatal)
+        (moved,) = made.controller().move("web-1", host="h2")
+        assert moved.error is not None
+    assert startable(made, "web-1") == []
+    after_a_kill(made, before)
+
+
+@pytest.mark.parametrize("method", ["shared"], indirect=True)
+def test_a_shared_pool_that_hands_nothing_over(made, monkeypatch):
+    monkeypatch.setattr(FilesDriver, "hand_over", StorageDriver.hand_over)
+    with pytest.raises(InvalidRequest, match="which both hosts share, hands no disks over"):
+        made.controller().move("web-1", host="h2")
+    assert startable(made, "web-1") == ["h1"]
 
 
 @pytest.mark.parametrize(

@@ -462,6 +462,26 @@ class GrowsStrangers(ReferenceStorage):
         return super()._grown(attrs.evolve(volume, labels=held.labels) if held else volume, size)
 
 
+@caught_by("test_hand_over")
+class HandsStrangersOver(ReferenceStorage):
+    """Gives another clone's disk away."""
+
+    def hand_over(self, volumes, state):
+        there = [(v, self.disks.get(v.name)) for v in volumes]
+        own = [attrs.evolve(v, labels=held.labels) if held else v for v, held in there]
+        return super().hand_over(own, state)
+
+
+@caught_by("test_hand_over")
+class HandsItsImageOver(ReferenceStorage):
+    """A disk that is handed over begins anew."""
+
+    def hand_over(self, volumes, state):
+        for volume in volumes:
+            self.contents[volume.name] = b""
+        return super().hand_over(volumes, state)
+
+
 @caught_by("test_blank_disks_hold_nothing_of_the_deleted")
 class ShowsTheDeleted(ReferenceStorage):
     """A new disk has the bytes of the last one of its name."""

@@ -206,6 +206,26 @@ class StorageDriver(ABC):
             )
             yield Outcome(key=volume.name, error=error)
 
+    def hand_over(self, volumes: Sequence[Volume], state: str) -> Iterator[Outcome[None]]:
+        """Make volumes another state folder's, in one step each; keys are their names.
+
+        Hosts that share a pool move clones by that: the label ``state`` changes, and nothing else.
+        One that has that label already is a success; another clone's, or another host's, is a
+        Conflict, and a missing one NotFound. By default, a pool can't do this: InvalidRequest.
+
+        :param state: the id of the state folder that has them from now on.
+        """
+        for volume in volumes:
+            error = InvalidRequest(
+                f"{volume.name}: pool {self.name!r} hands no disks over ({state})"
+            )
+            yield Outcome(key=volume.name, error=error)
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether it can make volumes another state folder's: :meth:`hand_over` does it."""
+        return type(self).hand_over is not StorageDriver.hand_over
+
     @abstractmethod
     def volumes(self) -> tuple[Volume, ...]:
         """Return all volumes of the pool that have our labels.

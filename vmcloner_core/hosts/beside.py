@@ -40,7 +40,8 @@ class Asked:
     :param only: leave out the clones of other fleets: a create doesn't need them.
     :param memory: bytes of a clone of the request's template, for a host that doesn't have it yet.
     :param storage: a pool, empty for the host's default. :param item: a file of a parcel, or the
-        number of a clone's disk. :param to: the other host of a move.
+        number of a clone's disk. :param to: the other host of a move. :param heir: see
+        :class:`Moving`.
     """
 
     fleets: tuple[str, ...] = ()
@@ -56,6 +57,7 @@ class Asked:
     parcel: Parcel | None = None
     chunk: Chunk | None = None
     to: str = ""
+    heir: str = ""
     cargos: tuple[Cargo, ...] = ()
 
 

@@ -9,6 +9,7 @@ mark how far it is, and uses a disk when its digest is right.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -195,8 +196,10 @@ class CargoCalls(ABC):
         cargo = _cargo(self._engine, clone)
         self._stopped(clone, State.STOPPED)
         host = self._engine._host
-        moving = Moving(leaves=True, other=asked.to, uuid=cargo.known().uuid)
+        moving = Moving(leaves=True, other=asked.to, uuid=cargo.known().uuid, heir=asked.heir)
         host.moves.note(clone.name, Mark(moving=moving))
+        if asked.heir:  # its disks stay where they are
+            return cargo
         leaving = _Leaving(host, clone)
         try:
             disks = tuple(map(leaving.opened, cargo.disks))
@@ -224,6 +227,19 @@ class CargoCalls(ABC):
             self._stopped(clone, State.STOPPED, State.ORPHAN)
             self._deleted(clone, ("undefine",))
 
+    def call_give(self, asked: Asked, _event: Event) -> None:
+        """Hand the disks of a clone that leaves over, if both hosts share their pool."""
+        heir = self._marked(asked.name, leaves=True).moving.heir
+        clone = self._seen(asked.name)
+        if not heir or clone is None:
+            return
+        drivers = self._engine._host.drivers
+        for volume in clone.volumes:
+            give = functools.partial(drivers.storage(volume.pool).hand_over, [volume], heir)
+            backend = drivers.backend("storage", volume.pool)
+            for outcome in checked(give, [volume.name], backend):
+                outcome.unwrap()
+
     def call_drop(self, asked: Asked, _event: Event) -> None:
         """Remove all of a clone that has left, or of one that has not arrived, and its mark."""
         self._unload(asked.name)
@@ -232,6 +248,8 @@ class CargoCalls(ABC):
         if clone is not None:
             if mark is None or mark.moving.whole:
                 raise WrongState(f"{asked.name} is no clone that has left")
+            if mark.moving.heir and clone.volumes:
+                raise WrongState(f"{asked.name}: its disks are not handed over yet")
             self._stopped(clone, State.STOPPED, State.ALLOCATED, State.ORPHAN)
             self._deleted(clone, ("undefine", "remove"))
         host.moves.remove(asked.name)
@@ -245,12 +263,27 @@ class CargoCalls(ABC):
         """
         self._fit(asked, complete=False)
 
-    def call_fit(self, asked: Asked, _event: Event) -> None:
-        """Check that clones can be had here, with the template that is here. Changes nothing.
+    def call_fit(self, asked: Asked, _event: Event) -> str:
+        """Check that a clone can be had here, with the template that is here. Changes nothing.
 
+        :returns: the id of the state folder here if the clone's pool is this host's too, else "".
         :raises VmclonerError: why not.
         """
+        (cargo,) = asked.cargos
         self._fit(asked, complete=True)
+        host = self._engine._host
+        return host.keep_state_id() if _shares(host, cargo) else ""
+
+    def call_take(self, asked: Asked, _event: Event) -> None:
+        """Keep the record of a clone whose disks are in a pool that both hosts share.
+
+        It is whole then, but for its disks, which the other host hands over.
+        """
+        (cargo,) = asked.cargos
+        self._fit(asked, complete=True)
+        if not _shares(self._engine._host, cargo):
+            raise WrongState(f"{cargo.name}: its pool is not shared")
+        _Arrival(self._engine, cargo).take(asked.to)
 
     def _fit(self, asked: Asked, *, complete: bool) -> None:
         found = self._engine.survey()
@@ -288,7 +321,7 @@ class CargoCalls(ABC):
         if clone is not None and clone.moving is None and clone.domain is not None:
             return  # it was done before
         mark = self._marked(asked.name, leaves=False)
-        if clone is None or not mark.moving.whole:
+        if clone is None or not (mark.moving.whole and clone.volumes):
             raise WrongState(f"{asked.name} is not whole", hint="run the same command again")
         if clone.domain is None:
             self._defined(clone)
@@ -553,10 +586,9 @@ class _Arrival:
         name, record = self._cargo.name, self._cargo.known()
         found.check_complete(f"move {name}")
         hypervisor = self._host.drivers.hypervisor(self._cargo.labels.hypervisor)
-        if self._cargo.pool and _pool_id(self._host, self._pool.name) == self._cargo.pool:
+        if _shares(self._host, self._cargo) and not self._pool.hands_over:
             raise InvalidRequest(
-                f"{name}: its disk is in a pool that both hosts share",
-                hint="clones can be moved between pools of their own only",
+                f"{name}: its pool {self._pool.name!r}, which both hosts share, hands no disks over"
             )
         if name in found.foreign_names:
             raise Conflict(f"{name}: another machine has that name", hint="rename that one")
@@ -673,6 +705,17 @@ class _Arrival:
         self._note(lasting=False)
         return end
 
+    def take(self, source: str) -> None:
+        """Mark the clone, keep its record, and mark it as whole."""
+        self._source = source
+        self._note()
+        self._keep()
+
+    def _keep(self) -> None:
+        record = attrs.evolve(self._cargo.known(), labels=self._labels)
+        self._host.records.adopt(record, self._cargo.host_key)
+        self._note(whole=True)
+
     def end(self) -> None:
         """Check the disks, keep the record, and mark the clone as whole."""
         name, damaged = self._cargo.name, []
@@ -689,9 +732,7 @@ class _Arrival:
                 f"{name}: disk {', '.join(damaged)} arrived damaged",
                 hint="run the same command again: it is sent anew",
             )
-        record = attrs.evolve(self._cargo.known(), labels=self._labels)
-        self._host.records.adopt(record, self._cargo.host_key)
-        self._note(whole=True)
+        self._keep()
 
 
 @contextlib.contextmanager
@@ -710,12 +751,17 @@ def _static(record: Record) -> set[str]:
     return {card.address.partition("/")[0] for card in cards if card.address is not None}
 
 
+def _shares(host: LocalHost, cargo: Cargo) -> bool:
+    """Tell whether a clone's pool is this host's too."""
+    return bool(cargo.pool) and _pool_id(host, cargo.labels.storage) == cargo.pool
+
+
 def _check_room(host: LocalHost, cargos: Sequence[Cargo], found: Survey) -> None:
     """Check that pools have room for what has not begun to arrive."""
     begun = {clone.name for clone in found.clones if clone.moving is not None}
     needs: dict[str, tuple[int, int]] = {}
     for cargo in cargos:
-        if cargo.name in begun:
+        if cargo.name in begun or _shares(host, cargo):
             continue
         driver = host.drivers.storage(cargo.labels.storage)
         count, need = needs.get(driver.name, (0, 0))

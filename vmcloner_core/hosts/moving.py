@@ -214,8 +214,12 @@ class Mover:
         """Send a clone's disks and its record, until all of it is on its new host."""
         name, source, target = wanted.clone, wanted.source, wanted.target
         fits = Asked(cargos=(self._cargo(wanted, "cargo"),))
-        self.links.one(target, "fit", fits, type(None))
-        cargo = self._cargo(wanted, "depart")
+        heir = self.links.one(target, "fit", fits, str)
+        cargo = self._cargo(wanted, "depart", heir)
+        if heir:
+            taken = Asked(to=source, cargos=(cargo,))
+            self.links.one(target, "take", taken, type(None))
+            return
         told.total += cargo.data
         kind: Any = tuple[int, ...]
         arriving = Asked(to=source, cargos=(cargo,))
@@ -233,9 +237,9 @@ class Mover:
                 told.arrived(name, item, disk.data)
         self._do(target, "landed", wanted)
 
-    def _cargo(self, wanted: Moved, call: str) -> Cargo:
+    def _cargo(self, wanted: Moved, call: str, heir: str = "") -> Cargo:
         """Return what the host that a clone leaves says of it."""
-        asked = Asked(name=wanted.clone, to=wanted.target)
+        asked = Asked(name=wanted.clone, to=wanted.target, heir=heir)
         cargo = self.links.one(wanted.source, call, asked, Cargo)
         if not cargo.labels.same_clone(wanted.labels):
             raise BackendError(f"host {wanted.source!r} gave {cargo.name} for {wanted.clone}")
@@ -262,6 +266,7 @@ class Mover:
         """Make a clone that is whole on its new host that host's, and nobody else's."""
         if wanted.source:
             self._do(wanted.source, "undefine", wanted)
+            self._do(wanted.source, "give", wanted)
         self._do(wanted.target, "define", wanted)
         if wanted.source:
             self._do(wanted.source, "drop", wanted)

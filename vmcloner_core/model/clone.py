@@ -75,12 +75,15 @@ class Moving:
     :param leaves: it leaves this host; else it arrives here.
     :param other: the other host's name, as the controller that moves it knows it.
     :param uuid: of the clone's domain. :param whole: all of an arriving clone is here.
+    :param heir: the id of the state folder that gets a leaving clone's disks, in a pool that both
+        hosts share; empty if they are copied.
     """
 
     leaves: bool
     other: str
     uuid: UUID
     whole: bool = False
+    heir: str = ""
 
     def __str__(self) -> str:
         return f"is being moved {'to' if self.leaves else 'here from'} host {self.other!r}"

@@ -224,6 +224,20 @@ class ReferenceStorage(SimpleStorageDriver):
             self.disks[volume.name] = new
             return Outcome(key=volume.name, value=new, changed=new != held)
 
+    def hand_over(self, volumes: Sequence[Volume], state: str) -> Iterator[Outcome[None]]:
+        """See :meth:`StorageDriver.hand_over`."""
+        for volume in volumes:
+            try:
+                with self.lock:
+                    held = self.held(volume.name, volume.labels)
+                    if held is None:
+                        raise NotFound(f"no volume {volume.name}")
+                    new = attrs.evolve(held, labels=attrs.evolve(held.labels, state=state))
+                    self.disks[volume.name] = new
+                yield Outcome(key=volume.name, changed=new != held)
+            except VmclonerError as error:
+                yield Outcome(key=volume.name, error=error)
+
     def volumes(self) -> tuple[Volume, ...]:
         """See :meth:`StorageDriver.volumes`."""
         return tuple(self.disks.values())

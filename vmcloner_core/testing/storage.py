@@ -757,6 +757,28 @@ class StorageConformance(DiskSnapshotConformance, CaptureTests, Suite):
         assert outcomes[mine.name].unwrap().size == 12 * MIB
         assert {v.name: v.size for v in driver.volumes()}[other.name] == other.size
 
+    # --- other state folders --------------------------------------------------------------------
+
+    def test_hand_over(self, driver: StorageDriver, origin: Origin, mode: CloneMode) -> None:
+        """Volumes get another state folder, and keep the rest; twice is as once; others stay."""
+        if not driver.hands_over:
+            pytest.skip("the backend declares that it hands no volumes over")
+        mine, strange, gone, kept = self.make(driver, self.requests(origin, 4, mode))
+        before, heir = self.content(driver, mine), "0123456789abcdef" * 2
+        assert all(outcome.ok for outcome in driver.delete([gone]))
+        of_another = attrs.evolve(strange, labels=attrs.evolve(strange.labels, template="another"))
+        for changed in (True, False):
+            outcomes = by_key(driver.hand_over([mine, of_another, gone], heir))
+            assert (outcomes[mine.name].error, outcomes[mine.name].changed) == (None, changed)
+            assert isinstance(outcomes[strange.name].error, Conflict)
+            assert isinstance(outcomes[gone.name].error, NotFound)
+        there = {volume.name: volume for volume in driver.volumes()}
+        assert (there[strange.name], there[kept.name]) == (strange, kept)
+        if mine.name in there:  # a pool that is shared shows each host its own only
+            labels = attrs.evolve(mine.labels, state=heir)
+            assert there[mine.name] == attrs.evolve(mine, labels=labels)
+        assert differs(self.content(driver, mine), before) is None
+
     # --- clones with several disks --------------------------------------------------------------
 
     def test_blank_disks(self, driver: StorageDriver) -> None:
