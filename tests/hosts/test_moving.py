@@ -243,8 +243,15 @@ def killed_at(number):
     return fault
 
 
+def ended(lab):
+    """End what works beside the hosts, as it does when its controller is killed."""
+    for beside in lab.carrier._besides.values():
+        beside._release()
+
+
 def after_a_kill(lab, before, source="h1", host="h2", name="web-1"):
     """Check that nothing is lost or twice, that the clone can't be started, and finish the move."""
+    ended(lab)
     assert len(startable(lab, name)) <= 1
     all_hosts = lab.controller()
     (moved,) = all_hosts.move(name, host=host)
@@ -318,6 +325,7 @@ def cut_off(lab, number=None, call=None):
     spy.fault = fault if call else killed_at(number)
     with pytest.raises(Killed):
         lab.controller(carrier=spy).move("web-1", host="h2")
+    ended(lab)
 
 
 @pytest.mark.parametrize("method", ["copy"], indirect=True)
