@@ -195,6 +195,11 @@ class CargoCalls(ABC):
         clone = self._there(asked.name)
         cargo = _cargo(self._engine, clone)
         self._stopped(clone, State.STOPPED)
+        if not asked.heir and any(volume.kind == "network" for volume in clone.volumes):
+            raise InvalidRequest(
+                f"{clone.name}: disks of pool {cargo.labels.storage!r} are reached over the network, "
+                "and are not copied to other pools"
+            )
         host = self._engine._host
         moving = Moving(leaves=True, other=asked.to, uuid=cargo.known().uuid, heir=asked.heir)
         host.moves.note(clone.name, Mark(moving=moving))
@@ -457,7 +462,7 @@ def _has_tpm(template: Template) -> bool:
 
 def _about(volume: Volume) -> CargoDisk:
     """Return what is known of a disk that has not been read."""
-    if volume.kind == "block":
+    if volume.kind != "file":
         return CargoDisk(number=volume.disk, size=volume.size, data=volume.size)
     with translated(volume.path):
         data = sum(
