@@ -197,8 +197,8 @@ class CargoCalls(ABC):
         self._stopped(clone, State.STOPPED)
         if not asked.heir and any(volume.kind == "network" for volume in clone.volumes):
             raise InvalidRequest(
-                f"{clone.name}: disks of pool {cargo.labels.storage!r} are reached over the network, "
-                "and are not copied to other pools"
+                f"{clone.name}: disks of pool {cargo.labels.storage!r} are reached over the "
+                "network, and are not copied to other pools"
             )
         host = self._engine._host
         moving = Moving(leaves=True, other=asked.to, uuid=cargo.known().uuid, heir=asked.heir)
@@ -775,7 +775,7 @@ def _check_room(host: LocalHost, cargos: Sequence[Cargo], found: Survey) -> None
             need += max(disk.data, driver.need(blank, 1))
         needs[driver.name] = count + len(cargo.disks), need
     for pool, (count, need) in needs.items():
-        room = host.drivers.ask("storage", pool, lambda driver: driver.capacity(), Capacity)
+        room = host.drivers.ask("storage", pool, "capacity", lambda d: d.capacity(), Capacity)
         if need > room.free:
             raise NotEnoughResources(
                 f"the disks take {format_size(need)}; {format_size(room.free)} are free in pool "
