@@ -97,7 +97,7 @@ class Volumes:
     def known(self, name):
         """Return what a volume's record says, {} if there is neither. Without one: a Conflict.
 
-        Added to what make() was given are its "path", and whether it is "whole".
+        Added to what made() was given are its "path", and whether it is "whole".
         """
         with self._asked() as pool:
             record = _found(pool, name + RECORD)
@@ -107,7 +107,7 @@ class Volumes:
                 known = json.loads(text)["vmcloner"]
                 whole = volume is not None and record.info()[1] > SIZE
                 return known | {"path": Path(record.path().removesuffix(RECORD)), "whole": whole}
-            if volume or text:
+            if volume or text or (record and record.info()[1] != SIZE):
                 raise Conflict(f"volume {name} of libvirt's pool {self._pool} isn't vmcloner's")
             return {}
 

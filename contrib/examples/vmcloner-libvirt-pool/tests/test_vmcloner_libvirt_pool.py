@@ -13,7 +13,7 @@ import libvirt
 import pytest
 from vmcloner_libvirt_pool import LibvirtPoolDriver, LibvirtPoolSettings
 
-from vmcloner_core.errors import BackendError
+from vmcloner_core.errors import BackendError, Conflict
 from vmcloner_core.model import CloneMode, CloneRequest, Copying, Status
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import StorageConformance, make_image
@@ -82,6 +82,17 @@ def test_an_image_of_another_format_becomes_raw(opening, folder, image, tmp_path
     [found] = driver.origins()
     assert (found.digest, found.size, told[-1]) == (image.digest, image.size, (image.size,) * 2)
     assert (folder / "tiny.image").read_bytes() == image.path.read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"foreign", bytes(2**20)], ids=["text", "zeros"])
+def test_a_record_that_is_not_vmcloners_is_left_alone(opening, folder, image, content):
+    driver = opening()
+    origin = driver.import_image("tiny", image, lambda *_: None).unwrap()
+    (folder / "web-1-disk0.vmcloner").write_bytes(content)
+    assert driver.volumes() == ()
+    [outcome] = driver.clone([CloneRequest(labels=make_labels(), origin=origin)])
+    assert isinstance(outcome.error, Conflict)
+    assert (folder / "web-1-disk0.vmcloner").read_bytes() == content
 
 
 # --- kills ---
