@@ -17,7 +17,27 @@ from contrib.lab.proc import need, run
 
 _DEBIAN = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _UBUNTU = Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg")
-_ENTER = 'mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"'
+# Devices of its own: a package's script changes the group of /dev/kvm, and the host's must stay.
+_ENTER = """
+set -e
+mount -t tmpfs -o mode=755,nosuid dev "$0/dev"
+while read -r name numbers; do
+    mknod -m 666 "$0/dev/$name" c $numbers
+done <<END
+null 1 3
+zero 1 5
+full 1 7
+random 1 8
+urandom 1 9
+tty 5 0
+END
+mkdir "$0/dev/pts" "$0/dev/shm"
+mount -t devpts -o newinstance,ptmxmode=666 devpts "$0/dev/pts"
+mount -t tmpfs -o mode=1777 shm "$0/dev/shm"
+ln -s pts/ptmx "$0/dev/ptmx"
+ln -s /proc/self/fd "$0/dev/fd"
+exec chroot "$0" "$@"
+"""
 _NO_DAEMONS = "#!/bin/sh\nexit 101\n"
 
 
