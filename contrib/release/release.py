@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import os
 import re
 import sys
-import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,8 +88,7 @@ def build(top: Path, release: Release, out: Path) -> list[Path]:
     with tempfile.TemporaryDirectory() as work:
         # From git: what is ignored there must not get into an archive.
         archive = run(["git", "-C", top, "archive", "--format=tar", release.tag], timeout=120)
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            tar.extractall(work, filter="data")
+        run(["tar", "-x", "-C", work], content=archive)
         files = [*sources.build(out, Path(work))]
     run([sys.executable, "-m", "twine", "check", "--strict", *files], timeout=120)
     files += [deb.build(RELEASES[name], out, files[1]) for name in deb.DEBIAN]
