@@ -39,7 +39,8 @@ shutil.rmtree(draft, ignore_errors=True)
 subprocess.run([sys.executable, "-m", "venv", "--without-pip", draft], check=True)
 place = "%s/lib/python%s/site-packages" % (draft, mine)
 with tarfile.open(fileobj=sys.stdin.buffer, mode="r|gz") as archive:
-    archive.extractall(place, filter="data")
+    filters = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.4
+    archive.extractall(place, **filters)
 with open(draft + "/bin/vmcloner", "w") as script:
     print("#!%s/bin/python" % folder, "import sys", sep="\\n", file=script)
     print("from vmcloner_core.cli.__main__ import main", file=script)
