@@ -1,4 +1,7 @@
-"""Real guests for a user's tests: four workers of xdist share a pool, and one pytest is killed."""
+"""Real guests for a user's tests: four workers of xdist share a pool, and one pytest is killed.
+
+The guests are reached by ssh, as those of a user are.
+"""
 
 import json
 import os
@@ -9,18 +12,29 @@ import time
 
 import pytest
 
+from tests.e2e.ssh_guest import make_template
+
 pytestmark = [pytest.mark.libvirt, pytest.mark.timeout(900)]
 TESTS = """
 import pathlib, time
 import pytest
 
 @pytest.mark.parametrize("n", range(8))
-def test_a_guest_is_ready_and_nobody_elses(clone, vmcloner, n):
+def test_a_guest_is_ready_as_new_and_nobody_elses(clone, vmcloner, n):
     mine = pathlib.Path("using-" + clone.name)
     mine.touch(exist_ok=False)
     assert vmcloner.show(clone.name).state.value == "running"
-    time.sleep(0.1)
+    assert clone.ssh("hostname; ls /root; touch /root/used").split() == [clone.name]
     mine.unlink()
+
+def test_files_are_ready_to_go_there_and_back(clone, tmp_path):
+    (tmp_path / "to").write_text(clone.name)
+    clone.put(tmp_path / "to", to="/root/")
+    assert clone.ssh("cat /root/to") == clone.name
+    clone.get("/root/to", folder=tmp_path / "back")
+    assert [p.read_text() for p in (tmp_path / "back").rglob("to")] == [clone.name]
+    failed = clone.exec("echo no >&2; exit 3")
+    assert (failed.code, failed.stderr) == (3, b"no\\n")
 
 def test_endless(clone):
     pathlib.Path("reached").write_text(clone.name)
@@ -34,9 +48,10 @@ def project(site, tmp_path):
     """A folder with tests over a pool of two; returns a function that starts a pytest in it."""
     (tmp_path / "test_it.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text(
-        f"[pytest]\nvmcloner_ttl = 5s\nvmcloner_pool = {{template = 'tiny', size = 2, "
+        f"[pytest]\nvmcloner_ttl = 5s\nvmcloner_pool = {{template = 'reached', size = 2, "
         f"name = '{site.fleet('pool')}', memory = true}}\n"
     )
+    (tmp_path / "templates").symlink_to(site.folder / "templates")
     environment = {**os.environ, "VMCLONER_CONFIG": str(site.folder / "vmcloner.toml")}
     for name in [n for n in environment if n.startswith(("PYTEST_", "COV_CORE"))]:
         del environment[name]
@@ -57,9 +72,10 @@ def project(site, tmp_path):
 
 def test_workers_share_a_pool_of_guests_and_a_killed_pytest_leaves_none(site, project, tmp_path):
     site.run("template", "import", "tiny", timeout=600)
+    make_template(site, "reached")
     with project("-n", "4", "-k", "ready", "--vmcloner-keep-pool", "--vmcloner-require") as run:
         said, _ = run.communicate(timeout=600)
-    assert "8 passed" in said, said
+    assert "9 passed" in said, said
     assert len(site.rows(site.fleet("pool"))) == 2  # a reset may have been cut off at the end
     with project("-k", "endless", "--vmcloner-require") as run:
         try:
