@@ -66,12 +66,8 @@ def test_its_own_tests_are_green_there(installed, tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stdout
-    skipped = {line.partition(": ")[2] for line in done.stdout.splitlines() if "SKIPPED" in line}
-    assert skipped == {
-        "the backend declares that it captures no disks",
-        "the backend declares that it has no snapshots",
-        "the backend declares that it can't make disks larger",
-    }
+    skipped = [line for line in done.stdout.splitlines() if line.startswith("SKIPPED")]
+    assert all(": the backend declares that it " in line for line in skipped), skipped
 
 
 @attrs.frozen
