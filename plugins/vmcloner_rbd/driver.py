@@ -472,6 +472,8 @@ class RbdDriver(StorageDriver):
         """
         try:
             if entry.draft:
+                if self._has_its_name(entry):
+                    return True
                 if self._is_open(entry.draft):
                     return False
                 self._discard(entry)
@@ -545,13 +547,8 @@ class RbdDriver(StorageDriver):
             raise Conflict(f"{what}: another process has made {entry.name} in {self._cluster}")
 
     def _discard(self, entry: Entry) -> None:
-        """Remove a draft, and what a rename that was interrupted left of its names."""
-        known = self._images.id_of(entry.draft) or self._images.names().get(entry.draft, "")
-        names = self._images.names() if known else {}
-        if known and entry.name not in names and self._images.id_of(entry.name) == known:
-            self._images.forget_name(entry.name)
-        if known and entry.draft not in names and known in names.values():
-            self._images.forget_name(entry.draft)  # it has its final name: it is a draft no more
+        """Remove a draft, unless it has its final name."""
+        if self._has_its_name(entry):
             return
         with contextlib.suppress(FileNotFoundError):
             if entry.name.startswith(ORIGIN):
@@ -559,6 +556,20 @@ class RbdDriver(StorageDriver):
                     image.unprotect()
                     image.remove_snapshot()
         self._images.remove(entry.draft)
+
+    def _has_its_name(self, entry: Entry) -> bool:
+        """Tell whether a draft has its final name; remove what an interrupted rename left of names.
+
+        The name is then free for the next one, also while the draft can't be removed.
+        """
+        known = self._images.id_of(entry.draft) or self._images.names().get(entry.draft, "")
+        names = self._images.names() if known else {}
+        if known and entry.name not in names and self._images.id_of(entry.name) == known:
+            self._images.forget_name(entry.name)
+        if known and entry.draft not in names and known in names.values():
+            self._images.forget_name(entry.draft)
+            return True
+        return False
 
     # --- helpers --------------------------------------------------------------------------------
 

@@ -58,8 +58,9 @@ def site(ceph_site, cluster):
     while images(cluster, site) and time.monotonic() < deadline:
         time.sleep(1)
         site.run("gc", "--yes")
-    left = site.run("gc", "--dry-run", "-f", "json")
-    assert [name for name in images(cluster, site) if f"vms/{name}" not in left] == []
+    if left := images(cluster, site):
+        known = site.run("gc", "--dry-run", "-f", "json")
+        assert [name for name in left if f"vms/{name}" not in known] == []
 
 
 def images(cluster, site):
@@ -134,6 +135,7 @@ def test_a_disk_in_ceph_is_not_read_for_a_kernel(site):
     assert "boot = 'pygrub' can't read a disk in pool rbd" in error
 
 
+@pytest.mark.slow  # it waits for Ceph to forget clients that were killed
 @pytest.mark.timeout(600)
 def test_kill_9_in_mid_batch(site, cluster):
     """The same command again makes them all, or removes them: none twice, nothing else."""
@@ -147,7 +149,10 @@ def test_kill_9_in_mid_batch(site, cluster):
     mine = [name for name in images(cluster, site) if name.startswith(site.prefix)]
     assert sorted(mine) == sorted(f"{web}-{n}-disk0" for n in range(1, 25))
     killed(site, lambda: len(images(cluster, site)) < 24, "delete", web, "--yes")
-    site.run("delete", web, "--yes", "--missing-ok")
+    deadline = time.monotonic() + 60
+    while site.rows() and time.monotonic() < deadline:  # what a killed client has open is in use
+        with site.popen("delete", web, "--yes", "--missing-ok") as process:
+            process.communicate(timeout=200)
     assert site.rows() == []
 
 
