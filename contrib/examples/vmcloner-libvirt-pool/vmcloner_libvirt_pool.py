@@ -1,16 +1,25 @@
-"""Storage backend libvirt-pool for vmcloner: the volumes of a storage pool of libvirt."""
+"""Storage backend libvirt-pool for vmcloner: the volumes of a storage pool of libvirt.
+
+Beside each volume NAME is its record, the small volume NAME.vmcloner. It is made before NAME, and
+removed after it. Once NAME is whole, its record is made larger: one step, and the mark of that.
+"""
 
 import contextlib
-import functools
+import json
+from pathlib import Path
+from xml.etree.ElementTree import Element, SubElement, tostring
 
 import attrs
-from vmcloner_libvirt_volumes import IMAGE, SIZE, TABLES, Volumes, fill
+import libvirt
 
-from vmcloner_core import drivers, errors, model, qemu_img, units
-from vmcloner_core.errors import Conflict, NotFound, VmclonerError, WrongState
+from vmcloner_core import errors, model
+from vmcloner_core.cancelling import pause
+from vmcloner_core.drivers.stores import Kept, Store, StoreDriver
 from vmcloner_core.hooks import StorageBackend, hookimpl
-from vmcloner_core.model import CloneMode, Outcome
-from vmcloner_core.os_errors import translated
+
+RECORD, SIZE = ".vmcloner", 8192  # how the names of records end, and their bytes
+TYPES = ("dir", "fs", "netfs")  # of pools whose volumes are files
+DAEMONS = ("(libvirtd)", "(virtstoraged)")  # they look into the files of pools at any time
 
 
 @attrs.frozen(kw_only=True)
@@ -21,121 +30,110 @@ class LibvirtPoolSettings:
     uri: str = "qemu:///system"
 
 
-class LibvirtPoolDriver(drivers.StorageDriver):
-    """The driver: its public methods are those of vmcloner's contract."""
+class LibvirtPool(Store):
+    """A pool of libvirt; its public methods are those of vmcloner's contract."""
 
-    reset_lane = delete_lane = drivers.Lane(batch=64)  # each call looks once for files in use
+    def __init__(self, settings):
+        self._uri, self._pool, self._connection = settings.uri, settings.pool, None
 
-    def __init__(self, context, settings):
-        super().__init__(context)
-        self._volumes = Volumes(context, settings.uri, settings.pool)
-
-    def probe(self):
-        check = functools.partial(model.Check, backend=self.name, name="pool")
+    @contextlib.contextmanager
+    def _asked(self, *, refreshed=False):
+        """Yield libvirt's pool. libvirt's errors become vmcloner's."""
         try:
-            self.capacity()
-            yield check(status=model.Status.OK)
-        except VmclonerError as error:
-            yield check(status=model.Status.FAILED, detail=error.message, fix=error.hint or "")
+            if self._connection is None or not self._connection.isAlive():
+                libvirt.registerErrorHandler(lambda *_: None, None)  # else it prints them
+                self._connection = None
+                self._connection = libvirt.open(self._uri)
+            pool = self._connection.storagePoolLookupByName(self._pool)
+            if refreshed:
+                with contextlib.suppress(libvirt.libvirtError):  # while others make volumes in it
+                    pool.refresh()
+            yield pool
+        except libvirt.libvirtError as error:
+            text, kind = f"libvirt's pool {self._pool}: {error}", errors.HostCommandError
+            if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
+                kind = errors.NotFound  # removed by another process meanwhile
+            elif "No space left" in text:
+                kind = errors.NotEnoughResources
+            elif not self._connection or "pool not found" in text or "not active" in text:
+                kind = errors.BackendError
+            raise kind(text, hint=f"see virsh -c {self._uri} pool-list --all") from error
 
     def capacity(self):
-        return self._volumes.capacity()
+        with self._asked(refreshed=True) as pool:
+            _, kind, _ = pool.XMLDesc().split("'", 2)
+            _, total, _, free = pool.info()
+        if kind not in TYPES:
+            text = f"libvirt's pool {self._pool} is of type {kind}: its volumes aren't files"
+            raise errors.BackendError(text, hint=f"use a pool of type {', '.join(TYPES)}")
+        return model.Capacity(total=total, free=free)
 
-    def need(self, request, count):
-        full = request.origin and request.mode is CloneMode.FULL
-        return count * (SIZE + TABLES + (request.origin.allocated if full else len(request.head)))
+    def names(self):
+        with self._asked(refreshed=True) as pool:
+            return [n.removesuffix(RECORD) for n in pool.listVolumes() if n.endswith(RECORD)]
 
-    def origins(self):
-        return tuple(self._found(self._volumes.origin))
+    def find(self, name):
+        with self._asked() as pool:
+            record, volume = _found(pool, name + RECORD), _found(pool, name)
+            text = self._text(record) if record else ""
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+                known = json.loads(text)["vmcloner"]
+                whole = volume is not None and record.info()[1] > SIZE
+                path = Path(record.path().removesuffix(RECORD))
+                return Kept(path=path, known=dict(known), whole=whole)
+            if volume or text or (record and record.info()[1] != SIZE):
+                raise errors.Conflict(f"volume {name} of libvirt's pool {self._pool} isn't ours")
+            return None  # at most a record of a killed call in which nothing was written yet
 
-    def volumes(self):
-        return tuple(v for v in self._found(self._volumes.disk) if v.labels.has_volume(v.name))
+    def _text(self, record):
+        stream, found = self._connection.newStream(), bytearray()
+        record.download(stream, 0, SIZE)
+        stream.recvAll(lambda _stream, piece, _more: found.extend(piece), None)
+        stream.finish()
+        return found.rstrip(b"\0").decode(errors="replace")
 
-    def _found(self, read):
-        for name in self._volumes.names():
-            with contextlib.suppress(Conflict, NotFound):
-                if found := read(name):
-                    yield found
+    def make(self, name, known, size, below):
+        with self._asked() as pool:
+            record, stream = pool.createXML(_xml(name + RECORD, SIZE)), self._connection.newStream()
+            record.upload(stream, 0, SIZE)
+            stream.send(json.dumps({"vmcloner": known}).encode())
+            stream.finish()
+            return Path(pool.createXML(_xml(name, size, below)).path())
 
-    def import_image(self, template, image, progress, copying=model.AS_IT_COMES):
-        name, known = template + IMAGE, {"size": image.size, "digest": image.digest}
-        with self._volumes.locked(name):
-            held = self._volumes.origin(name)
-            if held and held.digest == image.digest:
-                return Outcome(key=template, value=held, changed=False)
-            self._check_unlinked(template)
-            if (need := qemu_img.measure(self.context.runner, image)) > self.capacity().free:
-                raise errors.NotEnoughResources(
-                    f"pool {self.name}: {template} needs {units.format_size(need)}"
-                )
-            with self._volumes.made(name, known) as path, translated(path):
-                if image.format == "raw":
-                    fill(image.path, path, image.size, copying, progress)
-                else:
-                    qemu_img.convert(self.context.runner, image, path, copying)
-                    progress(image.size, image.size)
-                path.chmod(0o444)
-            return Outcome(key=template, value=self._volumes.origin(name))
+    def finish(self, name):
+        with self._asked() as pool:
+            pool.storageVolLookupByName(name + RECORD).resize(2 * SIZE)
 
-    def delete_origin(self, template):
-        name = template + IMAGE
-        with self._volumes.locked(name):
-            there = bool(self._volumes.known(name))
-            self._check_unlinked(template)
-            self._volumes.remove(name)
-            return Outcome(key=template, changed=there)
+    def remove(self, name):
+        with self._asked() as pool:
+            for each in (name, name + RECORD):
+                while volume := _found(pool, each):
+                    try:
+                        volume.delete()
+                    except libvirt.libvirtError as error:
+                        if "still being allocated" not in str(error):  # for a killed call
+                            raise
+                        pause(0.1)
 
-    def _check_unlinked(self, template):
-        for volume in self.volumes():
-            if volume.backing and volume.labels.template == template:
-                raise WrongState(f"{volume.name} is linked to the image of template {template}")
 
-    def clone(self, requests, progress=model.untold):
-        for request in requests:
-            try:
-                yield self._clone(request, functools.partial(progress, request.volume_name))
-            except VmclonerError as error:
-                yield Outcome(key=request.volume_name, error=error)
+def _found(pool, name):
+    try:
+        return pool.storageVolLookupByName(name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
+            raise
 
-    def _clone(self, request, progress):
-        name, origin, linked = request.volume_name, request.origin, request.mode is CloneMode.LINKED
-        image = origin.template + IMAGE if origin else name
-        size = request.size_over(origin.size if origin else 0)
-        known = {"labels": request.labels.to_mapping(), "size": size}
-        with self._volumes.locked(name, image):
-            disk = self._disk(name, request.labels)
-            if disk and disk.complete:
-                return Outcome(key=name, value=disk, changed=False)
-            if origin:
-                origin.check_held(self._volumes.origin(image))
-                source = self._volumes.known(image)["path"]
-                known |= {"below": str(source)} if linked else {}
-            with self._volumes.made(name, known) as path, translated(path):
-                if not origin:
-                    with path.open("r+b") as file:
-                        file.write(request.head)
-                elif not linked:
-                    fill(source, path, size, request.copying, progress)
-            return Outcome(key=name, value=self._volumes.disk(name))
 
-    def _disk(self, name, labels):
-        disk = self._volumes.disk(name)
-        if disk and not disk.labels.same_clone(labels):
-            raise Conflict(f"volume {name} of pool {self.name} is another clone's")
-        return disk
-
-    def delete(self, volumes):
-        users = self._volumes.users(volumes)
-        for volume in volumes:
-            try:
-                with self._volumes.locked(volume.name):
-                    disk = self._disk(volume.name, volume.labels)
-                    if disk and disk.name in users:
-                        raise WrongState(f"{disk.path} is in use by {users[disk.name]}")
-                    self._volumes.remove(volume.name)
-                yield Outcome(key=volume.name, changed=disk is not None)
-            except VmclonerError as error:
-                yield Outcome(key=volume.name, error=error)
+def _xml(name, size, below=None):
+    volume, store = Element("volume"), Element("backingStore")
+    for tag, text in (("name", name), ("capacity", str(size)), ("allocation", "0")):
+        SubElement(volume, tag).text = text
+    SubElement(SubElement(volume, "target"), "format", type="qcow2" if below else "raw")
+    if below:
+        SubElement(store, "path").text = str(below)
+        SubElement(store, "format", type="raw")
+        volume.append(store)
+    return tostring(volume, encoding="unicode")
 
 
 @hookimpl
@@ -145,6 +143,6 @@ def vmcloner_storage_backend():
         api=1,
         name="libvirt-pool",
         description="volumes of a storage pool that libvirt manages",
-        factory=LibvirtPoolDriver,
+        factory=lambda context, s: StoreDriver(context, LibvirtPool(s), ignored=DAEMONS),
         settings=LibvirtPoolSettings,
     )

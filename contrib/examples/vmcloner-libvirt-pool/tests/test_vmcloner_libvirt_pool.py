@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 import libvirt
 import pytest
-from vmcloner_libvirt_pool import LibvirtPoolDriver, LibvirtPoolSettings
+from vmcloner_libvirt_pool import LibvirtPoolSettings, vmcloner_storage_backend
 
 from vmcloner_core.errors import BackendError, Conflict
 from vmcloner_core.model import CloneMode, CloneRequest, Copying, Status
@@ -19,6 +19,7 @@ from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import StorageConformance, make_image
 
 URI = os.environ.get("LIBVIRT_DEFAULT_URI", "qemu:///system")
+make = vmcloner_storage_backend().factory
 CHANGES = {
     libvirt.virStoragePool: ("createXML",),
     libvirt.virStorageVol: ("upload", "resize", "delete"),
@@ -50,7 +51,7 @@ def pool(folder):
 def opening(vmcloner_context, pool):
     """A function that opens a driver of the pool."""
     context = vmcloner_context("libvirt-pool")
-    return lambda: LibvirtPoolDriver(context, LibvirtPoolSettings(pool=pool, uri=URI))
+    return lambda: make(context, LibvirtPoolSettings(pool=pool, uri=URI))
 
 
 class TestLibvirtPool(StorageConformance):
@@ -61,7 +62,7 @@ class TestLibvirtPool(StorageConformance):
 
 def test_a_pool_that_is_not_there_is_named(opening, pool):
     driver = opening()
-    wrong = LibvirtPoolDriver(driver.context, LibvirtPoolSettings(pool=f"{pool}-2", uri=URI))
+    wrong = make(driver.context, LibvirtPoolSettings(pool=f"{pool}-2", uri=URI))
     [check] = wrong.probe()
     assert (check.status, check.fix) == (Status.FAILED, f"see virsh -c {URI} pool-list --all")
     with pytest.raises(BackendError, match=f"{pool}-2"):

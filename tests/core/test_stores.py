@@ -1,0 +1,138 @@
+"""The storage driver for stores of volumes: its store here is a folder."""
+
+import json
+from pathlib import Path
+
+import attrs
+import pytest
+
+from vmcloner_core import qcow2
+from vmcloner_core.drivers.stores import Kept, Store, StoreDriver
+from vmcloner_core.errors import Conflict, NotEnoughResources, WrongState
+from vmcloner_core.model import Capacity, CloneMode, CloneRequest
+from vmcloner_core.testing.samples import make_context, make_labels
+from vmcloner_core.testing.storage import StorageConformance, make_image, no_progress
+
+
+class Folder(Store):
+    """Volumes in a folder, with records beside them; a record of a whole one ends in a blank."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.free = 2**40
+
+    def _record(self, name):
+        return self.folder / f"{name}.record"
+
+    def capacity(self):
+        return Capacity(total=2**40, free=self.free)
+
+    def names(self):
+        return [path.stem for path in self.folder.glob("*.record")]
+
+    def find(self, name):
+        record, path = self._record(name), self.folder / name
+        if not record.exists():
+            if path.exists():
+                raise Conflict(f"{name} is not ours")
+            return None
+        text = record.read_text()
+        return Kept(path=path, known=json.loads(text), whole=path.exists() and text.endswith(" "))
+
+    def make(self, name, known, size, below):
+        self._record(name).write_text(json.dumps(known))
+        path = self.folder / name
+        with path.open("xb") as file:
+            if below is None:
+                file.truncate(size)
+            else:
+                qcow2.overlay(str(below), size).write(file.fileno())
+        return path
+
+    def finish(self, name):
+        with self._record(name).open("a") as file:
+            file.write(" ")
+
+    def remove(self, name):
+        (self.folder / name).unlink(missing_ok=True)
+        self._record(name).unlink(missing_ok=True)
+
+
+@pytest.fixture
+def store(tmp_path):
+    (tmp_path / "pool").mkdir()
+    return Folder(tmp_path / "pool")
+
+
+@pytest.fixture
+def driver(tmp_path, store):
+    return StoreDriver(make_context(tmp_path, "pool"), store)
+
+
+@pytest.fixture
+def image(tmp_path):
+    return make_image(tmp_path / "image", seed=1)
+
+
+class TestStore(StorageConformance):
+    @pytest.fixture
+    def open_driver(self, tmp_path, store):
+        return lambda: StoreDriver(make_context(tmp_path, "pool"), store)
+
+
+@pytest.mark.parametrize("size", ["8", None, 1.5])
+def test_a_damaged_record_is_neither_listed_nor_touched(driver, store, image, size):
+    origin = driver.import_image("tiny", image, no_progress).unwrap()
+    [made] = driver.clone([CloneRequest(labels=make_labels(), origin=origin)])
+    record = store.folder / f"{made.key}.record"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "size": size}))
+    assert driver.volumes() == ()
+    [again] = driver.clone([CloneRequest(labels=make_labels(), origin=origin)])
+    [deleted] = driver.delete([made.unwrap()])
+    for outcome in (again, deleted):
+        assert isinstance(outcome.error, Conflict)
+    assert record.exists()
+
+
+def test_an_unfinished_volume_of_another_state_folder_is_left(driver, store, image, tmp_path):
+    origin = driver.import_image("tiny", image, no_progress).unwrap()
+    store.finish = lambda _name: None  # as if it was killed before
+    request = CloneRequest(labels=make_labels(), origin=origin, mode=CloneMode.FULL)
+    list(driver.clone([request]))
+    del store.finish
+    other = tmp_path / "other"
+    other.mkdir()
+    context = make_context(other, "pool")
+    context.host.state.mkdir()
+    context.host.state_id.write_text("b" * 32)
+    [outcome] = StoreDriver(context, store).clone([request])
+    assert isinstance(outcome.error, WrongState)
+    [outcome] = driver.clone([request])
+    assert outcome.unwrap().complete
+
+
+def test_what_fails_leaves_nothing(driver, store, image):
+    origin = driver.import_image("tiny", image, no_progress).unwrap()
+    real = store.make
+
+    def full(*words):
+        real(*words)
+        raise NotEnoughResources("full")
+
+    store.make = full
+    [outcome] = driver.clone([CloneRequest(labels=make_labels(), origin=origin)])
+    assert isinstance(outcome.error, NotEnoughResources)
+    assert driver.volumes() == ()
+    assert sorted(path.name for path in store.folder.iterdir()) == [
+        "tiny.image",
+        "tiny.image.record",
+    ]
+
+
+def test_an_image_that_does_not_fit_is_refused(driver, store, image):
+    store.free = 1024
+    with pytest.raises(NotEnoughResources, match="pool pool: tiny needs"):
+        driver.import_image("tiny", image, no_progress)
+    with pytest.raises(NotEnoughResources):
+        driver.import_image("tiny", attrs.evolve(image, digest="sha256:0"), no_progress)
+    assert list(store.folder.iterdir()) == []
