@@ -436,6 +436,35 @@ class RbdDriver(StorageDriver):
         value = self._volume(name, labels, max(size, header.size))
         return Outcome(key=name, value=value, changed=changed)
 
+    def hand_over(self, volumes: Sequence[Volume], state: str) -> Iterator[Outcome[None]]:
+        """See :meth:`StorageDriver.hand_over`."""
+        with self._cluster.translated():
+            found = self._found([volume.name for volume in volumes])
+
+        def one(volume: Volume) -> Outcome[None]:
+            try:
+                with self._cluster.translated(volume.name):
+                    changed = self._handed_over(volume, found.get(volume.name), state)
+                    return Outcome(key=volume.name, changed=changed)
+            except VmclonerError as error:
+                return Outcome(key=volume.name, error=error)
+
+        yield from _parallel(one, volumes)
+
+    def _handed_over(self, volume: Volume, header: Header | None, state: str) -> bool:
+        name = volume.name
+        if header is None:
+            raise NotFound(f"{self._cluster}: {name} is gone", hint="run its create again")
+        heir = attrs.evolve(volume.labels, state=state)
+        record = _disk_record(name, header)
+        done = record is not None and record.labels.state == state
+        record = self._checked(name, header, heir if done else volume.labels)
+        if not done:
+            labels = attrs.evolve(record.labels, state=state)
+            with self._images.open(name, writable=True) as image:
+                image.label(attrs.evolve(record, labels=labels).to_text())
+        return not done
+
     def volumes(self) -> tuple[Volume, ...]:
         """See :meth:`StorageDriver.volumes`."""
         with self._cluster.translated():
