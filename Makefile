@@ -58,8 +58,8 @@ test-powercut: tools ## Cut the power of labs during LVM transactions, and test 
 test-guests: tools ## Boot twenty clones of a Debian built here at once, and other images one by one (30 min)
 	@$(WITH_LIBVIRTD) $(BIN)/pytest -s -m slow $(or $(ARGS),tests/identity)
 
-test-hosts: tools ## Silent links, hanging engines and random kills on three machines made of namespaces (SEED=1 KILLS=50, 25 min)
-	@$(WITH_LIBVIRTD) $(BIN)/pytest -s -m slow $(or $(ARGS),tests/hosts)
+test-hosts: tools ## Silent links, hanging engines, random kills and Ceph on three machines made of namespaces (SEED=1 KILLS=50, 25 min)
+	@$(WITH_LIBVIRTD) $(BIN)/pytest -s -m slow $(or $(ARGS),tests/hosts tests/rbd)
 
 test-xen: tools ## Run the tests on Xen, including the long ones, in the lab (PXE_GUESTS=10)
 	@$(ROOT) contrib/lab/lab xen test --seconds 5400 $(if $(PXE_GUESTS),--env PXE_GUESTS=$(PXE_GUESTS)) -- -m xen $(or $(ARGS),$(ON_XEN))

@@ -52,7 +52,7 @@ def lab():
     folder.chmod(0o755)
     try:
         (folder / "plain.raw").write_bytes(os.urandom(4096) + bytes(1024**2 - 4096))
-        _build_tiny(folder)
+        build_tiny(folder)
         texts = {"tinyish": TINY, "plain": PLAIN}
         lab = machines.make(
             folder, NAMES, {n: t.replace("FOLDER", str(folder)) for n, t in texts.items()}
@@ -65,7 +65,7 @@ def lab():
         shutil.rmtree(folder)
 
 
-def _build_tiny(folder):
+def build_tiny(folder):
     """Build the guest: the machines have no way out to the network."""
     (folder / "build.toml").write_text(f'[hosts.local]\nstate = "{folder}/built"\n')
     subprocess.run(

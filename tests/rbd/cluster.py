@@ -1,4 +1,4 @@
-"""A Ceph cluster of one monitor, one manager and one OSD, in a folder, on the loopback network.
+"""A Ceph cluster of one monitor, one manager and one OSD, in a folder, on one address.
 
 It needs root, since the daemons would change to the user ``ceph`` else, and neither systemd nor
 kernel modules. ``python -m tests.rbd.cluster FOLDER`` starts one, and stops it at the end of input.
@@ -23,7 +23,7 @@ DISK = 8 * 1024**3
 CONF = """
 [global]
 fsid = {fsid}
-mon_host = [v2:127.0.0.1:{v2},v1:127.0.0.1:{v1}]
+mon_host = {monitors}
 auth_cluster_required = cephx
 auth_service_required = cephx
 auth_client_required = cephx
@@ -77,8 +77,9 @@ osd_scrub_load_threshold = 0.01
 class Cluster:
     """The cluster: its configuration, and what starts and stops it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, address: str = "127.0.0.1") -> None:
         self.folder = folder
+        self.address = address
         self.conf = folder / "ceph.conf"
         self.keyring = folder / "keyring"
 
@@ -89,7 +90,8 @@ class Cluster:
             (folder / part).mkdir(parents=True)
         fsid = str(uuid.uuid4())
         v1, v2 = free_port(), free_port()
-        self.monitor = f"127.0.0.1:{v1}"
+        self.monitor = f"{self.address}:{v1}"
+        monitors = f"[v2:{self.address}:{v2},v1:{self.address}:{v1}]"
         private = "\n".join(
             (
                 f"run_dir = {folder}/run",
@@ -99,10 +101,21 @@ class Cluster:
                 f"crash_dir = {folder}/log",
             )
         )
-        public = "public_addr = 127.0.0.1\ncluster_addr = 127.0.0.1\nms_bind_ipv6 = false"
+        public = "\n".join(
+            (
+                f"public_addr = {self.address}",
+                f"cluster_addr = {self.address}",
+                "ms_bind_ipv6 = false",
+            )
+        )
         self.conf.write_text(
             CONF.format(
-                fsid=fsid, v1=v1, v2=v2, folder=folder, disk=DISK, private=private, public=public
+                fsid=fsid,
+                monitors=monitors,
+                folder=folder,
+                disk=DISK,
+                private=private,
+                public=public,
             )
         )
         key = self.keyring
@@ -120,8 +133,7 @@ class Cluster:
         for name in ("client.admin", "mgr.x"):
             run("ceph-authtool", key, "--gen-key", "-n", name, *every)
         key.chmod(0o600)
-        addresses = f"[v2:127.0.0.1:{v2},v1:127.0.0.1:{v1}]"
-        new = ("--create", "--clobber", "--fsid", fsid, "--addv", "a", addresses)
+        new = ("--create", "--clobber", "--fsid", fsid, "--addv", "a", monitors)
         run("monmaptool", *new, folder / "monmap")
         run("ceph-mon", "-c", self.conf, "-i", "a", "--mkfs", "--monmap", folder / "monmap",
             "--keyring", key)  # fmt: skip
