@@ -80,18 +80,38 @@ class TestStore(StorageConformance):
         return lambda: StoreDriver(make_context(tmp_path, "pool"), store)
 
 
-@pytest.mark.parametrize("size", ["8", None, 1.5])
-def test_a_damaged_record_is_neither_listed_nor_touched(driver, store, image, size):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"size": "8"},
+        {"size": None},
+        {"size": 1.5},
+        {"labels": {}},
+        {"labels": [1]},
+        {"labels": {**make_labels().to_mapping(), "version": "9"}},
+        {"below": 3},
+        {"digest": "sha256:0"},
+    ],
+    ids=str,
+)
+def test_a_damaged_record_is_neither_listed_nor_touched(driver, store, image, damage):
+    """Nor is what its volume may be linked to."""
     origin = driver.import_image("tiny", image, no_progress).unwrap()
     [made] = driver.clone([CloneRequest(labels=make_labels(), origin=origin)])
     record = store.folder / f"{made.key}.record"
-    record.write_text(json.dumps({**json.loads(record.read_text()), "size": size}))
+    record.write_text(json.dumps({**json.loads(record.read_text()), **damage}) + " ")
+    content = made.unwrap().path.read_bytes()
     assert driver.volumes() == ()
+    with pytest.raises(WrongState, match="web-1-disk0 may be linked to the image of template tiny"):
+        driver.delete_origin("tiny")
+    with pytest.raises(WrongState):
+        driver.import_image("tiny", attrs.evolve(image, digest="sha256:0"), no_progress)
     [again] = driver.clone([CloneRequest(labels=make_labels(), origin=origin)])
     [deleted] = driver.delete([made.unwrap()])
     for outcome in (again, deleted):
         assert isinstance(outcome.error, Conflict)
     assert record.exists()
+    assert made.unwrap().path.read_bytes() == content
 
 
 def test_an_unfinished_volume_of_another_state_folder_is_left(driver, store, image, tmp_path):

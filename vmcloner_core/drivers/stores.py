@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -91,7 +92,10 @@ class Store(ABC):
     def make(self, name: str, known: Mapping[str, Any], size: int, below: Path | None) -> Path:
         """Make a record, then a volume, not yet whole; neither is there.
 
-        :param known: for the record: JSON. :param size: bytes.
+        What a failed call leaves is removed by :meth:`remove`. A record that was cut short counts
+        as none, for :meth:`find`, and :meth:`remove` removes it.
+
+        :param known: for the record: JSON. :param size: bytes, exactly these.
         :param below: what an overlay reads from, a raw image; None for a raw volume of zeros.
         :returns: the path by which the volume can be filled, and hypervisors open it.
         """
@@ -183,7 +187,7 @@ class StoreDriver(StorageDriver):
         :raises WrongState: another state folder, whose locks are others, hasn't finished it.
         """
         state, held = read_id(self.context.host.state_id), self._find(name)
-        if held is not None and not held.whole and held.known.get("state") != state:
+        if held is not None and not held.whole and held.known["state"] != state:
             raise WrongState(
                 f"volume {held.path} is another state folder's, and unfinished",
                 hint="use the settings that it was begun with",
@@ -194,6 +198,7 @@ class StoreDriver(StorageDriver):
             path = self._store.make(name, {**known, **more}, size, below)
             with translated(path):
                 yield path
+                _sync(path)
         except BaseException:
             with contextlib.suppress(VmclonerError):  # the same call makes it anew
                 self._store.remove(name)
@@ -258,12 +263,18 @@ class StoreDriver(StorageDriver):
             return Outcome(key=template, changed=there)
 
     def _check_unlinked(self, template: str) -> None:
-        for volume in self.volumes():
-            if volume.backing is not None and volume.labels.template == template:
-                raise WrongState(
-                    f"{volume.name} is linked to the image of template {template}",
-                    hint="delete it first",
-                )
+        """Check that no volume reads from a template's image, nor may: whose record is damaged."""
+        image = self._store.find(template + IMAGE)
+        for name in self._store.names() if image is not None else ():
+            with contextlib.suppress(Conflict, NotFound):  # not ours; removed meanwhile
+                kept = self._store.find(name)
+                damaged = kept is not None and not _is_sound(kept.known)
+                if kept is not None and (damaged or kept.known["below"] == str(image.path)):
+                    raise WrongState(
+                        f"{name} {'may be' if damaged else 'is'} linked to the image of template "
+                        f"{template}{': its record is damaged' if damaged else ''}",
+                        hint="delete it first",
+                    )
 
     # --- volumes --------------------------------------------------------------------------------
 
@@ -273,11 +284,10 @@ class StoreDriver(StorageDriver):
         return tuple(v for v in found if v is not None and v.labels.has_volume(v.name))
 
     def _volume(self, name: str, kept: Kept | None) -> Volume | None:
-        if kept is None:
+        labels = Labels.from_mapping(kept.known.get("labels", {})) if kept is not None else None
+        if kept is None or labels is None:
             return None
-        labels, below = Labels.from_mapping(kept.known.get("labels", {})), kept.known["below"]
-        if labels is None:
-            return None
+        below = kept.known["below"]
         return Volume(
             name=name,
             pool=self.name,
@@ -291,8 +301,9 @@ class StoreDriver(StorageDriver):
 
     def _own(self, name: str, labels: Labels) -> Volume | None:
         """Return a clone's volume, None if there is none. Another clone's is a Conflict."""
-        volume = self._volume(name, self._find(name))
-        if volume is not None and not volume.labels.same_clone(labels):
+        kept = self._find(name)
+        volume = self._volume(name, kept)
+        if kept is not None and (volume is None or not volume.labels.same_clone(labels)):
             raise Conflict(f"volume {name} of pool {self.name} is another clone's")
         return volume
 
@@ -359,9 +370,20 @@ class StoreDriver(StorageDriver):
 
 def _is_sound(known: Mapping[str, Any]) -> bool:
     """Tell whether a record is as this driver writes them."""
-    size, below = known.get("size"), known.get("below")
-    of_image, of_disk = isinstance(known.get("digest"), str), isinstance(known.get("labels"), dict)
-    return isinstance(size, int) and isinstance(below, str | None) and of_image is not of_disk
+    labels, of_image = known.get("labels"), isinstance(known.get("digest"), str)
+    of_disk = isinstance(labels, dict) and Labels.from_mapping(labels) is not None
+    if not {"state", "below"} <= known.keys() or not isinstance(known["below"], str | None):
+        return False
+    return isinstance(known.get("size"), int) and of_image is not of_disk
+
+
+def _sync(path: Path) -> None:
+    """Have a volume on the disk before it is marked as whole: others are made of it."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _fill(source: Path, path: Path, size: int, options: Copying, progress: Progress) -> None:
