@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from vmcloner_core.contracts import check_driver
-from vmcloner_core.deadlines import answers, instance
+from vmcloner_core.deadlines import Late, Unanswered, answers, instance
 from vmcloner_core.drivers import (
     BootProvider,
     DriverContext,
@@ -26,7 +26,6 @@ from vmcloner_core.errors import (
     NotFound,
     VmclonerError,
     did_you_mean,
-    said,
 )
 from vmcloner_core.hooks import BootBackend, HypervisorBackend, IdentityBackend, StorageBackend
 from vmcloner_core.model import BackendTable, Host, Outcome, Volume
@@ -34,6 +33,7 @@ from vmcloner_core.outcomes import Backend, asked, settled
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.process import CommandRunner
 from vmcloner_core.tomlfile import structure
+from vmcloner_core.wrong_types import wrong_type
 
 C = TypeVar("C")
 D = TypeVar("D", StorageDriver, HypervisorDriver)
@@ -65,11 +65,13 @@ class DriverRegistry:
     def boot(self, name: str) -> tuple[BootBackend, BootProvider]:
         """Return a boot provider, with its description."""
         with self._lock:
-            if name not in self._boots:
-                backend = self._plugins.boot(name)
-                made = self._built("boot", name, BootProvider, backend.factory)  # type: ignore[type-abstract]
-                self._boots[name] = (backend, made)
-            return self._boots[name]
+            known = self._boots.get(name)
+        if known is not None:
+            return known
+        backend = self._plugins.boot(name)
+        made = self._built("boot", name, BootProvider, backend.factory)  # type: ignore[type-abstract]
+        with self._lock:
+            return self._boots.setdefault(name, (backend, made))
 
     def identity(self, name: str) -> tuple[IdentityBackend, IdentityProvider]:
         """Return an identity provider, with its description."""
@@ -107,7 +109,14 @@ class DriverRegistry:
         :raises VmclonerError: what it raises.
         """
         driver = self.storage(name) if kind == "storage" else self.hypervisor(name)
-        return asked(self.backend(kind, name, call), lambda: instance(question(driver), answer))
+
+        def ask() -> T:
+            found = instance(question(driver), answer)
+            if wrong := wrong_type(found, answer):
+                raise Unanswered(f"its plugin gave a {answer.__name__} whose {wrong}")
+            return found
+
+        return asked(self.backend(kind, name, call), ask)
 
     def backend(self, kind: str, name: str, call: str = "") -> Backend:
         """Return a backend for messages, about a method of it if that is given."""
@@ -173,9 +182,14 @@ class DriverRegistry:
 
     def _made(self, kind: str, name: str, contract: type[D]) -> D:
         with self._lock:
-            if (kind, name) not in self._drivers:
-                self._drivers[kind, name] = self._new(kind, name, contract)
-            driver = self._drivers[kind, name]
+            driver = self._drivers.get((kind, name))
+        if driver is None:
+            # Not under the lock: a factory that hangs holds up nobody else.
+            made = self._new(kind, name, contract)
+            with self._lock:
+                driver = self._drivers.setdefault((kind, name), made)
+            if driver is not made:  # another thread was faster
+                made.close()
         assert isinstance(driver, contract)  # noqa: S101 - see _built
         return driver
 
@@ -200,14 +214,16 @@ class DriverRegistry:
     ) -> C:
         """Return what a plugin's factory makes for a backend, if it fulfils its contract.
 
-        :raises BackendError: the factory fails, or makes something else.
+        :raises BackendError: the factory fails, hangs, or makes something else.
         """
-        try:
-            made: object = factory(self._context(name), *values)
-        except (VmclonerError, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # a plugin's factory may raise anything
-            raise self._broken(kind, name, said(error)) from error
+        make = functools.partial(factory, self._context(name), *values)
+        made: object = answers({name: make})[name]  # a plugin's factory may raise anything
+        if isinstance(made, Late):
+            raise self._broken(kind, name, f"its factory gave {made.message}")
+        if isinstance(made, Unanswered):
+            raise self._broken(kind, name, made.message) from made.__cause__
+        if isinstance(made, VmclonerError):
+            raise made
         wrong = check_driver(made, contract)
         if wrong is not None:
             raise self._broken(kind, name, wrong)

@@ -502,7 +502,7 @@ class LastLine:
     def read(self) -> str:
         """Return the last line as it is now; empty if there is none, or it can't be read."""
         read = 0
-        with contextlib.suppress(VmclonerError):  # the line is only a help in a message
+        with contextlib.suppress(Exception):  # the line is only a help in a message
             while self._consoles is not None and read < MAX_LOG:
                 data, self._offset = self._consoles.read(self._name, self._offset, CHUNK)
                 lines = (line.strip() for line in plain_text(data).split("\n"))
@@ -559,7 +559,7 @@ class FirstSeen:
         clone = self._silent.pop(name)
         if clone.driver.consoles is None:
             return
-        with contextlib.suppress(VmclonerError):  # a wait that needs the console says so itself
+        with contextlib.suppress(Exception):  # a wait that needs the console says so itself
             data, _ = clone.driver.consoles.read(name, 0, CHUNK)
             lines = (line.strip() for line in plain_text(data).split("\n"))
             line = next(filter(None, lines), "")

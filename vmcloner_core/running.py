@@ -65,8 +65,12 @@ class PlannedRun:
         pools = {clone.labels.storage for clone in self._plan.clones}
         if len(pools) != 1:
             return None
-        drivers, (pool,) = self._host.drivers, pools
-        return lambda: drivers.ask("storage", pool, "capacity", lambda d: d.capacity(), Capacity)
+        (pool,) = pools
+        return lambda: self._capacity(pool)
+
+    def _capacity(self, pool: str) -> Capacity:
+        ask = self._host.drivers.ask
+        return ask("storage", pool, "capacity", lambda driver: driver.capacity(), Capacity)
 
     def _import(self) -> None:
         """Import the template's image, and check that the clones fit in the space left."""
@@ -78,7 +82,7 @@ class PlannedRun:
             outcome = images.import_image(
                 plan.template, pool, plan.run, self._started, plan.copying
             )
-        check_space(plan, outcome.unwrap(), pool.need, pool.capacity())
+        check_space(plan, outcome.unwrap(), pool.need, self._capacity(plan.storage))
 
     def _result(self, ended: VmclonerError | None = None) -> RunResult:
         """Return the run's result so far.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vmcloner_core.deadlines import instance
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import ImageBuilder, ImageFile, StorageDriver
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, VmclonerError
@@ -43,7 +44,10 @@ class TemplateImages:
         return tuple(origin for origin in found if template in (None, origin.template))
 
     def _origins(self, pool: str) -> tuple[Origin, ...]:
-        return self._drivers.ask("storage", pool, "origins", lambda driver: driver.origins(), tuple)
+        def origins(driver: StorageDriver) -> tuple[Origin, ...]:
+            return tuple(instance(each, Origin) for each in instance(driver.origins(), tuple))
+
+        return self._drivers.ask("storage", pool, "origins", origins, tuple)
 
     def origin(self, pool: StorageDriver, template: str) -> Origin | None:
         """Return a template's image in a pool, None if it isn't there."""

@@ -14,7 +14,8 @@ from vmcloner_core.deadlines import answers
 from vmcloner_core.drivers import IdentityProvider
 from vmcloner_core.errors import PartialFailure, VmclonerError
 from vmcloner_core.hooks import IdentityBackend, hookimpl
-from vmcloner_core.model import Outcome, Seed
+from vmcloner_core.model import Capacity, Outcome, Seed
+from vmcloner_core.plan import Readiness
 from vmcloner_core.steps.step import HypervisorStep, StorageStep
 from vmcloner_core.testing.reference import BootPlugin, HypervisorPlugin, StoragePlugin
 
@@ -381,3 +382,29 @@ def test_a_question_that_hangs_is_named(place, call, monkeypatch):
     finally:
         end.set()
     assert f"{QUESTIONS[call]}: no answer within 300 ms" in str(caught.value)
+
+
+NONSENSE = {
+    "pool.capacity": (Capacity(total="1", free=None), "its plugin gave a Capacity whose total is"),
+    "pool.origins": ((1,), "origins of storage 'reference': its plugin gave a int"),
+    "machines.resources": (3, "resources of hypervisor 'reference': its plugin gave a int"),
+}
+
+
+@pytest.mark.parametrize("call", NONSENSE)
+def test_nonsense_for_an_answer_is_named(place, call, monkeypatch):
+    owner, method = call.split(".")
+    answer, said = NONSENSE[call]
+    monkeypatch.setattr(place.drivers[owner], method, lambda *_args: answer)
+    with pytest.raises(VmclonerError) as caught:
+        place.engine.create("web", "t")
+    assert said in str(caught.value)
+
+
+def test_a_console_that_can_not_be_read_fails_no_wait_that_needs_none(place, monkeypatch):
+    def read(*_args):
+        raise FileNotFoundError("/var/log/x")
+
+    monkeypatch.setattr(place.drivers["machines"].consoles, "read", read)
+    wait = Readiness.parse("running")
+    assert place.engine.create("web", "t", start=True, wait=wait).ok

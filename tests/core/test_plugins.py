@@ -298,6 +298,19 @@ def test_factories_that_make_no_driver_of_this_contract(distribution, tmp_path, 
     assert message in str(caught.value)
 
 
+def test_a_factory_that_hangs_is_named_and_holds_nobody_up(distribution, tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "__defaults__", (0.3,))
+    distribution("acme", odd=FACTORY.replace("FACTORY", "lambda *_: __import__('time').sleep(60)"))
+    settings = tmp_path / "vmcloner.toml"
+    settings.write_text(f"[hosts.local]\nstate = '{tmp_path}'\n[hosts.local.storage.odd]\n")
+    with Engine.open(config=settings) as engine:
+        with pytest.raises(BackendError) as caught:
+            engine._host.drivers.storage("odd")
+        assert engine._host.drivers.storage("files").name == "files"
+    assert "storage plugin 'odd' is broken: its factory gave no answer within" in str(caught.value)
+    assert "acme" in str(caught.value)
+
+
 POLICY = """
     from vmcloner_core.hooks import hookimpl
 

@@ -265,7 +265,9 @@ class StoreDriver(StorageDriver):
     def _check_unlinked(self, template: str) -> None:
         """Check that no volume reads from a template's image, nor may: whose record is damaged."""
         image = self._store.find(template + IMAGE)
-        for name in self._store.names() if image is not None else ():
+        if image is None:
+            return
+        for name in self._store.names():
             with contextlib.suppress(Conflict, NotFound):  # not ours; removed meanwhile
                 kept = self._store.find(name)
                 damaged = kept is not None and not _is_sound(kept.known)
