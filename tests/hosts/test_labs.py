@@ -2,6 +2,7 @@
 
 import textwrap
 
+import attrs
 import pytest
 
 from tests.networks import Networks
@@ -13,8 +14,11 @@ from vmcloner_core.errors import (
     NotFound,
     VmclonerError,
 )
-from vmcloner_core.labs import read_lab
+from vmcloner_core.hosts.draining import Why
+from vmcloner_core.labs import Change, read_lab
+from vmcloner_core.labs.compare import Comparer
 from vmcloner_core.model import State
+from vmcloner_core.settings import HostSettings
 
 SHOP = """
 name = "shop"
@@ -208,8 +212,6 @@ def test_a_network_that_a_host_lost_is_made_again_there(shop, hosts, networks):
 
 def test_a_drained_host_gets_no_network(shop, hosts, networks):
     all_hosts = hosts.controller()
-    from vmcloner_core.hosts.draining import Why
-
     all_hosts.drained.add({"h3": Why.DRAINED})
     all_hosts.apply_lab(shop(NET))
     assert list(networks["h1"]) == ["net"]
@@ -251,6 +253,66 @@ def test_a_fleet_of_others_is_a_conflict(shop, hosts):
     with pytest.raises(Conflict, match=r"fleets.db: db-1 is there and is part of no lab"):
         all_hosts.apply_lab(shop())
     assert len(all_hosts.list()) == 1
+
+
+@pytest.mark.parametrize("why", ["no room", "drained"])
+def test_nothing_is_deleted_for_clones_that_can_not_be_made(shop, hosts, why):
+    all_hosts = hosts.controller()
+    text = SHOP.replace("count = 6", "count = 2\nhosts = 'h1'")
+    all_hosts.apply_lab(shop(text))
+    if why == "drained":
+        all_hosts.drained.add({"h1": Why.DRAINED})
+    changed = text.replace("hosts = 'h1'", "hosts = 'h1'\nper_host = 1\nvalues = {role = 'x'}")
+    with pytest.raises(VmclonerError, match=r"lab.toml:4: fleets.web: "):
+        all_hosts.apply_lab(shop(changed), recreate=True)
+    assert placed(all_hosts, "web") == ["h1", "h1"]
+
+
+def test_a_fleet_with_nowhere_to_go_is_noticed_before_another_is_made(shop, hosts):
+    all_hosts = hosts.controller()
+    all_hosts.drained.add({"h1": Why.DRAINED})
+    with pytest.raises(VmclonerError, match=r"fleets\.web: no new clones are placed on h1"):
+        all_hosts.apply_lab(shop(SHOP.replace("count = 6", "count = 2\nhosts = 'h1'")))
+    assert all_hosts.list() == ()
+
+
+def test_a_name_on_two_hosts_is_refused(shop, hosts):
+    all_hosts = hosts.controller()
+    lab = shop(SHOP.replace("count = 6", "count = 2"))
+    all_hosts.apply_lab(lab)
+    there = next(clone for clone in all_hosts.list() if clone.name == "web-2")
+    other = next(name for name in hosts.sites if name != there.host)
+    hosts.sites[other].engine.create("web", "t1", indices=(2,), others=False, lab="shop")
+    fewer = shop(SHOP.replace("count = 6", "count = 1"))
+    for call in (
+        lambda: all_hosts.diff_lab(fewer),
+        lambda: all_hosts.apply_lab(fewer, prune=True),
+        lambda: all_hosts.delete_lab(fewer),
+        lambda: all_hosts.delete("web-2"),
+    ):
+        with pytest.raises(Conflict, match="web-2 is on hosts"):
+            call()
+    assert len(placed(all_hosts, "web")) == 3
+
+
+def test_one_of_several_hosts_is_refused(shop, hosts):
+    controller = hosts.controller()
+    controller.settings = attrs.evolve(
+        controller.settings, hosts={"h9": HostSettings(ssh="h9"), **controller.settings.hosts}
+    )
+    with pytest.raises(InvalidRequest, match=r"--host can't be used with a lab.*h9"):
+        controller.diff_lab(shop())
+
+
+def test_an_image_that_hosts_have_is_not_built_anew(shop, hosts, monkeypatch):
+    all_hosts = hosts.controller()
+    all_hosts.create("other", "t1", count=3)
+    change = Change(action="build", kind="image", name="t1")
+    monkeypatch.setattr(Comparer, "_image", lambda *_args: iter([change]))
+    text = SHOP + "[images.t1]\npull = true\n"
+    with pytest.raises(Conflict, match=r"lab.toml:12: images.t1: host 'h1' has an image of t1"):
+        all_hosts.apply_lab(shop(text))
+    assert len(all_hosts.list()) == 3
 
 
 def test_a_cancelled_apply_ends_between_its_runs(shop, hosts):

@@ -169,6 +169,25 @@ class Controller(RunCalls, LabCalls, Reads):
         found = self._links.all("look", asked, Found)
         return self._plans("preview", request, found, images)[0]
 
+    def check_room(self, request: CreateRequest, gone: Collection[str], *, new: bool) -> None:
+        """Check that hosts have room for new clones, once some others are deleted. Changes nothing.
+
+        :param gone: the names of those. :param new: the template isn't anywhere yet, so that a
+            clone's memory isn't known.
+        :raises VmclonerError: no host may get them, or not all of them.
+        """
+        request = cast("CreateRequest", self._reach_all(request))
+        if new:
+            return
+        _, memory = self._images(request)
+        asked = {n: _asked(request, n, (request.fleet,), memory) for n in self._links.names}
+        found = {
+            name: parts.without(each, gone)
+            for name, each in self._links.all("look", asked, Found).items()
+        }
+        need = max((each.need for each in found.values()), default=0)
+        parts.of_create(request, found, need, lost=self._partial)
+
     def run(
         self, request: Request, *, on_plan: Callable[[Plan], None] = lambda _plan: None
     ) -> RunResult:

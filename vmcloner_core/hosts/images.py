@@ -36,6 +36,10 @@ OWN = "controller"
 """What stands for the controller itself among the sources."""
 
 
+class NotSentYet(WrongState):
+    """A host lacks a template, which a create would send there."""
+
+
 class Images:
     """Where a request's template is, and how it gets to where it is not.
 
@@ -87,12 +91,12 @@ class Images:
     def there(self, hosts: Collection[str]) -> None:
         """Check that hosts have the template: for a plan that changes nothing.
 
-        :raises WrongState: one has to get it first.
+        :raises NotSentYet: one has to get it first.
         """
         lacking = self._lacking(hosts)
         if lacking and self._sources(lacking):
             name = self._asked.name
-            raise WrongState(
+            raise NotSentYet(
                 f"template {name} is not on {fold(lacking)} yet: a create sends it there first",
                 hint="--dry-run can tell more when it is there, or with --hosts",
             )

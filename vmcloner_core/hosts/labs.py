@@ -6,15 +6,20 @@ compared with its template as its own host has it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Literal
 
 import attrs
 
-from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, WrongState
+from vmcloner_core.errors import Conflict, InvalidRequest, NotFound, VmclonerError
+from vmcloner_core.hosts import merging
+from vmcloner_core.hosts.beside import Asked
 from vmcloner_core.hosts.calls import CALLS
 from vmcloner_core.hosts.groups import named
+from vmcloner_core.hosts.images import NotSentYet
+from vmcloner_core.hosts.parcels import Holding
 from vmcloner_core.labs.model import Lab, LabImage
 from vmcloner_core.labs.one_host import OneHost
 from vmcloner_core.labs.site import NetworkOn, Site
@@ -24,6 +29,7 @@ from vmcloner_core.placing import Where
 from vmcloner_core.plan import RunResult
 from vmcloner_core.records import Record
 from vmcloner_core.request import CreateRequest, Request
+from vmcloner_core.settings import LOCAL
 from vmcloner_core.survey import Survey
 
 if TYPE_CHECKING:
@@ -37,6 +43,8 @@ class ManyHosts(Site):
 
     :param own: this machine.
     """
+
+    many = True
 
     def __init__(self, lab: Lab, controller: Controller, links: Links, own: OneHost) -> None:
         self._controller = controller
@@ -79,7 +87,22 @@ class ManyHosts(Site):
                 f"lab {lab.name}: --without can't be used with a lab",
                 hint="remove that host from the settings if it is gone for good",
             )
+        others = self._others()
+        if others:
+            raise InvalidRequest(
+                f"lab {lab.name}: --host can't be used with a lab: it may also be on {others[0]}",
+                hint="leave out --host",
+            )
         found.check_complete(f"lab {lab.name}")
+        merging.check_once(
+            tuple(c for c in found.clones if c.labels.lab == lab.name or c.fleet in lab.fleets)
+        )
+
+    def _others(self) -> list[str]:
+        """Return the hosts of the settings that aren't looked at."""
+        settings = self._controller.settings
+        known = {host.name for host in settings.remote} | ({LOCAL} & settings.hosts.keys())
+        return sorted(known - set(self._controller.names))
 
     def records(self, clones: Iterable[Clone]) -> dict[str, Record]:
         """See :meth:`Site.records`."""
@@ -183,16 +206,53 @@ class ManyHosts(Site):
         gone: Collection[str],
         requests: Mapping[str, Sequence[Request]],
     ) -> tuple[Clone, ...]:
-        """See :meth:`Site.forecast`: each fleet by itself, if nothing that it needs is to come."""
+        """See :meth:`Site.forecast`: each fleet by itself."""
         to_come = {change.name for change in compared.changes if change.kind != "clone"}
+        for change in compared.changes:
+            if change.kind == "image":
+                self._check_new(lab, change.name)
         for name, those in requests.items():
             fleet = lab.fleets[name]
-            waits = gone or {fleet.template, fleet.network} & to_come
-            for request in () if waits else those:
+            later = bool(gone or {fleet.template, fleet.network} & to_come)
+            for request in those:
                 try:
-                    self._controller.plan(self._ready(request))
-                except WrongState:
-                    continue  # the template is not on all of them yet
+                    self._check_possible(self._ready(request), gone, fleet.template, later=later)
                 except VmclonerError as error:
                     raise lab.located(error, f"fleets.{name}") from error
         return tuple(clone for clone in found.clones if clone.name not in gone)
+
+    def _check_possible(
+        self, request: Request, gone: Collection[str], template: str, *, later: bool
+    ) -> None:
+        """Check a request as far as that is possible now.
+
+        :param later: it can't be planned before something else was done.
+        """
+        if not later:
+            with contextlib.suppress(NotSentYet):
+                self._controller.plan(request)
+                return
+        if isinstance(request, CreateRequest):
+            self._controller.check_room(request, gone, new=self._lacks(template))
+
+    def _lacks(self, template: str) -> bool:
+        """Tell whether no host has a template yet, nor this machine."""
+        try:
+            self.template(template)
+        except NotFound:
+            return True
+        return False
+
+    def _check_new(self, lab: Lab, template: str) -> None:
+        """Check that no host has an image of a template that is to get another one.
+
+        :raises Conflict: one has: the new one is not sent there.
+        """
+        asked = {name: Asked(name=template) for name in self._links.names if name != LOCAL}
+        for name, there in self._links.all("holding", asked, Holding).items():
+            if there.digest:
+                error = Conflict(
+                    f"host {name!r} has an image of {template}, which a new one doesn't replace",
+                    hint="give the image another name in the file",
+                )
+                raise lab.located(error, f"images.{template}")

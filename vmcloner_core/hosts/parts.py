@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import attrs
 
 from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, shown
+from vmcloner_core.hosts import merging
 from vmcloner_core.hosts.beside import Found
 from vmcloner_core.model import Clone, State
 from vmcloner_core.names import MAX_INDEX, Target, clone_name, fold, parse_targets, split_clone
@@ -94,6 +95,38 @@ def of_create(
     return parts
 
 
+def without(found: Found, gone: Collection[str]) -> Found:
+    """Return what a host has once clones of some names are deleted."""
+    clones = found.survey.clones
+    freed = sum(
+        clone.domain.memory
+        for clone in clones
+        if clone.name in gone and clone.domain is not None and clone.state is State.RUNNING
+    )
+    left = tuple(clone for clone in clones if clone.name not in gone)
+    return attrs.evolve(
+        found,
+        survey=attrs.evolve(found.survey, clones=left),
+        clones=found.clones - len(clones) + len(left),
+        room=found.room + freed,
+    )
+
+
+def _check_named_once(targets: Sequence[Target], found: Mapping[str, Survey]) -> None:
+    """Check that what is deleted by its own name, not by its fleet's, is on one host.
+
+    :raises Conflict: one is on two.
+    """
+    single = [target for target in targets if target.indices is not None]
+    clones = (
+        attrs.evolve(clone, host=host)
+        for host, each in found.items()
+        for clone in each.clones
+        if _names(single, clone)
+    )
+    merging.check_once(tuple(clones))
+
+
 def of_plan(host: str, request: Request, found: Survey, plan: Plan, *, held: bool = True) -> Plan:
     """Return a host's plan for its part of a request, if it has only what was asked for.
 
@@ -163,6 +196,7 @@ def of_targets(
 
     :returns: the parts, and an error that names what isn't there.
     :raises NotFound: nothing that is named is there, and the action needs it.
+    :raises Conflict: a clone that is to be deleted by its name is on two hosts.
     """
     from vmcloner_core.steps import ACTIONS, TargetAction
 
@@ -172,6 +206,8 @@ def of_targets(
         every = dict.fromkeys(found, attrs.evolve(request, count=None))
         return _at_work(leaves, every, found), None
     targets = parse_targets(request.targets)
+    if request.action == "delete":
+        _check_named_once(targets, found)
     clones = tuple(clone for each in found.values() for clone in each.clones)
     error = absent(clones, targets)
     for each in found.values() if error is not None else ():

@@ -209,8 +209,10 @@ class Comparer:
 
     def template(self, fleet: LabFleet, host: str = "") -> Template:
         """Return the template of a fleet, as a host has it."""
-        name = fleet.template
-        return self._templates.get(name) or self._site.template(name, host)
+        new = self._templates.get(fleet.template)
+        if new is None or (host and self._site.many):
+            return self._site.template(fleet.template, host)
+        return new
 
     def sizes(self, name: str, clone: str) -> Sizes:
         """Return what a ``set`` is to change of a clone that has a record."""

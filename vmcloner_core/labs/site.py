@@ -39,6 +39,8 @@ class Site(ABC):
 
     catalog: Catalog
     images: TemplateImages
+    many = False
+    """Whether there are several hosts, with templates of their own."""
 
     @abstractmethod
     def survey(self) -> Survey:
