@@ -63,8 +63,9 @@ class Log:
             pool_total=total,
         )
 
-    def result(self):
-        self.add("result", seconds=self.end, clones=1, failed=[], error=None)
+    def result(self, failed=(), error=None, **values):
+        values = {"failed": list(failed), "error": error} | values
+        self.add("result", seconds=self.end, clones=1, **values)
 
     def write(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)

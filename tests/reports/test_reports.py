@@ -6,7 +6,7 @@ import pytest
 from lxml import etree
 
 from tests.reports.runs import Log, events_of
-from vmcloner_core.errors import InvalidRequest, NotFound
+from vmcloner_core.errors import HostCommandError, InvalidRequest, NotFound
 from vmcloner_core.reports import Condition, compared, phases, report_of, report_of_runs
 from vmcloner_core.reports.junit import junit
 
@@ -46,6 +46,7 @@ def test_all_clones_wait_for_the_import(tmp_path):
     log = Log(clones=["web-1", "web-2"])
     log.step("tiny", "import", 1, 4)
     log.step("web-1", "clone", 5, 6)
+    log.result()
     first, second = report_of(events_of(tmp_path), log.write(tmp_path)).clones
     assert [(s.phase, s.begin, s.end) for s in first.spans] == [
         ("queued", 0, 1),
@@ -103,6 +104,70 @@ def test_a_run_that_was_killed(tmp_path):
         "start",
         10,
     )
+
+
+def test_a_killed_run_that_waits_for_nothing(tmp_path):
+    """Which step is the last isn't known: a clone that did some may not be ready."""
+    log = Log(clones=["web-1"])
+    log.step("web-1", "clone", 0, 1)
+    report = report_of(events_of(tmp_path), log.write(tmp_path))
+    assert [clone.status for clone in report.clones] == ["unfinished"]
+    assert figures(report)["storage"].clones == 1
+    log.result()
+    log.write(tmp_path)
+    assert report_of(events_of(tmp_path)).clones[0].ready == 1
+
+
+def test_a_run_that_failed_as_a_whole(tmp_path):
+    """Its import did: all its clones failed then, although none of them has an event."""
+    log = Log(clones=["web-1", "web-2"])
+    log.step("tiny", "import", 1, 4, "no such image")
+    log.result(["web-1", "web-2"], "no such image")
+    report = report_of(events_of(tmp_path), log.write(tmp_path))
+    assert [(c.status, c.failed, c.error) for c in report.clones] == [
+        ("failed", "import", "no such image"),
+        ("failed", "import", "no such image"),
+    ]
+    assert (figures(report)["import"].clones, figures(report)["import"].failed) == (0, 2)
+    assert Condition.parse("failed > 0").met(report)
+    suite = etree.fromstring(junit(report)).find("testsuite")
+    assert (suite.get("failures"), suite.get("errors")) == ("2", "0")
+    assert suite[0].find("failure").get("message") == "no such image"
+
+
+def test_clones_that_a_run_did_not_finish(tmp_path):
+    """They failed with it, whatever they were in; those with errors of their own keep them."""
+    names = [f"web-{n}" for n in range(1, 5)]
+    log = Log(clones=names)
+    log.step("web-1", "clone", 0, 1)
+    log.step("web-2", "clone", 0, 1)
+    log.step("web-2", "start", 2, 9)
+    log.lines.pop()
+    log.step("web-3", "clone", 0, 1, "full")
+    log.made("web-4")
+    log.result(names[:3], "the pool is gone", interrupted=False)
+    report = report_of(events_of(tmp_path), log.write(tmp_path))
+    assert [(c.status, c.failed, c.error) for c in report.clones] == [
+        ("failed", "queued", "the pool is gone"),
+        ("failed", "start", "the pool is gone"),
+        ("failed", "storage", "full"),
+        ("ready", None, None),
+    ]
+
+
+def test_what_came_to_be_before_a_run_that_was_stopped(tmp_path):
+    """The clones of a fleet that are started again don't fail with that run."""
+    made = Log(1, clones=["web-1"])
+    made.step("web-1", "clone", 0, 1)
+    made.step("web-1", "start", 1, 2)
+    made.result()
+    again = Log(2, "start", ["web-1"])
+    again.step("web-1", "start", 0, 1, "stopped by the user")
+    again.result(["web-1"], interrupted=True)
+    made.write(tmp_path)
+    again.write(tmp_path)
+    assert report_of(events_of(tmp_path), "web").clones[0].ready == 2
+    assert report_of(events_of(tmp_path)).failures
 
 
 def test_the_last_run_is_the_default(tmp_path):
@@ -245,6 +310,17 @@ def test_conditions(two, text, met):
         assert said == f"p95 ready > 1.2x: 2 s of {after.name}, limit 1.2 s"
 
 
+def test_a_gate_counts_what_is_unfinished(tmp_path):
+    names = [f"web-{n}" for n in range(1, 11)]
+    log = Log(clones=names)
+    log.made("web-1")
+    log.step("web-2", "clone", 0, 1, "full")
+    report = report_of(events_of(tmp_path), log.write(tmp_path))
+    said = Condition.parse("failed > 0").met(report)
+    assert said == f"failed > 0: 9 of {report.name}, 8 of them unfinished, limit 0"
+    assert Condition.parse("failed > 9").met(report) is None
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "p95 ready", "p95 ready > 1", "p99 ready > 1s", "ready > 1s", "failed > 1s",
@@ -344,6 +420,20 @@ def test_a_gate(lab, run, tmp_path):
     assert run("report", first, "--fail-if", "p95 ready > 3x")[0] == 2
     assert run("report", first, "--fail-if", "slow")[0] == 2
     assert run("report", first, "--compare", first, second)[0] == 2
+
+
+def test_a_gate_for_a_create_that_cannot_import(lab, run, tmp_path, monkeypatch):
+    def broken(*_args):
+        raise HostCommandError("the pool is broken")
+
+    monkeypatch.setattr(lab.pool, "import_image", broken)
+    assert run("create", "web", "-t", "t1", "-n", "2")[0] == 9
+    xml = tmp_path / "r.xml"
+    code, _, err = run("report", "--fail-if", "failed > 0", "--junit", str(xml))
+    assert (code, "failed > 0: 2 of " in err) == (12, True)
+    suite = etree.parse(xml).getroot()[0]
+    assert (suite.get("failures"), suite.get("errors")) == ("2", "0")
+    assert "the pool is broken" in suite[0].find("failure").get("message")
 
 
 def test_the_files(lab, run, tmp_path):

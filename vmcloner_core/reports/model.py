@@ -120,6 +120,11 @@ class Report:
         """The clones that failed."""
         return tuple(clone for clone in self.clones if clone.error is not None)
 
+    @property
+    def unfinished(self) -> tuple[CloneTimes, ...]:
+        """The clones that neither failed nor got ready."""
+        return tuple(clone for clone in self.clones if clone.status == "unfinished")
+
     def slowest(self, count: int) -> tuple[CloneTimes, ...]:
         """Return the clones that took longest to get ready, the slowest first."""
         ready = [clone for clone in self.clones if clone.ready is not None]

@@ -83,8 +83,8 @@ def _grows(plan: RunEvent) -> bool:
     return plan.values.get("action") in _GROWS
 
 
-def _names(plan: RunEvent) -> list[str]:
-    found = plan.values.get("clones")
+def _names(event: RunEvent, key: str = "clones") -> list[str]:
+    found = event.values.get(key)
     return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
@@ -101,6 +101,13 @@ def _number(values: Mapping[str, Any], key: str) -> float | None:
 def _text(values: Mapping[str, Any], key: str) -> str | None:
     found = values.get(key)
     return found if isinstance(found, str) else None
+
+
+def _failure(step: RunEvent) -> str | None:
+    """Return why a step failed, None if it didn't."""
+    if step.values.get("status") != "failed":
+        return None
+    return _text(step.values, "error") or "failed"
 
 
 @attrs.define
@@ -161,8 +168,15 @@ class _Clone:
             self.phases[what] = at - (begun if self.booted is None else self.booted)
             self.seen[what] = at
 
-    def stop(self, at: float) -> None:
-        """End what a killed run left open."""
+    def fail(self, error: str) -> None:
+        """Note that it failed with its whole run, unless it has an error of its own."""
+        if self.error is None:
+            self.error, self.failed = error, self.open[0] if self.open is not None else QUEUED
+
+    def stop(self, at: float, begun: float, *, ended: bool) -> None:
+        """End what a run left open that began at ``begun``, and ended or was killed."""
+        if not ended and not self.waited and self.spans and self.spans[-1].end > begun:
+            self.ready = None  # whether that was its last step isn't known
         if self.open is not None:
             phase, begun = self.open
             self.open = None
@@ -251,8 +265,9 @@ class _Reading:
                 self._shared(event, names, when)
             elif event.kind == "result":
                 last = max(last, begin + (_number(event.values, "seconds") or 0.0))
+                self._result(event, names, begin)
         for name in names & self._clones.keys():
-            self._clones[name].stop(last)
+            self._clones[name].stop(last, begin, ended=log[-1].kind == "result")
         self._end = max(self._end, last)
 
     def _planned(self, plan: RunEvent, begin: float) -> set[str]:
@@ -292,16 +307,25 @@ class _Reading:
         if status == "started":
             clone.begin(phase, when)
         else:
-            error = (_text(values, "error") or "failed") if status == "failed" else None
-            clone.end(phase, when, _number(values, "seconds") or 0.0, error)
+            clone.end(phase, when, _number(values, "seconds") or 0.0, _failure(event))
 
     def _shared(self, event: RunEvent, names: Collection[str], when: float) -> None:
         """Read a step of the template, for which these clones wait."""
         if event.values.get("status") == "started":
             return
+        seconds = _number(event.values, "seconds") or 0.0
         for clone in (self._clones[name] for name in names):
-            clone.end(event.values["step"], when, _number(event.values, "seconds") or 0.0, None)
+            clone.end(event.values["step"], when, seconds, _failure(event))
             clone.ready = None
+
+    def _result(self, result: RunEvent, names: Collection[str], begin: float) -> None:
+        """Read what became of these clones in a run that began at this time of the report."""
+        stopped = result.values.get("interrupted") is True
+        error = _text(result.values, "error") or ("stopped by the user" if stopped else "failed")
+        for clone in (self._clones[name] for name in _names(result, "failed") if name in names):
+            again = clone.booted is not None and clone.booted <= begin
+            if self._fleet is None or not again:
+                clone.fail(error)
 
     def _sample(self, event: RunEvent, when: float) -> None:
         values = {key: _number(event.values, key) for key in _SAMPLED}
