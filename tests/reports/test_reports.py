@@ -260,6 +260,17 @@ def test_logs_of_earlier_versions_and_damaged_ones(tmp_path):
     assert {clone.name for clone in report.clones} == {"web-1", "not a clone\x1b[31m"}
 
 
+def test_samples_of_a_large_host(tmp_path):
+    """2 TiB of memory, and a pool of 3 PiB; what no host has is left out."""
+    log = Log(clones=["web-1"])
+    log.sample(1, pool=3 * 2**50, memory=2**41)
+    log.sample(2, memory=2**63)
+    log.sample(1e12)
+    first, last = report_of(events_of(tmp_path), log.write(tmp_path)).samples
+    assert (first.at, last.at) == (1, 2)
+    assert (first.memory_total, first.pool_used) == (2**41, 3 * 2**50)
+
+
 def test_what_has_no_log(tmp_path):
     with pytest.raises(NotFound, match="no log of any run"):
         report_of(events_of(tmp_path / "none"))

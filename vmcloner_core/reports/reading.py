@@ -93,9 +93,14 @@ def _fleets(plan: RunEvent) -> set[str]:
     return {part[0] for part in parts if part is not None}
 
 
-def _number(values: Mapping[str, Any], key: str) -> float | None:
+def _number(values: Mapping[str, Any], key: str, limit: float = 1e12) -> float | None:
     found = values.get(key)
-    return float(found) if isinstance(found, int | float) and 0 <= found < 1e12 else None
+    return float(found) if isinstance(found, int | float) and 0 <= found < limit else None
+
+
+def _bytes(values: Mapping[str, Any], key: str) -> int | None:
+    found = _number(values, key, 2**63)
+    return None if found is None else int(found)
 
 
 def _text(values: Mapping[str, Any], key: str) -> str | None:
@@ -328,20 +333,20 @@ class _Reading:
                 clone.fail(error)
 
     def _sample(self, event: RunEvent, when: float) -> None:
-        values = {key: _number(event.values, key) for key in _SAMPLED}
-        cpu, used, total = (values[key] for key in _SAMPLED[:3])
+        values = event.values
+        cpu = _number(values, "cpu")
+        used, total = _bytes(values, "memory_used"), _bytes(values, "memory_total")
         if cpu is None or used is None or not total:
             return
-        pool_used, pool_total = values["pool_used"], values["pool_total"]
         self._samples.append(
             HostSample(
                 at=when,
                 host=event.host,
                 cpu=cpu,
-                memory_used=int(used),
-                memory_total=int(total),
-                pool_used=None if pool_used is None else int(pool_used),
-                pool_total=None if pool_total is None else int(pool_total),
+                memory_used=used,
+                memory_total=total,
+                pool_used=_bytes(values, "pool_used"),
+                pool_total=_bytes(values, "pool_total"),
             )
         )
 
@@ -362,9 +367,6 @@ class _Reading:
             clones=tuple(self._clones[name].times() for name in ordered),
             samples=tuple(sorted(self._samples, key=lambda sample: sample.at)),
         )
-
-
-_SAMPLED = ("cpu", "memory_used", "memory_total", "pool_used", "pool_total")
 
 
 def _wall(event: RunEvent) -> float | None:
