@@ -170,6 +170,27 @@ def test_what_came_to_be_before_a_run_that_was_stopped(tmp_path):
     assert report_of(events_of(tmp_path)).failures
 
 
+def test_a_fleet_is_without_what_was_rolled_back(tmp_path):
+    """The run's own report has it. What was there before is kept, as the roll-back keeps it."""
+    made = Log(1, clones=["web-1"])
+    made.step("web-1", "clone", 0, 1)
+    made.result()
+    made.write(tmp_path)
+    failed = Log(2, clones=[f"web-{n}" for n in range(1, 6)])
+    failed.step("web-1", "start", 0, 1)
+    for name in ("web-2", "web-3"):
+        failed.step(name, "clone", 0, 5)
+    for name in ("web-3", "web-4", "web-5"):
+        failed.step(name, "define", 5, 9, "full")
+    failed.step("web-2", "remove", 9, 10)
+    rolled_back = ["web-1", "web-2", "web-3"]
+    failed.result(["web-3", "web-4", "web-5"], rolled_back=rolled_back, left=["web-5"])
+    run = failed.write(tmp_path)
+    found = report_of(events_of(tmp_path), "web").clones
+    assert [clone.name for clone in found] == ["web-1", "web-5"]
+    assert len(report_of(events_of(tmp_path), run).clones) == 5
+
+
 def test_the_last_run_is_the_default(tmp_path):
     for number, action in ((1, "create"), (2, "delete")):
         log = Log(number, action, ["web-1"])
@@ -445,6 +466,15 @@ def test_a_gate_for_a_create_that_cannot_import(lab, run, tmp_path, monkeypatch)
     suite = etree.parse(xml).getroot()[0]
     assert (suite.get("failures"), suite.get("errors")) == ("2", "0")
     assert "the pool is broken" in suite[0].find("failure").get("message")
+
+
+def test_a_fleet_that_was_rolled_back_and_made_again(lab, run):
+    lab.pool.fail["web-2"] = HostCommandError("full")
+    assert run("create", "web", "-t", "t1", "-n", "3", "--on-failure", "rollback")[0] == 10
+    assert run("report", "web")[0] == 4
+    assert run("create", "web", "-t", "t1")[0] == 0
+    rows = json.loads(run("report", "web", "--clones", "-f", "json")[1])
+    assert [(row["name"], row["status"]) for row in rows] == [("web-1", "ready")]
 
 
 def test_the_files(lab, run, tmp_path):

@@ -31,6 +31,7 @@ Events = Callable[..., Iterator[RunEvent]]
 _PHASES = {"clone": STORAGE}
 """The phases of steps that have another name than their step."""
 _BOOTS = ("start", "restore")
+_MAKES = (STORAGE, "define")
 _GROWS = ("create", "start", "wait", "delete")
 """Actions that a fleet comes to be by, and the one that ends it."""
 
@@ -134,6 +135,8 @@ class _Clone:
     """What was seen during its present wait."""
     done: set[str] = attrs.field(factory=set)
     """Its phases that were completed, but for waits."""
+    there: bool = False
+    """Whether it was made before the run that is read: a roll-back keeps it then."""
     ready: float | None = None
     waited: bool = False
     error: str | None = None
@@ -289,6 +292,7 @@ class _Reading:
             known = self._clones.setdefault(name, _Clone(name, plan.host, begin, begin))
             if self._fleet is None or not known.waited:
                 known.since = begin
+                known.there = not known.done.isdisjoint(_MAKES)
                 if plan.values.get("action") != "delete":
                     known.error = known.failed = None  # it is tried again
                 names.add(name)
@@ -323,7 +327,7 @@ class _Reading:
             clone.end(event.values["step"], when, seconds, _failure(event))
             clone.ready = None
 
-    def _result(self, result: RunEvent, names: Collection[str], begin: float) -> None:
+    def _result(self, result: RunEvent, names: set[str], begin: float) -> None:
         """Read what became of these clones in a run that began at this time of the report."""
         stopped = result.values.get("interrupted") is True
         error = _text(result.values, "error") or ("stopped by the user" if stopped else "failed")
@@ -331,6 +335,14 @@ class _Reading:
             again = clone.booted is not None and clone.booted <= begin
             if self._fleet is None or not again:
                 clone.fail(error)
+        gone = set(_names(result, "rolled_back"))
+        if self._fleet is None or not gone:
+            return
+        gone |= set(_names(result, "failed")) - set(_names(result, "left"))  # nothing was made
+        for name in gone & names:
+            if not self._clones[name].there:
+                names.remove(name)
+                del self._clones[name]
 
     def _sample(self, event: RunEvent, when: float) -> None:
         values = event.values
