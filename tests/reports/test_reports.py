@@ -260,6 +260,22 @@ def test_runs_one_after_another(tmp_path):
     assert (second.error, second.ready) == ("full", None)
 
 
+def test_what_held_a_clone_was_before_it_was_ready(tmp_path):
+    """Also if its run began after others of the report."""
+    runs = [Log(1, clones=["web-1"]), Log(2, clones=["web-2"])]
+    for number, log in enumerate(runs, 1):
+        log.made(f"web-{number}", 0.1)
+        log.result()
+    gone = Log(3, "delete", ["web-1", "web-2"])
+    for name in ("web-1", "web-2"):
+        gone.step(name, "destroy", 0, 60)
+    gone.result()
+    report = report_of_runs(events_of(tmp_path), [log.write(tmp_path) for log in (*runs, gone)])
+    for clone in report.clones:
+        assert clone.phases["destroy"] == 60
+        assert (clone.ready, clone.held.phase) == (pytest.approx(10.1), "ssh")
+
+
 def test_logs_of_earlier_versions_and_damaged_ones(tmp_path):
     """What isn't there is left out; nothing of a log is believed to be of some type."""
     log = Log(clones=["web-1", 7, None, "not a clone\x1b[31m"])

@@ -58,7 +58,8 @@ class ReportTable(Table):
         parser.add_argument(
             "--clones",
             action="store_true",
-            help="A line for each clone: when it was ready, and the phase that took longest.",
+            help="A line for each clone: when it was ready, and the phase that took longest "
+            "until then.",
         )
         parser.add_argument(
             "--html", type=Path, metavar="FILE", help="Write it with pictures, as one HTML file."

@@ -211,6 +211,7 @@ class _Clone:
         return CloneTimes(
             name=self.name,
             host=self.host,
+            begun=self.begun,
             spans=tuple(self.spans),
             phases=self.phases,
             ready=self.ready if self.error is None else None,
