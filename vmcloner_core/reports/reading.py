@@ -12,6 +12,7 @@ from typing import Any
 
 import attrs
 
+from vmcloner_core.benchmark_marks import PREFIX
 from vmcloner_core.errors import NotFound, did_you_mean
 from vmcloner_core.names import split_clone
 from vmcloner_core.reports.model import (
@@ -40,7 +41,7 @@ def report_of(events: Events, of: str | None = None) -> Report:
     """Return the report on a run or a fleet.
 
     :param of: a run's id; or a fleet's name: how its clones came to be, from the run that made
-        each until it was first ready; None for the last run.
+        each until it was first ready; of a benchmark: all that it did; None for the last run.
     :raises NotFound: there is no log of it.
     """
     plans = list(events(plans=True))
@@ -55,9 +56,12 @@ def report_of(events: Events, of: str | None = None) -> Report:
         hint = did_you_mean(of or "", [*fleets, *runs]) or "vmcloner events"
         what = f"a run or fleet {of!r}" if of is not None else "any run"
         raise NotFound(f"no log of {what}", hint=hint)
-    wanted = [plan.run for plan in plans if plan.run in concerned and _grows(plan)]
+    wanted = {plan.run for plan in plans if plan.run in concerned and _grows(plan)}
+    chosen = [run for run in runs if run in wanted]
+    if _benchmarked(of, chosen, plans):
+        return report_of_runs(events, chosen, of)
     reading = _Reading(of, fleet=of)
-    for run in dict.fromkeys(run for run in runs if run in wanted):
+    for run in chosen:
         reading.add(events(run=run))
     report = reading.report()
     if not report.clones:
@@ -66,6 +70,14 @@ def report_of(events: Events, of: str | None = None) -> Report:
             hint="vmcloner report RUN; the last 200 runs are kept",
         )
     return report
+
+
+def _benchmarked(fleet: str, runs: Sequence[str], plans: Iterable[RunEvent]) -> bool:
+    """Tell whether these are the runs of a benchmark, from its create to its delete."""
+    if not fleet.startswith(PREFIX) or not runs:
+        return False
+    actions = {plan.run: plan.values.get("action") for plan in plans}
+    return (actions[runs[0]], actions[runs[-1]]) == ("create", "delete")
 
 
 def report_of_runs(events: Events, runs: Sequence[str], name: str | None = None) -> Report:
