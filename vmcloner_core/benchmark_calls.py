@@ -16,6 +16,7 @@ from typing import Any
 
 import attrs
 
+from vmcloner_core.benchmark_marks import PREFIX
 from vmcloner_core.cancelling import Cancellation, ending_with
 from vmcloner_core.errors import NotFound, VmclonerError
 from vmcloner_core.local_host import LocalHost
@@ -25,8 +26,6 @@ from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.run_events import RunEvent
 
 log = logging.getLogger(__name__)
-PREFIX = "benchmark-x"
-"""What names of benchmarks' fleets begin with."""
 
 
 @attrs.frozen(kw_only=True)

@@ -13,6 +13,9 @@ from vmcloner_core.names import check_fleet
 from vmcloner_core.os_errors import of_state
 from vmcloner_core.trusted_files import make_folder
 
+PREFIX = "benchmark-x"
+"""What names of benchmarks' fleets begin with."""
+
 
 class BenchmarkMarks:
     """The marks in one state folder: an empty file for each fleet.

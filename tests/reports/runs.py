@@ -4,6 +4,8 @@ import functools
 import json
 from pathlib import Path
 
+import attrs
+
 from vmcloner_core import run_events
 
 RUN = "20261129T145322-a{number:05d}"
@@ -51,26 +53,38 @@ class Log:
         seen = [("output", begin + 5), ("ip", begin + 7), ("ssh", begin + 10)]
         self.step(clone, "wait", begin + 4, begin + 10, seen=seen)
 
-    def sample(self, at, cpu=50.0, pool=None):
-        total = None if pool is None else 100 * 2**30
+    def sample(self, at, cpu=50.0, pool=None, memory=2**32):
+        total = None if pool is None else max(pool, 100 * 2**30)
         self.add(
             "sample",
             at=at,
             cpu=cpu,
             memory_used=2**30,
-            memory_total=2**32,
+            memory_total=memory,
             pool_used=pool,
             pool_total=total,
         )
 
-    def result(self):
-        self.add("result", seconds=self.end, clones=1, failed=[], error=None)
+    def result(self, failed=(), error=None, **values):
+        values = {"failed": list(failed), "error": error} | values
+        self.add("result", seconds=self.end, clones=1, **values)
 
     def write(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(line) + "\n" for line in self.lines)
         (folder / f"{self.run}.jsonl").write_text(text)
         return self.run
+
+
+def events_of_hosts(**folders):
+    """The events of hosts, whose logs are in these folders."""
+
+    def events(**asked):
+        for host, folder in folders.items():
+            for event in run_events.read(folder, **asked):
+                yield attrs.evolve(event, host=host)
+
+    return events
 
 
 def events_of(folder):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from vmcloner_core.benchmark_calls import PREFIX
+from vmcloner_core.benchmark_marks import PREFIX
 from vmcloner_core.cancelling import Cancellation, ending_with
 from vmcloner_core.errors import HostCommandError
 from vmcloner_core.plan import Readiness
@@ -18,10 +18,10 @@ def marks(lab):
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-def known_fleet(monkeypatch):
+def known_fleet(monkeypatch, token="0"):
     """Have the fleet of benchmarks called PREFIX0."""
     random = secrets.token_hex
-    monkeypatch.setattr("secrets.token_hex", lambda n: "0" if n == 4 else random(n))
+    monkeypatch.setattr("secrets.token_hex", lambda n: token if n == 4 else random(n))
 
 
 def test_a_benchmark(lab, run, tmp_path):
@@ -41,6 +41,34 @@ def test_a_benchmark(lab, run, tmp_path):
     assert json.loads(run("report", "--last", "-f", "json")[1])[-1]["clones"] == 3
 
 
+def test_benchmarks_are_compared_by_name(lab, run, monkeypatch):
+    """And by the runs that the summary names."""
+    with monkeypatch.context() as patch:
+        known_fleet(patch)
+        out = run("benchmark", "-t", "t1", "-n", "2", "--fail-if", "failed > 0")[1]
+        *_, about, runs = [line for line in out.splitlines() if not line.startswith("slowest")]
+    assert about.startswith(f"{PREFIX}0: create, delete of t1, 2 clones")
+    with monkeypatch.context() as patch:
+        known_fleet(patch, "1")
+        rows = json.loads(run("benchmark", "-t", "t1", "-n", "2", "-f", "json")[1])
+    assert json.loads(run("report", f"{PREFIX}1", "-f", "json")[1]) == rows
+    create, delete = runs.removeprefix("runs: ").split(", ")
+    assert f"{create}: create of t1" in run("report", create)[1]
+    assert f"{delete}: delete" in run("report", delete)[1]
+    compare = ("report", "--compare", f"{PREFIX}0", f"{PREFIX}1")
+    assert run(*compare, "--fail-if", "p95 ready > 10000x")[0] == 0
+    assert run(*compare, "--fail-if", "p95 remove < 10000x")[0] == 12
+
+
+def test_a_benchmark_whose_create_has_no_log(lab, run, monkeypatch, tmp_path):
+    """It was the 201st: what is left is no benchmark."""
+    known_fleet(monkeypatch)
+    assert run("benchmark", "-t", "t1")[0] == 0
+    (create,) = (plan.run for plan in lab.engine.events(plans=True) if plan.values["template"])
+    (tmp_path / f"state/runs/{create}.jsonl").unlink()
+    assert run("report", f"{PREFIX}0")[0] == 4
+
+
 def test_clones_that_fail_are_deleted(lab, run, monkeypatch):
     known_fleet(monkeypatch)
     lab.pool.fail[f"{PREFIX}0-2"] = HostCommandError("full")
@@ -48,6 +76,8 @@ def test_clones_that_fail_are_deleted(lab, run, monkeypatch):
     assert code == 10
     assert [clone["status"] for clone in json.loads(out)] == ["ready", "failed", "ready"]
     assert "1 of 3 clones failed" in err
+    rows = json.loads(run("report", f"{PREFIX}0", "--clones", "-f", "json")[1])
+    assert rows == json.loads(out)
     assert lab.engine.list() == ()
     assert marks(lab) == []
 

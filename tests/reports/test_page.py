@@ -10,7 +10,7 @@ import pytest
 from lxml import html
 from PIL import Image
 
-from tests.reports.runs import Log, events_of
+from tests.reports.runs import Log, events_of, events_of_hosts
 from vmcloner_core.errors import BackendError
 from vmcloner_core.reports import report_of
 from vmcloner_core.reports.page import page
@@ -76,6 +76,21 @@ def test_runs_without_times(tmp_path):
     text = page(report_of(events_of(tmp_path), log.write(tmp_path)))
     assert "not finished" in text
     assert page(report_of(events_of(tmp_path), Log(2).write(tmp_path)))
+
+
+def test_two_hosts_and_one_pool(tmp_path):
+    """The run is in no single pool on the other host: its samples have none."""
+    for host, pool in (("a", 2**30), ("b", None)):
+        log = Log(clones=[f"web-{host}"])
+        for at in (1, 2):
+            log.sample(at, pool=pool)
+        log.result()
+        run = log.write(tmp_path / host)
+    text = page(report_of(events_of_hosts(a=tmp_path / "a", b=tmp_path / "b"), run))
+    titles = html.document_fromstring(text).xpath("//svg[@class='host']//title/text()")
+    assert set(titles) == {
+        "a processors, %", "b processors, %", "a memory, GiB", "b memory, GiB", "a pool, GiB",
+    }  # fmt: skip
 
 
 @pytest.mark.skipif(not (os.environ.get("CI") or shutil.which("chromium")), reason="needs chromium")

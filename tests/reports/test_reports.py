@@ -6,7 +6,7 @@ import pytest
 from lxml import etree
 
 from tests.reports.runs import Log, events_of
-from vmcloner_core.errors import InvalidRequest, NotFound
+from vmcloner_core.errors import HostCommandError, InvalidRequest, NotFound
 from vmcloner_core.reports import Condition, compared, phases, report_of, report_of_runs
 from vmcloner_core.reports.junit import junit
 
@@ -46,6 +46,7 @@ def test_all_clones_wait_for_the_import(tmp_path):
     log = Log(clones=["web-1", "web-2"])
     log.step("tiny", "import", 1, 4)
     log.step("web-1", "clone", 5, 6)
+    log.result()
     first, second = report_of(events_of(tmp_path), log.write(tmp_path)).clones
     assert [(s.phase, s.begin, s.end) for s in first.spans] == [
         ("queued", 0, 1),
@@ -103,6 +104,91 @@ def test_a_run_that_was_killed(tmp_path):
         "start",
         10,
     )
+
+
+def test_a_killed_run_that_waits_for_nothing(tmp_path):
+    """Which step is the last isn't known: a clone that did some may not be ready."""
+    log = Log(clones=["web-1"])
+    log.step("web-1", "clone", 0, 1)
+    report = report_of(events_of(tmp_path), log.write(tmp_path))
+    assert [clone.status for clone in report.clones] == ["unfinished"]
+    assert figures(report)["storage"].clones == 1
+    log.result()
+    log.write(tmp_path)
+    assert report_of(events_of(tmp_path)).clones[0].ready == 1
+
+
+def test_a_run_that_failed_as_a_whole(tmp_path):
+    """Its import did: all its clones failed then, although none of them has an event."""
+    log = Log(clones=["web-1", "web-2"])
+    log.step("tiny", "import", 1, 4, "no such image")
+    log.result(["web-1", "web-2"], "no such image")
+    report = report_of(events_of(tmp_path), log.write(tmp_path))
+    assert [(c.status, c.failed, c.error) for c in report.clones] == [
+        ("failed", "import", "no such image"),
+        ("failed", "import", "no such image"),
+    ]
+    assert (figures(report)["import"].clones, figures(report)["import"].failed) == (0, 2)
+    assert Condition.parse("failed > 0").met(report)
+    suite = etree.fromstring(junit(report)).find("testsuite")
+    assert (suite.get("failures"), suite.get("errors")) == ("2", "0")
+    assert suite[0].find("failure").get("message") == "no such image"
+
+
+def test_clones_that_a_run_did_not_finish(tmp_path):
+    """They failed with it, whatever they were in; those with errors of their own keep them."""
+    names = [f"web-{n}" for n in range(1, 5)]
+    log = Log(clones=names)
+    log.step("web-1", "clone", 0, 1)
+    log.step("web-2", "clone", 0, 1)
+    log.step("web-2", "start", 2, 9)
+    log.lines.pop()
+    log.step("web-3", "clone", 0, 1, "full")
+    log.made("web-4")
+    log.result(names[:3], "the pool is gone", interrupted=False)
+    report = report_of(events_of(tmp_path), log.write(tmp_path))
+    assert [(c.status, c.failed, c.error) for c in report.clones] == [
+        ("failed", "queued", "the pool is gone"),
+        ("failed", "start", "the pool is gone"),
+        ("failed", "storage", "full"),
+        ("ready", None, None),
+    ]
+
+
+def test_what_came_to_be_before_a_run_that_was_stopped(tmp_path):
+    """The clones of a fleet that are started again don't fail with that run."""
+    made = Log(1, clones=["web-1"])
+    made.step("web-1", "clone", 0, 1)
+    made.step("web-1", "start", 1, 2)
+    made.result()
+    again = Log(2, "start", ["web-1"])
+    again.step("web-1", "start", 0, 1, "stopped by the user")
+    again.result(["web-1"], interrupted=True)
+    made.write(tmp_path)
+    again.write(tmp_path)
+    assert report_of(events_of(tmp_path), "web").clones[0].ready == 2
+    assert report_of(events_of(tmp_path)).failures
+
+
+def test_a_fleet_is_without_what_was_rolled_back(tmp_path):
+    """The run's own report has it. What was there before is kept, as the roll-back keeps it."""
+    made = Log(1, clones=["web-1"])
+    made.step("web-1", "clone", 0, 1)
+    made.result()
+    made.write(tmp_path)
+    failed = Log(2, clones=[f"web-{n}" for n in range(1, 6)])
+    failed.step("web-1", "start", 0, 1)
+    for name in ("web-2", "web-3"):
+        failed.step(name, "clone", 0, 5)
+    for name in ("web-3", "web-4", "web-5"):
+        failed.step(name, "define", 5, 9, "full")
+    failed.step("web-2", "remove", 9, 10)
+    rolled_back = ["web-1", "web-2", "web-3"]
+    failed.result(["web-3", "web-4", "web-5"], rolled_back=rolled_back, left=["web-5"])
+    run = failed.write(tmp_path)
+    found = report_of(events_of(tmp_path), "web").clones
+    assert [clone.name for clone in found] == ["web-1", "web-5"]
+    assert len(report_of(events_of(tmp_path), run).clones) == 5
 
 
 def test_the_last_run_is_the_default(tmp_path):
@@ -174,6 +260,22 @@ def test_runs_one_after_another(tmp_path):
     assert (second.error, second.ready) == ("full", None)
 
 
+def test_what_held_a_clone_was_before_it_was_ready(tmp_path):
+    """Also if its run began after others of the report."""
+    runs = [Log(1, clones=["web-1"]), Log(2, clones=["web-2"])]
+    for number, log in enumerate(runs, 1):
+        log.made(f"web-{number}", 0.1)
+        log.result()
+    gone = Log(3, "delete", ["web-1", "web-2"])
+    for name in ("web-1", "web-2"):
+        gone.step(name, "destroy", 0, 60)
+    gone.result()
+    report = report_of_runs(events_of(tmp_path), [log.write(tmp_path) for log in (*runs, gone)])
+    for clone in report.clones:
+        assert clone.phases["destroy"] == 60
+        assert (clone.ready, clone.held.phase) == (pytest.approx(10.1), "ssh")
+
+
 def test_logs_of_earlier_versions_and_damaged_ones(tmp_path):
     """What isn't there is left out; nothing of a log is believed to be of some type."""
     log = Log(clones=["web-1", 7, None, "not a clone\x1b[31m"])
@@ -193,6 +295,17 @@ def test_logs_of_earlier_versions_and_damaged_ones(tmp_path):
     assert (phases["wait"], phases["define"]) == (2, 0.5)
     assert not report.samples
     assert {clone.name for clone in report.clones} == {"web-1", "not a clone\x1b[31m"}
+
+
+def test_samples_of_a_large_host(tmp_path):
+    """2 TiB of memory, and a pool of 3 PiB; what no host has is left out."""
+    log = Log(clones=["web-1"])
+    log.sample(1, pool=3 * 2**50, memory=2**41)
+    log.sample(2, memory=2**63)
+    log.sample(1e12)
+    first, last = report_of(events_of(tmp_path), log.write(tmp_path)).samples
+    assert (first.at, last.at) == (1, 2)
+    assert (first.memory_total, first.pool_used) == (2**41, 3 * 2**50)
 
 
 def test_what_has_no_log(tmp_path):
@@ -243,6 +356,17 @@ def test_conditions(two, text, met):
     assert bool(said) == met
     if text == "p95 ready > 1.2x":
         assert said == f"p95 ready > 1.2x: 2 s of {after.name}, limit 1.2 s"
+
+
+def test_a_gate_counts_what_is_unfinished(tmp_path):
+    names = [f"web-{n}" for n in range(1, 11)]
+    log = Log(clones=names)
+    log.made("web-1")
+    log.step("web-2", "clone", 0, 1, "full")
+    report = report_of(events_of(tmp_path), log.write(tmp_path))
+    said = Condition.parse("failed > 0").met(report)
+    assert said == f"failed > 0: 9 of {report.name}, 8 of them unfinished, limit 0"
+    assert Condition.parse("failed > 9").met(report) is None
 
 
 @pytest.mark.parametrize(
@@ -344,6 +468,29 @@ def test_a_gate(lab, run, tmp_path):
     assert run("report", first, "--fail-if", "p95 ready > 3x")[0] == 2
     assert run("report", first, "--fail-if", "slow")[0] == 2
     assert run("report", first, "--compare", first, second)[0] == 2
+
+
+def test_a_gate_for_a_create_that_cannot_import(lab, run, tmp_path, monkeypatch):
+    def broken(*_args):
+        raise HostCommandError("the pool is broken")
+
+    monkeypatch.setattr(lab.pool, "import_image", broken)
+    assert run("create", "web", "-t", "t1", "-n", "2")[0] == 9
+    xml = tmp_path / "r.xml"
+    code, _, err = run("report", "--fail-if", "failed > 0", "--junit", str(xml))
+    assert (code, "failed > 0: 2 of " in err) == (12, True)
+    suite = etree.parse(xml).getroot()[0]
+    assert (suite.get("failures"), suite.get("errors")) == ("2", "0")
+    assert "the pool is broken" in suite[0].find("failure").get("message")
+
+
+def test_a_fleet_that_was_rolled_back_and_made_again(lab, run):
+    lab.pool.fail["web-2"] = HostCommandError("full")
+    assert run("create", "web", "-t", "t1", "-n", "3", "--on-failure", "rollback")[0] == 10
+    assert run("report", "web")[0] == 4
+    assert run("create", "web", "-t", "t1")[0] == 0
+    rows = json.loads(run("report", "web", "--clones", "-f", "json")[1])
+    assert [(row["name"], row["status"]) for row in rows] == [("web-1", "ready")]
 
 
 def test_the_files(lab, run, tmp_path):

@@ -51,7 +51,8 @@ class BenchmarkCommand(ReportTable):
         """Measure; returns columns and rows."""
         if any(condition.relative for condition in parsed_args.fail_if):
             raise UsageError(
-                "a factor needs something to compare", hint="vmcloner report --compare RUN1 RUN2"
+                "a factor needs something to compare",
+                hint="vmcloner report --compare BENCHMARK1 BENCHMARK2",
             )
 
         def begin(plan: Plan) -> None:
@@ -70,6 +71,11 @@ class BenchmarkCommand(ReportTable):
             **waiting(parsed_args),
         )
         return self.shown_report(self._benchmark.report, parsed_args)
+
+    def remarks(self, parsed_args: argparse.Namespace) -> list[str]:
+        """Return the lines below the table, also the runs: their logs stay."""
+        runs = ", ".join(self._benchmark.report.runs)
+        return [*super().remarks(parsed_args), f"runs: {runs}"]
 
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
         """Print the report.

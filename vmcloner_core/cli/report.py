@@ -58,7 +58,8 @@ class ReportTable(Table):
         parser.add_argument(
             "--clones",
             action="store_true",
-            help="A line for each clone: when it was ready, and the phase that took longest.",
+            help="A line for each clone: when it was ready, and the phase that took longest "
+            "until then.",
         )
         parser.add_argument(
             "--html", type=Path, metavar="FILE", help="Write it with pictures, as one HTML file."
@@ -134,7 +135,8 @@ class ReportCommand(ReportTable):
 
     "queued" is the time in which clones waited for a step to begin. "output" (the first line of a
     console), "ip", "ssh", "agent" and the like count from the clone's start, "ready" from the
-    begin. Of a fleet: how its clones came to be, until they were ready. Of the last 200 runs.
+    begin. Of a fleet: how its clones came to be, until they were ready. Of a benchmark: both of its
+    runs. Of the last 200 runs.
     """
 
     example = "vmcloner report web --html report.html"

@@ -178,6 +178,8 @@ def host(report: Report) -> str:
             axes = figure.add_axes(_area(figure, left=0.75, right=0.2, top=above, bottom=below))
             for name, samples in hosts.items():
                 found = [(s.at, v) for s in samples if (v := value(s)) is not None]
+                if not found:
+                    continue
                 (line,) = axes.plot(*zip(*found, strict=True), linewidth=1.2, marker=".")
                 line.set_gid("line")
                 titles.setdefault("line", []).append(f"{name} {label}".strip())

@@ -12,6 +12,7 @@ from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.reports.model import ORDER, READY, Phase, Report, phases
 
 FIGURES = ("min", "p50", "p95", "max")
+FAILED = "failed"
 _FACTOR = "x"
 _COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 _CONDITION = re.compile(
@@ -56,7 +57,8 @@ def compared(before: Report, after: Report) -> tuple[Difference, ...]:
 class Condition:
     """A condition that a report shouldn't meet: ``p95 ready > 1.2x``.
 
-    :param figure: of :data:`FIGURES`, or ``failed``: the number of clones that failed.
+    :param figure: of :data:`FIGURES`, or ``failed``: the number of clones that failed or
+        are unfinished.
     :param relative: whether ``number`` is a factor of another report's figure, not seconds.
     """
 
@@ -79,7 +81,7 @@ class Condition:
             raise InvalidRequest(f"not a condition: {text!r}", hint=_HINT)
         return cls(
             text=" ".join(text.split()),
-            figure=match["figure"] or "failed",
+            figure=match["figure"] or FAILED,
             phase=match["phase"] or READY,
             how=match["how"],
             number=float(match["number"]),
@@ -105,10 +107,14 @@ class Condition:
             return f"{self.text}: no clone of {report.name} completed {self.phase}"
         if not _COMPARE[self.how](value, limit):
             return None
-        unit = "" if self.figure == "failed" else " s"
-        return f"{self.text}: {value:g}{unit} of {report.name}, limit {limit:g}{unit}"
+        unit = "" if self.figure == FAILED else " s"
+        left = len(report.unfinished) if self.figure == FAILED else 0
+        of = f"{report.name}, {left} of them unfinished" if left else report.name
+        return f"{self.text}: {value:g}{unit} of {of}, limit {limit:g}{unit}"
 
     def _value(self, report: Report) -> float | None:
+        if self.figure == FAILED:
+            return len(report.failures) + len(report.unfinished)
         rows: Mapping[str, Phase] = {row.phase: row for row in phases(report)}
         row = rows.get(self.phase)
         return None if row is None else getattr(row, self.figure)

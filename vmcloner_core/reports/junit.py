@@ -13,13 +13,12 @@ MAX_TEXT = 64 * 1024
 
 def junit(report: Report) -> bytes:
     """Return a report as JUnit XML."""
-    unfinished = [clone for clone in report.clones if clone.status == "unfinished"]
     suite = etree.Element(
         "testsuite",
         name=shown(f"vmcloner {' '.join(report.actions)} {report.name}"),
         tests=str(len(report.clones)),
         failures=str(len(report.failures)),
-        errors=str(len(unfinished)),
+        errors=str(len(report.unfinished)),
         skipped="0",
         time=f"{report.seconds:.3f}",
     )

@@ -32,6 +32,9 @@ ORDER = (
 )
 """The phases that all readers know, in the order of a table; others come last, before READY."""
 
+_ROUNDING = 1e-6
+"""Seconds."""
+
 
 @attrs.frozen
 class Span:
@@ -51,7 +54,8 @@ class Span:
 class CloneTimes:
     """One clone's times.
 
-    :param host: empty on one host. :param spans: one after another.
+    :param host: empty on one host. :param begun: when the run began that it was first planned in,
+        from which ``ready`` counts. :param spans: one after another.
     :param phases: seconds by phase. Those of steps are how long they took; ``queued`` is the time
         in which it waited for a step to begin; ``output``, ``ip`` and kinds of readiness are how
         long after its start it reached them.
@@ -63,6 +67,7 @@ class CloneTimes:
 
     name: str
     host: str = ""
+    begun: float = 0.0
     spans: tuple[Span, ...] = ()
     phases: dict[str, float] = attrs.field(factory=dict)
     ready: float | None = None
@@ -79,8 +84,10 @@ class CloneTimes:
 
     @property
     def held(self) -> Span | None:
-        """The span in which it was longest: what held it."""
-        return max(self.spans, key=lambda span: span.seconds, default=None)
+        """The span in which it was longest until it was ready: what held it."""
+        ready = math.inf if self.ready is None else self.begun + self.ready + _ROUNDING
+        before = (span for span in self.spans if span.end <= ready)
+        return max(before, key=lambda span: span.seconds, default=None)
 
 
 @attrs.frozen(kw_only=True)
@@ -119,6 +126,11 @@ class Report:
     def failures(self) -> tuple[CloneTimes, ...]:
         """The clones that failed."""
         return tuple(clone for clone in self.clones if clone.error is not None)
+
+    @property
+    def unfinished(self) -> tuple[CloneTimes, ...]:
+        """The clones that neither failed nor got ready."""
+        return tuple(clone for clone in self.clones if clone.status == "unfinished")
 
     def slowest(self, count: int) -> tuple[CloneTimes, ...]:
         """Return the clones that took longest to get ready, the slowest first."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import attrs
 
+from vmcloner_core.benchmark_marks import PREFIX
 from vmcloner_core.errors import NotFound, did_you_mean
 from vmcloner_core.names import split_clone
 from vmcloner_core.reports.model import (
@@ -31,6 +32,7 @@ Events = Callable[..., Iterator[RunEvent]]
 _PHASES = {"clone": STORAGE}
 """The phases of steps that have another name than their step."""
 _BOOTS = ("start", "restore")
+_MAKES = (STORAGE, "define")
 _GROWS = ("create", "start", "wait", "delete")
 """Actions that a fleet comes to be by, and the one that ends it."""
 
@@ -39,7 +41,7 @@ def report_of(events: Events, of: str | None = None) -> Report:
     """Return the report on a run or a fleet.
 
     :param of: a run's id; or a fleet's name: how its clones came to be, from the run that made
-        each until it was first ready; None for the last run.
+        each until it was first ready; of a benchmark: all that it did; None for the last run.
     :raises NotFound: there is no log of it.
     """
     plans = list(events(plans=True))
@@ -54,9 +56,12 @@ def report_of(events: Events, of: str | None = None) -> Report:
         hint = did_you_mean(of or "", [*fleets, *runs]) or "vmcloner events"
         what = f"a run or fleet {of!r}" if of is not None else "any run"
         raise NotFound(f"no log of {what}", hint=hint)
-    wanted = [plan.run for plan in plans if plan.run in concerned and _grows(plan)]
+    wanted = {plan.run for plan in plans if plan.run in concerned and _grows(plan)}
+    chosen = [run for run in runs if run in wanted]
+    if _benchmarked(of, chosen, plans):
+        return report_of_runs(events, chosen, of)
     reading = _Reading(of, fleet=of)
-    for run in dict.fromkeys(run for run in runs if run in wanted):
+    for run in chosen:
         reading.add(events(run=run))
     report = reading.report()
     if not report.clones:
@@ -65,6 +70,14 @@ def report_of(events: Events, of: str | None = None) -> Report:
             hint="vmcloner report RUN; the last 200 runs are kept",
         )
     return report
+
+
+def _benchmarked(fleet: str, runs: Sequence[str], plans: Iterable[RunEvent]) -> bool:
+    """Tell whether these are the runs of a benchmark, from its create to its delete."""
+    if not fleet.startswith(PREFIX) or not runs:
+        return False
+    actions = {plan.run: plan.values.get("action") for plan in plans}
+    return (actions[runs[0]], actions[runs[-1]]) == ("create", "delete")
 
 
 def report_of_runs(events: Events, runs: Sequence[str], name: str | None = None) -> Report:
@@ -83,8 +96,8 @@ def _grows(plan: RunEvent) -> bool:
     return plan.values.get("action") in _GROWS
 
 
-def _names(plan: RunEvent) -> list[str]:
-    found = plan.values.get("clones")
+def _names(event: RunEvent, key: str = "clones") -> list[str]:
+    found = event.values.get(key)
     return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
@@ -93,14 +106,26 @@ def _fleets(plan: RunEvent) -> set[str]:
     return {part[0] for part in parts if part is not None}
 
 
-def _number(values: Mapping[str, Any], key: str) -> float | None:
+def _number(values: Mapping[str, Any], key: str, limit: float = 1e12) -> float | None:
     found = values.get(key)
-    return float(found) if isinstance(found, int | float) and 0 <= found < 1e12 else None
+    return float(found) if isinstance(found, int | float) and 0 <= found < limit else None
+
+
+def _bytes(values: Mapping[str, Any], key: str) -> int | None:
+    found = _number(values, key, 2**63)
+    return None if found is None else int(found)
 
 
 def _text(values: Mapping[str, Any], key: str) -> str | None:
     found = values.get(key)
     return found if isinstance(found, str) else None
+
+
+def _failure(step: RunEvent) -> str | None:
+    """Return why a step failed, None if it didn't."""
+    if step.values.get("status") != "failed":
+        return None
+    return _text(step.values, "error") or "failed"
 
 
 @attrs.define
@@ -122,6 +147,8 @@ class _Clone:
     """What was seen during its present wait."""
     done: set[str] = attrs.field(factory=set)
     """Its phases that were completed, but for waits."""
+    there: bool = False
+    """Whether it was made before the run that is read: a roll-back keeps it then."""
     ready: float | None = None
     waited: bool = False
     error: str | None = None
@@ -161,8 +188,15 @@ class _Clone:
             self.phases[what] = at - (begun if self.booted is None else self.booted)
             self.seen[what] = at
 
-    def stop(self, at: float) -> None:
-        """End what a killed run left open."""
+    def fail(self, error: str) -> None:
+        """Note that it failed with its whole run, unless it has an error of its own."""
+        if self.error is None:
+            self.error, self.failed = error, self.open[0] if self.open is not None else QUEUED
+
+    def stop(self, at: float, begun: float, *, ended: bool) -> None:
+        """End what a run left open that began at ``begun``, and ended or was killed."""
+        if not ended and not self.waited and self.spans and self.spans[-1].end > begun:
+            self.ready = None  # whether that was its last step isn't known
         if self.open is not None:
             phase, begun = self.open
             self.open = None
@@ -189,6 +223,7 @@ class _Clone:
         return CloneTimes(
             name=self.name,
             host=self.host,
+            begun=self.begun,
             spans=tuple(self.spans),
             phases=self.phases,
             ready=self.ready if self.error is None else None,
@@ -251,8 +286,9 @@ class _Reading:
                 self._shared(event, names, when)
             elif event.kind == "result":
                 last = max(last, begin + (_number(event.values, "seconds") or 0.0))
+                self._result(event, names, begin)
         for name in names & self._clones.keys():
-            self._clones[name].stop(last)
+            self._clones[name].stop(last, begin, ended=log[-1].kind == "result")
         self._end = max(self._end, last)
 
     def _planned(self, plan: RunEvent, begin: float) -> set[str]:
@@ -269,6 +305,7 @@ class _Reading:
             known = self._clones.setdefault(name, _Clone(name, plan.host, begin, begin))
             if self._fleet is None or not known.waited:
                 known.since = begin
+                known.there = not known.done.isdisjoint(_MAKES)
                 if plan.values.get("action") != "delete":
                     known.error = known.failed = None  # it is tried again
                 names.add(name)
@@ -292,32 +329,49 @@ class _Reading:
         if status == "started":
             clone.begin(phase, when)
         else:
-            error = (_text(values, "error") or "failed") if status == "failed" else None
-            clone.end(phase, when, _number(values, "seconds") or 0.0, error)
+            clone.end(phase, when, _number(values, "seconds") or 0.0, _failure(event))
 
     def _shared(self, event: RunEvent, names: Collection[str], when: float) -> None:
         """Read a step of the template, for which these clones wait."""
         if event.values.get("status") == "started":
             return
+        seconds = _number(event.values, "seconds") or 0.0
         for clone in (self._clones[name] for name in names):
-            clone.end(event.values["step"], when, _number(event.values, "seconds") or 0.0, None)
+            clone.end(event.values["step"], when, seconds, _failure(event))
             clone.ready = None
 
+    def _result(self, result: RunEvent, names: set[str], begin: float) -> None:
+        """Read what became of these clones in a run that began at this time of the report."""
+        stopped = result.values.get("interrupted") is True
+        error = _text(result.values, "error") or ("stopped by the user" if stopped else "failed")
+        for clone in (self._clones[name] for name in _names(result, "failed") if name in names):
+            again = clone.booted is not None and clone.booted <= begin
+            if self._fleet is None or not again:
+                clone.fail(error)
+        gone = set(_names(result, "rolled_back"))
+        if self._fleet is None or not gone:
+            return
+        gone |= set(_names(result, "failed")) - set(_names(result, "left"))  # nothing was made
+        for name in gone & names:
+            if not self._clones[name].there:
+                names.remove(name)
+                del self._clones[name]
+
     def _sample(self, event: RunEvent, when: float) -> None:
-        values = {key: _number(event.values, key) for key in _SAMPLED}
-        cpu, used, total = (values[key] for key in _SAMPLED[:3])
+        values = event.values
+        cpu = _number(values, "cpu")
+        used, total = _bytes(values, "memory_used"), _bytes(values, "memory_total")
         if cpu is None or used is None or not total:
             return
-        pool_used, pool_total = values["pool_used"], values["pool_total"]
         self._samples.append(
             HostSample(
                 at=when,
                 host=event.host,
                 cpu=cpu,
-                memory_used=int(used),
-                memory_total=int(total),
-                pool_used=None if pool_used is None else int(pool_used),
-                pool_total=None if pool_total is None else int(pool_total),
+                memory_used=used,
+                memory_total=total,
+                pool_used=_bytes(values, "pool_used"),
+                pool_total=_bytes(values, "pool_total"),
             )
         )
 
@@ -338,9 +392,6 @@ class _Reading:
             clones=tuple(self._clones[name].times() for name in ordered),
             samples=tuple(sorted(self._samples, key=lambda sample: sample.at)),
         )
-
-
-_SAMPLED = ("cpu", "memory_used", "memory_total", "pool_used", "pool_total")
 
 
 def _wall(event: RunEvent) -> float | None:
