@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -316,8 +316,14 @@ class PoolCalls(ABC):
         try:
             if record is None:
                 return False
-            driver = self._host.drivers.hypervisor(record.labels.hypervisor)
-            return driver.states().get(clone) is State.RUNNING
+            states = self._host.drivers.ask(
+                "hypervisor",
+                record.labels.hypervisor,
+                "states",
+                lambda d: d.states(),
+                Mapping,  # type: ignore[type-abstract]
+            )
+            return states.get(clone) is State.RUNNING
         except VmclonerError as error:
             log.warning("%s", error)
             return False

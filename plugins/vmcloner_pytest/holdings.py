@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
 from vmcloner_core import Engine, Machine, Readiness
-from vmcloner_core.errors import VmclonerError
+from vmcloner_core.errors import PartialFailure, VmclonerError
 from vmcloner_pytest.settings import Wanted
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ KEPT = 8 * 3600
 
 @attrs.define(eq=False)
 class Group:
-    """Machines that were taken or made together.
+    """Machines that were taken or made together; none yet while they are made.
 
     :param fleet: the fleet that was made for them; None if they are a pool's.
     :param failed: whether a test failed that used them. :param kept: whether they stay.
@@ -32,6 +33,34 @@ class Group:
     fleet: str | None = None
     failed: bool = False
     kept: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the machines."""
+        return [machine.name for machine in self.machines]
+
+
+class Extending:
+    """A thread that extends a lease, again and again. It may wait long for a run on its fleet."""
+
+    def __init__(self, extend: Callable[[], None], every: float) -> None:
+        self._extend = extend
+        self._every = every
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="vmcloner leases", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Stop; returns once nothing is extended any more."""
+        self._ended.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._ended.wait(self._every):
+            try:
+                self._extend()
+            except VmclonerError as error:
+                log.warning("%s", error)
 
 
 class Holdings:
@@ -44,14 +73,17 @@ class Holdings:
     def __init__(self, engine: Engine, wanted: Wanted, *, keep_pool: bool) -> None:
         self.engine = engine
         self.wanted = wanted
-        self._groups: set[Group] = set()
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
+        self._groups: dict[Group, Extending] = {}
         self._stack = contextlib.ExitStack()
         if wanted.pool is not None:
             self._stack.enter_context(engine.use_pool(wanted.pool, keep=keep_pool))
-        self._thread = threading.Thread(target=self._hold_on, name="vmcloner leases", daemon=True)
-        self._thread.start()
+
+    def names(self) -> list[str]:
+        """Return the names of all machines: those taken or made, and the pool's."""
+        names = {name for group in self._groups for name in group.names}
+        if self.wanted.pool is not None:
+            names |= {each.name for each in self.engine.pool_members(self.wanted.pool.name)}
+        return sorted(names)
 
     def take(self, count: int, timeout: float) -> Group:
         """Take machines from the pool; waits until there are so many."""
@@ -63,14 +95,17 @@ class Holdings:
         return self._held(Group(taken))
 
     def make(self, template: str, count: int, ready: str | bool, timeout: float | None) -> Group:
-        """Make a fleet with a name of its own.
+        """Make a fleet with a name of its own; its leases begin anew when it is ready.
 
         :param ready: what to wait for; True for what the template says, False for nothing.
+        :raises BackendError: this host can't make it. :raises PartialFailure: it was made in part,
+            or can't be used.
         """
         fleet = f"pytest{secrets.token_hex(4)}x"
         wait = Readiness.parse(ready, timeout=timeout) if isinstance(ready, str) else None
+        group = self._held(Group((), fleet))
         try:
-            self.engine.create(
+            made = self.engine.create(
                 fleet,
                 template,
                 count=count,
@@ -80,16 +115,18 @@ class Holdings:
                 timeout=timeout,
                 ttl=self.wanted.ttl,
             )
+            with _there([clone.name for clone in made.results]):
+                self._extend(group, self.wanted.ttl)  # it began before the boot
+                group.machines = self.engine.machines(fleet)
         except BaseException:
             with contextlib.suppress(VmclonerError):
-                self.engine.delete(fleet)
+                self.end(group)
             raise
-        return self._held(Group(self.engine.machines(fleet), fleet))
+        return group
 
     def end(self, group: Group) -> None:
         """Give machines back, or remove those that were made; unless they are kept."""
-        with self._lock:
-            self._groups.discard(group)
+        self._groups.pop(group).end()
         if group.kept:
             self._extend(group, KEPT)
         elif group.fleet is not None:
@@ -99,32 +136,30 @@ class Holdings:
 
     def close(self) -> None:
         """End all; the last user of the pool removes that."""
-        self._ended.set()
-        self._thread.join()
-        for group in tuple(self._groups):
-            self.end(group)
-        self._stack.close()
+        with self._stack:
+            for group in tuple(self._groups):
+                self._stack.callback(self.end, group)  # each, also if another one fails
 
     def _held(self, group: Group) -> Group:
-        with self._lock:
-            self._groups.add(group)
+        extend = functools.partial(self._extend, group, self.wanted.ttl)
+        self._groups[group] = Extending(extend, self.wanted.ttl / 3)
         return group
-
-    def _hold_on(self) -> None:
-        while not self._ended.wait(self.wanted.ttl / 3):
-            for group in self._all():
-                try:
-                    self._extend(group, self.wanted.ttl)
-                except VmclonerError as error:
-                    log.warning("%s", error)
-
-    def _all(self) -> Iterator[Group]:
-        with self._lock:
-            groups = tuple(self._groups)
-        yield from groups
 
     def _extend(self, group: Group, ttl: int) -> None:
         if group.fleet is not None:
             self.engine.extend_lease(group.fleet, ttl=ttl)
         else:
             self.engine.renew(*group.machines, ttl=ttl)
+
+
+@contextlib.contextmanager
+def _there(names: Sequence[str]) -> Iterator[None]:
+    """Name machines that are there, but of no use: not what a host lacks.
+
+    :raises PartialFailure: there was an error in the block.
+    """
+    try:
+        yield
+    except VmclonerError as error:
+        failures = [(name, error) for name in names]
+        raise PartialFailure("machines were made, but lost", failures=failures) from error

@@ -6,7 +6,8 @@ Nothing of vmcloner's engine is imported before a test asks for a machine.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator
+import functools
+from collections.abc import Callable, Collection, Generator, Iterator
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import pytest
@@ -15,6 +16,7 @@ from vmcloner_pytest.settings import POOL, TTL, Wanted
 
 if TYPE_CHECKING:
     from vmcloner_core import Engine, Machine
+    from vmcloner_core.errors import VmclonerError
     from vmcloner_pytest.holdings import Group, Holdings
 
 MARKER = (
@@ -78,25 +80,38 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @contextlib.contextmanager
 def answered(config: pytest.Config) -> Iterator[None]:
-    """Skip a test if the host can't run what it needs; fail it in one line for other errors."""
-    from vmcloner_core.errors import (
-        BackendError,
-        NotEnoughResources,
-        PartialFailure,
-        VmclonerError,
-    )
+    """Skip a test if the host can't make what it needs; fail it in lines for other errors."""
+    from vmcloner_core.errors import BackendError, NotEnoughResources, VmclonerError
 
     try:
         yield
-    except (BackendError, NotEnoughResources) as error:
-        if not config.getoption("--vmcloner-require"):
-            pytest.skip(f"this host can't: {error}")
-        pytest.fail(f"vmcloner: {error}", pytrace=False)
-    except PartialFailure as error:
-        lines = [f"{name}: {why}" for name, why in error.failures]
-        pytest.fail("\n".join([f"vmcloner: {error}", *lines]), pytrace=False)
     except VmclonerError as error:
-        pytest.fail(f"vmcloner: {error}", pytrace=False)
+        lacking = isinstance(error, (BackendError, NotEnoughResources))
+        if lacking and not config.getoption("--vmcloner-require"):
+            pytest.skip(f"this host can't: {error}")
+        pytest.fail(_lines(error), pytrace=False)
+
+
+@contextlib.contextmanager
+def removed(names: Collection[str]) -> Iterator[None]:
+    """Fail if machines can't be removed or given back, for any reason; name those that stay."""
+    from vmcloner_core.errors import PartialFailure, VmclonerError
+
+    try:
+        yield
+    except VmclonerError as error:
+        if isinstance(error, PartialFailure) and error.failures:
+            names = [name for name, _ in error.failures]
+        stay = f"\nthese may stay until their leases end: {' '.join(names)}" if names else ""
+        pytest.fail(_lines(error) + stay, pytrace=False)
+
+
+def _lines(error: VmclonerError) -> str:
+    """Return what an error says, with a line for each machine that it is about."""
+    from vmcloner_core.errors import PartialFailure
+
+    failures = error.failures if isinstance(error, PartialFailure) else ()
+    return "\n".join([f"vmcloner: {error}", *(f"{name}: {why}" for name, why in failures)])
 
 
 @pytest.fixture(scope="session")
@@ -120,7 +135,7 @@ def vmcloner_holdings(pytestconfig: pytest.Config, vmcloner: Engine) -> Iterator
     with answered(pytestconfig):
         holdings = Holdings(vmcloner, Wanted.of(pytestconfig), keep_pool=keep_pool)
     yield holdings
-    with answered(pytestconfig):
+    with removed(holdings.names()):
         holdings.close()
 
 
@@ -143,7 +158,7 @@ def fleet(request: pytest.FixtureRequest, vmcloner_holdings: Holdings) -> Fleet:
             with answered(request.config):
                 group = vmcloner_holdings.make(template, count, ready, timeout)
             known[key] = group
-            node.addfinalizer(_ending(request.config, vmcloner_holdings, group))
+            node.addfinalizer(functools.partial(_end, vmcloner_holdings, group))
             node.addfinalizer(lambda: known.pop(key, None))
         return _noted(request, known[key])
 
@@ -170,7 +185,7 @@ def clones(
         else:
             group = vmcloner_holdings.make(template, count, ready, timeout)
     yield _noted(request, group)
-    _ending(request.config, vmcloner_holdings, group)()
+    _end(vmcloner_holdings, group)
 
 
 @pytest.fixture
@@ -199,9 +214,8 @@ def _tell(config: pytest.Config, group: Group, report: pytest.TestReport) -> Non
             report.sections.append((f"journal of {machine.name}", _said(machine.journal)))
     if config.getoption("--vmcloner-keep-on-failure"):
         group.kept = True
-        names = [machine.name for machine in group.machines]
-        lines = [f"vmcloner ssh {name}  # or: vmcloner console {name}" for name in names]
-        lines.append(f"vmcloner delete {' '.join(names)} --yes")
+        lines = [f"vmcloner ssh {name}  # or: vmcloner console {name}" for name in group.names]
+        lines.append(f"vmcloner delete {' '.join(group.names)} --yes")
         report.sections.append(("machines kept for 8 hours", "\n".join(lines)))
 
 
@@ -215,12 +229,9 @@ def _said(read: Callable[[], str]) -> str:
         return f"not known: {error}"
 
 
-def _ending(config: pytest.Config, holdings: Holdings, group: Group) -> Callable[[], None]:
-    def end() -> None:
-        with answered(config):
-            holdings.end(group)
-
-    return end
+def _end(holdings: Holdings, group: Group) -> None:
+    with removed(group.names):
+        holdings.end(group)
 
 
 def _noted(request: pytest.FixtureRequest, group: Group) -> tuple[Machine, ...]:

@@ -1,5 +1,6 @@
 """Pools: clones are taken, given back and come back, whatever kills their holders."""
 
+import functools
 import threading
 import time
 
@@ -9,6 +10,7 @@ import pytest
 from tests.core.test_leases import time_here  # noqa: F401 - a fixture
 from vmcloner_core import Engine, Pool, PoolReset, State
 from vmcloner_core.claims import Claims
+from vmcloner_core.deadlines import answers
 from vmcloner_core.errors import (
     BackendError,
     Conflict,
@@ -436,3 +438,27 @@ def test_what_is_given_back_to_a_pool_that_is_gone_is_fine(lab):
     lab.engine.empty_pool("box", force=True)
     lab.engine.release(machine)
     assert lab.engine.list() == ()
+
+
+def test_a_hypervisor_that_hangs_holds_up_nobody_who_gives_back(lab, monkeypatch):
+    lab.engine.fill_pool(Pool(template="t1", name="box", size=1, reset=PoolReset.ON_FAILURE))
+    (machine,) = lab.engine.acquire("box")
+    hung = threading.Event()
+    calls = iter([hung.wait])  # only the first one hangs
+    monkeypatch.setattr(answers, "__defaults__", (0.2,))
+    monkeypatch.setattr(
+        lab.machines, "states", functools.partial(_next, calls, lab.machines.states)
+    )
+    giving = threading.Thread(target=lab.engine.release, args=(machine,))
+    giving.start()
+    try:
+        giving.join(20)
+        assert not giving.is_alive()
+    finally:
+        hung.set()
+        giving.join()
+    until(lambda: states(lab) == ["ready"])
+
+
+def _next(calls, otherwise):
+    return next(calls, otherwise)()

@@ -3,8 +3,10 @@
 The guests are reached by ssh, as those of a user are.
 """
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -70,18 +72,29 @@ def project(site, tmp_path):
     return start
 
 
+def end(run):
+    """Kill a pytest with its workers, whatever has become of it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(run.pid, signal.SIGKILL)
+
+
 def test_workers_share_a_pool_of_guests_and_a_killed_pytest_leaves_none(site, project, tmp_path):
     site.run("template", "import", "tiny", timeout=600)
     make_template(site, "reached")
     with project("-n", "4", "-k", "ready", "--vmcloner-keep-pool", "--vmcloner-require") as run:
-        said, _ = run.communicate(timeout=600)
+        try:
+            said, _ = run.communicate(timeout=600)
+        finally:
+            end(run)
+    assert run.returncode == 0, said
     assert "9 passed" in said, said
+    assert not re.search(r"\d (skipped|error)", said), said
     assert len(site.rows(site.fleet("pool"))) == 2  # a reset may have been cut off at the end
     with project("-k", "endless", "--vmcloner-require") as run:
         try:
-            end = time.monotonic() + 300
+            late = time.monotonic() + 300
             while not (tmp_path / "reached").exists():
-                assert time.monotonic() < end
+                assert time.monotonic() < late
                 assert run.poll() is None, run.stdout.read()
                 time.sleep(0.2)
             time.sleep(6)
@@ -91,7 +104,7 @@ def test_workers_share_a_pool_of_guests_and_a_killed_pytest_leaves_none(site, pr
             taken = [row["name"] for row in states if row["state"] == "taken"]
             assert taken == [(tmp_path / "reached").read_text()]
         finally:
-            os.killpg(run.pid, signal.SIGKILL)
+            end(run)
     time.sleep(5.5)
     site.run("gc", "--expired", "--yes")
     assert site.remains() == []

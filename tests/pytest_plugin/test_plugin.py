@@ -160,6 +160,95 @@ def test_what_a_host_cannot_do_is_skipped_or_fails(project):
     project.run("--vmcloner-require").assert_outcomes(errors=1, passed=1)
 
 
+@pytest.mark.parametrize(
+    ("pool", "marker", "asked"),
+    [
+        ("", "", "fleet('t1', count=2)"),
+        ("", "@pytest.mark.vmcloner(template='t1', count=2)", "get('clones')"),
+        (POOL % "always", "", "get('clone')"),
+    ],
+)
+def test_machines_that_cannot_be_removed_are_an_error_that_names_them(project, pool, marker, asked):
+    project.settings(pool)
+    project.tests(
+        f"""
+        import pytest
+        from vmcloner_core.errors import BackendError
+
+        def gone():
+            raise BackendError("the hypervisor is gone")
+
+        {marker}
+        def test_it(request, vmcloner, fleet):
+            get = request.getfixturevalue
+            {asked}
+            vmcloner._host.drivers.hypervisor("reference").inspect = gone
+        """
+    )
+    result = project.run("-rs")
+    result.assert_outcomes(passed=1, errors=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    stay = project.names()
+    assert len(stay) == 2
+    result.stdout.fnmatch_lines(
+        ["*the hypervisor is gone*", f"*may stay until their leases end: {' '.join(stay)}"]
+    )
+
+
+def test_machines_that_are_lost_once_they_are_made_are_a_failure(project):
+    project.tests(
+        """
+        from vmcloner_core.errors import BackendError
+
+        def gone(*_names, ttl):
+            raise BackendError("the hypervisor is gone")
+
+        def test_it(vmcloner, fleet):
+            vmcloner.extend_lease = gone
+            fleet("t1")
+        """
+    )
+    result = project.run()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*machines were made, but lost*", "*-1: the hypervisor is gone*"])
+    assert project.names() == []
+
+
+def test_machines_that_fail_to_be_removed_are_the_ones_named(project):
+    project.tests(
+        """
+        from vmcloner_core.errors import HostCommandError
+        def test_it(vmcloner, fleet):
+            one, two = fleet("t1", count=2)
+            failing = vmcloner._host.drivers.hypervisor("reference").fail
+            failing["undefine", two.name] = HostCommandError("it is busy")
+        """
+    )
+    result = project.run()
+    result.assert_outcomes(passed=1, errors=1)
+    (left,) = project.names()
+    result.stdout.fnmatch_lines([f"{left}: *it is busy*", f"*until their leases end: {left}"])
+
+
+def test_a_boot_longer_than_a_lease_ends_no_lease(project, monkeypatch):
+    monkeypatch.setenv("SHARED_BOOT", "4")
+    project.settings("vmcloner_ttl = '3s'")
+    project.tests(
+        """
+        def left(vmcloner):
+            return [lease.left for lease in vmcloner.leases(vmcloner.list())]
+
+        def test_it(fleet, vmcloner):
+            for count in (1, 2):
+                fleet("t1")
+                assert len(left(vmcloner)) == count
+                assert min(left(vmcloner)) > 0, left(vmcloner)
+        """
+    )
+    project.run().assert_outcomes(passed=1)
+    assert project.names() == []
+
+
 def test_what_is_wrong_is_told_in_lines_not_tracebacks(project):
     project.tests("def test_it(fleet): fleet('missing')")
     result = project.run()
