@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import attrs
 
+from vmcloner_core import raw_images
 from vmcloner_core.cancelling import carried, pause
 from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
 from vmcloner_core.errors import (
@@ -75,6 +76,7 @@ class RbdDriver(StorageDriver):
     def __init__(self, context: DriverContext, settings: RbdSettings) -> None:
         super().__init__(context)
         self._settings = settings
+        self._folder = context.host.state / "import"
         self._pool = KnownPool.of(context.host, context.name)
         self._cluster = Cluster(settings, self._pool)
         self._images = Images(self._cluster)
@@ -98,9 +100,7 @@ class RbdDriver(StorageDriver):
             found = self._origin(template)
             if found is not None and found.digest == image.digest:
                 return Outcome(key=template, value=found.origin(self.name), changed=False)
-            with importing.opened(
-                image, self.context.host.state / "import", self.context.runner
-            ) as fd:
+            with raw_images.opened(image, self._folder, self.context.runner, copying) as fd:
                 record, changed = self._import(template, image, fd, progress, copying)
         return Outcome(key=template, value=record.origin(self.name), changed=changed)
 
@@ -489,6 +489,7 @@ class RbdDriver(StorageDriver):
 
     def sweep(self) -> None:
         """See :meth:`StorageDriver.sweep`: what the journal names of processes that have ended."""
+        raw_images.sweep(self._folder)
         with self._cluster.translated():
             dead = self._journal.dead()
             done = [entry for entry in dead if self._swept(entry)]
@@ -533,7 +534,7 @@ class RbdDriver(StorageDriver):
         """See :meth:`StorageDriver.leftovers`."""
         with self._cluster.translated():
             dead = self._journal.dead()
-        return tuple(
+        drafts = (
             Leftover(
                 kind="draft",
                 name=f"{self._settings.place}/{entry.draft or entry.name}",
@@ -542,6 +543,7 @@ class RbdDriver(StorageDriver):
             )
             for entry in dead
         )
+        return (*raw_images.leftovers(self._folder), *drafts)
 
     # --- drafts ---------------------------------------------------------------------------------
 

@@ -11,8 +11,10 @@ import attrs
 import pytest
 
 from tests.rbd.holding import HOLD
+from vmcloner_core.drivers import ImageFile
 from vmcloner_core.errors import BackendError, Conflict, NotEnoughResources, WrongState
 from vmcloner_core.model import CloneMode, CloneRequest
+from vmcloner_core.process import LocalRunner
 from vmcloner_core.testing.samples import make_context, make_labels
 from vmcloner_rbd.driver import RbdDriver
 
@@ -149,3 +151,27 @@ def test_another_host_s_disks_are_not_touched(settings, tmp_path):
     assert "belongs to another host that shares the pool" in refused.error.message
     for driver in drivers:
         driver.close()
+
+
+def test_what_a_killed_import_converted_is_swept(settings, opened, tmp_path):
+    """What is converted by one that goes on stays."""
+    raw, qcow2 = tmp_path / "a.raw", tmp_path / "a.qcow2"
+    raw.write_bytes(b"data" * 1024**2)
+    LocalRunner().run(["qemu-img", "convert", "-O", "qcow2", str(raw), str(qcow2)])
+    image = ImageFile(path=qcow2, format="qcow2", size=raw.stat().st_size, digest="sha256:1")
+    work = tmp_path / "state/import"
+    left = work / "import-left"
+    left.mkdir(parents=True)
+    (left / "image.raw").write_bytes(b"gigabytes")
+    driver, other = opened(settings), opened(settings)
+    assert [found.name for found in driver.leftovers()] == [str(left)]
+    during = []
+
+    def sweep(*_progress):
+        other.sweep()
+        during.append([path.name for path in work.glob("*/image.raw")])
+
+    driver.import_image("tiny", image, sweep)
+    assert not left.exists()
+    assert set(map(len, during)) == {1}
+    assert list(work.iterdir()) == []
