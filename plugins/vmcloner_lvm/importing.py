@@ -14,11 +14,12 @@ from vmcloner_core.extents import data_runs
 from vmcloner_core.locks import hold, hold_free
 from vmcloner_core.model import Copying, Leftover, Progress
 from vmcloner_core.process import CommandRunner
+from vmcloner_core.raw_images import leftovers, opened, sweep
 from vmcloner_core.units import format_size
 from vmcloner_lvm import tags
 from vmcloner_lvm.activation import Change, activate, deactivate
 from vmcloner_lvm.devmapper import device_name
-from vmcloner_lvm.filling import fill, leftovers, opened, sweep
+from vmcloner_lvm.filling import fill
 from vmcloner_lvm.locking import LOCKS
 from vmcloner_lvm.naming import checked, draft_name, origin_name
 from vmcloner_lvm.pool import Pool

@@ -16,7 +16,7 @@ from vmcloner_core.locks import hold
 from vmcloner_core.model import Copying, Leftover, Progress
 from vmcloner_core.os_errors import translated
 from vmcloner_core.process import CommandRunner
-from vmcloner_lvm.filling import leftovers, opened, sweep
+from vmcloner_core.raw_images import leftovers, opened, sweep
 from vmcloner_lvm.importing import abandoned, unfinished
 from vmcloner_lvm.locking import LOCKS
 from vmcloner_lvm.naming import checked

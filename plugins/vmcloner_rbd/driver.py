@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import attrs
 
+from vmcloner_core import raw_images
 from vmcloner_core.cancelling import carried, pause
 from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
 from vmcloner_core.errors import (
@@ -75,6 +76,7 @@ class RbdDriver(StorageDriver):
     def __init__(self, context: DriverContext, settings: RbdSettings) -> None:
         super().__init__(context)
         self._settings = settings
+        self._folder = context.host.state / "import"
         self._pool = KnownPool.of(context.host, context.name)
         self._cluster = Cluster(settings, self._pool)
         self._images = Images(self._cluster)
@@ -98,9 +100,7 @@ class RbdDriver(StorageDriver):
             found = self._origin(template)
             if found is not None and found.digest == image.digest:
                 return Outcome(key=template, value=found.origin(self.name), changed=False)
-            with importing.opened(
-                image, self.context.host.state / "import", self.context.runner
-            ) as fd:
+            with raw_images.opened(image, self._folder, self.context.runner, copying) as fd:
                 record, changed = self._import(template, image, fd, progress, copying)
         return Outcome(key=template, value=record.origin(self.name), changed=changed)
 
@@ -348,17 +348,19 @@ class RbdDriver(StorageDriver):
         :param left: gets the entry's key if the image is in the trash, and stays there for now.
         :raises WrongState: it is in use.
         """
-        with self._journal.alone(entry.name):
-            if self._images.names().get(entry.name) != entry.id:
-                return False  # another process removed it
-            if users := self._users(entry):  # librbd moves an image that is only open
+        until = time.monotonic() + FORGOTTEN
+        while True:
+            with self._journal.alone(entry.name) as check_alone:
+                if self._images.names().get(entry.name) != entry.id:
+                    return False  # another process removed it
+                users = self._users(entry.name)
+                if not users:  # librbd moves an image that is only open
+                    check_alone()
+                    gone = self._trashed(entry.name)
+                    break
+            if time.monotonic() > until or not self._was_interrupted(entry):
                 raise self._in_use(entry.name, users)
-            try:
-                gone = self._images.move_to_trash(entry.name)
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise
-                raise self._in_use(entry.name, ["another client"]) from error
+            pause(0.5)  # not alone: another process may remove it, and make a new one
         if not gone and self._images.names().get(entry.name) == entry.id:
             raise HostCommandError(
                 f"{self._cluster}: {entry.name} can't be removed: Ceph finds only a part of it",
@@ -370,21 +372,25 @@ class RbdDriver(StorageDriver):
             left.add(entry.key)
         return gone
 
-    def _users(self, entry: Entry) -> Sequence[str]:
-        """Return who has an image open.
+    def _was_interrupted(self, entry: Entry) -> bool:
+        """Tell whether a process was killed while it removed the same image.
 
-        The cluster knows a client that was killed for a while yet. Where that was at the image's
-        removal, it is waited for: so the same command again removes it.
+        The cluster knows such a client for a while yet. It is waited for: so the same command
+        again removes the image.
         """
-        until = time.monotonic() + FORGOTTEN
-        while True:
-            with self._images.open(entry.name) as image:
-                users = image.watchers()
-            if not users or time.monotonic() > until:
-                return users
-            if entry.id not in {dead.id for dead in self._journal.dead()}:
-                return users
-            pause(0.5)
+        return entry.id in {dead.id for dead in self._journal.dead()}
+
+    def _trashed(self, name: str) -> bool:
+        """Move an image to the trash; tell whether there was one.
+
+        :raises WrongState: it is in use.
+        """
+        try:
+            return self._images.move_to_trash(name)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise self._in_use(name, ["another client"]) from error
 
     def _check_alone(self, name: str, header: Header) -> None:
         """Check that no snapshots, which are not ours, keep an image from being removed.
@@ -489,6 +495,7 @@ class RbdDriver(StorageDriver):
 
     def sweep(self) -> None:
         """See :meth:`StorageDriver.sweep`: what the journal names of processes that have ended."""
+        raw_images.sweep(self._folder)
         with self._cluster.translated():
             dead = self._journal.dead()
             done = [entry for entry in dead if self._swept(entry)]
@@ -503,14 +510,14 @@ class RbdDriver(StorageDriver):
             if entry.draft:
                 if self._has_its_name(entry):
                     return True
-                if self._is_open(entry.draft):
-                    return False
+                if self._users(entry.draft):
+                    return False  # the next sweep
                 self._discard(entry)
             elif not self._images.remove_trashed(entry.id):
                 if self._images.names().get(entry.name) != entry.id:
                     return True
-                if self._is_open(entry.name):
-                    return False
+                if self._users(entry.name):
+                    return False  # the next sweep
                 if entry.name.startswith(ORIGIN):
                     with self._images.open(entry.name, writable=True) as image:
                         image.protect()
@@ -520,20 +527,20 @@ class RbdDriver(StorageDriver):
             return False  # somebody looks at it: the next sweep
         return True
 
-    def _is_open(self, name: str) -> bool:
-        """Tell whether a client has an image open, also one that was killed half a minute ago.
+    def _users(self, name: str) -> Sequence[str]:
+        """Return who has an image open, also who was killed half a minute ago.
 
-        librbd would wait for such a client's end. The next sweep finds the image again.
+        Where an image is removed or changed, librbd would wait for such a client's end.
         """
         with contextlib.suppress(FileNotFoundError), self._images.open(name) as image:
-            return bool(image.watchers())
-        return False
+            return image.watchers()
+        return ()
 
     def leftovers(self) -> tuple[Leftover, ...]:
         """See :meth:`StorageDriver.leftovers`."""
         with self._cluster.translated():
             dead = self._journal.dead()
-        return tuple(
+        drafts = (
             Leftover(
                 kind="draft",
                 name=f"{self._settings.place}/{entry.draft or entry.name}",
@@ -542,6 +549,7 @@ class RbdDriver(StorageDriver):
             )
             for entry in dead
         )
+        return (*raw_images.leftovers(self._folder), *drafts)
 
     # --- drafts ---------------------------------------------------------------------------------
 
@@ -565,9 +573,10 @@ class RbdDriver(StorageDriver):
     def _named(self, entry: Entry) -> bool:
         """Give a draft its final name; returns whether that was free."""
         self._journal.check_held()
-        with self._journal.alone(entry.name):
+        with self._journal.alone(entry.name) as check_alone:
             if entry.name in self._images.names():
                 return False
+            check_alone()
             self._images.rename(entry.draft, entry.name)
         return True
 

@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import tempfile
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 from vmcloner_core.copying import Pace
-from vmcloner_core.drivers import ImageFile
-from vmcloner_core.errors import HostCommandError, InvalidRequest
+from vmcloner_core.errors import HostCommandError
 from vmcloner_core.extents import nonzero_runs
 from vmcloner_core.model import Copying, Progress
-from vmcloner_core.os_errors import translated
-from vmcloner_core.process import CommandRunner
-from vmcloner_core.qemu_img import convert
-from vmcloner_core.trusted_files import make_folder
 from vmcloner_rbd.images import Image
 
 CHUNK = 4 * 1024**2
 """Bytes of an object of an image, so that each write is to one object."""
 WRITERS = 8
-
-
-@contextlib.contextmanager
-def opened(image: ImageFile, folder: Path, runner: CommandRunner) -> Iterator[int]:
-    """Yield the image's bytes as an open raw file; a qcow2 image is converted in ``folder``.
-
-    The converted file has no name: nothing is left of it when the process is killed.
-
-    :raises InvalidRequest: the image became shorter.
-    """
-    with contextlib.ExitStack() as stack:
-        path = image.path.absolute()
-        if image.format != "raw":
-            with translated(folder):
-                make_folder(folder)
-                work = stack.enter_context(
-                    tempfile.TemporaryDirectory(prefix="import-", dir=folder)
-                )
-            path = Path(work) / "image.raw"
-            path.touch()
-            convert(runner, image, path, Copying())
-        with translated(path):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        stack.callback(os.close, fd)
-        if os.lseek(fd, 0, os.SEEK_END) < image.size:  # a device's size too
-            raise InvalidRequest(f"{image.path} changed while it was imported")
-        yield fd
 
 
 def data_in(fd: int, size: int) -> int:

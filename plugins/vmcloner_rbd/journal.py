@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import attrs
@@ -32,7 +32,7 @@ DURATION = 180
 """Seconds for which a lock holds unless it is renewed."""
 _RENEWAL = 30
 _NAMING = 60
-"""Seconds for which a lock on a name holds; it is held for two calls."""
+"""Seconds for which a lock on a name holds; it is held for a few calls."""
 _TRASH = "rbd_trash"
 """Where librbd lists images in the trash. It makes that at the first removal: in a full pool it
 can't, and leaves an image that has neither a name nor a place in the trash."""
@@ -115,8 +115,11 @@ class Journal:
             self._leave()
 
     @contextlib.contextmanager
-    def alone(self, name: str) -> Iterator[None]:
+    def alone(self, name: str) -> Iterator[Callable[[], None]]:
         """Keep other processes from naming or removing an image of that name during the block.
+
+        Yields what is called right before the name is given or taken away: it raises WrongState if
+        the calls before took so long that another process may soon be at it.
 
         librbd's rename replaces an image that another process has just given the name. The names
         share a few locks, as each lock leaves an attribute on the object. Who was killed on this
@@ -126,6 +129,7 @@ class Journal:
         cookie = f"{self._process}:{uuid.uuid4().hex}".encode()
         until = time.monotonic() + 2 * _NAMING
         while True:
+            held_at = _now()
             result = library().rados_lock_exclusive(
                 self._cluster.io, OBJECT.encode(), lock, cookie, b"",
                 ctypes.byref(TimeVal(_NAMING, 0)), 0,
@@ -136,7 +140,7 @@ class Journal:
             time.sleep(0.02)
         check(result, name)
         try:
-            yield
+            yield lambda: self._check_age(held_at, _NAMING)
         finally:
             library().rados_unlock(self._cluster.io, OBJECT.encode(), lock, cookie)
 
@@ -155,7 +159,10 @@ class Journal:
 
         :raises WrongState: it may.
         """
-        if _now() - self._held_at > DURATION / 2:
+        self._check_age(self._held_at, DURATION)
+
+    def _check_age(self, held_at: float, duration: float) -> None:
+        if _now() - held_at > duration / 2:
             raise WrongState(
                 f"{self._cluster}: this host lost its lock while it was at work",
                 hint="run the same command again",

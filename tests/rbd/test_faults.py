@@ -11,9 +11,13 @@ import attrs
 import pytest
 
 from tests.rbd.holding import HOLD
+from vmcloner_core.drivers import ImageFile
 from vmcloner_core.errors import BackendError, Conflict, NotEnoughResources, WrongState
 from vmcloner_core.model import CloneMode, CloneRequest
+from vmcloner_core.process import LocalRunner
 from vmcloner_core.testing.samples import make_context, make_labels
+from vmcloner_rbd import driver as driver_module
+from vmcloner_rbd import journal
 from vmcloner_rbd.driver import RbdDriver
 
 pytestmark = pytest.mark.ceph
@@ -95,23 +99,81 @@ def test_a_full_pool(cluster, settings, opened):
     assert driver.volumes() == ()
 
 
-def test_who_has_a_disk_open_is_named(settings, opened, tmp_path):
-    """As a guest on another host has it, which this host's libvirt doesn't know."""
-    driver = opened(settings)
-    (made,) = driver.clone([request(1)])
-    argv = [settings.conf, settings.keyring, settings.namespace, tmp_path, made.value.name]
+@contextlib.contextmanager
+def held_open(settings, state, name):
+    """Have an image open in another process; yields what ends that early."""
+    argv = [settings.conf, settings.keyring, settings.namespace, state, name]
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, *map(str, argv)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     ) as holder:  # fmt: skip
+
+        def end():
+            holder.stdin.close()
+            holder.wait(60)
+
         assert holder.stdout.readline() == b"open\n"
+        try:
+            yield end
+        finally:
+            end()
+
+
+def test_who_has_a_disk_open_is_named(settings, opened, tmp_path):
+    """As a guest on another host has it, which this host's libvirt doesn't know."""
+    driver = opened(settings)
+    (made,) = driver.clone([request(1)])
+    with held_open(settings, tmp_path, made.value.name):
         (refused,) = driver.delete([made.value])
-        holder.stdin.close()
-        holder.wait(60)
     assert isinstance(refused.error, WrongState)
     assert "web-1-disk0 is in use by 127.0.0.1" in refused.error.message
     (gone,) = driver.delete([made.value])
     assert gone.changed
+
+
+def test_a_name_is_free_while_its_last_user_is_waited_for(settings, opened, tmp_path, monkeypatch):
+    """Another host may remove the image meanwhile and make a new one, which stays."""
+    monkeypatch.setattr(journal, "_NAMING", 4)
+    driver, other = opened(settings), opened(settings)
+    (made,) = driver.clone([request(1)])
+    name = made.value.name
+    first = driver._images.names()[name]
+    killed = attrs.evolve(driver._journal.removal(name, first), process="killed")
+    driver._cluster.set_keys(journal.OBJECT, {killed.key: killed.to_bytes()})
+
+    def meanwhile(_seconds):
+        end()
+        (removed,) = other.delete([made.value])
+        (again,) = other.clone([request(1)])
+        assert removed.changed
+        assert again.changed
+
+    monkeypatch.setattr(driver_module, "pause", meanwhile)
+    with held_open(settings, tmp_path, name) as end:
+        (outcome,) = driver.delete([made.value])
+    assert (outcome.error, outcome.changed) == (None, False)
+    assert driver.volumes() == (made.value,)
+    assert driver._images.names()[name] != first
+
+
+def test_a_name_that_was_locked_for_too_long(settings, opened, monkeypatch):
+    """Another host may have it by now: it is neither given nor taken away."""
+    driver = opened(settings)
+    (made,) = driver.clone([request(1)])
+    names = driver._images.names
+
+    def slowly():
+        time.sleep(1)
+        return names()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_NAMING", 1)
+        patch.setattr(driver._images, "names", slowly)
+        for outcome in (*driver.delete([made.value]), *driver.clone([request(2)])):
+            assert isinstance(outcome.error, WrongState)
+            assert "lost its lock" in outcome.error.message
+    assert driver.volumes() == (made.value,)
+    assert driver.leftovers() == ()
 
 
 def test_an_image_without_labels_is_not_touched(cluster, settings, opened):
@@ -149,3 +211,27 @@ def test_another_host_s_disks_are_not_touched(settings, tmp_path):
     assert "belongs to another host that shares the pool" in refused.error.message
     for driver in drivers:
         driver.close()
+
+
+def test_what_a_killed_import_converted_is_swept(settings, opened, tmp_path):
+    """What is converted by one that goes on stays."""
+    raw, qcow2 = tmp_path / "a.raw", tmp_path / "a.qcow2"
+    raw.write_bytes(b"data" * 1024**2)
+    LocalRunner().run(["qemu-img", "convert", "-O", "qcow2", str(raw), str(qcow2)])
+    image = ImageFile(path=qcow2, format="qcow2", size=raw.stat().st_size, digest="sha256:1")
+    work = tmp_path / "state/import"
+    left = work / "import-left"
+    left.mkdir(parents=True)
+    (left / "image.raw").write_bytes(b"gigabytes")
+    driver, other = opened(settings), opened(settings)
+    assert [found.name for found in driver.leftovers()] == [str(left)]
+    during = []
+
+    def sweep(*_progress):
+        other.sweep()
+        during.append([path.name for path in work.glob("*/image.raw")])
+
+    driver.import_image("tiny", image, sweep)
+    assert not left.exists()
+    assert set(map(len, during)) == {1}
+    assert list(work.iterdir()) == []
