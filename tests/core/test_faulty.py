@@ -69,6 +69,23 @@ def test_what_took_effect_and_said_so_wrongly(lab, kind, call):
     assert (lab.pool.volumes(), lab.machines.machines) == ((), {})
 
 
+def test_a_part_of_a_driver_fails(lab):
+    lab.engine.create("web", "t1", count=2)
+    fault = Fault(call="snapshots.create", fault=FaultKind.FAIL)
+    spoil(lab.pool, script(fault))
+    failed = broken(lab.engine.create_snapshot, "web", name="s1")
+    assert "snapshots.create: a fault that the settings ask for" in str(failed["web-1"])
+    assert lab.engine.create_snapshot("web", name="s1").ok
+
+
+def test_a_boot_provider_fails(lab):
+    _, provider = lab.engine._host.drivers.boot("reference")
+    spoil(provider, script(Fault(call="resolve_start", key="web-1", fault=FaultKind.FAIL)))
+    failed = broken(lab.engine.create, "web", "t1", count=2, start=True)
+    assert "resolve_start: a fault" in str(failed["web-1"])
+    assert lab.engine.create("web", "t1", count=2, start=True).ok
+
+
 def test_a_delete_that_fails_after_it_has_taken_effect(lab):
     lab.engine.create("web", "t1", count=3)
     spoil(lab.pool, script(Fault(call="delete", key="web-2", fault=FaultKind.FAIL_AFTER)))

@@ -29,7 +29,15 @@ from typing import Any, TypeVar
 
 import attrs
 
-from vmcloner_core.drivers import DriverContext, HypervisorDriver, StorageDriver
+from vmcloner_core import drivers
+from vmcloner_core.drivers import (
+    BootProvider,
+    DriverContext,
+    HypervisorDriver,
+    IdentityProvider,
+    ImageBuilder,
+    StorageDriver,
+)
 from vmcloner_core.errors import BackendError, InvalidRequest
 from vmcloner_core.hooks import HypervisorBackend, StorageBackend
 from vmcloner_core.model import Outcome
@@ -37,10 +45,14 @@ from vmcloner_core.plugins import PluginHost
 from vmcloner_core.tomlfile import structure
 from vmcloner_core.trusted_files import make_folder
 
-D = TypeVar("D", StorageDriver, HypervisorDriver)
+D = TypeVar("D", StorageDriver, HypervisorDriver, BootProvider, IdentityProvider, ImageBuilder)
 LONG = 3600.0
 QUIET = frozenset({"close"})
 """Calls that are never spoiled: a process must be able to end."""
+_INTERFACES = tuple(
+    getattr(drivers, name) for name in drivers.__all__ if name.endswith("Interface")
+)
+"""What a driver may have as an attribute: its optional parts."""
 
 
 class FaultKind(enum.Enum):
@@ -73,9 +85,10 @@ _AFTER = (FaultKind.FAIL_AFTER, FaultKind.DIE_AFTER, *_OF_OUTCOMES)
 class Fault:
     """One entry of a script.
 
-    :param call: the driver's method, ``*`` for any. :param at: which call of it in a process,
-        counted from 1; 0 for each. :param key: only the part of a call that is about this clone.
-        Without one, a fault of single outcomes is that of the call's first.
+    :param call: the driver's method, or one of a part: ``snapshots.create``; ``*`` for any.
+    :param at: which call of it in a process, counted from 1; 0 for each.
+    :param key: only the part of a call that is about this clone. Without one, a fault of single
+        outcomes is that of the call's first.
     :param seconds: how long ``slow`` takes; ``hang`` takes an hour. :param once: not again in later
         processes either, so that the same command can succeed.
     """
@@ -187,22 +200,38 @@ class _Script:
 
 
 def spoil(driver: D, settings: FaultySettings, *, folder: Path | None = None) -> D:
-    """Have calls of a driver go wrong; returns the driver.
+    """Have calls of a driver and its optional parts go wrong; returns the driver.
 
     :param folder: where it notes what must not happen again in later processes.
     :raises InvalidRequest: the script names a call that the driver doesn't have.
     """
-    names = [name for name in dir(type(driver)) if not name.startswith("_") and name not in QUIET]
-    calls: list[str] = [name for name in names if callable(getattr(type(driver), name))]
+    calls: dict[str, object] = dict(_calls("", driver))
+    for name, part in _parts(driver):
+        calls |= _calls(f"{name}.", part)
     for fault in settings.faults:
         if fault.call not in ("*", *calls):
             raise InvalidRequest(
                 f"a {type(driver).__name__} has no call {fault.call!r}", hint=", ".join(calls)
             )
     script = _Script(settings, folder)
-    for name in calls:
-        setattr(driver, name, _spoiled(name, getattr(driver, name), script))
+    for name, owner in calls.items():
+        method = name.rpartition(".")[2]
+        setattr(owner, method, _spoiled(name, getattr(owner, method), script))
     return driver
+
+
+def _calls(prefix: str, owner: object) -> Iterator[tuple[str, object]]:
+    """Yield the name of each public method of an object, and the object."""
+    for name in dir(type(owner)):
+        if name[0] != "_" and name not in QUIET and callable(getattr(type(owner), name)):
+            yield prefix + name, owner
+
+
+def _parts(driver: object) -> Iterator[tuple[str, object]]:
+    """Yield the optional parts that a driver has, not those that it makes anew for each caller."""
+    for name, value in vars(driver).items():
+        if name[0] != "_" and isinstance(value, _INTERFACES):
+            yield name, value
 
 
 def _spoiled(name: str, call: Callable[..., Any], script: _Script) -> Callable[..., Any]:
