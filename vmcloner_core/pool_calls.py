@@ -22,6 +22,7 @@ from vmcloner_core.errors import (
     DeadlineExceeded,
     Interrupted,
     InvalidRequest,
+    NotFound,
     PartialFailure,
     VmclonerError,
     WrongState,
@@ -178,14 +179,15 @@ class PoolCalls(ABC):
 
         From then on until this engine is closed, a thread of it keeps the pool filled.
 
-        :param pool: the name of a pool, or a definition: the pool is made if there is none.
+        :param pool: the name of a pool, or a definition; the pool is made if there is none. Or the
+            name of a template: then a pool of it, ``TEMPLATE-pool``, with the defaults.
         :param ttl: seconds after which they are taken back unless :meth:`renew` is called.
         :param timeout: seconds to wait. :param who: who takes them, for people.
         :raises DeadlineExceeded: there were not so many in time.
         :raises Interrupted: :meth:`cancel` was called. :raises VmclonerError: the pool can't be
             filled.
         """
-        wanted = self._defined(pool)
+        wanted = self._wanted(pool, n)
         check_ttl(ttl)
         check_timeout(timeout)
         if not 1 <= n <= wanted.size:
@@ -254,6 +256,20 @@ class PoolCalls(ABC):
 
     def _defined(self, pool: Pool | str) -> Pool:
         return pool if isinstance(pool, Pool) else self.pool(pool)
+
+    def _wanted(self, pool: Pool | str, n: int) -> Pool:
+        """Return the pool that clones are taken of; by a template's name, the pool of that."""
+        try:
+            return self._defined(pool)
+        except NotFound as error:
+            assert isinstance(pool, str)  # noqa: S101 - a definition is always found
+            try:
+                template = self._host.catalog.template(pool).name
+            except VmclonerError:
+                raise error from None
+            made = Pool(template=template)
+            made = attrs.evolve(made, size=max(made.size, n))
+            return self._host.pools.find(made.name) or made
 
     def _take(self, pool: Pool, n: int, ttl: int, who: str) -> tuple[Machine, ...]:
         """Take clones that are ready, without asking anybody but their files."""

@@ -80,10 +80,10 @@ def test_a_part_of_a_driver_fails(lab):
 
 def test_a_boot_provider_fails(lab):
     _, provider = lab.engine._host.drivers.boot("reference")
-    spoil(provider, script(Fault(call="resolve_start", key="web-1", fault=FaultKind.FAIL)))
-    failed = broken(lab.engine.create, "web", "t1", count=2, start=True)
-    assert "resolve_start: a fault" in str(failed["web-1"])
-    assert lab.engine.create("web", "t1", count=2, start=True).ok
+    spoil(provider, script(Fault(call="resolve", at=2, fault=FaultKind.FAIL)))  # 1: of the plan
+    failed = broken(lab.engine.create, "web", "t1", count=1)
+    assert "resolve: a fault that the settings ask for" in str(failed["web-1"])
+    assert lab.engine.create("web", "t1", count=1).ok
 
 
 def test_a_delete_that_fails_after_it_has_taken_effect(lab):

@@ -73,6 +73,17 @@ def test_taken_clones_are_nobody_elses(lab):
     assert 0 < taken[other.name].left <= 300
 
 
+def test_a_template_is_enough(lab):
+    machines = lab.engine.acquire("t1", 5, timeout=60)
+    assert {machine.name.rpartition("-")[0] for machine in machines} == {"t1-pool"}
+    assert [(pool.name, pool.size) for pool in lab.engine.pools()] == [("t1-pool", 5)]
+    lab.engine.release(*machines)
+    (again,) = lab.engine.acquire("t1", timeout=60)
+    assert again.name.startswith("t1-pool-")
+    with pytest.raises(NotFound, match="no pool 'nothing'"):
+        lab.engine.acquire("nothing")
+
+
 def test_all_or_none_are_taken(lab):
     lab.engine.fill_pool(POOL)
     lab.engine.acquire("box", 2)
