@@ -31,7 +31,7 @@ from vmcloner_core.hosts import cargo, wire
 from vmcloner_core.hosts.beside import Answered, Asked
 from vmcloner_core.hosts.cargo import CargoDisk
 from vmcloner_core.hosts.carrier import Carrier, InProcess, Unreachable
-from vmcloner_core.hosts.draining import drain
+from vmcloner_core.hosts.draining import Why, drain
 from vmcloner_core.hosts.parcels import CHUNK, Chunk
 from vmcloner_core.model import Capacity
 from vmcloner_core.moves import Moves
@@ -441,6 +441,77 @@ def test_a_source_that_is_lost_when_its_domain_is_gone(made):
     made.carrier._lost.discard("h1")
     assert startable(made, "web-1") == ["h2"]
     after_a_kill(made, before)
+
+
+def refused_move(controller, host, words):
+    """Check that web-1 is not moved to a host; returns the way out."""
+    with pytest.raises(WrongState, match=words) as caught:
+        controller.move("web-1", host=host)
+    return caught.value.hint
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+@pytest.mark.parametrize("call", ["undefine", "define", "drop"])
+def test_a_clone_that_may_be_whole_on_a_host_that_is_not_seen(made, call):
+    """It is neither taken back nor sent elsewhere: it would run twice."""
+    before = seen(made, "web-1")[1]
+    cut_off(made, call=call)
+    words = "web-1 may be whole on host 'h2', which is not seen"
+    for host in ("h1", "h3"):
+        hint = refused_move(made.controller(without=("h2",)), host, words)
+        assert "rm moves/web-1 in the state folder of h1" in hint
+    alone = made.controller(only=("h1",))
+    refused_move(alone, "h1", words)
+    made.carrier.lose("h2")
+    all_hosts = made.controller()
+    all_hosts.drained.add({"h2": Why.LOST})
+    refused_move(all_hosts, "h1", words)
+    all_hosts.drained.remove("h2")
+    made.carrier._lost.discard("h2")
+    after_a_kill(made, before)
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_a_host_that_is_gone_for_good(made):
+    """Whoever knows that says so by removing the mark."""
+    cut_off(made, call="landed")
+    before = content(made.sites["h1"].engine.show("web-1").volumes[0])
+    without = made.controller(without=("h2",))
+    refused_move(without, "h1", "may be whole on host 'h2'")
+    (made.folder / "h1/state/moves/web-1").unlink()
+    assert without.start("web-1").ok
+    without.stop("web-1", kill=True)
+    hint = refused_move(made.controller(), "h2", "web-1 is on hosts h1 and h2")
+    assert "rm moves/web-1 in its state folder" in hint
+    (made.folder / "h2/state/moves/web-1").unlink()
+    made.sites["h2"].engine.delete("web-1")
+    nothing_left(made, "h2", "web-1")
+    assert content(made.controller().show("web-1").volumes[0]) == before
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_what_is_left_of_a_clone_that_has_moved_on(made):
+    """h1 was down while it was finished on h2, and moved to h3."""
+    before = seen(made, "web-1")[1]
+    cut_off(made, call="drop")
+    without = made.controller(without=("h1",))
+    assert without.move("web-1", host="h2")[0].error is None
+    assert without.move("web-1", host="h3")[0].error is None
+    for host in ("h1", "h2"):
+        refused_move(made.controller(without=("h3",)), host, "web-1 was whole on host 'h2'")
+    after_a_kill(made, before, host="h3")
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_a_whole_clone_whose_old_host_has_nothing_of_it(made):
+    """It was never that host's to give: it may be anywhere by now."""
+    cut_off(made, call="undefine")
+    (made.folder / "h1/state/moves/web-1").unlink()
+    assert made.controller(without=("h2",)).move("web-1", host="h3")[0].error is None
+    words = "its disk is on host 'h1', which has nothing of it any more"
+    hint = refused_move(made.controller(without=("h3",)), "h2", words)
+    assert "rm moves/web-1 in the state folder of h2" in hint
+    assert startable(made, "web-1") == ["h3"]
 
 
 def test_hosts_that_are_lost_on_the_way(made):
