@@ -363,6 +363,30 @@ def test_a_disk_that_was_changed_meanwhile_is_sent_anew(made):
 
 
 @pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_a_disk_that_was_changed_when_all_had_arrived_is_sent_anew(made):
+    """Somebody started the guest by its hypervisor's own tools, and stopped it again."""
+    cut_off(made, call="undefine")
+    clone = made.sites["h1"].engine.show("web-1")
+    written(clone.volumes[0], bytes(GRANULE) + b"newer")
+    disk = content(clone.volumes[0])
+    cut_off(made, call="define")
+    assert made.controller().move("web-1", host="h2")[0].action == "finish"
+    assert content(made.controller().show("web-1").volumes[0]) == disk
+    nothing_left(made, "h1", "web-1")
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_disks_that_have_arrived_are_compared_and_not_sent_again(made):
+    before = seen(made, "web-1")[1]
+    cut_off(made, call="undefine")
+    spy = Spy(made.carrier)
+    (moved,) = made.controller(carrier=spy).move("web-1", host="h2")
+    assert (moved.action, moved.error) == ("move", None)
+    assert "land" not in {name for _, name in spy.calls}
+    assert seen(made, "web-1") == ("h2", before)
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
 def test_a_disk_that_arrives_damaged_is_not_used(made, monkeypatch):
     before = seen(made, "web-1")
     with monkeypatch.context() as patch:

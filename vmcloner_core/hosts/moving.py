@@ -25,7 +25,7 @@ from vmcloner_core.hosts.cargo import Cargo
 from vmcloner_core.hosts.images import Images, Parts, Told
 from vmcloner_core.hosts.links import Links
 from vmcloner_core.hosts.parcels import Chunk
-from vmcloner_core.model import Clone, Moved, State
+from vmcloner_core.model import Clone, Moved, Moving, State
 from vmcloner_core.names import Target, fold
 from vmcloner_core.placing import Where
 from vmcloner_core.plugins import PluginHost
@@ -73,10 +73,9 @@ def _judged(
     if leaves and free == [host] and _same(parts[source], parts[host]):
         return attrs.evolve(moved, action=FINISH)
     if len(leaves) > 1 or len(arrives) > 1 or len(free) + bool(leaves or arrives) > 1:
-        hint = "delete it on one of them"
-        if leaves or arrives:
-            hint += f", after rm moves/{name} in its state folder"
-        return left(why=f"is on hosts {' and '.join(parts)}", hint=hint)
+        first = f", after rm moves/{name} in its state folder" if leaves or arrives else ""
+        there = " and ".join(parts)
+        return left(why=f"is on hosts {there}", hint=f"delete it on one of them{first}")
     if arrives:
         return _arriving(moved, parts[arrives[0]], parts.get(source), surveys)
     why, hint = _elsewhere(parts[source], surveys) if leaves else ("", None)
@@ -143,12 +142,22 @@ def _arriving(
         if why:
             return left(why=why, hint=hint)
     if moved.target == at:
-        return attrs.evolve(moved, action=FINISH if moving.whole else SEND)
+        return attrs.evolve(moved, action=SEND if _may_differ(moving, leaving) else FINISH)
     if moved.target == moved.source and not moving.whole:
         return attrs.evolve(moved, source=at, action=UNDO)
     return left(
         why=f"is being moved to host {at!r}", hint=f"vmcloner move {moved.clone} {at} finishes it"
     )
+
+
+def _may_differ(arriving: Moving, leaving: Clone | None) -> bool:
+    """Tell whether what has arrived may be another state of the disks than the one that is left.
+
+    Somebody may have started the clone with its hypervisor's own tools.
+    """
+    if leaving is None or leaving.moving is None or not arriving.whole:
+        return not arriving.whole
+    return leaving.domain is not None and not leaving.moving.heir
 
 
 def _unfit(clone: Clone) -> tuple[str, str | None]:
