@@ -707,6 +707,18 @@ def test_what_a_host_says_of_a_clone_is_checked(made, change):
         CargoDisk(number=0, size=512, data=0, digest="../../etc")
 
 
+@pytest.mark.parametrize(
+    "values", [{"note": ["<hostdev/>"]}, {"note": {"a": 1}}, {"a b": "c"}, {"name": "x"}, ["x"]]
+)
+def test_own_values_that_a_host_gives_are_checked(made, values):
+    """They get into the text of a domain: what is no string would not be escaped there."""
+    found = made.carrier._besides["h1"].call_cargo(Asked(name="web-1"), print)
+    record = json.loads(found.record)
+    attrs.evolve(found, record=json.dumps({**record, "values": {"note": "<a>", "size": 3}}))
+    with pytest.raises(InvalidRequest):
+        attrs.evolve(found, record=json.dumps({**record, "values": values}))
+
+
 def test_files_and_devices_of_a_moved_clone_are_those_of_its_new_host(made):
     """A host that somebody has taken over gives another one no paths and no XML."""
     local = made.sites["h1"].engine._local

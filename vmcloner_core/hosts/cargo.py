@@ -62,6 +62,7 @@ from vmcloner_core.stored_ids import KnownPool, read_id
 from vmcloner_core.survey import Survey
 from vmcloner_core.trusted_files import make_folder, read_file
 from vmcloner_core.units import MAX_SIZE, format_size
+from vmcloner_core.values_file import check_value
 
 if TYPE_CHECKING:
     from vmcloner_core.engine import Engine, Held
@@ -116,7 +117,11 @@ class Cargo:
             raise InvalidRequest(f"{len(self.disks)} disks")
         if self.host_key is not None and not _is_key(*self.host_key):
             raise InvalidRequest("not an SSH host key")
-        self.known()
+        values: object = self.known().values
+        if not isinstance(values, dict):
+            raise InvalidRequest(f"{self.name}: not its values")
+        for key, value in values.items():
+            check_value(key, value, self.name)
 
     @property
     def name(self) -> str:
