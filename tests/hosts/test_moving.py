@@ -681,10 +681,60 @@ def test_a_kill_between_the_disks_of_a_shared_pool(made, monkeypatch):
 
 @pytest.mark.parametrize("method", ["shared"], indirect=True)
 def test_a_shared_pool_that_hands_nothing_over(made, monkeypatch):
-    monkeypatch.setattr(FilesDriver, "hand_over", StorageDriver.hand_over)
-    with pytest.raises(InvalidRequest, match="which both hosts share, hands no disks over"):
-        made.controller().move("web-1", host="h2")
+    """Its disks can't be copied to where they are."""
+    before = seen(made, "web-1")
+    monkeypatch.setattr(FilesDriver, "hands_over", StorageDriver.hands_over)
+    (moved,) = made.controller().move("web-1", host="h2")
+    assert isinstance(moved.error, Conflict)
+    assert made.controller().move("web-1", host="h1")[0].action == "undo"
+    assert seen(made, "web-1") == before
     assert startable(made, "web-1") == ["h1"]
+
+
+def of_one_image(lab):
+    """Give the pools of all hosts one id, as those of hosts made from one disk image have."""
+    for its in lab.sites.values():
+        for file in (its.folder / "state/pools/files", its.folder / "state/pool/.id"):
+            file.write_text("0123456789abcdef" * 2 + "\n")
+
+
+def test_hosts_that_were_made_from_one_disk_image(made):
+    """Their pools have one id, and are not one: disks are copied."""
+    before = seen(made, "web-1")[1]
+    of_one_image(made)
+    for host in ("h2", "h1"):
+        spy = Spy(made.carrier)
+        assert made.controller(carrier=spy).move("web-1", host=host)[0].error is None
+        assert "land" in {name for _, name in spy.calls}
+        assert seen(made, "web-1") == (host, before)
+    nothing_left(made, "h2", "web-1")
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_a_host_that_says_that_it_shares_a_pool(made):
+    before = seen(made, "web-1")
+    of_one_image(made)
+    with pytest.raises(InvalidRequest, match="hands no disks over"):
+        raise answering(made, "fit", lambda _host: "0123456789abcdef" * 2)
+    assert seen(made, "web-1") == before
+
+
+@pytest.mark.parametrize("method", ["shared"], indirect=True)
+def test_an_heir_that_is_none(made):
+    before = seen(made, "web-1")
+    with pytest.raises(InvalidRequest, match="hands no disks over"):
+        raise answering(made, "fit", lambda _host: "../x")
+    assert seen(made, "web-1") == before
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_pools_that_are_said_to_be_shared_and_are_not(made, monkeypatch):
+    before = seen(made, "web-1")
+    of_one_image(made)
+    monkeypatch.setattr(FilesDriver, "hands_over", True)
+    with pytest.raises(InvalidRequest, match="its disks are not in pool 'files' as this host"):
+        made.controller().move("web-1", host="h2")
+    assert seen(made, "web-1") == before
 
 
 @pytest.mark.parametrize(
@@ -743,28 +793,30 @@ def test_a_template_that_is_gone_everywhere(made):
     assert startable(made, "web-1") == ["h1"]
 
 
+def answering(lab, call, answer):
+    """Move web-1 to h2 with hosts that lie; returns the error."""
+    spy = Spy(lab.carrier)
+    honest = spy.call
+
+    def lying(host, name, text, event):
+        found = honest(host, name, text, event)
+        return wire.dump(Answered(value=wire.dump(answer(host)))) if name == call else found
+
+    spy.call = lying
+    return lab.controller(carrier=spy).move("web-1", host="h2")[0].error
+
+
 @pytest.mark.parametrize("method", ["copy"], indirect=True)
 def test_hosts_that_lie(made):
-    def answering(call, answer):
-        spy = Spy(made.carrier)
-        honest = spy.call
-
-        def lying(host, name, text, event):
-            found = honest(host, name, text, event)
-            return wire.dump(Answered(value=wire.dump(answer(host)))) if name == call else found
-
-        spy.call = lying
-        return made.controller(carrier=spy).move("web-1", host="h2")[0].error
-
     of_another = made.carrier._besides["h3"].call_cargo(Asked(name="web-3"), print)
     with pytest.raises(BackendError, match="host 'h1' gave web-3 for web-1"):
-        raise answering("depart", lambda _host: of_another)
+        raise answering(made, "depart", lambda _host: of_another)
     with pytest.raises(BackendError, match="host 'h2': it has other disks of web-1"):
-        raise answering("arrive", lambda _host: (0,))
+        raise answering(made, "arrive", lambda _host: (0,))
     with pytest.raises(BackendError, match=r"no part of a file|not the next part"):
-        raise answering("piece", lambda _host: Chunk(at=0, octets=b"junk"))
+        raise answering(made, "piece", lambda _host: Chunk(at=0, octets=b"junk"))
     with pytest.raises(BackendError, match="arrived damaged"):
-        raise answering("piece", lambda _host: Chunk(at=0))
+        raise answering(made, "piece", lambda _host: Chunk(at=0))
     assert made.controller().move("web-1", host="h2")[0].error is None
 
 

@@ -58,7 +58,7 @@ from vmcloner_core.outcomes import checked
 from vmcloner_core.plan import ClonePlan, Plan
 from vmcloner_core.process import LocalRunner
 from vmcloner_core.records import Record, record_of, record_text
-from vmcloner_core.stored_ids import KnownPool, read_id
+from vmcloner_core.stored_ids import KnownPool, is_id, read_id
 from vmcloner_core.survey import Survey
 from vmcloner_core.trusted_files import make_folder, read_file
 from vmcloner_core.units import MAX_SIZE, format_size
@@ -103,7 +103,7 @@ class Cargo:
 
     :param record: its record (:func:`record_text`). :param host_key: its SSH host key, private and
         public; None if it has none.
-    :param pool: the id of its pool, empty if that has none.
+    :param pool: the id of its pool; empty if that has none, or hands nothing over to other hosts.
     """
 
     labels: Labels
@@ -200,6 +200,10 @@ class CargoCalls(ABC):
         clone = self._there(asked.name)
         cargo = _cargo(self._engine, clone)
         self._stopped(clone, State.STOPPED)
+        if asked.heir and not (cargo.pool and is_id(asked.heir)):
+            raise InvalidRequest(
+                f"{clone.name}: pool {cargo.labels.storage!r} hands no disks over to {asked.to}"
+            )
         if not asked.heir and any(volume.kind == "network" for volume in clone.volumes):
             raise InvalidRequest(
                 f"{clone.name}: disks of pool {cargo.labels.storage!r} are reached over the "
@@ -449,11 +453,17 @@ def _cargo(engine: Engine, clone: Clone) -> Cargo:
         ),
         disks=tuple(_about(volume) for volume in clone.volumes),
         host_key=None if home is None else (home.host_key, home.host_key_public),
-        pool=_pool_id(host, clone.labels.storage),
+        pool=_shared_id(host, clone.labels.storage),
     )
 
 
-def _pool_id(host: LocalHost, pool: str) -> str:
+def _shared_id(host: LocalHost, pool: str) -> str:
+    """Return the id of a pool that other hosts may have too, empty if it isn't such a one.
+
+    Hosts that were made from one disk image have pools of one id, each its own.
+    """
+    if not host.drivers.storage(pool).hands_over:
+        return ""
     file = KnownPool.of(host.host, pool).file
     with translated(file):
         return read_id(file) or ""
@@ -596,10 +606,8 @@ class _Arrival:
         name, record = self._cargo.name, self._cargo.known()
         found.check_complete(f"move {name}")
         hypervisor = self._host.drivers.hypervisor(self._cargo.labels.hypervisor)
-        if _shares(self._host, self._cargo) and not self._pool.hands_over:
-            raise InvalidRequest(
-                f"{name}: its pool {self._pool.name!r}, which both hosts share, hands no disks over"
-            )
+        if _shares(self._host, self._cargo):
+            self._check_disks()
         if name in found.foreign_names:
             raise Conflict(f"{name}: another machine has that name", hint="rename that one")
         self._check_mine(found, record.uuid)
@@ -617,6 +625,29 @@ class _Arrival:
             spec, checks = _spec(self._engine, record), self._engine._planning.checks
             checks.pairing(spec.template, hypervisor)
             checks.needs(spec, hypervisor)
+
+    def _check_disks(self) -> None:
+        """Check that the clone's disks, as the other host has them, are in the shared pool here."""
+        labels, pool = self._cargo.labels, self._pool
+        unseen = InvalidRequest(
+            f"{self._cargo.name}: its disks are not in pool {pool.name!r} as this host sees it, "
+            "which has the same id on both"
+        )
+        if labels.state is None or not is_id(labels.state):
+            raise unseen
+        volumes = []
+        for disk in self._cargo.disks:
+            name = CloneRequest(labels=labels, disk=disk.number, size=disk.size).volume_name
+            volume = Volume(
+                name=name, pool=pool.name, labels=labels, path=Path("/") / name, size=disk.size
+            )
+            volumes.append(volume)
+        names = [volume.name for volume in volumes]
+        backend = self._host.drivers.backend("storage", pool.name)
+        ask = functools.partial(pool.hand_over, volumes, labels.state)  # they have it: no change
+        for outcome in checked(ask, names, backend):
+            if outcome.error is not None:
+                raise unseen from outcome.error
 
     def _check_mine(self, found: Survey, uuid: UUID) -> None:
         """Check that what the host has of the clone is what arrived here."""
@@ -763,7 +794,7 @@ def _static(record: Record) -> set[str]:
 
 def _shares(host: LocalHost, cargo: Cargo) -> bool:
     """Tell whether a clone's pool is this host's too."""
-    return bool(cargo.pool) and _pool_id(host, cargo.labels.storage) == cargo.pool
+    return bool(cargo.pool) and _shared_id(host, cargo.labels.storage) == cargo.pool
 
 
 def _check_room(host: LocalHost, cargos: Sequence[Cargo], found: Survey) -> None:
