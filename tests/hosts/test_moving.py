@@ -386,6 +386,19 @@ def test_disks_that_have_arrived_are_compared_and_not_sent_again(made):
     assert seen(made, "web-1") == ("h2", before)
 
 
+@pytest.mark.parametrize("size", [GRANULE, GRANULE + 512])
+def test_what_is_beyond_a_disk_does_not_count(tmp_path, size):
+    """A pool that rounds sizes up may have the bytes of a deleted disk there."""
+    own = CONTENT[:GRANULE] + bytes(size - GRANULE)
+    digests = set()
+    for number, rest in enumerate((b"", bytes(4096), b"old" * GRANULE)):
+        file = tmp_path / str(number)
+        file.write_bytes(own + rest)
+        with file.open("rb") as stream:
+            digests.add(cargo.content_digest(stream.fileno(), size))
+    assert len(digests) == 1
+
+
 @pytest.mark.parametrize("method", ["copy"], indirect=True)
 def test_a_disk_that_arrives_damaged_is_not_used(made, monkeypatch):
     before = seen(made, "web-1")

@@ -35,7 +35,7 @@ from vmcloner_core.errors import (
     NotFound,
     WrongState,
 )
-from vmcloner_core.extents import GRANULE, Run, data_runs, length, nonzero_pieces
+from vmcloner_core.extents import GRANULE, Run, data_runs, is_zero, length, nonzero_pieces
 from vmcloner_core.hosts.parcels import CHUNK, Chunk, next_chunk, written
 from vmcloner_core.model import (
     AS_IT_COMES,
@@ -156,11 +156,15 @@ def _is_key(private: str, public: str) -> bool:
 def content_digest(fd: int, size: int) -> tuple[str, int]:
     """Return the SHA-256 of a disk's bytes that aren't zeros, and how many these are, about.
 
-    It is the same whatever a pool has rounded the disk's size up to.
+    It is the same whatever a pool has rounded the disk's size up to, and whatever is there.
     """
     digest, data = hashlib.sha256(size.to_bytes(8, "big")), 0
     for offset, piece in nonzero_pieces(fd):
-        own = piece[: max(0, size - offset)]
+        if offset >= size:
+            break
+        own = piece[: size - offset]
+        if is_zero(own):
+            continue
         digest.update(offset.to_bytes(8, "big"))
         digest.update(own)
         data += len(own)
