@@ -737,7 +737,7 @@ class _Arrival:
         there = self._disks[disk.number]
         if there.octets != since:
             return there.octets
-        end = min(chunk.at + CHUNK, disk.size) if chunk.octets else disk.size
+        end = chunk.end(disk.size)
         if not since < end <= disk.size or chunk.at % CHUNK * len(chunk.octets):
             raise BackendError("what arrived is not the next part of the disk")
         if chunk.octets:

@@ -306,7 +306,7 @@ class Mover:
             chunk = parts(item, since)
             asked = Asked(name=wanted.clone, item=item, offset=since, chunk=chunk)
             now = self.links.one(wanted.target, "land", asked, int)
-            if not since < now <= size:
+            if not since < now == chunk.end(size):  # a hostile host could go on for ever
                 raise WrongState(
                     f"{wanted.clone}: another move began anew", hint="run the same command again"
                 )
