@@ -844,6 +844,15 @@ def test_one_host(tmp_path, made):
         engine.move("web-1", host="h2")
 
 
+def test_the_files_of_a_clone_with_a_longer_name_stay(tmp_path):
+    moves = Moves(tmp_path)
+    for clone in ("web-1", "web-1-1"):
+        for disk in (0, 1):
+            moves.draft(clone, disk).touch()
+    moves.remove("web-1")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".web-1-1-0.raw", ".web-1-1-1.raw"]
+
+
 def test_a_damaged_mark_is_said(made):
     folder = made.folder / "h1/state/moves"
     folder.mkdir()
