@@ -1,5 +1,6 @@
 """Clones that are moved between hosts: on engines of this process, with pools of real files."""
 
+import gc
 import hashlib
 import itertools
 import json
@@ -8,6 +9,7 @@ import random
 import shutil
 import subprocess
 import tempfile
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from vmcloner_core.hosts.beside import Answered, Asked
 from vmcloner_core.hosts.cargo import CargoDisk
 from vmcloner_core.hosts.carrier import Carrier, InProcess, Unreachable
 from vmcloner_core.hosts.draining import Why, drain
+from vmcloner_core.hosts.images import Parts
 from vmcloner_core.hosts.parcels import CHUNK, Chunk
 from vmcloner_core.model import Capacity
 from vmcloner_core.moves import Moves
@@ -350,6 +353,36 @@ def test_what_has_arrived_is_not_sent_again(made):
     lands = [sum(name == "land" for _, name in each.calls) for each in (again, whole)]
     assert lands[0] == lands[1] - 1
     assert content(made.controller().show("web-1").volumes[0]) == before
+
+
+def live_chunks(count):
+    """Read so many parts for one host; returns the most that were in memory, and the reads."""
+    there, reads = weakref.WeakSet(), []
+
+    def read(_item, offset):
+        reads.append(offset)
+        chunk = Parted(at=offset, octets=b"x")
+        there.add(chunk)
+        return chunk
+
+    most = 0
+    with Parts(read, keep=2) as parts:
+        for number in range(count):
+            parts("0", number * CHUNK)
+            gc.collect()
+            most = max(most, len(there))
+    return most, reads
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Parted(Chunk):
+    """A part that can be counted."""
+
+
+def test_of_a_disk_that_is_sent_two_parts_are_kept():
+    most, reads = live_chunks(12)
+    assert most <= 3, "one may still be in the reader's hands"
+    assert reads == [number * CHUNK for number in range(13)][: len(reads)], "each is read once"
 
 
 @pytest.mark.parametrize("method", ["copy"], indirect=True)

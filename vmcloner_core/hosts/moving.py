@@ -281,7 +281,7 @@ class Mover:
         def piece(item: str, at: int) -> Chunk:
             return self.links.one(source, "piece", Asked(name=name, item=item, offset=at), Chunk)
 
-        with Parts(piece) as parts:
+        with Parts(piece, keep=2) as parts:  # eight clones may be on their way
             for disk, since in zip(cargo.disks, there, strict=True):
                 item = str(disk.number)
                 self._disk(wanted, item, since, disk.size, parts, told)
