@@ -560,6 +560,21 @@ def test_a_host_that_is_gone_for_good(made):
 
 
 @pytest.mark.parametrize("method", ["copy"], indirect=True)
+@pytest.mark.parametrize(("call", "finished"), [("undefine", False), ("define", True)])
+def test_an_old_host_that_was_gone_for_good_and_is_back(made, call, finished):
+    """What it has is removed if it had given the clone away."""
+    cut_off(made, call=call)
+    (made.folder / "h2/state/moves/web-1").unlink()
+    assert made.controller(without=("h1",)).create("web", "t1", count=3).ok
+    if finished:
+        assert made.controller().move("web-1", host="h2")[0].action == "finish"
+        nothing_left(made, "h1", "web-1")
+    else:
+        refused_move(made.controller(), "h2", "web-1 is on hosts h1 and h2")
+        assert "web-1" in made.sites["h1"].machines.machines
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
 def test_what_is_left_of_a_clone_that_has_moved_on(made):
     """h1 was down while it was finished on h2, and moved to h3."""
     before = seen(made, "web-1")[1]

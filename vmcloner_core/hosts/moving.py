@@ -87,9 +87,10 @@ def _judged(
 
 
 def _same(one: Clone, other: Clone) -> bool:
-    """Tell whether a clone that leaves is one that has arrived elsewhere."""
+    """Tell whether a clone that leaves is what is left of one that has arrived elsewhere."""
     return (
-        other.domain is not None
+        one.domain is None
+        and other.domain is not None
         and one.moving is not None
         and (one.moving.uuid == other.domain.uuid)
     )
