@@ -17,7 +17,7 @@ from uuid import UUID
 import attrs
 
 from vmcloner_core.errors import VmclonerError, WrongState
-from vmcloner_core.model import Moving
+from vmcloner_core.model import MAX_DISKS, Moving
 from vmcloner_core.names import split_clone
 from vmcloner_core.os_errors import of_state
 from vmcloner_core.trusted_files import exists, make_folder, read_file, replacing
@@ -109,8 +109,8 @@ class Moves:
         """Remove a clone's mark, if it has one, and its disks that were made only to be sent."""
         try:
             (self.folder / clone).unlink(missing_ok=True)
-            for draft in self.folder.glob(f".{clone}-*.raw"):
-                draft.unlink(missing_ok=True)
+            for number in range(MAX_DISKS):
+                self.draft(clone, number).unlink(missing_ok=True)
         except OSError as error:
             raise of_state(error, self.folder) from error
 

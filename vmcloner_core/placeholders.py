@@ -63,9 +63,11 @@ def fill(
     """Return ``text`` with its placeholders replaced.
 
     :param what: name of the text for messages (``"kernel.cmdline"``).
-    :param escape: applied to each string value if the text has its own grammar.
-    :raises InvalidRequest: a placeholder is unknown or cannot be evaluated, the text is too long,
-        or it needs more work than :data:`vmcloner_core.sandbox.MAX_WORK`.
+    :param escape: applied to each string if the text has its own grammar; values are strings,
+        integers and lists of strings then.
+    :raises InvalidRequest: a placeholder is unknown or cannot be evaluated, a value is none of
+        these, the text is too long, or it needs more work than
+        :data:`vmcloner_core.sandbox.MAX_WORK`.
     """
     if "{" not in text:
         return text
@@ -75,7 +77,7 @@ def fill(
 
     _check_length(text, what)
     if escape is not None:
-        values = {k: escape(v) if isinstance(v, str) else v for k, v in values.items()}
+        values = {key: _escaped(value, escape, f"{what}: {key}") for key, value in values.items()}
     try:
         with bounded_work():
             filled = _compiled(text).render(values)
@@ -88,6 +90,17 @@ def fill(
         raise InvalidRequest(f"{what}: {shown(reason)}") from error
     _check_length(filled, what)
     return filled
+
+
+def _escaped(value: object, escape: Callable[[str], str], what: str) -> object:
+    """Return a value with its strings escaped."""
+    if isinstance(value, str):
+        return escape(value)
+    if isinstance(value, int):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(member, str) for member in value):
+        return [escape(member) for member in value]
+    raise InvalidRequest(f"{what}: neither a string nor an integer")
 
 
 def names_in(text: str) -> frozenset[str]:

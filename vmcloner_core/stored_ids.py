@@ -27,6 +27,11 @@ def new_id() -> str:
     return uuid.uuid4().hex
 
 
+def is_id(text: str) -> bool:
+    """Tell whether a text is what :func:`new_id` returns."""
+    return re.fullmatch("[0-9a-f]{32}", text) is not None
+
+
 def id_of(*parts: str) -> str:
     """Return the id that stands for something with ids of another kind, like LVM's UUIDs."""
     return hashlib.sha256("/".join(parts).encode()).hexdigest()[:32]
@@ -45,7 +50,7 @@ def read_id(file: Path) -> str | None:
         found = os.read(fd, 64).decode(errors="replace").strip()
     finally:
         os.close(fd)
-    return found if re.fullmatch("[0-9a-f]{32}", found) else None
+    return found if is_id(found) else None
 
 
 def keep_id(file: Path, offered: str, drafts: Path) -> str | None:

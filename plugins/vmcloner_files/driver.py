@@ -282,6 +282,11 @@ class FilesDriver(StorageDriver):
             except VmclonerError as error:
                 yield Outcome(key=volume.name, error=error)
 
+    @property
+    def hands_over(self) -> bool:
+        """See :attr:`StorageDriver.hands_over`."""
+        return self._pool.shared
+
     def _handed_over(self, volume: Volume, state: str) -> bool:
         path = self._pool.disk_path(volume.labels, volume.disk)
         with translated(path), self._pool.lock(alone=True):

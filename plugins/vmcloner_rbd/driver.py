@@ -457,6 +457,11 @@ class RbdDriver(StorageDriver):
 
         yield from _parallel(one, volumes)
 
+    @property
+    def hands_over(self) -> bool:
+        """See :attr:`StorageDriver.hands_over`. All that reach the cluster have the pool."""
+        return True
+
     def _handed_over(self, volume: Volume, header: Header | None, state: str) -> bool:
         name = volume.name
         if header is None:

@@ -121,3 +121,15 @@ def test_work_is_bounded(text):
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert not isinstance(caught.value.__cause__, MemoryError)
     assert len(str(caught.value)) < 300
+
+
+def test_strings_of_a_text_with_its_own_grammar_are_escaped():
+    def escape(text):
+        return text.replace("<", "&lt;")
+
+    values = {"name": "<a>", "index": 7, "macs": ["<b>", "c"]}
+    text = fill("{{ name }} {{ index }} {{ macs[0] }}", values, what="x", escape=escape)
+    assert text == "&lt;a> 7 &lt;b>"
+    for value in ({"a": "<b>"}, [["<b>"]], 1.5, None):
+        with pytest.raises(InvalidRequest, match="x: note: neither a string nor an integer"):
+            fill("{{ note }}", {"note": value}, what="x", escape=escape)

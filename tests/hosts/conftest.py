@@ -44,12 +44,12 @@ class Hosts:
     sites: dict
     carrier: InProcess
 
-    def controller(self, *plugins, without=(), carrier=None, version=VERSION):
+    def controller(self, *plugins, without=(), carrier=None, version=VERSION, only=None):
         return Controller(
             Settings(),
             PluginHost(plugins),
             carrier or self.carrier,
-            [RemoteHost(name=name, ssh=name, python="python3") for name in self.sites],
+            [RemoteHost(name=name, ssh=name, python="python3") for name in only or self.sites],
             Host(name="all", state=self.folder / "controller"),
             version=version,
             without=without,

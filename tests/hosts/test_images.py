@@ -1,5 +1,6 @@
 """Templates that hosts lack are sent to them: on engines of this process with reference drivers."""
 
+import itertools
 import os
 import random
 import threading
@@ -19,8 +20,8 @@ from vmcloner_core.errors import (
     WrongState,
 )
 from vmcloner_core.hooks import hookimpl
-from vmcloner_core.hosts import parcels
-from vmcloner_core.hosts.beside import Asked
+from vmcloner_core.hosts import parcels, wire
+from vmcloner_core.hosts.beside import Answered, Asked
 from vmcloner_core.hosts.carrier import Carrier, Unreachable
 from vmcloner_core.hosts.parcels import CHUNK, GRANULE, Chunk, Item
 from vmcloner_core.model import ImageSource
@@ -435,6 +436,20 @@ def _of(folder):
 
     with (folder / "big.raw").open("rb") as stream:
         return hash_parts(stream.fileno(), lambda _done, _total: None)
+
+
+def test_a_host_that_never_has_enough(apart, spy, monkeypatch):
+    """It says that it has got one more byte each time."""
+    honest, said = spy.call, itertools.count(1)
+
+    def lying(host, name, text, event):
+        assert len(spy.calls) < 100, "it goes on for ever"
+        found = honest(host, name, text, event)
+        return wire.dump(Answered(value=wire.dump(next(said)))) if name == "receive" else found
+
+    monkeypatch.setattr(spy, "call", lying)
+    with pytest.raises(WrongState, match="another transfer began anew"):
+        apart.controller(carrier=spy).create("web", "big", count=1, where=Where(hosts=("h1",)))
 
 
 def test_a_part_out_of_order_is_not_written(apart):

@@ -1,5 +1,6 @@
 """Clones that are moved between hosts: on engines of this process, with pools of real files."""
 
+import gc
 import hashlib
 import itertools
 import json
@@ -8,6 +9,7 @@ import random
 import shutil
 import subprocess
 import tempfile
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -31,7 +33,8 @@ from vmcloner_core.hosts import cargo, wire
 from vmcloner_core.hosts.beside import Answered, Asked
 from vmcloner_core.hosts.cargo import CargoDisk
 from vmcloner_core.hosts.carrier import Carrier, InProcess, Unreachable
-from vmcloner_core.hosts.draining import drain
+from vmcloner_core.hosts.draining import Why, drain
+from vmcloner_core.hosts.images import Parts
 from vmcloner_core.hosts.parcels import CHUNK, Chunk
 from vmcloner_core.model import Capacity
 from vmcloner_core.moves import Moves
@@ -352,6 +355,36 @@ def test_what_has_arrived_is_not_sent_again(made):
     assert content(made.controller().show("web-1").volumes[0]) == before
 
 
+def live_chunks(count):
+    """Read so many parts for one host; returns the most that were in memory, and the reads."""
+    there, reads = weakref.WeakSet(), []
+
+    def read(_item, offset):
+        reads.append(offset)
+        chunk = Parted(at=offset, octets=b"x")
+        there.add(chunk)
+        return chunk
+
+    most = 0
+    with Parts(read, keep=2) as parts:
+        for number in range(count):
+            parts("0", number * CHUNK)
+            gc.collect()
+            most = max(most, len(there))
+    return most, reads
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Parted(Chunk):
+    """A part that can be counted."""
+
+
+def test_of_a_disk_that_is_sent_two_parts_are_kept():
+    most, reads = live_chunks(12)
+    assert most <= 3, "one may still be in the reader's hands"
+    assert reads == [number * CHUNK for number in range(13)][: len(reads)], "each is read once"
+
+
 @pytest.mark.parametrize("method", ["copy"], indirect=True)
 def test_a_disk_that_was_changed_meanwhile_is_sent_anew(made):
     cut_off(made, call="landed")
@@ -360,6 +393,43 @@ def test_a_disk_that_was_changed_meanwhile_is_sent_anew(made):
     disk = content(clone.volumes[0])
     assert made.controller().move("web-1", host="h2")[0].error is None
     assert content(made.controller().show("web-1").volumes[0]) == disk
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_a_disk_that_was_changed_when_all_had_arrived_is_sent_anew(made):
+    """Somebody started the guest by its hypervisor's own tools, and stopped it again."""
+    cut_off(made, call="undefine")
+    clone = made.sites["h1"].engine.show("web-1")
+    written(clone.volumes[0], bytes(GRANULE) + b"newer")
+    disk = content(clone.volumes[0])
+    cut_off(made, call="define")
+    assert made.controller().move("web-1", host="h2")[0].action == "finish"
+    assert content(made.controller().show("web-1").volumes[0]) == disk
+    nothing_left(made, "h1", "web-1")
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_disks_that_have_arrived_are_compared_and_not_sent_again(made):
+    before = seen(made, "web-1")[1]
+    cut_off(made, call="undefine")
+    spy = Spy(made.carrier)
+    (moved,) = made.controller(carrier=spy).move("web-1", host="h2")
+    assert (moved.action, moved.error) == ("move", None)
+    assert "land" not in {name for _, name in spy.calls}
+    assert seen(made, "web-1") == ("h2", before)
+
+
+@pytest.mark.parametrize("size", [GRANULE, GRANULE + 512])
+def test_what_is_beyond_a_disk_does_not_count(tmp_path, size):
+    """A pool that rounds sizes up may have the bytes of a deleted disk there."""
+    own = CONTENT[:GRANULE] + bytes(size - GRANULE)
+    digests = set()
+    for number, rest in enumerate((b"", bytes(4096), b"old" * GRANULE)):
+        file = tmp_path / str(number)
+        file.write_bytes(own + rest)
+        with file.open("rb") as stream:
+            digests.add(cargo.content_digest(stream.fileno(), size))
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize("method", ["copy"], indirect=True)
@@ -441,6 +511,92 @@ def test_a_source_that_is_lost_when_its_domain_is_gone(made):
     made.carrier._lost.discard("h1")
     assert startable(made, "web-1") == ["h2"]
     after_a_kill(made, before)
+
+
+def refused_move(controller, host, words):
+    """Check that web-1 is not moved to a host; returns the way out."""
+    with pytest.raises(WrongState, match=words) as caught:
+        controller.move("web-1", host=host)
+    return caught.value.hint
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+@pytest.mark.parametrize("call", ["undefine", "define", "drop"])
+def test_a_clone_that_may_be_whole_on_a_host_that_is_not_seen(made, call):
+    """It is neither taken back nor sent elsewhere: it would run twice."""
+    before = seen(made, "web-1")[1]
+    cut_off(made, call=call)
+    words = "web-1 may be whole on host 'h2', which is not seen"
+    for host in ("h1", "h3"):
+        hint = refused_move(made.controller(without=("h2",)), host, words)
+        assert "rm moves/web-1 in the state folder of h1" in hint
+    alone = made.controller(only=("h1",))
+    refused_move(alone, "h1", words)
+    made.carrier.lose("h2")
+    all_hosts = made.controller()
+    all_hosts.drained.add({"h2": Why.LOST})
+    refused_move(all_hosts, "h1", words)
+    all_hosts.drained.remove("h2")
+    made.carrier._lost.discard("h2")
+    after_a_kill(made, before)
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_a_host_that_is_gone_for_good(made):
+    """Whoever knows that says so by removing the mark."""
+    cut_off(made, call="landed")
+    before = content(made.sites["h1"].engine.show("web-1").volumes[0])
+    without = made.controller(without=("h2",))
+    refused_move(without, "h1", "may be whole on host 'h2'")
+    (made.folder / "h1/state/moves/web-1").unlink()
+    assert without.start("web-1").ok
+    without.stop("web-1", kill=True)
+    hint = refused_move(made.controller(), "h2", "web-1 is on hosts h1 and h2")
+    assert "rm moves/web-1 in its state folder" in hint
+    (made.folder / "h2/state/moves/web-1").unlink()
+    made.sites["h2"].engine.delete("web-1")
+    nothing_left(made, "h2", "web-1")
+    assert content(made.controller().show("web-1").volumes[0]) == before
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+@pytest.mark.parametrize(("call", "finished"), [("undefine", False), ("define", True)])
+def test_an_old_host_that_was_gone_for_good_and_is_back(made, call, finished):
+    """What it has is removed if it had given the clone away."""
+    cut_off(made, call=call)
+    (made.folder / "h2/state/moves/web-1").unlink()
+    assert made.controller(without=("h1",)).create("web", "t1", count=3).ok
+    if finished:
+        assert made.controller().move("web-1", host="h2")[0].action == "finish"
+        nothing_left(made, "h1", "web-1")
+    else:
+        refused_move(made.controller(), "h2", "web-1 is on hosts h1 and h2")
+        assert "web-1" in made.sites["h1"].machines.machines
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_what_is_left_of_a_clone_that_has_moved_on(made):
+    """h1 was down while it was finished on h2, and moved to h3."""
+    before = seen(made, "web-1")[1]
+    cut_off(made, call="drop")
+    without = made.controller(without=("h1",))
+    assert without.move("web-1", host="h2")[0].error is None
+    assert without.move("web-1", host="h3")[0].error is None
+    for host in ("h1", "h2"):
+        refused_move(made.controller(without=("h3",)), host, "web-1 was whole on host 'h2'")
+    after_a_kill(made, before, host="h3")
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_a_whole_clone_whose_old_host_has_nothing_of_it(made):
+    """It was never that host's to give: it may be anywhere by now."""
+    cut_off(made, call="undefine")
+    (made.folder / "h1/state/moves/web-1").unlink()
+    assert made.controller(without=("h2",)).move("web-1", host="h3")[0].error is None
+    words = "its disk is on host 'h1', which has nothing of it any more"
+    hint = refused_move(made.controller(without=("h3",)), "h2", words)
+    assert "rm moves/web-1 in the state folder of h2" in hint
+    assert startable(made, "web-1") == ["h3"]
 
 
 def test_hosts_that_are_lost_on_the_way(made):
@@ -586,10 +742,60 @@ def test_a_kill_between_the_disks_of_a_shared_pool(made, monkeypatch):
 
 @pytest.mark.parametrize("method", ["shared"], indirect=True)
 def test_a_shared_pool_that_hands_nothing_over(made, monkeypatch):
-    monkeypatch.setattr(FilesDriver, "hand_over", StorageDriver.hand_over)
-    with pytest.raises(InvalidRequest, match="which both hosts share, hands no disks over"):
-        made.controller().move("web-1", host="h2")
+    """Its disks can't be copied to where they are."""
+    before = seen(made, "web-1")
+    monkeypatch.setattr(FilesDriver, "hands_over", StorageDriver.hands_over)
+    (moved,) = made.controller().move("web-1", host="h2")
+    assert isinstance(moved.error, Conflict)
+    assert made.controller().move("web-1", host="h1")[0].action == "undo"
+    assert seen(made, "web-1") == before
     assert startable(made, "web-1") == ["h1"]
+
+
+def of_one_image(lab):
+    """Give the pools of all hosts one id, as those of hosts made from one disk image have."""
+    for its in lab.sites.values():
+        for file in (its.folder / "state/pools/files", its.folder / "state/pool/.id"):
+            file.write_text("0123456789abcdef" * 2 + "\n")
+
+
+def test_hosts_that_were_made_from_one_disk_image(made):
+    """Their pools have one id, and are not one: disks are copied."""
+    before = seen(made, "web-1")[1]
+    of_one_image(made)
+    for host in ("h2", "h1"):
+        spy = Spy(made.carrier)
+        assert made.controller(carrier=spy).move("web-1", host=host)[0].error is None
+        assert "land" in {name for _, name in spy.calls}
+        assert seen(made, "web-1") == (host, before)
+    nothing_left(made, "h2", "web-1")
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_a_host_that_says_that_it_shares_a_pool(made):
+    before = seen(made, "web-1")
+    of_one_image(made)
+    with pytest.raises(InvalidRequest, match="hands no disks over"):
+        raise answering(made, "fit", lambda _host: "0123456789abcdef" * 2)
+    assert seen(made, "web-1") == before
+
+
+@pytest.mark.parametrize("method", ["shared"], indirect=True)
+def test_an_heir_that_is_none(made):
+    before = seen(made, "web-1")
+    with pytest.raises(InvalidRequest, match="hands no disks over"):
+        raise answering(made, "fit", lambda _host: "../x")
+    assert seen(made, "web-1") == before
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_pools_that_are_said_to_be_shared_and_are_not(made, monkeypatch):
+    before = seen(made, "web-1")
+    of_one_image(made)
+    monkeypatch.setattr(FilesDriver, "hands_over", True)
+    with pytest.raises(InvalidRequest, match="its disks are not in pool 'files' as this host"):
+        made.controller().move("web-1", host="h2")
+    assert seen(made, "web-1") == before
 
 
 @pytest.mark.parametrize(
@@ -610,6 +816,18 @@ def test_what_a_host_says_of_a_clone_is_checked(made, change):
         CargoDisk(number=0, size=2**80, data=0)
     with pytest.raises(InvalidRequest):
         CargoDisk(number=0, size=512, data=0, digest="../../etc")
+
+
+@pytest.mark.parametrize(
+    "values", [{"note": ["<hostdev/>"]}, {"note": {"a": 1}}, {"a b": "c"}, {"name": "x"}, ["x"]]
+)
+def test_own_values_that_a_host_gives_are_checked(made, values):
+    """They get into the text of a domain: what is no string would not be escaped there."""
+    found = made.carrier._besides["h1"].call_cargo(Asked(name="web-1"), print)
+    record = json.loads(found.record)
+    attrs.evolve(found, record=json.dumps({**record, "values": {"note": "<a>", "size": 3}}))
+    with pytest.raises(InvalidRequest):
+        attrs.evolve(found, record=json.dumps({**record, "values": values}))
 
 
 def test_files_and_devices_of_a_moved_clone_are_those_of_its_new_host(made):
@@ -636,28 +854,34 @@ def test_a_template_that_is_gone_everywhere(made):
     assert startable(made, "web-1") == ["h1"]
 
 
+def answering(lab, call, answer):
+    """Move web-1 to h2 with hosts that lie; returns the error."""
+    spy = Spy(lab.carrier)
+    honest = spy.call
+
+    def lying(host, name, text, event):
+        assert len(spy.calls) < 100, "it goes on for ever"
+        found = honest(host, name, text, event)
+        return wire.dump(Answered(value=wire.dump(answer(host)))) if name == call else found
+
+    spy.call = lying
+    return lab.controller(carrier=spy).move("web-1", host="h2")[0].error
+
+
 @pytest.mark.parametrize("method", ["copy"], indirect=True)
 def test_hosts_that_lie(made):
-    def answering(call, answer):
-        spy = Spy(made.carrier)
-        honest = spy.call
-
-        def lying(host, name, text, event):
-            found = honest(host, name, text, event)
-            return wire.dump(Answered(value=wire.dump(answer(host)))) if name == call else found
-
-        spy.call = lying
-        return made.controller(carrier=spy).move("web-1", host="h2")[0].error
-
     of_another = made.carrier._besides["h3"].call_cargo(Asked(name="web-3"), print)
     with pytest.raises(BackendError, match="host 'h1' gave web-3 for web-1"):
-        raise answering("depart", lambda _host: of_another)
+        raise answering(made, "depart", lambda _host: of_another)
     with pytest.raises(BackendError, match="host 'h2': it has other disks of web-1"):
-        raise answering("arrive", lambda _host: (0,))
+        raise answering(made, "arrive", lambda _host: (0,))
+    octets = itertools.count(1)
+    with pytest.raises(WrongState, match="another move began anew"):
+        raise answering(made, "land", lambda _host: next(octets))
     with pytest.raises(BackendError, match=r"no part of a file|not the next part"):
-        raise answering("piece", lambda _host: Chunk(at=0, octets=b"junk"))
+        raise answering(made, "piece", lambda _host: Chunk(at=0, octets=b"junk"))
     with pytest.raises(BackendError, match="arrived damaged"):
-        raise answering("piece", lambda _host: Chunk(at=0))
+        raise answering(made, "piece", lambda _host: Chunk(at=0))
     assert made.controller().move("web-1", host="h2")[0].error is None
 
 
@@ -666,6 +890,15 @@ def test_one_host(tmp_path, made):
     assert [each.action for each in engine.move("web-1", host="local")] == ["stays"]
     with pytest.raises(InvalidRequest, match="no other hosts"):
         engine.move("web-1", host="h2")
+
+
+def test_the_files_of_a_clone_with_a_longer_name_stay(tmp_path):
+    moves = Moves(tmp_path)
+    for clone in ("web-1", "web-1-1"):
+        for disk in (0, 1):
+            moves.draft(clone, disk).touch()
+    moves.remove("web-1")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".web-1-1-0.raw", ".web-1-1-1.raw"]
 
 
 def test_a_damaged_mark_is_said(made):

@@ -213,6 +213,9 @@ class StorageDriver(ABC):
         One that has that label already is a success; another clone's, or another host's, is a
         Conflict, and a missing one NotFound. By default, a pool can't do this: InvalidRequest.
 
+        Volumes are found by their names, not by their paths: with the label that they have, the
+        host that is to get them asks whether it sees them.
+
         :param state: the id of the state folder that has them from now on.
         """
         for volume in volumes:
@@ -223,8 +226,11 @@ class StorageDriver(ABC):
 
     @property
     def hands_over(self) -> bool:
-        """Whether it can make volumes another state folder's: :meth:`hand_over` does it."""
-        return type(self).hand_over is not StorageDriver.hand_over
+        """Whether other hosts have this pool too, and :meth:`hand_over` makes volumes theirs.
+
+        By default it is False. A pool of one host must not say so, whatever its driver can do.
+        """
+        return False
 
     @abstractmethod
     def volumes(self) -> tuple[Volume, ...]:

@@ -35,7 +35,7 @@ from vmcloner_core.errors import (
     NotFound,
     WrongState,
 )
-from vmcloner_core.extents import GRANULE, Run, data_runs, length, nonzero_pieces
+from vmcloner_core.extents import GRANULE, Run, data_runs, is_zero, length, nonzero_pieces
 from vmcloner_core.hosts.parcels import CHUNK, Chunk, next_chunk, written
 from vmcloner_core.model import (
     AS_IT_COMES,
@@ -58,10 +58,11 @@ from vmcloner_core.outcomes import checked
 from vmcloner_core.plan import ClonePlan, Plan
 from vmcloner_core.process import LocalRunner
 from vmcloner_core.records import Record, record_of, record_text
-from vmcloner_core.stored_ids import KnownPool, read_id
+from vmcloner_core.stored_ids import KnownPool, is_id, read_id
 from vmcloner_core.survey import Survey
 from vmcloner_core.trusted_files import make_folder, read_file
 from vmcloner_core.units import MAX_SIZE, format_size
+from vmcloner_core.values_file import check_value
 
 if TYPE_CHECKING:
     from vmcloner_core.engine import Engine, Held
@@ -102,7 +103,7 @@ class Cargo:
 
     :param record: its record (:func:`record_text`). :param host_key: its SSH host key, private and
         public; None if it has none.
-    :param pool: the id of its pool, empty if that has none.
+    :param pool: the id of its pool; empty if that has none, or hands nothing over to other hosts.
     """
 
     labels: Labels
@@ -116,7 +117,11 @@ class Cargo:
             raise InvalidRequest(f"{len(self.disks)} disks")
         if self.host_key is not None and not _is_key(*self.host_key):
             raise InvalidRequest("not an SSH host key")
-        self.known()
+        values: object = self.known().values
+        if not isinstance(values, dict):
+            raise InvalidRequest(f"{self.name}: not its values")
+        for key, value in values.items():
+            check_value(key, value, self.name)
 
     @property
     def name(self) -> str:
@@ -151,11 +156,15 @@ def _is_key(private: str, public: str) -> bool:
 def content_digest(fd: int, size: int) -> tuple[str, int]:
     """Return the SHA-256 of a disk's bytes that aren't zeros, and how many these are, about.
 
-    It is the same whatever a pool has rounded the disk's size up to.
+    It is the same whatever a pool has rounded the disk's size up to, and whatever is there.
     """
     digest, data = hashlib.sha256(size.to_bytes(8, "big")), 0
     for offset, piece in nonzero_pieces(fd):
-        own = piece[: max(0, size - offset)]
+        if offset >= size:
+            break
+        own = piece[: size - offset]
+        if is_zero(own):
+            continue
         digest.update(offset.to_bytes(8, "big"))
         digest.update(own)
         data += len(own)
@@ -195,6 +204,10 @@ class CargoCalls(ABC):
         clone = self._there(asked.name)
         cargo = _cargo(self._engine, clone)
         self._stopped(clone, State.STOPPED)
+        if asked.heir and not (cargo.pool and is_id(asked.heir)):
+            raise InvalidRequest(
+                f"{clone.name}: pool {cargo.labels.storage!r} hands no disks over to {asked.to}"
+            )
         if not asked.heir and any(volume.kind == "network" for volume in clone.volumes):
             raise InvalidRequest(
                 f"{clone.name}: disks of pool {cargo.labels.storage!r} are reached over the "
@@ -444,11 +457,17 @@ def _cargo(engine: Engine, clone: Clone) -> Cargo:
         ),
         disks=tuple(_about(volume) for volume in clone.volumes),
         host_key=None if home is None else (home.host_key, home.host_key_public),
-        pool=_pool_id(host, clone.labels.storage),
+        pool=_shared_id(host, clone.labels.storage),
     )
 
 
-def _pool_id(host: LocalHost, pool: str) -> str:
+def _shared_id(host: LocalHost, pool: str) -> str:
+    """Return the id of a pool that other hosts may have too, empty if it isn't such a one.
+
+    Hosts that were made from one disk image have pools of one id, each its own.
+    """
+    if not host.drivers.storage(pool).hands_over:
+        return ""
     file = KnownPool.of(host.host, pool).file
     with translated(file):
         return read_id(file) or ""
@@ -591,10 +610,8 @@ class _Arrival:
         name, record = self._cargo.name, self._cargo.known()
         found.check_complete(f"move {name}")
         hypervisor = self._host.drivers.hypervisor(self._cargo.labels.hypervisor)
-        if _shares(self._host, self._cargo) and not self._pool.hands_over:
-            raise InvalidRequest(
-                f"{name}: its pool {self._pool.name!r}, which both hosts share, hands no disks over"
-            )
+        if _shares(self._host, self._cargo):
+            self._check_disks()
         if name in found.foreign_names:
             raise Conflict(f"{name}: another machine has that name", hint="rename that one")
         self._check_mine(found, record.uuid)
@@ -612,6 +629,29 @@ class _Arrival:
             spec, checks = _spec(self._engine, record), self._engine._planning.checks
             checks.pairing(spec.template, hypervisor)
             checks.needs(spec, hypervisor)
+
+    def _check_disks(self) -> None:
+        """Check that the clone's disks, as the other host has them, are in the shared pool here."""
+        labels, pool = self._cargo.labels, self._pool
+        unseen = InvalidRequest(
+            f"{self._cargo.name}: its disks are not in pool {pool.name!r} as this host sees it, "
+            "which has the same id on both"
+        )
+        if labels.state is None or not is_id(labels.state):
+            raise unseen
+        volumes = []
+        for disk in self._cargo.disks:
+            name = CloneRequest(labels=labels, disk=disk.number, size=disk.size).volume_name
+            volume = Volume(
+                name=name, pool=pool.name, labels=labels, path=Path("/") / name, size=disk.size
+            )
+            volumes.append(volume)
+        names = [volume.name for volume in volumes]
+        backend = self._host.drivers.backend("storage", pool.name)
+        ask = functools.partial(pool.hand_over, volumes, labels.state)  # they have it: no change
+        for outcome in checked(ask, names, backend):
+            if outcome.error is not None:
+                raise unseen from outcome.error
 
     def _check_mine(self, found: Survey, uuid: UUID) -> None:
         """Check that what the host has of the clone is what arrived here."""
@@ -697,7 +737,7 @@ class _Arrival:
         there = self._disks[disk.number]
         if there.octets != since:
             return there.octets
-        end = min(chunk.at + CHUNK, disk.size) if chunk.octets else disk.size
+        end = chunk.end(disk.size)
         if not since < end <= disk.size or chunk.at % CHUNK * len(chunk.octets):
             raise BackendError("what arrived is not the next part of the disk")
         if chunk.octets:
@@ -758,7 +798,7 @@ def _static(record: Record) -> set[str]:
 
 def _shares(host: LocalHost, cargo: Cargo) -> bool:
     """Tell whether a clone's pool is this host's too."""
-    return bool(cargo.pool) and _pool_id(host, cargo.labels.storage) == cargo.pool
+    return bool(cargo.pool) and _shared_id(host, cargo.labels.storage) == cargo.pool
 
 
 def _check_room(host: LocalHost, cargos: Sequence[Cargo], found: Survey) -> None:

@@ -201,7 +201,8 @@ class Images:
             now = self._links.one(
                 host, "receive", attrs.evolve(asked, offset=since, chunk=chunk), int
             )
-            if not since < now <= size:
+            # It may be further, by another transfer; a hostile host could go on for ever.
+            if not max(since + 1, chunk.end(size)) <= now <= size:
                 raise WrongState(
                     f"{asked.item} of template {asked.name}: another transfer began anew",
                     hint="run the same command again",
@@ -218,10 +219,13 @@ class Parts:
     """The parts of files, each read once for all hosts that need it at about the same time.
 
     The next part is read while one is on its way.
+
+    :param keep: parts that are kept; 2 will do for one host.
     """
 
-    def __init__(self, read: Callable[[str, int], Chunk]) -> None:
+    def __init__(self, read: Callable[[str, int], Chunk], keep: int = KEPT) -> None:
         self._read = read
+        self._keep = keep
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[str, int], Future[Chunk]] = OrderedDict()
         self._reader = ThreadPoolExecutor(1, "read")
@@ -247,7 +251,7 @@ class Parts:
             key = item, offset
             if key not in self._kept:
                 self._kept[key] = self._reader.submit(self._read, item, offset)
-            while len(self._kept) > KEPT:
+            while len(self._kept) > self._keep:
                 self._kept.popitem(last=False)
             return self._kept[key]
 

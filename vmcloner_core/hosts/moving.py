@@ -25,7 +25,7 @@ from vmcloner_core.hosts.cargo import Cargo
 from vmcloner_core.hosts.images import Images, Parts, Told
 from vmcloner_core.hosts.links import Links
 from vmcloner_core.hosts.parcels import Chunk
-from vmcloner_core.model import Clone, Moved, State
+from vmcloner_core.model import Clone, Moved, Moving, State
 from vmcloner_core.names import Target, fold
 from vmcloner_core.placing import Where
 from vmcloner_core.plugins import PluginHost
@@ -73,40 +73,92 @@ def _judged(
     if leaves and free == [host] and _same(parts[source], parts[host]):
         return attrs.evolve(moved, action=FINISH)
     if len(leaves) > 1 or len(arrives) > 1 or len(free) + bool(leaves or arrives) > 1:
-        return left(why=f"is on hosts {' and '.join(parts)}", hint="delete it on one of them")
+        first = f", after rm moves/{name} in its state folder" if leaves or arrives else ""
+        there = " and ".join(parts)
+        return left(why=f"is on hosts {there}", hint=f"delete it on one of them{first}")
     if arrives:
-        return _arriving(moved, parts[arrives[0]], surveys)
-    if host == source:
+        return _arriving(moved, parts[arrives[0]], parts.get(source), surveys)
+    why, hint = _elsewhere(parts[source], surveys) if leaves else ("", None)
+    if host == source and not why:
         return attrs.evolve(moved, source="", action=UNDO if leaves else STAYS)
-    why, hint = _unfit(parts[source])
+    if not why:
+        why, hint = _unfit(parts[source])
     return left(why=why, hint=hint) if why else moved
 
 
 def _same(one: Clone, other: Clone) -> bool:
-    """Tell whether a clone that leaves is one that has arrived elsewhere."""
+    """Tell whether a clone that leaves is what is left of one that has arrived elsewhere."""
     return (
-        other.domain is not None
+        one.domain is None
+        and other.domain is not None
         and one.moving is not None
         and (one.moving.uuid == other.domain.uuid)
     )
 
 
-def _arriving(moved: Moved, clone: Clone, surveys: Mapping[str, Survey]) -> Moved:
-    """Return what to do with a clone of which a host has an arriving part."""
+def _elsewhere(clone: Clone, surveys: Mapping[str, Survey]) -> tuple[str, str | None]:
+    """Return why a clone that leaves may be whole elsewhere, and the way out; nothing if it isn't.
+
+    The host that it is marked for has no part of it, or is not seen.
+    """
+    moving = clone.moving
+    assert moving is not None  # noqa: S101 - the caller's
+    if moving.other not in surveys:
+        why = f"may be whole on host {moving.other!r}, which is not seen"
+        return why, f"{_AGAIN}; {_way_out(clone)}"
+    if clone.domain is None:  # it was removed when all had arrived
+        why = f"was whole on host {moving.other!r}, and is not there any more"
+        return why, f"move it to the host that has it now; {_way_out(clone)}"
+    return "", None
+
+
+_AGAIN = "run the same command again when that host is back"
+
+
+def _way_out(clone: Clone) -> str:
+    """Return how to end a move whose other host is gone for good: a decision that is the user's."""
+    return (
+        f"if no other host will ever have it: rm moves/{clone.name} in the state folder of "
+        f"{clone.host}"
+    )
+
+
+def _arriving(
+    moved: Moved, clone: Clone, leaving: Clone | None, surveys: Mapping[str, Survey]
+) -> Moved:
+    """Return what to do with a clone of which a host has an arriving part.
+
+    :param leaving: the part on the host that it leaves, None if that is not seen.
+    """
     moving, at = clone.moving, clone.host
     assert moving is not None  # noqa: S101 - the caller's
     left = functools.partial(attrs.evolve, moved, action=LEAVE)
-    gone = not moved.source and clone.domain is None and moving.other not in surveys
-    if gone or not (moved.source or moving.whole):
-        lost = f"its disk is on host {moving.other!r}, which is not seen"
-        return left(why=lost, hint="run the same command again when that host is back")
+    if leaving is None and clone.domain is None:  # its domain was never removed, or it went on
+        seen = moving.other in surveys
+        state = "which has nothing of it any more" if seen else "which is not seen"
+        why = f"its disk is on host {moving.other!r}, {state}"
+        return left(why=why, hint=_way_out(clone) if seen else f"{_AGAIN}; {_way_out(clone)}")
+    if leaving is not None and leaving.moving is not None and leaving.moving.other != at:
+        why, hint = _elsewhere(leaving, surveys)
+        if why:
+            return left(why=why, hint=hint)
     if moved.target == at:
-        return attrs.evolve(moved, action=FINISH if moving.whole else SEND)
+        return attrs.evolve(moved, action=SEND if _may_differ(moving, leaving) else FINISH)
     if moved.target == moved.source and not moving.whole:
         return attrs.evolve(moved, source=at, action=UNDO)
     return left(
         why=f"is being moved to host {at!r}", hint=f"vmcloner move {moved.clone} {at} finishes it"
     )
+
+
+def _may_differ(arriving: Moving, leaving: Clone | None) -> bool:
+    """Tell whether what has arrived may be another state of the disks than the one that is left.
+
+    Somebody may have started the clone with its hypervisor's own tools.
+    """
+    if leaving is None or leaving.moving is None or not arriving.whole:
+        return not arriving.whole
+    return leaving.domain is not None and not leaving.moving.heir
 
 
 def _unfit(clone: Clone) -> tuple[str, str | None]:
@@ -230,7 +282,7 @@ class Mover:
         def piece(item: str, at: int) -> Chunk:
             return self.links.one(source, "piece", Asked(name=name, item=item, offset=at), Chunk)
 
-        with Parts(piece) as parts:
+        with Parts(piece, keep=2) as parts:  # eight clones may be on their way
             for disk, since in zip(cargo.disks, there, strict=True):
                 item = str(disk.number)
                 self._disk(wanted, item, since, disk.size, parts, told)
@@ -255,7 +307,7 @@ class Mover:
             chunk = parts(item, since)
             asked = Asked(name=wanted.clone, item=item, offset=since, chunk=chunk)
             now = self.links.one(wanted.target, "land", asked, int)
-            if not since < now <= size:
+            if not since < now == chunk.end(size):  # a hostile host could go on for ever
                 raise WrongState(
                     f"{wanted.clone}: another move began anew", hint="run the same command again"
                 )

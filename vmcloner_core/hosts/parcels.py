@@ -131,6 +131,10 @@ class Chunk:
     data: int = 0
     octets: bytes = attrs.field(default=b"", repr=False)
 
+    def end(self, size: int) -> int:
+        """Return how much of a file of that size is there when this part is."""
+        return min(self.at + CHUNK, size) if self.octets else size
+
 
 @attrs.frozen(kw_only=True)
 class Holding:
@@ -452,7 +456,7 @@ class Arrival:
             there = length(fd)
             if there != since:
                 return there
-            end = min(chunk.at + CHUNK, item.size) if chunk.octets else item.size
+            end = chunk.end(item.size)
             if not there <= end <= item.size:
                 raise BackendError("what arrived is not the next part of the file")
             if chunk.octets:

@@ -238,6 +238,11 @@ class ReferenceStorage(SimpleStorageDriver):
             except VmclonerError as error:
                 yield Outcome(key=volume.name, error=error)
 
+    @property
+    def hands_over(self) -> bool:
+        """See :attr:`StorageDriver.hands_over`."""
+        return True
+
     def volumes(self) -> tuple[Volume, ...]:
         """See :meth:`StorageDriver.volumes`."""
         return tuple(self.disks.values())
