@@ -33,7 +33,7 @@ from vmcloner_core.errors import (
 )
 from vmcloner_core.model import Needs
 from vmcloner_core.process import CommandRunner
-from vmcloner_libvirt import firewall, firmware, tpm
+from vmcloner_libvirt import firewall, firmware, secrets, tpm
 from vmcloner_libvirt.bridges import LABEL
 from vmcloner_libvirt.connection import Connections, is_session
 from vmcloner_libvirt.metadata import parse
@@ -269,8 +269,13 @@ class Requirements:
             for card in root.findall("devices/interface"):
                 card.getparent().remove(card)
             xml = str(etree.tostring(root, encoding="unicode"))
+
+        def rehearse(connection: Any) -> None:
+            secrets.provide(connection, xml)  # in the daemon's memory: it wants them here too
+            connection.domainXMLToNative("qemu-argv", xml, 0)
+
         try:
-            self.connections.ask(lambda c: c.domainXMLToNative("qemu-argv", xml, 0))
+            self.connections.ask(rehearse)
         except VmclonerError as error:
             if isinstance(error, BackendError):
                 return  # this daemon can't say

@@ -120,12 +120,19 @@ class RbdDriver(StorageDriver):
                 importing.fill(fd, draft, image.size, copying, progress)
                 draft.protect()
             found = self._origin(template)
-            if found is not None and found.digest == image.digest:  # another process was faster
-                self._discard(entry)
-                return found, False
-            self.delete_origin(template)
-            self._publish(entry, f"template {template}")
-        return record, True
+            if found is not None and found.digest != image.digest:
+                self.delete_origin(template)
+                found = None
+            if found is None and self._named(entry):
+                return record, True
+            self._discard(entry)  # another process was faster
+        found = self._origin(template)
+        if found is None or found.digest != image.digest:
+            raise Conflict(
+                f"template {template}: another process has made another image in {self._cluster}",
+                hint="run the same command again",
+            )
+        return found, False
 
     def _check_room(self, template: str, need: int) -> None:
         _total, free = self._cluster.space()

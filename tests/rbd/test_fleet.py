@@ -74,7 +74,8 @@ def images(cluster, site):
 @pytest.mark.timeout(600)
 def test_a_fleet_boots_is_reset_and_goes(site, cluster):
     web = site.fleet("web")
-    site.run("create", web, "-t", "tiny", "-n", "2", *RBD, "--start", "--wait", timeout=400)
+    site.run("create", web, "-t", "tiny", "-n", "2", *RBD)
+    site.run("start", web, "--wait", timeout=400)
     one, two = site.rows(web)
     for row in (one, two):
         assert (row["state"], row["storage"]) == ("running", "rbd")
