@@ -172,12 +172,6 @@ class Images:
             yield image
 
     @contextlib.contextmanager
-    def open_id(self, known: str) -> Iterator[Image]:
-        """Open an image by its id, also one in the trash."""
-        with self._opened(library().rbd_open_by_id, known) as image:
-            yield image
-
-    @contextlib.contextmanager
     def _opened(self, call: ctypes._NamedFuncPointer, name: str) -> Iterator[Image]:
         handle = ctypes.c_void_p()
         check(call(self._cluster.io, name.encode(), ctypes.byref(handle), None), name)

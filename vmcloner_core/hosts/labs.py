@@ -106,9 +106,7 @@ class ManyHosts(Site):
 
     def records(self, clones: Iterable[Clone]) -> dict[str, Record]:
         """See :meth:`Site.records`."""
-        by_host: dict[str, list[str]] = {}
-        for clone in clones:
-            by_host.setdefault(clone.host, []).append(clone.name)
+        by_host = merging.by_host(clones)
         asked = {host: {"targets": (fold(names),)} for host, names in by_host.items()}
         found = self._links.all("records", asked, CALLS["records"].answer)
         return {
@@ -141,10 +139,6 @@ class ManyHosts(Site):
     def default(self, kind: Literal["storage", "hypervisor"]) -> str | None:  # noqa: ARG002
         """See :meth:`Site.default`: each host has its own."""
         return None
-
-    def on(self, host: str) -> str:
-        """See :meth:`Site.on`."""
-        return f" on {host}"
 
     def networks(self, lab: Lab) -> tuple[NetworkOn, ...]:
         """See :meth:`Site.networks`."""

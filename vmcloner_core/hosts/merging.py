@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import attrs
 
@@ -32,6 +32,14 @@ def survey(found: Mapping[str, Survey], lost: Mapping[str, VmclonerError]) -> Su
         foreign_macs=frozenset().union(*(each.foreign_macs for each in found.values())),
         unseen=tuple(unseen),
     )
+
+
+def by_host(clones: Iterable[Clone]) -> dict[str, list[str]]:
+    """Return the names of clones, by their hosts."""
+    found: dict[str, list[str]] = {}
+    for clone in clones:
+        found.setdefault(clone.host, []).append(clone.name)
+    return found
 
 
 def twice(clones: tuple[Clone, ...]) -> dict[str, tuple[str, ...]]:

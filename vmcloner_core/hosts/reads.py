@@ -140,7 +140,7 @@ class Reads(SharedCalls):
 
     def _of_clones(self, name: str, clones: Iterable[Clone], **asked: object) -> dict[str, Any]:
         """Make a call on the hosts of some clones, with each one's clones as targets."""
-        by_host = _by_host(clones)
+        by_host = merging.by_host(clones)
         return self._answered(
             name, {host: {"targets": (fold(names),), **asked} for host, names in by_host.items()}
         )
@@ -306,7 +306,7 @@ class Reads(SharedCalls):
             clones = tuple(clone for clone in clones if clone.ours)
         asked = {
             host: {"targets": (fold(names),), "dry_run": True, **more}
-            for host, names in _by_host(clones).items()
+            for host, names in merging.by_host(clones).items()
         }
         found = self._links.all(call, asked, CALLS[call].answer)
         if not dry_run:
@@ -410,7 +410,7 @@ class Reads(SharedCalls):
         order = {(clone.host, clone.name): place for place, clone in enumerate(clones)}
         asked = {
             host: {"targets": (fold(names),), "lines": lines, "since": since, "follow": follow}
-            for host, names in _by_host(clones).items()
+            for host, names in merging.by_host(clones).items()
         }
         streams = Streams(self._links, "console_lines", asked)
         try:
@@ -489,14 +489,6 @@ class Reads(SharedCalls):
         from vmcloner_core import audit
 
         return audit.judge(self.execute(*targets, command=audit.SCRIPT, timeout=timeout, jobs=jobs))
-
-
-def _by_host(clones: Iterable[Clone]) -> dict[str, list[str]]:
-    """Return the names of clones, by their hosts."""
-    by_host: dict[str, list[str]] = {}
-    for clone in clones:
-        by_host.setdefault(clone.host, []).append(clone.name)
-    return by_host
 
 
 def _by_clone(

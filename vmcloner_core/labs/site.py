@@ -68,9 +68,9 @@ class Site(ABC):
     def default(self, kind: Literal["storage", "hypervisor"]) -> str | None:
         """Return the backend of clones for which none is named; None if that isn't known."""
 
-    def on(self, host: str) -> str:  # noqa: ARG002 - there may be one only
-        """Return words that say on which of several hosts something is."""
-        return ""
+    def on(self, host: str) -> str:
+        """Return words that say on which of several hosts something is; none for the only one."""
+        return f" on {host}" if self.many else ""
 
     @abstractmethod
     def networks(self, lab: Lab) -> tuple[NetworkOn, ...]:
