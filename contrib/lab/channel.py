@@ -31,8 +31,8 @@ class Channel:
             *("ssh", "-q", "-F", "none", "-i", str(image.key), "-p", str(port), "-l", "root"),
             *("-o", f"UserKnownHostsFile={image.known_hosts}", "-o", "HostKeyAlias=lab"),
             *("-o", "StrictHostKeyChecking=yes", "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes"),
-            *("-o", "ConnectTimeout=60", "-o", "ServerAliveInterval=30"),
-            *("-o", "ServerAliveCountMax=10", "-o", "Compression=no"),
+            *("-o", "ConnectTimeout=60", "-o", "ServerAliveInterval=20"),
+            *("-o", "ServerAliveCountMax=9", "-o", "Compression=no"),
             # Relative to the folder, because the length of a socket's path is limited.
             *("-o", "ControlMaster=auto", "-o", "ControlPath=./ssh", "-o", "ControlPersist=60"),
         ]

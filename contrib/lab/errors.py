@@ -9,3 +9,14 @@ class LabError(Exception):
 
 class TimeUp(LabError):
     """A time limit was exceeded."""
+
+
+class LabLost(LabError):
+    """A lab no longer answers.
+
+    :param console: what was written to its console; None if another one can't take its place.
+    """
+
+    def __init__(self, message: str, console: str | None = None) -> None:
+        super().__init__(message)
+        self.console = console

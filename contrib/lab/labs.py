@@ -17,7 +17,7 @@ import attrs
 
 from contrib.lab import cache, machine, tree
 from contrib.lab.channel import CONNECTION_LOST, Channel
-from contrib.lab.errors import LabError
+from contrib.lab.errors import LabError, LabLost
 from contrib.lab.image import Image, image
 from contrib.lab.machine import MODES, Machine, Mode, Start
 from contrib.lab.proc import run, say
@@ -79,13 +79,14 @@ class Lab:
     ) -> int:
         """Run a command inside; see :meth:`Channel.run`.
 
-        :raises LabError: the lab itself is gone.
+        :raises LabLost: the lab itself is gone.
         """
         code = self.channel.run(argv, seconds, folder, variables)
         if code == CONNECTION_LOST:
-            self.channel.call(
-                ":", timeout=30
-            )  # distinguishes a lost lab from a command that exits with 255
+            try:  # distinguishes a lost lab from a command that exits with 255
+                self.channel.call(":", timeout=30)
+            except LabError as error:
+                raise LabLost(f"the {self.record.mode} lab no longer answers: {error}") from error
         return code
 
 
@@ -223,7 +224,10 @@ def lab(mode: Mode, seconds: float) -> Iterator[Lab]:
         try:
             host, fresh = _start(mode, folder, lock, seconds)
             with host:
-                yield fresh
+                try:
+                    yield fresh
+                except LabLost as error:
+                    raise LabLost(f"{error}\n{host.describe()}", host.console()) from error
         finally:
             _remove(folder)
 

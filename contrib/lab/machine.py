@@ -201,15 +201,27 @@ class Machine:
             raise LabError("QEMU forwards no port to the lab")
         return int(match[1])
 
+    def console(self) -> str:
+        """Return what was written to its console."""
+        return (self._folder / "console.log").read_text(errors="replace")
+
+    def describe(self) -> str:
+        """Return what is known of a machine that doesn't answer."""
+        try:
+            status = self._qmp.command("query-status", timeout=10)["status"]
+        except LabError as error:
+            status = str(error)
+        lines = [line for line in self.console().splitlines() if line.strip()][-20:]
+        return "\n".join([f"QEMU's status: {status}; the end of the console:", *lines])
+
     def wait_for_console(self, text: str, seconds: float) -> None:
         """Wait until a line of the console has a text."""
-        console = self._folder / "console.log"
         deadline = time.monotonic() + seconds
-        while text not in console.read_text(errors="replace"):
+        while text not in self.console():
             if not self.alive():
                 raise LabError(f"QEMU ended\n{self._last_words()}".strip())
             if time.monotonic() > deadline:
-                last = "\n".join(console.read_text(errors="replace").splitlines()[-15:])
+                last = "\n".join(self.console().splitlines()[-15:])
                 raise TimeUp(f"no {text} on the console after {seconds:.0f} s; its end:\n{last}")
             time.sleep(0.5)
 

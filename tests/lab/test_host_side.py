@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from contrib.lab import __main__ as command
-from contrib.lab import cache, labs, proc, supplies, tree
-from contrib.lab.errors import LabError, TimeUp
+from contrib.lab import cache, labs, proc, progress, supplies, tree
+from contrib.lab.errors import LabError, LabLost, TimeUp
 from contrib.lab.qmp import Qmp
 
 TOP = Path(__file__).parents[2]
@@ -251,3 +251,73 @@ def test_what_is_no_variable_is_refused():
     for wrong in ("A", "a b=1", "-u=1", "=1"):
         with pytest.raises(SystemExit):
             command.parser().parse_args(["xen", "run", f"--env={wrong}", "--", "id"])
+
+
+# --- labs that are lost -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lossy(monkeypatch):
+    """Have labs that are lost once for each console in the list; return it and the runs."""
+    consoles, runs = [], []
+
+    def run(_options, arguments):
+        runs.append(arguments)
+        if consoles:
+            raise LabLost("the kvm lab no longer answers", consoles.pop(0))
+        return 0
+
+    monkeypatch.setattr(command, "_test", run)
+    return consoles, runs
+
+
+def test_what_had_not_passed_in_a_lost_lab_is_run_in_a_new_one(lossy, capsys):
+    consoles, runs = lossy
+    consoles += [f"[1.0] kernel\r\n\r\n{progress.MARK}tests/a.py::one[x y]\r\n[2.0] stuck\n"]
+    options = command.parser().parse_args(["kvm", "test", "--", "-m", "lvm", "tests"])
+    assert command.test(options) == 0
+    first = ["-m", "lvm", "tests"]
+    assert runs == [first, [*first, "--deselect=tests/a.py::one[x y]"]]
+    assert "tests that passed in it: 1; the others are run in a new one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lost", [["", ""], [None]])
+def test_a_second_loss_and_that_of_a_lasting_lab_are_failures(lossy, lost):
+    consoles, runs = lossy
+    consoles += lost
+    with pytest.raises(LabLost, match="no longer answers"):
+        command.test(command.parser().parse_args(["kvm", "test", "--", "tests"]))
+    assert len(runs) == len(lost)
+
+
+INSIDE = """
+import pytest
+
+def test_passes(): pass
+
+def test_fails(): assert 0
+
+def test_is_skipped(): pytest.skip()
+
+@pytest.fixture
+def broken():
+    yield
+    assert 0
+
+def test_leaves_something(broken): pass
+"""
+
+
+def test_only_tests_that_passed_are_said_to(tmp_path):
+    (tmp_path / "test_inside.py").write_text(INSIDE)
+    console = tmp_path / "console"
+    console.touch()
+    script = (
+        "import sys, pytest; from contrib.lab import progress;"
+        f"progress.CONSOLE = {str(console)!r};"
+        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-c', '/dev/null'], [progress]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(TOP)}
+    argv = [sys.executable, "-c", script]
+    subprocess.run(argv, cwd=tmp_path, env=environment, check=False, timeout=120)
+    assert progress.passed(console.read_text()) == ["test_inside.py::test_passes"]
