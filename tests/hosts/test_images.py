@@ -14,16 +14,19 @@ from vmcloner_core.catalog import Catalog, shipped
 from vmcloner_core.errors import (
     BackendError,
     Interrupted,
+    InvalidRequest,
     NotEnoughResources,
     NotFound,
     NotPulled,
     WrongState,
 )
+from vmcloner_core.extents import GRANULE
 from vmcloner_core.hooks import hookimpl
-from vmcloner_core.hosts import parcels, wire
+from vmcloner_core.hosts import chunks, packing, parcel_calls, parcels, receiving, wire
 from vmcloner_core.hosts.beside import Answered, Asked
 from vmcloner_core.hosts.carrier import Carrier, Unreachable
-from vmcloner_core.hosts.parcels import CHUNK, GRANULE, Chunk, Item
+from vmcloner_core.hosts.chunks import CHUNK, Chunk
+from vmcloner_core.hosts.parcels import Item
 from vmcloner_core.model import ImageSource
 from vmcloner_core.placing import Where
 from vmcloner_core.plan import StepStatus
@@ -300,8 +303,9 @@ def test_an_image_that_is_to_be_pulled_first_is_sent_where_it_is_not(apart, monk
         finally:
             mine.own = False
 
-    monkeypatch.setattr(parcels, "holding", held)
-    image = parcels._image
+    for module in (parcel_calls, receiving):
+        monkeypatch.setattr(module, "holding", held)
+    image = packing._image
 
     def obtained(engine, template, storage, stack):
         mine.own = True
@@ -310,7 +314,7 @@ def test_an_image_that_is_to_be_pulled_first_is_sent_where_it_is_not(apart, monk
         finally:
             mine.own = False
 
-    monkeypatch.setattr(parcels, "_image", obtained)
+    monkeypatch.setattr(packing, "_image", obtained)
     apart.controller().create("web", "big", count=1, where=Where(hosts=("h2",)))
     assert content(apart, "h2") == IMAGE
 
@@ -367,15 +371,15 @@ def test_what_nobody_goes_on_with_is_swept(apart):
     "octets",
     [
         b"no zstd",
-        parcels.zstd.compress(b""),
-        parcels.zstd.compress(b"\1" + bytes(7)),
-        parcels.zstd.compress(bytes(9)),
-        parcels.zstd.compress(bytes(2 * CHUNK)),
+        chunks.zstd.compress(b""),
+        chunks.zstd.compress(b"\1" + bytes(7)),
+        chunks.zstd.compress(bytes(9)),
+        chunks.zstd.compress(bytes(2 * CHUNK)),
     ],
 )
 def test_a_part_that_is_none_is_refused(tmp_path, octets):
     with (tmp_path / "file").open("w+b") as stream, pytest.raises(BackendError, match="no part"):
-        parcels.written(octets, stream.fileno(), 0, CHUNK)
+        chunks.written(octets, stream.fileno(), 0, CHUNK)
 
 
 def test_parts_are_written_as_they_were(tmp_path):
@@ -383,8 +387,8 @@ def test_parts_are_written_as_they_were(tmp_path):
     with (tmp_path / "from").open("rb") as source, (tmp_path / "to").open("w+b") as target:
         for at in range(0, len(IMAGE), CHUNK):
             end = min(at + CHUNK, len(IMAGE))
-            chunk = parcels.packed(source.fileno(), at, end)
-            parcels.written(chunk.octets, target.fileno(), at, end)
+            chunk = chunks.packed(source.fileno(), at, end)
+            chunks.written(chunk.octets, target.fileno(), at, end)
         target.truncate(len(IMAGE))
     assert (tmp_path / "to").read_bytes() == IMAGE
 
@@ -400,7 +404,7 @@ def test_parts_are_written_as_they_were(tmp_path):
 )
 def test_files_have_known_names_and_bounded_sizes(change):
     known = {"name": "image", "size": 1, "data": 1, "digest": "0" * 64}
-    with pytest.raises(parcels.InvalidRequest):
+    with pytest.raises(InvalidRequest):
         Item(**{**known, **change})
 
 
@@ -422,11 +426,11 @@ def test_an_image_that_names_another_file_is_refused(apart):
     parcel = parcels.Parcel(
         template="big", keys={}, digest=f"sha256:{'0' * 64}", format="qcow2", items=(item,)
     )
-    arrival = parcels.Arrival(engine, parcel, "")
+    arrival = receiving.Received(engine, parcel, "")
     arrival.begin()
     with (own / "big.raw").open("rb") as stream:
-        arrival.receive("image", 0, parcels.packed(stream.fileno(), 0, item.size))
-    with pytest.raises(parcels.InvalidRequest, match="backing"):
+        arrival.receive("image", 0, chunks.packed(stream.fileno(), 0, item.size))
+    with pytest.raises(InvalidRequest, match="backing"):
         arrival.end()
     assert "big" not in apart.sites["h2"].pool.images
 
@@ -458,7 +462,7 @@ def test_a_part_out_of_order_is_not_written(apart):
     parcel = parcels.Parcel(
         template="big", keys={}, digest=f"sha256:{'0' * 64}", format="raw", items=(item,)
     )
-    arrival = parcels.Arrival(engine, parcel, "")
+    arrival = receiving.Received(engine, parcel, "")
     arrival.begin()
     assert arrival.receive("image", CHUNK, Chunk(at=CHUNK, octets=b"x")) == 0
     with pytest.raises(BackendError):

@@ -29,13 +29,13 @@ from vmcloner_core.errors import (
     WrongState,
 )
 from vmcloner_core.extents import GRANULE
-from vmcloner_core.hosts import cargo, wire
+from vmcloner_core.hosts import arriving, moved_disks, wire
 from vmcloner_core.hosts.beside import Answered, Asked
 from vmcloner_core.hosts.cargo import CargoDisk
 from vmcloner_core.hosts.carrier import Carrier, InProcess, Unreachable
+from vmcloner_core.hosts.chunks import CHUNK, Chunk
 from vmcloner_core.hosts.draining import Why, drain
-from vmcloner_core.hosts.images import Parts
-from vmcloner_core.hosts.parcels import CHUNK, Chunk
+from vmcloner_core.hosts.sending import Parts
 from vmcloner_core.model import Capacity
 from vmcloner_core.moves import Moves
 from vmcloner_core.records import Records
@@ -284,7 +284,7 @@ def test_a_controller_that_is_killed_at_any_call(made):
 STEPS = (
     (Moves, "note"), (Moves, "remove"), (Records, "adopt"), (FilesDriver, "clone"),
     (FilesDriver, "delete"), (ReferenceHypervisor, "define"), (ReferenceHypervisor, "undefine"),
-    (Records, "remove"), (cargo, "content_digest"), (cargo, "written"),
+    (Records, "remove"), (arriving, "content_digest"), (arriving, "written"),
 )  # fmt: skip
 
 
@@ -428,7 +428,7 @@ def test_what_is_beyond_a_disk_does_not_count(tmp_path, size):
         file = tmp_path / str(number)
         file.write_bytes(own + rest)
         with file.open("rb") as stream:
-            digests.add(cargo.content_digest(stream.fileno(), size))
+            digests.add(moved_disks.content_digest(stream.fileno(), size))
     assert len(digests) == 1
 
 
@@ -436,7 +436,7 @@ def test_what_is_beyond_a_disk_does_not_count(tmp_path, size):
 def test_a_disk_that_arrives_damaged_is_not_used(made, monkeypatch):
     before = seen(made, "web-1")
     with monkeypatch.context() as patch:
-        patch.setattr(cargo, "written", lambda *_: None)
+        patch.setattr(arriving, "written", lambda *_: None)
         (moved,) = made.controller().move("web-1", host="h2")
     assert isinstance(moved.error, BackendError)
     assert "arrived damaged" in str(moved.error)
@@ -965,7 +965,7 @@ def test_the_command(made, shell, monkeypatch):
     assert code == 0
     assert "nothing to move" in err
     with monkeypatch.context() as patch:
-        patch.setattr(cargo, "written", lambda *_: None)
+        patch.setattr(arriving, "written", lambda *_: None)
         code, out, err = shell("move", "web-1", "h3", "-f", "json")
     assert code == 10
     assert "arrived damaged" in json.loads(out)[0]["error"]

@@ -20,8 +20,11 @@ from vmcloner_core.high_marks import HighMarks
 from vmcloner_core.hooks import hookimpl
 from vmcloner_core.hosts import wire
 from vmcloner_core.hosts.calls import CALLS
-from vmcloner_core.hosts.cargo import Cargo, CargoCalls
-from vmcloner_core.hosts.parcels import Chunk, Parcel, ParcelCalls
+from vmcloner_core.hosts.cargo import Cargo
+from vmcloner_core.hosts.chunks import Chunk
+from vmcloner_core.hosts.move_calls import MoveCalls
+from vmcloner_core.hosts.parcel_calls import ParcelCalls
+from vmcloner_core.hosts.parcels import Parcel
 from vmcloner_core.plan import Plan, ProgressEvent, RunResult, Seen, StepEvent, Waiting
 from vmcloner_core.request import CreateRequest, Request
 from vmcloner_core.survey import Survey
@@ -139,7 +142,7 @@ class _Forward:
         self._tell(run, "waiting", waiting)
 
 
-class Beside(ParcelCalls, CargoCalls):
+class Beside(ParcelCalls, MoveCalls):
     """Carries out a controller's calls with the engine of this host.
 
     Calls may come from several threads; those that hold, plan, run and release come one after
@@ -223,7 +226,7 @@ class Beside(ParcelCalls, CargoCalls):
             self._opened.close()
 
     def _release(self) -> None:
-        self._close_cargo()
+        self._close_moves()
         self._held = None
         self._plans.clear()
         self._holding.close()

@@ -22,9 +22,10 @@ from vmcloner_core.errors import BackendError, Interrupted, VmclonerError, Wrong
 from vmcloner_core.hosts import merging
 from vmcloner_core.hosts.beside import Asked
 from vmcloner_core.hosts.cargo import Cargo
-from vmcloner_core.hosts.images import Images, Parts, Told
+from vmcloner_core.hosts.chunks import Chunk
+from vmcloner_core.hosts.images import Images
 from vmcloner_core.hosts.links import Links
-from vmcloner_core.hosts.parcels import Chunk
+from vmcloner_core.hosts.sending import Parts, Told
 from vmcloner_core.model import Clone, Moved, Moving, State
 from vmcloner_core.names import Target, fold
 from vmcloner_core.placing import Where
