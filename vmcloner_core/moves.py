@@ -126,6 +126,7 @@ def _read(data: Mapping[str, Any]) -> Mark:
         uuid=UUID(data["uuid"]),
         whole=data["whole"] is True,
         heir=str(data.get("heir") or ""),
+        back=data.get("back") is True,
     )
     return Mark(
         moving=moving,

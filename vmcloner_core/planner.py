@@ -251,7 +251,7 @@ def check_still(clones: Iterable[Clone]) -> None:
     """
     for clone in clones:
         if clone.moving is not None:
-            to = clone.moving.other if clone.moving.leaves else "HOST, with this host's name,"
+            to = clone.moving.to or "HOST, with this host's name,"
             raise WrongState(
                 f"{clone.name} {clone.moving}", hint=f"vmcloner move {clone.name} {to} finishes it"
             )

@@ -1,5 +1,6 @@
 """Clones that are moved between hosts: on engines of this process, with pools of real files."""
 
+import contextlib
 import gc
 import hashlib
 import itertools
@@ -36,7 +37,7 @@ from vmcloner_core.hosts.carrier import Carrier, InProcess, Unreachable
 from vmcloner_core.hosts.chunks import CHUNK, Chunk
 from vmcloner_core.hosts.draining import Why, drain
 from vmcloner_core.hosts.sending import Parts
-from vmcloner_core.model import Capacity
+from vmcloner_core.model import Capacity, Outcome
 from vmcloner_core.moves import Moves
 from vmcloner_core.records import Records
 from vmcloner_core.request import TargetRequest
@@ -288,24 +289,29 @@ STEPS = (
 )  # fmt: skip
 
 
+def killed_after(patch, owner, name, number):
+    """Kill after the call of this number; returns what counts the calls."""
+    count, there = itertools.count(1), getattr(owner, name)
+
+    def fatal(*args, **options):
+        found = there(*args, **options)
+        if next(count) == number:
+            if owner in (FilesDriver, ReferenceHypervisor):
+                list(found)
+            raise Killed
+        return found
+
+    patch.setattr(owner, name, fatal)
+    return count
+
+
 @pytest.mark.parametrize("method", ["overlay"], indirect=True)
 @pytest.mark.parametrize(("owner", "name"), STEPS, ids=[name for _, name in STEPS])
 def test_an_engine_that_is_killed_after_any_step(made, monkeypatch, owner, name):
     before = seen(made, "web-1")[1]
-    there = getattr(owner, name)
     for number in range(1, 4):
         with monkeypatch.context() as patch:
-            count = itertools.count(1)
-
-            def fatal(*args, count=count, number=number, **options):
-                found = there(*args, **options)
-                if next(count) == number:
-                    if owner in (FilesDriver, ReferenceHypervisor):
-                        list(found)
-                    raise Killed
-                return found
-
-            patch.setattr(owner, name, fatal)
+            killed_after(patch, owner, name, number)
             try:
                 (moved,) = made.controller().move("web-1", host="h2")
             except Killed:
@@ -463,8 +469,6 @@ def test_what_a_clone_that_is_being_moved_refuses(made):
     with pytest.raises(WrongState, match="web-1 is being moved to host 'h2'") as caught:
         all_hosts.move("web-1", host="h3")
     assert caught.value.hint == "vmcloner move web-1 h2 finishes it"
-    with pytest.raises(WrongState, match="web-1 is being moved to host 'h2'"):
-        all_hosts.move("web-1", host="h1")
     result = all_hosts.run(TargetRequest(action="start", everything=True))
     assert {each.name for each in result.results} == {"web-2", "web-3"}
     assert any("web-1 is being moved" in warning for warning in result.plan.warnings)
@@ -473,17 +477,167 @@ def test_what_a_clone_that_is_being_moved_refuses(made):
     assert all_hosts.move("web-1", host="h2")[0].action == "finish"
 
 
-@pytest.mark.parametrize("call", ["arrive", "land", "landed"])
+def taken_back(lab, before):
+    """Take web-1 back to h1, where it was, and check that it is as it was."""
+    assert startable(lab, "web-1") == []
+    (moved,) = lab.controller().move("web-1", host="h1")
+    assert (moved.action, moved.error) == ("undo", None)
+    at_home(lab, before)
+
+
+def at_home(lab, before):
+    """Check that web-1 is on h1 as it was, and nothing of it on h2."""
+    assert seen(lab, "web-1") == before
+    nothing_left(lab, "h2", "web-1")
+    assert startable(lab, "web-1") == ["h1"]
+    assert not any(list((its.folder / "state/moves").glob("*")) for its in lab.sites.values())
+
+
+@pytest.mark.parametrize("call", ["arrive", "land", "landed", "undefine", "give", "define"])
 @pytest.mark.parametrize("method", ["copy"], indirect=True)
 def test_a_move_that_is_taken_back(made, call):
     before = seen(made, "web-1")
     cut_off(made, call=call)
-    assert startable(made, "web-1") == []
-    (moved,) = made.controller().move("web-1", host="h1")
-    assert (moved.action, moved.error) == ("undo", None)
-    assert seen(made, "web-1") == before
-    nothing_left(made, "h2", "web-1")
-    assert startable(made, "web-1") == ["h1"]
+    taken_back(made, before)
+    assert made.controller().move("web-1", host="h2")[0].error is None
+    assert seen(made, "web-1") == ("h2", before[1])
+
+
+@pytest.mark.parametrize("call", ["take", "undefine", "give", "define"])
+@pytest.mark.parametrize("method", ["shared"], indirect=True)
+def test_a_move_in_a_shared_pool_that_is_taken_back(made, call):
+    before = seen(made, "web-1")
+    cut_off(made, call=call)
+    taken_back(made, before)
+    assert len(volumes("web-1")) == 2
+    assert made.controller().move("web-1", host="h2")[0].error is None
+
+
+def unable(lab, host, monkeypatch):
+    """Have a host define nothing."""
+    there = ReferenceHypervisor.define
+
+    def define(self, specs):
+        if self is not lab.sites[host].machines:
+            yield from there(self, specs)
+            return
+        for spec in specs:
+            yield Outcome(key=spec.name, error=BackendError("no bridge br9"))
+
+    monkeypatch.setattr(ReferenceHypervisor, "define", define)
+
+
+@pytest.mark.parametrize("method", ["copy", "shared"], indirect=True)
+def test_a_new_host_that_cannot_define_the_clone(made, monkeypatch):
+    before = seen(made, "web-1")
+    unable(made, "h2", monkeypatch)
+    for _ in range(2):
+        (moved,) = made.controller().move("web-1", host="h2")
+        assert isinstance(moved.error, BackendError)
+        assert "no bridge br9" in str(moved.error)
+        assert moved.error.hint == "vmcloner move web-1 h1 takes it back"
+    taken_back(made, before)
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_a_clone_goes_back_to_a_host_that_is_being_emptied(made, monkeypatch):
+    before = seen(made, "web-1")
+    unable(made, "h2", monkeypatch)
+    drain(made.controller(), "h3")
+    (left,) = drain(made.controller(), "h1", move=True)
+    assert left.failed
+    refused_move(made.controller(), "h3", "h3: it is drained", clone="web-2")
+    taken_back(made, before)
+
+
+@pytest.mark.parametrize("method", ["copy", "shared"], indirect=True)
+def test_a_kill_at_any_call_of_the_way_back(made, monkeypatch):
+    before = seen(made, "web-1")
+    for number in itertools.count(1):
+        cut_off(made, call="define")
+        spy = Spy(made.carrier)
+        spy.fault = killed_at(number)
+        try:
+            made.controller(carrier=spy).move("web-1", host="h1")
+        except Killed:
+            ended(made)
+            assert startable(made, "web-1") in ([], ["h1"])
+            assert made.controller().move("web-1", host="h1")[0].error is None
+            at_home(made, before)
+        else:
+            break
+    assert number >= 10, "there are so many calls"
+
+
+BACK = (
+    (Moves, "note"), (Moves, "remove"), (FilesDriver, "hand_over"), (FilesDriver, "delete"),
+    (ReferenceHypervisor, "define"), (Records, "remove"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["copy", "shared"], indirect=True)
+@pytest.mark.parametrize(("owner", "name"), BACK, ids=[name for _, name in BACK])
+def test_an_engine_that_is_killed_on_the_way_back(made, method, monkeypatch, owner, name):
+    before = seen(made, "web-1")
+    for number in itertools.count(1):
+        cut_off(made, call="define")
+        with monkeypatch.context() as patch:
+            count = killed_after(patch, owner, name, number)
+            with contextlib.suppress(Killed):
+                made.controller().move("web-1", host="h1")
+        ended(made)
+        if next(count) <= number:
+            break
+        assert len(startable(made, "web-1")) <= 1
+        assert made.controller().move("web-1", host="h1")[0].error is None
+        at_home(made, before)
+    assert number > 1 or name == {"copy": "hand_over", "shared": "delete"}[method]
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_what_is_on_its_way_back_goes_on_there(made):
+    cut_off(made, call="define")
+    back_until(made, "drop")
+    hint = refused_move(made.controller(), "h2", "web-1 is being moved back to host 'h1'")
+    assert hint == "vmcloner move web-1 h1 finishes it"
+    with pytest.raises(WrongState, match="is being moved back to host 'h1'") as caught:
+        made.sites["h2"].engine.start("web-1")
+    assert caught.value.hint == "vmcloner move web-1 h1 finishes it"
+    made.carrier.lose("h2")
+    without = made.controller(without=("h2",))
+    refused_move(without, "h1", "may be whole on host 'h2', which is not seen")
+
+
+def back_until(lab, call):
+    """Take web-1 back to h1, and stop before a call."""
+    spy = Spy(lab.carrier)
+
+    def fault(_host, name, when):
+        if when == "before" and name == call:
+            raise Killed
+
+    spy.fault = fault
+    with pytest.raises(Killed):
+        lab.controller(carrier=spy).move("web-1", host="h1")
+    ended(lab)
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_a_clone_that_the_new_host_has_defined_goes_on(made):
+    cut_off(made, call="drop")
+    hint = refused_move(made.controller(), "h1", "web-1 is being moved to host 'h2'")
+    assert hint == "vmcloner move web-1 h2 finishes it"
+    with pytest.raises(WrongState, match="is whole"):
+        made.carrier._besides["h2"].call_return(Asked(name="web-1"), print)
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_disks_that_were_copied_are_handed_to_nobody(made):
+    before = seen(made, "web-1")
+    cut_off(made, call="define")
+    with pytest.raises(InvalidRequest, match="are not handed back"):
+        made.carrier._besides["h2"].call_return(Asked(name="web-1", heir="0" * 32), print)
+    taken_back(made, before)
 
 
 @pytest.mark.parametrize("method", ["copy"], indirect=True)
@@ -513,10 +667,10 @@ def test_a_source_that_is_lost_when_its_domain_is_gone(made):
     after_a_kill(made, before)
 
 
-def refused_move(controller, host, words):
+def refused_move(controller, host, words, clone="web-1"):
     """Check that web-1 is not moved to a host; returns the way out."""
     with pytest.raises(WrongState, match=words) as caught:
-        controller.move("web-1", host=host)
+        controller.move(clone, host=host)
     return caught.value.hint
 
 

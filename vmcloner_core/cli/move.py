@@ -12,6 +12,7 @@ from vmcloner_core.model import Moved
 from vmcloner_core.names import fold
 from vmcloner_core.units import counted
 
+AGAIN = "run the same command again"
 COLUMNS = ("clone", "source", "target", "action", "error")
 
 
@@ -19,8 +20,8 @@ class Move(Table):
     """Move stopped clones to another host, with their disks and identities.
 
     Until a clone is whole on its new host, all of it stays on the old one, and it can't be started
-    on either. If a move was cut off or killed, the same command finishes it; with the old host as
-    HOST, it is taken back, unless the clone is whole on its new host.
+    on either. If a move was cut off or killed, the same command finishes it. With the old host as
+    HOST, it is taken back, until the new host has defined the clone.
 
     Exit code 10 if some could not be moved.
     """
@@ -59,7 +60,7 @@ class Move(Table):
             raise PartialFailure(
                 f"move: {len(failures)} of {counted(len(self._moved), 'clone')} not moved",
                 failures=failures,
-                hint="run the same command again",
+                hint=next((error.hint for _, error in failures if error.hint), AGAIN),
             )
         done = [each.clone for each in self._moved if each.action != "stays"]
         if not parsed_args.dry_run:

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 def adapted_spec(engine: Engine, record: Record) -> CloneSpec:
     """Return the specification of a clone that comes from another host."""
-    template = _adapted(engine, record)
+    return recorded_spec(record, _adapted(engine, record))
+
+
+def recorded_spec(record: Record, template: Template) -> CloneSpec:
+    """Return the specification of a clone as its record has it."""
     nics = tuple(Nic(spec=s, mac=m) for s, m in zip(template.nics, record.macs, strict=False))
     return CloneSpec(
         labels=record.labels,

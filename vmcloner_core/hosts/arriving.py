@@ -48,6 +48,7 @@ class Arrival:
         self._disks: dict[int, Arrived] = {}
         self._files: dict[int, int] = {}
         self._stack = contextlib.ExitStack()
+        self._heir = ""
 
     def close(self) -> None:
         """Close the disks."""
@@ -153,7 +154,7 @@ class Arrival:
 
     def _note(self, *, whole: bool = False, lasting: bool = True) -> None:
         uuid = self._cargo.known().uuid
-        moving = Moving(leaves=False, other=self._source, uuid=uuid, whole=whole)
+        moving = Moving(leaves=False, other=self._source, uuid=uuid, whole=whole, heir=self._heir)
         mark = Mark(moving=moving, disks=self._disks)
         self._host.moves.note(self._cargo.name, mark, lasting=lasting)
 
@@ -210,7 +211,7 @@ class Arrival:
 
     def take(self, source: str) -> None:
         """Mark the clone, keep its record, and mark it as whole."""
-        self._source = source
+        self._source, self._heir = source, self._host.keep_state_id()
         self._note()
         self._keep()
 

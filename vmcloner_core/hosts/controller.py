@@ -43,7 +43,7 @@ from vmcloner_core.hosts.carrier import Carrier, InProcess, Unreachable
 from vmcloner_core.hosts.draining import Drained, Why, placed
 from vmcloner_core.hosts.images import OWN, Images
 from vmcloner_core.hosts.links import Links, each
-from vmcloner_core.hosts.moving import Mover, check_all, judge
+from vmcloner_core.hosts.moving import FINISH, SEND, Mover, check_all, judge
 from vmcloner_core.hosts.reads import Reads
 from vmcloner_core.lab_calls import LabCalls
 from vmcloner_core.model import Host, Moved, RemoteHost
@@ -254,22 +254,18 @@ class Controller(RunCalls, LabCalls, Reads):
         with self._run_lock:
             self._cancel.clear()
             request = cast("TargetRequest", self._reach_all(request))
-            closed = sorted({*self._links.absent, *self.drained.read()} & set(wanted))
-            if closed:
-                raise WrongState(
-                    f"no clones are moved to {closed[0]}: it is drained or lost",
-                    hint=f"vmcloner host undrain {closed[0]}",
-                )
+            _check_open(self._links.absent & set(wanted))
             with self._held(self._fleets(request), request) as found:
                 surveys = {name: each.survey for name, each in found.items()}
                 mover = self._mover()
-                judged = mover.check(
-                    [
-                        moved
-                        for host, given in wanted.items()
-                        for moved in judge(surveys, parse_targets(given), host)
-                    ]
-                )
+                found_out = [
+                    moved
+                    for host, given in wanted.items()
+                    for moved in judge(surveys, parse_targets(given), host)
+                ]
+                goes = {moved.target for moved in found_out if moved.action in (SEND, FINISH)}
+                _check_open(goes & self.drained.read().keys())  # what had begun to leave may stay
+                judged = mover.check(found_out)
                 on_found(judged)
                 return judged if dry_run else mover(judged)
 
@@ -537,6 +533,15 @@ def _asked(request: Request, host: str, fleets: tuple[str, ...], memory: int) ->
         return Asked(fleets=fleets, memory=memory)
     makes = request if request.where.allows(host) else None
     return Asked(fleets=fleets, only=True, request=makes, memory=memory)
+
+
+def _check_open(closed: Collection[str]) -> None:
+    """Check that no clones are moved to hosts that get none. :raises WrongState: some are."""
+    for host in sorted(closed):
+        raise WrongState(
+            f"no clones are moved to {host}: it is drained or lost",
+            hint=f"vmcloner host undrain {host}",
+        )
 
 
 def _nothing(request: Request, host: str) -> Plan:

@@ -14,15 +14,16 @@ import attrs
 
 from vmcloner_core.birth import Birth
 from vmcloner_core.errors import InvalidRequest, NotFound, WrongState
-from vmcloner_core.hosts.adapting import adapted_spec
+from vmcloner_core.hosts.adapting import adapted_spec, recorded_spec
 from vmcloner_core.hosts.arriving import Arrival, check_room, shares
 from vmcloner_core.hosts.cargo import Cargo
 from vmcloner_core.hosts.chunks import Chunk
 from vmcloner_core.hosts.leaving import Leaving, cargo_of
-from vmcloner_core.model import Clone, Moving, State
+from vmcloner_core.model import Clone, CloneSpec, Moving, State
 from vmcloner_core.moves import Mark
 from vmcloner_core.outcomes import checked
 from vmcloner_core.plan import ClonePlan, Plan
+from vmcloner_core.records import Record
 from vmcloner_core.stored_ids import is_id
 
 if TYPE_CHECKING:
@@ -102,12 +103,17 @@ class MoveCalls(ABC):
         clone = self._seen(asked.name)
         if clone is not None and clone.domain is not None:
             self._stopped(clone, State.STOPPED, State.ORPHAN)
+            records, domain = self._engine._host.records, clone.domain  # it may be taken back
+            records.update(clone.name, uuid=domain.uuid, macs=domain.macs)
             self._deleted(clone, ("undefine",))
 
     def call_give(self, asked: Asked, _event: Event) -> None:
         """Hand the disks of a clone that leaves over, if both hosts share their pool."""
-        heir = self._marked(asked.name, leaves=True).moving.heir
-        clone = self._seen(asked.name)
+        self._hand_over(asked.name, self._marked(asked.name, leaves=True).moving.heir)
+
+    def _hand_over(self, name: str, heir: str) -> None:
+        """Make a clone's disks another state folder's; none if ``heir`` is empty."""
+        clone = self._seen(name)
         if not heir or clone is None:
             return
         drivers = self._engine._host.drivers
@@ -117,6 +123,19 @@ class MoveCalls(ABC):
             for outcome in checked(give, [volume.name], backend):
                 outcome.unwrap()
 
+    def call_heir(self, asked: Asked, _event: Event) -> str:
+        """Return who gets the disks of a clone that is taken back: empty if they were copied."""
+        host = self._engine._host
+        return host.keep_state_id() if self._marked(asked.name, leaves=True).moving.heir else ""
+
+    def call_restore(self, asked: Asked, _event: Event) -> None:
+        """Define the domain of a clone that is taken back, if it was removed."""
+        self._marked(asked.name, leaves=True)
+        clone = self._there(asked.name)
+        if clone.domain is None:
+            record = self._recorded(clone)
+            self._defined(clone, recorded_spec(record, self._engine._host.made_of(clone.labels)))
+
     def call_drop(self, asked: Asked, _event: Event) -> None:
         """Remove all of a clone that has left, or of one that has not arrived, and its mark."""
         self._unload(asked.name)
@@ -125,7 +144,7 @@ class MoveCalls(ABC):
         if clone is not None:
             if mark is None or mark.moving.whole:
                 raise WrongState(f"{asked.name} is no clone that has left")
-            if mark.moving.heir and clone.volumes:
+            if mark.moving.heir and clone.volumes:  # they are the only ones
                 raise WrongState(f"{asked.name}: its disks are not handed over yet")
             self._stopped(clone, State.STOPPED, State.ALLOCATED, State.ORPHAN)
             self._deleted(clone, ("undefine", "remove"))
@@ -201,7 +220,19 @@ class MoveCalls(ABC):
         if clone is None or not (mark.moving.whole and clone.volumes):
             raise WrongState(f"{asked.name} is not whole", hint="run the same command again")
         if clone.domain is None:
-            self._defined(clone)
+            self._defined(clone, adapted_spec(self._engine, self._recorded(clone)))
+
+    def call_return(self, asked: Asked, _event: Event) -> None:
+        """Give a clone up that has no domain here, with its disks if they are to be handed back."""
+        self._unload(asked.name)
+        mark, clone = self._marked(asked.name, leaves=False), self._seen(asked.name)
+        if clone is not None and clone.domain is not None:
+            raise WrongState(f"{asked.name} is whole", hint="run the same command again")
+        if bool(asked.heir) != bool(mark.moving.heir) or (asked.heir and not is_id(asked.heir)):
+            raise InvalidRequest(f"{asked.name}: its disks are not handed back to {asked.heir!r}")
+        moving = attrs.evolve(mark.moving, whole=False, back=True, heir=asked.heir)
+        self._engine._host.moves.note(asked.name, attrs.evolve(mark, moving=moving))
+        self._hand_over(asked.name, asked.heir)
 
     def call_stay(self, asked: Asked, _event: Event) -> None:
         """Remove a clone's mark: it is this host's, and can be started."""
@@ -258,11 +289,13 @@ class MoveCalls(ABC):
             ),
         )
 
-    def _defined(self, clone: Clone) -> None:
+    def _recorded(self, clone: Clone) -> Record:
         record = self._engine._host.records.find(clone.name)
         if record is None:
             raise NotFound(f"{clone.name} has no record", hint="run the same command again")
-        spec = adapted_spec(self._engine, record)
+        return record
+
+    def _defined(self, clone: Clone, spec: CloneSpec) -> None:
         plan = ClonePlan(
             labels=clone.labels,
             steps=("define",),

@@ -5,6 +5,11 @@ on the one where it arrives; its disks and its record are sent, and checked; its
 removed, and its new one defined; what is left of the old one is removed; the marks are removed.
 A marked clone can't be started, so it can't run twice, and nothing is removed before all of it is
 on the other host.
+
+Until the new domain is defined, a clone can be taken back. The order is the reverse: the mark where
+it has arrived says that it is not whole there any more, and disks that were handed over are handed
+back; its old domain is defined again if it was removed; what has arrived is removed, then the
+marks.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from vmcloner_core.errors import BackendError, Interrupted, VmclonerError, Wrong
 from vmcloner_core.hosts import merging
 from vmcloner_core.hosts.beside import Asked
 from vmcloner_core.hosts.cargo import Cargo
+from vmcloner_core.hosts.carrier import Unreachable
 from vmcloner_core.hosts.chunks import Chunk
 from vmcloner_core.hosts.images import Images
 from vmcloner_core.hosts.links import Links
@@ -143,12 +149,14 @@ def _arriving(
         why, hint = _elsewhere(leaving, surveys)
         if why:
             return left(why=why, hint=hint)
-    if moved.target == at:
+    if moved.target == at and not moving.back:
         return attrs.evolve(moved, action=SEND if _may_differ(moving, leaving) else FINISH)
-    if moved.target == moved.source and not moving.whole:
+    if moved.target == moved.source and clone.domain is None:
         return attrs.evolve(moved, source=at, action=UNDO)
+    way, to = ("back to", moved.source or moving.other) if moving.back else ("to", at)
     return left(
-        why=f"is being moved to host {at!r}", hint=f"vmcloner move {moved.clone} {at} finishes it"
+        why=f"is being moved {way} host {to!r}",
+        hint=f"vmcloner move {moved.clone} {to} finishes it",
     )
 
 
@@ -253,9 +261,7 @@ class Mover:
             if wanted.action in (SEND, FINISH):
                 self._finished(wanted)
             elif wanted.action == UNDO:
-                if wanted.source:
-                    self._do(wanted.source, "drop", wanted)
-                self._do(wanted.target, "stay", wanted)
+                self._taken_back(wanted)
         except VmclonerError as error:
             return attrs.evolve(wanted, error=error)
         return wanted
@@ -320,8 +326,27 @@ class Mover:
         if wanted.source:
             self._do(wanted.source, "undefine", wanted)
             self._do(wanted.source, "give", wanted)
-        self._do(wanted.target, "define", wanted)
+        try:
+            self._do(wanted.target, "define", wanted)
+        except Unreachable:
+            raise
+        except VmclonerError as error:
+            if not wanted.source:
+                raise
+            way_back = f"vmcloner move {wanted.clone} {wanted.source} takes it back"
+            hint = f"{error.hint}; {way_back}" if error.hint else way_back
+            raise type(error)(error.message, hint=hint) from error
         if wanted.source:
+            self._do(wanted.source, "drop", wanted)
+        self._do(wanted.target, "stay", wanted)
+
+    def _taken_back(self, wanted: Moved) -> None:
+        """Make a clone its old host's again. ``source``: where a part has arrived, if one has."""
+        if wanted.source:
+            heir = self.links.one(wanted.target, "heir", Asked(name=wanted.clone), str)
+            returned = Asked(name=wanted.clone, heir=heir)
+            self.links.one(wanted.source, "return", returned, type(None))
+            self._do(wanted.target, "restore", wanted)
             self._do(wanted.source, "drop", wanted)
         self._do(wanted.target, "stay", wanted)
 

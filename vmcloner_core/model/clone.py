@@ -77,6 +77,7 @@ class Moving:
     :param uuid: of the clone's domain. :param whole: all of an arriving clone is here.
     :param heir: the id of the state folder that gets a leaving clone's disks, in a pool that both
         hosts share; empty if they are copied.
+    :param back: an arriving clone is being taken back to the host that it came from.
     """
 
     leaves: bool
@@ -84,9 +85,16 @@ class Moving:
     uuid: UUID
     whole: bool = False
     heir: str = ""
+    back: bool = False
+
+    @property
+    def to(self) -> str:
+        """The host where it shall be; empty for this one."""
+        return self.other if self.leaves or self.back else ""
 
     def __str__(self) -> str:
-        return f"is being moved {'to' if self.leaves else 'here from'} host {self.other!r}"
+        way = "back to" if self.back else "to" if self.leaves else "here from"
+        return f"is being moved {way} host {self.other!r}"
 
 
 @attrs.frozen(kw_only=True)
