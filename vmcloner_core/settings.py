@@ -137,6 +137,7 @@ class HostSettings:
         to reach it. Without it: ``/var/lib/vmcloner`` for root, else the user's own.
     :param seed: what UUIDs and MAC addresses are derived from; needed if another host has the same
         machine-id and host name.
+    :param networks: those that clones from other hosts may be on; see :class:`Host`.
     :param address, ssh: of another machine: its address, and where ssh(1) finds it if that is not
         root at the address. Its state and backends are in its own settings.
     :param python: the Python there that has vmcloner. :param config: its settings file there.
@@ -148,6 +149,7 @@ class HostSettings:
     python: str | None = None
     config: str | None = None
     seed: str | None = attrs.field(default=None, validator=_not_empty)
+    networks: tuple[str, ...] = ()
     hypervisor: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     storage: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
 
@@ -210,6 +212,7 @@ class Settings:
             state=(self.file.parent if self.file else Path()).joinpath(state).absolute(),
             address=table.address,
             seed=table.seed,
+            networks=table.networks,
             storage=self._backends(name, "storage", table.storage),
             hypervisors=self._backends(name, "hypervisor", table.hypervisor),
         )
@@ -229,7 +232,7 @@ class Settings:
                 f"{where}: has no address, so nothing says which machine it is",
                 hint=f"this machine's table is [hosts.{LOCAL}]",
             )
-        for key in ("state", "seed", "hypervisor", "storage"):
+        for key in ("state", "seed", "networks", "hypervisor", "storage"):
             if getattr(table, key):
                 raise InvalidRequest(
                     f"{where}.{key}: belongs into the settings on {name} itself",

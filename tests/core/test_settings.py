@@ -82,6 +82,17 @@ def test_pools_and_their_drivers(tmp_path):
         settings.host("locl")
 
 
+def test_networks_for_clones_of_other_hosts(tmp_path):
+    file = tmp_path / "vmcloner.toml"
+    file.write_text('[hosts.local]\nnetworks = ["lan", "bridge:br0"]')
+    assert Settings.load(file).host().networks == ("lan", "bridge:br0")
+    file.write_text('[hosts.lab1]\naddress = "lab1"\nnetworks = ["lan"]')
+    with pytest.raises(
+        InvalidRequest, match=r"hosts\.lab1\.networks: belongs into the settings on"
+    ):
+        _ = Settings.load(file).remote
+
+
 @pytest.mark.parametrize(
     ("table", "reason"),
     [

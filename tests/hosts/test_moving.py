@@ -19,7 +19,7 @@ import pytest
 
 from tests.hosts.conftest import Hosts, site
 from vmcloner_core.cli.app import Shell
-from vmcloner_core.drivers import StorageDriver
+from vmcloner_core.drivers import NetworkInterface, StorageDriver
 from vmcloner_core.errors import (
     BackendError,
     Conflict,
@@ -37,7 +37,7 @@ from vmcloner_core.hosts.carrier import Carrier, InProcess, Unreachable
 from vmcloner_core.hosts.chunks import CHUNK, Chunk
 from vmcloner_core.hosts.draining import Why, drain
 from vmcloner_core.hosts.sending import Parts
-from vmcloner_core.model import Capacity, Outcome
+from vmcloner_core.model import Capacity, Network, Outcome
 from vmcloner_core.moves import Moves
 from vmcloner_core.records import Records
 from vmcloner_core.request import TargetRequest
@@ -812,6 +812,84 @@ def test_what_is_refused_before_anything_is_changed(made, monkeypatch):
     refused(WrongState, "snapshots, which are not taken along: first", hint="snapshot delete web-1")
     all_hosts.delete_snapshot("web-1", name="first")
     assert seen(made, "web-1") == before
+
+
+CARD = """
+[[nics]]
+kind = "bridge"
+source = "br9"
+"""
+
+
+class Nets(NetworkInterface):
+    """Networks of a host: one that vmcloner made, and one of somebody else's."""
+
+    def inspect(self):
+        return Network(name="made", active=True, ours=True), Network(name="default", active=True)
+
+    def prepare(self, request):
+        raise NotImplementedError
+
+    def remove(self, request):
+        raise NotImplementedError
+
+
+def carded(lab, card):
+    """Have the record of web-1, on h1, say that the clone has this card."""
+    records = lab.sites["h1"].engine._local.records
+    made_of = dict(records.find("web-1").made_of)
+    made_of["nics"] = [{"model": "virtio", "forward": None, "source": None, **card}]
+    records.update("web-1", made_of=made_of)
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_a_clone_comes_only_to_networks_that_its_new_host_knows(made):
+    before = seen(made, "web-1")
+    made.sites["h2"].machines.networks = Nets()
+    for kind, key in (("bridge", "bridge:br9"), ("network", "default"), ("bridge", "bridge:made")):
+        carded(made, {"kind": kind, "source": key.removeprefix("bridge:")})
+        for dry in (True, False):
+            with pytest.raises(InvalidRequest, match=f"web-1 is on network '{key}'") as caught:
+                made.controller().move("web-1", host="h2", dry_run=dry)
+            assert f'[hosts.local] networks = ["{key}"]' in caught.value.hint
+            assert "or a card on it in template 't1', here or there" in caught.value.hint
+        assert startable(made, "web-1") == ["h1"]
+        assert not (made.folder / "h2/state/moves").exists()
+    assert seen(made, "web-1") == before
+    carded(made, {"kind": "network", "source": "made"})
+    assert made.controller().move("web-1", host="h2")[0].error is None
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+@pytest.mark.parametrize("knows", ["settings", "host", "controller"])
+def test_who_says_that_a_network_is_for_clones(made, knows):
+    carded(made, {"kind": "bridge", "source": "br9"})
+    template = made.folder / "config/vmcloner/templates/t1.toml"
+    if knows == "settings":
+        engine = made.carrier._besides["h2"]._engine
+        engine._local.host = attrs.evolve(engine._local.host, networks=("bridge:br9",))
+    elif knows == "host":
+        template.rename(made.folder / "t1.toml")
+        (made.folder / "h2/own").mkdir()
+        catalog = made.carrier._besides["h2"]._engine._local.catalog
+        catalog._own = (made.folder / "h2/own", *catalog._own)
+        (made.folder / "h2/own/t1.toml").write_text(TEXT + CARD)
+        (made.folder / "h2/own/image.raw").write_bytes(IMAGE)
+    else:
+        template.write_text(TEXT + CARD)
+    assert made.controller().move("web-1", host="h2")[0].error is None
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_a_template_that_another_host_sent_opens_no_network(made):
+    """A host that somebody has taken over could send one with any card."""
+    carded(made, {"kind": "bridge", "source": "br9"})
+    (made.folder / "config/vmcloner/templates/t1.toml").unlink()
+    received = made.folder / "h2/state/received/t1.toml"
+    received.parent.mkdir(exist_ok=True)
+    received.write_text(TEXT + CARD)
+    with pytest.raises(InvalidRequest, match="which its new host does not know"):
+        made.controller().move("web-1", host="h2")
 
 
 @pytest.mark.parametrize("method", ["copy"], indirect=True)

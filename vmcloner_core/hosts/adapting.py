@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import attrs
 
+from vmcloner_core.errors import InvalidRequest, NotFound
+from vmcloner_core.hosts.cargo import Cargo
 from vmcloner_core.model import CloneSpec, Nic, Template
+from vmcloner_core.outcomes import asked
 from vmcloner_core.records import Record
 
 if TYPE_CHECKING:
@@ -30,6 +35,45 @@ def recorded_spec(record: Record, template: Template) -> CloneSpec:
         identity=record.identity,
         lease=record.lease,
     )
+
+
+def check_networks(engine: Engine, cargo: Cargo, vouched: Collection[str]) -> None:
+    """Check that a clone's cards are only on networks that clones may be on here.
+
+    These are those of this host's own template, of its settings, and those that vmcloner made. A
+    host that somebody has taken over must reach no others, not by a template of its own either.
+
+    :param vouched: the networks of the controller's template.
+    :raises InvalidRequest: a card is on another one.
+    """
+    host, labels, made_of = engine._host, cargo.labels, cargo.known().template()
+    if made_of is None:
+        return
+    own = own_networks(engine, labels.template)
+    unknown = made_of.networks - {*vouched, *own, *engine.host.networks}
+    interface = host.drivers.hypervisor(labels.hypervisor).networks
+    if unknown and interface is not None:
+        backend = host.drivers.backend("hypervisor", labels.hypervisor)
+        found = asked(backend.of("networks.inspect"), interface.inspect) or ()
+        unknown -= {network.key for network in found if network.ours}
+    for key in sorted(unknown):  # the first one
+        setting = f"[hosts.{engine.host.name}] networks = [{json.dumps(key)}]"
+        raise InvalidRequest(
+            f"{cargo.name} is on network {key!r}, which its new host does not know",
+            hint=f"in the settings there, {setting}; or a card on it in template "
+            f"{labels.template!r}, here or there",
+        )
+
+
+def own_networks(engine: Engine, name: str) -> frozenset[str]:
+    """Return the networks of a template; none if a host lacks it, or had it sent by another."""
+    try:
+        template = engine.template(name)
+    except NotFound:
+        return frozenset()
+    file = template.origin_file
+    sent = file is None or file.parent == engine.host.received
+    return frozenset() if sent else template.networks
 
 
 def _adapted(engine: Engine, record: Record) -> Template:

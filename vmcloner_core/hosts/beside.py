@@ -44,7 +44,7 @@ class Asked:
     :param memory: bytes of a clone of the request's template, for a host that doesn't have it yet.
     :param storage: a pool, empty for the host's default. :param item: a file of a parcel, or the
         number of a clone's disk. :param to: the other host of a move. :param heir: see
-        :class:`Moving`.
+        :class:`Moving`. :param networks: those of the controller's own templates of clones.
     """
 
     fleets: tuple[str, ...] = ()
@@ -62,6 +62,7 @@ class Asked:
     to: str = ""
     heir: str = ""
     cargos: tuple[Cargo, ...] = ()
+    networks: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

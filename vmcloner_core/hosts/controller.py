@@ -38,6 +38,7 @@ from vmcloner_core.errors import (
     did_you_mean,
 )
 from vmcloner_core.hosts import merging, parts
+from vmcloner_core.hosts.adapting import own_networks
 from vmcloner_core.hosts.beside import Asked, Beside, Found
 from vmcloner_core.hosts.carrier import Carrier, InProcess, Unreachable
 from vmcloner_core.hosts.draining import Drained, Why, placed
@@ -273,11 +274,16 @@ class Controller(RunCalls, LabCalls, Reads):
         return Mover(
             self._links,
             self._sender,
+            self._networks,
             self.plugins,
             Birth.now().run,
             self.settings.limits.uploads,
             self._cancel,
         )
+
+    def _networks(self, template: str) -> frozenset[str]:
+        """Return the networks of the controller's own template of a name; none if it has none."""
+        return own_networks(self._own_engine(), template)
 
     def _mark(self, fleet: str, found: Mapping[str, Found], new: Iterable[int]) -> None:
         """Have all hosts know the highest index of a fleet, before clones are made."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -194,11 +194,13 @@ def _unfit(clone: Clone) -> tuple[str, str | None]:
 class Mover:
     """Carries out what :func:`judge` said, with the clones' fleets held on all hosts.
 
-    :param images: returns what sends templates. :param at_once: clones that are sent at once.
+    :param images: returns what sends templates. :param networks: returns the networks of the
+        controller's own template of a name. :param at_once: clones that are sent at once.
     """
 
     links: Links
     images: Callable[[], Images]
+    networks: Callable[[str], Collection[str]]
     plugins: PluginHost
     run: str
     at_once: int
@@ -224,7 +226,11 @@ class Mover:
         return tuple(_told(each, errors.get(each.clone)) for each in wanted)
 
     def _admitted(self, target: str, cargos: Sequence[Cargo]) -> None:
-        self.links.one(target, "admit", Asked(cargos=tuple(cargos)), type(None))
+        self.links.one(target, "admit", self._arriving(cargos), type(None))
+
+    def _arriving(self, cargos: Sequence[Cargo], source: str = "") -> Asked:
+        networks = {key for cargo in cargos for key in self.networks(cargo.labels.template)}
+        return Asked(to=source, cargos=tuple(cargos), networks=tuple(sorted(networks)))
 
     def __call__(self, wanted: Sequence[Moved]) -> tuple[Moved, ...]:
         """Move clones; each one's error is in its result."""
@@ -272,17 +278,15 @@ class Mover:
     def _sent(self, wanted: Moved, told: Told) -> None:
         """Send a clone's disks and its record, until all of it is on its new host."""
         name, source, target = wanted.clone, wanted.source, wanted.target
-        fits = Asked(cargos=(self._cargo(wanted, "cargo"),))
+        fits = self._arriving([self._cargo(wanted, "cargo")])
         heir = self.links.one(target, "fit", fits, str)
         cargo = self._cargo(wanted, "depart", heir)
         if heir:
-            taken = Asked(to=source, cargos=(cargo,))
-            self.links.one(target, "take", taken, type(None))
+            self.links.one(target, "take", self._arriving([cargo], source), type(None))
             return
         told.total += cargo.data
         kind: Any = tuple[int, ...]
-        arriving = Asked(to=source, cargos=(cargo,))
-        there = self.links.one(target, "arrive", arriving, kind)
+        there = self.links.one(target, "arrive", self._arriving([cargo], source), kind)
         if len(there) != len(cargo.disks) or min(there) < 0:
             raise BackendError(f"host {target!r}: it has other disks of {name} than were sent")
 

@@ -34,6 +34,8 @@ class Host:
         boot files).
     :param address: its network address, None for the machine that the process runs on.
     :param seed: of its clones' UUIDs and MAC addresses; None for the host's own identity.
+    :param networks: the networks, as :attr:`Network.key`, that clones from other hosts may be on,
+        beside those of its own templates and those that vmcloner made.
     :param storage, hypervisors: its backends, by name.
     """
 
@@ -41,6 +43,7 @@ class Host:
     state: Path
     address: str | None = None
     seed: str | None = None
+    networks: tuple[str, ...] = ()
     storage: Mapping[str, BackendTable] = attrs.field(factory=dict, repr=False)
     hypervisors: Mapping[str, BackendTable] = attrs.field(factory=dict, repr=False)
 

@@ -320,6 +320,11 @@ class Template:
         return "cloud-init" if runs and self.ready in ("running", "ssh") else self.ready
 
     @property
+    def networks(self) -> frozenset[str]:
+        """The networks of its cards, as :attr:`Network.key`."""
+        return frozenset(nic.network for nic in self.nics if nic.network)
+
+    @property
     def blanks(self) -> tuple[DiskSpec, ...]:
         """All disks but the first, in order: number 1, 2, …"""
         swap = () if self.swap is None else (DiskSpec(size=self.swap, content="swap"),)
