@@ -119,9 +119,9 @@ class RbdDriver(StorageDriver):
                 draft.label(record.to_text())
                 importing.fill(fd, draft, image.size, copying, progress)
                 draft.protect()
-            found = self._origin(template)
+            found, known = self._known_origin(template)
             if found is not None and found.digest != image.digest:
-                self.delete_origin(template)
+                self._remove_origin(template, known)
                 found = None
             if found is None and self._named(entry):
                 return record, True
@@ -156,37 +156,47 @@ class RbdDriver(StorageDriver):
 
         :raises Conflict: the image of that name is not ours.
         """
+        return self._known_origin(template)[0]
+
+    def _known_origin(self, template: str) -> tuple[ImageRecord | None, str]:
+        """Return :meth:`_origin` and the image's id."""
         name = origin_name(template)
-        headers = self._headers(lambda each: each == name)
-        if name not in headers:
-            return None
-        record = _image_record(name, headers[name])
+        header = self._found([name]).get(name)
+        if header is None:
+            return None, ""
+        record = _image_record(name, header)
         if record is None:
             raise self._foreign(name)
-        return record
+        return record, header.id
 
     def delete_origin(self, template: str) -> Outcome[None]:
         """See :meth:`StorageDriver.delete_origin`."""
-        name = origin_name(template)
         with self._cluster.translated(f"template {template}"):
-            if self._origin(template) is None:
-                return Outcome(key=template, changed=False)
-            known = self._images.names().get(name, "")
-            entry = self._journal.removal(name, known)
-            with self._journal.written([entry]), self._images.open(name, writable=True) as image:
-                try:
+            found, known = self._known_origin(template)
+            changed = found is not None and self._remove_origin(template, known)
+        return Outcome(key=template, changed=changed)
+
+    def _remove_origin(self, template: str, known: str) -> bool:
+        """Remove the image of a template that has this id; tell whether it was there.
+
+        Another process may remove it and make a new one of the same name, which stays as it is.
+        """
+        entry = self._journal.removal(origin_name(template), known)
+        with self._journal.written([entry]) as left:
+            try:
+                with self._images.open_known(known, entry.name) as image:
                     image.unprotect()
-                except OSError as error:
-                    if error.errno != errno.EBUSY:
-                        raise
-                    raise WrongState(
-                        f"clones are linked to the image of template {template} in {self._cluster}",
-                        hint="delete them first: vmcloner list",
-                    ) from error
-                image.remove_snapshot()
-            with self._journal.written([entry]) as left:
-                gone = self._remove(entry, left)
-        return Outcome(key=template, changed=gone)
+                    image.remove_snapshot()
+            except FileNotFoundError:
+                return False
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                raise WrongState(
+                    f"clones are linked to the image of template {template} in {self._cluster}",
+                    hint="delete them first: vmcloner list",
+                ) from error
+            return self._remove(entry, left)
 
     # --- volumes --------------------------------------------------------------------------------
 
@@ -444,7 +454,7 @@ class RbdDriver(StorageDriver):
         labels = self._checked(name, header, volume.labels).labels
         changed = header.size < size
         if changed:
-            with self._images.open(name, writable=True) as image:
+            with self._images.open_known(header.id, name) as image:
                 image.resize(size)
         value = self._volume(name, labels, max(size, header.size))
         return Outcome(key=name, value=value, changed=changed)
@@ -479,7 +489,7 @@ class RbdDriver(StorageDriver):
         record = self._checked(name, header, heir if done else volume.labels)
         if not done:
             labels = attrs.evolve(record.labels, state=state)
-            with self._images.open(name, writable=True) as image:
+            with self._images.open_known(header.id, name) as image:
                 image.label(attrs.evolve(record, labels=labels).to_text())
         return not done
 
@@ -531,7 +541,7 @@ class RbdDriver(StorageDriver):
                 if self._users(entry.name):
                     return False  # the next sweep
                 if entry.name.startswith(ORIGIN):
-                    with self._images.open(entry.name, writable=True) as image:
+                    with self._images.open_known(entry.id, entry.name) as image:
                         image.protect()
         except OSError as error:
             if error.errno != errno.EBUSY:

@@ -168,13 +168,22 @@ class Images:
     def open(self, name: str, *, writable: bool = False) -> Iterator[Image]:
         """Open an image. Who only reads is not among its watchers."""
         call = library().rbd_open if writable else library().rbd_open_read_only
-        with self._opened(call, name) as image:
+        with self._opened(call, name, name) as image:
             yield image
 
     @contextlib.contextmanager
-    def _opened(self, call: ctypes._NamedFuncPointer, name: str) -> Iterator[Image]:
+    def open_known(self, known: str, name: str) -> Iterator[Image]:
+        """Open the image with an id to change it: another one may have its name by now.
+
+        :param name: for messages.
+        """
+        with self._opened(library().rbd_open_by_id, known, name) as image:
+            yield image
+
+    @contextlib.contextmanager
+    def _opened(self, call: ctypes._NamedFuncPointer, key: str, name: str) -> Iterator[Image]:
         handle = ctypes.c_void_p()
-        check(call(self._cluster.io, name.encode(), ctypes.byref(handle), None), name)
+        check(call(self._cluster.io, key.encode(), ctypes.byref(handle), None), name)
         try:
             yield Image(handle, name)
         finally:

@@ -106,6 +106,7 @@ _CALLS: dict[str, tuple[object, ...]] = {
     "rbd_trash_move": (ptr, c_char_p, c_uint64),
     "rbd_trash_remove": (ptr, c_char_p, c_bool),
     "rbd_open": (ptr, c_char_p, PTR_P, c_char_p),
+    "rbd_open_by_id": (ptr, c_char_p, PTR_P, c_char_p),
     "rbd_open_read_only": (ptr, c_char_p, PTR_P, c_char_p),
     "rbd_close": (ptr,),
     "rbd_resize": (ptr, c_uint64),

@@ -156,6 +156,72 @@ def test_a_name_is_free_while_its_last_user_is_waited_for(settings, opened, tmp_
     assert driver._images.names()[name] != first
 
 
+def raw_image(folder, content):
+    """Return a small image whose digest says what is in it."""
+    path = folder / content.decode()
+    path.write_bytes(content * 1024)
+    return ImageFile(path=path, format="raw", size=len(content) * 1024, digest=f"x:{path.name}")
+
+
+def untold(_done, _total):
+    pass
+
+
+def before_removal(driver, monkeypatch, do):
+    """Do something once, right before a driver removes the first image."""
+    there = driver._journal.removal
+
+    def removal(name, known):
+        monkeypatch.setattr(driver._journal, "removal", there)
+        do()
+        return there(name, known)
+
+    monkeypatch.setattr(driver._journal, "removal", removal)
+
+
+def usable(driver, origin):
+    """Check that a template's image can have clones."""
+    (made,) = driver.clone([CloneRequest(labels=make_labels(), origin=origin, disk=0)])
+    made.unwrap()
+
+
+def test_an_image_that_another_host_makes_while_the_old_one_is_removed(
+    settings, opened, tmp_path, monkeypatch
+):
+    driver, other = opened(settings), opened(settings)
+    driver.import_image("t1", raw_image(tmp_path, b"old"), untold).unwrap()
+    new = []
+
+    def meanwhile():
+        assert other.delete_origin("t1").changed
+        new.append(other.import_image("t1", raw_image(tmp_path, b"new"), untold).unwrap())
+
+    before_removal(driver, monkeypatch, meanwhile)
+    assert not driver.delete_origin("t1").changed
+    assert driver.origins() == tuple(new)
+    usable(other, *new)
+
+
+def test_an_image_that_another_host_replaces_at_the_same_time(
+    settings, opened, tmp_path, monkeypatch
+):
+    """What is removed is the image that was found to be an old one."""
+    driver, other = opened(settings), opened(settings)
+    driver.import_image("t1", raw_image(tmp_path, b"old"), untold).unwrap()
+    image, names = raw_image(tmp_path, b"new"), []
+
+    def meanwhile():
+        other.import_image("t1", image, untold).unwrap()
+        names.append(other._images.names())
+
+    before_removal(driver, monkeypatch, meanwhile)
+    outcome = driver.import_image("t1", image, untold)
+    assert (outcome.changed, outcome.unwrap().digest) == (False, image.digest)
+    assert driver._images.names() == {"template.t1": names[0]["template.t1"]}
+    usable(driver, outcome.unwrap())
+    assert driver.leftovers() == ()
+
+
 def test_a_name_that_was_locked_for_too_long(settings, opened, monkeypatch):
     """Another host may have it by now: it is neither given nor taken away."""
     driver = opened(settings)
