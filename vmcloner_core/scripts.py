@@ -12,16 +12,23 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import attrs
 
 from vmcloner_core import ansible, ssh
 from vmcloner_core.cancelling import pause
-from vmcloner_core.errors import BackendError, DeadlineExceeded, HostCommandError, shown
+from vmcloner_core.errors import (
+    BackendError,
+    DeadlineExceeded,
+    HostCommandError,
+    VmclonerError,
+    shown,
+)
 from vmcloner_core.model import Access, Labels, Script
 from vmcloner_core.process import bound
+from vmcloner_core.trusted_files import replacing
 from vmcloner_core.units import format_seconds
 
 MAX_OUTPUT = 256 * 1024
@@ -88,6 +95,34 @@ def run(script: Script, labels: Labels, access: Access, timeout: float = TIMEOUT
         error.add_note(ran.output.decode(errors="replace"))
         raise error
     return ran.output
+
+
+def run_all(
+    wanted: Sequence[Script],
+    labels: Labels,
+    access: Access,
+    file: Path,
+    noted: Callable[[Script], None],
+) -> None:
+    """Run scripts in a clone, in their order, until one fails.
+
+    :param file: gets what they print. :param noted: called with each one that has succeeded.
+    :raises VmclonerError: one has failed; names the file.
+    """
+    output = b""
+    for script in wanted:
+        output += f"== {script.name}\n".encode()
+        try:
+            output += run(script, labels, access)
+        except VmclonerError as error:
+            output += "\n".join(getattr(error, "__notes__", [error.message])).encode(
+                errors="replace"
+            )
+            raise type(error)(error.message, hint=f"its output: {file}") from error
+        finally:
+            with contextlib.suppress(OSError), replacing(file, 0o600, lasting=False) as stream:
+                stream.write(output)
+        noted(script)
 
 
 def _play(playbook: Path, labels: Labels, access: Access, timeout: float, name: str) -> Ran:

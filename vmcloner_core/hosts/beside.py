@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -44,7 +44,8 @@ class Asked:
     :param memory: bytes of a clone of the request's template, for a host that doesn't have it yet.
     :param storage: a pool, empty for the host's default. :param item: a file of a parcel, or the
         number of a clone's disk. :param to: the other host of a move. :param heir: see
-        :class:`Moving`. :param networks: those of the controller's own templates of clones.
+        :class:`Moving`. :param ran: playbooks that have run, see :class:`Record`.
+    :param networks: those of the controller's own templates of clones.
     """
 
     fleets: tuple[str, ...] = ()
@@ -62,6 +63,7 @@ class Asked:
     to: str = ""
     heir: str = ""
     cargos: tuple[Cargo, ...] = ()
+    ran: Mapping[str, str] = attrs.field(factory=dict)
     networks: tuple[str, ...] = ()
 
 
@@ -294,6 +296,15 @@ class Beside(ParcelCalls, MoveCalls):
     def call_undo(self, asked: Asked, _event: Event) -> RunResult:
         """Carry out a request about held fleets as they are now; they stay held meanwhile."""
         return self._holding_now().again(_request(asked))
+
+    def call_ran(self, asked: Asked, _event: Event) -> None:
+        """Note in the record of a clone of a held fleet what the controller has run on it."""
+        self._holding_now()
+        records = self._engine._host.records
+        record = records.find(asked.name)
+        if record is None:
+            raise NotFound(f"{asked.name} has no record")
+        records.update(asked.name, ran={**record.ran, **asked.ran})
 
     def call_cancel(self, _asked: Asked, _event: Event) -> None:
         """End the run in progress cleanly."""

@@ -37,7 +37,7 @@ from vmcloner_core.errors import (
     WrongState,
     did_you_mean,
 )
-from vmcloner_core.hosts import merging, parts
+from vmcloner_core.hosts import merging, parts, playing
 from vmcloner_core.hosts.adapting import own_networks
 from vmcloner_core.hosts.beside import Asked, Beside, Found
 from vmcloner_core.hosts.carrier import Carrier, InProcess, Unreachable
@@ -47,7 +47,7 @@ from vmcloner_core.hosts.links import Links, each
 from vmcloner_core.hosts.moving import FINISH, SEND, Mover, check_all, judge
 from vmcloner_core.hosts.reads import Reads
 from vmcloner_core.lab_calls import LabCalls
-from vmcloner_core.model import Host, Moved, RemoteHost
+from vmcloner_core.model import Host, Moved, RemoteHost, Script
 from vmcloner_core.names import fold, parse_targets
 from vmcloner_core.plan import ALL, OnFailure, Plan, RunResult, Waiting
 from vmcloner_core.planning import Planning
@@ -163,7 +163,7 @@ class Controller(RunCalls, LabCalls, Reads):
 
     def plan(self, request: Request) -> Plan:
         """Return what a request would do, checked against all hosts. Changes nothing."""
-        request = self._reach_all(request)
+        request, _ = playing.parted(self._reach_all(request))
         fleets = self._fleets(request)
         images, memory = self._images(request)
         asked = {name: _asked(request, name, fleets, memory) for name in self._links.names}
@@ -199,7 +199,7 @@ class Controller(RunCalls, LabCalls, Reads):
         """
         with self._run_lock:
             self._cancel.clear()
-            request = self._reach_all(request)
+            request, playbooks = playing.parted(self._reach_all(request))
             if self._links.absent:
                 self.drained.add(dict.fromkeys(self._links.absent, Why.LOST))
             images, memory = self._images(request)
@@ -208,7 +208,7 @@ class Controller(RunCalls, LabCalls, Reads):
                 on_plan(plan)
                 if isinstance(request, CreateRequest):
                     self._mark(request.fleet, found, [c.labels.index for c in plan.clones])
-                result = self._carried_out(request, plan, plans)
+                result = self._carried_out(request, plan, plans, playbooks)
                 self._unmark(result, found)
                 return result
 
@@ -453,11 +453,20 @@ class Controller(RunCalls, LabCalls, Reads):
             for name, plan in self._links.all(call, wanted, Plan).items()
         }
 
-    def _carried_out(self, request: Request, plan: Plan, plans: Mapping[str, Plan]) -> RunResult:
+    def _carried_out(
+        self,
+        request: Request,
+        plan: Plan,
+        plans: Mapping[str, Plan],
+        playbooks: Sequence[Script] = (),
+    ) -> RunResult:
         started = time.monotonic()
 
         def carried_out() -> RunResult:
             result = self._ran(plan, plans, started)
+            if playbooks:
+                play = self._player(cast("TargetRequest", request), playbooks)
+                result = attrs.evolve(play(result, plans), seconds=time.monotonic() - started)
             rolls = isinstance(request, CreateRequest) and request.on_failure is OnFailure.ROLLBACK
             return self._rolled_back(result, plans) if rolls and not result.enough else result
 
@@ -499,6 +508,16 @@ class Controller(RunCalls, LabCalls, Reads):
             found |= running.result()
         self._running = frozenset()
         return merging.result(plan, plans, found, time.monotonic() - started)
+
+    def _player(self, request: TargetRequest, playbooks: Sequence[Script]) -> playing.Player:
+        return playing.Player(
+            links=self._links,
+            playbooks=playbooks,
+            changed=request.changed_scripts,
+            access=self.access,
+            folder=self.host.state / "hosts",
+            cancel=self._cancel,
+        )
 
     def _rolled_back(self, result: RunResult, plans: Mapping[str, Plan]) -> RunResult:
         """Delete what a failed create made, on all hosts."""

@@ -62,12 +62,6 @@ class ManyHosts(Site):
                 self._placed(fleet.where)
             except VmclonerError as error:
                 raise lab.located(error, f"fleets.{name}.hosts") from error
-            if fleet.playbook is not None:
-                refused = InvalidRequest(
-                    "a playbook can't be run on several hosts' clones",
-                    hint="use run, or ansible-playbook with vmcloner inventory",
-                )
-                raise lab.located(refused, f"fleets.{name}.playbook")
 
     def _placed(self, where: Where) -> Where:
         """Return where new clones go, with the names of the hosts.

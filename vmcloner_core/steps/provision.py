@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -14,7 +13,6 @@ from vmcloner_core.remote import FANOUT
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps.action import TargetAction, waits
 from vmcloner_core.steps.step import HypervisorStep, Run
-from vmcloner_core.trusted_files import replacing
 
 LOG = "run.log"
 """What the last scripts printed, in the folder of the clone's record."""
@@ -78,21 +76,14 @@ class RunScripts(HypervisorStep):
                 hint='scripts need ssh: in [[nics]], kind = "network" or "bridge", or with "user" '
                 "forward = 22",
             )
-        access, ran, output = host.access(labels, address), dict(record.ran), b""
-        file = host.records.folder / work.name / LOG
-        for script in wanted:
-            try:
-                output += f"== {script.name}\n".encode() + scripts.run(script, labels, access)
-            except VmclonerError as error:
-                output += f"== {script.name}\n".encode() + "\n".join(
-                    getattr(error, "__notes__", [error.message])
-                ).encode(errors="replace")
-                raise type(error)(error.message, hint=f"its output: {file}") from error
-            finally:
-                with contextlib.suppress(OSError), replacing(file, 0o600, lasting=False) as stream:
-                    stream.write(output)
+        ran = dict(record.ran)
+
+        def noted(script: Script) -> None:
             ran[script.name] = script.digest
             host.records.update(work.name, ran=dict(ran))
+
+        file = host.records.folder / work.name / LOG
+        scripts.run_all(wanted, labels, host.access(labels, address), file, noted)
         return True
 
 
