@@ -271,8 +271,21 @@ def build(builder: ImageBuilder, folder: Path, progress: Progress) -> ImageFile:
     with translated(folder):
         fill(builder, fingerprint, folder, progress)
         image = folder / (folder / ".image").read_text()
-    digest = hashlib.sha256(fingerprint.encode()).hexdigest()
-    return from_file(ImageSource(path=image), progress, f"sha256:{digest}")
+    return from_file(ImageSource(path=image), progress, _built_digest(fingerprint))
+
+
+def _built_digest(fingerprint: str) -> str:
+    return f"sha256:{hashlib.sha256(fingerprint.encode()).hexdigest()}"
+
+
+def known_digest(template: Template, builder: ImageBuilder | None) -> str:
+    """Return the digest of a template's image without reading it; empty if that isn't known."""
+    if builder is not None:
+        there = up_to_date(builder, template.folder)
+        return _built_digest(builder.fingerprint()) if there else ""
+    pulled = pulling.find(template.image)
+    source = template.image if pulled is None else pulled.as_source(template.image.format)
+    return f"sha256:{source.sha256.lower()}" if source.sha256 else ""
 
 
 def up_to_date(builder: ImageBuilder, folder: Path) -> bool:

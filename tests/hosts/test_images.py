@@ -1,5 +1,6 @@
 """Templates that hosts lack are sent to them: on engines of this process with reference drivers."""
 
+import hashlib
 import itertools
 import os
 import random
@@ -268,6 +269,94 @@ def test_a_host_with_the_text_but_no_image_gets_that(apart):
     apart.controller().create("web", "big", count=3)
     assert content(apart, "h2") == IMAGE
     assert list(received(apart, "h2").iterdir()) == [], "its template is its own"
+
+
+def newer(hosts, octets, more=""):
+    """Give the controller's template another image, whose digest its file has."""
+    folder = hosts.folder / "config/vmcloner/templates"
+    (folder / "big.raw").write_bytes(octets)
+    digest = hashlib.sha256(octets).hexdigest()
+    text = TEXT.replace("[image]", f'[image]\nsha256 = "{digest}"')
+    (folder / "big.toml").write_text(more + text[: text.index("[kernel]")] + NO_KERNEL)
+
+
+NO_KERNEL = '[identity]\nprovider = "none"\nauthorized_keys = []\n'
+NEWER = bytes(GRANULE) + random.Random(4).randbytes(4096)
+
+
+def test_a_rebuilt_image_is_sent_to_hosts_that_have_an_earlier_one(apart, spy):
+    newer(apart, IMAGE)
+    all_hosts = apart.controller(carrier=spy)
+    all_hosts.create("web", "big", count=3)
+    all_hosts.delete("web")
+    newer(apart, NEWER, 'description = "newer"\n')
+    spy.fault = lambda host, name: killed() if (host, name) == ("h2", "receive") else None
+    with pytest.raises(Killed):
+        all_hosts.create("web", "big", count=3)
+    for beside in apart.carrier._besides.values():
+        beside._release()
+    spy.fault = lambda host, name: None
+    assert apart.controller().create("web", "big", count=3).ok
+    for name, site in apart.sites.items():
+        assert content(apart, name) == NEWER
+        assert site.engine.template("big").description == "newer"
+        assert [clone.template for clone in site.engine.list()] == ["big"]
+    sent = len(spy.calls)
+    all_hosts.create("web", "big", count=6)
+    assert not {"receive", "retire"} & {name for _, name in spy.calls[sent:]}
+
+
+class Killed(BaseException):
+    """The controller is killed."""
+
+
+def killed():
+    raise Killed
+
+
+def test_clones_of_the_earlier_image_keep_it(apart, caplog):
+    """The pool has one image of a template: new clones there are made of it, and that is said."""
+    newer(apart, IMAGE)
+    all_hosts = apart.controller()
+    all_hosts.create("web", "big", count=2, where=Where(hosts=("h1", "h2")))
+    apart.sites["h2"].engine.delete("web-2")
+    newer(apart, NEWER)
+    assert all_hosts.create("db", "big", count=3).ok
+    assert [content(apart, name) for name in ("h1", "h2", "h3")] == [IMAGE, NEWER, NEWER]
+    (said,) = [r.getMessage() for r in caplog.records if "earlier image" in r.getMessage()]
+    assert said.startswith("host 'h1': its clones are made of an earlier image of template big")
+    assert "clones are linked to big: web-1" in said
+    assert "delete those clones, or give the new image another name" in said
+
+
+def test_clones_that_boot_the_earlier_kernel_keep_it(apart, caplog):
+    all_hosts = apart.controller()
+    all_hosts.create("web", "big", count=1, where=Where(hosts=("h1",)))
+    newer(apart, NEWER)
+    all_hosts.create("db", "big", count=1, where=Where(hosts=("h1",)))
+    assert content(apart, "h1") == IMAGE
+    assert "web-1 boots its kernel" in caplog.text
+
+
+def test_a_template_that_is_broken_here_keeps_no_host_from_its_own(apart):
+    all_hosts = apart.controller()
+    all_hosts.create("web", "big", count=3)
+    (apart.folder / "config/vmcloner/templates/big.toml").write_text("wrong = = 1\n")
+    assert apart.controller().create("web", "big", count=4).ok
+
+
+def test_a_host_s_own_template_keeps_its_image(apart):
+    give(apart, "h1")
+    all_hosts = apart.controller()
+    where = Where(hosts=("h1",))
+    all_hosts.create("web", "big", count=1, where=where)
+    all_hosts.delete("web")
+    newer(apart, NEWER)
+    all_hosts.create("web", "big", count=1, where=where)
+    assert content(apart, "h1") == IMAGE
+    assert apart.carrier._besides["h1"].call_retire(Asked(name="big"), print) == (
+        "it is the host's own"
+    )
 
 
 def test_different_images_of_one_template_are_said(apart, caplog):

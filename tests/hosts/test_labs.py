@@ -1,11 +1,13 @@
 """Labs on several hosts: compared, applied and deleted by their controller."""
 
+import shutil
 import textwrap
 
 import attrs
 import pytest
 
 from tests.networks import Networks
+from vmcloner_core.catalog import Catalog, shipped
 from vmcloner_core.errors import (
     BackendError,
     Conflict,
@@ -18,6 +20,7 @@ from vmcloner_core.hosts.draining import Why
 from vmcloner_core.labs import Change, read_lab
 from vmcloner_core.labs.compare import Comparer
 from vmcloner_core.model import State
+from vmcloner_core.placing import Where
 from vmcloner_core.settings import HostSettings
 
 SHOP = """
@@ -311,6 +314,29 @@ def test_an_image_that_hosts_have_is_not_built_anew(shop, hosts, monkeypatch):
     with pytest.raises(Conflict, match=r"lab.toml:12: images.t1: host 'h1' has an image of t1"):
         all_hosts.apply_lab(shop(text))
     assert len(all_hosts.list()) == 3
+
+
+def test_an_earlier_image_that_was_sent_is_replaced_if_no_clone_has_it(shop, hosts, monkeypatch):
+    all_hosts = hosts.controller()
+    all_hosts.create("other", "t1", count=1, where=Where(hosts=("h1",)))
+    for name, site in hosts.sites.items():  # as if it had been sent
+        for engine in (site.engine, hosts.carrier._besides[name]._engine):
+            local = engine._local
+            own = local.host.received
+            own.mkdir(exist_ok=True)
+            for file in (hosts.folder / "config/vmcloner/templates").iterdir():
+                shutil.copy(file, own)
+            local.catalog = Catalog(local.host.templates, (shipped(),), received=own)
+    change = Change(action="build", kind="image", name="t1")
+    monkeypatch.setattr(Comparer, "_image", lambda *_args: iter([change]))
+    text = SHOP + "[images.t1]\npull = true\n"
+    with pytest.raises(
+        Conflict, match=r"images.t1: host 'h1' has .*: other-1 was made of"
+    ) as caught:
+        all_hosts.apply_lab(shop(text), dry_run=True)
+    assert caught.value.hint == "give the image another name in the file, or delete other-1 first"
+    all_hosts.delete("other")
+    assert all_hosts.apply_lab(shop(text), dry_run=True).changes
 
 
 def test_a_cancelled_apply_ends_between_its_runs(shop, hosts):

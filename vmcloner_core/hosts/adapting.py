@@ -10,6 +10,7 @@ import attrs
 
 from vmcloner_core.errors import InvalidRequest, NotFound
 from vmcloner_core.hosts.cargo import Cargo
+from vmcloner_core.hosts.parcels import was_sent
 from vmcloner_core.model import CloneSpec, Nic, Template
 from vmcloner_core.outcomes import asked
 from vmcloner_core.records import Record
@@ -71,9 +72,7 @@ def own_networks(engine: Engine, name: str) -> frozenset[str]:
         template = engine.template(name)
     except NotFound:
         return frozenset()
-    file = template.origin_file
-    sent = file is None or file.parent == engine.host.received
-    return frozenset() if sent else template.networks
+    return frozenset() if was_sent(engine, template) else template.networks
 
 
 def _adapted(engine: Engine, record: Record) -> Template:

@@ -58,6 +58,7 @@ class Images:
         self._uploads = uploads
         self._cancelled = cancelled
         self._found: dict[str, Holding] = {}
+        self._newest = ""
         self._asked = Asked()
 
     def look(self, request: CreateRequest) -> int:
@@ -72,6 +73,8 @@ class Images:
         self._found = self._links.all("holding", wanted, Holding)
         if len({found.digest for found in self._found.values() if found.digest}) > 1:
             log.warning("the hosts have different images of template %s", request.template)
+        sent = any(found.sent and found.digest for found in self._found.values())
+        self._newest = self._own.one(OWN, "newest", self._asked, str) if sent else ""
         if not self._lacking(wanted):
             return 0
         others = {name: a for name, a in asked.items() if name not in wanted}
@@ -83,6 +86,24 @@ class Images:
     def _lacking(self, hosts: Iterable[str]) -> list[str]:
         """Return the hosts that lack the template or its image."""
         return [n for n in hosts if not (self._found[n].template and self._found[n].image)]
+
+    def _outdated(self, hosts: Iterable[str]) -> list[str]:
+        """Return the hosts to which an earlier image than the controller's was sent."""
+        found = {name: self._found[name] for name in hosts if self._newest}
+        return [n for n, it in found.items() if it.sent and it.digest not in ("", self._newest)]
+
+    def _retire(self, hosts: Iterable[str]) -> None:
+        """Remove earlier images from hosts; those whose clones are linked to it keep it."""
+        asked = dict.fromkeys(self._outdated(hosts), self._asked)
+        for host, kept in self._links.all("retire", asked, str).items():
+            if kept:
+                log.warning(
+                    "host %r: its clones are made of an earlier image of template %s than there is "
+                    "here: %s (delete those clones, or give the new image another name)",
+                    host, self._asked.name, kept,
+                )  # fmt: skip
+            else:
+                self._found[host] = Holding(template=False)
 
     def there(self, hosts: Collection[str]) -> None:
         """Check that hosts have the template: for a plan that changes nothing.
@@ -125,7 +146,10 @@ class Images:
 
         :raises VmclonerError: the error of the first host that has not got it.
         """
+        self._retire(hosts)
         targets = self._lacking(hosts)
+        if targets and OWN not in self._found:
+            self._found[OWN] = self._own.one(OWN, "holding", self._asked, Holding)
         sources = self._sources(targets) if targets else []
         if not sources:
             return  # the hosts themselves say what they miss

@@ -198,7 +198,7 @@ class ManyHosts(Site):
         to_come = {change.name for change in compared.changes if change.kind != "clone"}
         for change in compared.changes:
             if change.kind == "image":
-                self._check_new(lab, change.name)
+                self._check_new(lab, change.name, [c for c in found.clones if c.name not in gone])
         for name, those in requests.items():
             fleet = lab.fleets[name]
             later = bool(gone or {fleet.template, fleet.network} & to_come)
@@ -231,16 +231,21 @@ class ManyHosts(Site):
             return True
         return False
 
-    def _check_new(self, lab: Lab, template: str) -> None:
-        """Check that no host has an image of a template that is to get another one.
+    def _check_new(self, lab: Lab, template: str, staying: Sequence[Clone]) -> None:
+        """Check that hosts can get a new image of a template.
 
-        :raises Conflict: one has: the new one is not sent there.
+        :raises Conflict: one has an image of its own, or clones of the earlier one that was sent.
         """
         asked = {name: Asked(name=template) for name in self._links.names if name != LOCAL}
         for name, there in self._links.all("holding", asked, Holding).items():
-            if there.digest:
-                error = Conflict(
-                    f"host {name!r} has an image of {template}, which a new one doesn't replace",
-                    hint="give the image another name in the file",
-                )
-                raise lab.located(error, f"images.{template}")
+            users = [c.name for c in staying if (c.host, c.template) == (name, template)]
+            if not there.digest or (there.sent and not users):
+                continue
+            way = f"vmcloner --host {name} template delete {template}"
+            error = Conflict(
+                f"host {name!r} has an image of {template}, which a new one doesn't replace"
+                + (f": {fold(users)} was made of it" if users else ""),
+                hint="give the image another name in the file, or "
+                + (f"delete {fold(users)} first" if users else f"first: {way}"),
+            )
+            raise lab.located(error, f"images.{template}")

@@ -6,11 +6,14 @@ import contextlib
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from vmcloner_core.errors import WrongState
+from vmcloner_core.errors import VmclonerError, WrongState
 from vmcloner_core.hosts.chunks import Chunk
 from vmcloner_core.hosts.packing import Packed, pack
 from vmcloner_core.hosts.parcels import Holding, Parcel, holding
 from vmcloner_core.hosts.receiving import Received
+from vmcloner_core.images import known_digest
+from vmcloner_core.names import fold
+from vmcloner_core.template_leftovers import clones_of
 
 if TYPE_CHECKING:
     from vmcloner_core.engine import Engine
@@ -32,6 +35,34 @@ class ParcelCalls(ABC):
     def call_holding(self, asked: Asked, _event: Event) -> Holding:
         """Return what the host has of a template, and of its image in a pool."""
         return holding(self._engine, asked.name, asked.storage)
+
+    def call_newest(self, asked: Asked, _event: Event) -> str:
+        """Return the digest of the image of a template that would be sent; empty if not known."""
+        try:
+            there = holding(self._engine, asked.name, asked.storage)
+            if not there.template or there.sent or there.digest:
+                return "" if there.sent else there.digest
+            template = self._engine.template(asked.name)
+            return known_digest(template, self._engine._host.images.builder(template))
+        except VmclonerError:
+            return ""  # the hosts have what they need
+
+    def call_retire(self, asked: Asked, _event: Event) -> str:
+        """Remove a template that was sent here, with its image, unless its clones need these.
+
+        :returns: why it is kept, empty if it is gone. A template of the host's own is kept.
+        """
+        if not holding(self._engine, asked.name, asked.storage).sent:
+            return "it is the host's own"
+        if self._engine.template(asked.name).kernel is not None:
+            users = clones_of(asked.name, self._engine.survey())
+            if users:
+                return f"{fold(users)} boots its kernel"
+        try:
+            self._engine.delete_template(asked.name, storage=asked.storage or None)
+        except WrongState as error:
+            return error.message
+        return ""
 
     def call_pack(self, asked: Asked, _event: Event) -> Parcel:
         """Return a template's parcel; its files stay open until :meth:`call_unpack`."""

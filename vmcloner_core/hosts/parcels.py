@@ -94,6 +94,7 @@ class Holding:
 
     :param template: whether it has its text. :param image: whether it has its image, or makes it by
         itself. :param digest: of the image in its pool, empty if it isn't there.
+    :param sent: whether a controller sent the template.
     :param memory: bytes of a clone. :param why: what makes a template unfit to be given to others
         by a host, empty if nothing.
     """
@@ -101,8 +102,15 @@ class Holding:
     template: bool
     image: bool = False
     digest: str = ""
+    sent: bool = False
     memory: int = 0
     why: str = ""
+
+
+def was_sent(engine: Engine, template: Template) -> bool:
+    """Tell whether a controller sent a template, which is then none of this host's own."""
+    file = template.origin_file
+    return file is not None and file.parent == engine.host.received
 
 
 def pool_of(engine: Engine, storage: str) -> StorageDriver:
@@ -131,6 +139,7 @@ def holding(engine: Engine, name: str, storage: str) -> Holding:
         template=True,
         image=origin is not None or _makes(template),
         digest=origin.digest if origin is not None else "",
+        sent=was_sent(engine, template),
         memory=template.memory,
         why="domain.xml" if domain.xml else "domain.devices" if domain.devices else "",
     )

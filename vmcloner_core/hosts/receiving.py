@@ -112,12 +112,13 @@ class Received:
             if has.template and has.image:
                 self._forget()
                 return False
+            own = has.template and not has.sent
             for item in self.parcel.items:
                 self._check(item)
-            if not has.template:
+            if not own:
                 self._place()
             self._import()
-            if not has.template:
+            if not own:
                 with translated(self._folder):
                     catalog.write(self._folder / f"{name}.toml", catalog.sent(self._placed_keys()))
             self._forget()
