@@ -8,7 +8,7 @@ from pathlib import Path
 
 import attrs
 
-from vmcloner_core.drivers import CaptureInterface, CaptureRequest
+from vmcloner_core.drivers import CaptureInterface, CaptureRequest, ImageRecord
 from vmcloner_core.errors import Conflict, NotFound
 from vmcloner_core.locks import hold
 from vmcloner_core.model import Origin, Outcome, Progress, Volume
@@ -17,7 +17,7 @@ from vmcloner_lvm.activation import activate, deactivate
 from vmcloner_lvm.devmapper import device_name
 from vmcloner_lvm.importing import Importer
 from vmcloner_lvm.naming import checked, draft_name, origin_name
-from vmcloner_lvm.records import ImageRecord, disk, image
+from vmcloner_lvm.records import disk, image
 from vmcloner_lvm.session import Session
 
 

@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
-from vmcloner_core.drivers import CaptureInterface, DriverContext, ImageFile, Lane, StorageDriver
+from vmcloner_core.drivers import (
+    CaptureInterface,
+    DriverContext,
+    ImageFile,
+    ImageRecord,
+    Lane,
+    StorageDriver,
+)
 from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError
 from vmcloner_core.model import (
     AS_IT_COMES,
@@ -37,7 +44,6 @@ from vmcloner_lvm.importing import Importer, remove_image
 from vmcloner_lvm.naming import checked, origin_name
 from vmcloner_lvm.pool import Pool
 from vmcloner_lvm.records import (
-    ImageRecord,
     as_volume,
     disk,
     image,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import attrs
 
-from vmcloner_core.drivers import ImageFile
+from vmcloner_core.drivers import ImageFile, ImageRecord
 from vmcloner_core.errors import HostCommandError, NotEnoughResources, WrongState
 from vmcloner_core.extents import data_runs
 from vmcloner_core.locks import hold, hold_free
@@ -23,7 +23,7 @@ from vmcloner_lvm.filling import fill
 from vmcloner_lvm.locking import LOCKS
 from vmcloner_lvm.naming import checked, draft_name, origin_name
 from vmcloner_lvm.pool import Pool
-from vmcloner_lvm.records import ImageRecord, foreign, image
+from vmcloner_lvm.records import foreign, image
 from vmcloner_lvm.session import Session
 
 

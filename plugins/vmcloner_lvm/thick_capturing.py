@@ -10,14 +10,13 @@ from pathlib import Path
 import attrs
 
 from vmcloner_core.copying import Target
-from vmcloner_core.drivers import CaptureInterface, CaptureRequest
+from vmcloner_core.drivers import CaptureInterface, CaptureRequest, ImageRecord
 from vmcloner_core.errors import NotFound
 from vmcloner_core.full_copies import copy_one
 from vmcloner_core.locks import hold
 from vmcloner_core.model import Copying, Origin, Outcome, Progress, Volume
 from vmcloner_core.os_errors import translated
 from vmcloner_lvm.capturing import found_image
-from vmcloner_lvm.records import ImageRecord
 from vmcloner_lvm.thick_group import image_name
 from vmcloner_lvm.thick_importing import ThickImporter
 

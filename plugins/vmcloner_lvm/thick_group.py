@@ -8,6 +8,7 @@ from pathlib import Path
 import attrs
 
 from vmcloner_core.copying import Target
+from vmcloner_core.drivers import ImageRecord
 from vmcloner_core.errors import HostCommandError, NotEnoughResources, VmclonerError
 from vmcloner_core.model import Labels, Origin
 from vmcloner_core.os_errors import translated
@@ -19,7 +20,6 @@ from vmcloner_lvm.commands import Lvm
 from vmcloner_lvm.devmapper import DeviceMapper
 from vmcloner_lvm.naming import checked
 from vmcloner_lvm.records import (
-    ImageRecord,
     check_removable,
     not_ours,
     other_clone,

@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 
 from vmcloner_core.copying import Target
-from vmcloner_core.drivers import ImageFile
+from vmcloner_core.drivers import ImageFile, ImageRecord
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.full_copies import copy_one
 from vmcloner_core.locks import hold
@@ -20,7 +20,7 @@ from vmcloner_core.raw_images import leftovers, opened, sweep
 from vmcloner_lvm.importing import abandoned, unfinished
 from vmcloner_lvm.locking import LOCKS
 from vmcloner_lvm.naming import checked
-from vmcloner_lvm.records import ImageRecord, not_ours
+from vmcloner_lvm.records import not_ours
 from vmcloner_lvm.thick_group import ThickGroup, image_name
 
 

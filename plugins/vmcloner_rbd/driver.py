@@ -20,7 +20,7 @@ import attrs
 
 from vmcloner_core import raw_images
 from vmcloner_core.cancelling import carried, pause
-from vmcloner_core.drivers import DriverContext, ImageFile, Lane, StorageDriver
+from vmcloner_core.drivers import DriverContext, ImageFile, ImageRecord, Lane, StorageDriver
 from vmcloner_core.errors import (
     Conflict,
     HostCommandError,
@@ -53,7 +53,7 @@ from vmcloner_rbd import doctor, importing
 from vmcloner_rbd.cluster import Cluster
 from vmcloner_rbd.images import Header, Images
 from vmcloner_rbd.journal import Entry, Journal
-from vmcloner_rbd.records import DiskRecord, ImageRecord
+from vmcloner_rbd.records import DiskRecord, image_in, image_text
 from vmcloner_rbd.settings import RbdSettings
 
 T = TypeVar("T")
@@ -116,7 +116,7 @@ class RbdDriver(StorageDriver):
         with self._drafted(entry):
             self._images.create(entry.draft, self.whole(image.size))
             with self._images.open(entry.draft, writable=True) as draft:
-                draft.label(record.to_text())
+                draft.label(image_text(record))
                 importing.fill(fd, draft, image.size, copying, progress)
                 draft.protect()
             found, known = self._known_origin(template)
@@ -742,7 +742,7 @@ def _of_others(record: DiskRecord, state: str | None) -> bool:
 
 
 def _image_record(name: str, header: Header) -> ImageRecord | None:
-    record = ImageRecord.from_bytes(header.record)
+    record = image_in(header.record)
     return record if record is not None and name == origin_name(record.template) else None
 
 

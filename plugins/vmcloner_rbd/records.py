@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import attrs
 
-from vmcloner_core.model import Labels, Origin
+from vmcloner_core.drivers import ImageRecord
+from vmcloner_core.model import Labels
 
 KEY = "vmcloner"
 """The key of an image's metadata that has the record."""
-VERSION = "1"
 
 
 @attrs.frozen(kw_only=True)
@@ -39,45 +39,14 @@ class DiskRecord:
         return self.labels.has_volume(name) and name == f"{self.labels.clone}-disk{self.disk}"
 
 
-@attrs.frozen(kw_only=True)
-class ImageRecord:
-    """A template's image: the digest of its source, its bytes, and its bytes that hold data."""
+def image_text(record: ImageRecord) -> str:
+    """Return the record of a template's image as text."""
+    return _to_text(record.to_mapping())
 
-    template: str
-    digest: str
-    size: int
-    allocated: int
 
-    def to_text(self) -> str:
-        """Return it as text."""
-        values = {key: str(value) for key, value in attrs.asdict(self).items()}
-        return _to_text({"version": VERSION, "kind": "image", **values})
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> ImageRecord | None:
-        """Return the record in an image's metadata, None if there is no record of an image."""
-        values = _from_bytes(content)
-        if (values.get("version"), values.get("kind")) != (VERSION, "image"):
-            return None
-        try:
-            return cls(
-                template=values["template"],
-                digest=values["digest"],
-                size=int(values["size"]),
-                allocated=int(values["allocated"]),
-            )
-        except (KeyError, ValueError):
-            return None
-
-    def origin(self, pool: str) -> Origin:
-        """Return it as the core knows it."""
-        return Origin(
-            template=self.template,
-            pool=pool,
-            size=self.size,
-            allocated=self.allocated,
-            digest=self.digest,
-        )
+def image_in(content: bytes) -> ImageRecord | None:
+    """Return the record in an image's metadata, None if there is no record of an image."""
+    return ImageRecord.from_mapping(_from_bytes(content))
 
 
 def _to_text(values: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from tests.lvm.fakes import POOL, VG, FakeHost, Killed, check_readable
-from vmcloner_core.drivers import DriverContext
+from vmcloner_core.drivers import DriverContext, ImageRecord
 from vmcloner_core.errors import (
     BackendError,
     Conflict,
@@ -29,7 +29,6 @@ from vmcloner_lvm.commands import bound
 from vmcloner_lvm.driver import LvmThinDriver
 from vmcloner_lvm.holders import Holders
 from vmcloner_lvm.metadata import stored, write
-from vmcloner_lvm.records import ImageRecord
 from vmcloner_lvm.settings import LvmThinSettings
 from vmcloner_lvm.transaction import queue
 

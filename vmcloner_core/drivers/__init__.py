@@ -34,6 +34,7 @@ from vmcloner_core.drivers.hypervisor import (
 )
 from vmcloner_core.drivers.identity import IdentityProvider, IdentityRequest
 from vmcloner_core.drivers.image import ImageBuilder, image_cache
+from vmcloner_core.drivers.image_record import ImageRecord
 from vmcloner_core.drivers.snapshots import DiskSnapshotInterface, MachineInterface
 from vmcloner_core.drivers.storage import ImageFile, SimpleStorageDriver, StorageDriver
 
@@ -54,6 +55,7 @@ __all__ = [
     "IdentityRequest",
     "ImageBuilder",
     "ImageFile",
+    "ImageRecord",
     "Lane",
     "MachineInterface",
     "MemoryInterface",
