@@ -491,6 +491,39 @@ def test_the_rest_is_done_while_a_machine_is_off(lab):
     assert lab.rows() == []
 
 
+OTHER = """
+<domain type='qemu'><name>other</name><uuid>UUID</uuid><memory>8192</memory>
+<os><type>hvm</type></os></domain>
+"""
+
+
+@pytest.mark.timeout(300)
+def test_a_clone_goes_back_from_a_machine_that_can_not_define_it(lab):
+    """Another machine there has its UUID, which only libvirt finds."""
+    lab.run("create", "web", "-t", "plain", "-n", "1", "--hosts", "h1")
+    old, new = lab.machines["h1"], lab.machines["h2"]
+    uuid = old.run("virsh", "domuuid", "web-1").stdout.strip()
+    disk = next((old.folder / "state/pool/volumes").rglob("web-1*"))
+    was = disk.stat().st_ino
+    file = new.folder / "other.xml"
+    file.write_text(OTHER.replace("UUID", uuid))
+    new.run("virsh", "define", file)
+    try:
+        said = lab.run("move", "web-1", "h2", code=10)
+        assert "vmcloner move web-1 h1 takes it back" in said
+        assert "web-1 is being moved" in lab.run("start", "web-1", code=6)
+        lab.run("move", "web-1", "h1")
+    finally:
+        new.run("virsh", "undefine", "other")
+    assert [(row["host"], row["state"]) for row in lab.rows()] == [("h1", "stopped")]
+    assert old.run("virsh", "domuuid", "web-1").stdout.strip() == uuid
+    assert disk.stat().st_ino == was, "it never left"
+    left = [path for path in (new.folder / "state").rglob("*web-1*") if "runs" not in path.parts]
+    assert left == []
+    lab.run("move", "web-1", "h2")
+    assert new.domains() == ["web-1"]
+
+
 @pytest.mark.timeout(600)
 def test_a_clone_moves_to_another_machine_and_boots_there(lab):
     """It counts its boots on its disk. The controller is killed on the way."""
