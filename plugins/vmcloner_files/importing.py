@@ -11,7 +11,7 @@ import attrs
 
 from vmcloner_core.copying import Pace, check_same, copy_runs
 from vmcloner_core.drivers import ImageFile
-from vmcloner_core.errors import Conflict, InvalidRequest, NotEnoughResources
+from vmcloner_core.errors import Conflict, InvalidRequest, NotEnoughResources, WrongState
 from vmcloner_core.extents import Run, data_runs, nonzero_runs
 from vmcloner_core.model import Copying, Progress
 from vmcloner_core.os_errors import translated
@@ -43,11 +43,16 @@ class Importer:
         :raises WrongState: clones are linked to the image that would be replaced.
         :raises NotEnoughResources: the pool is too full.
         """
-        found = self.pool.image(template)
-        if found is not None and found.digest == image.digest:
-            self._restrict(template, image)
+        found = self._same(template, image)
+        if found is not None:
             return found, False
-        self.pool.check_unlinked(template)
+        try:
+            self.pool.check_unlinked(template)
+        except WrongState:
+            found = self._same(template, image)  # another process has just made it, and a clone
+            if found is None:
+                raise
+            return found, False
         self.pool.prepare()
         with translated(image.path):
             source = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -110,6 +115,14 @@ class Importer:
             except FileExistsError as error:
                 raise Conflict(f"{path} exists and is not vmcloner's") from error
         return record, True
+
+    def _same(self, template: str, image: ImageFile) -> ImageRecord | None:
+        """Return the record of the template's image if it is this one."""
+        found = self.pool.image(template)
+        if found is None or found.digest != image.digest:
+            return None
+        self._restrict(template, image)
+        return found
 
     def _restrict(self, template: str, image: ImageFile) -> None:
         """Keep an image from those who may not read its source (any more)."""

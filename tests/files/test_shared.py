@@ -96,6 +96,22 @@ def test_each_host_sees_and_deletes_its_own_clones(two, image):
         one.delete_origin("tiny")
 
 
+def test_an_image_that_another_host_has_just_made_is_used(two, image, monkeypatch):
+    """That host has a clone of it already when this one looks whether it may replace an image."""
+    (one, own), (two_, other) = two
+    there = pools.Pool.check_unlinked
+
+    def late(self, template):
+        monkeypatch.setattr(pools.Pool, "check_unlinked", there)
+        make(two_, other, image, "db", 1)
+        there(self, template)
+
+    monkeypatch.setattr(pools.Pool, "check_unlinked", late)
+    outcome = one.import_image("tiny", image, lambda _done, _total: None)
+    assert (outcome.changed, outcome.unwrap()) == (False, *two_.origins())
+    make(one, own, image, "web", 1)
+
+
 def test_a_clone_of_another_host_is_never_taken_over(two, image):
     """Two guests would write to one disk."""
     (one, own), (two_, other) = two
