@@ -11,8 +11,11 @@ import pytest
 
 from tests.conftest import TEMPLATE
 from tests.reach.conftest import USER
+from vmcloner_core import scripts
 from vmcloner_core.errors import HostCommandError, Interrupted, PartialFailure, WrongState
 from vmcloner_core.labs import read_lab
+from vmcloner_core.model import Script
+from vmcloner_core.testing.samples import make_labels
 
 
 @pytest.fixture
@@ -194,6 +197,43 @@ def test_a_playbook(shop, lab, script, tmp_path, monkeypatch):
     assert "no such thing" in log.read_text()
     assert done(lab) == ["web-1-1", "web-2-2", "web-3-3"]
     assert [c.name for c in lab.engine.diff_lab(book)] == ["web-2"]
+
+
+JUMPS = """#!/bin/sh
+for word in "$@"; do
+    if [ "$word" = -W ]; then echo "$*" >> "FOLDER/jumps"; exec SSH -F "FOLDER/config" "$@"; fi
+done
+exec SSH "$@"
+"""
+
+
+def test_a_playbook_reaches_a_guest_behind_its_host(guests, tmp_path, monkeypatch):
+    """The host is an sshd too, which the user's ssh_config knows as lab1."""
+    (tmp_path / "config").write_text(
+        f"Host lab1\nHostName 127.0.0.1\nPort {guests.port}\nUser {USER}\nHostKeyAlias web-1\n"
+        f'IdentityFile "{guests.key}"\nUserKnownHostsFile "{guests.folder}/web-1/known_hosts"\n'
+        "StrictHostKeyChecking yes\n"
+    )
+    (tmp_path / "bin").mkdir()
+    ssh = tmp_path / "bin/ssh"
+    ssh.write_text(JUMPS.replace("FOLDER", str(tmp_path)).replace("SSH", shutil.which("ssh")))
+    ssh.chmod(0o755)
+    tools = f"{tmp_path}/bin:{Path(sys.executable).parent}"
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    book = tmp_path / "site.yml"
+    book.write_text(
+        f"""
+        - hosts: web
+          gather_facts: false
+          tasks:
+            - raw: echo "$VMCLONER_GUEST" >> "{tmp_path}/done"
+        """
+    )
+    script = Script(name="site.yml", content=book.read_bytes(), playbook=book)
+    access = guests.access("web-2", jump="lab1", key=None, keys=(guests.key,))
+    scripts.run(script, make_labels("web", 2), access)
+    assert (tmp_path / "done").read_text() == "web-2\n"
+    assert "-- lab1" in (tmp_path / "jumps").read_text()
 
 
 def test_without_an_address_scripts_cannot_run(shop, lab, script):
