@@ -625,7 +625,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     folder = tmp_path_factory.mktemp("images")
     files = {**FILES, "large": LARGE[:100_000]}
     made = [
-        ext(folder / "ext2", files, kind="ext2", size=2),
+        ext(folder / "ext2", files, "-b", "1024", kind="ext2", size=2),
         ext(folder / "ext4", files, "-O", "inline_data", "-I", "512", size=2),
         disk(folder / "gpt", "gpt", [ext(folder / "p", files, size=2)]),
         disk(folder / "dos", "dos", [None, ext(folder / "l", files, size=2)], logical=1),
