@@ -25,7 +25,7 @@ FIGURES = FOLDER / "bench.json"
 WIDTH, ROW, HEAD, SIDE, RIGHT = 7.6, 0.27, 0.36, 2.9, 0.35
 """Inches: of a picture, of a bar's row, of the line above a group, beside the bars."""
 SECTIONS = ("create", "clone", "reset", "list")
-"""Not ``start``: on a busy machine that is how many boots are admitted, which a loop of QEMU isn't."""
+"""Not ``start``: on a busy machine it measures how boots are admitted."""
 TEXT, SOFT, OURS, OTHERS, PANEL = "#010203", "#010204", "#010205", "#010206", "#010207"
 """Each stands for a class of the style sheet."""
 STYLE = """

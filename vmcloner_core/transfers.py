@@ -341,7 +341,7 @@ class _Limit:
         self._next = 0.0
 
     def look_again(self) -> None:
-        """Look, unless it is so soon again that looking would take more than a tenth of the time."""
+        """Look, unless it is so soon again that looking would take over a tenth of the time."""
         begun = time.monotonic()
         if begun >= self._next:
             self.look()
