@@ -105,9 +105,10 @@ test-packages: tools ## Build the Debian packages, install and purge them in chr
 test-userlands: tools ## Set up and run the unit tests in chroots of Debian 13 and Ubuntu 24.04 (ARGS="noble", 20 min)
 	@$(ROOT) $(BIN)/python -m contrib.packaging.userlands $(ARGS)
 
-bench: tools ## Compare vmcloner's speed with other tools (ARGS="create -n 20")
+bench: tools ## Compare vmcloner's speed with other tools, and draw docs/figures (ARGS="create -n 20")
 	@contrib/setup/packages virtinst
-	@$(WITH_LIBVIRTD) $(BIN)/python benchmarks/run.py $(ARGS)
+	@$(WITH_LIBVIRTD) $(BIN)/python benchmarks/run.py $(or $(ARGS),--json docs/figures/bench.json)
+	@$(if $(ARGS),,$(BIN)/python -m benchmarks.pictures)
 	@$(if $(ARGS),,$(WITH_LIBVIRTD) $(BIN)/python -m benchmarks.startup)
 
 bench-hosts: tools ## Measure the controller of many hosts with simulated ones (ARGS="10 100 1000 --each 100")

@@ -127,7 +127,6 @@ class Way:
     name: str
     make: Callable[[], object]
     undo: Callable[[], object]
-    note: str = ""
     once: bool = False
 
 
@@ -166,7 +165,7 @@ def create(count: int) -> Iterator[Row]:
             note = "one round" if way.once else f"median of {ROUNDS}, least {measured[0]:.3f} s"
             yield Row(
                 section="create", work=work, way=way.name, seconds=measured[len(measured) // 2],
-                note=f"{note}{way.note}",
+                note=note,
             )  # fmt: skip
 
 
@@ -255,9 +254,7 @@ def _virt_clone(here: Site, count: int) -> Iterator[list[Way]]:
             quietly([*virsh, "undefine", name])
 
     try:
-        yield [
-            Way(name="loop of virt-clone", make=make, undo=undo, note=", full copies", once=True)
-        ]
+        yield [Way(name="loop of virt-clone, full copies", make=make, undo=undo, once=True)]
     finally:
         undo()
         quietly([*virsh, "undefine", "vcoriginal"])
@@ -552,7 +549,7 @@ def main() -> int:
         "python": platform.python_version(),
     }
     options.json.write_text(
-        json.dumps({"host": host, "rows": [attrs.asdict(row) for row in rows]}, indent=2)
+        json.dumps({"host": host, "rows": [attrs.asdict(row) for row in rows]}, indent=2) + "\n"
     )
     console.print(f"written to {options.json}")
     return 0

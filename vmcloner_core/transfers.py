@@ -140,9 +140,13 @@ def get(
             argv = _argv(access, *sources, f"{inner}/", recursive=recursive)
             # No file gets larger, not even between two looks at all of them.
             argv = ["prlimit", f"--fsize={max_size}", "--core=0", "--", *argv]
-            check = _Limit(access.name, draft, max_size)
-            _scp(argv, access.name, timeout, stop, check)
-            check()
+            limit = _Limit(access.name, draft, max_size)
+            try:
+                _scp(argv, access.name, timeout, stop, limit.look_again)
+            except HostCommandError:
+                limit.look()  # it may be why scp failed
+                raise
+            limit.look()
             return _taken(access.name, draft, folder, name)
 
     return _each(accesses, copy, jobs)
@@ -252,7 +256,6 @@ def _scp(
                     )
         finally:
             _end(process)
-        check()
         if process.returncode != 0:
             raise _failed(name, said, process.returncode)
 
@@ -337,11 +340,16 @@ class _Limit:
         self._size = size
         self._next = 0.0
 
-    def __call__(self) -> None:
-        """Raise InvalidRequest if it has; looking takes a tenth of the time at most."""
+    def look_again(self) -> None:
+        """Look, unless it is so soon again that looking would take over a tenth of the time."""
         begun = time.monotonic()
-        if begun < self._next:
-            return
+        if begun >= self._next:
+            self.look()
+            now = time.monotonic()
+            self._next = now + 9 * (now - begun)
+
+    def look(self) -> None:
+        """Raise InvalidRequest if it has."""
         number = size = 0
         for status in _inside(self._folder):
             number, size = number + 1, size + status.st_size * stat.S_ISREG(status.st_mode)
@@ -352,8 +360,6 @@ class _Limit:
             raise InvalidRequest(
                 f"{self._name}: {format_size(self._size)} or more", hint="--max-size SIZE"
             )
-        now = time.monotonic()
-        self._next = now + 9 * (now - begun)
 
 
 def _inside(folder: Path) -> Iterator[os.stat_result]:

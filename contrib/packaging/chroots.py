@@ -20,7 +20,9 @@ _UBUNTU = Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg")
 # Devices of its own: a package's script changes the group of /dev/kvm, and the host's must stay.
 _ENTER = """
 set -e
+mount --rbind "$0" "$0"  # what makes namespaces of its own there needs a root that is a mount
 mount -t tmpfs -o mode=755,nosuid dev "$0/dev"
+mkdir "$0/dev/net"
 while read -r name numbers; do
     mknod -m 666 "$0/dev/$name" c $numbers
 done <<END
@@ -30,12 +32,16 @@ full 1 7
 random 1 8
 urandom 1 9
 tty 5 0
+net/tun 10 200
 END
 mkdir "$0/dev/pts" "$0/dev/shm"
 mount -t devpts -o newinstance,ptmxmode=666 devpts "$0/dev/pts"
 mount -t tmpfs -o mode=1777 shm "$0/dev/shm"
 ln -s pts/ptmx "$0/dev/ptmx"
 ln -s /proc/self/fd "$0/dev/fd"
+ln -s fd/0 "$0/dev/stdin"
+ln -s fd/1 "$0/dev/stdout"
+ln -s fd/2 "$0/dev/stderr"
 exec chroot "$0" "$@"
 """
 _NO_DAEMONS = "#!/bin/sh\nexit 101\n"
@@ -46,7 +52,7 @@ class Release:
     """A release of a distribution.
 
     :param suffix: ends the version of a package that is built for it.
-    :param python: its version, like ``3.13``.
+    :param python: its version, like ``3.13``. :param options: apt's settings for it.
     """
 
     name: str
@@ -54,6 +60,7 @@ class Release:
     python: str
     components: str = "main"
     keyring: Path = _DEBIAN
+    options: tuple[str, ...] = ()
 
 
 RELEASES = {
@@ -61,6 +68,13 @@ RELEASES = {
     for release in (
         Release(name="bookworm", suffix="deb12", python="3.11"),
         Release(name="trixie", suffix="deb13", python="3.13"),
+        # Still changes. Its lists are valid for a week, which many mirrors and snapshots exceed.
+        Release(
+            name="forky",
+            suffix="deb14",
+            python="3.14",
+            options=('Acquire::Check-Valid-Until "false"',),
+        ),
         Release(
             name="noble",
             suffix="ubuntu24.04",
@@ -156,6 +170,7 @@ def _archive(release: Release, packages: Sequence[str]) -> Path:
         *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
         *("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase"),
         *(f"--components={release.components}", '--aptopt=APT::Install-Recommends "false"'),
+        *(f"--aptopt={option}" for option in release.options),
         f"--include={','.join(('apt', *packages))}",  # which Ubuntu doesn't call required
         release.name,
     ]

@@ -1,7 +1,9 @@
 """Set up and test in other releases: ``python -m contrib.packaging.userlands [RELEASE ...]``.
 
 Each is a chroot with a copy of the checkout, where ``make test-fast`` installs what is missing and
-runs the unit tests, with the release's own Python. The logs are in build/userlands.
+runs the unit tests, with the release's own Python. Then a libvirtd of the release's own runs there,
+in a network namespace, and the tests of the driver for libvirt run on it. The logs are in
+build/userlands.
 """
 
 from __future__ import annotations
@@ -22,33 +24,49 @@ DEFAULT = ("trixie", "noble")
 LOGS = sources.TOP / "build/userlands"
 _CHECKOUT = "/srv/vmcloner"
 _PASSED_ON = ("PIP_INDEX_URL", "http_proxy", "https_proxy", "no_proxy")
-_SCRIPT = f"make -C {_CHECKOUT} test-fast >/srv/log 2>&1"
+_UNIT = f'make -C {_CHECKOUT} test-fast ARGS="$*" >/srv/log 2>&1'
+# A namespace of libvirt's own for each QEMU stays without devices: a chroot's /dev is no devtmpfs.
+_LIBVIRT = f"""
+echo 'namespaces = []' >>/etc/libvirt/qemu.conf
+mount -t sysfs sysfs /sys
+ip link set lo up
+cd {_CHECKOUT}
+exec >/srv/log 2>&1
+exec python3 contrib/setup/libvirtd.py run -- .venv/bin/pytest \\
+    -m "libvirt and not (slow or lvm or xen)" tests/libvirt
+"""
+_OWN_NETWORK = ("unshare", "--net", "sh", "-c")
 _WITHIN = 5400.0
-"""Seconds for set-up and tests."""
+"""Seconds for set-up and unit tests, and for those with libvirt."""
 
 
 def test(release: Release, argv: Sequence[str]) -> str:
-    """Set up, run the unit tests, and return the last line of their output.
+    """Set up, run the tests, and return the last lines of their output.
 
-    :param argv: more arguments for pytest.
+    :param argv: more arguments for pytest: then only the unit tests are run.
     :raises LabError: something failed; the log says what.
     """
-    LOGS.mkdir(parents=True, exist_ok=True)
-    log = LOGS / f"{release.name}.log"
-    say(f"{release.name}: set-up and unit tests, with the log in {log}")
     with unpacked(release) as root:
         shutil.copytree(sources.TOP, root.folder / _CHECKOUT.lstrip("/"), ignore=sources.left_out)
         root.install("make", "ca-certificates")
-        try:
-            root.run(
-                "sh", "-c", f'{_SCRIPT} ARGS="$*"', "sh", *argv, timeout=_WITHIN, env=_env(root)
-            )
-        except LabError as error:
-            raise LabError(f"{release.name}: failed; see {log}") from error
-        finally:
-            if (root.folder / "srv/log").exists():
-                shutil.copy(root.folder / "srv/log", log)
-    return log.read_text().strip().splitlines()[-1]
+        unit = _run(release, root, "unit tests", "sh", "-c", _UNIT, "sh", *argv)
+        if argv:
+            return unit
+        return f"{unit}; libvirt: {_run(release, root, 'libvirt', *_OWN_NETWORK, _LIBVIRT)}"
+
+
+def _run(release: Release, root: Root, what: str, *argv: str) -> str:
+    LOGS.mkdir(parents=True, exist_ok=True)
+    log = LOGS / f"{release.name}-{what.partition(' ')[0]}.log"
+    say(f"{release.name}: {what}, with the log in {log}")
+    try:
+        root.run(*argv, timeout=_WITHIN, env=_env(root))
+    except LabError as error:
+        raise LabError(f"{release.name}: {what} failed; see {log}") from error
+    finally:
+        if (root.folder / "srv/log").exists():
+            shutil.copy(root.folder / "srv/log", log)
+    return log.read_text().strip().splitlines()[-1].strip("= ")
 
 
 def _env(root: Root) -> dict[str, str]:
@@ -66,7 +84,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="userlands", description="Test other releases.")
     known = ", ".join(RELEASES)
     parser.add_argument("releases", nargs="*", metavar="RELEASE", help=f"of {known}")
-    parser.add_argument("--pytest", action="append", default=[], metavar="ARG", help="for pytest")
+    parser.add_argument(
+        "--pytest",
+        action="append",
+        default=[],
+        metavar="ARG",
+        help="for the unit tests, which then run alone",
+    )
     asked = parser.parse_args(argv)
     unknown = set(asked.releases) - set(RELEASES)
     if unknown:

@@ -1,10 +1,10 @@
 """Tell whether a file is in use, and by which process.
 
 A write lease (fcntl(2), ``F_SETLEASE``) is granted only if the file is not open elsewhere: one
-system call, whatever locks the other process has. Where leases are not supported, and to name the
-process, ``/proc/PID/fd`` is read (proc(5)), once for all files. Only root sees these of other
-users. So for everybody else the locks count that QEMU has on its images: ``/proc/locks`` shows them
-to all.
+system call, whatever locks the other process has. Where leases are not supported or not granted,
+and to name the process, ``/proc/PID/fd`` is read (proc(5)), once for all files. Only root sees
+these of other users, and not in a container. So the locks count too that QEMU has on its images:
+``/proc/locks`` shows them to all.
 """
 
 from __future__ import annotations
@@ -39,15 +39,14 @@ class Holders:
         While ``fd`` stays open, an open() by others waits until it is closed.
         """
         if not self._leases:
-            return self._pid(fd) is not None or (os.geteuid() != 0 and _is_locked(os.fstat(fd)))
+            return self._pid(fd) is not None or _is_locked(os.fstat(fd))
         try:
             # A lease is broken by a signal: choose one that is ignored by default.
             fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         except OSError as error:
-            if error.errno == errno.EAGAIN or self._pid(fd) is not None:
-                return True
-            return os.geteuid() != 0 and _is_locked(os.fstat(fd))
+            in_use = error.errno == errno.EAGAIN or self._pid(fd) is not None
+            return in_use or _is_locked(os.fstat(fd))
         return False
 
     @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,7 @@ def examine(
     yield _acceleration(check, probe, accel)
     session = is_session(connections.uri)
     if not session:  # a user's own libvirtd starts its virtlogd
-        yield _virtlogd(check)
+        yield from _virtlogd(check)
     if daemon.capabilities is not None:
         user = User.of(os.geteuid()) if session else _qemu_user(daemon.capabilities)
         if not session:  # where the daemon's user isn't QEMU's
@@ -123,21 +124,38 @@ def _acceleration(check: partial[Check], probe: KvmProbe, accel: str) -> Check:
     return check(name="kvm", status=Status.WARNING, detail=detail, fix=found.fix)
 
 
-def _virtlogd(check: partial[Check]) -> Check:
+def _virtlogd(check: partial[Check]) -> Iterator[Check]:
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(2)
             connection.connect(str(VIRTLOGD))
+            process = _peer(connection)
     except PermissionError:
-        return check(name="virtlogd", status=Status.WARNING, detail="unknown: needs root")
+        yield check(name="virtlogd", status=Status.WARNING, detail="unknown: needs root")
+        return
     except OSError as error:
-        return check(
+        yield check(
             name="virtlogd",
             status=Status.FAILED,
             detail=f"not running, so there are no console logs ({error.strerror or error})",
             fix="systemctl start virtlogd, or without systemd: virtlogd -d",
         )
-    return check(name="virtlogd", status=Status.OK)
+        return
+    yield check(name="virtlogd", status=Status.OK)
+    if process == 0:
+        yield check(
+            name="processes",
+            status=Status.WARNING,
+            detail="this container doesn't see the host's: who has a disk open isn't found out "
+            "before it is deleted",
+            fix="start the container with --pid host",
+        )
+
+
+def _peer(connection: socket.socket) -> int:
+    """Return the process at a socket's other end: 0 if its PID namespace isn't seen from here."""
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", found)[0])
 
 
 def _optional(check: partial[Check], connections: Connections) -> Check:

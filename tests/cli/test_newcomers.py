@@ -110,7 +110,7 @@ def test_a_command_is_never_guessed(run, lab, words, meant):
         (["template", "import", "t1", "--image-format", "qcow"], "(did you mean 'qcow2'?)"),
         (["complete", "--shell", "bsh"], "(did you mean 'bash'?)"),
         (["create", "web", "-t", "t1", "--statr"], "--statr (did you mean '--start'?)"),
-        (["list", "--state", "blue"], "choose from 'allocated'"),
+        (["list", "--state", "blue"], "invalid choice: 'blue' (choose from "),
         (["list", "--xyzzy"], "--xyzzy (vmcloner list --help)"),
     ],
 )

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import subprocess
+import sys
 import time
 
 import pytest
@@ -12,6 +13,7 @@ from vmcloner_core.errors import Conflict, WrongState
 from vmcloner_core.model import CloneMode, CloneRequest
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import make_image, no_progress
+from vmcloner_files import holders
 from vmcloner_files.holders import Holders
 
 QEMU = ["qemu-system-x86_64", "-machine", "q35,accel=tcg", "-S", "-nodefaults", "-display", "none"]
@@ -50,16 +52,20 @@ def test_disk_of_a_paused_machine(volumes, locking):
     assert driver.volumes() == (busy,)
 
 
-def test_without_leases_open_files_are_looked_for(volumes, monkeypatch):
-    driver, [_, busy, _] = volumes
+@pytest.fixture
+def no_leases(monkeypatch):
     real = fcntl.fcntl
 
-    def no_leases(fd, command, argument=0):
+    def refused(fd, command, argument=0):
         if command == fcntl.F_SETLEASE:
             raise OSError(errno.EACCES, "Permission denied")
         return real(fd, command, argument)
 
-    monkeypatch.setattr(fcntl, "fcntl", no_leases)
+    monkeypatch.setattr(fcntl, "fcntl", refused)
+
+
+def test_without_leases_open_files_are_looked_for(volumes, no_leases):
+    driver, [_, busy, _] = volumes
     with subprocess.Popen(["sleep", "60"], stdin=busy.path.open("rb")) as sleeper:
         try:
             outcomes = {outcome.key: outcome for outcome in driver.delete(driver.volumes())}
@@ -68,6 +74,30 @@ def test_without_leases_open_files_are_looked_for(volumes, monkeypatch):
     assert f"process {sleeper.pid} (sleep)" in str(outcomes["web-2-disk0"].error)
     assert outcomes["web-1-disk0"].changed
     assert outcomes["web-3-disk0"].changed
+
+
+LOCKER = """
+import fcntl, struct, time
+lock = struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 100, 1, 0)
+fcntl.fcntl(0, fcntl.F_OFD_SETLK, lock)  # as QEMU does
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+def test_root_in_a_container_sees_locks_at_least(volumes, no_leases, monkeypatch):
+    """It has neither CAP_LEASE nor CAP_SYS_PTRACE, nor the host's processes in its /proc."""
+    driver, [_, busy, _] = volumes
+    monkeypatch.setattr(holders, "open_files", lambda: iter(()))
+    argv = [sys.executable, "-c", LOCKER]
+    with subprocess.Popen(argv, stdin=busy.path.open("rb"), stdout=subprocess.PIPE) as locker:
+        try:
+            assert locker.stdout.readline() == b"locked\n"
+            outcomes = {outcome.key: outcome for outcome in driver.delete(driver.volumes())}
+        finally:
+            locker.kill()
+    assert isinstance(outcomes["web-2-disk0"].error, WrongState)
+    assert driver.volumes() == (busy,)
 
 
 def test_an_open_during_the_lease_ends_nobody(tmp_path):

@@ -228,7 +228,9 @@ class Daemon:
             shutil.copytree(known, self.folder / "cache/qemu")
         config = f'unix_sock_dir = "{self.folder}/sock"\nauth_unix_rw = "none"\n'
         (self.folder / "etc/libvirtd.conf").write_text(config)
-        (self.folder / "etc/qemu.conf").write_text('stdio_handler = "file"\n')
+        # Without namespaces: in a chroot, where /dev is no devtmpfs, QEMU finds no devices in them.
+        settings = 'stdio_handler = "file"\nnamespaces = []\n'
+        (self.folder / "etc/qemu.conf").write_text(settings)
 
     def start(self) -> None:
         places = {

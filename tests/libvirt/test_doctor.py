@@ -1,6 +1,9 @@
 """What `host check` says of the kvm backend: found missing, one by one, each with its fix."""
 
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -73,6 +76,32 @@ def test_no_virtlogd(
         listener.bind(str(dead))
     monkeypatch.setattr(doctor, "VIRTLOGD", dead)
     assert "virtlogd -d" in failed(probe()["virtlogd"])
+
+
+def test_processes_that_a_container_does_not_see(
+    probe: Callable[..., dict[str, Check]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "processes" not in probe()
+    monkeypatch.setattr(doctor, "_peer", lambda _connection: 0)
+    found = probe()["processes"]
+    assert (found.status, found.fix) == (Status.WARNING, "start the container with --pid host")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a PID namespace: needs root")
+def test_who_is_in_another_pid_namespace(tmp_path: Path) -> None:
+    """The kernel names the process at a socket's other end as it is seen from here."""
+    ask = "import socket, sys; from vmcloner_libvirt import doctor; c = socket.socket(1); "
+    ask += "c.connect(sys.argv[1]); print(doctor._peer(c))"
+    python = [sys.executable, "-c", ask, str(tmp_path / "socket")]
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(python[-1])
+        listener.listen()
+        for argv, peer in (
+            (python, os.getpid()),
+            (["unshare", "--pid", "--fork", "--kill-child", *python], 0),
+        ):
+            found = subprocess.run(argv, check=True, capture_output=True, timeout=60)
+            assert int(found.stdout) == peer
 
 
 def test_kvm_that_qemus_user_may_not_use(

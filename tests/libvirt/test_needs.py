@@ -127,8 +127,14 @@ def test_a_plain_domain_needs_nothing_that_is_missing(driver: KvmDriver, spec: D
     ],
 )
 def test_devices(
-    driver: KvmDriver, spec: DomainSpec, devices: str, error: type[VmclonerError], message: str
+    driver: KvmDriver,
+    spec: DomainSpec,
+    devices: str,
+    error: type[VmclonerError],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(needs, "_virtiofsds", lambda: iter(("/bin/true",)))  # as if it's installed
     found = refusal(driver, with_devices(spec, devices))
     assert isinstance(found, error)
     assert any(part in found.message for part in message.split("|"))

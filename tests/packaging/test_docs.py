@@ -46,6 +46,12 @@ def test_every_page_of_docs_can_be_reached(site):
         assert page.stem == "index" or f'href="{page.stem}.html"' in index, page
 
 
+def test_readme_names_every_page():
+    text = (build.ROOT / "README.md").read_text()
+    pages = {page.name for page in (build.ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert pages <= set(re.findall(r"\]\(docs/([\w-]+\.md)\)", text))
+
+
 def test_a_broken_link_is_an_error(tmp_path, monkeypatch):
     pages = {**reference.pages(), "events.md": "# Events\n\n[gone](nowhere.md)\n"}
     monkeypatch.setattr(reference, "pages", lambda: pages)

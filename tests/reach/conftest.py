@@ -34,6 +34,11 @@ class Site:
     key: Path
 
     @property
+    def plain(self) -> Path:
+        """The folder by a path without a space: what quotes mean in Subsystem depends on sshd."""
+        return self.folder.with_name("guests")
+
+    @property
     def names(self) -> list[str]:
         return [f"web-{n}" for n in range(1, 5)]
 
@@ -74,7 +79,7 @@ def serve(site: Site, name: str) -> subprocess.Popen[bytes]:
         PasswordAuthentication no
         KbdInteractiveAuthentication no
         SetEnv VMCLONER_GUEST={name}
-        Subsystem sftp "sh '{folder}/sftp'"
+        Subsystem sftp sh {site.plain}/{name}/sftp
         """
     )
     sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -104,6 +109,7 @@ def guests(tmp_path_factory):
         port = free.getsockname()[1]
     keygen(folder / "key")
     site = Site(folder, port, folder / "key")
+    site.plain.symlink_to(folder)
     processes = [serve(site, name) for name in site.names]
     try:
         deadline = time.monotonic() + 30

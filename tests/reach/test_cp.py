@@ -216,6 +216,17 @@ def test_many_files_end_at_the_limit(fields, hostile, tmp_path, monkeypatch):
     assert not tree(tmp_path / "out")
 
 
+def test_a_limit_holds_though_nobody_looked_in_time(fields, hostile, tmp_path, monkeypatch):
+    """On a busy machine scp may end soon after the last look, or before the first."""
+    monkeypatch.setattr(transfers, "MAX_FILES", 50)
+    monkeypatch.setattr(transfers._Limit, "look_again", lambda _self: None)
+    hostile("many")
+    code, rows = fields("-r", "web-1:/x", "out/")
+    assert code == 10
+    assert "more than 50 files" in rows["web-1"]["error"]
+    assert not tree(tmp_path / "out")
+
+
 def test_links_of_ours_are_not_followed(fields, tmp_path):
     """A link in the way of a file is replaced, one in the way of a folder too."""
     (tmp_path / "source" / "sub").mkdir(parents=True)
