@@ -12,6 +12,7 @@ from vmcloner_core.errors import Conflict, NotEnoughResources, WrongState
 from vmcloner_core.model import Capacity, CloneMode, CloneRequest
 from vmcloner_core.testing.samples import make_context, make_labels
 from vmcloner_core.testing.storage import StorageConformance, make_image, no_progress
+from vmcloner_core.testing.store import StoreConformance, kills
 
 
 class Folder(Store):
@@ -72,6 +73,12 @@ def driver(tmp_path, store):
 @pytest.fixture
 def image(tmp_path):
     return make_image(tmp_path / "image", seed=1)
+
+
+class TestFolder(StoreConformance):
+    @pytest.fixture
+    def open_store(self, tmp_path):
+        return lambda: Folder(tmp_path)
 
 
 class TestStore(StorageConformance):
@@ -156,3 +163,30 @@ def test_an_image_that_does_not_fit_is_refused(driver, store, image):
     with pytest.raises(NotEnoughResources):
         driver.import_image("tiny", attrs.evolve(image, digest="sha256:0"), no_progress)
     assert list(store.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["import", "linked", "full", "delete"])
+def test_killed_anywhere_the_same_call_completes_it(driver, store, image, what):
+    """Killed at any line of the store's, in a call of the driver's."""
+    mode = CloneMode.FULL if what == "full" else CloneMode.LINKED
+
+    def work(_store=None, call=what):
+        origin = driver.import_image("tiny", image, no_progress).unwrap()
+        wanted = CloneRequest(labels=make_labels(), origin=origin, mode=mode)
+        steps = {"import": [], "delete": driver.delete(driver.volumes())}
+        assert all(outcome.ok for outcome in steps.get(call, driver.clone([wanted])))
+
+    (store.folder / "web-2-disk0").write_bytes(b"foreign")
+    made = {"import": None, "delete": "linked"}.get(what, "import")
+    if made is not None:
+        work(call=made)
+    for _ in kills(lambda: store, work):
+        work()
+        whole = [volume.complete for volume in driver.volumes()]
+        assert whole == [True] * (what in {"linked", "full"})
+        assert all(outcome.ok for outcome in driver.delete(driver.volumes()))
+        if what == "import":
+            assert driver.delete_origin("tiny").changed
+            assert [path.name for path in store.folder.iterdir()] == ["web-2-disk0"]
+        if what == "delete":
+            work(call="linked")
