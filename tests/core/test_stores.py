@@ -1,6 +1,8 @@
 """The storage driver for stores of volumes: its store here is a folder."""
 
+import itertools
 import json
+import os
 from pathlib import Path
 
 import attrs
@@ -12,7 +14,7 @@ from vmcloner_core.errors import Conflict, NotEnoughResources, WrongState
 from vmcloner_core.model import Capacity, CloneMode, CloneRequest
 from vmcloner_core.testing.samples import make_context, make_labels
 from vmcloner_core.testing.storage import StorageConformance, make_image, no_progress
-from vmcloner_core.testing.store import StoreConformance, kills
+from vmcloner_core.testing.store import StoreConformance
 
 
 class Folder(Store):
@@ -165,28 +167,50 @@ def test_an_image_that_does_not_fit_is_refused(driver, store, image):
     assert list(store.folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("what", ["import", "linked", "full", "delete"])
-def test_killed_anywhere_the_same_call_completes_it(driver, store, image, what):
-    """Killed at any line of the store's, in a call of the driver's."""
-    mode = CloneMode.FULL if what == "full" else CloneMode.LINKED
+def killed(work, store, at):
+    """Do work in a process that is killed before or after a change of the store's, the at-th."""
+    if (pid := os.fork()) == 0:
+        points = itertools.count()
 
-    def work(_store=None, call=what):
+        def around(change):
+            def changed(*words):
+                for step in (lambda: None, lambda: change(*words)):
+                    result = step()
+                    if next(points) == at:
+                        os._exit(9)
+                return result
+
+            return changed
+
+        for name in ("make", "finish", "remove"):
+            setattr(store, name, around(getattr(store, name)))
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, 9)
+    return code == 9
+
+
+def test_killed_anywhere_the_same_calls_complete_it(driver, store, image):
+    """Killed around each change, while the driver imports, clones and deletes."""
+    foreign = store.folder / "web-2-disk0"
+    foreign.write_bytes(b"foreign")
+
+    def work():
         origin = driver.import_image("tiny", image, no_progress).unwrap()
-        wanted = CloneRequest(labels=make_labels(), origin=origin, mode=mode)
-        steps = {"import": [], "delete": driver.delete(driver.volumes())}
-        assert all(outcome.ok for outcome in steps.get(call, driver.clone([wanted])))
-
-    (store.folder / "web-2-disk0").write_bytes(b"foreign")
-    made = {"import": None, "delete": "linked"}.get(what, "import")
-    if made is not None:
-        work(call=made)
-    for _ in kills(lambda: store, work):
-        work()
-        whole = [volume.complete for volume in driver.volumes()]
-        assert whole == [True] * (what in {"linked", "full"})
+        [made] = driver.clone([CloneRequest(labels=make_labels(), origin=origin)])
+        assert made.unwrap().complete
+        assert driver.volumes() == (made.value,)
         assert all(outcome.ok for outcome in driver.delete(driver.volumes()))
-        if what == "import":
-            assert driver.delete_origin("tiny").changed
-            assert [path.name for path in store.folder.iterdir()] == ["web-2-disk0"]
-        if what == "delete":
-            work(call="linked")
+        assert driver.delete_origin("tiny").changed
+
+    for at in itertools.count():
+        again = killed(work, store, at)
+        work()
+        assert list(store.folder.iterdir()) == [foreign]
+        if not again:
+            break
+    assert at == 16  # what is left of killed calls is removed first: two removals more
