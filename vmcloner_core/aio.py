@@ -3,13 +3,14 @@
 Example::
 
     from vmcloner_core.aio import AsyncEngine
+    from vmcloner_core.plan import RunFinished
 
     async with AsyncEngine.open() as engine:
         async with engine.watching() as events:
             making = asyncio.create_task(engine.create("ci", "tiny", count=3, ready=True))
             async for event in events:
-                print(event["event"])
-                if event["event"] == "result":
+                print(event.time, event)
+                if isinstance(event, RunFinished):
                     break
         await making
 
@@ -30,8 +31,8 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from vmcloner_core.cancelling import Cancellation, cancellable, ending_with
 from vmcloner_core.engine import Engine
 from vmcloner_core.errors import Interrupted
-from vmcloner_core.event_stream import EventStream
-from vmcloner_core.plan import RunResult
+from vmcloner_core.event_stream import Watcher
+from vmcloner_core.plan import Event, RunResult
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -110,28 +111,29 @@ class AsyncEngine:
         await asyncio.to_thread(self.engine.close)
 
     @contextlib.asynccontextmanager
-    async def watching(self) -> AsyncIterator[AsyncIterator[dict[str, object]]]:
+    async def watching(self) -> AsyncIterator[AsyncIterator[Event]]:
         """Watch the runs of this engine: yields their events from now on, as they come.
 
-        Each event is a JSON object (docs/events.md). A reader that falls far behind misses the
-        oldest ones.
+        They are :class:`~vmcloner_core.plan.PlanReady`, ``StepEvent``, ``Seen``, ``Sample`` and
+        ``RunFinished``; :func:`~vmcloner_core.event_stream.as_json` makes JSON objects of them. A
+        reader that falls far behind misses the oldest ones.
         """
         loop = asyncio.get_running_loop()
-        events: asyncio.Queue[dict[str, object]] = asyncio.Queue()
+        events: asyncio.Queue[Event] = asyncio.Queue()
 
-        def put(event: dict[str, object]) -> None:
+        def put(event: Event) -> None:
             if events.qsize() >= MAX_EVENTS:
                 events.get_nowait()
             events.put_nowait(event)
 
-        def tell(event: dict[str, object]) -> None:
+        def tell(event: Event) -> None:
             loop.call_soon_threadsafe(put, event)
 
-        async def come() -> AsyncIterator[dict[str, object]]:
+        async def come() -> AsyncIterator[Event]:
             while True:
                 yield await events.get()
 
-        stop = self.engine.plugins.watch(EventStream(tell))
+        stop = self.engine.plugins.watch(Watcher(tell))
         try:
             yield come()
         finally:

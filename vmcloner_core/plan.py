@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import math
 import re
+from datetime import UTC, datetime
 
 import attrs
 
@@ -318,8 +319,27 @@ class StepStatus(enum.Enum):
     FAILED = "failed"
 
 
+EVENT_SCHEMA = 1
+"""Version of the events' schema: higher if a key is removed or means another thing."""
+
+
 @attrs.frozen(kw_only=True)
-class StepEvent:
+class Event:
+    """What happened in a run: a :class:`PlanReady`, and so on; docs/events.md.
+
+    :param run: the run's id.
+    :param time: wall time in UTC at which observers are told of it, by this process' clock: what a
+        host tells its controller has the time at which it came there.
+    :param schema: version of the events' schema.
+    """
+
+    run: str
+    time: datetime = attrs.field(factory=lambda: datetime.now(UTC), init=False, eq=False)
+    schema: int = attrs.field(default=EVENT_SCHEMA, init=False)
+
+
+@attrs.frozen(kw_only=True)
+class StepEvent(Event):
     """One status change of one clone's step, for observers and the run log.
 
     :param clone: the clone's name; the template's for the step ``import``.
@@ -329,7 +349,6 @@ class StepEvent:
     :param at: seconds since the run started.
     """
 
-    run: str
     clone: str
     step: str
     status: StepStatus
@@ -367,7 +386,7 @@ class Waiting:
 
 
 @attrs.frozen(kw_only=True)
-class Seen:
+class Seen(Event):
     """What a run that waits for a clone saw of its guest for the first time.
 
     :param what: ``output`` (the first line of its console), ``ip`` (its address was known), the
@@ -377,7 +396,6 @@ class Seen:
     :param at: seconds since the run began.
     """
 
-    run: str
     clone: str
     what: str
     at: float
@@ -385,7 +403,7 @@ class Seen:
 
 
 @attrs.frozen(kw_only=True)
-class Sample:
+class Sample(Event):
     """How busy the host is during a run.
 
     :param at: seconds since the run began.
@@ -394,7 +412,6 @@ class Sample:
         None if it has several, or if that wasn't asked or didn't answer.
     """
 
-    run: str
     at: float
     cpu: float
     memory_used: int
@@ -458,3 +475,17 @@ class RunResult:
     def ok(self) -> bool:
         """Whether the run succeeded."""
         return self.enough and not self.left and not self.interrupted and self.error is None
+
+
+@attrs.frozen(kw_only=True)
+class PlanReady(Event):
+    """A run begins: this is what it will do."""
+
+    plan: Plan
+
+
+@attrs.frozen(kw_only=True)
+class RunFinished(Event):
+    """The last event of a run: what became of it."""
+
+    result: RunResult

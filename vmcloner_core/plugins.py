@@ -52,6 +52,7 @@ from vmcloner_core.hooks import (
 )
 from vmcloner_core.model import Clone, Host, Labels, Lease, check_mac
 from vmcloner_core.plan import (
+    Event,
     Plan,
     ProgressEvent,
     RunResult,
@@ -357,7 +358,7 @@ class PluginHost:
         ready = event.step == "wait" and event.status in (StepStatus.DONE, StepStatus.UNCHANGED)
         what = "ready" if ready else f"{event.step} {event.status.value}"
         log.debug("%s %s%s", event.clone, what, said)
-        self._observe(self._manager.hook.vmcloner_step_changed, event=event)
+        self._observe_event(self._manager.hook.vmcloner_step_changed, event=event)
 
     def progress(self, event: ProgressEvent) -> None:
         """Tell observers of a long step's bytes."""
@@ -369,11 +370,11 @@ class PluginHost:
 
     def clone_seen(self, seen: Seen) -> None:
         """Tell observers what was first seen of a clone."""
-        self._observe(self._manager.hook.vmcloner_clone_seen, seen=seen)
+        self._observe_event(self._manager.hook.vmcloner_clone_seen, seen=seen)
 
     def host_sampled(self, sample: Sample) -> None:
         """Tell observers how busy the host is."""
-        self._observe(self._manager.hook.vmcloner_host_sampled, sample=sample)
+        self._observe_event(self._manager.hook.vmcloner_host_sampled, sample=sample)
 
     def run_stopping(self, run: str, calls: Mapping[str, int]) -> None:
         """Tell observers that a run was asked to stop."""
@@ -391,6 +392,11 @@ class PluginHost:
     def run_finished(self, result: RunResult) -> None:
         """Tell observers of a run's end."""
         self._observe(self._manager.hook.vmcloner_run_finished, result=result)
+
+    def _observe_event(self, hook: pluggy.HookCaller, **values: Event) -> None:
+        """Tell observers of an event. Its time becomes now: in all of them, times never go back."""
+        with self._lock:
+            self._observe(hook, **{name: attrs.evolve(event) for name, event in values.items()})
 
     def _observe(self, hook: pluggy.HookCaller, **values: object) -> None:
         # One by one, since pluggy's broadcast stops at the first exception.

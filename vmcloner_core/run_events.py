@@ -19,7 +19,7 @@ import attrs
 
 from vmcloner_core.cancelling import pause
 from vmcloner_core.errors import NotFound, did_you_mean
-from vmcloner_core.event_stream import SCHEMA
+from vmcloner_core.plan import EVENT_SCHEMA
 
 POLL = 0.25
 MAX_LINE = 16 * 1024**2
@@ -35,6 +35,7 @@ class RunEvent:
     :param time: wall time, ISO 8601 in UTC; empty if the log's beginning is lost.
     :param kind: ``plan``, ``step``, ``result``, or one that a later version adds.
     :param values: the event's other keys. :param host: of many hosts, whose log it is of.
+    :param schema: the version of the events' schema that it was written with.
     """
 
     run: str
@@ -42,10 +43,11 @@ class RunEvent:
     kind: str
     values: Mapping[str, Any]
     host: str = ""
+    schema: int = EVENT_SCHEMA
 
     def json(self) -> dict[str, Any]:
         """Return the event as ``vmcloner events`` prints it."""
-        head = {"schema": SCHEMA, "run": self.run, "time": self.time, "event": self.kind}
+        head = {"schema": self.schema, "run": self.run, "time": self.time, "event": self.kind}
         head |= {"host": self.host} if self.host else {}
         return {**head, **{k: v for k, v in self.values.items() if k not in head}}
 
@@ -103,7 +105,9 @@ class _Log:
             return None
         when = self._time(values)
         self.ended = self.ended or kind == "result"
-        return RunEvent(run=self.run, time=when, kind=kind, values=values)
+        told = values.get("schema")
+        schema = told if isinstance(told, int) and told > 0 else EVENT_SCHEMA  # 1 had none at first
+        return RunEvent(run=self.run, time=when, kind=kind, values=values, schema=schema)
 
     def _time(self, values: Mapping[str, Any]) -> str:
         """Return an event's wall time; that of earlier versions' steps follows from the plan's."""

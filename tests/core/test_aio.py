@@ -2,6 +2,8 @@
 
 import asyncio
 import inspect
+import json
+from datetime import UTC
 
 import pytest
 
@@ -9,6 +11,8 @@ from tests.pauses import LONG, halted, meeting
 from vmcloner_core import Engine
 from vmcloner_core.aio import AsyncEngine
 from vmcloner_core.errors import NotFound, PartialFailure
+from vmcloner_core.event_stream import as_json
+from vmcloner_core.plan import PlanReady, RunFinished, StepEvent
 from vmcloner_core.testing.reference import BootPlugin, HypervisorPlugin, StoragePlugin
 
 # What isn't a call, or can't be one: hold() keeps locks for a block of its thread.
@@ -89,6 +93,12 @@ def test_a_cancelled_task_ends_its_run_cleanly(lab, monkeypatch):
     run(lab, main)
 
 
+def logged(lab, run):
+    """Return what the log of a run says."""
+    text = (lab.folder / "state/runs" / f"{run}.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def test_events_as_they_come(lab):
     async def main(engine):
         seen = []
@@ -96,16 +106,21 @@ def test_events_as_they_come(lab):
             making = asyncio.create_task(engine.create("web", "t1", count=2))
             async for event in events:
                 seen.append(event)
-                if event["event"] == "result":
+                if isinstance(event, RunFinished):
                     break
             await making
         return seen
 
     events = run(lab, main)
-    assert events[0]["event"] == "plan"
-    assert events[0]["clones"] == ["web-1", "web-2"]
-    assert {e["clone"] for e in events if e["event"] == "step"} == {"t1", "web-1", "web-2"}
-    assert {(e["schema"], e["run"]) for e in events} == {(1, events[0]["run"])}
+    begin, *_, end = events
+    assert isinstance(begin, PlanReady)
+    assert [clone.name for clone in begin.plan.clones] == ["web-1", "web-2"]
+    assert {e.clone for e in events if isinstance(e, StepEvent)} == {"t1", "web-1", "web-2"}
+    assert {(e.schema, e.run) for e in events} == {(1, begin.plan.run)}
+    assert {e.time.tzinfo for e in events} == {UTC}
+    assert [result.name for result in end.result.results] == ["web-1", "web-2"]
+    told = [as_json(event) for event in events]
+    assert [{**e, "time": ""} for e in told] == [{**e, "time": ""} for e in logged(lab, begin.run)]
 
 
 def test_a_stream_ends_with_its_task(lab):

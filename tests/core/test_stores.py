@@ -1,6 +1,8 @@
 """The storage driver for stores of volumes: its store here is a folder."""
 
+import itertools
 import json
+import os
 from pathlib import Path
 
 import attrs
@@ -12,6 +14,7 @@ from vmcloner_core.errors import Conflict, NotEnoughResources, WrongState
 from vmcloner_core.model import Capacity, CloneMode, CloneRequest
 from vmcloner_core.testing.samples import make_context, make_labels
 from vmcloner_core.testing.storage import StorageConformance, make_image, no_progress
+from vmcloner_core.testing.store import StoreConformance
 
 
 class Folder(Store):
@@ -72,6 +75,12 @@ def driver(tmp_path, store):
 @pytest.fixture
 def image(tmp_path):
     return make_image(tmp_path / "image", seed=1)
+
+
+class TestFolder(StoreConformance):
+    @pytest.fixture
+    def open_store(self, tmp_path):
+        return lambda: Folder(tmp_path)
 
 
 class TestStore(StorageConformance):
@@ -156,3 +165,52 @@ def test_an_image_that_does_not_fit_is_refused(driver, store, image):
     with pytest.raises(NotEnoughResources):
         driver.import_image("tiny", attrs.evolve(image, digest="sha256:0"), no_progress)
     assert list(store.folder.iterdir()) == []
+
+
+def killed(work, store, at):
+    """Do work in a process that is killed before or after a change of the store's, the at-th."""
+    if (pid := os.fork()) == 0:
+        points = itertools.count()
+
+        def around(change):
+            def changed(*words):
+                for step in (lambda: None, lambda: change(*words)):
+                    result = step()
+                    if next(points) == at:
+                        os._exit(9)
+                return result
+
+            return changed
+
+        for name in ("make", "finish", "remove"):
+            setattr(store, name, around(getattr(store, name)))
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, 9)
+    return code == 9
+
+
+def test_killed_anywhere_the_same_calls_complete_it(driver, store, image):
+    """Killed around each change, while the driver imports, clones and deletes."""
+    foreign = store.folder / "web-2-disk0"
+    foreign.write_bytes(b"foreign")
+
+    def work():
+        origin = driver.import_image("tiny", image, no_progress).unwrap()
+        [made] = driver.clone([CloneRequest(labels=make_labels(), origin=origin)])
+        assert made.unwrap().complete
+        assert driver.volumes() == (made.value,)
+        assert all(outcome.ok for outcome in driver.delete(driver.volumes()))
+        assert driver.delete_origin("tiny").changed
+
+    for at in itertools.count():
+        again = killed(work, store, at)
+        work()
+        assert list(store.folder.iterdir()) == [foreign]
+        if not again:
+            break
+    assert at == 16  # what is left of killed calls is removed first: two removals more

@@ -1,9 +1,10 @@
 """A conformance suite says once what a driver lacks, not in each of its tests."""
 
 import subprocess
-import sys
 
 import pytest
+
+from tests import child_pytest
 
 SUITES = {
     "storage": (
@@ -41,9 +42,8 @@ SUITES = {
 
 def said(tmp_path, text):
     (tmp_path / "test_mine.py").write_text(text)
-    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path]
     done = subprocess.run(
-        [*argv, "test_mine.py"],
+        child_pytest.argv("-q", "--rootdir", tmp_path, "test_mine.py"),
         cwd=tmp_path,
         capture_output=True,
         text=True,

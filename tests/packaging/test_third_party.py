@@ -4,16 +4,17 @@ import json
 import secrets
 import shutil
 import subprocess
-import sysconfig
+import sys
 import tempfile
 import venv
+from importlib import metadata
 from pathlib import Path
 
 import attrs
 import pytest
 
 from tests.e2e.conftest import Site
-from tests.packaging.building import ROOT, build, run
+from tests.packaging.building import ROOT, build, repack, run
 
 EXAMPLE = ROOT / "contrib/examples/vmcloner-libvirt-pool"
 URI = "qemu:///system"
@@ -25,20 +26,17 @@ def test_its_backend_has_at_most_150_lines():
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
-    """An environment with the two wheels. What they depend on is this environment's, unlisted.
+    """An environment with the two wheels, pytest, and nothing that they don't ask for.
 
-    pip checks the requirements, and may download nothing: libvirt's binding takes long to compile.
+    pip may download nothing: libvirt's binding takes long to compile. What they depend on becomes
+    wheels again, of what is installed here.
     """
-    folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder)
-    (site,) = (folder / "lib").glob("python*/site-packages")
-    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    folder, wheels = tmp_path_factory.mktemp("environment"), tmp_path_factory.mktemp("wheels")
     example = build(EXAMPLE, tmp_path_factory.mktemp("example"), "--no-isolation")
-    pip = (folder / "bin/python", "-m", "pip", "install", "--quiet", "--no-index")
-    for each in (wheel, example):
-        done = run(*pip, "--force-reinstall", "--no-deps", each)
-        assert done.returncode == 0, done.stderr
-    done = run(*pip, example)
+    repack([*metadata.requires("vmcloner"), "libvirt-python", "pytest"], wheels)
+    venv.create(folder)
+    pip = (sys.executable, "-m", "pip", "--python", folder / "bin/python", "install", "--quiet")
+    done = run(*pip, "--no-index", "--find-links", wheels, wheel, example, "pytest")
     assert done.returncode == 0, done.stderr
     return folder
 

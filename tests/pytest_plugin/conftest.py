@@ -1,12 +1,12 @@
 """A user's project with tests of its own, on drivers that all its processes share."""
 
 import os
-import sys
 from pathlib import Path
 
 import attrs
 import pytest
 
+from tests import child_pytest
 from tests.conftest import TEMPLATE
 from vmcloner_core import Engine
 
@@ -21,7 +21,7 @@ def vmcloner():
     with Engine.open(plugins=PLUGINS) as engine:
         yield engine
 """
-QUIET = ("-p", "no:cacheprovider", "-p", "no:rerunfailures", "-p", "no:randomly")
+QUIET = ("-p", "no:rerunfailures", "-p", "no:randomly")
 
 
 @attrs.frozen
@@ -42,7 +42,7 @@ class Project:
         self.pytester.makepyfile(test_it=text)
 
     def argv(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "pytest", "-v", *QUIET, *words]
+        return child_pytest.argv("-v", *QUIET, *words)
 
     def run(self, *words: str) -> pytest.RunResult:
         return self.pytester.run(*self.argv(*words), timeout=200)

@@ -3,22 +3,27 @@
 A mutant is the sound driver but for one thing, which its docstring says. ``MUTANTS`` is the table.
 """
 
+import contextlib
 import hashlib
+import json
 import logging
 import os
 import secrets
 import tempfile
+import time
 from pathlib import Path
 from types import MappingProxyType
 
 import attrs
 
+from tests.core.test_stores import Folder
 from vmcloner_core.cli.base import Base
 from vmcloner_core.drivers import IdentityProvider, ImageBuilder
 from vmcloner_core.errors import InvalidRequest, NotFound, WrongState
 from vmcloner_core.hooks import hookimpl
 from vmcloner_core.model import (
     BootConfig,
+    Capacity,
     Outcome,
     Seed,
     State,
@@ -142,6 +147,7 @@ SOUND = {
     "image": Images,
     "observer": Observing,
     "command": Command,
+    "store": Folder,
 }
 
 
@@ -1584,3 +1590,255 @@ class TakesAnything(Command):
         parser = super().get_parser(prog_name)
         parser.error = lambda _: None
         return parser
+
+
+# --- stores of volumes --------------------------------------------------------------------------
+
+
+@caught_by("test_a_killed_make")
+class MakesTheRecordLast(Folder):
+    """The volume is there before its record: a killed call leaves what counts as foreign."""
+
+    def make(self, name, known, size, below):
+        path = super().make(name, {}, size, below)
+        self._record(name).unlink()
+        self._record(name).write_text(json.dumps(known))
+        return path
+
+
+@caught_by("test_a_killed_make")
+class LabelsLast(Folder):
+    """The record says whose the volume is once that is made."""
+
+    def make(self, name, known, size, below):
+        path = super().make(name, {}, size, below)
+        self._record(name).write_text(json.dumps(known))
+        return path
+
+
+@caught_by("test_a_killed_make")
+class MakesItWhole(Folder):
+    """The record begins with the mark of a whole volume, which is taken back."""
+
+    def make(self, name, known, size, below):
+        self._record(name).write_text(json.dumps(known) + " ")
+        path = self.folder / name
+        path.touch()
+        self._record(name).unlink()
+        path.unlink()
+        return super().make(name, known, size, below)
+
+
+@caught_by("test_a_killed_make")
+class LeavesDrafts(Folder):
+    """The record is written elsewhere and renamed; what a killed call left there stays."""
+
+    def make(self, name, known, size, below):
+        draft = self.folder / f"{name}.draft"
+        draft.write_text(json.dumps(known))
+        path = super().make(name, known, size, below)
+        draft.rename(self._record(name))
+        return path
+
+
+@caught_by("test_a_killed_make")
+class NeedsWhatItMade(Folder):
+    """A volume whose record was made alone can't be removed."""
+
+    def remove(self, name):
+        if self._record(name).exists():
+            (self.folder / name).unlink()
+        self._record(name).unlink(missing_ok=True)
+
+
+@caught_by("test_a_killed_finish")
+class FinishesInTwoSteps(Folder):
+    """The record is removed and written again with the mark."""
+
+    def finish(self, name):
+        text = self._record(name).read_text()
+        self._record(name).unlink()
+        self._record(name).write_text(text.rstrip() + " ")
+
+
+@caught_by("test_a_killed_finish")
+class FinishesOnce(Folder):
+    """Marking a whole volume again is taken for another mark."""
+
+    def find(self, name):
+        kept = super().find(name)
+        twice = kept is not None and self._record(name).read_text().endswith("  ")
+        return attrs.evolve(kept, whole=False) if twice else kept
+
+
+@caught_by("test_a_killed_remove")
+class RemovesTheRecordFirst(Folder):
+    """A killed call leaves a volume that counts as foreign."""
+
+    def remove(self, name):
+        self._record(name).unlink(missing_ok=True)
+        (self.folder / name).unlink(missing_ok=True)
+
+
+@caught_by("test_a_killed_remove")
+class IsWholeByItsMark(Folder):
+    """A volume that is gone is whole, as long as its record is there."""
+
+    def find(self, name):
+        kept = super().find(name)
+        marked = kept is not None and self._record(name).read_text().endswith(" ")
+        return attrs.evolve(kept, whole=True) if marked else kept
+
+
+@caught_by("test_remove")
+class KeepsRecords(Folder):
+    """A record outlives its volume."""
+
+    def remove(self, name):
+        (self.folder / name).unlink(missing_ok=True)
+
+
+@caught_by("test_remove")
+class RemovesOnce(Folder):
+    """What isn't there can't be removed."""
+
+    def remove(self, name):
+        (self.folder / name).unlink()
+        self._record(name).unlink()
+
+
+@caught_by("test_a_volume_becomes_whole")
+class RoundsSizes(Folder):
+    """Volumes have whole MiB."""
+
+    def make(self, name, known, size, below):
+        return super().make(name, known, -(-size // 2**20) * 2**20, below)
+
+
+@caught_by("test_a_volume_becomes_whole")
+class HidesLabels(Folder):
+    """What is found has no labels."""
+
+    def find(self, name):
+        kept = super().find(name)
+        known = {k: v for k, v in kept.known.items() if k != "labels"} if kept else {}
+        return attrs.evolve(kept, known=known) if kept else None
+
+
+@caught_by("test_a_volume_becomes_whole")
+class ListsTheWhole(Folder):
+    """Volumes that aren't whole are not listed."""
+
+    def names(self):
+        return [name for name in super().names() if self.find(name).whole]
+
+
+@caught_by("test_a_volume_becomes_whole")
+class RemembersMarks(Folder):
+    """Which volumes are whole is known by one object only."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.marked = set()
+
+    def finish(self, name):
+        self.marked.add(name)
+
+    def find(self, name):
+        kept = super().find(name)
+        return attrs.evolve(kept, whole=name in self.marked) if kept else None
+
+
+@caught_by("test_an_overlay_reads_from_what_is_below")
+class CopiesWhatIsBelow(Folder):
+    """A linked volume is a raw one."""
+
+    def make(self, name, known, size, below):
+        return super().make(name, known, size, None)
+
+
+@caught_by("test_an_overlay_reads_from_what_is_below")
+class OverlaysAsLargeAsBelow(Folder):
+    """An overlay is as large as the image below."""
+
+    def make(self, name, known, size, below):
+        size = below.stat().st_size if below else size
+        return super().make(name, known, size, below)
+
+
+@caught_by("test_a_record_says_what_it_was_given")
+class CutsRecords(Folder):
+    """A record has one KiB."""
+
+    def make(self, name, known, size, below):
+        path = super().make(name, known, size, below)
+        if len(json.dumps(known)) > 1024:
+            self._record(name).write_text(json.dumps({"state": known["state"]}))
+        return path
+
+
+@caught_by("test_volumes_are_told_apart")
+class RemovesWhatBeginsAlike(Folder):
+    """A name is a pattern."""
+
+    def remove(self, name):
+        for path in self.folder.glob(f"{name}*"):
+            path.unlink()
+
+
+@caught_by("test_volumes_are_told_apart")
+class ListsByPrefix(Folder):
+    """Volumes that begin with x are not listed."""
+
+    def names(self):
+        return [name for name in super().names() if not name.startswith("x")]
+
+
+@caught_by("test_a_new_volume_has_nothing_of_the_old")
+class KeepsOldBytes(Folder):
+    """A removed volume is put aside, and taken again for the next of its name."""
+
+    def remove(self, name):
+        with contextlib.suppress(FileNotFoundError):
+            self.aside = (self.folder / name).read_bytes()
+        super().remove(name)
+
+    def make(self, name, known, size, below):
+        path = super().make(name, known, size, below)
+        if not below and known["labels"]["index"] == "2":
+            path.write_bytes(getattr(self, "aside", b"") or bytes(size))
+        return path
+
+
+@caught_by("test_a_foreign_volume_is_a_conflict")
+class TakesForeignForNothing(Folder):
+    """A volume without a record isn't seen."""
+
+    def find(self, name):
+        return super().find(name) if self._record(name).exists() else None
+
+
+@caught_by("test_a_foreign_volume_is_a_conflict")
+class ListsForeign(Folder):
+    """All volumes are listed."""
+
+    def names(self):
+        return [path.name for path in self.folder.iterdir() if path.suffix != ".record"]
+
+
+@caught_by("test_calls_of_several_threads")
+class WorksOnOneAtATime(Folder):
+    """The record that is written is the last one that was asked for, whoever did."""
+
+    def make(self, name, known, size, below):
+        self.current = known
+        time.sleep(0.01)
+        return super().make(name, self.current, size, below)
+
+
+@caught_by("test_capacity")
+class HasNoSpace(Folder):
+    """Free space is that of another place."""
+
+    def capacity(self):
+        return Capacity(total=2**20, free=2**40)

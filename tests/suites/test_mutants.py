@@ -15,6 +15,7 @@ from vmcloner_core.testing.command import CommandConformance
 from vmcloner_core.testing.identity import IdentityConformance
 from vmcloner_core.testing.image import ImageConformance
 from vmcloner_core.testing.observer import ObserverConformance
+from vmcloner_core.testing.store import StoreConformance
 
 pytest_plugins = ["pytester"]
 
@@ -59,6 +60,12 @@ class OnCommand(CommandConformance):
         return self.made
 
 
+class OnStore(StoreConformance):
+    @pytest.fixture
+    def open_store(self, tmp_path):
+        return lambda: self.made(tmp_path)
+
+
 SUITES = {
     "storage": OnStorage,
     "hypervisor": OnHypervisor,
@@ -67,6 +74,7 @@ SUITES = {
     "image": OnImage,
     "observer": OnObserver,
     "command": OnCommand,
+    "store": OnStore,
 }
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests import child_pytest
 from vmcloner_core import skeletons
 from vmcloner_core.errors import Conflict, InvalidRequest
 
@@ -31,7 +32,7 @@ def test_a_skeleton_is_green(tmp_path, kind):
     done = call(*pip, "--target", site, ".", cwd=folder)
     assert done.returncode == 0, done.stderr
     done = call(
-        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"),
+        *child_pytest.argv("-q", "-W", "error"),
         cwd=folder,
         PYTHONPATH=str(site),
     )

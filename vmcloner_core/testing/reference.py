@@ -518,6 +518,7 @@ class ReferenceHypervisor(HypervisorDriver):
         if held is not None and held.state in (State.RUNNING, State.PAUSED):
             return Outcome(key=name, error=WrongState(f"{name} is {held.state.value}"))
         self.said.pop(name, None)
+        self.boots.pop(name, None)
         return Outcome(key=name, changed=self.machines.pop(name, None) is not None)
 
 

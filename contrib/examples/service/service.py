@@ -23,6 +23,7 @@ from aiohttp import web
 from vmcloner_core import Clone
 from vmcloner_core.aio import AsyncEngine
 from vmcloner_core.errors import NotFound, PartialFailure, VmclonerError
+from vmcloner_core.event_stream import as_json
 from vmcloner_core.request import CreateRequest, TargetRequest
 from vmcloner_core.results import check_result
 
@@ -87,7 +88,7 @@ async def get_events(request: web.Request) -> web.StreamResponse:
     async with request.app[ENGINE].watching() as events:
         await response.prepare(request)
         async for event in events:
-            await response.write(json.dumps(event).encode() + b"\n")
+            await response.write(json.dumps(as_json(event)).encode() + b"\n")
     return response
 
 

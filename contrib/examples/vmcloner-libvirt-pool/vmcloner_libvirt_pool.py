@@ -6,6 +6,7 @@ removed after it. Once NAME is whole, its record is made larger: one step, and t
 
 import contextlib
 import json
+import threading
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement, tostring
 
@@ -35,15 +36,17 @@ class LibvirtPool(Store):
 
     def __init__(self, settings):
         self._uri, self._pool, self._connection = settings.uri, settings.pool, None
+        self._opening = threading.Lock()
 
     @contextlib.contextmanager
     def _asked(self, *, refreshed=False):
         """Yield libvirt's pool. libvirt's errors become vmcloner's."""
         try:
-            if self._connection is None or not self._connection.isAlive():
-                libvirt.registerErrorHandler(lambda *_: None, None)  # else it prints them
-                self._connection = None
-                self._connection = libvirt.open(self._uri)
+            with self._opening:  # all threads use one: a stream and its volume must have the same
+                if self._connection is None or not self._connection.isAlive():
+                    libvirt.registerErrorHandler(lambda *_: None, None)  # else it prints them
+                    self._connection = None
+                    self._connection = libvirt.open(self._uri)
             pool = self._connection.storagePoolLookupByName(self._pool)
             if refreshed:
                 with contextlib.suppress(libvirt.libvirtError):  # while others make volumes in it
@@ -61,8 +64,7 @@ class LibvirtPool(Store):
 
     def capacity(self):
         with self._asked(refreshed=True) as pool:
-            _, kind, _ = pool.XMLDesc().split("'", 2)
-            _, total, _, free = pool.info()
+            (_, kind, _), (_, total, _, free) = pool.XMLDesc().split("'", 2), pool.info()
         if kind not in TYPES:
             text = f"libvirt's pool {self._pool} is of type {kind}: its volumes aren't files"
             raise errors.BackendError(text, hint=f"use a pool of type {', '.join(TYPES)}")
@@ -77,10 +79,9 @@ class LibvirtPool(Store):
             record, volume = _found(pool, name + RECORD), _found(pool, name)
             text = self._text(record) if record else ""
             with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-                known = json.loads(text)["vmcloner"]
+                known = dict(json.loads(text)["vmcloner"])
                 whole = volume is not None and record.info()[1] > SIZE
-                path = Path(record.path().removesuffix(RECORD))
-                return Kept(path=path, known=dict(known), whole=whole)
+                return Kept(path=Path(record.path()[: -len(RECORD)]), known=known, whole=whole)
             if volume or text or (record and record.info()[1] != SIZE):
                 raise errors.Conflict(f"volume {name} of libvirt's pool {self._pool} isn't ours")
             return None  # at most a record of a killed call in which nothing was written yet
@@ -138,7 +139,6 @@ def _xml(name, size, below=None):
 
 @hookimpl
 def vmcloner_storage_backend():
-    """Describe the backend."""
     return StorageBackend(
         api=1,
         name="libvirt-pool",

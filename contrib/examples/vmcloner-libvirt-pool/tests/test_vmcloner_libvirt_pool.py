@@ -1,7 +1,5 @@
-"""vmcloner's conformance suite on a pool of its own, in a running libvirtd; and kills."""
+"""vmcloner's conformance suites on a pool of its own, in a running libvirtd."""
 
-import functools
-import itertools
 import os
 import shutil
 import subprocess
@@ -11,20 +9,16 @@ from pathlib import Path
 import attrs
 import libvirt
 import pytest
-from vmcloner_libvirt_pool import LibvirtPoolSettings, vmcloner_storage_backend
+from vmcloner_libvirt_pool import LibvirtPool, LibvirtPoolSettings, vmcloner_storage_backend
 
 from vmcloner_core.errors import BackendError, Conflict
-from vmcloner_core.model import CloneMode, CloneRequest, Copying, Status
+from vmcloner_core.model import CloneRequest, Copying, Status
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import StorageConformance, make_image
+from vmcloner_core.testing.store import StoreConformance
 
 URI = os.environ.get("LIBVIRT_DEFAULT_URI", "qemu:///system")
 make = vmcloner_storage_backend().factory
-CHANGES = {
-    libvirt.virStoragePool: ("createXML",),
-    libvirt.virStorageVol: ("upload", "resize", "delete"),
-    libvirt.virStream: ("send",),
-}
 
 
 @pytest.fixture
@@ -58,6 +52,12 @@ class TestLibvirtPool(StorageConformance):
     @pytest.fixture
     def open_driver(self, opening):
         return opening
+
+
+class TestItsVolumes(StoreConformance):
+    @pytest.fixture
+    def open_store(self, pool):
+        return lambda: LibvirtPool(LibvirtPoolSettings(pool=pool, uri=URI))
 
 
 def test_a_pool_that_is_not_there_is_named(opening, pool):
@@ -94,72 +94,3 @@ def test_a_record_that_is_not_vmcloners_is_left_alone(opening, folder, image, co
     [outcome] = driver.clone([CloneRequest(labels=make_labels(), origin=origin)])
     assert isinstance(outcome.error, Conflict)
     assert (folder / "web-1-disk0.vmcloner").read_bytes() == content
-
-
-# --- kills ---
-
-
-def killed(work, at):
-    """Do work in a process that is killed around its call ``at`` which changes something.
-
-    Return whether it was: before the call for even numbers, after it for odd ones.
-    """
-    if (pid := os.fork()) == 0:
-        calls = itertools.count(step=2)
-
-        def die_around(call, *words):
-            now = next(calls)
-            if now == at:
-                os._exit(9)
-            result = call(*words)
-            if now + 1 == at:
-                os._exit(9)
-            return result
-
-        for owner, names in CHANGES.items():
-            for name in names:
-                real = getattr(owner, name)
-                setattr(owner, name, functools.partialmethod(_swap(die_around, real)))
-        try:
-            work()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert code in (0, 9)
-    return code == 9
-
-
-def _swap(around, real):
-    return lambda itself, *words: around(real, itself, *words)
-
-
-@pytest.mark.parametrize("what", ["import", "linked", "full", "delete"])
-def test_killed_anywhere_the_same_call_completes_it(opening, folder, image, what):
-    mode = CloneMode.FULL if what == "full" else CloneMode.LINKED
-
-    def work(driver, call=what):
-        origin = driver.import_image("tiny", image, lambda *_: None).unwrap()
-        request = CloneRequest(labels=make_labels(), origin=origin, mode=mode)
-        steps = {"import": [], "delete": driver.delete(driver.volumes())}
-        assert all(outcome.ok for outcome in steps.get(call, driver.clone([request])))
-
-    foreign = folder / "web-2-disk0"
-    foreign.write_bytes(b"foreign")
-    for at in itertools.count():
-        if what != "import":  # these calls are not counted
-            work(opening(), {"delete": "linked"}.get(what, "import"))
-        was_killed = killed(lambda: work(opening()), at)
-        work(opening())
-        driver = opening()
-        assert [volume.complete for volume in driver.volumes()] == [True] * (
-            what in {"linked", "full"}
-        )
-        assert all(outcome.ok for outcome in driver.delete(driver.volumes()))
-        if what == "import" or not was_killed:
-            assert driver.delete_origin("tiny").changed
-            assert [path.name for path in folder.iterdir()] == [foreign.name]
-        if not was_killed:
-            break
-    assert at == {"import": 10, "linked": 10, "full": 10, "delete": 4}[what]
-    assert foreign.read_bytes() == b"foreign"
