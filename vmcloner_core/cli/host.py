@@ -78,7 +78,7 @@ class HostAdd(Record):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
         parser = super().get_parser(prog_name)
-        parser.add_argument("name", metavar="NAME", help="Its name in the settings.")
+        parser.add_argument("host", metavar="HOST", help="Its name in the settings.")
         parser.add_argument(
             "ssh",
             nargs="?",
@@ -95,7 +95,7 @@ class HostAdd(Record):
         from vmcloner_core.hosts.adding import add
 
         added, file = add(
-            self.app.options.config, parsed_args.name, parsed_args.ssh, parsed_args.folder
+            self.app.options.config, parsed_args.host, parsed_args.ssh, parsed_args.folder
         )
         note(self.app, f"vmcloner --host {added.name} host check says what it lacks")
         return self.columns, (added.name, added.ssh, added.python, str(file))
@@ -171,7 +171,7 @@ class HostDrain(Table):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
         parser = super().get_parser(prog_name)
-        parser.add_argument("name", metavar="HOST", help="Its name in the settings.")
+        parser.add_argument("host", metavar="HOST", help="Its name in the settings.")
         way = parser.add_mutually_exclusive_group()
         way.add_argument("--delete", action="store_true", help="Delete its stopped clones.")
         way.add_argument(
@@ -198,7 +198,7 @@ class HostDrain(Table):
 
         emptied = drain(
             _controller(self.app),
-            parsed_args.name,
+            parsed_args.host,
             delete=parsed_args.delete,
             move=parsed_args.move,
             dry_run=parsed_args.dry_run,
@@ -206,7 +206,7 @@ class HostDrain(Table):
         )
         self._left = [each for each in emptied if each.failed]
         if not parsed_args.dry_run:
-            note(self.app, f"host {parsed_args.name} gets no new clones; host undrain undoes that")
+            note(self.app, f"host {parsed_args.host} gets no new clones; host undrain undoes that")
         columns = [name for name in self.columns if name != "target" or parsed_args.move]
         return columns, [
             (
@@ -222,7 +222,7 @@ class HostDrain(Table):
         code = super().produce_output(parsed_args, column_names, data)
         if self._left:
             raise PartialFailure(
-                f"{fold([each.clone for each in self._left])}: still on {parsed_args.name}",
+                f"{fold([each.clone for each in self._left])}: still on {parsed_args.host}",
                 hint="stop them, then run the same command again",
             )
         return code
@@ -239,7 +239,7 @@ class HostUndrain(Record):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
         parser = super().get_parser(prog_name)
-        parser.add_argument("name", metavar="HOST", help="Its name in the settings.")
+        parser.add_argument("host", metavar="HOST", help="Its name in the settings.")
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
@@ -247,8 +247,8 @@ class HostUndrain(Record):
         from vmcloner_core.hosts.draining import check_known
 
         controller = _controller(self.app)
-        check_known(controller, parsed_args.name)
-        return self.columns, (parsed_args.name, controller.drained.remove(parsed_args.name))
+        check_known(controller, parsed_args.host)
+        return self.columns, (parsed_args.host, controller.drained.remove(parsed_args.host))
 
 
 class _Network(Record):
@@ -261,7 +261,11 @@ class _Network(Record):
         parser = super().get_parser(prog_name)
         default = NetworkRequest().name
         parser.add_argument(
-            "--name", default=default, help=f"The network's name (default {default})."
+            "--name",
+            dest="network",
+            metavar="NAME",
+            default=default,
+            help=f"The network's name (default {default}).",
         )
         parser.add_argument(
             "--bridge",
@@ -329,7 +333,7 @@ class HostPrepareNetwork(_Network):
         if parsed_args.count < 1:
             raise InvalidRequest(f"count must be at least 1, not {parsed_args.count}")
         request = NetworkRequest(
-            name=parsed_args.name,
+            name=parsed_args.network,
             count=parsed_args.count,
             subnet=parsed_args.subnet,
             bridge=parsed_args.bridge,
@@ -350,7 +354,7 @@ class HostRemoveNetwork(_Network):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
         """Return keys and values."""
         request = NetworkRequest(
-            name=parsed_args.name, bridge=parsed_args.bridge, dry_run=parsed_args.dry_run
+            name=parsed_args.network, bridge=parsed_args.bridge, dry_run=parsed_args.dry_run
         )
         change = self.engine.remove_network(request, hypervisor=parsed_args.hypervisor)
         return self._change(change, parsed_args)
