@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,11 @@ from vmcloner_core.errors import (
 )
 from vmcloner_core.model import Check, NetworkChange, NetworkRequest, Status
 from vmcloner_core.names import fold
+from vmcloner_core.process import LocalRunner
 from vmcloner_core.units import counted
 
 if TYPE_CHECKING:
+    from vmcloner_core.engine import Engine
     from vmcloner_core.hosts.controller import Controller
     from vmcloner_core.hosts.draining import Emptied
 
@@ -38,10 +41,29 @@ def judged(checks: Sequence[Check]) -> int:
     return next((check.exit_code for check in checks if check.status is Status.FAILED), 0)
 
 
+def next_command(engine: Engine, checks: Sequence[Check]) -> str:
+    """Return the command that takes a newcomer on from what ``host check`` found."""
+    failed = [check for check in checks if check.status is Status.FAILED]
+    if any(check.setup for check in failed):
+        return f"{'' if os.geteuid() == 0 else 'sudo '}vmcloner host setup"
+    if failed:
+        return failed[0].fix or f"vmcloner host check {failed[0].backend}"
+    try:
+        if engine.fleets():
+            return "vmcloner list"
+        images = [origin.template for origin in engine.origins()]
+    except VmclonerError:  # of a backend that has no check for it
+        return "vmcloner list"
+    if not images and LocalRunner().which("apt-get") is None:
+        return "vmcloner template pull debian-13"
+    # tiny is made of the packages of the machine's own distribution, with apt.
+    return f"vmcloner create web -t {(images or ['tiny'])[0]} -n 3 --start --wait"
+
+
 class HostCheck(Table):
     """Check what each backend needs on this host, and say how to fix what is wrong.
 
-    Exit code 8 if something needed is missing.
+    On a terminal, ends with the command to type next. Exit code 8 if something needed is missing.
     """
 
     example = "vmcloner host check kvm"
@@ -59,6 +81,13 @@ class HostCheck(Table):
         """Return columns and rows."""
         self.checks = tuple(self.engine.check_host(*parsed_args.backends))
         return CHECK_COLUMNS, [check_row(check) for check in self.checks]
+
+    def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
+        """Print the rows, and for people what to do next."""
+        code = super().produce_output(parsed_args, column_names, data)
+        if sys.stdout.isatty() and self.for_people(parsed_args):
+            note(self.app, f"next: {next_command(self.engine, self.checks)}")
+        return code
 
     def run(self, parsed_args: argparse.Namespace) -> int:
         """Check; fails where a check does."""
