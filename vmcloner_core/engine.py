@@ -52,6 +52,7 @@ from vmcloner_core.model import (
     HostResources,
     Leftover,
     Moved,
+    Network,
     NetworkChange,
     NetworkRequest,
     Outcome,
@@ -600,6 +601,11 @@ class Engine(RunCalls, LabCalls, TemplateCalls, LeaseCalls, PoolCalls, GuestCall
         return audit.judge(self.execute(*targets, command=audit.SCRIPT, timeout=timeout, jobs=jobs))
 
     # --- host -----------------------------------------------------------------------------------
+
+    def networks(self, hypervisor: str | None = None) -> tuple[Network, ...]:
+        """Return the networks of a hypervisor (by default the default one), none if it has none."""
+        driver = self._host.drivers.hypervisor(hypervisor or self.settings.defaults.hypervisor)
+        return () if driver.networks is None else driver.networks.inspect() or ()
 
     def prepare_network(
         self, request: NetworkRequest, *, hypervisor: str | None = None

@@ -63,6 +63,11 @@ class SnapshotFolders:
         folder = self.folder / clone / name
         return folder if folder.is_dir() else None
 
+    def names(self) -> frozenset[str]:
+        """Return the names that complete snapshots of any clones have."""
+        found = (name for clone in _names(self.folder) for name in _names(self.folder / clone))
+        return frozenset(name for name in found if not name.startswith("."))
+
     def begin(self, clone: str, name: str, was: State, *, memory: bool) -> None:
         """Make the folder of a snapshot that is to be taken.
 

@@ -7,6 +7,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
+
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Check, Status
 from vmcloner_core.os_errors import translate
@@ -51,7 +53,8 @@ def examine_pool(backend: str, pool: Pool, wanted: str, runner: CommandRunner) -
     if runner.which("qemu-img"):
         yield check("qemu-img", Status.OK)
     else:
-        yield check("qemu-img", Status.FAILED, "needed to import qcow2 images", QEMU_IMG_FIX)
+        failed = check("qemu-img", Status.FAILED, "needed to import qcow2 images", QEMU_IMG_FIX)
+        yield attrs.evolve(failed, setup=True)
 
 
 def _cloning(features: Features, wanted: str, kind: str) -> tuple[Status, str, str]:

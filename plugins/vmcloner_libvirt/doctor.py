@@ -33,14 +33,15 @@ def examine(
 ) -> Iterator[Check]:
     """Yield the checks, in the order in which failures are best fixed."""
     check = partial(Check, backend=context.name)
-    daemon = yield from reach(check, connections)
+    session = is_session(connections.uri)
+    mended = partial(check, setup=not session)
+    daemon = yield from reach(mended, connections)
     if daemon is None or daemon.kind not in ("", "QEMU"):
         return
-    yield _emulator(check, probe)
+    yield _emulator(mended, probe)
     yield _acceleration(check, probe, accel)
-    session = is_session(connections.uri)
     if not session:  # a user's own libvirtd starts its virtlogd
-        yield from _virtlogd(check)
+        yield from _virtlogd(mended)
     if daemon.capabilities is not None:
         user = User.of(os.geteuid()) if session else _qemu_user(daemon.capabilities)
         if not session:  # where the daemon's user isn't QEMU's

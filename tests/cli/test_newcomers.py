@@ -14,10 +14,12 @@ from tests.conftest import TEMPLATE
 from vmcloner_core import State
 from vmcloner_core.cli.app import Shell
 from vmcloner_core.cli.formats import PlainTable
+from vmcloner_core.cli.host import next_command
 from vmcloner_core.cli.listing import List, frame
 from vmcloner_core.errors import HostCommandError, NotFound
-from vmcloner_core.model import Needs
+from vmcloner_core.model import Check, Needs, Status
 from vmcloner_core.plugins import PluginHost
+from vmcloner_core.process import LocalRunner
 from vmcloner_core.units import counted
 
 
@@ -381,3 +383,35 @@ def test_a_console_that_said_nothing(run):
 def test_what_is_counted_has_its_plural():
     assert [counted(n, "copy") for n in (0, 1, 2)] == ["0 copies", "1 copy", "2 copies"]
     assert [counted(n, "key") for n in (1, 2)] == ["1 key", "2 keys"]
+
+
+# --- what to type next --------------------------------------------------------------------------
+
+
+def check(name, **more):
+    return Check(backend="kvm", name=name, status=Status.FAILED, **more)
+
+
+def test_host_check_ends_with_the_next_command(run, lab, monkeypatch):
+    """For people only: nothing is added to what programs read."""
+    assert "next:" not in "".join(run("host", "check")[1:])
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert "next:" not in "".join(run("host", "check", "-f", "json")[1:])
+    assert "next:" not in "".join(run("--quiet", "host", "check")[1:])
+    monkeypatch.setattr(LocalRunner, "which", lambda _self, _program: None)
+    assert run("host", "check")[2].endswith("next: vmcloner template pull debian-13\n")
+    monkeypatch.setattr(LocalRunner, "which", lambda _self, program: f"/usr/bin/{program}")
+    assert "next: vmcloner create web -t tiny -n 3 --start --wait" in run("host", "check")[2]
+    run("template", "import", "t1")
+    assert "next: vmcloner create web -t t1 -n 3 --start --wait" in run("host", "check")[2]
+    run("create", "web", "-t", "t1")
+    assert "next: vmcloner list\n" in run("host", "check")[2]
+
+
+def test_what_failed_comes_first(lab, monkeypatch):
+    failed = [check("access", fix="chmod o+x /srv"), check("daemon", setup=True)]
+    assert next_command(lab.engine, failed[:1]) == "chmod o+x /srv"
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert next_command(lab.engine, failed) == "vmcloner host setup"
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert next_command(lab.engine, failed) == "sudo vmcloner host setup"

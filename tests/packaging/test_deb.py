@@ -16,6 +16,7 @@ from contrib.lab.errors import LabError
 from contrib.packaging import chroots, deb, sources, vendored
 from vmcloner_core.process import LocalRunner
 from vmcloner_core.schedule import EVERY, LABEL, Places, Schedule
+from vmcloner_libvirt.setting_up import PACKAGES
 
 DEBIAN = sources.TOP / "contrib/packaging/debian"
 STATE = "/var/lib/vmcloner"
@@ -215,6 +216,36 @@ class TestInstalled:
             "--version",
         )
         assert out.startswith("vmcloner ")
+
+
+SET_UP = """
+set -e
+mount -t sysfs sys /sys
+mount -t tmpfs run /run
+ip link set lo up
+vmcloner host setup --yes -f json
+vmcloner host setup --yes -f json >/tmp/again
+vmcloner host check -f json >/tmp/checked
+virsh net-list --name >/tmp/networks
+"""
+
+
+class TestBareMachine:
+    pytestmark = SLOW
+
+    def test_host_setup_makes_it_ready(self, root):
+        """In a network namespace of its own; so its packages are downloaded before."""
+        root.run("dpkg", "--install", "/vmcloner.deb")
+        root.run("apt-get", "-q", "install", "-y", "--download-only", *PACKAGES)
+        root.run("apt-get", "-q", "install", "-y", "iproute2")
+        first = json.loads(root.run("unshare", "--net", "bash", "-c", SET_UP))
+        assert {row["step"]: row["status"] for row in first}["libvirtd"] == "done"
+        tmp = root.folder / "tmp"
+        again = json.loads((tmp / "again").read_text())
+        assert {row["status"] for row in again} == {"already done"}
+        checked = json.loads((tmp / "checked").read_text())
+        assert [row for row in checked if row["status"] == "failed"] == []
+        assert "vmcloner" in (tmp / "networks").read_text().split()
 
 
 @pytest.mark.slow

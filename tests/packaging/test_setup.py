@@ -77,7 +77,9 @@ def sandbox(tmp_path):
     return run
 
 
-KEPT = "libvirtd: running, and stays running; stop it with: make stop"
+KEPT = (
+    f"libvirtd: running, and stays running; stop it with: /usr/bin/python3 {SETUP}/libvirtd.py stop"
+)
 STARTING = "libvirtd: starting libvirtd (the first start probes each QEMU: about 12 s)"
 
 

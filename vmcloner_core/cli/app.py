@@ -102,7 +102,7 @@ class Commands(CommandManager):
         raise ValueError(f"unknown command {argv!r}")
 
 
-_VALUED = ("--config", "--events-fd", "--host", "--log-file", "--without")
+VALUED = ("--config", "--events-fd", "--host", "--log-file", "--without")
 """Global options with a value."""
 
 
@@ -116,7 +116,7 @@ def split_guest_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     for at, word in enumerate(words):
         if word == "--":
             return list(words[:at]), list(words[at:])
-        if word.startswith("-") or (at and words[at - 1] in _VALUED):
+        if word.startswith("-") or (at and words[at - 1] in VALUED):
             continue
         if plain == 0 and word == "inventory" and (own := _host_of_inventory(words, at + 1)):
             return [*words[: own.start], *words[own.stop :]], list(words[own])

@@ -16,7 +16,7 @@ from cliff.lister import Lister
 from cliff.show import ShowOne
 
 from vmcloner_core.cli.formats import PlainTable
-from vmcloner_core.cli.usage import printable, refuse, say
+from vmcloner_core.cli.usage import agrees, printable, refuse, say
 from vmcloner_core.errors import (
     Interrupted,
     PartialFailure,
@@ -452,6 +452,20 @@ def _words(result: RunResult, steps: Sequence[str]) -> str:
 def _listed(words: Sequence[str]) -> str:
     """Return words as people list them: a, b and c."""
     return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
+def agreed(what: str, question: str, *, sure: bool) -> None:
+    """Ask the user at the terminal, unless that isn't needed.
+
+    :param what: the command. :param sure: whether not to ask, as with ``--yes``.
+    :raises UsageError: there is no terminal. :raises Interrupted: the answer is no.
+    """
+    if sure:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{what} needs a terminal to ask", hint="or use --yes")
+    if not agrees(question):
+        raise Interrupted("nothing was changed")
 
 
 def note(app: Shell, text: str) -> None:

@@ -27,6 +27,7 @@ _vmcloner() {
             [\'\"]*) ;;
             *) printf -v word %q "$word" ;;
         esac
+        [ "${word: -1}" != : ] || compopt -o nospace 2>/dev/null
         COMPREPLY+=("$word")
     done <<<"$words"
 }
@@ -44,7 +45,10 @@ _vmcloner() {
     }
     found=("${(@f)out}")
     found=(${found:#})
+    local -a open=(${(M)found:#*:})
+    found=(${found:#*:})
     compadd -a found
+    compadd -S '' -a open
 }
 if [ "$funcstack[1]" = _vmcloner ]; then
     _vmcloner "$@"
@@ -70,9 +74,10 @@ SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 class Complete(Base):
     """Print a script for completion in bash, zsh or fish.
 
-    It asks vmcloner for the words that may follow: commands, options, fleets, clones, templates,
-    pools. bash: vmcloner complete > /etc/bash_completion.d/vmcloner; zsh: to a file _vmcloner in a
-    folder of $fpath; fish: to ~/.config/fish/completions/vmcloner.fish.
+    It asks vmcloner for the words that may follow: commands, options, and the names of fleets,
+    clones, templates, pools, snapshots, networks, hosts and runs. bash: vmcloner complete >
+    /etc/bash_completion.d/vmcloner; zsh: to a file _vmcloner in a folder of $fpath; fish: to
+    ~/.config/fish/completions/vmcloner.fish.
     """
 
     example = "source <(vmcloner complete --shell bash)"

@@ -25,10 +25,10 @@ class Events(Base):
             action="store_true",
             help="What comes from now on, until Ctrl-C; of one run: all of it, until its end.",
         )
-        parser.add_argument("--run", dest="of", metavar="ID", help="Only the events of this run.")
+        parser.add_argument("--run", metavar="ID", help="Only the events of this run.")
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Print the events."""
-        for event in self.engine.events(run=parsed_args.of, follow=parsed_args.follow):
+        for event in self.engine.events(run=parsed_args.run, follow=parsed_args.follow):
             print(json.dumps(event.json()), file=self.app.stdout, flush=parsed_args.follow)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,11 @@ from vmcloner_core.errors import (
 )
 from vmcloner_core.model import Check, NetworkChange, NetworkRequest, Status
 from vmcloner_core.names import fold
+from vmcloner_core.process import LocalRunner
 from vmcloner_core.units import counted
 
 if TYPE_CHECKING:
+    from vmcloner_core.engine import Engine
     from vmcloner_core.hosts.controller import Controller
     from vmcloner_core.hosts.draining import Emptied
 
@@ -38,10 +41,29 @@ def judged(checks: Sequence[Check]) -> int:
     return next((check.exit_code for check in checks if check.status is Status.FAILED), 0)
 
 
+def next_command(engine: Engine, checks: Sequence[Check]) -> str:
+    """Return the command that takes a newcomer on from what ``host check`` found."""
+    failed = [check for check in checks if check.status is Status.FAILED]
+    if any(check.setup for check in failed):
+        return f"{'' if os.geteuid() == 0 else 'sudo '}vmcloner host setup"
+    if failed:
+        return failed[0].fix or f"vmcloner host check {failed[0].backend}"
+    try:
+        if engine.fleets():
+            return "vmcloner list"
+        images = [origin.template for origin in engine.origins()]
+    except VmclonerError:  # of a backend that has no check for it
+        return "vmcloner list"
+    if not images and LocalRunner().which("apt-get") is None:
+        return "vmcloner template pull debian-13"
+    # tiny is made of the packages of the machine's own distribution, with apt.
+    return f"vmcloner create web -t {(images or ['tiny'])[0]} -n 3 --start --wait"
+
+
 class HostCheck(Table):
     """Check what each backend needs on this host, and say how to fix what is wrong.
 
-    Exit code 8 if something needed is missing.
+    On a terminal, ends with the command to type next. Exit code 8 if something needed is missing.
     """
 
     example = "vmcloner host check kvm"
@@ -59,6 +81,13 @@ class HostCheck(Table):
         """Return columns and rows."""
         self.checks = tuple(self.engine.check_host(*parsed_args.backends))
         return CHECK_COLUMNS, [check_row(check) for check in self.checks]
+
+    def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
+        """Print the rows, and for people what to do next."""
+        code = super().produce_output(parsed_args, column_names, data)
+        if sys.stdout.isatty() and self.for_people(parsed_args):
+            note(self.app, f"next: {next_command(self.engine, self.checks)}")
+        return code
 
     def run(self, parsed_args: argparse.Namespace) -> int:
         """Check; fails where a check does."""
@@ -78,7 +107,7 @@ class HostAdd(Record):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
         parser = super().get_parser(prog_name)
-        parser.add_argument("name", metavar="NAME", help="Its name in the settings.")
+        parser.add_argument("host", metavar="HOST", help="Its name in the settings.")
         parser.add_argument(
             "ssh",
             nargs="?",
@@ -95,7 +124,7 @@ class HostAdd(Record):
         from vmcloner_core.hosts.adding import add
 
         added, file = add(
-            self.app.options.config, parsed_args.name, parsed_args.ssh, parsed_args.folder
+            self.app.options.config, parsed_args.host, parsed_args.ssh, parsed_args.folder
         )
         note(self.app, f"vmcloner --host {added.name} host check says what it lacks")
         return self.columns, (added.name, added.ssh, added.python, str(file))
@@ -171,7 +200,7 @@ class HostDrain(Table):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
         parser = super().get_parser(prog_name)
-        parser.add_argument("name", metavar="HOST", help="Its name in the settings.")
+        parser.add_argument("host", metavar="HOST", help="Its name in the settings.")
         way = parser.add_mutually_exclusive_group()
         way.add_argument("--delete", action="store_true", help="Delete its stopped clones.")
         way.add_argument(
@@ -198,7 +227,7 @@ class HostDrain(Table):
 
         emptied = drain(
             _controller(self.app),
-            parsed_args.name,
+            parsed_args.host,
             delete=parsed_args.delete,
             move=parsed_args.move,
             dry_run=parsed_args.dry_run,
@@ -206,7 +235,7 @@ class HostDrain(Table):
         )
         self._left = [each for each in emptied if each.failed]
         if not parsed_args.dry_run:
-            note(self.app, f"host {parsed_args.name} gets no new clones; host undrain undoes that")
+            note(self.app, f"host {parsed_args.host} gets no new clones; host undrain undoes that")
         columns = [name for name in self.columns if name != "target" or parsed_args.move]
         return columns, [
             (
@@ -222,7 +251,7 @@ class HostDrain(Table):
         code = super().produce_output(parsed_args, column_names, data)
         if self._left:
             raise PartialFailure(
-                f"{fold([each.clone for each in self._left])}: still on {parsed_args.name}",
+                f"{fold([each.clone for each in self._left])}: still on {parsed_args.host}",
                 hint="stop them, then run the same command again",
             )
         return code
@@ -239,7 +268,7 @@ class HostUndrain(Record):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
         parser = super().get_parser(prog_name)
-        parser.add_argument("name", metavar="HOST", help="Its name in the settings.")
+        parser.add_argument("host", metavar="HOST", help="Its name in the settings.")
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
@@ -247,8 +276,8 @@ class HostUndrain(Record):
         from vmcloner_core.hosts.draining import check_known
 
         controller = _controller(self.app)
-        check_known(controller, parsed_args.name)
-        return self.columns, (parsed_args.name, controller.drained.remove(parsed_args.name))
+        check_known(controller, parsed_args.host)
+        return self.columns, (parsed_args.host, controller.drained.remove(parsed_args.host))
 
 
 class _Network(Record):
@@ -261,7 +290,11 @@ class _Network(Record):
         parser = super().get_parser(prog_name)
         default = NetworkRequest().name
         parser.add_argument(
-            "--name", default=default, help=f"The network's name (default {default})."
+            "--name",
+            dest="network",
+            metavar="NAME",
+            default=default,
+            help=f"The network's name (default {default}).",
         )
         parser.add_argument(
             "--bridge",
@@ -329,7 +362,7 @@ class HostPrepareNetwork(_Network):
         if parsed_args.count < 1:
             raise InvalidRequest(f"count must be at least 1, not {parsed_args.count}")
         request = NetworkRequest(
-            name=parsed_args.name,
+            name=parsed_args.network,
             count=parsed_args.count,
             subnet=parsed_args.subnet,
             bridge=parsed_args.bridge,
@@ -350,7 +383,7 @@ class HostRemoveNetwork(_Network):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
         """Return keys and values."""
         request = NetworkRequest(
-            name=parsed_args.name, bridge=parsed_args.bridge, dry_run=parsed_args.dry_run
+            name=parsed_args.network, bridge=parsed_args.bridge, dry_run=parsed_args.dry_run
         )
         change = self.engine.remove_network(request, hypervisor=parsed_args.hypervisor)
         return self._change(change, parsed_args)

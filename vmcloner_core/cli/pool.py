@@ -31,12 +31,12 @@ class PoolList(Table):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
         parser = super().get_parser(prog_name)
-        parser.add_argument("name", nargs="?", help="One pool (default: all).")
+        parser.add_argument("pool", nargs="?", metavar="POOL", help="One pool (default: all).")
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
         """Return columns and rows."""
-        name = parsed_args.name
+        name = parsed_args.pool
         pools = self.engine.pools() if name is None else (self.engine.pool(name),)
         members = [
             (pool.name, each) for pool in pools for each in self.engine.pool_members(pool.name)
@@ -62,7 +62,7 @@ class _Change(PoolList):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser."""
         parser = super().get_parser(prog_name)
-        (name,) = (action for action in parser._actions if action.dest == "name")
+        (name,) = (action for action in parser._actions if action.dest == "pool")
         name.nargs, name.required, name.help = None, True, "The pool: the name of its fleet."
         return parser
 
@@ -73,7 +73,7 @@ class _Change(PoolList):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
         """Change the pool; returns columns and rows."""
         self._members = self.change(parsed_args)
-        return COLUMNS, self.rows([(parsed_args.name, m) for m in self._members], parsed_args)
+        return COLUMNS, self.rows([(parsed_args.pool, m) for m in self._members], parsed_args)
 
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
         """Print the rows, then a summary."""
@@ -81,7 +81,7 @@ class _Change(PoolList):
         states = [each.state for each in self._members]
         known = [f"{states.count(s)} {s}" for s in ("ready", "taken", "used") if s in states]
         said = ", ".join(known) or "empty"
-        note(self.app, f"pool {parsed_args.name}: {said}")
+        note(self.app, f"pool {parsed_args.pool}: {said}")
         return 0
 
 
@@ -131,9 +131,9 @@ class PoolFill(_Change):
         """See :meth:`Engine.fill_pool`."""
         keys = ("template", "size", "reset", "memory", "ready", "ttl")
         given = {k: v for k in keys if (v := getattr(parsed_args, k)) is not None}
-        if "template" in given and parsed_args.name not in {p.name for p in self.engine.pools()}:
-            return self.engine.fill_pool(Pool(name=parsed_args.name, **given))
-        pool = self.engine.pool(parsed_args.name)
+        if "template" in given and parsed_args.pool not in {p.name for p in self.engine.pools()}:
+            return self.engine.fill_pool(Pool(name=parsed_args.pool, **given))
+        pool = self.engine.pool(parsed_args.pool)
         return self.engine.fill_pool(attrs.evolve(pool, **given))
 
 
@@ -152,4 +152,4 @@ class PoolEmpty(_Change):
 
     def change(self, parsed_args: argparse.Namespace) -> Sequence[PoolMember]:
         """See :meth:`Engine.empty_pool`."""
-        return self.engine.empty_pool(parsed_args.name, force=parsed_args.force)
+        return self.engine.empty_pool(parsed_args.pool, force=parsed_args.force)

@@ -33,7 +33,7 @@ class _Snapshot(RunCommand):
             metavar="TARGET",
             help="A fleet (web), a clone (web-3) or a node set (web-[1-10,15]).",
         )
-        parser.add_argument("name", metavar="NAME", help="The snapshot's name.")
+        parser.add_argument("snapshot", metavar="NAME", help="The snapshot's name.")
         return parser
 
     def request(self, parsed_args: argparse.Namespace) -> TargetRequest:
@@ -44,7 +44,7 @@ class _Snapshot(RunCommand):
             jobs=parsed_args.jobs,
             start=getattr(parsed_args, "start", False),
             snapshot=SnapshotAim(
-                name=parsed_args.name,
+                name=parsed_args.snapshot,
                 memory=getattr(parsed_args, "memory", False),
                 force=getattr(parsed_args, "force", False),
             ),
@@ -102,7 +102,7 @@ class _Destroying(_Snapshot):
         if parsed_args.yes or not plan.clones:
             return
         clones = f"{counted(len(plan.clones), 'clone')}, {fold([c.name for c in plan.clones])}"
-        if not agrees(self.question.format(name=parsed_args.name, clones=clones)):
+        if not agrees(self.question.format(name=parsed_args.snapshot, clones=clones)):
             raise Interrupted("nothing was changed")
 
 

@@ -28,7 +28,10 @@ class SshConfig(Base):
         what.add_argument("--install", action="store_true", help="Add it, or update it.")
         what.add_argument("--remove", action="store_true", help="Remove all of it.")
         what.add_argument(
-            "--refresh", metavar="CLONE", help="Write how a clone is reached now (ssh runs this)."
+            "--refresh",
+            dest="clone",
+            metavar="CLONE",
+            help="Write how a clone is reached now (ssh runs this).",
         )
         return parser
 
@@ -38,8 +41,8 @@ class SshConfig(Base):
         :raises BackendError: vmcloner's own program isn't found.
         """
         config = UserConfig.of_user()
-        if parsed_args.refresh is not None:
-            access = self.engine.reach(self.engine.show(parsed_args.refresh)).unwrap()
+        if parsed_args.clone is not None:
+            access = self.engine.reach(self.engine.show(parsed_args.clone)).unwrap()
             config.refresh(access, self.engine.host.records)
         elif parsed_args.remove:
             note(self.app, "removed" if config.remove() else "it isn't installed")

@@ -51,6 +51,7 @@ class Check:
     """One line of ``host check``: what was checked, the result, and how to fix it.
 
     :param exit_code: that of a command which needs what failed.
+    :param setup: whether ``vmcloner host setup`` mends it if it failed.
     """
 
     backend: str
@@ -59,3 +60,4 @@ class Check:
     detail: str = ""
     fix: str = ""
     exit_code: int = BackendError.exit_code
+    setup: bool = False

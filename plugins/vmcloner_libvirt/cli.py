@@ -1,0 +1,103 @@
+"""``vmcloner host setup``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from vmcloner_core.cli.base import Table, agreed, note
+from vmcloner_core.errors import BackendError
+from vmcloner_core.model import NetworkRequest
+from vmcloner_core.process import LocalRunner
+from vmcloner_core.units import counted
+from vmcloner_libvirt.setting_up import (
+    Step,
+    caller,
+    carry_out,
+    has_binding,
+    is_answering,
+    plan,
+)
+
+PREPARE = ("vmcloner", "host", "prepare", "network")
+COLUMNS = ("step", "status", "command", "detail")
+
+
+class HostSetup(Table):
+    """Set up this machine for clones on KVM: packages, groups, folders, libvirtd, a network.
+
+    Shows each step and asks before it changes anything. What is done already is left as it is. On
+    systems without apt, it says what to install. Exit code 8 if something is left to do by hand.
+    """
+
+    example = "vmcloner host setup --dry-run"
+    columns = COLUMNS
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            "--dry-run", action="store_true", help="Show what would change; change nothing."
+        )
+        parser.add_argument("-y", "--yes", action="store_true", help="Don't ask first.")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
+        """Plan, and carry out unless it is a dry run; returns columns and rows.
+
+        :raises BackendError: this user isn't root.
+        """
+        runner = LocalRunner()
+        _ = self.engine.networks  # across several hosts it is refused, with the way out
+        self._steps = (*plan(self.engine.host, runner, caller()), self._network())
+        to_do = [step for step in self._steps if step.argv]
+        if to_do and not parsed_args.dry_run:
+            if os.geteuid() != 0:
+                raise BackendError(
+                    "host setup needs root",
+                    hint="sudo vmcloner host setup; --dry-run shows what it would do; without "
+                    'root: uri = "qemu:///session" (docs/networks.md)',
+                )
+            for step in to_do:
+                note(self.app, _described(step))
+            agreed("host setup", f"Do {counted(len(to_do), 'step')}?", sure=parsed_args.yes)
+            for step in to_do:
+                note(self.app, f"{step.name} …")
+                if step.argv == PREPARE:
+                    self.engine.prepare_network(NetworkRequest())
+                else:
+                    carry_out(step, runner)
+        return COLUMNS, [_row(step, dry=parsed_args.dry_run) for step in self._steps]
+
+    def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
+        """Print the rows. :raises BackendError: something is left to do by hand."""
+        code = super().produce_output(parsed_args, column_names, data)
+        if left := [step for step in self._steps if step.by_hand]:
+            names = ", ".join(step.name for step in left)
+            raise BackendError(f"to do by hand: {names}", hint=left[0].detail)
+        if not parsed_args.dry_run:
+            note(self.app, "vmcloner host check says whether all is well")
+        return code
+
+    _steps: Sequence[Step] = ()
+
+    def _network(self) -> Step:
+        if not has_binding():
+            return Step(name="network", detail="after libvirt-python", by_hand=True)
+        request = NetworkRequest(dry_run=True)
+        if is_answering() and not self.engine.prepare_network(request).steps:
+            return Step(name="network", detail=request.name)
+        return Step(name="network", argv=PREPARE)
+
+
+def _row(step: Step, *, dry: bool) -> tuple[str, str, str | None, str | None]:
+    status = "already done" if step.done else "to do" if dry else "done"
+    status = "by hand" if step.by_hand else status
+    return step.name, status, shlex.join(step.argv) or None, step.detail or None
+
+
+def _described(step: Step) -> str:
+    return f"{step.name}: {shlex.join(step.argv)}{f' ({step.detail})' if step.detail else ''}"

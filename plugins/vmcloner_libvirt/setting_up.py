@@ -1,0 +1,195 @@
+"""Set up a bare machine for clones on KVM: what ``vmcloner host setup`` finds and does.
+
+A plan is made first, as a list of commands; then they are run. A step that was done before is left
+out, so the same command completes what was interrupted.
+"""
+
+from __future__ import annotations
+
+import grp
+import importlib.util
+import os
+import stat
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import attrs
+
+from vmcloner_core.errors import HostCommandError, VmclonerError
+from vmcloner_core.model import Host
+from vmcloner_core.process import CommandRunner
+from vmcloner_libvirt import libvirtd
+
+PACKAGES = (
+    *("libvirt-daemon-system", "libvirt-clients"),
+    *("qemu-system-x86", "qemu-utils", "seabios", "ipxe-qemu"),
+    *("dnsmasq-base", "iproute2", "openssh-client"),
+)
+"""What Debian and Ubuntu call what clones on KVM need: libvirt, QEMU, networks, ssh."""
+BUILDING = ("libvirt-dev", "pkgconf", "gcc", "libc6-dev", "python3-dev")
+"""What libvirt's Python binding is built with, where it isn't installed yet."""
+PROGRAMS = {
+    "libvirtd": "libvirt's daemon",
+    "virsh": "libvirt's client",
+    "qemu-system-x86_64": "QEMU for x86",
+    "qemu-img": "QEMU's tools for images",
+    "dnsmasq": "dnsmasq, for networks",
+    "ip": "iproute2",
+    "ssh": "OpenSSH's client",
+}
+"""What is looked for where there is no apt."""
+GROUPS = ("libvirt", "kvm")
+MODE = 0o755
+SYSTEMD = Path("/run/systemd/system")
+"""It is there where systemd runs (sd_booted(3))."""
+APT = ("apt-get", "-q", "-o", "DPkg::Lock::Timeout=300")
+BINDING = "pip install 'vmcloner[libvirt]' into the environment that vmcloner is in"
+SECONDS = 1800.0
+"""For a command: packages may come from far away."""
+
+
+@attrs.frozen(kw_only=True)
+class Step:
+    """A step of the set-up.
+
+    :param detail: what is there, or why nothing can be done.
+    :param argv: the command that does it; empty if there is nothing to do, or nobody but the user
+        can do it.
+    :param by_hand: whether the user has to do it.
+    """
+
+    name: str
+    detail: str = ""
+    argv: tuple[str, ...] = ()
+    by_hand: bool = False
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return not (self.argv or self.by_hand)
+
+
+def plan(host: Host, runner: CommandRunner, user: str | None) -> Iterator[Step]:
+    """Yield the steps but the network's, in their order. Changes nothing.
+
+    :param user: who is to work with libvirt without being root; None for nobody.
+    """
+    built = has_binding()
+    if runner.which("apt-get") and runner.which("dpkg-query"):
+        yield from _packages(runner, PACKAGES if built else (*PACKAGES, *BUILDING))
+    else:
+        yield _programs(runner)
+    if not built:
+        yield Step(name="libvirt-python", detail=BINDING, by_hand=True)
+    yield _groups(user)
+    yield from _folders(host)
+    yield _daemon()
+
+
+def carry_out(step: Step, runner: CommandRunner) -> None:
+    """Run a step's command.
+
+    :raises HostCommandError: it failed; names the step. :raises BackendError: it isn't installed.
+    """
+    env = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
+    try:
+        runner.run(step.argv, timeout=SECONDS, env=env)
+    except HostCommandError as error:
+        raise HostCommandError(
+            f"{step.name}: {error.message}",
+            hint="mend that, then run the same command again",
+            output=error.output,
+        ) from error
+
+
+def _packages(runner: CommandRunner, wanted: Sequence[str]) -> Iterator[Step]:
+    missing = [package for package in wanted if not _is_installed(runner, package)]
+    if not missing:
+        yield Step(name="packages", detail=" ".join(wanted))
+        return
+    yield Step(name="package lists", argv=(*APT, "update"))
+    install = (*APT, "install", "-y", "--no-install-recommends", *missing)
+    yield Step(name="packages", argv=install)
+
+
+def _is_installed(runner: CommandRunner, package: str) -> bool:
+    try:
+        said = runner.run(("dpkg-query", "-W", "-f", "${db:Status-Status}", package)).stdout
+    except VmclonerError:  # dpkg has never heard of it
+        return False
+    return said == b"installed"
+
+
+def _programs(runner: CommandRunner) -> Step:
+    missing = [what for name, what in PROGRAMS.items() if runner.which(name) is None]
+    if not missing:
+        return Step(name="packages", detail="all programs are installed")
+    return Step(
+        name="packages",
+        detail=f"install with this system's package manager: {', '.join(missing)}",
+        by_hand=True,
+    )
+
+
+def _groups(user: str | None) -> Step:
+    if user is None:
+        return Step(name="groups", detail="not needed: root may use libvirt")
+    lacking = [name for name in GROUPS if user not in _members(name)]
+    if not lacking:
+        return Step(name="groups", detail=f"{user} is in {' and '.join(GROUPS)}")
+    return Step(
+        name="groups",
+        detail=f"{user} may then use libvirt, as much as root may; after the next login",
+        argv=("usermod", "-aG", ",".join(lacking), user),
+    )
+
+
+def _members(group: str) -> Sequence[str]:
+    try:
+        return grp.getgrnam(group).gr_mem
+    except KeyError:  # comes with a package
+        return ()
+
+
+def _folders(host: Host) -> Iterator[Step]:
+    """Yield the folders of records and of the pool of files, which QEMU's user has to enter."""
+    pools = [table for table in host.storage.values() if table.driver == "files"]
+    paths = (Path(pool.values.get("path") or host.state / "pool") for pool in pools)
+    for name, folder in [("state folder", host.state), *(("pool", path) for path in paths)]:
+        if folder.is_dir() and stat.S_IMODE(folder.stat().st_mode) & stat.S_IXOTH:
+            yield Step(name=name, detail=str(folder))
+        else:
+            yield Step(name=name, argv=("install", "-d", "-m", f"{MODE:04o}", str(folder)))
+
+
+def _daemon() -> Step:
+    if is_answering():
+        return Step(name="libvirtd", detail="runs")
+    if SYSTEMD.is_dir():
+        argv = ("systemctl", "enable", "--now", "libvirtd")
+        return Step(name="libvirtd", detail="a service of systemd", argv=argv)
+    return Step(
+        name="libvirtd",
+        detail='no systemd here: kept running by this program, with "stop" it stops it',
+        argv=(sys.executable, "-P", str(Path(libvirtd.__file__)), "start"),
+    )
+
+
+def has_binding() -> bool:
+    """Tell whether libvirt's Python binding is installed."""
+    return importlib.util.find_spec("libvirt") is not None
+
+
+def is_answering() -> bool:
+    """Tell whether the system's libvirtd runs and answers."""
+    try:
+        return libvirtd.answers()
+    except SystemExit:  # virsh isn't installed
+        return False
+
+
+def caller() -> str | None:
+    """Return the user who called sudo, None for root itself."""
+    name = os.environ.get("SUDO_USER", "")
+    return name if name not in ("", "root") else None

@@ -1,0 +1,185 @@
+"""`host setup`: what is missing is planned as commands, and nothing runs before a yes."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from vmcloner_core import Engine
+from vmcloner_core.cli.app import main
+from vmcloner_core.errors import HostCommandError
+from vmcloner_core.model import BackendTable, Host
+from vmcloner_core.process import CommandResult, LocalRunner
+from vmcloner_libvirt import libvirtd, setting_up
+
+BARE = {"dpkg-query", "apt-get"}
+
+
+class Machine:
+    """A machine with some programs and packages; keeps the commands that were run."""
+
+    def __init__(self, programs=(), packages=(), fails=""):
+        self.programs, self.packages, self.fails = set(programs), set(packages), fails
+        self.ran = []
+
+    def which(self, program):
+        return f"/usr/bin/{program}" if program in self.programs else None
+
+    def run(self, argv, **_options):
+        if argv[0] == "dpkg-query":
+            if argv[-1] not in self.packages:
+                raise HostCommandError(f"no packages found matching {argv[-1]}")
+            return CommandResult(stdout=b"installed", stderr=b"")
+        if self.fails and self.fails in argv:
+            raise HostCommandError("apt-get failed with 100: no space", output="")
+        self.ran.append(tuple(argv))
+        return CommandResult(stdout=b"", stderr=b"")
+
+
+@pytest.fixture
+def host(tmp_path):
+    table = BackendTable(name="files", driver="files", values={}, where="")
+    return Host(name="local", state=tmp_path / "state", storage={"files": table})
+
+
+@pytest.fixture(autouse=True)
+def no_daemon(monkeypatch):
+    monkeypatch.setattr(libvirtd, "answers", lambda: False)
+    monkeypatch.setattr(setting_up, "has_binding", lambda: True)
+    monkeypatch.delenv("SUDO_USER", raising=False)
+
+
+def planned(host, machine, user=None):
+    return {step.name: step for step in setting_up.plan(host, machine, user)}
+
+
+def test_a_bare_machine(host):
+    steps = planned(host, Machine(BARE), "nobody")
+    assert list(steps) == [
+        "package lists",
+        "packages",
+        "groups",
+        "state folder",
+        "pool",
+        "libvirtd",
+    ]
+    assert all(step.argv for step in steps.values())
+    assert set(setting_up.PACKAGES) < set(steps["packages"].argv)
+    assert steps["groups"].argv == ("usermod", "-aG", "libvirt,kvm", "nobody")
+    assert steps["pool"].argv == ("install", "-d", "-m", "0755", str(host.state / "pool"))
+
+
+def test_a_machine_that_is_set_up(host, monkeypatch):
+    monkeypatch.setattr(libvirtd, "answers", lambda: True)
+    monkeypatch.setattr(setting_up, "_members", lambda _group: ["ann"])
+    (host.state / "pool").mkdir(parents=True)
+    steps = planned(host, Machine(BARE, setting_up.PACKAGES), "ann")
+    assert [step.name for step in steps.values() if not step.done] == []
+
+
+def test_only_what_is_missing(host):
+    (host.state / "pool").mkdir(parents=True)
+    host.state.chmod(0o700)  # as QEMU's user couldn't enter it
+    steps = planned(host, Machine(BARE, {*setting_up.PACKAGES} - {"seabios"}))
+    assert steps["packages"].argv[-2:] == ("--no-install-recommends", "seabios")
+    assert steps["groups"].done
+    assert [name for name in ("state folder", "pool") if not steps[name].done] == ["state folder"]
+
+
+def test_where_there_is_no_apt(host):
+    steps = planned(host, Machine({"qemu-img"}))
+    assert "package lists" not in steps
+    assert steps["packages"].by_hand
+    assert "QEMU for x86" in steps["packages"].detail
+    assert "images" not in steps["packages"].detail
+    assert planned(host, Machine(setting_up.PROGRAMS))["packages"].done
+
+
+def test_a_checkout_installs_these_packages_too():
+    listed = (Path(__file__).parents[2] / "contrib/setup/packages.txt").read_text().split()
+    assert {*setting_up.PACKAGES, *setting_up.BUILDING} <= set(listed)
+
+
+def test_without_the_binding(host, monkeypatch):
+    monkeypatch.setattr(setting_up, "has_binding", lambda: False)
+    steps = planned(host, Machine(BARE))
+    assert "libvirt-dev" in steps["packages"].argv
+    assert steps["libvirt-python"].by_hand
+
+
+def test_with_and_without_systemd(host, tmp_path, monkeypatch):
+    for there in (True, False):
+        monkeypatch.setattr(setting_up, "SYSTEMD", tmp_path if there else tmp_path / "none")
+        (step,) = [s for s in setting_up.plan(host, Machine(), None) if s.name == "libvirtd"]
+        assert (step.argv[0] == "systemctl") is there
+        assert ("no systemd" in step.detail) is not there
+
+
+def test_a_step_that_fails_is_named():
+    step = setting_up.Step(name="packages", argv=("apt-get", "install"))
+    with pytest.raises(HostCommandError, match="packages: apt-get failed with 100: no space"):
+        setting_up.carry_out(step, Machine(fails="install"))
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A bare machine, whose commands are only kept; settings of its own."""
+    config = tmp_path / "vmcloner.toml"
+    config.write_text(f'[hosts.local]\nstate = "{tmp_path}/state"\n')
+    monkeypatch.setenv("VMCLONER_CONFIG", str(config))
+    found = Machine(BARE)
+    monkeypatch.setattr(LocalRunner, "run", lambda _self, argv, **_options: found.run(argv))
+    monkeypatch.setattr(LocalRunner, "which", lambda _self, program: found.which(program))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    return found
+
+
+def test_a_dry_run_changes_nothing(machine, capsys, tmp_path):
+    assert main(["host", "setup", "--dry-run", "-f", "json"]) == 0
+    said = capsys.readouterr()
+    assert '"to do"' in said.out
+    assert machine.ran == []
+    assert not (tmp_path / "state").exists()
+
+
+def test_nothing_is_done_without_a_yes(machine, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    assert main(["host", "setup"]) == 2
+    answers = io.StringIO("n\n")
+    answers.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdin", answers)
+    assert main(["host", "setup"]) == 130
+    assert machine.ran == []
+    assert "seabios" in capsys.readouterr().err, "what is asked for is named"
+
+
+def test_the_steps_are_done_in_order(machine, capsys, monkeypatch):
+    def prepare(_self, request):
+        machine.ran.append(("network", request.name))
+
+    monkeypatch.setattr(Engine, "prepare_network", prepare)
+    assert main(["host", "setup", "--yes"]) == 0
+    done = [" ".join(argv) for argv in machine.ran]
+    words = ("apt-get", "apt-get", "install -d", "install -d")
+    assert [text.startswith(word) for text, word in zip(done, words, strict=False)] == [True] * 4
+    assert "libvirtd" in done[4]
+    assert done[5] == "network vmcloner"
+    assert len(done) == 6
+
+
+def test_only_root_sets_up(machine, capsys, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert main(["host", "setup", "--yes"]) == 8
+    assert "sudo vmcloner host setup" in capsys.readouterr().err
+    assert machine.ran == []
+
+
+def test_what_is_left_to_do_by_hand_is_an_error(machine, capsys):
+    machine.programs.clear()
+    assert main(["host", "setup", "--yes"]) == 8
+    assert "package manager" in capsys.readouterr().err
