@@ -64,9 +64,10 @@ class Host:
 
 @attrs.frozen
 class Server:
-    """The server. ``folder``: where the file systems are that it exports."""
+    """The server. ``folder``: where the file systems are that it exports, with their options."""
 
     folder: Path
+    exports: dict[Path, str] = attrs.field(factory=dict)
 
     def make(self, name, kind="ext4", size="96M"):
         """Make a file system; returns where it is."""
@@ -80,10 +81,16 @@ class Server:
 
     def export(self, point, options="no_root_squash"):
         """Export a file system, or export it otherwise."""
-        run("exportfs", "-o", f"rw,sync,no_subtree_check,{options}", f"*:{point}")
+        self.exports[point] = f"{point} *(rw,sync,no_subtree_check,{options})\n"
+        self._publish()
 
     def unexport(self, point):
-        run("exportfs", "-u", f"*:{point}")
+        del self.exports[point]
+        self._publish()
+
+    def _publish(self):
+        EXPORTS.write_text("".join(self.exports.values()))  # read again when it is restarted
+        run("exportfs", "-r")
 
     def restart(self):
         """End it and start it: clients have to reclaim their locks."""
@@ -102,6 +109,8 @@ def server():
         SETTINGS.parent.mkdir(exist_ok=True)
         SETTINGS.write_text("[nfsd]\ngrace-time=10\nlease-time=10\nthreads=4\n")
         stack.callback(SETTINGS.unlink)
+        EXPORTS.parent.mkdir(exist_ok=True)
+        stack.callback(EXPORTS.unlink, missing_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="vmcloner-nfs-", dir="/var/tmp"))
         folder.chmod(0o755)
         stack.callback(shutil.rmtree, folder)
