@@ -20,6 +20,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import attrs
@@ -55,7 +56,7 @@ def call(*words: str | Path) -> str:
     argv = list(map(str, words))
     done = subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS, check=False)
     if done.returncode != 0:
-        raise SystemExit(f"{' '.join(argv)}: {done.stderr.strip()}")
+        raise RuntimeError(f"{' '.join(argv)}: {done.stderr.strip()}")
     return done.stdout
 
 
@@ -156,7 +157,7 @@ class Guest:
         asked = 0.0
         while f"here {self.mac}" not in (log.read_text(errors="replace") if log.exists() else ""):
             if time.monotonic() > deadline:
-                raise SystemExit(f"{self.name} does not answer")
+                raise RuntimeError(f"{self.name} does not answer")
             if time.monotonic() - asked > 2:
                 Path(tty).write_text("\necho here $(cat /sys/class/net/eth0/address)\n")
                 asked = time.monotonic()
@@ -189,21 +190,9 @@ def guests(folder: Path, way: str, count: int) -> Iterator[list[Guest]]:
 
 def each(work: Callable[[Guest], None], some: Sequence[Guest], at_once: int) -> None:
     """Do something with each guest, some at once."""
-    queue, mutex = list(some), threading.Lock()
-
-    def worker() -> None:
-        while True:
-            with mutex:
-                if not queue:
-                    return
-                guest = queue.pop(0)
-            work(guest)
-
-    threads = [threading.Thread(target=worker) for _ in range(at_once)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(at_once) as pool:
+        for _ in pool.map(work, some):
+            pass
 
 
 def measure(

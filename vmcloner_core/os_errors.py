@@ -49,7 +49,7 @@ def translate(error: OSError, what: object) -> VmclonerError:
     if error.errno == errno.EFBIG:
         return InvalidRequest(f"{what}: too large for this file system")
     if error.errno == errno.ESTALE:
-        hint = "if this repeats, its server has another file system there: mount it again"
+        hint = "run the same command again; if that fails too, mount it again"
         return HostCommandError(f"{what}: {reason}", hint=hint)
     return HostCommandError(f"{what}: {reason}")
 

@@ -105,6 +105,8 @@ class FileLabels:
                 fcntl.flock(fd, fcntl.LOCK_EX)
             if os.write(fd, line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if self._shared:
+                os.fsync(fd)  # Linux reports such a refusal at each close until an fsync() has
         finally:
             os.close(fd)
 
