@@ -12,7 +12,7 @@ SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/setup 
 	contrib/packaging/debian/vmcloner.postinst contrib/packaging/debian/vmcloner.postrm \
 	contrib/packaging/debian/vmcloner.prerm
 # What pytest collects in a lab: collecting everything takes long there.
-ON_LVM := tests/lab tests/lvm
+ON_LVM := tests/lab tests/lvm tests/nfs
 ON_XEN := tests/lab tests/pxe tests/xen
 XEN_SHORT := tests/xen/test_fleet.py::test_three_clones \
 	tests/xen/test_conformance.py::test_a_console_is_typed_into \
@@ -22,10 +22,10 @@ KILLS := $(or $(KILLS),500)
 # A real daemon or guest on a busy machine may fail once. The summary lists what passed only when it
 # ran again, as RERUN: a fault to find, though not one that stops everybody.
 AGAIN := --reruns 1
-SLOW := libvirt or filesystems or lvm or xen or pxe or ceph or guests or others or slow
+SLOW := libvirt or filesystems or lvm or nfs or xen or pxe or ceph or guests or others or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stop demo test test-host test-lvm test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest bench-rbd clean tools browser test-fuzz docs man deb test-packages test-userlands
+.PHONY: help setup stop demo test test-host test-lvm test-nfs test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest bench-rbd bench-xen-warm clean tools browser test-fuzz docs man deb test-packages test-userlands
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,14 +43,17 @@ demo: ## Set up, then clone, boot, list and delete five virtual machines
 test: tools lint test-host $(if $(ARGS),,test-lvm test-xen-short) ## Set up, then run all tests except the slow ones, including those on real machines
 
 test-host: tools browser ## Run the tests that need neither device-mapper nor Xen (ARGS="tests/core")
-	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "not (lvm or xen or slow)" $(ARGS)
+	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "not (lvm or nfs or xen or slow)" $(ARGS)
 
-test-lvm: tools ## Run the tests on device-mapper: in the lab, or here if VMCLONER_LVM_DEVICE is a spare device
+test-lvm: tools ## Run the tests on device-mapper and NFS: in the lab, or here if VMCLONER_LVM_DEVICE is a spare device
 	@$(ROOT) contrib/lab/$(if $(VMCLONER_LVM_DEVICE),here $(VMCLONER_LVM_DEVICE) $(BIN)/pytest --ignore tests/lab,lab kvm test --env VMCLONER_EMPTY_DEVICE=/dev/vdc --) \
-		$(AGAIN) -m "lvm and not slow" $(or $(ARGS),$(ON_LVM))
+		$(AGAIN) -m "(lvm or nfs) and not slow" $(or $(ARGS),$(ON_LVM))
 
 test-dd: tools ## Run the tests of full copies in volume groups, in the lab
 	@$(ROOT) contrib/lab/lab kvm test --seconds 3600 -- -m lvm $(or $(ARGS),tests/dd)
+
+test-nfs: tools ## Run the tests on NFS mounts, including the long ones, in the lab (30 min)
+	@$(ROOT) contrib/lab/lab kvm test --seconds 5400 -- -m nfs $(or $(ARGS),tests/nfs)
 
 test-powercut: tools ## Cut the power of labs during LVM transactions, and test the recovery
 	@$(ROOT) $(BIN)/pytest -s -m slow $(or $(ARGS),tests/lab/test_powercut.py)
@@ -119,6 +122,9 @@ bench-pytest: tools ## Measure what a pool of machines saves tests, with tiny gu
 
 bench-lvm: tools ## Compare the speed of LVM thin clones with loops of lvcreate, in the lab (ARGS="100 1000 --json -")
 	@$(ROOT) contrib/lab/lab kvm run --seconds 5400 -- python3 - $(ARGS) < benchmarks/lvm.py
+
+bench-xen-warm: tools ## Compare guests that continue from one saved memory with boots, on Xen, in the lab (ARGS=5)
+	@$(ROOT) contrib/lab/lab xen run --seconds 5400 -- python3 - $(ARGS) < benchmarks/xen_warm.py
 
 bench-rbd: tools ## Compare clones in Ceph with loops of rbd clone, on a cluster of one node (ARGS="300")
 	@$(ROOT) $(BIN)/python -m benchmarks.rbd $(ARGS)

@@ -19,6 +19,7 @@ from vmcloner_core.errors import (
 
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_NOT_TO_ROOT = "root may not do that there: export it with no_root_squash, if it is on NFS"
 
 
 def of_state(error: OSError, what: object) -> VmclonerError:
@@ -38,12 +39,18 @@ def of_state(error: OSError, what: object) -> VmclonerError:
 def translate(error: OSError, what: object) -> VmclonerError:
     """Return the vmcloner error for an OSError that an operation on ``what`` raised."""
     reason = error.strerror or str(error)
+    if error.errno == errno.EROFS:
+        return BackendError(f"{what}: {reason}", hint="remount it writable")
     if error.errno in _DENIED:
-        return BackendError(f"{what}: {reason}", hint="run as the pool's owner or as root")
+        own = "run as the pool's owner or as root"
+        return BackendError(f"{what}: {reason}", hint=own if os.geteuid() else _NOT_TO_ROOT)
     if error.errno in _FULL:
         return NotEnoughResources(f"{what}: {reason}", hint="delete clones or use another pool")
     if error.errno == errno.EFBIG:
         return InvalidRequest(f"{what}: too large for this file system")
+    if error.errno == errno.ESTALE:
+        hint = "run the same command again; if that fails too, mount it again"
+        return HostCommandError(f"{what}: {reason}", hint=hint)
     return HostCommandError(f"{what}: {reason}")
 
 

@@ -38,7 +38,7 @@ def convert(runner: CommandRunner, image: ImageFile, target: Path, options: Copy
     with translated(target):
         os.truncate(target, image.size)
         argv = ["-n", "--target-is-zero", "-O", "raw", *limit]
-        _run(runner, image, timeout, "convert", *argv, source, str(target), write=target)
+        _run(runner, image, timeout, "convert", *argv, source, _target(target), write=target)
         if not options.verify:
             return
         fd = os.open(target, os.O_RDWR | os.O_CLOEXEC)
@@ -46,7 +46,7 @@ def convert(runner: CommandRunner, image: ImageFile, target: Path, options: Copy
             copying.flush(fd)
         finally:
             os.close(fd)
-    _run(runner, image, timeout, "compare", "-F", "raw", source, str(target), write=target)
+    _run(runner, image, timeout, "compare", "-F", "raw", source, _target(target), write=target)
 
 
 def flatten(
@@ -70,10 +70,11 @@ def flatten(
     timeout = 300 + volume.size / slowest
     with translated(target):
         os.truncate(target, volume.size)
-    argv = ["convert", "-n", "--target-is-zero", "-O", "raw", *limit, source, str(target)]
+    made = _target(target)
+    argv = ["convert", "-n", "--target-is-zero", "-O", "raw", *limit, source, made]
     _contained(runner, argv, read=read, write=target, size=size, timeout=timeout)
     if options.verify:
-        argv = ["compare", "-F", "raw", source, str(target)]
+        argv = ["compare", "-F", "raw", source, made]
         _contained(runner, argv, read=read, write=target, size=size, timeout=timeout)
 
 
@@ -164,6 +165,14 @@ def _file(path: Path) -> dict[str, str]:
     with translated(path):
         device = stat.S_ISBLK(path.stat().st_mode)
     return {"driver": "host_device" if device else "file", "filename": str(path.absolute())}
+
+
+def _target(path: Path) -> str:
+    """Return how QEMU opens a raw file or a device that is being made.
+
+    Without locks of its own: on NFS, they and the flock(2) that a draft has keep each other out.
+    """
+    return "json:" + json.dumps({"driver": "raw", "file": _file(path) | {"locking": "off"}})
 
 
 def _pace(options: Copying) -> tuple[int, list[str]]:

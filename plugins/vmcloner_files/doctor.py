@@ -36,8 +36,10 @@ def examine_pool(backend: str, pool: Pool, wanted: str, runner: CommandRunner) -
     try:
         features = examine(place)
     except OSError as error:
-        reason = translate(error, place).message
-        yield check("pool", Status.FAILED, reason, f"make {folder} writable, or set another path")
+        why = translate(error, place)
+        own = f"make {folder} writable, or set another path"
+        fix = why.hint if os.geteuid() == 0 and why.hint else own
+        yield check("pool", Status.FAILED, why.message, fix)
     else:
         made = "" if place == folder else ", will be made when it is needed"
         yield check("pool", Status.OK, f"{folder}{made}")

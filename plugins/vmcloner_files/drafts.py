@@ -37,6 +37,7 @@ class Draft:
         :raises FileExistsError: the name is taken.
         """
         if self.name is not None:
+            os.fsync(self.fd)  # NFS says only then that the server is full
             try:
                 os.link(self.name, path)
             except FileExistsError:  # on NFS also if the answer was lost and the call repeated
@@ -57,6 +58,8 @@ class Draft:
             name = folder / f"{uuid.uuid4().hex}.tmp"
             fcntl.flock(self.fd, fcntl.LOCK_EX)  # sweep() skips locked files
             self.publish(name)
+        else:
+            os.fsync(self.fd)  # as in publish()
         name.replace(path)
 
 
@@ -78,10 +81,11 @@ def named(folder: Path) -> Iterator[Draft]:
     try:
         yield Draft(fd, path)
     finally:
+        # In this order: NFS keeps a file that is removed while it is open, under another name.
         try:
-            path.unlink(missing_ok=True)
-        finally:
             os.close(fd)
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _open_locked(path: Path) -> int:

@@ -51,7 +51,7 @@ class Holders:
 
     @contextlib.contextmanager
     def kept_out(self, path: Path) -> Iterator[None]:
-        """Keep other processes from opening a file during the block.
+        """Keep other processes from opening a file during the block, where there are leases.
 
         :raises WrongState: it is in use.
         """
@@ -62,12 +62,13 @@ class Holders:
                 raise _in_use(path, "") from None
             yield
             return
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, fd)
             if self.in_use(fd):
                 raise _in_use(path, self.name(fd))
+            if not self._leases:  # NFS would keep what is removed while it is open, as .nfs…
+                stack.close()
             yield
-        finally:
-            os.close(fd)
 
     def name(self, fd: int) -> str:
         """Return its user, like ``process 123 (qemu-system-x86)``; "" if that is not known."""

@@ -18,6 +18,7 @@ line identifies the file, so that only what is new is read again.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import threading
@@ -35,6 +36,7 @@ _GARBAGE = 64 * 1024
 """Bytes of lines that don't count any more, beside as many as those that do."""
 _HEADER = 35
 """Bytes of the first line: ``# ``, 32 digits, the end of the line."""
+_TRIES = 4
 _UNLABELLED = {errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM}  # EPERM: symbolic links, devices
 _GONE = b"-"
 
@@ -96,8 +98,15 @@ class FileLabels:
         line = b"\n%b %b\n" % (key, content)  # the last one may have no end
         fd = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
+            if self._shared:
+                # The pool's lock is held. But only with a lock on the file itself does NFS refuse
+                # a write that was under way when this host was cut off for so long that its
+                # locks went to another one: it would overwrite what that one has added.
+                fcntl.flock(fd, fcntl.LOCK_EX)
             if os.write(fd, line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if self._shared:
+                os.fsync(fd)  # Linux reports such a refusal at each close until an fsync() has
         finally:
             os.close(fd)
 
@@ -156,6 +165,15 @@ class FileLabels:
 
     def _read_lines(self) -> Mapping[bytes, bytes]:
         """Return what ``.labels`` says of files; reads what is new."""
+        for _ in range(_TRIES):
+            try:
+                return self._read_new()
+            except OSError as error:
+                if error.errno != errno.ESTALE:  # replaced by another host while it was read
+                    raise
+        return self._read_new()
+
+    def _read_new(self) -> Mapping[bytes, bytes]:
         with self._mutex:
             try:
                 fd = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -16,7 +16,7 @@ from vmcloner_files.driver import FilesDriver
 from vmcloner_files.settings import FilesSettings
 
 
-def opened(state: Path, pool: Path) -> tuple[FilesDriver, str]:
+def opened(state: Path, pool: Path, clone: str = "overlay") -> tuple[FilesDriver, str]:
     """Return a host's driver of a shared pool, and the id of its state folder."""
     host = Host(name="local", state=state)
     if read_id(host.state_id) is None:
@@ -25,7 +25,7 @@ def opened(state: Path, pool: Path) -> tuple[FilesDriver, str]:
     context = DriverContext(host=host, name="pool", runner=LocalRunner())
     own = read_id(host.state_id)
     assert own is not None
-    return FilesDriver(context, FilesSettings(path=pool, clone="overlay", shared=True)), own
+    return FilesDriver(context, FilesSettings(path=pool, clone=clone, shared=True)), own
 
 
 def make(driver: FilesDriver, own: str, image: ImageFile, fleet: str, count: int) -> None:

@@ -1,9 +1,10 @@
 """Hosts that share a pool's folder: state folders of their own, and real processes.
 
-NFS itself isn't here: the kernel needs its client. What its mounts say is tested by their text, and
-how it answers by the conformance suite's TestLikeNfs.
+NFS itself is in tests/nfs: the kernel needs its client. What its mounts say is tested here by their
+text, and how it answers by the conformance suite's TestLikeNfs.
 """
 
+import errno
 import os
 import random
 import subprocess
@@ -15,10 +16,12 @@ import attrs
 import pytest
 
 from tests.files.sharing_work import make, opened
-from vmcloner_core.errors import BackendError, Conflict, WrongState
+from vmcloner_core.errors import BackendError, Conflict, NotEnoughResources, WrongState
 from vmcloner_core.model import CloneMode, CloneRequest, SnapshotLabels, SnapshotRequest
+from vmcloner_core.os_errors import translate
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.storage import make_image
+from vmcloner_files import drafts, labelling
 from vmcloner_files import pool as pools
 from vmcloner_files.sharing import check_locks, is_shared, mount_of
 
@@ -182,6 +185,77 @@ def test_labels_are_in_one_place(two, image):
     (one, own), _ = two
     make(one, own, image, "web", 1)
     assert os.listxattr(one.volumes()[0].path) == []
+
+
+def test_labels_whose_file_another_host_replaced_are_read_again(two, image, monkeypatch):
+    (one, own), _ = two
+    make(one, own, image, "web", 1)
+    read, stale = os.pread, [True]
+
+    def pread(fd, *more):
+        if stale and stale.pop():
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read(fd, *more)
+
+    monkeypatch.setattr(labelling.os, "pread", pread)
+    assert names(one) == ["web-1-disk0"]
+    assert not stale
+
+
+def test_nothing_is_removed_while_it_is_open_here(two, image, monkeypatch):
+    """NFS would keep it, under another name; after a power failure, for good."""
+    (one, own), _ = two
+    monkeypatch.setattr(drafts, "unnamed", _refused)
+    unlink, removed = Path.unlink, []
+
+    def closed(path, missing_ok=False):
+        if path.exists():
+            removed.append(path.parent.name)
+            held = [os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir()]
+            assert str(path) not in held
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", closed)
+    make(one, own, image, "web", 1)
+    for outcome in one.delete(one.volumes()):
+        outcome.unwrap()
+    assert {".tmp", "volumes"} <= set(removed)
+
+
+def test_a_clone_whose_bytes_the_server_has_no_room_for_is_not_there(two, image, monkeypatch):
+    """NFS takes bytes, and says later that it is full: when they are flushed."""
+    (one, own), _ = two
+    monkeypatch.setattr(drafts, "unnamed", _refused)
+    make(one, own, image, "web", 1)
+    [origin] = one.origins()
+    request = CloneRequest(
+        labels=make_labels("web", 2, state=own), origin=origin, mode=CloneMode.LINKED
+    )
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for call in (one.clone, one.reset):
+        with monkeypatch.context() as patch:
+            patch.setattr(drafts.os, "fsync", full)
+            [outcome] = call([request])
+            assert isinstance(outcome.error, NotEnoughResources)
+            assert names(one) == ["web-1-disk0"]
+        [outcome] = call([request])
+        outcome.unwrap()
+        for deleted in one.delete([outcome.value]):
+            deleted.unwrap()
+
+
+def _refused(folder):
+    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+@pytest.mark.parametrize(("uid", "way"), [(0, "no_root_squash"), (1000, "or as root")])
+def test_what_is_denied_to_root_needs_another_export(monkeypatch, uid, way):
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    error = translate(PermissionError(errno.EACCES, "Permission denied"), "pool /srv/pool")
+    assert (error.message, way in error.hint) == ("pool /srv/pool: Permission denied", True)
 
 
 def test_who_writes_a_shared_pool_is_alone(two):
