@@ -90,7 +90,7 @@ with open("/dev/urandom", "wb") as random:
     } 2>/dev/null | sha512sum >"$work/entropy"
 )
 seed_random
-rm -f /var/lib/systemd/random-seed /var/lib/urandom/random-seed
+rm -f /var/lib/systemd/random-seed /var/lib/urandom/random-seed /var/lib/seedrng/seed.*
 
 # --- the clock ---
 clock=/sys/class/rtc/rtc0/since_epoch
@@ -184,7 +184,7 @@ fi
 
 # --- what still has the parent's keys and ids in memory ---
 if command -v systemctl >/dev/null; then
-    systemctl try-restart systemd-journald
+    systemctl try-restart systemd-random-seed systemd-journald # the former stores a new seed
     for unit in ssh sshd; do
         ! systemctl -q is-enabled $unit 2>/dev/null || { systemctl restart $unit && break; }
     done
