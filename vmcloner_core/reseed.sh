@@ -8,7 +8,7 @@
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C
 umask 022
 work=/run/vmcloner-seed
-state=/var/lib/vmcloner
+state=/var/lib/vmcloner-seed
 name=
 die() {
     echo "vmcloner-reseed-failed $*" >&2
@@ -103,11 +103,10 @@ echo "$short" >/etc/hostname
 echo "$short" >/proc/sys/kernel/hostname
 names=$short
 [ "$name" = "$short" ] || names="$name $short"
-if [ -f /etc/hosts ]; then
-    sed '/^127\.0\.1\.1[[:space:]]/d' /etc/hosts >"$work/hosts"
-    echo "127.0.1.1 $names" >>"$work/hosts"
-    cat "$work/hosts" >/etc/hosts
-fi
+[ -f /etc/hosts ] || echo "127.0.0.1 localhost" >/etc/hosts
+sed '/^127\.0\.1\.1[[:space:]]/d' /etc/hosts >"$work/hosts"
+echo "127.0.1.1 $names" >>"$work/hosts"
+cat "$work/hosts" >/etc/hosts
 
 # --- the machine id, which systemd's DHCP client id and the journal's folder come from ---
 values machine-id >"$work/machine-id"
