@@ -66,8 +66,8 @@ FACTS: Mapping[str, bool] = {
     "generation_id": False,
     "random_seed": False,
 }
-"""The facts, and whether every machine has them: client ids need DHCP, generation ids QEMU; a hash of
-what the next boot's random numbers begin with needs an init that stores that.
+"""The facts, and whether every machine has them: client ids need DHCP, generation ids QEMU, and a
+random seed (a hash of it) an init that stores one for the next boot.
 """
 MAX_VALUES = 64
 MAX_VALUE = 1024
