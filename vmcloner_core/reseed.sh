@@ -90,7 +90,8 @@ with open("/dev/urandom", "wb") as random:
     } 2>/dev/null | sha512sum >"$work/entropy"
 )
 seed_random
-rm -f /var/lib/systemd/random-seed /var/lib/urandom/random-seed /var/lib/seedrng/seed.*
+rm -f /var/lib/systemd/random-seed /var/lib/urandom/random-seed /var/lib/seedrng/seed.* \
+    /boot/loader/random-seed /boot/efi/loader/random-seed /efi/loader/random-seed
 
 # --- the clock ---
 clock=/sys/class/rtc/rtc0/since_epoch
@@ -113,6 +114,10 @@ values machine-id >"$work/machine-id"
 cat "$work/machine-id" >/etc/machine-id || die "/etc/machine-id can't be written"
 [ ! -f /var/lib/dbus/machine-id ] || [ -L /var/lib/dbus/machine-id ] ||
     cat "$work/machine-id" >/var/lib/dbus/machine-id
+
+# What services make anew when they are started and it is missing; see also vmcloner_core/sealing.py.
+rm -f /var/lib/systemd/credential.secret /etc/iscsi/initiatorname.iscsi \
+    /etc/nvme/hostnqn /etc/nvme/hostid /etc/dropbear/dropbear_*_host_key
 
 # --- SSH: the host key, and who may log in ---
 if [ -d /etc/ssh ]; then
@@ -150,8 +155,9 @@ rm -rf /var/lib/cloud/instances /var/lib/cloud/instance
 rm -f /var/lib/cloud/data/instance-id /var/lib/cloud/data/previous-*
 
 # --- the network: cards are matched by their MAC addresses, and may be plugged later ---
-rm -f /run/systemd/netif/leases/* /var/lib/dhcp/*.leases /var/lib/dhclient/*.lease* \
-    /var/lib/NetworkManager/*.lease /var/lib/NetworkManager/secret_key
+rm -rf /run/systemd/netif/leases/* /var/lib/systemd/network/* /var/lib/dhcp/* /var/lib/dhclient/* \
+    /var/lib/dhcpcd/* /var/lib/dhcpcd5/* /var/lib/NetworkManager/* \
+    /etc/udev/rules.d/70-persistent-net.rules
 networkd() {
     folder=/etc/systemd/network number=0
     mkdir -p $folder
