@@ -105,7 +105,7 @@ def until(found, seconds: float = 300.0):
     return value
 
 
-def reseed(driver: KvmDriver, name: str, seconds: float = 120.0) -> None:
+def reseed(driver: KvmDriver, name: str, seconds: float = 300.0) -> None:
     [outcome] = reseeding.reseed(driver, [name], timeout=seconds)
     outcome.unwrap()
 
