@@ -209,5 +209,6 @@ def _heard(driver: HypervisorDriver, name: str, word: str) -> str | None:
             before = offset
             data, offset = driver.consoles.read(name, offset, _CHUNK)
             said += data
-    found = re.findall(rf"\b{word}\b ?([ -~]{{0,{_REASON}}})".encode(), said)
+    # A prompt or an escape sequence may stand before it on its line.
+    found = re.findall(rf"{word}\b ?([ -~]{{0,{_REASON}}})".encode(), said)
     return found[-1].decode("ascii").strip() if found else None

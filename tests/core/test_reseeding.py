@@ -60,7 +60,7 @@ def test_each_guest_is_reseeded_in_its_own_way(guests):
     guests.with_agent = {"web-1", "web-2"}
     guests.failing = {"web-2"}
     guests.said = {
-        "web-3": b"boot\r\nvmcloner-reseeded web-3 random=perl\r\n",
+        "web-3": b"boot\r\nold-3# \x1b[6nvmcloner-reseeded web-3 random=perl\r\n",
         "web-4": b"[ 1.2] vmcloner-reseed-failed the seed disk can't be mounted\r\n",
         "web-5": b"login: ",
     }
@@ -86,7 +86,7 @@ def test_no_guests_is_no_outcomes(guests):
 
 
 def test_a_word_that_only_begins_like_the_answer_is_none(guests):
-    guests.said = {"web-1": b"vmcloner-reseededx web-1\nmyvmcloner-reseeded web-1\n"}
+    guests.said = {"web-1": b"vmcloner-reseededx web-1\nvmcloner-reseed web-1\n"}
     assert not reseed(guests, "web-1")["web-1"].ok
 
 
