@@ -90,7 +90,8 @@ lint: tools ## Check style, types, layers and scripts
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@shellcheck -x $(SCRIPTS) $(addprefix plugins/vmcloner_tiny/,init seal apply)
+	@shellcheck -x $(SCRIPTS) $(addprefix plugins/vmcloner_tiny/,init reseed seal apply) \
+		vmcloner_core/reseed.sh
 
 docs: tools ## Build the documentation's site into build/docs/html; a warning is an error
 	@$(BIN)/python -m contrib.docs.build html

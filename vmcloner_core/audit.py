@@ -41,6 +41,9 @@ say uuid "$(cat /sys/class/dmi/id/product_uuid /sys/hypervisor/uuid 2>/dev/null 
 modprobe -q qemu_fw_cfg 2>/dev/null
 say generation_id "$(od -An -v -tx1 -j40 -N16 \
     /sys/firmware/qemu_fw_cfg/by_name/etc/vmgenid_guid/raw 2>/dev/null | tr -d ' \n')"
+for seed in /var/lib/systemd/random-seed /var/lib/urandom/random-seed /var/lib/seedrng/seed.*; do
+    [ ! -s "$seed" ] || [ ! -r "$seed" ] || say random_seed "$(sha256sum <"$seed" | cut -c 1-32)"
+done
 say end end
 """
 # The generation id: docs/specs/vmgenid.txt in QEMU's source; the GUID is at offset 40 in the blob.
@@ -61,8 +64,11 @@ FACTS: Mapping[str, bool] = {
     "client_id": False,
     "uuid": False,
     "generation_id": False,
+    "random_seed": False,
 }
-"""The facts, and whether every machine has them: client ids need DHCP, generation ids QEMU."""
+"""The facts, and whether every machine has them: client ids need DHCP, generation ids QEMU, and a
+random seed (a hash of it) an init that stores one for the next boot.
+"""
 MAX_VALUES = 64
 MAX_VALUE = 1024
 """Limits for one fact of one clone: the output of a guest is hostile input."""

@@ -54,6 +54,10 @@ RULES = (
     ("remove", "/etc/netplan/50-cloud-init.yaml"),
     ("remove", "/etc/network/interfaces.d/50-cloud-init*"),
     ("remove", "/etc/NetworkManager/system-connections/cloud-init-*"),
+    ("remove", "/etc/systemd/network/10-cloud-init-*"),
+    # The same of reseed.sh.
+    ("remove", "/etc/systemd/network/10-vmcloner-*"),
+    ("remove", "/var/lib/vmcloner-seed"),
     # The network: leases, DHCP identities, cards by their addresses.
     ("remove", "/etc/udev/rules.d/70-persistent-net.rules"),
     ("remove", "/var/lib/dhcp/*"),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from vmcloner_core import reseeding
 from vmcloner_core.drivers import DriverContext, ImageBuilder
 from vmcloner_core.errors import BackendError, HostCommandError, InvalidRequest, VmclonerError
 from vmcloner_core.locks import hold
@@ -246,4 +247,5 @@ def _own_hash() -> str:
     for path in sorted(files, key=lambda path: path.name):
         content = path.read_bytes()
         digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    digest.update(reseeding.script())
     return digest.hexdigest()[:16]

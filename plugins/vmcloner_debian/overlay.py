@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vmcloner_core import reseeding
+
 ROOT_LABEL = "root"
 
 _FILES: dict[str, str] = {
@@ -39,6 +41,33 @@ Name=e*
 [Network]
 DHCP=ipv4
 """,
+    # A fork of a guest without an agent becomes who its seed disk names, once that is plugged.
+    "etc/udev/rules.d/90-vmcloner.rules": (
+        f'ACTION=="add", SUBSYSTEM=="block", ATTR{{serial}}=="{reseeding.SERIAL}", TAG+="systemd", '
+        'ENV{SYSTEMD_WANTS}+="vmcloner-reseed.service"\n'
+    ),
+    "etc/systemd/system/vmcloner-reseed.service": """\
+[Unit]
+Description=Become who the seed disk names
+ConditionPathExists=!/dev/virtio-ports/org.qemu.guest_agent.0
+After=multi-user.target
+
+[Service]
+Type=oneshot
+ExecStart=/bin/sh /usr/lib/vmcloner/reseed.sh
+StandardOutput=file:/dev/console
+StandardError=file:/dev/console
+""",
+    "etc/systemd/system/vmcloner-wait.service": """\
+[Unit]
+Description=Say that a seed disk is waited for
+ConditionPathExists=!/dev/virtio-ports/org.qemu.guest_agent.0
+
+[Service]
+Type=oneshot
+ExecStart=/bin/sh /usr/lib/vmcloner/reseed.sh wait
+StandardOutput=file:/dev/console
+""",
     "etc/ssh/sshd_config.d/vmcloner.conf": "PasswordAuthentication no\nUseDNS no\n",
 }
 _MASKED = (
@@ -51,7 +80,7 @@ _MASKED = (
     "e2scrub_reap.service",
     "systemd-networkd-wait-online.service",
 )
-_ENABLED = {"multi-user.target.wants": ("systemd-networkd.service",)}
+_ENABLED = {"multi-user.target.wants": ("systemd-networkd.service", "vmcloner-wait.service")}
 
 GRUB_CFG = """\
 set default=0
@@ -67,18 +96,20 @@ ARGUMENTS = f"root=LABEL={ROOT_LABEL} rw console=hvc0 console=ttyS0,115200 net.i
 
 def write(folder: Path) -> None:
     """Fill an empty folder."""
-    for name, text in _FILES.items():
+    scripts = {"usr/lib/vmcloner/reseed.sh": reseeding.script().decode()}
+    for name, text in (_FILES | scripts).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     units = folder / "etc/systemd/system"
-    units.mkdir(parents=True)
+    units.mkdir(parents=True, exist_ok=True)
     for unit in _MASKED:
         (units / unit).symlink_to("/dev/null")
     for target, wanted in _ENABLED.items():
         (units / target).mkdir()
         for unit in wanted:
-            (units / target / unit).symlink_to(f"/lib/systemd/system/{unit}")
+            place = "/etc" if (units / unit).exists() else "/lib"
+            (units / target / unit).symlink_to(f"{place}/systemd/system/{unit}")
     for path in (folder, *folder.rglob("*")):
         if path.is_dir():
             path.chmod(0o755)

@@ -67,6 +67,7 @@ class CloudInit(IdentityProvider):
 
 
 def _write(request: IdentityRequest, read: dict[str, bytes | None]) -> Path:
+    from vmcloner_core import reseeding
     from vmcloner_identity import documents, iso
 
     network = _own(request, "network_config", read["network_config"])
@@ -77,6 +78,10 @@ def _write(request: IdentityRequest, read: dict[str, bytes | None]) -> Path:
             request.identity, request.host_key, request.host_key_public
         ),
         "user-data": _own(request, "user_data", read["user_data"]) or _NOTHING,
+        # For a guest that has booted before, as somebody else; cloud-init ignores it.
+        reseeding.FILE: reseeding.identity_file(
+            request.identity, request.host_key, request.host_key_public
+        ),
     }
     image = request.folder / SEED
     iso.write(image, "cidata", files)

@@ -31,6 +31,12 @@ def libvirt() -> Any:
         return _load()
 
 
+def libvirt_qemu() -> Any:
+    """Return the module ``libvirt_qemu``, a part of libvirt-python: for QEMU's own interfaces."""
+    libvirt()
+    return importlib.import_module("libvirt_qemu")
+
+
 @functools.cache
 def _load() -> Any:
     try:

@@ -6,6 +6,7 @@ addresses of the domain's own cards count.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import logging
 import time
@@ -17,6 +18,7 @@ import attrs
 
 from vmcloner_core.drivers import AgentInterface
 from vmcloner_core.errors import WrongState
+from vmcloner_libvirt import guest_scripts
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections
 from vmcloner_libvirt.errors import is_disconnect
@@ -77,6 +79,11 @@ class GuestAgents(AgentInterface):
             time.sleep(CLOCK_PAUSE if tries else 0)
             with ThreadPoolExecutor(ASKERS, thread_name_prefix="clocks") as pool:
                 left = [name for name, done in pool.map(self._set, left) if not done]
+
+    def run(self, name: str, script: bytes, *, timeout: float) -> None:
+        """See :meth:`AgentInterface.run`."""
+        run = functools.partial(guest_scripts.run, name=name, script=script, timeout=timeout)
+        self._connections.call(run, about=name)
 
     def freeze(self, name: str) -> None:
         """See :meth:`AgentInterface.freeze`."""

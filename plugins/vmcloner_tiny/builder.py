@@ -21,9 +21,10 @@ from vmcloner_tiny.packages import Apt
 MODULES = {
     "kvm": ("virtio_pci", "virtio_net", "virtio_blk", "button", "evdev"),
     "xen": ("xen_netfront", "xen_blkfront"),
+    "seed": ("isofs",),
 }
-"""Modules that the guest loads, by hypervisor; their dependencies are added. evdev passes the power
-button to acpid; Xen does not use the power button."""
+"""Modules that the guest loads, by hypervisor, and for a seed disk; their dependencies are added.
+evdev passes the power button to acpid; Xen does not use the power button."""
 DISK_SIZE = 64 * 1024**2
 """Bytes of the disk; only the first sector contains data."""
 DISK_MARK = b"vmcloner-tiny 0 -\n"
@@ -31,7 +32,19 @@ DISK_MARK = b"vmcloner-tiny 0 -\n"
 MAX_KERNEL = 64 * 1024**2
 MAX_BUSYBOX = 16 * 1024**2
 _FOLDERS = (
-    *("bin", "dev", "etc", "etc/acpi", "etc/acpi/PWRF", "modules", "proc", "root", "sbin", "sys"),
+    *(
+        "bin",
+        "dev",
+        "etc",
+        "etc/acpi",
+        "etc/acpi/PWRF",
+        "modules",
+        "proc",
+        "root",
+        "sbin",
+        "seed",
+        "sys",
+    ),
 )
 _POWER = {
     "etc/acpi/PWRF/00000080": "poweroff",
@@ -104,6 +117,7 @@ def _root(busybox: bytes, modules: dict[str, dict[str, bytes]]) -> bytes:
         [
             *(initramfs.folder(path) for path in _FOLDERS),
             initramfs.executable("init", own_files()["init"]),
+            initramfs.executable("sbin/reseed", own_files()["reseed"]),
             initramfs.executable("bin/busybox", busybox),
             *(
                 initramfs.executable(path, f"#!/bin/sh\nexec /bin/{program} -f\n".encode())

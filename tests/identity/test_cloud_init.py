@@ -92,7 +92,7 @@ def seeded(provider, asked):
 
 def test_the_seed_says_who_the_clone_is(provider, tmp_path):
     found = seeded(provider, request(tmp_path, authorized_keys=(PUBLIC,)))
-    assert set(found) == {"meta-data", "user-data", "vendor-data", "network-config"}
+    assert set(found) == {"meta-data", "user-data", "vendor-data", "network-config", "vmcloner"}
     meta = yaml.safe_load(found["meta-data"])
     assert meta == {"instance-id": str(uuid.UUID(int=2)), "local-hostname": "web-7"}
     vendor = yaml.safe_load(found["vendor-data"])

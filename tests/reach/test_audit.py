@@ -8,7 +8,8 @@ from vmcloner_core import audit
 from vmcloner_core.errors import HostCommandError, PartialFailure, WrongState
 from vmcloner_core.remote import Answer
 
-KEYS = ("hostname", "machine_id", "host_key", "mac", "address", "client_id", "generation_id")
+KEYS = ("hostname", "machine_id", "host_key", "mac", "address", "client_id", "generation_id",
+        "random_seed")  # fmt: skip
 
 
 def answer(number, name=None, **facts):
@@ -53,7 +54,7 @@ def test_what_is_not_there_is_no_proof(fact):
 
 
 def test_not_everybody_has_a_client_id():
-    audit.judge([answer(1), answer(2, client_id=[], generation_id=[])]).check()
+    audit.judge([answer(1), answer(2, client_id=[], generation_id=[], random_seed=[])]).check()
 
 
 def test_who_did_not_answer_is_not_proven():

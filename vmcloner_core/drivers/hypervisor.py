@@ -120,6 +120,18 @@ class AgentInterface(ABC):
         ignored, and this does nothing by default.
         """
 
+    def run(self, name: str, script: bytes, *, timeout: float) -> None:  # noqa: ARG002 - optional
+        """Run a POSIX shell script as root in a running guest, and wait for its end.
+
+        It may be begun twice if the host's daemon is restarted meanwhile: it has to be idempotent.
+        It can hold secrets: no process list shows it. What it prints is only for errors.
+
+        :param timeout: seconds, also for the agent's first answer.
+        :raises WrongState: no agent in the guest runs scripts, as by default; or the script failed,
+            with the last line that it printed.
+        """
+        raise WrongState(f"{name}: no agent in the guest runs scripts")
+
     def freeze(self, name: str) -> None:
         """Have a running guest write everything to its disks, and freeze its file systems.
 

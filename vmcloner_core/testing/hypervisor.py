@@ -38,7 +38,7 @@ from vmcloner_core.drivers import (
     MemoryInterface,
     NetworkInterface,
 )
-from vmcloner_core.errors import Conflict, NotFound, WrongState
+from vmcloner_core.errors import Conflict, NotFound, VmclonerError, WrongState
 from vmcloner_core.model import (
     Domain,
     DomainInventory,
@@ -397,6 +397,8 @@ class HypervisorConformance(MachineConformance, Suite):
         _all_ok(driver.define(specs[:1]))
         assert agents.reported([spec.name for spec in specs]) == frozenset()
         assert agents.reported([]) == frozenset()
+        with pytest.raises(VmclonerError, match=specs[0].name):
+            agents.run(specs[0].name, b"exit 0\n", timeout=1.0)
 
     @pytest.fixture
     def memory(self, driver: HypervisorDriver) -> MemoryInterface:

@@ -1,0 +1,107 @@
+"""Shell scripts in guests, by the guest agent's guest-exec. What a guest answers is bounded.
+
+https://qemu-project.gitlab.io/qemu/interop/qemu-ga-ref.html
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from typing import Any
+
+from vmcloner_core.cancelling import pause
+from vmcloner_core.errors import NotFound, WrongState
+from vmcloner_libvirt import operations
+from vmcloner_libvirt.binding import libvirt, libvirt_qemu
+from vmcloner_libvirt.errors import is_code, is_disconnect
+
+ANSWER = 10
+"""Seconds for an agent's answer to one command: it only begins the script, or looks."""
+POLL = 0.2
+MAX_ANSWER = 1024**2
+"""Characters of an agent's answer. libvirt itself takes 10 MiB."""
+_LINE = 300
+_SILENT = ("VIR_ERR_AGENT_UNRESPONSIVE", "VIR_ERR_AGENT_UNSYNCED", "VIR_ERR_OPERATION_TIMEOUT")
+
+
+def run(connection: Any, *, name: str, script: bytes, timeout: float) -> None:
+    """Run a script as root; see :meth:`AgentInterface.run`. It goes through a pipe of the agent's.
+
+    An agent may be silent for a moment: after a restore libvirt learns late that it is there.
+    """
+    deadline = time.monotonic() + timeout
+    domain = operations.find(connection, name)
+    if domain is None:
+        raise NotFound(f"{name}: no such domain", hint="vmcloner list")
+    if not domain.isActive():
+        raise WrongState(f"{name}: not running", hint=f"vmcloner start {name}")
+    began = {
+        "path": "/bin/sh",
+        "arg": ["-s"],
+        "input-data": base64.b64encode(script).decode(),
+        "capture-output": True,
+    }
+    started = _asked(domain, "guest-exec", began, deadline)
+    pid = started.get("pid")
+    while isinstance(pid, int):
+        answer = _asked(domain, "guest-exec-status", {"pid": pid}, deadline)
+        if answer.get("exited"):
+            _check(name, answer)
+            return
+        if time.monotonic() > deadline:
+            raise WrongState(f"{name}: a script in the guest didn't end within {timeout:g} s")
+        pause(POLL)
+    raise WrongState(f"{name}: the guest agent's answer makes no sense")
+
+
+def _check(name: str, answer: dict[str, Any]) -> None:
+    code = answer.get("exitcode")
+    if code == 0:
+        return
+    said = _text(answer.get("err-data")) or _text(answer.get("out-data"))
+    how = f"exit code {code}" if isinstance(code, int) else f"signal {answer.get('signal')!s:.20}"
+    raise WrongState(f"{name}: a script in the guest failed: {said or how}")
+
+
+def _text(data: object) -> str:
+    """Return the last line of a program's output in base64, printable."""
+    if not isinstance(data, str):
+        return ""
+    try:
+        lines = base64.b64decode(data).decode(errors="replace").strip().splitlines()
+    except ValueError:
+        return ""
+    last = lines[-1] if lines else ""
+    return "".join(c if c.isprintable() else "?" for c in last[-_LINE:])
+
+
+def _asked(domain: Any, command: str, arguments: dict[str, Any], deadline: float) -> dict[str, Any]:
+    """Return an agent's answer to a command; one that is silent is asked again until a time."""
+    module = libvirt()
+    question = json.dumps({"execute": command, "arguments": arguments})
+    while True:
+        try:
+            answer = libvirt_qemu().qemuAgentCommand(domain, question, ANSWER, 0)
+        except module.libvirtError as error:
+            if is_disconnect(error):
+                raise
+            if not is_code(error, *_SILENT) or time.monotonic() > deadline:
+                raise WrongState(
+                    f"{domain.name()}: no agent in the guest runs scripts: {error}",
+                    hint="it needs qemu-guest-agent, with guest-exec allowed",
+                ) from error
+            pause(POLL)
+            continue
+        return _parsed(domain.name(), answer)
+
+
+def _parsed(name: str, answer: object) -> dict[str, Any]:
+    try:
+        text = str(answer)
+        found = json.loads(text)["return"] if len(text) <= MAX_ANSWER else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise WrongState(f"{name}: the guest agent's answer makes no sense")
+    return found
