@@ -36,6 +36,7 @@ from vmcloner_core.drivers.identity import IdentityProvider, IdentityRequest
 from vmcloner_core.drivers.image import ImageBuilder, image_cache
 from vmcloner_core.drivers.snapshots import DiskSnapshotInterface, MachineInterface
 from vmcloner_core.drivers.storage import ImageFile, SimpleStorageDriver, StorageDriver
+from vmcloner_core.drivers.warm import WarmInterface
 
 __all__ = [
     "NO_BOOTS",
@@ -63,5 +64,6 @@ __all__ = [
     "SimpleStorageDriver",
     "StatisticsInterface",
     "StorageDriver",
+    "WarmInterface",
     "image_cache",
 ]
