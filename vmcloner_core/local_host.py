@@ -272,6 +272,7 @@ class LocalHost:
         """
         self._sweeper()(fleets, found)
         self._forget_moves(fleets, found)
+        self._forget_forks(fleets, found)
         self.pools.remove(set(fleets) & self._empty_pools())
 
     def _forget_moves(self, fleets: Collection[str], found: Survey) -> None:
@@ -280,6 +281,13 @@ class LocalHost:
         for name in () if found.unseen else self.moves.all():
             if name not in there and (split_clone(name) or ("",))[0] in fleets:
                 self.moves.remove(name)
+
+    def _forget_forks(self, fleets: Collection[str], found: Survey) -> None:
+        """Forget clones that were to be forked, and of which nothing is here."""
+        there = {clone.name for clone in found.clones}
+        for name in () if found.unseen else self.warm.waiting():
+            if name not in there and (split_clone(name) or ("",))[0] in fleets:
+                self.warm.end(name)
 
     def forget_empty_pools(self) -> None:
         """Remove the definitions of pools without clones that no run works on."""

@@ -124,6 +124,24 @@ def test_reset_makes_it_as_it_was_born(warm):
     assert states(warm, "web") == {"web-1": State.SAVED}
 
 
+def test_a_disk_that_is_reverted_has_no_memory(warm):
+    warm.create("web", "warm", warm=True, start=True)
+    warm.stop("web", kill=True)
+    warm.create_snapshot("web", name="s1")
+    warm.reset("web")
+    assert states(warm, "web") == {"web-1": State.SAVED}
+    warm.revert_snapshot("web", name="s1", force=True)
+    assert states(warm, "web") == {"web-1": State.STOPPED}
+
+
+def test_what_a_kill_left_of_a_clone_that_never_was(warm):
+    warm.warm_template("warm")
+    (origin,) = warm.warm_origins()
+    WarmOrigins(memory(warm)).wait("web-1", origin.key)
+    warm.delete("web", missing_ok=True)
+    assert list((memory(warm) / "forks").iterdir()) == []
+
+
 def test_delete_forgets_it(warm):
     warm.create("web", "warm", warm=True)
     warm.delete("web")

@@ -17,7 +17,6 @@ def site(real_site):
     yield real_site
     fleet = real_site.fleet("fork")
     real_site.run("delete", fleet, "--yes", "--missing-ok")
-    real_site.run("template", "delete", "tiny")
     assert real_site.remains() == []
 
 
