@@ -71,9 +71,9 @@ from vmcloner_core.request import CreateRequest, Request
 from vmcloner_core.run_calls import RunCalls
 from vmcloner_core.settings import Settings
 from vmcloner_core.survey import Survey, Unseen
-from vmcloner_core.template_calls import TemplateCalls
 from vmcloner_core.trusted_files import check_file
 from vmcloner_core.units import counted, format_size
+from vmcloner_core.warm_calls import WarmCalls
 
 if TYPE_CHECKING:
     from vmcloner_core.audit import Report
@@ -110,7 +110,7 @@ class Held:
     again: Callable[[Request], RunResult]
 
 
-class Engine(RunCalls, LabCalls, TemplateCalls, LeaseCalls, PoolCalls, GuestCalls, BenchmarkCalls):
+class Engine(RunCalls, LabCalls, WarmCalls, LeaseCalls, PoolCalls, GuestCalls, BenchmarkCalls):
     """Makes, runs and removes clones on one host.
 
     All calls may be made from any thread. Runs of different fleets are carried out at the same
@@ -186,7 +186,24 @@ class Engine(RunCalls, LabCalls, TemplateCalls, LeaseCalls, PoolCalls, GuestCall
 
     def plan(self, request: Request) -> Plan:
         """Return what a request would do, checked against the host. Changes nothing."""
+        if isinstance(request, CreateRequest) and request.warm and not self._has_warm(request):
+            cold = self._planning.plan(attrs.evolve(request, warm=False), self._host.survey(), None)
+            first = f"template {request.template} is booted once before: it has no warm origin"
+            return attrs.evolve(cold, warnings=(*cold.warnings, first))
         return self._planning.plan(request, self._host.survey(), None)
+
+    def _has_warm(self, request: CreateRequest) -> bool:
+        """Tell whether there is a warm origin for a create. Changes nothing.
+
+        :raises BackendError, InvalidRequest: there can't be one.
+        """
+        from vmcloner_core.warming import forked
+
+        defaults, drivers = self.settings.defaults, self._host.drivers
+        template = forked(request.shaped(self._host.catalog.template(request.template)))
+        storage = drivers.storage(request.storage or defaults.storage)
+        hypervisor = drivers.hypervisor(request.hypervisor or defaults.hypervisor)
+        return self._planning.warm_origin(template, storage, hypervisor) is not None
 
     def run(
         self, request: Request, *, on_plan: Callable[[Plan], None] = lambda _plan: None
@@ -198,6 +215,10 @@ class Engine(RunCalls, LabCalls, TemplateCalls, LeaseCalls, PoolCalls, GuestCall
         :param on_plan: called with the plan before anything is changed; may raise to stop.
         :raises VmclonerError: the request can't be carried out at all; nothing was changed.
         """
+        if isinstance(request, CreateRequest) and request.warm and not self._has_warm(request):
+            self.warm_template(
+                request.template, storage=request.storage, hypervisor=request.hypervisor
+            )
         with self.hold(*self._fleets(request)) as held:
             plan = held.plan(request)
             on_plan(plan)

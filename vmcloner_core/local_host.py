@@ -62,6 +62,8 @@ from vmcloner_core.sweeping import ID_LOCK, Sweeper
 from vmcloner_core.template_images import TemplateImages
 from vmcloner_core.template_leftovers import Leftovers
 from vmcloner_core.trusted_files import check_folder
+from vmcloner_core.warm_forks import Forks
+from vmcloner_core.warm_origins import WarmOrigins
 
 if TYPE_CHECKING:
     from vmcloner_core.schedule import Schedule
@@ -91,9 +93,11 @@ class LocalHost:
         self.snapshots = SnapshotFolders(host.snapshots)
         self.catalog = Catalog(host.templates, received=host.received)
         self.images = TemplateImages(self.drivers, plugins)
+        self.warm = WarmOrigins(host.warm)
         self.leftovers = Leftovers(
-            host.templates, host.received, self.catalog, self.images, self.drivers
+            host.templates, host.received, self.catalog, self.images, self.drivers, self.warm
         )
+        self.forks = Forks(self.warm, self.records, self.drivers.backend)
         self.starter = Starter(
             boots=self.drivers.boot,
             backend=self.drivers.backend,
@@ -176,7 +180,7 @@ class LocalHost:
         """
         host = self.host
         own = (host.records, host.boots, host.templates, host.received, host.snapshots, host.moves)
-        for folder in (host.state, *own):
+        for folder in (host.state, *own, host.warm):
             if os.path.lexists(folder):
                 check_folder(folder)
 
@@ -187,9 +191,11 @@ class LocalHost:
         """
         self.check_state()
         found, moves = look(self.drivers, self.records, self.state_id), self.moves.all()
-        if not moves:
+        waiting = self.warm.waiting()
+        if not moves and not waiting:
             return found
         clones = [attrs.evolve(clone, moving=moves.get(clone.name)) for clone in found.clones]
+        clones = [_as_fork(c, fresh=waiting[c.name]) if c.name in waiting else c for c in clones]
         return attrs.evolve(found, clones=tuple(clones))
 
     def now(self) -> Moment:
@@ -266,6 +272,7 @@ class LocalHost:
         """
         self._sweeper()(fleets, found)
         self._forget_moves(fleets, found)
+        self._forget_forks(fleets, found)
         self.pools.remove(set(fleets) & self._empty_pools())
 
     def _forget_moves(self, fleets: Collection[str], found: Survey) -> None:
@@ -274,6 +281,13 @@ class LocalHost:
         for name in () if found.unseen else self.moves.all():
             if name not in there and (split_clone(name) or ("",))[0] in fleets:
                 self.moves.remove(name)
+
+    def _forget_forks(self, fleets: Collection[str], found: Survey) -> None:
+        """Forget clones that were to be forked, and of which nothing is here."""
+        there = {clone.name for clone in found.clones}
+        for name in () if found.unseen else self.warm.waiting():
+            if name not in there and (split_clone(name) or ("",))[0] in fleets:
+                self.warm.end(name)
 
     def forget_empty_pools(self) -> None:
         """Remove the definitions of pools without clones that no run works on."""
@@ -421,3 +435,17 @@ class LocalHost:
             for volume in made:
                 for outcome in self.drivers.deactivate(volume.pool, [volume]):
                     outcome.unwrap()
+
+
+def _as_fork(clone: Clone, *, fresh: bool) -> Clone:
+    """Return a clone as one that waits to be forked, or else whose fork wasn't finished.
+
+    The former is saved, its memory is its origin's; the latter's guest is not to be used.
+    """
+    domain, seen = clone.domain, State.STOPPED if fresh else State.RUNNING
+    if domain is None or not clone.ours or clone.state is not seen:
+        return clone
+    state = State.SAVED if fresh else State.PAUSED
+    reason = "" if fresh else "its fork isn't finished"
+    domain = attrs.evolve(domain, state=state, reason=reason)
+    return attrs.evolve(clone, state=state, domain=domain)

@@ -64,6 +64,7 @@ class Facts:
     :param mac_prefix: the hypervisor's, for the default.
     :param boot: the template's boot provider if it is asked at each start, else None.
     :param needs: checks that the host can run a clone like the one given.
+    :param warm: the key of the warm origin of new clones, if any; ``origin`` is its disk.
     """
 
     host: str
@@ -89,6 +90,7 @@ class Facts:
     mac_prefix: str = "52:54:00"
     boot: str | None = None
     needs: Callable[[CloneSpec], Needs] = lambda _clone: Needs()
+    warm: str | None = None
 
 
 def plan_create(request: CreateRequest, template: Template, facts: Facts, birth: Birth) -> Plan:
@@ -433,6 +435,7 @@ def _labels(
         boot=facts.boot,
         state=facts.state,
         lab=lab,
+        warm=facts.warm,
     )
 
 
@@ -466,6 +469,8 @@ def _clone_plan(
             identity = resolve(spec, facts.authorized_keys, run)
             spec = attrs.evolve(spec, identity=identity)
         check_record(spec)
+        if labels.warm is not None:
+            _check_sizes(spec)
     return ClonePlan(
         labels=labels,
         steps=steps,
@@ -476,6 +481,26 @@ def _clone_plan(
         wait=filled(wait, spec) if wait is not None else Readiness(),
         spec=spec,
     )
+
+
+def _check_sizes(spec: CloneSpec) -> None:
+    """Check that a fork is as large as its origin.
+
+    :raises InvalidRequest: it isn't.
+    """
+    template = spec.template
+    size = template.disk_size
+    same = {
+        "memory": spec.memory == parse_size(template.memory),
+        "vcpus": spec.vcpus == template.vcpus,
+        "disk_size": spec.disk_size == (None if size is None else parse_size(size)),
+    }
+    for key, equal in same.items():
+        if not equal:
+            raise InvalidRequest(
+                f"{spec.name}: a fork has the template's {key}, no other",
+                hint=f"a template of its own that extends {template.name}, or leave out --warm",
+            )
 
 
 def filled(wait: Readiness, spec: CloneSpec) -> Readiness:

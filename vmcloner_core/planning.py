@@ -13,7 +13,7 @@ from vmcloner_core import quotas
 from vmcloner_core.birth import Birth
 from vmcloner_core.deadlines import instance
 from vmcloner_core.drivers import HypervisorDriver, StorageDriver
-from vmcloner_core.errors import InvalidRequest, VmclonerError
+from vmcloner_core.errors import InvalidRequest, VmclonerError, WrongState
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import (
     Capacity,
@@ -37,6 +37,7 @@ from vmcloner_core.survey import Survey
 if TYPE_CHECKING:
     from vmcloner_core.planner import Facts
     from vmcloner_core.template_checks import TemplateChecks
+    from vmcloner_core.warm_origins import WarmOrigin
 
 
 @attrs.frozen(kw_only=True)
@@ -200,6 +201,10 @@ class Planning:
             )
         later = ahead.templates.get(request.template)
         template = request.shaped(later or host.catalog.template(request.template))
+        if request.warm or request.parent:
+            from vmcloner_core.warming import forked
+
+            template = forked(template)
         storage_name = request.storage or self._settings.defaults.storage
         hypervisor_name = request.hypervisor or self._settings.defaults.hypervisor
         storage = host.drivers.storage(storage_name)
@@ -213,6 +218,11 @@ class Planning:
             facts = attrs.evolve(facts, authorized_keys=tuple(dict.fromkeys(keys)))
         birth = attrs.evolve(request.birth or Birth.now(), lease=self.lease(request.ttl))
         birth = attrs.evolve(birth, owner=request.owner or birth.owner)
+        if request.warm and not facts.warm:
+            raise WrongState(
+                f"template {template.name} has no warm origin in pool {storage_name!r}",
+                hint=f"vmcloner template warm {template.name} --storage {storage_name}",
+            )
         plan = plan_create(request, template, facts, birth)
         if plan.import_image and template.name not in ahead.pulled:
             host.images.check(template)
@@ -267,6 +277,8 @@ class Planning:
         if wanted is not None:
             networks = asked(backend.of("networks.inspect"), wanted.inspect)
         fleet = [c.name for c in found.clones if c.fleet == request.fleet and c.recorded]
+        warm = self.warm_origin(template, storage, hypervisor) if request.warm else None
+        image = warm.image if warm is not None else template.name
         return Facts(
             host=self._host.host.name,
             seed=self._host.seed,
@@ -279,7 +291,8 @@ class Planning:
             foreign_names=found.foreign_names,
             foreign_macs=found.foreign_macs,
             static_macs=records.static_macs() if networks else frozenset(),
-            origin=self._host.images.origin(storage, template.name),
+            origin=self._host.images.origin(storage, image),
+            warm=warm.key if warm is not None else None,
             capacity=ahead.capacity(
                 storage.name,
                 ask("storage", storage.name, "capacity", lambda d: d.capacity(), Capacity),
@@ -308,6 +321,23 @@ class Planning:
                 else asked(backend, lambda: self.checks.needs(clone, hypervisor))
             ),
         )
+
+    def warm_depends(
+        self, template: Template, storage: StorageDriver, hypervisor: HypervisorDriver
+    ) -> Mapping[str, str]:
+        """Return what a warm origin of a template depends on; see :func:`warming.depends`."""
+        from vmcloner_core.warming import depends
+
+        return depends(self._host, self.checks, template, storage, hypervisor)
+
+    def warm_origin(
+        self, template: Template, storage: StorageDriver, hypervisor: HypervisorDriver
+    ) -> WarmOrigin | None:
+        """Return the warm origin that clones of a template can be forked from now, if any."""
+        from vmcloner_core.warming import current
+
+        wanted = self.warm_depends(template, storage, hypervisor)
+        return current(self._host, template.name, storage, hypervisor, wanted)
 
     def _need(self, pool: StorageDriver, request: CloneRequest, count: int) -> int:
         with guarded(self._host.drivers.backend("storage", pool.name, "need")):

@@ -143,6 +143,8 @@ class CreateRequest:
     :param ttl: seconds that new clones are leased for, ``never`` for no end; None for what the
         settings say. Existing clones keep their leases.
     :param owner: whose new clones are; None for this process's user. Existing ones keep theirs.
+    :param warm: fork new clones from the template's warm origin, which is made if there is none.
+    :param parent: make the clone that a warm origin is made from: like its forks, but not started.
     """
 
     fleet: str
@@ -174,6 +176,8 @@ class CreateRequest:
     lab: str | None = attrs.field(default=None, validator=attrs.validators.optional(_lab))
     ttl: int | str | None = attrs.field(default=None, validator=_ttl)
     owner: str | None = attrs.field(default=None, validator=attrs.validators.optional(_owner))
+    warm: bool = False
+    parent: bool = False
 
     def __attrs_post_init__(self) -> None:
         check_fleet(self.fleet)

@@ -142,6 +142,15 @@ class TemplateChecks:
 
         :raises VmclonerError: it lacks something; one line with the way out.
         """
+        domain = self.imagined(spec, driver)
+        with guarded(self._host.drivers.backend("hypervisor", driver.name, "check_domain")):
+            return driver.check_domain(domain)
+
+    def imagined(self, spec: CloneSpec, driver: HypervisorDriver) -> DomainSpec:
+        """Return the domain of a clone that isn't made, with disks and a seed that aren't there.
+
+        :raises VmclonerError: it can't be made so.
+        """
         request = boot_request(spec, driver, ())
         try:
             boot = self._defined_boot(driver, request)
@@ -156,8 +165,7 @@ class TemplateChecks:
         backend, identifier = self._host.drivers.identity(spec.template.identity.provider)
         image = identifier.seeds and not backend.cmdline
         seed = Seed(image=home / "seed" if image else None)
-        with guarded(self._host.drivers.backend("hypervisor", driver.name, "check_domain")):
-            return driver.check_domain(domain_spec(spec, boot, volumes, seed))
+        return domain_spec(spec, boot, volumes, seed)
 
     def macs(self, labels: Labels, template: Template, driver: HypervisorDriver) -> list[str]:
         """Return a clone's preferred MAC addresses, without checking that they are free."""

@@ -18,11 +18,12 @@ import attrs
 from vmcloner_core.catalog import Catalog
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.errors import VmclonerError, WrongState
-from vmcloner_core.model import Outcome
+from vmcloner_core.model import Outcome, warm_key
 from vmcloner_core.names import fold
 from vmcloner_core.os_errors import translated
 from vmcloner_core.survey import Survey
 from vmcloner_core.template_images import TemplateImages
+from vmcloner_core.warm_origins import WarmOrigins
 
 
 @attrs.frozen(kw_only=True)
@@ -45,6 +46,7 @@ class Leftovers:
 
     :param built: the folder with the results of image builders, one folder per template.
     :param received: the folder with the templates that controllers sent.
+    :param warm: the warm origins, whose disks are no leftovers.
     """
 
     built: Path
@@ -52,6 +54,7 @@ class Leftovers:
     catalog: Catalog
     images: TemplateImages
     drivers: DriverRegistry
+    warm: WarmOrigins
 
     def find(self) -> tuple[TemplateLeftover, ...]:
         """Return what no template names; a template that can't be read names what has its name."""
@@ -59,7 +62,7 @@ class Leftovers:
         found = [
             TemplateLeftover(template=origin.template, pool=origin.pool, size=origin.allocated)
             for origin in self.images.origins()
-            if origin.template not in infos
+            if origin.template not in infos and not self._is_warm(origin.template)
         ]
         for folder in self._folders():
             template = infos.get(folder.name)
@@ -69,6 +72,10 @@ class Leftovers:
                 size = _allocated(folder)
                 found.append(TemplateLeftover(template=folder.name, folder=folder, size=size))
         return tuple(sorted(found, key=lambda left: (left.template, left.pool or "")))
+
+    def _is_warm(self, image: str) -> bool:
+        key = warm_key(image)
+        return key is not None and self.warm.find(key) is not None
 
     def _folders(self) -> Iterator[Path]:
         try:

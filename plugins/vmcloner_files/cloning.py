@@ -224,7 +224,7 @@ def as_volume(path: Path, record: DiskRecord, pool: Pool, pool_name: str) -> Vol
         path=path,
         size=record.size,
         format=record.format,
-        backing=pool.image_path(record.labels.template) if record.format == "qcow2" else None,
+        backing=pool.image_path(record.labels.image) if record.format == "qcow2" else None,
         complete=record.complete,
     )
 

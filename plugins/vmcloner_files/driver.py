@@ -268,7 +268,7 @@ class FilesDriver(StorageDriver):
             elif read_header(lambda at, length: os.pread(fd, length, at)).size < record.size:
                 from vmcloner_core.qemu_img import enlarge
 
-                below = self._pool.image_path(record.labels.template)
+                below = self._pool.image_path(record.labels.image)
                 enlarge(self.context.runner, path, below, record.size)
             self._pool.labels.write(fd, path, record.to_mapping())
         finally:

@@ -465,7 +465,7 @@ class Pool:
         linked = {
             disk.labels.clone
             for disk in disks
-            if disk.format == "qcow2" and disk.labels.template == template
+            if disk.format == "qcow2" and disk.labels.image == template
         }
         if linked:
             named = fold(sorted(linked))

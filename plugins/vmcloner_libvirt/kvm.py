@@ -30,6 +30,7 @@ from vmcloner_libvirt.console import log_files, remove_log
 from vmcloner_libvirt.driver import LibvirtDriver
 from vmcloner_libvirt.metadata import nvram, parse
 from vmcloner_libvirt.settings import KvmSettings
+from vmcloner_libvirt.warm import Warm
 
 if TYPE_CHECKING:
     from vmcloner_libvirt.rendering import Rendered, Renderer
@@ -54,6 +55,8 @@ class KvmDriver(LibvirtDriver):
         self._probe = KvmProbe(context)
         self._tb_cache = settings.tb_cache
         self._deciding = threading.Lock()
+        if settings.uri.startswith("qemu"):
+            self.warm = Warm(self, self._change)
 
     @functools.cached_property
     def _renderer(self) -> Renderer:

@@ -48,6 +48,7 @@ class XenDriver(LibvirtDriver):
 
     kind = "xen"
     mac_prefix = "00:16:3e"
+    not_warm = "guests that Xen restores share no memory"
 
     def __init__(
         self,

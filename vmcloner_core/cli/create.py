@@ -91,6 +91,12 @@ class Create(RunCommand):
         )
         parser.add_argument("--start", action="store_true", help="Start them.")
         parser.add_argument(
+            "--warm",
+            action="store_true",
+            help="Fork them from a guest that has booted, instead of booting each "
+            "(template warm, which is done first if need be).",
+        )
+        parser.add_argument(
             "--on-failure",
             choices=[policy.value for policy in OnFailure],
             default=OnFailure.KEEP.value,
@@ -137,6 +143,7 @@ class Create(RunCommand):
             storage=parsed_args.storage,
             mode=CloneMode.FULL if parsed_args.full else None,
             start=parsed_args.start,
+            warm=parsed_args.warm,
             on_failure=OnFailure(parsed_args.on_failure),
             values=self._values(parsed_args),
             jobs=parsed_args.jobs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +22,7 @@ from vmcloner_core.errors import (
 from vmcloner_core.model import Copying, ImageFormat, Outcome, Template
 from vmcloner_core.template_leftovers import TemplateLeftover, named
 from vmcloner_core.units import format_size
+from vmcloner_core.warm_origins import WarmOrigin
 
 LIST_COLUMNS = ("name", "description", "imported", "file", "host", "error")
 PULL_COLUMNS = ("template", "url", "file", "size", "checksum", "sha256", "changed")
@@ -68,6 +70,7 @@ class TemplateShow(_Named, Record):
         """Return keys and values."""
         template = self.engine.template(parsed_args.template)
         origins = self.engine.origins(template.name)
+        warm = self.engine.warm_origins(template.name)
         captured = template.image.captured
         values: dict[str, Any] = {
             "name": template.name,
@@ -90,6 +93,7 @@ class TemplateShow(_Named, Record):
             "cmdline": template.kernel.cmdline if template.kernel is not None else None,
             "ready": template.readiness,
             "imported": [origin.pool for origin in origins],
+            "warm": [warm_row(origin) for origin in warm],
             "swap": template.swap,
             "disks": [attrs.asdict(disk) for disk in template.disks],
             "identity": _plain(template.identity),
@@ -129,7 +133,26 @@ def _worded(template: Template, values: Mapping[str, Any]) -> dict[str, Any]:
     disks = "\n".join(f"{format_size(disk.size)}, {disk.content}" for disk in template.disks)
     if values["captured"] is not None:
         tables["captured"] = "\n".join(f"{k}: {_words(v)}" for k, v in values["captured"].items())
-    return {**sizes, **tables, "disks": disks}
+    warm = "\n".join(_warm_words(row) for row in values["warm"])
+    return {**sizes, **tables, "disks": disks, "warm": warm}
+
+
+def warm_row(origin: WarmOrigin) -> dict[str, Any]:
+    """Return a warm origin as values that every format has."""
+    return {
+        "pool": origin.pool,
+        "hypervisor": origin.hypervisor,
+        "key": origin.key,
+        "made": origin.made,
+        "size": origin.size,
+        "depends": dict(origin.depends),
+    }
+
+
+def _warm_words(row: Mapping[str, Any]) -> str:
+    made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["made"]))
+    parts = ", ".join(f"{subject} {text}" for subject, text in sorted(row["depends"].items()))
+    return f"{made}, pool {row['pool']}, {format_size(row['size'])} beside its disk: {parts}"
 
 
 def _words(value: object) -> str:
@@ -241,7 +264,10 @@ class TemplatePull(_Named, Record):
 
 
 class TemplateDelete(_Named):
-    """Remove a template's image from a pool, and what its builder made. Its TOML file stays."""
+    """Remove a template's image from a pool, its warm origins, and what its builder made.
+
+    Its TOML file stays.
+    """
 
     example = "vmcloner template delete tiny"
 

@@ -37,6 +37,7 @@ from vmcloner_core.drivers.image import ImageBuilder, image_cache
 from vmcloner_core.drivers.image_record import ImageRecord
 from vmcloner_core.drivers.snapshots import DiskSnapshotInterface, MachineInterface
 from vmcloner_core.drivers.storage import ImageFile, SimpleStorageDriver, StorageDriver
+from vmcloner_core.drivers.warm import WarmInterface
 
 __all__ = [
     "NO_BOOTS",
@@ -65,5 +66,6 @@ __all__ = [
     "SimpleStorageDriver",
     "StatisticsInterface",
     "StorageDriver",
+    "WarmInterface",
     "image_cache",
 ]

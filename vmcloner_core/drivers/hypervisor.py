@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from vmcloner_core.drivers.context import DriverContext, Lane
 from vmcloner_core.drivers.snapshots import MachineInterface
+from vmcloner_core.drivers.warm import WarmInterface
 from vmcloner_core.errors import WrongState
 from vmcloner_core.model import (
     BootConfig,
@@ -238,6 +239,9 @@ class HypervisorDriver(ABC):
     sizes: ResizeInterface | None = None
     native: NativeInterface | None = None
     statistics: StatisticsInterface | None = None
+    warm: WarmInterface | None = None
+    not_warm = ""
+    """Why :attr:`warm` is None, in a few words; empty if there is nothing to say."""
     define_lane = Lane()
     start_lane = Lane()
     stop_lane = Lane()

@@ -42,6 +42,7 @@ from vmcloner_core.run_events import RunEvent
 from vmcloner_core.survey import Survey, Unseen
 from vmcloner_core.template_calls import TemplateRow
 from vmcloner_core.template_leftovers import TemplateLeftover
+from vmcloner_core.warm_origins import WarmOrigin
 
 
 @attrs.frozen
@@ -208,6 +209,13 @@ CALLS = {
         tells=True,
     ),
     "delete_template": Call(Engine.delete_template, Outcome[None], _IMAGE),
+    "warm_origins": Call(Engine.warm_origins, tuple[WarmOrigin, ...], {"template": str | None}),
+    "warm_template": Call(
+        Engine.warm_template,
+        Outcome[WarmOrigin],
+        {**_IMAGE, "at": str, "hypervisor": str | None, "timeout": float | None},
+        tells=True,
+    ),
     "leftovers": Call(Engine.leftovers, tuple[TemplateLeftover, ...]),
     "prune_templates": Call(
         Engine.prune_templates,
@@ -227,6 +235,7 @@ CALLS = {
 ON_ONE = frozenset(
     {"template", "origins", "check_template", "import_template", "pull_template", "build_image"}
     | {"export_template", "delete_template", "leftovers", "prune_templates"}
+    | {"warm_origins", "warm_template"}
     | {"prepare_network", "remove_network"}
 )
 """Those that work on one host: the only one that is chosen, else the controller's own."""

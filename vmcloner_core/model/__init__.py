@@ -3,7 +3,14 @@
 Nothing here does I/O. Drivers receive everything that they need as these values.
 """
 
-from vmcloner_core.model.clone import Access, Clone, CloneSpec, Moved, Moving, Values
+from vmcloner_core.model.clone import (
+    Access,
+    Clone,
+    CloneSpec,
+    Moved,
+    Moving,
+    Values,
+)
 from vmcloner_core.model.domain import (
     FORWARDED_PORT,
     MAX_CMDLINE,
@@ -37,7 +44,7 @@ from vmcloner_core.model.identity import (
     clone_mac,
     clone_uuid,
 )
-from vmcloner_core.model.labels import LABEL_VERSION, Labels
+from vmcloner_core.model.labels import LABEL_VERSION, Labels, warm_image, warm_key
 from vmcloner_core.model.lease import MAX_TTL, NEVER, Lease, Moment, check_ttl
 from vmcloner_core.model.leftover import Leftover
 from vmcloner_core.model.outcome import Check, Outcome, Status
@@ -156,4 +163,6 @@ __all__ = [
     "forwarded_address",
     "network_key",
     "untold",
+    "warm_image",
+    "warm_key",
 ]

@@ -108,6 +108,11 @@ class Host:
         return self.state / "snapshots"
 
     @property
+    def warm(self) -> Path:
+        """Folder with the memory that clones are forked from, one folder per origin."""
+        return self.state / "warm"
+
+    @property
     def boots(self) -> Path:
         """Folder for files that boot providers fetched for clones, one folder per clone."""
         return self.state / "boot"

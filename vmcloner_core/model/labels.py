@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import attrs
@@ -10,6 +11,24 @@ from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.names import check_fleet, check_template, clone_name, split_volume
 
 LABEL_VERSION = "1"
+_WARM = "warm-"
+_KEY = re.compile("[0-9a-f]{20}")
+
+
+def warm_image(key: str) -> str:
+    """Return the name of a warm origin's disk among the images of its pool."""
+    return f"{_WARM}{key}"
+
+
+def warm_key(image: str) -> str | None:
+    """Return the key of the warm origin that an image is the disk of; None for a template's."""
+    key = image.removeprefix(_WARM)
+    return key if key != image and _KEY.fullmatch(key) else None
+
+
+def _check_warm(key: str | None) -> None:
+    if key is not None and not _KEY.fullmatch(key):
+        raise InvalidRequest(f"not the key of a warm origin: {key!r}")
 
 
 @attrs.frozen(kw_only=True)
@@ -21,7 +40,8 @@ class Labels:
     names the boot provider that is called at each start, None if the domain's definition is enough.
     ``state`` is the id of the state folder with the clone's record; None for clones created before
     state folders had ids, which belong to all of them. ``lab`` names the lab that the fleet is part
-    of, None for fleets of no lab.
+    of, None for fleets of no lab. ``warm`` is the key of the warm origin that the clone was forked
+    from, whose disk is below its own; None if it is made from its template's image.
     """
 
     fleet: str = attrs.field(validator=lambda _i, _a, v: check_fleet(v) and None)
@@ -36,6 +56,12 @@ class Labels:
     boot: str | None = None
     state: str | None = None
     lab: str | None = None
+    warm: str | None = attrs.field(default=None, validator=lambda _i, _a, v: _check_warm(v))
+
+    @property
+    def image(self) -> str:
+        """Name of the image in its pool that the clone's first disk is made from."""
+        return self.template if self.warm is None else warm_image(self.warm)
 
     @property
     def clone(self) -> str:

@@ -48,6 +48,7 @@ class CloneDisks(StorageStep):
             try:
                 if 0 in work.plan.disks:  # what ran on an older one doesn't count
                     run.host.records.update(work.name, ran={})
+                    self._begin(run, work)
                 wanted.append((work, self._new(run, driver, work)))
             except VmclonerError as error:
                 yield Outcome(key=work.name, error=error)
@@ -55,11 +56,20 @@ class CloneDisks(StorageStep):
         yield from made(driver.clone, driver.clone_lane, wanted, run.tally, backend)
 
     @staticmethod
+    def _begin(run: Run, work: Work) -> None:
+        """Note whether a clone, which gets a new disk, is to be forked: before it has one."""
+        warm = work.plan.labels.warm
+        if warm is not None:
+            run.host.warm.wait(work.name, warm)
+        else:
+            run.host.warm.end(work.name)
+
+    @staticmethod
     def _new(run: Run, driver: StorageDriver, work: Work) -> Sequence[CloneRequest]:
         """Return the requests for a clone's disks."""
         spec, plan = work.plan.known(), work.plan
         template, size = spec.template, spec.disk_size
-        origin = run.origin(driver, template.name)
+        origin = run.origin(driver, plan.labels.image)
         own = disk_requests(template, plan.labels, origin, run.plan.mode, plan.disks, size)
         return [attrs.evolve(request, copying=run.plan.copying) for request in own]
 

@@ -144,6 +144,7 @@ class Remove(StorageStep):
             return removed
         try:
             run.host.snapshots.forget(work.name)
+            run.host.warm.end(work.name)
             run.host.records.remove(work.plan.labels)
         except VmclonerError as error:
             return Outcome(key=work.name, error=error)

@@ -6,6 +6,8 @@ import functools
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
+import attrs
+
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver, MemoryInterface
 from vmcloner_core.errors import BackendError, WrongState
@@ -154,6 +156,8 @@ class DiscardMemory(_MemoryStep):
     def after(self, run: Run, work: Work, outcome: Outcome[None]) -> Outcome[object]:
         """Forget that a clone was ready, and remove what it was started from."""
         if outcome.error is None:
+            forks = run.host.warm.end(work.name)
+            outcome = attrs.evolve(outcome, changed=outcome.changed or forks)
             wanted = "start" in work.plan.steps
             run.host.records.note_restart(work.name, wanted=wanted, stopped=True)
         return run.host.starter.forget(super().after(run, work, outcome))

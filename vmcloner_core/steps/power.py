@@ -20,7 +20,7 @@ from vmcloner_core.drivers import HypervisorDriver, Lane
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Clone, HostResources, Outcome, State
 from vmcloner_core.outcomes import settled
-from vmcloner_core.pipeline import More, Work
+from vmcloner_core.pipeline import More, Stage, Work
 from vmcloner_core.records import Record
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps.action import TargetAction, active, waits
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from vmcloner_core.readiness import Awaited
 
 log = logging.getLogger(__name__)
+FORKS = 64
+"""Forks whose guests are waited for at once."""
 
 
 class Start(TargetAction):
@@ -111,7 +113,7 @@ class StartDomain(HypervisorStep):
         plan = run.plan
         clones = [c for c in plan.clones if c.labels.hypervisor == driver.name]
         starting = [clone.name for clone in clones if self.name in clone.steps]
-        if len(starting) <= (plan.boot_jobs or os.cpu_count() or 1):
+        if len(starting) <= (plan.boot_jobs or os.cpu_count() or 1) or self._forks(run, driver):
             return Gate()
         emulated = False
         with contextlib.suppress(VmclonerError):
@@ -131,22 +133,51 @@ class StartDomain(HypervisorStep):
     ) -> Iterator[Outcome[object]]:
         """See :meth:`Step.call`."""
         with run.start_gate(driver):
-            ready, started = [], []
+            ready, started, loaded = [], [], []
             for work, error in switched(run, works, DriverRegistry.activate):
                 if error is None:
                     ready.append(work)
                 else:
                     yield Outcome(key=work.name, error=error)
-            for outcome in run.host.starter.start(driver, ready):
+            due = run.host.forks.due(driver, [work.name for work in ready])
+            cold = [work for work in ready if work.name not in due]
+            for outcome in run.host.starter.start(driver, cold) if cold else ():
                 if outcome.error is None:
                     self._noted(run, outcome.key)
                     started.append(outcome.key)
                 yield outcome
+            for fork in run.host.forks.load(driver, due):
+                if fork.error is None:
+                    loaded.append(fork.key)
+                else:
+                    yield Outcome(key=fork.key, error=fork.error)
             # A guest's clock stood still while it was paused or saved.
             was = (State.PAUSED, State.SAVED)
             late = [w.name for w in ready if w.plan.state in was and w.name in started]
             if late and driver.agents is not None:
                 driver.agents.set_clocks(late)
+        # What forks wait for needs no processor of the host's: others are loaded meanwhile.
+        for fork in run.host.forks.finish(driver, loaded):
+            if fork.error is None:
+                self._noted(run, fork.key)
+            yield Outcome(key=fork.key, error=fork.error)
+
+    def stage(self, run: Run, driver: HypervisorDriver) -> Stage:
+        """See :meth:`Step.stage`. Many forks wait at once."""
+        stage = super().stage(run, driver)
+        if not self._forks(run, driver):
+            return stage
+        return attrs.evolve(stage, lane=Lane(batch=1, concurrency=FORKS))
+
+    def _forks(self, run: Run, driver: HypervisorDriver) -> bool:
+        """Tell whether all clones of a driver that are started are forked."""
+        clones = [c for c in run.plan.clones if c.labels.hypervisor == driver.name]
+        starting = [clone for clone in clones if self.name in clone.steps]
+        waiting = run.host.warm.waiting() if starting else {}
+        return bool(starting) and all(
+            clone.name in waiting or (clone.labels.warm is not None and 0 in clone.disks)
+            for clone in starting
+        )
 
     @staticmethod
     def _noted(run: Run, name: str) -> None:

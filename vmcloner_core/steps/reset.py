@@ -53,12 +53,26 @@ class ResetDisks(StorageStep):
         for work in works:
             try:
                 requests = self._anew(run, driver, work)
+                run.host.warm.end(work.name)  # its memory is that of the old disk
                 run.host.records.update(work.name, ran={})  # before: what ran is lost with the disk
                 wanted.append((work, requests))
             except VmclonerError as error:
                 yield Outcome(key=work.name, error=error)
         backend = run.host.drivers.backend("storage", driver.name, "reset")
-        yield from made(driver.reset, driver.reset_lane, wanted, run.tally, backend)
+        works_by = {work.name: work for work, _ in wanted}
+        for outcome in made(driver.reset, driver.reset_lane, wanted, run.tally, backend):
+            yield self._as_born(run, works_by[outcome.key], outcome)
+
+    @staticmethod
+    def _as_born(run: Run, work: Work, outcome: Outcome[object]) -> Outcome[object]:
+        """Have a clone whose disk is its warm origin's again be forked at its next start."""
+        labels = work.plan.labels
+        try:
+            if labels.warm is not None and outcome.error is None:
+                run.host.warm.wait(work.name, labels.warm)
+        except VmclonerError as error:
+            return attrs.evolve(outcome, error=outcome.error or error)
+        return outcome
 
     @staticmethod
     def _anew(run: Run, driver: StorageDriver, work: Work) -> Sequence[CloneRequest]:
@@ -68,11 +82,14 @@ class ResetDisks(StorageStep):
         """
         spec, labels = work.plan.known(), work.plan.labels
         template = spec.template
-        origin = run.origin(driver, template.name)
+        origin = run.origin(driver, labels.image)
         if origin is None:
             raise NotFound(
-                f"{work.name}: pool {driver.name!r} has no image of template {template.name!r}",
-                hint=f"vmcloner template import {template.name}",
+                f"{work.name}: pool {driver.name!r} has no image of "
+                + (f"template {template.name!r}" if labels.warm is None else "its warm origin"),
+                hint=f"vmcloner template import {template.name}"
+                if labels.warm is None
+                else f"vmcloner delete {work.name}, and create it again",
             )
         sizes = {volume.disk: volume.size for volume in work.volumes}
 

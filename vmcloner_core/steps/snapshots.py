@@ -469,7 +469,8 @@ class RevertDisks(_SnapshotStep):
         )
         backend = run.host.drivers.backend("storage", driver.name, "snapshots.revert")
         by_name = {work.name: work for work in works}
-        for work in works:  # what has run on the disk that goes doesn't count
+        for work in works:  # what has run on the disk that goes doesn't count, nor its memory
+            run.host.warm.end(work.name)
             run.host.records.update(work.name, ran={}, reverting=aim.name)
         for outcome in together(members, settled(revert, members, backend, Volume)):
             yield self._recorded(run, aim, by_name[outcome.key], outcome)

@@ -52,12 +52,13 @@ from vmcloner_core.model import (
 from vmcloner_core.testing.samples import make_labels
 from vmcloner_core.testing.snapshots import MachineConformance
 from vmcloner_core.testing.suite import Suite, by_key
+from vmcloner_core.testing.warm import WarmConformance
 
 T = TypeVar("T")
 MakeSpec = Callable[[Labels], DomainSpec]
 
 
-class HypervisorConformance(MachineConformance, Suite):
+class HypervisorConformance(MachineConformance, WarmConformance, Suite):
     """What every hypervisor driver must do. Needs the fixtures ``driver`` and ``make_spec``."""
 
     contract = HypervisorDriver

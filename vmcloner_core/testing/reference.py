@@ -34,6 +34,7 @@ from vmcloner_core.drivers import (
     ResizeInterface,
     SimpleStorageDriver,
     StatisticsInterface,
+    WarmInterface,
 )
 from vmcloner_core.errors import Conflict, InvalidRequest, NotFound, VmclonerError, WrongState
 from vmcloner_core.hooks import BootBackend, HypervisorBackend, NoSettings, StorageBackend, hookimpl
@@ -140,7 +141,7 @@ class ReferenceStorage(SimpleStorageDriver):
         users = [
             volume.labels.clone
             for volume in self.disks.values()
-            if volume.labels.template == template and volume.disk == 0
+            if volume.labels.image == template and volume.disk == 0
         ]
         if users:
             raise WrongState(f"clones are linked to {template}: {users[0]}")
@@ -359,9 +360,9 @@ class ReferenceSnapshots(DiskSnapshotInterface):
 class ReferenceHypervisor(HypervisorDriver):
     """Keeps domains in a dictionary; a domain that is started prints its name on its console.
 
-    It has consoles, memory, sizes, statistics and snapshots, no other optional interface. ``said``
-    maps a domain's name to its console's output, ``fail`` (operation, name) to the error of its
-    next call, ``found`` a domain's name to its addresses while it runs, ``used`` to its statistics.
+    It has consoles, memory, sizes, statistics, snapshots and warm forks. ``said`` maps a domain's
+    name to its console's output, ``fail`` (operation, name) to the error of its next call,
+    ``found`` a domain's name to its addresses while it runs, ``used`` to its statistics.
     """
 
     memory: ReferenceMemory
@@ -382,6 +383,7 @@ class ReferenceHypervisor(HypervisorDriver):
         self.statistics = ReferenceStatistics(self)
         self.used: dict[str, Statistics] = {}
         self.snapshots = ReferenceMachines(self)
+        self.warm: ReferenceWarm | None = ReferenceWarm(self)
         self.boots: dict[str, BootConfig | None] = {}
         """What each domain booted at its last start, None for its definition."""
         self.found: dict[str, tuple[str, ...]] = {}
@@ -659,6 +661,92 @@ class ReferenceMachines(MachineInterface):
             if outcome.ok and kept["state"]:
                 self._driver.said[name] = kept["said"].encode()
             yield outcome
+
+
+class ReferenceWarm(WarmInterface):
+    """Forks of a reference hypervisor's domains: the memory is what a console has said.
+
+    A parent says that it waits for a seed; a fork that gets one says that it has become somebody,
+    except those named in ``deaf``.
+    """
+
+    def __init__(self, driver: ReferenceHypervisor) -> None:
+        self._driver = driver
+        self.deaf: set[str] = set()
+        self.booted: dict[str, Path] = {}
+        self.loaded: set[str] = set()
+        self.version = "1"
+
+    def depends(self, spec: DomainSpec) -> Mapping[str, str]:
+        """See :meth:`WarmInterface.depends`."""
+        return {"version": self.version, "memory": str(spec.memory), "vcpus": str(spec.vcpus)}
+
+    def boot(self, name: str, folder: Path) -> None:
+        """See :meth:`WarmInterface.boot`."""
+        self._known(name)
+        self._driver.set_state("boot", name, State.RUNNING).unwrap()
+        self._driver.said[name] = b"here is the parent\nvmcloner-waits-for-seed\n"
+        self.booted[name] = folder
+
+    def save(self, name: str, folder: Path) -> None:
+        """See :meth:`WarmInterface.save`."""
+        held = self._known(name)
+        if held.state is not State.RUNNING or self.booted.pop(name, None) != folder:
+            raise WrongState(f"{name} wasn't booted with its memory in {folder}")
+        memory = self._driver.said[name].ljust(4096)
+        (folder / "memory").write_bytes(memory)
+        kept = {"memory": held.memory, "bytes": len(memory)}
+        self._driver.set_state("save", name, State.STOPPED).unwrap()
+        (folder / "warm.json").write_text(json.dumps(kept))
+
+    def check(self, folder: Path) -> None:
+        """See :meth:`WarmInterface.check`."""
+        self._kept(folder)
+
+    def _kept(self, folder: Path) -> int:
+        try:
+            kept = json.loads((folder / "warm.json").read_text())
+            whole = (folder / "memory").stat().st_size == kept["bytes"]
+        except (OSError, ValueError) as error:
+            raise WrongState(f"{folder}: the memory there isn't whole") from error
+        if not whole:
+            raise WrongState(f"{folder}: the memory there isn't whole")
+        return int(kept["memory"])
+
+    def load(self, names: Sequence[str], folder: Path) -> Iterator[Outcome[None]]:
+        """See :meth:`WarmInterface.load`."""
+        for name in names:
+            try:
+                held = self._known(name)
+                if held.state not in (State.STOPPED, State.SAVED) and name not in self.loaded:
+                    raise WrongState(f"{name} is {held.state.value}")
+                if self._kept(folder) != held.memory:
+                    raise WrongState(f"{name} has other devices than the memory in {folder}")
+            except VmclonerError as error:
+                yield Outcome(key=name, error=error)
+                continue
+            self._driver.said.pop(name, None)
+            self.loaded.add(name)
+            yield self._driver.set_state("load", name, State.PAUSED)
+
+    def go_on(self, seeds: Mapping[str, Path | None], serial: str) -> Iterator[Outcome[None]]:  # noqa: ARG002
+        """See :meth:`WarmInterface.go_on`."""
+        for name in seeds:
+            outcome = self._driver.set_state("go_on", name, State.RUNNING)
+            if outcome.ok and name not in self.deaf:
+                self._driver.said[name] = f"vmcloner-reseeded {name}\n".encode()
+            self.loaded.discard(name)
+            yield outcome
+
+    def connect(self, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """See :meth:`WarmInterface.connect`."""
+        yield from (Outcome(key=name, changed=False) for name in names)
+
+    def _known(self, name: str) -> Domain:
+        held = self._driver.machines.get(name)
+        if held is None:
+            raise NotFound(f"no domain {name}")
+        return held
 
 
 class ReferenceSizes(ResizeInterface):

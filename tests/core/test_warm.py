@@ -1,0 +1,363 @@
+"""Clones that are forked from a guest that has booted: a reference hypervisor, and real files."""
+
+import json
+import os
+import shutil
+
+import attrs
+import pytest
+
+from vmcloner_core import Engine
+from vmcloner_core.errors import (
+    BackendError,
+    HostCommandError,
+    InvalidRequest,
+    PartialFailure,
+    VmclonerError,
+    WrongState,
+)
+from vmcloner_core.model import State
+from vmcloner_core.request import CreateRequest
+from vmcloner_core.testing.reference import BootPlugin
+from vmcloner_core.warm_origins import WarmOrigins
+
+TEMPLATE = """
+hypervisors = ["reference"]
+boot = "reference"
+memory = "256MiB"
+ready = "console:here is the parent"
+[image]
+path = "image.raw"
+[[nics]]
+"""
+
+
+class Killed(BaseException):
+    """What a kill -9 leaves is what nothing cleans up."""
+
+
+@pytest.fixture
+def warm(lab, monkeypatch):
+    lab.template("warm", TEMPLATE)
+    settings = lab.engine.settings
+    defaults = attrs.evolve(settings.defaults, storage="files")
+    with Engine.open(
+        settings=attrs.evolve(settings, defaults=defaults),
+        plugins=[lab.hypervisor_plugin, BootPlugin()],
+    ) as engine:
+        monkeypatch.setattr("vmcloner_core.warm_forks.PATIENCE", 0.5)
+        monkeypatch.setattr("vmcloner_core.warm_calls.ANSWER", 0.5)
+        monkeypatch.setattr("vmcloner_core.reseeding.POLL", 0.01)
+        engine.list()
+        yield engine
+
+
+def states(engine, fleet):
+    return {clone.name: clone.state for clone in engine.list(fleet)}
+
+
+def memory(engine):
+    return engine.host.warm
+
+
+def leftovers(engine):
+    """Return what a call that failed must not leave."""
+    folders = [p.name for p in memory(engine).iterdir() if p.name != "forks"]
+    images = [o.template for o in engine.origins() if o.template.startswith("warm-")]
+    parents = [c.name for c in engine.list() if c.fleet.startswith("warm")]
+    return folders, images, parents
+
+
+def test_an_origin_is_made_once(warm):
+    first = warm.warm_template("warm")
+    assert first.changed
+    assert not warm.warm_template("warm").changed
+    (origin,) = warm.warm_origins("warm")
+    assert origin == first.value
+    assert (origin.depends["version"], origin.depends["at"]) == ("1", "ready")
+    assert leftovers(warm) == ([origin.key], [origin.image], [])
+    assert oct((memory(warm) / origin.key).stat().st_mode)[-2:] in ("00", "11")
+    assert warm.leftovers() == ()  # template prune leaves it
+
+
+def test_clones_are_born_saved_and_become_themselves(warm):
+    warm.create("web", "warm", count=3, warm=True)
+    assert set(states(warm, "web").values()) == {State.SAVED}
+    (origin,) = warm.warm_origins()
+    disks = [volume for clone in warm.list("web") for volume in clone.volumes]
+    assert [origin.image in str(disk.backing) for disk in disks] == [True] * 3
+    warm.start("web")
+    assert set(states(warm, "web").values()) == {State.RUNNING}
+    assert list((memory(warm) / "forks").iterdir()) == []
+
+
+def test_start_comes_at_once(warm):
+    warm.create("web", "warm", count=3, warm=True, start=True)
+    assert set(states(warm, "web").values()) == {State.RUNNING}
+    said = warm.read_console("web-2")[0]
+    assert said == b"vmcloner-reseeded web-2\n"
+
+
+def test_the_second_start_boots(warm, lab):
+    warm.create("web", "warm", warm=True, start=True)
+    warm.stop("web", kill=True)
+    assert states(warm, "web") == {"web-1": State.STOPPED}
+    warm.start("web")
+    assert b"reseeded" not in warm.read_console("web-1")[0]
+    assert "web-1" in lab.machines.boots
+
+
+def test_discarded_memory_is_not_used(warm):
+    warm.create("web", "warm", warm=True)
+    assert [r.changed for r in warm.stop("web", kill=True).results] == [("discard",)]
+    assert states(warm, "web") == {"web-1": State.STOPPED}
+    warm.start("web")
+    assert b"reseeded" not in warm.read_console("web-1")[0]
+
+
+def test_reset_makes_it_as_it_was_born(warm):
+    warm.create("web", "warm", warm=True, start=True)
+    warm.reset("web")
+    assert warm.read_console("web-1")[0] == b"vmcloner-reseeded web-1\n"
+    warm.stop("web", kill=True)
+    warm.reset("web")
+    assert states(warm, "web") == {"web-1": State.SAVED}
+
+
+def test_a_disk_that_is_reverted_has_no_memory(warm):
+    warm.create("web", "warm", warm=True, start=True)
+    warm.stop("web", kill=True)
+    warm.create_snapshot("web", name="s1")
+    warm.reset("web")
+    assert states(warm, "web") == {"web-1": State.SAVED}
+    warm.revert_snapshot("web", name="s1", force=True)
+    assert states(warm, "web") == {"web-1": State.STOPPED}
+
+
+def test_what_a_kill_left_of_a_clone_that_never_was(warm):
+    warm.warm_template("warm")
+    (origin,) = warm.warm_origins()
+    WarmOrigins(memory(warm)).wait("web-1", origin.key)
+    warm.delete("web", missing_ok=True)
+    assert list((memory(warm) / "forks").iterdir()) == []
+
+
+def test_delete_forgets_it(warm):
+    warm.create("web", "warm", warm=True)
+    warm.delete("web")
+    assert list((memory(warm) / "forks").iterdir()) == []
+    warm.create("web", "warm")
+    assert states(warm, "web") == {"web-1": State.STOPPED}
+
+
+def test_a_guest_that_does_not_answer(warm, lab):
+    """It is powered off, by name, and boots from its disk; the others are not affected."""
+    lab.machines.warm.deaf = {"web-2"}
+    with pytest.raises(PartialFailure) as caught:
+        warm.create("web", "warm", count=3, warm=True, start=True)
+    assert "web-2" in str(caught.value.failures)
+    assert states(warm, "web") == {
+        "web-1": State.RUNNING,
+        "web-2": State.STOPPED,
+        "web-3": State.RUNNING,
+    }
+    warm.create("web", "warm", count=3, warm=True, start=True)
+    assert states(warm, "web")["web-2"] is State.RUNNING
+
+
+def test_a_parent_that_cannot_become_somebody_else(warm, lab, monkeypatch):
+    boot = lab.machines.warm.boot
+
+    def silent(name, folder):
+        boot(name, folder)
+        lab.machines.said[name] = b"here is the parent\n"
+
+    monkeypatch.setattr(lab.machines.warm, "boot", silent)
+    with pytest.raises(WrongState, match="template warm: its guest can't become somebody else"):
+        warm.warm_template("warm")
+    assert leftovers(warm) == ([], [], [])
+
+
+def test_another_version_is_never_forked(warm, lab):
+    old = warm.warm_template("warm").unwrap()
+    lab.machines.warm.version = "2"
+    warm.create("web", "warm", warm=True, start=True)
+    (new,) = warm.warm_origins()
+    assert new.depends["version"] == "2"
+    assert new.key != old.key
+
+
+def test_an_origin_that_clones_need_stays(warm, lab):
+    warm.create("web", "warm", warm=True)
+    old = warm.warm_origins()[0]
+    lab.machines.warm.version = "2"
+    warm.warm_template("warm")
+    assert [o.depends["version"] for o in warm.warm_origins()] == ["2", "1"]
+    with pytest.raises(WrongState, match="web-1 is to be forked"):
+        warm.delete_template("warm")
+    warm.start("web")
+    with pytest.raises(WrongState, match="web-1"):
+        warm.delete_template("warm")
+    warm.delete("web")
+    warm.delete_template("warm")
+    assert warm.warm_origins() == ()
+    assert leftovers(warm) == ([], [], [])
+    assert not (memory(warm) / old.key).exists()
+
+
+def test_a_file_that_is_cut_short(warm):
+    warm.create("web", "warm", warm=True)
+    (origin,) = warm.warm_origins()
+    os.truncate(origin.folder / "memory", 100)
+    with pytest.raises(PartialFailure, match="1 of 1 clone failed"):
+        warm.start("web")
+    assert states(warm, "web") == {"web-1": State.SAVED}
+    assert warm.warm_template("warm").changed  # another one, which fits
+    warm.stop("web", kill=True)
+    warm.start("web")
+    assert states(warm, "web") == {"web-1": State.RUNNING}
+
+
+def test_an_origin_that_is_gone(warm, caplog):
+    warm.create("web", "warm", warm=True)
+    (origin,) = warm.warm_origins()
+    shutil.rmtree(origin.folder)
+    warm.start("web")
+    assert states(warm, "web") == {"web-1": State.RUNNING}
+    assert "web-1 boots from its disk: its warm origin is gone" in caplog.text
+
+
+def test_devices_that_differ(warm, lab):
+    warm.create("web", "warm", warm=True)
+    list(lab.machines.sizes.resize(["web-1"], 512 * 1024**2, None))
+    with pytest.raises(PartialFailure, match="1 of 1 clone failed"):
+        warm.start("web")
+    assert states(warm, "web") == {"web-1": State.SAVED}
+
+
+def test_sizes_of_its_own(warm):
+    with pytest.raises(InvalidRequest, match="web-1: a fork has the template's memory"):
+        warm.create("web", "warm", warm=True, values={1: {"memory": "512MiB"}})
+    assert warm.list() == ()
+
+
+def test_what_was_started_by_other_means(warm, lab, caplog):
+    warm.create("web", "warm", warm=True)
+    log = warm.host.consoles / "web-1.log"
+    lab.machines.consoles.log = lambda _name: log
+    log.parent.mkdir(exist_ok=True)
+    log.write_text("it has run")
+    os.utime(log, (2**32, 2**32))
+    warm.start("web")
+    assert "web-1 boots from its disk: it was started by other means" in caplog.text
+    assert "web-1" in lab.machines.boots
+
+
+@pytest.mark.parametrize("part", ["boot", "save", "check"])
+def test_a_call_that_is_killed_while_an_origin_is_made(warm, lab, monkeypatch, part):
+    """The next one removes what it left, and makes it."""
+    monkeypatch.setattr("vmcloner_core.warm_calls._Making._undo", lambda _self: None)
+    before = getattr(lab.machines.warm, part)
+    monkeypatch.setattr(lab.machines.warm, part, _killed(before))
+    if part == "check":
+        warm.warm_template("warm")  # which nothing checks before the next
+    with pytest.raises(BackendError, match="Killed"):
+        warm.warm_template("warm")
+    monkeypatch.setattr(lab.machines.warm, part, before)
+    warm.create("web", "warm", warm=True, start=True)
+    (origin,) = warm.warm_origins()
+    folders, images, parents = leftovers(warm)
+    assert (folders, images, parents) == ([origin.key], [origin.image], [])
+
+
+def _killed(after):
+    def call(*words):
+        after(*words)
+        raise Killed
+
+    return call
+
+
+@pytest.mark.parametrize("part", ["load", "go_on", "connect"])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_fork_that_is_killed(warm, lab, monkeypatch, part, before):
+    """The same command completes it: by a fork if its guest hadn't continued, else by a boot."""
+    real = getattr(lab.machines.warm, part)
+    forget = WarmOrigins.end
+
+    def killed(*words):
+        if not before:
+            list(real(*words))
+        monkeypatch.setattr(WarmOrigins, "end", lambda *_: None)
+        monkeypatch.setattr(lab.machines, "destroy", lambda names: iter(()))
+        raise HostCommandError("killed")
+
+    destroy = lab.machines.destroy
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.machines.warm, part, killed)
+        with pytest.raises(VmclonerError):
+            warm.create("web", "warm", warm=True, start=True)
+    monkeypatch.setattr(lab.machines.warm, part, real)
+    monkeypatch.setattr(WarmOrigins, "end", forget)
+    monkeypatch.setattr(lab.machines, "destroy", destroy)
+    assert states(warm, "web")["web-1"] is not State.RUNNING
+    warm.create("web", "warm", warm=True, start=True)
+    assert states(warm, "web") == {"web-1": State.RUNNING}
+    forked = b"reseeded" in warm.read_console("web-1")[0]
+    assert forked is (part == "load")
+    assert list((memory(warm) / "forks").iterdir()) == []
+
+
+def test_a_hypervisor_without_forks(warm, lab):
+    lab.machines.warm = None
+    lab.machines.not_warm = "its guests share nothing"
+    with pytest.raises(BackendError, match="no warm forks: its guests share nothing"):
+        warm.create("web", "warm", warm=True)
+    with pytest.raises(BackendError, match="no warm forks"):
+        warm.warm_template("warm")
+
+
+def test_a_pool_that_captures_nothing(lab):
+    lab.template("warm", TEMPLATE)
+    with pytest.raises(BackendError, match="pool 'reference' captures no disks"):
+        lab.engine.create("web", "warm", warm=True)
+
+
+def test_more_disks(warm, lab):
+    lab.template("more", TEMPLATE.replace("[image]", 'swap = "64MiB"\n[image]'))
+    with pytest.raises(InvalidRequest, match="disks beside its image"):
+        warm.warm_template("more")
+
+
+def test_a_parent_has_no_card(warm):
+    with pytest.raises(InvalidRequest, match="without a network card"):
+        warm.warm_template("warm", at="ip")
+    assert leftovers(warm) == ([], [], [])
+
+
+def test_a_plan_changes_nothing(warm):
+    plan = warm.plan(CreateRequest(fleet="web", template="warm", warm=True))
+    assert "booted once before" in plan.warnings[-1]
+    assert warm.warm_origins() == ()
+    warm.warm_template("warm")
+    plan = warm.plan(CreateRequest(fleet="web", template="warm", warm=True))
+    assert plan.warnings == ()
+
+
+def test_labels_name_the_origin(warm):
+    warm.create("web", "warm", warm=True)
+    (clone,) = warm.list("web")
+    (origin,) = warm.warm_origins()
+    assert clone.labels.warm == origin.key
+    assert clone.volumes[0].labels.warm == origin.key
+    record = json.loads((warm.host.records / "web-1" / "record.json").read_text())
+    assert record["labels"]["warm"] == origin.key
+
+
+def test_a_note_that_is_damaged(warm):
+    warm.warm_template("warm")
+    (origin,) = warm.warm_origins()
+    (origin.folder / "origin.json").write_text("{")
+    assert warm.warm_origins() == ()
+    assert warm.warm_template("warm").changed
+    assert not origin.folder.exists()

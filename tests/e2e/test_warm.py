@@ -1,0 +1,86 @@
+"""Forks of a real guest: one boot, then clones that continue from its memory."""
+
+import json
+import os
+import re
+import subprocess
+import time
+
+import pytest
+
+pytestmark = pytest.mark.libvirt
+READY = re.compile(r"^vmcloner-ready name=(\S+) mac=(\S+) disk=\S+ boots=(\d+) random=(\S+)", re.M)
+
+
+@pytest.fixture
+def site(real_site):
+    yield real_site
+    fleet = real_site.fleet("fork")
+    real_site.run("delete", fleet, "--yes", "--missing-ok")
+    assert real_site.remains() == []
+
+
+def said(site, name):
+    """Return what a guest last said that it is."""
+    log = (site.folder / "state" / "console" / f"{name}.log").read_text(errors="replace")
+    return READY.findall(log)[-1]
+
+
+def test_forks_of_a_guest(site):
+    """One boot; three forks of three identities, whose disks are the parent's; and what is left."""
+    fleet = site.fleet("fork")
+    names = [f"{fleet}-{n}" for n in (1, 2, 3)]
+    site.run("create", fleet, "-t", "tiny", "-n", "3", "--warm")
+    assert {row["state"] for row in site.rows(fleet)} == {"saved"}
+    (origin,) = json.loads(site.run("template", "show", "tiny", "-f", "json"))["warm"]
+    memory = site.folder / "state" / "warm" / origin["key"] / "memory"
+    before = memory.stat().st_mtime_ns
+    site.run("start", fleet, "--wait", "--timeout", "120")
+    found = {name: said(site, name) for name in names}
+    assert {name: each[0] for name, each in found.items()} == {name: name for name in names}
+    macs = {row["name"]: row["mac"] for row in site.rows(fleet)}
+    assert {name: each[1] for name, each in found.items()} == macs
+    assert {each[2] for each in found.values()} == {"1"}, "the disk isn't that of the parent"
+    assert len({each[3] for each in found.values()}) == 3
+    maps = [process for process in processes(fleet) if str(memory) in process]
+    assert len(maps) == 3
+    assert memory.stat().st_mtime_ns == before
+
+    # One whose QEMU is killed boots from its disk; one that is reset is forked again.
+    site.run("stop", names[0], "--kill")
+    site.run("start", names[0], "--wait", "--timeout", "120")
+    assert said(site, names[0])[::2][:2] == (names[0], "2")
+    site.run("reset", names[1], "--wait", "--timeout", "120")
+    assert said(site, names[1])[::2][:2] == (names[1], "1")
+    again = site.run("template", "warm", "tiny", "-f", "json")
+    assert json.loads(again)["changed"] is False
+
+    # Memory that was cut short is never used.
+    os.truncate(memory, 4096)
+    site.run("stop", names[2], "--kill")
+    site.run("reset", names[2])
+    assert "was changed since it was saved" in site.run("start", names[2], code=10)
+    site.run("stop", names[2], "--kill")
+    site.run("start", names[2], "--wait", "--timeout", "120")
+
+
+def processes(fleet):
+    lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in lines.splitlines() if f"guest={fleet}-" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.6, 1.0, 1.5, 2.0, 3.0])
+def test_forks_that_are_killed(site, seconds):
+    """The same command completes them, wherever it was killed."""
+    fleet = site.fleet("fork")
+    site.run("template", "warm", "tiny")
+    words = ("create", fleet, "-t", "tiny", "-n", "4", "--warm", "--start", "--wait")
+    process = site.popen(*words)
+    time.sleep(seconds)
+    process.kill()
+    process.communicate()
+    site.run(*words, "--timeout", "200")
+    names = {f"{fleet}-{n}" for n in range(1, 5)}
+    assert {said(site, name)[0] for name in names} == names
+    assert {row["state"] for row in site.rows(fleet)} == {"running"}

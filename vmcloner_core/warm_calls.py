@@ -1,0 +1,307 @@
+"""Warm origins: made, listed and removed. A part of the engine's API.
+
+A parent is a clone of a fleet of its own, made and deleted by ordinary runs. Only one origin is
+made at a time on a host; whoever makes one first removes what killed calls left: parents, folders
+and images that no whole origin has.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import attrs
+
+from vmcloner_core import reseeding
+from vmcloner_core.cancelling import Cancellation, pause
+from vmcloner_core.drivers import CaptureRequest, HypervisorDriver, StorageDriver
+from vmcloner_core.errors import InvalidRequest, VmclonerError, WrongState
+from vmcloner_core.local_host import LocalHost
+from vmcloner_core.model import Clone, Origin, Outcome, Progress, State, Template, warm_key
+from vmcloner_core.names import check_template, fold
+from vmcloner_core.outcomes import guarded, single
+from vmcloner_core.plan import Plan, Readiness, RunResult
+from vmcloner_core.planner import filled
+from vmcloner_core.readiness import Awaited, watch
+from vmcloner_core.request import CreateRequest, Request, TargetRequest
+from vmcloner_core.results import check_result
+from vmcloner_core.target_planner import found_spec
+from vmcloner_core.template_calls import TemplateCalls
+from vmcloner_core.warm_origins import AT, WarmOrigin
+from vmcloner_core.warming import current, forked, warm_of
+
+log = logging.getLogger(__name__)
+STEP = "warm"
+"""The name of the step in events."""
+LOCK = "warm"
+READY = "ready"
+ANSWER = 120.0
+"""Seconds in which a parent that is ready must show that it can become somebody else."""
+LOOK = 0.5
+_PARENT = re.compile("warm([0-9a-f]{20})")
+_TTL = 3600
+
+
+class WarmCalls(TemplateCalls):
+    """The calls of :class:`~vmcloner_core.Engine` that are about warm origins."""
+
+    @abstractmethod
+    def _held(self, names: Sequence[str]) -> AbstractContextManager[Cancellation]:
+        """Hold locks; see :meth:`LocalHost.hold`."""
+
+    @abstractmethod
+    def run(
+        self, request: Request, *, on_plan: Callable[[Plan], None] = lambda _plan: None
+    ) -> RunResult:
+        """Carry a request out; see :meth:`Engine.run`."""
+
+    def warm_origins(self, template: str | None = None) -> tuple[WarmOrigin, ...]:
+        """Return the warm origins on the host, of all templates or of one, the newest first."""
+        return tuple(o for o in self._host.warm.all() if template in (None, o.template))
+
+    def warm_template(
+        self,
+        name: str,
+        *,
+        at: str = READY,
+        storage: str | None = None,
+        hypervisor: str | None = None,
+        timeout: float | None = None,
+    ) -> Outcome[WarmOrigin]:
+        """Boot a clone of a template once, and keep its memory and disk, to fork clones from.
+
+        Unchanged if there is such an origin of all that is there now: of the template's image and
+        settings, the pool, and the hypervisor's programs. Others of the template are removed as
+        soon as no clone needs them.
+
+        :param at: when the guest is saved: ``ready``, when the template's console line is there,
+            or any with ``console:REGEX``; then it must also be able to become somebody else.
+        :param storage, hypervisor: None for the settings' defaults.
+        :param timeout: seconds for the guest to get there, None for :class:`Readiness`'s default.
+        :raises BackendError: pool or hypervisor have no warm forks; says why.
+        :raises InvalidRequest: the template's guests can't be forked; names what stands against it.
+        :raises WrongState: the guest can't become somebody else, or didn't get ready.
+        """
+        host, defaults = self._host, self.settings.defaults
+        pool = host.drivers.storage(storage or defaults.storage)
+        driver = host.drivers.hypervisor(hypervisor or defaults.hypervisor)
+        with self._held([LOCK]) as ending:
+            template = forked(host.catalog.template(check_template(name)))
+            warm_of(driver)
+            self._planning.warm_depends(template, pool, driver)  # what stands against it, first
+            self._import(template, pool, ending)
+            depends = {**self._planning.warm_depends(template, pool, driver), AT: at}
+            found = current(host, name, pool, driver, depends)
+            if found is not None and at in (found.depends[AT], READY):
+                self._remove_unused(name, pool.name, keep=found.key)
+                return Outcome(key=name, value=found, changed=False)
+            self._sweep_warm()
+            origin = host.warm.new(name, pool.name, driver.name, depends)
+            making = _Making(self, host, template, pool, driver, origin, timeout)
+            host.images.told(STEP, name, "", time.monotonic(), making)
+            self._remove_unused(name, pool.name, keep=origin.key)
+            return Outcome(key=name, value=origin)
+
+    def delete_warm(self, name: str, *, storage: str | None = None) -> tuple[WarmOrigin, ...]:
+        """Remove a template's warm origins, of all pools or of one; returns them.
+
+        :raises WrongState: a clone needs one: it is to be forked, or its disk is linked.
+        """
+        gone = []
+        with self._held([LOCK]):
+            for origin in self.warm_origins(name):
+                if storage in (None, origin.pool):
+                    self._remove(origin)
+                    gone.append(origin)
+        return tuple(gone)
+
+    def delete_template(self, name: str, *, storage: str | None = None) -> Outcome[None]:
+        """See :meth:`TemplateCalls.delete_template`; its warm origins in that pool go first."""
+        gone = self.delete_warm(name, storage=storage or self.settings.defaults.storage)
+        outcome = super().delete_template(name, storage=storage)
+        return attrs.evolve(outcome, changed=outcome.changed or bool(gone))
+
+    def _import(self, template: Template, pool: StorageDriver, ending: Cancellation) -> None:
+        images = self._host.images
+        if images.origin(pool, template.name) is None:
+            with self._host.hold([f"template/{template.name}"], ending.event.is_set):
+                images.import_image(template, pool, "", time.monotonic()).unwrap()
+
+    def _remove_unused(self, template: str, pool: str, *, keep: str) -> None:
+        """Remove a template's other origins in a pool, except those that clones need."""
+        for origin in self.warm_origins(template):
+            if origin.pool == pool and origin.key != keep:
+                try:
+                    self._remove(origin)
+                except VmclonerError as error:
+                    log.debug("%s is kept: %s", origin.key, error)
+
+    def _remove(self, origin: WarmOrigin) -> None:
+        """Remove an origin: its disk, which a pool keeps while it is in use, then its memory.
+
+        :raises WrongState: a clone needs it.
+        """
+        users = self._host.warm.users(origin.key)
+        if users:
+            raise WrongState(
+                f"{fold(users)} is to be forked from a warm origin of {origin.template}",
+                hint="start them, or delete them, first",
+            )
+        self._host.images.delete_origin(origin.pool, origin.image)
+        self._host.warm.remove(origin.key)
+
+    def _sweep_warm(self) -> None:
+        """Remove what killed calls left; the lock is held, so nobody makes an origin now."""
+        host = self._host
+        found = host.survey()
+        fleets = {c.fleet for c in found.clones if c.ours and _PARENT.fullmatch(c.fleet)}
+        for fleet in fleets:
+            self.run(TargetRequest(action="delete", targets=(fleet,)))
+        for key in host.warm.drafts():
+            host.warm.remove(key)
+        whole = {origin.key for origin in host.warm.all()}
+        for image in host.images.origins():
+            of = warm_key(image.template)
+            if of is not None and of not in whole:
+                try:
+                    host.images.delete_origin(image.pool, image.template)
+                except VmclonerError as error:  # clones that were forked from it have it
+                    log.debug("%s is kept: %s", image.template, error)
+
+
+@attrs.frozen
+class _Making:
+    """The making of one origin. What fails, or is interrupted, leaves nothing."""
+
+    calls: WarmCalls
+    host: LocalHost
+    template: Template
+    pool: StorageDriver
+    driver: HypervisorDriver
+    origin: WarmOrigin
+    timeout: float | None
+
+    @property
+    def fleet(self) -> str:
+        return f"warm{self.origin.key}"
+
+    def __call__(self, progress: Progress) -> Outcome[WarmOrigin]:
+        """Make it: boot a clone, save it, and take its disk."""
+        try:
+            parent = self._parent()
+            self.host.warm.draft(self.origin)
+            with self.host.active(parent.volumes):
+                self._saved(parent)
+                self._capture(parent, progress)
+            self.host.warm.keep(self.origin)
+        except BaseException:
+            self._undo()
+            raise
+        self._delete()
+        return Outcome(key=self.template.name, value=self.origin)
+
+    def _parent(self) -> Clone:
+        request = CreateRequest(
+            fleet=self.fleet,
+            template=self.template.name,
+            hypervisor=self.driver.name,
+            storage=self.pool.name,
+            ttl=_TTL,  # if this is killed, and never called again
+            parent=True,
+        )
+        check_result(self.calls.run(request))
+        (parent,) = (c for c in self.host.survey().clones if c.fleet == self.fleet)
+        return parent
+
+    def _saved(self, parent: Clone) -> None:
+        """Boot the parent, wait until it is ready, and save its memory."""
+        warm, name, folder = warm_of(self.driver), parent.name, self.origin.folder
+        asked = self.host.drivers.backend("hypervisor", self.driver.name)
+        with guarded(asked.of("warm.boot")):
+            warm.boot(name, folder)
+        self._wait(name)
+        self._check(name)
+        agents = self.driver.agents
+        if agents is not None and name in agents.reported([name]):
+            agents.freeze(name)  # which writes everything to its disk
+            agents.thaw(name)
+        with guarded(asked.of("warm.save")):
+            warm.save(name, folder)
+
+    def _wait(self, name: str) -> None:
+        at = self.origin.depends[AT]
+        aim = self.template.readiness if at == READY else at
+        readiness = Readiness.parse(aim, timeout=self.timeout)
+        if readiness.kind != "console":
+            if at != READY:
+                raise InvalidRequest(
+                    f"a parent can't be waited for by {at}: it boots without a network card",
+                    hint="--at ready, or --at console:REGEX",
+                )
+            return  # it is, once it answers
+        record = self.host.records.find(name)
+        assert record is not None  # noqa: S101 - its run has written it
+        spec = found_spec(self._clone(name), self.template, record, self.host.seed)
+        emulated = self.driver.resources().emulated
+        readiness = filled(readiness, spec).limited(emulated=emulated)
+        awaited = Awaited(name=name, driver=self.driver, readiness=readiness)
+        for outcome in watch([awaited]):
+            outcome.unwrap()
+
+    def _check(self, name: str) -> None:
+        """Check that the guest can become somebody else, which an agent may take a while to tell.
+
+        :raises WrongState: it can't.
+        """
+        seconds = self.timeout or ANSWER
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                return reseeding.check(self.driver, name, self.template.name)
+            except WrongState:
+                state = self.driver.states().get(name)
+                if time.monotonic() > end or state is not State.RUNNING:
+                    raise
+            pause(LOOK)
+
+    def _capture(self, parent: Clone, progress: Progress) -> None:
+        (volume,) = parent.volumes
+        request = CaptureRequest(
+            template=self.origin.image, volume=volume, digest=f"warm:{self.origin.key}"
+        )
+        capturing = self.pool.capturing
+        assert capturing is not None  # noqa: S101 - it was checked
+        single(
+            lambda: capturing.capture(request, _unchanged, lambda: None, progress),
+            self.origin.image,
+            self.host.drivers.backend("storage", self.pool.name, "capture"),
+            Origin,
+        ).unwrap()
+
+    def _delete(self) -> None:
+        check_result(self.calls.run(TargetRequest(action="delete", targets=(self.fleet,))))
+
+    def _undo(self) -> None:
+        steps = (
+            self._delete,
+            functools.partial(self.host.images.delete_origin, self.pool.name, self.origin.image),
+            functools.partial(self.host.warm.remove, self.origin.key),
+        )
+        for step in steps:
+            try:
+                step()
+            except VmclonerError as error:
+                log.warning("%s", error)
+
+    def _clone(self, name: str) -> Clone:
+        return next(clone for clone in self.host.survey().clones if clone.name == name)
+
+
+def _unchanged(_path: Path) -> None:
+    """Leave the copy of a parent's disk as it is: its memory knows it."""

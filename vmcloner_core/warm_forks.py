@@ -1,0 +1,144 @@
+"""Start clones from the memory of a warm origin, and make them who they are.
+
+A fork is loaded, paused. From the moment that its guest continues, its disk and the memory of its
+origin belong to different moments: it can't be forked again. So one that doesn't become the clone
+that it shall be is powered off, and its next start boots it from its disk, which is whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+from vmcloner_core import reseeding
+from vmcloner_core.drivers import HypervisorDriver, WarmInterface
+from vmcloner_core.errors import VmclonerError
+from vmcloner_core.model import Outcome
+from vmcloner_core.outcomes import Backend, settled
+from vmcloner_core.records import Records
+from vmcloner_core.warm_origins import WarmOrigin, WarmOrigins
+
+log = logging.getLogger(__name__)
+PATIENCE = 120.0
+"""Seconds in which a guest has to become somebody."""
+
+
+@attrs.frozen
+class Forks:
+    """Starts clones that wait to be forked. Thread-safe.
+
+    :param backend: returns the backend of a kind and name, for messages.
+    :param records: have the clones' seeds.
+    """
+
+    origins: WarmOrigins
+    records: Records
+    backend: Callable[[str, str], Backend]
+
+    def due(self, driver: HypervisorDriver, names: Sequence[str]) -> Mapping[str, WarmOrigin]:
+        """Return the origins of those clones that are to be forked now, by the clones' names.
+
+        The others boot. If one of them can't be forked any more, that is logged, and forgotten.
+        """
+        waiting = self.origins.waiting()
+        found: dict[str, WarmOrigin] = {}
+        for name in names:
+            if name not in waiting:
+                continue
+            fork = self.origins.fork_of(name)
+            if fork is None:
+                why = (
+                    "its warm origin is gone"
+                    if waiting[name]
+                    else "it was forked, and not to the end"
+                )
+            elif driver.warm is None or _has_run(driver, name, fork[1]):
+                why = "it was started by other means"
+            else:
+                found[name] = fork[0]
+                continue
+            log.warning("%s boots from its disk: %s", name, why)
+            self.give_up(driver, name)
+        return found
+
+    def load(
+        self, driver: HypervisorDriver, due: Mapping[str, WarmOrigin]
+    ) -> Iterator[Outcome[None]]:
+        """Load the memory of clones that are due; they are paused then."""
+        for origin in {origin.key: origin for origin in due.values()}.values():
+            names = [name for name, own in due.items() if own.key == origin.key]
+            loading = functools.partial(_warm(driver).load, names, origin.folder)
+            yield from settled(loading, names, self._asked(driver, "load"))
+
+    def finish(self, driver: HypervisorDriver, names: Sequence[str]) -> Iterator[Outcome[None]]:
+        """Let loaded clones continue, and become who they are; those that don't are powered off."""
+        if not names:
+            return
+        warm, left = _warm(driver), list(names)
+        failed: dict[str, VmclonerError] = {}
+
+        def done(part: str, outcomes: Callable[[], Iterator[Outcome[None]]]) -> None:
+            for outcome in settled(outcomes, left, self._asked(driver, part)):
+                if outcome.error is not None:
+                    left.remove(outcome.key)
+                    failed[outcome.key] = outcome.error
+
+        seeds = self._begun(left, failed)
+        left = list(seeds)
+        done("go_on", lambda: warm.go_on({n: seeds[n] for n in left}, reseeding.SERIAL))
+        done("reseed", lambda: reseeding.reseed(driver, list(left), timeout=PATIENCE))
+        done("connect", lambda: warm.connect(list(left)))
+        for name in left:
+            self.origins.end(name)
+            yield Outcome(key=name)
+        for name, error in failed.items():
+            self.give_up(driver, name)
+            yield Outcome(key=name, error=error)
+
+    def give_up(self, driver: HypervisorDriver, name: str) -> None:
+        """Have a clone boot from its disk at its next start; it is powered off now.
+
+        :raises VmclonerError: it can't be powered off.
+        """
+        stopping = functools.partial(driver.destroy, [name])
+        stopped = self.backend("hypervisor", driver.name).of("destroy")
+        for outcome in settled(stopping, [name], stopped):
+            outcome.unwrap()
+        self.origins.end(name)
+
+    def _begun(
+        self, names: Sequence[str], failed: dict[str, VmclonerError]
+    ) -> Mapping[str, Path | None]:
+        """Note that clones continue now; returns their seeds."""
+        seeds: dict[str, Path | None] = {}
+        for name in names:
+            try:
+                record = self.records.find(name)
+                self.origins.begin(name)
+                seeds[name] = record.seed.image if record is not None else None
+            except VmclonerError as error:
+                failed[name] = error
+        return seeds
+
+    def _asked(self, driver: HypervisorDriver, part: str) -> Backend:
+        return self.backend("hypervisor", driver.name).of(f"warm.{part}")
+
+
+def _warm(driver: HypervisorDriver) -> WarmInterface:
+    assert driver.warm is not None  # noqa: S101 - only such clones are due
+    return driver.warm
+
+
+def _has_run(driver: HypervisorDriver, name: str, since: float) -> bool:
+    """Tell whether a guest has said something since then: somebody else has started it."""
+    if driver.consoles is None:
+        return False
+    try:
+        status = driver.consoles.log(name).stat()
+    except OSError:
+        return False
+    return status.st_size > 0 and status.st_mtime > since

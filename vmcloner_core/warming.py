@@ -1,0 +1,136 @@
+"""What warm origins are made of: whether a template can have one, and which one is current."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import attrs
+
+from vmcloner_core import reseeding
+from vmcloner_core.clone_spec import clone_spec
+from vmcloner_core.drivers import HypervisorDriver, StorageDriver, WarmInterface
+from vmcloner_core.errors import BackendError, InvalidRequest, WrongState
+from vmcloner_core.local_host import LocalHost
+from vmcloner_core.model import Labels, Origin, Template, clone_uuid
+from vmcloner_core.os_errors import translated
+from vmcloner_core.outcomes import guarded
+from vmcloner_core.template_checks import TemplateChecks
+from vmcloner_core.warm_origins import WarmOrigin
+
+SEEDS = "cloud-init"
+"""The identity provider whose seeds tell forks who they are."""
+COLD = "create the clones without --warm"
+_CHUNK = 1024**2
+_NOT_IN_MEMORY = ("description", "ready", "seal", "origin_file")
+
+
+def forked(template: Template) -> Template:
+    """Return a template with what its forks need: an identity on a seed disk.
+
+    :raises InvalidRequest: its identity is told in another way, which a running guest doesn't see.
+    """
+    provider = template.identity.provider
+    if provider not in ("none", SEEDS):
+        raise InvalidRequest(
+            f"template {template.name}: forks get their identity from a disk, not by {provider}",
+            hint=f'identity.provider = "{SEEDS}", or {COLD}',
+        )
+    return attrs.evolve(template, identity=attrs.evolve(template.identity, provider=SEEDS))
+
+
+def warm_of(hypervisor: HypervisorDriver) -> WarmInterface:
+    """Return a hypervisor's part for warm forks.
+
+    :raises BackendError: it has none; says why.
+    """
+    if hypervisor.warm is None:
+        why = hypervisor.not_warm or "it can't start guests from the memory of another"
+        raise BackendError(f"hypervisor {hypervisor.name!r} has no warm forks: {why}", hint=COLD)
+    return hypervisor.warm
+
+
+def depends(
+    host: LocalHost,
+    checks: TemplateChecks,
+    template: Template,
+    storage: StorageDriver,
+    hypervisor: HypervisorDriver,
+) -> Mapping[str, str]:
+    """Return what a warm origin of a template depends on, in short texts by subject.
+
+    :param template: as :func:`forked` returns it.
+    :raises BackendError: pool or hypervisor can't do their part.
+    :raises InvalidRequest: the template's clones can't be forked.
+    """
+    warm = warm_of(hypervisor)
+    if storage.capturing is None:
+        raise BackendError(f"pool {storage.name!r} captures no disks: no warm forks", hint=COLD)
+    if template.blanks:
+        raise InvalidRequest(
+            f"template {template.name}: a fork can't have disks beside its image, which its origin "
+            "would have written",
+            hint=COLD,
+        )
+    reseeding.check_template(template)
+    labels = Labels(
+        fleet="warm",
+        index=1,
+        template=template.name,
+        run="",
+        owner="",
+        created="",
+        storage=storage.name,
+        hypervisor=hypervisor.name,
+    )
+    known = clone_uuid(host.seed, labels.fleet, labels.index, labels.template)
+    spec = clone_spec(template, labels, known, checks.macs(labels, template, hypervisor))
+    with guarded(host.drivers.backend("hypervisor", hypervisor.name, "warm.depends")):
+        found = dict(warm.depends(checks.imagined(spec, hypervisor)))
+    origin = host.images.origin(storage, template.name)
+    return {**found, "template": _digest(template), "image": _image(origin)}
+
+
+def _image(origin: Origin | None) -> str:
+    return origin.digest if origin is not None else ""
+
+
+def _digest(template: Template) -> str:
+    """Return a digest of what a template says that a guest may have in its memory."""
+    own = attrs.asdict(template)
+    kept = {key: value for key, value in own.items() if key not in _NOT_IN_MEMORY}
+    digest = hashlib.sha256(json.dumps(kept, default=_plain, sort_keys=True).encode())
+    kernel = template.kernel
+    for file in (kernel.path, kernel.initrd) if kernel is not None else ():
+        if file is not None and (template.folder / file).is_file():
+            with translated(file), (template.folder / file).open("rb") as stream:
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
+    return digest.hexdigest()[:16]
+
+
+def _plain(value: object) -> object:
+    return dict(value) if isinstance(value, Mapping) else str(value)
+
+
+def current(
+    host: LocalHost,
+    template: str,
+    storage: StorageDriver,
+    hypervisor: HypervisorDriver,
+    wanted: Mapping[str, str],
+) -> WarmOrigin | None:
+    """Return the newest whole origin of what is there now, None if there is none."""
+    for origin in host.warm.all():
+        where = (origin.template, origin.pool, origin.hypervisor)
+        if where != (template, storage.name, hypervisor.name) or not origin.fits(wanted):
+            continue
+        try:
+            with guarded(host.drivers.backend("hypervisor", hypervisor.name, "warm.check")):
+                warm_of(hypervisor).check(origin.folder)
+        except WrongState:
+            continue
+        if host.images.origin(storage, origin.image) is not None:
+            return origin
+    return None
