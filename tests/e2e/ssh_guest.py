@@ -59,9 +59,12 @@ user_data = "user-data.j2"
 """  # noqa: E501 - as long as it is
 
 
-def make_template(site: Site, name: str) -> None:
-    """Write a template of such guests into a site, in which tiny has been imported."""
-    folder = site.folder / "templates"
+def make_template(site: Site, name: str, folder: Path | None = None) -> None:
+    """Write a template of such guests into a site, in which tiny has been imported.
+
+    :param folder: of the template, if not the site's.
+    """
+    folder = folder or site.folder / "templates"
     (built,) = (path.parent for path in site.folder.rglob("tiny/initrd.img"))
     subprocess.run(
         ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", folder / "key"],
