@@ -3,7 +3,6 @@
 import contextlib
 import re
 import shutil
-import socket
 import subprocess
 import time
 import uuid
@@ -12,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Site, make_site
-from tests.identity.debians import ARGUMENTS, Debians, debians
-from vmcloner_core import audit, reseeding
+from vmcloner_core import reseeding
 from vmcloner_core.drivers import DriverContext
 from vmcloner_core.model import Host, Identity, Interface
 from vmcloner_core.process import LocalRunner
@@ -29,18 +27,6 @@ extends = "tiny"
 nics = []
 [domain]
 machine = "pc"
-"""
-DEBIAN = """
-extends = "debian-12-built"
-nics = []
-ready = "running"
-[domain]
-machine = "pc"
-agent = {agent}
-[identity]
-provider = "none"
-[kernel]
-cmdline = "{arguments}"
 """
 DISK = """
 <disk type="file" device="disk">
@@ -136,85 +122,3 @@ def test_tiny_says_again_who_it_is():
     finally:
         site.run("delete", fleet, "--yes", "--missing-ok")
         shutil.rmtree(site.folder)
-
-
-def facts(made: Debians, identity: Identity, public: str, address: str) -> audit.Facts:
-    """Return the facts of a guest that has this host key, or fail."""
-    folder, name = made.site.folder, identity.hostname
-    home = folder / "state" / "identity" / name
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "known_hosts").write_text(f"{name} {' '.join(public.split()[:2])}\n")
-    said = made.ssh({"name": name, "ip": address}, audit.SCRIPT)
-    found = re.findall(r"^vmcloner-fact (\S+) (.+)$", said, re.M)
-    return {fact: tuple(v for f, v in found if f == fact) for fact, _ in found}
-
-
-def assert_is(found: audit.Facts, identity: Identity, public: str, address: str) -> None:
-    assert found["hostname"] == (identity.hostname,)
-    assert found["machine_id"] == (identity.machine_id,)
-    assert found["host_key"] == (" ".join(public.split()[:2]),)
-    assert found["mac"] == (identity.interfaces[0].mac,)
-    assert found["address"] == (address,)
-
-
-def lease(driver: KvmDriver, network: str, mac: str) -> str | None:
-    """Return the address that a network's DHCP server gave to a card."""
-    argv = ["virsh", "-q", "-c", "qemu:///system", "net-dhcp-leases", network, mac]
-    said = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout
-    found = re.findall(r"ipv4\s+([0-9.]+)/", said)
-    return found[-1] if found else None
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_debians_become_others_by_their_agents_or_by_themselves():
-    """And a cold boot afterwards does not change who they are."""
-    with debians() as made, driver_of(made.site) as driver:
-        site, network = made.site, f"{made.site.prefix}n"
-        key = (site.folder / "key.pub").read_text().strip()
-        ways = {"by-agent": "true", "by-unit": "false"}
-        plans = {}
-        for number, (way, agent) in enumerate(ways.items(), start=1):
-            text = DEBIAN.format(agent=agent, arguments=ARGUMENTS)
-            (site.folder / "templates" / f"{way}.toml").write_text(text)
-            fleet = site.fleet(f"r{number}")
-            site.run("create", fleet, "-t", way, "-n", "1", "--start", timeout=900)
-            plans[f"{fleet}-1"] = identity_of(f"{fleet}-1-fork", number, authorized_keys=(key,))
-        seen = {}
-        for name, identity in plans.items():
-            until(lambda name=name: ready(driver, name), 900)
-            reseeding.check(driver, name, "t")
-            image, public = seed(site.folder, identity)
-            plug(site, name, DISK.format(image=image))
-            reseed(driver, name)
-            reseed(driver, name)  # a success, again
-            source = f'<source network="{network}"/>'
-            mac = identity.interfaces[0].mac
-            plug(site, name, CARD.format(kind="network", source=source, mac=mac))
-            address = until(lambda mac=mac: lease(driver, network, mac))
-            found = facts(made, identity, public, address)
-            assert_is(found, identity, public, address)
-            said = made.ssh({"name": identity.hostname, "ip": address}, "journalctl -n 1; date +%s")
-            assert abs(int(said.splitlines()[-1]) - time.time()) < 60
-            seen[name] = (identity, public, address, found)
-        first, second = (found for *_, found in seen.values())
-        for fact in ("machine_id", "host_key", "client_id", "random_seed"):
-            assert set(first[fact]).isdisjoint(second[fact]), fact
-        for name, (identity, public, address, _) in seen.items():
-            site.run("stop", name, timeout=300)
-            site.run("start", name, timeout=300)
-            until(lambda a=address: port_is_open(a), 900)
-            assert_is(facts(made, identity, public, address), identity, public, address)
-            shutil.rmtree(site.folder / "state" / "identity" / identity.hostname)
-
-
-def ready(driver: KvmDriver, name: str) -> bool:
-    """Whether a guest has an agent, or says that it waits."""
-    waits = reseeding.WAITS.encode() in driver.consoles.read(name, 0, 1024**2)[0]
-    return waits or bool(driver.agents.reported([name]))
-
-
-def port_is_open(address: str) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection((address, 22), timeout=5):
-        return True
-    return False
