@@ -5,6 +5,7 @@ The formats: "How to build your inventory" and "Developing dynamic inventory" in
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Sequence
@@ -68,6 +69,11 @@ def connection(access: Access) -> dict[str, object]:
         "ansible_user": access.user,
         "ansible_ssh_common_args": " ".join(["-F none", *options]),
     }
+    if access.jump is not None:
+        # Ansible keeps connections open by address, and two hosts' guests may have the same one.
+        to = f"{access.jump} {access.name} {access.user} {access.address} {access.port}"
+        own = hashlib.sha256(to.encode()).hexdigest()[:16]
+        values["ansible_control_path"] = f"%(directory)s/vmcloner-{own}"
     if access.key is not None:
         values["ansible_ssh_private_key_file"] = str(access.key)
     return values

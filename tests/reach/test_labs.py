@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import attrs
 import pytest
 
 from tests.conftest import TEMPLATE
@@ -231,8 +232,10 @@ def test_a_playbook_reaches_a_guest_behind_its_host(guests, tmp_path, monkeypatc
     )
     script = Script(name="site.yml", content=book.read_bytes(), playbook=book)
     access = guests.access("web-2", jump="lab1", key=None, keys=(guests.key,))
+    scripts.run(script, make_labels("web", 2), attrs.evolve(access, jump=None))  # is kept open
+    assert not (tmp_path / "jumps").exists()
     scripts.run(script, make_labels("web", 2), access)
-    assert (tmp_path / "done").read_text() == "web-2\n"
+    assert (tmp_path / "done").read_text() == "web-2\n" * 2
     assert "-- lab1" in (tmp_path / "jumps").read_text()
 
 
