@@ -25,7 +25,7 @@ AGAIN := --reruns 1
 SLOW := libvirt or filesystems or lvm or nfs or xen or pxe or ceph or guests or others or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stop demo test test-host test-lvm test-nfs test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest bench-rbd bench-warm bench-xen-warm clean tools browser test-fuzz docs man deb test-packages test-userlands
+.PHONY: help setup stop demo test test-host test-lvm test-nfs test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest bench-rbd bench-warm bench-xen-warm clean tools browser test-fuzz docs man deb test-packages test-userlands test-warm
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -120,6 +120,9 @@ bench-hosts: tools ## Measure the controller of many hosts with simulated ones (
 
 bench-pytest: tools ## Measure what a pool of machines saves tests, with tiny guests (ARGS="--tests 40 --size 8")
 	@$(WITH_LIBVIRTD) $(BIN)/python -m benchmarks.pytest_pool --real $(ARGS)
+
+test-warm: tools ## Fork real guests, and kill commands that do (5 min)
+	@$(WITH_LIBVIRTD) $(BIN)/pytest -m slow tests/e2e/test_warm.py
 
 bench-warm: tools ## Compare clones that are forked from a booted guest with clones that boot (ARGS="-n 20 100", 8 min)
 	@$(WITH_LIBVIRTD) $(BIN)/python -m benchmarks.warm $(ARGS)
