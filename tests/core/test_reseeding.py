@@ -99,7 +99,7 @@ def test_parents_of_forks_are_checked(guests):
     for name, reason in {"web-3": "no disk", "web-4": "no agent in it has reported"}.items():
         with pytest.raises(WrongState, match=f"template t: .*{reason}") as caught:
             reseeding.check(guests, name, "t")
-        assert "--identical" in caught.value.hint
+        assert "without --warm" in caught.value.hint
 
 
 def test_templates_whose_files_forks_would_not_get(tmp_path):
