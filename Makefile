@@ -52,8 +52,8 @@ test-lvm: tools ## Run the tests on device-mapper and NFS: in the lab, or here i
 test-dd: tools ## Run the tests of full copies in volume groups, in the lab
 	@$(ROOT) contrib/lab/lab kvm test --seconds 3600 -- -m lvm $(or $(ARGS),tests/dd)
 
-test-nfs: tools ## Run the tests on NFS mounts, including the long ones, in the lab (30 min)
-	@$(ROOT) contrib/lab/lab kvm test --seconds 5400 -- -m nfs $(or $(ARGS),tests/nfs)
+test-nfs: tools ## Run the tests on NFS mounts, including the long ones, in the lab (an hour)
+	@$(ROOT) contrib/lab/lab kvm test --seconds 10800 -- -m nfs $(or $(ARGS),tests/nfs)
 
 test-powercut: tools ## Cut the power of labs during LVM transactions, and test the recovery
 	@$(ROOT) $(BIN)/pytest -s -m slow $(or $(ARGS),tests/lab/test_powercut.py)
