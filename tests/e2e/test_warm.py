@@ -66,7 +66,7 @@ def test_forks_of_a_guest(site):
 
 
 def processes(fleet):
-    lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    lines = subprocess.run(["ps", "-wweo", "args"], capture_output=True, text=True, check=True).stdout
     return [line for line in lines.splitlines() if f"guest={fleet}-" in line]
 
 
