@@ -66,7 +66,8 @@ def test_forks_of_a_guest(site):
 
 
 def processes(fleet):
-    lines = subprocess.run(["ps", "-wweo", "args"], capture_output=True, text=True, check=True).stdout
+    argv = ["ps", "-wweo", "args"]
+    lines = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     return [line for line in lines.splitlines() if f"guest={fleet}-" in line]
 
 
