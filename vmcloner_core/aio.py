@@ -215,6 +215,7 @@ class AsyncEngine:
     access = _coroutine(Engine.access)
     execute = _coroutine(Engine.execute)
     audit = _coroutine(Engine.audit)
+    networks = _coroutine(Engine.networks)
     prepare_network = _coroutine(Engine.prepare_network)
     remove_network = _coroutine(Engine.remove_network)
     check_host = _stream(Engine.check_host)
