@@ -10,7 +10,7 @@ import attrs
 
 from vmcloner_core.errors import Interrupted, VmclonerError
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import Capacity
+from vmcloner_core.model import Capacity, Template
 from vmcloner_core.pipeline import Pipeline, Work
 from vmcloner_core.plan import OnFailure, Plan, ProgressEvent, RunResult, Seen, Waiting
 from vmcloner_core.plugins import PluginHost
@@ -52,6 +52,8 @@ class PlannedRun:
         with Sampler(plan.run, self._started, self._pool(), self._plugins.host_sampled):
             if plan.import_image:
                 self._import()
+            elif plan.template is not None:
+                self._build(plan.template)
             routed(self._run, self._works)
             self._pipe(self._works)
         result = self._result()
@@ -83,6 +85,13 @@ class PlannedRun:
                 plan.template, pool, plan.run, self._started, plan.copying
             )
         check_space(plan, outcome.unwrap(), pool.need, self._capacity(plan.storage))
+
+    def _build(self, template: Template) -> None:
+        """Build the kernel of a template whose image another host has put into a shared pool."""
+        images = self._host.images
+        if not images.has_kernel(template):
+            with self._host.hold([f"template/{template.name}"], self._cancelled.is_set):
+                images.build(template)
 
     def _result(self, ended: VmclonerError | None = None) -> RunResult:
         """Return the run's result so far.

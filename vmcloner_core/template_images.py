@@ -230,6 +230,14 @@ class TemplateImages:
 
         return images.build(builder, template.folder, progress)
 
+    def has_kernel(self, template: Template) -> bool:
+        """Tell whether the kernel that a template's builder makes beside the image is there."""
+        kernel = template.kernel
+        if template.image.builder is None or kernel is None:
+            return True
+        files = [template.folder / file for file in (kernel.path, kernel.initrd) if file]
+        return all(file.exists() for file in files)
+
     def check_options(self, name: str, builder: str, options: Mapping[str, Any]) -> None:
         """Check the options of an image builder.
 

@@ -3,6 +3,7 @@
 import pytest
 
 from vmcloner_core import catalog
+from vmcloner_core.drivers import ImageFile
 from vmcloner_core.errors import Conflict, InvalidRequest, NotFound
 
 
@@ -97,3 +98,33 @@ def test_what_has_no_builder_is_not_built(lab):
         lab.engine.build_image("t1")
     with pytest.raises(NotFound):
         lab.engine.build_image("nowhere")
+
+
+BUILT = """
+hypervisors = ["reference"]
+boot = "reference"
+memory = "256MiB"
+[image]
+builder = "tiny"
+[kernel]
+path = "vmlinuz"
+"""
+
+
+def test_a_kernel_is_built_where_another_host_imported_the_image(lab, monkeypatch):
+    """In a pool that hosts share, the image is there, but the kernel isn't on this host."""
+    lab.template("built", BUILT)
+    file = lab.folder / "templates/image.raw"
+    image = ImageFile(path=file, format="raw", size=1024**2, digest="sha256:1")
+    lab.pool.import_image("built", image, lambda _done, _total: None).unwrap()
+    built = []
+
+    def build(template):
+        built.append(template.name)
+        template.folder.mkdir(parents=True, exist_ok=True)
+        (template.folder / "vmlinuz").touch()
+
+    monkeypatch.setattr(lab.engine._host.images, "build", build)
+    lab.engine.create("web", "built", count=1)
+    lab.engine.create("web", "built", count=2)
+    assert built == ["built"]
