@@ -43,7 +43,7 @@ MARK = "pytest.mark.vmcloner(template='{template}')"
 INI = """
 [pytest]
 vmcloner_pool = {{template = '{template}', name = 'benchpool', size = {size}, reset = '{reset}',
-  memory = {memory}}}
+  memory = {memory}, warm = {warm}}}
 """
 CONFTEST = """
 import pytest
@@ -74,6 +74,7 @@ class Project:
     tests: int
     workers: int
     size: int
+    real: bool
 
     def run(self, pool: Pool | None, *, keep: bool = False) -> float:
         """Run the tests; returns the seconds."""
@@ -82,7 +83,8 @@ class Project:
         ini = "[pytest]\n"
         if pool is not None:
             keys = {"template": pool.template, "size": pool.size, "reset": pool.reset.value}
-            ini = INI.format(**keys, memory=str(pool.memory).lower())
+            kept = {"memory": str(pool.memory).lower(), "warm": str(pool.warm).lower()}
+            ini = INI.format(**keys, **kept)
         (self.folder / "pytest.ini").write_text(ini)
         argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         argv += ["-n", str(self.workers), "--vmcloner-require"]
@@ -101,9 +103,9 @@ class Project:
 def rows(project: Project, engine: Engine) -> dict[str, float]:
     """Return the seconds of each way; the work is the same."""
     found = {"create and delete per test": project.run(None)}
-    for reset, memory in (("always", False), ("always", True), ("on-failure", False)):
-        pool = _pool(project, reset, memory=memory)
-        what = f"pool, reset {reset}{' from memory' if memory else ''}"
+    for reset, kept in _ways(project):
+        pool = _pool(project, reset, kept)
+        what = f"pool, reset {reset}{kept and f', {kept}'}"
         found[f"{what}, filled by the run"] = project.run(pool)
         engine.fill_pool(pool)
         found[f"{what}, filled before"] = project.run(pool, keep=True)
@@ -111,10 +113,15 @@ def rows(project: Project, engine: Engine) -> dict[str, float]:
     return found
 
 
-def _pool(project: Project, reset: str, *, memory: bool = False) -> Pool:
-    return Pool(
-        template=project.template, name="benchpool", size=project.size, reset=reset, memory=memory
-    )
+def _ways(project: Project) -> list[tuple[str, str]]:
+    """Return when machines are reset, and what saves the boot then (a key of the pool)."""
+    ways = [("always", ""), ("always", "memory"), ("on-failure", "")]
+    return [*ways, ("always", "warm"), ("on-failure", "warm")] if project.real else ways
+
+
+def _pool(project: Project, reset: str, kept: str = "") -> Pool:
+    keys: dict[str, Any] = {kept: True} if kept else {}
+    return Pool(template=project.template, name="benchpool", size=project.size, reset=reset, **keys)
 
 
 def taking(engine: Engine, project: Project, rounds: int = 200) -> dict[str, float]:
@@ -176,7 +183,8 @@ def main() -> None:
             from tests.pytest_plugin.shared import PLUGINS
 
             plugins = PLUGINS
-        project = Project(folder, template, options.tests, options.workers, options.size)
+        counts = (options.tests, options.workers, options.size)
+        project = Project(folder, template, *counts, real=options.real)
         with Engine.open(plugins=plugins) as engine:
             engine.import_template(template)
             found, times = rows(project, engine), taking(engine, project)

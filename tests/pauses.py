@@ -1,6 +1,7 @@
-"""Hold a reference pool's clone() where a test wants it: no sleeps, no chance."""
+"""Hold a reference pool's clone() where a test wants it, and wait for what comes."""
 
 import threading
+import time
 
 LONG = 60
 
@@ -29,3 +30,11 @@ def halted(monkeypatch, driver):
 
     monkeypatch.setattr(driver, "clone", slow)
     return inside, go_on
+
+
+def until(tells):
+    """Wait until a function tells that it is so."""
+    end = time.monotonic() + LONG
+    while not tells():
+        assert time.monotonic() < end, "not within a minute"
+        time.sleep(0.01)

@@ -85,6 +85,10 @@ class PoolCalls(ABC):
         """Hold fleets against other runs; see :meth:`Engine.hold`."""
 
     @abstractmethod
+    def warm_template(self, name: str) -> object:
+        """Make a template's warm origin; see :meth:`WarmCalls.warm_template`."""
+
+    @abstractmethod
     def _cancellable(self) -> AbstractContextManager[Cancellation]:
         """Yield what ends the calls in the block."""
 
@@ -124,6 +128,8 @@ class PoolCalls(ABC):
         :raises PartialFailure: some clones failed.
         """
         wanted = self._defined(pool)
+        if wanted.warm:
+            self.warm_template(wanted.template)
         with self.hold(wanted.name) as held:
             PoolFilling(wanted, self._host, held).fill()
         return self.pool_members(wanted.name)

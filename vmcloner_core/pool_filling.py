@@ -136,6 +136,7 @@ class PoolFilling:
             template=self.pool.template,
             indices=tuple(missing),
             ttl=self.pool.ttl,
+            warm=self.pool.warm,
         )
         if len(there) == len(self._there):
             result = self.held.carry_out(self.held.plan(request))

@@ -66,6 +66,8 @@ class Pool:
     :param reset: when a clone that is given back is reset to its template.
     :param memory: whether each clone's memory is kept when it gets ready, so that a reset takes a
         second instead of a boot: the clone goes on from there.
+    :param warm: whether clones, new and reset ones, are forked from the template's warm origin
+        instead of booted. It is made if there is none.
     :param ready: what is waited for before it is taken; None for what its template says.
     :param timeout: seconds for each clone to get ready; None for :class:`Readiness`'s default.
     :param ttl: seconds after which ``gc --expired`` may remove clones that nobody uses. Engines
@@ -77,6 +79,7 @@ class Pool:
     size: int = attrs.field(default=4, validator=_size)
     reset: PoolReset = attrs.field(default=PoolReset.ALWAYS, converter=_reset)
     memory: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
+    warm: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
     ready: str | None = None
     timeout: float | None = attrs.field(default=None, validator=_timeout)
     ttl: int = attrs.field(default=TTL, validator=_ttl)
@@ -84,6 +87,11 @@ class Pool:
     def __attrs_post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", _named_after(self.template))
+        if self.memory and self.warm:
+            raise InvalidRequest(
+                f"pool {self.name}: memory and warm are two ways to save a boot",
+                hint="choose one: memory keeps each clone's own, warm shares one of the template",
+            )
         self.readiness  # noqa: B018 - raises if it can't be waited for
 
     @property

@@ -8,6 +8,7 @@ import attrs
 import pytest
 
 from tests.core.test_leases import time_here  # noqa: F401 - a fixture
+from tests.pauses import until
 from vmcloner_core import Engine, Pool, PoolReset, State
 from vmcloner_core.claims import Claims
 from vmcloner_core.deadlines import answers
@@ -34,13 +35,6 @@ def another(lab):
 
 def states(lab, name="box"):
     return [member.state for member in lab.engine.pool_members(name)]
-
-
-def until(tells):
-    end = time.monotonic() + 60
-    while not tells():
-        assert time.monotonic() < end, "not within a minute"
-        time.sleep(0.01)
 
 
 def content(lab, name):

@@ -7,6 +7,7 @@ import shutil
 import attrs
 import pytest
 
+from tests.pauses import until
 from vmcloner_core import Engine
 from vmcloner_core.errors import (
     BackendError,
@@ -17,6 +18,7 @@ from vmcloner_core.errors import (
     WrongState,
 )
 from vmcloner_core.model import State
+from vmcloner_core.pools import Pool
 from vmcloner_core.request import CreateRequest
 from vmcloner_core.testing.reference import BootPlugin
 from vmcloner_core.warm_origins import WarmOrigins
@@ -122,6 +124,25 @@ def test_reset_makes_it_as_it_was_born(warm):
     warm.stop("web", kill=True)
     warm.reset("web")
     assert states(warm, "web") == {"web-1": State.SAVED}
+
+
+def test_a_pool_of_forks(warm):
+    """New machines and those that were used are forked."""
+    pool = Pool(template="warm", name="box", size=2, warm=True, ready="console:vmcloner-reseeded")
+    assert {each.state for each in warm.fill_pool(pool)} == {"ready"}
+    (origin,) = warm.warm_origins("warm")
+    assert {clone.labels.warm for clone in warm.list("box")} == {origin.key}
+    (taken,) = warm.acquire("box")
+    warm.stop(taken.name, kill=True)
+    warm.release(taken)
+    until(lambda: {each.state for each in warm.pool_members("box")} == {"ready"})
+    assert warm.read_console(taken.name)[0] == f"vmcloner-reseeded {taken.name}\n".encode()
+    assert len(warm.warm_origins("warm")) == 1
+
+
+def test_a_pool_saves_a_boot_in_one_way():
+    with pytest.raises(InvalidRequest, match="memory and warm are two ways"):
+        Pool(template="t", warm=True, memory=True)
 
 
 def test_a_disk_that_is_reverted_has_no_memory(warm):

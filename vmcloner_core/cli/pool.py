@@ -117,6 +117,12 @@ class PoolFill(_Change):
             help="Keep the memory of when a clone got ready, so that a reset needs no boot.",
         )
         parser.add_argument(
+            "--warm",
+            action=argparse.BooleanOptionalAction,
+            default=None,
+            help="Fork clones from a guest that has booted once (template warm), also after a use.",
+        )
+        parser.add_argument(
             "--ready", metavar="WHAT", help="What to wait for (default: as the template says)."
         )
         parser.add_argument(
@@ -129,7 +135,7 @@ class PoolFill(_Change):
 
     def change(self, parsed_args: argparse.Namespace) -> Sequence[PoolMember]:
         """See :meth:`Engine.fill_pool`."""
-        keys = ("template", "size", "reset", "memory", "ready", "ttl")
+        keys = ("template", "size", "reset", "memory", "warm", "ready", "ttl")
         given = {k: v for k in keys if (v := getattr(parsed_args, k)) is not None}
         if "template" in given and parsed_args.pool not in {p.name for p in self.engine.pools()}:
             return self.engine.fill_pool(Pool(name=parsed_args.pool, **given))
