@@ -16,7 +16,7 @@ from vmcloner_core.errors import (
     VmclonerError,
     WrongState,
 )
-from vmcloner_core.model import State
+from vmcloner_core.model import CloneMode, State
 from vmcloner_core.request import CreateRequest
 from vmcloner_core.testing.reference import BootPlugin
 from vmcloner_core.warm_origins import WarmOrigins
@@ -361,3 +361,38 @@ def test_a_note_that_is_damaged(warm):
     assert warm.warm_origins() == ()
     assert warm.warm_template("warm").changed
     assert not origin.folder.exists()
+
+
+def test_an_origin_stays_while_there_are_forks(warm):
+    """A fork that is saved maps the origin's memory; a reset needs its disk, also of full clones."""
+    warm.create("web", "warm", warm=True, start=True, mode=CloneMode.FULL)
+    (origin,) = warm.warm_origins()
+    warm.save("web")
+    with pytest.raises(WrongState, match="a warm origin of warm is needed .*: web-1"):
+        warm.delete_warm("warm")
+    assert warm.warm_origins() == (origin,)
+    warm.delete("web")
+    assert warm.delete_warm("warm") == (origin,)
+
+
+def test_origins_of_others_in_a_shared_pool_stay(warm, tmp_path):
+    """Images that have no folder here can be another host's; fleets can have any name."""
+    other = warm.warm_template("warm").unwrap()
+    shutil.move(other.folder, tmp_path / "of another host")
+    warm.create(f"warm{'0' * 20}", "warm")
+    own = warm.warm_template("warm").unwrap()
+    images = {o.template for o in warm.origins() if o.template.startswith("warm-")}
+    assert images == {other.image, own.image}
+    assert states(warm, f"warm{'0' * 20}") != {}
+
+
+@pytest.mark.parametrize("part", ["draft", "keep"])
+def test_a_kill_at_either_end_of_the_making(warm, monkeypatch, part):
+    monkeypatch.setattr("vmcloner_core.warm_calls._Making._undo", lambda _self: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(WarmOrigins, part, _killed(getattr(WarmOrigins, part)))
+        with pytest.raises(Killed):
+            warm.warm_template("warm")
+    warm.warm_template("warm")
+    (origin,) = warm.warm_origins()
+    assert leftovers(warm) == ([origin.key], [origin.image], [])
