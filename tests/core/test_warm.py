@@ -364,11 +364,11 @@ def test_a_note_that_is_damaged(warm):
 
 
 def test_an_origin_stays_while_there_are_forks(warm):
-    """A fork that is saved maps the origin's memory; a reset needs its disk, also of full clones."""
+    """A saved fork's memory is above the origin's; a reset needs its disk, also of full clones."""
     warm.create("web", "warm", warm=True, start=True, mode=CloneMode.FULL)
     (origin,) = warm.warm_origins()
     warm.save("web")
-    with pytest.raises(WrongState, match="a warm origin of warm is needed .*: web-1"):
+    with pytest.raises(WrongState, match="origin of warm is needed by what was forked: web-1"):
         warm.delete_warm("warm")
     assert warm.warm_origins() == (origin,)
     warm.delete("web")
@@ -396,3 +396,41 @@ def test_a_kill_at_either_end_of_the_making(warm, monkeypatch, part):
     warm.warm_template("warm")
     (origin,) = warm.warm_origins()
     assert leftovers(warm) == ([origin.key], [origin.image], [])
+
+
+def test_a_guest_that_somebody_else_started_is_not_powered_off(warm, lab):
+    warm.create("web", "warm", warm=True)
+    log = warm.host.consoles / "web-1.log"
+    lab.machines.consoles.log = lambda _name: log
+    log.parent.mkdir(exist_ok=True)
+    log.write_text("it has run")
+    os.utime(log, (2**32, 2**32))
+    lab.machines.set_state("pause", "web-1", State.PAUSED).unwrap()
+    lab.machines.fail["destroy", "web-1"] = HostCommandError("nobody may do that")
+    warm.resume("web")
+    assert states(warm, "web") == {"web-1": State.RUNNING}
+    assert list((memory(warm) / "forks").iterdir()) == []
+
+
+def test_one_that_cannot_be_powered_off(warm, lab):
+    """It isn't started as what it is not; the others are powered off, and start."""
+    lab.machines.warm.deaf = {"web-1", "web-2", "web-3"}
+    stuck = HostCommandError("web-1 can't be powered off")
+    lab.machines.fail["destroy", "web-1"] = stuck
+    with pytest.raises(PartialFailure) as first:
+        warm.create("web", "warm", count=3, warm=True, start=True)
+    assert str(first.value.failures).count("its guest didn't become web-") == 3
+    assert states(warm, "web") == {
+        "web-1": State.PAUSED,
+        "web-2": State.STOPPED,
+        "web-3": State.STOPPED,
+    }
+    lab.machines.fail["destroy", "web-1"] = stuck
+    with pytest.raises(PartialFailure, match="1 of 3 clones failed") as caught:
+        warm.start("web")
+    assert "web-1 can't be powered off" in str(caught.value.failures)
+    assert states(warm, "web") == {
+        "web-1": State.PAUSED,
+        "web-2": State.RUNNING,
+        "web-3": State.RUNNING,
+    }

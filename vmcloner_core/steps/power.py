@@ -140,13 +140,15 @@ class StartDomain(HypervisorStep):
                 else:
                     yield Outcome(key=work.name, error=error)
             due = run.host.forks.due(driver, [work.name for work in ready])
+            forks = {name: each.unwrap() for name, each in due.items() if each.ok}
             cold = [work for work in ready if work.name not in due]
+            yield from (Outcome(key=o.key, error=o.error) for o in due.values() if not o.ok)
             for outcome in run.host.starter.start(driver, cold) if cold else ():
                 if outcome.error is None:
                     self._noted(run, outcome.key)
                     started.append(outcome.key)
                 yield outcome
-            for fork in run.host.forks.load(driver, due):
+            for fork in run.host.forks.load(driver, forks):
                 if fork.error is None:
                     loaded.append(fork.key)
                 else:
