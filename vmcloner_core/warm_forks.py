@@ -111,16 +111,30 @@ class Forks:
                 log.warning("%s isn't powered off: %s", name, still)
             yield Outcome(key=name, error=error)
 
+    def end_killed(self, driver: HypervisorDriver, name: str) -> None:
+        """Power off a paused clone that a killed run was forking; it is forked again if it can be.
+
+        :raises VmclonerError: it can't be powered off.
+        """
+        fork = self.origins.fork_of(name)
+        if fork is None:
+            self.give_up(driver, name)
+        elif not _has_run(driver, name, fork[1]):
+            self._power_off(driver, name)
+
     def give_up(self, driver: HypervisorDriver, name: str) -> None:
         """Have a clone boot from its disk at its next start; it is powered off now.
 
         :raises VmclonerError: it can't be powered off.
         """
+        self._power_off(driver, name)
+        self.origins.end(name)
+
+    def _power_off(self, driver: HypervisorDriver, name: str) -> None:
         stopping = functools.partial(driver.destroy, [name])
         stopped = self.backend("hypervisor", driver.name).of("destroy")
         for outcome in settled(stopping, [name], stopped):
             outcome.unwrap()
-        self.origins.end(name)
 
     def _begun(
         self, names: Sequence[str], failed: dict[str, VmclonerError]
