@@ -18,6 +18,7 @@ from vmcloner_core.errors import (
     WrongState,
 )
 from vmcloner_core.model import CloneMode, Outcome, State
+from vmcloner_core.plan import Sizes
 from vmcloner_core.request import CreateRequest
 from vmcloner_core.testing.reference import BootPlugin
 from vmcloner_core.warm_origins import WarmOrigins
@@ -462,3 +463,32 @@ def test_a_guest_that_is_half_somebody_is_kept_by_nothing(warm, lab, monkeypatch
     warm.start("web")
     assert states(warm, "web") == {"web-1": State.RUNNING}
     assert (b"reseeded" in warm.read_console("web-1")[0]) is (part == "load")
+
+
+def test_a_clone_that_waits_does_not_grow(warm):
+    """Its memory knows its disk as it is."""
+    warm.create("web", "warm", warm=True)
+    with pytest.raises(PartialFailure) as caught:
+        warm.set("web", sizes=Sizes(disk=64 * 1024**2))
+    assert "web-1 is saved: its memory knows its disk as it is" in str(caught.value.failures)
+    warm.start("web")
+    warm.set("web", sizes=Sizes(disk=64 * 1024**2))
+
+
+def test_a_reset_of_one_with_other_sizes_boots_it(warm):
+    warm.create("web", "warm", warm=True, start=True)
+    warm.stop("web", kill=True)
+    warm.set("web", sizes=Sizes(memory=512 * 1024**2))
+    warm.reset("web")
+    assert states(warm, "web") == {"web-1": State.STOPPED}
+    warm.create("web", "warm", warm=True, start=True)  # which makes nothing: it may have any size
+    assert states(warm, "web") == {"web-1": State.RUNNING}
+    assert b"reseeded" not in warm.read_console("web-1")[0]
+
+
+def test_another_network_is_no_other_memory(warm):
+    """Forks get their cards when they run."""
+    origin = warm.warm_template("warm").unwrap()
+    warm.create("web", "warm", warm=True, start=True, network="bridge:br0")
+    assert states(warm, "web") == {"web-1": State.RUNNING}
+    assert warm.warm_origins() == (origin,)
