@@ -31,14 +31,13 @@ from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.results import check_result
 from vmcloner_core.target_planner import found_spec
 from vmcloner_core.template_calls import TemplateCalls
-from vmcloner_core.warm_origins import AT, WarmOrigin
+from vmcloner_core.warm_origins import AT, READY, WarmOrigin
 from vmcloner_core.warming import current, forked, warm_of
 
 log = logging.getLogger(__name__)
 STEP = "warm"
 """The name of the step in events."""
 LOCK = "warm"
-READY = "ready"
 ANSWER = 120.0
 """Seconds in which a parent that is ready must show that it can become somebody else."""
 LOOK = 0.5

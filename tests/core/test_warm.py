@@ -492,3 +492,21 @@ def test_another_network_is_no_other_memory(warm):
     warm.create("web", "warm", warm=True, start=True, network="bridge:br0")
     assert states(warm, "web") == {"web-1": State.RUNNING}
     assert warm.warm_origins() == (origin,)
+
+
+def test_what_its_parent_said_a_fork_does_not_say_again(warm, lab, monkeypatch):
+    monkeypatch.setattr(lab.machines, "started", lambda _name: 1.0)
+    warm.create("web", "warm", count=2, warm=True, ready=True, timeout=3)
+    assert set(states(warm, "web").values()) == {State.RUNNING}
+    warm.create("db", "warm", warm=True)
+    warm.start("db")
+    warm.wait("db", timeout=3)
+
+
+def test_its_own_name_a_fork_says_itself(warm, lab, monkeypatch):
+    monkeypatch.setattr(lab.machines, "started", lambda _name: 1.0)
+    lab.template("own", TEMPLATE.replace("here is the parent", "{{ name }}|here is the parent"))
+    warm.create("web", "own", warm=True, ready=True, timeout=5)
+    warm.create("db", "own", warm=True, start=True)
+    record = json.loads((warm.host.records / "db-1" / "record.json").read_text())
+    assert not record.get("ready")
