@@ -510,3 +510,12 @@ def test_its_own_name_a_fork_says_itself(warm, lab, monkeypatch):
     warm.create("db", "own", warm=True, start=True)
     record = json.loads((warm.host.records / "db-1" / "record.json").read_text())
     assert not record.get("ready")
+
+
+def test_a_snapshot_of_memory_that_it_has_not_got_yet(warm):
+    warm.create("web", "warm", warm=True)
+    with pytest.raises(PartialFailure) as caught:
+        warm.create_snapshot("web", name="s1", memory=True)
+    assert "web-1 has no memory of its own before its first start" in str(caught.value.failures)
+    warm.start("web")
+    warm.create_snapshot("web", name="s1", memory=True)
