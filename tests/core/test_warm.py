@@ -17,6 +17,7 @@ from vmcloner_core.errors import (
     VmclonerError,
     WrongState,
 )
+from vmcloner_core.hosts.beside import Asked, Beside
 from vmcloner_core.model import CloneMode, Outcome, State
 from vmcloner_core.plan import Sizes
 from vmcloner_core.request import CreateRequest
@@ -519,3 +520,14 @@ def test_a_snapshot_of_memory_that_it_has_not_got_yet(warm):
     assert "web-1 has no memory of its own before its first start" in str(caught.value.failures)
     warm.start("web")
     warm.create_snapshot("web", name="s1", memory=True)
+
+
+def test_a_host_makes_its_origin_for_a_controller(warm):
+    request = CreateRequest(fleet="web", template="warm", warm=True, start=True)
+    beside = Beside(lambda _plugin: warm)
+    beside.call_hold(Asked(fleets=("web",)), print)
+    plan = beside.call_plan(Asked(request=request), print)
+    assert beside.call_run(Asked(run=plan.run), print).ok
+    beside.call_release(Asked(), print)
+    assert states(warm, "web") == {"web-1": State.RUNNING}
+    assert b"reseeded" in warm.read_console("web-1")[0]
