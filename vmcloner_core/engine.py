@@ -215,14 +215,18 @@ class Engine(RunCalls, LabCalls, WarmCalls, LeaseCalls, PoolCalls, GuestCalls, B
         :param on_plan: called with the plan before anything is changed; may raise to stop.
         :raises VmclonerError: the request can't be carried out at all; nothing was changed.
         """
-        if isinstance(request, CreateRequest) and request.warm and not self._has_warm(request):
-            self.warm_template(
-                request.template, storage=request.storage, hypervisor=request.hypervisor
-            )
+        self._make_warm(request)
         with self.hold(*self._fleets(request)) as held:
             plan = held.plan(request)
             on_plan(plan)
             return held.carry_out(plan)
+
+    def _make_warm(self, request: Request) -> None:
+        """Make the warm origin that a create forks its clones from, if there is none."""
+        if isinstance(request, CreateRequest) and request.warm and not self._has_warm(request):
+            self.warm_template(
+                request.template, storage=request.storage, hypervisor=request.hypervisor
+            )
 
     @contextlib.contextmanager
     def hold(self, *fleets: str) -> Iterator[Held]:

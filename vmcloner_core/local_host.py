@@ -225,12 +225,33 @@ class LocalHost:
         return host.state, host.state_id, host.records, host.runs, host.consoles
 
     def settled(self, fleets: Collection[str]) -> Survey:
-        """Undo the snapshots that killed runs began; returns what is on the host then.
+        """Undo the snapshots and forks that killed runs began; returns what is on the host then.
 
         :param fleets: those whose locks the caller holds.
         """
         found = self.survey()
-        return self.survey() if self.undo_snapshots(fleets, found) else found
+        undone = self.undo_snapshots(fleets, found)
+        ended = self._end_forks(fleets, found)
+        return self.survey() if undone or ended else found
+
+    def _end_forks(self, fleets: Collection[str], found: Survey) -> bool:
+        """Power off guests that are half somebody, so that nothing keeps their memory.
+
+        :returns: whether there were any.
+        """
+        waiting = self.warm.waiting()
+        begun = [
+            clone
+            for clone in found.clones
+            if clone.name in waiting and clone.fleet in fleets and clone.state is State.PAUSED
+        ]
+        for clone in begun:
+            try:
+                driver = self.drivers.hypervisor(clone.labels.hypervisor)
+                self.forks.end_killed(driver, clone.name)
+            except VmclonerError as error:
+                log.warning("%s", error)
+        return bool(begun)
 
     def undo_snapshots(
         self, fleets: Collection[str], found: Survey | None = None

@@ -469,7 +469,7 @@ def _clone_plan(
             identity = resolve(spec, facts.authorized_keys, run)
             spec = attrs.evolve(spec, identity=identity)
         check_record(spec)
-        if labels.warm is not None:
+        if labels.warm is not None and 0 in disks:
             _check_sizes(spec)
     return ClonePlan(
         labels=labels,
@@ -488,19 +488,11 @@ def _check_sizes(spec: CloneSpec) -> None:
 
     :raises InvalidRequest: it isn't.
     """
-    template = spec.template
-    size = template.disk_size
-    same = {
-        "memory": spec.memory == parse_size(template.memory),
-        "vcpus": spec.vcpus == template.vcpus,
-        "disk_size": spec.disk_size == (None if size is None else parse_size(size)),
-    }
-    for key, equal in same.items():
-        if not equal:
-            raise InvalidRequest(
-                f"{spec.name}: a fork has the template's {key}, no other",
-                hint=f"a template of its own that extends {template.name}, or leave out --warm",
-            )
+    for key in spec.own_sizes:
+        raise InvalidRequest(
+            f"{spec.name}: a fork has the template's {key}, no other",
+            hint=f"a template of its own that extends {spec.template.name}, or leave out --warm",
+        )
 
 
 def filled(wait: Readiness, spec: CloneSpec) -> Readiness:

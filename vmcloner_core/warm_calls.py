@@ -7,9 +7,7 @@ and images that no whole origin has.
 
 from __future__ import annotations
 
-import functools
 import logging
-import re
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -23,7 +21,7 @@ from vmcloner_core.cancelling import Cancellation, pause
 from vmcloner_core.drivers import CaptureRequest, HypervisorDriver, StorageDriver
 from vmcloner_core.errors import InvalidRequest, VmclonerError, WrongState
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import Clone, Origin, Outcome, Progress, State, Template, warm_key
+from vmcloner_core.model import Clone, Origin, Outcome, Progress, State, Template, warm_image
 from vmcloner_core.names import check_template, fold
 from vmcloner_core.outcomes import guarded, single
 from vmcloner_core.plan import Plan, Readiness, RunResult
@@ -33,18 +31,16 @@ from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.results import check_result
 from vmcloner_core.target_planner import found_spec
 from vmcloner_core.template_calls import TemplateCalls
-from vmcloner_core.warm_origins import AT, WarmOrigin
+from vmcloner_core.warm_origins import AT, READY, WarmOrigin
 from vmcloner_core.warming import current, forked, warm_of
 
 log = logging.getLogger(__name__)
 STEP = "warm"
 """The name of the step in events."""
 LOCK = "warm"
-READY = "ready"
 ANSWER = 120.0
 """Seconds in which a parent that is ready must show that it can become somebody else."""
 LOOK = 0.5
-_PARENT = re.compile("warm([0-9a-f]{20})")
 _TTL = 3600
 
 
@@ -99,19 +95,19 @@ class WarmCalls(TemplateCalls):
             depends = {**self._planning.warm_depends(template, pool, driver), AT: at}
             found = current(host, name, pool, driver, depends)
             if found is not None and at in (found.depends[AT], READY):
-                self._remove_unused(name, pool.name, keep=found.key)
+                self._remove_unused(name, pool.name, driver.name, keep=found.key)
                 return Outcome(key=name, value=found, changed=False)
             self._sweep_warm()
             origin = host.warm.new(name, pool.name, driver.name, depends)
             making = _Making(self, host, template, pool, driver, origin, timeout)
             host.images.told(STEP, name, "", time.monotonic(), making)
-            self._remove_unused(name, pool.name, keep=origin.key)
+            self._remove_unused(name, pool.name, driver.name, keep=origin.key)
             return Outcome(key=name, value=origin)
 
     def delete_warm(self, name: str, *, storage: str | None = None) -> tuple[WarmOrigin, ...]:
         """Remove a template's warm origins, of all pools or of one; returns them.
 
-        :raises WrongState: a clone needs one: it is to be forked, or its disk is linked.
+        :raises WrongState: a clone was, or is to be, forked from one.
         """
         gone = []
         with self._held([LOCK]):
@@ -133,10 +129,10 @@ class WarmCalls(TemplateCalls):
             with self._host.hold([f"template/{template.name}"], ending.event.is_set):
                 images.import_image(template, pool, "", time.monotonic()).unwrap()
 
-    def _remove_unused(self, template: str, pool: str, *, keep: str) -> None:
-        """Remove a template's other origins in a pool, except those that clones need."""
+    def _remove_unused(self, template: str, pool: str, hypervisor: str, *, keep: str) -> None:
+        """Remove a template's other origins there, except those that clones need."""
         for origin in self.warm_origins(template):
-            if origin.pool == pool and origin.key != keep:
+            if (origin.pool, origin.hypervisor) == (pool, hypervisor) and origin.key != keep:
                 try:
                     self._remove(origin)
                 except VmclonerError as error:
@@ -147,32 +143,47 @@ class WarmCalls(TemplateCalls):
 
         :raises WrongState: a clone needs it.
         """
-        users = self._host.warm.users(origin.key)
-        if users:
+        waiting = self._host.warm.users(origin.key)
+        if waiting:
             raise WrongState(
-                f"{fold(users)} is to be forked from a warm origin of {origin.template}",
+                f"{fold(waiting)} is to be forked from a warm origin of {origin.template}",
                 hint="start them, or delete them, first",
+            )
+        found = self._host.survey().clones
+        forks = [clone.name for clone in found if clone.labels.warm == origin.key]
+        if forks:  # if they are saved, with memory that is below theirs; a reset needs the disk
+            raise WrongState(
+                f"a warm origin of {origin.template} is needed by what was forked: {fold(forks)}",
+                hint="delete these clones first",
             )
         self._host.images.delete_origin(origin.pool, origin.image)
         self._host.warm.remove(origin.key)
 
     def _sweep_warm(self) -> None:
-        """Remove what killed calls left; the lock is held, so nobody makes an origin now."""
+        """Remove what killed calls left; the lock is held, so nobody makes an origin now.
+
+        All that they left has a folder here: others' images in a pool that hosts share are theirs.
+        """
         host = self._host
-        found = host.survey()
-        fleets = {c.fleet for c in found.clones if c.ours and _PARENT.fullmatch(c.fleet)}
-        for fleet in fleets:
-            self.run(TargetRequest(action="delete", targets=(fleet,)))
+        clones, images = host.survey().clones, host.images.origins()
+        used = {clone.labels.warm for clone in clones}
         for key in host.warm.drafts():
-            host.warm.remove(key)
-        whole = {origin.key for origin in host.warm.all()}
-        for image in host.images.origins():
-            of = warm_key(image.template)
-            if of is not None and of not in whole:
-                try:
-                    host.images.delete_origin(image.pool, image.template)
-                except VmclonerError as error:  # clones that were forked from it have it
-                    log.debug("%s is kept: %s", image.template, error)
+            if key in used:  # its note is damaged
+                continue
+            try:
+                if any(clone.fleet == _fleet(key) for clone in clones):
+                    check_result(self.run(TargetRequest(action="delete", targets=(_fleet(key),))))
+                for image in images:
+                    if image.template == warm_image(key):
+                        host.images.delete_origin(image.pool, image.template)
+                host.warm.remove(key)
+            except VmclonerError as error:  # the next call tries again
+                log.warning("%s", error)
+
+
+def _fleet(key: str) -> str:
+    """Return the fleet of the parent of an origin."""
+    return f"warm{key}"
 
 
 @attrs.frozen
@@ -189,21 +200,24 @@ class _Making:
 
     @property
     def fleet(self) -> str:
-        return f"warm{self.origin.key}"
+        return _fleet(self.origin.key)
 
     def __call__(self, progress: Progress) -> Outcome[WarmOrigin]:
-        """Make it: boot a clone, save it, and take its disk."""
+        """Make it: boot a clone, save it, and take its disk.
+
+        A folder without a note is there before anything else is, and until nothing else is left.
+        """
+        self.host.warm.draft(self.origin)
         try:
             parent = self._parent()
-            self.host.warm.draft(self.origin)
             with self.host.active(parent.volumes):
                 self._saved(parent)
                 self._capture(parent, progress)
+            self._delete()
             self.host.warm.keep(self.origin)
         except BaseException:
             self._undo()
             raise
-        self._delete()
         return Outcome(key=self.template.name, value=self.origin)
 
     def _parent(self) -> Clone:
@@ -285,19 +299,16 @@ class _Making:
         ).unwrap()
 
     def _delete(self) -> None:
-        check_result(self.calls.run(TargetRequest(action="delete", targets=(self.fleet,))))
+        request = TargetRequest(action="delete", targets=(self.fleet,))
+        check_result(self.calls.run(request))
 
     def _undo(self) -> None:
-        steps = (
-            self._delete,
-            functools.partial(self.host.images.delete_origin, self.pool.name, self.origin.image),
-            functools.partial(self.host.warm.remove, self.origin.key),
-        )
-        for step in steps:
-            try:
-                step()
-            except VmclonerError as error:
-                log.warning("%s", error)
+        try:
+            self._delete()
+            self.host.images.delete_origin(self.pool.name, self.origin.image)
+            self.host.warm.remove(self.origin.key)
+        except VmclonerError as error:
+            log.warning("%s; the next template warm removes it", error)
 
     def _clone(self, name: str) -> Clone:
         return next(clone for clone in self.host.survey().clones if clone.name == name)

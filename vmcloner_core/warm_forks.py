@@ -39,31 +39,40 @@ class Forks:
     records: Records
     backend: Callable[[str, str], Backend]
 
-    def due(self, driver: HypervisorDriver, names: Sequence[str]) -> Mapping[str, WarmOrigin]:
+    def due(
+        self, driver: HypervisorDriver, names: Sequence[str]
+    ) -> Mapping[str, Outcome[WarmOrigin]]:
         """Return the origins of those clones that are to be forked now, by the clones' names.
 
-        The others boot. If one of them can't be forked any more, that is logged, and forgotten.
+        The others boot. If one of them can't be forked any more, that is logged, and forgotten; one
+        whose guest is still half somebody else, and can't be powered off, has the error.
         """
         waiting = self.origins.waiting()
-        found: dict[str, WarmOrigin] = {}
+        found: dict[str, Outcome[WarmOrigin]] = {}
         for name in names:
             if name not in waiting:
                 continue
-            fork = self.origins.fork_of(name)
-            if fork is None:
-                why = (
-                    "its warm origin is gone"
-                    if waiting[name]
-                    else "it was forked, and not to the end"
-                )
-            elif driver.warm is None or _has_run(driver, name, fork[1]):
-                why = "it was started by other means"
+            try:
+                origin = self._due(driver, name, fresh=waiting[name])
+            except VmclonerError as error:
+                found[name] = Outcome(key=name, error=error)
             else:
-                found[name] = fork[0]
-                continue
-            log.warning("%s boots from its disk: %s", name, why)
-            self.give_up(driver, name)
+                if origin is not None:
+                    found[name] = Outcome(key=name, value=origin)
         return found
+
+    def _due(self, driver: HypervisorDriver, name: str, *, fresh: bool) -> WarmOrigin | None:
+        fork = self.origins.fork_of(name)
+        if fork is None:
+            gone = "its warm origin is gone" if fresh else "it was forked, and not to the end"
+            log.warning("%s boots from its disk: %s", name, gone)
+            self.give_up(driver, name)
+        elif driver.warm is None or _has_run(driver, name, fork[1]):
+            log.warning("%s boots from its disk: it was started by other means", name)
+            self.origins.end(name)  # its guest, if it is there, is nobody else
+        else:
+            return fork[0]
+        return None
 
     def load(
         self, driver: HypervisorDriver, due: Mapping[str, WarmOrigin]
@@ -96,19 +105,36 @@ class Forks:
             self.origins.end(name)
             yield Outcome(key=name)
         for name, error in failed.items():
-            self.give_up(driver, name)
+            try:
+                self.give_up(driver, name)
+            except VmclonerError as still:
+                log.warning("%s isn't powered off: %s", name, still)
             yield Outcome(key=name, error=error)
+
+    def end_killed(self, driver: HypervisorDriver, name: str) -> None:
+        """Power off a paused clone that a killed run was forking; it is forked again if it can be.
+
+        :raises VmclonerError: it can't be powered off.
+        """
+        fork = self.origins.fork_of(name)
+        if fork is None:
+            self.give_up(driver, name)
+        elif not _has_run(driver, name, fork[1]):
+            self._power_off(driver, name)
 
     def give_up(self, driver: HypervisorDriver, name: str) -> None:
         """Have a clone boot from its disk at its next start; it is powered off now.
 
         :raises VmclonerError: it can't be powered off.
         """
+        self._power_off(driver, name)
+        self.origins.end(name)
+
+    def _power_off(self, driver: HypervisorDriver, name: str) -> None:
         stopping = functools.partial(driver.destroy, [name])
         stopped = self.backend("hypervisor", driver.name).of("destroy")
         for outcome in settled(stopping, [name], stopped):
             outcome.unwrap()
-        self.origins.end(name)
 
     def _begun(
         self, names: Sequence[str], failed: dict[str, VmclonerError]

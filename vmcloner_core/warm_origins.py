@@ -39,6 +39,8 @@ ORIGIN = "origin.json"
 FORKS = "forks"
 AT = "at"
 """What a parent had reached when it was saved: the one part that a fork does not depend on."""
+READY = "ready"
+""":data:`AT` of a parent that was as ready as its template's clones are."""
 _KEY = re.compile("[0-9a-f]{20}")
 
 

@@ -100,6 +100,7 @@ def _digest(template: Template) -> str:
     """Return a digest of what a template says that a guest may have in its memory."""
     own = attrs.asdict(template)
     kept = {key: value for key, value in own.items() if key not in _NOT_IN_MEMORY}
+    kept["nics"] = len(template.nics)  # their places on the bus
     digest = hashlib.sha256(json.dumps(kept, default=_plain, sort_keys=True).encode())
     kernel = template.kernel
     for file in (kernel.path, kernel.initrd) if kernel is not None else ():

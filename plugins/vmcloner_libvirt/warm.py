@@ -10,7 +10,8 @@ places of cards and seed on the PCI bus stay free for them, so they have them wh
 
 ``memory``     the guest's, read by all forks
 ``devices``    QEMU's migration stream without the memory
-``warm.json``  what both files were like, and what the definition was; written last
+``warm.json``  what both files were like, what the definition was, and with what they were written;
+               written last
 """
 
 from __future__ import annotations
@@ -111,15 +112,23 @@ class Warm(WarmInterface):
         def ask(connection: Any) -> Mapping[str, str]:
             found = parse(connection.getDomainCapabilities(None, None, machine, kind))
             return {
-                "qemu": f"{_version(connection.getVersion())} {found.findtext('path')}",
-                "libvirt": _version(connection.getLibVersion()),
+                **self._programs(connection, root),
+                "path": str(found.findtext("path")),
                 "machine": str(found.findtext("machine")),
                 "acceleration": str(kind),
             }
 
         shape = hashlib.sha256(rendered.shape.encode()).hexdigest()[:16]
         own = {"memory": str(spec.memory), "vcpus": str(spec.vcpus), "devices": shape}
-        return {**self._driver.connections.ask(ask), "processor": self._processor(root), **own}
+        return {**self._driver.connections.ask(ask), **own}
+
+    def _programs(self, connection: Any, root: Any) -> Mapping[str, str]:
+        """Return what the state of devices is read by, and which processor that has: cheap."""
+        return {
+            "qemu": _version(connection.getVersion()),
+            "libvirt": _version(connection.getLibVersion()),
+            "processor": self._processor(root),
+        }
 
     def _processor(self, root: Any) -> str:
         """Return the processor that guests see: the host's own only with KVM."""
@@ -156,14 +165,14 @@ class Warm(WarmInterface):
                 raise WrongState(
                     f"{name}: it doesn't run any more", hint="vmcloner console " + name
                 )
-            if f"mem-path={folder / MEMORY}," not in domain.XMLDesc(0):
+            if not _maps(domain, folder):
                 raise WrongState(f"{name}: it wasn't booted with its memory in {folder}")
             if state_of(*domain.state()) is State.RUNNING:
                 domain.suspend()
-            devices = _fingerprint(self._plain(_definition(domain)))
+            root = _definition(domain)
             _written(domain, folder / DEVICES)
             domain.destroy()  # what it wrote to its memory until then is in the file
-            _seal(folder, devices)
+            _seal(folder, _fingerprint(self._plain(root)), self._programs(connection, root))
             return True
 
         self._change(name, save).unwrap()
@@ -180,13 +189,13 @@ class Warm(WarmInterface):
             if domain.isActive():
                 if state_of(*domain.state()) is not State.PAUSED:
                     raise WrongState(f"{name} runs already", hint=f"vmcloner stop {name}")
+                if not _maps(domain, folder):
+                    raise WrongState(
+                        f"{name} was started by other means", hint=f"vmcloner stop {name}"
+                    )
                 domain.destroy()
             root = _definition(domain)
-            if _fingerprint(self._plain(root)) != _whole(folder)["devices"]:
-                raise WrongState(
-                    f"{name}: its definition has other devices than the memory in {folder}",
-                    hint=f"vmcloner stop --kill {name}: it then boots from its disk",
-                )
+            self._check_same(connection, root, name, folder)
             secrets.provide(connection, _text(root))
             xml = self._once(root, folder, share=False)
             domain = connection.createXML(xml, libvirt().VIR_DOMAIN_START_PAUSED)
@@ -200,6 +209,25 @@ class Warm(WarmInterface):
 
         for name in names:
             yield self._change(name, load)
+
+    def _check_same(self, connection: Any, root: Any, name: str, folder: Path) -> None:
+        """Check that memory is that of a domain with these devices, and these programs.
+
+        :raises WrongState: it isn't; says what differs.
+        """
+        known, now = _whole(folder), self._programs(connection, root)
+        differs = ""
+        if _fingerprint(self._plain(root)) != known["devices"]:
+            differs = f"its definition has other devices than the memory in {folder}"
+        for subject, text in now.items():
+            if known["programs"].get(subject) != text:
+                saved = known["programs"].get(subject)
+                differs = f"its memory was saved with {subject} {saved}, here is {text}"
+        if differs:
+            raise WrongState(
+                f"{name}: {differs}",
+                hint=f"vmcloner stop --kill {name}: it then boots from its disk",
+            )
 
     def go_on(self, seeds: Mapping[str, Path | None], serial: str) -> Iterator[Outcome[None]]:
         """See :meth:`WarmInterface.go_on`."""
@@ -322,6 +350,12 @@ def _definition(domain: Any) -> Any:
     return parse(domain.XMLDesc(module.VIR_DOMAIN_XML_INACTIVE | module.VIR_DOMAIN_XML_SECURE))
 
 
+def _maps(domain: Any, folder: Path) -> bool:
+    """Tell whether an active domain was started with its memory in a folder."""
+    arguments = parse(domain.XMLDesc(0)).iterfind(f"{{{QEMU}}}commandline/{{{QEMU}}}arg")
+    return any(f"mem-path={folder / MEMORY}," in each.get("value", "") for each in arguments)
+
+
 def _text(element: Any) -> str:
     return str(etree.tostring(element, encoding="unicode"))
 
@@ -389,7 +423,7 @@ def _unplaced(device: Any, *, placed: bool) -> None:
 # --- the two files --------------------------------------------------------------------------------
 
 
-def _seal(folder: Path, devices: str) -> None:
+def _seal(folder: Path, devices: str, programs: Mapping[str, str]) -> None:
     """Write what the memory's files are like, once they are on the disk."""
     files: dict[str, Sequence[int]] = {}
     with translated(folder):
@@ -400,7 +434,7 @@ def _seal(folder: Path, devices: str) -> None:
                 files[name] = _looks(os.fstat(handle))
             finally:
                 os.close(handle)
-        text = json.dumps({"devices": devices, "files": files})
+        text = json.dumps({"devices": devices, "programs": dict(programs), "files": files})
         (folder / MANIFEST).write_text(text)
 
 
@@ -422,7 +456,7 @@ def _whole(folder: Path) -> Mapping[str, Any]:
                     f"{folder / name} was changed since it was saved",
                     hint="vmcloner template warm makes it anew",
                 )
-        return {"devices": str(known["devices"])}
+        return {"devices": str(known["devices"]), "programs": dict(known["programs"])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WrongState(
             f"{folder}: the memory there isn't whole", hint="vmcloner template warm makes it anew"

@@ -1,5 +1,6 @@
 """Clones that are forked from a guest that has booted: a reference hypervisor, and real files."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,7 +18,9 @@ from vmcloner_core.errors import (
     VmclonerError,
     WrongState,
 )
-from vmcloner_core.model import State
+from vmcloner_core.hosts.beside import Asked, Beside
+from vmcloner_core.model import CloneMode, Outcome, State
+from vmcloner_core.plan import Sizes
 from vmcloner_core.pools import Pool
 from vmcloner_core.request import CreateRequest
 from vmcloner_core.testing.reference import BootPlugin
@@ -382,3 +385,170 @@ def test_a_note_that_is_damaged(warm):
     assert warm.warm_origins() == ()
     assert warm.warm_template("warm").changed
     assert not origin.folder.exists()
+
+
+def test_an_origin_stays_while_there_are_forks(warm):
+    """A saved fork's memory is above the origin's; a reset needs its disk, also of full clones."""
+    warm.create("web", "warm", warm=True, start=True, mode=CloneMode.FULL)
+    (origin,) = warm.warm_origins()
+    warm.save("web")
+    with pytest.raises(WrongState, match="origin of warm is needed by what was forked: web-1"):
+        warm.delete_warm("warm")
+    assert warm.warm_origins() == (origin,)
+    warm.delete("web")
+    assert warm.delete_warm("warm") == (origin,)
+
+
+def test_origins_of_others_in_a_shared_pool_stay(warm, tmp_path):
+    """Images that have no folder here can be another host's; fleets can have any name."""
+    other = warm.warm_template("warm").unwrap()
+    shutil.move(other.folder, tmp_path / "of another host")
+    warm.create(f"warm{'0' * 20}", "warm")
+    own = warm.warm_template("warm").unwrap()
+    images = {o.template for o in warm.origins() if o.template.startswith("warm-")}
+    assert images == {other.image, own.image}
+    assert states(warm, f"warm{'0' * 20}") != {}
+
+
+@pytest.mark.parametrize("part", ["draft", "keep"])
+def test_a_kill_at_either_end_of_the_making(warm, monkeypatch, part):
+    monkeypatch.setattr("vmcloner_core.warm_calls._Making._undo", lambda _self: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(WarmOrigins, part, _killed(getattr(WarmOrigins, part)))
+        with pytest.raises(Killed):
+            warm.warm_template("warm")
+    warm.warm_template("warm")
+    (origin,) = warm.warm_origins()
+    assert leftovers(warm) == ([origin.key], [origin.image], [])
+
+
+def test_a_guest_that_somebody_else_started_is_not_powered_off(warm, lab):
+    warm.create("web", "warm", warm=True)
+    log = warm.host.consoles / "web-1.log"
+    lab.machines.consoles.log = lambda _name: log
+    log.parent.mkdir(exist_ok=True)
+    log.write_text("it has run")
+    os.utime(log, (2**32, 2**32))
+    lab.machines.set_state("pause", "web-1", State.PAUSED).unwrap()
+    lab.machines.fail["destroy", "web-1"] = HostCommandError("nobody may do that")
+    warm.resume("web")
+    assert states(warm, "web") == {"web-1": State.RUNNING}
+    assert list((memory(warm) / "forks").iterdir()) == []
+
+
+def test_one_that_cannot_be_powered_off(warm, lab, monkeypatch):
+    """It isn't started as what it is not; the others are powered off, and start."""
+    lab.machines.warm.deaf = {"web-1", "web-2", "web-3"}
+    destroy, stuck = lab.machines.destroy, HostCommandError("web-1 can't be powered off")
+
+    def all_but_one(names):
+        for name in names:
+            yield Outcome(key=name, error=stuck) if name == "web-1" else next(destroy([name]))
+
+    monkeypatch.setattr(lab.machines, "destroy", all_but_one)
+    with pytest.raises(PartialFailure) as first:
+        warm.create("web", "warm", count=3, warm=True, start=True)
+    assert str(first.value.failures).count("its guest didn't become web-") == 3
+    assert states(warm, "web") == {
+        "web-1": State.PAUSED,
+        "web-2": State.STOPPED,
+        "web-3": State.STOPPED,
+    }
+    with pytest.raises(PartialFailure, match="1 of 3 clones failed") as caught:
+        warm.start("web")
+    assert "web-1 can't be powered off" in str(caught.value.failures)
+    assert states(warm, "web") == {
+        "web-1": State.PAUSED,
+        "web-2": State.RUNNING,
+        "web-3": State.RUNNING,
+    }
+
+
+@pytest.mark.parametrize("part", ["load", "go_on", "connect"])
+@pytest.mark.parametrize("action", ["save", "pause", "stop"])
+def test_a_guest_that_is_half_somebody_is_kept_by_nothing(warm, lab, monkeypatch, part, action):
+    """Whatever comes after a kill: its guest is powered off first."""
+    real = getattr(lab.machines.warm, part)
+
+    def killed(*words):
+        list(real(*words))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.machines.warm, part, killed)
+        with pytest.raises(BaseException):  # noqa: B017, PT011 - however a run tells of that
+            warm.create("web", "warm", warm=True, start=True)
+    assert states(warm, "web") == {"web-1": State.PAUSED}
+    with contextlib.suppress(PartialFailure):  # a save or pause of one that is off
+        getattr(warm, action)("web")
+    assert lab.machines.states()["web-1"] is State.STOPPED
+    warm.start("web")
+    assert states(warm, "web") == {"web-1": State.RUNNING}
+    assert (b"reseeded" in warm.read_console("web-1")[0]) is (part == "load")
+
+
+def test_a_clone_that_waits_does_not_grow(warm):
+    """Its memory knows its disk as it is."""
+    warm.create("web", "warm", warm=True)
+    with pytest.raises(PartialFailure) as caught:
+        warm.set("web", sizes=Sizes(disk=64 * 1024**2))
+    assert "web-1 is saved: its memory knows its disk as it is" in str(caught.value.failures)
+    warm.start("web")
+    warm.set("web", sizes=Sizes(disk=64 * 1024**2))
+
+
+def test_a_reset_of_one_with_other_sizes_boots_it(warm):
+    warm.create("web", "warm", warm=True, start=True)
+    warm.stop("web", kill=True)
+    warm.set("web", sizes=Sizes(memory=512 * 1024**2))
+    warm.reset("web")
+    assert states(warm, "web") == {"web-1": State.STOPPED}
+    warm.create("web", "warm", warm=True, start=True)  # which makes nothing: it may have any size
+    assert states(warm, "web") == {"web-1": State.RUNNING}
+    assert b"reseeded" not in warm.read_console("web-1")[0]
+
+
+def test_another_network_is_no_other_memory(warm):
+    """Forks get their cards when they run."""
+    origin = warm.warm_template("warm").unwrap()
+    warm.create("web", "warm", warm=True, start=True, network="bridge:br0")
+    assert states(warm, "web") == {"web-1": State.RUNNING}
+    assert warm.warm_origins() == (origin,)
+
+
+def test_what_its_parent_said_a_fork_does_not_say_again(warm, lab, monkeypatch):
+    monkeypatch.setattr(lab.machines, "started", lambda _name: 1.0)
+    warm.create("web", "warm", count=2, warm=True, ready=True, timeout=3)
+    assert set(states(warm, "web").values()) == {State.RUNNING}
+    warm.create("db", "warm", warm=True)
+    warm.start("db")
+    warm.wait("db", timeout=3)
+
+
+def test_its_own_name_a_fork_says_itself(warm, lab, monkeypatch):
+    monkeypatch.setattr(lab.machines, "started", lambda _name: 1.0)
+    lab.template("own", TEMPLATE.replace("here is the parent", "{{ name }}|here is the parent"))
+    warm.create("web", "own", warm=True, ready=True, timeout=5)
+    warm.create("db", "own", warm=True, start=True)
+    record = json.loads((warm.host.records / "db-1" / "record.json").read_text())
+    assert not record.get("ready")
+
+
+def test_a_snapshot_of_memory_that_it_has_not_got_yet(warm):
+    warm.create("web", "warm", warm=True)
+    with pytest.raises(PartialFailure) as caught:
+        warm.create_snapshot("web", name="s1", memory=True)
+    assert "web-1 has no memory of its own before its first start" in str(caught.value.failures)
+    warm.start("web")
+    warm.create_snapshot("web", name="s1", memory=True)
+
+
+def test_a_host_makes_its_origin_for_a_controller(warm):
+    request = CreateRequest(fleet="web", template="warm", warm=True, start=True)
+    beside = Beside(lambda _plugin: warm)
+    beside.call_hold(Asked(fleets=("web",)), print)
+    plan = beside.call_plan(Asked(request=request), print)
+    assert beside.call_run(Asked(run=plan.run), print).ok
+    beside.call_release(Asked(), print)
+    assert states(warm, "web") == {"web-1": State.RUNNING}
+    assert b"reseeded" in warm.read_console("web-1")[0]

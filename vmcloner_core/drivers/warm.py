@@ -62,7 +62,8 @@ class WarmInterface(ABC):
         """Load memory into domains of ours that are off: they are paused then, and have no cards.
 
         One that an earlier call loaded, and that has not continued, is loaded again. WrongState if
-        the memory is not as it was saved, or is that of other devices; such a domain stays off.
+        the memory is not as it was saved, or is that of other devices or of another version of the
+        hypervisor, or if others have started the domain; such a domain stays as it is.
         """
 
     @abstractmethod

@@ -282,7 +282,9 @@ class Beside(ParcelCalls, MoveCalls):
 
     def call_plan(self, asked: Asked, _event: Event) -> Plan:
         """Return what a request about held fleets will do; kept for :meth:`call_run`."""
-        plan = self._holding_now().plan(_request(asked))
+        held, request = self._holding_now(), _request(asked)
+        self._engine._make_warm(request)
+        plan = held.plan(request)
         self._plans = {plan.run: plan}
         return plan
 

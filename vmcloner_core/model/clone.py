@@ -67,6 +67,18 @@ class CloneSpec:
         """Number of virtual processors."""
         return int(self.values.get("vcpus", self.template.vcpus))
 
+    @property
+    def own_sizes(self) -> tuple[str, ...]:
+        """The names of those sizes that are not its template's."""
+        template = self.template
+        size = template.disk_size
+        differs = {
+            "memory": self.memory != parse_size(template.memory),
+            "vcpus": self.vcpus != template.vcpus,
+            "disk_size": self.disk_size != (None if size is None else parse_size(size)),
+        }
+        return tuple(name for name, own in differs.items() if own)
+
 
 @attrs.frozen(kw_only=True)
 class Moving:

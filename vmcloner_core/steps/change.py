@@ -115,7 +115,8 @@ def _growing(run: Run, work: Work, size: int) -> _Growing:
         )
     hypervisor = run.host.drivers.hypervisor(work.plan.labels.hypervisor)
     state = hypervisor.states().get(work.name)
-    if state is State.SAVED and size > volume.size:
+    waits = run.host.warm.waiting().get(work.name, False)  # to be forked: as if it were saved
+    if (state is State.SAVED or (waits and state is State.STOPPED)) and size > volume.size:
         raise WrongState(
             f"{work.name} is saved: its memory knows its disk as it is",
             hint=f"vmcloner restore {work.name}, or vmcloner stop {work.name} --kill",

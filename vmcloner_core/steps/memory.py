@@ -207,7 +207,7 @@ class RestoreMemory(_Continue):
         ready = {work.name: work for work in works if self._was_ready(run, driver, work)}
         for outcome in super().call(run, driver, works, more):
             if outcome.error is None and outcome.key in ready:
-                note_ready(run, driver, ready[outcome.key])
+                note_ready(run, driver, outcome.key, ready[outcome.key].plan.wait)
             yield outcome
 
     @staticmethod

@@ -21,10 +21,12 @@ from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Clone, HostResources, Outcome, State
 from vmcloner_core.outcomes import settled
 from vmcloner_core.pipeline import More, Stage, Work
+from vmcloner_core.plan import Readiness
 from vmcloner_core.records import Record
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps.action import TargetAction, active, waits
 from vmcloner_core.steps.step import HypervisorStep, Run, switched
+from vmcloner_core.warm_origins import AT, READY, WarmOrigin
 
 if TYPE_CHECKING:
     from vmcloner_core.readiness import Awaited
@@ -140,13 +142,15 @@ class StartDomain(HypervisorStep):
                 else:
                     yield Outcome(key=work.name, error=error)
             due = run.host.forks.due(driver, [work.name for work in ready])
+            forks = {name: each.unwrap() for name, each in due.items() if each.ok}
             cold = [work for work in ready if work.name not in due]
+            yield from (Outcome(key=o.key, error=o.error) for o in due.values() if not o.ok)
             for outcome in run.host.starter.start(driver, cold) if cold else ():
                 if outcome.error is None:
                     self._noted(run, outcome.key)
                     started.append(outcome.key)
                 yield outcome
-            for fork in run.host.forks.load(driver, due):
+            for fork in run.host.forks.load(driver, forks):
                 if fork.error is None:
                     loaded.append(fork.key)
                 else:
@@ -160,7 +164,22 @@ class StartDomain(HypervisorStep):
         for fork in run.host.forks.finish(driver, loaded):
             if fork.error is None:
                 self._noted(run, fork.key)
+                self._note_said(run, driver, fork.key, forks[fork.key])
             yield Outcome(key=fork.key, error=fork.error)
+
+    @staticmethod
+    def _note_said(run: Run, driver: HypervisorDriver, name: str, origin: WarmOrigin) -> None:
+        """Note that a fork is ready if its parent has said so: its own console doesn't have that.
+
+        What has placeholders it has to say itself, with its own values.
+        """
+        record = run.host.records.find(name)
+        template = record.template() if record is not None else None
+        if template is None or origin.depends[AT] != READY:
+            return
+        ready = Readiness.parse(template.readiness)
+        if not ready.placeholders:
+            note_ready(run, driver, name, ready)
 
     def stage(self, run: Run, driver: HypervisorDriver) -> Stage:
         """See :meth:`Step.stage`. Many forks wait at once."""
@@ -220,7 +239,7 @@ class WaitUntilReady(HypervisorStep):
             again=lambda names: self._again(run, driver, [by_name[name] for name in names]),
         ):
             if outcome.ok:
-                note_ready(run, driver, by_name[outcome.key])
+                note_ready(run, driver, outcome.key, by_name[outcome.key].plan.wait)
             yield outcome
 
     @staticmethod
@@ -269,18 +288,17 @@ class WaitUntilReady(HypervisorStep):
         return {outcome.key: outcome.error for outcome in outcomes}
 
 
-def note_ready(run: Run, driver: HypervisorDriver, work: Work) -> None:
+def note_ready(run: Run, driver: HypervisorDriver, name: str, wait: Readiness) -> None:
     """Note that a clone's console has said what was waited for, in its present run.
 
     Where that can't be noted, it is ready all the same.
     """
-    if work.plan.wait.kind != "console":
+    if wait.kind != "console":
         return
     try:
-        started = driver.started(work.name)
+        started = driver.started(name)
         if started is not None:
-            ready = f"{started} {work.plan.wait}"
-            run.host.records.update(work.name, lasting=False, ready=ready)
+            run.host.records.update(name, lasting=False, ready=f"{started} {wait}")
     except VmclonerError as error:
         log.warning("%s", error)
 

@@ -65,11 +65,14 @@ class ResetDisks(StorageStep):
 
     @staticmethod
     def _as_born(run: Run, work: Work, outcome: Outcome[object]) -> Outcome[object]:
-        """Have a clone whose disk is its warm origin's again be forked at its next start."""
-        labels = work.plan.labels
+        """Have a clone whose disk is its warm origin's again be forked at its next start.
+
+        One that has got other sizes since then boots: its origin's memory is of none of these.
+        """
+        key = work.plan.labels.warm
         try:
-            if labels.warm is not None and outcome.error is None:
-                run.host.warm.wait(work.name, labels.warm)
+            if key is not None and outcome.error is None and not work.plan.known().own_sizes:
+                run.host.warm.wait(work.name, key)
         except VmclonerError as error:
             return attrs.evolve(outcome, error=outcome.error or error)
         return outcome

@@ -272,10 +272,15 @@ class NoteSnapshot(_MachineStep):
         self, run: Run, _driver: HypervisorDriver, works: Sequence[Work], _more: More
     ) -> Iterator[Outcome[object]]:
         """See :meth:`Step.call`."""
-        aim = aim_of(run.plan.snapshot)
+        aim, waiting = aim_of(run.plan.snapshot), run.host.warm.waiting()
         for work in works:
             was = work.plan.state or State.STOPPED
             try:
+                if aim.memory and work.name in waiting:
+                    raise WrongState(
+                        f"{work.name} has no memory of its own before its first start",
+                        hint=f"vmcloner start {work.name}",
+                    )
                 run.host.snapshots.begin(work.name, aim.name, was, memory=aim.memory)
             except VmclonerError as error:
                 yield Outcome(key=work.name, error=error)
