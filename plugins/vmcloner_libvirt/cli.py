@@ -61,9 +61,11 @@ class HostSetup(Table):
                     hint="sudo vmcloner host setup; --dry-run shows what it would do; without "
                     'root: uri = "qemu:///session" (docs/networks.md)',
                 )
-            for step in to_do:
-                note(self.app, _described(step))
-            agreed("host setup", f"Do {counted(len(to_do), 'step')}?", sure=parsed_args.yes)
+            steps = [_described(step) for step in to_do]
+            for text in steps if parsed_args.yes else ():
+                note(self.app, text)
+            question = f"Do {counted(len(to_do), 'step')}?"
+            agreed("host setup", question, about=steps, sure=parsed_args.yes)
             for step in to_do:
                 note(self.app, f"{step.name} …")
                 if step.argv == PREPARE:

@@ -6,9 +6,11 @@ out, so the same command completes what was interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import importlib.util
 import os
+import pwd
 import stat
 import sys
 from collections.abc import Iterator, Sequence
@@ -157,10 +159,16 @@ def _folders(host: Host) -> Iterator[Step]:
     pools = [table for table in host.storage.values() if table.driver == "files"]
     paths = (Path(pool.values.get("path") or host.state / "pool") for pool in pools)
     for name, folder in [("state folder", host.state), *(("pool", path) for path in paths)]:
-        if folder.is_dir() and stat.S_IMODE(folder.stat().st_mode) & stat.S_IXOTH:
-            yield Step(name=name, detail=str(folder))
-        else:
+        try:
+            mode = folder.stat().st_mode
+        except OSError:  # also if this user may not look, as in a dry run
+            mode = 0
+        if not stat.S_ISDIR(mode):
             yield Step(name=name, argv=("install", "-d", "-m", f"{MODE:04o}", str(folder)))
+        elif not mode & stat.S_IXOTH:  # nobody gets or loses more of a folder than that
+            yield Step(name=name, argv=("chmod", "o+x", str(folder)))
+        else:
+            yield Step(name=name, detail=str(folder))
 
 
 def _daemon() -> Step:
@@ -190,6 +198,9 @@ def is_answering() -> bool:
 
 
 def caller() -> str | None:
-    """Return the user who called sudo, None for root itself."""
-    name = os.environ.get("SUDO_USER", "")
-    return name if name not in ("", "root") else None
+    """Return the user who runs this, or called sudo for it; None for root itself."""
+    user: str | int = os.geteuid() or os.environ.get("SUDO_UID", "")
+    with contextlib.suppress(ValueError, OverflowError, KeyError):  # no number, or nobody's
+        entry = pwd.getpwuid(int(user))
+        return entry.pw_name if entry.pw_uid else None
+    return None

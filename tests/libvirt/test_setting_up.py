@@ -2,6 +2,7 @@
 
 import io
 import os
+import pwd
 import sys
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def host(tmp_path):
 def no_daemon(monkeypatch):
     monkeypatch.setattr(libvirtd, "answers", lambda: False)
     monkeypatch.setattr(setting_up, "has_binding", lambda: True)
-    monkeypatch.delenv("SUDO_USER", raising=False)
+    monkeypatch.delenv("SUDO_UID", raising=False)
 
 
 def planned(host, machine, user=None):
@@ -86,6 +87,40 @@ def test_only_what_is_missing(host):
     assert steps["packages"].argv[-2:] == ("--no-install-recommends", "seabios")
     assert steps["groups"].done
     assert [name for name in ("state folder", "pool") if not steps[name].done] == ["state folder"]
+
+
+def test_a_folder_that_is_there_only_lets_others_enter(host):
+    """Its mode is not made another one: a group may have to write there."""
+    (host.state / "pool").mkdir(parents=True)
+    (host.state / "pool").chmod(0o2770)
+    pool = host.state / "pool"
+    assert planned(host, Machine())["pool"].argv == ("chmod", "o+x", str(pool))
+
+
+def test_folders_that_this_user_may_not_look_into(host, monkeypatch):
+    there = Path.stat
+
+    def stat(path, **options):
+        if path.is_relative_to(host.state):
+            raise PermissionError(13, "Permission denied")
+        return there(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert planned(host, Machine())["pool"].argv[:2] == ("install", "-d")
+
+
+def test_who_comes_into_the_groups(monkeypatch):
+    """The one who runs a dry run, as it shows what sudo would do; root believes only a number."""
+    nobody = pwd.getpwnam("nobody")
+    monkeypatch.setattr(os, "geteuid", lambda: nobody.pw_uid)
+    assert setting_up.caller() == "nobody"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("SUDO_USER", "--root=/tmp")
+    assert setting_up.caller() is None
+    said = {str(nobody.pw_uid): "nobody", "0": None, "": None, "-p": None, "4000000": None}
+    for text, user in {**said, "9" * 30: None}.items():
+        monkeypatch.setenv("SUDO_UID", text)
+        assert setting_up.caller() == user
 
 
 def test_where_there_is_no_apt(host):
@@ -147,13 +182,15 @@ def test_a_dry_run_changes_nothing(machine, capsys, tmp_path):
     assert not (tmp_path / "state").exists()
 
 
-def test_nothing_is_done_without_a_yes(machine, capsys, monkeypatch):
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_nothing_is_done_without_a_yes(machine, capsys, monkeypatch, quiet):
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-    assert main(["host", "setup"]) == 2
+    assert main([*quiet, "host", "setup"]) == 2
+    capsys.readouterr()
     answers = io.StringIO("n\n")
     answers.isatty = lambda: True
     monkeypatch.setattr(sys, "stdin", answers)
-    assert main(["host", "setup"]) == 130
+    assert main([*quiet, "host", "setup"]) == 130
     assert machine.ran == []
     assert "seabios" in capsys.readouterr().err, "what is asked for is named"
 
