@@ -86,7 +86,7 @@ def plan(host: Host, runner: CommandRunner, user: str | None) -> Iterator[Step]:
         yield Step(name="libvirt-python", detail=BINDING, by_hand=True)
     yield _groups(user)
     yield from _folders(host)
-    yield _daemon()
+    yield _daemon(runner)
 
 
 def carry_out(step: Step, runner: CommandRunner) -> None:
@@ -171,8 +171,8 @@ def _folders(host: Host) -> Iterator[Step]:
             yield Step(name=name, detail=str(folder))
 
 
-def _daemon() -> Step:
-    if is_answering():
+def _daemon(runner: CommandRunner) -> Step:
+    if is_answering(runner):
         return Step(name="libvirtd", detail="runs")
     if SYSTEMD.is_dir():
         argv = ("systemctl", "enable", "--now", "libvirtd")
@@ -189,12 +189,13 @@ def has_binding() -> bool:
     return importlib.util.find_spec("libvirt") is not None
 
 
-def is_answering() -> bool:
+def is_answering(runner: CommandRunner) -> bool:
     """Tell whether the system's libvirtd runs and answers."""
     try:
-        return libvirtd.answers()
-    except SystemExit:  # virsh isn't installed
+        runner.run(("virsh", "-q", "-c", libvirtd.URI, "uri"), timeout=libvirtd.FIRST_ANSWER)
+    except VmclonerError:
         return False
+    return True
 
 
 def caller() -> str | None:

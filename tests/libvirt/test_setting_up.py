@@ -10,10 +10,10 @@ import pytest
 
 from vmcloner_core import Engine
 from vmcloner_core.cli.app import main
-from vmcloner_core.errors import HostCommandError
+from vmcloner_core.errors import BackendError, HostCommandError
 from vmcloner_core.model import BackendTable, Host
 from vmcloner_core.process import CommandResult, LocalRunner
-from vmcloner_libvirt import libvirtd, setting_up
+from vmcloner_libvirt import setting_up
 
 BARE = {"dpkg-query", "apt-get"}
 
@@ -23,7 +23,7 @@ class Machine:
 
     def __init__(self, programs=(), packages=(), fails=""):
         self.programs, self.packages, self.fails = set(programs), set(packages), fails
-        self.ran = []
+        self.ran, self.answers = [], False
 
     def which(self, program):
         return f"/usr/bin/{program}" if program in self.programs else None
@@ -33,6 +33,10 @@ class Machine:
             if argv[-1] not in self.packages:
                 raise HostCommandError(f"no packages found matching {argv[-1]}")
             return CommandResult(stdout=b"installed", stderr=b"")
+        if argv[0] == "virsh" and not self.answers:
+            raise BackendError("virsh: not installed")
+        if argv[0] == "virsh":
+            return CommandResult(stdout=b"qemu:///system", stderr=b"")
         if self.fails and self.fails in argv:
             raise HostCommandError("apt-get failed with 100: no space", output="")
         self.ran.append(tuple(argv))
@@ -46,8 +50,8 @@ def host(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def no_daemon(monkeypatch):
-    monkeypatch.setattr(libvirtd, "answers", lambda: False)
+def no_path(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")  # a program is only run by the runner, which has its own
     monkeypatch.setattr(setting_up, "has_binding", lambda: True)
     monkeypatch.delenv("SUDO_UID", raising=False)
 
@@ -73,10 +77,11 @@ def test_a_bare_machine(host):
 
 
 def test_a_machine_that_is_set_up(host, monkeypatch):
-    monkeypatch.setattr(libvirtd, "answers", lambda: True)
     monkeypatch.setattr(setting_up, "_members", lambda _group: ["ann"])
     (host.state / "pool").mkdir(parents=True)
-    steps = planned(host, Machine(BARE, setting_up.PACKAGES), "ann")
+    machine = Machine(BARE, setting_up.PACKAGES)
+    machine.answers = True
+    steps = planned(host, machine, "ann")
     assert [step.name for step in steps.values() if not step.done] == []
 
 
