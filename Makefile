@@ -106,7 +106,7 @@ deb: tools ## Build the Debian packages into dist, each in a chroot of its relea
 test-packages: tools ## Build the Debian packages, install and purge them in chroots (6 min)
 	@$(ROOT) $(BIN)/pytest -m slow $(or $(ARGS),tests/packaging)
 
-test-userlands: tools ## Set up and run the unit tests in chroots of Debian 13 and Ubuntu 24.04 (ARGS="noble", 20 min)
+test-userlands: tools ## Set up and run the unit tests and the libvirt driver's in chroots of Debian 13 and Ubuntu 24.04 (ARGS="noble")
 	@$(ROOT) $(BIN)/python -m contrib.packaging.userlands $(ARGS)
 
 bench: tools ## Compare vmcloner's speed with other tools, and draw docs/figures (ARGS="create -n 20")

@@ -638,7 +638,7 @@ class Engine(RunCalls, LabCalls, WarmCalls, LeaseCalls, PoolCalls, GuestCalls, B
         """Make a network of vmcloner's own; see :meth:`NetworkInterface.prepare`."""
         driver = self._host.drivers.hypervisor(hypervisor or self.settings.defaults.hypervisor)
         networks = _networks(driver, request)
-        with self._held([f"network/{request.name}"]):
+        with self._network_held(request):
             return networks.prepare(request)
 
     def remove_network(
@@ -650,7 +650,7 @@ class Engine(RunCalls, LabCalls, WarmCalls, LeaseCalls, PoolCalls, GuestCalls, B
         """
         driver = self._host.drivers.hypervisor(hypervisor or self.settings.defaults.hypervisor)
         networks = _networks(driver, request)
-        with self._held([f"network/{request.name}"]):
+        with self._network_held(request):
             try:
                 inventory = self._host.drivers.ask(
                     "hypervisor", driver.name, "inspect", lambda d: d.inspect(), DomainInventory
@@ -667,6 +667,11 @@ class Engine(RunCalls, LabCalls, WarmCalls, LeaseCalls, PoolCalls, GuestCalls, B
                     hint="delete them first",
                 )
             return networks.remove(request)
+
+    def _network_held(self, request: NetworkRequest) -> contextlib.AbstractContextManager[object]:
+        """Hold a network against other runs; a dry run makes no state folder for a lock."""
+        held = self._held([f"network/{request.name}"])
+        return contextlib.nullcontext() if request.dry_run else held
 
     def check_host(self, *backends: str) -> Iterator[Check]:
         """Yield what each backend needs on the host; of all configured ones if none is named.

@@ -106,20 +106,20 @@ def test(options: argparse.Namespace) -> int:
     If the lab is lost, those that hadn't passed are run in a new one; the report is theirs.
     """
     arguments = options.arguments[1:] if options.arguments[:1] == ["--"] else options.arguments
-    left = LABS
+    left, done = LABS, list[str]()
     while True:
         try:
-            return _test(options, arguments)
+            return _test(options, arguments, done)
         except LabLost as error:
             left -= 1
             if not left or error.console is None:
                 raise
-            done = progress.passed(error.console)
-            say(f"{error}\ntests that passed in it: {len(done)}; the others are run in a new one")
-            arguments = [*arguments, *(f"--deselect={test}" for test in done)]
+            passed = progress.passed(error.console)
+            say(f"{error}\ntests that passed in it: {len(passed)}; the others are run in a new one")
+            done += passed
 
 
-def _test(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def _test(options: argparse.Namespace, arguments: Sequence[str], done: Sequence[str]) -> int:
     report = options.junit or TOP / "build" / f"lab-{options.mode}.xml"
     report.parent.mkdir(parents=True, exist_ok=True)
     for stale in (report, options.coverage):
@@ -128,6 +128,7 @@ def _test(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     with labs.lab(MODES[options.mode], options.seconds + 120) as lab:
         folder = lab.channel.call("mktemp -d /root/tests-XXXXXX").decode().strip()
         lab.channel.call(f"tar -x -C {folder} -f -", tree.tests())
+        lab.channel.call(f"cat >{folder}/{progress.DONE}", "\n".join(done).encode())
         command = ["python3", "-m", *(COVERAGE if options.coverage else ()), *PYTEST, *arguments]
         code = lab.run(command, options.seconds, folder, options.env)
         content = lab.channel.call(f"cat {folder}/junit.xml 2>/dev/null || :")

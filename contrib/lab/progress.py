@@ -1,17 +1,22 @@
 """A plugin for pytest inside a lab: writes which tests passed to the lab's console.
 
-The console's log is on the host, so it is still there if the lab is lost.
+The console's log is on the host, so it is still there if the lab is lost. What passed in such a one
+is left out in the next one.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 MARK = "LAB-PASSED "
 """Begin of a line; a test's id follows."""
 CONSOLE = "/dev/console"
+DONE = "passed-before"
+"""The file, where pytest runs, with the ids of tests that need not run, one a line. pytest's own
+``--deselect`` would leave out all whose ids begin with one of these."""
 
 
 def passed(console: str) -> list[str]:
@@ -21,6 +26,13 @@ def passed(console: str) -> list[str]:
 
 _called: set[str] = set()
 """Ids of the tests that passed, and whose clean-up goes on."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what has passed before."""
+    done = Path(DONE).read_text().splitlines() if Path(DONE).exists() else []
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
+    items[:] = [item for item in items if item.nodeid not in done]
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

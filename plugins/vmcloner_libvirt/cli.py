@@ -11,7 +11,7 @@ from typing import Any
 from vmcloner_core.cli.base import Table, agreed, note
 from vmcloner_core.errors import BackendError
 from vmcloner_core.model import NetworkRequest
-from vmcloner_core.process import LocalRunner
+from vmcloner_core.process import CommandRunner, LocalRunner
 from vmcloner_core.units import counted
 from vmcloner_libvirt.setting_up import (
     Step,
@@ -52,7 +52,7 @@ class HostSetup(Table):
         """
         runner = LocalRunner()
         _ = self.engine.networks  # across several hosts it is refused, with the way out
-        self._steps = (*plan(self.engine.host, runner, caller()), self._network())
+        self._steps = (*plan(self.engine.host, runner, caller()), self._network(runner))
         to_do = [step for step in self._steps if step.argv]
         if to_do and not parsed_args.dry_run:
             if os.geteuid() != 0:
@@ -61,9 +61,11 @@ class HostSetup(Table):
                     hint="sudo vmcloner host setup; --dry-run shows what it would do; without "
                     'root: uri = "qemu:///session" (docs/networks.md)',
                 )
-            for step in to_do:
-                note(self.app, _described(step))
-            agreed("host setup", f"Do {counted(len(to_do), 'step')}?", sure=parsed_args.yes)
+            steps = [_described(step) for step in to_do]
+            for text in steps if parsed_args.yes else ():
+                note(self.app, text)
+            question = f"Do {counted(len(to_do), 'step')}?"
+            agreed("host setup", question, about=steps, sure=parsed_args.yes)
             for step in to_do:
                 note(self.app, f"{step.name} …")
                 if step.argv == PREPARE:
@@ -84,11 +86,11 @@ class HostSetup(Table):
 
     _steps: Sequence[Step] = ()
 
-    def _network(self) -> Step:
+    def _network(self, runner: CommandRunner) -> Step:
         if not has_binding():
             return Step(name="network", detail="after libvirt-python", by_hand=True)
         request = NetworkRequest(dry_run=True)
-        if is_answering() and not self.engine.prepare_network(request).steps:
+        if is_answering(runner) and not self.engine.prepare_network(request).steps:
             return Step(name="network", detail=request.name)
         return Step(name="network", argv=PREPARE)
 

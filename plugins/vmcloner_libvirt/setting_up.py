@@ -6,9 +6,11 @@ out, so the same command completes what was interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import importlib.util
 import os
+import pwd
 import stat
 import sys
 from collections.abc import Iterator, Sequence
@@ -84,7 +86,7 @@ def plan(host: Host, runner: CommandRunner, user: str | None) -> Iterator[Step]:
         yield Step(name="libvirt-python", detail=BINDING, by_hand=True)
     yield _groups(user)
     yield from _folders(host)
-    yield _daemon()
+    yield _daemon(runner)
 
 
 def carry_out(step: Step, runner: CommandRunner) -> None:
@@ -157,14 +159,20 @@ def _folders(host: Host) -> Iterator[Step]:
     pools = [table for table in host.storage.values() if table.driver == "files"]
     paths = (Path(pool.values.get("path") or host.state / "pool") for pool in pools)
     for name, folder in [("state folder", host.state), *(("pool", path) for path in paths)]:
-        if folder.is_dir() and stat.S_IMODE(folder.stat().st_mode) & stat.S_IXOTH:
-            yield Step(name=name, detail=str(folder))
-        else:
+        try:
+            mode = folder.stat().st_mode
+        except OSError:  # also if this user may not look, as in a dry run
+            mode = 0
+        if not stat.S_ISDIR(mode):
             yield Step(name=name, argv=("install", "-d", "-m", f"{MODE:04o}", str(folder)))
+        elif not mode & stat.S_IXOTH:  # nobody gets or loses more of a folder than that
+            yield Step(name=name, argv=("chmod", "o+x", str(folder)))
+        else:
+            yield Step(name=name, detail=str(folder))
 
 
-def _daemon() -> Step:
-    if is_answering():
+def _daemon(runner: CommandRunner) -> Step:
+    if is_answering(runner):
         return Step(name="libvirtd", detail="runs")
     if SYSTEMD.is_dir():
         argv = ("systemctl", "enable", "--now", "libvirtd")
@@ -181,15 +189,19 @@ def has_binding() -> bool:
     return importlib.util.find_spec("libvirt") is not None
 
 
-def is_answering() -> bool:
+def is_answering(runner: CommandRunner) -> bool:
     """Tell whether the system's libvirtd runs and answers."""
     try:
-        return libvirtd.answers()
-    except SystemExit:  # virsh isn't installed
+        runner.run(("virsh", "-q", "-c", libvirtd.URI, "uri"), timeout=libvirtd.FIRST_ANSWER)
+    except VmclonerError:
         return False
+    return True
 
 
 def caller() -> str | None:
-    """Return the user who called sudo, None for root itself."""
-    name = os.environ.get("SUDO_USER", "")
-    return name if name not in ("", "root") else None
+    """Return the user who runs this, or called sudo for it; None for root itself."""
+    user: str | int = os.geteuid() or os.environ.get("SUDO_UID", "")
+    with contextlib.suppress(ValueError, OverflowError, KeyError):  # no number, or nobody's
+        entry = pwd.getpwuid(int(user))
+        return entry.pw_name if entry.pw_uid else None
+    return None

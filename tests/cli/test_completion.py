@@ -150,9 +150,10 @@ def test_no_hypervisor_is_asked(lab, run, monkeypatch):
 def test_networks_are_those_of_this_machine(run, lab, monkeypatch):
     class Networks:
         def inspect(self):
-            return (Network(name="lab7", active=True),)
+            return tuple(Network(name=name, active=True) for name in ("lab7", "a$(touch pwned)"))
 
     monkeypatch.setattr(lab.machines, "networks", Networks(), raising=False)
+    monkeypatch.setattr("vmcloner_core.cli.completing.ANSWERS_WITHIN", 60)  # it ends when it has
     words = ("complete", "--words", "--", "host", "remove", "network", "--name", "")
     assert run(*words) == (0, "lab7\nvmcloner\n", "")
 

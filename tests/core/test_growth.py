@@ -51,7 +51,7 @@ def grown(lab):
 
 
 def test_an_engine_keeps_nothing_of_its_fleets(grown):
-    assert grown() < FLEETS
+    assert grown() < FLEETS // 2
     threads = threading.active_count()
     grown()
     assert threading.active_count() <= threads
@@ -67,4 +67,4 @@ def test_the_measure_sees_what_is_kept(grown, monkeypatch):
         plan_ready(plugins, plan)
 
     monkeypatch.setattr(PluginHost, "plan_ready", keeping)
-    assert grown() >= FLEETS
+    assert grown() > FLEETS // 2

@@ -4,6 +4,7 @@ import attrs
 import pytest
 
 from vmcloner_core.drivers import NetworkInterface
+from vmcloner_core.engine import Engine
 from vmcloner_core.errors import (
     BackendError,
     InvalidRequest,
@@ -173,6 +174,22 @@ def test_a_hypervisor_that_makes_no_networks_says_so(lab):
             "network 'lan': hypervisor 'reference' makes no networks"
             " (choose another with --hypervisor)"
         )
+
+
+@pytest.mark.parametrize("call", [Engine.prepare_network, Engine.remove_network])
+def test_a_dry_run_makes_no_state_folder(lab, monkeypatch, call):
+    class Networks:
+        def prepare(self, request):
+            return request
+
+        remove = prepare
+
+    monkeypatch.setattr(lab.machines, "networks", Networks(), raising=False)
+    request = NetworkRequest(name="lan", dry_run=True)
+    assert call(lab.engine, request) == request
+    assert not lab.engine.host.state.exists()
+    call(lab.engine, NetworkRequest(name="lan"))
+    assert (lab.engine.host.state / "lock").exists()
 
 
 def test_networks_that_are_unknown_set_no_limit(lab):

@@ -632,6 +632,24 @@ def test_a_clone_that_the_new_host_has_defined_goes_on(made):
 
 
 @pytest.mark.parametrize("method", ["copy"], indirect=True)
+def test_a_clone_is_not_taken_back_to_where_its_disks_are_gone(made, monkeypatch):
+    """The only ones are where it has arrived, also if somebody has removed its domain there."""
+    _, before = seen(made, "web-1")
+    with monkeypatch.context() as patch:
+        killed_after(patch, FilesDriver, "delete", 2)  # the first one removes nothing
+        made.controller().move("web-1", host="h2")  # a driver's end is an error
+    ended(made)
+    assert len(list((made.folder / "h2/state").rglob("web-1-disk*"))) == 2
+    assert list((made.folder / "h1/state").rglob("web-1-disk*")) == []
+    del made.sites["h2"].machines.machines["web-1"]
+    (moved,) = made.controller().move("web-1", host="h1")
+    assert isinstance(moved.error, WrongState)
+    assert moved.error.hint == "vmcloner move web-1 h2 finishes its move"
+    assert made.controller().move("web-1", host="h2")[0].error is None
+    assert seen(made, "web-1") == ("h2", before)
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
 def test_disks_that_were_copied_are_handed_to_nobody(made):
     before = seen(made, "web-1")
     cut_off(made, call="define")

@@ -261,8 +261,8 @@ def lossy(monkeypatch):
     """Have labs that are lost once for each console in the list; return it and the runs."""
     consoles, runs = [], []
 
-    def run(_options, arguments):
-        runs.append(arguments)
+    def run(_options, arguments, done):
+        runs.append((arguments, [*done]))
         if consoles:
             raise LabLost("the kvm lab no longer answers", consoles.pop(0))
         return 0
@@ -276,8 +276,8 @@ def test_what_had_not_passed_in_a_lost_lab_is_run_in_a_new_one(lossy, capsys):
     consoles += [f"[1.0] kernel\r\n\r\n{progress.MARK}tests/a.py::one[x y]\r\n[2.0] stuck\n"]
     options = command.parser().parse_args(["kvm", "test", "--", "-m", "lvm", "tests"])
     assert command.test(options) == 0
-    first = ["-m", "lvm", "tests"]
-    assert runs == [first, [*first, "--deselect=tests/a.py::one[x y]"]]
+    words = ["-m", "lvm", "tests"]
+    assert runs == [(words, []), (words, ["tests/a.py::one[x y]"])]
     assert "tests that passed in it: 1; the others are run in a new one" in capsys.readouterr().err
 
 
@@ -308,8 +308,21 @@ def test_leaves_something(broken): pass
 """
 
 
-def test_only_tests_that_passed_are_said_to(tmp_path):
+@pytest.mark.parametrize(
+    ("before", "passes"),
+    [
+        ([], ["test_inside.py::test_passes"]),
+        (
+            ["test_inside.py::test_pass", "test_inside.py::test_fail"],
+            ["test_inside.py::test_passes"],
+        ),
+        (["test_inside.py::test_fails", "test_inside.py::test_passes"], []),
+    ],
+)
+def test_only_tests_that_passed_are_said_to(tmp_path, before, passes):
+    """What passed before is not run again, unlike what has only such a beginning of its name."""
     (tmp_path / "test_inside.py").write_text(INSIDE)
+    (tmp_path / progress.DONE).write_text("\n".join(before))
     console = tmp_path / "console"
     console.touch()
     script = (
@@ -320,4 +333,4 @@ def test_only_tests_that_passed_are_said_to(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(TOP)}
     argv = [sys.executable, "-c", script]
     subprocess.run(argv, cwd=tmp_path, env=environment, check=False, timeout=120)
-    assert progress.passed(console.read_text()) == ["test_inside.py::test_passes"]
+    assert progress.passed(console.read_text()) == passes

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pwd
 import sys
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import pytest
 
 from vmcloner_core import Engine
 from vmcloner_core.cli.app import main
-from vmcloner_core.errors import HostCommandError
+from vmcloner_core.errors import BackendError, HostCommandError
 from vmcloner_core.model import BackendTable, Host
 from vmcloner_core.process import CommandResult, LocalRunner
-from vmcloner_libvirt import libvirtd, setting_up
+from vmcloner_libvirt import setting_up
 
 BARE = {"dpkg-query", "apt-get"}
 
@@ -22,7 +23,7 @@ class Machine:
 
     def __init__(self, programs=(), packages=(), fails=""):
         self.programs, self.packages, self.fails = set(programs), set(packages), fails
-        self.ran = []
+        self.ran, self.answers = [], False
 
     def which(self, program):
         return f"/usr/bin/{program}" if program in self.programs else None
@@ -32,6 +33,10 @@ class Machine:
             if argv[-1] not in self.packages:
                 raise HostCommandError(f"no packages found matching {argv[-1]}")
             return CommandResult(stdout=b"installed", stderr=b"")
+        if argv[0] == "virsh" and not self.answers:
+            raise BackendError("virsh: not installed")
+        if argv[0] == "virsh":
+            return CommandResult(stdout=b"qemu:///system", stderr=b"")
         if self.fails and self.fails in argv:
             raise HostCommandError("apt-get failed with 100: no space", output="")
         self.ran.append(tuple(argv))
@@ -45,10 +50,10 @@ def host(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def no_daemon(monkeypatch):
-    monkeypatch.setattr(libvirtd, "answers", lambda: False)
+def no_path(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")  # a program is only run by the runner, which has its own
     monkeypatch.setattr(setting_up, "has_binding", lambda: True)
-    monkeypatch.delenv("SUDO_USER", raising=False)
+    monkeypatch.delenv("SUDO_UID", raising=False)
 
 
 def planned(host, machine, user=None):
@@ -72,10 +77,11 @@ def test_a_bare_machine(host):
 
 
 def test_a_machine_that_is_set_up(host, monkeypatch):
-    monkeypatch.setattr(libvirtd, "answers", lambda: True)
     monkeypatch.setattr(setting_up, "_members", lambda _group: ["ann"])
     (host.state / "pool").mkdir(parents=True)
-    steps = planned(host, Machine(BARE, setting_up.PACKAGES), "ann")
+    machine = Machine(BARE, setting_up.PACKAGES)
+    machine.answers = True
+    steps = planned(host, machine, "ann")
     assert [step.name for step in steps.values() if not step.done] == []
 
 
@@ -86,6 +92,40 @@ def test_only_what_is_missing(host):
     assert steps["packages"].argv[-2:] == ("--no-install-recommends", "seabios")
     assert steps["groups"].done
     assert [name for name in ("state folder", "pool") if not steps[name].done] == ["state folder"]
+
+
+def test_a_folder_that_is_there_only_lets_others_enter(host):
+    """Its mode is not made another one: a group may have to write there."""
+    (host.state / "pool").mkdir(parents=True)
+    (host.state / "pool").chmod(0o2770)
+    pool = host.state / "pool"
+    assert planned(host, Machine())["pool"].argv == ("chmod", "o+x", str(pool))
+
+
+def test_folders_that_this_user_may_not_look_into(host, monkeypatch):
+    there = Path.stat
+
+    def stat(path, **options):
+        if path.is_relative_to(host.state):
+            raise PermissionError(13, "Permission denied")
+        return there(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert planned(host, Machine())["pool"].argv[:2] == ("install", "-d")
+
+
+def test_who_comes_into_the_groups(monkeypatch):
+    """The one who runs a dry run, as it shows what sudo would do; root believes only a number."""
+    nobody = pwd.getpwnam("nobody")
+    monkeypatch.setattr(os, "geteuid", lambda: nobody.pw_uid)
+    assert setting_up.caller() == "nobody"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("SUDO_USER", "--root=/tmp")
+    assert setting_up.caller() is None
+    said = {str(nobody.pw_uid): "nobody", "0": None, "": None, "-p": None, "4000000": None}
+    for text, user in {**said, "9" * 30: None}.items():
+        monkeypatch.setenv("SUDO_UID", text)
+        assert setting_up.caller() == user
 
 
 def test_where_there_is_no_apt(host):
@@ -147,13 +187,15 @@ def test_a_dry_run_changes_nothing(machine, capsys, tmp_path):
     assert not (tmp_path / "state").exists()
 
 
-def test_nothing_is_done_without_a_yes(machine, capsys, monkeypatch):
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_nothing_is_done_without_a_yes(machine, capsys, monkeypatch, quiet):
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-    assert main(["host", "setup"]) == 2
+    assert main([*quiet, "host", "setup"]) == 2
+    capsys.readouterr()
     answers = io.StringIO("n\n")
     answers.isatty = lambda: True
     monkeypatch.setattr(sys, "stdin", answers)
-    assert main(["host", "setup"]) == 130
+    assert main([*quiet, "host", "setup"]) == 130
     assert machine.ran == []
     assert "seabios" in capsys.readouterr().err, "what is asked for is named"
 

@@ -454,16 +454,19 @@ def _listed(words: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
-def agreed(what: str, question: str, *, sure: bool) -> None:
+def agreed(what: str, question: str, *, about: Sequence[str] = (), sure: bool) -> None:
     """Ask the user at the terminal, unless that isn't needed.
 
     :param what: the command. :param sure: whether not to ask, as with ``--yes``.
+    :param about: lines that say what is asked, and are printed with ``--quiet`` too.
     :raises UsageError: there is no terminal. :raises Interrupted: the answer is no.
     """
     if sure:
         return
     if not sys.stdin.isatty():
         raise UsageError(f"{what} needs a terminal to ask", hint="or use --yes")
+    for line in about:
+        say(line)
     if not agrees(question):
         raise Interrupted("nothing was changed")
 

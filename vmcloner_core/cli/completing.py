@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import re
 import shlex
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 READINESS = ("running", "ip", "ssh", "cloud-init", "agent", "port:", "console:")
 FILE_METAVARS = ("FILE", "FILE_OR_URL")
+_PLAIN = re.compile(r"[\w@%+=:,.\[\]/-]+")
+"""Words of which no shell runs a part, even in quotes: files and networks may have other names."""
 ANSWERS_WITHIN = 1.0
 """Seconds that this machine's hypervisor has to name its networks."""
 
@@ -69,7 +72,8 @@ def _candidates(shell: Shell, words: Sequence[str]) -> list[str] | None:
             found = _in_command(shell, before, current)
     if found is None:
         return None
-    return sorted({f"{start}{word}" for word in found if word.startswith(current)})
+    fits = {word for word in found if word.startswith(current) and _PLAIN.fullmatch(word)}
+    return sorted(f"{start}{word}" for word in fits)
 
 
 def _apart(words: Sequence[str]) -> list[str]:
@@ -255,16 +259,7 @@ def _targets(shell: Shell, current: str) -> Iterable[str]:
 def _templates(shell: Shell, _current: str) -> Iterable[str]:
     from vmcloner_core.catalog import Catalog
 
-    return filter(_is_plain, Catalog(_host(shell).templates).files())
-
-
-def _is_plain(name: str) -> bool:
-    """Tell whether a template's name is one: the shell may run what is in another's."""
-    from vmcloner_core.names import check_template
-
-    with contextlib.suppress(VmclonerError):
-        return bool(check_template(name))
-    return False
+    return Catalog(_host(shell).templates).files()
 
 
 def _backends(shell: Shell, _current: str, kinds: Sequence[str]) -> Iterable[str]:

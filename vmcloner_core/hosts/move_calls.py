@@ -124,17 +124,33 @@ class MoveCalls(ABC):
                 outcome.unwrap()
 
     def call_heir(self, asked: Asked, _event: Event) -> str:
-        """Return who gets the disks of a clone that is taken back: empty if they were copied."""
-        host = self._engine._host
-        return host.keep_state_id() if self._marked(asked.name, leaves=True).moving.heir else ""
+        """Return who gets the disks of a clone that is taken back: empty if they were copied.
+
+        :raises WrongState: they were copied, and those that were here are not all here any more.
+        """
+        mark = self._marked(asked.name, leaves=True)
+        if mark.moving.heir:
+            return self._engine._host.keep_state_id()
+        self._check_disks(self._there(asked.name), mark)
+        return ""
 
     def call_restore(self, asked: Asked, _event: Event) -> None:
         """Define the domain of a clone that is taken back, if it was removed."""
-        self._marked(asked.name, leaves=True)
-        clone = self._there(asked.name)
+        mark, clone = self._marked(asked.name, leaves=True), self._there(asked.name)
+        self._check_disks(clone, mark)  # those on the other host are removed next
         if clone.domain is None:
             record = self._recorded(clone)
             self._defined(clone, recorded_spec(record, self._engine._host.made_of(clone.labels)))
+
+    def _check_disks(self, clone: Clone, mark: Mark) -> None:
+        """Check that a clone that is taken back has all its disks here. :raises WrongState: no."""
+        made_of = self._recorded(clone).template()
+        wanted = 1 + len(made_of.blanks if made_of is not None else ())
+        if sum(volume.complete for volume in clone.volumes) < wanted:
+            raise WrongState(
+                f"{clone.name}: its disks are not here any more",
+                hint=f"vmcloner move {clone.name} {mark.moving.other} finishes its move",
+            )
 
     def call_drop(self, asked: Asked, _event: Event) -> None:
         """Remove all of a clone that has left, or of one that has not arrived, and its mark."""
