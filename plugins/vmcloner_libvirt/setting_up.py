@@ -18,8 +18,8 @@ from pathlib import Path
 
 import attrs
 
-from vmcloner_core.errors import HostCommandError, VmclonerError
-from vmcloner_core.model import Host
+from vmcloner_core.errors import HostCommandError, InvalidRequest, VmclonerError
+from vmcloner_core.model import BackendTable, Host
 from vmcloner_core.process import CommandRunner
 from vmcloner_libvirt import libvirtd
 
@@ -156,9 +156,8 @@ def _members(group: str) -> Sequence[str]:
 
 def _folders(host: Host) -> Iterator[Step]:
     """Yield the folders of records and of the pool of files, which QEMU's user has to enter."""
-    pools = [table for table in host.storage.values() if table.driver == "files"]
-    paths = (Path(pool.values.get("path") or host.state / "pool") for pool in pools)
-    for name, folder in [("state folder", host.state), *(("pool", path) for path in paths)]:
+    pools = [_pool(table, host) for table in host.storage.values() if table.driver == "files"]
+    for name, folder in [("state folder", host.state), *(("pool", path) for path in pools)]:
         try:
             mode = folder.stat().st_mode
         except OSError:  # also if this user may not look, as in a dry run
@@ -169,6 +168,14 @@ def _folders(host: Host) -> Iterator[Step]:
             yield Step(name=name, argv=("chmod", "o+x", str(folder)))
         else:
             yield Step(name=name, detail=str(folder))
+
+
+def _pool(table: BackendTable, host: Host) -> Path:
+    """Return a pool's folder. :raises InvalidRequest: the settings give no absolute path."""
+    path = table.values.get("path", str(host.state / "pool"))
+    if not isinstance(path, str) or not Path(path).is_absolute():
+        raise InvalidRequest(f"{table.where}: path of a pool must be absolute, not {path!r}")
+    return Path(path)
 
 
 def _daemon(runner: CommandRunner) -> Step:

@@ -1,6 +1,7 @@
 """`host setup`: what is missing is planned as commands, and nothing runs before a yes."""
 
 import io
+import json
 import os
 import pwd
 import sys
@@ -100,6 +101,16 @@ def test_a_folder_that_is_there_only_lets_others_enter(host):
     (host.state / "pool").chmod(0o2770)
     pool = host.state / "pool"
     assert planned(host, Machine())["pool"].argv == ("chmod", "o+x", str(pool))
+
+
+@pytest.mark.parametrize("path", ["pool", "-x", "", 7, ["/srv"]])
+def test_a_pool_whose_path_is_none(machine, tmp_path, capsys, path):
+    """Commands run in another folder than the settings' file is in."""
+    with (tmp_path / "vmcloner.toml").open("a") as file:
+        file.write(f"[hosts.local.storage.files]\npath = {json.dumps(path)}\n")
+    assert main(["host", "setup", "--yes"]) == 3
+    assert f"path of a pool must be absolute, not {path!r}" in capsys.readouterr().err
+    assert machine.ran == []
 
 
 def test_folders_that_this_user_may_not_look_into(host, monkeypatch):
