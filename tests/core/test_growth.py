@@ -3,6 +3,7 @@
 import collections
 import gc
 import itertools
+import logging
 import threading
 
 import pytest
@@ -47,7 +48,9 @@ def grown(lab):
         # What a process makes once, as a module that is imported late, is in one round only.
         return min(round_of_fleets() for _ in range(3))
 
-    return grown
+    logging.disable()  # pytest keeps what is logged: how much that is depends on the tests before
+    yield grown
+    logging.disable(logging.NOTSET)
 
 
 def test_an_engine_keeps_nothing_of_its_fleets(grown):
