@@ -84,6 +84,7 @@ class WarmCalls(TemplateCalls):
         :raises InvalidRequest: the template's guests can't be forked; names what stands against it.
         :raises WrongState: the guest can't become somebody else, or didn't get ready.
         """
+        _check_aim(at)
         host, defaults = self._host, self.settings.defaults
         pool = host.drivers.storage(storage or defaults.storage)
         driver = host.drivers.hypervisor(hypervisor or defaults.hypervisor)
@@ -181,6 +182,18 @@ class WarmCalls(TemplateCalls):
                 log.warning("%s", error)
 
 
+def _check_aim(at: str) -> None:
+    """Check that a parent can be waited for.
+
+    :raises InvalidRequest: it has no network card.
+    """
+    if at != READY and Readiness.parse(at).kind != "console":
+        raise InvalidRequest(
+            f"a parent can't be waited for by {at}: it boots without a network card",
+            hint="--at ready, or --at console:REGEX",
+        )
+
+
 def _fleet(key: str) -> str:
     """Return the fleet of the parent of an origin."""
     return f"warm{key}"
@@ -253,11 +266,6 @@ class _Making:
         aim = self.template.readiness if at == READY else at
         readiness = Readiness.parse(aim, timeout=self.timeout)
         if readiness.kind != "console":
-            if at != READY:
-                raise InvalidRequest(
-                    f"a parent can't be waited for by {at}: it boots without a network card",
-                    hint="--at ready, or --at console:REGEX",
-                )
             return  # it is, once it answers
         record = self.host.records.find(name)
         assert record is not None  # noqa: S101 - its run has written it

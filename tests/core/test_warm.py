@@ -353,10 +353,14 @@ def test_more_disks(warm, lab):
         warm.warm_template("more")
 
 
-def test_a_parent_has_no_card(warm):
-    with pytest.raises(InvalidRequest, match="without a network card"):
-        warm.warm_template("warm", at="ip")
-    assert leftovers(warm) == ([], [], [])
+@pytest.mark.parametrize(
+    ("at", "why"), [("ip", "without a network card"), ("console:(", "can't wait for")]
+)
+def test_a_parent_has_no_card(warm, at, why):
+    """Which is said before one is booted."""
+    with pytest.raises(InvalidRequest, match=why):
+        warm.warm_template("warm", at=at)
+    assert not memory(warm).exists()
 
 
 def test_a_plan_changes_nothing(warm):
