@@ -31,6 +31,7 @@ from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.results import check_result
 from vmcloner_core.target_planner import found_spec
 from vmcloner_core.template_calls import TemplateCalls
+from vmcloner_core.warm_forks import patience
 from vmcloner_core.warm_origins import AT, READY, WarmOrigin
 from vmcloner_core.warming import current, forked, warm_of
 
@@ -39,7 +40,8 @@ STEP = "warm"
 """The name of the step in events."""
 LOCK = "warm"
 ANSWER = 120.0
-"""Seconds in which a parent that is ready must show that it can become somebody else."""
+"""Seconds in which a parent has to show that it can become somebody else, at full speed: for one
+that isn't waited for by its console, from the start of its boot."""
 LOOK = 0.5
 _TTL = 3600
 
@@ -281,7 +283,7 @@ class _Making:
 
         :raises WrongState: it can't.
         """
-        seconds = self.timeout or ANSWER
+        seconds = self.timeout or patience(self.driver, ANSWER)
         end = time.monotonic() + seconds
         while True:
             try:

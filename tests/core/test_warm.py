@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 from tests.pauses import until
-from vmcloner_core import Engine
+from vmcloner_core import Engine, reseeding
 from vmcloner_core.errors import (
     BackendError,
     HostCommandError,
@@ -556,3 +556,31 @@ def test_a_host_makes_its_origin_for_a_controller(warm):
     beside.call_release(Asked(), print)
     assert states(warm, "web") == {"web-1": State.RUNNING}
     assert b"reseeded" in warm.read_console("web-1")[0]
+
+
+def test_emulated_guests_have_more_time(warm, lab, monkeypatch):
+    """As for everything that is waited for."""
+    slow = attrs.evolve(lab.machines.resources(), emulated=True)
+    monkeypatch.setattr(lab.machines, "resources", lambda: slow)
+    monkeypatch.setattr("vmcloner_core.warm_forks.PATIENCE", 0.1)
+    lab.machines.warm.deaf = {"web-1"}
+    with pytest.raises(PartialFailure) as caught:
+        warm.create("web", "warm", warm=True, start=True)
+    assert "within 0.4 s" in str(caught.value.failures)
+
+
+def test_a_parent_that_is_emulated_has_more_time(warm, monkeypatch):
+    """Its agent answers only when it has booted."""
+    check, looks = reseeding.check, []
+
+    def late(*words):
+        looks.append(words)
+        if len(looks) < 3:
+            raise WrongState("not yet")
+        check(*words)
+
+    monkeypatch.setattr(reseeding, "check", late)
+    monkeypatch.setattr("vmcloner_core.warm_calls.LOOK", 0.0)
+    monkeypatch.setattr("vmcloner_core.warm_calls.ANSWER", 0.0)
+    monkeypatch.setattr("vmcloner_core.warm_calls.patience", lambda _driver, least: least + 60.0)
+    assert warm.warm_template("warm").changed
