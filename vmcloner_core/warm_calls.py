@@ -121,10 +121,19 @@ class WarmCalls(TemplateCalls):
         return tuple(gone)
 
     def delete_template(self, name: str, *, storage: str | None = None) -> Outcome[None]:
-        """See :meth:`TemplateCalls.delete_template`; its warm origins in that pool go first."""
-        gone = self.delete_warm(name, storage=storage or self.settings.defaults.storage)
-        outcome = super().delete_template(name, storage=storage)
-        return attrs.evolve(outcome, changed=outcome.changed or bool(gone))
+        """See :meth:`TemplateCalls.delete_template`; its warm origins in that pool go with it.
+
+        Nothing is removed if clones need any of that.
+        """
+        pool = storage or self.settings.defaults.storage
+        with self._held([LOCK]):
+            origins = [origin for origin in self.warm_origins(name) if origin.pool == pool]
+            for origin in origins:
+                self._check_unused(origin)
+            outcome = super().delete_template(name, storage=storage)
+            for origin in origins:
+                self._remove(origin)
+        return attrs.evolve(outcome, changed=outcome.changed or bool(origins))
 
     def _import(self, template: Template, pool: StorageDriver, ending: Cancellation) -> None:
         images = self._host.images
@@ -146,6 +155,15 @@ class WarmCalls(TemplateCalls):
 
         :raises WrongState: a clone needs it.
         """
+        self._check_unused(origin)
+        self._host.images.delete_origin(origin.pool, origin.image)
+        self._host.warm.remove(origin.key)
+
+    def _check_unused(self, origin: WarmOrigin) -> None:
+        """Check that no clone needs an origin.
+
+        :raises WrongState: one does.
+        """
         waiting = self._host.warm.users(origin.key)
         if waiting:
             raise WrongState(
@@ -159,8 +177,6 @@ class WarmCalls(TemplateCalls):
                 f"a warm origin of {origin.template} is needed by what was forked: {fold(forks)}",
                 hint="delete these clones first",
             )
-        self._host.images.delete_origin(origin.pool, origin.image)
-        self._host.warm.remove(origin.key)
 
     def _sweep_warm(self) -> None:
         """Remove what killed calls left; the lock is held, so nobody makes an origin now.

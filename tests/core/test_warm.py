@@ -584,3 +584,14 @@ def test_a_parent_that_is_emulated_has_more_time(warm, monkeypatch):
     monkeypatch.setattr("vmcloner_core.warm_calls.ANSWER", 0.0)
     monkeypatch.setattr("vmcloner_core.warm_calls.patience", lambda _driver, least: least + 60.0)
     assert warm.warm_template("warm").changed
+
+
+def test_a_template_that_cannot_be_deleted_keeps_its_origin(warm):
+    origin = warm.warm_template("warm").unwrap()
+    warm.create("web", "warm")
+    with pytest.raises(WrongState, match="web-1"):
+        warm.delete_template("warm")
+    assert warm.warm_origins() == (origin,)
+    warm.delete("web")
+    assert warm.delete_template("warm").changed
+    assert leftovers(warm) == ([], [], [])
