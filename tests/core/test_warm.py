@@ -595,3 +595,16 @@ def test_a_template_that_cannot_be_deleted_keeps_its_origin(warm):
     warm.delete("web")
     assert warm.delete_template("warm").changed
     assert leftovers(warm) == ([], [], [])
+
+
+def test_prune_leaves_the_disk_of_an_origin_that_is_made(warm, monkeypatch):
+    found, keep = [], WarmOrigins.keep
+
+    def kept(origins, origin):
+        found.append([o.template for o in warm.origins() if o.template == origin.image])
+        found.append(warm.leftovers())
+        keep(origins, origin)
+
+    monkeypatch.setattr(WarmOrigins, "keep", kept)
+    origin = warm.warm_template("warm").unwrap()
+    assert found == [[origin.image], ()]
