@@ -74,8 +74,9 @@ class Leftovers:
         return tuple(sorted(found, key=lambda left: (left.template, left.pool or "")))
 
     def _is_warm(self, image: str) -> bool:
+        """Tell whether an image is the disk of a warm origin here, also of one that is made now."""
         key = warm_key(image)
-        return key is not None and self.warm.find(key) is not None
+        return key is not None and (self.warm.folder / key).is_dir()
 
     def _folders(self) -> Iterator[Path]:
         try:

@@ -31,6 +31,7 @@ from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.results import check_result
 from vmcloner_core.target_planner import found_spec
 from vmcloner_core.template_calls import TemplateCalls
+from vmcloner_core.warm_forks import patience
 from vmcloner_core.warm_origins import AT, READY, WarmOrigin
 from vmcloner_core.warming import current, forked, warm_of
 
@@ -39,7 +40,8 @@ STEP = "warm"
 """The name of the step in events."""
 LOCK = "warm"
 ANSWER = 120.0
-"""Seconds in which a parent that is ready must show that it can become somebody else."""
+"""Seconds in which a parent has to show that it can become somebody else, at full speed: for one
+that isn't waited for by its console, from the start of its boot."""
 LOOK = 0.5
 _TTL = 3600
 
@@ -84,6 +86,7 @@ class WarmCalls(TemplateCalls):
         :raises InvalidRequest: the template's guests can't be forked; names what stands against it.
         :raises WrongState: the guest can't become somebody else, or didn't get ready.
         """
+        _check_aim(at)
         host, defaults = self._host, self.settings.defaults
         pool = host.drivers.storage(storage or defaults.storage)
         driver = host.drivers.hypervisor(hypervisor or defaults.hypervisor)
@@ -118,10 +121,19 @@ class WarmCalls(TemplateCalls):
         return tuple(gone)
 
     def delete_template(self, name: str, *, storage: str | None = None) -> Outcome[None]:
-        """See :meth:`TemplateCalls.delete_template`; its warm origins in that pool go first."""
-        gone = self.delete_warm(name, storage=storage or self.settings.defaults.storage)
-        outcome = super().delete_template(name, storage=storage)
-        return attrs.evolve(outcome, changed=outcome.changed or bool(gone))
+        """See :meth:`TemplateCalls.delete_template`; its warm origins in that pool go with it.
+
+        Nothing is removed if clones need any of that.
+        """
+        pool = storage or self.settings.defaults.storage
+        with self._held([LOCK]):
+            origins = [origin for origin in self.warm_origins(name) if origin.pool == pool]
+            for origin in origins:
+                self._check_unused(origin)
+            outcome = super().delete_template(name, storage=storage)
+            for origin in origins:
+                self._remove(origin)
+        return attrs.evolve(outcome, changed=outcome.changed or bool(origins))
 
     def _import(self, template: Template, pool: StorageDriver, ending: Cancellation) -> None:
         images = self._host.images
@@ -143,6 +155,15 @@ class WarmCalls(TemplateCalls):
 
         :raises WrongState: a clone needs it.
         """
+        self._check_unused(origin)
+        self._host.images.delete_origin(origin.pool, origin.image)
+        self._host.warm.remove(origin.key)
+
+    def _check_unused(self, origin: WarmOrigin) -> None:
+        """Check that no clone needs an origin.
+
+        :raises WrongState: one does.
+        """
         waiting = self._host.warm.users(origin.key)
         if waiting:
             raise WrongState(
@@ -156,8 +177,6 @@ class WarmCalls(TemplateCalls):
                 f"a warm origin of {origin.template} is needed by what was forked: {fold(forks)}",
                 hint="delete these clones first",
             )
-        self._host.images.delete_origin(origin.pool, origin.image)
-        self._host.warm.remove(origin.key)
 
     def _sweep_warm(self) -> None:
         """Remove what killed calls left; the lock is held, so nobody makes an origin now.
@@ -179,6 +198,18 @@ class WarmCalls(TemplateCalls):
                 host.warm.remove(key)
             except VmclonerError as error:  # the next call tries again
                 log.warning("%s", error)
+
+
+def _check_aim(at: str) -> None:
+    """Check that a parent can be waited for.
+
+    :raises InvalidRequest: it has no network card.
+    """
+    if at != READY and Readiness.parse(at).kind != "console":
+        raise InvalidRequest(
+            f"a parent can't be waited for by {at}: it boots without a network card",
+            hint="--at ready, or --at console:REGEX",
+        )
 
 
 def _fleet(key: str) -> str:
@@ -253,11 +284,6 @@ class _Making:
         aim = self.template.readiness if at == READY else at
         readiness = Readiness.parse(aim, timeout=self.timeout)
         if readiness.kind != "console":
-            if at != READY:
-                raise InvalidRequest(
-                    f"a parent can't be waited for by {at}: it boots without a network card",
-                    hint="--at ready, or --at console:REGEX",
-                )
             return  # it is, once it answers
         record = self.host.records.find(name)
         assert record is not None  # noqa: S101 - its run has written it
@@ -273,7 +299,7 @@ class _Making:
 
         :raises WrongState: it can't.
         """
-        seconds = self.timeout or ANSWER
+        seconds = self.timeout or patience(self.driver, ANSWER)
         end = time.monotonic() + seconds
         while True:
             try:

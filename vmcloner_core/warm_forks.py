@@ -7,6 +7,7 @@ that it shall be is powered off, and its next start boots it from its disk, whic
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,12 +20,13 @@ from vmcloner_core.drivers import HypervisorDriver, WarmInterface
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Outcome
 from vmcloner_core.outcomes import Backend, settled
+from vmcloner_core.plan import EMULATED
 from vmcloner_core.records import Records
 from vmcloner_core.warm_origins import WarmOrigin, WarmOrigins
 
 log = logging.getLogger(__name__)
 PATIENCE = 120.0
-"""Seconds in which a guest has to become somebody."""
+"""Seconds in which a guest has to become somebody, at full speed; see :func:`patience`."""
 
 
 @attrs.frozen
@@ -99,7 +101,8 @@ class Forks:
         seeds = self._begun(left, failed)
         left = list(seeds)
         done("go_on", lambda: warm.go_on({n: seeds[n] for n in left}, reseeding.SERIAL))
-        done("reseed", lambda: reseeding.reseed(driver, list(left), timeout=PATIENCE))
+        seconds = patience(driver, PATIENCE)
+        done("reseed", lambda: reseeding.reseed(driver, list(left), timeout=seconds))
         done("connect", lambda: warm.connect(list(left)))
         for name in left:
             self.origins.end(name)
@@ -152,6 +155,13 @@ class Forks:
 
     def _asked(self, driver: HypervisorDriver, part: str) -> Backend:
         return self.backend("hypervisor", driver.name).of(f"warm.{part}")
+
+
+def patience(driver: HypervisorDriver, seconds: float) -> float:
+    """Return the seconds that a guest gets for what takes so many at full speed."""
+    with contextlib.suppress(VmclonerError):
+        return seconds * (EMULATED if driver.resources().emulated else 1)
+    return seconds
 
 
 def _warm(driver: HypervisorDriver) -> WarmInterface:

@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 from tests.pauses import until
-from vmcloner_core import Engine
+from vmcloner_core import Engine, reseeding
 from vmcloner_core.errors import (
     BackendError,
     HostCommandError,
@@ -353,10 +353,14 @@ def test_more_disks(warm, lab):
         warm.warm_template("more")
 
 
-def test_a_parent_has_no_card(warm):
-    with pytest.raises(InvalidRequest, match="without a network card"):
-        warm.warm_template("warm", at="ip")
-    assert leftovers(warm) == ([], [], [])
+@pytest.mark.parametrize(
+    ("at", "why"), [("ip", "without a network card"), ("console:(", "can't wait for")]
+)
+def test_a_parent_has_no_card(warm, at, why):
+    """Which is said before one is booted."""
+    with pytest.raises(InvalidRequest, match=why):
+        warm.warm_template("warm", at=at)
+    assert not memory(warm).exists()
 
 
 def test_a_plan_changes_nothing(warm):
@@ -552,3 +556,55 @@ def test_a_host_makes_its_origin_for_a_controller(warm):
     beside.call_release(Asked(), print)
     assert states(warm, "web") == {"web-1": State.RUNNING}
     assert b"reseeded" in warm.read_console("web-1")[0]
+
+
+def test_emulated_guests_have_more_time(warm, lab, monkeypatch):
+    """As for everything that is waited for."""
+    slow = attrs.evolve(lab.machines.resources(), emulated=True)
+    monkeypatch.setattr(lab.machines, "resources", lambda: slow)
+    monkeypatch.setattr("vmcloner_core.warm_forks.PATIENCE", 0.1)
+    lab.machines.warm.deaf = {"web-1"}
+    with pytest.raises(PartialFailure) as caught:
+        warm.create("web", "warm", warm=True, start=True)
+    assert "within 0.4 s" in str(caught.value.failures)
+
+
+def test_a_parent_that_is_emulated_has_more_time(warm, monkeypatch):
+    """Its agent answers only when it has booted."""
+    check, looks = reseeding.check, []
+
+    def late(*words):
+        looks.append(words)
+        if len(looks) < 3:
+            raise WrongState("not yet")
+        check(*words)
+
+    monkeypatch.setattr(reseeding, "check", late)
+    monkeypatch.setattr("vmcloner_core.warm_calls.LOOK", 0.0)
+    monkeypatch.setattr("vmcloner_core.warm_calls.ANSWER", 0.0)
+    monkeypatch.setattr("vmcloner_core.warm_calls.patience", lambda _driver, least: least + 60.0)
+    assert warm.warm_template("warm").changed
+
+
+def test_a_template_that_cannot_be_deleted_keeps_its_origin(warm):
+    origin = warm.warm_template("warm").unwrap()
+    warm.create("web", "warm")
+    with pytest.raises(WrongState, match="web-1"):
+        warm.delete_template("warm")
+    assert warm.warm_origins() == (origin,)
+    warm.delete("web")
+    assert warm.delete_template("warm").changed
+    assert leftovers(warm) == ([], [], [])
+
+
+def test_prune_leaves_the_disk_of_an_origin_that_is_made(warm, monkeypatch):
+    found, keep = [], WarmOrigins.keep
+
+    def kept(origins, origin):
+        found.append([o.template for o in warm.origins() if o.template == origin.image])
+        found.append(warm.leftovers())
+        keep(origins, origin)
+
+    monkeypatch.setattr(WarmOrigins, "keep", kept)
+    origin = warm.warm_template("warm").unwrap()
+    assert found == [[origin.image], ()]

@@ -105,3 +105,14 @@ def test_a_paused_domain_that_is_no_fork_is_left(folder):
     with pytest.raises(Created):
         load(connection, folder)
     assert connection.destroyed
+
+
+def test_the_same_processor_after_a_reboot_of_the_host():
+    def processor(frequency, model="EPYC"):
+        text = f"""<capabilities><host><cpu><model>{model}</model>
+        <counter name="tsc" frequency="{frequency}" scaling="yes"/><topology sockets="1"/>
+        </cpu></host></capabilities>"""
+        forks = warm.Warm(SimpleNamespace(capabilities=etree.fromstring(text)), None)
+        return forks._processor(etree.fromstring('<domain type="kvm"/>'))
+
+    assert processor(2_394_374_000) == processor(2_394_375_000) != processor(2_394_374_000, "Zen")
