@@ -235,7 +235,7 @@ class LocalHost:
         return self.survey() if undone or ended else found
 
     def _end_forks(self, fleets: Collection[str], found: Survey) -> bool:
-        """Power off guests that are half somebody, so that nothing keeps their memory.
+        """Power off guests with half an identity of their own, so that nothing keeps their memory.
 
         :returns: whether there were any.
         """

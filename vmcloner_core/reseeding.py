@@ -120,7 +120,7 @@ def check(driver: HypervisorDriver, name: str, template: str) -> None:
         else:
             return
     raise WrongState(
-        f"template {template}: its guest can't become somebody else after a fork: {reason}",
+        f"template {template}: its guest can't take a new identity after a fork: {reason}",
         hint="install qemu-guest-agent in its image and set domain.agent = true, or create the "
         "clones without --warm",
     )

@@ -40,7 +40,7 @@ STEP = "warm"
 """The name of the step in events."""
 LOCK = "warm"
 ANSWER = 120.0
-"""Seconds in which a parent has to show that it can become somebody else, at full speed: for one
+"""Seconds in which a parent has to show that it can take a new identity, at full speed: for one
 that isn't waited for by its console, from the start of its boot."""
 LOOK = 0.5
 _TTL = 3600
@@ -79,12 +79,12 @@ class WarmCalls(TemplateCalls):
         soon as no clone needs them.
 
         :param at: when the guest is saved: ``ready``, when the template's console line is there,
-            or any with ``console:REGEX``; then it must also be able to become somebody else.
+            or any with ``console:REGEX``; then it must also be able to take a new identity.
         :param storage, hypervisor: None for the settings' defaults.
         :param timeout: seconds for the guest to get there, None for :class:`Readiness`'s default.
         :raises BackendError: pool or hypervisor have no warm forks; says why.
         :raises InvalidRequest: the template's guests can't be forked; names what stands against it.
-        :raises WrongState: the guest can't become somebody else, or didn't get ready.
+        :raises WrongState: the guest can't take a new identity, or didn't get ready.
         """
         _check_aim(at)
         host, defaults = self._host, self.settings.defaults
@@ -295,7 +295,7 @@ class _Making:
             outcome.unwrap()
 
     def _check(self, name: str) -> None:
-        """Check that the guest can become somebody else, which an agent may take a while to tell.
+        """Check that the guest can take a new identity, which an agent may take a while to tell.
 
         :raises WrongState: it can't.
         """

@@ -47,7 +47,7 @@ class Forks:
         """Return the origins of those clones that are to be forked now, by the clones' names.
 
         The others boot. If one of them can't be forked any more, that is logged, and forgotten; one
-        whose guest is still half somebody else, and can't be powered off, has the error.
+        whose guest still has half the identity of its parent, and can't be powered off, has the error.
         """
         waiting = self.origins.waiting()
         found: dict[str, Outcome[WarmOrigin]] = {}
@@ -66,12 +66,12 @@ class Forks:
     def _due(self, driver: HypervisorDriver, name: str, *, fresh: bool) -> WarmOrigin | None:
         fork = self.origins.fork_of(name)
         if fork is None:
-            gone = "its warm origin is gone" if fresh else "it was forked, and not to the end"
+            gone = "its warm origin is gone" if fresh else "its fork was not finished"
             log.warning("%s boots from its disk: %s", name, gone)
             self.give_up(driver, name)
         elif driver.warm is None or _has_run(driver, name, fork[1]):
             log.warning("%s boots from its disk: it was started by other means", name)
-            self.origins.end(name)  # its guest, if it is there, is nobody else
+            self.origins.end(name)  # its guest, if it is there, is no unfinished fork
         else:
             return fork[0]
         return None

@@ -197,7 +197,7 @@ def test_a_parent_that_cannot_become_somebody_else(warm, lab, monkeypatch):
         lab.machines.said[name] = b"here is the parent\n"
 
     monkeypatch.setattr(lab.machines.warm, "boot", silent)
-    with pytest.raises(WrongState, match="template warm: its guest can't become somebody else"):
+    with pytest.raises(WrongState, match="template warm: its guest can't take a new identity"):
         warm.warm_template("warm")
     assert leftovers(warm) == ([], [], [])
 
