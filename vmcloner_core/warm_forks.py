@@ -47,7 +47,7 @@ class Forks:
         """Return the origins of those clones that are to be forked now, by the clones' names.
 
         The others boot. If one of them can't be forked any more, that is logged, and forgotten; one
-        whose guest still has half the identity of its parent, and can't be powered off, has the error.
+        whose guest has half an identity of its own, and can't be powered off, has the error.
         """
         waiting = self.origins.waiting()
         found: dict[str, Outcome[WarmOrigin]] = {}
