@@ -476,7 +476,7 @@ def _written(domain: Any, file: Path) -> None:
     with translated(file):
         handle = os.open(file, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
     try:
-        _leave_out_memory(domain)
+        _leave_out_memory(domain, out=True)
         _command(domain, "migrate-set-parameters", **dict[str, Any]({"max-bandwidth": _FULL}))
         _command(domain, "getfd", [handle], fdname=BLOCK)
         _command(domain, "migrate", uri=f"fd:{BLOCK}")
@@ -490,16 +490,18 @@ def _read(domain: Any, file: Path) -> None:
     with translated(file):
         handle = os.open(file, os.O_RDONLY)
     try:
-        _leave_out_memory(domain)
+        _leave_out_memory(domain, out=True)
         _command(domain, "getfd", [handle], fdname=BLOCK)
         _command(domain, "migrate-incoming", uri=f"fd:{BLOCK}")
         _migrated(domain, f"QEMU doesn't take the devices' state in {file}")
+        _leave_out_memory(domain, out=False)  # what is saved of it later has its memory
     finally:
         os.close(handle)
 
 
-def _leave_out_memory(domain: Any) -> None:
-    ignore = {"capability": "x-ignore-shared", "state": True}
+def _leave_out_memory(domain: Any, *, out: bool) -> None:
+    """Have QEMU leave out memory that is a shared file when it migrates, or not."""
+    ignore = {"capability": "x-ignore-shared", "state": out}
     _command(domain, "migrate-set-capabilities", capabilities=[ignore])
 
 

@@ -55,6 +55,14 @@ def test_forks_of_a_guest(site):
     again = site.run("template", "warm", "tiny", "-f", "json")
     assert json.loads(again)["changed"] is False
 
+    # What is saved of a fork has all of its memory: it continues from there as others do.
+    site.run("save", names[1])
+    site.run("start", names[1])
+    site.run("snapshot", "create", names[1], "s1", "--memory")
+    site.run("snapshot", "revert", names[1], "s1", "--force", "--yes")
+    assert {row["state"] for row in site.rows(names[1])} == {"running"}
+    site.run("snapshot", "delete", names[1], "s1", "--yes")
+
     # Memory that was cut short is never used.
     site.run("stop", fleet, "--kill")
     os.truncate(memory, 4096)
