@@ -39,14 +39,14 @@ class Holders:
         While ``fd`` stays open, an open() by others waits until it is closed.
         """
         if not self._leases:
-            return self._pid(fd) is not None or _is_locked(os.fstat(fd))
+            return self._pid(fd) is not None or _is_locked(fd)
         try:
             # A lease is broken by a signal: choose one that is ignored by default.
             fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         except OSError as error:
             in_use = error.errno == errno.EAGAIN or self._pid(fd) is not None
-            return in_use or _is_locked(os.fstat(fd))
+            return in_use or _is_locked(fd)
         return False
 
     @contextlib.contextmanager
@@ -58,8 +58,12 @@ class Holders:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except PermissionError:  # QEMU's user has it, and did not give it back
-            if _is_locked(path.lstat()):
-                raise _in_use(path, "") from None
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                if _is_locked(fd):
+                    raise _in_use(path, "") from None
+            finally:
+                os.close(fd)
             yield
             return
         with contextlib.ExitStack() as stack:
@@ -87,18 +91,35 @@ def _in_use(path: Path, user: str) -> WrongState:
     return WrongState(f"volume {path} is in use{by}", hint="stop the clone first")
 
 
-def _is_locked(file: os.stat_result) -> bool:
+def _is_locked(fd: int) -> bool:
     """Tell whether any process has a lock on a file (proc_locks(5))."""
-    device = os.major(file.st_dev), os.minor(file.st_dev)
+    device, inode = _device(fd), os.fstat(fd).st_ino
     with open("/proc/locks", encoding="ascii", errors="replace") as lines:  # noqa: PTH123
         for line in lines:
             for word in line.split():
                 if word.count(":") == 2:
-                    major, minor, inode = word.split(":")
-                    same = not device[0] or (int(major, 16), int(minor, 16)) == device
-                    if same and int(inode) == file.st_ino:  # btrfs' numbers differ: major is 0
+                    major, minor, number = word.split(":")
+                    if (int(major, 16), int(minor, 16), int(number)) == (*device, inode):
                         return True
     return False
+
+
+def _device(fd: int) -> tuple[int, int]:
+    """Return the device number of a file's file system, as the kernel counts locks by it.
+
+    On btrfs, stat(2) tells another one. On NFS, the server's locks on the files that it serves are
+    those of another file system, with the same inode numbers.
+    """
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:  # noqa: PTH123
+        mount = next(line.split()[1] for line in lines if line.startswith("mnt_id:"))
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as lines:  # noqa: PTH123
+        for line in lines:
+            words = line.split()
+            if words[0] == mount:
+                major, minor = words[2].split(":")
+                return int(major), int(minor)
+    status = os.fstat(fd)  # its mount is in no folder that we see
+    return os.major(status.st_dev), os.minor(status.st_dev)
 
 
 def _open_files() -> dict[FileId, int]:

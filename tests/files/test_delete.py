@@ -1,5 +1,6 @@
 """What is in use is not deleted, and its user is named."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -98,6 +99,25 @@ def test_root_in_a_container_sees_locks_at_least(volumes, no_leases, monkeypatch
             locker.kill()
     assert isinstance(outcomes["web-2-disk0"].error, WrongState)
     assert driver.volumes() == (busy,)
+
+
+@pytest.mark.filesystems
+def test_a_lock_on_a_file_of_another_file_system_is_not_counted(tmp_path, no_leases):
+    """Both files have one inode number, as files on NFS and those that its server has."""
+    with contextlib.ExitStack() as stack:
+        files = []
+        for name in ("a", "b"):
+            point = tmp_path / name
+            point.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", name, point], check=True)
+            stack.callback(subprocess.run, ["umount", point], check=True)
+            (point / "file").touch()
+            files.append(stack.enter_context((point / "file").open("rb")))
+        locked, other = files
+        assert os.fstat(locked.fileno()).st_ino == os.fstat(other.fileno()).st_ino
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        assert Holders().in_use(locked.fileno())
+        assert not Holders().in_use(other.fileno())
 
 
 def test_an_open_during_the_lease_ends_nobody(tmp_path):
