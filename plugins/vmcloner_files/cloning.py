@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -94,6 +95,16 @@ class Cloner:
 
     def _make(self, request: CloneRequest, path: Path) -> DiskRecord | None:
         """Make a disk; returns None if its name was taken meanwhile."""
+        try:
+            return self._make_once(request, path)
+        except OSError as error:
+            # On NFS, a sweep of another host that was killed may still remove one draft: the server
+            # gets its request after we have looked.
+            if error.errno != errno.ESTALE:
+                raise
+            return self._make_once(request, path)
+
+    def _make_once(self, request: CloneRequest, path: Path) -> DiskRecord | None:
         with self._pool.draft(self._pool.volumes) as draft:
             image = self._image(request)
             record = self._fill(request, image, draft)

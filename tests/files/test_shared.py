@@ -202,6 +202,25 @@ def test_labels_whose_file_another_host_replaced_are_read_again(two, image, monk
     assert not stale
 
 
+def test_a_draft_that_another_host_removes_is_made_again(two, image, monkeypatch):
+    """Its sweep had begun before the draft was locked, and its request came late."""
+    (one, own), _ = two
+    monkeypatch.setattr(drafts, "unnamed", _refused)
+    publish, stale = drafts.Draft.publish, [True]
+
+    def published(draft, path):
+        if stale and path.name == "web-1-disk0" and stale.pop():
+            draft.name.unlink()
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        publish(draft, path)
+
+    monkeypatch.setattr(drafts.Draft, "publish", published)
+    make(one, own, image, "web", 1)
+    assert names(one) == ["web-1-disk0"]
+    assert not stale
+    assert list((one._pool.volumes.parent / ".tmp").iterdir()) == []
+
+
 def test_nothing_is_removed_while_it_is_open_here(two, image, monkeypatch):
     """NFS would keep it, under another name; after a power failure, for good."""
     (one, own), _ = two
