@@ -22,10 +22,17 @@ KILLS := $(or $(KILLS),500)
 # A real daemon or guest on a busy machine may fail once. The summary lists what passed only when it
 # ran again, as RERUN: a fault to find, though not one that stops everybody.
 AGAIN := --reruns 1
-SLOW := libvirt or filesystems or lvm or nfs or xen or pxe or ceph or guests or others or slow
+# The parts of make test, begun in this order, three at a time: much of a real test is waiting. Each
+# part's output is shown when it ends.
+PARTS := test-real test-lvm lint test-units test-xen-short
+AT_ONCE := --jobs=3 --keep-going --output-sync=target
+# Tests with one of these markers are real: they need daemons, guests or root on this machine. The
+# others run in labs, or are long.
+REAL := libvirt or filesystems or pxe or ceph or guests or others
+ELSEWHERE := lvm or nfs or xen or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stop demo test test-host test-lvm test-nfs test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest bench-rbd bench-warm bench-xen-warm clean tools browser test-fuzz docs man deb test-packages test-userlands test-warm
+.PHONY: help setup stop demo test test-host test-real test-units test-lvm test-nfs test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest bench-rbd bench-warm bench-xen-warm clean tools browser test-fuzz docs man deb test-packages test-userlands test-warm
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,13 +47,20 @@ demo: ## Set up, then clone, boot, list and delete five virtual machines
 	@contrib/demo/demo
 
 # ARGS selects tests on this machine, so with ARGS no lab is started.
-test: tools lint test-host $(if $(ARGS),,test-lvm test-xen-short) ## Set up, then run all tests except the slow ones, including those on real machines
+test: tools ## Set up, then run all tests except the slow ones, including those on real machines
+	@$(MAKE) --no-print-directory $(if $(ARGS),lint test-host,$(AT_ONCE) $(PARTS))
 
 test-host: tools browser ## Run the tests that need neither device-mapper nor Xen (ARGS="tests/core")
-	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "not (lvm or nfs or xen or slow)" $(ARGS)
+	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "not ($(ELSEWHERE))" $(ARGS)
+
+test-real: tools ## Run those that need daemons, guests or root on this machine
+	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "($(REAL)) and not ($(ELSEWHERE))" $(ARGS)
+
+test-units: tools browser ## Run the others on this machine
+	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "not ($(REAL) or $(ELSEWHERE))" $(ARGS)
 
 test-lvm: tools ## Run the tests on device-mapper and NFS: in the lab, or here if VMCLONER_LVM_DEVICE is a spare device
-	@$(ROOT) contrib/lab/$(if $(VMCLONER_LVM_DEVICE),here $(VMCLONER_LVM_DEVICE) $(BIN)/pytest --ignore tests/lab,lab kvm test --env VMCLONER_EMPTY_DEVICE=/dev/vdc --) \
+	@$(ROOT) contrib/lab/$(if $(VMCLONER_LVM_DEVICE),here $(VMCLONER_LVM_DEVICE) $(BIN)/pytest --ignore tests/lab,lab kvm test --seconds 3600 --env VMCLONER_EMPTY_DEVICE=/dev/vdc --) \
 		$(AGAIN) -m "(lvm or nfs) and not slow" $(or $(ARGS),$(ON_LVM))
 
 test-dd: tools ## Run the tests of full copies in volume groups, in the lab
@@ -68,14 +82,14 @@ test-xen: tools ## Run the tests on Xen, including the long ones, in the lab (PX
 	@$(ROOT) contrib/lab/lab xen test --seconds 5400 $(if $(PXE_GUESTS),--env PXE_GUESTS=$(PXE_GUESTS)) -- -m xen $(or $(ARGS),$(ON_XEN))
 
 test-xen-short: tools
-	@$(ROOT) contrib/lab/lab xen test -- $(AGAIN) -m "xen and not slow" \
+	@$(ROOT) contrib/lab/lab xen test --seconds 3600 -- $(AGAIN) -m "xen and not slow" \
 		$(or $(ARGS),tests/pxe $(XEN_SHORT))
 
 lab: tools ## Build the lab: a KVM host and a Xen host for tests (contrib/lab/README.md)
 	@$(ROOT) contrib/lab/lab build
 
 test-fast: tools ## Run the tests that need no daemon and no root
-	@$(BIN)/pytest -m "not ($(SLOW))" --ignore tests/packaging $(ARGS)
+	@$(BIN)/pytest -m "not ($(REAL) or $(ELSEWHERE))" --ignore tests/packaging $(ARGS)
 
 test-kills: tools ## Kill and disturb commands at any of their calls (SEED=1 KILLS=500), on files and in the lab
 	@$(WITH_LIBVIRTD) $(BIN)/python -m tests.campaign.campaign --seed $(SEED) --kills $(KILLS) --faults $(KILLS) $(ARGS)

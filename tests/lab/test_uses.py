@@ -1,7 +1,7 @@
 """The lab itself, used as people and other tests use it; whatever ends a use leaves nothing."""
 
 import os
-import secrets
+import shutil
 import signal
 import subprocess
 import time
@@ -13,33 +13,39 @@ import pytest
 from contrib.lab import cache, labs
 
 TOP = Path(__file__).parents[2]
-LAB = TOP / "contrib/lab/lab"
 
 pytestmark = [pytest.mark.guests, pytest.mark.timeout(1800)]  # the first builds it
 
 
-@pytest.fixture(scope="module", autouse=True)
-def built():
-    subprocess.run([LAB, "kvm", "build"], check=True, timeout=1800)
+class Checkout:
+    """A copy of this checkout: labs belong to one, and others use this one's at the same time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lab = folder / "contrib/lab/lab"
+        not_copied = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "results")
+        shutil.copytree(TOP, folder, ignore=not_copied)
+        (folder / ".venv").symlink_to(TOP / ".venv")
+        subprocess.run([self.lab, "kvm", "build"], check=True, timeout=1800)
+
+    def use(self, *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [self.lab, *words], input=stdin, capture_output=True, check=False, timeout=300
+        )
+
+    def running(self) -> list[tuple[Path, labs.Record]]:
+        """Return its labs that run, with their folders."""
+        return [each for each in labs.running() if each[1].checkout == str(self.folder)]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    return Checkout(tmp_path_factory.mktemp("checkout") / "copy")
 
 
 @pytest.fixture
-def mark():
-    """Words for a lab's command line by which its processes are found."""
-    return f"lab-test-{secrets.token_hex(4)}"
-
-
-def use(*words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([LAB, *words], input=stdin, capture_output=True, check=False, timeout=300)
-
-
-def mine() -> list[Path]:
-    """Return the folders of labs that run from this checkout for one use."""
-    return [
-        path
-        for path, record in labs.running()
-        if record.checkout == str(TOP) and not record.lasting
-    ]
+def use(checkout):
+    return checkout.use
 
 
 def eventually(condition, seconds: float = 60.0) -> None:
@@ -49,26 +55,26 @@ def eventually(condition, seconds: float = 60.0) -> None:
         time.sleep(0.1)
 
 
-def test_input_output_errors_and_exit_code_pass():
+def test_input_output_errors_and_exit_code_pass(use):
     done = use("kvm", "run", "--", "sh", "-c", "cat; echo err >&2; exit 7", stdin=b"\0in\n")
     assert (done.returncode, done.stdout) == (7, b"\0in\n")
     assert done.stderr.endswith(b"err\n")
 
 
-def test_arguments_pass_as_they_are():
+def test_arguments_pass_as_they_are(use):
     done = use("kvm", "run", "--", "printf", "%s.", "a b", "$HOME", "'", "--seconds", "")
     assert done.stdout == b"a b.$HOME.'.--seconds.."
     done = use("kvm", "run", "--env", "A=$HOME '", "--", "printenv", "A")
     assert done.stdout == b"$HOME '\n"
 
 
-def test_the_clock_is_right():
+def test_the_clock_is_right(use):
     before = int(time.time())
     done = use("kvm", "run", "--", "date", "+%s")
     assert before <= int(done.stdout) <= time.time() + 1
 
 
-def test_each_use_starts_from_pristine_disks():
+def test_each_use_starts_from_pristine_disks(use):
     spoil = (
         "touch /root/spoilt; lvcreate -qq --size 4m --name spoilt vg; dd if=/etc/passwd of=/dev/vdc"
     )
@@ -79,41 +85,38 @@ def test_each_use_starts_from_pristine_disks():
     assert (done.returncode, done.stdout.split()) == (0, [b"pool"])
 
 
-def test_a_command_has_its_time():
+def test_a_command_has_its_time(checkout, use):
     done = use("kvm", "run", "--seconds", "2", "--", "sleep", "1000")
     assert done.returncode == 124
     assert b"lab: sleep: no end after 2 s" in done.stderr
-    assert mine() == []
+    assert checkout.running() == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_whatever_ends_a_use_leaves_nothing(number):
+def test_whatever_ends_a_use_leaves_nothing(checkout, use, number):
     with subprocess.Popen(
-        [LAB, "kvm", "run", "--", "sh", "-c", "echo up; exec sleep 1000"],
+        [checkout.lab, "kvm", "run", "--", "sh", "-c", "echo up; exec sleep 1000"],
         stdout=subprocess.PIPE,
         process_group=0,
     ) as process:
         assert process.stdout.readline() == b"up\n"
-        (folder,) = mine()
-        machine = next(record.pid for path, record in labs.running() if path == folder)
+        ((folder, record),) = checkout.running()
         if number == signal.SIGINT:
             os.killpg(process.pid, number)  # as a terminal does
         else:
             process.send_signal(number)
         process.wait(60)
     assert process.returncode in {130, 143, -9}
-    eventually(lambda: not mine())
-    eventually(lambda: not Path(f"/proc/{machine}/exe").exists())
-    if number == signal.SIGKILL:
-        assert folder.exists()
+    eventually(lambda: not checkout.running())
+    eventually(lambda: not Path(f"/proc/{record.pid}/exe").exists())
+    if number == signal.SIGKILL:  # whoever starts or looks at labs next removes it
         use("status")
         with cache.locked(folder.parent / "lock"):
             labs.sweep()
     assert not folder.exists()
 
 
-def test_one_that_lasts():
-    use("kvm", "down")
+def test_one_that_lasts(checkout, use):
     try:
         assert b"  up  " in use("kvm", "up", "--seconds", "600").stdout
         assert use("kvm", "run", "--", "touch", "/root/kept").returncode == 0
@@ -121,12 +124,14 @@ def test_one_that_lasts():
         assert use("kvm", "run", "--seconds", "2", "--", "sleep", "4321").returncode == 124
         assert use("kvm", "run", "--", "pgrep", "-f", "sleep 4321").returncode == 1
         assert b"  up  " in use("status").stdout
+        ((_, record),) = checkout.running()
+        assert record.lasting
     finally:
-        assert b" up " not in use("kvm", "down").stdout.replace(b"xen  up", b"")
-    assert labs.attach(labs.MODES["kvm"]) is None
+        use("kvm", "down")
+    assert checkout.running() == []
 
 
-def test_tests_bring_their_report_back(tmp_path):
+def test_tests_bring_their_report_back(use, tmp_path):
     report = tmp_path / "report.xml"
     chosen = "tests/lab/test_inside.py::test_vmcloner_and_what_tiny_is_made_of"
     done = use("kvm", "test", "--junit", str(report), "--", chosen)
