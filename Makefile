@@ -4,8 +4,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 WITH_LIBVIRTD := $(ROOT) $(BIN)/python contrib/setup/libvirtd.py run --
-SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/setup contrib/setup/unpacked \
-	contrib/setup/venv \
+SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/part contrib/setup/setup \
+	contrib/setup/unpacked contrib/setup/venv \
 	contrib/lab/lab contrib/lab/customize contrib/lab/here contrib/lab/make-pool \
 	contrib/lab/provision contrib/lab/guest/build-kernel contrib/lab/guest/init \
 	contrib/lab/files/usr/local/sbin/lab-net contrib/release/release \
@@ -22,10 +22,8 @@ KILLS := $(or $(KILLS),500)
 # A real daemon or guest on a busy machine may fail once. The summary lists what passed only when it
 # ran again, as RERUN: a fault to find, though not one that stops everybody.
 AGAIN := --reruns 1
-# The parts of make test, begun in this order, three at a time: much of a real test is waiting. Each
-# part's output is shown when it ends.
+# The parts of make test, begun in this order, three at a time: much of a real test is waiting.
 PARTS := test-real test-lvm lint test-units test-xen-short
-AT_ONCE := --jobs=3 --keep-going --output-sync=target
 # Tests with one of these markers are real: they need daemons, guests or root on this machine. The
 # others run in labs, or are long.
 REAL := libvirt or filesystems or pxe or ceph or guests or others
@@ -48,7 +46,10 @@ demo: ## Set up, then clone, boot, list and delete five virtual machines
 
 # ARGS selects tests on this machine, so with ARGS no lab is started.
 test: tools ## Set up, then run all tests except the slow ones, including those on real machines
-	@$(MAKE) --no-print-directory $(if $(ARGS),lint test-host,$(AT_ONCE) $(PARTS))
+	@$(MAKE) --no-print-directory $(if $(ARGS),lint test-host,--jobs=3 --keep-going $(PARTS:%=part-%))
+
+part-%:
+	@contrib/setup/part $*
 
 test-host: tools browser ## Run the tests that need neither device-mapper nor Xen (ARGS="tests/core")
 	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "not ($(ELSEWHERE))" $(ARGS)
