@@ -22,15 +22,17 @@ KILLS := $(or $(KILLS),500)
 # A real daemon or guest on a busy machine may fail once. The summary lists what passed only when it
 # ran again, as RERUN: a fault to find, though not one that stops everybody.
 AGAIN := --reruns 1
-# The parts of make test, begun in this order, three at a time: much of a real test is waiting.
-PARTS := test-real test-lvm lint test-units test-xen-short
-# Tests with one of these markers are real: they need daemons, guests or root on this machine. The
-# others run in labs, or are long.
-REAL := libvirt or filesystems or pxe or ceph or guests or others
+# The parts of make test, begun in this order, so many at a time: much of a real test is waiting.
+PARTS := test-libvirt test-lvm test-root lint test-units test-xen-short
+AT_ONCE := 3
+# Markers of tests that need libvirtd and nothing else; root for mounts, networks, Ceph, and programs of
+# others; a lab, or a long time.
+LIBVIRT := libvirt or guests
+ROOTS := filesystems or pxe or ceph or others
 ELSEWHERE := lvm or nfs or xen or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stop demo test test-host test-real test-units test-lvm test-nfs test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest bench-rbd bench-warm bench-xen-warm clean tools browser test-fuzz docs man deb test-packages test-userlands test-warm
+.PHONY: help setup stop demo test test-host test-libvirt test-root test-units test-lvm test-nfs test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest bench-rbd bench-warm bench-xen-warm clean tools browser test-fuzz docs man deb test-packages test-userlands test-warm
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,7 +48,7 @@ demo: ## Set up, then clone, boot, list and delete five virtual machines
 
 # ARGS selects tests on this machine, so with ARGS no lab is started.
 test: tools ## Set up, then run all tests except the slow ones, including those on real machines
-	@$(MAKE) --no-print-directory $(if $(ARGS),lint test-host,--jobs=3 --keep-going $(PARTS:%=part-%))
+	@$(MAKE) --no-print-directory $(if $(ARGS),lint test-host,--jobs=$(AT_ONCE) --keep-going $(PARTS:%=part-%))
 
 part-%:
 	@contrib/setup/part $*
@@ -54,11 +56,14 @@ part-%:
 test-host: tools browser ## Run the tests that need neither device-mapper nor Xen (ARGS="tests/core")
 	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "not ($(ELSEWHERE))" $(ARGS)
 
-test-real: tools ## Run those that need daemons, guests or root on this machine
-	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "($(REAL)) and not ($(ELSEWHERE))" $(ARGS)
+test-libvirt: tools ## Of those, the ones that boot guests by libvirtd and need nothing else
+	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "($(LIBVIRT)) and not ($(ROOTS) or $(ELSEWHERE))" $(ARGS)
 
-test-units: tools browser ## Run the others on this machine
-	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "not ($(REAL) or $(ELSEWHERE))" $(ARGS)
+test-root: tools ## Those that mount file systems, make networks or Ceph, or compare with programs of others
+	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "($(ROOTS)) and not ($(ELSEWHERE))" $(ARGS)
+
+test-units: tools browser ## And all that need neither
+	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "not ($(LIBVIRT) or $(ROOTS) or $(ELSEWHERE))" $(ARGS)
 
 test-lvm: tools ## Run the tests on device-mapper and NFS: in the lab, or here if VMCLONER_LVM_DEVICE is a spare device
 	@$(ROOT) contrib/lab/$(if $(VMCLONER_LVM_DEVICE),here $(VMCLONER_LVM_DEVICE) $(BIN)/pytest --ignore tests/lab,lab kvm test --seconds 3600 --env VMCLONER_EMPTY_DEVICE=/dev/vdc --) \
@@ -90,7 +95,7 @@ lab: tools ## Build the lab: a KVM host and a Xen host for tests (contrib/lab/RE
 	@$(ROOT) contrib/lab/lab build
 
 test-fast: tools ## Run the tests that need no daemon and no root
-	@$(BIN)/pytest -m "not ($(REAL) or $(ELSEWHERE))" --ignore tests/packaging $(ARGS)
+	@$(BIN)/pytest -m "not ($(LIBVIRT) or $(ROOTS) or $(ELSEWHERE))" --ignore tests/packaging $(ARGS)
 
 test-kills: tools ## Kill and disturb commands at any of their calls (SEED=1 KILLS=500), on files and in the lab
 	@$(WITH_LIBVIRTD) $(BIN)/python -m tests.campaign.campaign --seed $(SEED) --kills $(KILLS) --faults $(KILLS) $(ARGS)

@@ -1,5 +1,6 @@
 """The parts of ``make test``: no test is in none of them."""
 
+import itertools
 import re
 import tomllib
 from pathlib import Path
@@ -16,8 +17,8 @@ def variable(name: str) -> str:
 def test_every_marker_says_where_a_test_runs():
     pytest_section = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
     markers = [text.partition(":")[0] for text in pytest_section["ini_options"]["markers"]]
-    placed = [*variable("REAL").split(" or "), *variable("ELSEWHERE").split(" or ")]
-    assert sorted(placed) == sorted(markers)
+    groups = [variable(name).split(" or ") for name in ("LIBVIRT", "ROOTS", "ELSEWHERE")]
+    assert sorted(itertools.chain(*groups)) == sorted(markers)
 
 
 def test_the_parts_are_all_that_the_targets_of_tests_select():
@@ -29,7 +30,8 @@ def test_the_parts_are_all_that_the_targets_of_tests_select():
     assert selections == {
         "lint": [],
         "test-lvm": ["(lvm or nfs) and not slow"],
-        "test-real": ["($(REAL)) and not ($(ELSEWHERE))"],
-        "test-units": ["not ($(REAL) or $(ELSEWHERE))"],
+        "test-libvirt": ["($(LIBVIRT)) and not ($(ROOTS) or $(ELSEWHERE))"],
+        "test-root": ["($(ROOTS)) and not ($(ELSEWHERE))"],
+        "test-units": ["not ($(LIBVIRT) or $(ROOTS) or $(ELSEWHERE))"],
         "test-xen-short": ["xen and not slow"],
     }
