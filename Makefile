@@ -23,7 +23,8 @@ KILLS := $(or $(KILLS),500)
 # ran again, as RERUN: a fault to find, though not one that stops everybody.
 AGAIN := --reruns 1
 # The parts of make test, begun in this order, so many at a time: much of a real test is waiting.
-PARTS := test-libvirt test-lvm test-root lint test-units test-xen-short
+# What labs are made of is built meanwhile; a part that needs it sooner waits for it.
+PARTS := test-libvirt lab test-root test-lvm lint test-units test-xen-short
 AT_ONCE := 3
 # Markers of tests that need libvirtd and nothing else; root for mounts, networks, Ceph, and programs of
 # others; a lab, or a long time.

@@ -28,6 +28,7 @@ def test_the_parts_are_all_that_the_targets_of_tests_select():
         if target in variable("PARTS").split()
     }
     assert selections == {
+        "lab": [],
         "lint": [],
         "test-lvm": ["(lvm or nfs) and not slow"],
         "test-libvirt": ["($(LIBVIRT)) and not ($(ROOTS) or $(ELSEWHERE))"],
