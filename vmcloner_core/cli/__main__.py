@@ -17,8 +17,11 @@ def main() -> int:
     # At exit the garbage collector would look through all objects, for nothing.
     atexit.register(gc.freeze)
     from vmcloner_core.cli import app  # what it imports is most of what there is
+    from vmcloner_core.kept_code import KeptCode, own_folder
 
-    code = app.main()
+    kept = KeptCode(own_folder())
+    code = app.main(kept=kept)
+    kept.save()
     _leave(code)
     return code
 

@@ -26,6 +26,7 @@ from vmcloner_core.errors import BackendError, VmclonerError, said
 
 if TYPE_CHECKING:
     from vmcloner_core.engine import Engine
+    from vmcloner_core.kept_code import KeptCode
     from vmcloner_core.survey import Unseen
 
 NAME = "vmcloner"
@@ -142,7 +143,7 @@ class Shell(App):
     NAME = NAME
     CONSOLE_MESSAGE_FORMAT = f"{NAME}: %(message)s"
 
-    def __init__(self) -> None:
+    def __init__(self, kept: KeptCode | None = None) -> None:
         super().__init__(
             description=DESCRIPTION,
             version=metadata.version(NAME),
@@ -154,6 +155,7 @@ class Shell(App):
         self.command_manager.commands["complete"] = metadata.EntryPoint(
             "complete", "vmcloner_core.cli.complete:Complete", "vmcloner.cli"
         )
+        self._kept = kept
         self._engine: Engine | None = None
         self._guest_words: list[str] = []
 
@@ -258,6 +260,8 @@ class Shell(App):
 
     def run_subcommand(self, argv: list[str]) -> int:
         """Run one command; an error becomes one line and its exit code."""
+        if self._kept is not None:
+            self._kept.begin()  # the modules of commands make classes
         try:
             return self._run_found([*argv, *self._guest_words])
         except VmclonerError as error:
@@ -336,13 +340,16 @@ def _spell_out(record: logging.LogRecord) -> bool:
     return True
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the shell; returns the exit code."""
+def main(argv: Sequence[str] | None = None, *, kept: KeptCode | None = None) -> int:
+    """Run the shell; returns the exit code.
+
+    :param kept: the code that earlier processes compiled.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     os.umask(os.umask(0o022) | 0o022)  # files of ours are writable only by the user
     if not words and not sys.stdin.isatty():
         words = ["--help"]
-    shell = Shell()
+    shell = Shell(kept)
     # All of them end a run as Ctrl-C does: cleanly, so that it can be continued.
     ending = _Ending()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
