@@ -45,7 +45,7 @@ class KeptCode:
         self._new = False
 
     def begin(self) -> None:
-        """From now on attrs asks :meth:`compile`, in the whole process. Idempotent."""
+        """From now on attrs asks :meth:`compile`, in the whole process."""
         import attr._make
 
         # The name in attrs' own module hides Python's function. Where attrs doesn't use it, code is

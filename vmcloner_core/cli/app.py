@@ -143,7 +143,7 @@ class Shell(App):
     NAME = NAME
     CONSOLE_MESSAGE_FORMAT = f"{NAME}: %(message)s"
 
-    def __init__(self, kept: KeptCode | None = None) -> None:
+    def __init__(self, *, keeps_code: bool = False) -> None:
         super().__init__(
             description=DESCRIPTION,
             version=metadata.version(NAME),
@@ -155,7 +155,8 @@ class Shell(App):
         self.command_manager.commands["complete"] = metadata.EntryPoint(
             "complete", "vmcloner_core.cli.complete:Complete", "vmcloner.cli"
         )
-        self._kept = kept
+        self._keeps_code = keeps_code
+        self._kept: KeptCode | None = None
         self._engine: Engine | None = None
         self._guest_words: list[str] = []
 
@@ -258,10 +259,17 @@ class Shell(App):
 
         return [Progress()]
 
+    def _use_kept(self) -> None:
+        """Have code that libraries write looked up among what earlier processes compiled."""
+        from vmcloner_core.kept_code import KeptCode, own_folder
+
+        self._kept = KeptCode(own_folder())
+        self._kept.begin()
+
     def run_subcommand(self, argv: list[str]) -> int:
         """Run one command; an error becomes one line and its exit code."""
-        if self._kept is not None:
-            self._kept.begin()  # the modules of commands make classes
+        if self._keeps_code and self._kept is None:
+            self._use_kept()  # the modules of commands make classes
         try:
             return self._run_found([*argv, *self._guest_words])
         except VmclonerError as error:
@@ -313,9 +321,11 @@ class Shell(App):
         return self._engine.missed() if self._engine is not None else ()
 
     def close(self) -> None:
-        """Close the engine."""
+        """Close the engine; keep what was compiled."""
         if self._engine is not None:
             self._engine.close()
+        if self._kept is not None:
+            self._kept.save()
 
 
 def _no_command(words: Sequence[str], known: Sequence[str]) -> str:
@@ -340,16 +350,16 @@ def _spell_out(record: logging.LogRecord) -> bool:
     return True
 
 
-def main(argv: Sequence[str] | None = None, *, kept: KeptCode | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, keeps_code: bool = False) -> int:
     """Run the shell; returns the exit code.
 
-    :param kept: the code that earlier processes compiled.
+    :param keeps_code: whether code that libraries write is kept for later processes.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     os.umask(os.umask(0o022) | 0o022)  # files of ours are writable only by the user
     if not words and not sys.stdin.isatty():
         words = ["--help"]
-    shell = Shell(kept)
+    shell = Shell(keeps_code=keeps_code)
     # All of them end a run as Ctrl-C does: cleanly, so that it can be continued.
     ending = _Ending()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
