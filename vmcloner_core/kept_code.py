@@ -35,7 +35,7 @@ def own_folder() -> Path:
 
 
 class KeptCode:
-    """Compiled code in a file of a folder that only this user can write to. Not thread-safe.
+    """Compiled code in a file of a folder that only this user can write to. Thread-safe.
 
     Where it can't be read, code is compiled; where it can't be written, it isn't kept.
     """
@@ -45,9 +45,11 @@ class KeptCode:
         self._new = False
 
     def begin(self) -> None:
-        """From now on attrs asks :meth:`compile`, in the whole process."""
+        """Be what is :data:`used` in this process: attrs asks :meth:`compile` from now on."""
         import attr._make
 
+        global used  # noqa: PLW0603
+        used = self
         # The name in attrs' own module hides Python's function. Where attrs doesn't use it, code is
         # compiled as before.
         attr._make.compile = self.compile  # type: ignore[attr-defined]
@@ -65,13 +67,24 @@ class KeptCode:
     def compile(self, source: str, filename: str, mode: str) -> CodeType:
         """Return what Python's own ``compile`` does."""
         key = f"{mode}\0{filename}\0{_SALT.sub('', source)}"
-        if (kept := self._codes.get(key)) is not None:
-            found: CodeType = marshal.loads(kept)  # noqa: S302 - only this user wrote it
-            return found
-        code: CodeType = compile(source, filename, mode)
+        code = self.find(key)
+        if code is None:
+            code = compile(source, filename, mode)
+            self.add(key, code)
+        return code
+
+    def find(self, key: str) -> CodeType | None:
+        """Return the code that is kept for what it was made from."""
+        kept = self._codes.get(key)
+        return None if kept is None else marshal.loads(kept)  # noqa: S302 - only this user wrote it
+
+    def add(self, key: str, code: CodeType) -> None:
+        """Keep code.
+
+        :param key: all that it depends on but Python.
+        """
         self._codes[key] = marshal.dumps(code)
         self._new = True
-        return code
 
     def save(self) -> None:
         """Write what is new; not where Python was told to write no bytecode."""
@@ -92,3 +105,7 @@ class KeptCode:
         there = next(place for place in self._file.parents if place.exists())
         check_folder(there)
         return there.stat().st_uid == os.geteuid()
+
+
+used: KeptCode | None = None
+"""What the program keeps; None in other processes, which keep nothing."""

@@ -6,8 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from jinja2 import DictLoader
 
+from vmcloner_core import kept_code, sandbox
 from vmcloner_core.kept_code import KeptCode
+from vmcloner_core.sandbox import Sandbox, TooMuch, bounded_work
 
 SOURCE = """def __hash__(self):
         return hash((
@@ -133,3 +136,48 @@ def test_a_home_that_is_read_only(tmp_path):
     (tmp_path / "code").write_text("a file")
     keep(tmp_path, "x = 1")
     assert not is_kept(tmp_path, "x = 1")
+
+
+class Loud(Sandbox):
+    """A sandbox that tells what it parses."""
+
+    def _parse(self, source, name, filename):
+        parsed.append(name)
+        return super()._parse(source, name, filename)
+
+
+parsed = []
+
+
+def rendered(text, name="a", **options):
+    """Render a template in a new sandbox; return its text, and whether it was parsed for that."""
+    parsed.clear()
+    environment = Loud(loader=DictLoader({name: text}), **options)
+    with bounded_work():
+        return environment.get_template(name).render(x="<"), bool(parsed)
+
+
+def test_templates_are_compiled_once(tmp_path, monkeypatch):
+    first = kept(tmp_path)
+    monkeypatch.setattr(kept_code, "used", first)
+    assert rendered("{{ x }}\n") == ("<", True)
+    assert rendered("{{ x }}\n") == ("<", False)
+    first.save()
+    monkeypatch.setattr(kept_code, "used", kept(tmp_path))
+    assert rendered("{{ x }}\n") == ("<", False)
+    assert rendered("{{ x }}!") == ("<!", True)  # another text
+    assert rendered("{{ x }}\n", name="b") == ("<", True)  # a name that messages have
+    assert rendered("{{ x }}\n", autoescape=True) == ("&lt;", True)  # other options
+    monkeypatch.setattr(sandbox, "_COMPILER", __file__)
+    assert rendered("{{ x }}\n") == ("<", True)  # another jinja2
+    monkeypatch.setattr(kept_code, "used", None)
+    assert rendered("{{ x }}\n") == ("<", True)
+
+
+def test_what_a_kept_template_spends_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_code, "used", kept(tmp_path))
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    for known in (False, True):
+        with pytest.raises((TooMuch, OverflowError)):
+            rendered(endless)
+        assert parsed == ([] if known else ["a"])
