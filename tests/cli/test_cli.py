@@ -450,18 +450,45 @@ def test_help_imports_no_command():
     }
 
 
-def test_list_imports_only_what_lists(tmp_path):
+SELDOM = {
+    "configparser", "difflib", "vmcloner_core.machine", "vmcloner_core.pool_filling",
+    "vmcloner_core.readiness", "vmcloner_core.reports", "vmcloner_core.run_events",
+    "vmcloner_core.template_leftovers", "vmcloner_core.transfers", "vmcloner_libvirt.doctor",
+}  # fmt: skip
+"""What neither list nor create uses."""
+
+
+@pytest.fixture
+def paper(tmp_path):
+    """The options for settings with libvirt's test driver, and a template with an image."""
     pytest.importorskip("libvirt")
     config = tmp_path / "vmcloner.toml"
     config.write_text(
-        f'[hosts.local]\nstate = "{tmp_path}"\n'
+        f'[hosts.local]\nstate = "{tmp_path / "state"}"\n'
         '[hosts.local.hypervisor.kvm]\nuri = "test:///default"\n'
     )
-    out, modules = imported_by("--config", str(config), "list")
+    (tmp_path / "templates").mkdir()
+    template = tmp_path / "templates" / "bench.toml"
+    template.write_text('hypervisors = ["kvm"]\n[image]\npath = "bench.img"\n')
+    (tmp_path / "templates" / "bench.img").write_bytes(bytes(1024**2))
+    return "--config", str(config)
+
+
+def test_list_imports_only_what_lists(paper):
+    out, modules = imported_by(*paper, "list")
     assert out == ""
     assert {"libvirt", "vmcloner_files.driver"} <= modules
     assert not modules & (HEAVY - {"cattrs", "libvirt", "lxml"})
-    assert not modules & {"vmcloner_libvirt.doctor", "vmcloner_libvirt.rendering"}
+    assert modules & {*SELDOM, "vmcloner_libvirt.rendering"} == set()
+
+
+def test_create_imports_only_what_creates(paper, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # which has the templates
+    imported_by(*paper, "template", "import", "bench")
+    _, modules = imported_by(*paper, "create", "web", "-t", "bench", "-n", "2")
+    assert {"libvirt", "vmcloner_files.driver", "vmcloner_libvirt.rendering"} <= modules
+    assert not modules & (HEAVY - {"cattrs", "jinja2", "libvirt", "lxml"})
+    assert modules & SELDOM == set()
 
 
 def test_help_of_commands_that_others_bring(distribution):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import itertools
@@ -146,7 +147,7 @@ class Shell(App):
     def __init__(self, *, keeps_code: bool = False) -> None:
         super().__init__(
             description=DESCRIPTION,
-            version=metadata.version(NAME),
+            version=None,
             command_manager=Commands("vmcloner.cli"),
             deferred_help=True,
         )
@@ -168,8 +169,6 @@ class Shell(App):
 
     def build_option_parser(self, *args: Any, **kwargs: Any) -> Any:
         """Return the parser of the global options."""
-        import argparse
-
         kwargs.setdefault("argparse_kwargs", {})
         kwargs["argparse_kwargs"]["prog"] = NAME
         # argparse looks for global options in the whole line: --log isn't short for --log-file.
@@ -177,6 +176,8 @@ class Shell(App):
         kwargs["argparse_kwargs"]["formatter_class"] = argparse.RawDescriptionHelpFormatter
         parser = super().build_option_parser(*args, **kwargs)
         parser.error = functools.partial(refuse, parser)  # type: ignore[method-assign]
+        (shown,) = (a for a in parser._actions if "--version" in a.option_strings)
+        shown.__class__ = _Version  # cliff makes the option
         parser.add_argument("--config", metavar="FILE", type=Path, help="Settings file.")
         parser.add_argument("--host", metavar="NAME", help="Host from the settings to work on.")
         parser.add_argument(
@@ -326,6 +327,15 @@ class Shell(App):
             self._engine.close()
         if self._kept is not None:
             self._kept.save()
+
+
+class _Version(argparse._VersionAction):
+    """``--version``. No other command needs it, and finding it takes as long as all options."""
+
+    def __call__(self, *args: Any) -> None:
+        """Print the version, and end."""
+        self.version = f"{NAME} {metadata.version(NAME)}"
+        super().__call__(*args)
 
 
 def _no_command(words: Sequence[str], known: Sequence[str]) -> str:
