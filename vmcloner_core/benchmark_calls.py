@@ -12,7 +12,7 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -21,9 +21,11 @@ from vmcloner_core.cancelling import Cancellation, ending_with
 from vmcloner_core.errors import NotFound, VmclonerError
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.plan import Plan, RunResult
-from vmcloner_core.reports import Report, report_of_runs
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
-from vmcloner_core.run_events import RunEvent
+
+if TYPE_CHECKING:
+    from vmcloner_core.reports import Report
+    from vmcloner_core.run_events import RunEvent
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +85,8 @@ class BenchmarkCalls(ABC):
         :raises NotFound: the logs of the runs could not be written, or are gone.
         :raises VmclonerError: the fleet can't be made at all.
         """
+        from vmcloner_core.reports import report_of_runs
+
         fleet = f"{PREFIX}{secrets.token_hex(4)}"
         request = CreateRequest(fleet=fleet, template=template, **{"ready": True, **options})
         with self._held([f"benchmark/{fleet}"]):

@@ -18,7 +18,6 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -734,6 +733,8 @@ def _few(names: str) -> str:
 
 def _like(name: str, clones: Collection[str]) -> str:
     """Return a hint for the name of a clone that isn't there."""
+    from difflib import get_close_matches
+
     close = get_close_matches(name, clones, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else "vmcloner list"
 

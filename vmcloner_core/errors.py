@@ -8,7 +8,6 @@ of host commands are translated into these at the boundary, with ``raise … fro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 MAX_SHOWN = 500
 
@@ -146,6 +145,8 @@ class Interrupted(VmclonerError):
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """Return a hint for an unknown name: the closest known name, or all known names."""
+    from difflib import get_close_matches  # few commands fail
+
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"

@@ -60,13 +60,13 @@ from vmcloner_core.stored_ids import drafted, new_id, read_id
 from vmcloner_core.survey import Survey, look
 from vmcloner_core.sweeping import ID_LOCK, Sweeper
 from vmcloner_core.template_images import TemplateImages
-from vmcloner_core.template_leftovers import Leftovers
 from vmcloner_core.trusted_files import check_folder
 from vmcloner_core.warm_forks import Forks
 from vmcloner_core.warm_origins import WarmOrigins
 
 if TYPE_CHECKING:
     from vmcloner_core.schedule import Schedule
+    from vmcloner_core.template_leftovers import Leftovers
 
 log = logging.getLogger(__name__)
 MACHINE_ID = Path("/etc/machine-id")
@@ -94,9 +94,6 @@ class LocalHost:
         self.catalog = Catalog(host.templates, received=host.received)
         self.images = TemplateImages(self.drivers, plugins)
         self.warm = WarmOrigins(host.warm)
-        self.leftovers = Leftovers(
-            host.templates, host.received, self.catalog, self.images, self.drivers, self.warm
-        )
         self.forks = Forks(self.warm, self.records, self.drivers.backend)
         self.starter = Starter(
             boots=self.drivers.boot,
@@ -106,6 +103,16 @@ class LocalHost:
         )
         self._lock = threading.Lock()
         self._state_id: str | None = None
+
+    @functools.cached_property
+    def leftovers(self) -> Leftovers:
+        """What is left of templates that are gone."""
+        from vmcloner_core.template_leftovers import Leftovers
+
+        host = self.host
+        return Leftovers(
+            host.templates, host.received, self.catalog, self.images, self.drivers, self.warm
+        )
 
     @functools.cached_property
     def seed(self) -> str:

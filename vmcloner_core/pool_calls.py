@@ -28,16 +28,16 @@ from vmcloner_core.errors import (
     WrongState,
 )
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.machine import Machine
 from vmcloner_core.model import Access, Clone, Lease, Moment, State, check_ttl
 from vmcloner_core.plan import check_timeout
-from vmcloner_core.pool_filling import Held, PoolFilling
 from vmcloner_core.pools import Pool, PoolReset
 from vmcloner_core.records import Record
 from vmcloner_core.settings import Settings
 from vmcloner_core.units import counted, format_seconds
 
 if TYPE_CHECKING:
+    from vmcloner_core.machine import Machine
+    from vmcloner_core.pool_filling import Held
     from vmcloner_core.pool_keeper import Keeper
 
 log = logging.getLogger(__name__)
@@ -98,6 +98,8 @@ class PoolCalls(ABC):
 
     def machines(self, *targets: str) -> tuple[Machine, ...]:
         """Return clones as tests use them. :raises NotFound: a target names no clone."""
+        from vmcloner_core.machine import Machine
+
         return tuple(Machine(self, clone.name) for clone in self.list(*targets))  # type: ignore[arg-type]
 
     # --- pools ----------------------------------------------------------------------------------
@@ -127,6 +129,8 @@ class PoolCalls(ABC):
         :raises Conflict: the fleet of that name isn't a pool, or has another template.
         :raises PartialFailure: some clones failed.
         """
+        from vmcloner_core.pool_filling import PoolFilling
+
         wanted = self._defined(pool)
         if wanted.warm:
             self.warm_template(wanted.template)
@@ -140,6 +144,8 @@ class PoolCalls(ABC):
         :param force: delete those that are taken, too.
         :raises NotFound: there is no pool of that name.
         """
+        from vmcloner_core.pool_filling import PoolFilling
+
         with self.hold(name) as held:
             PoolFilling(self.pool(name), self._host, held).empty(force=force)
         return self.pool_members(name)
@@ -302,6 +308,8 @@ class PoolCalls(ABC):
                     hint="give its template a card with an address, or wait for ssh",
                 )
             return host.access(record.labels, own.address)
+
+        from vmcloner_core.machine import Machine
 
         return Machine(self, name, pool=pool.name, holder=claim.holder, reach=reach)  # type: ignore[arg-type]
 

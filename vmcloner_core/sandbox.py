@@ -10,14 +10,20 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateSyntaxError, Undefined, nodes, pass_context
+import jinja2.compiler
+from jinja2 import BytecodeCache, TemplateSyntaxError, Undefined, nodes, pass_context
+from jinja2.bccache import Bucket
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
+
+from vmcloner_core import kept_code
+from vmcloner_core.kept_code import KeptCode
 
 MAX_WORK = 1_000_000
 """Units that filling in one text may spend."""
@@ -40,6 +46,7 @@ _METHODS = frozenset({
     "swapcase", "title", "upper", "zfill",
 })  # fmt: skip
 """Of texts."""
+_COMPILER = str(jinja2.compiler.__file__)
 _left: contextvars.ContextVar[list[int]] = contextvars.ContextVar("left")
 
 
@@ -69,6 +76,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self, **options: Any) -> None:
+        if kept_code.used is not None:
+            options["bytecode_cache"] = _Compiled(kept_code.used, options)
         super().__init__(optimized=False, finalize=_shown, **options)
         del self.globals["lipsum"]
         self.filters = {name: _bounded(name, self.filters[name]) for name in _FILTERS}
@@ -107,6 +116,28 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(text, str):
             _grow(obj.__name__, text, values)
         return _made(super().call(context, obj, *args, **kwargs))
+
+
+class _Compiled(BytecodeCache):
+    """Templates that earlier processes compiled by the same modules: of this sandbox, and jinja2's.
+
+    :param options: the sandbox's: they decide what a template compiles to.
+    """
+
+    def __init__(self, kept: KeptCode, options: Mapping[str, Any]) -> None:
+        self._kept = kept
+        modules = [(m.st_mtime_ns, m.st_size) for m in map(os.stat, (__file__, _COMPILER))]
+        plain = {name: value for name, value in options.items() if isinstance(value, bool | str)}
+        self._made_by = f"jinja2 {modules} {sorted(plain.items())}"
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        """Look a template up; its key and checksum are of its name and text."""
+        bucket.code = self._kept.find(f"{self._made_by} {bucket.key} {bucket.checksum}")
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        """Keep a template that was compiled."""
+        if bucket.code is not None:
+            self._kept.add(f"{self._made_by} {bucket.key} {bucket.checksum}", bucket.code)
 
 
 class _Counting(NodeTransformer):

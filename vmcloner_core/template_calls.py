@@ -30,7 +30,6 @@ from vmcloner_core.names import check_template, fold
 from vmcloner_core.os_errors import translated
 from vmcloner_core.planning import Planning
 from vmcloner_core.settings import Settings
-from vmcloner_core.template_leftovers import TemplateLeftover, clones_of, named
 from vmcloner_core.units import format_size
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from vmcloner_core.drivers import ImageFile
     from vmcloner_core.exporting import Export
     from vmcloner_core.pulling import PulledImage
+    from vmcloner_core.template_leftovers import TemplateLeftover
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,8 @@ class TemplateCalls(ABC):
             row(name=stem, file=file, error=f"no template: {written_beside(file, stem)}")
             for stem, file in self.stray_images().items()
         ]
+        from vmcloner_core.template_leftovers import named
+
         for name, left in named(self.leftovers()).items():
             folder = next((each.folder for each in left if each.folder is not None), None)
             places = tuple(each.pool for each in left if each.pool is not None)
@@ -331,6 +333,8 @@ class TemplateCalls(ABC):
             other = info.template.image.captured if info.template is not None else None
             if info.name != name and other is not None and other.template == name:
                 raise WrongState(f"template {name}: {info.name} has its image", hint=str(info.file))
+        from vmcloner_core.template_leftovers import clones_of
+
         if users := clones_of(name, self._host.survey()):
             raise WrongState(
                 f"template {name}: {fold(users)} was made from it, and has no other",
@@ -343,6 +347,8 @@ class TemplateCalls(ABC):
         try:
             if self._host.images.origins(name):
                 return "another pool has its image"
+            from vmcloner_core.template_leftovers import clones_of
+
             users = clones_of(name, self._host.survey())
         except VmclonerError as error:  # what can't be read may use it
             return str(error)

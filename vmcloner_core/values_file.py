@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 
 import attrs
@@ -115,6 +114,8 @@ def check_columns(values: Mapping[int, Values], template: Template) -> None:
         return
     known = {*_USED, *template.values, *_placeholders(template)}
     for key in sorted(keys - known):
+        from difflib import get_close_matches
+
         close = get_close_matches(key, known, n=1, cutoff=0.7)
         if close:
             raise InvalidRequest(

@@ -25,11 +25,8 @@ from vmcloner_core.model import Clone, Origin, Outcome, Progress, State, Templat
 from vmcloner_core.names import check_template, fold
 from vmcloner_core.outcomes import guarded, single
 from vmcloner_core.plan import Plan, Readiness, RunResult
-from vmcloner_core.planner import filled
-from vmcloner_core.readiness import Awaited, watch
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.results import check_result
-from vmcloner_core.target_planner import found_spec
 from vmcloner_core.template_calls import TemplateCalls
 from vmcloner_core.warm_forks import patience
 from vmcloner_core.warm_origins import AT, READY, WarmOrigin
@@ -280,6 +277,10 @@ class _Making:
             warm.save(name, folder)
 
     def _wait(self, name: str) -> None:
+        from vmcloner_core.planner import filled
+        from vmcloner_core.readiness import Awaited, watch
+        from vmcloner_core.target_planner import found_spec
+
         at = self.origin.depends[AT]
         aim = self.template.readiness if at == READY else at
         readiness = Readiness.parse(aim, timeout=self.timeout)

@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 import re
-import threading
 import time
 import uuid
 from abc import abstractmethod
@@ -52,6 +51,7 @@ from vmcloner_libvirt.operations import tolerate
 from vmcloner_libvirt.retries import persistently
 from vmcloner_libvirt.sizes import Sizes
 from vmcloner_libvirt.statistics import DomainStatistics
+from vmcloner_libvirt.validated import Validated
 from vmcloner_libvirt.whereabouts import GuestAgents
 
 if TYPE_CHECKING:
@@ -106,8 +106,7 @@ class LibvirtDriver(HypervisorDriver):
             self.snapshots = Machines(self._each, self.is_own_nvram)
         self.sizes = Sizes(self.connections, self._member)
         self.statistics = DomainStatistics(self.connections, self.states)
-        self._validated: set[str] = set()
-        self._validating = threading.Lock()
+        self._validated = Validated(context.host.state / "validated.json")
         self._owned: dict[tuple[str, str], bool] = {}
 
     # --- what hypervisors implement or override -----------------------------------------------
@@ -136,9 +135,7 @@ class LibvirtDriver(HypervisorDriver):
     def make(self, connection: Any, spec: DomainSpec) -> Domain:
         """Define a new domain, which libvirt validates if it is the first of its shape.
 
-        libvirt compiles its schema for each domain that it validates, which takes several times as
-        long as the rest. Clones of one shape differ only in values that are already checked. So
-        other threads wait for the first one's result.
+        Clones of one shape differ only in values that are already checked.
 
         A clone has the same UUID whenever it is created. So a TPM or saved memory that outlived its
         domain (virsh undefine --keep-tpm, a libvirtd that was killed) would be the new clone's.
@@ -147,13 +144,8 @@ class LibvirtDriver(HypervisorDriver):
             if not operations.is_taken(connection, spec.uuid):
                 renewing.removed(spec.name, path)
         rendered = self.prepare(spec)
-        if rendered.shape in self._validated:
-            return operations.make(connection, spec, rendered.xml, validate=False)
-        with self._validating:
-            new = rendered.shape not in self._validated
-            domain = operations.make(connection, spec, rendered.xml, validate=new)
-            self._validated.add(rendered.shape)
-        return domain
+        with self._validated.first(rendered.shape, connection.getLibVersion) as first:
+            return operations.make(connection, spec, rendered.xml, validate=first)
 
     def begin(self, connection: Any, name: str, boot: BootConfig | None = None) -> bool:
         """Start a domain; tell whether that was needed. See :func:`operations.start`."""

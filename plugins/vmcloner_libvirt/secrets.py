@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import configparser
 import uuid
 from pathlib import Path
 from typing import Any
@@ -62,6 +61,8 @@ def key_in(file: Path, user: str) -> bytes:
     """
     text = read_file(file, trusted=True, limit=_MAX_KEYRING).decode(errors="replace")
     if "[" in text:
+        import configparser
+
         keyring = configparser.ConfigParser(strict=False, interpolation=None)
         try:
             keyring.read_string(text, source=str(file))

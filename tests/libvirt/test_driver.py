@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from vmcloner_core.errors import (
     WrongState,
 )
 from vmcloner_core.model import BootConfig, Domain, DomainOptions, DomainSpec, Labels, State
-from vmcloner_libvirt import conditions, errors, metadata, operations, retries
+from vmcloner_libvirt import conditions, errors, metadata, operations, retries, validated
 from vmcloner_libvirt.kvm import KvmDriver
 
 NewLabels = Callable[..., Labels]
@@ -280,6 +280,51 @@ def test_threads_that_define_the_same_shape_validate_it_once(
         outcomes = list(pool.map(lambda batch: list(paper.define(batch)), batches))
     assert all(outcome.ok for batch in outcomes for outcome in batch)
     assert sorted(validated) == [False, False, False, True]
+
+
+def validates(
+    driver: KvmDriver, monkeypatch: pytest.MonkeyPatch, specs: Sequence[DomainSpec]
+) -> list[bool]:
+    """Define and remove domains; tell which of them libvirt was asked to validate."""
+    asked: list[bool] = []
+    make = operations.make
+
+    def noting(*args: Any, validate: bool) -> Domain:
+        asked.append(validate)
+        return make(*args, validate=validate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(operations, "make", noting)
+        list(driver.define(specs))
+    list(driver.undefine([spec.name for spec in specs]))
+    return asked
+
+
+def test_a_later_run_knows_what_libvirt_has_validated(
+    paper: KvmDriver,
+    make_driver: Callable[..., KvmDriver],
+    new_labels: NewLabels,
+    new_spec: NewSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def later(*specs: DomainSpec) -> list[bool]:
+        return validates(make_driver(paper.uri), monkeypatch, specs)
+
+    paper.context.host.state.mkdir(parents=True, exist_ok=True)
+    kept = paper.context.host.state / "validated.json"
+    first, second = new_spec(new_labels(1, run="r1")), new_spec(new_labels(2, run="r2"))
+    bad = new_spec(new_labels(3), options=DomainOptions(disk_bus="x"))
+    other = new_spec(new_labels(4), options=DomainOptions(disk_bus="sata"))
+    assert later(first) == [True]
+    assert later(second) == [False]
+    assert later(bad) == later(bad) == [True]  # libvirt refused it
+    assert later(other, first) == [True, False]
+    monkeypatch.setattr(validated, "SCHEMAS", tmp_path)
+    assert later(first) == [True]  # by another schema
+    kept.write_text("{")
+    assert later(first) == [True]
+    assert later(first) == [False]
 
 
 def test_names_that_are_no_clones_reach_no_file(paper: KvmDriver) -> None:

@@ -11,14 +11,14 @@ import threading
 
 
 def main() -> int:
-    """Run the shell in a process of its own; returns the exit code."""
+    """Run the shell in a process of its own, and end that; else returns the exit code."""
     # What imports and a run make stays: looking through it for garbage takes a tenth of the time.
     gc.set_threshold(100_000)
-    # At exit the garbage collector would look through all objects, for nothing.
+    # Where the interpreter ends the process, it would look through all objects, for nothing.
     atexit.register(gc.freeze)
     from vmcloner_core.cli import app  # what it imports is most of what there is
 
-    code = app.main()
+    code = app.main(keeps_code=True)
     _leave(code)
     return code
 
@@ -32,9 +32,20 @@ def _leave(code: int) -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
+        if not any(_is_awaited(thread) for thread in threading.enumerate()):
+            # Freeing each object of each module would take as long as reading the settings.
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
     watch = threading.Timer(LEAVING, os._exit, (code,))
     watch.daemon = True
     watch.start()
+
+
+def _is_awaited(thread: threading.Thread) -> bool:
+    """Tell whether the interpreter would wait for a thread's end."""
+    return not thread.daemon and thread is not threading.current_thread()
 
 
 if __name__ == "__main__":

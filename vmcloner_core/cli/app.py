@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import itertools
@@ -26,6 +27,7 @@ from vmcloner_core.errors import BackendError, VmclonerError, said
 
 if TYPE_CHECKING:
     from vmcloner_core.engine import Engine
+    from vmcloner_core.kept_code import KeptCode
     from vmcloner_core.survey import Unseen
 
 NAME = "vmcloner"
@@ -142,10 +144,10 @@ class Shell(App):
     NAME = NAME
     CONSOLE_MESSAGE_FORMAT = f"{NAME}: %(message)s"
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_code: bool = False) -> None:
         super().__init__(
             description=DESCRIPTION,
-            version=metadata.version(NAME),
+            version=None,
             command_manager=Commands("vmcloner.cli"),
             deferred_help=True,
         )
@@ -154,6 +156,8 @@ class Shell(App):
         self.command_manager.commands["complete"] = metadata.EntryPoint(
             "complete", "vmcloner_core.cli.complete:Complete", "vmcloner.cli"
         )
+        self._keeps_code = keeps_code
+        self._kept: KeptCode | None = None
         self._engine: Engine | None = None
         self._guest_words: list[str] = []
 
@@ -165,8 +169,6 @@ class Shell(App):
 
     def build_option_parser(self, *args: Any, **kwargs: Any) -> Any:
         """Return the parser of the global options."""
-        import argparse
-
         kwargs.setdefault("argparse_kwargs", {})
         kwargs["argparse_kwargs"]["prog"] = NAME
         # argparse looks for global options in the whole line: --log isn't short for --log-file.
@@ -174,6 +176,8 @@ class Shell(App):
         kwargs["argparse_kwargs"]["formatter_class"] = argparse.RawDescriptionHelpFormatter
         parser = super().build_option_parser(*args, **kwargs)
         parser.error = functools.partial(refuse, parser)  # type: ignore[method-assign]
+        (shown,) = (a for a in parser._actions if "--version" in a.option_strings)
+        shown.__class__ = _Version  # cliff makes the option
         parser.add_argument("--config", metavar="FILE", type=Path, help="Settings file.")
         parser.add_argument("--host", metavar="NAME", help="Host from the settings to work on.")
         parser.add_argument(
@@ -256,8 +260,17 @@ class Shell(App):
 
         return [Progress()]
 
+    def _use_kept(self) -> None:
+        """Have code that libraries write looked up among what earlier processes compiled."""
+        from vmcloner_core.kept_code import KeptCode, own_folder
+
+        self._kept = KeptCode(own_folder())
+        self._kept.begin()
+
     def run_subcommand(self, argv: list[str]) -> int:
         """Run one command; an error becomes one line and its exit code."""
+        if self._keeps_code and self._kept is None:
+            self._use_kept()  # the modules of commands make classes
         try:
             return self._run_found([*argv, *self._guest_words])
         except VmclonerError as error:
@@ -309,9 +322,20 @@ class Shell(App):
         return self._engine.missed() if self._engine is not None else ()
 
     def close(self) -> None:
-        """Close the engine."""
+        """Close the engine; keep what was compiled."""
         if self._engine is not None:
             self._engine.close()
+        if self._kept is not None:
+            self._kept.save()
+
+
+class _Version(argparse._VersionAction):
+    """``--version``. No other command needs it, and finding it takes as long as all options."""
+
+    def __call__(self, *args: Any) -> None:
+        """Print the version, and end."""
+        self.version = f"{NAME} {metadata.version(NAME)}"
+        super().__call__(*args)
 
 
 def _no_command(words: Sequence[str], known: Sequence[str]) -> str:
@@ -336,13 +360,16 @@ def _spell_out(record: logging.LogRecord) -> bool:
     return True
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the shell; returns the exit code."""
+def main(argv: Sequence[str] | None = None, *, keeps_code: bool = False) -> int:
+    """Run the shell; returns the exit code.
+
+    :param keeps_code: whether code that libraries write is kept for later processes.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     os.umask(os.umask(0o022) | 0o022)  # files of ours are writable only by the user
     if not words and not sys.stdin.isatty():
         words = ["--help"]
-    shell = Shell()
+    shell = Shell(keeps_code=keeps_code)
     # All of them end a run as Ctrl-C does: cleanly, so that it can be continued.
     ending = _Ending()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):

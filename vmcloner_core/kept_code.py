@@ -1,0 +1,111 @@
+"""What libraries write as source and compile at each start: compiled once, kept for later starts.
+
+attrs writes the methods of each class as text and compiles it while a module is imported; Python
+keeps only what is in modules' own files. This took a sixth of a create. What a text compiles to
+depends on nothing but the text, its file name and Python, so it is kept by these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import marshal
+import os
+import re
+import sys
+from pathlib import Path
+from types import CodeType
+
+from platformdirs import user_cache_path
+
+from vmcloner_core.errors import InvalidRequest
+from vmcloner_core.trusted_files import check_folder, make_folder, read_file, replacing
+
+MAX_KEPT = 16 * 1024**2
+"""Bytes of the file. What is no longer used stays in it, so once it is larger it begins anew."""
+_SALT = re.compile(r"(?<=hash\(\()\s*-?\d+")
+"""A number in each ``__hash__`` of attrs', another in each process: any does, if it stays there."""
+
+
+def own_folder() -> Path:
+    """Return the folder for the code of this user and this Python."""
+    python = f"{sys.implementation.cache_tag}-{importlib.util.MAGIC_NUMBER.hex()}"
+    return user_cache_path("vmcloner") / "code" / f"{python}-{sys.flags.optimize}"
+
+
+class KeptCode:
+    """Compiled code in a file of a folder that only this user can write to. Thread-safe.
+
+    Where it can't be read, code is compiled; where it can't be written, it isn't kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "kept"
+        self._new = False
+
+    def begin(self) -> None:
+        """Be what is :data:`used` in this process: attrs asks :meth:`compile` from now on."""
+        import attr._make
+
+        global used  # noqa: PLW0603
+        used = self
+        # The name in attrs' own module hides Python's function. Where attrs doesn't use it, code is
+        # compiled as before.
+        attr._make.compile = self.compile  # type: ignore[attr-defined]
+
+    @functools.cached_property
+    def _codes(self) -> dict[str, bytes]:
+        """What is kept, by what it was compiled from."""
+        # A file that is cut short, or none, raises one of these.
+        with contextlib.suppress(InvalidRequest, EOFError, TypeError, ValueError):
+            if self._is_own():
+                content = read_file(self._file, trusted=True, limit=MAX_KEPT)
+                return dict(marshal.loads(content))  # noqa: S302 - only this user wrote it
+        return {}
+
+    def compile(self, source: str, filename: str, mode: str) -> CodeType:
+        """Return what Python's own ``compile`` does."""
+        key = f"{mode}\0{filename}\0{_SALT.sub('', source)}"
+        code = self.find(key)
+        if code is None:
+            code = compile(source, filename, mode)
+            self.add(key, code)
+        return code
+
+    def find(self, key: str) -> CodeType | None:
+        """Return the code that is kept for what it was made from."""
+        kept = self._codes.get(key)
+        return None if kept is None else marshal.loads(kept)  # noqa: S302 - only this user wrote it
+
+    def add(self, key: str, code: CodeType) -> None:
+        """Keep code.
+
+        :param key: all that it depends on but Python.
+        """
+        self._codes[key] = marshal.dumps(code)
+        self._new = True
+
+    def save(self) -> None:
+        """Write what is new; not where Python was told to write no bytecode."""
+        if not self._new or sys.dont_write_bytecode:
+            return
+        with contextlib.suppress(OSError, InvalidRequest):
+            if self._is_own():
+                make_folder(self._file.parent)
+                with replacing(self._file, 0o600, lasting=False) as stream:
+                    stream.write(marshal.dumps(self._codes))
+                self._new = False
+
+    def _is_own(self) -> bool:
+        """Tell whether the folder is this user's: under sudo the home may be another's.
+
+        :raises InvalidRequest: others can write there.
+        """
+        there = next(place for place in self._file.parents if place.exists())
+        check_folder(there)
+        return there.stat().st_uid == os.geteuid()
+
+
+used: KeptCode | None = None
+"""What the program keeps; None in other processes, which keep nothing."""
