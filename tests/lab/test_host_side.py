@@ -1,5 +1,6 @@
 """The lab's parts on this machine, as far as they need no lab."""
 
+import contextlib
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import tarfile
 import threading
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -251,6 +253,27 @@ def test_what_is_no_variable_is_refused():
     for wrong in ("A", "a b=1", "-u=1", "=1"):
         with pytest.raises(SystemExit):
             command.parser().parse_args(["xen", "run", f"--env={wrong}", "--", "id"])
+
+
+@pytest.mark.parametrize(("ci", "given"), [("true", ["CI=true"]), (None, [])])
+def test_tests_inside_know_that_it_is_ci(monkeypatch, tmp_path, ci, given):
+    """There, what is missing fails, as outside."""
+    runs = []
+
+    class Inside:
+        channel = SimpleNamespace(call=lambda *_: b"")
+
+        def run(self, _argv, _seconds, _folder, variables):
+            runs.append(variables)
+            return 0
+
+    monkeypatch.delenv("CI", raising=False)
+    if ci:
+        monkeypatch.setenv("CI", ci)
+    monkeypatch.setattr(labs, "lab", lambda *_: contextlib.nullcontext(Inside()))
+    words = ["kvm", "test", "--junit", str(tmp_path / "junit.xml"), "--env", "A=1", "--", "tests"]
+    assert command.test(command.parser().parse_args(words)) == 0
+    assert runs == [[*given, "A=1"]]
 
 
 # --- labs that are lost -------------------------------------------------------------------------
