@@ -344,7 +344,19 @@ def test_leaves_something(broken): pass
 )
 def test_only_tests_that_passed_are_said_to(tmp_path, before, passes):
     """What passed before is not run again, unlike what has only such a beginning of its name."""
-    (tmp_path / "test_inside.py").write_text(INSIDE)
+    assert inside(tmp_path, INSIDE, before) == (1, passes)
+
+
+@pytest.mark.parametrize(("before", "code"), [(["test_inside.py::test_passes"], 0), ([], 5)])
+def test_a_lab_may_be_lost_after_its_last_test(tmp_path, before, code):
+    """All is well if none is left to run; not if there never was one."""
+    text = "def test_passes(): pass" if before else ""
+    assert inside(tmp_path, text, before) == (code, [])
+
+
+def inside(tmp_path, text, before):
+    """Run a module of tests as in a lab; return pytest's exit code, and what is said to pass."""
+    (tmp_path / "test_inside.py").write_text(text)
     (tmp_path / progress.DONE).write_text("\n".join(before))
     console = tmp_path / "console"
     console.touch()
@@ -355,5 +367,5 @@ def test_only_tests_that_passed_are_said_to(tmp_path, before, passes):
     )
     environment = {**os.environ, "PYTHONPATH": str(TOP)}
     argv = [sys.executable, "-c", script]
-    subprocess.run(argv, cwd=tmp_path, env=environment, check=False, timeout=120)
-    assert progress.passed(console.read_text()) == passes
+    done = subprocess.run(argv, cwd=tmp_path, env=environment, check=False, timeout=120)
+    return done.returncode, progress.passed(console.read_text())
