@@ -26,7 +26,7 @@ from vmcloner_core.names import check_template, fold
 from vmcloner_core.outcomes import guarded, single
 from vmcloner_core.plan import Plan, Readiness, RunResult
 from vmcloner_core.planner import filled
-from vmcloner_core.readiness import Awaited, watch
+from vmcloner_core.readiness import Awaited
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.results import check_result
 from vmcloner_core.target_planner import found_spec
@@ -34,6 +34,7 @@ from vmcloner_core.template_calls import TemplateCalls
 from vmcloner_core.warm_forks import patience
 from vmcloner_core.warm_origins import AT, READY, WarmOrigin
 from vmcloner_core.warming import current, forked, warm_of
+from vmcloner_core.watching import watch
 
 log = logging.getLogger(__name__)
 STEP = "warm"
