@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 from stevedore import ExtensionManager
 
+from tests.skipping import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
 from vmcloner_core import Engine
 from vmcloner_core.cli.app import main
 from vmcloner_core.testing.reference import (

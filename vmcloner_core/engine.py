@@ -275,7 +275,8 @@ class Engine(RunCalls, LabCalls, WarmCalls, LeaseCalls, PoolCalls, GuestCalls, B
         self,
         *targets: str,
         host: str,
-        dry_run: bool = False,  # noqa: ARG002 - as of a controller of several hosts
+        template: str | None = None,  # noqa: ARG002 - as of a controller of several hosts
+        dry_run: bool = False,  # noqa: ARG002
         on_found: Callable[[Sequence[Moved]], None] = lambda _found: None,
     ) -> tuple[Moved, ...]:
         """Move stopped clones to another host; see :meth:`Controller.move`. Here is only one.

@@ -278,8 +278,9 @@ class _Making:
 
     def _wait(self, name: str) -> None:
         from vmcloner_core.planner import filled
-        from vmcloner_core.readiness import Awaited, watch
+        from vmcloner_core.readiness import Awaited
         from vmcloner_core.target_planner import found_spec
+        from vmcloner_core.watching import watch
 
         at = self.origin.depends[AT]
         aim = self.template.readiness if at == READY else at

@@ -14,6 +14,7 @@ from vmcloner_core.model import NetworkRequest
 from vmcloner_core.process import CommandRunner, LocalRunner
 from vmcloner_core.units import counted
 from vmcloner_libvirt.setting_up import (
+    CANT_TELL,
     Step,
     caller,
     carry_out,
@@ -52,7 +53,8 @@ class HostSetup(Table):
         """
         runner = LocalRunner()
         _ = self.engine.networks  # across several hosts it is refused, with the way out
-        self._steps = (*plan(self.engine.host, runner, caller()), self._network(runner))
+        first = tuple(plan(self.engine.host, runner, caller()))
+        self._steps = (*first, self._network(runner, first))
         to_do = [step for step in self._steps if step.argv]
         if to_do and not parsed_args.dry_run:
             if os.geteuid() != 0:
@@ -82,21 +84,27 @@ class HostSetup(Table):
             raise BackendError(f"to do by hand: {names}", hint=left[0].detail)
         if not parsed_args.dry_run:
             note(self.app, "vmcloner host check says whether all is well")
+        elif any(step.unknown for step in self._steps):
+            note(self.app, "what is unknown: sudo vmcloner host setup --dry-run")
         return code
 
     _steps: Sequence[Step] = ()
 
-    def _network(self, runner: CommandRunner) -> Step:
+    def _network(self, runner: CommandRunner, first: Sequence[Step]) -> Step:
         if not has_binding():
             return Step(name="network", detail="after libvirt-python", by_hand=True)
         request = NetworkRequest(dry_run=True)
-        if is_answering(runner) and not self.engine.prepare_network(request).steps:
-            return Step(name="network", detail=request.name)
+        if is_answering(runner):
+            done = not self.engine.prepare_network(request).steps
+            return Step(name="network", detail=request.name, argv=() if done else PREPARE)
+        if any(step.name == "libvirtd" and (step.done or step.unknown) for step in first):
+            return Step(name="network", detail=CANT_TELL, argv=PREPARE, unknown=True)
         return Step(name="network", argv=PREPARE)
 
 
 def _row(step: Step, *, dry: bool) -> tuple[str, str, str | None, str | None]:
     status = "already done" if step.done else "to do" if dry else "done"
+    status = "unknown" if step.unknown and dry else status
     status = "by hand" if step.by_hand else status
     return step.name, status, shlex.join(step.argv) or None, step.detail or None
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vmcloner_core.drivers import ConsoleInterface
-from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, WrongState
+from vmcloner_core.errors import BackendError, InvalidRequest, WrongState
 from vmcloner_core.names import split_clone
 from vmcloner_core.trusted_files import make_folder
 from vmcloner_libvirt import operations, rotated
@@ -85,11 +85,7 @@ class Consoles(ConsoleInterface):
         """See :meth:`ConsoleInterface.attach`."""
 
         def attach(connection: Any) -> None:
-            domain = operations.find(connection, name)
-            if domain is None:
-                raise NotFound(f"{name}: no such domain", hint="vmcloner list")
-            if not domain.isActive():
-                raise WrongState(f"{name}: not running", hint=f"vmcloner start {name}")
+            domain = operations.running(connection, name)
             _attach(connection, domain, stdin, stdout, self.flags())
 
         self._connections.call(attach, about=name)

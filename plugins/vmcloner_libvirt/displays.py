@@ -6,7 +6,7 @@ import contextlib
 from typing import Any
 
 from vmcloner_core.drivers import DisplayInterface
-from vmcloner_core.errors import HostCommandError, NotFound, WrongState
+from vmcloner_core.errors import HostCommandError, WrongState
 from vmcloner_libvirt import operations
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.connection import Connections
@@ -27,7 +27,7 @@ class Displays(DisplayInterface):
         """See :meth:`DisplayInterface.address`."""
 
         def look(connection: Any) -> str:
-            root = parse(_running(connection, name).XMLDesc(0))
+            root = parse(operations.running(connection, name).XMLDesc(0))
             for graphics in root.iterfind("devices/graphics"):
                 kind, port = graphics.get("type"), graphics.get("port", "-1")
                 if kind in ("vnc", "spice") and port.isdecimal():
@@ -40,7 +40,7 @@ class Displays(DisplayInterface):
         """See :meth:`DisplayInterface.picture`."""
 
         def take(connection: Any) -> bytes:
-            domain = _running(connection, name)
+            domain = operations.running(connection, name)
             if parse(domain.XMLDesc(0)).find("devices/video") is None:
                 raise _has_none(name)
             stream = connection.newStream()
@@ -59,15 +59,6 @@ class Displays(DisplayInterface):
             return bytes(data)
 
         return self._connections.call(take, about=name)
-
-
-def _running(connection: Any, name: str) -> Any:
-    domain = operations.find(connection, name)
-    if domain is None:
-        raise NotFound(f"{name}: no such domain", hint="vmcloner list")
-    if not domain.isActive():
-        raise WrongState(f"{name}: not running", hint=f"vmcloner start {name}")
-    return domain
 
 
 def _has_none(name: str) -> WrongState:

@@ -252,11 +252,10 @@ class LibvirtDriver(HypervisorDriver):
 
     def check_defined(self, name: str) -> Needs:
         """See :meth:`HypervisorDriver.check_defined`."""
-        flags = libvirt().VIR_DOMAIN_XML_INACTIVE | libvirt().VIR_DOMAIN_XML_SECURE
 
         def look(connection: Any) -> str | None:
             domain = operations.find(connection, name)
-            return None if domain is None else str(domain.XMLDesc(flags))
+            return None if domain is None else operations.definition(domain)
 
         xml = self.connections.call(look, about=name)
         if xml is None:

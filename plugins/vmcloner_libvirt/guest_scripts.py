@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from vmcloner_core.cancelling import pause
-from vmcloner_core.errors import NotFound, WrongState
+from vmcloner_core.errors import WrongState
 from vmcloner_libvirt import operations
 from vmcloner_libvirt.binding import libvirt, libvirt_qemu
 from vmcloner_libvirt.errors import is_code, is_disconnect
@@ -31,11 +31,7 @@ def run(connection: Any, *, name: str, script: bytes, timeout: float) -> None:
     An agent may be silent for a moment: after a restore libvirt learns late that it is there.
     """
     deadline = time.monotonic() + timeout
-    domain = operations.find(connection, name)
-    if domain is None:
-        raise NotFound(f"{name}: no such domain", hint="vmcloner list")
-    if not domain.isActive():
-        raise WrongState(f"{name}: not running", hint=f"vmcloner start {name}")
+    domain = operations.running(connection, name)
     began = {
         "path": "/bin/sh",
         "arg": ["-s"],

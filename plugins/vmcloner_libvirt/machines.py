@@ -77,7 +77,7 @@ class Machines(MachineInterface):
         """See :meth:`MachineInterface.check`."""
 
         def right(connection: Any, name: str) -> bool:
-            check(_defined(connection, name), name, folders[name])
+            check(operations.ours(connection, name), name, folders[name])
             return False
 
         yield from self._each(list(folders), right)
@@ -98,7 +98,7 @@ def quiesce(connection: Any, name: str) -> bool:
     """Freeze a guest's file systems, and pause it; QEMU writes what it holds when it pauses."""
     freeze(connection, name, otherwise=", or take the snapshot with --memory")
     try:
-        _defined(connection, name).suspend()
+        operations.ours(connection, name).suspend()
     except (libvirt().libvirtError, NotFound):
         thaw(connection, name)
         raise
@@ -124,11 +124,11 @@ def release(connection: Any, name: str) -> bool:
 
 def keep(connection: Any, name: str, folder: Path, *, with_memory: bool) -> bool:
     """Copy a domain's state into a folder; returns True."""
-    domain = _defined(connection, name)
+    domain = operations.ours(connection, name)
     state = state_of(*domain.state(), saved=domain.hasManagedSaveImage() == 1)
     if with_memory and state is not State.SAVED:
         raise WrongState(f"{name} is {state.value}, not saved", hint=f"vmcloner save {name}")
-    root, uri = _definition(domain), connection.getURI()
+    root, uri = parse(operations.definition(domain)), connection.getURI()
     manifest: dict[str, Any] = {"like": described(root)}
     try:
         for number, file in enumerate(firmware.variables(root, uri)):
@@ -227,7 +227,7 @@ def check(domain: Any, name: str, folder: Path) -> dict[str, Any]:
         raise _damaged(name, image, f"{found} bytes of {size}")
     if not begins.startswith(MAGIC):
         raise _damaged(name, image, "it isn't a complete save image of libvirt's")
-    now, then = described(_definition(domain)), manifest.get("like") or {}
+    now, then = described(parse(operations.definition(domain))), manifest.get("like") or {}
     changed = [key for key in now if now[key] != then.get(key)]
     if changed:
         what = ", ".join(f"{key} {_said(then.get(key))} → {_said(now[key])}" for key in changed)
@@ -270,12 +270,12 @@ def put_back(connection: Any, name: str, folder: Path, is_own: Callable[[str, Pa
 
     Each part is replaced as a whole: after a crash at any moment, the same call does it again.
     """
-    domain = _defined(connection, name)
+    domain = operations.ours(connection, name)
     if domain.isActive():
         raise WrongState(f"{name}: still running", hint=f"vmcloner stop {name}")
     manifest = check(domain, name, folder)
     memory.discard(connection, name)
-    root, uri = _definition(domain), connection.getURI()
+    root, uri = parse(operations.definition(domain)), connection.getURI()
     try:
         for number, file in enumerate(firmware.variables(root, uri)):
             if is_own(name, file):
@@ -329,18 +329,6 @@ def _stop_saving(domain: Any) -> bool:
                 domain.abortJob()
             time.sleep(SAVING_PAUSE)
     return saving
-
-
-def _defined(connection: Any, name: str) -> Any:
-    domain = operations.find(connection, name)
-    if domain is None:
-        raise NotFound(f"{name}: no such domain", hint="vmcloner list")
-    return domain
-
-
-def _definition(domain: Any) -> Any:
-    module = libvirt()
-    return parse(domain.XMLDesc(module.VIR_DOMAIN_XML_INACTIVE | module.VIR_DOMAIN_XML_SECURE))
 
 
 def _tpm(root: Any, uri: str) -> Path | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from vmcloner_core.drivers import MemoryInterface
-from vmcloner_core.errors import NotFound, WrongState
+from vmcloner_core.errors import WrongState
 from vmcloner_core.model import Outcome, State
 from vmcloner_libvirt import operations
 from vmcloner_libvirt.conditions import state_of
@@ -74,9 +74,7 @@ def discard(connection: Any, name: str) -> bool:
 
 
 def _known(connection: Any, name: str) -> tuple[Any, State]:
-    domain = operations.find(connection, name)
-    if domain is None:
-        raise NotFound(f"{name}: no such domain", hint="vmcloner list")
+    domain = operations.ours(connection, name)
     return domain, state_of(*domain.state(), saved=domain.hasManagedSaveImage() == 1)
 
 

@@ -55,7 +55,7 @@ def inventory(records: Records, saved: Collection[str]) -> DomainInventory:
 
     :param saved: UUIDs of the domains with a managed save image.
     """
-    ours: list[Domain] = []
+    found: list[Domain] = []
     strays: list[Domain] = []
     names: set[str] = set()
     addresses: set[str] = set()
@@ -65,13 +65,13 @@ def inventory(records: Records, saved: Collection[str]) -> DomainInventory:
             condition = state_of(state, reason, saved=domain.UUIDString() in saved)
             described = _describe(root, condition, reason_of(domain, state, reason))
             if described is not None and described.name == described.labels.clone:
-                ours.append(described)
+                found.append(described)
                 continue
             strays += [described] if described is not None else []
             names.add(domain.name())
             addresses.update(macs(root))
     return DomainInventory(
-        domains=tuple(ours),
+        domains=tuple(found),
         strays=tuple(strays),
         foreign_names=frozenset(names),
         foreign_macs=frozenset(addresses),
@@ -95,6 +95,13 @@ def resources(connection: Any) -> HostResources:
         total = stats["total"] * 1024
         free = sum(stats.get(part, 0) for part in ("free", "buffers", "cached")) * 1024
     return HostResources(memory_total=total, memory_free=min(free, total), cpus=cpus)
+
+
+def definition(domain: Any) -> str:
+    """Return the XML of a domain's next start, with the secrets in it."""
+    module = libvirt()
+    flags = module.VIR_DOMAIN_XML_INACTIVE | module.VIR_DOMAIN_XML_SECURE
+    return str(domain.XMLDesc(flags))
 
 
 # --- defining ---------------------------------------------------------------------------------
@@ -174,14 +181,11 @@ def start(connection: Any, name: str, boot: BootConfig | None = None) -> bool:
     :raises WrongState: it pauses again at once.
     """
     module = libvirt()
-    domain = find(connection, name)
-    if domain is None:
-        raise NotFound(f"{name}: no such domain", hint="vmcloner list")
+    domain = ours(connection, name)
     state, reason = domain.state()
     if state_of(state, reason) is State.RUNNING:
         return False
-    flags = module.VIR_DOMAIN_XML_INACTIVE | module.VIR_DOMAIN_XML_SECURE
-    secrets.provide(connection, domain.XMLDesc(flags))
+    secrets.provide(connection, definition(domain))
     try:
         if state == module.VIR_DOMAIN_PAUSED:
             domain.resume()
@@ -192,7 +196,7 @@ def start(connection: Any, name: str, boot: BootConfig | None = None) -> bool:
         else:
             # Given the name and UUID of a defined domain, libvirt starts it from this XML and
             # restores the definition when it stops.
-            connection.createXML(booting.once(domain.XMLDesc(flags), boot))
+            connection.createXML(booting.once(definition(domain), boot))
     except module.libvirtError as error:
         refused = is_code(error, "VIR_ERR_OPERATION_INVALID")
         if refused and state_of(*domain.state()) is State.RUNNING:
@@ -297,6 +301,28 @@ def find(connection: Any, name: str) -> Any:
             return domain
         raise _foreign(name)
     return None
+
+
+def ours(connection: Any, name: str) -> Any:
+    """Return our domain of that name.
+
+    :raises NotFound: there is none. :raises Conflict: it is a foreign one.
+    """
+    domain = find(connection, name)
+    if domain is None:
+        raise NotFound(f"{name}: no such domain", hint="vmcloner list")
+    return domain
+
+
+def running(connection: Any, name: str) -> Any:
+    """Return our domain of that name, which runs or is paused.
+
+    :raises NotFound: there is none. :raises WrongState: it is off.
+    """
+    domain = ours(connection, name)
+    if not domain.isActive():
+        raise WrongState(f"{name}: not running", hint=f"vmcloner start {name}")
+    return domain
 
 
 def _foreign(name: str) -> Conflict:

@@ -28,7 +28,6 @@ def renew(
     :param disks: the volumes that are to be its disks again, by the files that these use now.
     :param is_own: tells whether a file with firmware variables is the clone's own.
     """
-    module = libvirt()
     domain = operations.find(connection, name)
     if domain is None:
         return False
@@ -39,8 +38,7 @@ def renew(
         with operations.tolerate("VIR_ERR_NO_DOMAIN_SNAPSHOT", "VIR_ERR_NO_DOMAIN_CHECKPOINT"):
             kept()
             changed = True
-    flags = module.VIR_DOMAIN_XML_INACTIVE | module.VIR_DOMAIN_XML_SECURE
-    root = parse(domain.XMLDesc(flags))
+    root = parse(operations.definition(domain))
     if _switch(root, disks):
         connection.defineXML(etree.tostring(root, encoding="unicode"))
         changed = True

@@ -11,6 +11,7 @@ import grp
 import importlib.util
 import os
 import pwd
+import socket
 import stat
 import sys
 from collections.abc import Iterator, Sequence
@@ -43,9 +44,12 @@ PROGRAMS = {
 """What is looked for where there is no apt."""
 GROUPS = ("libvirt", "kvm")
 MODE = 0o755
+SOCKET = Path("/run/libvirt/libvirt-sock")
+"""Of the system's libvirtd, or of systemd, which starts it then."""
 SYSTEMD = Path("/run/systemd/system")
 """It is there where systemd runs (sd_booted(3))."""
 APT = ("apt-get", "-q", "-o", "DPkg::Lock::Timeout=300")
+CANT_TELL = "this user can't tell"
 BINDING = "pip install 'vmcloner[libvirt]' into the environment that vmcloner is in"
 SECONDS = 1800.0
 """For a command: packages may come from far away."""
@@ -59,12 +63,14 @@ class Step:
     :param argv: the command that does it; empty if there is nothing to do, or nobody but the user
         can do it.
     :param by_hand: whether the user has to do it.
+    :param unknown: whether this user can't tell if it is done; ``detail`` says why.
     """
 
     name: str
     detail: str = ""
     argv: tuple[str, ...] = ()
     by_hand: bool = False
+    unknown: bool = False
 
     @property
     def done(self) -> bool:
@@ -158,12 +164,16 @@ def _folders(host: Host) -> Iterator[Step]:
     """Yield the folders of records and of the pool of files, which QEMU's user has to enter."""
     pools = [_pool(table, host) for table in host.storage.values() if table.driver == "files"]
     for name, folder in [("state folder", host.state), *(("pool", path) for path in pools)]:
+        make = ("install", "-d", "-m", f"{MODE:04o}", str(folder))
         try:
             mode = folder.stat().st_mode
-        except OSError:  # also if this user may not look, as in a dry run
+        except PermissionError as error:  # this user may not look, as in a dry run
+            yield Step(name=name, detail=f"{CANT_TELL}: {error.strerror}", argv=make, unknown=True)
+            continue
+        except OSError:
             mode = 0
         if not stat.S_ISDIR(mode):
-            yield Step(name=name, argv=("install", "-d", "-m", f"{MODE:04o}", str(folder)))
+            yield Step(name=name, argv=make)
         elif not mode & stat.S_IXOTH:  # nobody gets or loses more of a folder than that
             yield Step(name=name, argv=("chmod", "o+x", str(folder)))
         else:
@@ -181,6 +191,20 @@ def _pool(table: BackendTable, host: Host) -> Path:
 def _daemon(runner: CommandRunner) -> Step:
     if is_answering(runner):
         return Step(name="libvirtd", detail="runs")
+    step = _started()
+    if os.geteuid() == 0:
+        return step
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(SOCKET))
+    except PermissionError as error:
+        return attrs.evolve(step, detail=f"{CANT_TELL}: {error.strerror}", unknown=True)
+    except OSError:
+        return step
+    return Step(name="libvirtd", detail="runs, and takes no calls of this user")
+
+
+def _started() -> Step:
     if SYSTEMD.is_dir():
         argv = ("systemctl", "enable", "--now", "libvirtd")
         return Step(name="libvirtd", detail="a service of systemd", argv=argv)

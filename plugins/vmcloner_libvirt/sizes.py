@@ -44,16 +44,9 @@ class Sizes(ResizeInterface):
         )
 
 
-def _known(connection: Any, name: str) -> Any:
-    domain = operations.find(connection, name)
-    if domain is None:
-        raise NotFound(f"{name}: no such domain", hint="vmcloner list")
-    return domain
-
-
 def _resize(connection: Any, name: str, memory: int | None, vcpus: int | None) -> Outcome[bool]:
     module = libvirt()
-    domain = _known(connection, name)
+    domain = operations.ours(connection, name)
     root = parse(domain.XMLDesc(module.VIR_DOMAIN_XML_INACTIVE))
     changed = False
     parts = (
@@ -101,7 +94,7 @@ def _live(domain: Any, wanted: int, tag: str, change: Callable[[int, int], int])
 
 def _grow(connection: Any, name: str, path: Path, size: int) -> bool:
     module = libvirt()
-    domain = _known(connection, name)
+    domain = operations.ours(connection, name)
     for disk in parse(domain.XMLDesc(0)).iterfind("devices/disk"):
         target = disk.find("target")
         if target is None or path_of(disk.find("source")) != path:

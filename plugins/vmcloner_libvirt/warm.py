@@ -37,7 +37,6 @@ from vmcloner_core.errors import (
     HostCommandError,
     InvalidRequest,
     NotEnoughResources,
-    NotFound,
     WrongState,
 )
 from vmcloner_core.model import DomainSpec, Outcome, State
@@ -149,10 +148,10 @@ class Warm(WarmInterface):
         """See :meth:`WarmInterface.boot`."""
 
         def boot(connection: Any, name: str) -> bool:
-            domain = _ours(connection, name)
+            domain = operations.ours(connection, name)
             if domain.isActive():
                 domain.destroy()
-            root = _definition(domain)
+            root = parse(operations.definition(domain))
             _check(root, name)
             self._make_memory(folder, _memory(root))
             secrets.provide(connection, _text(root))
@@ -165,7 +164,7 @@ class Warm(WarmInterface):
         """See :meth:`WarmInterface.save`."""
 
         def save(connection: Any, name: str) -> bool:
-            domain = _ours(connection, name)
+            domain = operations.ours(connection, name)
             if state_of(*domain.state()) not in (State.RUNNING, State.PAUSED):
                 raise WrongState(
                     f"{name}: it doesn't run any more", hint="vmcloner console " + name
@@ -174,7 +173,7 @@ class Warm(WarmInterface):
                 raise WrongState(f"{name}: it wasn't booted with its memory in {folder}")
             if state_of(*domain.state()) is State.RUNNING:
                 domain.suspend()
-            root = _definition(domain)
+            root = parse(operations.definition(domain))
             _written(domain, folder / DEVICES)
             domain.destroy()  # what it wrote to its memory until then is in the file
             _seal(folder, _fingerprint(self._plain(root)), self._programs(connection, root))
@@ -190,7 +189,7 @@ class Warm(WarmInterface):
         """See :meth:`WarmInterface.load`."""
 
         def load(connection: Any, name: str) -> bool:
-            domain = _ours(connection, name)
+            domain = operations.ours(connection, name)
             if domain.isActive():
                 if state_of(*domain.state()) is not State.PAUSED:
                     raise WrongState(f"{name} runs already", hint=f"vmcloner stop {name}")
@@ -199,7 +198,7 @@ class Warm(WarmInterface):
                         f"{name} was started by other means", hint=f"vmcloner stop {name}"
                     )
                 domain.destroy()
-            root = _definition(domain)
+            root = parse(operations.definition(domain))
             self._check_same(connection, root, name, folder)
             secrets.provide(connection, _text(root))
             xml = self._once(root, folder, share=False)
@@ -238,9 +237,9 @@ class Warm(WarmInterface):
         """See :meth:`WarmInterface.go_on`."""
 
         def go_on(connection: Any, name: str) -> bool:
-            domain, seed = _ours(connection, name), seeds[name]
+            domain, seed = operations.ours(connection, name), seeds[name]
             if seed is not None and str(seed) not in domain.XMLDesc(0):
-                disk = _seed_disk(_definition(domain), seed, serial)
+                disk = _seed_disk(parse(operations.definition(domain)), seed, serial)
                 domain.attachDeviceFlags(disk, libvirt().VIR_DOMAIN_AFFECT_LIVE)
             if state_of(*domain.state()) is State.PAUSED:
                 domain.resume()
@@ -253,8 +252,8 @@ class Warm(WarmInterface):
         """See :meth:`WarmInterface.connect`."""
 
         def connect(connection: Any, name: str) -> bool:
-            domain = _ours(connection, name)
-            definition, there = _definition(domain), macs(parse(domain.XMLDesc(0)))
+            domain = operations.ours(connection, name)
+            definition, there = parse(operations.definition(domain)), macs(parse(domain.XMLDesc(0)))
             placed = self._seed(definition) is not None
             wanted = [
                 card
@@ -341,18 +340,6 @@ class Warm(WarmInterface):
                     user, _, group = (label.text or "").partition(":")
                     return int(user.lstrip("+")), int(group.lstrip("+"))
         return None
-
-
-def _ours(connection: Any, name: str) -> Any:
-    domain = operations.find(connection, name)
-    if domain is None:
-        raise NotFound(f"{name}: no such domain", hint="vmcloner list")
-    return domain
-
-
-def _definition(domain: Any) -> Any:
-    module = libvirt()
-    return parse(domain.XMLDesc(module.VIR_DOMAIN_XML_INACTIVE | module.VIR_DOMAIN_XML_SECURE))
 
 
 def _maps(domain: Any, folder: Path) -> bool:

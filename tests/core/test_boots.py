@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from tests.conftest import forget_templates
-from vmcloner_core import Engine, Readiness, State, readiness
+from vmcloner_core import Engine, Readiness, State, readiness, watching
 from vmcloner_core.bootfiles import clear, fresh
 from vmcloner_core.booting import told
 from vmcloner_core.cli import app
@@ -276,8 +276,8 @@ def test_wait_leaves_what_ends_otherwise(site):
 
 
 def test_an_installer_that_never_ends(installer, monkeypatch):
-    monkeypatch.setattr(readiness, "MAX_STARTS", 3)
-    monkeypatch.setattr(readiness, "POLL", 0.001)
+    monkeypatch.setattr(watching, "MAX_STARTS", 3)
+    monkeypatch.setattr(watching, "POLL", 0.001)
     monkeypatch.setattr(readiness, "SLOW_POLL", 0.001)
     driver = installer.boot.driver
     resolve = driver.resolve_start

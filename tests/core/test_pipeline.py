@@ -14,9 +14,10 @@ from vmcloner_core.locks import hold
 from vmcloner_core.model import Outcome, State, Volume
 from vmcloner_core.pipeline import Pipeline, Stage, Work
 from vmcloner_core.plan import ClonePlan, Readiness
-from vmcloner_core.readiness import Awaited, watch
+from vmcloner_core.readiness import Awaited
 from vmcloner_core.steps import undoing
 from vmcloner_core.testing.samples import make_labels
+from vmcloner_core.watching import watch
 
 
 def works(count, *stages):

@@ -13,7 +13,8 @@ import pytest
 from vmcloner_core.errors import DeadlineExceeded, InvalidRequest, PartialFailure, WrongState
 from vmcloner_core.model import Access, State
 from vmcloner_core.plan import Quota, Readiness
-from vmcloner_core.readiness import Awaited, watch
+from vmcloner_core.readiness import Awaited
+from vmcloner_core.watching import watch
 
 
 class Machines:

@@ -137,7 +137,7 @@ def test_a_disk_of_another_domain_is_left_and_the_others_go_on(lab, action):
 
 
 def test_paused_clones_are_not_ready(lab, monkeypatch):
-    monkeypatch.setattr("vmcloner_core.readiness.PAUSED", 0.0)
+    monkeypatch.setattr("vmcloner_core.watching.PAUSED", 0.0)
     lab.engine.create("web", "t1", count=1, start=True)
     lab.engine.pause("web")
     lab.machines.machines["web-1"] = attrs.evolve(lab.machines.machines["web-1"], reason="by user")
@@ -161,7 +161,7 @@ def test_a_console_that_was_ready_stays_so_for_this_run(lab):
 
 
 def test_a_console_that_was_ready_and_is_paused_is_told_as_not_running(lab, monkeypatch):
-    monkeypatch.setattr("vmcloner_core.readiness.PAUSED", 0.0)
+    monkeypatch.setattr("vmcloner_core.watching.PAUSED", 0.0)
     lab.machines.started = lambda _name: 1.0
     wait = Readiness.parse("console:ready name={{ name }}", timeout=5)
     lab.engine.create("web", "t1", count=1, wait=wait)

@@ -12,6 +12,7 @@ from vmcloner_core.errors import BackendError, InvalidRequest
 
 NOBODY = 65534
 VMCLONER = Path(sys.executable).with_name("vmcloner")
+CLOSED = f"another user can't run {VMCLONER}: keep the checkout where all may read"
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 SETTINGS = """
@@ -48,9 +49,9 @@ def as_nobody(place, *words, cwd=None, config=True, **environment):
             capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except PermissionError:
-        pytest.skip("another user can't run this Python")
+        pytest.skip(CLOSED)
     if "can't open file" in done.stderr or "ModuleNotFoundError" in done.stderr:
-        pytest.skip("another user can't read this Python's packages")
+        pytest.skip(CLOSED)
     return done.returncode, done.stdout, done.stderr
 
 

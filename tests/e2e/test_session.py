@@ -79,7 +79,9 @@ def user():
         subprocess.run(["chown", "-R", f"{name}:{name}", home], check=True, timeout=60)
         with made.popen(str(VMCLONER), "--version") as process:
             if process.wait(60):
-                pytest.skip("another user can't run this Python")
+                pytest.skip(
+                    f"another user can't run {VMCLONER}: keep the checkout where all may read"
+                )
         yield made
     finally:
         for pid in made.processes():  # its libvirtd, which ends by itself after a while

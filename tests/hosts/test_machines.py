@@ -5,6 +5,7 @@ test_controller.py has the same for hosts in one process. The long ones are mark
 (``make test-hosts``).
 """
 
+import itertools
 import json
 import os
 import random
@@ -188,11 +189,16 @@ def test_a_machine_without_power_stops_runs_but_not_reads(carried):
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("fault", ["engine", "worker", "power", "controller"])
+@pytest.mark.parametrize(
+    ("carried", "fault"),
+    [
+        *itertools.product(("mitogen", "dask"), ("engine", "power", "controller")),
+        ("dask", "worker"),
+    ],
+    indirect=["carried"],
+)
 def test_a_fault_during_a_create_converges(carried, fault):
     """Whatever dies while thirty clones are made: the same command again makes them, once."""
-    if fault == "worker" and carried.carrier != "dask":
-        pytest.skip("only Dask has workers")
     words = ("create", "web", "-t", "plain", "-n", "30")
     chance = random.Random(fault)
     with carried.popen(*words) as process:

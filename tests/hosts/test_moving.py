@@ -39,6 +39,7 @@ from vmcloner_core.hosts.draining import Why, drain
 from vmcloner_core.hosts.sending import Parts
 from vmcloner_core.model import Capacity, Network, Outcome
 from vmcloner_core.moves import Moves
+from vmcloner_core.placing import Where
 from vmcloner_core.records import Records
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.testing.reference import ReferenceHypervisor
@@ -1092,6 +1093,25 @@ def test_files_and_devices_of_a_moved_clone_are_those_of_its_new_host(made):
     now = made.sites["h2"].engine._local.records.find("web-1").template()
     assert now.kernel is None
     assert now.domain.devices is None
+
+
+@pytest.mark.parametrize("method", ["copy"], indirect=True)
+@pytest.mark.parametrize("other", ["controller", "move_calls"])
+def test_the_word_of_a_host_gives_no_clone_devices(made, other, monkeypatch):
+    """It could name any template of the controller's, or of the new host's own: the user has to."""
+    # Each of the two looks by itself: they may have different templates.
+    monkeypatch.setattr(f"vmcloner_core.hosts.{other}.check_devices", lambda *_: None)
+    templates, all_hosts = made.folder / "config/vmcloner/templates", made.controller()
+    (templates / "gpu.toml").write_text(TEXT + "[domain]\ndevices = '<hostdev/>'\n")
+    all_hosts.create("gpu", "gpu", count=1, where=Where(hosts=("h1",)))
+    for template in (None, "t1"):
+        with pytest.raises(InvalidRequest, match=r"gpu-1 would get domain\.devices of"):
+            all_hosts.move("gpu-1", host="h2", template=template, dry_run=True)
+    drained = drain(all_hosts, "h1", move=True, dry_run=True)
+    assert {each.clone: each.action for each in drained} == {"web-1": "move", "gpu-1": "leave"}
+    (moved,) = all_hosts.move("gpu-1", host="h2", template="gpu")
+    assert moved.error is None
+    assert made.sites["h2"].engine._local.records.find("gpu-1").template().domain.devices
 
 
 @pytest.mark.parametrize("method", ["copy"], indirect=True)

@@ -1,5 +1,6 @@
 """The lab's parts on this machine, as far as they need no lab."""
 
+import contextlib
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import tarfile
 import threading
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -253,6 +255,27 @@ def test_what_is_no_variable_is_refused():
             command.parser().parse_args(["xen", "run", f"--env={wrong}", "--", "id"])
 
 
+@pytest.mark.parametrize(("ci", "given"), [("true", ["CI=true"]), (None, [])])
+def test_tests_inside_know_that_it_is_ci(monkeypatch, tmp_path, ci, given):
+    """There, what is missing fails, as outside."""
+    runs = []
+
+    class Inside:
+        channel = SimpleNamespace(call=lambda *_: b"")
+
+        def run(self, _argv, _seconds, _folder, variables):
+            runs.append(variables)
+            return 0
+
+    monkeypatch.delenv("CI", raising=False)
+    if ci:
+        monkeypatch.setenv("CI", ci)
+    monkeypatch.setattr(labs, "lab", lambda *_: contextlib.nullcontext(Inside()))
+    words = ["kvm", "test", "--junit", str(tmp_path / "junit.xml"), "--env", "A=1", "--", "tests"]
+    assert command.test(command.parser().parse_args(words)) == 0
+    assert runs == [[*given, "A=1"]]
+
+
 # --- labs that are lost -------------------------------------------------------------------------
 
 
@@ -321,7 +344,19 @@ def test_leaves_something(broken): pass
 )
 def test_only_tests_that_passed_are_said_to(tmp_path, before, passes):
     """What passed before is not run again, unlike what has only such a beginning of its name."""
-    (tmp_path / "test_inside.py").write_text(INSIDE)
+    assert inside(tmp_path, INSIDE, before) == (1, passes)
+
+
+@pytest.mark.parametrize(("before", "code"), [(["test_inside.py::test_passes"], 0), ([], 5)])
+def test_a_lab_may_be_lost_after_its_last_test(tmp_path, before, code):
+    """All is well if none is left to run; not if there never was one."""
+    text = "def test_passes(): pass" if before else ""
+    assert inside(tmp_path, text, before) == (code, [])
+
+
+def inside(tmp_path, text, before):
+    """Run a module of tests as in a lab; return pytest's exit code, and what is said to pass."""
+    (tmp_path / "test_inside.py").write_text(text)
     (tmp_path / progress.DONE).write_text("\n".join(before))
     console = tmp_path / "console"
     console.touch()
@@ -332,5 +367,5 @@ def test_only_tests_that_passed_are_said_to(tmp_path, before, passes):
     )
     environment = {**os.environ, "PYTHONPATH": str(TOP)}
     argv = [sys.executable, "-c", script]
-    subprocess.run(argv, cwd=tmp_path, env=environment, check=False, timeout=120)
-    assert progress.passed(console.read_text()) == passes
+    done = subprocess.run(argv, cwd=tmp_path, env=environment, check=False, timeout=120)
+    return done.returncode, progress.passed(console.read_text())

@@ -92,7 +92,7 @@ def test_memory_fits_only_the_machine_that_it_is_of(tmp_path, then, now, what, m
     manifest = {"like": machines.described(parse(DOMAIN)), "memory": len(memory)}
     (tmp_path / machines.MANIFEST).write_text(json.dumps(manifest))
     texts = [DOMAIN, DOMAIN.replace(then, now)]
-    monkeypatch.setattr(machines, "_definition", lambda _domain: parse(texts.pop(0)))
+    monkeypatch.setattr(machines.operations, "definition", lambda _domain: texts.pop(0))
     machines.check(None, "web-1", tmp_path)
     with pytest.raises(WrongState, match=f"have changed since the snapshot.*{what}"):
         machines.check(None, "web-1", tmp_path)

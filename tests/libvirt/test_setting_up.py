@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pwd
+import socket
 import sys
 from pathlib import Path
 
@@ -122,7 +123,9 @@ def test_folders_that_this_user_may_not_look_into(host, monkeypatch):
         return there(path, **options)
 
     monkeypatch.setattr(Path, "stat", stat)
-    assert planned(host, Machine())["pool"].argv[:2] == ("install", "-d")
+    pool = planned(host, Machine())["pool"]
+    assert (pool.unknown, pool.detail) == (True, "this user can't tell: Permission denied")
+    assert pool.argv[:2] == ("install", "-d")
 
 
 def test_who_comes_into_the_groups(monkeypatch):
@@ -196,6 +199,37 @@ def test_a_dry_run_changes_nothing(machine, capsys, tmp_path):
     assert '"to do"' in said.out
     assert machine.ran == []
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("who", "daemon", "network"),
+    [
+        ("refused after it answered", "already done", "unknown"),
+        ("not let in", "unknown", "unknown"),
+        ("without a daemon", "to do", "to do"),
+    ],
+)
+def test_an_ordinary_user_learns_what_is_known(
+    machine, capsys, tmp_path, monkeypatch, who, daemon, network
+):
+    def closed(_socket, _address):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(setting_up, "SOCKET", tmp_path / "socket")
+    if who == "not let in":
+        monkeypatch.setattr(socket.socket, "connect", closed)
+    with socket.socket(socket.AF_UNIX) as server:
+        if who == "refused after it answered":
+            server.bind(str(tmp_path / "socket"))
+            server.listen()
+        assert main(["host", "setup", "--dry-run", "-f", "json"]) == 0
+    said = capsys.readouterr()
+    status = {row["step"]: row["status"] for row in json.loads(said.out)}
+    assert (status["libvirtd"], status["network"]) == (daemon, network)
+    assert ("sudo vmcloner host setup --dry-run" in said.err) is ("unknown" in (daemon, network))
+    assert main(["host", "setup", "--yes"]) == 8  # what is unknown is root's to do
+    assert machine.ran == []
 
 
 @pytest.mark.parametrize("quiet", [[], ["--quiet"]])

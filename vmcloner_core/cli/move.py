@@ -40,6 +40,11 @@ class Move(Table):
         )
         parser.add_argument("host", metavar="HOST", help="Where they shall be, as in the settings.")
         parser.add_argument(
+            "--template",
+            metavar="TEMPLATE",
+            help="The clones' template, if that gives them devices or domain XML of its own.",
+        )
+        parser.add_argument(
             "--dry-run", action="store_true", help="Show what would be done; change nothing."
         )
         return parser
@@ -47,7 +52,10 @@ class Move(Table):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], list[Any]]:
         """Move; returns columns and rows."""
         moved = self.engine.move(
-            *parsed_args.targets, host=parsed_args.host, dry_run=parsed_args.dry_run
+            *parsed_args.targets,
+            host=parsed_args.host,
+            template=parsed_args.template,
+            dry_run=parsed_args.dry_run,
         )
         self._moved = () if parsed_args.dry_run else moved
         return COLUMNS, [row(each) for each in moved]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection
 from typing import TYPE_CHECKING
@@ -64,6 +65,28 @@ def check_networks(engine: Engine, cargo: Cargo, vouched: Collection[str]) -> No
             hint=f"in the settings there, {setting}; or a card on it in template "
             f"{labels.template!r}, here or there",
         )
+
+
+def check_devices(engine: Engine, cargo: Cargo, vouched: str) -> None:
+    """Check that no clone gets devices or domain XML of a template by the word of its old host.
+
+    A host that somebody has taken over could name any template that there is here.
+
+    :param vouched: the template that the user says it has.
+    :raises InvalidRequest: it would.
+    """
+    name = cargo.labels.template
+    if name == vouched:
+        return
+    with contextlib.suppress(NotFound):
+        domain = engine.template(name).domain
+        if domain.xml is not None or domain.devices:
+            given = "domain.devices" if domain.xml is None else "domain.xml"
+            raise InvalidRequest(
+                f"{cargo.name} would get {given} of template {name!r}, and only its old host says "
+                "that it has that template",
+                hint=f"if it has: vmcloner move {cargo.name} HOST --template {name}",
+            )
 
 
 def own_networks(engine: Engine, name: str) -> frozenset[str]:

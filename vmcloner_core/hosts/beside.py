@@ -45,7 +45,8 @@ class Asked:
     :param storage: a pool, empty for the host's default. :param item: a file of a parcel, or the
         number of a clone's disk. :param to: the other host of a move. :param heir: see
         :class:`Moving`. :param ran: playbooks that have run, see :class:`Record`.
-    :param networks: those of the controller's own templates of clones.
+    :param networks: those of the controller's own templates of clones. :param template: which one
+        the user says that moved clones have; empty if nobody says so.
     """
 
     fleets: tuple[str, ...] = ()
@@ -65,6 +66,7 @@ class Asked:
     cargos: tuple[Cargo, ...] = ()
     ran: Mapping[str, str] = attrs.field(factory=dict)
     networks: tuple[str, ...] = ()
+    template: str = ""
 
 
 @attrs.frozen(kw_only=True)

@@ -38,7 +38,7 @@ from vmcloner_core.errors import (
     did_you_mean,
 )
 from vmcloner_core.hosts import merging, parts, playing
-from vmcloner_core.hosts.adapting import own_networks
+from vmcloner_core.hosts.adapting import check_devices, own_networks
 from vmcloner_core.hosts.beside import Asked, Beside, Found
 from vmcloner_core.hosts.carrier import Carrier, InProcess, Unreachable
 from vmcloner_core.hosts.draining import Drained, Why, placed
@@ -216,6 +216,7 @@ class Controller(RunCalls, LabCalls, Reads):
         self,
         *targets: str,
         host: str,
+        template: str | None = None,
         dry_run: bool = False,
         on_found: Callable[[Sequence[Moved]], None] = lambda _found: None,
     ) -> tuple[Moved, ...]:
@@ -224,6 +225,8 @@ class Controller(RunCalls, LabCalls, Reads):
         A move that was killed or cut off is finished by the same call. Until then the clone can't
         be started on either host.
 
+        :param template: the clones' one, if that has domain XML or devices of its own: only the
+            old host says which they have, and it may be a hostile one.
         :param dry_run: change nothing. :param on_found: called with what will be done before
             anything is changed; may raise to stop.
         :returns: what was done with each clone; one that could not be moved has its error.
@@ -234,12 +237,15 @@ class Controller(RunCalls, LabCalls, Reads):
             check_all(judged)
             on_found(judged)
 
-        return self.move_each({host: targets}, dry_run=dry_run, on_found=found)
+        return self.move_each(
+            {host: targets}, template=template or "", dry_run=dry_run, on_found=found
+        )
 
     def move_each(
         self,
         wanted: Mapping[str, Sequence[str]],
         *,
+        template: str = "",
         dry_run: bool = False,
         on_found: Callable[[Sequence[Moved]], None] = lambda _found: None,
     ) -> tuple[Moved, ...]:
@@ -258,7 +264,7 @@ class Controller(RunCalls, LabCalls, Reads):
             _check_open(self._links.absent & set(wanted))
             with self._held(self._fleets(request), request) as found:
                 surveys = {name: each.survey for name, each in found.items()}
-                mover = self._mover()
+                mover = self._mover(template)
                 found_out = [
                     moved
                     for host, given in wanted.items()
@@ -270,7 +276,7 @@ class Controller(RunCalls, LabCalls, Reads):
                 on_found(judged)
                 return judged if dry_run else mover(judged)
 
-    def _mover(self) -> Mover:
+    def _mover(self, template: str) -> Mover:
         return Mover(
             self._links,
             self._sender,
@@ -279,6 +285,8 @@ class Controller(RunCalls, LabCalls, Reads):
             Birth.now().run,
             self.settings.limits.uploads,
             self._cancel,
+            template,
+            lambda cargo: check_devices(self._own_engine(), cargo, template),
         )
 
     def _networks(self, template: str) -> frozenset[str]:

@@ -14,7 +14,7 @@ import attrs
 
 from vmcloner_core.birth import Birth
 from vmcloner_core.errors import InvalidRequest, NotFound, WrongState
-from vmcloner_core.hosts.adapting import adapted_spec, check_networks, recorded_spec
+from vmcloner_core.hosts.adapting import adapted_spec, check_devices, check_networks, recorded_spec
 from vmcloner_core.hosts.arriving import Arrival, check_room, shares
 from vmcloner_core.hosts.cargo import Cargo
 from vmcloner_core.hosts.chunks import Chunk
@@ -201,6 +201,7 @@ class MoveCalls(ABC):
         found = self._engine.survey()
         for cargo in asked.cargos:
             check_networks(self._engine, cargo, asked.networks)
+            check_devices(self._engine, cargo, asked.template)
             Arrival(self._engine, cargo).check(found, complete=complete)
         check_room(self._engine._host, asked.cargos, found)
 

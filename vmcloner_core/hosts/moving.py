@@ -196,6 +196,8 @@ class Mover:
 
     :param images: returns what sends templates. :param networks: returns the networks of the
         controller's own template of a name. :param at_once: clones that are sent at once.
+    :param template: the one that the user says clones have; empty if nobody says so.
+    :param vouch: checks a clone by the controller's own template, which hosts may lack.
     """
 
     links: Links
@@ -205,6 +207,8 @@ class Mover:
     run: str
     at_once: int
     cancel: threading.Event
+    template: str
+    vouch: Callable[[Cargo], None]
 
     def check(self, wanted: Sequence[Moved]) -> tuple[Moved, ...]:
         """Return what can be moved, and what can't be with the reason. Changes nothing."""
@@ -214,6 +218,7 @@ class Mover:
             if each.action == SEND:
                 try:
                     cargo = self._cargo(each, "cargo")
+                    self.vouch(cargo)
                     self._admitted(each.target, [cargo])
                     cargos.setdefault(each.target, {})[each.clone] = cargo
                 except VmclonerError as error:
@@ -230,7 +235,12 @@ class Mover:
 
     def _arriving(self, cargos: Sequence[Cargo], source: str = "") -> Asked:
         networks = {key for cargo in cargos for key in self.networks(cargo.labels.template)}
-        return Asked(to=source, cargos=tuple(cargos), networks=tuple(sorted(networks)))
+        return Asked(
+            to=source,
+            cargos=tuple(cargos),
+            networks=tuple(sorted(networks)),
+            template=self.template,
+        )
 
     def __call__(self, wanted: Sequence[Moved]) -> tuple[Moved, ...]:
         """Move clones; each one's error is in its result."""

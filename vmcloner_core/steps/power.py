@@ -221,7 +221,7 @@ class WaitUntilReady(HypervisorStep):
         self, run: Run, driver: HypervisorDriver, works: Sequence[Work], more: More
     ) -> Iterator[Outcome[object]]:
         """See :meth:`Step.call`."""
-        from vmcloner_core.readiness import watch
+        from vmcloner_core.watching import watch
 
         by_name: dict[str, Work] = {}
 
