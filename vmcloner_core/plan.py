@@ -52,6 +52,17 @@ class OnFailure(enum.Enum):
     ROLLBACK = "rollback"
 
 
+def check_identical(*, identical: bool, warm: bool) -> None:
+    """Check that only forks are asked to be copies of their parent.
+
+    :raises InvalidRequest: others are.
+    """
+    if identical and not warm:
+        raise InvalidRequest(
+            "identical: only forks are copies of their parent", hint="with warm, or leave it out"
+        )
+
+
 def check_timeout(seconds: float) -> None:
     """Check that a timeout is positive and finite.
 

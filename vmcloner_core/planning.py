@@ -37,7 +37,6 @@ from vmcloner_core.survey import Survey
 if TYPE_CHECKING:
     from vmcloner_core.planner import Facts
     from vmcloner_core.template_checks import TemplateChecks
-    from vmcloner_core.warm_origins import WarmOrigin
 
 
 @attrs.frozen(kw_only=True)
@@ -204,7 +203,7 @@ class Planning:
         if request.warm or request.parent:
             from vmcloner_core.warming import forked
 
-            template = forked(template)
+            template = forked(template, identical=request.identical)
         storage_name = request.storage or self._settings.defaults.storage
         hypervisor_name = request.hypervisor or self._settings.defaults.hypervisor
         storage = host.drivers.storage(storage_name)
@@ -218,12 +217,15 @@ class Planning:
             facts = attrs.evolve(facts, authorized_keys=tuple(dict.fromkeys(keys)))
         birth = attrs.evolve(request.birth or Birth.now(), lease=self.lease(request.ttl))
         birth = attrs.evolve(birth, owner=request.owner or birth.owner)
-        if request.warm and not facts.warm:
+        if request.warm and not facts.warm and makes:
             raise WrongState(
                 f"template {template.name} has no warm origin in pool {storage_name!r}",
                 hint=f"vmcloner template warm {template.name} --storage {storage_name}",
             )
         plan = plan_create(request, template, facts, birth)
+        if request.warm and not facts.warm:
+            needed = f"template {template.name} is booted once before: it has no warm origin"
+            plan = attrs.evolve(plan, warnings=(*plan.warnings, needed))
         if plan.import_image and template.name not in ahead.pulled:
             host.images.check(template)
         unused = checks.unused(template, hypervisor)
@@ -277,7 +279,7 @@ class Planning:
         if wanted is not None:
             networks = asked(backend.of("networks.inspect"), wanted.inspect)
         fleet = [c.name for c in found.clones if c.fleet == request.fleet and c.recorded]
-        warm = self.warm_origin(template, storage, hypervisor) if request.warm else None
+        warm = self._host.warm.find(request.origin) if request.origin is not None else None
         image = warm.image if warm is not None else template.name
         return Facts(
             host=self._host.host.name,
@@ -321,23 +323,6 @@ class Planning:
                 else asked(backend, lambda: self.checks.needs(clone, hypervisor))
             ),
         )
-
-    def warm_depends(
-        self, template: Template, storage: StorageDriver, hypervisor: HypervisorDriver
-    ) -> Mapping[str, str]:
-        """Return what a warm origin of a template depends on; see :func:`warming.depends`."""
-        from vmcloner_core.warming import depends
-
-        return depends(self._host, self.checks, template, storage, hypervisor)
-
-    def warm_origin(
-        self, template: Template, storage: StorageDriver, hypervisor: HypervisorDriver
-    ) -> WarmOrigin | None:
-        """Return the warm origin that clones of a template can be forked from now, if any."""
-        from vmcloner_core.warming import current
-
-        wanted = self.warm_depends(template, storage, hypervisor)
-        return current(self._host, template.name, storage, hypervisor, wanted)
 
     def _need(self, pool: StorageDriver, request: CloneRequest, count: int) -> int:
         with guarded(self._host.drivers.backend("storage", pool.name, "need")):
