@@ -186,9 +186,6 @@ class Engine(RunCalls, LabCalls, WarmCalls, LeaseCalls, PoolCalls, GuestCalls, B
 
     def plan(self, request: Request) -> Plan:
         """Return what a request would do, checked against the host. Changes nothing."""
-        if isinstance(request, CreateRequest) and request.warm:
-            _, origin = self._found_warm(request)
-            request = attrs.evolve(request, origin=origin.key if origin is not None else None)
         return self._planning.plan(request, self._host.survey(), None)
 
     def run(

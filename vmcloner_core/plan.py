@@ -59,7 +59,7 @@ def check_identical(*, identical: bool, warm: bool) -> None:
     """
     if identical and not warm:
         raise InvalidRequest(
-            "identical: only forks are copies of their parent", hint="with warm, or leave it out"
+            "only forks are copies of their parent", hint="add warm, or leave out identical"
         )
 
 

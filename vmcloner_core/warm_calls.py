@@ -128,22 +128,15 @@ class WarmCalls(TemplateCalls):
             self._remove_unused(origin)
             return Outcome(key=name, value=origin)
 
-    def _found_warm(self, request: CreateRequest) -> tuple[Wanted, WarmOrigin | None]:
-        """Return what a create's forks need, and their origin if there is one. Changes nothing.
-
-        :raises BackendError, InvalidRequest: there can't be one.
-        """
-        template = request.shaped(self._host.catalog.template(request.template))
-        where = (request.storage, request.hypervisor)
-        known = self._wanted_warm(template, *where, identical=request.identical)
-        return known, current(self._host, known)
-
     def _make_warm(self, request: Request) -> Request:
         """Return a request that names the origin of its clones, which is made if there is none."""
         if not (isinstance(request, CreateRequest) and request.warm) or request.origin is not None:
             return request
-        known, found = self._found_warm(request)
-        return attrs.evolve(request, origin=(found or self._warmed(known).unwrap()).key)
+        template = request.shaped(self._host.catalog.template(request.template))
+        where = (request.storage, request.hypervisor)
+        known = self._wanted_warm(template, *where, identical=request.identical)
+        found = current(self._host, known) or self._warmed(known).unwrap()
+        return attrs.evolve(request, origin=found.key)
 
     def delete_warm(self, name: str, *, storage: str | None = None) -> tuple[WarmOrigin, ...]:
         """Remove a template's warm origins, of all pools or of one; returns them.
