@@ -66,6 +66,7 @@ from vmcloner_core.template_images import TemplateImages
 from vmcloner_core.template_leftovers import Leftovers
 from vmcloner_core.trusted_files import check_folder
 from vmcloner_core.warm_forks import Forks
+from vmcloner_core.warm_leftovers import UnfinishedOrigins
 from vmcloner_core.warm_origins import WarmOrigins
 
 if TYPE_CHECKING:
@@ -97,8 +98,9 @@ class LocalHost:
         self.catalog = Catalog(host.templates, received=host.received)
         self.images = TemplateImages(self.drivers, plugins)
         self.warm = WarmOrigins(host.warm)
+        self.unfinished = UnfinishedOrigins(self.warm, self.images)
         self.leftovers = Leftovers(
-            host.templates, host.received, self.catalog, self.images, self.drivers, self.warm
+            host.templates, host.received, self.catalog, self.images, self.drivers
         )
         self.forks = Forks(self.warm, self.records, self.drivers.backend)
         self.starter = Starter(

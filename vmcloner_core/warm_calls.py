@@ -22,7 +22,7 @@ from vmcloner_core.clone_spec import filled
 from vmcloner_core.drivers import CaptureRequest, HypervisorDriver, StorageDriver
 from vmcloner_core.errors import InvalidRequest, VmclonerError, WrongState
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import Clone, Origin, Outcome, Progress, State, Template, warm_image
+from vmcloner_core.model import Clone, Origin, Outcome, Progress, State, Template
 from vmcloner_core.names import check_template, fold
 from vmcloner_core.outcomes import guarded, single
 from vmcloner_core.plan import Plan, Readiness, RunResult
@@ -32,13 +32,13 @@ from vmcloner_core.results import check_result
 from vmcloner_core.target_planner import found_spec
 from vmcloner_core.template_calls import TemplateCalls
 from vmcloner_core.warm_forks import patience
+from vmcloner_core.warm_leftovers import LOCK, parents
 from vmcloner_core.warm_origins import AT, READY, WarmOrigin
 from vmcloner_core.warming import Wanted, current, of_image, wanted, warm_of
 
 log = logging.getLogger(__name__)
 STEP = "warm"
 """The name of the step in events."""
-LOCK = "warm"
 ANSWER = 120.0
 """Seconds in which a parent has to show that it can take a new identity, at full speed: for one
 that isn't waited for by its console, from the start of its boot."""
@@ -204,23 +204,14 @@ class WarmCalls(TemplateCalls):
             )
 
     def _sweep_warm(self) -> None:
-        """Remove what killed calls left; the lock is held, so nobody makes an origin now.
-
-        All that they left has a folder here: others' images in a pool that hosts share are theirs.
-        """
+        """Remove what killed calls left; the lock is held, so nobody makes an origin now."""
         host = self._host
-        clones, images = host.survey().clones, host.images.origins()
-        used = {clone.labels.warm for clone in clones}
-        for key in host.warm.drafts():
-            if key in used:  # its note is damaged
-                continue
+        found = host.survey()
+        for key in host.unfinished.keys(found):
             try:
-                if any(clone.fleet == _fleet(key) for clone in clones):
-                    check_result(self.run(TargetRequest(action="delete", targets=(_fleet(key),))))
-                for image in images:
-                    if image.template == warm_image(key):
-                        host.images.delete_origin(image.pool, image.template)
-                host.warm.remove(key)
+                if any(clone.fleet == parents(key) for clone in found.clones):
+                    check_result(self.run(TargetRequest(action="delete", targets=(parents(key),))))
+                host.unfinished.remove(key)
             except VmclonerError as error:  # the next call tries again
                 log.warning("%s", error)
 
@@ -251,11 +242,6 @@ def _check_told(template: Template, at: str) -> None:
         )
 
 
-def _fleet(key: str) -> str:
-    """Return the fleet of the parent of an origin."""
-    return f"warm{key}"
-
-
 @attrs.frozen
 class _Making:
     """The making of one origin. What fails, or is interrupted, leaves nothing."""
@@ -268,7 +254,7 @@ class _Making:
 
     @property
     def fleet(self) -> str:
-        return _fleet(self.origin.key)
+        return parents(self.origin.key)
 
     @property
     def template(self) -> Template:

@@ -415,6 +415,57 @@ def test_a_call_that_is_killed_while_an_origin_is_made(warm, lab, monkeypatch, p
     assert (folders, images, parents) == ([origin.key], [origin.image], [])
 
 
+@pytest.mark.parametrize("part", ["boot", "save", "keep"])
+def test_gc_removes_what_a_killed_making_left(warm, lab, monkeypatch, part):
+    monkeypatch.setattr("vmcloner_core.warm_calls._Making._undo", lambda _self: None)
+    owner = WarmOrigins if part == "keep" else lab.machines.warm
+    with monkeypatch.context() as patch:
+        instead = _killed(lambda *_: None) if part == "keep" else _killed(getattr(owner, part))
+        patch.setattr(owner, part, instead)
+        with pytest.raises((Killed, BackendError)):
+            warm.warm_template("warm")
+    left = leftovers(warm)
+    assert len(left[0]) == 1
+    (key,) = left[0]
+    shown = [(each.kind, each.name) for each in warm.gc(dry_run=True)]
+    assert ("warm", str(memory(warm) / key)) in shown
+    assert (("domain", f"warm{key}-1") in shown) is (part != "keep")
+    assert (("image", f"warm-{key} in pool files") in shown) is (part == "keep")
+    assert leftovers(warm) == left
+    with warm._held(["warm"]):  # somebody makes one now
+        assert [each.kind for each in warm.gc(dry_run=True) if key in each.name] == []
+    removed = warm.gc()
+    assert [(each.kind, each.name) for each in removed] == shown
+    assert {each.error for each in removed} == {None}
+    assert leftovers(warm) == ([], [], [])
+
+
+def test_gc_leaves_what_is_whole_or_used(warm):
+    warm.create("web", "warm", warm=True)
+    (origin,) = warm.warm_origins()
+    assert warm.gc() == ()
+    (origin.folder / "origin.json").write_text("{")  # the clone's disk is linked to its image
+    assert warm.gc() == ()
+    assert leftovers(warm) == ([origin.key], [origin.image], [])
+
+
+def test_gc_keeps_the_folder_while_the_parent_is_there(warm, lab, monkeypatch):
+    """Else nothing would tell that the parent is one."""
+    monkeypatch.setattr("vmcloner_core.warm_calls._Making._undo", lambda _self: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.machines.warm, "save", _killed(lab.machines.warm.save))
+        with pytest.raises(BackendError, match="Killed"):
+            warm.warm_template("warm")
+    ((key,), _, _) = leftovers(warm)
+    stuck = HostCommandError("nobody may do that")
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.machines, "undefine", lambda n: (Outcome(key=x, error=stuck) for x in n))
+        assert stuck in [each.error for each in warm.gc()]
+    assert leftovers(warm)[0] == [key]
+    assert warm.gc() != ()
+    assert leftovers(warm) == ([], [], [])
+
+
 def _killed(after):
     def call(*words):
         after(*words)
@@ -530,6 +581,7 @@ def test_origins_of_others_in_a_shared_pool_stay(warm, tmp_path):
     shutil.move(other.folder, tmp_path / "of another host")
     warm.create(f"warm{'0' * 20}", "warm")
     own = warm.warm_template("warm").unwrap()
+    assert warm.leftovers() == ()  # template prune leaves it
     images = {o.template for o in warm.origins() if o.template.startswith("warm-")}
     assert images == {other.image, own.image}
     assert states(warm, f"warm{'0' * 20}") != {}
