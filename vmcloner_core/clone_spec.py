@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from vmcloner_core.model import CloneSpec, Labels, Nic, Template, Values
 from vmcloner_core.placeholders import clone_values, fill
+from vmcloner_core.plan import Readiness
 from vmcloner_core.values_file import check_value
 
 
@@ -44,3 +45,22 @@ def own_values(template: Template, labels: Labels, nics: tuple[Nic, ...]) -> dic
         for key, value in template.values.items()
     }
     return {key: check_value(key, value, where) for key, value in filled.items()}
+
+
+def filled(wait: Readiness, spec: CloneSpec) -> Readiness:
+    """Return a readiness with a clone's own values filled in.
+
+    :raises InvalidRequest: one isn't known, or the result is not a regular expression.
+    """
+    return filled_in(wait, clone_values(spec.labels, spec.nics, spec.values))
+
+
+def filled_in(wait: Readiness, values: Mapping[str, object]) -> Readiness:
+    """Return a readiness with its placeholders replaced by ``values``.
+
+    :raises InvalidRequest: one isn't known, or the result is not a regular expression.
+    """
+    if not wait.placeholders:
+        return wait
+    argument = fill(wait.argument, values, what="ready")
+    return Readiness.parse(f"{wait.kind}:{argument}", timeout=wait.timeout)

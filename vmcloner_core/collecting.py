@@ -19,6 +19,7 @@ from vmcloner_core.plugins import PluginHost
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps.action import active
 from vmcloner_core.survey import Survey, Unseen, owners
+from vmcloner_core.warm_leftovers import LOCK, parents
 
 if TYPE_CHECKING:
     from vmcloner_core.plan import Plan, RunResult
@@ -30,18 +31,21 @@ OnFound = Callable[[Sequence[Leftover]], None]
 
 @attrs.frozen
 class _Unwanted:
-    """A clone to delete: one whose lease has ended, or whose benchmark was killed, or else one
-    that lacks a part."""
+    """A clone to delete: one whose lease has ended, or that who made it was killed, or else one
+    that lacks a part.
+
+    :param killed: what was killed that would have deleted it.
+    """
 
     clone: Clone
     lease: Lease | None = None
-    benchmark: bool = False
+    killed: str = ""
 
     @property
     def why(self) -> str | None:
         """Why all of it is deleted, None if it lacks a part."""
-        if self.benchmark:
-            return "its benchmark was killed"
+        if self.killed:
+            return f"its {self.killed} was killed"
         return f"its lease ended {self.lease.expires}" if self.lease is not None else None
 
 
@@ -69,14 +73,16 @@ class Collector:
         on_unseen: Callable[[Unseen], None],
     ) -> tuple[Leftover, ...]:
         """See :meth:`Engine.gc`."""
-        find = functools.partial(self._unwanted, expired=expired, orphans=orphans)
-        found = self.host.survey()
-        for unseen in found.unseen:
-            on_unseen(unseen)
-        unwanted = find(found)
-        if not dry_run:
-            self._warn(found)
         with contextlib.ExitStack() as stack:
+            makes = stack.enter_context(self._held_making())
+            found = self.host.survey()
+            for unseen in found.unseen:
+                on_unseen(unseen)
+            warm = () if makes else self.host.unfinished.keys(found)
+            find = functools.partial(self._unwanted, warm, expired=expired, orphans=orphans)
+            unwanted = find(found)
+            if not dry_run:
+                self._warn(found)
             fleets: frozenset[str] = frozenset()
             if unwanted:
                 wanted = {each.clone.fleet for each in unwanted}
@@ -86,18 +92,40 @@ class Collector:
             plan = self._plan([each.clone for each in unwanted], found)
             parts = {each.clone.name: tuple(self._parts(each)) for each in unwanted}
             left = self.host.collect(fleets, found, remove=False)
+            left = (*self.host.unfinished.parts(warm), *left)
             whole = (*(part for own in parts.values() for part in own), *left)
             if dry_run or not whole:
                 return whole
             on_found(whole)
             removed = self._deleted(plan, parts) if plan is not None else ()
+            removed = (*removed, *self._made_warm(warm))
             return (*removed, *self.host.collect(fleets, found, remove=True))
 
-    def _unwanted(self, found: Survey, *, expired: bool, orphans: bool) -> tuple[_Unwanted, ...]:
-        """Return the clones to delete, each once."""
-        abandoned = self.host.benchmarks.abandoned()
+    @contextlib.contextmanager
+    def _held_making(self) -> Iterator[bool]:
+        """Keep others from making warm origins if some may be left; yields whether one does now."""
+        if not any(self.host.warm.drafts()):
+            yield False
+            return
+        with self.host.hold_free([LOCK]) as free:
+            yield LOCK not in free
+
+    def _made_warm(self, keys: Sequence[str]) -> tuple[Leftover, ...]:
+        """Remove what is left of warm origins, except those whose parents are still there."""
+        there = {clone.fleet for clone in self.host.survey().clones} if keys else set()
+        return tuple(self.host.unfinished.collect([k for k in keys if parents(k) not in there]))
+
+    def _unwanted(
+        self, warm: Sequence[str], found: Survey, *, expired: bool, orphans: bool
+    ) -> tuple[_Unwanted, ...]:
+        """Return the clones to delete, each once.
+
+        :param warm: the keys of warm origins that nobody makes any more.
+        """
+        abandoned = dict.fromkeys(self.host.benchmarks.abandoned(), "benchmark")
+        abandoned |= {parents(key): "making of a warm origin" for key in warm}
         ours = self._ours(found) if abandoned else ()
-        killed = [_Unwanted(c, benchmark=True) for c in ours if c.fleet in abandoned]
+        killed = [_Unwanted(c, killed=abandoned[c.fleet]) for c in ours if c.fleet in abandoned]
         names = {each.clone.name for each in killed}
         expiring = self._expired(found) if expired else ()
         ended = [*killed, *(each for each in expiring if each.clone.name not in names)]
@@ -186,8 +214,8 @@ class Collector:
         why = f"clone {clone.name} has no domain"
         if lease is not None:
             why = f"the lease of {clone.name} ended {lease.expires}"
-        elif unwanted.benchmark:
-            why = f"the benchmark of {clone.name} was killed"
+        elif unwanted.killed:
+            why = f"the {unwanted.killed} of {clone.name} was killed"
         for volume in clone.volumes:
             yield Leftover(kind="disk", name=str(volume.path), size=_size(volume), why=why)
         for kept in clone.kept:

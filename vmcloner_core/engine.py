@@ -185,24 +185,7 @@ class Engine(RunCalls, LabCalls, WarmCalls, LeaseCalls, PoolCalls, GuestCalls, B
 
     def plan(self, request: Request) -> Plan:
         """Return what a request would do, checked against the host. Changes nothing."""
-        if isinstance(request, CreateRequest) and request.warm and not self._has_warm(request):
-            cold = self._planning.plan(attrs.evolve(request, warm=False), self._host.survey(), None)
-            first = f"template {request.template} is booted once before: it has no warm origin"
-            return attrs.evolve(cold, warnings=(*cold.warnings, first))
         return self._planning.plan(request, self._host.survey(), None)
-
-    def _has_warm(self, request: CreateRequest) -> bool:
-        """Tell whether there is a warm origin for a create. Changes nothing.
-
-        :raises BackendError, InvalidRequest: there can't be one.
-        """
-        from vmcloner_core.warming import forked
-
-        defaults, drivers = self.settings.defaults, self._host.drivers
-        template = forked(request.shaped(self._host.catalog.template(request.template)))
-        storage = drivers.storage(request.storage or defaults.storage)
-        hypervisor = drivers.hypervisor(request.hypervisor or defaults.hypervisor)
-        return self._planning.warm_origin(template, storage, hypervisor) is not None
 
     def run(
         self, request: Request, *, on_plan: Callable[[Plan], None] = lambda _plan: None
@@ -214,18 +197,11 @@ class Engine(RunCalls, LabCalls, WarmCalls, LeaseCalls, PoolCalls, GuestCalls, B
         :param on_plan: called with the plan before anything is changed; may raise to stop.
         :raises VmclonerError: the request can't be carried out at all; nothing was changed.
         """
-        self._make_warm(request)
+        request = self._make_warm(request)
         with self.hold(*self._fleets(request)) as held:
             plan = held.plan(request)
             on_plan(plan)
             return held.carry_out(plan)
-
-    def _make_warm(self, request: Request) -> None:
-        """Make the warm origin that a create forks its clones from, if there is none."""
-        if isinstance(request, CreateRequest) and request.warm and not self._has_warm(request):
-            self.warm_template(
-                request.template, storage=request.storage, hypervisor=request.hypervisor
-            )
 
     @contextlib.contextmanager
     def hold(self, *fleets: str) -> Iterator[Held]:

@@ -28,17 +28,20 @@ from vmcloner_core.catalog import Catalog
 from vmcloner_core.claims import Claims
 from vmcloner_core.deadlines import answers, instance
 from vmcloner_core.driver_registry import DriverRegistry
-from vmcloner_core.drivers import HypervisorDriver
+from vmcloner_core.drivers import HypervisorDriver, StorageDriver
 from vmcloner_core.errors import BackendError, VmclonerError
 from vmcloner_core.model import (
+    AS_IT_COMES,
     Access,
     Clone,
     CloneSpec,
+    Copying,
     Host,
     Labels,
     Lease,
     Leftover,
     Moment,
+    Origin,
     Outcome,
     State,
     Template,
@@ -62,6 +65,7 @@ from vmcloner_core.sweeping import ID_LOCK, Sweeper
 from vmcloner_core.template_images import TemplateImages
 from vmcloner_core.trusted_files import check_folder
 from vmcloner_core.warm_forks import Forks
+from vmcloner_core.warm_leftovers import UnfinishedOrigins
 from vmcloner_core.warm_origins import WarmOrigins
 
 if TYPE_CHECKING:
@@ -94,6 +98,7 @@ class LocalHost:
         self.catalog = Catalog(host.templates, received=host.received)
         self.images = TemplateImages(self.drivers, plugins)
         self.warm = WarmOrigins(host.warm)
+        self.unfinished = UnfinishedOrigins(self.warm, self.images)
         self.forks = Forks(self.warm, self.records, self.drivers.backend)
         self.starter = Starter(
             boots=self.drivers.boot,
@@ -110,9 +115,7 @@ class LocalHost:
         from vmcloner_core.template_leftovers import Leftovers
 
         host = self.host
-        return Leftovers(
-            host.templates, host.received, self.catalog, self.images, self.drivers, self.warm
-        )
+        return Leftovers(host.templates, host.received, self.catalog, self.images, self.drivers)
 
     @functools.cached_property
     def seed(self) -> str:
@@ -292,6 +295,23 @@ class LocalHost:
             cancelled=cancelled,
             waiting=lambda name: log.warning("waiting for another run on %s", name),
         )
+
+    def import_image(
+        self,
+        template: Template,
+        pool: StorageDriver,
+        run: str,
+        started: float,
+        cancelled: Callable[[], bool],
+        copying: Copying = AS_IT_COMES,
+    ) -> Origin:
+        """Return a template's image in a pool, imported while no other run does if it isn't there.
+
+        :param run, started: see :meth:`TemplateImages.import_image`.
+        """
+        with self.hold([f"template/{template.name}"], cancelled):
+            imported = self.images.import_image(template, pool, run, started, copying)
+        return imported.unwrap()
 
     def sweep(self, fleets: Collection[str], found: Survey) -> None:
         """Remove what killed runs left; see :class:`Sweeper`.

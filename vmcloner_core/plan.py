@@ -52,6 +52,17 @@ class OnFailure(enum.Enum):
     ROLLBACK = "rollback"
 
 
+def check_identical(*, identical: bool, warm: bool) -> None:
+    """Check that only forks are asked to be copies of their parent.
+
+    :raises InvalidRequest: others are.
+    """
+    if identical and not warm:
+        raise InvalidRequest(
+            "only forks are copies of their parent", hint="add warm, or leave out identical"
+        )
+
+
 def check_timeout(seconds: float) -> None:
     """Check that a timeout is positive and finite.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import attrs
 
 from vmcloner_core.birth import Birth
-from vmcloner_core.clone_spec import clone_spec
+from vmcloner_core.clone_spec import clone_spec, filled
 from vmcloner_core.disks import disk_numbers
 from vmcloner_core.errors import Conflict, InvalidRequest, NotEnoughResources, WrongState
 from vmcloner_core.identity_rules import resolve
@@ -30,7 +30,6 @@ from vmcloner_core.model import (
     clone_mac,
 )
 from vmcloner_core.names import MAX_INDEX, clone_name, fold
-from vmcloner_core.placeholders import clone_values, fill
 from vmcloner_core.plan import ALL, ClonePlan, Plan, Readiness
 from vmcloner_core.preflight import check_memory, check_networks, check_space
 from vmcloner_core.records import Record, check_record, known_uuid
@@ -493,25 +492,6 @@ def _check_sizes(spec: CloneSpec) -> None:
             f"{spec.name}: a fork has the template's {key}, no other",
             hint=f"a template of its own that extends {spec.template.name}, or leave out --warm",
         )
-
-
-def filled(wait: Readiness, spec: CloneSpec) -> Readiness:
-    """Return a readiness with a clone's own values filled in.
-
-    :raises InvalidRequest: one isn't known, or the result is not a regular expression.
-    """
-    return filled_in(wait, clone_values(spec.labels, spec.nics, spec.values))
-
-
-def filled_in(wait: Readiness, values: Mapping[str, object]) -> Readiness:
-    """Return a readiness with its placeholders replaced by ``values``.
-
-    :raises InvalidRequest: one isn't known, or the result is not a regular expression.
-    """
-    if not wait.placeholders:
-        return wait
-    argument = fill(wait.argument, values, what="ready")
-    return Readiness.parse(f"{wait.kind}:{argument}", timeout=wait.timeout)
 
 
 def _used_macs(facts: Facts) -> set[str]:

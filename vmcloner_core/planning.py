@@ -201,29 +201,34 @@ class Planning:
             )
         later = ahead.templates.get(request.template)
         template = request.shaped(later or host.catalog.template(request.template))
-        if request.warm or request.parent:
-            from vmcloner_core.warming import forked
-
-            template = forked(template)
         storage_name = request.storage or self._settings.defaults.storage
         hypervisor_name = request.hypervisor or self._settings.defaults.hypervisor
         storage = host.drivers.storage(storage_name)
         hypervisor = host.drivers.hypervisor(hypervisor_name)
+        warm = None
+        if request.warm or request.parent:
+            from vmcloner_core.warming import forked
+
+            warm = self._warm_origin(request, template, storage, hypervisor, makes=makes)
+            template = forked(template, identical=request.identical)
         checks.pairing(template, hypervisor)
         self._check_seen(request, found, storage_name, hypervisor_name)
-        facts = self._facts(request, template, found, storage, hypervisor, ahead)
+        facts = self._facts(request, template, found, storage, hypervisor, warm, ahead)
         if facts.seeds and template.identity.authorized_keys != ():
             own = own_key.made_key() if makes else own_key.public_key()
             keys = (*facts.authorized_keys, *((own,) if own is not None else ()))
             facts = attrs.evolve(facts, authorized_keys=tuple(dict.fromkeys(keys)))
         birth = attrs.evolve(request.birth or Birth.now(), lease=self.lease(request.ttl))
         birth = attrs.evolve(birth, owner=request.owner or birth.owner)
-        if request.warm and not facts.warm:
+        if request.warm and warm is None and makes:
             raise WrongState(
                 f"template {template.name} has no warm origin in pool {storage_name!r}",
                 hint=f"vmcloner template warm {template.name} --storage {storage_name}",
             )
         plan = plan_create(request, template, facts, birth)
+        if request.warm and warm is None:
+            needed = f"template {template.name} is booted once before: it has no warm origin"
+            plan = attrs.evolve(plan, warnings=(*plan.warnings, needed))
         if plan.import_image and template.name not in ahead.pulled:
             host.images.check(template)
         unused = checks.unused(template, hypervisor)
@@ -255,6 +260,7 @@ class Planning:
         found: Survey,
         storage: StorageDriver,
         hypervisor: HypervisorDriver,
+        warm: WarmOrigin | None,
         ahead: Ahead,
     ) -> Facts:
         """Return what a create needs to know of the host.
@@ -277,7 +283,6 @@ class Planning:
         if wanted is not None:
             networks = asked(backend.of("networks.inspect"), wanted.inspect)
         fleet = [c.name for c in found.clones if c.fleet == request.fleet and c.recorded]
-        warm = self.warm_origin(template, storage, hypervisor) if request.warm else None
         image = warm.image if warm is not None else template.name
         return Facts(
             host=self._host.host.name,
@@ -322,22 +327,30 @@ class Planning:
             ),
         )
 
-    def warm_depends(
-        self, template: Template, storage: StorageDriver, hypervisor: HypervisorDriver
-    ) -> Mapping[str, str]:
-        """Return what a warm origin of a template depends on; see :func:`warming.depends`."""
-        from vmcloner_core.warming import depends
-
-        return depends(self._host, self.checks, template, storage, hypervisor)
-
-    def warm_origin(
-        self, template: Template, storage: StorageDriver, hypervisor: HypervisorDriver
+    def _warm_origin(
+        self,
+        request: CreateRequest,
+        template: Template,
+        storage: StorageDriver,
+        hypervisor: HypervisorDriver,
+        *,
+        makes: bool,
     ) -> WarmOrigin | None:
-        """Return the warm origin that clones of a template can be forked from now, if any."""
-        from vmcloner_core.warming import current
+        """Return the origin of a create's forks, if there is one.
 
-        wanted = self.warm_depends(template, storage, hypervisor)
-        return current(self._host, template.name, storage, hypervisor, wanted)
+        :param makes: whether the plan will be carried out: then its caller names the origin.
+        :raises BackendError, InvalidRequest: there can't be one.
+        """
+        from vmcloner_core.warming import current, wanted
+
+        if request.origin is not None:
+            return self._host.warm.find(request.origin)
+        if makes or not request.warm:
+            return None
+        known = wanted(
+            self._host, self.checks, template, storage, hypervisor, identical=request.identical
+        )
+        return current(self._host, known)
 
     def _need(self, pool: StorageDriver, request: CloneRequest, count: int) -> int:
         with guarded(self._host.drivers.backend("storage", pool.name, "need")):

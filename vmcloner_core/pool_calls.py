@@ -28,12 +28,13 @@ from vmcloner_core.errors import (
     WrongState,
 )
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import Access, Clone, Lease, Moment, State, check_ttl
+from vmcloner_core.model import Access, Clone, Lease, Moment, Outcome, State, check_ttl
 from vmcloner_core.plan import check_timeout
 from vmcloner_core.pools import Pool, PoolReset
 from vmcloner_core.records import Record
 from vmcloner_core.settings import Settings
 from vmcloner_core.units import counted, format_seconds
+from vmcloner_core.warm_origins import WarmOrigin
 
 if TYPE_CHECKING:
     from vmcloner_core.machine import Machine
@@ -85,7 +86,7 @@ class PoolCalls(ABC):
         """Hold fleets against other runs; see :meth:`Engine.hold`."""
 
     @abstractmethod
-    def warm_template(self, name: str) -> object:
+    def warm_template(self, name: str, *, identical: bool = False) -> Outcome[WarmOrigin]:
         """Make a template's warm origin; see :meth:`WarmCalls.warm_template`."""
 
     @abstractmethod
@@ -132,10 +133,12 @@ class PoolCalls(ABC):
         from vmcloner_core.pool_filling import PoolFilling
 
         wanted = self._defined(pool)
+        origin = None
         if wanted.warm:
-            self.warm_template(wanted.template)
+            warmed = self.warm_template(wanted.template, identical=wanted.identical)
+            origin = warmed.unwrap().key
         with self.hold(wanted.name) as held:
-            PoolFilling(wanted, self._host, held).fill()
+            PoolFilling(wanted, self._host, held, origin).fill()
         return self.pool_members(wanted.name)
 
     def empty_pool(self, name: str, *, force: bool = False) -> tuple[PoolMember, ...]:

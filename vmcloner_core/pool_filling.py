@@ -56,11 +56,14 @@ class PoolFilling:
 
     What it does to a clone can be cut off anywhere: until its end the clone's claim has ended, or
     is missing, and the next filling resets the clone again.
+
+    :param origin: the key of the warm origin of new clones, if the pool is warm.
     """
 
     pool: Pool
     host: LocalHost
     held: Held
+    origin: str | None = None
 
     def fill(self) -> None:
         """Make and reset clones, and put off the end of their leases.
@@ -137,6 +140,8 @@ class PoolFilling:
             indices=tuple(missing),
             ttl=self.pool.ttl,
             warm=self.pool.warm,
+            identical=self.pool.identical,
+            origin=self.origin,
         )
         if len(there) == len(self._there):
             result = self.held.carry_out(self.held.plan(request))

@@ -16,7 +16,7 @@ from vmcloner_core.errors import BackendError, InvalidRequest, NotFound, did_you
 from vmcloner_core.model import check_ttl
 from vmcloner_core.names import MAX_LABEL, check_fleet, check_template
 from vmcloner_core.os_errors import of_state
-from vmcloner_core.plan import Readiness, check_timeout
+from vmcloner_core.plan import Readiness, check_identical, check_timeout
 from vmcloner_core.trusted_files import exists, make_folder, read_file, replacing
 
 MAX_SIZE = 1000
@@ -68,6 +68,7 @@ class Pool:
         second instead of a boot: the clone goes on from there.
     :param warm: whether clones, new and reset ones, are forked from the template's warm origin
         instead of booted. It is made if there is none.
+    :param identical: whether forks stay who their parent was; see :class:`CreateRequest`.
     :param ready: what is waited for before it is taken; None for what its template says.
     :param timeout: seconds for each clone to get ready; None for :class:`Readiness`'s default.
     :param ttl: seconds after which ``gc --expired`` may remove clones that nobody uses. Engines
@@ -80,6 +81,7 @@ class Pool:
     reset: PoolReset = attrs.field(default=PoolReset.ALWAYS, converter=_reset)
     memory: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
     warm: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
+    identical: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
     ready: str | None = None
     timeout: float | None = attrs.field(default=None, validator=_timeout)
     ttl: int = attrs.field(default=TTL, validator=_ttl)
@@ -92,6 +94,7 @@ class Pool:
                 f"pool {self.name}: memory and warm are two ways to save a boot",
                 hint="choose one: memory keeps each clone's own, warm shares one of the template",
             )
+        check_identical(identical=self.identical, warm=self.warm)
         self.readiness  # noqa: B018 - raises if it can't be waited for
 
     @property

@@ -36,6 +36,7 @@ from vmcloner_core.plan import (
     Readiness,
     Sizes,
     check_boot_jobs,
+    check_identical,
     check_timeout,
 )
 
@@ -144,6 +145,9 @@ class CreateRequest:
         settings say. Existing clones keep their leases.
     :param owner: whose new clones are; None for this process's user. Existing ones keep theirs.
     :param warm: fork new clones from the template's warm origin, which is made if there is none.
+    :param identical: forks stay who their parent was: they have its name, keys and all else but
+        its cards. With ``warm`` only.
+    :param origin: the key of the warm origin, if the caller has found or made it.
     :param parent: make the clone that a warm origin is made from: like its forks, but not started.
     """
 
@@ -177,6 +181,8 @@ class CreateRequest:
     ttl: int | str | None = attrs.field(default=None, validator=_ttl)
     owner: str | None = attrs.field(default=None, validator=attrs.validators.optional(_owner))
     warm: bool = False
+    identical: bool = False
+    origin: str | None = None
     parent: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -187,6 +193,7 @@ class CreateRequest:
         check_template(self.template)
         if self.count is not None and self.add is not None:
             raise InvalidRequest("count and add exclude each other")
+        check_identical(identical=self.identical, warm=self.warm or self.parent)
         clone_name(self.fleet, min(self.count or self.add or 1, MAX_INDEX))
 
     @property

@@ -121,8 +121,8 @@ def check(driver: HypervisorDriver, name: str, template: str) -> None:
             return
     raise WrongState(
         f"template {template}: its guest can't take a new identity after a fork: {reason}",
-        hint="install qemu-guest-agent in its image and set domain.agent = true, or create the "
-        "clones without --warm",
+        hint="install qemu-guest-agent in its image and set domain.agent = true, create the clones "
+        "without --warm, or with --warm --identical: all are exact copies of one guest then",
     )
 
 

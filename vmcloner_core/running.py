@@ -79,12 +79,11 @@ class PlannedRun:
         plan = self._plan
         assert plan.template is not None and plan.storage is not None  # noqa: S101, PT018
         pool = self._host.drivers.storage(plan.storage)
-        images = self._host.images
-        with self._host.hold([f"template/{plan.template.name}"], self._cancelled.is_set):
-            outcome = images.import_image(
-                plan.template, pool, plan.run, self._started, plan.copying
-            )
-        check_space(plan, outcome.unwrap(), pool.need, self._capacity(plan.storage))
+        cancelled = self._cancelled.is_set
+        origin = self._host.import_image(
+            plan.template, pool, plan.run, self._started, cancelled, plan.copying
+        )
+        check_space(plan, origin, pool.need, self._capacity(plan.storage))
 
     def _build(self, template: Template) -> None:
         """Build the kernel of a template whose image another host has put into a shared pool."""

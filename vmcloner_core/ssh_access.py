@@ -39,7 +39,9 @@ def access(
     if known_hosts is None:
         raise WrongState(
             f"{labels.clone} has no known host key",
-            hint=f"give template {labels.template} an identity, and create the clone again",
+            hint=f"give template {labels.template} an identity, and create the clone again"
+            if labels.warm is None
+            else "it is an exact copy of another guest: create it again without --identical",
         )
     key = template.ssh.key
     if key is not None and not os.path.isfile(key):  # noqa: PTH113 - raises nothing

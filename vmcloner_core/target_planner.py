@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 
-from vmcloner_core.clone_spec import clone_spec
+from vmcloner_core.clone_spec import clone_spec, filled, filled_in
 from vmcloner_core.disks import disk_numbers
 from vmcloner_core.errors import InvalidRequest, NotFound
 from vmcloner_core.model import Clone, CloneSpec, Nic, NicSpec, State, Template
 from vmcloner_core.names import fold, parse_targets
 from vmcloner_core.placeholders import clone_values
 from vmcloner_core.plan import ALL, ClonePlan, Plan, Readiness
-from vmcloner_core.planner import check_of_lab, check_ours, check_still, filled, filled_in
+from vmcloner_core.planner import check_of_lab, check_ours, check_still
 from vmcloner_core.records import Record, known_uuid
 from vmcloner_core.request import TargetRequest
 from vmcloner_core.steps import ACTIONS, TargetAction

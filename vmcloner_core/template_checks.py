@@ -9,7 +9,7 @@ import attrs
 
 from vmcloner_core.birth import Birth
 from vmcloner_core.booting import boot_request, defined_boot, domain_spec
-from vmcloner_core.clone_spec import clone_spec
+from vmcloner_core.clone_spec import clone_spec, filled
 from vmcloner_core.disks import disk_numbers
 from vmcloner_core.drivers import BootRequest, HypervisorDriver
 from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError
@@ -32,7 +32,7 @@ from vmcloner_core.model import (
 from vmcloner_core.names import volume_name
 from vmcloner_core.outcomes import guarded
 from vmcloner_core.plan import Readiness
-from vmcloner_core.planner import check_wait, filled
+from vmcloner_core.planner import check_wait
 from vmcloner_core.preflight import check_networks
 from vmcloner_core.records import identity_request
 from vmcloner_core.units import counted

@@ -23,7 +23,6 @@ from vmcloner_core.names import fold
 from vmcloner_core.os_errors import translated
 from vmcloner_core.survey import Survey
 from vmcloner_core.template_images import TemplateImages
-from vmcloner_core.warm_origins import WarmOrigins
 
 
 @attrs.frozen(kw_only=True)
@@ -46,7 +45,6 @@ class Leftovers:
 
     :param built: the folder with the results of image builders, one folder per template.
     :param received: the folder with the templates that controllers sent.
-    :param warm: the warm origins, whose disks are no leftovers.
     """
 
     built: Path
@@ -54,15 +52,18 @@ class Leftovers:
     catalog: Catalog
     images: TemplateImages
     drivers: DriverRegistry
-    warm: WarmOrigins
 
     def find(self) -> tuple[TemplateLeftover, ...]:
-        """Return what no template names; a template that can't be read names what has its name."""
+        """Return what no template names; a template that can't be read names what has its name.
+
+        Disks of warm origins are no templates', and those of other hosts that share the pool aren't
+        to be told from what is left here: see :class:`UnfinishedOrigins`.
+        """
         infos = {info.name: info.template for info in self.catalog.infos()}
         found = [
             TemplateLeftover(template=origin.template, pool=origin.pool, size=origin.allocated)
             for origin in self.images.origins()
-            if origin.template not in infos and not self._is_warm(origin.template)
+            if origin.template not in infos and warm_key(origin.template) is None
         ]
         for folder in self._folders():
             template = infos.get(folder.name)
@@ -72,11 +73,6 @@ class Leftovers:
                 size = _allocated(folder)
                 found.append(TemplateLeftover(template=folder.name, folder=folder, size=size))
         return tuple(sorted(found, key=lambda left: (left.template, left.pool or "")))
-
-    def _is_warm(self, image: str) -> bool:
-        """Tell whether an image is the disk of a warm origin here, also of one that is made now."""
-        key = warm_key(image)
-        return key is not None and (self.warm.folder / key).is_dir()
 
     def _folders(self) -> Iterator[Path]:
         try:

@@ -18,10 +18,11 @@ import attrs
 
 from vmcloner_core import reseeding
 from vmcloner_core.cancelling import Cancellation, pause
+from vmcloner_core.clone_spec import filled
 from vmcloner_core.drivers import CaptureRequest, HypervisorDriver, StorageDriver
 from vmcloner_core.errors import InvalidRequest, VmclonerError, WrongState
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import Clone, Origin, Outcome, Progress, State, Template, warm_image
+from vmcloner_core.model import Clone, Origin, Outcome, Progress, State, Template
 from vmcloner_core.names import check_template, fold
 from vmcloner_core.outcomes import guarded, single
 from vmcloner_core.plan import Plan, Readiness, RunResult
@@ -29,13 +30,13 @@ from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.results import check_result
 from vmcloner_core.template_calls import TemplateCalls
 from vmcloner_core.warm_forks import patience
+from vmcloner_core.warm_leftovers import LOCK, parents
 from vmcloner_core.warm_origins import AT, READY, WarmOrigin
-from vmcloner_core.warming import current, forked, warm_of
+from vmcloner_core.warming import Wanted, current, of_image, wanted, warm_of
 
 log = logging.getLogger(__name__)
 STEP = "warm"
 """The name of the step in events."""
-LOCK = "warm"
 ANSWER = 120.0
 """Seconds in which a parent has to show that it can take a new identity, at full speed: for one
 that isn't waited for by its console, from the start of its boot."""
@@ -65,6 +66,7 @@ class WarmCalls(TemplateCalls):
         name: str,
         *,
         at: str = READY,
+        identical: bool = False,
         storage: str | None = None,
         hypervisor: str | None = None,
         timeout: float | None = None,
@@ -77,6 +79,7 @@ class WarmCalls(TemplateCalls):
 
         :param at: when the guest is saved: ``ready``, when the template's console line is there,
             or any with ``console:REGEX``; then it must also be able to take a new identity.
+        :param identical: for forks that stay who this guest is: it need not be able to.
         :param storage, hypervisor: None for the settings' defaults.
         :param timeout: seconds for the guest to get there, None for :class:`Readiness`'s default.
         :raises BackendError: pool or hypervisor have no warm forks; says why.
@@ -84,25 +87,54 @@ class WarmCalls(TemplateCalls):
         :raises WrongState: the guest can't take a new identity, or didn't get ready.
         """
         _check_aim(at)
-        host, defaults = self._host, self.settings.defaults
-        pool = host.drivers.storage(storage or defaults.storage)
-        driver = host.drivers.hypervisor(hypervisor or defaults.hypervisor)
+        template = self._host.catalog.template(check_template(name))
+        known = self._wanted_warm(template, storage, hypervisor, identical=identical)
+        return self._warmed(known, at, timeout)
+
+    def _wanted_warm(
+        self, template: Template, storage: str | None, hypervisor: str | None, *, identical: bool
+    ) -> Wanted:
+        """Return what forks of a template need; see :func:`warming.wanted`."""
+        drivers, defaults = self._host.drivers, self.settings.defaults
+        pool = drivers.storage(storage or defaults.storage)
+        driver = drivers.hypervisor(hypervisor or defaults.hypervisor)
+        checks = self._planning.checks
+        return wanted(self._host, checks, template, pool, driver, identical=identical)
+
+    def _warmed(
+        self, known: Wanted, at: str = READY, timeout: float | None = None
+    ) -> Outcome[WarmOrigin]:
+        """Return an origin that fits, made if there is none; see :meth:`warm_template`."""
+        host, name = self._host, known.template.name
+        pool, driver = known.storage, known.hypervisor
         with self._held([LOCK]) as ending:
-            template = forked(host.catalog.template(check_template(name)))
-            warm_of(driver)
-            self._planning.warm_depends(template, pool, driver)  # what stands against it, first
-            self._import(template, pool, ending)
-            depends = {**self._planning.warm_depends(template, pool, driver), AT: at}
-            found = current(host, name, pool, driver, depends)
+            cancelled = ending.event.is_set
+            image = host.images.origin(pool, name) or host.import_image(
+                known.template, pool, "", time.monotonic(), cancelled
+            )
+            known = of_image(known, image)
+            found = current(host, known)
             if found is not None and at in (found.depends[AT], READY):
-                self._remove_unused(name, pool.name, driver.name, keep=found.key)
+                self._remove_unused(found)
                 return Outcome(key=name, value=found, changed=False)
+            origin = host.warm.new(name, pool.name, driver.name, {**known.depends, AT: at})
+            if origin.identical:
+                _check_told(known.template, at)
             self._sweep_warm()
-            origin = host.warm.new(name, pool.name, driver.name, depends)
-            making = _Making(self, host, template, pool, driver, origin, timeout)
+            making = _Making(self, host, known, origin, timeout)
             host.images.told(STEP, name, "", time.monotonic(), making)
-            self._remove_unused(name, pool.name, driver.name, keep=origin.key)
+            self._remove_unused(origin)
             return Outcome(key=name, value=origin)
+
+    def _make_warm(self, request: Request) -> Request:
+        """Return a request that names the origin of its clones, which is made if there is none."""
+        if not (isinstance(request, CreateRequest) and request.warm) or request.origin is not None:
+            return request
+        template = request.shaped(self._host.catalog.template(request.template))
+        where = (request.storage, request.hypervisor)
+        known = self._wanted_warm(template, *where, identical=request.identical)
+        found = current(self._host, known) or self._warmed(known).unwrap()
+        return attrs.evolve(request, origin=found.key)
 
     def delete_warm(self, name: str, *, storage: str | None = None) -> tuple[WarmOrigin, ...]:
         """Remove a template's warm origins, of all pools or of one; returns them.
@@ -132,16 +164,10 @@ class WarmCalls(TemplateCalls):
                 self._remove(origin)
         return attrs.evolve(outcome, changed=outcome.changed or bool(origins))
 
-    def _import(self, template: Template, pool: StorageDriver, ending: Cancellation) -> None:
-        images = self._host.images
-        if images.origin(pool, template.name) is None:
-            with self._host.hold([f"template/{template.name}"], ending.event.is_set):
-                images.import_image(template, pool, "", time.monotonic()).unwrap()
-
-    def _remove_unused(self, template: str, pool: str, hypervisor: str, *, keep: str) -> None:
-        """Remove a template's other origins there, except those that clones need."""
-        for origin in self.warm_origins(template):
-            if (origin.pool, origin.hypervisor) == (pool, hypervisor) and origin.key != keep:
+    def _remove_unused(self, kept: WarmOrigin) -> None:
+        """Remove what an origin replaces, except what clones need."""
+        for origin in self.warm_origins(kept.template):
+            if origin.key != kept.key and origin.purpose == kept.purpose:
                 try:
                     self._remove(origin)
                 except VmclonerError as error:
@@ -176,23 +202,14 @@ class WarmCalls(TemplateCalls):
             )
 
     def _sweep_warm(self) -> None:
-        """Remove what killed calls left; the lock is held, so nobody makes an origin now.
-
-        All that they left has a folder here: others' images in a pool that hosts share are theirs.
-        """
+        """Remove what killed calls left; the lock is held, so nobody makes an origin now."""
         host = self._host
-        clones, images = host.survey().clones, host.images.origins()
-        used = {clone.labels.warm for clone in clones}
-        for key in host.warm.drafts():
-            if key in used:  # its note is damaged
-                continue
+        found = host.survey()
+        for key in host.unfinished.keys(found):
             try:
-                if any(clone.fleet == _fleet(key) for clone in clones):
-                    check_result(self.run(TargetRequest(action="delete", targets=(_fleet(key),))))
-                for image in images:
-                    if image.template == warm_image(key):
-                        host.images.delete_origin(image.pool, image.template)
-                host.warm.remove(key)
+                if any(clone.fleet == parents(key) for clone in found.clones):
+                    check_result(self.run(TargetRequest(action="delete", targets=(parents(key),))))
+                host.unfinished.remove(key)
             except VmclonerError as error:  # the next call tries again
                 log.warning("%s", error)
 
@@ -209,9 +226,18 @@ def _check_aim(at: str) -> None:
         )
 
 
-def _fleet(key: str) -> str:
-    """Return the fleet of the parent of an origin."""
-    return f"warm{key}"
+def _check_told(template: Template, at: str) -> None:
+    """Check that a guest's console tells when it can be saved, if nothing else is asked of it.
+
+    :raises InvalidRequest: it doesn't.
+    """
+    aim = template.readiness if at == READY else at
+    if Readiness.parse(aim).kind != "console":
+        raise InvalidRequest(
+            f"template {template.name}: ready = {aim} doesn't tell when a guest without a network "
+            "card can be saved",
+            hint=f"vmcloner template warm {template.name} --identical --at console:REGEX",
+        )
 
 
 @attrs.frozen
@@ -220,15 +246,25 @@ class _Making:
 
     calls: WarmCalls
     host: LocalHost
-    template: Template
-    pool: StorageDriver
-    driver: HypervisorDriver
+    known: Wanted
     origin: WarmOrigin
     timeout: float | None
 
     @property
     def fleet(self) -> str:
-        return _fleet(self.origin.key)
+        return parents(self.origin.key)
+
+    @property
+    def template(self) -> Template:
+        return self.known.template
+
+    @property
+    def pool(self) -> StorageDriver:
+        return self.known.storage
+
+    @property
+    def driver(self) -> HypervisorDriver:
+        return self.known.hypervisor
 
     def __call__(self, progress: Progress) -> Outcome[WarmOrigin]:
         """Make it: boot a clone, save it, and take its disk.
@@ -256,6 +292,7 @@ class _Making:
             storage=self.pool.name,
             ttl=_TTL,  # if this is killed, and never called again
             parent=True,
+            identical=self.origin.identical,
         )
         check_result(self.calls.run(request))
         (parent,) = (c for c in self.host.survey().clones if c.fleet == self.fleet)
@@ -268,7 +305,8 @@ class _Making:
         with guarded(asked.of("warm.boot")):
             warm.boot(name, folder)
         self._wait(name)
-        self._check(name)
+        if not self.origin.identical:
+            self._check(name)
         agents = self.driver.agents
         if agents is not None and name in agents.reported([name]):
             agents.freeze(name)  # which writes everything to its disk
@@ -277,7 +315,6 @@ class _Making:
             warm.save(name, folder)
 
     def _wait(self, name: str) -> None:
-        from vmcloner_core.planner import filled
         from vmcloner_core.readiness import Awaited
         from vmcloner_core.target_planner import found_spec
         from vmcloner_core.watching import watch

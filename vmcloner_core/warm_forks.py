@@ -85,25 +85,33 @@ class Forks:
             loading = functools.partial(_warm(driver).load, names, origin.folder)
             yield from settled(loading, names, self._asked(driver, "load"))
 
-    def finish(self, driver: HypervisorDriver, names: Sequence[str]) -> Iterator[Outcome[None]]:
-        """Let loaded clones continue, and become who they are; those that don't are powered off."""
-        if not names:
+    def finish(
+        self, driver: HypervisorDriver, loaded: Mapping[str, WarmOrigin]
+    ) -> Iterator[Outcome[None]]:
+        """Let loaded clones continue, and become who they are; those that don't are powered off.
+
+        Copies of their parent are who they are already.
+        """
+        if not loaded:
             return
-        warm, left = _warm(driver), list(names)
+        warm, left = _warm(driver), list(loaded)
         failed: dict[str, VmclonerError] = {}
 
-        def done(part: str, outcomes: Callable[[], Iterator[Outcome[None]]]) -> None:
-            for outcome in settled(outcomes, left, self._asked(driver, part)):
+        def done(
+            part: str, names: Sequence[str], outcomes: Callable[[], Iterator[Outcome[None]]]
+        ) -> None:
+            for outcome in settled(outcomes, tuple(names), self._asked(driver, part)):
                 if outcome.error is not None:
                     left.remove(outcome.key)
                     failed[outcome.key] = outcome.error
 
         seeds = self._begun(left, failed)
         left = list(seeds)
-        done("go_on", lambda: warm.go_on({n: seeds[n] for n in left}, reseeding.SERIAL))
+        done("go_on", left, lambda: warm.go_on({n: seeds[n] for n in left}, reseeding.SERIAL))
         seconds = patience(driver, PATIENCE)
-        done("reseed", lambda: reseeding.reseed(driver, list(left), timeout=seconds))
-        done("connect", lambda: warm.connect(list(left)))
+        own = [name for name in left if not loaded[name].identical]
+        done("reseed", own, lambda: reseeding.reseed(driver, own, timeout=seconds))
+        done("connect", left, lambda: warm.connect(list(left)))
         for name in left:
             self.origins.end(name)
             yield Outcome(key=name)

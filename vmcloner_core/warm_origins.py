@@ -41,6 +41,9 @@ AT = "at"
 """What a parent had reached when it was saved: the one part that a fork does not depend on."""
 READY = "ready"
 """:data:`AT` of a parent that was as ready as its template's clones are."""
+IDENTICAL = "identical"
+"""In ``depends`` of an origin whose forks stay who their parent was; nobody has asked its guest
+whether it can become another."""
 _KEY = re.compile("[0-9a-f]{20}")
 
 
@@ -69,6 +72,16 @@ class WarmOrigin:
     def image(self) -> str:
         """The name of its disk in the pool, among the images of templates."""
         return warm_image(self.key)
+
+    @property
+    def identical(self) -> bool:
+        """Whether its forks are exact copies of its guest, instead of machines of their own."""
+        return IDENTICAL in self.depends
+
+    @property
+    def purpose(self) -> tuple[str, str, str, bool]:
+        """What it is for: a new one replaces those before it."""
+        return self.template, self.pool, self.hypervisor, self.identical
 
     @property
     def size(self) -> int:

@@ -17,7 +17,7 @@ from vmcloner_core.model import Labels, Origin, Template, clone_uuid
 from vmcloner_core.os_errors import translated
 from vmcloner_core.outcomes import guarded
 from vmcloner_core.template_checks import TemplateChecks
-from vmcloner_core.warm_origins import WarmOrigin
+from vmcloner_core.warm_origins import IDENTICAL, WarmOrigin
 
 SEEDS = "cloud-init"
 """The identity provider whose seeds tell forks who they are."""
@@ -26,18 +26,34 @@ _CHUNK = 1024**2
 _NOT_IN_MEMORY = ("description", "ready", "seal", "origin_file")
 
 
-def forked(template: Template) -> Template:
+@attrs.frozen
+class Wanted:
+    """What clones that are to be forked need: the origin of these.
+
+    :param template: as :func:`forked` returns it.
+    :param depends: what such an origin depends on, in short texts by subject.
+    """
+
+    template: Template
+    storage: StorageDriver
+    hypervisor: HypervisorDriver
+    depends: Mapping[str, str]
+
+
+def forked(template: Template, *, identical: bool = False) -> Template:
     """Return a template with what its forks need: an identity on a seed disk.
 
+    :param identical: they keep their parent's, and are told none.
     :raises InvalidRequest: its identity is told in another way, which a running guest doesn't see.
     """
     provider = template.identity.provider
-    if provider not in ("none", SEEDS):
+    if not identical and provider not in ("none", SEEDS):
         raise InvalidRequest(
             f"template {template.name}: forks get their identity from a disk, not by {provider}",
             hint=f'identity.provider = "{SEEDS}", or {COLD}',
         )
-    return attrs.evolve(template, identity=attrs.evolve(template.identity, provider=SEEDS))
+    wanted = "none" if identical else SEEDS
+    return attrs.evolve(template, identity=attrs.evolve(template.identity, provider=wanted))
 
 
 def warm_of(hypervisor: HypervisorDriver) -> WarmInterface:
@@ -51,19 +67,23 @@ def warm_of(hypervisor: HypervisorDriver) -> WarmInterface:
     return hypervisor.warm
 
 
-def depends(
+def wanted(
     host: LocalHost,
     checks: TemplateChecks,
     template: Template,
     storage: StorageDriver,
     hypervisor: HypervisorDriver,
-) -> Mapping[str, str]:
-    """Return what a warm origin of a template depends on, in short texts by subject.
+    *,
+    identical: bool,
+) -> Wanted:
+    """Return what clones of a template need to be forked. Asks the hypervisor; changes nothing.
 
-    :param template: as :func:`forked` returns it.
+    :param identical: see :func:`forked`. Origins of such clones are of no use for others: their
+        guests have not been asked whether they can take another identity.
     :raises BackendError: pool or hypervisor can't do their part.
     :raises InvalidRequest: the template's clones can't be forked.
     """
+    template = forked(template, identical=identical)
     warm = warm_of(hypervisor)
     if storage.capturing is None:
         raise BackendError(f"pool {storage.name!r} captures no disks: no warm forks", hint=COLD)
@@ -84,16 +104,21 @@ def depends(
         storage=storage.name,
         hypervisor=hypervisor.name,
     )
-    known = clone_uuid(host.seed, labels.fleet, labels.index, labels.template)
-    spec = clone_spec(template, labels, known, checks.macs(labels, template, hypervisor))
+    domain = clone_uuid(host.seed, labels.fleet, labels.index, labels.template)
+    spec = clone_spec(template, labels, domain, checks.macs(labels, template, hypervisor))
     with guarded(host.drivers.backend("hypervisor", hypervisor.name, "warm.depends")):
         found = dict(warm.depends(checks.imagined(spec, hypervisor)))
-    origin = host.images.origin(storage, template.name)
-    return {**found, "template": _digest(template), "image": _image(origin)}
+    found["template"] = _digest(template)
+    if identical:
+        found[IDENTICAL] = "yes"
+    known = Wanted(template, storage, hypervisor, found)
+    return of_image(known, host.images.origin(storage, template.name))
 
 
-def _image(origin: Origin | None) -> str:
-    return origin.digest if origin is not None else ""
+def of_image(known: Wanted, image: Origin | None) -> Wanted:
+    """Return what clones of an image need; None if it isn't in the pool yet."""
+    digest = image.digest if image is not None else ""
+    return attrs.evolve(known, depends={**known.depends, "image": digest})
 
 
 def _digest(template: Template) -> str:
@@ -115,17 +140,13 @@ def _plain(value: object) -> object:
     return dict(value) if isinstance(value, Mapping) else str(value)
 
 
-def current(
-    host: LocalHost,
-    template: str,
-    storage: StorageDriver,
-    hypervisor: HypervisorDriver,
-    wanted: Mapping[str, str],
-) -> WarmOrigin | None:
-    """Return the newest whole origin of what is there now, None if there is none."""
+def current(host: LocalHost, known: Wanted) -> WarmOrigin | None:
+    """Return the newest whole origin that clones can be forked from now, None if there is none."""
+    storage, hypervisor = known.storage, known.hypervisor
+    place = (known.template.name, storage.name, hypervisor.name)
     for origin in host.warm.all():
         where = (origin.template, origin.pool, origin.hypervisor)
-        if where != (template, storage.name, hypervisor.name) or not origin.fits(wanted):
+        if where != place or not origin.fits(known.depends):
             continue
         try:
             with guarded(host.drivers.backend("hypervisor", hypervisor.name, "warm.check")):

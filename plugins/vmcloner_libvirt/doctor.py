@@ -22,7 +22,7 @@ from vmcloner_libvirt.bridges import Bridges
 from vmcloner_libvirt.connection import Connections, is_session
 from vmcloner_libvirt.metadata import parse
 from vmcloner_libvirt.networks import networks
-from vmcloner_libvirt.users import User
+from vmcloner_libvirt.users import User, owner_of_qemu
 
 VIRTLOGD = Path("/run/libvirt/virtlogd-sock")
 TERMINALS = Path("/dev/ptmx")
@@ -218,12 +218,8 @@ def _forwarding(check: partial[Check], context: DriverContext, connections: Conn
 
 
 def _qemu_user(capabilities: str) -> User:
-    """Return the user that the security driver ``dac`` runs QEMU as (``+UID:+GID``)."""
-    for model in parse(capabilities).iterfind("host/secmodel"):
-        if model.findtext("model") == "dac":
-            label = model.findtext("baselabel") or ""
-            return User.of(*(int(part.lstrip("+")) for part in label.split(":")))
-    return User.of(0, 0)  # no separate user: QEMU runs as the daemon's
+    """Return the user that runs QEMU: the daemon's, root, if there is no separate one."""
+    return User.of(*(owner_of_qemu(parse(capabilities)) or (0, 0)))
 
 
 def _device(check: partial[Check], device: Path, user: User) -> Check:

@@ -1,4 +1,4 @@
-"""Users of this host, and what the modes of files let them do."""
+"""Users of this host, what the modes of files let them do, and which of them runs QEMU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import pwd
 import stat
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import attrs
 
@@ -41,3 +41,16 @@ class User:
         elif info.st_gid in self.gids:
             mode >>= 3
         return mode & wanted == wanted
+
+
+def owner_of_qemu(capabilities: Any) -> tuple[int, int] | None:
+    """Return the user and group that a daemon's security driver ``dac`` runs QEMU as.
+
+    :param capabilities: the daemon's, as XML.
+    :returns: None if they are the daemon's own.
+    """
+    for model in capabilities.iterfind("host/secmodel"):
+        if model.findtext("model") == "dac" and model.find("baselabel") is not None:
+            user, _, group = model.findtext("baselabel").partition(":")  # +UID:+GID
+            return int(user.lstrip("+")), int(group.lstrip("+"))
+    return None

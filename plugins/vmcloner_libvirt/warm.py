@@ -46,6 +46,7 @@ from vmcloner_libvirt import operations, secrets
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.conditions import state_of
 from vmcloner_libvirt.metadata import macs, parse, path_of
+from vmcloner_libvirt.users import owner_of_qemu
 
 if TYPE_CHECKING:
     from vmcloner_libvirt.kvm import KvmDriver
@@ -326,20 +327,11 @@ class Warm(WarmInterface):
             handle = os.open(folder / MEMORY, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
             try:
                 os.ftruncate(handle, size)
-                owner = self._owner()
+                owner = owner_of_qemu(self._driver.capabilities)
                 if owner is not None and os.geteuid() == 0:
                     os.fchown(handle, *owner)
             finally:
                 os.close(handle)
-
-    def _owner(self) -> tuple[int, int] | None:
-        """Return user and group of the daemon's QEMU, None if these are the daemon's own."""
-        for model in self._driver.capabilities.iterfind("host/secmodel"):
-            if model.findtext("model") == "dac":
-                for label in model.iterfind("baselabel"):
-                    user, _, group = (label.text or "").partition(":")
-                    return int(user.lstrip("+")), int(group.lstrip("+"))
-        return None
 
 
 def _maps(domain: Any, folder: Path) -> bool:

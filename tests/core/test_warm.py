@@ -19,6 +19,7 @@ from vmcloner_core.errors import (
     WrongState,
 )
 from vmcloner_core.hosts.beside import Asked, Beside
+from vmcloner_core.labs import read_lab
 from vmcloner_core.model import CloneMode, Outcome, State
 from vmcloner_core.plan import Sizes
 from vmcloner_core.pools import Pool
@@ -202,6 +203,126 @@ def test_a_parent_that_cannot_become_somebody_else(warm, lab, monkeypatch):
     assert leftovers(warm) == ([], [], [])
 
 
+# --- exact copies ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mute(lab, monkeypatch):
+    """Have guests say that they have booted, and nothing of a seed."""
+    boot = lab.machines.warm.boot
+
+    def silent(name, folder):
+        boot(name, folder)
+        lab.machines.said[name] = b"here is the parent\n"
+
+    monkeypatch.setattr(lab.machines.warm, "boot", silent)
+
+
+def test_a_guest_that_cannot_be_reseeded_is_copied_on_request(warm, mute):
+    with pytest.raises(WrongState, match="can't take a new identity") as caught:
+        warm.create("web", "warm", warm=True)
+    assert "--identical" in caught.value.hint
+    warm.create("web", "warm", count=2, warm=True, identical=True, start=True)
+    assert states(warm, "web") == {"web-1": State.RUNNING, "web-2": State.RUNNING}
+    assert warm.read_console("web-1")[0] == b""
+    assert list((memory(warm) / "forks").iterdir()) == []
+    assert len({clone.mac for clone in warm.list("web")}) == 2
+    (origin,) = warm.warm_origins()
+    assert origin.depends["identical"] == "yes"
+    assert not warm.warm_template("warm", identical=True).changed
+
+
+def test_a_copy_has_no_identity_of_its_own(warm, mute):
+    """So nothing says that it has one: there is no seed, and no host key that ssh would expect."""
+    warm.create("web", "warm", warm=True, identical=True, start=True)
+    record = warm._host.records.find("web-1")
+    assert (record.identity, record.seed.image) == (None, None)
+    assert warm._host.records.known_hosts("web-1") is None
+    with pytest.raises(WrongState, match="web-1 has no known host key") as caught:
+        warm._host.access(warm.list("web")[0].labels, "192.0.2.1")
+    assert "without --identical" in caught.value.hint
+
+
+def test_a_guest_that_nobody_has_asked_is_not_forked_to_others(warm, mute):
+    """An origin of copies is of no use for clones that shall be somebody of their own."""
+    copies = warm.warm_template("warm", identical=True).unwrap()
+    with pytest.raises(WrongState, match="can't take a new identity"):
+        warm.create("db", "warm", warm=True)
+    assert warm.warm_origins() == (copies,)
+
+
+def test_both_kinds_of_origins_stay(warm):
+    own, copies = (warm.warm_template("warm", identical=each).unwrap() for each in (False, True))
+    assert {origin.key for origin in warm.warm_origins()} == {own.key, copies.key}
+    warm.create("web", "warm", warm=True, start=True)
+    warm.create("db", "warm", warm=True, identical=True, start=True)
+    keys = {clone.fleet: clone.labels.warm for clone in warm.list()}
+    assert keys == {"web": own.key, "db": copies.key}
+    assert warm.read_console("web-1")[0] == b"vmcloner-reseeded web-1\n"
+    assert warm.read_console("db-1")[0] == b""
+
+
+def test_a_copy_that_is_reset_is_a_copy_again(warm, mute):
+    warm.create("web", "warm", warm=True, identical=True, start=True)
+    warm.reset("web")
+    assert states(warm, "web") == {"web-1": State.RUNNING}
+    assert warm.read_console("web-1")[0] == b""
+
+
+def test_only_forks_are_copies(warm):
+    with pytest.raises(InvalidRequest, match="only forks are copies"):
+        warm.create("web", "warm", identical=True)
+    with pytest.raises(InvalidRequest, match="only forks are copies"):
+        Pool(template="warm", identical=True)
+
+
+def test_copies_of_a_guest_whose_console_tells_nothing(warm, lab, mute):
+    """Nobody knows when it has booted, as nobody asks it anything else."""
+    lab.template("dumb", TEMPLATE.replace("console:here is the parent", "port:22"))
+    with pytest.raises(InvalidRequest, match="ready = port:22 doesn't tell when") as caught:
+        warm.create("web", "dumb", warm=True, identical=True)
+    assert "template warm dumb --identical --at console:REGEX" in caught.value.hint
+    warm.warm_template("dumb", identical=True, at="console:the parent")
+    warm.create("web", "dumb", warm=True, identical=True, start=True)
+    assert states(warm, "web") == {"web-1": State.RUNNING}
+
+
+def test_copies_have_any_provider_of_identities(warm, lab, mute):
+    """None of it is told to them."""
+    lab.template("args", TEMPLATE + '[identity]\nprovider = "kernel-args"\n')
+    with pytest.raises(InvalidRequest, match="not by kernel-args"):
+        warm.create("web", "args", warm=True)
+    warm.create("web", "args", warm=True, identical=True, start=True)
+    assert warm._host.records.find("web-1").template().identity.provider == "none"
+
+
+def test_a_copy_is_ready_when_its_parent_was(warm, lab, monkeypatch):
+    """It says its parent's name, if any, and only once."""
+    monkeypatch.setattr(lab.machines, "started", lambda _name: 1.0)
+    lab.template("own", TEMPLATE.replace("here is the parent", "{{ name }}|here is the parent"))
+    warm.create("web", "own", warm=True, identical=True, start=True)
+    warm.wait("web", timeout=3)
+    record = json.loads((warm.host.records / "web-1" / "record.json").read_text())
+    assert record["ready"] == "1.0 console:web-1|here is the parent"
+
+
+def test_a_pool_of_copies(warm, mute):
+    pool = Pool(template="warm", name="box", warm=True, identical=True, size=1, ready="running")
+    assert {each.state for each in warm.fill_pool(pool)} == {"ready"}
+    (origin,) = warm.warm_origins()
+    assert origin.identical
+    assert warm.pool("box").identical
+
+
+def test_what_an_origin_depends_on_is_asked_once(warm, lab, monkeypatch):
+    depends, asked = lab.machines.warm.depends, []
+    monkeypatch.setattr(lab.machines.warm, "depends", lambda s: asked.append(s) or depends(s))
+    warm.create("web", "warm", warm=True)
+    assert len(asked) == 1
+    warm.create("web", "warm", count=2, warm=True)
+    assert len(asked) == 2
+
+
 def test_another_version_is_never_forked(warm, lab):
     old = warm.warm_template("warm").unwrap()
     lab.machines.warm.version = "2"
@@ -292,6 +413,57 @@ def test_a_call_that_is_killed_while_an_origin_is_made(warm, lab, monkeypatch, p
     (origin,) = warm.warm_origins()
     folders, images, parents = leftovers(warm)
     assert (folders, images, parents) == ([origin.key], [origin.image], [])
+
+
+@pytest.mark.parametrize("part", ["boot", "save", "keep"])
+def test_gc_removes_what_a_killed_making_left(warm, lab, monkeypatch, part):
+    monkeypatch.setattr("vmcloner_core.warm_calls._Making._undo", lambda _self: None)
+    owner = WarmOrigins if part == "keep" else lab.machines.warm
+    with monkeypatch.context() as patch:
+        instead = _killed(lambda *_: None) if part == "keep" else _killed(getattr(owner, part))
+        patch.setattr(owner, part, instead)
+        with pytest.raises((Killed, BackendError)):
+            warm.warm_template("warm")
+    left = leftovers(warm)
+    assert len(left[0]) == 1
+    (key,) = left[0]
+    shown = [(each.kind, each.name) for each in warm.gc(dry_run=True)]
+    assert ("warm", str(memory(warm) / key)) in shown
+    assert (("domain", f"warm{key}-1") in shown) is (part != "keep")
+    assert (("image", f"warm-{key} in pool files") in shown) is (part == "keep")
+    assert leftovers(warm) == left
+    with warm._held(["warm"]):  # somebody makes one now
+        assert [each.kind for each in warm.gc(dry_run=True) if key in each.name] == []
+    removed = warm.gc()
+    assert [(each.kind, each.name) for each in removed] == shown
+    assert {each.error for each in removed} == {None}
+    assert leftovers(warm) == ([], [], [])
+
+
+def test_gc_leaves_what_is_whole_or_used(warm):
+    warm.create("web", "warm", warm=True)
+    (origin,) = warm.warm_origins()
+    assert warm.gc() == ()
+    (origin.folder / "origin.json").write_text("{")  # the clone's disk is linked to its image
+    assert warm.gc() == ()
+    assert leftovers(warm) == ([origin.key], [origin.image], [])
+
+
+def test_gc_keeps_the_folder_while_the_parent_is_there(warm, lab, monkeypatch):
+    """Else nothing would tell that the parent is one."""
+    monkeypatch.setattr("vmcloner_core.warm_calls._Making._undo", lambda _self: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.machines.warm, "save", _killed(lab.machines.warm.save))
+        with pytest.raises(BackendError, match="Killed"):
+            warm.warm_template("warm")
+    ((key,), _, _) = leftovers(warm)
+    stuck = HostCommandError("nobody may do that")
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.machines, "undefine", lambda n: (Outcome(key=x, error=stuck) for x in n))
+        assert stuck in [each.error for each in warm.gc()]
+    assert leftovers(warm)[0] == [key]
+    assert warm.gc() != ()
+    assert leftovers(warm) == ([], [], [])
 
 
 def _killed(after):
@@ -409,6 +581,7 @@ def test_origins_of_others_in_a_shared_pool_stay(warm, tmp_path):
     shutil.move(other.folder, tmp_path / "of another host")
     warm.create(f"warm{'0' * 20}", "warm")
     own = warm.warm_template("warm").unwrap()
+    assert warm.leftovers() == ()  # template prune leaves it
     images = {o.template for o in warm.origins() if o.template.startswith("warm-")}
     assert images == {other.image, own.image}
     assert states(warm, f"warm{'0' * 20}") != {}
@@ -608,3 +781,80 @@ def test_prune_leaves_the_disk_of_an_origin_that_is_made(warm, monkeypatch):
     monkeypatch.setattr(WarmOrigins, "keep", kept)
     origin = warm.warm_template("warm").unwrap()
     assert found == [[origin.image], ()]
+
+
+# --- labs -----------------------------------------------------------------------------------------
+
+LAB = """
+name = "shop"
+[fleets.web]
+template = "warm"
+count = 2
+warm = true
+ready = "running"
+"""
+
+
+@pytest.fixture
+def shop(tmp_path):
+    def write(more=""):
+        file = tmp_path / "lab.toml"
+        file.write_text(LAB + more)
+        return read_lab(file)
+
+    return write
+
+
+def test_a_lab_of_forks(warm, shop):
+    lab = shop()
+    assert [(c.action, c.why) for c in warm.diff_lab(lab)] == [
+        ("create", "forked from a booted guest")
+    ] * 2
+    warm.apply_lab(lab, dry_run=True)
+    assert warm.warm_origins() == ()
+    warm.apply_lab(lab)
+    assert states(warm, "web") == {"web-1": State.RUNNING, "web-2": State.RUNNING}
+    assert warm.read_console("web-2")[0] == b"vmcloner-reseeded web-2\n"
+    assert warm.diff_lab(lab) == ()
+    assert warm.apply_lab(lab).changes == ()
+
+
+def test_a_fork_that_a_lab_starts_again_needs_no_origin(warm, shop, lab):
+    shop_lab = shop()
+    warm.apply_lab(shop_lab)
+    warm.stop("web-1", kill=True)
+    lab.machines.warm.version = "2"
+    (origin,) = warm.warm_origins()
+    warm.apply_lab(shop_lab)
+    assert states(warm, "web") == {"web-1": State.RUNNING, "web-2": State.RUNNING}
+    assert warm.warm_origins() == (origin,)
+
+
+def test_a_lab_of_copies(warm, shop, mute):
+    lab = shop("identical = true\n")
+    assert {c.why for c in warm.diff_lab(lab)} == {"an exact copy of a booted guest"}
+    warm.apply_lab(lab)
+    assert states(warm, "web") == {"web-1": State.RUNNING, "web-2": State.RUNNING}
+    assert warm.diff_lab(lab) == ()
+
+
+def test_clones_that_a_lab_has_booted_stay(warm, shop):
+    """The key is about new ones."""
+    cold = attrs.evolve(shop().fleets["web"], warm=False, count=1)
+    warm.apply_lab(attrs.evolve(shop(), fleets={"web": cold}))
+    warm.apply_lab(shop())
+    found = {clone.name: clone.labels.warm is not None for clone in warm.list("web")}
+    assert found == {"web-1": False, "web-2": True}
+
+
+def test_what_stands_against_a_labs_forks_is_said_before_anything_is_made(warm, shop, lab):
+    file = shop().file
+    file.write_text(LAB.replace("warm = true", "") + "identical = true\n")
+    with pytest.raises(InvalidRequest, match=r"lab.toml:8: fleets.web.identical: only forks"):
+        read_lab(file)
+    lab.machines.warm = None
+    lab.machines.not_warm = "its guests share nothing"
+    more = '[fleets.aaa]\ntemplate = "warm"\nready = "running"\n'
+    with pytest.raises(BackendError, match=r"fleets.web: hypervisor .* has no warm forks"):
+        warm.apply_lab(shop(more))
+    assert warm.list() == ()

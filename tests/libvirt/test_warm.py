@@ -9,7 +9,7 @@ pytest.importorskip("libvirt")
 
 from vmcloner_core.errors import WrongState
 from vmcloner_core.model import Outcome
-from vmcloner_libvirt import operations, warm
+from vmcloner_libvirt import operations, users, warm
 
 DEFINITION = """
 <domain type="qemu"><name>web-1</name><memory>1024</memory><os><type>hvm</type></os><devices/>
@@ -116,3 +116,13 @@ def test_the_same_processor_after_a_reboot_of_the_host():
         return forks._processor(etree.fromstring('<domain type="kvm"/>'))
 
     assert processor(2_394_374_000) == processor(2_394_375_000) != processor(2_394_374_000, "Zen")
+
+
+def test_who_runs_qemu():
+    def found(inside):
+        return users.owner_of_qemu(etree.fromstring(f"<capabilities>{inside}</capabilities>"))
+
+    label = "<baselabel type='kvm'>+64055:+106</baselabel>"
+    other = "<host><secmodel><model>none</model></secmodel></host>"
+    assert found(f"<host><secmodel><model>dac</model>{label}</secmodel></host>") == (64055, 106)
+    assert found(other) is found("") is None

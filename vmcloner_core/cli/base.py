@@ -529,12 +529,28 @@ def add_origin(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-t", "--template", required=True, metavar="NAME", help="Template to clone."
     )
+    add_backends(parser)
+    parser.add_argument(
+        "--full", action="store_true", help="Full copies, not linked to the template."
+    )
+
+
+def add_backends(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a clone's backends."""
     parser.add_argument(
         "-e", "--hypervisor", metavar="NAME", help="Hypervisor from the settings, like kvm or xen."
     )
     parser.add_argument("--storage", metavar="NAME", help="Storage pool from the settings.")
+
+
+def add_identical(parser: argparse.ArgumentParser, default: bool | None = False) -> None:
+    """Add the option for forks without an identity of their own."""
     parser.add_argument(
-        "--full", action="store_true", help="Full copies, not linked to the template."
+        "--identical",
+        action=argparse.BooleanOptionalAction if default is None else "store_true",
+        default=default,
+        help="Forks stay exact copies of that guest, with its name, keys and machine-id; only "
+        "their network cards are their own. It needs neither agent nor image build.",
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from vmcloner_core.cli.base import (
     RunCommand,
     add_copying,
+    add_identical,
     add_origin,
     add_sizes,
     add_ttl,
@@ -96,6 +97,7 @@ class Create(RunCommand):
             help="Fork them from a guest that has booted, instead of booting each "
             "(template warm, which is done first if need be).",
         )
+        add_identical(parser)
         parser.add_argument(
             "--on-failure",
             choices=[policy.value for policy in OnFailure],
@@ -144,6 +146,7 @@ class Create(RunCommand):
             mode=CloneMode.FULL if parsed_args.full else None,
             start=parsed_args.start,
             warm=parsed_args.warm,
+            identical=parsed_args.identical,
             on_failure=OnFailure(parsed_args.on_failure),
             values=self._values(parsed_args),
             jobs=parsed_args.jobs,

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from vmcloner_core.cli.base import Table, note
+from vmcloner_core.cli.base import Table, add_identical, note
 from vmcloner_core.cli.listing import left_words
 from vmcloner_core.pool_calls import PoolMember
 from vmcloner_core.pools import Pool, PoolReset
@@ -122,6 +122,7 @@ class PoolFill(_Change):
             default=None,
             help="Fork clones from a guest that has booted once (template warm), also after a use.",
         )
+        add_identical(parser, default=None)
         parser.add_argument(
             "--ready", metavar="WHAT", help="What to wait for (default: as the template says)."
         )
@@ -135,7 +136,7 @@ class PoolFill(_Change):
 
     def change(self, parsed_args: argparse.Namespace) -> Sequence[PoolMember]:
         """See :meth:`Engine.fill_pool`."""
-        keys = ("template", "size", "reset", "memory", "warm", "ready", "ttl")
+        keys = ("template", "size", "reset", "memory", "warm", "identical", "ready", "ttl")
         given = {k: v for k in keys if (v := getattr(parsed_args, k)) is not None}
         if "template" in given and parsed_args.pool not in {p.name for p in self.engine.pools()}:
             return self.engine.fill_pool(Pool(name=parsed_args.pool, **given))

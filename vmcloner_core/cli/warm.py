@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from vmcloner_core.cli.base import Record, note
+from vmcloner_core.cli.base import Record, add_backends, add_identical, note
 from vmcloner_core.cli.template import warm_row
 from vmcloner_core.units import format_size
 
@@ -33,10 +33,8 @@ class TemplateWarm(Record):
             metavar="WHEN",
             help="When to save it: ready (default), or console:REGEX.",
         )
-        parser.add_argument(
-            "-e", "--hypervisor", metavar="NAME", help="Hypervisor from the settings, like kvm."
-        )
-        parser.add_argument("--storage", metavar="NAME", help="Storage pool from the settings.")
+        add_identical(parser)
+        add_backends(parser)
         parser.add_argument(
             "--timeout", type=float, metavar="SECONDS", help="For the guest to get there."
         )
@@ -47,6 +45,7 @@ class TemplateWarm(Record):
         outcome = self.engine.warm_template(
             parsed_args.template,
             at=parsed_args.at,
+            identical=parsed_args.identical,
             storage=parsed_args.storage,
             hypervisor=parsed_args.hypervisor,
             timeout=parsed_args.timeout,

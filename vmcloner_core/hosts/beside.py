@@ -284,8 +284,7 @@ class Beside(ParcelCalls, MoveCalls):
 
     def call_plan(self, asked: Asked, _event: Event) -> Plan:
         """Return what a request about held fleets will do; kept for :meth:`call_run`."""
-        held, request = self._holding_now(), _request(asked)
-        self._engine._make_warm(request)
+        held, request = self._holding_now(), self._engine._make_warm(_request(asked))
         plan = held.plan(request)
         self._plans = {plan.run: plan}
         return plan

@@ -213,7 +213,13 @@ CALLS = {
     "warm_template": Call(
         Engine.warm_template,
         Outcome[WarmOrigin],
-        {**_IMAGE, "at": str, "hypervisor": str | None, "timeout": float | None},
+        {
+            **_IMAGE,
+            "at": str,
+            "identical": bool,
+            "hypervisor": str | None,
+            "timeout": float | None,
+        },
         tells=True,
     ),
     "leftovers": Call(Engine.leftovers, tuple[TemplateLeftover, ...]),

@@ -200,7 +200,7 @@ class Comparer:
                 name=clone_name(name, index),
                 fleet=name,
                 # One fleet can't have clones of two templates.
-                why="the others are to be replaced first" if mixed else "",
+                why="the others are to be replaced first" if mixed else _how(fleet),
                 option="--recreate" if mixed else "",
             )
         for clone in clones:
@@ -263,6 +263,9 @@ class Comparer:
         made_of = record.template() if record is not None else None
         if made_of is None or record is None:
             return  # of an older version: not known
+        if labels.warm is not None:  # a fork's provider isn't its template's
+            own = attrs.evolve(template.identity, provider=made_of.identity.provider)
+            template = attrs.evolve(template, identity=own)
         changed = [
             key
             for key in keys_of(Template)
@@ -294,6 +297,13 @@ class Comparer:
         if clone.labels.template != fleet.template:
             return True
         return any(asked != has for _, asked, has in self._backends(fleet, clone))
+
+
+def _how(fleet: LabFleet) -> str:
+    """Return how a fleet's new clones are made, if not by a boot."""
+    if not fleet.warm:
+        return ""
+    return "an exact copy of a booted guest" if fleet.identical else "forked from a booted guest"
 
 
 def _lacks_a_part(clone: Clone) -> bool:

@@ -86,6 +86,8 @@ class LabFleet:
     :param network: of the first card, instead of the template's: a network of the file, or another
         of the host's.
     :param storage, hypervisor: None for the defaults in the settings. :param full: full copies.
+    :param warm: fork new clones, as ``create --warm``. :param identical: they stay exact copies of
+        their parent.
     :param hosts: of several hosts, those that get new clones, like ``@lab``; None for all.
     :param place: how new clones are distributed over them. :param per_host: at most so many clones
         of the fleet on each.
@@ -107,6 +109,8 @@ class LabFleet:
     storage: str | None = None
     hypervisor: str | None = None
     full: bool = False
+    warm: bool = False
+    identical: bool = False
     hosts: str | None = None
     place: Literal["spread", "pack"] = "spread"
     per_host: int | None = None
@@ -231,6 +235,7 @@ class Lab:
         :param others: those of clones that will only be started.
         """
         fleet = self.fleets[name]
+        forks = fleet.warm and bool(new)
         return CreateRequest(
             fleet=name,
             template=fleet.template,
@@ -240,6 +245,8 @@ class Lab:
             storage=fleet.storage,
             mode=CloneMode.FULL if fleet.full else None,
             start=fleet.start,
+            warm=forks,
+            identical=forks and fleet.identical,
             values={index: own for index in new if (own := fleet.given(index))},
             network=self.network_of(fleet),
             lab=check_lab(self.name),

@@ -14,7 +14,7 @@ from vmcloner_core.errors import InvalidRequest, NotFound, VmclonerError, did_yo
 from vmcloner_core.labs.model import Lab, LabFleet, LabNetwork, place
 from vmcloner_core.model import Script, Values
 from vmcloner_core.names import check_fleet, check_lab, check_owner, check_template, clone_name
-from vmcloner_core.plan import Sizes, check_timeout
+from vmcloner_core.plan import Sizes, check_identical, check_timeout
 from vmcloner_core.tomlfile import InvalidTable, keys_of, parse_toml, path_of, structure
 from vmcloner_core.trusted_files import exists, read_file
 from vmcloner_core.values_file import check_value, read_values, values_in
@@ -206,6 +206,9 @@ class _Reader:
         self._check("template", lambda: check_template(fleet.template))
         self._check("ready", lambda: fleet.readiness)
         self._check("ttl", lambda: fleet.lease)
+        self._check(
+            "identical", lambda: check_identical(identical=fleet.identical, warm=fleet.warm)
+        )
         self._check("per_host", lambda: fleet.where)
         if fleet.owner is not None:
             self._check("owner", lambda: check_owner(fleet.owner or ""))

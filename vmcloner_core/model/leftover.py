@@ -12,7 +12,7 @@ class Leftover:
     """Something on a host that nothing needs any more.
 
     :param kind: what it is: ``console``, ``log``, ``boot``, ``record``, ``image`` (a download or a
-        build), ``draft``, ``disk`` or ``domain``.
+        build), ``warm`` (the folder of a warm origin), ``draft``, ``disk`` or ``domain``.
     :param name: its path; a domain's name.
     :param size: bytes that it takes on the host's disks.
     :param why: why nothing needs it.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from vmcloner_core.admission import Admission, Gate
+from vmcloner_core.clone_spec import filled
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver, Lane
 from vmcloner_core.errors import VmclonerError
@@ -135,7 +136,7 @@ class StartDomain(HypervisorStep):
     ) -> Iterator[Outcome[object]]:
         """See :meth:`Step.call`."""
         with run.start_gate(driver):
-            ready, started, loaded = [], [], []
+            ready, started = [], []
             for work, error in switched(run, works, DriverRegistry.activate):
                 if error is None:
                     ready.append(work)
@@ -143,6 +144,7 @@ class StartDomain(HypervisorStep):
                     yield Outcome(key=work.name, error=error)
             due = run.host.forks.due(driver, [work.name for work in ready])
             forks = {name: each.unwrap() for name, each in due.items() if each.ok}
+            loaded: dict[str, WarmOrigin] = {}
             cold = [work for work in ready if work.name not in due]
             yield from (Outcome(key=o.key, error=o.error) for o in due.values() if not o.ok)
             for outcome in run.host.starter.start(driver, cold) if cold else ():
@@ -152,7 +154,7 @@ class StartDomain(HypervisorStep):
                 yield outcome
             for fork in run.host.forks.load(driver, forks):
                 if fork.error is None:
-                    loaded.append(fork.key)
+                    loaded[fork.key] = forks[fork.key]
                 else:
                     yield Outcome(key=fork.key, error=fork.error)
             # A guest's clock stood still while it was paused or saved.
@@ -161,25 +163,28 @@ class StartDomain(HypervisorStep):
             if late and driver.agents is not None:
                 driver.agents.set_clocks(late)
         # What forks wait for needs no processor of the host's: others are loaded meanwhile.
+        by_name = {work.name: work for work in ready}
         for fork in run.host.forks.finish(driver, loaded):
             if fork.error is None:
                 self._noted(run, fork.key)
-                self._note_said(run, driver, fork.key, forks[fork.key])
+                self._note_said(run, driver, by_name[fork.key], forks[fork.key])
             yield Outcome(key=fork.key, error=fork.error)
 
     @staticmethod
-    def _note_said(run: Run, driver: HypervisorDriver, name: str, origin: WarmOrigin) -> None:
+    def _note_said(run: Run, driver: HypervisorDriver, work: Work, origin: WarmOrigin) -> None:
         """Note that a fork is ready if its parent has said so: its own console doesn't have that.
 
-        What has placeholders it has to say itself, with its own values.
+        What has placeholders it has to say itself, with its own values, unless it stays its parent.
         """
-        record = run.host.records.find(name)
+        record = run.host.records.find(work.name)
         template = record.template() if record is not None else None
         if template is None or origin.depends[AT] != READY:
             return
         ready = Readiness.parse(template.readiness)
+        if origin.identical and work.plan.spec is not None:
+            ready = filled(ready, work.plan.spec)
         if not ready.placeholders:
-            note_ready(run, driver, name, ready)
+            note_ready(run, driver, work.name, ready)
 
     def stage(self, run: Run, driver: HypervisorDriver) -> Stage:
         """See :meth:`Step.stage`. Many forks wait at once."""

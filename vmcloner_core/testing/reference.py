@@ -731,9 +731,9 @@ class ReferenceWarm(WarmInterface):
 
     def go_on(self, seeds: Mapping[str, Path | None], serial: str) -> Iterator[Outcome[None]]:  # noqa: ARG002
         """See :meth:`WarmInterface.go_on`."""
-        for name in seeds:
+        for name, seed in seeds.items():
             outcome = self._driver.set_state("go_on", name, State.RUNNING)
-            if outcome.ok and name not in self.deaf:
+            if outcome.ok and seed is not None and name not in self.deaf:
                 self._driver.said[name] = f"vmcloner-reseeded {name}\n".encode()
             self.loaded.discard(name)
             yield outcome
