@@ -82,8 +82,9 @@ class GuestAgents(AgentInterface):
 
     def run(self, name: str, script: bytes, *, timeout: float) -> None:
         """See :meth:`AgentInterface.run`."""
-        run = functools.partial(guest_scripts.run, name=name, script=script, timeout=timeout)
-        self._connections.call(run, about=name)
+        # Each question on its own: a script that takes long holds no connection.
+        ask = functools.partial(self._connections.call, about=name)
+        guest_scripts.run(ask, name=name, script=script, timeout=timeout)
 
     def freeze(self, name: str) -> None:
         """See :meth:`AgentInterface.freeze`."""
