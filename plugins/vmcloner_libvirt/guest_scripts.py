@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from vmcloner_core.cancelling import pause
+from vmcloner_core.cancelling import pauses
 from vmcloner_core.errors import NotFound, WrongState
 from vmcloner_libvirt import operations
 from vmcloner_libvirt.binding import libvirt, libvirt_qemu
@@ -20,7 +20,8 @@ from vmcloner_libvirt.errors import is_code, is_disconnect
 T = TypeVar("T")
 ANSWER = 10
 """Seconds for an agent's answer to one command: it only begins the script, or looks."""
-POLL = 0.2
+POLL = 1.0
+"""Most seconds between two looks."""
 MAX_ANSWER = 1024**2
 """Characters of an agent's answer. libvirt itself takes 10 MiB."""
 _LINE = 300
@@ -39,7 +40,7 @@ def run(ask: Ask, *, name: str, script: bytes, timeout: float) -> None:
 
     An agent may be silent for a moment: after a restore libvirt learns late that it is there.
     """
-    deadline = time.monotonic() + timeout
+    deadline, looks = time.monotonic() + timeout, pauses(POLL)
     began = {
         "path": "/bin/sh",
         "arg": ["-s"],
@@ -55,7 +56,7 @@ def run(ask: Ask, *, name: str, script: bytes, timeout: float) -> None:
             return
         if time.monotonic() > deadline:
             raise WrongState(f"{name}: a script in the guest didn't end within {timeout:g} s")
-        pause(POLL)
+        next(looks)
     raise WrongState(f"{name}: the guest agent's answer makes no sense")
 
 
@@ -89,8 +90,9 @@ def _asked(
     def once(connection: Any) -> str | None:
         return _answer(connection, name, question, last=time.monotonic() > deadline)
 
+    looks = pauses(POLL)
     while (answer := ask(once)) is None:
-        pause(POLL)
+        next(looks)
     return _parsed(name, answer)
 
 

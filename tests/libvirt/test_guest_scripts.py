@@ -7,6 +7,7 @@ import pytest
 
 libvirt = pytest.importorskip("libvirt")
 
+from vmcloner_core import cancelling  # noqa: E402
 from vmcloner_core.errors import NotFound, WrongState  # noqa: E402
 from vmcloner_libvirt import guest_scripts  # noqa: E402
 
@@ -67,7 +68,7 @@ def test_a_script_goes_through_a_pipe_and_is_waited_for(run):
 def test_a_script_that_runs_holds_no_connection(run, monkeypatch):
     """Or the scripts of twenty guests would keep all connections from everything else."""
     held, seen = [], []
-    monkeypatch.setattr(guest_scripts, "pause", lambda _seconds: seen.append(list(held)))
+    monkeypatch.setattr(cancelling, "pause", lambda _seconds: seen.append(list(held)))
 
     def ask(operation):
         held.append(1)
