@@ -18,6 +18,7 @@ from vmcloner_core.errors import Interrupted
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_FIRST = 0.05
 
 
 class Cancellation:
@@ -88,6 +89,21 @@ def pause(seconds: float) -> None:
         time.sleep(max(0.0, seconds))
     elif cancelled.wait(max(0.0, seconds)):
         raise Interrupted("stopped by the user")
+
+
+def pauses(most: float) -> Iterator[None]:
+    """Wait between looks at something, by :func:`pause`: first shortly, then ever longer.
+
+    So it is seen late by a part of the time that it took, and what takes long is looked at rarely:
+    many look at once.
+
+    :param most: seconds of the longest one.
+    """
+    seconds = min(most, _FIRST)
+    while True:
+        pause(seconds)
+        yield
+        seconds = min(most, 1.25 * seconds)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import resources
 
-from vmcloner_core.cancelling import carried, pause
+from vmcloner_core.cancelling import carried, pauses
 from vmcloner_core.drivers import HypervisorDriver
 from vmcloner_core.errors import InvalidRequest, VmclonerError, WrongState
 from vmcloner_core.model import Identity, Outcome, Template
@@ -36,8 +36,8 @@ FILE = "vmcloner"
 """The file in a seed's root folder that a guest reads without a YAML parser."""
 WAITS = "vmcloner-waits-for-seed"
 """What a guest without an agent says on its console once it waits for a seed disk."""
-POLL = 0.3
-"""Seconds between looks at consoles and agents."""
+POLL = 1.0
+"""Most seconds between looks at consoles and agents."""
 ASKERS = 8
 """Agents that run the script in parallel."""
 ENTROPY = 64
@@ -137,7 +137,7 @@ def reseed(
     :param timeout: seconds for all of them.
     :raises WrongState: (in an outcome) a guest doesn't answer, or says why it failed.
     """
-    deadline = time.monotonic() + timeout
+    deadline, looks = time.monotonic() + timeout, pauses(POLL)
     asked: dict[Future[None], str] = {}
     silent = list(dict.fromkeys(names))
     with ThreadPoolExecutor(ASKERS, thread_name_prefix="reseed") as pool:
@@ -157,7 +157,7 @@ def reseed(
                 yield from (_no_answer(name, timeout) for name in silent)
                 silent = []
             if silent or asked:
-                pause(POLL)
+                next(looks)
 
 
 def _reported(driver: HypervisorDriver, names: Sequence[str]) -> frozenset[str]:

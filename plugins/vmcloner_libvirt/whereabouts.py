@@ -10,7 +10,7 @@ import functools
 import ipaddress
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,7 +24,7 @@ from vmcloner_libvirt.connection import Connections
 from vmcloner_libvirt.errors import is_disconnect
 from vmcloner_libvirt.forwarding import Forward, described
 from vmcloner_libvirt.metadata import labels_in, parse
-from vmcloner_libvirt.operations import tolerate
+from vmcloner_libvirt.operations import lookup, tolerate
 
 CHANNEL = "org.qemu.guest_agent.0"
 log = logging.getLogger(__name__)
@@ -63,8 +63,9 @@ class GuestAgents(AgentInterface):
 
     def reported(self, names: Sequence[str]) -> frozenset[str]:
         """See :meth:`AgentInterface.reported`."""
-        domains = self._connections.ask(running)
-        return frozenset(names) & {domain.name for domain in domains if domain.agent}
+        # By name: many forks ask at once, each for itself alone.
+        look = functools.partial(located, names=names)
+        return frozenset(domain.name for domain in self._connections.ask(look) if domain.agent)
 
     def set_clocks(self, names: Sequence[str]) -> None:
         """See :meth:`AgentInterface.set_clocks`.
@@ -82,8 +83,9 @@ class GuestAgents(AgentInterface):
 
     def run(self, name: str, script: bytes, *, timeout: float) -> None:
         """See :meth:`AgentInterface.run`."""
-        run = functools.partial(guest_scripts.run, name=name, script=script, timeout=timeout)
-        self._connections.call(run, about=name)
+        # Each question on its own: a script that takes long holds no connection.
+        ask = functools.partial(self._connections.call, about=name)
+        guest_scripts.run(ask, name=name, script=script, timeout=timeout)
 
     def freeze(self, name: str) -> None:
         """See :meth:`AgentInterface.freeze`."""
@@ -106,14 +108,22 @@ def newest_first(given: Mapping[str, Sequence[tuple[int, str]]]) -> dict[str, tu
 
 def running(connection: Any) -> tuple[Located, ...]:
     """Return our running domains."""
-    found: list[Located] = []
-    for domain in connection.listAllDomains(libvirt().VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+    return tuple(_ours(connection.listAllDomains(libvirt().VIR_CONNECT_LIST_DOMAINS_ACTIVE)))
+
+
+def located(connection: Any, names: Sequence[str]) -> tuple[Located, ...]:
+    """Return those of our domains with these names; one that is off has no agent."""
+    found = (lookup(connection, name) for name in names)
+    return tuple(_ours(domain for domain in found if domain is not None))
+
+
+def _ours(domains: Iterable[Any]) -> Iterator[Located]:
+    for domain in domains:
         with tolerate("VIR_ERR_NO_DOMAIN"):
             root = parse(domain.XMLDesc(0))
             labels = labels_in(root)
             if labels is not None and labels.clone == domain.name():
-                found.append(_located(domain.name(), root))
-    return tuple(found)
+                yield _located(domain.name(), root)
 
 
 def _located(name: str, root: Any) -> Located:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from vmcloner_core.cancelling import cancellable, carried, interruptible, pause
+from vmcloner_core.cancelling import cancellable, carried, interruptible, pause, pauses
 from vmcloner_core.copying import Pace
 from vmcloner_core.errors import Interrupted
 from vmcloner_core.process import LocalRunner
@@ -78,3 +78,19 @@ def test_a_command_that_may_be_interrupted_ends_with_its_run(tmp_path):
         with pytest.raises(Interrupted), interruptible():
             LocalRunner().run(["touch", str(tmp_path / "never")], timeout=60)
     assert not (tmp_path / "never").exists()
+
+
+def test_looks_become_rarer_up_to_a_limit(monkeypatch):
+    waited = []
+    monkeypatch.setattr("vmcloner_core.cancelling.pause", waited.append)
+    looks = pauses(1.0)
+    for _ in range(30):
+        next(looks)
+    assert waited[0] == 0.05
+    assert waited == sorted(waited)
+    assert waited[-1] == 1.0
+    # What is looked for is seen at most a quarter of its own time late.
+    assert all(waited[n] <= 0.05 + 0.26 * sum(waited[:n]) for n in range(len(waited)))
+    waited.clear()
+    next(pauses(0.0))
+    assert waited == [0.0]

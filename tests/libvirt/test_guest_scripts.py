@@ -7,6 +7,7 @@ import pytest
 
 libvirt = pytest.importorskip("libvirt")
 
+from vmcloner_core import cancelling  # noqa: E402
 from vmcloner_core.errors import NotFound, WrongState  # noqa: E402
 from vmcloner_libvirt import guest_scripts  # noqa: E402
 
@@ -39,10 +40,10 @@ class Guest:
 def run(monkeypatch):
     monkeypatch.setattr(guest_scripts, "POLL", 0.0)
 
-    def call(guest, timeout=60.0):
+    def call(guest, timeout=60.0, ask=lambda operation: operation(None)):
         monkeypatch.setattr(guest_scripts, "libvirt_qemu", lambda: guest)
         monkeypatch.setattr(guest_scripts.operations, "find", lambda _c, _name: guest)
-        guest_scripts.run(None, name="web-1", script=b"secret", timeout=timeout)
+        guest_scripts.run(ask, name="web-1", script=b"secret", timeout=timeout)
 
     return call
 
@@ -62,6 +63,22 @@ def test_a_script_goes_through_a_pipe_and_is_waited_for(run):
     assert first["arguments"]["arg"] == ["-s"]
     assert base64.b64decode(first["arguments"]["input-data"]) == b"secret"
     assert looks == [{"execute": "guest-exec-status", "arguments": {"pid": 7}}] * 2
+
+
+def test_a_script_that_runs_holds_no_connection(run, monkeypatch):
+    """Or the scripts of twenty guests would keep all connections from everything else."""
+    held, seen = [], []
+    monkeypatch.setattr(cancelling, "pause", lambda _seconds: seen.append(list(held)))
+
+    def ask(operation):
+        held.append(1)
+        try:
+            return operation(None)
+        finally:
+            held.pop()
+
+    run(Guest("VIR_ERR_AGENT_UNRESPONSIVE", {"pid": 7}, {"exited": False}, ended()), ask=ask)
+    assert seen == [[], []]
 
 
 def test_a_silent_agent_is_asked_again(run):

@@ -39,6 +39,25 @@ def test_cards_that_others_can_reach_and_an_agent_that_reported(name, state, age
     assert whereabouts._located("web-1", root) == expected
 
 
+def test_who_is_asked_for_is_looked_up_alone(monkeypatch):
+    """Each of many forks asks for itself, again and again: all domains each time would be many."""
+    root = CARDS.replace("NAME", whereabouts.CHANNEL)
+    there = {
+        "web-1": SimpleNamespace(
+            name=lambda: "web-1", XMLDesc=lambda _flags: root.replace("STATE", "connected")
+        ),
+        "web-2": SimpleNamespace(name=lambda: "web-2", XMLDesc=lambda _flags: root),
+    }
+    monkeypatch.setattr(whereabouts, "lookup", lambda _connection, name: there.get(name))
+    labels = SimpleNamespace(clone=None)
+    monkeypatch.setattr(whereabouts, "labels_in", lambda _root: labels)
+    agents = whereabouts.GuestAgents(SimpleNamespace(ask=lambda operation: operation(None)))
+    assert agents.reported(["web-1"]) == frozenset()  # it is somebody else's
+    for name in there:
+        labels.clone = name
+        assert agents.reported([name, "web-3"]) == ({"web-1"} & {name})
+
+
 def test_leases_come_before_neighbours():
     leases, neighbours = {MAC: ("10.0.0.2",)}, {MAC: ("10.0.0.9", "10.0.0.2")}
     assert whereabouts.known(DOMAIN, [leases, neighbours]) == ("10.0.0.2", "10.0.0.9")
