@@ -28,7 +28,8 @@ def gather(folder: Path) -> None:
     shutil.copy(Path(__file__).with_name("conf.py"), folder)
     for data in sorted((ROOT / "docs").glob("*.json")):
         shutil.copy(data, folder)
-    shutil.copytree(ROOT / "docs" / "figures", folder / "figures")
+    for pictures in ("drawings", "figures"):
+        shutil.copytree(ROOT / "docs" / pictures, folder / pictures)
     for page in sorted((ROOT / "docs").glob("*.md")):
         text = _OUTSIDE.sub(rf"]({REPOSITORY}\1)", page.read_text())
         (folder / page.name).write_text(text)

@@ -53,6 +53,14 @@ def test_readme_names_every_page():
     assert pages <= set(re.findall(r"\]\(docs/([\w-]+\.md)\)", text))
 
 
+@pytest.mark.parametrize("page", sorted((build.ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+def test_headings_of_a_page_differ(page):
+    """A link to one of two equal ones leads to the first."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    assert len(headings) == len(set(headings))
+
+
 def test_a_broken_link_is_an_error(tmp_path, monkeypatch):
     def gather(folder):
         folder.mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -442,6 +443,25 @@ def test_ansible_takes_the_inventory(web, run, tmp_path):
     pinged = ansible("ansible", "-i", str(hosts), "web", "-m", "ping", folder=tmp_path)
     assert pinged.returncode == 0, pinged.stdout + pinged.stderr
     assert pinged.stdout.count('"ping": "pong"') == 2
+
+
+def test_ansible_takes_what_its_page_shows(web, run, tmp_path):
+    """docs/ansible.md: a playbook, more groups for an inventory, and the variables of a clone."""
+    page = (Path(__file__).parents[2] / "docs" / "ansible.md").read_text()
+    shown = re.findall(r"^```yaml\n# (\S+\.yml): (.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in shown] == ["groups.yml", "site.yml"]
+    for name, text in shown:
+        (tmp_path / name).write_text(text.partition("\n")[2])
+    hosts = tmp_path / "hosts.yml"
+    hosts.write_text(run("inventory", "web-[1-2]")[1])
+    inventories = ("-i", str(hosts), "-i", str(tmp_path / "groups.yml"))
+    listed = ansible("ansible-inventory", *inventories, "--list", folder=tmp_path)
+    assert json.loads(listed.stdout)["primary"]["hosts"] == ["web-1"], listed.stderr
+    playbook = str(tmp_path / "site.yml")
+    checked = ansible("ansible-playbook", *inventories, "--syntax-check", playbook, folder=tmp_path)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    told = set(re.findall(r"`((?:ansible|vmcloner)_\w+)`", page))
+    assert told >= json.loads(listed.stdout)["_meta"]["hostvars"]["web-2"].keys()
 
 
 def test_ansible_believes_no_other_host_key(web, run, tmp_path):
