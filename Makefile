@@ -33,7 +33,7 @@ ROOTS := filesystems or pxe or ceph or others
 ELSEWHERE := lvm or nfs or xen or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stop demo test test-host test-libvirt test-root test-units test-lvm test-nfs test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest bench-rbd bench-warm bench-xen-warm clean tools browser test-fuzz docs man deb test-packages test-userlands test-warm
+.PHONY: help setup stop demo test test-host test-libvirt test-root test-units test-lvm test-nfs test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest bench-rbd bench-warm bench-xen-warm clean tools browser unpacked test-fuzz docs man deb test-packages test-userlands test-warm
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,13 +54,13 @@ test: tools ## Set up, then run all tests except the slow ones, including those 
 part-%:
 	@contrib/setup/part $*
 
-test-host: tools browser ## Run the tests that need neither device-mapper nor Xen (ARGS="tests/core")
+test-host: tools browser unpacked ## Run the tests that need neither device-mapper nor Xen (ARGS="tests/core")
 	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "not ($(ELSEWHERE))" $(ARGS)
 
 test-libvirt: tools ## Of those, the ones that boot guests by libvirtd and need nothing else
 	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "($(LIBVIRT)) and not ($(ROOTS) or $(ELSEWHERE))" $(ARGS)
 
-test-root: tools ## Those that mount file systems, make networks or Ceph, or compare with programs of others
+test-root: tools unpacked ## Those that mount file systems, make networks or Ceph, or compare with programs of others
 	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "($(ROOTS)) and not ($(ELSEWHERE))" $(ARGS)
 
 test-units: tools browser ## And all that need neither
@@ -169,4 +169,7 @@ browser:
 tools:
 	@contrib/setup/packages
 	@contrib/setup/venv
+
+# What tests marked "others" compare with.
+unpacked: tools
 	@contrib/setup/unpacked
