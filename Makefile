@@ -48,8 +48,10 @@ demo: ## Set up, then clone, boot, list and delete five virtual machines
 	@contrib/demo/demo
 
 # ARGS selects tests on this machine, so with ARGS no lab is started.
-test: tools ## Set up, then run all tests except the slow ones, including those on real machines
-	@$(MAKE) --no-print-directory $(if $(ARGS),lint test-host,--jobs=$(AT_ONCE) --keep-going $(PARTS:%=part-%))
+test: tools $(if $(ARGS),lint test-host) ## Set up, then run all tests except the slow ones, including those on real machines
+	@rm -f build/parts
+	@$(if $(ARGS),,$(MAKE) --no-print-directory --jobs=$(AT_ONCE) --keep-going $(PARTS:%=part-%); \
+		code=$$?; echo; cat build/parts 2>/dev/null; exit $$code)
 
 part-%:
 	@contrib/setup/part $*
