@@ -34,7 +34,7 @@ ROOTS := filesystems or pxe or ceph or others
 ELSEWHERE := lvm or nfs or xen or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stop demo test test-host test-libvirt test-root test-units test-lvm test-nfs test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest bench-rbd bench-warm bench-xen-warm clean tools browser test-fuzz docs man deb test-packages test-userlands test-warm
+.PHONY: help setup stop demo test test-host test-libvirt test-root test-units test-lvm test-nfs test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest bench-rbd bench-warm bench-xen-warm clean tools browser unpacked test-fuzz docs man deb test-packages test-userlands test-warm
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,19 +49,21 @@ demo: ## Set up, then clone, boot, list and delete five virtual machines
 	@contrib/demo/demo
 
 # ARGS selects tests on this machine, so with ARGS no lab is started.
-test: tools ## Set up, then run all tests except the slow ones, including those on real machines
-	@$(MAKE) --no-print-directory $(if $(ARGS),lint test-host,--jobs=$(AT_ONCE) --keep-going $(PARTS:%=part-%))
+test: tools $(if $(ARGS),lint test-host) ## Set up, then run all tests except the slow ones, including those on real machines
+	@rm -f build/parts
+	@$(if $(ARGS),,$(MAKE) --no-print-directory --jobs=$(AT_ONCE) --keep-going $(PARTS:%=part-%); \
+		code=$$?; echo; cat build/parts 2>/dev/null; exit $$code)
 
 part-%:
 	@contrib/setup/part $*
 
-test-host: tools browser ## Run the tests that need neither device-mapper nor Xen (ARGS="tests/core")
+test-host: tools browser unpacked ## Run the tests that need neither device-mapper nor Xen (ARGS="tests/core")
 	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "not ($(ELSEWHERE))" $(ARGS)
 
 test-libvirt: tools ## Of those, the ones that boot guests by libvirtd and need nothing else
 	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "($(LIBVIRT)) and not ($(ROOTS) or $(ELSEWHERE))" $(ARGS)
 
-test-root: tools ## Those that mount file systems, make networks or Ceph, or compare with programs of others
+test-root: tools unpacked ## Those that mount file systems, make networks or Ceph, or compare with programs of others
 	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "($(ROOTS)) and not ($(ELSEWHERE))" $(ARGS)
 
 test-units: tools browser ## And all that need neither
@@ -170,4 +172,7 @@ browser:
 tools:
 	@contrib/setup/packages
 	@contrib/setup/venv
+
+# What tests marked "others" compare with.
+unpacked: tools
 	@contrib/setup/unpacked
