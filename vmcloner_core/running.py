@@ -12,7 +12,7 @@ import attrs
 
 from vmcloner_core.errors import Interrupted, VmclonerError
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import Capacity, Template
+from vmcloner_core.model import Capacity
 from vmcloner_core.outcomes import asked
 from vmcloner_core.pipeline import Pipeline, Work
 from vmcloner_core.plan import OnFailure, Plan, ProgressEvent, RunResult, Seen, Waiting
@@ -59,7 +59,7 @@ class PlannedRun:
             if plan.import_image:
                 self._import()
             elif plan.template is not None:
-                self._build(plan.template)
+                self._host.build_kernel(plan.template, self._cancelled.is_set)
             routed(self._run, self._works)
             self._pipe(self._works)
             if taken := self._taken():
@@ -112,13 +112,6 @@ class PlannedRun:
             plan.template, pool, plan.run, self._started, cancelled, plan.copying
         )
         check_space(plan, origin, pool.need, self._capacity(plan.storage))
-
-    def _build(self, template: Template) -> None:
-        """Build the kernel of a template whose image another host has put into a shared pool."""
-        images = self._host.images
-        if not images.has_kernel(template):
-            with self._host.hold([f"template/{template.name}"], self._cancelled.is_set):
-                images.build(template)
 
     def _result(self, ended: VmclonerError | None = None) -> RunResult:
         """Return the run's result so far.
