@@ -110,6 +110,8 @@ class WarmCalls(TemplateCalls):
         host, name = self._host, known.template.name
         pool, driver = known.storage, known.hypervisor
         with self._held([LOCK]) as ending:
+            if known.identical and current(host, known) is None:
+                _check_told(known.template, at)
             if self._imported(known, ending.event.is_set):
                 template, identical = known.template, known.identical
                 known = self._wanted_warm(template, pool.name, driver.name, identical=identical)
@@ -118,8 +120,6 @@ class WarmCalls(TemplateCalls):
                 self._remove_unused(found)
                 return Outcome(key=name, value=found, changed=False)
             origin = host.warm.new(name, pool.name, driver.name, {**known.depends, AT: at})
-            if origin.identical:
-                _check_told(known.template, at)
             self._sweep_warm()
             making = _Making(self, host, known, origin, timeout)
             host.images.told(STEP, name, "", time.monotonic(), making)

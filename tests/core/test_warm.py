@@ -285,6 +285,7 @@ def test_copies_of_a_guest_whose_console_tells_nothing(warm, lab, mute):
     with pytest.raises(InvalidRequest, match="ready = port:22 doesn't tell when") as caught:
         warm.create("web", "dumb", warm=True, identical=True)
     assert "template warm dumb --identical --at console:REGEX" in caught.value.hint
+    assert warm.origins("dumb") == ()  # which is said before anything is imported
     warm.warm_template("dumb", identical=True, at="console:the parent")
     warm.create("web", "dumb", warm=True, identical=True, start=True)
     assert states(warm, "web") == {"web-1": State.RUNNING}

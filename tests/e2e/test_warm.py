@@ -45,6 +45,9 @@ def test_forks_of_a_guest(site):
     maps = [process for process in processes(fleet) if str(memory) in process]
     assert len(maps) == 3
     assert memory.stat().st_mtime_ns == before
+    taken = [row["memory"] for row in json.loads(site.run("report", "--clones", "-f", "json"))]
+    assert len(taken) == 3
+    assert all(each is not None and 2**20 < each < 2**30 for each in taken)
 
     # One whose QEMU is killed boots from its disk; one that is reset is forked again.
     site.run("stop", names[0], "--kill")
