@@ -122,6 +122,8 @@ def _(event: Seen) -> tuple[str, dict[str, Any]]:
 @_values.register
 def _(event: Sample) -> tuple[str, dict[str, Any]]:
     values = attrs.asdict(event, filter=lambda field, _: field.name in _SAMPLED)
+    if not event.clones:
+        del values["clones"]
     return "sample", values | {"at": round(event.at, 4)}
 
 

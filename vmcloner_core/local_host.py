@@ -313,6 +313,17 @@ class LocalHost:
             imported = self.images.import_image(template, pool, run, started, copying)
         return imported.unwrap()
 
+    def build_kernel(self, template: Template, cancelled: Callable[[], bool]) -> bool:
+        """Build the kernel of a template whose image another host has put into a shared pool.
+
+        :returns: whether it was missing.
+        """
+        if self.images.has_kernel(template):
+            return False
+        with self.hold([f"template/{template.name}"], cancelled):
+            self.images.build(template)
+        return True
+
     def sweep(self, fleets: Collection[str], found: Survey) -> None:
         """Remove what killed runs left; see :class:`Sweeper`.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import math
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import attrs
@@ -421,6 +422,8 @@ class Sample(Event):
     :param cpu: percent of all processors since the last sample.
     :param memory_used, memory_total: bytes. :param pool_used, pool_total: bytes of the run's pool;
         None if it has several, or if that wasn't asked or didn't answer.
+    :param clones: bytes of the host's memory that clones take, what they share by its share (PSS);
+        only in the last sample of a run that waited until they were ready.
     """
 
     at: float
@@ -429,6 +432,7 @@ class Sample(Event):
     memory_total: int
     pool_used: int | None = None
     pool_total: int | None = None
+    clones: Mapping[str, int] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)

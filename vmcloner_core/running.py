@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 
 from vmcloner_core.errors import Interrupted, VmclonerError
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import Capacity, Template
+from vmcloner_core.model import Capacity
+from vmcloner_core.outcomes import asked
 from vmcloner_core.pipeline import Pipeline, Work
 from vmcloner_core.plan import OnFailure, Plan, ProgressEvent, RunResult, Seen, Waiting
 from vmcloner_core.plugins import PluginHost
@@ -18,6 +21,8 @@ from vmcloner_core.preflight import check_space
 from vmcloner_core.reporting import reported
 from vmcloner_core.sampling import Sampler
 from vmcloner_core.steps import Run, routed, undoing
+
+log = logging.getLogger(__name__)
 
 
 class PlannedRun:
@@ -49,13 +54,16 @@ class PlannedRun:
 
     def _carried_out(self) -> RunResult:
         plan = self._plan
-        with Sampler(plan.run, self._started, self._pool(), self._plugins.host_sampled):
+        told = self._plugins.host_sampled
+        with Sampler(plan.run, self._started, self._pool(), told) as sampler:
             if plan.import_image:
                 self._import()
             elif plan.template is not None:
-                self._build(plan.template)
+                self._host.build_kernel(plan.template, self._cancelled.is_set)
             routed(self._run, self._works)
             self._pipe(self._works)
+            if taken := self._taken():
+                sampler.tell_memory(taken)
         result = self._result()
         if plan.on_failure is OnFailure.ROLLBACK and not result.enough:
             left, undone = self._rolled_back()
@@ -74,6 +82,26 @@ class PlannedRun:
         ask = self._host.drivers.ask
         return ask("storage", pool, "capacity", lambda driver: driver.capacity(), Capacity)
 
+    def _taken(self) -> Mapping[str, int]:
+        """Return the bytes of memory that the clones take that the run has waited for.
+
+        Best effort: nothing of the run depends on it.
+        """
+        ready: dict[str, list[str]] = {}
+        for work in self._works:
+            if work.error is None and "wait" in work.plan.steps:
+                ready.setdefault(work.plan.labels.hypervisor, []).append(work.name)
+        taken: dict[str, int] = {}
+        for name, clones in ready.items():
+            try:
+                statistics = self._host.drivers.hypervisor(name).statistics
+                if statistics is not None:
+                    backend = self._host.drivers.backend("hypervisor", name, "statistics.shares")
+                    taken |= asked(backend, functools.partial(statistics.shares, clones))
+            except VmclonerError as error:
+                log.debug("no memory of clones: %s", error)
+        return taken
+
     def _import(self) -> None:
         """Import the template's image, and check that the clones fit in the space left."""
         plan = self._plan
@@ -84,13 +112,6 @@ class PlannedRun:
             plan.template, pool, plan.run, self._started, cancelled, plan.copying
         )
         check_space(plan, origin, pool.need, self._capacity(plan.storage))
-
-    def _build(self, template: Template) -> None:
-        """Build the kernel of a template whose image another host has put into a shared pool."""
-        images = self._host.images
-        if not images.has_kernel(template):
-            with self._host.hold([f"template/{template.name}"], self._cancelled.is_set):
-                images.build(template)
 
     def _result(self, ended: VmclonerError | None = None) -> RunResult:
         """Return the run's result so far.

@@ -32,7 +32,7 @@ from vmcloner_core.template_calls import TemplateCalls
 from vmcloner_core.warm_forks import patience
 from vmcloner_core.warm_leftovers import LOCK, parents
 from vmcloner_core.warm_origins import AT, READY, WarmOrigin
-from vmcloner_core.warming import Wanted, current, of_image, wanted, warm_of
+from vmcloner_core.warming import Wanted, current, wanted, warm_of
 
 log = logging.getLogger(__name__)
 STEP = "warm"
@@ -108,23 +108,29 @@ class WarmCalls(TemplateCalls):
         host, name = self._host, known.template.name
         pool, driver = known.storage, known.hypervisor
         with self._held([LOCK]) as ending:
-            cancelled = ending.event.is_set
-            image = host.images.origin(pool, name) or host.import_image(
-                known.template, pool, "", time.monotonic(), cancelled
-            )
-            known = of_image(known, image)
+            if known.identical and current(host, known) is None:
+                _check_told(known.template, at)
+            if self._imported(known, ending.event.is_set):
+                template, identical = known.template, known.identical
+                known = self._wanted_warm(template, pool.name, driver.name, identical=identical)
             found = current(host, known)
             if found is not None and at in (found.depends[AT], READY):
                 self._remove_unused(found)
                 return Outcome(key=name, value=found, changed=False)
             origin = host.warm.new(name, pool.name, driver.name, {**known.depends, AT: at})
-            if origin.identical:
-                _check_told(known.template, at)
             self._sweep_warm()
             making = _Making(self, host, known, origin, timeout)
             host.images.told(STEP, name, "", time.monotonic(), making)
             self._remove_unused(origin)
             return Outcome(key=name, value=origin)
+
+    def _imported(self, known: Wanted, cancelled: Callable[[], bool]) -> bool:
+        """Bring here what clones boot from; returns whether it wasn't there."""
+        host, template = self._host, known.template
+        if host.images.origin(known.storage, template.name) is None:
+            host.import_image(template, known.storage, "", time.monotonic(), cancelled)
+            return True
+        return host.build_kernel(template, cancelled)
 
     def _make_warm(self, request: Request) -> Request:
         """Return a request that names the origin of its clones, which is made if there is none."""
@@ -352,7 +358,7 @@ class _Making:
     def _capture(self, parent: Clone, progress: Progress) -> None:
         (volume,) = parent.volumes
         request = CaptureRequest(
-            template=self.origin.image, volume=volume, digest=f"warm:{self.origin.key}"
+            template=self.origin.image, volume=volume, digest=self.origin.digest
         )
         capturing = self.pool.capturing
         assert capturing is not None  # noqa: S101 - it was checked

@@ -74,6 +74,11 @@ class WarmOrigin:
         return warm_image(self.key)
 
     @property
+    def digest(self) -> str:
+        """What the pool keeps as the source of its disk."""
+        return f"warm:{self.key}"
+
+    @property
     def identical(self) -> bool:
         """Whether its forks are exact copies of its guest, instead of machines of their own."""
         return IDENTICAL in self.depends

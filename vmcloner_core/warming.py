@@ -13,7 +13,7 @@ from vmcloner_core.clone_spec import clone_spec
 from vmcloner_core.drivers import HypervisorDriver, StorageDriver, WarmInterface
 from vmcloner_core.errors import BackendError, InvalidRequest, WrongState
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import Labels, Origin, Template, clone_uuid
+from vmcloner_core.model import Labels, Template, clone_uuid
 from vmcloner_core.os_errors import translated
 from vmcloner_core.outcomes import guarded
 from vmcloner_core.template_checks import TemplateChecks
@@ -38,6 +38,11 @@ class Wanted:
     storage: StorageDriver
     hypervisor: HypervisorDriver
     depends: Mapping[str, str]
+
+    @property
+    def identical(self) -> bool:
+        """Whether they stay who their parent was."""
+        return IDENTICAL in self.depends
 
 
 def forked(template: Template, *, identical: bool = False) -> Template:
@@ -111,14 +116,9 @@ def wanted(
     found["template"] = _digest(template)
     if identical:
         found[IDENTICAL] = "yes"
-    known = Wanted(template, storage, hypervisor, found)
-    return of_image(known, host.images.origin(storage, template.name))
-
-
-def of_image(known: Wanted, image: Origin | None) -> Wanted:
-    """Return what clones of an image need; None if it isn't in the pool yet."""
-    digest = image.digest if image is not None else ""
-    return attrs.evolve(known, depends={**known.depends, "image": digest})
+    image = host.images.origin(storage, template.name)
+    found["image"] = image.digest if image is not None else ""
+    return Wanted(template, storage, hypervisor, found)
 
 
 def _digest(template: Template) -> str:
@@ -153,6 +153,7 @@ def current(host: LocalHost, known: Wanted) -> WarmOrigin | None:
                 warm_of(hypervisor).check(origin.folder)
         except WrongState:
             continue
-        if host.images.origin(storage, origin.image) is not None:
+        disk = host.images.origin(storage, origin.image)
+        if disk is not None and disk.digest == origin.digest:
             return origin
     return None

@@ -30,6 +30,7 @@ from vmcloner_libvirt.console import log_files, remove_log
 from vmcloner_libvirt.driver import LibvirtDriver
 from vmcloner_libvirt.metadata import nvram, parse
 from vmcloner_libvirt.settings import KvmSettings
+from vmcloner_libvirt.statistics import QemuStatistics
 from vmcloner_libvirt.warm import Warm
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class KvmDriver(LibvirtDriver):
         self._probe = KvmProbe(context)
         self._tb_cache = settings.tb_cache
         self._deciding = threading.Lock()
+        self.statistics = QemuStatistics(self.connections, self.states, self._pid_files)
         if settings.uri.startswith("qemu"):
             self.warm = Warm(self, self._change)
 
@@ -98,15 +100,20 @@ class KvmDriver(LibvirtDriver):
 
     def started(self, name: str) -> float | None:
         """See :meth:`HypervisorDriver.started`. libvirt writes QEMU's process id at each start."""
+        for file in self._pid_files(name):
+            with contextlib.suppress(OSError):
+                return file.stat().st_mtime
+        return None
+
+    def _pid_files(self, name: str) -> tuple[Path, ...]:
+        """Return the places where libvirt may have written the process id of a domain's QEMU."""
         user = Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}"))
         folders = {"qemu:///system": Path("/run"), "qemu:///session": user}
         folder = folders.get(self.connections.uri)
         if folder is None:
-            return None
-        for place in ("libvirt/qemu", "libvirt/qemu/run"):
-            with contextlib.suppress(OSError):
-                return (folder / place / f"{name}.pid").stat().st_mtime
-        return None
+            return ()
+        places = (folder / "libvirt/qemu", folder / "libvirt/qemu/run")
+        return tuple(place / f"{name}.pid" for place in places)
 
     def no_kvm(self) -> tuple[str, str] | None:
         """See :meth:`LibvirtDriver.no_kvm`."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from vmcloner_core.drivers import StatisticsInterface
@@ -13,6 +16,8 @@ from vmcloner_libvirt.connection import Connections
 from vmcloner_libvirt.errors import is_code
 from vmcloner_libvirt.operations import tolerate
 
+PROC = Path("/proc")
+_PSS = re.compile(r"^Pss: +(\d+) kB$", re.MULTILINE)
 _KIB = 1024
 _NANOSECONDS = 1e9
 
@@ -41,6 +46,39 @@ class DomainStatistics(StatisticsInterface):
             return found
 
         return self._connections.ask(read) if wanted else {}
+
+
+class QemuStatistics(DomainStatistics):
+    """Those of domains whose guests are processes of the host. Thread-safe.
+
+    :param pid_files: returns where a domain's process id may be.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        states: Callable[[], Mapping[str, State]],
+        pid_files: Callable[[str], Iterable[Path]],
+    ) -> None:
+        super().__init__(connections, states)
+        self._pid_files = pid_files
+
+    def shares(self, names: Collection[str]) -> Mapping[str, int]:
+        """See :meth:`StatisticsInterface.shares`: proc_pid_smaps(5)."""
+        found = {name: self._share(name) for name in names}
+        return {name: share for name, share in found.items() if share is not None}
+
+    def _share(self, name: str) -> int | None:
+        for file in self._pid_files(name):
+            with contextlib.suppress(OSError, ValueError):
+                process = PROC / str(int(file.read_text(encoding="ascii")))
+                # A file that was left may name another process.
+                if f"guest={name},".encode() not in (process / "cmdline").read_bytes():
+                    continue
+                rollup = (process / "smaps_rollup").read_text(encoding="ascii")
+                found = _PSS.search(rollup)
+                return int(found[1]) * _KIB if found is not None else None  # it has just ended
+        return None
 
 
 def _all(connection: Any) -> Iterable[tuple[Any, Mapping[str, Any]]]:

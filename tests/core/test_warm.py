@@ -10,16 +10,19 @@ import pytest
 
 from tests.pauses import until
 from vmcloner_core import Engine, reseeding
+from vmcloner_core.drivers import ImageFile
 from vmcloner_core.errors import (
     BackendError,
     HostCommandError,
     InvalidRequest,
+    NotEnoughResources,
     PartialFailure,
     VmclonerError,
     WrongState,
 )
 from vmcloner_core.hosts.beside import Asked, Beside
 from vmcloner_core.labs import read_lab
+from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import CloneMode, Outcome, State
 from vmcloner_core.plan import Sizes
 from vmcloner_core.pools import Pool
@@ -282,6 +285,7 @@ def test_copies_of_a_guest_whose_console_tells_nothing(warm, lab, mute):
     with pytest.raises(InvalidRequest, match="ready = port:22 doesn't tell when") as caught:
         warm.create("web", "dumb", warm=True, identical=True)
     assert "template warm dumb --identical --at console:REGEX" in caught.value.hint
+    assert warm.origins("dumb") == ()  # which is said before anything is imported
     warm.warm_template("dumb", identical=True, at="console:the parent")
     warm.create("web", "dumb", warm=True, identical=True, start=True)
     assert states(warm, "web") == {"web-1": State.RUNNING}
@@ -318,9 +322,26 @@ def test_what_an_origin_depends_on_is_asked_once(warm, lab, monkeypatch):
     depends, asked = lab.machines.warm.depends, []
     monkeypatch.setattr(lab.machines.warm, "depends", lambda s: asked.append(s) or depends(s))
     warm.create("web", "warm", warm=True)
-    assert len(asked) == 1
+    assert len(asked) == 2  # before its image was imported, and once it was
     warm.create("web", "warm", count=2, warm=True)
-    assert len(asked) == 2
+    assert len(asked) == 3
+    lab.machines.warm.version = "2"
+    warm.create("web", "warm", count=3, warm=True)
+    assert len(asked) == 4
+
+
+def test_what_a_builder_makes_beside_the_image_counts_from_the_first_time(warm, lab, monkeypatch):
+    """The kernel of tiny, for example: it isn't there before the import."""
+    lab.template("built", TEMPLATE + '[kernel]\npath = "vmlinuz"\n')
+    folder, real = warm.template("built").folder, LocalHost.import_image
+
+    def built(*words):
+        (folder / "vmlinuz").write_bytes(b"kernel")
+        return real(*words)
+
+    monkeypatch.setattr(LocalHost, "import_image", built)
+    warm.create("web", "built", warm=True)
+    assert not warm.warm_template("built").changed
 
 
 def test_another_version_is_never_forked(warm, lab):
@@ -372,6 +393,82 @@ def test_an_origin_that_is_gone(warm, caplog):
     assert "web-1 boots from its disk: its warm origin is gone" in caplog.text
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_disk_that_is_gone_from_its_pool_or_another(warm, lab, replaced):
+    """The next create makes another origin; nothing is made of half of one."""
+    old = warm.warm_template("warm").unwrap()
+    warm._host.images.delete_origin("files", old.image)
+    if replaced:
+        pool = warm._host.drivers.storage("files")
+        file = lab.folder / "templates" / "image.raw"
+        image = ImageFile(path=file, format="raw", size=file.stat().st_size, digest="x")
+        warm._host.images.imported(pool, old.image, image, lambda *_: None).unwrap()
+    plan = warm.plan(CreateRequest(fleet="web", template="warm", warm=True))
+    assert "booted once before" in plan.warnings[-1]
+    warm.create("web", "warm", warm=True, start=True)
+    (new,) = warm.warm_origins()
+    assert new.key != old.key
+    assert warm.list("web")[0].labels.warm == new.key
+    assert leftovers(warm) == ([new.key], [new.image], [])
+
+
+def test_a_reset_whose_origin_is_gone(warm):
+    """It says so; the clone stays as it is."""
+    warm.create("web", "warm", warm=True, start=True, mode=CloneMode.FULL)
+    (origin,) = warm.warm_origins()
+    warm._host.images.delete_origin("files", origin.image)
+    with pytest.raises(PartialFailure) as caught:
+        warm.reset("web")
+    assert "web-1: pool 'files' has no image of its warm origin" in str(caught.value.failures)
+    assert warm.list("web")[0].volumes[0].complete
+
+
+FULL = NotEnoughResources("no room", hint="free space")
+
+
+@pytest.mark.parametrize("part", ["draft", "boot", "save", "capture", "keep"])
+def test_no_room_while_an_origin_is_made(warm, lab, monkeypatch, part):
+    """It is said, and nothing is left; with room, the same command makes it."""
+
+    def full(*_):
+        raise FULL
+
+    owners = {"boot": lab.machines.warm, "save": lab.machines.warm}
+    owners["capture"] = type(warm._host.drivers.storage("files").capturing)
+    with monkeypatch.context() as patch:
+        patch.setattr(owners.get(part, WarmOrigins), part, full)
+        with pytest.raises(NotEnoughResources, match="no room"):
+            warm.create("web", "warm", warm=True)
+    found = leftovers(warm) if memory(warm).exists() else ([], [], [])
+    assert found == ([], [], [])
+    assert warm.list() == ()
+    warm.create("web", "warm", warm=True)
+
+
+@pytest.mark.parametrize("part", ["wait", "begin", "end"])
+def test_no_room_while_a_clone_is_forked(warm, monkeypatch, part):
+    """Its clone fails by name, half of it runs nowhere, and the same command completes it."""
+    real = getattr(WarmOrigins, part)
+
+    def full(origins, clone, *words):
+        if clone == "web-2":
+            raise FULL
+        return real(origins, clone, *words)
+
+    warm.warm_template("warm")
+    with monkeypatch.context() as patch:
+        patch.setattr(WarmOrigins, part, full)
+        with pytest.raises(PartialFailure) as caught:
+            warm.create("web", "warm", count=3, warm=True, start=True)
+        assert {name for name, _ in caught.value.failures} == {"web-2"}
+        found = states(warm, "web")
+    assert found.pop("web-2", None) is not State.RUNNING
+    assert found == {"web-1": State.RUNNING, "web-3": State.RUNNING}
+    warm.create("web", "warm", count=3, warm=True, start=True)
+    assert set(states(warm, "web").values()) == {State.RUNNING}
+    assert list((memory(warm) / "forks").iterdir()) == []
+
+
 def test_devices_that_differ(warm, lab):
     warm.create("web", "warm", warm=True)
     list(lab.machines.sizes.resize(["web-1"], 512 * 1024**2, None))
@@ -398,17 +495,20 @@ def test_what_was_started_by_other_means(warm, lab, caplog):
     assert "web-1" in lab.machines.boots
 
 
-@pytest.mark.parametrize("part", ["boot", "save", "check"])
+@pytest.mark.parametrize("part", ["boot", "save", "capture", "check"])
 def test_a_call_that_is_killed_while_an_origin_is_made(warm, lab, monkeypatch, part):
     """The next one removes what it left, and makes it."""
     monkeypatch.setattr("vmcloner_core.warm_calls._Making._undo", lambda _self: None)
-    before = getattr(lab.machines.warm, part)
-    monkeypatch.setattr(lab.machines.warm, part, _killed(before))
+    owner = lab.machines.warm
+    if part == "capture":
+        owner = type(warm._host.drivers.storage("files").capturing)
+    before = getattr(owner, part)
+    monkeypatch.setattr(owner, part, _killed(before))
     if part == "check":
         warm.warm_template("warm")  # which nothing checks before the next
     with pytest.raises(BackendError, match="Killed"):
         warm.warm_template("warm")
-    monkeypatch.setattr(lab.machines.warm, part, before)
+    monkeypatch.setattr(owner, part, before)
     warm.create("web", "warm", warm=True, start=True)
     (origin,) = warm.warm_origins()
     folders, images, parents = leftovers(warm)

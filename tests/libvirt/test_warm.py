@@ -96,6 +96,15 @@ def test_memory_of_another_version_is_never_loaded(folder):
     assert "stop --kill web-1" in error.hint
 
 
+def test_memory_of_another_processor_is_never_loaded(folder, monkeypatch):
+    connection = Connection()
+    with pytest.raises(Created):
+        load(connection, folder)
+    monkeypatch.setattr(warm.Warm, "_processor", lambda _warm, _root: "host-model EPYC 1234")
+    error = load(connection, folder).error
+    assert "its memory was saved with processor default, here is host-model EPYC 1234" in str(error)
+
+
 def test_a_paused_domain_that_is_no_fork_is_left(folder):
     connection = Connection(live=LIVE.format("rng"))
     assert "started by other means" in load(connection, folder).error.message

@@ -46,7 +46,9 @@ def test_benchmarks_are_compared_by_name(lab, run, monkeypatch):
     with monkeypatch.context() as patch:
         known_fleet(patch)
         out = run("benchmark", "-t", "t1", "-n", "2", "--fail-if", "failed > 0")[1]
-        *_, about, runs = [line for line in out.splitlines() if not line.startswith("slowest")]
+        *_, about, runs = [
+            line for line in out.splitlines() if not line.startswith(("slowest", "memory"))
+        ]
     assert about.startswith(f"{PREFIX}0: create, delete of t1, 2 clones")
     with monkeypatch.context() as patch:
         known_fleet(patch, "1")

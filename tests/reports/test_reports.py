@@ -287,6 +287,8 @@ def test_logs_of_earlier_versions_and_damaged_ones(tmp_path):
     log.add("step", clone="web-1")
     log.add("seen", clone="web-1", what=1, at=1e400, text=None)
     log.add("sample", at=1, cpu="all", memory_used=None, memory_total=0)
+    log.add("sample", at=1, cpu=1, clones={"web-1": "much", "stranger-1": 5})
+    log.add("sample", at=1, cpu=1, clones=["web-1"])
     log.add("later", at=5)
     path = tmp_path / f"{log.write(tmp_path)}.jsonl"
     path.write_text(path.read_text() + '{"event": "step"\n[]\n')
@@ -294,6 +296,7 @@ def test_logs_of_earlier_versions_and_damaged_ones(tmp_path):
     phases = report.clones[-1].phases
     assert (phases["wait"], phases["define"]) == (2, 0.5)
     assert not report.samples
+    assert {clone.memory for clone in report.clones} == {None}
     assert {clone.name for clone in report.clones} == {"web-1", "not a clone\x1b[31m"}
 
 
@@ -420,7 +423,7 @@ def test_the_command(lab, run):
     code, out, err = run("report", "web")
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert all(len(line) <= 80 for line in lines[:-4])
+    assert all(len(line) <= 80 for line in lines[:-5])
     phases = [line.split()[0] for line in lines[:8]]
     assert phases == [
         "phase",
@@ -440,9 +443,16 @@ def test_the_command(lab, run):
     assert [clone["name"] for clone in clones] == ["web-1", "web-2", "web-3"]
     assert list(clones[0]) == [
         "name", "host", "status", "ready", "held", "held_seconds", "failed", "phases", "error",
+        "memory",
     ]  # fmt: skip
+    assert {clone["memory"] for clone in clones} == {128 * 1024**2}
+    assert "memory: 3 clones took 384 MiB: p50 128 MiB, max 128 MiB" in out
+    lab.engine.create("db", "t1", start=True)  # nobody waits, so nobody asks
+    clones = json.loads(run("report", "db", "--clones", "-f", "json")[1])
+    assert [clone["memory"] for clone in clones] == [None]
+    lab.engine.delete("db")
     assert clones[0]["phases"]["start"] >= 0
-    assert run("report", "db")[0] == 4
+    assert run("report", "cache")[0] == 4
     assert run("report", "web", "-f", "csv")[1].startswith('"phase"')
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from vmcloner_core.reports import (
     phases,
     report_of,
 )
-from vmcloner_core.units import counted, format_seconds
+from vmcloner_core.reports.model import quantile
+from vmcloner_core.units import counted, format_seconds, format_size
 
 KEYS = ("phase", "clones", "failed", "min", "p50", "p95", "max", "slowest")
 CLONE_KEYS = (
@@ -33,8 +34,9 @@ CLONE_KEYS = (
     "failed",
     "phases",
     "error",
+    "memory",
 )
-_CLONE_SHORT = ("name", "status", "ready", "held", "held_seconds", "error")
+_CLONE_SHORT = ("name", "status", "ready", "held", "held_seconds", "memory", "error")
 DIFFERENCE_KEYS = (
     "phase",
     *(f"{figure}_{what}" for figure in ("p50", "p95", "max") for what in ("1", "2", "ratio")),
@@ -93,7 +95,8 @@ class ReportTable(Table):
             _write(parsed_args.html, page(report).encode())
         if parsed_args.clones:
             self.short = _CLONE_SHORT
-            return CLONE_KEYS, [_clone_row(clone) for clone in report.clones]
+            size = format_size if self.for_people(parsed_args) else int
+            return CLONE_KEYS, [_clone_row(clone, size) for clone in report.clones]
         return KEYS, [_row(row) for row in phases(report)]
 
     def run(self, parsed_args: argparse.Namespace) -> int:
@@ -113,7 +116,7 @@ class ReportTable(Table):
     def remarks(self, parsed_args: argparse.Namespace) -> list[str]:
         """Return the lines below the table."""
         report = self._report
-        lines = [about(report)]
+        lines = [about(report), *_memory(report)]
         if not parsed_args.clones:
             lines += [f"slowest: {_slow(clone)}" for clone in report.slowest(_TOLD)]
             lines += [
@@ -223,7 +226,17 @@ def _row(row: Phase) -> tuple[Any, ...]:
     return tuple(getattr(row, key) for key in KEYS)
 
 
-def _clone_row(clone: CloneTimes) -> tuple[Any, ...]:
+def _memory(report: Report) -> list[str]:
+    """Return a line on the memory that clones took, if that is known."""
+    taken = sorted(clone.memory for clone in report.clones if clone.memory is not None)
+    if not taken:
+        return []
+    half, most = format_size(int(quantile(taken, 0.5))), format_size(taken[-1])
+    each = f"p50 {half}, max {most}, what they share by its share"
+    return [f"memory: {counted(len(taken), 'clone')} took {format_size(sum(taken))}: {each}"]
+
+
+def _clone_row(clone: CloneTimes, size: Callable[[int], object]) -> tuple[Any, ...]:
     held = clone.held
     return (
         clone.name,
@@ -235,6 +248,7 @@ def _clone_row(clone: CloneTimes) -> tuple[Any, ...]:
         clone.failed,
         {phase: _rounded(seconds) for phase, seconds in clone.phases.items()},
         clone.error,
+        None if clone.memory is None else size(clone.memory),
     )
 
 

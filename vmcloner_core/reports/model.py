@@ -63,6 +63,8 @@ class CloneTimes:
         done; None if it isn't.
     :param error: why it failed, and in which phase: ``failed``. :param log: its console's last
         lines then. Both texts have parts from guests.
+    :param memory: bytes of its host's memory that it took when the run ended that waited for it,
+        what it shares with others by its share (PSS); None if that isn't known.
     """
 
     name: str
@@ -74,6 +76,7 @@ class CloneTimes:
     error: str | None = None
     failed: str | None = None
     log: str = ""
+    memory: int | None = None
 
     @property
     def status(self) -> str:

@@ -154,6 +154,7 @@ class _Clone:
     error: str | None = None
     failed: str | None = None
     log: str = ""
+    memory: int | None = None
 
     def begin(self, phase: str, at: float) -> None:
         """Begin a phase."""
@@ -230,6 +231,7 @@ class _Clone:
             error=self.error,
             failed=self.failed,
             log=self.log,
+            memory=self.memory,
         )
 
 
@@ -359,6 +361,10 @@ class _Reading:
 
     def _sample(self, event: RunEvent, when: float) -> None:
         values = event.values
+        clones = values.get("clones")
+        taken = clones if isinstance(clones, dict) else {}
+        for name in taken.keys() & self._clones.keys():
+            self._clones[name].memory = _bytes(taken, name)
         cpu = _number(values, "cpu")
         used, total = _bytes(values, "memory_used"), _bytes(values, "memory_total")
         if cpu is None or used is None or not total:

@@ -489,6 +489,9 @@ class HypervisorConformance(MachineConformance, WarmConformance, Suite):
         memory = now[names[0]].memory
         assert memory is not None
         assert 0 < memory <= specs[0].memory
+        shares = statistics.shares([names[0], names[2], "gone-1"])
+        assert set(shares) <= {names[0]}
+        assert all(share > 0 for share in shares.values())
 
     def test_native_format(self, driver: HypervisorDriver, specs: tuple[DomainSpec, ...]) -> None:
         """The native text names the clone, is the same each time, and defines nothing."""

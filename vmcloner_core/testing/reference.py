@@ -802,6 +802,11 @@ class ReferenceStatistics(StatisticsInterface):
             if name in names and domain.state in (State.RUNNING, State.PAUSED)
         }
 
+    def shares(self, names: Collection[str]) -> Mapping[str, int]:
+        """See :meth:`StatisticsInterface.shares`: half of the memory."""
+        found = self.read(names)
+        return {name: each.memory // 2 for name, each in found.items() if each.memory is not None}
+
 
 class ReferenceConsoles(ConsoleInterface):
     """The console output of a reference hypervisor's domains; they take no input."""
