@@ -91,8 +91,11 @@ def test_a_job_that_fails_at_once_leaves_a_report(site):
 def test_the_gate(site):
     job = gitlab(1)["speed"]
     number = site.fleet("17")
-    for line in lines(job):
-        code = bash(site, line, CI_JOB_ID=number, OLD="tiny", NEW="tiny")
-        assert code in ((0, 12) if "--compare" in line else (0,)), line
+    try:
+        for line in lines(job):
+            code = bash(site, line, CI_JOB_ID=number, OLD="tiny", NEW="tiny")
+            assert code in ((0, 12) if "--compare" in line else (0,)), line
+    finally:
+        site.run("delete", f"old-{number}", f"new-{number}", "--yes", "--missing-ok")
     cases = ElementTree.parse(site.folder / job["artifacts"]["reports"]["junit"]).iter("testcase")
     assert len(list(cases)) == 4
