@@ -149,8 +149,9 @@ def create(count: int) -> Iterator[Row]:
                 undo=lambda: engine.delete("embedded"),
             ),
         ]
-        for other in (_bare_libvirt(here, engine, count), _kcli(here, count)):
-            ways += stack.enter_context(other)
+        ways += stack.enter_context(_bare_libvirt(here, engine, count))
+        ways += stack.enter_context(_kcli(here, count))
+        ways += stack.enter_context(_virt_lightning(here, count))
         with _virt_clone(here, count) as slow:
             ways += slow
             seconds: dict[str, list[float]] = {way.name: [] for way in ways}
@@ -267,7 +268,8 @@ def _virt_clone(here: Site, count: int) -> Iterator[list[Way]]:
 @contextlib.contextmanager
 def _kcli(here: Site, count: int) -> Iterator[list[Way]]:
     """An overlay and a domain for each, by one command: see benchmarks/README.md."""
-    program = _kcli_program()
+    installed = shutil.which("kcli")
+    program = Path(installed) if installed else _program("kcli", "kcli")
     if program is None:
         yield []
         return
@@ -296,21 +298,51 @@ def _kcli(here: Site, count: int) -> Iterator[list[Way]]:
         kcli("delete", "pool", "-y", "vmclonerbench")
 
 
-def _kcli_program() -> Path | None:
-    """Return kcli's program: an installed one, or one in a venv of its own in the user's cache."""
-    if (installed := shutil.which("kcli")) is not None:
-        return Path(installed)
-    folder = user_cache_path("vmcloner") / "benchmarks" / "kcli"
-    program = folder / "bin" / "kcli"
-    if not program.exists():
+@contextlib.contextmanager
+def _virt_lightning(here: Site, count: int) -> Iterator[list[Way]]:
+    """An overlay and a domain for each, by its library: its command can't but start them."""
+    python = _program("virt-lightning", "python")
+    if python is None:
+        yield []
+        return
+    folder = here.folder / "virt-lightning"
+    (folder / "upstream").mkdir(mode=0o755, parents=True)
+    shutil.copy(here.image, folder / "upstream" / "bench.qcow2")
+    (folder / "id.pub").write_text("ssh-ed25519 AAAA bench\n")
+    script = Path(__file__).with_name("virt_lightning_up.py")
+    pool = f"{here.folder.name}-vl"
+    virsh = ["virsh", "-q", "-c", URI]
+    run([*virsh, "pool-create-as", pool, "dir", "--target", str(folder)])
+
+    def make() -> None:
+        run([str(python), str(script), URI, pool, str(folder / "id.pub"), str(count)])
+
+    def undo() -> None:
+        for number in range(1, count + 1):
+            quietly([*virsh, "undefine", f"vl-{number}"])
+            quietly([*virsh, "vol-delete", "--pool", pool, f"vl-{number}-0.qcow2"])
+
+    try:
+        yield [Way(name="virt-lightning up, without its start", make=make, undo=undo)]
+    finally:
+        undo()
+        quietly([*virsh, "pool-destroy", pool])
+
+
+def _program(package: str, name: str) -> Path | None:
+    """Return a program of a package: of a venv of its own in the user's cache, made once."""
+    folder = user_cache_path("vmcloner") / "benchmarks" / package
+    done = folder / "installed"
+    if not done.exists():
         try:
             run([sys.executable, "-m", "venv", "--clear", str(folder)])
-            run([str(folder / "bin" / "pip"), "install", "--quiet", "kcli"])
+            run([str(folder / "bin" / "pip"), "install", "--quiet", package])
         except subprocess.CalledProcessError as error:
             said = error.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-            print(f"without kcli: it can't be installed: {said[-1]}", file=sys.stderr)
+            print(f"without {package}: it can't be installed: {said[-1]}", file=sys.stderr)
             return None
-    return program
+        done.touch()
+    return folder / "bin" / name
 
 
 # --- clone --------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from contrib.docs import reference
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"
 SOURCE = BUILD / "docs" / "source"
+SETTINGS = [Path(__file__).with_name(name) for name in ("conf.py", "site.css")]
 REPOSITORY = "https://github.com/vmcloner/vmcloner/blob/main/"
 _OUTSIDE = re.compile(r"\]\(\.\./([^)\s]+)\)")
 
@@ -25,7 +26,8 @@ def gather(folder: Path) -> None:
     """Put all pages into a folder that is made anew."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    shutil.copy(Path(__file__).with_name("conf.py"), folder)
+    for settings in SETTINGS:
+        shutil.copy(settings, folder)
     for data in sorted((ROOT / "docs").glob("*.json")):
         shutil.copy(data, folder)
     for pictures in ("drawings", "figures"):

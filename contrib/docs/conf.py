@@ -15,6 +15,9 @@ smartquotes = False  # options begin with two hyphens
 
 html_theme = "furo"  # its fonts are the system's: a page loads nothing from elsewhere
 html_title = "vmcloner"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
+html_show_copyright = False  # LICENSE says whose it is
 html_copy_source = False
 html_show_sphinx = False
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.e2e.conftest import VMCLONER
+from vmcloner_core import names
 
 PAGE = (Path(__file__).parents[2] / "docs" / "ci.md").read_text()
 TESTER = """#!/bin/sh -e
@@ -57,6 +58,15 @@ def test_all_servers_have_the_same_commands():
     assert always == gitlab(0)["machines"]["after_script"]
 
 
+def test_the_fleets_have_names_that_fleets_may_have():
+    texts = [text for language in ("yaml", "groovy") for text in jobs(language)]
+    shown = re.findall(r"^ +FLEET(?:: | = \")(.*?)\"?$", "\n".join(texts), re.MULTILINE)
+    shown += re.findall(r"\"((?:old|new)-\S+)\"", "\n".join(texts))
+    assert len(shown) == 3 + 7
+    for name in shown:
+        names.check_fleet(re.sub(r"\$\{\{.*?\}\}|\$\{.*?\}|\$\w+", "17", name))
+
+
 @pytest.mark.libvirt
 @pytest.mark.timeout(600)
 def test_the_job(site):
@@ -79,7 +89,7 @@ def test_the_job(site):
 def test_a_job_that_fails_at_once_leaves_a_report(site):
     """Its last lines are run then, too; what isn't there is no error."""
     job = gitlab(0)["machines"]
-    fleet = site.fleet("shop-18")
+    fleet = site.fleet("shop-j18")
     first, *_ = job["script"]
     assert bash(site, first, FLEET=fleet, TEMPLATE="tyni") == 4
     for line in job["after_script"]:
@@ -91,8 +101,11 @@ def test_a_job_that_fails_at_once_leaves_a_report(site):
 def test_the_gate(site):
     job = gitlab(1)["speed"]
     number = site.fleet("17")
-    for line in lines(job):
-        code = bash(site, line, CI_JOB_ID=number, OLD="tiny", NEW="tiny")
-        assert code in ((0, 12) if "--compare" in line else (0,)), line
+    try:
+        for line in lines(job):
+            code = bash(site, line, CI_JOB_ID=number, OLD="tiny", NEW="tiny")
+            assert code in ((0, 12) if "--compare" in line else (0,)), line
+    finally:
+        site.run("delete", f"old-j{number}", f"new-j{number}", "--yes", "--missing-ok")
     cases = ElementTree.parse(site.folder / job["artifacts"]["reports"]["junit"]).iter("testcase")
     assert len(list(cases)) == 4

@@ -1,4 +1,4 @@
-"""Every command line of vmcloner in README and docs/ is one that its parser takes."""
+"""Every command line of vmcloner in the documentation is one that its parser takes."""
 
 import contextlib
 import io
@@ -11,7 +11,12 @@ import pytest
 from contrib.docs import build
 from vmcloner_core.cli.app import Shell, split_guest_words
 
-PAGES = [build.ROOT / "README.md", *sorted((build.ROOT / "docs").glob("*.md"))]
+PAGES = sorted(
+    page
+    for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "contrib/**/README.md")
+    for page in build.ROOT.glob(pattern)
+    if page.name != "CHANGELOG.md"  # which tells of commands as they were
+)
 BLOCK = re.compile(r"^```[^\n]*\n(.*?)^```|^((?:    [^\n]*\n)+)", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`((?:sudo )?vmcloner [^`\n]+)`(?!`)")
 ENDS = {"|", "||", "&&", ";", "&", ">", ">>", "<", ")"}
@@ -75,7 +80,7 @@ def refused(words: list[str]) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(build.ROOT)))
 def test_the_parser_takes_all_command_lines(page):
     wrong = {shlex.join(words): refused(words) for words in command_lines(page.read_text())}
     assert {line: why for line, why in wrong.items() if why} == {}

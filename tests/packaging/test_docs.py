@@ -64,7 +64,8 @@ def test_headings_of_a_page_differ(page):
 def test_a_broken_link_is_an_error(tmp_path, monkeypatch):
     def gather(folder):
         folder.mkdir(parents=True)
-        shutil.copy(build.ROOT / "contrib/docs/conf.py", folder)
+        for settings in build.SETTINGS:
+            shutil.copy(settings, folder)
         (folder / "index.md").write_text(f"# Index\n\n[a page]({target})\n")
 
     monkeypatch.setattr(build, "gather", gather)
