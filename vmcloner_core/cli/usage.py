@@ -48,8 +48,11 @@ def _hint(parser: argparse.ArgumentParser, message: str) -> str:
     wrong = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)$", message)
     if wrong is not None:
         return _closest(wrong[1], [word.strip(" '") for word in wrong[2].split(",")])
-    wrong = re.search(r"unrecognized arguments: (--[^ =]+)", message)
-    return _closest(wrong[1], list(parser._option_string_actions)) if wrong is not None else ""
+    if (wrong := re.search(r"unrecognized arguments: --([^ =]+)", message)) is None:
+        return ""
+    # The hyphens that all options begin with would make any two short ones alike.
+    known = [name[2:] for name in parser._option_string_actions if name.startswith("--")]
+    return _closest(wrong[1], known).replace("'", "'--", 1)
 
 
 def _closest(word: str, known: list[str]) -> str:
