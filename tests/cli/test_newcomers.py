@@ -114,6 +114,7 @@ def test_a_command_is_never_guessed(run, lab, words, meant):
         (["create", "web", "-t", "t1", "--statr"], "--statr (did you mean '--start'?)"),
         (["list", "--state", "blue"], "invalid choice: 'blue' (choose from "),
         (["list", "--xyzzy"], "--xyzzy (vmcloner list --help)"),
+        (["template", "delete", "t1", "--yes"], "--yes (vmcloner template delete --help)"),
     ],
 )
 def test_misspelt_values_and_options(run, words, message):

@@ -14,7 +14,7 @@ from vmcloner_core import names
 
 PAGE = (Path(__file__).parents[2] / "docs" / "ci.md").read_text()
 TESTER = """#!/bin/sh -e
-test "$(vmcloner list "$1" --state running -f value -c name | wc -l)" = 4
+test "$(vmcloner list "$1" --state running -f value -c name | wc -l)" = 2
 vmcloner lease show "$1" -f value -c left | grep -vq None
 """
 
@@ -33,7 +33,8 @@ def lines(job: dict) -> list[str]:
 
 
 def bash(site, line: str, **variables: str) -> int:
-    """Run a line as a runner does; what it prints is shown if the test fails."""
+    """Run a line as a runner does, with two machines; its output is shown if the test fails."""
+    line = line.replace(" -n 4 ", " -n 2 ")
     environment = {
         **os.environ,
         "PATH": f"{VMCLONER.parent}:{os.environ['PATH']}",
@@ -77,10 +78,10 @@ def test_the_job(site):
     for line in lines(job):
         assert bash(site, line, FLEET=fleet, TEMPLATE="tiny") == 0, line
     cases = ElementTree.parse(site.folder / job["artifacts"]["reports"]["junit"]).iter("testcase")
-    assert [case.get("name") for case in cases] == [f"{fleet}-{n}" for n in range(1, 5)]
+    assert [case.get("name") for case in cases] == [f"{fleet}-{n}" for n in (1, 2)]
     (consoles,) = job["artifacts"]["paths"]
     said = (site.folder / consoles).read_text().splitlines()
-    assert {line.partition(":")[0] for line in said} == {f"{fleet}-{n}" for n in range(1, 5)}
+    assert {line.partition(":")[0] for line in said} == {f"{fleet}-{n}" for n in (1, 2)}
     assert site.rows() == []
 
 
@@ -108,4 +109,4 @@ def test_the_gate(site):
     finally:
         site.run("delete", f"old-j{number}", f"new-j{number}", "--yes", "--missing-ok")
     cases = ElementTree.parse(site.folder / job["artifacts"]["reports"]["junit"]).iter("testcase")
-    assert len(list(cases)) == 4
+    assert len(list(cases)) == 2

@@ -521,8 +521,18 @@ def test_an_audit_that_reached_nobody_has_no_table_of_zeros(web, run):
     web.engine.stop("web", kill=True)
     code, out, err = run("audit", "web")
     assert (code, out) == (10, "")
-    assert "web-1 is stopped" in err
+    assert "web-[1-4] are stopped (vmcloner start web-[1-4] --wait)" in err
     assert len(json.loads(run("audit", "web", "-f", "json")[1])) == len(audit.FACTS)
+
+
+def test_an_audit_says_a_reason_once(web, run):
+    run("create", "user", "-t", "t2", "-n", "3", "--start")  # its card is of user mode
+    code, out, err = run("audit", "user")
+    assert code == 10
+    assert out == ""
+    first, last = err.splitlines()
+    assert first.startswith("vmcloner: user-[1-3]: no address is known (in [[nics]]")
+    assert "3 of 3 clones not proven unique" in last
 
 
 def test_audit_finds_that_these_guests_are_one_machine(web, run):

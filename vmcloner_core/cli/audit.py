@@ -8,6 +8,7 @@ from typing import Any
 
 from vmcloner_core.audit import Report, Verdict
 from vmcloner_core.cli.base import Table, add_fanout, add_targets, chosen, note
+from vmcloner_core.cli.usage import folded
 from vmcloner_core.names import fold
 from vmcloner_core.units import counted
 
@@ -49,8 +50,9 @@ class Audit(Table):
         assert self._report is not None  # noqa: S101 - take_action was before
         if len(self._report.unread) < len(self._report.clones) or not self.for_people(parsed_args):
             super().produce_output(parsed_args, column_names, data)
-        for error in self._report.unread.values():
-            note(self.app, str(error))
+        unread = [(name, str(error)) for name, error in self._report.unread.items()]
+        for line in folded(unread):
+            note(self.app, line)
         self._report.check()
         note(self.app, f"{counted(len(self._report.clones), 'clone')}, all identities unique")
         return 0

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from vmcloner_core import ssh
 from vmcloner_core.cli.base import Base, Table, add_fanout, add_targets, chosen, note
-from vmcloner_core.cli.usage import printable, say
+from vmcloner_core.cli.usage import folded, printable, say
 from vmcloner_core.errors import (
     BackendError,
     HostCommandError,
     PartialFailure,
     UsageError,
-    VmclonerError,
 )
 from vmcloner_core.model import Access
 from vmcloner_core.names import fold
@@ -215,27 +213,16 @@ def _show(answers: Sequence[Answer]) -> None:
             stream.buffer.write(_inert(text) if stream.isatty() else text)
             stream.buffer.write(b"\n")
             stream.flush()
-    failures: dict[str, list[str]] = {}
+    failures: list[tuple[str, str]] = []
     for answer in answers:
         if answer.error is not None:
-            failures.setdefault(_reason(answer.name, answer.error), []).append(answer.name)
+            failures.append((answer.name, str(answer.error)))
         elif answer.code:
-            failures.setdefault(f"{_NAME}: exited with {answer.code}", []).append(answer.name)
+            failures.append((answer.name, f"exited with {answer.code}"))
         if answer.truncated:
-            failures.setdefault(f"{_NAME}: output truncated", []).append(answer.name)
-    for reason, names_ in failures.items():
-        told = reason if len(names_) == 1 else reason.replace(f"{_NAME} is ", f"{_NAME} are ")
-        say(told.replace(_NAME, fold(names_)))
-
-
-_NAME = "\0"
-"""Stands for the clones' names in a reason."""
-
-
-def _reason(name: str, error: VmclonerError) -> str:
-    """Return why a clone failed and what to do about it, the same for others that failed so."""
-    said = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", _NAME, str(error))
-    return said if said.startswith(_NAME) else f"{_NAME}: {said}"
+            failures.append((answer.name, "output truncated"))
+    for line in folded(failures):
+        say(line)
 
 
 def _inert(text: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Iterable
 from typing import NoReturn
 
 from vmcloner_core.errors import UsageError, did_you_mean, shown
@@ -48,13 +49,41 @@ def _hint(parser: argparse.ArgumentParser, message: str) -> str:
     wrong = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)$", message)
     if wrong is not None:
         return _closest(wrong[1], [word.strip(" '") for word in wrong[2].split(",")])
-    wrong = re.search(r"unrecognized arguments: (--[^ =]+)", message)
-    return _closest(wrong[1], list(parser._option_string_actions)) if wrong is not None else ""
+    if (wrong := re.search(r"unrecognized arguments: --([^ =]+)", message)) is None:
+        return ""
+    # The hyphens that all options begin with would make any two short ones alike.
+    known = [name[2:] for name in parser._option_string_actions if name.startswith("--")]
+    return _closest(wrong[1], known).replace("'", "'--", 1)
 
 
 def _closest(word: str, known: list[str]) -> str:
     hint = did_you_mean(word, known)
     return hint if hint.startswith("did") else ""
+
+
+def folded(failures: Iterable[tuple[str, str]]) -> list[str]:
+    """Return a line for each reason, with the names of all clones that it holds for.
+
+    :param failures: each clone's name, and what is said of it, with or without its name.
+    """
+    from vmcloner_core.names import fold
+
+    found: dict[str, list[str]] = {}
+    for name, said in failures:
+        reason = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", _NAME, said)
+        found.setdefault(reason if reason.startswith(_NAME) else f"{_NAME}: {reason}", []).append(
+            name
+        )
+    return [
+        (reason if len(names) == 1 else reason.replace(f"{_NAME} is ", f"{_NAME} are ")).replace(
+            _NAME, fold(names)
+        )
+        for reason, names in found.items()
+    ]
+
+
+_NAME = "\0"
+"""Stands for the clones' names in a reason."""
 
 
 def descriptor(text: str) -> int:
