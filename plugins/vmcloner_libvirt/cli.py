@@ -17,7 +17,6 @@ from vmcloner_libvirt.setting_up import (
     Step,
     caller,
     carry_out,
-    has_binding,
     is_answering,
     plan,
 )
@@ -52,7 +51,8 @@ class HostSetup(Table):
         """
         runner = LocalRunner()
         _ = self.engine.networks  # across several hosts it is refused, with the way out
-        self._steps = (*plan(self.engine.host, runner, caller()), self._network(runner))
+        before = tuple(plan(self.engine.host, runner, caller()))
+        self._steps = (*before, self._network(runner, before))
         to_do = [step for step in self._steps if step.argv]
         if to_do and not parsed_args.dry_run:
             if os.geteuid() != 0:
@@ -86,9 +86,9 @@ class HostSetup(Table):
 
     _steps: Sequence[Step] = ()
 
-    def _network(self, runner: CommandRunner) -> Step:
-        if not has_binding():
-            return Step(name="network", detail="after libvirt-python", by_hand=True)
+    def _network(self, runner: CommandRunner, before: Sequence[Step]) -> Step:
+        if left := [step.name for step in before if step.by_hand]:
+            return Step(name="network", detail=f"after {left[0]}", by_hand=True)
         request = NetworkRequest(dry_run=True)
         if is_answering(runner) and not self.engine.prepare_network(request).steps:
             return Step(name="network", detail=request.name)

@@ -78,7 +78,7 @@ def plan(host: Host, runner: CommandRunner, user: str | None) -> Iterator[Step]:
     :param user: who is to work with libvirt without being root; None for nobody.
     """
     built = has_binding()
-    if runner.which("apt-get") and runner.which("dpkg-query"):
+    if _has_apt(runner):
         yield from _packages(runner, PACKAGES if built else (*PACKAGES, *BUILDING))
     else:
         yield _programs(runner)
@@ -103,6 +103,10 @@ def carry_out(step: Step, runner: CommandRunner) -> None:
             hint="mend that, then run the same command again",
             output=error.output,
         ) from error
+
+
+def _has_apt(runner: CommandRunner) -> bool:
+    return bool(runner.which("apt-get") and runner.which("dpkg-query"))
 
 
 def _packages(runner: CommandRunner, wanted: Sequence[str]) -> Iterator[Step]:
@@ -181,6 +185,8 @@ def _pool(table: BackendTable, host: Host) -> Path:
 def _daemon(runner: CommandRunner) -> Step:
     if is_answering(runner):
         return Step(name="libvirtd", detail="runs")
+    if not _has_apt(runner) and runner.which("libvirtd") is None:
+        return Step(name="libvirtd", detail="after packages", by_hand=True)
     if SYSTEMD.is_dir():
         argv = ("systemctl", "enable", "--now", "libvirtd")
         return Step(name="libvirtd", detail="a service of systemd", argv=argv)
