@@ -41,6 +41,9 @@ path = "image.raw"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So it is where a script started us in the background; what we start would ignore it too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    # So it is under nohup(1). A handler that does nothing keeps us running, and isn't inherited.
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @attrs.frozen

@@ -15,7 +15,7 @@ import ssl
 import sys
 from collections.abc import Sequence
 
-from contrib.lab.errors import LabError
+from contrib.lab.errors import LabError, TimeUp
 from contrib.lab.proc import say
 from contrib.packaging import sources
 from contrib.packaging.chroots import RELEASES, Release, Root, unpacked
@@ -24,7 +24,12 @@ DEFAULT = ("trixie", "noble")
 LOGS = sources.TOP / "build/userlands"
 _CHECKOUT = "/srv/vmcloner"
 _PASSED_ON = ("PIP_INDEX_URL", "http_proxy", "https_proxy", "no_proxy")
-_UNIT = f'make -C {_CHECKOUT} test-fast ARGS="$*" >/srv/log 2>&1'
+# Each of pytest's processes has whole files: their tests share what is slow to make.
+_UNIT = f"""
+exec >/srv/log 2>&1
+cd {_CHECKOUT}
+exec make browser test-fast ARGS="--numprocesses auto --dist loadfile $*"
+"""
 # A namespace of libvirt's own for each QEMU stays without devices: a chroot's /dev is no devtmpfs.
 _LIBVIRT = f"""
 echo 'namespaces = []' >>/etc/libvirt/qemu.conf
@@ -36,43 +41,55 @@ exec python3 contrib/setup/libvirtd.py run -- .venv/bin/pytest \\
     -m "libvirt and not (slow or lvm or xen)" tests/libvirt
 """
 _OWN_NETWORK = ("unshare", "--net", "sh", "-c")
-_WITHIN = 5400.0
+_WITHIN = 3 * 3600.0
 """Seconds for set-up and unit tests, and for those with libvirt."""
 
 
-def test(release: Release, argv: Sequence[str]) -> str:
-    """Set up, run the tests, and return the last lines of their output.
+def test(release: Release, argv: Sequence[str]) -> bool:
+    """Set up and run the tests, print how each part ended, and return whether all passed.
 
     :param argv: more arguments for pytest: then only the unit tests are run.
-    :raises LabError: something failed; the log says what.
+    :raises LabError: there is no chroot of this release.
     """
     with unpacked(release) as root:
         shutil.copytree(sources.TOP, root.folder / _CHECKOUT.lstrip("/"), ignore=sources.left_out)
         root.install("make", "ca-certificates")
-        unit = _run(release, root, "unit tests", "sh", "-c", _UNIT, "sh", *argv)
-        if argv:
-            return unit
-        return f"{unit}; libvirt: {_run(release, root, 'libvirt', *_OWN_NETWORK, _LIBVIRT)}"
+        unit = _passes(release, root, "unit", "sh", "-c", _UNIT, "sh", *argv)
+        libvirt = bool(argv) or _passes(release, root, "libvirt", *_OWN_NETWORK, _LIBVIRT)
+        return unit and libvirt
 
 
-def _run(release: Release, root: Root, what: str, *argv: str) -> str:
+def _passes(release: Release, root: Root, part: str, *argv: str) -> bool:
     LOGS.mkdir(parents=True, exist_ok=True)
-    log = LOGS / f"{release.name}-{what.partition(' ')[0]}.log"
-    say(f"{release.name}: {what}, with the log in {log}")
+    log = LOGS / f"{release.name}-{part}.log"
+    what = f"{release.name}, Python {release.python}, {part} tests"
+    say(f"{what}: the log will be in {log}")
+    inside = root.folder / "srv/log"
+    inside.unlink(missing_ok=True)
     try:
         root.run(*argv, timeout=_WITHIN, env=_env(root))
-    except LabError as error:
-        raise LabError(f"{release.name}: {what} failed; see {log}") from error
+    except TimeUp:
+        _fail(f"{what}: no end within {_WITHIN / 60:.0f} minutes; see {log}")
+        return False
+    except LabError:
+        _fail(f"{what} failed; see {log}")
+        return False
     finally:
-        if (root.folder / "srv/log").exists():
-            shutil.copy(root.folder / "srv/log", log)
-    return log.read_text().strip().splitlines()[-1].strip("= ")
+        if inside.exists():
+            shutil.copy(inside, log)
+    print(f"{what}: {log.read_text().strip().splitlines()[-1].strip('= ')}", flush=True)
+    return True
+
+
+def _fail(text: str) -> None:
+    print(f"userlands: {text}", file=sys.stderr, flush=True)
 
 
 def _env(root: Root) -> dict[str, str]:
-    """Return how pip reaches its index from here: the machine's certificates, proxies."""
+    """Return how pip reaches its index from here, and what makes a test without its tool fail."""
     certificates = os.environ.get("PIP_CERT") or ssl.get_default_verify_paths().cafile
     env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    env["CI"] = "true"
     if certificates:
         shutil.copy(certificates, root.folder / "srv/certificates.crt")
         env["PIP_CERT"] = "/srv/certificates.crt"
@@ -95,14 +112,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = set(asked.releases) - set(RELEASES)
     if unknown:
         parser.error(f"unknown release {', '.join(sorted(unknown))}; known: {known}")
-    failed = False
+    passed = True
     for name in asked.releases or DEFAULT:
         try:
-            print(f"{name}, Python {RELEASES[name].python}: {test(RELEASES[name], asked.pytest)}")
+            passed &= test(RELEASES[name], asked.pytest)
         except LabError as error:
-            print(f"userlands: {error}", file=sys.stderr)
-            failed = True
-    return int(failed)
+            _fail(f"{name}: {error}")
+            passed = False
+    return int(not passed)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from vmcloner_libvirt.setting_up import (
     Step,
     caller,
     carry_out,
-    has_binding,
     is_answering,
     plan,
 )
@@ -91,8 +90,8 @@ class HostSetup(Table):
     _steps: Sequence[Step] = ()
 
     def _network(self, runner: CommandRunner, first: Sequence[Step]) -> Step:
-        if not has_binding():
-            return Step(name="network", detail="after libvirt-python", by_hand=True)
+        if left := [step.name for step in first if step.by_hand]:
+            return Step(name="network", detail=f"after {left[0]}", by_hand=True)
         request = NetworkRequest(dry_run=True)
         if is_answering(runner):
             done = not self.engine.prepare_network(request).steps

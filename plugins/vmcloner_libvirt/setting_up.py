@@ -84,7 +84,7 @@ def plan(host: Host, runner: CommandRunner, user: str | None) -> Iterator[Step]:
     :param user: who is to work with libvirt without being root; None for nobody.
     """
     built = has_binding()
-    if runner.which("apt-get") and runner.which("dpkg-query"):
+    if _has_apt(runner):
         yield from _packages(runner, PACKAGES if built else (*PACKAGES, *BUILDING))
     else:
         yield _programs(runner)
@@ -109,6 +109,10 @@ def carry_out(step: Step, runner: CommandRunner) -> None:
             hint="mend that, then run the same command again",
             output=error.output,
         ) from error
+
+
+def _has_apt(runner: CommandRunner) -> bool:
+    return bool(runner.which("apt-get") and runner.which("dpkg-query"))
 
 
 def _packages(runner: CommandRunner, wanted: Sequence[str]) -> Iterator[Step]:
@@ -191,6 +195,8 @@ def _pool(table: BackendTable, host: Host) -> Path:
 def _daemon(runner: CommandRunner) -> Step:
     if is_answering(runner):
         return Step(name="libvirtd", detail="runs")
+    if not _has_apt(runner) and runner.which("libvirtd") is None:
+        return Step(name="libvirtd", detail="after packages", by_hand=True)
     step = _started()
     if os.geteuid() == 0:
         return step

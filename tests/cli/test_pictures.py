@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux isn't installed")
+from tests.programs import lacks
+
+pytestmark = pytest.mark.skipif(lacks("tmux"), reason="tmux isn't installed")
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,13 @@ from vmcloner_libvirt.libxl import Logs
 from vmcloner_libvirt.settings import KvmSettings, XenSettings
 from vmcloner_libvirt.xen import XenDriver
 from vmcloner_libvirt.xenhost import XenHost
+
+
+@pytest.fixture(autouse=True)
+def no_last_error() -> None:
+    """Forget libvirt's last error in this thread: one that a test makes by itself would have it."""
+    if "libvirt" in sys.modules:
+        sys.modules["libvirt"].virResetLastError()
 
 
 @pytest.fixture

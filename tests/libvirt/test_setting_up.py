@@ -166,7 +166,7 @@ def test_without_the_binding(host, monkeypatch):
 def test_with_and_without_systemd(host, tmp_path, monkeypatch):
     for there in (True, False):
         monkeypatch.setattr(setting_up, "SYSTEMD", tmp_path if there else tmp_path / "none")
-        (step,) = [s for s in setting_up.plan(host, Machine(), None) if s.name == "libvirtd"]
+        step = planned(host, Machine(BARE))["libvirtd"]
         assert (step.argv[0] == "systemctl") is there
         assert ("no systemd" in step.detail) is not there
 
@@ -182,7 +182,7 @@ def test_a_step_that_fails_is_named():
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """A bare machine, whose commands are only kept; settings of its own."""
+    """A bare machine, whose commands and networks are only kept; settings of its own."""
     config = tmp_path / "vmcloner.toml"
     config.write_text(f'[hosts.local]\nstate = "{tmp_path}/state"\n')
     monkeypatch.setenv("VMCLONER_CONFIG", str(config))
@@ -190,6 +190,11 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(LocalRunner, "run", lambda _self, argv, **_options: found.run(argv))
     monkeypatch.setattr(LocalRunner, "which", lambda _self, program: found.which(program))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+    def prepare(_self, request):
+        found.ran.append(("network", request.name))
+
+    monkeypatch.setattr(Engine, "prepare_network", prepare)
     return found
 
 
@@ -245,11 +250,7 @@ def test_nothing_is_done_without_a_yes(machine, capsys, monkeypatch, quiet):
     assert "seabios" in capsys.readouterr().err, "what is asked for is named"
 
 
-def test_the_steps_are_done_in_order(machine, capsys, monkeypatch):
-    def prepare(_self, request):
-        machine.ran.append(("network", request.name))
-
-    monkeypatch.setattr(Engine, "prepare_network", prepare)
+def test_the_steps_are_done_in_order(machine, capsys):
     assert main(["host", "setup", "--yes"]) == 0
     done = [" ".join(argv) for argv in machine.ran]
     words = ("apt-get", "apt-get", "install -d", "install -d")
@@ -267,6 +268,17 @@ def test_only_root_sets_up(machine, capsys, monkeypatch):
 
 
 def test_what_is_left_to_do_by_hand_is_an_error(machine, capsys):
+    """Without apt: what takes libvirt's daemon isn't tried before the user has installed that."""
     machine.programs.clear()
     assert main(["host", "setup", "--yes"]) == 8
-    assert "package manager" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "to do by hand: packages, libvirtd, network (install with this system's package " in (
+        said.err
+    )
+    assert "after packages" in said.out
+    assert [argv[0] for argv in machine.ran] == ["install", "install"]
+
+
+def test_a_daemon_that_is_installed_without_apt_is_started(machine, host):
+    machine.programs = {"libvirtd"}
+    assert planned(host, machine)["libvirtd"].argv

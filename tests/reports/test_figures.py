@@ -2,14 +2,12 @@
 
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
 from lxml import etree
-from PIL import Image
 
 from benchmarks import pictures
+from tests.reports.browser import needs_chromium, shown
 
 FIGURES = json.loads(pictures.FIGURES.read_text())
 DRAWN = pictures.pictures(FIGURES)
@@ -83,21 +81,14 @@ def test_a_picture_is_small_and_loads_nothing(name):
     assert f"(figures/{name})" in page
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium isn't installed")
+@needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser(tmp_path, scheme):
     """As in README: an image that follows the scheme."""
-    page, picture = tmp_path / "page.html", tmp_path / "page.png"
+    page = tmp_path / "page.html"
     page.write_text(f'<img src="file://{pictures.FOLDER}/create.svg">')
-    words = [
-        "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-        f"--user-data-dir={tmp_path}/profile", "--force-device-scale-factor=1",
-        f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
-        "--window-size=900,400", f"--screenshot={picture}", f"file://{page}",
-    ]  # fmt: skip
-    subprocess.run(words, check=True, timeout=60, capture_output=True)
-    with Image.open(picture) as image:
-        colours = {colour: count for count, colour in image.convert("RGB").getcolors(2**24)}
+    seen = shown(page, scheme, "900,400", tmp_path)
+    colours = {colour: count for count, colour in seen.getcolors(2**24)}
     panel, ours = {
         "light": ((0xF6, 0xF7, 0xF9), (0x2F, 0x6F, 0xB5)),
         "dark": ((0x1C, 0x22, 0x29), (0x5A, 0x9A, 0xE0)),

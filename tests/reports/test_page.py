@@ -1,14 +1,12 @@
 """The HTML report: self-contained, safe whatever guests say, and seen in a real browser."""
 
 import re
-import shutil
-import subprocess
 import sys
 
 import pytest
 from lxml import html
-from PIL import Image
 
+from tests.reports.browser import needs_chromium, shown
 from tests.reports.runs import Log, events_of, events_of_hosts
 from vmcloner_core.errors import BackendError
 from vmcloner_core.reports import report_of
@@ -92,22 +90,13 @@ def test_two_hosts_and_one_pool(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium isn't installed")
+@needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser(document, tmp_path, scheme):
     """Chromium shows the bars in their colours, on the right background, and runs no script."""
-    picture = tmp_path / "page.png"
-    words = [
-        "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-        f"--user-data-dir={tmp_path}/profile", "--force-device-scale-factor=1",
-        f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
-        "--window-size=1100,1800", f"--screenshot={picture}", f"file://{document[1]}",
-    ]  # fmt: skip
-    subprocess.run(words, check=True, timeout=60, capture_output=True)
-    with Image.open(picture) as image:
-        seen = image.convert("RGB")
-        assert seen.getpixel((2, 2)) == ((255, 255, 255) if scheme == "light" else (20, 24, 29))
-        colours = {colour: count for count, colour in seen.getcolors(2**24)}
+    seen = shown(document[1], scheme, "1100,1800", tmp_path)
+    assert seen.getpixel((2, 2)) == ((255, 255, 255) if scheme == "light" else (20, 24, 29))
+    colours = {colour: count for count, colour in seen.getcolors(2**24)}
     wanted = {
         "light": {
             "ssh": (0xD2, 0x63, 0x2A),
