@@ -2,15 +2,13 @@
 
 A template's image has a protected snapshot, and clones are its children: they share its objects.
 Images are made under a draft's name, labelled, and then renamed; before they are removed, they lose
-their names. What is under way is in the pool's journal (see ``journal``), which all hosts read.
+their names (see ``naming``). What is under way is in the pool's journal, which all hosts read.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -19,11 +17,10 @@ from typing import TypeVar
 import attrs
 
 from vmcloner_core import raw_images
-from vmcloner_core.cancelling import carried, pause
+from vmcloner_core.cancelling import carried
 from vmcloner_core.drivers import DriverContext, ImageFile, ImageRecord, Lane, StorageDriver
 from vmcloner_core.errors import (
     Conflict,
-    HostCommandError,
     InvalidRequest,
     NotEnoughResources,
     NotFound,
@@ -53,7 +50,8 @@ from vmcloner_rbd import doctor, importing
 from vmcloner_rbd.cluster import Cluster
 from vmcloner_rbd.images import Header, Images
 from vmcloner_rbd.journal import Entry, Journal
-from vmcloner_rbd.records import DiskRecord, image_in, image_text
+from vmcloner_rbd.naming import Naming
+from vmcloner_rbd.records import ORIGIN, DiskRecord, image_in, image_text, origin_name
 from vmcloner_rbd.settings import RbdSettings
 
 T = TypeVar("T")
@@ -61,8 +59,6 @@ R = TypeVar("R")
 THREADS = 8
 """Images that are made or removed at once: more gained nothing where it was measured."""
 SECTOR = 512
-FORGOTTEN = 40.0
-"""Seconds in which the cluster forgets a client that was killed: 30 by default."""
 
 
 class RbdDriver(StorageDriver):
@@ -81,6 +77,7 @@ class RbdDriver(StorageDriver):
         self._cluster = Cluster(settings, self._pool)
         self._images = Images(self._cluster)
         self._journal = Journal(self._cluster)
+        self._naming = Naming(self._cluster, self._images, self._journal, settings.place)
 
     def probe(self) -> Iterator[Check]:
         """See :meth:`StorageDriver.probe`."""
@@ -113,7 +110,7 @@ class RbdDriver(StorageDriver):
             template=template, digest=image.digest, size=image.size, allocated=data
         )
         entry = self._journal.draft(origin_name(template))
-        with self._drafted(entry):
+        with self._naming.drafted(entry):
             self._images.create(entry.draft, self.whole(image.size))
             with self._images.open(entry.draft, writable=True) as draft:
                 draft.label(image_text(record))
@@ -123,9 +120,9 @@ class RbdDriver(StorageDriver):
             if found is not None and found.digest != image.digest:
                 self._remove_origin(template, known)
                 found = None
-            if found is None and self._named(entry):
+            if found is None and self._naming.named(entry):
                 return record, True
-            self._discard(entry)  # another process was faster
+            self._naming.discard(entry)  # another process was faster
         found = self._origin(template)
         if found is None or found.digest != image.digest:
             raise Conflict(
@@ -196,7 +193,7 @@ class RbdDriver(StorageDriver):
                     f"clones are linked to the image of template {template} in {self._cluster}",
                     hint="delete them first: vmcloner list",
                 ) from error
-            return self._remove(entry, left)
+            return self._naming.remove(entry, left)
 
     # --- volumes --------------------------------------------------------------------------------
 
@@ -235,7 +232,7 @@ class RbdDriver(StorageDriver):
 
             def one(name: str) -> Outcome[Volume]:
                 try:
-                    with self._cluster.translated(name), self._undone(entries[name], left):
+                    with self._cluster.translated(name), self._naming.undone(entries[name], left):
                         return make(entries[name], requests[name])
                 except VmclonerError as error:
                     return Outcome(key=name, error=error)
@@ -247,9 +244,9 @@ class RbdDriver(StorageDriver):
     ) -> Outcome[Volume]:
         """Make a volume that wasn't there."""
         size = self._fill(entry, request, image)
-        if self._named(entry):
+        if self._naming.named(entry):
             return Outcome(key=entry.name, value=self._volume(entry.name, request.labels, size))
-        self._discard(entry)  # another process was faster
+        self._naming.discard(entry)  # another process was faster
         found = self._found([entry.name])
         if entry.name not in found:
             raise WrongState(f"{entry.name} was removed by another process while it was made")
@@ -327,7 +324,7 @@ class RbdDriver(StorageDriver):
             for outcome in self.delete([volume]):
                 if outcome.error is not None:
                     raise outcome.error
-            self._publish(entry, entry.name)
+            self._naming.publish(entry)
             return Outcome(key=entry.name, value=volume)
 
         yield from self._each_made(fit, replace)
@@ -352,82 +349,12 @@ class RbdDriver(StorageDriver):
             def one(name: str) -> Outcome[None]:
                 try:
                     with self._cluster.translated(name):
-                        self._check_alone(name, found[name])
-                        return Outcome(key=name, changed=self._remove(entries[name], left))
+                        self._naming.check_alone(name, found[name])
+                        return Outcome(key=name, changed=self._naming.remove(entries[name], left))
                 except VmclonerError as error:
                     return Outcome(key=name, error=error)
 
             yield from _parallel(one, list(entries))
-
-    def _remove(self, entry: Entry, left: set[str]) -> bool:
-        """Take an image's name away, and remove it; tell whether it had its name.
-
-        :param left: gets the entry's key if the image is in the trash, and stays there for now.
-        :raises WrongState: it is in use.
-        """
-        until = time.monotonic() + FORGOTTEN
-        while True:
-            with self._journal.alone(entry.name) as check_alone:
-                if self._images.names().get(entry.name) != entry.id:
-                    return False  # another process removed it
-                users = self._users(entry.name)
-                if not users:  # librbd moves an image that is only open
-                    check_alone()
-                    gone = self._trashed(entry.name)
-                    break
-            if time.monotonic() > until or not self._was_interrupted(entry):
-                raise self._in_use(entry.name, users)
-            pause(0.5)  # not alone: another process may remove it, and make a new one
-        if not gone and self._images.names().get(entry.name) == entry.id:
-            raise HostCommandError(
-                f"{self._cluster}: {entry.name} can't be removed: Ceph finds only a part of it",
-                hint=f"rbd info {self._settings.place}/{entry.name}",
-            )
-        try:
-            self._images.remove_trashed(entry.id)
-        except OSError:  # the next run's sweep removes it
-            left.add(entry.key)
-        return gone
-
-    def _was_interrupted(self, entry: Entry) -> bool:
-        """Tell whether a process was killed while it removed the same image.
-
-        The cluster knows such a client for a while yet. It is waited for: so the same command
-        again removes the image.
-        """
-        return entry.id in {dead.id for dead in self._journal.dead()}
-
-    def _trashed(self, name: str) -> bool:
-        """Move an image to the trash; tell whether there was one.
-
-        :raises WrongState: it is in use.
-        """
-        try:
-            return self._images.move_to_trash(name)
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            raise self._in_use(name, ["another client"]) from error
-
-    def _check_alone(self, name: str, header: Header) -> None:
-        """Check that no snapshots, which are not ours, keep an image from being removed.
-
-        :raises WrongState: some do.
-        """
-        if not header.has_snapshots:
-            return
-        with contextlib.suppress(FileNotFoundError), self._images.open(name) as image:
-            if snapshots := image.snapshots():
-                raise WrongState(
-                    f"{self._cluster}: {name} has snapshots: {' '.join(snapshots)}",
-                    hint=f"if they are not needed: rbd snap purge {self._settings.place}/{name}",
-                )
-
-    def _in_use(self, name: str, users: Sequence[str]) -> WrongState:
-        return WrongState(
-            f"{self._cluster}: {name} is in use by {' '.join(users)}",
-            hint="stop its clone first; a client that was killed is forgotten after 30 s",
-        )
 
     def whole(self, size: int) -> int:
         """See :meth:`StorageDriver.whole`: whole sectors."""
@@ -520,43 +447,8 @@ class RbdDriver(StorageDriver):
         raw_images.sweep(self._folder)
         with self._cluster.translated():
             dead = self._journal.dead()
-            done = [entry for entry in dead if self._swept(entry)]
+            done = [entry for entry in dead if self._naming.swept(entry)]
             self._journal.forget(done)
-
-    def _swept(self, entry: Entry) -> bool:
-        """Remove what an entry names; tell whether nothing is left of it.
-
-        A template's image that has its name yet is protected again.
-        """
-        try:
-            if entry.draft:
-                if self._has_its_name(entry):
-                    return True
-                if self._users(entry.draft):
-                    return False  # the next sweep
-                self._discard(entry)
-            elif not self._images.remove_trashed(entry.id):
-                if self._images.names().get(entry.name) != entry.id:
-                    return True
-                if self._users(entry.name):
-                    return False  # the next sweep
-                if entry.name.startswith(ORIGIN):
-                    with self._images.open_known(entry.id, entry.name) as image:
-                        image.protect()
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            return False  # somebody looks at it: the next sweep
-        return True
-
-    def _users(self, name: str) -> Sequence[str]:
-        """Return who has an image open, also who was killed half a minute ago.
-
-        Where an image is removed or changed, librbd would wait for such a client's end.
-        """
-        with contextlib.suppress(FileNotFoundError), self._images.open(name) as image:
-            return image.watchers()
-        return ()
 
     def leftovers(self) -> tuple[Leftover, ...]:
         """See :meth:`StorageDriver.leftovers`."""
@@ -572,64 +464,6 @@ class RbdDriver(StorageDriver):
             for entry in dead
         )
         return (*raw_images.leftovers(self._folder), *drafts)
-
-    # --- drafts ---------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _drafted(self, entry: Entry) -> Iterator[None]:
-        with self._journal.written([entry]) as left, self._undone(entry, left):
-            yield
-
-    @contextlib.contextmanager
-    def _undone(self, entry: Entry, left: set[str]) -> Iterator[None]:
-        """Remove a draft if the block fails; if that fails too, its entry stays for the sweep."""
-        try:
-            yield
-        except BaseException:
-            try:
-                self._discard(entry)
-            except OSError:
-                left.add(entry.key)
-            raise
-
-    def _named(self, entry: Entry) -> bool:
-        """Give a draft its final name; returns whether that was free."""
-        self._journal.check_held()
-        with self._journal.alone(entry.name) as check_alone:
-            if entry.name in self._images.names():
-                return False
-            check_alone()
-            self._images.rename(entry.draft, entry.name)
-        return True
-
-    def _publish(self, entry: Entry, what: str) -> None:
-        if not self._named(entry):
-            raise Conflict(f"{what}: another process has made {entry.name} in {self._cluster}")
-
-    def _discard(self, entry: Entry) -> None:
-        """Remove a draft, unless it has its final name."""
-        if self._has_its_name(entry):
-            return
-        with contextlib.suppress(FileNotFoundError):
-            if entry.name.startswith(ORIGIN):
-                with self._images.open(entry.draft, writable=True) as image:
-                    image.unprotect()
-                    image.remove_snapshot()
-        self._images.remove(entry.draft)
-
-    def _has_its_name(self, entry: Entry) -> bool:
-        """Tell whether a draft has its final name; remove what an interrupted rename left of names.
-
-        The name is then free for the next one, also while the draft can't be removed.
-        """
-        known = self._images.id_of(entry.draft) or self._images.names().get(entry.draft, "")
-        names = self._images.names() if known else {}
-        if known and entry.name not in names and self._images.id_of(entry.name) == known:
-            self._images.forget_name(entry.name)
-        if known and entry.draft not in names and known in names.values():
-            self._images.forget_name(entry.draft)
-            return True
-        return False
 
     # --- helpers --------------------------------------------------------------------------------
 
@@ -716,15 +550,6 @@ class RbdDriver(StorageDriver):
     def close(self) -> None:
         """See :meth:`StorageDriver.close`."""
         self._cluster.close()
-
-
-ORIGIN = "template."
-"""How the names of templates' images begin; names of clones contain no dot."""
-
-
-def origin_name(template: str) -> str:
-    """Return the name of a template's image in the pool."""
-    return f"{ORIGIN}{template}"
 
 
 def _may_be_volume(name: str) -> bool:

@@ -12,6 +12,13 @@ from vmcloner_core.model import Labels
 
 KEY = "vmcloner"
 """The key of an image's metadata that has the record."""
+ORIGIN = "template."
+"""How the names of templates' images begin; names of clones contain no dot."""
+
+
+def origin_name(template: str) -> str:
+    """Return the name of a template's image in the pool."""
+    return f"{ORIGIN}{template}"
 
 
 @attrs.frozen(kw_only=True)

@@ -16,8 +16,7 @@ from vmcloner_core.errors import BackendError, Conflict, NotEnoughResources, Wro
 from vmcloner_core.model import CloneMode, CloneRequest
 from vmcloner_core.process import LocalRunner
 from vmcloner_core.testing.samples import make_context, make_labels
-from vmcloner_rbd import driver as driver_module
-from vmcloner_rbd import journal
+from vmcloner_rbd import journal, naming
 from vmcloner_rbd.driver import RbdDriver
 
 pytestmark = pytest.mark.ceph
@@ -148,7 +147,7 @@ def test_a_name_is_free_while_its_last_user_is_waited_for(settings, opened, tmp_
         assert removed.changed
         assert again.changed
 
-    monkeypatch.setattr(driver_module, "pause", meanwhile)
+    monkeypatch.setattr(naming, "pause", meanwhile)
     with held_open(settings, tmp_path, name) as end:
         (outcome,) = driver.delete([made.value])
     assert (outcome.error, outcome.changed) == (None, False)
