@@ -25,7 +25,7 @@ from platformdirs import user_cache_path
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.trusted_files import check_folder, make_folder, read_file, replacing
 
-MAX_KEPT = 16 * 1024**2
+MAX_KEPT = 4 * 1024**2
 """Bytes of the file. What is no longer used stays in it, so once it is larger it begins anew."""
 _compile = compile
 _SALT = re.compile(r"(?<=hash\(\()\s*-?\d+")
