@@ -1,12 +1,14 @@
 """What libraries write as source and compile at each start: compiled once, kept for later starts.
 
-attrs writes the methods of each class as text and compiles it while a module is imported; Python
-keeps only what is in modules' own files. This took a sixth of a create. What a text compiles to
-depends on nothing but the text, its file name and Python, so it is kept by these.
+attrs writes the methods of each class as text and compiles it while a module is imported, cattrs
+what reads settings; Python keeps only what is in modules' own files. This took a sixth of a create.
+What a text compiles to depends on nothing but the text, its file name and Python, so it is kept by
+these.
 """
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import functools
 import importlib.util
@@ -15,15 +17,17 @@ import os
 import re
 import sys
 from pathlib import Path
-from types import CodeType
+from types import CodeType, ModuleType
+from typing import Any
 
 from platformdirs import user_cache_path
 
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.trusted_files import check_folder, make_folder, read_file, replacing
 
-MAX_KEPT = 16 * 1024**2
+MAX_KEPT = 4 * 1024**2
 """Bytes of the file. What is no longer used stays in it, so once it is larger it begins anew."""
+_compile = compile
 _SALT = re.compile(r"(?<=hash\(\()\s*-?\d+")
 """A number in each ``__hash__`` of attrs', another in each process: any does, if it stays there."""
 
@@ -45,14 +49,22 @@ class KeptCode:
         self._new = False
 
     def begin(self) -> None:
-        """Be what is :data:`used` in this process: attrs asks :meth:`compile` from now on."""
-        import attr._make
-
+        """Be what is :data:`used` in this process, by attrs to begin with."""
         global used  # noqa: PLW0603
         used = self
-        # The name in attrs' own module hides Python's function. Where attrs doesn't use it, code is
-        # compiled as before.
-        attr._make.compile = self.compile  # type: ignore[attr-defined]
+        builtins.compile = self.compile
+        try:  # it makes classes of its own while it is imported
+            import attr._make
+        finally:
+            builtins.compile = _compile
+        self.serve(attr._make)
+
+    def serve(self, module: ModuleType) -> None:
+        """Have a module that compiles what it writes ask :meth:`compile`.
+
+        Where it doesn't use that name, code is compiled as before.
+        """
+        module.compile = self.compile  # type: ignore[attr-defined]
 
     @functools.cached_property
     def _codes(self) -> dict[str, bytes]:
@@ -64,12 +76,14 @@ class KeptCode:
                 return dict(marshal.loads(content))  # noqa: S302 - only this user wrote it
         return {}
 
-    def compile(self, source: str, filename: str, mode: str) -> CodeType:
+    def compile(self, source: Any, filename: Any, mode: str, *more: Any, **options: Any) -> Any:
         """Return what Python's own ``compile`` does."""
+        if not isinstance(source, str) or more or options:
+            return _compile(source, filename, mode, *more, **options)
         key = f"{mode}\0{filename}\0{_SALT.sub('', source)}"
         code = self.find(key)
         if code is None:
-            code = compile(source, filename, mode)
+            code = _compile(source, filename, mode)
             self.add(key, code)
         return code
 

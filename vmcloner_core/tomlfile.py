@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import attrs
 
+from vmcloner_core import kept_code
 from vmcloner_core.errors import InvalidRequest, VmclonerError, did_you_mean
 from vmcloner_core.trusted_files import read_file
 from vmcloner_core.units import Duration, Size, parse_duration, parse_size
@@ -241,8 +242,11 @@ def _choice(value: object, kind: object) -> object:
 
 @functools.cache
 def _converter() -> Converter:
+    import cattrs.gen
     from cattrs import Converter
 
+    if kept_code.used is not None:
+        kept_code.used.serve(cattrs.gen)
     converter = Converter(forbid_extra_keys=True)
     converter.register_structure_hook_factory(
         attrs.has, lambda cls: _table_of(converter.gen_structure_attrs_fromdict(cls))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any, Literal, Union, get_args, get_origin
 
 import attrs
@@ -16,33 +16,45 @@ def wrong_type(value: object, kind: type) -> str | None:
 
     :param kind: its class. Nothing can be told of one that isn't attrs'.
     """
-    if not attrs.has(kind):
-        return None
-    for name, hint in _hints(kind).items():
+    for name, fits, inner in _fields(kind):
         found = getattr(value, name)
-        if not _fits(found, hint):
+        if not fits(found):
             return f"{name} is a {type(found).__name__}"
-        inside = wrong_type(found, hint) if isinstance(hint, type) else None
+        inside = wrong_type(found, inner) if inner is not None else None
         if inside is not None:
             return f"{name}.{inside}"
     return None
 
 
-@functools.cache
-def _hints(kind: type[attrs.AttrsInstance]) -> Mapping[str, Any]:
+Fits = Callable[[object], bool]
+
+
+@functools.cache  # what thousands of members yield is of a few classes
+def _fields(kind: type) -> tuple[tuple[str, Fits, type | None], ...]:
+    """Return each field of an attrs class: its name, what checks it, its own class if it is one."""
+    if not attrs.has(kind):
+        return ()
     hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in attrs.fields(kind)}
+    found = [(field.name, hints[field.name]) for field in attrs.fields(kind)]
+    return tuple(
+        (name, _fits(hint), hint if isinstance(hint, type) else None) for name, hint in found
+    )
 
 
-def _fits(value: object, hint: Any) -> bool:
+def _fits(hint: Any) -> Fits:
+    """Return what tells whether a value is of a type."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return any(_fits(value, each) for each in args)
+        each = [_fits(arg) for arg in args]
+        return lambda value: any(fits(value) for fits in each)
     if origin is Literal:
-        return isinstance(value, str) and value in args
+        return lambda value: isinstance(value, str) and value in args
     if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(each, args[0]) for each in value)
+        member = _fits(args[0])
+        return lambda value: isinstance(value, tuple) and all(map(member, value))
     if hint is float:
-        return isinstance(value, int | float)
+        return lambda value: isinstance(value, int | float)
     plain = origin or hint
-    return isinstance(value, plain) if isinstance(plain, type) else True
+    if not isinstance(plain, type):
+        return lambda _value: True
+    return lambda value: isinstance(value, plain)

@@ -23,6 +23,7 @@ from vmcloner_core.model import (
     State,
 )
 from vmcloner_libvirt import booting, secrets
+from vmcloner_libvirt.ahead import definitions
 from vmcloner_libvirt.binding import libvirt
 from vmcloner_libvirt.conditions import reason_of, state_of
 from vmcloner_libvirt.errors import is_code, is_disconnect
@@ -59,9 +60,13 @@ def inventory(records: Records, saved: Collection[str]) -> DomainInventory:
     strays: list[Domain] = []
     names: set[str] = set()
     addresses: set[str] = set()
-    for domain, state, reason in records:
+    found = list(records)
+    texts = definitions([domain for domain, _, _ in found])
+    for (domain, state, reason), text in zip(found, texts, strict=True):
+        if text is None:
+            continue  # gone meanwhile
         with tolerate("VIR_ERR_NO_DOMAIN"):
-            root = parse(domain.XMLDesc(0))
+            root = parse(text)
             condition = state_of(state, reason, saved=domain.UUIDString() in saved)
             described = _describe(root, condition, reason_of(domain, state, reason))
             if described is not None and described.name == described.labels.clone:

@@ -1,5 +1,6 @@
 """Tables for people, and the same facts for programs."""
 
+import argparse
 import csv
 import io
 import json
@@ -14,9 +15,10 @@ import time
 
 import attrs
 import pytest
+from cliff.formatters.json_format import JSONFormatter
 
 from vmcloner_core import State
-from vmcloner_core.cli.formats import lines
+from vmcloner_core.cli.formats import WholeJson, lines
 from vmcloner_core.cli.listing import KEYS, LEASE_KEYS
 from vmcloner_core.units import format_age
 
@@ -260,3 +262,33 @@ def test_a_misspelt_column_is_refused_before_anything_is_done(run, lab, words):
     assert "no column 'nmae'" in err
     assert lab.engine.list() == ()
     assert lab.pool.images == {}
+
+
+class Counted(io.StringIO):
+    """A stream that counts what is written to it."""
+
+    writes = 0
+
+    def write(self, text):
+        self.writes += 1
+        return super().write(text)
+
+
+@pytest.mark.parametrize("noindent", [False, True])
+def test_json_is_written_at_once(noindent):
+    """Each write is a system call where Python doesn't buffer; a list has thousands of words."""
+    asked = argparse.Namespace(noindent=noindent)
+    rows = [(f"web-{number}", None, ["a", "b"]) for number in range(100)]
+    stream, by_cliff = Counted(), Counted()
+    WholeJson().emit_list(("name", "ip", "volumes"), rows, stream, asked)
+    JSONFormatter().emit_list(("name", "ip", "volumes"), rows, by_cliff, asked)
+    assert stream.getvalue() == by_cliff.getvalue()
+    assert stream.writes == 1
+
+
+def test_commands_write_json_at_once(run, monkeypatch):
+    used = []
+    emit = WholeJson.emit_list
+    monkeypatch.setattr(WholeJson, "emit_list", lambda *a: (used.append(a), emit(*a)))
+    assert json.loads(run("list", "-f", "json")[1]) is not None
+    assert used

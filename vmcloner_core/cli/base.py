@@ -15,7 +15,7 @@ from cliff.command import Command
 from cliff.lister import Lister
 from cliff.show import ShowOne
 
-from vmcloner_core.cli.formats import PlainTable
+from vmcloner_core.cli.formats import PlainTable, WholeJson
 from vmcloner_core.cli.usage import agrees, printable, refuse, say
 from vmcloner_core.errors import (
     Interrupted,
@@ -121,6 +121,7 @@ class _Display(Base):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser; tables fit the terminal unless the user says otherwise."""
         self._formatter_plugins["table"].obj = PlainTable()
+        self._formatter_plugins["json"].obj = WholeJson()
         parser = super().get_parser(prog_name)
         parser.set_defaults(fit_width=sys.stdout.isatty())
         (column,) = (a for a in parser._actions if "--column" in a.option_strings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any, TextIO
 
 from cliff.formatters.base import SingleFormatter
 from cliff.formatters.commaseparated import CSVLister
+from cliff.formatters.json_format import JSONFormatter
 from cliff.formatters.table import TableFormatter
 
 GAP = "  "
@@ -29,6 +31,25 @@ class CsvRecord(CSVLister, SingleFormatter):
     ) -> None:
         """Print the object."""
         self.emit_list(column_names, [data], stdout, parsed_args)
+
+
+class WholeJson(JSONFormatter):
+    """The format ``json``, written at once.
+
+    cliff's own writes each word of it, and a system call each where Python is told not to buffer.
+    """
+
+    def emit_list(
+        self,
+        column_names: Sequence[str],
+        data: Iterable[Sequence[Any]],
+        stdout: TextIO,
+        parsed_args: argparse.Namespace,
+    ) -> None:
+        """Print the rows."""
+        text = io.StringIO()
+        super().emit_list(column_names, data, text, parsed_args)
+        stdout.write(text.getvalue())
 
 
 class PlainTable(TableFormatter):
