@@ -112,6 +112,11 @@ class Forks:
         own = [name for name in left if not loaded[name].identical]
         done("reseed", own, lambda: reseeding.reseed(driver, own, timeout=seconds))
         done("connect", left, lambda: warm.connect(list(left)))
+        copies = [name for name in left if loaded[name].identical]
+        if (
+            copies and driver.agents is not None
+        ):  # the others are told the time as they become themselves
+            driver.agents.set_clocks(copies)
         for name in left:
             self.origins.end(name)
             yield Outcome(key=name)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import attrs
 import pytest
@@ -308,6 +309,15 @@ def test_a_copy_is_ready_when_its_parent_was(warm, lab, monkeypatch):
     warm.wait("web", timeout=3)
     record = json.loads((warm.host.records / "web-1" / "record.json").read_text())
     assert record["ready"] == "1.0 console:web-1|here is the parent"
+
+
+def test_copies_get_the_time_from_their_agents(warm, lab, mute):
+    late = []
+    lab.machines.agents = SimpleNamespace(
+        set_clocks=late.extend, reported=lambda _names: frozenset(), freeze=None, thaw=None
+    )
+    warm.create("web", "warm", count=2, warm=True, identical=True, start=True)
+    assert sorted(late) == ["web-1", "web-2"]
 
 
 def test_a_pool_of_copies(warm, mute):

@@ -40,6 +40,7 @@ from vmcloner_core.testing.reference import (
     ReferenceSnapshots,
     ReferenceStatistics,
     ReferenceStorage,
+    ReferenceWarm,
 )
 
 MUTANTS = []
@@ -958,6 +959,70 @@ class MeasuresWhatIsOff(PartMutant):
     class Interface(ReferenceStatistics):
         def read(self, names):
             return {name: Statistics(at=0.0, cpu=0.0, memory=1) for name in names}
+
+
+@caught_by("test_statistics_are_of_running_domains")
+class SharesOfWhatIsOff(PartMutant):
+    """A domain that is off takes no memory."""
+
+    part = "statistics"
+
+    class Interface(ReferenceStatistics):
+        def shares(self, names):
+            return dict.fromkeys(names, 1)
+
+
+@caught_by("test_memory_that_is_not_as_it_was_saved")
+class LoadsWhatIsCutShort(PartMutant):
+    """Memory is loaded as far as it goes."""
+
+    part = "warm"
+
+    class Interface(ReferenceWarm):
+        def _kept(self, folder):
+            file = folder / "warm.json"
+            return json.loads(file.read_text())["memory"] if file.exists() else 0
+
+
+@caught_by("test_forks_have_the_devices_of_their_memory")
+class LoadsIntoOtherDevices(PartMutant):
+    """The memory has the size that the domain has."""
+
+    part = "warm"
+
+    class Interface(ReferenceWarm):
+        def load(self, names, folder):
+            for name in names:
+                self.now = self._driver.machines[name].memory
+                yield from super().load([name], folder)
+
+        def _kept(self, folder):
+            super()._kept(folder)
+            return self.now
+
+
+@caught_by("test_only_what_was_booted_for_it_is_saved")
+class SavesWhateverRuns(PartMutant):
+    """What was started otherwise is saved too."""
+
+    part = "warm"
+
+    class Interface(ReferenceWarm):
+        def save(self, name, folder):
+            self.booted[name] = folder
+            super().save(name, folder)
+
+
+@caught_by("test_forks_continue_from_one_memory")
+class LoadsWhatRuns(PartMutant):
+    """A fork that runs is loaded again."""
+
+    part = "warm"
+
+    class Interface(ReferenceWarm):
+        def load(self, names, folder):
+            self.loaded.update(names)
+            return super().load(names, folder)
 
 
 @caught_by("test_machines_go_on_from_where_they_were")
