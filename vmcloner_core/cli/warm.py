@@ -31,7 +31,7 @@ class TemplateWarm(Record):
             "--at",
             default="ready",
             metavar="WHEN",
-            help="When to save it: ready (default), or console:REGEX.",
+            help="When to save it: ready (default), ssh, or console:REGEX.",
         )
         parser.add_argument(
             "-e", "--hypervisor", metavar="NAME", help="Hypervisor from the settings, like kvm."
