@@ -3,21 +3,60 @@
 # root in any guest with a POSIX shell, from a pipe or from a file; again and again, if need be.
 #
 # In the environment, or set before: entropy (hexadecimal digits), now (seconds since the epoch).
-# Words: "wait" only says on the console that this waits for the disk.
+# Words: "settle" only waits until the guest has booted, and writes all to its disk; with a port, an
+# SSH server in the guest must answer there. "wait" does so, and says that it waits for the disk.
 
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C
 umask 022
 work=/run/vmcloner-seed
 state=/var/lib/vmcloner-seed
 name=
+line='
+'
 die() {
     echo "vmcloner-reseed-failed $*" >&2
     exit 1
 }
-if [ "${1:-}" = wait ]; then
+
+# --- for a parent of forks: all of them go on from here ---
+# What an SSH server says first, of this guest itself: it may have no card.
+greeting() {
+    if command -v bash >/dev/null; then
+        # shellcheck disable=SC2016 # for bash
+        timeout 20 bash -c 'exec 3<>"/dev/tcp/127.0.0.1/$0"; read -r line <&3; echo "$line"' "$1"
+    else
+        timeout 20 nc 127.0.0.1 "$1" </dev/null | head -n 1
+    fi 2>/dev/null
+}
+ssh_answers() {
+    tries=0
+    until greeting "$1" | grep -q '^SSH-2\.0-'; do
+        tries=$((tries + 1))
+        [ $tries -lt 15 ] || return 1
+        sleep 2
+    done
+}
+settle() {
+    ! command -v systemctl >/dev/null || systemctl is-system-running --wait >/dev/null 2>&1
+    # What each fork would load when its seed and its cards are plugged.
+    modprobe -qa isofs virtio_blk virtio_net 2>/dev/null
+    sync
+}
+case ${1:-} in
+settle)
+    settle
+    [ -z "${2:-}" ] || ssh_answers "$2" || {
+        echo "no SSH server answers at 127.0.0.1:$2" >&2
+        exit 1
+    }
+    exit
+    ;;
+wait)
+    settle
     echo vmcloner-waits-for-seed
-    exit 0
-fi
+    exit
+    ;;
+esac
 [ "$(id -u)" = 0 ] || die "not root"
 [ -d /run ] || work=/tmp/vmcloner-seed
 (umask 077 && mkdir -p "$work/disk" "$state") || die "$work, $state: can't be made"
@@ -48,15 +87,29 @@ mount -t iso9660 -o ro,nosuid,nodev,noexec "$(seed_disk)" "$work/disk" ||
 (umask 077 && cat "$work/disk/vmcloner" >"$work/identity" &&
     cat "$work/disk/network-config" >"$work/network-config")
 umount "$work/disk"
-[ "$(tail -n 1 "$work/identity")" = end ] || die "the seed has no whole file vmcloner"
-values() { sed -n "s/^$1 //p" "$work/identity"; }
-name=$(values name)
+# Read by the shell itself: emulated, every process that it starts takes long.
+generation='' machine='' user='' keys='' host_key='' host_key_public='' cards='' servers='' word=''
+while read -r word value; do
+    case $word in
+    name) name=$value ;;
+    generation) generation=$value ;;
+    machine-id) machine=$value ;;
+    user) user=$value ;;
+    key) keys="$keys$value$line" ;;
+    host-key) host_key=$value ;;
+    host-key-public) host_key_public=$value ;;
+    card) cards="$cards$value$line" ;;
+    nameserver) servers="$servers$value$line" ;;
+    end) break ;;
+    esac
+done <"$work/identity"
+[ "$word" = end ] || die "the seed has no whole file vmcloner"
 answer() {
     echo "vmcloner-reseeded $name random=$random"
     exit 0
 }
 random=unchanged
-[ "$(cat "$state/generation" 2>/dev/null)" != "$(values generation)" ] || answer
+[ "$(cat "$state/generation" 2>/dev/null)" != "$generation" ] || answer
 
 # --- random numbers, before any are used ---
 # RNDADDENTROPY mixes the bytes in and counts them, RNDRESEEDCRNG has the generator use them at once:
@@ -110,10 +163,9 @@ echo "127.0.1.1 $names" >>"$work/hosts"
 cat "$work/hosts" >/etc/hosts
 
 # --- the machine id, which systemd's DHCP client id and the journal's folder come from ---
-values machine-id >"$work/machine-id"
-cat "$work/machine-id" >/etc/machine-id || die "/etc/machine-id can't be written"
+echo "$machine" >/etc/machine-id || die "/etc/machine-id can't be written"
 [ ! -f /var/lib/dbus/machine-id ] || [ -L /var/lib/dbus/machine-id ] ||
-    cat "$work/machine-id" >/var/lib/dbus/machine-id
+    echo "$machine" >/var/lib/dbus/machine-id
 
 # What services make anew when they are started and it is missing; see also vmcloner_core/sealing.py.
 rm -f /var/lib/systemd/credential.secret /etc/iscsi/initiatorname.iscsi \
@@ -123,10 +175,9 @@ rm -f /var/lib/systemd/credential.secret /etc/iscsi/initiatorname.iscsi \
 if [ -d /etc/ssh ]; then
     rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub
     key=/etc/ssh/ssh_host_ed25519_key
-    (umask 077 && values host-key | base64 -d >$key) || die "$key can't be written"
-    values host-key-public >$key.pub
+    (umask 077 && echo "$host_key" | base64 -d >$key) || die "$key can't be written"
+    echo "$host_key_public" >$key.pub
 fi
-user=$(values user)
 if ! id "$user" >/dev/null 2>&1; then
     shell=$(command -v bash || echo /bin/sh)
     useradd -m -s "$shell" "$user" 2>/dev/null || adduser -D -s "$shell" "$user" ||
@@ -137,14 +188,14 @@ if ! id "$user" >/dev/null 2>&1; then
     )
 fi
 home=$(sed -n "s/^$user:\([^:]*:\)\{4\}\([^:]*\):.*/\2/p" /etc/passwd)
-if [ -n "$home" ] && [ -n "$(values key)" ]; then
+if [ -n "$home" ] && [ -n "$keys" ]; then
     (
         umask 077
         mkdir -p "$home/.ssh"
         touch "$home/.ssh/authorized_keys"
-        values key | while read -r key; do
+        printf %s "$keys" | while read -r key; do
             grep -qxF "$key" "$home/.ssh/authorized_keys" ||
-                echo "$key" >>"$home/.ssh/authorized_keys"
+                printf '%s\n' "$key" >>"$home/.ssh/authorized_keys"
         done
         chown -R "$user:" "$home/.ssh"
     )
@@ -162,13 +213,13 @@ networkd() {
     folder=/etc/systemd/network number=0
     mkdir -p $folder
     rm -f $folder/10-cloud-init-* $folder/10-vmcloner-* /run/systemd/network/10-netplan-*
-    values card | while read -r mac address gateway; do
+    printf %s "$cards" | while read -r mac address gateway; do
         {
             printf '[Match]\nMACAddress=%s\n\n[Network]\n' "$mac"
             if [ "$address" = dhcp ]; then echo DHCP=ipv4; else echo "Address=$address"; fi
             [ "$gateway" = - ] || echo "Gateway=$gateway"
-            values nameserver | sed 's/^/DNS=/'
-            [ "$address" != dhcp ] || [ -z "$(values nameserver)" ] ||
+            for server in $servers; do echo "DNS=$server"; done
+            [ "$address" != dhcp ] || [ -z "$servers" ] ||
                 printf '\n[DHCPv4]\nUseDNS=no\n'
         } >$folder/10-vmcloner-$number.network
         printf '[Match]\nMACAddress=%s\n\n[Link]\nName=eth%s\n' "$mac" $number \
@@ -183,20 +234,28 @@ if [ -d /etc/netplan ] && command -v netplan >/dev/null; then
     netplan apply || die "netplan apply fails"
 elif command -v systemctl >/dev/null && systemctl -q is-active systemd-networkd; then
     networkd
-elif [ -n "$(values card)" ]; then
+elif [ -n "$cards" ]; then
     die "neither netplan nor systemd-networkd sets up this guest's network"
 fi
 
 # --- what still has the parent's keys and ids in memory ---
-if command -v systemctl >/dev/null; then
-    systemctl try-restart systemd-random-seed systemd-journald # the former stores a new seed
+# A server that has this signal runs itself anew, and reads its keys: a restart would check them too.
+sshd() {
+    for unit in ssh sshd; do
+        pid=$(systemctl show -p MainPID --value $unit 2>/dev/null)
+        [ "${pid:-0}" = 0 ] || { kill -HUP "$pid" && return; }
+    done
     for unit in ssh sshd; do
         ! systemctl -q is-enabled $unit 2>/dev/null || { systemctl restart $unit && break; }
     done
+}
+if command -v systemctl >/dev/null; then
+    systemctl try-restart systemd-random-seed systemd-journald # the former stores a new seed
+    sshd
 elif [ -r /run/sshd.pid ]; then
     kill -HUP "$(cat /run/sshd.pid)"
 fi
 
-values generation >"$state/generation"
+echo "$generation" >"$state/generation"
 sync
 answer

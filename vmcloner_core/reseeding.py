@@ -85,7 +85,8 @@ def script() -> bytes:
     """Return the POSIX shell script that re-seeds a guest as root: ``reseed.sh``.
 
     It finds the seed disk by its serial, and is idempotent. The words that it takes, all optional:
-    ``wait`` only says :data:`WAITS`. In its environment, ``entropy`` is hexadecimal digits, and
+    ``wait`` says :data:`WAITS` once the guest has booted, ``settle`` waits only; a port after it
+    has to answer as an SSH server. In its environment, ``entropy`` is hexadecimal digits, and
     ``now`` the seconds since the epoch; without it the hardware clock counts.
     """
     return resources.files(__package__).joinpath("reseed.sh").read_bytes()
@@ -104,9 +105,12 @@ def check_template(template: Template) -> None:
             )
 
 
-def check(driver: HypervisorDriver, name: str, template: str) -> None:
-    """Check that a running guest, a parent of forks, could be re-seeded. Changes nothing.
+def check(driver: HypervisorDriver, name: str, template: str, *, timeout: float) -> None:
+    """Check that a running guest, a parent of forks, has booted and could be re-seeded.
 
+    What it has written is on its disk then.
+
+    :param timeout: seconds in which an agent has to say so.
     :raises WrongState: neither does its agent run scripts, nor does it wait for a seed.
     """
     if _heard(driver, name, WAITS) is not None:
@@ -114,7 +118,7 @@ def check(driver: HypervisorDriver, name: str, template: str) -> None:
     reason = "no agent in it has reported"
     if driver.agents is not None and driver.agents.reported([name]):
         try:
-            driver.agents.run(name, b"exit 0\n", timeout=30.0)
+            driver.agents.run(name, b"set -- settle\n" + script(), timeout=timeout)
         except WrongState as error:
             reason = error.message
         else:
@@ -123,6 +127,28 @@ def check(driver: HypervisorDriver, name: str, template: str) -> None:
         f"template {template}: its guest can't take a new identity after a fork: {reason}",
         hint="install qemu-guest-agent in its image and set domain.agent = true, create the clones "
         "without --warm, or with --warm --identical: all are exact copies of one guest then",
+    )
+
+
+def check_ssh(
+    driver: HypervisorDriver, name: str, template: str, port: int, *, timeout: float
+) -> None:
+    """Check that an SSH server answers in a running guest, which its agent asks: it has no card.
+
+    :param timeout: seconds in which the agent has to say so.
+    :raises WrongState: none answers, or there is no agent.
+    """
+    reason = "no agent in it has reported"
+    if driver.agents is not None and driver.agents.reported([name]):
+        try:
+            asked = f"set -- settle {port}\n".encode()
+            return driver.agents.run(name, asked + script(), timeout=timeout)
+        except WrongState as error:
+            reason = error.message
+    raise WrongState(
+        f"template {template}: its guest can't be reached by ssh: {reason}",
+        hint=f'vmcloner template warm {template} --at ready, with ready = "running" in the '
+        "template",
     )
 
 

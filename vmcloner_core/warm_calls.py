@@ -77,9 +77,12 @@ class WarmCalls(TemplateCalls):
         settings, the pool, and the hypervisor's programs. Others of the template are removed as
         soon as no clone needs them.
 
-        :param at: when the guest is saved: ``ready``, when the template's console line is there,
-            or any with ``console:REGEX``; then it must also be able to take a new identity.
-        :param identical: for forks that stay who this guest is: it need not be able to.
+        :param at: when the guest is saved, once it has booted and can take a new identity:
+            ``ready``, when the template's console line is there, or any with ``console:REGEX``;
+            ``ssh``, when an SSH server answers in it, which its agent tells. With a template whose
+            ``ready`` is that, ``ready`` is the same where there is an agent.
+        :param identical: for forks that stay who this guest is: it need not be able to take a new
+            identity.
         :param storage, hypervisor: None for the settings' defaults.
         :param timeout: seconds for the guest to get there, None for :class:`Readiness`'s default.
         :raises BackendError: pool or hypervisor have no warm forks; says why.
@@ -108,6 +111,7 @@ class WarmCalls(TemplateCalls):
         host, name = self._host, known.template.name
         pool, driver = known.storage, known.hypervisor
         with self._held([LOCK]) as ending:
+            _check_agent(known.template, at)
             if known.identical and current(host, known) is None:
                 _check_told(known.template, at)
             if self._imported(known, ending.event.is_set):
@@ -225,10 +229,24 @@ def _check_aim(at: str) -> None:
 
     :raises InvalidRequest: it has no network card.
     """
-    if at != READY and Readiness.parse(at).kind != "console":
+    if at != READY and Readiness.parse(at).kind not in ("console", "ssh"):
         raise InvalidRequest(
             f"a parent can't be waited for by {at}: it boots without a network card",
-            hint="--at ready, or --at console:REGEX",
+            hint="--at ready, --at ssh, or --at console:REGEX",
+        )
+
+
+def _check_agent(template: Template, at: str) -> None:
+    """Check that somebody can tell whether a parent has got there.
+
+    :raises InvalidRequest: a guest agent would have to, and the template has none.
+    """
+    own = template.domain
+    maybe = own.agent or own.xml is not None or own.devices is not None
+    if at == "ssh" and not maybe:
+        raise InvalidRequest(
+            f"template {template.name}: --at ssh needs a guest agent: a parent has no network card",
+            hint="domain.agent = true, and qemu-guest-agent in its image",
         )
 
 
@@ -313,6 +331,7 @@ class _Making:
         self._wait(name)
         if not self.origin.identical:
             self._check(name)
+        self._wait_for_ssh(name)
         agents = self.driver.agents
         if agents is not None and name in agents.reported([name]):
             agents.freeze(name)  # which writes everything to its disk
@@ -320,40 +339,57 @@ class _Making:
         with guarded(asked.of("warm.save")):
             warm.save(name, folder)
 
+    @property
+    def aim(self) -> Readiness:
+        """What the parent is waited for."""
+        at = self.origin.depends[AT]
+        return Readiness.parse(self.template.readiness if at == READY else at, timeout=self.timeout)
+
     def _wait(self, name: str) -> None:
+        """Wait for a line of its console, if that is asked for."""
         from vmcloner_core.readiness import Awaited
         from vmcloner_core.target_planner import found_spec
         from vmcloner_core.watching import watch
 
-        at = self.origin.depends[AT]
-        aim = self.template.readiness if at == READY else at
-        readiness = Readiness.parse(aim, timeout=self.timeout)
-        if readiness.kind != "console":
-            return  # it is, once it answers
+        if self.aim.kind != "console":
+            return
         record = self.host.records.find(name)
         assert record is not None  # noqa: S101 - its run has written it
         spec = found_spec(self._clone(name), self.template, record, self.host.seed)
         emulated = self.driver.resources().emulated
-        readiness = filled(readiness, spec).limited(emulated=emulated)
+        readiness = filled(self.aim, spec).limited(emulated=emulated)
         awaited = Awaited(name=name, driver=self.driver, readiness=readiness)
         for outcome in watch([awaited]):
             outcome.unwrap()
 
     def _check(self, name: str) -> None:
-        """Check that the guest can take a new identity, which an agent may take a while to tell.
+        """Check that the guest has booted and can take a new identity: an agent tells late.
 
         :raises WrongState: it can't.
         """
         seconds = self.timeout or patience(self.driver, ANSWER)
         end = time.monotonic() + seconds
         while True:
+            left = max(1.0, end - time.monotonic())
             try:
-                return reseeding.check(self.driver, name, self.template.name)
+                return reseeding.check(self.driver, name, self.template.name, timeout=left)
             except WrongState:
                 state = self.driver.states().get(name)
                 if time.monotonic() > end or state is not State.RUNNING:
                     raise
             pause(LOOK)
+
+    def _wait_for_ssh(self, name: str) -> None:
+        """Wait for an SSH server if that is asked for, which an agent has to tell.
+
+        :raises WrongState: none answers; or there is no agent, and it was asked for by ``at``.
+        """
+        agents = self.driver.agents
+        answers = agents is not None and bool(agents.reported([name]))
+        if self.aim.kind == "ssh" and (answers or self.origin.depends[AT] != READY):
+            seconds = self.timeout or patience(self.driver, ANSWER)
+            port = self.template.ssh.port
+            reseeding.check_ssh(self.driver, name, self.template.name, port, timeout=seconds)
 
     def _capture(self, parent: Clone, progress: Progress) -> None:
         (volume,) = parent.volumes

@@ -62,9 +62,11 @@ StandardError=file:/dev/console
 [Unit]
 Description=Say that a seed disk is waited for
 ConditionPathExists=!/dev/virtio-ports/org.qemu.guest_agent.0
+After=multi-user.target
 
 [Service]
-Type=oneshot
+# Not oneshot: it waits for the end of the boot, which waits for its start.
+Type=exec
 ExecStart=/bin/sh /usr/lib/vmcloner/reseed.sh wait
 StandardOutput=file:/dev/console
 """,

@@ -60,9 +60,9 @@ def inventory(records: Records, saved: Collection[str]) -> DomainInventory:
     strays: list[Domain] = []
     names: set[str] = set()
     addresses: set[str] = set()
-    found = list(records)
-    texts = definitions([domain for domain, _, _ in found])
-    for (domain, state, reason), text in zip(found, texts, strict=True):
+    listed = list(records)
+    texts = definitions([domain for domain, _, _ in listed])
+    for (domain, state, reason), text in zip(listed, texts, strict=True):
         if text is None:
             continue  # gone meanwhile
         with tolerate("VIR_ERR_NO_DOMAIN"):

@@ -1,6 +1,10 @@
 """Guests become who their seeds name: by an agent, or by themselves, and else by nobody."""
 
 import base64
+import contextlib
+import socketserver
+import subprocess
+import threading
 import uuid
 
 import attrs
@@ -94,12 +98,61 @@ def test_parents_of_forks_are_checked(guests):
     guests.said["web-1"] = b"vmcloner-waits-for-seed\r\n"
     guests.with_agent = {"web-2", "web-3"}
     guests.failing = {"web-3"}
-    reseeding.check(guests, "web-1", "t")
-    reseeding.check(guests, "web-2", "t")
+    reseeding.check(guests, "web-1", "t", timeout=9.0)
+    reseeding.check(guests, "web-2", "t", timeout=9.0)
     for name, reason in {"web-3": "no disk", "web-4": "no agent in it has reported"}.items():
         with pytest.raises(WrongState, match=f"template t: .*{reason}") as caught:
-            reseeding.check(guests, name, "t")
+            reseeding.check(guests, name, "t", timeout=9.0)
         assert "without --warm" in caught.value.hint
+
+
+def test_an_ssh_server_in_a_parent_is_asked_by_its_agent(guests):
+    guests.with_agent = {"web-1", "web-2"}
+    guests.failing = {"web-2"}
+    guests.said["web-3"] = b"vmcloner-waits-for-seed\r\n"
+    reseeding.check_ssh(guests, "web-1", "t", 2022, timeout=9.0)
+    assert guests.ran == [("web-1", b"set -- settle 2022\n" + reseeding.script())]
+    for name, reason in {"web-2": "no disk", "web-3": "no agent in it has reported"}.items():
+        with pytest.raises(WrongState, match=f"template t: .* by ssh: .*{reason}"):
+            reseeding.check_ssh(guests, name, "t", 2022, timeout=9.0)
+
+
+@contextlib.contextmanager
+def greeting(text):
+    """Serve a text at a port of the loopback network, to each who asks."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.sendall(text)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def settle(port):
+    """Run the script as an agent does, without its pauses."""
+    given = f"sleep() {{ :; }}\nset -- settle {port}\n".encode()
+    return subprocess.run(
+        ["/bin/sh", "-s"],
+        input=given + reseeding.script(),
+        check=False,
+        capture_output=True,
+        timeout=60,
+    )
+
+
+def test_the_script_knows_an_ssh_server_by_its_greeting():
+    with greeting(b"SSH-2.0-OpenSSH_9.2p1\r\n") as port:
+        done = settle(port)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    with greeting(b"220 mail SSH-2.0\r\n") as port:
+        other = settle(port)
+    for failed, asked in ((other, port), (settle(1), 1)):
+        assert failed.returncode == 1
+        assert failed.stderr.decode() == f"no SSH server answers at 127.0.0.1:{asked}\n"
+        assert failed.stdout == b""
 
 
 def test_templates_whose_files_forks_would_not_get(tmp_path):

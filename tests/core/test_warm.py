@@ -11,7 +11,7 @@ import pytest
 
 from tests.pauses import until
 from vmcloner_core import Engine, reseeding
-from vmcloner_core.drivers import ImageFile
+from vmcloner_core.drivers import AgentInterface, ImageFile
 from vmcloner_core.errors import (
     BackendError,
     HostCommandError,
@@ -645,6 +645,54 @@ def test_a_parent_has_no_card(warm, at, why):
     assert not memory(warm).exists()
 
 
+def test_ssh_is_told_by_an_agent(warm, lab):
+    """A template without one is refused by name, before a guest is booted."""
+    with pytest.raises(InvalidRequest, match="template warm: --at ssh needs a guest agent"):
+        warm.warm_template("warm", at="ssh")
+    assert not memory(warm).exists()
+    other = TEMPLATE.replace("console:here is the parent", "running")
+    lab.template("asked", other + "[domain]\nagent = true\n[ssh]\nport = 2022\n")
+    with pytest.raises(WrongState, match=r"template asked: .* no agent in it has reported"):
+        warm.warm_template("asked", at="ssh")
+    assert leftovers(warm) == ([], [], [])
+    lab.machines.agents = agents = Agents()
+    assert warm.warm_template("asked", at="ssh").unwrap().depends["at"] == "ssh"
+    assert agents.settled == ["set -- settle 2022"]
+
+
+def test_a_template_that_is_ready_by_ssh_is_asked_where_there_is_an_agent(warm, lab):
+    lab.template("ssh", TEMPLATE.replace("console:here is the parent", "ssh"))
+    assert warm.warm_template("ssh").changed
+    warm.delete_warm("ssh")
+    lab.machines.agents = agents = Agents()
+    assert warm.warm_template("ssh").changed
+    assert agents.settled == ["set -- settle 22"]
+    warm.delete_warm("ssh")
+    agents.silent = True
+    with pytest.raises(WrongState, match=r"template ssh: .* no SSH server answers"):
+        warm.warm_template("ssh")
+    assert leftovers(warm) == ([], [], [])
+
+
+class Agents(AgentInterface):
+    """Agents that have reported; the words of their scripts. In silent guests sshd is missing."""
+
+    def __init__(self):
+        self.settled, self.silent = [], False
+
+    def reported(self, names):
+        return frozenset(names)
+
+    def run(self, name, script, *, timeout):
+        assert timeout > 0
+        self.settled.append(script.partition(b"\n")[0].decode())
+        if self.silent:
+            raise WrongState(f"{name}: a script in the guest failed: no SSH server answers")
+
+    def freeze(self, name):
+        pass
+
+
 def test_a_plan_changes_nothing(warm):
     plan = warm.plan(CreateRequest(fleet="web", template="warm", warm=True))
     assert "booted once before" in plan.warnings[-1]
@@ -856,11 +904,11 @@ def test_a_parent_that_is_emulated_has_more_time(warm, monkeypatch):
     """Its agent answers only when it has booted."""
     check, looks = reseeding.check, []
 
-    def late(*words):
+    def late(*words, timeout):
         looks.append(words)
         if len(looks) < 3:
             raise WrongState("not yet")
-        check(*words)
+        check(*words, timeout=timeout)
 
     monkeypatch.setattr(reseeding, "check", late)
     monkeypatch.setattr("vmcloner_core.warm_calls.LOOK", 0.0)

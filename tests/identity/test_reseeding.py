@@ -105,7 +105,7 @@ def test_tiny_says_again_who_it_is():
         name = f"{fleet}-1"
         identity = identity_of(f"{name}-fork", 1)
         with driver_of(site) as driver:
-            reseeding.check(driver, name, "small")
+            reseeding.check(driver, name, "small", timeout=60.0)
             plug(site, name, DISK.format(image=seed(site.folder, identity)[0]))
             reseed(driver, name)
             mac = identity.interfaces[0].mac

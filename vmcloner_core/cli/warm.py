@@ -31,7 +31,7 @@ class TemplateWarm(Record):
             "--at",
             default="ready",
             metavar="WHEN",
-            help="When to save it: ready (default), or console:REGEX.",
+            help="When to save it: ready (default), ssh, or console:REGEX.",
         )
         add_identical(parser)
         add_backends(parser)
