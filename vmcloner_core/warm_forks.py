@@ -113,9 +113,7 @@ class Forks:
         done("reseed", own, lambda: reseeding.reseed(driver, own, timeout=seconds))
         done("connect", left, lambda: warm.connect(list(left)))
         copies = [name for name in left if loaded[name].identical]
-        if (
-            copies and driver.agents is not None
-        ):  # the others are told the time as they become themselves
+        if copies and driver.agents is not None:  # the others get the time with their identity
             driver.agents.set_clocks(copies)
         for name in left:
             self.origins.end(name)
