@@ -88,12 +88,13 @@ mount -t iso9660 -o ro,nosuid,nodev,noexec "$(seed_disk)" "$work/disk" ||
     cat "$work/disk/network-config" >"$work/network-config")
 umount "$work/disk"
 # Read by the shell itself: emulated, every process that it starts takes long.
-generation='' machine='' user='' keys='' host_key='' host_key_public='' cards='' servers='' word=''
+generation='' machine='' uuid='' user='' keys='' host_key='' host_key_public='' cards='' servers='' word=''
 while read -r word value; do
     case $word in
     name) name=$value ;;
     generation) generation=$value ;;
     machine-id) machine=$value ;;
+    uuid) uuid=$value ;;
     user) user=$value ;;
     key) keys="$keys$value$line" ;;
     host-key) host_key=$value ;;
@@ -167,6 +168,13 @@ echo "$machine" >/etc/machine-id || die "/etc/machine-id can't be written"
 [ ! -f /var/lib/dbus/machine-id ] || [ -L /var/lib/dbus/machine-id ] ||
     echo "$machine" >/var/lib/dbus/machine-id
 
+# --- the UUID of the firmware: the kernel has read the parent's, and shows that until the next boot ---
+product=/sys/class/dmi/id/product_uuid
+if [ -n "$uuid" ] && [ -e $product ]; then
+    (umask 377 && echo "$uuid" >"$work/product_uuid")
+    mount -o bind "$work/product_uuid" $product || die "$product can't be covered"
+fi
+
 # What services make anew when they are started and it is missing; see also vmcloner_core/sealing.py.
 rm -f /var/lib/systemd/credential.secret /etc/iscsi/initiatorname.iscsi \
     /etc/nvme/hostnqn /etc/nvme/hostid /etc/dropbear/dropbear_*_host_key
@@ -219,8 +227,9 @@ networkd() {
             if [ "$address" = dhcp ]; then echo DHCP=ipv4; else echo "Address=$address"; fi
             [ "$gateway" = - ] || echo "Gateway=$gateway"
             for server in $servers; do echo "DNS=$server"; done
-            [ "$address" != dhcp ] || [ -z "$servers" ] ||
-                printf '\n[DHCPv4]\nUseDNS=no\n'
+            # A name that the server says would start systemd-hostnamed, to be refused there.
+            [ "$address" != dhcp ] || printf '\n[DHCPv4]\nUseHostname=no\n'
+            [ "$address" != dhcp ] || [ -z "$servers" ] || echo UseDNS=no
         } >$folder/10-vmcloner-$number.network
         printf '[Match]\nMACAddress=%s\n\n[Link]\nName=eth%s\n' "$mac" $number \
             >$folder/10-vmcloner-$number.link
@@ -250,7 +259,9 @@ sshd() {
     done
 }
 if command -v systemctl >/dev/null; then
-    systemctl try-restart systemd-random-seed systemd-journald # the former stores a new seed
+    [ ! -d /var/lib/systemd ] ||
+        (umask 077 && head -c 32 /dev/urandom >/var/lib/systemd/random-seed)
+    systemctl try-restart systemd-journald
     sshd
 elif [ -r /run/sshd.pid ]; then
     kill -HUP "$(cat /run/sshd.pid)"

@@ -51,14 +51,15 @@ _REASON = 200
 def identity_file(identity: Identity, host_key: str, host_key_public: str) -> bytes:
     """Return the file :data:`FILE`: one ``WORD VALUE`` a line, ``end`` last. It is a secret.
 
-    ``name``, ``generation``, ``machine-id``, ``user``; ``key`` (one for each authorized key);
-    ``host-key`` (OpenSSH's format in base64), ``host-key-public``; ``card MAC ADDRESS/PREFIX
+    ``name``, ``generation``, ``machine-id``, ``uuid``, ``user``; ``key`` (one for each authorized
+    key); ``host-key`` (OpenSSH's format in base64), ``host-key-public``; ``card MAC ADDRESS/PREFIX
     GATEWAY``, with ``dhcp`` and ``-`` where there is none; ``nameserver ADDRESS``.
     """
     lines = [
         f"name {identity.hostname}",
         f"generation {identity.generation}",
         f"machine-id {identity.machine_id}",
+        f"uuid {identity.uuid}",
         f"user {identity.user}",
         *(f"key {key}" for key in identity.authorized_keys),
         f"host-key {base64.b64encode(host_key.encode()).decode()}",

@@ -170,6 +170,7 @@ def test_the_file_says_all_that_a_shell_needs():
         "name web-7.example.org",
         f"generation {uuid.UUID(int=2)}",
         f"machine-id {'a' * 32}",
+        f"uuid {uuid.UUID(int=1)}",
         "user root",
         "key ssh-ed25519 AAAA me",
         "key ssh-rsa BBBB you",
