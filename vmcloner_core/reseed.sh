@@ -61,10 +61,11 @@ esac
 [ -d /run ] || work=/tmp/vmcloner-seed
 (umask 077 && mkdir -p "$work/disk" "$state") || die "$work, $state: can't be made"
 trap 'rm -f "$work/identity" "$work/network-config" "$work/entropy"' EXIT # they hold secrets
-# Two at once, of a command that was killed and its successor, would mix.
+# Two at once would mix: of a command that was killed and its successor, or where an agent answered so
+# late that it was asked again. The host has a time limit.
 if command -v flock >/dev/null; then
     exec 9>"$work/lock"
-    flock -w 60 9 || die "another reseeding doesn't end"
+    flock 9
 fi
 
 # --- the seed disk: by its serial, which needs no udev ---
