@@ -2,16 +2,19 @@
 
     sudo .venv/bin/python -m benchmarks.warm                # 20 of tiny: cold, then warm
     sudo .venv/bin/python -m benchmarks.warm -n 20 50 100   # and how it grows
-    sudo .venv/bin/python -m benchmarks.warm -t debian-12-built
+    sudo .venv/bin/python -m benchmarks.warm -t debian-12-built --ssh -n 20
 
 Both ways are the command itself, in one run on one machine, in a scratch state folder: create with
---start and --wait, until every clone has said its own name. Then idle guests' memory is read:
-PSS counts a shared page by its share (proc_pid_smaps(5)). More than COLD clones are only forked.
+--start and --wait, until every clone has said its own name; with --ssh, until one can log in to
+every clone, by a network that is made for it. Then idle guests' memory is read: PSS counts a shared
+page by its share (proc_pid_smaps(5)). More than COLD clones are only forked. "fork" is the command
+that starts one clone that waits to be forked, until it runs as itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -29,6 +32,17 @@ VMCLONER = Path(sys.executable).with_name("vmcloner")
 COLD = 20
 """Most clones that boot: more would take an hour."""
 LIMIT = 3000.0
+SSH = """
+extends = "{template}"
+ready = "ssh"
+[[nics]]
+kind = "network"
+source = "{network}"
+[ssh]
+key = "{folder}/key"
+[identity]
+authorized_keys = ["{folder}/key.pub"]
+"""
 SETTLE = 3.0
 """Seconds after which guests that are ready are taken to be idle."""
 
@@ -61,6 +75,31 @@ class Site:
             raise SystemExit(f"{' '.join(words)}: {done.stderr.strip()[-500:]}")
         return time.monotonic() - began
 
+    @contextlib.contextmanager
+    def reached(self) -> Iterator[Site]:
+        """Have a site whose clones are reached by ssh, by a network of its own."""
+        network = f"bench{os.getpid()}"
+        argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / "key")]
+        subprocess.run(argv, check=True)
+        text = SSH.format(template=self.template, network=network, folder=self.folder)
+        (self.folder / "templates").mkdir()
+        (self.folder / "templates" / "reached.toml").write_text(text)
+        try:
+            self.run("host", "prepare", "network", "--name", network)
+            yield attrs.evolve(self, template="reached")
+        finally:
+            self.run("host", "remove", "network", "--name", network)
+
+    def fork(self) -> Row:
+        """Start one clone that waits to be forked."""
+        fleet = f"benchfork{os.getpid()}"
+        self.run("create", fleet, "-t", self.template, "--warm")
+        seconds = self.run("start", fleet)
+        time.sleep(SETTLE)
+        sizes = list(pss(fleet))
+        self.run("delete", fleet, "--yes")
+        return Row(way="fork", clones=1, seconds=seconds, pss=sum(sizes))
+
     def measure(self, way: str, count: int) -> Row:
         """Have a fleet ready, look at its memory, and delete it."""
         fleet = f"bench{way}{os.getpid()}"
@@ -86,10 +125,24 @@ def pss(fleet: str) -> Iterator[int]:
 
 def measured(site: Site, counts: Sequence[int]) -> Iterator[Row]:
     """Yield the rows: cold and warm beside each other."""
+    yield site.fork()
     for count in counts:
         if count <= COLD:
             yield site.measure("cold", count)
         yield site.measure("warm", count)
+
+
+def report(site: Site, counts: Sequence[int]) -> Sequence[Row]:
+    """Make an origin, measure, and print the rows; returns them."""
+    print(f"origin made in {site.run('template', 'warm', site.template):.1f} s")
+    rows: list[Row] = []
+    print("way   clones  seconds  each   PSS each")
+    for row in measured(site, counts):
+        rows.append(row)
+        each, mib = row.seconds / row.clones, row.pss / 1024**2
+        line = f"{row.way}  {row.clones:6}  {row.seconds:7.1f}  {each:5.2f}  {mib:5.0f} MiB"
+        print(line, flush=True)
+    return rows
 
 
 def main() -> None:
@@ -97,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("-t", "--template", default="tiny")
     parser.add_argument("-n", "--clones", type=int, nargs="+", default=[1, COLD])
+    parser.add_argument("--ssh", action="store_true", help="until one can log in to every clone")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="vmcloner-warm-", dir="/var/tmp"))
@@ -104,13 +158,8 @@ def main() -> None:
     (folder / "vmcloner.toml").write_text(f'[hosts.local]\nstate = "{folder}/state"\n')
     site = Site(folder, options.template)
     try:
-        print(f"origin made in {site.run('template', 'warm', site.template):.1f} s")
-        rows: list[Row] = []
-        print("way   clones  seconds  each   PSS each")
-        for row in measured(site, options.clones):
-            rows.append(row)
-            each, mib = row.seconds / row.clones, row.pss / 1024**2
-            print(f"{row.way}  {row.clones:6}  {row.seconds:7.1f}  {each:5.2f}  {mib:5.0f} MiB")
+        with site.reached() if options.ssh else contextlib.nullcontext(site) as own:
+            rows = report(own, options.clones)
         if options.json:
             options.json.write_text(json.dumps([attrs.asdict(row) for row in rows]))
     finally:
