@@ -5,8 +5,8 @@ BIN := .venv/bin
 # sudo would drop CI, by which a missing program fails instead of being skipped.
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo $(if $(CI),env CI=$(CI)))
 WITH_LIBVIRTD := $(ROOT) $(BIN)/python contrib/setup/libvirtd.py run --
-SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/part contrib/setup/setup \
-	contrib/setup/unpacked contrib/setup/venv \
+SCRIPTS := .ci/run contrib/demo/demo contrib/setup/packages contrib/setup/part contrib/setup/parts \
+	contrib/setup/setup contrib/setup/unpacked contrib/setup/venv \
 	contrib/lab/lab contrib/lab/customize contrib/lab/here contrib/lab/make-pool \
 	contrib/lab/provision contrib/lab/guest/build-kernel contrib/lab/guest/init \
 	contrib/lab/files/usr/local/sbin/lab-net contrib/release/release \
@@ -50,9 +50,7 @@ demo: ## Set up, then clone, boot, list and delete five virtual machines
 
 # ARGS selects tests on this machine, so with ARGS no lab is started.
 test: tools $(if $(ARGS),lint test-host) ## Set up, then run all tests except the slow ones, including those on real machines
-	@rm -f build/parts
-	@$(if $(ARGS),,$(MAKE) --no-print-directory --jobs=$(AT_ONCE) --keep-going $(PARTS:%=part-%); \
-		code=$$?; echo; cat build/parts 2>/dev/null; exit $$code)
+	@$(if $(ARGS),,contrib/setup/parts $(AT_ONCE) $(PARTS))
 
 part-%:
 	@contrib/setup/part $*

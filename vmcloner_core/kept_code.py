@@ -16,6 +16,7 @@ import marshal
 import os
 import re
 import sys
+import zlib
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -69,11 +70,12 @@ class KeptCode:
     @functools.cached_property
     def _codes(self) -> dict[str, bytes]:
         """What is kept, by what it was compiled from."""
-        # A file that is cut short, or none, raises one of these.
-        with contextlib.suppress(InvalidRequest, EOFError, TypeError, ValueError):
+        with contextlib.suppress(InvalidRequest, OSError):
             if self._is_own():
                 content = read_file(self._file, trusted=True, limit=MAX_KEPT)
-                return dict(marshal.loads(content))  # noqa: S302 - only this user wrote it
+                # A disk that fails may change any byte; marshal would crash, or return other code.
+                if content[:_SUM] == _sum(content[_SUM:]):
+                    return dict(marshal.loads(content[_SUM:]))  # noqa: S302 - only this user wrote it
         return {}
 
     def compile(self, source: Any, filename: Any, mode: str, *more: Any, **options: Any) -> Any:
@@ -108,17 +110,28 @@ class KeptCode:
             if self._is_own():
                 make_folder(self._file.parent)
                 with replacing(self._file, 0o600, lasting=False) as stream:
-                    stream.write(marshal.dumps(self._codes))
+                    content = marshal.dumps(self._codes)
+                    stream.write(_sum(content) + content)
                 self._new = False
 
     def _is_own(self) -> bool:
         """Tell whether the folder is this user's: under sudo the home may be another's.
 
-        :raises InvalidRequest: others can write there.
+        :raises InvalidRequest: others can write there. :raises OSError: it can't be looked at.
         """
+        if not self._file.is_absolute():  # a variable says so, or there is no home
+            return False
         there = next(place for place in self._file.parents if place.exists())
         check_folder(there)
         return there.stat().st_uid == os.geteuid()
+
+
+_SUM = 4
+"""Bytes of the file's checksum, which it begins with."""
+
+
+def _sum(content: bytes) -> bytes:
+    return zlib.crc32(content).to_bytes(_SUM, "big")
 
 
 used: KeptCode | None = None

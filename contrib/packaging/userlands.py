@@ -65,7 +65,8 @@ def _passes(release: Release, root: Root, part: str, *argv: str) -> bool:
     what = f"{release.name}, Python {release.python}, {part} tests"
     say(f"{what}: the log will be in {log}")
     inside = root.folder / "srv/log"
-    inside.unlink(missing_ok=True)
+    for old in (inside, log):
+        old.unlink(missing_ok=True)
     try:
         root.run(*argv, timeout=_WITHIN, env=_env(root))
     except TimeUp:

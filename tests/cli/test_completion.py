@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import lacks
 from vmcloner_core import Engine
 from vmcloner_core.cli.app import Shell
 from vmcloner_core.cli.complete import SCRIPTS
@@ -296,7 +296,7 @@ def in_fish(*words):
 )
 def test_real_shells(shells, shell, words, found, tmp_path, monkeypatch):
     argv = shell(*words)
-    if lacks(argv[0]):
+    if shutil.which(argv[0]) is None:
         pytest.skip(f"{argv[0]} isn't installed")
     monkeypatch.setenv("HOME", str(tmp_path))
     done = subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
@@ -319,7 +319,7 @@ def test_bash_is_given_words_that_it_does_not_expand(shells):
 def test_scripts_can_be_parsed(run, shell):
     code, out, _ = run("complete", "--shell", shell)
     assert (code, out) == (0, SCRIPTS[shell])
-    if lacks(shell):
+    if shutil.which(shell) is None:
         pytest.skip(f"{shell} isn't installed")
     done = subprocess.run([shell, "-n"], input=out, text=True, timeout=60, check=False)
     assert done.returncode == 0

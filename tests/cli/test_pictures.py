@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -9,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import lacks
-
-pytestmark = pytest.mark.skipif(lacks("tmux"), reason="tmux isn't installed")
+pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux isn't installed")
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

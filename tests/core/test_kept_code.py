@@ -4,6 +4,7 @@ import marshal
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from jinja2 import DictLoader
@@ -94,8 +95,10 @@ def test_the_number_in_a_hash_differs_in_each_process(tmp_path):
 
 def plant(file):
     """Replace what is kept by other code."""
-    (key,) = marshal.loads(file.read_bytes())
-    file.write_bytes(marshal.dumps({key: marshal.dumps(compile("x = 'bad'", "<it>", "exec"))}))
+    later = KeptCode(file.parent)
+    (key,) = later._codes
+    later.add(key, compile("x = 'bad'", "<it>", "exec"))
+    later.save()
 
 
 @pytest.mark.parametrize("spoiled", ["kept", "."])
@@ -118,13 +121,22 @@ def test_nothing_is_kept_in_the_home_of_another_user(tmp_path):
     assert not file.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"\xfb", marshal.dumps(7), None])
-def test_a_damaged_file_is_written_again(tmp_path, content):
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda _: marshal.dumps(7), lambda b: b[:-5]])
+def test_a_damaged_file_is_written_again(tmp_path, damage):
     file = keep(tmp_path, "x = 1")
-    file.write_bytes(file.read_bytes()[:-5] if content is None else content)
+    file.write_bytes(damage(file.read_bytes()))
     assert not is_kept(tmp_path, "x = 1")
     keep(tmp_path, "x = 1")
     assert is_kept(tmp_path, "x = 1")
+
+
+def test_no_byte_of_the_file_may_differ(tmp_path):
+    """Some would be another name or number in the code that is run."""
+    file = keep(tmp_path, "x = 1")
+    content = file.read_bytes()
+    for at in range(len(content)):
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        assert not is_kept(tmp_path, "x = 1")
 
 
 def test_no_bytecode_is_written_if_python_is_told_so(tmp_path, monkeypatch):
@@ -136,6 +148,19 @@ def test_a_home_that_is_read_only(tmp_path):
     (tmp_path / "code").write_text("a file")
     keep(tmp_path, "x = 1")
     assert not is_kept(tmp_path, "x = 1")
+
+
+def test_a_home_that_cannot_be_looked_at(tmp_path):
+    """A name that is too long fails for root too, as a folder of others' does for users."""
+    closed = tmp_path / ("x" * 300)
+    keep(closed, "x = 1")
+    assert not is_kept(closed, "x = 1")
+
+
+def test_no_folder_is_made_where_a_user_happens_to_be(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    keep(Path("~"), "x = 1")
+    assert list(tmp_path.iterdir()) == []
 
 
 class Loud(Sandbox):

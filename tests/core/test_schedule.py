@@ -1,12 +1,12 @@
 """host prepare gc: a timer of systemd, or cron; nothing of others is touched."""
 
 import json
+import shutil
 import stat
 import subprocess
 
 import pytest
 
-from tests.programs import lacks
 from vmcloner_core import schedule
 from vmcloner_core.errors import BackendError, Conflict, HostCommandError, InvalidRequest
 from vmcloner_core.process import CommandResult
@@ -157,7 +157,7 @@ def test_words_that_cannot_be_written(places, word):
 
 
 def test_systemd_reads_the_files(places, tmp_path):
-    if lacks("systemd-analyze"):
+    if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
     program = tmp_path / 'a "b"' / "vm%cloner"
     program.parent.mkdir()

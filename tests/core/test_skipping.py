@@ -21,6 +21,14 @@ def server(): pytest.skip("tmux is missing")
 def test_it(server): pass
 """
 MODULE = 'import pytest\npytest.importorskip("tmux", reason="tmux is missing")\n'
+UNPACKAGED = """
+import platform, shutil
+platform.freedesktop_os_release = lambda: {"ID": "ubuntu"}
+shutil.which = lambda _program: None
+from tests.reports.browser import needs_chromium
+@needs_chromium
+def test_it(): pass
+"""
 KNOWN = """
 import pytest
 @pytest.mark.xfail(reason="a fault that is known")
@@ -61,7 +69,10 @@ def test_what_is_missing_fails_in_ci_alone(tmp_path, text):
     assert "1 skipped" in said
 
 
-@pytest.mark.parametrize(("text", "found"), [(KNOWN, "1 xfailed"), (SUITE, "skipped")])
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [(KNOWN, "1 xfailed"), (SUITE, "skipped"), (UNPACKAGED, "1 skipped")],
+)
 def test_what_no_machine_can_change_stays(tmp_path, text, found):
     code, said = ended(tmp_path, text, CI="true")
     assert (code, found in said) == (0, True), said

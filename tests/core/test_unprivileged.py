@@ -39,13 +39,14 @@ def place():
         yield folder
 
 
-def as_nobody(place, *words, cwd=None, config=True, **environment):
+def as_nobody(place, *words, cwd=None, config=True, user=NOBODY, **environment):
     home = place / "home"
-    env = {"PATH": os.environ["PATH"], "HOME": str(home), **environment}
+    given = {"PATH": os.environ["PATH"], "HOME": str(home), **environment}
+    env = {name: value for name, value in given.items() if value is not None}
     argv = [str(VMCLONER), *(("--config", str(place / "vmcloner.toml")) if config else ()), *words]
     try:
         done = subprocess.run(
-            argv, user=NOBODY, group=NOBODY, extra_groups=[], env=env, cwd=cwd or home,
+            argv, user=user, group=NOBODY, extra_groups=[], env=env, cwd=cwd or home,
             capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except PermissionError:
@@ -97,6 +98,20 @@ def test_reads_of_a_state_folder_of_roots(place, words):
     assert code in (0, 8, 9, 10), err
     assert "unexpected" not in err
     assert "Traceback" not in err
+
+
+NAMELESS = 4_000_000
+"""A user that the system doesn't know, as containers have: without HOME, it has no home."""
+
+
+@pytest.mark.parametrize(("user", "home"), [(NOBODY, "private"), (NAMELESS, None)])
+def test_a_home_of_others_or_none(place, user, home):
+    """What is kept in a home is only for speed."""
+    (place / "private").mkdir(mode=0o700)
+    homes = {"HOME": home and str(place / home), "XDG_CONFIG_HOME": str(place / "home")}
+    code, out, err = as_nobody(place, "template", "list", user=user, **homes)
+    assert (code, err) == (0, "")
+    assert "tiny" in out
 
 
 def test_settings_in_a_folder_that_cannot_be_entered(place):

@@ -68,6 +68,21 @@ def test_the_fleets_have_names_that_fleets_may_have():
         names.check_fleet(re.sub(r"\$\{\{.*?\}\}|\$\{.*?\}|\$\w+", "17", name))
 
 
+def test_what_stands_for_the_command_in_a_container_is_there_for_programs_too(tmp_path):
+    """For ./test-machines, and for lines that a server runs in a shell of their own."""
+    (stand_in,) = jobs("sh")
+    programs = {"vmcloner": stand_in, "podman": '#!/bin/sh\nprintf "%s\\n" "$@"\n'}
+    for name, text in programs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["/bin/sh", "-c", "vmcloner list 'a b'"], cwd=tmp_path, capture_output=True, text=True,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-3:] == ["vmcloner", "list", "a b"]
+    assert f"{tmp_path}:{tmp_path}" in done.stdout
+
+
 @pytest.mark.libvirt
 @pytest.mark.timeout(600)
 def test_the_job(site):

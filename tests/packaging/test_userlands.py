@@ -75,6 +75,15 @@ def test_a_release_that_passes(tested):
     assert [env["CI"] for env in root.envs] == ["true", "true"]  # no tool may be missing
 
 
+def test_no_log_is_that_of_an_earlier_run(tested, tmp_path):
+    """A part that can't even begin writes none."""
+    (tmp_path / "logs").mkdir()
+    log = tmp_path / "logs/noble-libvirt.log"
+    log.write_text("===== 3 passed =====\n")
+    assert tested("9 passed", LabError("unshare failed"))[1] == 1
+    assert not log.exists()
+
+
 def test_the_driver_is_tested_also_if_a_unit_test_fails(tested):
     _, code, out, err = tested(LabError("sh failed"), "3 passed")
     assert code == 1

@@ -7,12 +7,12 @@ import subprocess
 import pytest
 from PIL import Image
 
-from tests.programs import lacks
+from tests.skipping import NO_PACKAGE
 
 _UBUNTU = platform.freedesktop_os_release()["ID"] == "ubuntu"
 needs_chromium = pytest.mark.skipif(
-    lacks("chromium") or (_UBUNTU and shutil.which("chromium") is None),
-    reason="chromium isn't installed; Ubuntu has no package of it",
+    shutil.which("chromium") is None,
+    reason=f"{NO_PACKAGE} chromium" if _UBUNTU else "chromium isn't installed",
 )
 
 

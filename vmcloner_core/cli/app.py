@@ -264,8 +264,9 @@ class Shell(App):
         """Have code that libraries write looked up among what earlier processes compiled."""
         from vmcloner_core.kept_code import KeptCode, own_folder
 
-        self._kept = KeptCode(own_folder())
-        self._kept.begin()
+        with contextlib.suppress(RuntimeError):  # this user has no home
+            self._kept = KeptCode(own_folder())
+            self._kept.begin()
 
     def run_subcommand(self, argv: list[str]) -> int:
         """Run one command; an error becomes one line and its exit code."""
