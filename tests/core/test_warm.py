@@ -550,6 +550,22 @@ def test_gc_removes_what_a_killed_making_left(warm, lab, monkeypatch, part):
     assert leftovers(warm) == ([], [], [])
 
 
+def test_gc_leaves_what_somebody_begins_meanwhile(warm, monkeypatch):
+    """It holds no lock then: nothing was there when it looked."""
+    real, begun = warm._host.survey, []
+
+    def survey():
+        if not begun:
+            begun.append(warm._host.warm.new("warm", "files", "reference", {}))
+            warm._host.warm.draft(begun[0])
+        return real()
+
+    monkeypatch.setattr(warm._host, "survey", survey)
+    with warm._held(["warm"]):
+        assert warm.gc() == ()
+    assert begun[0].folder.is_dir()
+
+
 def test_gc_leaves_what_is_whole_or_used(warm):
     warm.create("web", "warm", warm=True)
     (origin,) = warm.warm_origins()
