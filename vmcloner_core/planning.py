@@ -298,6 +298,7 @@ class Planning:
             static_macs=records.static_macs() if networks else frozenset(),
             origin=self._host.images.origin(storage, image),
             warm=warm.key if warm is not None else None,
+            copies=frozenset(each.key for each in self._host.warm.all() if each.identical),
             capacity=ahead.capacity(
                 storage.name,
                 ask("storage", storage.name, "capacity", lambda d: d.capacity(), Capacity),

@@ -14,6 +14,7 @@ from vmcloner_core import Engine, reseeding
 from vmcloner_core.drivers import AgentInterface, ImageFile
 from vmcloner_core.errors import (
     BackendError,
+    Conflict,
     HostCommandError,
     InvalidRequest,
     NotEnoughResources,
@@ -955,6 +956,55 @@ def test_prune_leaves_the_disk_of_an_origin_that_is_made(warm, monkeypatch):
     monkeypatch.setattr(WarmOrigins, "keep", kept)
     origin = warm.warm_template("warm").unwrap()
     assert found == [[origin.image], ()]
+
+
+# --- what is completed later ----------------------------------------------------------------------
+
+SEEDED = TEMPLATE + '[identity]\nprovider = "cloud-init"\n'
+KINDS = {"cold": {}, "own": {"warm": True}, "copy": {"warm": True, "identical": True}}
+
+
+@pytest.mark.parametrize("then", KINDS)
+@pytest.mark.parametrize("first", KINDS)
+def test_a_clone_is_completed_as_what_it_was_begun(warm, lab, first, then):
+    """Else a copy of its parent would have a host key, or a fork no seed that it could read."""
+    lab.template("seeded", SEEDED)
+    warm.create("web", "seeded", count=2, **KINDS[first])
+    assert [each.ok for each in lab.machines.undefine(["web-2"])] == [True]
+    before = warm._host.records.find("web-2")
+    if first == then:
+        warm.create("web", "seeded", count=2, start=True, **KINDS[then])
+        assert states(warm, "web") == {"web-1": State.RUNNING, "web-2": State.RUNNING}
+        return
+    with pytest.raises(Conflict, match="web-2 is incomplete and was made with") as caught:
+        warm.create("web", "seeded", count=2, start=True, **KINDS[then])
+    assert "vmcloner delete web-2 first" in caught.value.hint
+    assert warm._host.records.find("web-2") == before
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_copy_that_is_off_gets_no_identity(warm, lab, shop, mute, recorded):
+    """Not by a create without the options, and not by the lab that starts it again."""
+    lab.template("warm", SEEDED)
+    shop_lab = shop("identical = true\n")
+    warm.apply_lab(shop_lab)
+    warm.stop("web", kill=True)
+    if not recorded:
+        shutil.rmtree(warm.host.records / "web-1")
+    warm.apply_lab(shop_lab)
+    warm.stop("web", kill=True)
+    warm.create("web", "warm", count=2, start=True)
+    assert states(warm, "web") == {"web-1": State.RUNNING, "web-2": State.RUNNING}
+    assert [warm._host.records.known_hosts(name) for name in ("web-1", "web-2")] == [None, None]
+
+
+def test_one_that_was_made_without_identity_gets_none_from_forks_beside_it(warm):
+    warm.create("web", "warm", start=True)
+    warm.stop("web", kill=True)
+    warm.create("web", "warm", count=2, warm=True)
+    found = {name: warm._host.records.find(name).identity for name in ("web-1", "web-2")}
+    assert found["web-1"] is None
+    assert found["web-2"] is not None
 
 
 # --- labs -----------------------------------------------------------------------------------------
