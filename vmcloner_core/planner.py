@@ -274,6 +274,11 @@ def _new_indices(request: CreateRequest, fleet: Mapping[int, Clone]) -> list[int
     return lowest_free(fleet, max(0, (request.count or 1) - len(fleet)))
 
 
+def makes_clones(request: CreateRequest, clones: Iterable[Clone]) -> bool:
+    """Tell whether a create makes new clones, by all that there are."""
+    return bool(_new_indices(request, {c.index: c for c in clones if c.fleet == request.fleet}))
+
+
 def lowest_free(there: Collection[int], wanted: int) -> list[int]:
     """Return that many of the lowest indices that are not ``there``."""
     free = (index for index in itertools.count(1) if index not in there)

@@ -26,6 +26,7 @@ from vmcloner_core.model import Clone, Origin, Outcome, Progress, State, Templat
 from vmcloner_core.names import check_template, fold
 from vmcloner_core.outcomes import guarded, single
 from vmcloner_core.plan import Plan, Readiness, RunResult
+from vmcloner_core.planner import makes_clones
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.results import check_result
 from vmcloner_core.template_calls import TemplateCalls
@@ -137,14 +138,19 @@ class WarmCalls(TemplateCalls):
         return host.build_kernel(template, cancelled)
 
     def _make_warm(self, request: Request) -> Request:
-        """Return a request that names the origin of its clones, which is made if there is none."""
+        """Return a request that names the origin of its new clones, made if there is none.
+
+        A fleet that is complete needs none: its clones have theirs.
+        """
         if not (isinstance(request, CreateRequest) and request.warm) or request.origin is not None:
             return request
         template = request.shaped(self._host.catalog.template(request.template))
         where = (request.storage, request.hypervisor)
         known = self._wanted_warm(template, *where, identical=request.identical)
-        found = current(self._host, known) or self._warmed(known).unwrap()
-        return attrs.evolve(request, origin=found.key)
+        found = current(self._host, known)
+        if found is None and makes_clones(request, self._host.survey().clones):
+            found = self._warmed(known).unwrap()
+        return request if found is None else attrs.evolve(request, origin=found.key)
 
     def delete_warm(self, name: str, *, storage: str | None = None) -> tuple[WarmOrigin, ...]:
         """Remove a template's warm origins, of all pools or of one; returns them.

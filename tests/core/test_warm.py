@@ -1007,6 +1007,38 @@ def test_one_that_was_made_without_identity_gets_none_from_forks_beside_it(warm)
     assert found["web-2"] is not None
 
 
+def test_a_fleet_that_is_complete_needs_no_origin(warm, lab):
+    warm.create("web", "warm", count=2, warm=True)
+    origins = warm.warm_origins()
+    lab.machines.warm.version = "2"
+    request = CreateRequest(fleet="web", template="warm", count=2, warm=True)
+    assert warm.plan(request).warnings == ()
+    warm.create("web", "warm", count=2, warm=True)
+    assert warm.warm_origins() == origins
+    assert "booted once before" in warm.plan(attrs.evolve(request, count=3)).warnings[-1]
+
+
+def test_a_pool_that_is_full_needs_no_origin(warm, lab):
+    pool = Pool(template="warm", name="box", size=1, warm=True, ready="running")
+    warm.fill_pool(pool)
+    origins = warm.warm_origins()
+    lab.machines.warm.version = "2"
+    warm.fill_pool(pool)
+    assert warm.warm_origins() == origins
+    warm.fill_pool(attrs.evolve(pool, size=2))
+    assert len(warm.warm_origins()) == 2
+
+
+@pytest.mark.parametrize("other", ["kind", "template", "gone"])
+def test_an_origin_of_another_purpose_is_not_used(warm, lab, other):
+    lab.template("more", TEMPLATE)
+    key = warm.warm_template("more" if other == "template" else "warm", identical=other == "kind")
+    origin = "0" * 20 if other == "gone" else key.unwrap().key
+    with pytest.raises(WrongState, match="template warm has no warm origin in pool 'files'"):
+        warm.run(CreateRequest(fleet="web", template="warm", warm=True, origin=origin))
+    assert warm.list() == ()
+
+
 # --- labs -----------------------------------------------------------------------------------------
 
 LAB = """
