@@ -426,13 +426,17 @@ def _without_origin(plan: Plan, request: CreateRequest, template: Template, *, m
     """Return a plan for forks with a warning that their warm origin is still to be made.
 
     :param makes: whether the plan will be carried out: then it would have to be there.
-    :raises WrongState: it would.
+    :raises WrongState: it would. :raises InvalidRequest: nobody would know when to save it.
     """
+    from vmcloner_core.warming import check_told
+
     if makes:
         copies = " --identical" if request.identical else ""
         raise WrongState(
             f"template {template.name} has no warm origin in pool {plan.storage!r}",
             hint=f"vmcloner template warm {template.name} --storage {plan.storage}{copies}",
         )
+    if request.identical:
+        check_told(template)
     needed = f"template {template.name} is booted once before: it has no warm origin"
     return attrs.evolve(plan, warnings=(*plan.warnings, needed))

@@ -25,7 +25,7 @@ from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import Clone, Origin, Outcome, Progress, State, Template
 from vmcloner_core.names import check_template, fold
 from vmcloner_core.outcomes import guarded, single
-from vmcloner_core.plan import Plan, Readiness, RunResult
+from vmcloner_core.plan import Plan, Readiness, RunResult, check_timeout
 from vmcloner_core.planner import makes_clones
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.results import check_result
@@ -33,7 +33,7 @@ from vmcloner_core.template_calls import TemplateCalls
 from vmcloner_core.warm_forks import patience
 from vmcloner_core.warm_leftovers import LOCK, parents
 from vmcloner_core.warm_origins import AT, READY, WarmOrigin
-from vmcloner_core.warming import Wanted, current, wanted, warm_of
+from vmcloner_core.warming import Wanted, check_told, current, wanted, warm_of
 
 log = logging.getLogger(__name__)
 STEP = "warm"
@@ -91,6 +91,8 @@ class WarmCalls(TemplateCalls):
         :raises WrongState: the guest can't take a new identity, or didn't get ready.
         """
         _check_aim(at)
+        if timeout is not None:
+            check_timeout(timeout)
         template = self._host.catalog.template(check_template(name))
         known = self._wanted_warm(template, storage, hypervisor, identical=identical)
         return self._warmed(known, at, timeout)
@@ -114,7 +116,7 @@ class WarmCalls(TemplateCalls):
         with self._held([LOCK]) as ending:
             _check_agent(known.template, at)
             if known.identical and current(host, known) is None:
-                _check_told(known.template, at)
+                check_told(known.template, at)
             if self._imported(known, ending.event.is_set):
                 template, identical = known.template, known.identical
                 known = self._wanted_warm(template, pool.name, driver.name, identical=identical)
@@ -253,20 +255,6 @@ def _check_agent(template: Template, at: str) -> None:
         raise InvalidRequest(
             f"template {template.name}: --at ssh needs a guest agent: a parent has no network card",
             hint="domain.agent = true, and qemu-guest-agent in its image",
-        )
-
-
-def _check_told(template: Template, at: str) -> None:
-    """Check that a guest's console tells when it can be saved, if nothing else is asked of it.
-
-    :raises InvalidRequest: it doesn't.
-    """
-    aim = template.readiness if at == READY else at
-    if Readiness.parse(aim).kind != "console":
-        raise InvalidRequest(
-            f"template {template.name}: ready = {aim} doesn't tell when a guest without a network "
-            "card can be saved",
-            hint=f"vmcloner template warm {template.name} --identical --at console:REGEX",
         )
 
 

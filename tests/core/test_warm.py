@@ -287,6 +287,11 @@ def test_copies_of_a_guest_whose_console_tells_nothing(warm, lab, mute):
     with pytest.raises(InvalidRequest, match="ready = port:22 doesn't tell when") as caught:
         warm.create("web", "dumb", warm=True, identical=True)
     assert "template warm dumb --identical --at console:REGEX" in caught.value.hint
+    with pytest.raises(InvalidRequest, match="ready = port:22 doesn't tell when"):
+        warm.plan(CreateRequest(fleet="web", template="dumb", warm=True, identical=True))
+    lab.template("agent", TEMPLATE + "[domain]\nagent = true\n")
+    with pytest.raises(InvalidRequest, match="template agent: --at ssh doesn't tell when"):
+        warm.warm_template("agent", identical=True, at="ssh")
     assert warm.origins("dumb") == ()  # which is said before anything is imported
     warm.warm_template("dumb", identical=True, at="console:the parent")
     warm.create("web", "dumb", warm=True, identical=True, start=True)
@@ -708,6 +713,14 @@ class Agents(AgentInterface):
 
     def freeze(self, name):
         pass
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
+def test_a_time_that_is_none(warm, seconds):
+    """It is refused before anything is imported or booted."""
+    with pytest.raises(InvalidRequest, match="timeout"):
+        warm.warm_template("warm", timeout=seconds)
+    assert warm.origins("warm") == ()
 
 
 def test_a_plan_changes_nothing(warm):
