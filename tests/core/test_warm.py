@@ -1107,6 +1107,11 @@ def test_a_lab_of_copies(warm, shop, mute):
     assert warm.diff_lab(lab) == ()
 
 
+def test_nothing_that_logs_in_is_for_copies(shop):
+    with pytest.raises(InvalidRequest, match=r"fleets.web.playbook: nothing logs in to exact cop"):
+        shop('identical = true\nplaybook = "site.yml"\n')
+
+
 def test_clones_that_a_lab_has_booted_stay(warm, shop):
     """The key is about new ones."""
     cold = attrs.evolve(shop().fleets["web"], warm=False, count=1)
