@@ -317,13 +317,21 @@ def test_a_copy_is_ready_when_its_parent_was(warm, lab, monkeypatch):
     assert record["ready"] == "1.0 console:web-1|here is the parent"
 
 
-def test_copies_get_the_time_from_their_agents(warm, lab, mute):
+def test_copies_get_the_time_from_their_agents(warm, lab, mute, caplog):
     late = []
     lab.machines.agents = SimpleNamespace(
         set_clocks=late.extend, reported=lambda _names: frozenset(), freeze=None, thaw=None
     )
     warm.create("web", "warm", count=2, warm=True, identical=True, start=True)
     assert sorted(late) == ["web-1", "web-2"]
+
+    def fails(_names):
+        raise HostCommandError("the daemon is gone")
+
+    lab.machines.agents.set_clocks = fails
+    warm.create("db", "warm", warm=True, identical=True, start=True)
+    assert "the clocks of db-1: the daemon is gone" in caplog.text
+    assert list((memory(warm) / "forks").iterdir()) == []
 
 
 def test_a_pool_of_copies(warm, mute):
