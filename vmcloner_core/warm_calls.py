@@ -8,6 +8,7 @@ and images that no whole origin has.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 import attrs
 
 from vmcloner_core import reseeding
-from vmcloner_core.cancelling import Cancellation, pause
+from vmcloner_core.cancelling import Cancellation, cancellable, ending_with, pause
 from vmcloner_core.clone_spec import filled
 from vmcloner_core.drivers import CaptureRequest, HypervisorDriver, StorageDriver
 from vmcloner_core.errors import InvalidRequest, VmclonerError, WrongState
@@ -126,7 +127,7 @@ class WarmCalls(TemplateCalls):
                 return Outcome(key=name, value=found, changed=False)
             origin = host.warm.new(name, pool.name, driver.name, {**known.depends, AT: at})
             self._sweep_warm()
-            making = _Making(self, host, known, origin, timeout)
+            making = _Making(self, host, known, origin, timeout, ending.event)
             host.images.told(STEP, name, "", time.monotonic(), making)
             self._remove_unused(origin)
             return Outcome(key=name, value=origin)
@@ -267,6 +268,7 @@ class _Making:
     known: Wanted
     origin: WarmOrigin
     timeout: float | None
+    cancelled: threading.Event
 
     @property
     def fleet(self) -> str:
@@ -291,14 +293,17 @@ class _Making:
         """
         self.host.warm.draft(self.origin)
         try:
-            parent = self._parent()
-            with self.host.active(parent.volumes):
-                self._saved(parent)
-                self._capture(parent, progress)
-            self._delete()
+            with cancellable(self.cancelled):
+                parent = self._parent()
+                with self.host.active(parent.volumes):
+                    self._saved(parent)
+                    self._capture(parent, progress)
+                self._delete()
             self.host.warm.keep(self.origin)
         except BaseException:
-            self._undo()
+            undoing = Cancellation()  # it goes to its end, also if the making was cancelled
+            with ending_with(undoing), cancellable(undoing.event):
+                self._undo()
             raise
         return Outcome(key=self.template.name, value=self.origin)
 
@@ -353,7 +358,7 @@ class _Making:
         emulated = self.driver.resources().emulated
         readiness = filled(self.aim, spec).limited(emulated=emulated)
         awaited = Awaited(name=name, driver=self.driver, readiness=readiness)
-        for outcome in watch([awaited]):
+        for outcome in watch([awaited], cancelled=self.cancelled.is_set):
             outcome.unwrap()
 
     def _check(self, name: str) -> None:

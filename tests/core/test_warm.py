@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import shutil
+import threading
+import time
 from types import SimpleNamespace
 
 import attrs
@@ -11,11 +13,13 @@ import pytest
 
 from tests.pauses import until
 from vmcloner_core import Engine, reseeding
+from vmcloner_core.cancelling import Cancellation, ending_with
 from vmcloner_core.drivers import AgentInterface, ImageFile
 from vmcloner_core.errors import (
     BackendError,
     Conflict,
     HostCommandError,
+    Interrupted,
     InvalidRequest,
     NotEnoughResources,
     PartialFailure,
@@ -721,6 +725,29 @@ class Agents(AgentInterface):
 
     def freeze(self, name):
         pass
+
+
+@pytest.mark.parametrize("line", ["never said", "here"])
+@pytest.mark.parametrize("given", [True, False])
+def test_a_making_that_is_cancelled(warm, lab, mute, monkeypatch, line, given):
+    """Whatever it waits for: its guest is powered off, and nothing is left."""
+    lab.template("never", TEMPLATE.replace("here is the parent", line))
+    boot, ending = lab.machines.warm.boot, Cancellation()
+
+    def booted(name, folder):
+        boot(name, folder)
+        cancel = ending.cancel if given else warm.cancel
+        threading.Timer(0.3, cancel).start()
+
+    monkeypatch.setattr(lab.machines.warm, "boot", booted)
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        if given:
+            stack.enter_context(ending_with(ending))
+        stack.enter_context(pytest.raises(Interrupted))
+        warm.warm_template("never", timeout=60)
+    assert time.monotonic() - began < 30
+    assert leftovers(warm) == ([], [], [])
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
