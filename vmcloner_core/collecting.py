@@ -74,11 +74,11 @@ class Collector:
     ) -> tuple[Leftover, ...]:
         """See :meth:`Engine.gc`."""
         with contextlib.ExitStack() as stack:
-            makes = stack.enter_context(self._held_making())
+            held = stack.enter_context(self._held_making())
             found = self.host.survey()
             for unseen in found.unseen:
                 on_unseen(unseen)
-            warm = () if makes else self.host.unfinished.keys(found)
+            warm = self.host.unfinished.keys(found) if held else ()
             find = functools.partial(self._unwanted, warm, expired=expired, orphans=orphans)
             unwanted = find(found)
             if not dry_run:
@@ -103,12 +103,15 @@ class Collector:
 
     @contextlib.contextmanager
     def _held_making(self) -> Iterator[bool]:
-        """Keep others from making warm origins if some may be left; yields whether one does now."""
+        """Keep others from making warm origins if some may be left; yields whether that is so.
+
+        If it isn't, what is there from now on may be made by somebody.
+        """
         if not any(self.host.warm.drafts()):
             yield False
             return
         with self.host.hold_free([LOCK]) as free:
-            yield LOCK not in free
+            yield LOCK in free
 
     def _made_warm(self, keys: Sequence[str]) -> tuple[Leftover, ...]:
         """Remove what is left of warm origins, except those whose parents are still there."""

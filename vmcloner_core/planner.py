@@ -64,6 +64,7 @@ class Facts:
     :param boot: the template's boot provider if it is asked at each start, else None.
     :param needs: checks that the host can run a clone like the one given.
     :param warm: the key of the warm origin of new clones, if any; ``origin`` is its disk.
+    :param copies: the keys of the warm origins whose forks stay who their parent was.
     """
 
     host: str
@@ -90,6 +91,7 @@ class Facts:
     boot: str | None = None
     needs: Callable[[CloneSpec], Needs] = lambda _clone: Needs()
     warm: str | None = None
+    copies: Collection[str] = frozenset()
 
 
 def plan_create(request: CreateRequest, template: Template, facts: Facts, birth: Birth) -> Plan:
@@ -116,7 +118,7 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
             continue
         made_of = _made_of(found, facts.records) or template
         disks = _missing_disks(found, made_of)
-        lost = facts.seeds and found is not None and _lost_identity(found, facts.records)
+        lost = facts.seeds and found is not None and _lost_identity(found, facts)
         steps = _create_steps(found, disks, lost=lost, start=start, wait=wait is not None)
         if not steps:
             existing.append(clone_name(request.fleet, index))
@@ -124,6 +126,8 @@ def plan_create(request: CreateRequest, template: Template, facts: Facts, birth:
         labels = _labels(request.fleet, index, template.name, lab, facts, birth)
         if found is not None:
             _check_backends(found, facts)
+            if found.domain is None and "define" in steps:
+                _check_kind(found, request, facts)
         if "define" in steps:
             made_of = template
         own, wait = _given(request, index), _wait(request, made_of)
@@ -270,6 +274,11 @@ def _new_indices(request: CreateRequest, fleet: Mapping[int, Clone]) -> list[int
     return lowest_free(fleet, max(0, (request.count or 1) - len(fleet)))
 
 
+def makes_clones(request: CreateRequest, clones: Iterable[Clone]) -> bool:
+    """Tell whether a create makes new clones, by all that there are."""
+    return bool(_new_indices(request, {c.index: c for c in clones if c.fleet == request.fleet}))
+
+
 def lowest_free(there: Collection[int], wanted: int) -> list[int]:
     """Return that many of the lowest indices that are not ``there``."""
     free = (index for index in itertools.count(1) if index not in there)
@@ -379,14 +388,39 @@ def _check_backends(found: Clone, facts: Facts) -> None:
             )
 
 
-def _lost_identity(found: Clone, records: Mapping[str, Record]) -> bool:
+def _check_kind(found: Clone, request: CreateRequest, facts: Facts) -> None:
+    """Check that an incomplete clone is completed as what it was begun: its disk is that already.
+
+    :raises Conflict: a copy of its parent would get an identity, or the other way round.
+    """
+    has = _kind(warm=found.labels.warm is not None, identical=found.labels.warm in facts.copies)
+    asked = _kind(warm=request.warm, identical=request.identical)
+    if has != asked:
+        raise Conflict(
+            f"{found.name} is incomplete and was made {has}, not {asked}",
+            hint=f"complete it {has}, or vmcloner delete {found.name} first",
+        )
+
+
+def _kind(*, warm: bool, identical: bool) -> str:
+    if not warm:
+        return "without --warm"
+    return "with --warm --identical" if identical else "with --warm"
+
+
+def _lost_identity(found: Clone, facts: Facts) -> bool:
     """Tell whether a clone needs an identity again: it had one that was removed.
 
-    A running clone doesn't: it keeps the identity that it has read.
+    A running clone doesn't: it keeps the identity that it has read. Nor does one that was made
+    without.
     """
-    domain, record = found.domain, records.get(found.name)
-    stopped = domain is not None and domain.state in (State.STOPPED, State.CRASHED)
-    return stopped and (record is None or record.identity is None)
+    domain, record = found.domain, facts.records.get(found.name)
+    if domain is None or domain.state not in (State.STOPPED, State.CRASHED):
+        return False
+    if record is None:
+        return found.labels.warm not in facts.copies
+    made_of = record.template()
+    return record.identity is None and (made_of is None or made_of.identity.provider != "none")
 
 
 def _create_steps(

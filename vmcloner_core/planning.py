@@ -220,15 +220,9 @@ class Planning:
             facts = attrs.evolve(facts, authorized_keys=tuple(dict.fromkeys(keys)))
         birth = attrs.evolve(request.birth or Birth.now(), lease=self.lease(request.ttl))
         birth = attrs.evolve(birth, owner=request.owner or birth.owner)
-        if request.warm and warm is None and makes:
-            raise WrongState(
-                f"template {template.name} has no warm origin in pool {storage_name!r}",
-                hint=f"vmcloner template warm {template.name} --storage {storage_name}",
-            )
         plan = plan_create(request, template, facts, birth)
-        if request.warm and warm is None:
-            needed = f"template {template.name} is booted once before: it has no warm origin"
-            plan = attrs.evolve(plan, warnings=(*plan.warnings, needed))
+        if request.warm and warm is None and any(c.state is None for c in plan.clones):
+            plan = _without_origin(plan, request, template, makes=makes)
         if plan.import_image and template.name not in ahead.pulled:
             host.images.check(template)
         unused = checks.unused(template, hypervisor)
@@ -298,6 +292,7 @@ class Planning:
             static_macs=records.static_macs() if networks else frozenset(),
             origin=self._host.images.origin(storage, image),
             warm=warm.key if warm is not None else None,
+            copies=frozenset(each.key for each in self._host.warm.all() if each.identical),
             capacity=ahead.capacity(
                 storage.name,
                 ask("storage", storage.name, "capacity", lambda d: d.capacity(), Capacity),
@@ -344,7 +339,9 @@ class Planning:
         from vmcloner_core.warming import current, wanted
 
         if request.origin is not None:
-            return self._host.warm.find(request.origin)
+            found = self._host.warm.find(request.origin)
+            purpose = (template.name, storage.name, hypervisor.name, request.identical)
+            return found if found is not None and found.purpose == purpose else None
         if makes or not request.warm:
             return None
         known = wanted(
@@ -423,3 +420,23 @@ class Planning:
 
 def _needs(clone: str, driver: HypervisorDriver) -> Needs:
     return driver.check_defined(clone)
+
+
+def _without_origin(plan: Plan, request: CreateRequest, template: Template, *, makes: bool) -> Plan:
+    """Return a plan for forks with a warning that their warm origin is still to be made.
+
+    :param makes: whether the plan will be carried out: then it would have to be there.
+    :raises WrongState: it would. :raises InvalidRequest: nobody would know when to save it.
+    """
+    from vmcloner_core.warming import check_told
+
+    if makes:
+        copies = " --identical" if request.identical else ""
+        raise WrongState(
+            f"template {template.name} has no warm origin in pool {plan.storage!r}",
+            hint=f"vmcloner template warm {template.name} --storage {plan.storage}{copies}",
+        )
+    if request.identical:
+        check_told(template)
+    needed = f"template {template.name} is booted once before: it has no warm origin"
+    return attrs.evolve(plan, warnings=(*plan.warnings, needed))

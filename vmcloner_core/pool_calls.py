@@ -133,12 +133,13 @@ class PoolCalls(ABC):
         from vmcloner_core.pool_filling import PoolFilling
 
         wanted = self._defined(pool)
-        origin = None
-        if wanted.warm:
-            warmed = self.warm_template(wanted.template, identical=wanted.identical)
-            origin = warmed.unwrap().key
+
+        def warmed() -> str:
+            origin = self.warm_template(wanted.template, identical=wanted.identical)
+            return origin.unwrap().key
+
         with self.hold(wanted.name) as held:
-            PoolFilling(wanted, self._host, held, origin).fill()
+            PoolFilling(wanted, self._host, held, warmed).fill()
         return self.pool_members(wanted.name)
 
     def empty_pool(self, name: str, *, force: bool = False) -> tuple[PoolMember, ...]:

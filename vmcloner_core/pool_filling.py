@@ -57,13 +57,13 @@ class PoolFilling:
     What it does to a clone can be cut off anywhere: until its end the clone's claim has ended, or
     is missing, and the next filling resets the clone again.
 
-    :param origin: the key of the warm origin of new clones, if the pool is warm.
+    :param warmed: returns the key of the warm origin of new clones, made if there is none.
     """
 
     pool: Pool
     host: LocalHost
     held: Held
-    origin: str | None = None
+    warmed: Callable[[], str] | None = None
 
     def fill(self) -> None:
         """Make and reset clones, and put off the end of their leases.
@@ -141,7 +141,7 @@ class PoolFilling:
             ttl=self.pool.ttl,
             warm=self.pool.warm,
             identical=self.pool.identical,
-            origin=self.origin,
+            origin=self.warmed() if self.pool.warm and self.warmed is not None else None,
         )
         if len(there) == len(self._there):
             result = self.held.carry_out(self.held.plan(request))

@@ -8,6 +8,7 @@ and images that no whole origin has.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 import attrs
 
 from vmcloner_core import reseeding
-from vmcloner_core.cancelling import Cancellation, pause
+from vmcloner_core.cancelling import Cancellation, cancellable, ending_with, pause
 from vmcloner_core.clone_spec import filled
 from vmcloner_core.drivers import CaptureRequest, HypervisorDriver, StorageDriver
 from vmcloner_core.errors import InvalidRequest, VmclonerError, WrongState
@@ -25,14 +26,15 @@ from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import Clone, Origin, Outcome, Progress, State, Template
 from vmcloner_core.names import check_template, fold
 from vmcloner_core.outcomes import guarded, single
-from vmcloner_core.plan import Plan, Readiness, RunResult
+from vmcloner_core.plan import Plan, Readiness, RunResult, check_timeout
+from vmcloner_core.planner import makes_clones
 from vmcloner_core.request import CreateRequest, Request, TargetRequest
 from vmcloner_core.results import check_result
 from vmcloner_core.template_calls import TemplateCalls
 from vmcloner_core.warm_forks import patience
 from vmcloner_core.warm_leftovers import LOCK, parents
 from vmcloner_core.warm_origins import AT, READY, WarmOrigin
-from vmcloner_core.warming import Wanted, current, wanted, warm_of
+from vmcloner_core.warming import Wanted, check_told, current, wanted, warm_of
 
 log = logging.getLogger(__name__)
 STEP = "warm"
@@ -90,6 +92,8 @@ class WarmCalls(TemplateCalls):
         :raises WrongState: the guest can't take a new identity, or didn't get ready.
         """
         _check_aim(at)
+        if timeout is not None:
+            check_timeout(timeout)
         template = self._host.catalog.template(check_template(name))
         known = self._wanted_warm(template, storage, hypervisor, identical=identical)
         return self._warmed(known, at, timeout)
@@ -113,7 +117,7 @@ class WarmCalls(TemplateCalls):
         with self._held([LOCK]) as ending:
             _check_agent(known.template, at)
             if known.identical and current(host, known) is None:
-                _check_told(known.template, at)
+                check_told(known.template, at)
             if self._imported(known, ending.event.is_set):
                 template, identical = known.template, known.identical
                 known = self._wanted_warm(template, pool.name, driver.name, identical=identical)
@@ -123,7 +127,7 @@ class WarmCalls(TemplateCalls):
                 return Outcome(key=name, value=found, changed=False)
             origin = host.warm.new(name, pool.name, driver.name, {**known.depends, AT: at})
             self._sweep_warm()
-            making = _Making(self, host, known, origin, timeout)
+            making = _Making(self, host, known, origin, timeout, ending.event)
             host.images.told(STEP, name, "", time.monotonic(), making)
             self._remove_unused(origin)
             return Outcome(key=name, value=origin)
@@ -137,14 +141,19 @@ class WarmCalls(TemplateCalls):
         return host.build_kernel(template, cancelled)
 
     def _make_warm(self, request: Request) -> Request:
-        """Return a request that names the origin of its clones, which is made if there is none."""
+        """Return a request that names the origin of its new clones, made if there is none.
+
+        A fleet that is complete needs none: its clones have theirs.
+        """
         if not (isinstance(request, CreateRequest) and request.warm) or request.origin is not None:
             return request
         template = request.shaped(self._host.catalog.template(request.template))
         where = (request.storage, request.hypervisor)
         known = self._wanted_warm(template, *where, identical=request.identical)
-        found = current(self._host, known) or self._warmed(known).unwrap()
-        return attrs.evolve(request, origin=found.key)
+        found = current(self._host, known)
+        if found is None and makes_clones(request, self._host.survey().clones):
+            found = self._warmed(known).unwrap()
+        return request if found is None else attrs.evolve(request, origin=found.key)
 
     def delete_warm(self, name: str, *, storage: str | None = None) -> tuple[WarmOrigin, ...]:
         """Remove a template's warm origins, of all pools or of one; returns them.
@@ -250,20 +259,6 @@ def _check_agent(template: Template, at: str) -> None:
         )
 
 
-def _check_told(template: Template, at: str) -> None:
-    """Check that a guest's console tells when it can be saved, if nothing else is asked of it.
-
-    :raises InvalidRequest: it doesn't.
-    """
-    aim = template.readiness if at == READY else at
-    if Readiness.parse(aim).kind != "console":
-        raise InvalidRequest(
-            f"template {template.name}: ready = {aim} doesn't tell when a guest without a network "
-            "card can be saved",
-            hint=f"vmcloner template warm {template.name} --identical --at console:REGEX",
-        )
-
-
 @attrs.frozen
 class _Making:
     """The making of one origin. What fails, or is interrupted, leaves nothing."""
@@ -273,6 +268,7 @@ class _Making:
     known: Wanted
     origin: WarmOrigin
     timeout: float | None
+    cancelled: threading.Event
 
     @property
     def fleet(self) -> str:
@@ -297,14 +293,17 @@ class _Making:
         """
         self.host.warm.draft(self.origin)
         try:
-            parent = self._parent()
-            with self.host.active(parent.volumes):
-                self._saved(parent)
-                self._capture(parent, progress)
-            self._delete()
+            with cancellable(self.cancelled):
+                parent = self._parent()
+                with self.host.active(parent.volumes):
+                    self._saved(parent)
+                    self._capture(parent, progress)
+                self._delete()
             self.host.warm.keep(self.origin)
         except BaseException:
-            self._undo()
+            undoing = Cancellation()  # it goes to its end, also if the making was cancelled
+            with ending_with(undoing), cancellable(undoing.event):
+                self._undo()
             raise
         return Outcome(key=self.template.name, value=self.origin)
 
@@ -359,7 +358,7 @@ class _Making:
         emulated = self.driver.resources().emulated
         readiness = filled(self.aim, spec).limited(emulated=emulated)
         awaited = Awaited(name=name, driver=self.driver, readiness=readiness)
-        for outcome in watch([awaited]):
+        for outcome in watch([awaited], cancelled=self.cancelled.is_set):
             outcome.unwrap()
 
     def _check(self, name: str) -> None:

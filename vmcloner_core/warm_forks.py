@@ -19,6 +19,7 @@ from vmcloner_core import reseeding
 from vmcloner_core.drivers import HypervisorDriver, WarmInterface
 from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Outcome
+from vmcloner_core.names import fold
 from vmcloner_core.outcomes import Backend, settled
 from vmcloner_core.plan import EMULATED
 from vmcloner_core.records import Records
@@ -114,7 +115,10 @@ class Forks:
         done("connect", left, lambda: warm.connect(list(left)))
         copies = [name for name in left if loaded[name].identical]
         if copies and driver.agents is not None:  # the others get the time with their identity
-            driver.agents.set_clocks(copies)
+            try:
+                driver.agents.set_clocks(copies)
+            except VmclonerError as wrong:  # they run all the same
+                log.warning("the clocks of %s: %s", fold(copies), wrong)
         for name in left:
             self.origins.end(name)
             yield Outcome(key=name)

@@ -16,8 +16,9 @@ from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import Labels, Template, clone_uuid
 from vmcloner_core.os_errors import translated
 from vmcloner_core.outcomes import guarded
+from vmcloner_core.plan import Readiness
 from vmcloner_core.template_checks import TemplateChecks
-from vmcloner_core.warm_origins import IDENTICAL, WarmOrigin
+from vmcloner_core.warm_origins import IDENTICAL, READY, WarmOrigin
 
 SEEDS = "cloud-init"
 """The identity provider whose seeds tell forks who they are."""
@@ -59,6 +60,21 @@ def forked(template: Template, *, identical: bool = False) -> Template:
         )
     wanted = "none" if identical else SEEDS
     return attrs.evolve(template, identity=attrs.evolve(template.identity, provider=wanted))
+
+
+def check_told(template: Template, at: str = READY) -> None:
+    """Check that a guest's console tells when it can be saved: of copies' parent, nothing else is.
+
+    :param at: see :meth:`~vmcloner_core.Engine.warm_template`.
+    :raises InvalidRequest: it doesn't.
+    """
+    aim = template.readiness if at == READY else at
+    if Readiness.parse(aim).kind != "console":
+        raise InvalidRequest(
+            f"template {template.name}: {'ready = ' if at == READY else '--at '}{aim} doesn't tell "
+            "when a guest that isn't asked anything can be saved",
+            hint=f"vmcloner template warm {template.name} --identical --at console:REGEX",
+        )
 
 
 def warm_of(hypervisor: HypervisorDriver) -> WarmInterface:

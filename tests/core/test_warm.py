@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import shutil
+import threading
+import time
 from types import SimpleNamespace
 
 import attrs
@@ -11,10 +13,13 @@ import pytest
 
 from tests.pauses import until
 from vmcloner_core import Engine, reseeding
+from vmcloner_core.cancelling import Cancellation, ending_with
 from vmcloner_core.drivers import AgentInterface, ImageFile
 from vmcloner_core.errors import (
     BackendError,
+    Conflict,
     HostCommandError,
+    Interrupted,
     InvalidRequest,
     NotEnoughResources,
     PartialFailure,
@@ -286,6 +291,11 @@ def test_copies_of_a_guest_whose_console_tells_nothing(warm, lab, mute):
     with pytest.raises(InvalidRequest, match="ready = port:22 doesn't tell when") as caught:
         warm.create("web", "dumb", warm=True, identical=True)
     assert "template warm dumb --identical --at console:REGEX" in caught.value.hint
+    with pytest.raises(InvalidRequest, match="ready = port:22 doesn't tell when"):
+        warm.plan(CreateRequest(fleet="web", template="dumb", warm=True, identical=True))
+    lab.template("agent", TEMPLATE + "[domain]\nagent = true\n")
+    with pytest.raises(InvalidRequest, match="template agent: --at ssh doesn't tell when"):
+        warm.warm_template("agent", identical=True, at="ssh")
     assert warm.origins("dumb") == ()  # which is said before anything is imported
     warm.warm_template("dumb", identical=True, at="console:the parent")
     warm.create("web", "dumb", warm=True, identical=True, start=True)
@@ -311,13 +321,21 @@ def test_a_copy_is_ready_when_its_parent_was(warm, lab, monkeypatch):
     assert record["ready"] == "1.0 console:web-1|here is the parent"
 
 
-def test_copies_get_the_time_from_their_agents(warm, lab, mute):
+def test_copies_get_the_time_from_their_agents(warm, lab, mute, caplog):
     late = []
     lab.machines.agents = SimpleNamespace(
         set_clocks=late.extend, reported=lambda _names: frozenset(), freeze=None, thaw=None
     )
     warm.create("web", "warm", count=2, warm=True, identical=True, start=True)
     assert sorted(late) == ["web-1", "web-2"]
+
+    def fails(_names):
+        raise HostCommandError("the daemon is gone")
+
+    lab.machines.agents.set_clocks = fails
+    warm.create("db", "warm", warm=True, identical=True, start=True)
+    assert "the clocks of db-1: the daemon is gone" in caplog.text
+    assert list((memory(warm) / "forks").iterdir()) == []
 
 
 def test_a_pool_of_copies(warm, mute):
@@ -550,6 +568,22 @@ def test_gc_removes_what_a_killed_making_left(warm, lab, monkeypatch, part):
     assert leftovers(warm) == ([], [], [])
 
 
+def test_gc_leaves_what_somebody_begins_meanwhile(warm, monkeypatch):
+    """It holds no lock then: nothing was there when it looked."""
+    real, begun = warm._host.survey, []
+
+    def survey():
+        if not begun:
+            begun.append(warm._host.warm.new("warm", "files", "reference", {}))
+            warm._host.warm.draft(begun[0])
+        return real()
+
+    monkeypatch.setattr(warm._host, "survey", survey)
+    with warm._held(["warm"]):
+        assert warm.gc() == ()
+    assert begun[0].folder.is_dir()
+
+
 def test_gc_leaves_what_is_whole_or_used(warm):
     warm.create("web", "warm", warm=True)
     (origin,) = warm.warm_origins()
@@ -691,6 +725,37 @@ class Agents(AgentInterface):
 
     def freeze(self, name):
         pass
+
+
+@pytest.mark.parametrize("line", ["never said", "here"])
+@pytest.mark.parametrize("given", [True, False])
+def test_a_making_that_is_cancelled(warm, lab, mute, monkeypatch, line, given):
+    """Whatever it waits for: its guest is powered off, and nothing is left."""
+    lab.template("never", TEMPLATE.replace("here is the parent", line))
+    boot, ending = lab.machines.warm.boot, Cancellation()
+
+    def booted(name, folder):
+        boot(name, folder)
+        cancel = ending.cancel if given else warm.cancel
+        threading.Timer(0.3, cancel).start()
+
+    monkeypatch.setattr(lab.machines.warm, "boot", booted)
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        if given:
+            stack.enter_context(ending_with(ending))
+        stack.enter_context(pytest.raises(Interrupted))
+        warm.warm_template("never", timeout=60)
+    assert time.monotonic() - began < 30
+    assert leftovers(warm) == ([], [], [])
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
+def test_a_time_that_is_none(warm, seconds):
+    """It is refused before anything is imported or booted."""
+    with pytest.raises(InvalidRequest, match="timeout"):
+        warm.warm_template("warm", timeout=seconds)
+    assert warm.origins("warm") == ()
 
 
 def test_a_plan_changes_nothing(warm):
@@ -941,6 +1006,87 @@ def test_prune_leaves_the_disk_of_an_origin_that_is_made(warm, monkeypatch):
     assert found == [[origin.image], ()]
 
 
+# --- what is completed later ----------------------------------------------------------------------
+
+SEEDED = TEMPLATE + '[identity]\nprovider = "cloud-init"\n'
+KINDS = {"cold": {}, "own": {"warm": True}, "copy": {"warm": True, "identical": True}}
+
+
+@pytest.mark.parametrize("then", KINDS)
+@pytest.mark.parametrize("first", KINDS)
+def test_a_clone_is_completed_as_what_it_was_begun(warm, lab, first, then):
+    """Else a copy of its parent would have a host key, or a fork no seed that it could read."""
+    lab.template("seeded", SEEDED)
+    warm.create("web", "seeded", count=2, **KINDS[first])
+    assert [each.ok for each in lab.machines.undefine(["web-2"])] == [True]
+    before = warm._host.records.find("web-2")
+    if first == then:
+        warm.create("web", "seeded", count=2, start=True, **KINDS[then])
+        assert states(warm, "web") == {"web-1": State.RUNNING, "web-2": State.RUNNING}
+        return
+    with pytest.raises(Conflict, match="web-2 is incomplete and was made with") as caught:
+        warm.create("web", "seeded", count=2, start=True, **KINDS[then])
+    assert "vmcloner delete web-2 first" in caught.value.hint
+    assert warm._host.records.find("web-2") == before
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_copy_that_is_off_gets_no_identity(warm, lab, shop, mute, recorded):
+    """Not by a create without the options, and not by the lab that starts it again."""
+    lab.template("warm", SEEDED)
+    shop_lab = shop("identical = true\n")
+    warm.apply_lab(shop_lab)
+    warm.stop("web", kill=True)
+    if not recorded:
+        shutil.rmtree(warm.host.records / "web-1")
+    warm.apply_lab(shop_lab)
+    warm.stop("web", kill=True)
+    warm.create("web", "warm", count=2, start=True)
+    assert states(warm, "web") == {"web-1": State.RUNNING, "web-2": State.RUNNING}
+    assert [warm._host.records.known_hosts(name) for name in ("web-1", "web-2")] == [None, None]
+
+
+def test_one_that_was_made_without_identity_gets_none_from_forks_beside_it(warm):
+    warm.create("web", "warm", start=True)
+    warm.stop("web", kill=True)
+    warm.create("web", "warm", count=2, warm=True)
+    found = {name: warm._host.records.find(name).identity for name in ("web-1", "web-2")}
+    assert found["web-1"] is None
+    assert found["web-2"] is not None
+
+
+def test_a_fleet_that_is_complete_needs_no_origin(warm, lab):
+    warm.create("web", "warm", count=2, warm=True)
+    origins = warm.warm_origins()
+    lab.machines.warm.version = "2"
+    request = CreateRequest(fleet="web", template="warm", count=2, warm=True)
+    assert warm.plan(request).warnings == ()
+    warm.create("web", "warm", count=2, warm=True)
+    assert warm.warm_origins() == origins
+    assert "booted once before" in warm.plan(attrs.evolve(request, count=3)).warnings[-1]
+
+
+def test_a_pool_that_is_full_needs_no_origin(warm, lab):
+    pool = Pool(template="warm", name="box", size=1, warm=True, ready="running")
+    warm.fill_pool(pool)
+    origins = warm.warm_origins()
+    lab.machines.warm.version = "2"
+    warm.fill_pool(pool)
+    assert warm.warm_origins() == origins
+    warm.fill_pool(attrs.evolve(pool, size=2))
+    assert len(warm.warm_origins()) == 2
+
+
+@pytest.mark.parametrize("other", ["kind", "template", "gone"])
+def test_an_origin_of_another_purpose_is_not_used(warm, lab, other):
+    lab.template("more", TEMPLATE)
+    key = warm.warm_template("more" if other == "template" else "warm", identical=other == "kind")
+    origin = "0" * 20 if other == "gone" else key.unwrap().key
+    with pytest.raises(WrongState, match="template warm has no warm origin in pool 'files'"):
+        warm.run(CreateRequest(fleet="web", template="warm", warm=True, origin=origin))
+    assert warm.list() == ()
+
+
 # --- labs -----------------------------------------------------------------------------------------
 
 LAB = """
@@ -994,6 +1140,11 @@ def test_a_lab_of_copies(warm, shop, mute):
     warm.apply_lab(lab)
     assert states(warm, "web") == {"web-1": State.RUNNING, "web-2": State.RUNNING}
     assert warm.diff_lab(lab) == ()
+
+
+def test_nothing_that_logs_in_is_for_copies(shop):
+    with pytest.raises(InvalidRequest, match=r"fleets.web.playbook: nothing logs in to exact cop"):
+        shop('identical = true\nplaybook = "site.yml"\n')
 
 
 def test_clones_that_a_lab_has_booted_stay(warm, shop):

@@ -222,6 +222,9 @@ class _Reader:
         if (fleet.run or fleet.playbook) and not fleet.start:
             key = "run" if fleet.run else "playbook"
             self._fail(key, "needs clones that are started", "remove it, or start = false")
+        if (fleet.run or fleet.playbook) and fleet.identical:
+            key = "run" if fleet.run else "playbook"
+            self._fail(key, "nothing logs in to exact copies", "remove it, or identical = true")
         own = self._own()
         scripts = [self._script(f"run[{n}]", word) for n, word in enumerate(fleet.run)]
         if fleet.playbook is not None:
