@@ -14,7 +14,7 @@ These are, in the host's state folder:
     what a run was admitted for that has ended
 ``received/.NAME-…``
     a file that a controller was sending, and does not go on with
-``.id-…``, ``.kvm-…``
+``.id-…``, ``.kvm-…``, ``.validated.json.draft``
     drafts of the folder's own files
 
 and elsewhere what image builders were putting into their cache (:func:`image_cache`), logs that a
@@ -58,7 +58,7 @@ MAX_ARRIVAL = 24 * 3600
 ID_LOCK = "id"
 """The lock of who gives a state folder its id."""
 _ID_DRAFT = re.compile(r"\.id-[a-z0-9_]{8}")
-_STATE_DRAFT = re.compile(r"\.kvm-[a-z0-9_]{8}")
+_STATE_DRAFT = re.compile(r"\.kvm-[a-z0-9_]{8}|\.validated\.json\.draft")
 _LOG = re.compile(r"(.+)\.log(?:\.\d+)?")
 _DRAFT = re.compile(r"\.(.+)-[a-z0-9_]{8}")
 """:data:`images.DRAFT_PREFIX`, and what :mod:`tempfile` adds."""

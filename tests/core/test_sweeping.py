@@ -159,6 +159,16 @@ def test_drafts_of_the_state_folders_own_files(lab):
     assert there([old, other, new]) == [other, new]
 
 
+@pytest.mark.parametrize("name", [".kvm-ab12cd_9", ".validated.json.draft"])
+def test_drafts_that_take_an_instant_are_old_after_an_hour(lab, name):
+    (draft,) = leave(lab.engine.host.state / name)
+    any_run(lab)
+    assert draft.exists()
+    os.utime(draft, (0, 0))
+    any_run(lab)
+    assert not draft.exists()
+
+
 def test_files_that_no_clone_shares_any_more(lab):
     shared = lab.engine.host.boots / "shared"
     lab.engine.create("web", "t1", count=1)

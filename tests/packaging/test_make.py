@@ -1,4 +1,4 @@
-"""The parts of ``make test``: no test is in none of them."""
+"""The parts of ``make test``: each marker belongs to one, and how they are run together."""
 
 import contextlib
 import itertools
