@@ -275,6 +275,17 @@ class Counted(io.StringIO):
 
 
 @pytest.mark.parametrize("noindent", [False, True])
+def test_json_of_one_record_is_written_at_once_too(noindent):
+    asked = argparse.Namespace(noindent=noindent)
+    record = (("name", "volumes"), ("web-1", ["a", "b"]))
+    stream, by_cliff = Counted(), Counted()
+    WholeJson().emit_one(*record, stream, asked)
+    JSONFormatter().emit_one(*record, by_cliff, asked)
+    assert stream.getvalue() == by_cliff.getvalue()
+    assert stream.writes == 1
+
+
+@pytest.mark.parametrize("noindent", [False, True])
 def test_json_is_written_at_once(noindent):
     """Each write is a system call where Python doesn't buffer; a list has thousands of words."""
     asked = argparse.Namespace(noindent=noindent)

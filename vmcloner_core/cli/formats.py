@@ -51,6 +51,18 @@ class WholeJson(JSONFormatter):
         super().emit_list(column_names, data, text, parsed_args)
         stdout.write(text.getvalue())
 
+    def emit_one(
+        self,
+        column_names: Sequence[str],
+        data: Sequence[Any],
+        stdout: TextIO,
+        parsed_args: argparse.Namespace,
+    ) -> None:
+        """Print one record."""
+        text = io.StringIO()
+        super().emit_one(column_names, data, text, parsed_args)
+        stdout.write(text.getvalue())
+
 
 class PlainTable(TableFormatter):
     """The format ``table``, without rules: a line of column names, then a line for each row.
