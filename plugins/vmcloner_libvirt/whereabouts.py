@@ -63,23 +63,24 @@ class GuestAgents(AgentInterface):
 
     def reported(self, names: Sequence[str]) -> frozenset[str]:
         """See :meth:`AgentInterface.reported`."""
-        # By name: many forks ask at once, each for itself alone.
-        look = functools.partial(located, names=names)
-        return frozenset(domain.name for domain in self._connections.ask(look) if domain.agent)
+        return frozenset(domain.name for domain in self._located(names) if domain.agent)
 
     def set_clocks(self, names: Sequence[str]) -> None:
         """See :meth:`AgentInterface.set_clocks`.
 
         QEMU tells libvirt a moment after a restore that the agent is there: hence the second try.
         """
-        domains = self._connections.ask(running)
-        left = [domain.name for domain in domains if domain.name in names and domain.channel]
+        left = [domain.name for domain in self._located(names) if domain.channel]
         for tries in range(CLOCK_TRIES):
             if not left:
                 return
             time.sleep(CLOCK_PAUSE if tries else 0)
             with ThreadPoolExecutor(ASKERS, thread_name_prefix="clocks") as pool:
                 left = [name for name, done in pool.map(self._set, left) if not done]
+
+    def _located(self, names: Sequence[str]) -> tuple[Located, ...]:
+        # By name: many forks ask at once, each for itself alone.
+        return self._connections.ask(functools.partial(located, names=names))
 
     def run(self, name: str, script: bytes, *, timeout: float) -> None:
         """See :meth:`AgentInterface.run`."""

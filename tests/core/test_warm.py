@@ -33,6 +33,7 @@ from vmcloner_core.model import CloneMode, Outcome, State
 from vmcloner_core.plan import Sizes
 from vmcloner_core.pools import Pool
 from vmcloner_core.request import CreateRequest
+from vmcloner_core.running import PlannedRun
 from vmcloner_core.testing.reference import BootPlugin
 from vmcloner_core.warm_origins import WarmOrigins
 
@@ -449,6 +450,22 @@ def test_a_reset_whose_origin_is_gone(warm):
         warm.reset("web")
     assert "web-1: pool 'files' has no image of its warm origin" in str(caught.value.failures)
     assert warm.list("web")[0].volumes[0].complete
+
+
+def test_a_disk_that_is_gone_since_its_origin_was_found(warm, monkeypatch):
+    """It is said of each clone, and no clone is left that waits for it."""
+    origin, real = warm.warm_template("warm").unwrap(), PlannedRun.__call__
+
+    def late(run):
+        warm._host.images.delete_origin("files", origin.image)
+        return real(run)
+
+    monkeypatch.setattr(PlannedRun, "__call__", late)
+    with pytest.raises(PartialFailure) as caught:
+        warm.create("web", "warm", warm=True)
+    assert "web-1: pool 'files' has no image of its warm origin" in str(caught.value.failures)
+    assert warm._host.warm.waiting() == {}
+    assert warm.list() == ()
 
 
 FULL = NotEnoughResources("no room", hint="free space")

@@ -46,10 +46,11 @@ class CloneDisks(StorageStep):
         wanted = []
         for work in works:
             try:
+                requests = self._new(run, driver, work)
                 if 0 in work.plan.disks:  # what ran on an older one doesn't count
                     run.host.records.update(work.name, ran={})
                     self._begin(run, work)
-                wanted.append((work, self._new(run, driver, work)))
+                wanted.append((work, requests))
             except VmclonerError as error:
                 yield Outcome(key=work.name, error=error)
         backend = run.host.drivers.backend("storage", driver.name, "clone")
@@ -69,7 +70,7 @@ class CloneDisks(StorageStep):
         """Return the requests for a clone's disks."""
         spec, plan = work.plan.known(), work.plan
         template, size = spec.template, spec.disk_size
-        origin = run.origin(driver, plan.labels.image)
+        origin = run.image(driver, work) if 0 in plan.disks else None
         own = disk_requests(template, plan.labels, origin, run.plan.mode, plan.disks, size)
         return [attrs.evolve(request, copying=run.plan.copying) for request in own]
 

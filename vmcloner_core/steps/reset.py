@@ -8,7 +8,7 @@ import attrs
 
 from vmcloner_core.disks import disk_requests
 from vmcloner_core.drivers import StorageDriver
-from vmcloner_core.errors import NotFound, VmclonerError
+from vmcloner_core.errors import VmclonerError
 from vmcloner_core.model import Clone, CloneRequest, Outcome
 from vmcloner_core.pipeline import More, Work
 from vmcloner_core.request import TargetRequest
@@ -85,15 +85,7 @@ class ResetDisks(StorageStep):
         """
         spec, labels = work.plan.known(), work.plan.labels
         template = spec.template
-        origin = run.origin(driver, labels.image)
-        if origin is None:
-            raise NotFound(
-                f"{work.name}: pool {driver.name!r} has no image of "
-                + (f"template {template.name!r}" if labels.warm is None else "its warm origin"),
-                hint=f"vmcloner template import {template.name}"
-                if labels.warm is None
-                else f"vmcloner delete {work.name}, and create it again",
-            )
+        origin = run.image(driver, work)
         sizes = {volume.disk: volume.size for volume in work.volumes}
 
         def as_large(request: CloneRequest) -> CloneRequest:

@@ -19,7 +19,7 @@ from vmcloner_core.deadlines import answers
 from vmcloner_core.disk_users import DiskUsers
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver, Lane, StorageDriver
-from vmcloner_core.errors import VmclonerError
+from vmcloner_core.errors import NotFound, VmclonerError
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import (
     CloneRequest,
@@ -102,6 +102,23 @@ class Run:
             if key not in self._origins:
                 self._origins[key] = self.host.images.origin(pool, template)
             return self._origins[key]
+
+    def image(self, pool: StorageDriver, work: Work) -> Origin:
+        """Return the image that a clone's first disk is made from.
+
+        :raises NotFound: the pool doesn't have it (any more).
+        """
+        labels = work.plan.labels
+        origin = self.origin(pool, labels.image)
+        if origin is not None:
+            return origin
+        if labels.warm is None:
+            what, hint = f"template {labels.template!r}", f"template import {labels.template}"
+        else:
+            what, hint = "its warm origin", f"delete {work.name}, and create it again"
+        raise NotFound(
+            f"{work.name}: pool {pool.name!r} has no image of {what}", hint=f"vmcloner {hint}"
+        )
 
     def users(self) -> DiskUsers:
         """Return who uses the disks of the run's clones; looked up once.
