@@ -7,6 +7,7 @@ and images that no whole origin has.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -362,33 +363,38 @@ class _Making:
             outcome.unwrap()
 
     def _check(self, name: str) -> None:
-        """Check that the guest has booted and can take a new identity: an agent tells late.
+        """Check that the guest has booted and can take a new identity.
 
         :raises WrongState: it can't.
         """
-        seconds = self.timeout or patience(self.driver, ANSWER)
-        end = time.monotonic() + seconds
-        while True:
-            left = max(1.0, end - time.monotonic())
-            try:
-                return reseeding.check(self.driver, name, self.template.name, timeout=left)
-            except WrongState:
-                state = self.driver.states().get(name)
-                if time.monotonic() > end or state is not State.RUNNING:
-                    raise
-            pause(LOOK)
+        check = functools.partial(reseeding.check, self.driver, name, self.template.name)
+        self._asked(name, lambda left: check(timeout=left))
 
     def _wait_for_ssh(self, name: str) -> None:
         """Wait for an SSH server if that is asked for, which an agent has to tell.
 
         :raises WrongState: none answers; or there is no agent, and it was asked for by ``at``.
         """
-        agents = self.driver.agents
+        agents, port = self.driver.agents, self.template.ssh.port
         answers = agents is not None and bool(agents.reported([name]))
         if self.aim.kind == "ssh" and (answers or self.origin.depends[AT] != READY):
-            seconds = self.timeout or patience(self.driver, ANSWER)
-            port = self.template.ssh.port
-            reseeding.check_ssh(self.driver, name, self.template.name, port, timeout=seconds)
+            check = functools.partial(reseeding.check_ssh, self.driver, name, self.template.name)
+            self._asked(name, lambda left: check(port, timeout=left))
+
+    def _asked(self, name: str, ask: Callable[[float], None]) -> None:
+        """Ask something of a guest until it is true: an agent tells late.
+
+        :param ask: is given the seconds that are left, and raises WrongState until then.
+        """
+        end = time.monotonic() + (self.timeout or patience(self.driver, ANSWER))
+        while True:
+            try:
+                return ask(max(1.0, end - time.monotonic()))
+            except WrongState:
+                state = self.driver.states().get(name)
+                if time.monotonic() > end or state is not State.RUNNING:
+                    raise
+            pause(LOOK)
 
     def _capture(self, parent: Clone, progress: Progress) -> None:
         (volume,) = parent.volumes

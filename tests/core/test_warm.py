@@ -711,6 +711,23 @@ def test_ssh_is_told_by_an_agent(warm, lab):
     assert agents.settled == ["set -- settle 2022"]
 
 
+def test_an_agent_that_reports_late_is_waited_for(warm, lab, monkeypatch):
+    """A guest that waits for its seed says so by its console, maybe before its agent does."""
+    monkeypatch.setattr("vmcloner_core.warm_calls.ANSWER", 30)
+    monkeypatch.setattr("vmcloner_core.warm_calls.LOOK", 0.01)
+    lab.template("late", TEMPLATE + "[domain]\nagent = true\n")
+    lab.machines.agents = agents = Agents()
+    asked = []
+
+    def reported(names):
+        asked.append(names)
+        return frozenset(names if len(asked) > 3 else ())
+
+    monkeypatch.setattr(agents, "reported", reported)
+    assert warm.warm_template("late", at="ssh").changed
+    assert agents.settled == ["set -- settle 22"]
+
+
 def test_a_template_that_is_ready_by_ssh_is_asked_where_there_is_an_agent(warm, lab):
     lab.template("ssh", TEMPLATE.replace("console:here is the parent", "ssh"))
     assert warm.warm_template("ssh").changed
