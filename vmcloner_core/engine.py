@@ -232,8 +232,11 @@ class Engine(RunCalls, LabCalls, WarmCalls, LeaseCalls, PoolCalls, GuestCalls, B
     def apply(self, plan: Plan) -> RunResult:
         """Carry out a plan that was made earlier; what others have done since is left.
 
-        :raises WrongState: it was made before the host's state folder had its id.
+        :raises WrongState: it was made before the host's state folder had its id, or there was no
+            warm origin for its forks.
         """
+        if plan.lacks is not None:
+            raise plan.lacks
         fleets = {clone.labels.fleet for clone in plan.clones}
         locks = [f"fleet/{fleet}" for fleet in fleets]
         with self._held(locks) as ending, contextlib.ExitStack() as noted:

@@ -287,6 +287,7 @@ class Plan:
         that ran before, if their files have changed since.
     :param jobs: upper bound for concurrent calls, None for what each driver allows.
     :param boot_jobs: how many guests may boot at once, None for what the host can carry.
+    :param lacks: what has to be there before such a plan can be carried out; None if all is.
     """
 
     action: str
@@ -314,6 +315,7 @@ class Plan:
     space: int = 0
     memory: int = 0
     warnings: tuple[str, ...] = ()
+    lacks: VmclonerError | None = None
 
     @property
     def steps(self) -> tuple[str, ...]:

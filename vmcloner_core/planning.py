@@ -430,13 +430,14 @@ def _without_origin(plan: Plan, request: CreateRequest, template: Template, *, m
     """
     from vmcloner_core.warming import check_told
 
+    copies = " --identical" if request.identical else ""
+    lacks = WrongState(
+        f"template {template.name} has no warm origin in pool {plan.storage!r}",
+        hint=f"vmcloner template warm {template.name} --storage {plan.storage}{copies}",
+    )
     if makes:
-        copies = " --identical" if request.identical else ""
-        raise WrongState(
-            f"template {template.name} has no warm origin in pool {plan.storage!r}",
-            hint=f"vmcloner template warm {template.name} --storage {plan.storage}{copies}",
-        )
+        raise lacks
     if request.identical:
         check_told(template)
     needed = f"template {template.name} is booted once before: it has no warm origin"
-    return attrs.evolve(plan, warnings=(*plan.warnings, needed))
+    return attrs.evolve(plan, warnings=(*plan.warnings, needed), lacks=lacks)

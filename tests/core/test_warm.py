@@ -801,6 +801,18 @@ def test_a_plan_changes_nothing(warm):
     assert plan.warnings == ()
 
 
+def test_a_plan_for_forks_is_carried_out_by_no_boot(warm):
+    """Its clones would be booted ones, with the identity of forks or none."""
+    request = CreateRequest(fleet="web", template="warm", warm=True)
+    plan = warm.plan(request)
+    with pytest.raises(WrongState, match="template warm has no warm origin in pool 'files'"):
+        warm.apply(plan)
+    assert warm.list() == ()
+    warm.warm_template("warm")
+    warm.apply(warm.plan(request))
+    assert states(warm, "web") == {"web-1": State.SAVED}
+
+
 def test_labels_name_the_origin(warm):
     warm.create("web", "warm", warm=True)
     (clone,) = warm.list("web")
