@@ -305,7 +305,10 @@ class Capturer:
 
     def _seal(self, guest: Path, disk: Path) -> None:
         spec = self.host.made_of(self.clone.labels).seal
-        name, compact = self.clone.name, self.options.compact
+        name, compact, emulated = self.clone.name, self.options.compact, False
+        with contextlib.suppress(VmclonerError):
+            hypervisor = self.host.drivers.hypervisor(self.clone.labels.hypervisor)
+            emulated = hypervisor.resources().emulated
         # In a place that is swept if this is killed.
         with (
             translated(guest),
@@ -313,7 +316,10 @@ class Capturer:
                 prefix=images.DRAFT_PREFIX.format(self.name), dir=self.host.host.templates
             ) as work,
         ):
-            sealing.seal(LocalRunner(), guest, disk, Path(work), name, spec, compact=compact)
+            sealing.seal(
+                LocalRunner(), guest, disk, Path(work), name, spec,
+                compact=compact, emulated=emulated,
+            )  # fmt: skip
 
     # --- the template ---------------------------------------------------------------------------
 

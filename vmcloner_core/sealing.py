@@ -101,6 +101,7 @@ def seal(
     spec: SealSpec,
     *,
     compact: bool,
+    emulated: bool = False,
 ) -> None:
     """Seal a raw disk, in place.
 
@@ -109,6 +110,7 @@ def seal(
     :param work: an empty folder, for what the guest is told and what it says.
     :param clone: the name of the clone that it is a copy of. :param spec: the template's own rules.
     :param compact: give back the space of what its file systems don't use.
+    :param emulated: don't try KVM: where it opens and hardly runs, a boot takes minutes.
     :raises WrongState: it can't be sealed, and why. :raises BackendError: there is no QEMU.
     :raises HostCommandError: the guest did not say that it did its work.
     """
@@ -122,7 +124,7 @@ def seal(
     with translated(disk):
         rules.write_bytes(_rules(spec))
         told = f"seal_token={token} seal_clone={clone}" + (" seal_compact=1" if compact else "")
-        for accelerator in _accelerators():
+        for accelerator in (EMULATED,) if emulated else _accelerators():
             said.write_bytes(b"")
             argv = _command(guest, disk, rules, said, told, accelerator)
             try:

@@ -35,7 +35,7 @@ def guest(tmp_path_factory):
 def sealed(guest: Path, disk: Path, **rules: tuple[str, ...]) -> None:
     with tempfile.TemporaryDirectory() as work:
         rules_of = SealSpec(**rules)
-        seal(LocalRunner(), guest, disk, Path(work), "web-1", rules_of, compact=True)
+        seal(LocalRunner(), guest, disk, Path(work), "web-1", rules_of, compact=True, emulated=True)
 
 
 def run(*argv: str | Path, text: str = "") -> None:

@@ -49,3 +49,25 @@ def test_rules_are_whole_sectors_and_in_order():
 def test_a_guest_that_was_built_needs_no_apt():
     offline = SimpleNamespace(runner=None)
     assert Sealer(offline).fingerprint() == Sealer(offline).fingerprint() != ""
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_kvm_is_tried_only_where_guests_run_on_it(tmp_path, monkeypatch, emulated):
+    """It may open and hardly run: then a guest that would boot in seconds takes minutes."""
+    monkeypatch.setattr(sealing, "KVM", tmp_path)  # there, and open to this user
+    asked = []
+
+    def run(argv, **_options):
+        asked.append(argv[argv.index("-accel") + 1])
+        raise HostCommandError("qemu-system-x86_64: no")
+
+    runner = SimpleNamespace(which=lambda name: name, run=run)
+    work, disk = tmp_path / "work", tmp_path / "disk"
+    work.mkdir()
+    disk.touch()
+    with pytest.raises(HostCommandError):
+        sealing.seal(
+            runner, tmp_path, disk, work, "web-1", SealSpec(),
+            compact=False, emulated=emulated,
+        )  # fmt: skip
+    assert asked == [*([] if emulated else ["kvm"]), sealing.EMULATED]
