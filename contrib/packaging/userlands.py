@@ -28,7 +28,7 @@ _PASSED_ON = ("PIP_INDEX_URL", "http_proxy", "https_proxy", "no_proxy")
 _UNIT = f"""
 exec >/srv/log 2>&1
 cd {_CHECKOUT}
-exec make browser test-fast ARGS="--numprocesses auto --dist loadfile $*"
+exec make browser test-fast ARGS="$*"
 """
 # A namespace of libvirt's own for each QEMU stays without devices: a chroot's /dev is no devtmpfs.
 _LIBVIRT = f"""
