@@ -25,16 +25,15 @@ KILLS := $(or $(KILLS),500)
 AGAIN := --reruns 1
 # The parts of make test, begun in this order, so many at a time: much of a real test is waiting.
 # What labs are made of is built meanwhile; a part that needs it sooner waits for it.
-PARTS := test-libvirt lab test-root test-lvm lint test-units test-xen-short
+PARTS := test-real lab test-lvm lint test-units test-xen-short
 AT_ONCE := 3
-# Markers of tests that need libvirtd and nothing else; root for mounts, networks, Ceph, and programs of
-# others; a lab, or a long time.
-LIBVIRT := libvirt or guests
-ROOTS := filesystems or pxe or ceph or others
+# Markers of tests that need libvirtd, or root for mounts, networks, Ceph, and programs of others: one
+# after the other, since each sees all domains of the daemon; and of those that need a lab, or long.
+REAL := libvirt or guests or filesystems or pxe or ceph or others
 ELSEWHERE := lvm or nfs or xen or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stop demo test test-host test-libvirt test-root test-units test-lvm test-nfs test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest bench-rbd bench-warm bench-xen-warm clean tools browser unpacked test-fuzz docs man deb test-packages test-userlands test-warm
+.PHONY: help setup stop demo test test-host test-real test-units test-lvm test-nfs test-dd test-powercut test-guests test-hosts test-xen test-xen-short lab test-fast test-kills lint bench bench-hosts bench-lvm bench-pytest bench-rbd bench-warm bench-xen-warm clean tools browser unpacked test-fuzz docs man deb test-packages test-userlands test-warm
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,14 +58,11 @@ part-%:
 test-host: tools browser unpacked ## Run the tests that need neither device-mapper nor Xen (ARGS="tests/core")
 	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "not ($(ELSEWHERE))" $(ARGS)
 
-test-libvirt: tools ## Of those, the ones that boot guests by libvirtd and need nothing else
-	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "($(LIBVIRT)) and not ($(ROOTS) or $(ELSEWHERE))" $(ARGS)
+test-real: tools unpacked ## Of those, the ones that boot guests, mount file systems, or make networks or Ceph
+	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "($(REAL)) and not ($(ELSEWHERE))" $(ARGS)
 
-test-root: tools unpacked ## Those that mount file systems, make networks or Ceph, or compare with programs of others
-	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "($(ROOTS)) and not ($(ELSEWHERE))" $(ARGS)
-
-test-units: tools browser ## And all that need neither
-	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "not ($(LIBVIRT) or $(ROOTS) or $(ELSEWHERE))" $(ARGS)
+test-units: tools browser ## And all that need none of that
+	@$(WITH_LIBVIRTD) $(BIN)/pytest $(AGAIN) -m "not ($(REAL) or $(ELSEWHERE))" $(ARGS)
 
 test-lvm: tools ## Run the tests on device-mapper and NFS: in the lab, or here if VMCLONER_LVM_DEVICE is a spare device
 	@$(ROOT) contrib/lab/$(if $(VMCLONER_LVM_DEVICE),here $(VMCLONER_LVM_DEVICE) $(BIN)/pytest --ignore tests/lab,lab kvm test --seconds 3600 --env VMCLONER_EMPTY_DEVICE=/dev/vdc --) \
@@ -98,7 +94,7 @@ lab: tools ## Build the lab: a KVM host and a Xen host for tests (contrib/lab/RE
 	@$(ROOT) contrib/lab/lab build
 
 test-fast: tools ## Run the tests that need no daemon and no root
-	@$(BIN)/pytest -m "not ($(LIBVIRT) or $(ROOTS) or $(ELSEWHERE))" --ignore tests/packaging $(ARGS)
+	@$(BIN)/pytest -m "not ($(REAL) or $(ELSEWHERE))" --ignore tests/packaging $(ARGS)
 
 test-kills: tools ## Kill and disturb commands at any of their calls (SEED=1 KILLS=500), on files and in the lab
 	@$(WITH_LIBVIRTD) $(BIN)/python -m tests.campaign.campaign --seed $(SEED) --kills $(KILLS) --faults $(KILLS) $(ARGS)

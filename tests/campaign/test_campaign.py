@@ -27,8 +27,8 @@ def _tell(line):
     [
         pytest.param("overlay", "kills", 12, marks=libvirt),
         pytest.param("overlay", "faults", 12, marks=libvirt),
-        pytest.param("full", "kills", 5, marks=libvirt),
-        pytest.param("dd", "faults", 5, marks=libvirt),
+        pytest.param("full", "kills", 5, marks=[libvirt, pytest.mark.slow]),
+        pytest.param("dd", "faults", 5, marks=[libvirt, pytest.mark.slow]),
         pytest.param("reflink", "kills", 5, marks=mounts),
         pytest.param("lvm-thin", "kills", 60, marks=in_lab),
         pytest.param("lvm-thin", "faults", 60, marks=in_lab),

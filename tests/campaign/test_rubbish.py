@@ -16,7 +16,7 @@ KILLS = int(os.environ.get("KILLS", "0"))
     ("pool", "seconds"),
     [
         pytest.param("overlay", 20, marks=pytest.mark.libvirt),
-        pytest.param("dd", 10, marks=pytest.mark.libvirt),
+        pytest.param("dd", 10, marks=[pytest.mark.libvirt, pytest.mark.slow]),
         pytest.param("lvm-thin", 120, marks=[pytest.mark.lvm, pytest.mark.slow]),
     ],
 )

@@ -25,7 +25,7 @@ def variable(name: str) -> str:
 def test_every_marker_says_where_a_test_runs():
     pytest_section = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
     markers = [text.partition(":")[0] for text in pytest_section["ini_options"]["markers"]]
-    groups = [variable(name).split(" or ") for name in ("LIBVIRT", "ROOTS", "ELSEWHERE")]
+    groups = [variable(name).split(" or ") for name in ("REAL", "ELSEWHERE")]
     assert sorted(itertools.chain(*groups)) == sorted(markers)
 
 
@@ -39,9 +39,8 @@ def test_the_parts_are_all_that_the_targets_of_tests_select():
         "lab": [],
         "lint": [],
         "test-lvm": ["(lvm or nfs) and not slow"],
-        "test-libvirt": ["($(LIBVIRT)) and not ($(ROOTS) or $(ELSEWHERE))"],
-        "test-root": ["($(ROOTS)) and not ($(ELSEWHERE))"],
-        "test-units": ["not ($(LIBVIRT) or $(ROOTS) or $(ELSEWHERE))"],
+        "test-real": ["($(REAL)) and not ($(ELSEWHERE))"],
+        "test-units": ["not ($(REAL) or $(ELSEWHERE))"],
         "test-xen-short": ["xen and not slow"],
     }
 
