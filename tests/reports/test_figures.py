@@ -94,4 +94,4 @@ def test_in_a_browser(tmp_path, scheme):
         "dark": ((0x1C, 0x22, 0x29), (0x5A, 0x9A, 0xE0)),
     }[scheme]
     assert colours.get(panel, 0) > 50_000
-    assert colours.get(ours, 0) > 100
+    assert colours.get(ours, 0) > 50  # beside a loop of virt-clone our bars are short
