@@ -305,10 +305,8 @@ class Capturer:
 
     def _seal(self, guest: Path, disk: Path) -> None:
         spec = self.host.made_of(self.clone.labels).seal
-        name, compact, emulated = self.clone.name, self.options.compact, False
-        with contextlib.suppress(VmclonerError):
-            hypervisor = self.host.drivers.hypervisor(self.clone.labels.hypervisor)
-            emulated = hypervisor.resources().emulated
+        name, compact = self.clone.name, self.options.compact
+        emulated = self.host.emulates(self.clone.labels.hypervisor)
         # In a place that is swept if this is killed.
         with (
             translated(guest),

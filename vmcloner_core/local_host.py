@@ -37,6 +37,7 @@ from vmcloner_core.model import (
     CloneSpec,
     Copying,
     Host,
+    HostResources,
     Labels,
     Lease,
     Leftover,
@@ -295,6 +296,14 @@ class LocalHost:
             cancelled=cancelled,
             waiting=lambda name: log.warning("waiting for another run on %s", name),
         )
+
+    def emulates(self, hypervisor: str) -> bool:
+        """Tell whether a hypervisor's guests are emulated; False if it doesn't answer."""
+        with contextlib.suppress(VmclonerError):
+            return self.drivers.ask(
+                "hypervisor", hypervisor, "resources", lambda d: d.resources(), HostResources
+            ).emulated
+        return False
 
     def import_image(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
@@ -19,7 +18,7 @@ from vmcloner_core.clone_spec import filled
 from vmcloner_core.driver_registry import DriverRegistry
 from vmcloner_core.drivers import HypervisorDriver, Lane
 from vmcloner_core.errors import VmclonerError
-from vmcloner_core.model import Clone, HostResources, Outcome, State
+from vmcloner_core.model import Clone, Outcome, State
 from vmcloner_core.outcomes import settled
 from vmcloner_core.pipeline import More, Stage, Work
 from vmcloner_core.plan import Readiness
@@ -118,16 +117,10 @@ class StartDomain(HypervisorStep):
         starting = [clone.name for clone in clones if self.name in clone.steps]
         if len(starting) <= (plan.boot_jobs or os.cpu_count() or 1) or self._forks(run, driver):
             return Gate()
-        emulated = False
-        with contextlib.suppress(VmclonerError):
-            found = run.host.drivers.ask(
-                "hypervisor", driver.name, "resources", lambda d: d.resources(), HostResources
-            )
-            emulated = found.emulated
         return Admission(
             plan.boot_jobs,
             frozenset(clone.name for clone in clones if "wait" in clone.steps),
-            emulated=emulated,
+            emulated=run.host.emulates(driver.name),
             open_=run.cancelled,
         )
 
