@@ -116,14 +116,9 @@ def check(driver: HypervisorDriver, name: str, template: str, *, timeout: float)
     """
     if _heard(driver, name, WAITS) is not None:
         return
-    reason = "no agent in it has reported"
-    if driver.agents is not None and driver.agents.reported([name]):
-        try:
-            driver.agents.run(name, b"set -- settle\n" + script(), timeout=timeout)
-        except WrongState as error:
-            reason = error.message
-        else:
-            return
+    reason = _settled(driver, name, "", timeout=timeout)
+    if reason is None:
+        return
     raise WrongState(
         f"template {template}: its guest can't take a new identity after a fork: {reason}",
         hint="install qemu-guest-agent in its image and set domain.agent = true, create the clones "
@@ -139,18 +134,25 @@ def check_ssh(
     :param timeout: seconds in which the agent has to say so.
     :raises WrongState: none answers, or there is no agent.
     """
-    reason = "no agent in it has reported"
-    if driver.agents is not None and driver.agents.reported([name]):
-        try:
-            asked = f"set -- settle {port}\n".encode()
-            return driver.agents.run(name, asked + script(), timeout=timeout)
-        except WrongState as error:
-            reason = error.message
+    reason = _settled(driver, name, f" {port}", timeout=timeout)
+    if reason is None:
+        return
     raise WrongState(
         f"template {template}: its guest can't be reached by ssh: {reason}",
         hint=f'vmcloner template warm {template} --at ready, with ready = "running" in the '
         "template",
     )
+
+
+def _settled(driver: HypervisorDriver, name: str, words: str, *, timeout: float) -> str | None:
+    """Have a guest's agent settle it; returns why that failed, None if it did."""
+    if driver.agents is None or not driver.agents.reported([name]):
+        return "no agent in it has reported"
+    try:
+        driver.agents.run(name, f"set -- settle{words}\n".encode() + script(), timeout=timeout)
+    except WrongState as error:
+        return error.message
+    return None
 
 
 def reseed(
