@@ -32,6 +32,12 @@ VMCLONER = Path(sys.executable).with_name("vmcloner")
 COLD = 20
 """Most clones that boot: more would take an hour."""
 LIMIT = 3000.0
+SETTINGS = """
+[hosts.local]
+state = "{folder}/state"
+[limits]
+memory_overcommit = 8  # idle guests take a fraction of their memory, and forks share that
+"""
 SSH = """
 extends = "{template}"
 ready = "ssh"
@@ -155,7 +161,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="vmcloner-warm-", dir="/var/tmp"))
     folder.chmod(0o755)
-    (folder / "vmcloner.toml").write_text(f'[hosts.local]\nstate = "{folder}/state"\n')
+    (folder / "vmcloner.toml").write_text(SETTINGS.format(folder=folder))
     site = Site(folder, options.template)
     try:
         with site.reached() if options.ssh else contextlib.nullcontext(site) as own:
