@@ -25,7 +25,6 @@ MAX_COMMAND = 128 * 1024 - 1
 """Bytes of a command: the limit of Linux for one argument (execve(2))."""
 FANOUT = 32
 """Number of clones on which the command runs at the same time."""
-CONNECT_TIMEOUT = 20
 NOT_CONNECTED = 255
 """ssh's own exit code; a command that exits with it cannot be distinguished."""
 
@@ -78,7 +77,8 @@ def run(
         )
     _check_ssh()
     by_name = {access.name: access for access in accesses}
-    argvs = {access.name: _argv(access, command) for access in accesses}
+    login = ssh.unattended(timeout)
+    argvs = {access.name: ssh.command(access, command, **login) for access in accesses}
     answers: dict[str, Answer] = {}
 
     def answered(answer: Answer) -> None:
@@ -115,17 +115,6 @@ def fold(answers: Sequence[Answer], output: Callable[[Answer], bytes]) -> list[t
     groups = [(bytes(message), list(names)) for message, names in tree.walk()]
     groups.sort(key=lambda group: (-len(group[1]), min(place[name] for name in group[1])))
     return [(text, str(NodeSet.fromlist(names, resolver=False))) for text, names in groups]
-
-
-def _argv(access: Access, command: str) -> list[str]:
-    return ssh.command(
-        access,
-        command,
-        BatchMode="yes",
-        ConnectTimeout=str(CONNECT_TIMEOUT),
-        ServerAliveInterval="15",
-        LogLevel="ERROR",
-    )
 
 
 def _check_ssh() -> None:

@@ -78,14 +78,7 @@ def run(script: Script, labels: Labels, access: Access, timeout: float = TIMEOUT
     name = f"{labels.clone}: {script.name}"
     if script.playbook is None:
         mark = secrets.token_hex(8)  # no output has it by chance
-        argv = ssh.command(
-            access,
-            _IN_GUEST.format(mark=mark),
-            BatchMode="yes",
-            ConnectTimeout="20",
-            ServerAliveInterval="15",
-            LogLevel="ERROR",
-        )
+        argv = ssh.command(access, _IN_GUEST.format(mark=mark), **ssh.unattended(timeout))
         ran = _run(argv, script.content, timeout, name, mark=mark)
     else:
         ran = _play(script.playbook, labels, access, timeout, name)

@@ -15,6 +15,8 @@ from vmcloner_core.model import Access
 _VALUED = "BbcDEeFIiJLlmOoPpQRSWw"
 """The options of ssh(1) that have a value, in the same word or in the next one."""
 _PORT = re.compile("[0-9]{1,5}")
+LOGIN = (20.0, 120.0)
+"""Fewest and most seconds that a login of :func:`unattended` may take."""
 
 
 def options(access: Access) -> dict[str, str]:
@@ -67,6 +69,21 @@ def command(access: Access, *words: str, own: Sequence[str] = (), **more: str) -
     settings += [f"IdentityFile={value}" for value in identities(access)]
     flags = [flag for setting in settings for flag in ("-o", setting)]
     return ["ssh", "-F", "none", *own, *flags, "--", access.name, *words]
+
+
+def unattended(timeout: float) -> dict[str, str]:
+    """Return the keywords for a program that nobody watches, and that may take so many seconds.
+
+    The login may take a sixth of that, within :data:`LOGIN`: a guest on a busy host answers late,
+    and one that is gone isn't waited for to the end.
+    """
+    fewest, most = LOGIN
+    return {
+        "BatchMode": "yes",
+        "ConnectTimeout": f"{min(max(fewest, timeout / 6), most):.0f}",
+        "ServerAliveInterval": "15",
+        "LogLevel": "ERROR",
+    }
 
 
 def next_step(access: Access, said: str) -> str | None:

@@ -100,7 +100,7 @@ def put(
     sources = [os.path.abspath(file) for file in files]  # noqa: PTH100 - links stay links
 
     def copy(access: Access, stop: threading.Event) -> Copied:
-        argv = _argv(access, *sources, f"{access.name}:{to}", recursive=recursive)
+        argv = _argv(access, *sources, f"{access.name}:{to}", recursive=recursive, timeout=timeout)
         _scp(argv, access.name, timeout, stop)
         return Copied(name=access.name, files=number, size=size, path=to or ".")
 
@@ -137,7 +137,7 @@ def get(
             inner = draft / "in"
             inner.mkdir(mode=0o700)
             sources = [f"{access.name}:{path}" for path in paths]
-            argv = _argv(access, *sources, f"{inner}/", recursive=recursive)
+            argv = _argv(access, *sources, f"{inner}/", recursive=recursive, timeout=timeout)
             # No file gets larger, not even between two looks at all of them.
             argv = ["prlimit", f"--fsize={max_size}", "--core=0", "--", *argv]
             limit = _Limit(access.name, draft, max_size)
@@ -183,10 +183,9 @@ def _measured(file: Path, *, recursive: bool) -> tuple[int, int]:
 # --- scp ----------------------------------------------------------------------------------------
 
 
-def _argv(access: Access, *paths: str, recursive: bool) -> list[str]:
+def _argv(access: Access, *paths: str, recursive: bool, timeout: float) -> list[str]:
     """Return the argv of scp; paths of this host are absolute, so none is taken for a guest's."""
-    values = {**ssh.options(access), "BatchMode": "yes", "ConnectTimeout": "20"}
-    values |= {"ServerAliveInterval": "15", "LogLevel": "ERROR"}
+    values = {**ssh.options(access), **ssh.unattended(timeout)}
     pairs = [f"{key}={value}" for key, value in values.items()]
     pairs += [f"IdentityFile={value}" for value in ssh.identities(access)]
     options = [word for pair in pairs for word in ("-o", pair)]

@@ -44,6 +44,12 @@ def test_nobody_home_keeps_nobody_waiting(guests):
     assert "Connection refused" in str(second.error)
 
 
+@pytest.mark.parametrize(("seconds", "login"), [(0.5, 20), (60, 20), (600, 100), (86400, 120)])
+def test_a_login_may_take_its_part_of_the_time(seconds, login):
+    """Guests on a busy host answer late: who has given more time has it for the login too."""
+    assert ssh.unattended(seconds)["ConnectTimeout"] == str(login)
+
+
 def test_the_slow_are_cut_off_with_what_they_said(guests):
     started = time.monotonic()
     command = 'echo begun; [ "$VMCLONER_GUEST" = web-1 ] || exec sleep 60'
