@@ -29,6 +29,8 @@ from pathlib import Path
 import attrs
 
 VMCLONER = Path(sys.executable).with_name("vmcloner")
+# Users keep bytecode; where this is set, each command would compile all modules anew.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 COLD = 20
 """Most clones that boot: more would take an hour."""
 LIMIT = 3000.0
@@ -75,7 +77,13 @@ class Site:
         began = time.monotonic()
         argv = [str(VMCLONER), "--config", str(self.folder / "vmcloner.toml"), "-q", *words]
         done = subprocess.run(
-            argv, check=False, cwd=self.folder, capture_output=True, text=True, timeout=LIMIT
+            argv,
+            check=False,
+            cwd=self.folder,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
         )
         if done.returncode:
             raise SystemExit(f"{' '.join(words)}: {done.stderr.strip()[-500:]}")
