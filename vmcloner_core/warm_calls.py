@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import threading
 import time
 from abc import abstractmethod
@@ -24,7 +25,7 @@ from vmcloner_core.clone_spec import filled
 from vmcloner_core.drivers import CaptureRequest, HypervisorDriver, StorageDriver
 from vmcloner_core.errors import InvalidRequest, VmclonerError, WrongState
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import Clone, Origin, Outcome, Progress, State, Template
+from vmcloner_core.model import MAX_TTL, Clone, Origin, Outcome, Progress, State, Template
 from vmcloner_core.names import check_template, fold
 from vmcloner_core.outcomes import guarded, single
 from vmcloner_core.plan import Plan, Readiness, RunResult, check_timeout
@@ -45,6 +46,9 @@ ANSWER = 120.0
 that isn't waited for by its console, from the start of its boot."""
 LOOK = 0.5
 _TTL = 3600
+"""Seconds of a parent's lease, beside what it is waited for."""
+_WAITS = 3
+"""How often a parent is waited for at most: its console, its agent, its SSH server."""
 
 
 class WarmCalls(TemplateCalls):
@@ -314,13 +318,18 @@ class _Making:
             template=self.template.name,
             hypervisor=self.driver.name,
             storage=self.pool.name,
-            ttl=_TTL,  # if this is killed, and never called again
+            ttl=self._ttl,
             parent=True,
             identical=self.origin.identical,
         )
         check_result(self.calls.run(request))
         (parent,) = (c for c in self.host.survey().clones if c.fleet == self.fleet)
         return parent
+
+    @property
+    def _ttl(self) -> int:
+        """The seconds of the parent's lease: if this is killed, and never called again."""
+        return math.ceil(min(MAX_TTL, _TTL + _WAITS * (self.timeout or 0)))
 
     def _saved(self, parent: Clone) -> None:
         """Boot the parent, wait until it is ready, and save its memory."""

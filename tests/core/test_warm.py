@@ -884,6 +884,23 @@ def test_a_parent_whose_making_was_killed_is_one_of_all(warm, lab, monkeypatch):
     assert leftovers(warm) == ([], [], [])
 
 
+@pytest.mark.parametrize(
+    ("timeout", "least", "most"), [(None, 3600, 3600), (7200, 7200, 86_400), (1e308, 2**24, 2**26)]
+)
+def test_the_lease_of_a_parent_lasts_as_long_as_it_is_waited_for(
+    warm, lab, monkeypatch, timeout, least, most
+):
+    boot, found = lab.machines.warm.boot, []
+
+    def booted(name, folder):
+        found.extend(state.lease.ttl for state in warm.leases(warm.list(name)))
+        boot(name, folder)
+
+    monkeypatch.setattr(lab.machines.warm, "boot", booted)
+    warm.warm_template("warm", timeout=timeout)
+    assert least <= found[0] <= most
+
+
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
 def test_a_time_that_is_none(warm, seconds):
     """It is refused before anything is imported or booted."""
