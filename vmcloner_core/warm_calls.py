@@ -45,6 +45,7 @@ ANSWER = 120.0
 """Seconds in which a parent has to show that it can take a new identity, at full speed: for one
 that isn't waited for by its console, from the start of its boot."""
 LOOK = 0.5
+_AIMS = "--at ready, --at ssh, or --at console:REGEX"
 _TTL = 3600
 """Seconds of a parent's lease, beside what it is waited for."""
 _WAITS = 3
@@ -241,12 +242,19 @@ class WarmCalls(TemplateCalls):
 def _check_aim(at: str) -> None:
     """Check that a parent can be waited for.
 
-    :raises InvalidRequest: it has no network card.
+    :raises InvalidRequest: that is nothing to wait for, or takes a network card, which it lacks.
     """
-    if at != READY and Readiness.parse(at).kind not in ("console", "ssh"):
+    if at == READY:
+        return
+    try:
+        kind = Readiness.parse(at).kind
+    except InvalidRequest as error:
+        is_pattern = at.startswith("console:") and at != "console:"
+        hint = error.hint if is_pattern else _AIMS
+        raise InvalidRequest(error.message, hint=hint) from error
+    if kind not in ("console", "ssh"):
         raise InvalidRequest(
-            f"a parent can't be waited for by {at}: it boots without a network card",
-            hint="--at ready, --at ssh, or --at console:REGEX",
+            f"a parent can't be waited for by {at}: it boots without a network card", hint=_AIMS
         )
 
 

@@ -697,6 +697,15 @@ def test_a_parent_has_no_card(warm, at, why):
     assert not memory(warm).exists()
 
 
+@pytest.mark.parametrize(
+    "at", ["foo", "", "ip", "port", "port:80", "console", "console:", "ssh:22"]
+)
+def test_what_a_parent_can_be_waited_for_is_said(warm, at):
+    with pytest.raises(InvalidRequest) as caught:
+        warm.warm_template("warm", at=at)
+    assert caught.value.hint == "--at ready, --at ssh, or --at console:REGEX"
+
+
 def test_ssh_is_told_by_an_agent(warm, lab):
     """A template without one is refused by name, before a guest is booted."""
     with pytest.raises(InvalidRequest, match="template warm: --at ssh needs a guest agent"):
