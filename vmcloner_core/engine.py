@@ -682,9 +682,7 @@ class Engine(RunCalls, LabCalls, WarmCalls, LeaseCalls, PoolCalls, GuestCalls, B
 
     def resources(self, hypervisor: str | None = None) -> HostResources:
         """Return what the host has for guests, as a hypervisor sees it; None for the default."""
-        name = hypervisor or self.settings.defaults.hypervisor
-        ask = self._host.drivers.ask
-        return ask("hypervisor", name, "resources", lambda d: d.resources(), HostResources)
+        return self._host.drivers.resources(hypervisor or self.settings.defaults.hypervisor)
 
     def _probe(self, kind: str, name: str) -> Iterator[Check]:
         try:

@@ -37,7 +37,6 @@ from vmcloner_core.model import (
     CloneSpec,
     Copying,
     Host,
-    HostResources,
     Labels,
     Lease,
     Leftover,
@@ -309,9 +308,7 @@ class LocalHost:
     def emulates(self, hypervisor: str) -> bool:
         """Tell whether a hypervisor's guests are emulated; False if it doesn't answer."""
         with contextlib.suppress(VmclonerError):
-            return self.drivers.ask(
-                "hypervisor", hypervisor, "resources", lambda d: d.resources(), HostResources
-            ).emulated
+            return self.drivers.resources(hypervisor).emulated
         return False
 
     def import_image(
