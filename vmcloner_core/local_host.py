@@ -99,7 +99,7 @@ class LocalHost:
         self.images = TemplateImages(self.drivers, plugins)
         self.warm = WarmOrigins(host.warm)
         self.unfinished = UnfinishedOrigins(self.warm, self.images)
-        self.forks = Forks(self.warm, self.records, self.drivers.backend)
+        self.forks = Forks(self.warm, self.records, self.drivers.backend, self.emulates)
         self.starter = Starter(
             boots=self.drivers.boot,
             backend=self.drivers.backend,

@@ -362,6 +362,10 @@ class _Making:
         at = self.origin.depends[AT]
         return Readiness.parse(self.template.readiness if at == READY else at, timeout=self.timeout)
 
+    @property
+    def _is_emulated(self) -> bool:
+        return self.host.emulates(self.driver.name)
+
     def _wait(self, name: str) -> None:
         """Wait for a line of its console, if that is asked for."""
         from vmcloner_core.readiness import Awaited
@@ -373,8 +377,7 @@ class _Making:
         record = self.host.records.find(name)
         assert record is not None  # noqa: S101 - its run has written it
         spec = found_spec(self._clone(name), self.template, record, self.host.seed)
-        emulated = self.driver.resources().emulated
-        readiness = filled(self.aim, spec).limited(emulated=emulated)
+        readiness = filled(self.aim, spec).limited(emulated=self._is_emulated)
         awaited = Awaited(name=name, driver=self.driver, readiness=readiness)
         for outcome in watch([awaited], cancelled=self.cancelled.is_set):
             outcome.unwrap()
@@ -403,7 +406,7 @@ class _Making:
 
         :param ask: is given the seconds that are left, and raises WrongState until then.
         """
-        end = time.monotonic() + (self.timeout or patience(self.driver, ANSWER))
+        end = time.monotonic() + (self.timeout or patience(ANSWER, emulated=self._is_emulated))
         while True:
             try:
                 return ask(max(1.0, end - time.monotonic()))

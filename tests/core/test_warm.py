@@ -14,6 +14,7 @@ import pytest
 from tests.pauses import until
 from vmcloner_core import Engine, reseeding
 from vmcloner_core.cancelling import Cancellation, ending_with
+from vmcloner_core.deadlines import answers
 from vmcloner_core.drivers import AgentInterface, ImageFile
 from vmcloner_core.errors import (
     BackendError,
@@ -1137,6 +1138,32 @@ def test_emulated_guests_have_more_time(warm, lab, monkeypatch):
     assert "within 0.4 s" in str(caught.value.failures)
 
 
+@pytest.mark.parametrize("call", ["boot", "load"])
+def test_a_hypervisor_that_does_not_say_whether_guests_are_emulated(warm, lab, monkeypatch, call):
+    """It hangs once a guest is there: who waits for that is not kept for ever."""
+    real, hung = getattr(lab.machines.warm, call), threading.Event()
+
+    def hangs(*words):
+        monkeypatch.setattr(lab.machines, "resources", hung.wait)
+        return real(*words)
+
+    if call == "load":
+        warm.warm_template("warm")
+    monkeypatch.setattr(lab.machines.warm, call, hangs)
+    monkeypatch.setattr(answers, "__defaults__", (1.0,))
+    late = threading.Timer(20, hung.set)
+    late.start()
+    try:
+        if call == "boot":
+            assert warm.warm_template("warm").changed
+        else:
+            warm.create("web", "warm", warm=True, start=True)
+        assert not hung.is_set()
+    finally:
+        late.cancel()
+        hung.set()
+
+
 def test_a_parent_that_is_emulated_has_more_time(warm, monkeypatch):
     """Its agent answers only when it has booted."""
     check, looks = reseeding.check, []
@@ -1150,7 +1177,7 @@ def test_a_parent_that_is_emulated_has_more_time(warm, monkeypatch):
     monkeypatch.setattr(reseeding, "check", late)
     monkeypatch.setattr("vmcloner_core.warm_calls.LOOK", 0.0)
     monkeypatch.setattr("vmcloner_core.warm_calls.ANSWER", 0.0)
-    monkeypatch.setattr("vmcloner_core.warm_calls.patience", lambda _driver, least: least + 60.0)
+    monkeypatch.setattr("vmcloner_core.warm_calls.patience", lambda least, **_: least + 60.0)
     assert warm.warm_template("warm").changed
 
 
