@@ -636,6 +636,42 @@ def test_wrong_settings_have_one_exit_code(tmp_path, monkeypatch, capsys, settin
         assert len(captured.err.splitlines()) == 1, words
 
 
+@pytest.fixture
+def homeless(tmp_path, monkeypatch):
+    """A user who has no home folder, as in a container that runs as any user."""
+
+    def unknown(_user):
+        raise KeyError
+
+    for name in ("HOME", "VMCLONER_CONFIG", *filter(re.compile("XDG_").match, os.environ)):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("list",), ("create", "web", "-t", "tiny", "--dry-run"), ("template", "list"),
+        ("host", "list"), ("ssh-config", "--install"), ("--config", "a.toml", "list"),
+    ],
+)  # fmt: skip
+def test_a_user_without_a_home_is_told_so(homeless, capsys, words):
+    Path("a.toml").touch()
+    assert main(words) == 3
+    assert capsys.readouterr() == ("", "vmcloner: this user has no home folder (set HOME)\n")
+
+
+def test_a_user_who_is_not_there_has_no_home(run, lab):
+    image = "~nobody-of-that-name/image.raw"
+    lab.template("t2", TEMPLATE.replace("image.raw", image))
+    run("template", "import", "t1")
+    for words in (("import", "t1", "--image", image), ("show", "t2"), ("export", "t1", image)):
+        code, _, said = run("template", *words)
+        assert (code, len(said.splitlines())) == (3, 1), words
+        assert image in said
+
+
 def test_every_command_has_an_example(run):
     from importlib import metadata
 

@@ -23,7 +23,7 @@ from cliff.help import HelpExit
 from vmcloner_core import entry_points
 from vmcloner_core.cli.help import Help, print_help
 from vmcloner_core.cli.usage import descriptor, printable, refuse, say
-from vmcloner_core.errors import BackendError, VmclonerError, said
+from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError, said
 
 if TYPE_CHECKING:
     from vmcloner_core.engine import Engine
@@ -264,7 +264,7 @@ class Shell(App):
         """Have code that libraries write looked up among what earlier processes compiled."""
         from vmcloner_core.kept_code import KeptCode, own_folder
 
-        with contextlib.suppress(RuntimeError):  # this user has no home
+        with contextlib.suppress(InvalidRequest):  # this user has no home
             self._kept = KeptCode(own_folder())
             self._kept.begin()
 
