@@ -432,10 +432,49 @@ def test_the_program_waits_for_its_threads():
     assert "late\n" in done.stdout
 
 
-def test_what_cannot_be_written_is_no_success():
-    with Path("/dev/full").open("w") as full:
-        done = in_python(ENDING.format(words=["--version"], before=""), stdout=full)
-    assert done.returncode != 0
+def redirected(tmp_path, words, how):
+    """Run a command line with streams that a shell opens or closes, buffered as users have it."""
+    (tmp_path / "a.toml").write_text(f'[hosts.local]\nstate = "{tmp_path}/state"\n')
+    vmcloner = Path(sys.executable).with_name("vmcloner")
+    argv = ["sh", "-c", f'exec "$@" {how}', "sh", str(vmcloner), "--config", "a.toml", *words]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run(
+        argv, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path, env=env
+    )
+
+
+@pytest.mark.parametrize("words", [("--version",), ("--help",), ("lab", "example")])
+@pytest.mark.parametrize(
+    ("how", "reason"), [(">&-", "Bad file descriptor"), (">/dev/full", "No space left on device")]
+)
+def test_what_cannot_be_written_is_one_line_and_no_success(tmp_path, words, how, reason):
+    done = redirected(tmp_path, words, how)
+    assert (done.returncode, done.stderr) == (9, f"vmcloner: standard output: {reason}\n")
+
+
+def test_a_command_that_has_nothing_to_write_needs_no_output(tmp_path):
+    done = redirected(tmp_path, ("nonsense",), ">&-")
+    assert done.returncode == 2
+    assert done.stderr.startswith("vmcloner: no command 'nonsense'")
+
+
+@pytest.mark.parametrize("words", [("--version",), ("lab", "example"), ("plugin", "list")])
+def test_who_reads_no_longer_hears_nothing_of_it(tmp_path, words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = redirected(tmp_path, words, f">/proc/{os.getpid()}/fd/{writer}")
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(("--version",), 0), (("plugin", "list"), 0), (("nonsense",), 2)]
+)
+def test_without_standard_error_nothing_is_said_there(tmp_path, words, code):
+    done = redirected(tmp_path, words, "<&- 2>&-")
+    assert (done.returncode, done.stdout != "") == (code, code == 0)
 
 
 def test_help_imports_no_command():
