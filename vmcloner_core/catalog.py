@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from platformdirs import user_config_path
 
+from vmcloner_core import user_folders
 from vmcloner_core.errors import Conflict, InvalidRequest, NotFound, VmclonerError, did_you_mean
 from vmcloner_core.model import IMAGE_SOURCES, CapturedImage, Template
 from vmcloner_core.names import check_template
@@ -57,7 +57,7 @@ def search_path() -> tuple[Path, ...]:
     """Return the folders to search, in order, whether they exist or not."""
     return (
         Path("templates").absolute(),
-        user_config_path("vmcloner") / "templates",
+        user_folders.config() / "templates",
         SYSTEM / "templates",
         shipped(),
     )
@@ -289,7 +289,7 @@ def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     ):
         values = data.get(table)
         if isinstance(values, dict) and isinstance(values.get(key), str) and values[key]:
-            values[key] = str(folder / Path(values[key]).expanduser())
+            values[key] = str(folder / user_folders.expanded(values[key]))
     identity = data.get("identity")
     if isinstance(identity, dict) and isinstance(identity.get("authorized_keys"), list):
         keys = identity["authorized_keys"]
@@ -349,7 +349,7 @@ def _without(data: Mapping[str, Any], problems: Sequence[tuple[str, str]]) -> di
 
 def own_file(name: str) -> Path:
     """Return the file of a template of the user's own."""
-    return user_config_path("vmcloner") / "templates" / f"{check_template(name)}.toml"
+    return user_folders.config() / "templates" / f"{check_template(name)}.toml"
 
 
 BUILT_BY = "# Written by vmcloner image build"

@@ -75,7 +75,7 @@ class Collector:
         """See :meth:`Engine.gc`."""
         with contextlib.ExitStack() as stack:
             held = stack.enter_context(self._held_making())
-            found = self.host.survey()
+            found = self._found(held=held)
             for unseen in found.unseen:
                 on_unseen(unseen)
             warm = self.host.unfinished.keys(found) if held else ()
@@ -87,7 +87,7 @@ class Collector:
             if unwanted:
                 wanted = {each.clone.fleet for each in unwanted}
                 fleets = stack.enter_context(self._held(wanted))
-                found = self.host.survey()  # a run that held a lock may have ended
+                found = self._found(held=held)  # a run that held a lock may have ended
                 unwanted = tuple(each for each in find(found) if each.clone.fleet in fleets)
             plan = self._plan([each.clone for each in unwanted], found)
             parts = {each.clone.name: tuple(self._parts(each)) for each in unwanted}
@@ -112,6 +112,15 @@ class Collector:
             return
         with self.host.hold_free([LOCK]) as free:
             yield LOCK in free
+
+    def _found(self, *, held: bool) -> Survey:
+        """Return what is on the host.
+
+        :param held: nobody makes warm origins now: what looks so is left.
+        """
+        found = self.host.survey()
+        clones = tuple(attrs.evolve(clone, making=False) for clone in found.clones)
+        return attrs.evolve(found, clones=clones) if held else found
 
     def _made_warm(self, keys: Sequence[str]) -> tuple[Leftover, ...]:
         """Remove what is left of warm origins, except those whose parents are still there."""
@@ -171,6 +180,7 @@ class Collector:
             for clone in found.clones
             if owners(clone) == {self.host.state_id}
             and clone.moving is None
+            and not clone.making
             and not any(each.holds(clone.labels) for each in found.unseen)
         ]
 

@@ -28,7 +28,7 @@ from vmcloner_core.errors import (
     did_you_mean,
 )
 from vmcloner_core.hooks import BootBackend, HypervisorBackend, IdentityBackend, StorageBackend
-from vmcloner_core.model import BackendTable, Host, Outcome, Volume
+from vmcloner_core.model import BackendTable, Host, HostResources, Outcome, Volume
 from vmcloner_core.outcomes import Backend, asked, settled
 from vmcloner_core.plugins import PluginHost
 from vmcloner_core.process import CommandRunner
@@ -117,6 +117,12 @@ class DriverRegistry:
             return found
 
         return asked(self.backend(kind, name, call), ask)
+
+    def resources(self, hypervisor: str) -> HostResources:
+        """Return what a hypervisor has for guests; raises as :meth:`ask`."""
+        return self.ask(
+            "hypervisor", hypervisor, "resources", lambda d: d.resources(), HostResources
+        )
 
     def backend(self, kind: str, name: str, call: str = "") -> Backend:
         """Return a backend for messages, about a method of it if that is given."""

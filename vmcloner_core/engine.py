@@ -457,8 +457,12 @@ class Engine(RunCalls, LabCalls, WarmCalls, LeaseCalls, PoolCalls, GuestCalls, B
         return tuple(sorted({clone.fleet for clone in self._host.survey().clones}))
 
     def all_fleets(self) -> frozenset[str]:
-        """Return :meth:`fleets`, and those of which killed runs have left only a part."""
-        return frozenset(self.fleets()) | self._host.records.unfinished()
+        """Return :meth:`fleets`, and those of which killed runs have left only a part.
+
+        Those of which warm origins are being made now are left out.
+        """
+        there = frozenset(self.fleets()) | self._host.records.unfinished()
+        return there - self._host.parents()
 
     # --- domains and consoles -------------------------------------------------------------------
 
@@ -583,9 +587,12 @@ class Engine(RunCalls, LabCalls, WarmCalls, LeaseCalls, PoolCalls, GuestCalls, B
     def access(self, *targets: str) -> tuple[Outcome[Access], ...]:
         """Return how to reach each clone by ssh, or why it can't be; keys are their names.
 
+        All, if none is named, but those of which warm origins are being made: they have no cards.
+
         :raises NotFound: a target names no clone.
         """
-        return tuple(map(self.reach, self.list(*targets)))
+        clones = self.list(*targets)
+        return tuple(self.reach(clone) for clone in clones if targets or not clone.making)
 
     def execute(
         self, *targets: str, command: str, timeout: float = 60.0, jobs: int = FANOUT
@@ -675,9 +682,7 @@ class Engine(RunCalls, LabCalls, WarmCalls, LeaseCalls, PoolCalls, GuestCalls, B
 
     def resources(self, hypervisor: str | None = None) -> HostResources:
         """Return what the host has for guests, as a hypervisor sees it; None for the default."""
-        name = hypervisor or self.settings.defaults.hypervisor
-        ask = self._host.drivers.ask
-        return ask("hypervisor", name, "resources", lambda d: d.resources(), HostResources)
+        return self._host.drivers.resources(hypervisor or self.settings.defaults.hypervisor)
 
     def _probe(self, kind: str, name: str) -> Iterator[Check]:
         try:

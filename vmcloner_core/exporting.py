@@ -14,7 +14,7 @@ from pathlib import Path
 
 import attrs
 
-from vmcloner_core import catalog
+from vmcloner_core import catalog, user_folders
 from vmcloner_core.copying import copy_runs
 from vmcloner_core.drivers import ImageFile
 from vmcloner_core.errors import Conflict, InvalidRequest, NotEnoughResources, WrongState
@@ -56,7 +56,7 @@ def planned(
     :raises InvalidRequest: the file's name says no format, or one that isn't compressed.
     :raises Conflict: a file is there. :raises NotEnoughResources: it doesn't fit.
     """
-    file = file.expanduser().absolute()
+    file = user_folders.expanded(file).absolute()
     formats = {".qcow2": "qcow2", ".raw": "raw", ".img": "raw"}
     kind = formats.get(file.suffix.lower())
     if kind is None:

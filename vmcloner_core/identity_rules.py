@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from vmcloner_core import user_folders
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import CloneSpec, Identity, Interface, Template, clone_generation
 from vmcloner_core.placeholders import clone_values, fill
@@ -103,13 +104,13 @@ def authorized_keys(template: Template) -> tuple[str, ...]:
     given = template.identity.authorized_keys
     where = f"template {template.name}: identity.authorized_keys"
     if given is None:
-        files = sorted(Path("~/.ssh").expanduser().glob("id_*.pub"))
+        files = user_folders.public_keys()
         found = [key for file in files for key in _keys_of(file, where)]
     else:
         found = []
         for item in given:
             if item.startswith(("/", "~")):
-                found += _keys_of(Path(item).expanduser(), where)
+                found += _keys_of(user_folders.expanded(item), where)
             else:
                 found.append(check_key(item, f"{where}: {item[:40]!r}"))
     return tuple(dict.fromkeys(found))

@@ -21,7 +21,7 @@ from typing import BinaryIO, Literal
 
 import attrs
 
-from vmcloner_core import pulling, qcow2, unpacking
+from vmcloner_core import pulling, qcow2, unpacking, user_folders
 from vmcloner_core.downloads import fetch
 from vmcloner_core.drivers import ImageBuilder, ImageFile
 from vmcloner_core.errors import InvalidRequest, NotFound
@@ -432,4 +432,4 @@ def source_of(
     format = said or (None if known else own.format)  # noqa: A001
     if "://" in text:
         return ImageSource(url=text, sha256=sha256, format=format)
-    return ImageSource(path=Path(text).expanduser().absolute(), sha256=sha256, format=format)
+    return ImageSource(path=user_folders.expanded(text).absolute(), sha256=sha256, format=format)

@@ -21,8 +21,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from platformdirs import user_cache_path
-
+from vmcloner_core import user_folders
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.trusted_files import check_folder, make_folder, read_file, replacing
 
@@ -36,7 +35,7 @@ _SALT = re.compile(r"(?<=hash\(\()\s*-?\d+")
 def own_folder() -> Path:
     """Return the folder for the code of this user and this Python."""
     python = f"{sys.implementation.cache_tag}-{importlib.util.MAGIC_NUMBER.hex()}"
-    return user_cache_path("vmcloner") / "code" / f"{python}-{sys.flags.optimize}"
+    return user_folders.cache() / "code" / f"{python}-{sys.flags.optimize}"
 
 
 class KeptCode:

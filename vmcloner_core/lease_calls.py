@@ -146,7 +146,8 @@ class LeaseCalls(ABC):
         wanted = parse_targets(targets)
         fleets = {target.fleet for target in wanted}
         if everything:
-            fleets = {clone.fleet for clone in self._host.survey().clones if clone.ours}
+            clones = self._host.survey().clones
+            fleets = {clone.fleet for clone in clones if clone.ours and not clone.making}
         if dry_run:
             return self._changed(wanted, fleets, change, dry_run=True)
         with self._held([f"fleet/{fleet}" for fleet in fleets]):

@@ -37,7 +37,6 @@ from vmcloner_core.model import (
     CloneSpec,
     Copying,
     Host,
-    HostResources,
     Labels,
     Lease,
     Leftover,
@@ -66,7 +65,7 @@ from vmcloner_core.sweeping import ID_LOCK, Sweeper
 from vmcloner_core.template_images import TemplateImages
 from vmcloner_core.trusted_files import check_folder
 from vmcloner_core.warm_forks import Forks
-from vmcloner_core.warm_leftovers import UnfinishedOrigins
+from vmcloner_core.warm_leftovers import LOCK, UnfinishedOrigins, parents
 from vmcloner_core.warm_origins import WarmOrigins
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ class LocalHost:
         self.images = TemplateImages(self.drivers, plugins)
         self.warm = WarmOrigins(host.warm)
         self.unfinished = UnfinishedOrigins(self.warm, self.images)
-        self.forks = Forks(self.warm, self.records, self.drivers.backend)
+        self.forks = Forks(self.warm, self.records, self.drivers.backend, self.emulates)
         self.starter = Starter(
             boots=self.drivers.boot,
             backend=self.drivers.backend,
@@ -202,12 +201,21 @@ class LocalHost:
         """
         self.check_state()
         found, moves = look(self.drivers, self.records, self.state_id), self.moves.all()
-        waiting = self.warm.waiting()
-        if not moves and not waiting:
+        waiting, made = self.warm.waiting(), self.parents()
+        if not moves and not waiting and not made:
             return found
-        clones = [attrs.evolve(clone, moving=moves.get(clone.name)) for clone in found.clones]
+        clones = [
+            attrs.evolve(clone, moving=moves.get(clone.name), making=clone.fleet in made)
+            for clone in found.clones
+        ]
         clones = [_as_fork(c, fresh=waiting[c.name]) if c.name in waiting else c for c in clones]
         return attrs.evolve(found, clones=tuple(clones))
+
+    def parents(self) -> frozenset[str]:
+        """Return the fleets of the clones from which warm origins are being made now."""
+        if not locks.is_held(self.host.state, LOCK):
+            return frozenset()
+        return frozenset(map(parents, self.warm.drafts()))
 
     def now(self) -> Moment:
         """Return the time on the host."""
@@ -300,9 +308,7 @@ class LocalHost:
     def emulates(self, hypervisor: str) -> bool:
         """Tell whether a hypervisor's guests are emulated; False if it doesn't answer."""
         with contextlib.suppress(VmclonerError):
-            return self.drivers.ask(
-                "hypervisor", hypervisor, "resources", lambda d: d.resources(), HostResources
-            ).emulated
+            return self.drivers.resources(hypervisor).emulated
         return False
 
     def import_image(

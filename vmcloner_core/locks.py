@@ -20,6 +20,8 @@ from vmcloner_core.errors import BackendError, Interrupted
 from vmcloner_core.trusted_files import check_folder, make_folder
 
 _POLL = 0.1
+_FLOCK = "hhqqi"
+"""``struct flock``: type, whence, start, length, process."""
 
 
 @contextlib.contextmanager
@@ -54,6 +56,21 @@ def hold_free(folder: Path, names: Iterable[str]) -> Iterator[frozenset[str]]:
     """
     with _opened(folder) as descriptor:
         yield frozenset(name for name in sorted(set(names)) if _take(descriptor, folder, name))
+
+
+def is_held(folder: Path, name: str) -> bool:
+    """Tell whether somebody holds a lock, this process too. Takes none, and makes no file."""
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        found = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _byte(name))
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return bool(struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK)
 
 
 @contextlib.contextmanager
@@ -93,10 +110,8 @@ def _wait_for(
 
 def _take(descriptor: int, folder: Path, name: str) -> bool:
     """Take a lock; False if somebody else holds it."""
-    start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
-    wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
     try:
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _byte(name))
     except (BlockingIOError, PermissionError):
         return False
     except OSError as error:
@@ -105,3 +120,9 @@ def _take(descriptor: int, folder: Path, name: str) -> bool:
             hint="set hosts.local.state to a folder on a file system that supports locks",
         ) from error
     return True
+
+
+def _byte(name: str) -> bytes:
+    """Return the lock of a name, as fcntl(2) has it."""
+    start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+    return struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)

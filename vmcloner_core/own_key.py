@@ -9,8 +9,7 @@ import os
 import pwd
 from pathlib import Path
 
-from platformdirs import user_config_path
-
+from vmcloner_core import user_folders
 from vmcloner_core.errors import BackendError
 from vmcloner_core.records import new_host_key
 from vmcloner_core.trusted_files import check_owner, make_folder
@@ -23,7 +22,7 @@ def key_file() -> Path:
     """Return where the private key is. It has the public one in it (``ssh-keygen -y``)."""
     if os.geteuid() == 0 and "SUDO_USER" in os.environ:  # HOME may be the calling user's
         return Path(pwd.getpwuid(0).pw_dir, ".config/vmcloner", NAME)
-    return user_config_path("vmcloner") / NAME
+    return user_folders.config() / NAME
 
 
 def public_key() -> str | None:

@@ -173,11 +173,8 @@ class Planning:
     def _with_limits(self, plan: Plan) -> Plan:
         """Return a plan with the time limits of its waits, which depend on the host."""
         unlimited = [c for c in plan.clones if "wait" in c.steps and c.wait.timeout is None]
-        ask = self._host.drivers.ask
         emulated = {
-            name: ask(
-                "hypervisor", name, "resources", lambda d: d.resources(), HostResources
-            ).emulated
+            name: self._host.drivers.resources(name).emulated
             for name in {clone.labels.hypervisor for clone in unlimited}
         }
 
@@ -298,14 +295,7 @@ class Planning:
                 ask("storage", storage.name, "capacity", lambda d: d.capacity(), Capacity),
             ),
             resources=ahead.resources(
-                hypervisor.name,
-                ask(
-                    "hypervisor",
-                    hypervisor.name,
-                    "resources",
-                    lambda d: d.resources(),
-                    HostResources,
-                ),
+                hypervisor.name, self._host.drivers.resources(hypervisor.name)
             ),
             memory_overcommit=self.memory_overcommit,
             need=functools.partial(self._need, storage),
@@ -412,7 +402,7 @@ class Planning:
         if errors and len(errors) == len(groups):
             raise errors[0]
         for (name, page), each in sizes.items():
-            resources = ask("hypervisor", name, "resources", lambda d: d.resources(), HostResources)
+            resources = self._host.drivers.resources(name)
             check_memory(each, resources, self.memory_overcommit, page)
         lines = (*plan.warnings, *warnings, *map(str, errors))
         return attrs.evolve(plan, warnings=tuple(dict.fromkeys(lines)))

@@ -16,9 +16,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import attrs
-from platformdirs import user_cache_path
 
-from vmcloner_core import checksum_files, downloads, locks, signatures
+from vmcloner_core import checksum_files, downloads, locks, signatures, user_folders
 from vmcloner_core.checksum_files import Checksum
 from vmcloner_core.errors import InvalidRequest, NotPulled
 from vmcloner_core.model import ImageFormat, ImageSource, Outcome, Progress, Template
@@ -58,7 +57,7 @@ class PulledImage:
 
 def cache() -> Path:
     """Return the user's folder for images that were pulled."""
-    return user_cache_path("vmcloner") / "pulled"
+    return user_folders.cache() / "pulled"
 
 
 def find(source: ImageSource) -> PulledImage | None:

@@ -128,7 +128,9 @@ class _Compiled(BytecodeCache):
         self._kept = kept
         modules = [(m.st_mtime_ns, m.st_size) for m in map(os.stat, (__file__, _COMPILER))]
         plain = {name: value for name, value in options.items() if isinstance(value, bool | str)}
-        self._made_by = f"jinja2 {modules} {sorted(plain.items())}"
+        # Packages may give all files one time. A version that has to be looked up takes too long.
+        version = vars(jinja2).get("__version__")
+        self._made_by = f"jinja2 {version} {modules} {sorted(plain.items())}"
 
     def load_bytecode(self, bucket: Bucket) -> None:
         """Look a template up; its key and checksum are of its name and text."""

@@ -16,6 +16,7 @@ from typing import Self
 
 import attrs
 
+from vmcloner_core import user_folders
 from vmcloner_core.errors import BackendError, Conflict, HostCommandError, InvalidRequest
 from vmcloner_core.os_errors import of_state
 from vmcloner_core.process import CommandRunner
@@ -52,7 +53,7 @@ class Places:
             return cls()
         return cls(
             booted=Path(f"/run/user/{os.geteuid()}/systemd"),
-            units=Path.home() / ".config/systemd/user",
+            units=user_folders.home() / ".config/systemd/user",
             cron=None,
             user=True,
         )

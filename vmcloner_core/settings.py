@@ -53,8 +53,8 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from platformdirs import user_config_path, user_state_path
 
+from vmcloner_core import user_folders
 from vmcloner_core.errors import InvalidRequest, NotFound, did_you_mean
 from vmcloner_core.model import BackendTable, Host, RemoteHost, check_ttl
 from vmcloner_core.plan import AUTO, check_boot_jobs
@@ -280,8 +280,8 @@ class Settings:
 
 def user_file() -> Path:
     """Return the user's own settings file, whether it exists or not."""
-    return user_config_path("vmcloner") / FILE
+    return user_folders.config() / FILE
 
 
 def _default_state() -> Path:
-    return Path("/var/lib/vmcloner") if os.geteuid() == 0 else user_state_path("vmcloner")
+    return Path("/var/lib/vmcloner") if os.geteuid() == 0 else user_folders.state()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from vmcloner_core import own_key, remote
+from vmcloner_core import own_key, remote, user_folders
 from vmcloner_core.errors import NotFound, VmclonerError, WrongState
 from vmcloner_core.model import (
     FORWARDED_PORT,
@@ -65,7 +65,7 @@ def _refusal(template: Template, labels: Labels, authorized: Collection[str]) ->
     """Return what to do if a clone refuses the user's keys; empty if it lets one of them in."""
     if not authorized:
         return ""
-    mine = [own_key.public_key() or "", *map(_public, Path("~/.ssh").expanduser().glob("id_*.pub"))]
+    mine = [own_key.public_key() or "", *map(_public, user_folders.public_keys())]
     if {_bare(line) for line in mine} & {_bare(line) for line in authorized}:
         return ""
     return (
@@ -101,8 +101,7 @@ def _keys(authorized: Collection[str]) -> tuple[Path, ...]:
 
 def private_keys() -> tuple[Path, ...]:
     """Return the files with this user's private keys that are there, vmcloner's own first."""
-    others = Path("~/.ssh").expanduser().glob("id_*.pub")
-    files = [own_key.key_file(), *sorted(file.with_suffix("") for file in others)]
+    files = [own_key.key_file(), *(file.with_suffix("") for file in user_folders.public_keys())]
     return tuple(file for file in files if os.path.isfile(file))  # noqa: PTH113 - raises nothing
 
 

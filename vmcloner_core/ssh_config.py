@@ -17,7 +17,7 @@ from pathlib import Path
 
 import attrs
 
-from vmcloner_core import ssh
+from vmcloner_core import ssh, user_folders
 from vmcloner_core.errors import InvalidRequest
 from vmcloner_core.model import Access
 from vmcloner_core.trusted_files import replacing
@@ -45,7 +45,7 @@ class UserConfig:
     @classmethod
     def of_user(cls) -> UserConfig:
         """Return that of the user who runs this process."""
-        home = Path.home()
+        home = user_folders.home()
         configs = os.environ.get("XDG_CONFIG_HOME", "")
         base = Path(configs) if configs.startswith("/") else home / ".config"
         return cls(home, base / "vmcloner" / "ssh")

@@ -145,7 +145,7 @@ def _chosen(
     targets = parse_targets(request.targets)
     if request.everything:
         found.check_complete(f"{request.action} --all")
-        still = (clone for clone in found.clones if clone.moving is None)
+        still = (c for c in found.clones if c.moving is None and not c.making)
         return tuple(clone for clone in still if clone.ours), None
     if not action.missing_ok:
         selected = found.select(targets)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import threading
 import time
 from abc import abstractmethod
@@ -24,7 +25,7 @@ from vmcloner_core.clone_spec import filled
 from vmcloner_core.drivers import CaptureRequest, HypervisorDriver, StorageDriver
 from vmcloner_core.errors import InvalidRequest, VmclonerError, WrongState
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import Clone, Origin, Outcome, Progress, State, Template
+from vmcloner_core.model import MAX_TTL, Clone, Origin, Outcome, Progress, State, Template
 from vmcloner_core.names import check_template, fold
 from vmcloner_core.outcomes import guarded, single
 from vmcloner_core.plan import Plan, Readiness, RunResult, check_timeout
@@ -44,7 +45,11 @@ ANSWER = 120.0
 """Seconds in which a parent has to show that it can take a new identity, at full speed: for one
 that isn't waited for by its console, from the start of its boot."""
 LOOK = 0.5
+_AIMS = "--at ready, --at ssh, or --at console:REGEX"
 _TTL = 3600
+"""Seconds of a parent's lease, beside what it is waited for."""
+_WAITS = 3
+"""How often a parent is waited for at most: its console, its agent, its SSH server."""
 
 
 class WarmCalls(TemplateCalls):
@@ -237,12 +242,19 @@ class WarmCalls(TemplateCalls):
 def _check_aim(at: str) -> None:
     """Check that a parent can be waited for.
 
-    :raises InvalidRequest: it has no network card.
+    :raises InvalidRequest: that is nothing to wait for, or takes a network card, which it lacks.
     """
-    if at != READY and Readiness.parse(at).kind not in ("console", "ssh"):
+    if at == READY:
+        return
+    try:
+        kind = Readiness.parse(at).kind
+    except InvalidRequest as error:
+        is_pattern = at.startswith("console:") and at != "console:"
+        hint = error.hint if is_pattern else _AIMS
+        raise InvalidRequest(error.message, hint=hint) from error
+    if kind not in ("console", "ssh"):
         raise InvalidRequest(
-            f"a parent can't be waited for by {at}: it boots without a network card",
-            hint="--at ready, --at ssh, or --at console:REGEX",
+            f"a parent can't be waited for by {at}: it boots without a network card", hint=_AIMS
         )
 
 
@@ -314,13 +326,18 @@ class _Making:
             template=self.template.name,
             hypervisor=self.driver.name,
             storage=self.pool.name,
-            ttl=_TTL,  # if this is killed, and never called again
+            ttl=self._ttl,
             parent=True,
             identical=self.origin.identical,
         )
         check_result(self.calls.run(request))
         (parent,) = (c for c in self.host.survey().clones if c.fleet == self.fleet)
         return parent
+
+    @property
+    def _ttl(self) -> int:
+        """The seconds of the parent's lease: if this is killed, and never called again."""
+        return math.ceil(min(MAX_TTL, _TTL + _WAITS * (self.timeout or 0)))
 
     def _saved(self, parent: Clone) -> None:
         """Boot the parent, wait until it is ready, and save its memory."""
@@ -345,6 +362,10 @@ class _Making:
         at = self.origin.depends[AT]
         return Readiness.parse(self.template.readiness if at == READY else at, timeout=self.timeout)
 
+    @property
+    def _is_emulated(self) -> bool:
+        return self.host.emulates(self.driver.name)
+
     def _wait(self, name: str) -> None:
         """Wait for a line of its console, if that is asked for."""
         from vmcloner_core.readiness import Awaited
@@ -356,8 +377,7 @@ class _Making:
         record = self.host.records.find(name)
         assert record is not None  # noqa: S101 - its run has written it
         spec = found_spec(self._clone(name), self.template, record, self.host.seed)
-        emulated = self.driver.resources().emulated
-        readiness = filled(self.aim, spec).limited(emulated=emulated)
+        readiness = filled(self.aim, spec).limited(emulated=self._is_emulated)
         awaited = Awaited(name=name, driver=self.driver, readiness=readiness)
         for outcome in watch([awaited], cancelled=self.cancelled.is_set):
             outcome.unwrap()
@@ -386,7 +406,7 @@ class _Making:
 
         :param ask: is given the seconds that are left, and raises WrongState until then.
         """
-        end = time.monotonic() + (self.timeout or patience(self.driver, ANSWER))
+        end = time.monotonic() + (self.timeout or patience(ANSWER, emulated=self._is_emulated))
         while True:
             try:
                 return ask(max(1.0, end - time.monotonic()))

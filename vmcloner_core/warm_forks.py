@@ -7,7 +7,6 @@ that it shall be is powered off, and its next start boots it from its disk, whic
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,11 +35,13 @@ class Forks:
 
     :param backend: returns the backend of a kind and name, for messages.
     :param records: have the clones' seeds.
+    :param emulates: tells whether the guests of the hypervisor of a name are emulated.
     """
 
     origins: WarmOrigins
     records: Records
     backend: Callable[[str, str], Backend]
+    emulates: Callable[[str], bool]
 
     def due(
         self, driver: HypervisorDriver, names: Sequence[str]
@@ -109,7 +110,7 @@ class Forks:
         seeds = self._begun(left, failed)
         left = list(seeds)
         done("go_on", left, lambda: warm.go_on({n: seeds[n] for n in left}, reseeding.SERIAL))
-        seconds = patience(driver, PATIENCE)
+        seconds = patience(PATIENCE, emulated=self.emulates(driver.name))
         own = [name for name in left if not loaded[name].identical]
         done("reseed", own, lambda: reseeding.reseed(driver, own, timeout=seconds))
         done("connect", left, lambda: warm.connect(list(left)))
@@ -172,11 +173,9 @@ class Forks:
         return self.backend("hypervisor", driver.name).of(f"warm.{part}")
 
 
-def patience(driver: HypervisorDriver, seconds: float) -> float:
+def patience(seconds: float, *, emulated: bool) -> float:
     """Return the seconds that a guest gets for what takes so many at full speed."""
-    with contextlib.suppress(VmclonerError):
-        return seconds * (EMULATED if driver.resources().emulated else 1)
-    return seconds
+    return seconds * (EMULATED if emulated else 1)
 
 
 def _warm(driver: HypervisorDriver) -> WarmInterface:

@@ -13,10 +13,8 @@ from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
 from vmcloner_core import reseeding
-from vmcloner_core.drivers import DriverContext, ImageBuilder
+from vmcloner_core.drivers import DriverContext, ImageBuilder, image_cache
 from vmcloner_core.errors import BackendError, HostCommandError, InvalidRequest, VmclonerError
 from vmcloner_core.locks import hold
 from vmcloner_core.model import Progress
@@ -77,7 +75,7 @@ class DebianBuilder(ImageBuilder):
         the user's cache folder, which may be cleared at any time.
         """
         key = hashlib.sha256(self.fingerprint().encode()).hexdigest()[:32]
-        kept = user_cache_path("vmcloner") / "images" / key
+        kept = image_cache() / key
         if not _take(self._runner, kept, folder):
             self._make(folder, progress)
             _keep(self._runner, folder, kept)

@@ -432,10 +432,49 @@ def test_the_program_waits_for_its_threads():
     assert "late\n" in done.stdout
 
 
-def test_what_cannot_be_written_is_no_success():
-    with Path("/dev/full").open("w") as full:
-        done = in_python(ENDING.format(words=["--version"], before=""), stdout=full)
-    assert done.returncode != 0
+def redirected(tmp_path, words, how):
+    """Run a command line with streams that a shell opens or closes, buffered as users have it."""
+    (tmp_path / "a.toml").write_text(f'[hosts.local]\nstate = "{tmp_path}/state"\n')
+    vmcloner = Path(sys.executable).with_name("vmcloner")
+    argv = ["sh", "-c", f'exec "$@" {how}', "sh", str(vmcloner), "--config", "a.toml", *words]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run(
+        argv, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path, env=env
+    )
+
+
+@pytest.mark.parametrize("words", [("--version",), ("--help",), ("lab", "example")])
+@pytest.mark.parametrize(
+    ("how", "reason"), [(">&-", "Bad file descriptor"), (">/dev/full", "No space left on device")]
+)
+def test_what_cannot_be_written_is_one_line_and_no_success(tmp_path, words, how, reason):
+    done = redirected(tmp_path, words, how)
+    assert (done.returncode, done.stderr) == (9, f"vmcloner: standard output: {reason}\n")
+
+
+def test_a_command_that_has_nothing_to_write_needs_no_output(tmp_path):
+    done = redirected(tmp_path, ("nonsense",), ">&-")
+    assert done.returncode == 2
+    assert done.stderr.startswith("vmcloner: no command 'nonsense'")
+
+
+@pytest.mark.parametrize("words", [("--version",), ("lab", "example"), ("plugin", "list")])
+def test_who_reads_no_longer_hears_nothing_of_it(tmp_path, words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = redirected(tmp_path, words, f">/proc/{os.getpid()}/fd/{writer}")
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(("--version",), 0), (("plugin", "list"), 0), (("nonsense",), 2)]
+)
+def test_without_standard_error_nothing_is_said_there(tmp_path, words, code):
+    done = redirected(tmp_path, words, "<&- 2>&-")
+    assert (done.returncode, done.stdout != "") == (code, code == 0)
 
 
 def test_help_imports_no_command():
@@ -634,6 +673,42 @@ def test_wrong_settings_have_one_exit_code(tmp_path, monkeypatch, capsys, settin
         assert captured.err.startswith(f"vmcloner: {config}: "), words
         assert said in captured.err, words
         assert len(captured.err.splitlines()) == 1, words
+
+
+@pytest.fixture
+def homeless(tmp_path, monkeypatch):
+    """A user who has no home folder, as in a container that runs as any user."""
+
+    def unknown(_user):
+        raise KeyError
+
+    for name in ("HOME", "VMCLONER_CONFIG", *filter(re.compile("XDG_").match, os.environ)):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("list",), ("create", "web", "-t", "tiny", "--dry-run"), ("template", "list"),
+        ("host", "list"), ("ssh-config", "--install"), ("--config", "a.toml", "list"),
+    ],
+)  # fmt: skip
+def test_a_user_without_a_home_is_told_so(homeless, capsys, words):
+    Path("a.toml").touch()
+    assert main(words) == 3
+    assert capsys.readouterr() == ("", "vmcloner: this user has no home folder (set HOME)\n")
+
+
+def test_a_user_who_is_not_there_has_no_home(run, lab):
+    image = "~nobody-of-that-name/image.raw"
+    lab.template("t2", TEMPLATE.replace("image.raw", image))
+    run("template", "import", "t1")
+    for words in (("import", "t1", "--image", image), ("show", "t2"), ("export", "t1", image)):
+        code, _, said = run("template", *words)
+        assert (code, len(said.splitlines())) == (3, 1), words
+        assert image in said
 
 
 def test_every_command_has_an_example(run):

@@ -37,6 +37,16 @@ def of_another_folder(lab, *names, state="f" * 32):
         lab.pool.disks[disk] = attrs.evolve(lab.pool.disks[disk], labels=labels)
 
 
+@pytest.mark.parametrize(("state", "code"), [("f" * 32, 0), (None, 10)])
+def test_a_pool_that_the_settings_lack_is_missed_only_for_own_clones(lab, run, state, code):
+    """Clones without an id are every folder's: nobody knows what that pool has of them."""
+    run("create", "web", "-t", "t1", "-n", "2", "--start")
+    labels = attrs.evolve(lab.engine.show("web-1").labels, state=state, storage="elsewhere")
+    change(lab, "web-1", labels=labels)
+    del lab.pool.disks["web-1-disk0"]
+    assert run("list")[0] == code
+
+
 # --- fleets in several states -------------------------------------------------------------------
 
 

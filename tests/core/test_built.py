@@ -2,7 +2,7 @@
 
 import pytest
 
-from vmcloner_core import catalog
+from vmcloner_core import catalog, user_folders
 from vmcloner_core.drivers import ImageFile
 from vmcloner_core.errors import Conflict, InvalidRequest, NotFound
 
@@ -10,7 +10,7 @@ from vmcloner_core.errors import Conflict, InvalidRequest, NotFound
 @pytest.fixture(autouse=True)
 def config(tmp_path, monkeypatch):
     folder = tmp_path / "config"
-    monkeypatch.setattr(catalog, "user_config_path", lambda _name: folder)
+    monkeypatch.setattr(user_folders, "config", lambda: folder)
     return folder / "templates"
 
 

@@ -195,6 +195,9 @@ def test_templates_are_compiled_once(tmp_path, monkeypatch):
     assert rendered("{{ x }}\n", autoescape=True) == ("&lt;", True)  # other options
     monkeypatch.setattr(sandbox, "_COMPILER", __file__)
     assert rendered("{{ x }}\n") == ("<", True)  # another jinja2
+    monkeypatch.setattr("jinja2.__version__", "999")
+    assert rendered("{{ x }}\n") == ("<", True)  # with files of the same time and size
+    assert rendered("{{ x }}\n") == ("<", False)
     monkeypatch.setattr(kept_code, "used", None)
     assert rendered("{{ x }}\n") == ("<", True)
 

@@ -14,7 +14,7 @@ import pytest
 
 from vmcloner_core.errors import BackendError, HostCommandError, WrongState
 from vmcloner_core.images import DRAFT_PREFIX
-from vmcloner_core.locks import hold, hold_free
+from vmcloner_core.locks import hold, hold_free, is_held
 from vmcloner_core.model import Outcome, State
 from vmcloner_core.survey import Unseen
 
@@ -219,6 +219,17 @@ def test_free_locks_are_taken_and_others_not_waited_for(tmp_path):
         assert free == {"b"}
         with hold_free(tmp_path, ["b", "c"]) as more:
             assert more == {"c"}
+    with hold_free(tmp_path, ["a"]) as free:
+        assert free == {"a"}
+
+
+def test_whether_a_lock_is_held_is_told_without_taking_it(tmp_path):
+    assert not is_held(tmp_path, "a")
+    assert list(tmp_path.iterdir()) == []
+    with hold(tmp_path, ["a"]):
+        assert is_held(tmp_path, "a")
+        assert not is_held(tmp_path, "b")
+    assert not is_held(tmp_path, "a")
     with hold_free(tmp_path, ["a"]) as free:
         assert free == {"a"}
 

@@ -14,6 +14,7 @@ import pytest
 from tests.pauses import until
 from vmcloner_core import Engine, reseeding
 from vmcloner_core.cancelling import Cancellation, ending_with
+from vmcloner_core.deadlines import answers
 from vmcloner_core.drivers import AgentInterface, ImageFile
 from vmcloner_core.errors import (
     BackendError,
@@ -26,13 +27,14 @@ from vmcloner_core.errors import (
     VmclonerError,
     WrongState,
 )
-from vmcloner_core.hosts.beside import Asked, Beside
+from vmcloner_core.hosts import wire
+from vmcloner_core.hosts.beside import Asked, Beside, Found
 from vmcloner_core.labs import read_lab
 from vmcloner_core.local_host import LocalHost
 from vmcloner_core.model import CloneMode, Outcome, State
 from vmcloner_core.plan import Sizes
 from vmcloner_core.pools import Pool
-from vmcloner_core.request import CreateRequest
+from vmcloner_core.request import CreateRequest, TargetRequest
 from vmcloner_core.running import PlannedRun
 from vmcloner_core.testing.reference import BootPlugin
 from vmcloner_core.warm_origins import WarmOrigins
@@ -696,6 +698,15 @@ def test_a_parent_has_no_card(warm, at, why):
     assert not memory(warm).exists()
 
 
+@pytest.mark.parametrize(
+    "at", ["foo", "", "ip", "port", "port:80", "console", "console:", "ssh:22"]
+)
+def test_what_a_parent_can_be_waited_for_is_said(warm, at):
+    with pytest.raises(InvalidRequest) as caught:
+        warm.warm_template("warm", at=at)
+    assert caught.value.hint == "--at ready, --at ssh, or --at console:REGEX"
+
+
 def test_ssh_is_told_by_an_agent(warm, lab):
     """A template without one is refused by name, before a guest is booted."""
     with pytest.raises(InvalidRequest, match="template warm: --at ssh needs a guest agent"):
@@ -782,6 +793,122 @@ def test_a_making_that_is_cancelled(warm, lab, mute, monkeypatch, line, given):
         warm.warm_template("never", timeout=60)
     assert time.monotonic() - began < 30
     assert leftovers(warm) == ([], [], [])
+
+
+class Waiting:
+    """A guest that has booted, and never says that it is ready."""
+
+    def __init__(self, warm, lab, monkeypatch):
+        self.warm, self.ending, self._booted = warm, Cancellation(), threading.Event()
+        lab.template("never", TEMPLATE.replace("here is the parent", "never said"))
+        boot = lab.machines.warm.boot
+
+        def booted(name, folder):
+            boot(name, folder)
+            self._booted.set()
+
+        monkeypatch.setattr(lab.machines.warm, "boot", booted)
+
+    def __enter__(self):
+        self._thread = threading.Thread(target=self._make)
+        self._thread.start()
+        assert self._booted.wait(30)
+        (self.parent,) = (c.name for c in self.warm.list() if c.fleet.startswith("warm"))
+        return self
+
+    def _make(self):
+        with ending_with(self.ending), contextlib.suppress(Interrupted):
+            self.warm.warm_template("never", timeout=60)
+
+    def __exit__(self, *_):
+        self.ending.cancel()
+        self._thread.join()
+
+
+@pytest.fixture
+def making(warm, lab, monkeypatch):
+    with Waiting(warm, lab, monkeypatch) as making:
+        yield making
+
+
+@pytest.mark.parametrize("action", ["stop", "delete", "pause"])
+def test_all_clones_are_without_the_parent_that_somebody_boots(warm, making, action):
+    warm.create("web", "warm", start=True)
+    request = TargetRequest(action=action, everything=True)
+    assert [c.labels.clone for c in warm.plan(request).clones] == ["web-1"]
+    assert [each.name for each in warm.run(request).results] == ["web-1"]
+    assert warm.show(making.parent).state is State.RUNNING
+
+
+def test_all_clones_are_without_that_parent_for_a_controller_too(warm, making):
+    warm.create("web", "warm", start=True)
+    request = TargetRequest(action="stop", everything=True, kill=True)
+    beside = Beside(lambda _plugin: warm)
+    fleets = beside.call_fleets(Asked(), print)
+    assert fleets == ("web",)
+    found = beside.call_hold(Asked(fleets=(*fleets, making.parent.removesuffix("-1"))), print)
+    assert [clone.making for clone in found.survey.clones] == [True, False]
+    assert found == wire.load(wire.dump(found), Found, whose="a test")
+    assert [c.labels.clone for c in beside.call_plan(Asked(request=request), print).clones] == [
+        "web-1"
+    ]
+    beside.call_release(Asked(), print)
+
+
+def test_leases_of_all_clones_are_without_that_parents(warm, making):
+    warm.create("web", "warm")
+    assert [state.clone.name for state in warm.end_lease(everything=True)] == ["web-1"]
+    (lease,) = warm.leases([warm.show(making.parent)])
+    assert lease.left > 0
+
+
+def test_what_reaches_into_all_clones_leaves_that_parent(warm, making, run, monkeypatch):
+    """It has no network card."""
+    monkeypatch.setattr("vmcloner_core.cli.app.Shell.engine", warm)
+    assert warm.access() == ()
+    assert [outcome.key for outcome in warm.access(making.parent)] == [making.parent]
+    assert run("inventory", "--all", "--format", "json")[:2] == (0, "[]\n")
+
+
+def test_that_parent_is_deleted_by_its_name(warm, making):
+    warm.delete(making.parent)
+    assert leftovers(warm)[2] == []
+
+
+def test_gc_leaves_that_parent_whatever_its_lease(warm, making):
+    warm.end_lease(making.parent)
+    assert warm.gc(expired=True, orphans=True) == ()
+    assert warm.show(making.parent).state is State.RUNNING
+
+
+def test_a_parent_whose_making_was_killed_is_one_of_all(warm, lab, monkeypatch):
+    monkeypatch.setattr("vmcloner_core.warm_calls._Making._undo", lambda _self: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.machines.warm, "save", _killed(lab.machines.warm.save))
+        with pytest.raises(BackendError, match="Killed"):
+            warm.warm_template("warm")
+    (parent,) = leftovers(warm)[2]
+    result = warm.run(TargetRequest(action="delete", everything=True))
+    assert [each.name for each in result.results] == [parent]
+    assert warm.gc() != ()
+    assert leftovers(warm) == ([], [], [])
+
+
+@pytest.mark.parametrize(
+    ("timeout", "least", "most"), [(None, 3600, 3600), (7200, 7200, 86_400), (1e308, 2**24, 2**26)]
+)
+def test_the_lease_of_a_parent_lasts_as_long_as_it_is_waited_for(
+    warm, lab, monkeypatch, timeout, least, most
+):
+    boot, found = lab.machines.warm.boot, []
+
+    def booted(name, folder):
+        found.extend(state.lease.ttl for state in warm.leases(warm.list(name)))
+        boot(name, folder)
+
+    monkeypatch.setattr(lab.machines.warm, "boot", booted)
+    warm.warm_template("warm", timeout=timeout)
+    assert least <= found[0] <= most
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
@@ -1011,6 +1138,32 @@ def test_emulated_guests_have_more_time(warm, lab, monkeypatch):
     assert "within 0.4 s" in str(caught.value.failures)
 
 
+@pytest.mark.parametrize("call", ["boot", "load"])
+def test_a_hypervisor_that_does_not_say_whether_guests_are_emulated(warm, lab, monkeypatch, call):
+    """It hangs once a guest is there: who waits for that is not kept for ever."""
+    real, hung = getattr(lab.machines.warm, call), threading.Event()
+
+    def hangs(*words):
+        monkeypatch.setattr(lab.machines, "resources", hung.wait)
+        return real(*words)
+
+    if call == "load":
+        warm.warm_template("warm")
+    monkeypatch.setattr(lab.machines.warm, call, hangs)
+    monkeypatch.setattr(answers, "__defaults__", (1.0,))
+    late = threading.Timer(20, hung.set)
+    late.start()
+    try:
+        if call == "boot":
+            assert warm.warm_template("warm").changed
+        else:
+            warm.create("web", "warm", warm=True, start=True)
+        assert not hung.is_set()
+    finally:
+        late.cancel()
+        hung.set()
+
+
 def test_a_parent_that_is_emulated_has_more_time(warm, monkeypatch):
     """Its agent answers only when it has booted."""
     check, looks = reseeding.check, []
@@ -1024,7 +1177,7 @@ def test_a_parent_that_is_emulated_has_more_time(warm, monkeypatch):
     monkeypatch.setattr(reseeding, "check", late)
     monkeypatch.setattr("vmcloner_core.warm_calls.LOOK", 0.0)
     monkeypatch.setattr("vmcloner_core.warm_calls.ANSWER", 0.0)
-    monkeypatch.setattr("vmcloner_core.warm_calls.patience", lambda _driver, least: least + 60.0)
+    monkeypatch.setattr("vmcloner_core.warm_calls.patience", lambda least, **_: least + 60.0)
     assert warm.warm_template("warm").changed
 
 

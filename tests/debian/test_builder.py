@@ -30,7 +30,7 @@ class Runner:
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
-    monkeypatch.setattr(builder, "user_cache_path", lambda _name: folder)
+    monkeypatch.setattr(builder, "image_cache", lambda: folder / "images")
     return folder
 
 

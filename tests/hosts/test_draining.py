@@ -8,8 +8,9 @@ import pytest
 from vmcloner_core.errors import NotFound, PartialFailure, WrongState
 from vmcloner_core.hosts.carrier import Unreachable
 from vmcloner_core.hosts.draining import Why, drain
+from vmcloner_core.local_host import LocalHost
 from vmcloner_core.placing import Where
-from vmcloner_core.request import CreateRequest
+from vmcloner_core.request import CreateRequest, TargetRequest
 
 
 def on_each(clones):
@@ -64,6 +65,21 @@ def test_draining_deletes_stopped_clones_and_names_running_ones(hosts):
     all_hosts.stop(here[0])
     assert not any(each.failed for each in drain(all_hosts, "h1", delete=True))
     assert on_each(all_hosts.list()) == {"h2": 2, "h3": 2}
+
+
+def test_what_a_warm_origin_is_being_made_from_stays(hosts, monkeypatch):
+    all_hosts = hosts.controller()
+    all_hosts.create("web", "t1", count=3)
+    all_hosts.create("db", "t1", count=3, start=True, ttl=600)
+    monkeypatch.setattr(LocalHost, "parents", lambda _host: frozenset({"web"}))
+    for move in (False, True):
+        found = drain(all_hosts, "h1", delete=not move, move=move, dry_run=True)
+        (why,) = (each.why for each in found if each.clone.startswith("web"))
+        assert why == "is what a warm origin is being made from"
+    assert {state.clone.fleet for state in all_hosts.end_lease(everything=True)} == {"db"}
+    assert {outcome.key[:2] for outcome in all_hosts.access()} == {"db"}
+    result = all_hosts.run(TargetRequest(action="delete", everything=True))
+    assert {each.name[:2] for each in result.results} == {"db"}
 
 
 def test_a_clone_that_is_started_meanwhile_is_not_deleted(hosts):

@@ -22,8 +22,8 @@ from cliff.help import HelpExit
 
 from vmcloner_core import entry_points
 from vmcloner_core.cli.help import Help, print_help
-from vmcloner_core.cli.usage import descriptor, printable, refuse, say
-from vmcloner_core.errors import BackendError, VmclonerError, said
+from vmcloner_core.cli.usage import descriptor, printable, refuse, say, written
+from vmcloner_core.errors import BackendError, InvalidRequest, VmclonerError, said
 
 if TYPE_CHECKING:
     from vmcloner_core.engine import Engine
@@ -210,7 +210,8 @@ class Shell(App):
         :raises HelpExit: it was asked for.
         """
         if self.options.deferred_help:
-            print_help(self)
+            with written():
+                print_help(self)
             raise HelpExit
 
     @property
@@ -264,7 +265,7 @@ class Shell(App):
         """Have code that libraries write looked up among what earlier processes compiled."""
         from vmcloner_core.kept_code import KeptCode, own_folder
 
-        with contextlib.suppress(RuntimeError):  # this user has no home
+        with contextlib.suppress(InvalidRequest):  # this user has no home
             self._kept = KeptCode(own_folder())
             self._kept.begin()
 
@@ -336,7 +337,8 @@ class _Version(argparse._VersionAction):
     def __call__(self, *args: Any) -> None:
         """Print the version, and end."""
         self.version = f"{NAME} {metadata.version(NAME)}"
-        super().__call__(*args)
+        with written():
+            super().__call__(*args)
 
 
 def _no_command(words: Sequence[str], known: Sequence[str]) -> str:

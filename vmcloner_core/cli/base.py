@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import shutil
 import sys
@@ -16,7 +17,7 @@ from cliff.lister import Lister
 from cliff.show import ShowOne
 
 from vmcloner_core.cli.formats import PlainTable, WholeJson
-from vmcloner_core.cli.usage import agrees, printable, refuse, say
+from vmcloner_core.cli.usage import agrees, printable, refuse, say, unwritten
 from vmcloner_core.errors import (
     Interrupted,
     PartialFailure,
@@ -94,6 +95,8 @@ class Base(Command):
         except KeyboardInterrupt:  # cliff would exit silently
             return self.app.failed(Interrupted("stopped", hint="run the same command again"))
         except OSError as error:  # of this host's files: no bug, and not for a traceback
+            if error.errno == errno.EBADF:  # standard output is closed
+                return unwritten(error)
             from vmcloner_core.os_errors import of_state
 
             return self.app.failed(of_state(error, error.filename or self.cmd_name))

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import autopage.argparse
 from cliff.help import HelpCommand
 
+from vmcloner_core.cli.usage import written
+
 if TYPE_CHECKING:
     from vmcloner_core.cli.app import Shell
 
@@ -26,9 +28,10 @@ class Help(HelpCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> int:
         """Print it; returns the exit code."""
-        if parsed_args.cmd:
-            return int(super().take_action(parsed_args))
-        print_help(self.app)
+        with written():
+            if parsed_args.cmd:
+                return int(super().take_action(parsed_args))
+            print_help(self.app)
         return 0
 
 

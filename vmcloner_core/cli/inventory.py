@@ -56,6 +56,7 @@ class Inventory(Base):
         if parsed_args.list and not parsed_args.targets:
             parsed_args.all = True
         clones = self.engine.list(*chosen(parsed_args, "inventory"))
+        clones = tuple(clone for clone in clones if parsed_args.targets or not clone.making)
         outcomes = [self.engine.reach(clone) for clone in clones]
         reached = [outcome.unwrap() for outcome in outcomes if outcome.ok]
         labels = {clone.name: clone.labels for clone in clones}

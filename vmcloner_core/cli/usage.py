@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
-from vmcloner_core.errors import UsageError, did_you_mean, shown
+from vmcloner_core.errors import HostCommandError, UsageError, did_you_mean, shown
 
 MAX_LINE = 4000
 """Characters of a line on standard error."""
@@ -17,6 +20,29 @@ MAX_LINE = 4000
 def say(text: str) -> None:
     """Print one line to standard error. What guests and servers said in it can't act there."""
     print(f"vmcloner: {shown(text, MAX_LINE)}", file=sys.stderr)
+
+
+def unwritten(error: OSError) -> int:
+    """Say that standard output can't be written; returns the exit code."""
+    say(f"standard output: {error.strerror}")
+    return HostCommandError.exit_code
+
+
+def drop_output() -> None:
+    """Have Python's buffer of standard output go nowhere: at its end it would try once more."""
+    with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def written() -> Iterator[None]:
+    """End the process with one line if the block can't write to standard output."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        sys.exit(unwritten(error))
 
 
 def agrees(question: str) -> bool:
@@ -92,7 +118,6 @@ def descriptor(text: str) -> int:
     :raises argparse.ArgumentTypeError: it isn't one.
     """
     import fcntl
-    import os
 
     try:
         number = int(text)

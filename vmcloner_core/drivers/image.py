@@ -5,8 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
+from vmcloner_core import user_folders
 from vmcloner_core.model import Progress
 
 
@@ -17,7 +16,7 @@ def image_cache() -> Path:
     the folder above meanwhile (:func:`vmcloner_core.locks.hold`). A draft without its lock held is
     removed.
     """
-    return user_cache_path("vmcloner") / "images"
+    return user_folders.cache() / "images"
 
 
 class ImageBuilder(ABC):

@@ -241,6 +241,8 @@ def _judged(clone: Clone, *, delete: bool, twice: bool) -> Emptied:
         why = "is of another state folder"
     elif delete and twice:
         why = "is on another host too"
+    elif delete and clone.making:
+        why = "is what a warm origin is being made from"
     elif delete and clone.state is not State.STOPPED:
         why = f"is {clone.state.value}"
     action = "delete" if delete and not why else "leave"

@@ -175,6 +175,8 @@ def _unfit(clone: Clone) -> tuple[str, str | None]:
     name = clone.name
     if not clone.ours:
         return "is of another state folder", None
+    if clone.making:
+        return "is what a warm origin is being made from", None
     if clone.renamed is not None:
         return clone.reason, "give it its name back"
     if clone.kept:

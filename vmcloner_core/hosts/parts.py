@@ -240,7 +240,8 @@ def _at_work(
         targets = parse_targets(part.targets)
         named = [target for target in targets if target.indices is not None]
         for clone in found[host].clones:
-            if clone.ours if part.everything else _names(targets, clone):
+            meant = clone.ours and not clone.making
+            if meant if part.everything else _names(targets, clone):
                 rests = clone.state in leaves and not _names(named, clone)
                 (resting if rests else busy).add(host)
     idle = resting - busy if busy else set()

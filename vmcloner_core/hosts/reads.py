@@ -303,7 +303,7 @@ class Reads(SharedCalls):
         check_aim(call.replace("_", " "), targets, everything=everything)
         clones = self.list(*targets)
         if everything:
-            clones = tuple(clone for clone in clones if clone.ours)
+            clones = tuple(clone for clone in clones if clone.ours and not clone.making)
         asked = {
             host: {"targets": (fold(names),), "dry_run": True, **more}
             for host, names in merging.by_host(clones).items()
@@ -461,8 +461,8 @@ class Reads(SharedCalls):
     # --- reaching clones ------------------------------------------------------------------------
 
     def access(self, *targets: str) -> tuple[Outcome[Access], ...]:
-        """Return how to reach each clone by ssh through its host, or why it can't be."""
-        clones = self.list(*targets)
+        """Return how to reach each clone by ssh through its host; see :meth:`Engine.access`."""
+        clones = tuple(clone for clone in self.list(*targets) if targets or not clone.making)
         found: dict[tuple[str, str], Outcome[Access]] = {}
         for host, answer in self._of_clones("reach", clones).items():
             folder, jump = self.host.state / "hosts" / host, self._links.destination(host)

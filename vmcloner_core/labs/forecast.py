@@ -10,7 +10,7 @@ from vmcloner_core.errors import NotEnoughResources, VmclonerError
 from vmcloner_core.labs.compare import Comparison
 from vmcloner_core.labs.model import Lab
 from vmcloner_core.local_host import LocalHost
-from vmcloner_core.model import Clone, Domain, HostResources, State
+from vmcloner_core.model import Clone, Domain, State
 from vmcloner_core.plan import Plan
 from vmcloner_core.planning import Ahead, Planning
 from vmcloner_core.request import Request, TargetRequest
@@ -86,9 +86,7 @@ class Forecast:
 
     def _take(self, hypervisor: str, memory: int, guests: int) -> None:
         """Note that guests take memory: of the host's own, if it is overcommitted, less."""
-        resources = self._host.drivers.ask(
-            "hypervisor", hypervisor, "resources", lambda d: d.resources(), HostResources
-        )
+        resources = self._host.drivers.resources(hypervisor)
         factor = 1.0 if resources.memory_hint else self._planning.memory_overcommit
         taken = int((memory + guests * resources.memory_overhead) / factor)
         before = self._ahead.memory.get(hypervisor, 0)

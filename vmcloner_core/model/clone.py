@@ -121,6 +121,7 @@ class Clone:
     :param kept: the snapshots of its disks.
     :param unlabelled: names of volumes under which its pool has something without its labels.
     :param moving: its move to or from another host, None if it isn't being moved.
+    :param making: a warm origin is being made from it. Who makes that deletes it.
     """
 
     labels: Labels
@@ -134,6 +135,7 @@ class Clone:
     kept: tuple[DiskSnapshot, ...] = ()
     unlabelled: tuple[str, ...] = ()
     moving: Moving | None = None
+    making: bool = False
 
     @property
     def name(self) -> str:
