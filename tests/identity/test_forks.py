@@ -21,6 +21,7 @@ ready = "{ready}"
 agent = {agent}
 """
 WAIT = ("--start", "--wait", "--timeout", "1800")
+LONG = ("--timeout", "600")
 SAYS = (
     "uname -n; cat /sys/class/net/eth0/address; head -c 16 /dev/urandom | md5sum | cut -c 1-32;"
     " systemctl is-system-running; exit 0"
@@ -45,10 +46,11 @@ def test_forks_are_as_many_machines(made, template, count):
     site.run("create", fleet, "-t", template, "-n", str(count), "--warm", *WAIT, timeout=2000)
     rows = site.rows(fleet)
     assert len({row["mac"] for row in rows}) == count
-    verdicts = json.loads(site.run("audit", fleet, "--timeout", "600", "-f", "json", timeout=1800))
+    verdicts = json.loads(site.run("audit", fleet, *LONG, "-f", "json", timeout=1800))
     found = {row["fact"]: (row["read"], row["distinct"]) for row in verdicts}
     assert found == dict.fromkeys(FACTS, (count, count))
-    said = json.loads(site.run("exec", fleet, "-f", "json", "--", SAYS, timeout=900))
+    argv = ("exec", fleet, *LONG, "-f", "json", "--", SAYS)
+    said = json.loads(site.run(*argv, timeout=1800))
     names = [str(row["name"]) for row in rows]
     told = [row["stdout"].split() for row in said]
     assert [each[0] for each in told] == names
@@ -64,7 +66,7 @@ def test_forks_are_as_many_machines(made, template, count):
     after = {str(row["name"]): row for row in site.rows(fleet)}
     assert [after[str(row["name"])]["ip"] for row in (first, last)] == [first["ip"], last["ip"]]
     assert facts(made, first) == before
-    site.run("audit", fleet, "--timeout", "600", timeout=1800)
+    site.run("audit", fleet, *LONG, timeout=1800)
     site.run("delete", fleet, "--yes", timeout=600)
 
 
