@@ -31,14 +31,16 @@ cd {_CHECKOUT}
 exec make browser test-fast ARGS="$*"
 """
 # A namespace of libvirt's own for each QEMU stays without devices: a chroot's /dev is no devtmpfs.
+# The shell stays: as process 1 it reaps guests whose daemon has ended, and libvirt waits for that.
 _LIBVIRT = f"""
 echo 'namespaces = []' >>/etc/libvirt/qemu.conf
 mount -t sysfs sysfs /sys
 ip link set lo up
 cd {_CHECKOUT}
 exec >/srv/log 2>&1
-exec python3 contrib/setup/libvirtd.py run -- .venv/bin/pytest \\
+python3 contrib/setup/libvirtd.py run -- .venv/bin/pytest \\
     -m "libvirt and not (slow or lvm or xen)" tests/libvirt
+exit $?
 """
 _OWN_NETWORK = ("unshare", "--net", "sh", "-c")
 _WITHIN = 3 * 3600.0
