@@ -143,8 +143,8 @@ def unpacked(release: Release, packages: Sequence[str] = ()) -> Iterator[Root]:
         with cache.locked(top / "chroots.lock"):
             _clear_away(top)
             work = Path(tempfile.mkdtemp(prefix="chroot-", dir=top))
-            stack.callback(shutil.rmtree, work)
             stack.enter_context(cache.locked(work / "lock"))
+            stack.callback(shutil.rmtree, work)  # while it is locked: nobody else removes it too
         folder = work / "root"
         folder.mkdir(mode=0o755)
         run(["tar", "-xf", archive, "-C", folder], timeout=300)

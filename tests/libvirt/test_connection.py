@@ -262,7 +262,7 @@ class Daemon:
     def stop(self, number: int) -> None:
         assert self.process is not None
         self.process.send_signal(number)
-        self.process.wait(30)
+        self.process.wait(120)  # on a busy machine SIGTERM takes long
 
     def restart(self, number: int, seconds: float) -> None:
         """End it now, and start it again in so many seconds."""
