@@ -19,6 +19,7 @@ from contrib.lab import __main__ as command
 from contrib.lab import cache, labs, proc, progress, supplies, tree
 from contrib.lab.errors import LabError, LabLost, TimeUp
 from contrib.lab.qmp import Qmp
+from tests.pauses import until
 
 TOP = Path(__file__).parents[2]
 
@@ -46,6 +47,15 @@ def test_a_missing_program_is_named():
         proc.need("sh", "no-such-thing")
 
 
+def has_ended(process):
+    """Tell whether a process is gone, or waits for whoever reaps it."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):  # the second one if it goes while it is read
+        return True
+    return state == "Z"
+
+
 def test_a_program_ends_with_whoever_is_killed():
     script = (
         "import subprocess, sys\nfrom contrib.lab.proc import dies_with_us\n"
@@ -60,9 +70,7 @@ def test_a_program_ends_with_whoever_is_killed():
         while Path(f"/proc/{child}/comm").read_text() != "sleep\n":
             pass  # setpriv has not become it yet
         parent.kill()
-    state = Path(f"/proc/{child}/stat")
-    while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":
-        pass
+    until(lambda: has_ended(child))
 
 
 # --- QEMU's monitor -----------------------------------------------------------------------------
