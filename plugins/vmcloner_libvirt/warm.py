@@ -59,6 +59,8 @@ BLOCK = "warm"
 """QEMU's name for the block of memory; the same in a parent and its forks."""
 MIGRATION, LOOK = 300.0, 0.01
 """Seconds that QEMU may take for its devices' state, and between two looks."""
+FILES = 9_001_000
+"""The version of QEMU (9.1.0) from which it is given files as ``file:``."""
 _FULL = 1 << 40
 _NOT_SHARED = {
     "filesystem": "a shared folder",
@@ -457,9 +459,9 @@ def _written(domain: Any, file: Path) -> None:
     try:
         _leave_out_memory(domain, out=True)
         _command(domain, "migrate-set-parameters", **dict[str, Any]({"max-bandwidth": _FULL}))
-        _command(domain, "getfd", [handle], fdname=BLOCK)
-        _command(domain, "migrate", uri=f"fd:{BLOCK}")
-        _migrated(domain, f"its devices' state can't be written to {file}")
+        with _handed(domain, handle) as uri:
+            _command(domain, "migrate", uri=uri)
+            _migrated(domain, f"its devices' state can't be written to {file}")
     finally:
         os.close(handle)
 
@@ -470,12 +472,27 @@ def _read(domain: Any, file: Path) -> None:
         handle = os.open(file, os.O_RDONLY)
     try:
         _leave_out_memory(domain, out=True)
-        _command(domain, "getfd", [handle], fdname=BLOCK)
-        _command(domain, "migrate-incoming", uri=f"fd:{BLOCK}")
-        _migrated(domain, f"QEMU doesn't take the devices' state in {file}")
+        with _handed(domain, handle) as uri:
+            _command(domain, "migrate-incoming", uri=uri)
+            _migrated(domain, f"QEMU doesn't take the devices' state in {file}")
         _leave_out_memory(domain, out=False)  # what is saved of it later has its memory
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def _handed(domain: Any, handle: int) -> Iterator[str]:
+    """Hand an open file to QEMU; yields the URI for a migration to or from it.
+
+    Files as ``fd:`` are deprecated since QEMU 9.1, and refused later; ``file:`` is new in 8.2.
+    """
+    if domain.connect().getVersion() < FILES:
+        _command(domain, "getfd", [handle], fdname=BLOCK)  # the migration closes it
+        yield f"fd:{BLOCK}"
+        return
+    given = _command(domain, "add-fd", [handle])["fdset-id"]
+    yield f"file:/dev/fdset/{given}"
+    _command(domain, "remove-fd", **{"fdset-id": given})
 
 
 def _leave_out_memory(domain: Any, *, out: bool) -> None:
