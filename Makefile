@@ -77,7 +77,7 @@ test-nfs: tools ## Run the tests on NFS mounts, including the long ones, in the 
 test-powercut: tools ## Cut the power of labs during LVM transactions, and test the recovery
 	@$(ROOT) $(BIN)/pytest -s -m slow $(or $(ARGS),tests/lab/test_powercut.py)
 
-test-guests: tools ## Boot twenty clones of a Debian built here at once, and other images one by one (30 min)
+test-guests: tools ## Boot and fork twenty clones of a Debian built here at once, and other images one by one (an hour)
 	@$(WITH_LIBVIRTD) $(BIN)/pytest -s -m slow $(or $(ARGS),tests/identity)
 
 test-hosts: tools ## Silent links, hanging engines, random kills and Ceph on three machines made of namespaces (SEED=1 KILLS=50, 25 min)
