@@ -20,7 +20,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -28,9 +27,8 @@ from pathlib import Path
 
 import attrs
 
-VMCLONER = Path(sys.executable).with_name("vmcloner")
-# Users keep bytecode; where this is set, each command would compile all modules anew.
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+from benchmarks.run import ENVIRONMENT, VMCLONER
+
 COLD = 20
 """Most clones that boot: more would take an hour."""
 LIMIT = 3000.0
