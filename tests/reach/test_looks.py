@@ -242,18 +242,21 @@ def test_events_of_one_run(fleet, run):
         assert run("events", "--run", wrong)[0] == 4
 
 
-def documented():
-    """Return the keys that docs/events.md has, by event."""
+def tables():
+    """Return the tables of keys that docs/events.md has, by event."""
     page = (DOCS / "events.md").read_text()
-    tables = re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
-    return {name: set(re.findall(r"^\| `(\w+)` ", table, re.MULTILINE)) for name, table in tables}
+    return dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+
+
+def documented():
+    """Return the keys that are documented, by event."""
+    found = tables().items()
+    return {name: set(re.findall(r"^\| `(\w+)` ", table, re.MULTILINE)) for name, table in found}
 
 
 def sometimes(event):
-    """Return the keys that docs/events.md has for an event as being there only in some."""
-    page = (DOCS / "events.md").read_text()
-    (table,) = re.findall(rf"^## `{event}`\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
-    return set(re.findall(r"^\| `(\w+)` \| only ", table, re.MULTILINE))
+    """Return the keys that are documented as being there only in some events of a kind."""
+    return set(re.findall(r"^\| `(\w+)` \| only ", tables()[event], re.MULTILINE))
 
 
 def test_each_documented_key_is_there(fleet, run, monkeypatch):

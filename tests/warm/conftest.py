@@ -3,8 +3,9 @@
 import attrs
 import pytest
 
-from tests.warm.forking import LAB, TEMPLATE
+from tests.warm.forking import LAB, TEMPLATE, killed
 from vmcloner_core import Engine
+from vmcloner_core.errors import BackendError
 from vmcloner_core.labs import read_lab
 from vmcloner_core.testing.reference import BootPlugin
 
@@ -45,3 +46,13 @@ def shop(tmp_path):
         return read_lab(file)
 
     return write
+
+
+@pytest.fixture
+def killed_saving(warm, lab, monkeypatch):
+    """A making of an origin is killed when it has saved the memory."""
+    monkeypatch.setattr("vmcloner_core.warm_calls._Making._undo", lambda _self: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.machines.warm, "save", killed(lab.machines.warm.save))
+        with pytest.raises(BackendError, match="Killed"):
+            warm.warm_template("warm")

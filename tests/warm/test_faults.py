@@ -158,13 +158,18 @@ def test_no_room_while_a_clone_is_forked(warm, monkeypatch, part):
     assert list((memory(warm) / "forks").iterdir()) == []
 
 
-def test_what_was_started_by_other_means(warm, lab, caplog):
-    warm.create("web", "warm", warm=True)
+def let_run(warm, lab):
+    """Have the console of web-1 say that somebody else has started it."""
     log = warm.host.consoles / "web-1.log"
     lab.machines.consoles.log = lambda _name: log
     log.parent.mkdir(exist_ok=True)
     log.write_text("it has run")
     os.utime(log, (2**32, 2**32))
+
+
+def test_what_was_started_by_other_means(warm, lab, caplog):
+    warm.create("web", "warm", warm=True)
+    let_run(warm, lab)
     warm.start("web")
     assert "web-1 boots from its disk: it was started by other means" in caplog.text
     assert "web-1" in lab.machines.boots
@@ -215,13 +220,8 @@ def test_gc_removes_what_a_killed_making_left(warm, lab, monkeypatch, part):
     assert leftovers(warm) == ([], [], [])
 
 
-def test_gc_keeps_the_folder_while_the_parent_is_there(warm, lab, monkeypatch):
+def test_gc_keeps_the_folder_while_the_parent_is_there(warm, lab, killed_saving, monkeypatch):
     """Else nothing would tell that the parent is one."""
-    monkeypatch.setattr("vmcloner_core.warm_calls._Making._undo", lambda _self: None)
-    with monkeypatch.context() as patch:
-        patch.setattr(lab.machines.warm, "save", killed(lab.machines.warm.save))
-        with pytest.raises(BackendError, match="Killed"):
-            warm.warm_template("warm")
     ((key,), _, _) = leftovers(warm)
     stuck = HostCommandError("nobody may do that")
     with monkeypatch.context() as patch:
@@ -276,11 +276,7 @@ def test_a_kill_at_either_end_of_the_making(warm, monkeypatch, part):
 
 def test_a_guest_that_somebody_else_started_is_not_powered_off(warm, lab):
     warm.create("web", "warm", warm=True)
-    log = warm.host.consoles / "web-1.log"
-    lab.machines.consoles.log = lambda _name: log
-    log.parent.mkdir(exist_ok=True)
-    log.write_text("it has run")
-    os.utime(log, (2**32, 2**32))
+    let_run(warm, lab)
     lab.machines.set_state("pause", "web-1", State.PAUSED).unwrap()
     lab.machines.fail["destroy", "web-1"] = HostCommandError("nobody may do that")
     warm.resume("web")

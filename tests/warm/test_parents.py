@@ -6,12 +6,11 @@ import time
 
 import pytest
 
-from tests.warm.forking import TEMPLATE, killed, leftovers, memory
+from tests.warm.forking import TEMPLATE, leftovers, memory
 from vmcloner_core import reseeding
 from vmcloner_core.cancelling import Cancellation, ending_with
 from vmcloner_core.drivers import AgentInterface
 from vmcloner_core.errors import (
-    BackendError,
     Interrupted,
     InvalidRequest,
     WrongState,
@@ -221,12 +220,7 @@ def test_gc_leaves_that_parent_whatever_its_lease(warm, making):
     assert warm.show(making.parent).state is State.RUNNING
 
 
-def test_a_parent_whose_making_was_killed_is_one_of_all(warm, lab, monkeypatch):
-    monkeypatch.setattr("vmcloner_core.warm_calls._Making._undo", lambda _self: None)
-    with monkeypatch.context() as patch:
-        patch.setattr(lab.machines.warm, "save", killed(lab.machines.warm.save))
-        with pytest.raises(BackendError, match="Killed"):
-            warm.warm_template("warm")
+def test_a_parent_whose_making_was_killed_is_one_of_all(warm, killed_saving):
     (parent,) = leftovers(warm)[2]
     result = warm.run(TargetRequest(action="delete", everything=True))
     assert [each.name for each in result.results] == [parent]
